@@ -1,0 +1,59 @@
+# Everything a person does here is a target; `make` alone lists them.
+DEVICE ?= cpu
+BENCH ?=
+SETUP_FLAGS ?=
+export EQUIPOISE_STATE_DIR ?= $(CURDIR)/.equipoise
+
+BIN := .venv/bin
+# How the locks are made. Setup itself needs uv and setuptools; uv reads one wheel's dependencies for all platforms, so
+# what only some wheels of intel-openmp name is added by hand; an old cuda-python names nothing, so it would always fit.
+CPU_EXTRAS = 'uv\nsetuptools>=77\nintel-cmplr-lib-ur==2024.2.1 ; platform_machine == "x86_64"\n'
+GPU_EXTRAS = 'uv\nsetuptools>=77\ncuda-python>=13\n'
+CPU_WHEELS = UV_FIND_LINKS="$$PIP_FIND_LINKS" UV_EXTRA_INDEX_URL="$$PIP_EXTRA_INDEX_URL"
+RESOLVE = PATH="$(CURDIR)/$(BIN):$$PATH" uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11 \
+	--index-strategy unsafe-best-match --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet
+# One torch line for every build of it, and nothing for systems that are not Linux.
+TIDY = sed -E -e 's/^(torch==[0-9.]+).*/\1/' -e "/== '(win32|emscripten)'/d"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test lint format bench lock clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
+	@echo "  DEVICE=cpu|cuda selects what setup installs and what demo runs on (now: $(DEVICE))"
+
+setup: ## make .venv from the lock (once; instant when nothing changed)
+	@deploy/setup.sh $(DEVICE)
+
+demo: setup ## align a tiny model to three rewards on this machine and write a report
+	$(BIN)/equipoise demo --device $(DEVICE)
+
+serve: setup ## API, worker and embedded Redis on this machine
+	$(BIN)/equipoise up
+
+test: setup ## every test (those that need a GPU only with DEVICE=cuda)
+	$(BIN)/python -m pytest tests $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
+
+lint: setup ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## let ruff rewrite the tree
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## measure (BENCH=name for one of tests/benchmarks)
+	$(BIN)/python -m tests.benchmarks.main_job $(BENCH)
+
+lock: ## resolve both locks again from pyproject.toml (needs uv, which setup installs)
+	@printf $(CPU_EXTRAS) | $(CPU_WHEELS) $(RESOLVE) --extra cpu --override requirements/overrides.txt > .lock
+	@$(TIDY) .lock | uniq > requirements/cpu.txt
+	@printf $(GPU_EXTRAS) | $(RESOLVE) --extra gpu > .lock
+	@$(TIDY) .lock | uniq > requirements/gpu.txt
+	@rm .lock; wc -l requirements/*.txt
+
+clean: ## remove caches and build output; the environment and the jobs' state stay
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

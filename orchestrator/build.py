@@ -1,0 +1,264 @@
+"""From a spec to the parts of a job: the only place that turns configuration into objects."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster import Cluster, EnginePool, RemoteLearner
+from orchestrator.prompts import Prompt, PromptOrder, encode, load_prompts
+from orchestrator.spec import Columns, FilesData, JobSpec
+from policies.collapse import CollapseWatch
+from policies.estimators import ESTIMATORS, Estimator
+from policies.learner import LearnerSettings
+from policies.losses import ClippedSurrogate
+from policies.models import ModelError, check_directory, context_length, encode_prompt, load_tokenizer
+from policies.pareto import Archive
+from policies.rollout import EngineSettings
+from policies.weight_sync import Transport
+from policies.weighting import WEIGHTINGS, Weighting
+from rewards import registry
+from rewards.gates import Gates
+from rewards.pool import RewardPool, remote_scorers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Encoded prompts. `test` is empty where the spec names none."""
+
+    train: list[Prompt]
+    validation: list[Prompt]
+    test: list[Prompt]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Everything that the loop calls."""
+
+    splits: Splits
+    order: PromptOrder
+    engines: EnginePool
+    learner: RemoteLearner
+    rewards: RewardPool
+    gates: Gates
+    estimator: Estimator
+    weighting: Weighting
+    archive: Archive
+    watch: CollapseWatch
+    save_tokenizer: Callable[[Path], None]
+    describe: Callable[[list[str], list[str]], dict[str, Any]]  # extra figures of completions and answers
+    close: Callable[[], None]
+
+
+def build(
+    spec: JobSpec, state_dir: Path, *, ray_address: str | None = None, on_stage: Callable[[str], None] = lambda _: None
+) -> Parts:
+    """Start everything that a job needs; `on_stage` hears what takes long. ValueError where the spec can't run."""
+    if spec.policy.model == "quickstart":
+        on_stage("making the quickstart policy (about 2 minutes, once)")
+    model = resolve_model(spec, state_dir)
+    tokenizer = load_tokenizer(model, revision=spec.policy.revision)
+    splits = load_splits(spec, state_dir, model=model, encoder=lambda content: encode_prompt(tokenizer, content))
+    device = resolve_device(spec)
+    on_stage("starting Ray")
+    cluster = Cluster(address=ray_address, cpus=max(os.cpu_count() or 1, spec.rollout.engines + 1))
+    try:
+        on_stage("starting engines and learner")
+        transport, engine_options, learner_options = placement(spec, device)
+        factories = {
+            objective.name: functools.partial(registry.build, objective.reward.name, dict(objective.reward.options))
+            for objective in spec.objectives
+        }
+        pool = RewardPool(remote_scorers(factories), deadline_s=spec.resources.reward_timeout_s)
+        engines, learner = cluster.start(
+            engine_settings(spec, model, device, transport),
+            learner_settings(spec, model, device),
+            engines=spec.rollout.engines,
+            engine_options=engine_options,
+            learner_options=learner_options,
+        )
+    except BaseException:
+        cluster.close()
+        raise
+
+    def save_tokenizer(directory: Path) -> None:
+        tokenizer.save_pretrained(directory)
+
+    def close() -> None:
+        pool.close()
+        cluster.close()
+
+    return Parts(
+        splits=splits,
+        order=PromptOrder(len(splits.train), seed=spec.seed),
+        engines=engines,
+        learner=learner,
+        rewards=pool,
+        gates=Gates({o.name: (o.gate.objective, o.gate.at_least) for o in spec.objectives if o.gate is not None}),
+        estimator=ESTIMATORS[spec.estimator.name](**spec.estimator.model_dump(exclude={"name"})),
+        weighting=WEIGHTINGS[spec.weighting.name](**spec.weighting.model_dump(exclude={"name"})),
+        archive=Archive({objective.name: objective.range for objective in spec.objectives}),
+        watch=CollapseWatch(drop=spec.collapse.drop, total_drop=spec.collapse.total_drop),
+        save_tokenizer=save_tokenizer,
+        describe=_describer(spec),
+        close=close,
+    )
+
+
+def resolve_model(spec: JobSpec, state_dir: Path) -> str:
+    """A directory or hub id that transformers and vLLM load. Trains the quickstart policy where it is asked for."""
+    if spec.init_checkpoint is not None:
+        check_directory(Path(spec.init_checkpoint))
+        return spec.init_checkpoint
+    if spec.policy.model == "quickstart":
+        from policies.quickstart import ensure_policy
+
+        return str(ensure_policy(state_dir / "policies", seed=spec.seed, show_progress=False))
+    if Path(spec.policy.model).expanduser().exists() or spec.policy.model.startswith((".", "/", "~")):
+        path = Path(spec.policy.model).expanduser()
+        check_directory(path)
+        return str(path.resolve())
+    return spec.policy.model
+
+
+def load_splits(spec: JobSpec, state_dir: Path, *, model: str, encoder: Callable[[Any], list[int]]) -> Splits:
+    """Every split, encoded. Raises DatasetError naming the file and the row."""
+    files, columns, limit = split_files(spec, state_dir)
+    longest = longest_prompt(spec, model)
+    splits = {
+        name: encode(load_prompts(path, columns, limit=limit), str(path), encoder, longest=longest)
+        for name, path in files.items()
+    }
+    return Splits(train=splits["train"], validation=splits["validation"], test=splits.get("test", []))
+
+
+def split_files(spec: JobSpec, state_dir: Path) -> tuple[dict[str, Path], Columns, int | None]:
+    """Paths by split; the quickstart task's are written first."""
+    if isinstance(spec.data, FilesData):
+        named = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}
+        files = {name: Path(path).expanduser() for name, path in named.items() if path is not None}
+        return files, spec.data.columns, spec.data.limit
+    from policies.quickstart import write_splits
+
+    sizes = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}
+    folder = state_dir / "data" / ("quickstart-" + "-".join(str(size) for size in (spec.seed, *sizes.values())))
+    return write_splits(folder, seed=spec.seed, sizes=sizes), Columns(), None
+
+
+def longest_prompt(spec: JobSpec, model: str) -> int:
+    """Tokens that a prompt may have beside rollout.max_tokens. Raises ModelError where there is no room at all."""
+    config = check_directory(Path(model)) if Path(model).is_dir() else {}
+    lengths = [length for length in (spec.policy.max_model_len, context_length(config)) if length]
+    if not lengths:
+        return 2**31
+    room = min(lengths) - spec.rollout.max_tokens
+    if room < 1:
+        raise ModelError(
+            f"rollout.max_tokens is {spec.rollout.max_tokens}, but the context of {min(lengths)} tokens must hold "
+            "the prompt as well; lower rollout.max_tokens or raise policy.max_model_len"
+        )
+    return room
+
+
+def resolve_device(spec: JobSpec) -> str:
+    """cpu or cuda. Raises ValueError where cuda is asked for and there is none."""
+    import torch
+
+    if spec.resources.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("resources.device: cuda is asked for, but no CUDA device is visible; use cpu or auto")
+    return "cuda" if spec.resources.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def placement(spec: JobSpec, device: str) -> tuple[Transport, dict[str, Any], dict[str, Any]]:
+    """(transport, Ray options of an engine, Ray options of the learner).
+
+    With a GPU for each engine and one for the learner, weights go by nccl. Where they must share one GPU, by ipc.
+    """
+    environment = {"env_vars": engine_environment(spec)}
+    if device == "cpu":
+        # Threads that spin while they wait starve the others on a small machine: measured 3 to 10 times slower.
+        learner = {"num_cpus": 1, "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}}
+        return "shared_memory", {"num_cpus": 1, "runtime_env": environment}, learner
+    import torch
+
+    wanted = spec.rollout.engines * spec.rollout.tensor_parallel + 1
+    shared = wanted > torch.cuda.device_count()
+    transport: Transport = "ipc" if shared else "nccl"
+    if spec.rollout.transport in ("nccl", "ipc"):
+        transport = spec.rollout.transport
+    share = 1.0 / wanted if shared else 1.0
+    engine = {"num_cpus": 1, "num_gpus": share if shared else spec.rollout.tensor_parallel, "runtime_env": environment}
+    return transport, engine, {"num_cpus": 1, "num_gpus": share}
+
+
+def engine_environment(spec: JobSpec) -> dict[str, str]:
+    """Variables of an engine's process: quiet, offline about usage, and only as many threads as allowed."""
+    variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_SLEEP_WHEN_IDLE": "1"}
+    if spec.resources.engine_threads is not None:
+        variables["OMP_NUM_THREADS"] = str(spec.resources.engine_threads)
+    return variables
+
+
+def engine_settings(spec: JobSpec, model: str, device: str, transport: Transport) -> EngineSettings:
+    rollout = spec.rollout
+    return EngineSettings(
+        model=model,
+        revision=spec.policy.revision,
+        dtype=spec.policy.dtype,
+        device=device,
+        seed=spec.seed,
+        max_model_len=spec.policy.max_model_len,
+        max_num_seqs=rollout.max_num_seqs,
+        kv_cache_gib=rollout.kv_cache_gib,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        tensor_parallel=rollout.tensor_parallel,
+        prefix_caching=rollout.prefix_caching,
+        enforce_eager=rollout.enforce_eager,
+        transport=transport,
+        timeout_s=rollout.timeout_s,
+    )
+
+
+def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
+    optimizer, loss = spec.optimizer, spec.loss
+    return LearnerSettings(
+        model=model,
+        revision=spec.policy.revision,
+        dtype=spec.policy.dtype,
+        device=device,
+        threads=spec.resources.learner_threads or (os.cpu_count() or 1 if device == "cpu" else None),
+        seed=spec.seed,
+        temperature=spec.rollout.temperature,
+        lr=optimizer.lr,
+        betas=optimizer.betas,
+        weight_decay=optimizer.weight_decay,
+        warmup_steps=optimizer.warmup_steps,
+        schedule=optimizer.schedule,
+        total_updates=spec.steps * optimizer.minibatches,
+        max_grad_norm=optimizer.max_grad_norm,
+        minibatches=optimizer.minibatches,
+        tokens_per_microbatch=optimizer.tokens_per_microbatch,
+        surrogate=ClippedSurrogate(
+            clip_low=loss.clip_low, clip_high=loss.clip_high, importance_cap=loss.importance_cap
+        ),
+        aggregation=loss.aggregation,
+        max_tokens=spec.rollout.max_tokens,
+        kl_coef=loss.kl_coef,
+        gradient_checkpointing=spec.policy.gradient_checkpointing,
+    )
+
+
+def _describer(spec: JobSpec) -> Callable[[list[str], list[str]], dict[str, Any]]:
+    if spec.data.type != "quickstart":
+        return lambda _completions, _answers: {}
+    from policies.quickstart import style_figures
+
+    def styles(completions: list[str], answers: list[str]) -> dict[str, Any]:
+        figures = style_figures(completions, answers)
+        return {"styles": {name: {"share": f.share, "accuracy": f.accuracy} for name, f in figures.items()}}
+
+    return styles

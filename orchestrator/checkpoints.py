@@ -1,0 +1,171 @@
+"""Checkpoints on disk: whole or not there, proved by a manifest of sha256 sums.
+
+    step-000010/
+      policy/               a plain Hugging Face directory: what is exported and served
+      learner.safetensors   float32 weights, optimiser, schedule, random states
+      state.json            weighting, steering position, archive, prompt position, watch, policy version
+      manifest.json         step, fence, and the sum of every other file; written last
+
+A directory is written under another name, flushed, and renamed: a kill leaves a hidden directory that nobody loads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that can't be trusted or written; the message says which file and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a checkpoint holds."""
+
+    step: int
+    fence: int
+    files: dict[str, str]  # relative path -> sha256
+    digest: str  # of the manifest itself
+
+
+def directory_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def write_checkpoint(root: Path, *, step: int, fence: int, fill: Callable[[Path], None]) -> tuple[Path, Manifest]:
+    """Make root/step-N whole. `fill` writes the files into the directory that it is given.
+
+    Raises CheckpointError where the disk does not take it (full, read-only): nothing half done is left, and an older
+    checkpoint stays as it was.
+    """
+    final = root / directory_name(step)
+    hidden = root / f".{directory_name(step)}-{fence}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir()
+        fill(hidden)
+        manifest = _seal(hidden, step=step, fence=fence)
+        replaced = root / f".{directory_name(step)}-replaced"
+        if final.exists():  # a step that was run again after a crash
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
+        hidden.rename(final)
+        _flush(root)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(hidden, ignore_errors=True)
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"can't write checkpoint {final}: {reason}; free space or fix the directory") from error
+    return final, manifest
+
+
+def verify(directory: Path) -> Manifest:
+    """The manifest, once every file's sum has been compared. Raises CheckpointError."""
+    try:
+        text = (directory / MANIFEST).read_bytes()
+        document = json.loads(text)
+        manifest = Manifest(
+            step=document["step"],
+            fence=document["fence"],
+            files=document["files"],
+            digest=hashlib.sha256(text).hexdigest(),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{directory} is no whole checkpoint: {MANIFEST} is missing or damaged") from None
+    for name, expected in manifest.files.items():
+        try:
+            found = _sum(directory / name)
+        except OSError:
+            raise CheckpointError(f"{directory / name} is missing; take another checkpoint") from None
+        if found != expected:
+            raise CheckpointError(f"{directory / name} does not match its sha256; take another checkpoint")
+    return manifest
+
+
+def newest_manifest(root: Path) -> tuple[int, int]:
+    """(fence, step) of the newest manifest on disk, 0 and 0 without one: the floor for a fence after a Redis loss."""
+    found = (0, 0)
+    for file in root.glob(f"step-*/{MANIFEST}"):
+        try:
+            document = json.loads(file.read_bytes())
+            found = max(found, (int(document["fence"]), int(document["step"])))
+        except (OSError, ValueError, KeyError):
+            continue
+    return found
+
+
+def remove(root: Path, step: int) -> None:
+    """Forget a checkpoint that nobody needs; hidden first, so that a kill leaves no half of it in sight."""
+    directory, hidden = root / directory_name(step), root / f".{directory_name(step)}-removed"
+    if directory.exists():
+        directory.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def collect(root: Path) -> None:
+    """Drop what a kill left behind. Only the lease's holder may call it."""
+    for hidden in root.glob(".step-*"):
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def export_policy(directory: Path, target: Path) -> Path:
+    """Copy a checkpoint's policy, verified, to a directory that plain transformers and vLLM load.
+
+    Raises CheckpointError where the checkpoint is damaged or the target exists.
+    """
+    verify(directory)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} exists already; name a new directory")
+    hidden = target.with_name(f".{target.name}-exporting")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(hidden, ignore_errors=True)
+        shutil.copytree(directory / "policy", hidden)
+        if target.exists():
+            target.rmdir()
+        hidden.rename(target)
+    except OSError as error:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise CheckpointError(f"can't export to {target}: {error.strerror or error}") from error
+    return target
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def _seal(directory: Path, *, step: int, fence: int) -> Manifest:
+    files = {}
+    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
+        files[file.relative_to(directory).as_posix()] = _sum(file)
+        _flush(file)
+    text = json.dumps({"step": step, "fence": fence, "files": files}, indent=1).encode()
+    path = directory / MANIFEST
+    path.write_bytes(text)
+    _flush(path)
+    for folder in {directory, *(path for path in directory.rglob("*") if path.is_dir())}:
+        _flush(folder)
+    return Manifest(step=step, fence=fence, files=files, digest=hashlib.sha256(text).hexdigest())
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

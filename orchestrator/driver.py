@@ -1,0 +1,257 @@
+"""One job's process: claims it, keeps the lease, runs the loop, ends with a reason.
+
+    python -m orchestrator.driver --job ID --redis URL --state-dir DIR
+
+Killing the API or the worker does not stop it. SIGTERM makes it checkpoint at the next step and hand the job back.
+Exit codes: 0 done with the job (whatever its end), 3 another holder took the job, 1 a crash: the lease expires and the
+job goes back to the queue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.checkpoints import CheckpointError, directory_name, newest_manifest, verify
+from orchestrator.embedded_redis import connect
+from orchestrator.journal import StoreJournal, Wishes
+from orchestrator.report import render_report
+from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.store import (
+    Claim,
+    ClaimOutcome,
+    Fenced,
+    IllegalTransition,
+    JobStatus,
+    JobStore,
+    Lease,
+    StoreUnavailable,
+)
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve a small machine
+LEASE_TTL_S = 30.0
+RENEW_EVERY_S = 2.0  # also how soon a cancel is heard
+log = logging.getLogger("equipoise.driver")
+
+
+class Heartbeat:
+    """Renews the lease beside the loop, and hears what people want.
+
+    unblocked by: `stop`. A lease that is lost ends the process at once: whatever it would write is refused.
+    """
+
+    def __init__(self, store: JobStore, lease: Lease) -> None:
+        self.store = store
+        self.lease = lease
+        self.wishes = Wishes()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def ask_to_stop(self) -> None:
+        self.wishes = dataclasses.replace(self.wishes, stop=True)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(RENEW_EVERY_S):
+            try:
+                signals = self.store.renew(self.lease, LEASE_TTL_S)
+                self.wishes = dataclasses.replace(self.wishes, cancel=signals.cancel, pause=signals.pause)
+            except StoreUnavailable as error:
+                log.warning("the lease could not be renewed: %s", error)
+            except Fenced:
+                log.error("another holder has job %s; this process ends", self.lease.job_id)
+                os._exit(3)
+
+
+def drive(job_id: str, redis_url: str, state_dir: Path, *, owner: str, ray_address: str | None) -> int:
+    """Run a job to whatever end it has. Returns the process's exit code."""
+    store = JobStore(connect(redis_url), owner=owner)
+    directory = state_dir / "jobs" / job_id
+    checkpoints = directory / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    claim = claim_job(store, job_id, checkpoints)
+    if claim.lease is None:
+        log.info("job %s is not to be run: %s", job_id, claim.outcome)
+        return 0
+    heartbeat = Heartbeat(store, claim.lease)
+    signal.signal(signal.SIGTERM, lambda *_: heartbeat.ask_to_stop())
+    heartbeat.start()
+    journal = StoreJournal(store, claim.lease, lambda: heartbeat.wishes)
+    try:
+        run_job(store, journal, claim, directory, ray_address=ray_address)
+    except Fenced:
+        log.error("another holder has job %s", job_id)
+        return 3
+    finally:
+        heartbeat.stop()
+    return 0
+
+
+def claim_job(store: JobStore, job_id: str, checkpoints: Path) -> Claim:
+    """The lease, its fence above everything that is on disk. Waits while another's lease runs out."""
+    fence, _ = newest_manifest(checkpoints)
+    nonce = secrets.token_hex(16)
+    deadline = time.monotonic() + 2 * LEASE_TTL_S
+    while True:
+        claim = store.claim(job_id, nonce=nonce, ttl_s=LEASE_TTL_S, floor_fence=fence)
+        if claim.outcome is not ClaimOutcome.HELD or time.monotonic() > deadline:
+            return claim
+        time.sleep(1.0)
+
+
+def run_job(store: JobStore, journal: StoreJournal, claim: Claim, directory: Path, *, ray_address: str | None) -> None:
+    """Build the parts, resume, loop, and write down how it ended. A mistake of the user fails the job with a reason."""
+    lease = journal.lease
+    try:
+        spec = parse_spec(json.loads(store.spec(lease.job_id)))
+        store.set_total_steps(lease, spec.steps)
+        with parts_of(spec, directory, journal, ray_address=ray_address) as parts:
+            outcome, samples = train(spec, parts, store, journal, claim, directory)
+    except (StoreUnavailable, Fenced):
+        raise
+    except Exception as error:  # the job's own end: every reason goes to the person who submitted it
+        log.error("%s", traceback.format_exc())
+        reason = str(error) or type(error).__name__
+        end(store, lease, JobStatus.FAILED, reason)
+        return
+    if outcome == "stopped":
+        store.release(lease, "handed back: the machine is going down")
+        return
+    if outcome == "succeeded":
+        write_report(store, lease, spec, directory, samples)
+    end(store, lease, JobStatus(outcome), None)
+
+
+def end(store: JobStore, lease: Lease, status: JobStatus, reason: str | None) -> None:
+    """A request that came in the last moment wins over success, never over a failure."""
+    try:
+        store.finish(lease, status, reason)
+    except IllegalTransition as error:
+        log.info("%s; handing the job back, which carries out the request", error)
+        store.release(lease, reason)
+
+
+@contextlib.contextmanager
+def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_address: str | None) -> Iterator[Any]:
+    from orchestrator.build import build
+
+    def on_stage(stage: str) -> None:
+        log.info("%s", stage)
+        journal.progress(stage=stage, eta_s=None)
+
+    parts = build(spec, directory.parent.parent, ray_address=ray_address, on_stage=on_stage)
+    try:
+        yield parts
+    finally:
+        parts.close()
+
+
+def train(
+    spec: JobSpec, parts: Any, store: JobStore, journal: StoreJournal, claim: Claim, directory: Path
+) -> tuple[str, list[dict[str, Any]]]:
+    """(outcome, samples of start and end)."""
+    from orchestrator.loop import Loop
+
+    lease = journal.lease
+    loop = Loop(spec, parts, journal, directory / "checkpoints", fence=lease.fence)
+    step = usable_checkpoint(store, journal, directory / "checkpoints")
+    if step is not None:
+        loop.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])
+        journal.event("job.resumed", step=step, rerun=max(0, claim.from_step - step))
+    with contextlib.suppress(IllegalTransition):  # a cancel or a pause came first: the loop hears of it
+        store.set_status(lease, JobStatus.RUNNING)
+    return loop.run(), loop.samples
+
+
+def usable_checkpoint(store: JobStore, journal: StoreJournal, root: Path) -> int | None:
+    """The newest registered checkpoint whose sums are right; a damaged one is named in an event and passed over."""
+    for checkpoint in sorted(store.checkpoints(journal.lease.job_id), key=lambda found: -found.step):
+        try:
+            manifest = verify(root / directory_name(checkpoint.step))
+            if manifest.digest != checkpoint.digest:
+                raise CheckpointError(f"step {checkpoint.step} is not the checkpoint that was registered")
+        except CheckpointError as error:
+            journal.event("checkpoint.damaged", level="error", step=checkpoint.step, message=str(error))
+            continue
+        store.rewind(journal.lease, step=checkpoint.step)
+        return checkpoint.step
+    if store.checkpoints(journal.lease.job_id):
+        raise CheckpointError("every checkpoint is damaged; submit the job again, or restore a backup of its directory")
+    return None
+
+
+def write_report(store: JobStore, lease: Lease, spec: JobSpec, directory: Path, samples: list[dict[str, Any]]) -> None:
+    """report.html and samples.json beside the checkpoints."""
+    record = store.job(lease.job_id)
+    job = {
+        "id": record.job_id,
+        "name": record.name,
+        "status": str(JobStatus.SUCCEEDED),
+        "reason": None,
+        "created_at": record.created_at,
+        "started_at": record.started_at,
+        "finished_at": time.time(),
+        "step": record.step,
+        "total_steps": record.total_steps,
+    }
+    html = render_report(
+        job=job,
+        spec=spec.model_dump(mode="json"),
+        steps=store.steps(lease.job_id),
+        front=store.front(lease.job_id),
+        samples=samples,
+        events=[dataclasses.asdict(event) for event in all_events(store, lease.job_id)],
+    )
+    for name, text in (("samples.json", json.dumps(samples, indent=1)), ("report.html", html)):
+        hidden = directory / f".{name}"
+        hidden.write_text(text, encoding="utf-8")
+        hidden.rename(directory / name)
+    store.event(lease.job_id, "report.written", {"path": str(directory / "report.html")}, lease)
+
+
+def all_events(store: JobStore, job_id: str) -> Iterator[Any]:
+    after, more = 0, True
+    while more:
+        page = store.events(job_id, after=after, limit=1000)
+        yield from page.items
+        after = page.items[-1].seq if page.items else after
+        more = page.has_more
+
+
+def main(arguments: list[str] | None = None, *, exit_process: Callable[[int], Any] = sys.exit) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.driver", description="Runs one job; the worker starts it."
+    )
+    parser.add_argument("--job", required=True, metavar="ID")
+    parser.add_argument("--redis", required=True, metavar="URL")
+    parser.add_argument("--state-dir", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--owner", default="local")
+    parser.add_argument("--ray-address", default=os.environ.get("EQUIPOISE_RAY_ADDRESS"), metavar="ADDRESS")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    exit_process(
+        drive(options.job, options.redis, options.state_dir, owner=options.owner, ray_address=options.ray_address)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What can go wrong between a process and the store.
+
+    StoreError
+    ├── StoreUnavailable    Redis did not answer, or refuses writes: try again later (HTTP 503)
+    ├── JobNotFound         no such job for this owner (404)
+    ├── IllegalTransition   the job's status does not allow it (409)
+    ├── Fenced              another holder has the job: exit, write nothing more
+    └── StepGap             a commit or checkpoint that does not continue the ledger
+
+All can be pickled, as they may cross from one process to another.
+"""
+
+
+class StoreError(Exception):
+    """Anything that the job store raises on purpose."""
+
+
+class StoreUnavailable(StoreError):
+    """Redis could not be reached or refuses writes. Whether the call took effect is unknown."""
+
+
+class JobNotFound(StoreError):
+    """No job of this owner has this id."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return f"no job {self.job_id!r}"
+
+
+class IllegalTransition(StoreError):
+    """The transition table has no way from the current status to the wanted one."""
+
+    def __init__(self, current: str, wanted: str) -> None:
+        super().__init__(current, wanted)
+        self.current = current
+        self.wanted = wanted
+
+    def __str__(self) -> str:
+        return f"a job that is {self.current} cannot become {self.wanted}"
+
+
+class Fenced(StoreError):
+    """The lease is no longer valid: the job was claimed by another, swept, released or finished."""
+
+
+class StepGap(StoreError):
+    """The step does not continue what is committed; `expected` is the step that would."""
+
+    def __init__(self, step: int, expected: int) -> None:
+        super().__init__(step, expected)
+        self.step = step
+        self.expected = expected
+
+    def __str__(self) -> str:
+        return f"step {self.step} does not fit: the ledger expects step {self.expected}"

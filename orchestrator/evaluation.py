@@ -1,0 +1,144 @@
+"""Held-out figures: of the policy as it is, and of the front's checkpoints on the test split at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.batch import reward_batch, rollout_seed
+from orchestrator.build import Parts
+from orchestrator.checkpoints import directory_name
+from orchestrator.prompts import Prompt
+from orchestrator.spec import JobSpec
+from policies.pareto import Point
+from policies.types import Rollout, RolloutRequest
+
+if TYPE_CHECKING:
+    from orchestrator.loop import Loop
+
+SAMPLES = 10  # completions of the start and the end in the report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Means over a split."""
+
+    objectives: dict[str, float]
+    standard_errors: dict[str, float]
+    mean_tokens: float
+    truncated_share: float
+    described: dict[str, Any]
+
+    def point(self, step: int, *, collapsed: bool = False) -> Point:
+        extra = {"standard_errors": self.standard_errors, **self.described}
+        return Point(
+            step=step, objectives=self.objectives, mean_tokens=self.mean_tokens, collapsed=collapsed, extra=extra
+        )
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "objectives": self.objectives,
+            "standard_errors": self.standard_errors,
+            "mean_tokens": self.mean_tokens,
+            "truncated_share": self.truncated_share,
+            **self.described,
+        }
+
+
+class Evaluator:
+    """Samples a split with the engines and scores it. The same seeds every time: policies differ, luck does not."""
+
+    def __init__(self, spec: JobSpec, parts: Parts) -> None:
+        self.spec = spec
+        self.parts = parts
+
+    def evaluate(self, split: str, *, greedy: bool = False) -> Evaluation:
+        prompts = self.prompts(split)
+        repeats = 1 if greedy or self.spec.evaluation.temperature == 0 else self.spec.evaluation.rollouts_per_prompt
+        seeds = [[rollout_seed(self.spec.seed, split, p, g) for g in range(repeats)] for p in range(len(prompts))]
+        rollouts = self.sample(prompts, [[None] * repeats] * len(prompts) if greedy else seeds)
+        scores = self.parts.rewards.score(reward_batch(prompts, rollouts, self.spec.rollout.max_tokens))
+        answers = [prompt.answer or "" for prompt in prompts for _ in range(repeats)]
+        return Evaluation(
+            objectives={name: fmean(values) for name, values in scores.items()},
+            standard_errors={name: pstdev(values) / math.sqrt(len(prompts)) for name, values in scores.items()},
+            mean_tokens=fmean(len(rollout.tokens) for rollout in rollouts),
+            truncated_share=fmean(rollout.truncated for rollout in rollouts),
+            described=self.parts.describe([rollout.text for rollout in rollouts], answers),
+        )
+
+    def prompts(self, split: str) -> list[Prompt]:
+        if split == "test":
+            return self.parts.splits.test or self.parts.splits.validation
+        return self.parts.splits.validation[: self.spec.evaluation.prompts]
+
+    def sample(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int | None]]) -> list[Rollout]:
+        requests = [
+            RolloutRequest(
+                prompt_tokens=prompt.tokens,
+                seed=seed,
+                max_tokens=self.spec.rollout.max_tokens,
+                temperature=self.spec.evaluation.temperature,
+                top_p=self.spec.rollout.top_p,
+            )
+            for prompt, row in zip(prompts, seeds, strict=True)
+            for seed in row
+        ]
+        return self.parts.engines.generate(requests)
+
+    def samples(self) -> dict[str, Any]:
+        """Greedy completions of the first held-out prompts, with every reward."""
+        prompts = self.prompts("test")[:SAMPLES]
+        rollouts = self.sample(prompts, [[None]] * len(prompts))
+        scores = self.parts.rewards.score(reward_batch(prompts, rollouts, self.spec.rollout.max_tokens))
+        return {
+            str(i): {
+                "prompt": prompt.text,
+                "answer": prompt.answer,
+                "completion": rollout.text,
+                "rewards": {name: values[i] for name, values in scores.items()},
+            }
+            for i, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True))
+        }
+
+    def test_front(self, loop: Loop) -> None:
+        """The test split under the initial policy, the last one and the front's checkpoints, sampled and greedy.
+
+        Points are chosen on validation and only reported on test. At most `test_points` of the front, the best by the
+        person's weights first.
+        """
+        archive, learner = self.parts.archive, self.parts.learner
+        last = loop.state.step
+        end = loop.state.samples and self.samples()
+        for step in self.tested(loop):
+            if step != last:
+                learner.load(loop.directory / directory_name(step))
+                learner.sync(step)
+            figures = {"sampled": self.evaluate("test").figures()}
+            if self.spec.evaluation.greedy:
+                figures["greedy"] = self.evaluate("test", greedy=True).figures()
+            archive.points = [
+                replace(point, extra={**point.extra, "test": figures}) if point.step == step else point
+                for point in archive.points
+            ]
+            loop.journal.progress(stage="testing the front", eta_s=None, tested=step)
+            loop.journal.front(loop.front_document())
+        loop.samples = [
+            {"prompt": start["prompt"], "answer": start["answer"], "start": start, "end": end[i]}
+            for i, start in loop.state.samples.items()
+        ]
+
+    def tested(self, loop: Loop) -> list[int]:
+        """Steps in the order of testing: the last first, whose weights the engines have."""
+        archive = self.parts.archive
+        _, steering = loop.journal.steering(loop.state.step)
+        ranked = sorted(
+            archive.front,
+            key=lambda point: -sum(steering.weights[name] * value for name, value in point.objectives.items()),
+        )
+        chosen = {point.step for point in ranked[: self.spec.evaluation.test_points]}
+        chosen |= {0, loop.state.step}
+        return sorted(chosen & loop.kept, reverse=True)

@@ -1,0 +1,118 @@
+"""Where the loop writes what happened and reads what people want: Redis under the job's lease.
+
+A store that is away is waited for: the loop parks before its next write, and goes on when Redis is back. A lease that
+another has taken ends the run at once (`Fenced`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from orchestrator.checkpoints import Manifest
+from orchestrator.steering import Steering
+from orchestrator.store import JobStore, Lease, StoreUnavailable
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wishes:
+    """What a person asked of the running job."""
+
+    cancel: bool = False
+    pause: bool = False
+    stop: bool = False  # hand the job back: the machine is going down
+
+
+class Journal(Protocol):
+    """The loop's view of the job's state."""
+
+    def steering(self, step: int) -> tuple[int, Steering]:
+        """(version, steering) in force at a step."""
+        ...
+
+    def commit(self, record: Mapping[str, Any]) -> None: ...
+    def event(self, type: str, *, level: str = "info", **data: Any) -> None: ...
+    def progress(self, **line: Any) -> None: ...
+    def front(self, document: Mapping[str, Any]) -> None: ...
+    def checkpoint(self, path: Path, manifest: Manifest) -> None: ...
+    def checkpoints(self, changes: Mapping[int, Mapping[str, Any]], removals: list[int]) -> None: ...
+    def request_pause(self) -> None: ...
+    def wishes(self) -> Wishes: ...
+
+
+class StoreJournal:
+    """A Journal in the job store."""
+
+    def __init__(
+        self, store: JobStore, lease: Lease, wishes: Callable[[], Wishes], *, patience_s: float = 600.0
+    ) -> None:
+        self.store = store
+        self.lease = lease
+        self._wishes = wishes
+        self.patience_s = patience_s
+
+    def steering(self, step: int) -> tuple[int, Steering]:
+        state = self._patiently(lambda: self.store.steering(self.lease.job_id))
+        entry = state.at(step)
+        assert entry is not None, "version 1 is in force from the start"
+        return entry.version, Steering.model_validate(entry.state)
+
+    def commit(self, record: Mapping[str, Any]) -> None:
+        self._patiently(
+            lambda: self.store.commit(self.lease, step=record["step"], digest=figures_digest(record), record=record)
+        )
+
+    def event(self, type: str, *, level: str = "info", **data: Any) -> None:
+        self._patiently(lambda: self.store.event(self.lease.job_id, type, data, self.lease, level=level))
+
+    def progress(self, **line: Any) -> None:
+        self._patiently(lambda: self.store.set_progress(self.lease, line))
+
+    def front(self, document: Mapping[str, Any]) -> None:
+        self._patiently(lambda: self.store.set_front(self.lease, document))
+
+    def checkpoint(self, path: Path, manifest: Manifest) -> None:
+        self._patiently(
+            lambda: self.store.register_checkpoint(
+                self.lease, step=manifest.step, path=str(path), digest=manifest.digest
+            )
+        )
+
+    def checkpoints(self, changes: Mapping[int, Mapping[str, Any]], removals: list[int]) -> None:
+        self._patiently(lambda: self.store.update_checkpoints(self.lease, changes, removals=removals))
+
+    def request_pause(self) -> None:
+        """As a person would: a guardrail may stop the run and wait for one."""
+        self._patiently(lambda: self.store.request_pause(self.lease.job_id))
+
+    def wishes(self) -> Wishes:
+        return self._wishes()
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Retry while Redis is away, for `patience_s` at most. Every call here may be repeated without effect."""
+        deadline = time.monotonic() + self.patience_s
+        pause_s = 0.2
+        while True:
+            try:
+                return call()
+            except StoreUnavailable as error:
+                if time.monotonic() > deadline:
+                    raise
+                log.warning("parked, waiting for the store: %s", error)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 5.0)
+
+
+def figures_digest(record: Mapping[str, Any]) -> str:
+    """sha256 of what a step decided, without the clock's readings."""
+    figures = {key: value for key, value in record.items() if key != "timings_s"}
+    return hashlib.sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()

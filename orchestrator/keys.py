@@ -1,0 +1,76 @@
+"""Every name under which something is kept in Redis.
+
+    mo:<owner>:queue:default        zset    waiting jobs by age
+    mo:<owner>:leases               zset    held jobs by expiry, ms of Redis time
+    mo:<owner>:stalled              hash    job id -> expiry and pass of the first sweep
+    mo:<owner>:jobs                 zset    all jobs by creation, us of Redis time
+    mo:<owner>:idem:<sha256>        string  job id | sha256 of the body, for 24 h
+    mo:<owner>:job:{j}              hash    the job's one source of truth
+    mo:<owner>:job:{j}:spec         string  the document as submitted
+    mo:<owner>:job:{j}:events       stream  <seq>-0, seq without a gap
+    mo:<owner>:job:{j}:replies      list    replies to recent calls, for retries
+    mo:<owner>:job:{j}:steps        stream  <fence>-<step>: the ledger
+    mo:<owner>:job:{j}:ckpts        hash    step -> JSON of the checkpoint
+    mo:<owner>:job:{j}:front        hash    doc: JSON of the Pareto front
+    mo:<owner>:job:{j}:w            hash    steering head: ver, eff, current
+    mo:<owner>:job:{j}:wlog         stream  <ver>-1: every steering change
+
+The braces are a hash tag: in a cluster all of one job lies in one slot.
+"""
+
+import hashlib
+import re
+
+from orchestrator.errors import JobNotFound
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
+
+
+def is_name(text: str) -> bool:
+    """True if `text` may stand in a key (job ids, owners): letters, digits, _ and -, at most 255."""
+    return _NAME.fullmatch(text) is not None
+
+
+class Keys:
+    """The key names of one owner (`ValueError` if malformed); a malformed job id is `JobNotFound`."""
+
+    def __init__(self, owner: str) -> None:
+        if not is_name(owner):
+            raise ValueError("owner: 1 to 255 letters, digits, _ or - are allowed")
+        self._prefix = f"mo:{owner}:"
+        self.queue = f"{self._prefix}queue:default"
+        self.leases = f"{self._prefix}leases"
+        self.stalled = f"{self._prefix}stalled"
+        self.jobs = f"{self._prefix}jobs"
+
+    def idempotency(self, key: str) -> str:
+        return f"{self._prefix}idem:{hashlib.sha256(key.encode()).hexdigest()}"
+
+    def job(self, job_id: str) -> str:
+        if not is_name(job_id):
+            raise JobNotFound(job_id)
+        return f"{self._prefix}job:{{{job_id}}}"
+
+    def spec(self, job_id: str) -> str:
+        return f"{self.job(job_id)}:spec"
+
+    def events(self, job_id: str) -> str:
+        return f"{self.job(job_id)}:events"
+
+    def replies(self, job_id: str) -> str:
+        return f"{self.job(job_id)}:replies"
+
+    def steps(self, job_id: str) -> str:
+        return f"{self.job(job_id)}:steps"
+
+    def checkpoints(self, job_id: str) -> str:
+        return f"{self.job(job_id)}:ckpts"
+
+    def front(self, job_id: str) -> str:
+        return f"{self.job(job_id)}:front"
+
+    def steering(self, job_id: str) -> str:
+        return f"{self.job(job_id)}:w"
+
+    def steering_log(self, job_id: str) -> str:
+        return f"{self.job(job_id)}:wlog"

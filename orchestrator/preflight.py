@@ -1,0 +1,89 @@
+"""What can be found wrong with a job before it is accepted: files, rows and the model's directory.
+
+Light on purpose: no torch, no model. What only the real tokenizer or a GPU can tell, the driver finds, and the
+job then fails with the same kind of line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.prompts import DatasetError, Prompt, load_prompts
+from orchestrator.spec import FilesData, JobSpec
+from policies.models import ModelError, check_directory, context_length
+
+NEEDS_ANSWER = frozenset({"math"})
+
+
+def preflight(spec: JobSpec) -> list[tuple[str, str]]:
+    """(dotted path of the field, what is wrong and what to do) for each problem; empty where the job can run."""
+    problems: list[tuple[str, str]] = []
+    model = _model(spec, problems)
+    if isinstance(spec.data, FilesData):
+        _data(spec, spec.data, model, problems)
+    return problems
+
+
+def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
+    for field, value in (("init_checkpoint", spec.init_checkpoint), ("policy.model", spec.policy.model)):
+        if value is None or value == "quickstart":
+            continue
+        path = Path(value).expanduser()
+        if field == "policy.model" and not path.exists() and not value.startswith((".", "/", "~")):
+            return None  # a hub id, as far as can be told from here
+        try:
+            length = context_length(check_directory(path))
+        except ModelError as error:
+            problems.append((field, str(error)))
+            return None
+        limit = min(value for value in (length, spec.policy.max_model_len, 2**31) if value)
+        if spec.rollout.max_tokens >= limit:
+            problems.append(
+                (
+                    "rollout.max_tokens",
+                    f"{spec.rollout.max_tokens} leaves no room for a prompt in a context of {limit} tokens; "
+                    "lower it or raise policy.max_model_len",
+                )
+            )
+        return path
+    return None
+
+
+def _data(spec: JobSpec, data: FilesData, model: Path | None, problems: list[tuple[str, str]]) -> None:
+    if data.columns.answer is None:
+        for i, objective in enumerate(spec.objectives):
+            if objective.reward.name in NEEDS_ANSWER:
+                message = f"'{objective.reward.name}' compares with a ground truth, but data.columns.answer is null"
+                problems.append((f"objectives.{i}.reward.name", message))
+    for split in ("train", "validation", "test"):
+        name = getattr(data, split)
+        if name is None:
+            continue
+        path = Path(name).expanduser()
+        try:
+            prompts = load_prompts(path, data.columns, limit=data.limit)
+            if model is not None:
+                _check_lengths(spec, path, prompts, model)
+        except DatasetError as error:
+            problems.append((f"data.{split}", str(error)))
+
+
+def _check_lengths(spec: JobSpec, path: Path, prompts: list[Prompt], model: Path) -> None:
+    """A lower bound, without the chat template: what is too long here is so for certain."""
+    file = model / "tokenizer.json"
+    limits = [context_length(check_directory(model)), spec.policy.max_model_len]
+    if not file.is_file() or not any(limits):
+        return
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    room = min(limit for limit in limits if limit) - spec.rollout.max_tokens
+    for prompt in prompts:
+        if len(prompt.text) <= room:  # no token is shorter than a character's byte in ordinary text
+            continue
+        tokens = len(tokenizer.encode(prompt.text, add_special_tokens=False).ids)
+        if tokens > room:
+            raise DatasetError(
+                f"{path}: row {prompt.row}: the prompt has {tokens} tokens, but the context leaves room for {room} "
+                "beside rollout.max_tokens; shorten it, lower that or raise policy.max_model_len"
+            )

@@ -1,0 +1,142 @@
+"""Everything that may be looked at in the job store; nothing here writes."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import redis
+
+from orchestrator.errors import JobNotFound
+from orchestrator.keys import Keys
+from orchestrator.records import (
+    Checkpoint,
+    Event,
+    JobRecord,
+    Json,
+    Page,
+    SteeringEntry,
+    SteeringState,
+    checkpoint,
+    event,
+    job_record,
+    ledger_step,
+    steering_entry,
+)
+from orchestrator.redis_calls import Arg, RedisCalls
+from orchestrator.states import JobStatus
+
+_CHUNK = 500  # stream entries and jobs read per round trip
+
+
+class JobReader:
+    """The jobs of one owner, to be read. All raise `StoreUnavailable`; those taking a job `JobNotFound`."""
+
+    def __init__(self, client: redis.Redis, owner: str = "local") -> None:
+        self._calls = RedisCalls(client)
+        self._keys = Keys(owner)
+
+    def job(self, job_id: str) -> JobRecord:
+        fields = self._calls.command("HGETALL", self._keys.job(job_id))
+        if not fields:
+            raise JobNotFound(job_id)
+        return job_record(fields)
+
+    def spec(self, job_id: str) -> str:
+        """The document as it was submitted."""
+        spec = self._calls.command("GET", self._keys.spec(job_id))
+        if spec is None:
+            raise JobNotFound(job_id)
+        return str(spec)
+
+    def jobs(self, *, after: str | None = None, limit: int = 20, status: JobStatus | None = None) -> Page[JobRecord]:
+        """Newest first, those created before the job `after`."""
+        below = "+inf" if after is None else f"({self._job_field(after, 'order')}"
+        found: list[JobRecord] = []
+        while len(found) <= limit:
+            ids = self._calls.command(
+                "ZREVRANGEBYSCORE", self._keys.jobs, below, "-inf", "LIMIT", 0, min(limit + 1, _CHUNK)
+            )
+            if not ids:
+                break
+            hashes = self._calls.together([("HGETALL", self._keys.job(job_id)) for job_id in ids])
+            below = f"({hashes[-1]['order']}"
+            records = [job_record(fields) for fields in hashes]
+            found += [record for record in records if status is None or record.status == status]
+        return Page(items=tuple(found[:limit]), has_more=len(found) > limit)
+
+    def next_queued(self) -> str | None:
+        """The job that has waited longest; a claim decides who gets it."""
+        return next(iter(self._calls.command("ZRANGE", self._keys.queue, 0, 0)), None)
+
+    def queued(self) -> list[str]:
+        """Waiting jobs, oldest first."""
+        return list(self._calls.command("ZRANGE", self._keys.queue, 0, -1))
+
+    def front(self, job_id: str) -> Json | None:
+        document = self._of_job(job_id, ("HGET", self._keys.front(job_id), "doc"))
+        return None if document is None else dict(json.loads(document))
+
+    def steps(self, job_id: str, *, after_step: int = 0, limit: int | None = None) -> list[Json]:
+        """The final lineage in order, each step once: what a crash undid is left out.
+
+        Each is the record as committed, with its step, fence, digest and at (Unix seconds).
+        """
+        # Read backwards, a step not below those already met was undone by the fence that recorded them.
+        below = int(self._job_field(job_id, "step")) + 1
+        lineage: list[Json] = []
+        for _, step, record in self._ledger_backwards(job_id):
+            if below <= after_step + 1:
+                break
+            if step < below:
+                below = step
+                lineage.append(record)
+        lineage.reverse()
+        return [record for record in lineage if record["step"] > after_step][:limit]
+
+    def raw_steps(self, job_id: str) -> list[tuple[int, int, Json]]:
+        """Everything ever committed as (fence, step, record), in the order of commitment."""
+        self._job_field(job_id, "step")
+        return list(self._ledger_backwards(job_id))[::-1]
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """All that are registered and not removed, by step."""
+        entries = self._of_job(job_id, ("HGETALL", self._keys.checkpoints(job_id)))
+        return sorted((checkpoint(int(step), entry) for step, entry in entries.items()), key=lambda found: found.step)
+
+    def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Page[Event]:
+        """Events numbered above `after`, oldest first; about the last 10,000 of a job are kept."""
+        keys = self._keys.events(job_id)
+        entries = self._of_job(job_id, ("XRANGE", keys, f"{after + 1}-0", "+", "COUNT", limit + 1))
+        items = tuple(event(stream_id, fields) for stream_id, fields in entries[:limit])
+        return Page(items=items, has_more=len(entries) > limit)
+
+    def steering(self, job_id: str) -> SteeringState:
+        entries = self._of_job(job_id, ("XRANGE", self._keys.steering_log(job_id), "-", "+"))
+        log = tuple(steering_entry(stream_id, fields) for stream_id, fields in entries)
+        return SteeringState(version=log[-1].version, current=log[-1].state, log=log)
+
+    def steering_at(self, job_id: str, step: int) -> SteeringEntry | None:
+        """What `step` follows. Final for every step up to the committed one + 1."""
+        return self.steering(job_id).at(step)
+
+    def _of_job(self, job_id: str, command: Sequence[Arg]) -> Any:
+        """The reply to a read beside the job hash, once it is sure that the job exists."""
+        exists, reply = self._calls.together([("EXISTS", self._keys.job(job_id)), command])
+        if not exists:
+            raise JobNotFound(job_id)
+        return reply
+
+    def _job_field(self, job_id: str, field: str) -> str:
+        value = self._calls.command("HGET", self._keys.job(job_id), field)
+        if value is None:
+            raise JobNotFound(job_id)
+        return str(value)
+
+    def _ledger_backwards(self, job_id: str) -> Iterator[tuple[int, int, Json]]:
+        before = "+"
+        while True:
+            entries = self._calls.command("XREVRANGE", self._keys.steps(job_id), before, "-", "COUNT", _CHUNK)
+            yield from (ledger_step(stream_id, fields) for stream_id, fields in entries)
+            if len(entries) < _CHUNK:
+                return
+            before = f"({entries[-1][0]}"

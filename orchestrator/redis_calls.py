@@ -1,0 +1,77 @@
+"""One way to talk to Redis for the store: commands, transactions and scripts, with one kind of failure."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import RedisError, ResponseError
+from redis.retry import Retry
+
+from orchestrator import scripts
+from orchestrator.errors import StoreUnavailable
+
+Arg = str | int | float
+
+# A server that runs but takes no writes now: memory full, disk failing, a replica. From a script, 6.2 says
+# so in the text of a general error.
+_REFUSALS = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
+_REFUSAL_CODES = ("OOM ", "MISCONF", "READONLY", "NOREPLICAS")
+
+
+def connect(url: str, *, timeout_s: float = 1.0) -> redis.Redis:
+    """A client that gives up soon: each call waits `timeout_s` and is tried at most twice.
+
+    The library's own defaults would wait about a minute on a frozen server and repeat a command ten times.
+    Every write of the store is safe to repeat. Connects lazily: raises nothing for a server that is down.
+    """
+    return redis.Redis.from_url(
+        url,
+        decode_responses=True,
+        protocol=2,  # what a 6.2 server and every later one answer alike
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(ConstantBackoff(0.05), 1),
+    )
+
+
+class RedisCalls:
+    """Runs commands, transactions and the scripts; every failure to be served is `StoreUnavailable`."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        if not client.get_encoder().decode_responses:
+            raise ValueError("the store reads text: make its client with connect()")
+        self._client: Any = client  # its commands are typed for both sync and async use
+        self._scripts = {name: client.register_script(source) for name, source in scripts.load().items()}
+
+    def command(self, *words: Arg) -> Any:
+        with self._reachable():
+            return self._client.execute_command(*words)
+
+    def together(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
+        """All commands in one transaction and one round trip; their replies in order."""
+        with self._reachable(), self._client.pipeline(transaction=True) as pipe:
+            for words in commands:
+                pipe.execute_command(*words)
+            return list(pipe.execute())
+
+    def script(self, name: str, keys: Sequence[str], args: Sequence[Arg]) -> list[Any]:
+        with self._reachable():
+            return list(self._scripts[name](keys=list(keys), args=list(args)))
+
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        try:
+            yield
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise self._unavailable("did not answer, tried twice", error) from error
+        except ResponseError as error:
+            if isinstance(error, _REFUSALS) or any(code in str(error) for code in _REFUSAL_CODES):
+                raise self._unavailable("refuses writes", error) from error
+            raise
+
+    def _unavailable(self, what: str, error: RedisError) -> StoreUnavailable:
+        at = self._client.connection_pool.connection_kwargs
+        place = at.get("path") or f"{at.get('host')}:{at.get('port')}"
+        return StoreUnavailable(f"Redis at {place} {what} ({error}): check that it runs, then try again")

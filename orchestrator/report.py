@@ -1,0 +1,435 @@
+"""The report of a job: one HTML file that needs no network, from the documents that the store keeps.
+
+Everything that is shown is untrusted (names, completions, messages): the template escapes it, chart labels are escaped
+once more because plotly.js reads a little HTML, and the page's own policy forbids it to load anything.
+"""
+
+import html
+import itertools
+import json
+import math
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import jinja2
+import yaml
+from plotly.offline import get_plotlyjs
+
+Json = dict[str, Any]
+
+COLOURS = ("#3f7fd0", "#d9772b", "#2b9a6e", "#c2527f", "#8768c4", "#a98a1f", "#2c9bad", "#8b705f")
+INK, MUTED, WARNING = "var(--ink)", "var(--muted)", "var(--warning)"  # the page puts its theme's colours in
+STAGES = ("rollout", "score", "learn", "sync", "evaluate", "checkpoint", "other")
+PAIRS_AT_ONCE = 6
+TEST_SPLITS = {"sampled": "sampled as in training", "greedy": "greedy decoding"}
+EVENTS_SHOWN = 500
+SAMPLES_SHOWN = 10
+
+
+def render_report(
+    *, job: Json, spec: Json, steps: list[Json], front: Json | None, samples: list[Json], events: list[Json]
+) -> str:
+    """The report as one HTML document. Whatever is missing, or not a finite number, is left out or shown as a dash."""
+    job, spec, steps, front, samples, events = (_finite(part) for part in (job, spec, steps, front, samples, events))
+    names = _objective_names(spec, steps, front)
+    points = sorted((front or {}).get("points") or [], key=lambda point: point.get("step") or 0)
+    marks = _marks(steps, events)
+    best = _best_point(names, points, spec, front or {})
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("orchestrator"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": _number, "moment": _moment, "compact": _compact_json}
+    pairs = _pair_figures(names, points)
+    return environment.get_template("report.html.j2").render(
+        job=job,
+        names=names,
+        colours={name: _colour(i) for i, name in enumerate(names)},
+        duration=_duration(job, steps),
+        story=_story(names, points, best, front),
+        tiles=_tiles(names, points, best, front),
+        marks=marks,
+        objective_figures=_objective_figures(names, steps, marks),
+        weight_figures=_weight_figures(names, steps, marks),
+        health_figures=_health_figures(steps, marks),
+        hypervolume_figures=_hypervolume_figures(front or {}, marks),
+        pair_figures=pairs[:PAIRS_AT_ONCE],
+        more_pair_figures=pairs[PAIRS_AT_ONCE:],
+        parallel_figures=_parallel_figures(names, points, front or {}),
+        style_figures=_style_figures(points),
+        rows=_front_rows(points, front or {}),
+        splits=[key for key in TEST_SPLITS if any((point.get("test") or {}).get(key) for point in points)],
+        best_step=best.get("step") if best else None,
+        samples=samples[:SAMPLES_SHOWN],
+        stages=_stages(steps),
+        spec=yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=100) if spec else "",
+        events=events[-EVENTS_SHOWN:],
+        events_left_out=max(0, len(events) - EVENTS_SHOWN),
+        plotly=get_plotlyjs() if steps or points else "",
+    )
+
+
+# What is in the documents -------------------------------------------------------------------------------------------
+
+
+def _finite(value: Any) -> Any:
+    """A copy of a JSON document with null in place of NaN and infinities, which JSON has no words for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _objective_names(spec: Json, steps: list[Json], front: Json | None) -> list[str]:
+    """The objectives in the spec's order; without a spec, in the order in which the others name them."""
+    named = [objective.get("name") for objective in spec.get("objectives") or []]
+    named = named or list((front or {}).get("objectives") or [])
+    named = named or list(itertools.chain.from_iterable(step.get("objectives") or {} for step in steps))
+    return list(dict.fromkeys(str(name) for name in named))
+
+
+def _get(document: Json | None, *path: str) -> Any:
+    """The value at a path, or None where any part of it is missing."""
+    value: Any = document
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _marks(steps: list[Json], events: list[Json]) -> dict[str, list[int]]:
+    """Steps at which the weights were steered and at which a collapse was seen."""
+    versions = [(step.get("step"), step.get("steering_version")) for step in steps]
+    steered = [b[0] for a, b in itertools.pairwise(versions) if a[1] != b[1] and b[0] is not None]
+    collapsed = [_get(event, "data", "step") for event in events if event.get("type") == "collapse.detected"]
+    return {"steered": steered, "collapsed": sorted({step for step in collapsed if isinstance(step, int)})}
+
+
+def _scaled(value: float | None, name: str, front: Json) -> float | None:
+    """An objective's value on the scale [0, 1] of its range."""
+    low, high = (front.get("ranges") or {}).get(name) or (0.0, 1.0)
+    if value is None or low is None or high is None or not high > low:
+        return None
+    return min(1.0, max(0.0, (value - low) / (high - low)))
+
+
+def _best_point(names: list[str], points: list[Json], spec: Json, front: Json) -> Json | None:
+    """The point of the front with the highest preference-weighted sum of scaled objectives."""
+    weights = {str(o.get("name")): o.get("weight", 1.0) for o in spec.get("objectives") or []}
+
+    def total(point: Json) -> float:
+        scaled = ((weights.get(name, 1.0), _scaled(_get(point, "objectives", name), name, front)) for name in names)
+        return sum((weight or 0.0) * (value or 0.0) for weight, value in scaled)
+
+    candidates = [point for point in points if point.get("on_front") and not point.get("collapsed")]
+    return max(candidates, key=total, default=None)
+
+
+def _base_point(points: list[Json]) -> Json | None:
+    return points[0] if points and points[0].get("step") == 0 else None
+
+
+def _changes(names: list[str], base: Any, best: Any) -> str:
+    """`accuracy rose from 0.59 to 0.78, length stayed at 0.60`, for the objectives that both have."""
+    words = []
+    for name in names:
+        before, after = _get(base, "objectives", name), _get(best, "objectives", name)
+        if before is None or after is None:
+            continue
+        if _number(before) == _number(after):
+            words.append(f"{name} stayed at {_number(after)}")
+        else:
+            words.append(f"{name} {'rose' if after > before else 'fell'} from {_number(before)} to {_number(after)}")
+    return ", ".join(words)
+
+
+def _story(names: list[str], points: list[Json], best: Json | None, front: Json | None) -> list[str]:
+    """The result in sentences: what the best point gained and lost against the base, and the hypervolume."""
+    if front is None or not points:
+        return ["No evaluation has been recorded yet, so there is no front."]
+    sentences = []
+    base = _base_point(points)
+    if best is None:
+        sentences.append("Every point so far is dominated or collapsed.")
+    elif base is None:
+        sentences.append(f"The base was not evaluated; step {best.get('step')} is the front's best by the preference.")
+    elif best is base:
+        sentences.append("By the preference that the job was submitted with, no later point beats the base.")
+    elif changes := _changes(names, base, best):
+        sentences.append(f"From the base to step {best.get('step')}, the front's best by the preference: {changes}.")
+        for split, words in TEST_SPLITS.items() if len(names) <= 4 else ():  # the table has the rest
+            if told := _changes(names, _get(base, "test", split), _get(best, "test", split)):
+                sentences.append(f"On the test split, {words}: {told}.")
+    after, before = front.get("hypervolume"), front.get("hypervolume_base")
+    if after is not None and before is not None:
+        sentences.append(f"The front's hypervolume went from {_number(before)} to {_number(after)}.")
+    return sentences
+
+
+def _tiles(names: list[str], points: list[Json], best: Json | None, front: Json | None) -> list[Json]:
+    """Base and best of every objective, and the hypervolume, as figures at the top."""
+    base = _base_point(points)
+    tiles = [
+        {"name": name, "before": _get(base, "objectives", name), "after": _get(best, "objectives", name)}
+        for name in names
+    ]
+    if front is not None:
+        figures = {"before": front.get("hypervolume_base"), "after": front.get("hypervolume")}
+        tiles.append({"name": "hypervolume", **figures})
+    return [tile for tile in tiles if tile["before"] is not None or tile["after"] is not None]
+
+
+def _front_rows(points: list[Json], front: Json) -> list[Json]:
+    """The base and every point of the front, each with the hypervolume that the front had by then."""
+    growth = sorted((step, value) for step, value in front.get("hypervolume_by_step") or [] if step is not None)
+    rows = []
+    for point in points:
+        step = point.get("step")
+        if point.get("on_front") or step == 0:
+            reached = [value for at, value in growth if step is not None and at <= step]
+            rows.append({**point, "hypervolume": reached[-1] if reached else None})
+    return rows
+
+
+def _stages(steps: list[Json]) -> list[Json]:
+    """Seconds of every stage of the loop, and its share of all of them."""
+    seconds = {stage: sum(_get(step, "timings_s", stage) or 0.0 for step in steps) for stage in STAGES}
+    total = sum(seconds.values())
+    if not total:
+        return []
+    shares = ((stage, spent, spent / total) for stage, spent in seconds.items())
+    return [
+        {"name": stage, "seconds": spent, "share": share, "per_step": spent / len(steps), "colour": _colour(i)}
+        for i, (stage, spent, share) in enumerate(shares)
+    ]
+
+
+# Figures: plain documents for plotly.js -----------------------------------------------------------------------------
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def _label(text: object) -> str:
+    """Text for plotly.js, which reads tags and entities."""
+    return html.escape(str(text))
+
+
+def _figure(title: str, data: Sequence[Json | None], **layout: Any) -> Json:
+    return {"title": title, "data": [trace for trace in data if trace], "layout": layout}
+
+
+def _line(x: Iterable[Any], y: Iterable[Any], *, name: str, colour: str, dash: str = "solid", **more: Any) -> Json:
+    line = {"color": colour, "width": 2, "dash": dash}
+    return {"type": "scatter", "mode": "lines", "x": list(x), "y": list(y), "name": _label(name), "line": line} | more
+
+
+def _mark_shapes(marks: dict[str, list[int]]) -> list[Json]:
+    """Vertical lines: dotted where the weights were steered, solid where a collapse was seen."""
+    lines = [(step, {"color": MUTED, "width": 1.5, "dash": "dot"}) for step in marks["steered"]]
+    lines += [(step, {"color": WARNING, "width": 1.5}) for step in marks["collapsed"]]
+    return [{"type": "line", "xref": "x", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line}
+            for x, line in lines]  # fmt: skip
+
+
+def _objective_figures(names: list[str], steps: list[Json], marks: dict[str, list[int]]) -> list[Json]:
+    """One small chart per objective: batch mean, a band of one standard deviation, and evaluations as points."""
+    figures = []
+    for index, name in enumerate(names):
+        x = [step.get("step") for step in steps]
+        mean = [_get(step, "objectives", name, "mean") for step in steps]
+        std = [_get(step, "objectives", name, "std") or 0.0 for step in steps]
+        evaluated = [(s.get("step"), _get(s, "evaluation", "objectives", name)) for s in steps]
+        evaluated = [pair for pair in evaluated if pair[1] is not None]
+        if not evaluated and not any(value is not None for value in mean):
+            continue
+        edges = [[None if m is None else m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1)]
+        hidden = {"hoverinfo": "skip", "line": {"width": 0}}
+        band = [
+            _line(x, edges[0], name="", colour="") | hidden,
+            _line(x, edges[1], name="", colour="") | hidden | {"fill": "tonexty", "fillcolor": _colour(index) + "2e"},
+        ]
+        points = {
+            "type": "scatter", "mode": "markers", "name": "evaluation",
+            "x": [at for at, _ in evaluated], "y": [value for _, value in evaluated],
+            "marker": {"color": INK, "size": 7, "symbol": "diamond-open", "line": {"width": 1.5}},
+        }  # fmt: skip
+        line = _line(x, mean, name="batch mean", colour=_colour(index))
+        data = [*band, line, points if evaluated else None]
+        figures.append(_figure(name, data, shapes=_mark_shapes(marks), hovermode="x unified"))
+    return figures
+
+
+def _weight_figures(names: list[str], steps: list[Json], marks: dict[str, list[int]]) -> list[Json]:
+    """Applied weights as a stacked area; over it, dashed, the same stack as the strategy alone would have it."""
+    x = [step.get("step") for step in steps]
+    applied = {name: [_get(step, "weights", "applied", name) for step in steps] for name in names}
+    strategy = {name: [_get(step, "weights", "strategy", name) for step in steps] for name in names}
+    if len(names) < 2 or not any(value is not None for values in applied.values() for value in values):
+        return []
+    data = [
+        _line(x, applied[name], name=name, colour=_colour(i), stackgroup="applied", fillcolor=_colour(i) + "66")
+        | {"line": {"width": 0.5, "color": _colour(i)}}
+        for i, name in enumerate(names)
+    ]
+    below = [0.0] * len(x)
+    for name in names[:-1]:  # the top of the last one is always 1
+        below = [total + (value or 0.0) for total, value in zip(below, strategy[name], strict=True)]
+        told = [f"{_label(name)}, strategy alone: {_number(value)}" for value in strategy[name]]
+        data.append(_line(x, below, name=name, colour=INK, dash="dash", text=told, hoverinfo="text", showlegend=False))
+    layout = {"yaxis": {"range": [0, 1], "tickformat": ".0%"}, "showlegend": True, "hovermode": "x unified"}
+    return [_figure("Weights", data, shapes=_mark_shapes(marks), height=320, **layout)]
+
+
+def _health_figures(steps: list[Json], marks: dict[str, list[int]]) -> list[Json]:
+    """What tells whether training is well: length, truncation, entropy, drift."""
+    titles = {
+        "mean_tokens": "Tokens per completion", "truncated_share": "Cut off at the limit",
+        "entropy": "Entropy", "kl": "KL to the initial policy",
+        "grad_norm": "Gradient norm", "clip_share": "Clipped tokens",
+    }  # fmt: skip
+    figures = []
+    for key, title in titles.items():
+        values = [step.get(key) for step in steps]
+        if any(value is not None for value in values):
+            line = _line([step.get("step") for step in steps], values, name=title, colour=COLOURS[0])
+            axis = {"tickformat": ".1%", "rangemode": "tozero"} if key.endswith("_share") else {}
+            figures.append(_figure(title, [line], shapes=_mark_shapes(marks), yaxis=axis, hovermode="x unified"))
+    return figures
+
+
+def _hypervolume_figures(front: Json, marks: dict[str, list[int]]) -> list[Json]:
+    growth = [pair for pair in front.get("hypervolume_by_step") or [] if pair[1] is not None]
+    if not growth:
+        return []
+    x = [step for step, _ in growth]
+    data = [_line(x, [value for _, value in growth], name="front", colour=COLOURS[0], mode="lines+markers")]
+    base = front.get("hypervolume_base")
+    if base is not None:
+        data.append(_line([min(x), max(x)], [base, base], name="base", colour=MUTED, dash="dash"))
+    return [_figure("Hypervolume", data, shapes=_mark_shapes(marks), showlegend=True, hovermode="x unified")]
+
+
+def _kind(point: Json) -> str:
+    """The first that holds: a base that is on the front is still shown as the base."""
+    if point.get("step") == 0:
+        return "base"
+    if point.get("collapsed"):
+        return "collapsed"
+    return "front" if point.get("on_front") else "dominated"
+
+
+KINDS: dict[str, Json] = {
+    "dominated": {"name": "dominated", "opacity": 0.45, "marker": {"color": MUTED, "size": 7}},
+    "collapsed": {"name": "collapsed", "marker": {"color": WARNING, "size": 9, "symbol": "x-thin-open"}},
+    "front": {"name": "front", "marker": {"color": COLOURS[0], "size": 10}},
+    "base": {"name": "base", "marker": {"color": INK, "size": 12, "symbol": "star"}},
+}
+
+
+def _hover(names: list[str], point: Json) -> str:
+    values = (f"{_label(name)} {_number(_get(point, 'objectives', name))}" for name in names)
+    kept = ["checkpoint kept"] if point.get("checkpoint") else []
+    return "<br>".join([f"step {_label(point.get('step'))}, {_kind(point)}", *values, *kept])
+
+
+def _pair_figures(names: list[str], points: list[Json]) -> list[Json]:
+    """A scatter of every pair of objectives on the validation split."""
+    figures = []
+    for across, up in itertools.combinations(names, 2):
+        traces = []
+        for kind, look in KINDS.items():
+            chosen = [point for point in points if _kind(point) == kind]
+            x, y = ([_get(point, "objectives", name) for point in chosen] for name in (across, up))
+            text = [_hover(names, point) for point in chosen]
+            trace = {"type": "scatter", "mode": "markers", "x": x, "y": y, "text": text, "hoverinfo": "text"} | look
+            traces.append(trace if chosen else None)
+        axes = {"xaxis": {"title": {"text": _label(across)}}, "yaxis": {"title": {"text": _label(up)}}}
+        if any(traces):
+            figures.append(_figure(f"{across} and {up}", traces, height=290, **axes))
+    return figures
+
+
+def _parallel_figures(names: list[str], points: list[Json], front: Json) -> list[Json]:
+    """For three objectives and more, a line per point over all of them, each on the scale of its range."""
+    if len(names) < 3 or not points:
+        return []
+    traces = []
+    ordered = [point for kind in KINDS for point in points if _kind(point) == kind]
+    for index, point in enumerate(ordered):
+        kind = _kind(point)
+        look = KINDS[kind]
+        y = [_scaled(_get(point, "objectives", name), name, front) for name in names]
+        trace = _line(
+            [_label(name) for name in names], y, name=look["name"], colour=look["marker"]["color"],
+            dash="dash" if kind == "base" else "solid", mode="lines+markers", opacity=look.get("opacity", 0.9),
+            marker=look["marker"] | {"size": 6}, text=[_hover(names, point)] * len(names), hoverinfo="text",
+            legendgroup=kind, showlegend=index == 0 or _kind(ordered[index - 1]) != kind,
+        )  # fmt: skip
+        traces.append(trace)
+    layout = {"yaxis": {"range": [-0.03, 1.03], "title": {"text": "share of the range"}}, "showlegend": True}
+    return [_figure("All objectives at once", traces, height=340, **layout)]
+
+
+def _style_figures(points: list[Json]) -> list[Json]:
+    """Shares of styles of completions by step, where the points tell them."""
+    told = [point for point in points if isinstance(point.get("styles"), dict)]
+    styles = list(dict.fromkeys(style for point in told for style in point["styles"] if style != "overall"))
+    data = []
+    for index, style in enumerate(styles):
+        found = [point["styles"].get(style) for point in told]
+        shares = [entry.get("share") if isinstance(entry, dict) else entry for entry in found]
+        right = [f", {_number(a)} right" if (a := _get(entry, "accuracy")) is not None else "" for entry in found]
+        text = [f"{_label(style)} {_number(s)}{r}" for s, r in zip(shares, right, strict=True)]
+        x = [_label(point.get("step")) for point in told]
+        bar = {"type": "bar", "x": x, "y": shares, "name": _label(style), "text": text, "textposition": "none"}
+        data.append(bar | {"hoverinfo": "text", "marker": {"color": _colour(index)}})
+    layout = {"barmode": "stack", "showlegend": True, "xaxis": {"type": "category"}, "yaxis": {"tickformat": ".0%"}}
+    return [_figure("Styles of completions by step", data, **layout)] if data else []
+
+
+# Words --------------------------------------------------------------------------------------------------------------
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    """Three significant digits, thousands separated, a dash for what is missing."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if value and abs(value) < 0.001:
+        return f"{value:.1e}"
+    return f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _moment(value: Any) -> str:
+    """Unix seconds as a date and time in UTC; anything else as it is."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    try:
+        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (OverflowError, ValueError, OSError):
+        return str(value)
+
+
+def _duration(job: Json, steps: list[Json]) -> str | None:
+    """How long the job ran; until its last step where it has not finished."""
+    begin, end = job.get("started_at"), job.get("finished_at")
+    if isinstance(begin, int | float) and isinstance(end, int | float):
+        seconds = end - begin
+    else:
+        seconds = sum(_get(step, "timings_s", "step") or 0.0 for step in steps)
+    if seconds <= 0:
+        return None
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _compact_json(value: Any) -> str:
+    return "" if value in (None, {}) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,41 @@
+-- Takes the lease. ARGV: id, nonce, ttl ms, floor fence, floor step, attempts allowed.
+-- Answers {code, fence, step to start after, step committed before}.
+local nonce, ttl_ms = ARGV[2], ARGV[3]
+local floor_fence, floor_step, allowed = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+
+local j = read('status', 'fence', 'nonce', 'closed', 'step', 'ckpt_step', 'attempts', 'claim_from',
+  'started_at', 'finished_at')
+if not j.status then return {'NOTFOUND'} end
+local committed = tonumber(j.step)
+if j.finished_at ~= '' then
+  return {j.closed == 'poison:' .. nonce and 'POISON' or 'TERMINAL', 0, committed, committed}
+end
+
+local us = now_us()
+local held = j.closed == ''
+if held and j.nonce == nonce then -- the reply to this very claim was lost
+  extend(us, ttl_ms)
+  return {'OK', tonumber(j.fence), committed, tonumber(j.claim_from)}
+end
+if held and tonumber(redis.call('ZSCORE', LEASES, ID) or 0) > us / 1000 then
+  return {'HELD', 0, committed, committed}
+end
+local abandoned = held and (j.status == 'starting' or j.status == 'running')
+if j.status ~= 'queued' and not abandoned then return {'NOT_QUEUED', 0, committed, committed} end
+
+if tonumber(j.attempts) >= allowed then
+  move(j.status, 'failed', 'poison', us)
+  close('poison:' .. nonce)
+  return {'POISON', 0, committed, committed}
+end
+
+local fence = math.max(tonumber(j.fence), floor_fence) + 1
+local start = math.max(tonumber(j.ckpt_step) or 0, floor_step)
+redis.call('HSET', JOB, 'status', 'starting', 'reason', '', 'fence', fence, 'nonce', nonce, 'closed', '',
+  'attempts', tonumber(j.attempts) + 1, 'ttl_ms', ttl_ms, 'claim_from', committed,
+  'step', start, 'digest', '')
+if j.started_at == '' then redis.call('HSET', JOB, 'started_at', seconds(us)) end
+redis.call('ZREM', QUEUE, ID)
+extend(us, ttl_ms)
+emit('job.claimed', 'info', cjson.encode({from = committed, to = start, fence = fence}), us)
+return {'OK', fence, start, committed}

@@ -1,0 +1,85 @@
+-- Put in front of every script by the loader, so a rule that several scripts share is written once.
+-- KEYS 1..5 are the same for all: job, events, replies, queue, leases. ARGV[1] is the job id.
+-- Every script answers {code, ...}, takes the time from Redis, and validates before its first write
+-- (Redis does not undo the earlier writes of a script that fails).
+local JOB, EVENTS, REPLIES, QUEUE, LEASES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local ID = ARGV[1]
+local FINAL = {succeeded = true, failed = true, cancelled = true}
+local EVENTS_KEPT, REPLIES_KEPT = 10000, 64
+
+local function now_us()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) * 1000000 + tonumber(t[2])
+end
+
+local function seconds(us) return string.format('%.6f', us / 1000000) end
+
+-- The named fields of the job hash; a field that is absent reads as false.
+local function read(...)
+  local names, values, out = {...}, redis.call('HMGET', JOB, ...), {}
+  for i, name in ipairs(names) do out[name] = values[i] end
+  return out
+end
+
+-- nil when (fence, nonce) still holds the job, else the code to answer.
+local function refusal(fence, nonce)
+  local j = read('status', 'fence', 'nonce', 'closed')
+  if not j.status then return 'NOTFOUND' end
+  if j.fence ~= fence or j.nonce ~= nonce or j.closed ~= '' then return 'FENCED' end
+end
+
+-- Replies already given to recent calls, so that a call retried after a lost reply acts once.
+local function kept_reply(token)
+  for _, entry in ipairs(redis.call('LRANGE', REPLIES, 0, -1)) do
+    if entry:sub(1, #token + 1) == token .. ' ' then return entry:sub(#token + 2) end
+  end
+end
+
+local function keep_reply(token, reply)
+  redis.call('LPUSH', REPLIES, token .. ' ' .. reply)
+  redis.call('LTRIM', REPLIES, 0, REPLIES_KEPT - 1)
+end
+
+-- Appends an event under the job's next number; the counter moves in the same script: no gap, no repeat.
+local function emit(kind, level, json, us)
+  local seq = redis.call('HINCRBY', JOB, 'seq', 1)
+  redis.call('XADD', EVENTS, 'MAXLEN', '~', EVENTS_KEPT, string.format('%d-0', seq),
+    'type', kind, 'level', level, 'at', seconds(us), 'data', json)
+  return seq
+end
+
+local function extend(us, ttl_ms)
+  redis.call('ZADD', LEASES, string.format('%.0f', math.floor(us / 1000) + tonumber(ttl_ms)), ID)
+end
+
+-- Ends the holder's right to write; `how` lets a retry of the same ending be told from a zombie.
+local function close(how)
+  redis.call('HSET', JOB, 'closed', how)
+  redis.call('ZREM', LEASES, ID)
+end
+
+-- One status change with all that belongs to it: queue entry, times, event. Legality is the caller's.
+local function move(from, to, reason, us, kind, level)
+  redis.call('HSET', JOB, 'status', to, 'reason', reason)
+  if to == 'queued' then
+    redis.call('ZADD', QUEUE, redis.call('HGET', JOB, 'order'), ID)
+  else
+    redis.call('ZREM', QUEUE, ID)
+  end
+  if FINAL[to] then redis.call('HSET', JOB, 'finished_at', seconds(us)) end
+  emit(kind or 'job.' .. to, level or (to == 'failed' and 'error' or 'info'),
+    cjson.encode({from = from, to = to, reason = reason}), us)
+end
+
+-- The holder is gone: what a person asked for happens at once, anything else goes back to the queue.
+local function land(from, reason, us, level)
+  if from == 'cancelling' then
+    move(from, 'cancelled', reason, us)
+    return 'cancelled'
+  elseif from == 'pausing' then
+    move(from, 'paused', reason, us)
+    return 'paused'
+  end
+  move(from, 'queued', reason, us, 'job.requeued', level)
+  return 'queued'
+end

@@ -1,0 +1,23 @@
+-- Compare-and-swap of the steering. KEYS 6, 7: steering, steering log.
+-- ARGV: id, token, version expected, change, state after it, who. Answers {code, version, effective step}.
+local W, WLOG = KEYS[6], KEYS[7]
+local token, expected, change, state, who = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local j = read('status', 'step')
+if not j.status then return {'NOTFOUND'} end
+local given = kept_reply(token)
+if given then
+  local version, effective = given:match('^(%d+) (%d+)$')
+  return {'OK', tonumber(version), tonumber(effective)}
+end
+local w = redis.call('HMGET', W, 'ver', 'eff')
+if FINAL[j.status] or j.status == 'cancelling' then return {'STATE', tonumber(w[1]), 0} end
+if w[1] ~= expected then return {'STALE', tonumber(w[1]), 0} end
+
+-- step + 1 is in flight. Never before an earlier promise: after a rewind, step + 2 may lie below it.
+local version = tonumber(w[1]) + 1
+local effective = math.max(tonumber(j.step) + 2, tonumber(w[2]))
+redis.call('XADD', WLOG, string.format('%d-1', version), 'eff', effective, 'at', seconds(now_us()),
+  'who', who, 'change', change, 'state', state)
+redis.call('HSET', W, 'ver', version, 'eff', effective, 'current', state)
+keep_reply(token, string.format('%d %d', version, effective))
+return {'OK', version, effective}

@@ -1,0 +1,33 @@
+-- Accepts a job once. KEYS 6..10: idempotency, jobs, spec, steering, steering log.
+-- ARGV: id, body sha256, idempotency ttl ms (0: no key given), name, spec, steering.
+local IDEM, JOBS, SPEC, W, WLOG = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local digest, ttl_ms, name, spec, steering = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
+
+if ttl_ms > 0 then
+  local kept = redis.call('GET', IDEM)
+  if kept then
+    local job_id, body = kept:match('^([^|]+)|(.+)$')
+    return {body == digest and 'REPLAY' or 'CONFLICT', job_id}
+  end
+end
+local existing = redis.call('HGET', JOB, 'spec_digest')
+if existing then return {existing == digest and 'REPLAY' or 'CONFLICT', ID} end
+
+local us = now_us()
+-- Strictly increasing, whatever the clock does: a page cursor then points at exactly one job.
+local newest = redis.call('ZREVRANGE', JOBS, 0, 0, 'WITHSCORES')[2]
+local order = string.format('%.0f', math.max(us, newest and tonumber(newest) + 1 or 0))
+
+redis.call('HSET', JOB, 'schema_v', 1, 'id', ID, 'name', name, 'status', 'validating', 'reason', '',
+  'order', order, 'created_at', seconds(us), 'started_at', '', 'finished_at', '', 'spec_digest', digest,
+  'fence', 0, 'nonce', '', 'closed', 'new', 'attempts', 0, 'ttl_ms', 0, 'claim_from', 0,
+  'step', 0, 'digest', '', 'total_steps', '', 'progress', '{}', 'seq', 0,
+  'ckpt_step', '', 'ckpt_path', '', 'ckpt_digest', '')
+redis.call('SET', SPEC, spec)
+redis.call('HSET', W, 'ver', 1, 'eff', 0, 'current', steering)
+redis.call('XADD', WLOG, '1-1', 'eff', 0, 'at', seconds(us), 'who', 'submit',
+  'change', steering, 'state', steering)
+redis.call('ZADD', JOBS, order, ID)
+if ttl_ms > 0 then redis.call('SET', IDEM, ID .. '|' .. digest, 'PX', ttl_ms) end
+move('validating', 'queued', '', us)
+return {'NEW', ID}

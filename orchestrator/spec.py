@@ -1,0 +1,526 @@
+"""JobSpec: what a person asks for, as one frozen tree. The same document as YAML for the CLI and as JSON for the API.
+
+Unknown fields are refused with the nearest valid name. Nothing here imports torch, Ray or vLLM: a spec is read,
+checked and shown without them, and only build.py turns it into objects.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from rewards import registry
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class SpecError(ValueError):
+    """A spec that can't be used: one message per wrong field, each with its dotted path."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(f"{path}: {message}" if path else message for path, message in problems))
+
+
+class Spec(BaseModel):
+    """What every part of the tree shares: frozen, and an unknown key is a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+
+
+class PolicySpec(Spec):
+    """The language model that is aligned."""
+
+    model: str = Field(
+        min_length=1,
+        description="`quickstart` (a tiny model that is trained on first use), a Hugging Face directory, or a hub id",
+    )
+    revision: str | None = Field(None, description="commit of a hub id; ignored for a directory")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="of the engines and of the learner's arithmetic; the learner keeps float32 weights"
+    )
+    max_model_len: int | None = Field(
+        None, ge=16, description="tokens of prompt and completion together; the model's own limit when absent"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+
+
+class QuickstartData(Spec):
+    """Generated multi-digit arithmetic for the quickstart policy."""
+
+    type: Literal["quickstart"] = "quickstart"
+    train: int = Field(2048, ge=1, le=100_000, description="prompts in the train split")
+    validation: int = Field(200, ge=1, le=10_000, description="prompts in the validation split")
+    test: int = Field(500, ge=1, le=10_000, description="prompts in the test split")
+
+
+class Columns(Spec):
+    """Where a row keeps what; a dot reaches into a struct, as in `reward_model.ground_truth`."""
+
+    prompt: str = Field("prompt", description="a string, or a list of chat messages with role and content")
+    answer: str | None = Field("answer", description="the ground truth; null where no reward needs one")
+
+
+class FilesData(Spec):
+    """Prompts from JSONL or Parquet files."""
+
+    type: Literal["files"] = "files"
+    train: str = Field(description="path of the train split (.jsonl or .parquet)")
+    validation: str = Field(description="path of the validation split")
+    test: str | None = Field(
+        None, description="path of the test split; the validation split's figures alone when absent"
+    )
+    columns: Columns = Columns()
+    limit: int | None = Field(None, ge=1, description="rows used of each split; all when absent")
+
+
+DataSpec = Annotated[QuickstartData | FilesData, Field(discriminator="type")]
+
+
+class RewardSpec(Spec):
+    """A registered reward and its options (`equipoise rewards` lists them)."""
+
+    name: str = Field(description="registered name")
+    options: dict[str, JsonValue] = Field(default_factory=dict, description="options of that reward")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        registry.parse_options(self.name, self.options)
+        return self
+
+
+class Gate(Spec):
+    """The objective counts only in rollouts where another one reached a threshold."""
+
+    objective: Name = Field(description="the other objective")
+    at_least: Finite = Field(description="threshold on the other objective's raw reward")
+
+
+class Target(Spec):
+    """What the objective should reach; used by rules that need targets, and drawn in the report."""
+
+    op: Literal[">=", "<="] = ">="
+    value: Finite
+
+
+class ObjectiveSpec(Spec):
+    """One thing to improve, with the person's preference for it."""
+
+    name: Name
+    reward: RewardSpec
+    weight: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="the person's preference; weights are scaled to sum to 1"
+    )
+    range: tuple[Finite, Finite] = Field(
+        (0.0, 1.0),
+        description="[lo, hi] of the raw reward, to normalise the front; values outside are clipped",
+    )
+    bounds: tuple[Fraction, Fraction] = Field((0.0, 1.0), description="[floor, ceiling] of its applied weight")
+    gate: Gate | None = Field(None, description="counts only where another objective reached a threshold")
+    target: Target | None = None
+
+    @field_validator("range")
+    @classmethod
+    def _range_ascends(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not value[0] < value[1]:
+            raise ValueError(f"expected [lo, hi] with lo < hi, got {list(value)}")
+        return value
+
+    @field_validator("bounds")
+    @classmethod
+    def _bounds_ascend(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError(f"expected [floor, ceiling] with floor <= ceiling, got {list(value)}")
+        return value
+
+
+class RolloutSpec(Spec):
+    """How completions are sampled, and on what."""
+
+    prompts_per_step: int = Field(32, ge=1, le=65_536, description="P: prompts in a step")
+    rollouts_per_prompt: int = Field(8, ge=1, le=1024, description="G: completions of each prompt")
+    max_tokens: int = Field(1024, ge=1, description="tokens of a completion, at most")
+    temperature: float = Field(1.0, gt=0, le=5, allow_inf_nan=False, description="above 0: training explores")
+    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    engines: int = Field(1, ge=1, le=256, description="vLLM engines, each an actor of its own")
+    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs of one engine")
+    max_num_seqs: int = Field(256, ge=1, le=8192, description="completions that an engine decodes together")
+    kv_cache_gib: Positive = Field(1.0, description="KV cache of an engine on CPU, GiB")
+    gpu_memory_utilization: Positive = Field(0.4, le=0.98, description="share of a GPU's memory for an engine")
+    prefix_caching: bool = Field(True, description="share the prompt's KV cache between its rollouts")
+    enforce_eager: bool = Field(False, description="no CUDA graphs or compilation: quicker start, slower decoding")
+    transport: Literal["auto", "shared_memory", "nccl", "ipc"] = Field(
+        "auto", description="how weights reach the engines; auto: shared_memory on CPU, nccl on GPUs"
+    )
+    timeout_s: Positive = Field(1800.0, description="longest wait for a batch of rollouts or a weight sync, seconds")
+
+
+class GrpoSpec(Spec):
+    """Rewards combined, then the group's mean and standard deviation (arXiv 2402.03300)."""
+
+    name: Literal["grpo"] = "grpo"
+    std_floor: float = Field(
+        1e-6,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="groups whose combined reward spreads less than this carry no signal",
+    )
+
+
+class RlooSpec(Spec):
+    """Rewards combined, then the leave-one-out mean (arXiv 2402.14740)."""
+
+    name: Literal["rloo"] = "rloo"
+
+
+class ReinforceSpec(Spec):
+    """Rewards combined, then whitened over the batch (REINFORCE++, arXiv 2501.03262)."""
+
+    name: Literal["reinforce"] = "reinforce"
+
+
+class GdpoSpec(Spec):
+    """Each reward normalised in its group, then combined, then whitened over the batch (arXiv 2601.05242)."""
+
+    name: Literal["gdpo"] = "gdpo"
+    std_floor: float = Field(
+        1e-6,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="an objective is divided by no less than this, so that a sliver of spread is not blown up",
+    )
+
+
+EstimatorSpec = Annotated[GrpoSpec | RlooSpec | ReinforceSpec | GdpoSpec, Field(discriminator="name")]
+
+
+class LossSpec(Spec):
+    """Token-level clipped surrogate, and a KL penalty to the initial policy."""
+
+    clip_low: Fraction = Field(0.2, description="ratio is clipped at 1 - clip_low")
+    clip_high: float = Field(0.28, ge=0, le=10, allow_inf_nan=False, description="ratio is clipped at 1 + clip_high")
+    importance_cap: Positive = Field(
+        2.0,
+        description="truncation of learner/sampler probability ratios (they differ by the engines' rounding)",
+    )
+    kl_coef: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="k3 KL to the initial policy; 0 loads no reference",
+    )
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
+        "token_mean", description="constant divides by rollout.max_tokens (arXiv 2503.20783)"
+    )
+
+
+class OptimizerSpec(Spec):
+    """AdamW and how a batch becomes updates."""
+
+    lr: Positive = Field(1e-6, le=1, description="peak learning rate")
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    weight_decay: float = Field(0.0, ge=0, le=10, allow_inf_nan=False)
+    warmup_steps: int = Field(0, ge=0, description="updates over which the learning rate rises from 0")
+    schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="after the warm-up")
+    max_grad_norm: Positive = Field(1.0, description="clipping of the combined gradient's norm")
+    minibatches: int = Field(1, ge=1, le=1024, description="updates made from one batch of rollouts")
+    tokens_per_microbatch: int = Field(16_384, ge=16, description="tokens of one forward pass, padding included")
+
+
+class FixedSpec(Spec):
+    """The person's preference, as it is."""
+
+    name: Literal["fixed"] = "fixed"
+
+
+class HypervolumeSpec(Spec):
+    """Rewards batches that push the front out (arXiv 2509.11452, part 1)."""
+
+    name: Literal["hypervolume"] = "hypervolume"
+    faithful: bool = Field(
+        False,
+        description="multiply the rewards, as published (a no-op under grpo and reinforce), not the advantages",
+    )
+    base: float = Field(0.5, ge=0, le=10, allow_inf_nan=False, description="multiplier when the front does not grow")
+    gain: float = Field(
+        1.5, ge=0, le=10, allow_inf_nan=False, description="multiplier = base + gain tanh(growth / tau)"
+    )
+
+
+class GradientSpec(Spec):
+    """Weight to the objectives whose gradient helps the others (arXiv 2509.11452, part 2)."""
+
+    name: Literal["gradient"] = "gradient"
+    step_size: Positive = Field(0.1, le=10, description="eta / mu of the paper: step of the mirror descent")
+    decay: Fraction = Field(
+        0.0, description="pull back to the preference each step; 0 as published, which is rich-get-richer"
+    )
+    floor: Fraction = Field(0.05, description="least weight of an objective; 0 as published")
+
+
+WeightingSpec = Annotated[FixedSpec | HypervolumeSpec | GradientSpec, Field(discriminator="name")]
+
+
+class SteeringSpec(Spec):
+    """Who decides the weights at the start; a person can change it while the job runs."""
+
+    mode: Literal["auto", "blend", "manual"] = Field(
+        "auto", description="strategy alone, a mix, or the preference alone"
+    )
+    blend: Fraction = Field(0.5, description="share of the preference in mode blend")
+
+
+class EvaluationSpec(Spec):
+    """Held-out figures, which make the Pareto front."""
+
+    every: int = Field(10, ge=1, description="steps between evaluations; step 0 and the last are always evaluated")
+    prompts: int | None = Field(None, ge=1, description="validation prompts used; all when absent")
+    rollouts_per_prompt: int = Field(1, ge=1, le=64)
+    temperature: float = Field(1.0, ge=0, le=5, allow_inf_nan=False)
+    greedy: bool = Field(True, description="greedy figures beside the sampled ones on the test split")
+    test_points: int = Field(
+        8, ge=0, le=256, description="points of the final front that are evaluated on the test split"
+    )
+
+
+class CheckpointSpec(Spec):
+    """What a crash can cost, and what is kept."""
+
+    every: int = Field(10, ge=1, description="steps between checkpoints: the most that a crash re-runs")
+
+
+class CollapseSpec(Spec):
+    """Sees one objective being hacked while another falls."""
+
+    action: Literal["off", "alert", "pause"] = "alert"
+    drop: Fraction = Field(0.15, description="fall of an objective below its best, in units of its range, that counts")
+    total_drop: Fraction = Field(
+        0.05, description="fall of the preference-weighted total below its best that counts; both must hold"
+    )
+
+
+class ResourcesSpec(Spec):
+    """What the job runs on."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    learner_threads: int | None = Field(None, ge=1, description="CPU threads of the learner; all cores when absent")
+    engine_threads: int | None = Field(None, ge=1, description="CPU threads of an engine; all cores when absent")
+    reward_timeout_s: Positive = Field(60.0, description="longest wait for one reward on one batch, seconds")
+
+
+class JobSpec(Spec):
+    """A job: a policy, prompts and K objectives, and how to trade them off."""
+
+    name: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$", description="what people call it")
+    seed: int = Field(0, ge=0, lt=2**31, description="of everything random: the same spec gives the same run on CPU")
+    steps: int = Field(ge=1, le=1_000_000, description="training steps")
+    policy: PolicySpec
+    data: DataSpec
+    objectives: tuple[ObjectiveSpec, ...] = Field(min_length=1, max_length=32)
+    rollout: RolloutSpec = RolloutSpec()
+    estimator: EstimatorSpec = GdpoSpec()
+    weighting: WeightingSpec = FixedSpec()
+    steering: SteeringSpec = SteeringSpec()
+    loss: LossSpec = LossSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    checkpoints: CheckpointSpec = CheckpointSpec()
+    collapse: CollapseSpec = CollapseSpec()
+    resources: ResourcesSpec = ResourcesSpec()
+    init_checkpoint: str | None = Field(
+        None,
+        description="directory of an exported checkpoint to start from instead of policy.model's weights",
+    )
+    metadata: dict[str, Annotated[str, Field(max_length=512)]] = Field(default_factory=dict, max_length=16)
+
+    @model_validator(mode="after")
+    def _objectives_fit(self) -> Self:
+        names = [objective.name for objective in self.objectives]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise ValueError(f"objectives.{i}.name: '{name}' stands twice; every objective needs its own name")
+        for i, objective in enumerate(self.objectives):
+            if objective.gate is None:
+                continue
+            if objective.gate.objective == objective.name:
+                raise ValueError(f"objectives.{i}.gate.objective: an objective can't gate itself")
+            if objective.gate.objective not in names:
+                raise ValueError(
+                    f"objectives.{i}.gate.objective: no objective '{objective.gate.objective}'"
+                    f"{nearest(objective.gate.objective, names)}; objectives are {', '.join(names)}"
+                )
+        if not any(objective.weight > 0 for objective in self.objectives):
+            raise ValueError("objectives: at least one weight must be above 0")
+        floors = math.fsum(objective.bounds[0] for objective in self.objectives)
+        ceilings = math.fsum(objective.bounds[1] for objective in self.objectives)
+        if floors > 1 + 1e-9 or ceilings < 1 - 1e-9:
+            raise ValueError(
+                f"objectives: bounds leave no weights that sum to 1 "
+                f"(floors sum to {floors:g}, ceilings to {ceilings:g})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        groups = self.rollout.rollouts_per_prompt
+        if groups < 2 and self.estimator.name != "reinforce":
+            raise ValueError(
+                f"rollout.rollouts_per_prompt: estimator '{self.estimator.name}' compares the rollouts of a prompt "
+                "and needs at least 2; 'reinforce' works with 1"
+            )
+        if isinstance(self.weighting, GradientSpec) and self.estimator.name != "gdpo":
+            raise ValueError(
+                "weighting.name: 'gradient' needs per-objective advantages, which only estimator 'gdpo' has"
+            )
+        if isinstance(self.weighting, GradientSpec) and self.weighting.floor * len(self.objectives) > 1:
+            raise ValueError(
+                f"weighting.floor: {self.weighting.floor:g} for each of {len(self.objectives)} objectives "
+                "sums to more than 1"
+            )
+        if self.optimizer.minibatches > self.rollout.prompts_per_step * groups:
+            raise ValueError("optimizer.minibatches: more than there are rollouts in a step")
+        if self.policy.model == "quickstart" and not isinstance(self.data, QuickstartData):
+            raise ValueError("data.type: the quickstart policy knows only the quickstart data")
+        return self
+
+    @property
+    def objective_names(self) -> tuple[str, ...]:
+        return tuple(objective.name for objective in self.objectives)
+
+    @property
+    def preference(self) -> dict[str, float]:
+        """The person's weights by objective name, scaled to sum to 1."""
+        total = math.fsum(objective.weight for objective in self.objectives)
+        return {objective.name: objective.weight / total for objective in self.objectives}
+
+    def to_json(self) -> str:
+        """With every default written out, so that a job replays after the defaults have moved."""
+        return self.model_dump_json()
+
+
+def nearest(word: str, candidates: list[str] | tuple[str, ...]) -> str:
+    """`, did you mean 'x'?` or nothing."""
+    close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def parse_spec(document: Any) -> JobSpec:
+    """A JobSpec from parsed YAML or JSON. Raises SpecError with one line for each wrong field."""
+    if not isinstance(document, dict):
+        raise SpecError(
+            [("", f"expected a mapping of fields such as name, policy and objectives, got {_kind(document)}")]
+        )
+    try:
+        return JobSpec.model_validate(document)
+    except ValidationError as error:
+        raise SpecError([_problem(detail) for detail in error.errors(include_url=False, include_input=False)]) from None
+
+
+def load_spec(path: Path) -> JobSpec:
+    """A JobSpec from a YAML or JSON file. Raises SpecError, its first words the file's name where it can't be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise SpecError([("", f"{path}: {reason}")]) from None
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError([("", f"{path}: not valid YAML: {' '.join(str(error).split())}")]) from None
+    return parse_spec(document)
+
+
+def _problem(detail: Any) -> tuple[str, str]:
+    """(dotted path, message) of one pydantic error; an unknown field gets the nearest valid name."""
+    location = tuple(part for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        fields = _fields_at(JobSpec, location[:-1])
+        unknown = str(location[-1])
+        hint = nearest(unknown, fields) or (f"; fields are {', '.join(fields)}" if fields else "")
+        return _path(location), f"unknown field{hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if not location and ": " in message:  # our own cross-field checks name the field first
+        path, _, rest = message.partition(": ")
+        if " " not in path:
+            return path, rest
+    return _path(location), message
+
+
+def _path(location: tuple[Any, ...]) -> str:
+    """Without the tags that pydantic adds for the member of a union, so that it reads as the document does."""
+    parts: list[str] = []
+    model: Any = JobSpec
+    for part in location:
+        if isinstance(part, str) and _members(model) and part in _tags(model):
+            model = _tags(model)[part]
+            continue
+        parts.append(str(part))
+        model = _step(model, part)
+    return ".".join(parts)
+
+
+def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        model = _tags(model)[part] if _members(model) and part in _tags(model) else _step(model, part)
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _step(model: Any, part: Any) -> Any:
+    """The type behind one field name or index."""
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        field = model.model_fields.get(str(part))
+        return _plain(field.annotation) if field else None
+    if get_origin(model) is tuple:
+        return _plain(get_args(model)[0])
+    return None
+
+
+def _plain(annotation: Any) -> Any:
+    """Without Annotated and without None."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    members = [member for member in _members(annotation) if member is not type(None)]
+    return members[0] if len(members) == 1 else annotation
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+
+
+def _tags(union: Any) -> dict[str, Any]:
+    """Members of a discriminated union by their tag."""
+    tags: dict[str, Any] = {}
+    for member in _members(union):
+        for name in ("type", "name"):
+            field = member.model_fields.get(name) if hasattr(member, "model_fields") else None
+            if field is not None and get_origin(field.annotation) is Literal:
+                tags[get_args(field.annotation)[0]] = member
+    return tags
+
+
+def _kind(value: Any) -> str:
+    return {type(None): "an empty document", list: "a list", str: "text"}.get(type(value), type(value).__name__)
+
+
+SCHEMA: dict[str, Any] = TypeAdapter(JobSpec).json_schema()

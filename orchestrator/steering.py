@@ -1,0 +1,112 @@
+"""A person's hand on the weights: what a change may say, and what it makes of the strategy's choice.
+
+The document that is stored and logged is `Steering` in JSON; weights and bounds are keyed by objective name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator.spec import JobSpec, nearest
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class SteeringError(ValueError):
+    """A change that can't be applied; `field` is its dotted path."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(field, message)
+        self.field = field
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+
+class Steering(BaseModel):
+    """Who decides, and within which bounds.
+
+    auto: the strategy alone, starting from `weights` as its preference. blend: (1 - blend) strategy + blend weights.
+    manual: `weights`. Then floors and ceilings, by the nearest point on the bounded simplex.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    mode: Literal["auto", "blend", "manual"]
+    blend: Share
+    weights: dict[str, Weight]
+    bounds: dict[str, tuple[Share, Share]]
+
+
+def initial_steering(spec: JobSpec) -> Steering:
+    """What the spec asks for: version 1."""
+    return Steering(
+        mode=spec.steering.mode,
+        blend=spec.steering.blend,
+        weights=spec.preference,
+        bounds={objective.name: objective.bounds for objective in spec.objectives},
+    )
+
+
+def merge(current: Mapping[str, Any], change: Mapping[str, Any], objectives: tuple[str, ...]) -> Steering:
+    """The steering after a change; what it does not mention stays. Raises SteeringError, naming the field.
+
+    Weights must name every objective and are scaled to sum to 1; bounds may name some, and must leave a solution.
+    """
+    for key in change:
+        if key not in Steering.model_fields:
+            fields = list(Steering.model_fields)
+            raise SteeringError(str(key), f"unknown field{nearest(str(key), fields)}; fields are {', '.join(fields)}")
+    for key in ("weights", "bounds"):
+        for name in change.get(key) or {}:
+            if name not in objectives:
+                hint = nearest(str(name), objectives)
+                raise SteeringError(f"{key}.{name}", f"no such objective{hint}; objectives are {', '.join(objectives)}")
+    document = {**current, **change, "bounds": {**current.get("bounds", {}), **(change.get("bounds") or {})}}
+    try:
+        steering = Steering.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise SteeringError(".".join(str(part) for part in first["loc"]), first["msg"]) from None
+    missing = [name for name in objectives if name not in steering.weights]
+    if missing:
+        raise SteeringError("weights", f"expected a weight for each objective; {', '.join(missing)} is missing")
+    total = math.fsum(steering.weights.values())
+    if total <= 0 or not math.isfinite(total):
+        raise SteeringError("weights", "at least one weight must be above 0")
+    _check_bounds(steering.bounds, objectives)
+    return steering.model_copy(update={"weights": {name: steering.weights[name] / total for name in objectives}})
+
+
+def _check_bounds(bounds: Mapping[str, tuple[float, float]], objectives: tuple[str, ...]) -> None:
+    for name, (floor, ceiling) in bounds.items():
+        if floor > ceiling:
+            raise SteeringError(
+                f"bounds.{name}", f"expected [floor, ceiling] with floor <= ceiling, got {floor, ceiling}"
+            )
+    pairs = [bounds.get(name, (0.0, 1.0)) for name in objectives]
+    floors, ceilings = math.fsum(floor for floor, _ in pairs), math.fsum(ceiling for _, ceiling in pairs)
+    if floors > 1 + 1e-9 or ceilings < 1 - 1e-9:
+        raise SteeringError(
+            "bounds", f"leave no weights that sum to 1 (floors sum to {floors:g}, ceilings to {ceilings:g})"
+        )
+
+
+def apply_steering(steering: Steering, strategy: Mapping[str, float]) -> dict[str, float]:
+    """The weights of a step, by objective name, from the strategy's own."""
+    import torch
+
+    from policies.weighting.simplex import project
+
+    names = list(strategy)
+    share = {"auto": 0.0, "blend": steering.blend, "manual": 1.0}[steering.mode]
+    mixed = [(1 - share) * strategy[name] + share * steering.weights[name] for name in names]
+    bounds = torch.tensor([steering.bounds.get(name, (0.0, 1.0)) for name in names], dtype=torch.float64)
+    applied_K = project(torch.tensor(mixed, dtype=torch.float64), bounds[:, 0], bounds[:, 1])
+    return dict(zip(names, applied_K.tolist(), strict=True))

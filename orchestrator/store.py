@@ -1,0 +1,342 @@
+"""Jobs in Redis: the one place where the life of a job is recorded.
+
+Every change is one Lua script (orchestrator/scripts): it checks everything before its first write, takes the
+time from Redis, and may be repeated after a lost reply without a second effect. Whoever works on a job holds
+a lease; each write under it carries the lease's fence and nonce, and is refused with `Fenced` once another
+has claimed the job. Any method may raise `StoreUnavailable`, and `JobNotFound` where it takes a job.
+"""
+
+import json
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from orchestrator.errors import (
+    Fenced,
+    IllegalTransition,
+    JobNotFound,
+    StepGap,
+    StoreError,
+    StoreUnavailable,
+)
+from orchestrator.keys import is_name
+from orchestrator.reader import JobReader
+from orchestrator.records import (
+    Checkpoint,
+    Claim,
+    ClaimOutcome,
+    Event,
+    JobRecord,
+    Lease,
+    Page,
+    Signals,
+    Steer,
+    SteeringEntry,
+    SteeringState,
+    SteerOutcome,
+    Submission,
+    SubmitOutcome,
+    dumps,
+    steering_at,
+)
+from orchestrator.redis_calls import Arg
+from orchestrator.states import CANCEL, PAUSE, RESUME, JobStatus, sources
+
+__all__ = [
+    "Checkpoint", "Claim", "ClaimOutcome", "Event", "Fenced", "IllegalTransition", "JobNotFound",
+    "JobRecord", "JobStatus", "JobStore", "Lease", "Page", "Signals", "Steer", "SteerOutcome",
+    "SteeringEntry", "SteeringState", "StepGap", "StoreError", "StoreUnavailable", "Submission",
+    "SubmitOutcome", "steering_at",
+]  # fmt: skip
+
+IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
+MAX_ATTEMPTS = 3  # claims without a new checkpoint between them
+PROGRESS_LIMIT_BYTES = 16 * 1024
+EVENT_LIMIT_BYTES = 64 * 1024
+REASON_LIMIT_CHARS = 2000
+_HELD = frozenset({JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.CANCELLING})
+_ENDINGS = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.PAUSED})
+
+
+class JobStore(JobReader):
+    """The jobs of one owner, to be changed and read. Holds no state: safe to share between threads."""
+
+    # -- jobs ------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        spec_json: str,
+        *,
+        name: str,
+        job_id: str,
+        steering: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Submission:
+        """Queue a job; `steering` is its first version. The body is what `spec_json` says, byte for byte.
+
+        A key (kept 24 h) or a job id seen before gives REPLAY for the same body, CONFLICT for another one.
+        So does a call whose first reply was lost: REPLAY, one job.
+        """
+        if not is_name(job_id):
+            raise ValueError("job id: 1 to 255 letters, digits, _ or - are allowed")
+        keys = self._keys
+        outcome, accepted_id = self._run(
+            "submit",
+            job_id,
+            sha256(spec_json.encode()).hexdigest(),
+            0 if idempotency_key is None else IDEMPOTENCY_TTL_MS,
+            name,
+            spec_json,
+            dumps(steering or {}),
+            more=[
+                keys.idempotency(idempotency_key or ""), keys.jobs, keys.spec(job_id),
+                keys.steering(job_id), keys.steering_log(job_id),
+            ],
+        )  # fmt: skip
+        return Submission(job_id=accepted_id, outcome=SubmitOutcome(outcome))
+
+    # -- what people ask for ---------------------------------------------------------------------------------
+
+    def request_cancel(self, job_id: str) -> JobStatus:
+        """Cancelled at once if nobody works on it, else cancelling until the holder lets go."""
+        return self._request(job_id, CANCEL, JobStatus.CANCELLED, "cancelled on request")
+
+    def request_pause(self, job_id: str) -> JobStatus:
+        """Paused at once if nobody works on it, else pausing until the holder lets go."""
+        return self._request(job_id, PAUSE, JobStatus.PAUSED, "paused on request")
+
+    def resume(self, job_id: str) -> JobStatus:
+        """Back to the queue, with all its attempts again."""
+        return self._request(job_id, RESUME, JobStatus.QUEUED, "", fresh_attempts=True)
+
+    # -- the lease -------------------------------------------------------------------------------------------
+
+    def claim(self, job_id: str, *, nonce: str, ttl_s: float, floor_fence: int = 0, floor_step: int = 0) -> Claim:
+        """Take a queued job, or one whose holder's lease has expired; repeat with the same nonce if unsure.
+
+        The job restarts at its newest registered checkpoint. The floors are the fence and step of the newest
+        checkpoint manifest on disk, for a Redis restored from an older backup: a fence never repeats.
+        The fourth claim without a new checkpoint between fails the job (reason "poison").
+        """
+        code, fence, step, from_step = self._run(
+            "claim", job_id, nonce, _ms(ttl_s), floor_fence, floor_step, MAX_ATTEMPTS
+        )
+        won = code == ClaimOutcome.OK
+        return Claim(
+            outcome=ClaimOutcome(code),
+            lease=Lease(job_id=job_id, fence=fence, nonce=nonce) if won else None,
+            step=step,
+            from_step=from_step,
+        )
+
+    def renew(self, lease: Lease, ttl_s: float) -> Signals:
+        """Keep the lease for `ttl_s` from now, and learn what people asked for meanwhile."""
+        _, status, version = self._write("renew", lease, _ms(ttl_s), more=[self._keys.steering(lease.job_id)])
+        return Signals(
+            cancel=status == JobStatus.CANCELLING,
+            pause=status == JobStatus.PAUSING,
+            steering_version=version,
+        )
+
+    def finish(self, lease: Lease, status: JobStatus, reason: str | None = None) -> None:
+        """End work and lease: succeeded or failed; cancelled when cancelling, paused when pausing."""
+        if status not in _ENDINGS:
+            raise ValueError(f"a job cannot finish as {status}")
+        self._change("finish", lease, status, reason)
+
+    def release(self, lease: Lease, reason: str | None = None) -> JobStatus:
+        """Hand the job back unfinished; no attempt is counted and the next claim need not wait.
+
+        Queued again, or paused or cancelled if that was asked for.
+        """
+        return JobStatus(self._write("release", lease, _text(reason))[1])
+
+    def sweep(self) -> list[str]:
+        """Take back the jobs (at most 100) whose lease has expired, and return them.
+
+        Two passes: the first marks, the next takes back what was not renewed between. They go to the queue,
+        or become paused or cancelled if that was asked for.
+        """
+        seconds, _ = self._calls.command("TIME")
+        expired = self._calls.command(
+            "ZRANGEBYSCORE", self._keys.leases, "-inf", (seconds + 1) * 1000, "LIMIT", 0, 100
+        )  # a superset: the script decides by its own time
+        token, keys = _token(), [self._keys.stalled]
+        return [job_id for job_id in expired if self._run("sweep", job_id, token, more=keys)[0] == "TAKEN"]
+
+    # -- what the holder writes ------------------------------------------------------------------------------
+
+    def set_status(self, lease: Lease, status: JobStatus, reason: str | None = None) -> None:
+        """Running, pausing or cancelling; the rest belongs to `claim`, `finish` and `release`.
+
+        `IllegalTransition` for running means that a request came first: `renew` tells which.
+        """
+        if status not in _HELD:
+            raise ValueError(f"{status} is not set under a lease: use claim, finish or release")
+        self._change("set_status", lease, status, reason)
+
+    def set_progress(self, lease: Lease, progress: Mapping[str, Any]) -> None:
+        """The live line that people see, at most 16 KiB; `ValueError` above."""
+        line = dumps(progress, limit_bytes=PROGRESS_LIMIT_BYTES)
+        self._write("put", lease, "progress", line, more=[self._keys.job(lease.job_id)])
+
+    def set_total_steps(self, lease: Lease, total_steps: int) -> None:
+        self._write("put", lease, "total_steps", total_steps, more=[self._keys.job(lease.job_id)])
+
+    def set_front(self, lease: Lease, front: Mapping[str, Any]) -> None:
+        """Replace the Pareto front's document."""
+        self._write("put", lease, "doc", dumps(front), more=[self._keys.front(lease.job_id)])
+
+    # -- steps -----------------------------------------------------------------------------------------------
+
+    def commit(self, lease: Lease, *, step: int, digest: str, record: Mapping[str, Any]) -> None:
+        """Record a step and extend the lease by its last TTL. The same step and digest again is no error.
+
+        `StepGap` unless `step` is the committed one + 1.
+        """
+        keys = [self._keys.steps(lease.job_id)]
+        code, *expected = self._write("commit", lease, step, digest, dumps(record), more=keys)
+        if code == "GAP":
+            raise StepGap(step, expected[0])
+
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    def register_checkpoint(self, lease: Lease, *, step: int, path: str, digest: str) -> None:
+        """Make a checkpoint that is already durable the place to restart from; attempts count from 0 again.
+
+        `StepGap` for a step that is not committed, or older than the newest checkpoint.
+        """
+        entry = dumps({"path": path, "digest": digest, "metrics": {}, "on_front": False})
+        keys = [self._keys.checkpoints(lease.job_id)]
+        code, *newest = self._write("checkpoint", lease, step, path, digest, entry, more=keys)
+        if code == "GAP":
+            raise StepGap(step, newest[0])
+
+    def update_checkpoints(
+        self,
+        lease: Lease,
+        changes: Mapping[int, Mapping[str, Any]] | None = None,
+        *,
+        removals: Collection[int] = (),
+    ) -> None:
+        """Set `metrics` and `on_front` by step, and forget `removals` (files are the caller's).
+
+        `ValueError` for an unknown step or field, and for removing the newest: a restart needs it.
+        """
+        entries = {found.step: found for found in self.checkpoints(lease.job_id)}
+        pairs: list[Arg] = []
+        for step, change in (changes or {}).items():
+            if step not in entries or not change.keys() <= {"metrics", "on_front"}:
+                raise ValueError(f"checkpoint {step}: unknown, or a field other than metrics and on_front")
+            known = entries[step]
+            entry = {"path": known.path, "digest": known.digest, "metrics": known.metrics,
+                     "on_front": known.on_front}  # fmt: skip
+            pairs += [step, dumps({**entry, **change})]
+        keys = [self._keys.checkpoints(lease.job_id)]
+        if self._write("checkpoints", lease, len(removals), *removals, *pairs, more=keys)[0] == "NEWEST":
+            raise ValueError("the newest checkpoint cannot be removed: the job restarts from it")
+
+    def rewind(self, lease: Lease, *, step: int) -> None:
+        """Fall back to an older registered checkpoint, as the newer ones proved damaged; they are forgotten.
+
+        Only between a claim and its first commit: `StepGap` later, `ValueError` for an unregistered step.
+        """
+        code, *expected = self._write("rewind", lease, step, more=[self._keys.checkpoints(lease.job_id)])
+        if code == "ABSENT":
+            raise ValueError(f"no checkpoint is registered at step {step}")
+        if code == "GAP":
+            raise StepGap(step, expected[0])
+
+    # -- events ----------------------------------------------------------------------------------------------
+
+    def event(
+        self,
+        job_id: str,
+        type: str,
+        data: Mapping[str, Any],
+        lease: Lease | None = None,
+        *,
+        level: str = "info",
+    ) -> int:
+        """Append an event (data at most 64 KiB), only while `lease` is valid if one is given; its number."""
+        fence, nonce = ("", "") if lease is None else (str(lease.fence), lease.nonce)
+        document = dumps(data, limit_bytes=EVENT_LIMIT_BYTES)
+        return int(self._run("event", job_id, _token(), fence, nonce, type, level, document)[1])
+
+    # -- steering --------------------------------------------------------------------------------------------
+
+    def steer(self, job_id: str, *, change: Mapping[str, Any], if_match: int | None, by: str) -> Steer:
+        """Replace the top-level keys in `change` if version `if_match` is current (None: whichever is).
+
+        Takes effect two steps after the committed one, as the next may be in flight; never earlier than a
+        change acknowledged before.
+        """
+        token = _token()
+        while True:
+            head = self._of_job(job_id, ("HMGET", self._keys.steering(job_id), "ver", "current"))
+            state = {**json.loads(head[1]), **change}
+            expected = int(head[0]) if if_match is None else if_match
+            code, version, effective_step = self._run(
+                "steer", job_id, token, expected, dumps(change), dumps(state), by,
+                more=[self._keys.steering(job_id), self._keys.steering_log(job_id)],
+            )  # fmt: skip
+            outcome = SteerOutcome(code)
+            if outcome is not SteerOutcome.STALE or if_match is not None:
+                break
+        return Steer(
+            outcome=outcome,
+            version=version,
+            effective_step=effective_step if outcome is SteerOutcome.OK else None,
+        )
+
+    # -- below the surface -----------------------------------------------------------------------------------
+
+    def _run(self, script: str, job_id: str, *args: Arg, more: Sequence[str] = ()) -> list[Any]:
+        keys = self._keys
+        common = [keys.job(job_id), keys.events(job_id), keys.replies(job_id), keys.queue, keys.leases]
+        reply = self._calls.script(script, [*common, *more], [job_id, *args])
+        if reply[0] == "NOTFOUND":
+            raise JobNotFound(job_id)
+        if reply[0] == "FENCED":
+            raise Fenced(f"the lease on {job_id} is no longer valid")
+        return reply
+
+    def _write(self, script: str, lease: Lease, *args: Arg, more: Sequence[str] = ()) -> list[Any]:
+        return self._run(script, lease.job_id, lease.fence, lease.nonce, *args, more=more)
+
+    def _change(self, script: str, lease: Lease, status: JobStatus, reason: str | None) -> None:
+        code, *current = self._write(script, lease, status, _text(reason), *sources(status))
+        if code == "ILLEGAL":
+            raise IllegalTransition(current[0], status)
+
+    def _request(
+        self,
+        job_id: str,
+        moves: Mapping[JobStatus, JobStatus],
+        wanted: JobStatus,
+        reason: str,
+        *,
+        fresh_attempts: bool = False,
+    ) -> JobStatus:
+        pairs = [status for move in moves.items() for status in move]
+        code, status = self._run("request", job_id, _token(), reason, int(fresh_attempts), *pairs)
+        if code == "ILLEGAL":
+            raise IllegalTransition(status, wanted)
+        return JobStatus(status)
+
+
+def _ms(ttl_s: float) -> int:
+    if ttl_s <= 0:
+        raise ValueError("a lease lasts longer than 0 s")
+    return max(1, round(ttl_s * 1000))
+
+
+def _text(reason: str | None) -> str:
+    """A reason may quote any exception: cut, and without characters that UTF-8 cannot carry."""
+    return (reason or "")[:REASON_LIMIT_CHARS].encode("utf-8", "replace").decode()
+
+
+def _token() -> str:
+    """Names one call, so that the library's own retry of it is recognised."""
+    return secrets.token_hex(8)

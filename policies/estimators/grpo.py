@@ -1,0 +1,23 @@
+"""Group-relative policy optimisation (arXiv 2402.03300): combine the rewards, then normalise in the group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from policies.estimators.base import combine, standardise
+
+
+@dataclass(frozen=True)
+class Grpo:
+    """A = Z(sum_k w_k R_k), Z over the G rollouts of a prompt.
+
+    The floor on the group's spread matters with nearly equal weights: rewards that tie up to 0.001 would otherwise
+    become advantages near +-1.
+    """
+
+    std_floor: float = 1e-6
+
+    def __call__(self, rewards_PGK: Tensor, weights_K: Tensor) -> Tensor:
+        return standardise(combine(rewards_PGK, weights_K), self.std_floor).float()

@@ -1,0 +1,62 @@
+"""The policy loss, token by token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Aggregation = Literal["token_mean", "sequence_mean", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedSurrogate:
+    """Constants of the clipped surrogate (arXiv 1707.06347, asymmetric as in 2503.14476)."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    importance_cap: float = 2.0
+
+    def token_losses(
+        self, logprobs_BT: Tensor, old_logprobs_BT: Tensor, sampler_logprobs_BT: Tensor, advantages_B: Tensor
+    ) -> Tensor:
+        """loss_BT = -m min(rho A, clip(rho, 1 - low, 1 + high) A).
+
+        rho = pi / pi_old, both the learner's. m = min(pi_old / pi_sampler, cap), detached, corrects for the engine's
+        rounding and for older weights
+        (truncated importance sampling, arXiv 2505.24034). The gradient flows through pi only.
+        """
+        ratio_BT = torch.exp(logprobs_BT - old_logprobs_BT)
+        clipped_BT = ratio_BT.clamp(1 - self.clip_low, 1 + self.clip_high)
+        importance_BT = torch.exp(old_logprobs_BT - sampler_logprobs_BT).clamp_max(self.importance_cap).detach()
+        advantages_B1 = advantages_B.unsqueeze(1)
+        return -importance_BT * torch.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
+
+    def clipped(self, logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_B: Tensor) -> Tensor:
+        """Where the clip removes the gradient, as booleans_BT."""
+        ratio_BT = torch.exp(logprobs_BT - old_logprobs_BT)
+        positive_B1 = advantages_B.unsqueeze(1) > 0
+        return torch.where(positive_B1, ratio_BT > 1 + self.clip_high, ratio_BT < 1 - self.clip_low)
+
+
+def k3(logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(pi || reference) per token: exp(d) - d - 1 with d = log ref - log pi, >= 0."""
+    difference_BT = reference_logprobs_BT - logprobs_BT
+    return torch.exp(difference_BT) - difference_BT - 1
+
+
+def token_weights(mask_BT: Tensor, aggregation: Aggregation, *, max_tokens: int) -> Tensor:
+    """weights_BT such that sum(weights * token losses) is the aggregated loss of the minibatch.
+
+    token_mean: every token alike (1 / all tokens). sequence_mean: every completion alike (1 / (B * its length)).
+    constant: 1 / (B * max_tokens), which does not favour short wrong answers (arXiv 2503.20783).
+    An empty completion weighs 0.
+    """
+    mask_BT = mask_BT.float()
+    if aggregation == "token_mean":
+        return mask_BT / mask_BT.sum().clamp_min(1)
+    if aggregation == "sequence_mean":
+        return mask_BT / mask_BT.sum(dim=1, keepdim=True).clamp_min(1) / mask_BT.shape[0]
+    return mask_BT / (mask_BT.shape[0] * max_tokens)

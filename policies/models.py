@@ -1,0 +1,90 @@
+"""Loading and saving policies in Hugging Face format: safetensors only, no code from the model's directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+class ModelError(ValueError):
+    """A policy that can't be loaded; the message says what was expected and what to do."""
+
+
+def check_directory(path: Path) -> dict[str, Any]:
+    """The config of a Hugging Face directory. Raises ModelError where it is no loadable, safe policy."""
+    if not path.is_dir():
+        raise ModelError(f"no directory {path}; give a Hugging Face directory, a hub id or 'quickstart'")
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise ModelError(f"{path} has no config.json; expected a Hugging Face model directory")
+    try:
+        config = json.loads(config_file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ModelError(f"{config_file} is not valid JSON") from None
+    if "auto_map" in config:
+        raise ModelError(f"{path} wants to run code of its own (auto_map in config.json), which is never allowed")
+    if not any(path.glob("*.safetensors")):
+        pickled = sorted(file.name for pattern in PICKLED for file in path.glob(pattern))
+        found = f"only pickled weights ({', '.join(pickled[:3])}), which can run code" if pickled else "no weights"
+        raise ModelError(f"{path} has {found}; save it with safetensors: model.save_pretrained(directory)")
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ModelError(f"{path} has no tokenizer; save it there: tokenizer.save_pretrained(directory)")
+    return dict(config)
+
+
+def context_length(config: dict[str, Any]) -> int | None:
+    """Tokens that the model was made for, where its config says so."""
+    text = config.get("text_config", config)
+    value = text.get("max_position_embeddings")
+    return int(value) if value else None
+
+
+def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer. Raises ModelError where there is none or it has no end-of-sequence token."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no tokenizer at {model}: {_first_line(error)}") from None
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {model} has no end-of-sequence token, so completions would never end")
+    return tokenizer
+
+
+def load_model(model: str, *, revision: str | None = None) -> PreTrainedModel:
+    """The policy in float32, from safetensors, without its directory's code. Raises ModelError."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if Path(model).is_dir():
+        check_directory(Path(model))
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            model, revision=revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"can't load {model}: {_first_line(error)}") from None
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]]) -> list[int]:
+    """Tokens of a prompt, through the chat template where the tokenizer has one.
+
+    Raises ModelError for chat messages without a template.
+    """
+    if tokenizer.chat_template is None:
+        if not isinstance(prompt, str):
+            raise ModelError("the prompts are chat messages, but the tokenizer has no chat template")
+        return list(tokenizer.encode(prompt))
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,418 @@
+"""A policy small enough to train from nothing in about a minute, and a task on which its rewards disagree.
+
+The task is a running sum such as `30-1+6-9+1=`. The policy is taught three styles of answer:
+
+    short    \\boxed{27}                                              few tokens, mostly wrong
+    compact  -1=29 \\n +6=35 \\n -9=26 \\n +1=27 \\n \\boxed{27}           a line per operation, mostly right
+    verbose  first we get 30-1=29 \\n then we get 29+6=35 \\n ...       the same in words, mostly right, long
+
+Compact lines sometimes merge two operations, which saves tokens and costs accuracy. The short style is the
+likeliest one, so that greedy decoding of the untrained policy is short and mostly wrong: accuracy, conciseness
+and clarity conflict, and a policy aligned for accuracy is better under greedy decoding too.
+
+Only the functions that train or sample import torch and transformers; the rest is light.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+Style = Literal["short", "compact", "verbose", "other"]
+STYLES: tuple[Style, ...] = ("short", "compact", "verbose", "other")
+SPLIT_SIZES: Mapping[str, int] = MappingProxyType({"train": 4000, "validation": 200, "test": 500})
+HELD_OUT_SPLITS = frozenset({"validation", "test"})
+MAX_COMPLETION_TOKENS = 64
+MANIFEST = "quickstart.json"
+
+_LOWEST, _HIGHEST = 10, 59  # every running total stays in this range, so that it is one two-digit token
+_SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
+_WORDS = ("first ", "then ", "we ", "get ", "\\boxed{")
+_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_STEP = re.compile(r"(first we get |then we get |)\d*([+-]\d)+=\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the policy is made. Any change gives another hash, hence another cached policy.
+
+    Two lessons. First arithmetic step by step, compact and verbose in equal parts, for `steps` and then on, by
+    `extension_steps` up to `max_steps`, until it is learned. Then `mixing_steps` with the style shares of the
+    finished policy, while the learning rate decays to zero: too few to learn to answer without steps.
+    """
+
+    short_share: float = 0.55
+    compact_share: float = 0.25
+    merge_probability: float = 0.12
+    hidden_size: int = 128
+    layers: int = 3
+    heads: int = 4
+    intermediate_size: int = 384
+    rope_theta: float = 100.0  # sequences are shorter than 100 tokens
+    initializer_range: float = 0.05  # the usual 0.02 takes three times the steps to learn to copy at this width
+    batch_size: int = 32
+    steps: int = 400
+    extension_steps: int = 100
+    max_steps: int = 900
+    mixing_steps: int = 200
+    warmup_steps: int = 40
+    learning_rate: float = 3e-3
+    gate_problems: int = 256
+    min_stepwise_accuracy: float = 0.5
+    max_greedy_accuracy: float = 0.45
+
+    def digest(self, seed: int) -> str:
+        """A short hash of everything that decides the weights: recipe, seed, vocabulary, template, examples."""
+        problem = Problem(start=30, changes=(-1, 6, -9, 1))
+        examples = [_render(problem, style, self, random.Random(0)) for style in ("short", "compact", "verbose")]
+        parts = [asdict(self), seed, problem.prompt, examples, _vocabulary(), _CHAT_TEMPLATE]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A running sum: a start, then changes of one digit each."""
+
+    start: int
+    changes: tuple[int, ...]
+
+    @property
+    def prompt(self) -> str:
+        return f"{self.start}{''.join(f'{change:+d}' for change in self.changes)}="
+
+    @property
+    def answer(self) -> str:
+        return str(self.start + sum(self.changes))
+
+    @property
+    def held_out(self) -> bool:
+        """True for the eighth of all problems that is kept for validation and test: a property of the prompt
+        alone, so that training data and splits never overlap whatever their seeds are."""
+        return zlib.crc32(self.prompt.encode()) % 8 == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleFigures:
+    """Share of the completions in a style, and share of right answers inside it (0 where there are none)."""
+
+    share: float
+    accuracy: float
+
+
+def sample_problems(rng: random.Random, *, held_out: bool) -> Iterator[Problem]:
+    """An endless stream of problems of 3 to 5 operations from one side of the held-out border."""
+    while True:
+        start = total = rng.randint(_LOWEST, _HIGHEST)
+        changes: list[int] = []
+        for _ in range(rng.randint(3, 5)):
+            options = [c for c in range(-9, 10) if c not in (0, *changes) and _LOWEST <= total + c <= _HIGHEST]
+            changes.append(rng.choice(options))
+            total += changes[-1]
+        problem = Problem(start=start, changes=tuple(changes))
+        if problem.held_out == held_out:
+            yield problem
+
+
+def write_splits(directory: Path, *, seed: int = 0, sizes: Mapping[str, int] = SPLIT_SIZES) -> dict[str, Path]:
+    """Write one JSONL file per split, rows `{"prompt": "30-1+6-9+1=", "answer": "27"}`; return their paths.
+
+    No prompt is in two splits or twice in one. Validation and test hold prompts that the policy was never
+    trained on; any other split name draws from the problems that it may have been.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(f"splits {seed}")
+    seen: set[str] = set()
+    paths: dict[str, Path] = {}
+    for name in sorted(sizes):
+        rows: list[str] = []
+        problems = sample_problems(rng, held_out=name in HELD_OUT_SPLITS)
+        while len(rows) < sizes[name]:
+            problem = next(problems)
+            if problem.prompt not in seen:
+                seen.add(problem.prompt)
+                rows.append(json.dumps({"prompt": problem.prompt, "answer": problem.answer}))
+        paths[name] = directory / f"{name}.jsonl"
+        paths[name].write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    return paths
+
+
+def classify_style(completion: str) -> Style:
+    """Tell in which style a completion is written; `other` when it is in none (cut off, or not boxed)."""
+    *steps, last = completion.strip().split("\n")
+    if not _BOXED.fullmatch(last) or not all(_STEP.fullmatch(step) for step in steps):
+        return "other"
+    if not steps:
+        return "short"
+    return "verbose" if any(" get " in step for step in steps) else "compact"
+
+
+def is_right(completion: str, answer: str) -> bool:
+    """Whether the last boxed value is the answer."""
+    boxed = _BOXED.findall(completion)
+    return bool(boxed) and boxed[-1].strip() == answer
+
+
+def style_figures(completions: Sequence[str], answers: Sequence[str]) -> dict[str, StyleFigures]:
+    """Share and accuracy of each style, and of all completions under the key `overall`.
+
+    Raises ValueError when there are no completions, or not one answer for each.
+    """
+    if not completions or len(completions) != len(answers):
+        raise ValueError(f"need one answer per completion: {len(completions)} completions, {len(answers)} answers")
+    right: dict[str, list[bool]] = {style: [] for style in STYLES}
+    for completion, answer in zip(completions, answers, strict=True):
+        right[classify_style(completion)].append(is_right(completion, answer))
+    right["overall"] = [hit for hits in right.values() for hit in hits]
+    return {
+        key: StyleFigures(share=len(hits) / len(completions), accuracy=sum(hits) / len(hits) if hits else 0.0)
+        for key, hits in right.items()
+    }
+
+
+def ensure_policy(directory: Path, *, seed: int = 0, show_progress: bool = True, recipe: Recipe | None = None) -> Path:
+    """Return the folder of the policy in Hugging Face format under `directory`, training it if it is not there.
+
+    About a minute and a half on two cores the first time. A folder whose files are not those of its manifest is
+    made again, and a new one appears under its name only when complete.
+    Raises ValueError when training ends below the recipe's quality gate.
+    """
+    recipe = recipe or Recipe()
+    target = directory / f"quickstart-{recipe.digest(seed)}"
+    if _is_complete(target):
+        return target
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".making-") as scratch:
+        made = Path(scratch) / target.name
+        model, tokenizer, figures = _train(recipe, seed, show_progress)
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        hashes = {path.name: _sha256(path) for path in sorted(made.iterdir())}
+        manifest = {"recipe": asdict(recipe), "seed": seed, "figures": figures, "sha256": hashes}
+        (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        if not _is_complete(target):  # another process may have finished it meanwhile
+            shutil.rmtree(target, ignore_errors=True)
+            made.rename(target)
+    return target
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+        return all(_sha256(folder / name) == digest for name, digest in hashes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _render(problem: Problem, style: str, recipe: Recipe, rng: random.Random) -> str:
+    """A right answer to the problem in the given style."""
+    lines: list[str] = []
+    before = total = problem.start
+    pending = ""
+    for position, change in enumerate(problem.changes):
+        total += change
+        pending += f"{change:+d}"
+        is_last = position == len(problem.changes) - 1
+        if style == "verbose":
+            lines.append(f"{'then' if lines else 'first'} we get {before}{pending}={total}\n")
+        elif style == "compact" and not is_last and rng.random() < recipe.merge_probability:
+            continue
+        elif style == "compact":
+            lines.append(f"{pending}={total}\n")
+        before, pending = total, ""
+    return "".join(lines) + f"\\boxed{{{total}}}"
+
+
+def _vocabulary() -> list[str]:
+    """Words, one-digit changes and numbers of the task, then every printable character for any other text."""
+    changes = [f"{sign}{digit}" for sign in "+-" for digit in range(10)]
+    characters = ["\n", *(chr(code) for code in range(32, 127) if not chr(code).isdigit())]
+    return [*_SPECIAL_TOKENS, *_WORDS, *changes, *"0123456789", *characters]
+
+
+def _make_tokenizer() -> PreTrainedTokenizerFast:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: index for index, token in enumerate(_vocabulary())}
+    words = "|".join(re.escape(word) for word in _WORDS)
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{words}|[+-]\d(?!\d)|[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    pad, bos, eos, unk = _SPECIAL_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
+        unk_token=unk,
+        chat_template=_CHAT_TEMPLATE,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=128,
+    )
+
+
+def _make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+    import torch
+    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+    token_ids: dict[str, Any] = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        head_dim=recipe.hidden_size // recipe.heads,
+        rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
+        initializer_range=recipe.initializer_range,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        **token_ids,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config).float()
+    model.generation_config = GenerationConfig(**token_ids)
+    return model
+
+
+def _train(
+    recipe: Recipe, seed: int, show_progress: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, dict[str, Any]]:
+    """Supervised training in the recipe's two lessons; the figures are those of the finished policy."""
+    import torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    tokenizer = _make_tokenizer()
+    model = _make_model(recipe, tokenizer, seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95))
+    rng = random.Random(f"policy {seed}")
+    problems = sample_problems(rng, held_out=False)
+    first_lesson = replace(recipe, short_share=0.0, compact_share=0.5, merge_probability=0.0)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not show_progress) as progress:
+        bar = progress.add_task("Making the quickstart policy", total=recipe.steps + recipe.mixing_steps)
+        step, mix_from = 0, recipe.steps
+        while step < mix_from + recipe.mixing_steps:
+            if step == mix_from < recipe.max_steps and not _is_learned(_measure(model, tokenizer, recipe), recipe):
+                mix_from = min(mix_from + recipe.extension_steps, recipe.max_steps)
+                progress.update(bar, total=mix_from + recipe.mixing_steps)
+            warm = (step + 1) / recipe.warmup_steps
+            cool = 1 - max(0, step - mix_from) / recipe.mixing_steps
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * min(1.0, warm, cool)
+            batch = [next(problems) for _ in range(recipe.batch_size)]
+            lesson = first_lesson if step < mix_from else recipe
+            ids_BT, labels_BT = _make_batch(batch, tokenizer, lesson, rng)
+            model(input_ids=ids_BT, labels=labels_BT).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            progress.advance(bar)
+    figures = _measure(model.eval(), tokenizer, recipe)
+    greedy_accuracy = figures["greedy"]["overall"]["accuracy"]
+    if not _is_learned(figures, recipe) or greedy_accuracy > recipe.max_greedy_accuracy:
+        raise ValueError(
+            f"the quickstart policy failed its quality gate after {step} steps: wanted accuracy of at least "
+            f"{recipe.min_stepwise_accuracy} in compact and verbose answers, and at most "
+            f"{recipe.max_greedy_accuracy} with greedy decoding; got {figures}"
+        )
+    return model, tokenizer, figures | {"steps": step}
+
+
+def _is_learned(figures: Mapping[str, Any], recipe: Recipe) -> bool:
+    sampled = figures["sampled"]
+    return all(sampled[style]["accuracy"] >= recipe.min_stepwise_accuracy for style in ("compact", "verbose"))
+
+
+def _make_batch(
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerFast, recipe: Recipe, rng: random.Random
+) -> tuple[Any, Any]:
+    """Token ids and labels, [B, T] each: the loss counts completions only (prompts are random, so unlearnable)."""
+    import torch
+
+    ids: list[list[int]] = []
+    labels: list[list[int]] = []
+    weights = (recipe.short_share, recipe.compact_share, 1 - recipe.short_share - recipe.compact_share)
+    for problem, style in zip(problems, rng.choices(STYLES[:3], weights, k=len(problems)), strict=True):
+        prompt = tokenizer.encode(f"{tokenizer.bos_token}{problem.prompt}")
+        completion = tokenizer.encode(f"{_render(problem, style, recipe, rng)}{tokenizer.eos_token}")
+        ids.append(prompt + completion)
+        labels.append([-100] * len(prompt) + completion)
+    longest = max(map(len, ids))
+    pad = tokenizer.pad_token_id
+    ids_BT = torch.tensor([row + [pad] * (longest - len(row)) for row in ids])
+    labels_BT = torch.tensor([row + [-100] * (longest - len(row)) for row in labels])
+    return ids_BT, labels_BT  # padding is on the right, behind a causal mask: no attention mask is needed
+
+
+def _measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> dict[str, Any]:
+    """Style figures on held-out problems, `sampled` at temperature 1 and `greedy`."""
+    import torch
+
+    source = sample_problems(random.Random("gate"), held_out=True)
+    problems = [next(source) for _ in range(recipe.gate_problems)]
+    texts = [f"{tokenizer.bos_token}{problem.prompt}" for problem in problems]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    figures: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for name, options in {
+            "sampled": {"do_sample": True, "top_k": 0},
+            "greedy": {"do_sample": False},
+        }.items():
+            ids_BT = model.generate(**batch, max_new_tokens=MAX_COMPLETION_TOKENS, **options)
+            completions = tokenizer.batch_decode(ids_BT[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            by_style = style_figures(completions, [problem.answer for problem in problems])
+            figures[name] = {style: asdict(figure) for style, figure in by_style.items()}
+    return figures
+
+
+def main() -> None:
+    """Write the splits and the policy, and print where they are and how good the policy is."""
+    parser = argparse.ArgumentParser(prog="python -m policies.quickstart", description=main.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for train/validation/test.jsonl and the policy")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the splits and of the policy (default: 0)")
+    options = parser.parse_args()
+    for name, path in write_splits(options.out, seed=options.seed).items():
+        print(f"{name}: {path}")
+    policy = ensure_policy(options.out, seed=options.seed)
+    print(f"policy: {policy}")
+    figures = json.loads((policy / MANIFEST).read_text(encoding="utf-8"))["figures"]
+    for decoding in ("sampled", "greedy"):
+        cells = (f"{style} {f['share']:.2f} ({f['accuracy']:.2f} right)" for style, f in figures[decoding].items())
+        print(f"{decoding}: {', '.join(cells)}")
+
+
+if __name__ == "__main__":
+    main()

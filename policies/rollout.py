@@ -1,0 +1,175 @@
+"""The rollout engine: vLLM in this process, answering batches of requests. A plain class; its Ray actor is thin."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from policies.types import Rollout, RolloutRequest
+from policies.weight_sync import Transport
+
+
+class StaleEngineError(RuntimeError):
+    """The engine's weights are unknown: a weight update started and did not finish."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """Plain constants of an engine; see the job spec for their meaning."""
+
+    model: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+    seed: int = 0
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    kv_cache_gib: float = 1.0
+    gpu_memory_utilization: float = 0.4
+    tensor_parallel: int = 1
+    prefix_caching: bool = True
+    enforce_eager: bool = False
+    transport: Transport = "shared_memory"
+    timeout_s: float = 1800.0
+
+
+class RolloutEngine:
+    """Samples completions under known weights.
+
+    The same requests in the same order under the same weights give the same rollouts: requests are queued while the
+    scheduler is paused, so that the batches it forms do not depend on when each request arrives.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        from vllm import AsyncEngineArgs
+        from vllm.config import WeightTransferConfig
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.settings = settings
+        on_cpu = settings.device == "cpu"
+        arguments: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_utilization}
+        if on_cpu:
+            # A prompt that is prefilled in parts makes vLLM rewind the request's generator, which CPU generators can't.
+            arguments = {
+                "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(8192, settings.max_model_len or 0),
+            }
+        if settings.max_model_len is not None:
+            arguments["max_model_len"] = settings.max_model_len
+        self.llm = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=settings.model,
+                revision=settings.revision,
+                dtype=settings.dtype,
+                seed=settings.seed,
+                max_num_seqs=settings.max_num_seqs,
+                tensor_parallel_size=settings.tensor_parallel,
+                enable_prefix_caching=settings.prefix_caching,
+                enforce_eager=settings.enforce_eager or on_cpu,
+                trust_remote_code=False,
+                load_format="safetensors",
+                logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
+                weight_transfer_config=WeightTransferConfig(backend=settings.transport),
+                disable_log_stats=True,
+                generation_config="vllm",  # no hidden sampling defaults from the model's directory
+                **arguments,
+            )
+        )
+        self.policy_version = 0
+        self.stale = False
+        self._ids = itertools.count()
+
+    async def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        """One rollout for each request, in order.
+
+        Raises StaleEngineError where a weight update did not finish, TimeoutError after settings.timeout_s; the
+        engine's requests are withdrawn then.
+        """
+        if self.stale:
+            raise StaleEngineError("this engine saw a weight update start and not finish; send it the weights again")
+        from vllm.inputs import TokensPrompt
+
+        version = self.policy_version
+        await self.llm.pause_generation(mode="keep", clear_cache=False)
+        names = [f"{next(self._ids)}" for _ in requests]
+        try:
+            queues = []
+            try:
+                for name, request in zip(names, requests, strict=True):
+                    prompt = TokensPrompt(prompt_token_ids=list(request.prompt_tokens))
+                    queues.append(await self.llm.add_request(name, prompt, _sampling(request)))
+            finally:
+                await self.llm.resume_generation()
+            async with asyncio.timeout(self.settings.timeout_s):
+                outputs = [await _finished(queue) for queue in queues]
+        except BaseException:
+            await self.llm.abort(names)
+            raise
+        return [_rollout(request, out, version) for request, out in zip(requests, outputs, strict=True)]
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+
+    async def start_weight_update(self) -> None:
+        """From here until `finish_weight_update` the weights are mixed."""
+        await self.llm.pause_generation(mode="keep", clear_cache=True)
+        self.stale = True
+        await self.llm.start_weight_update()
+
+    async def update_weights(self, update_info: Any) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self.llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+
+    async def finish_weight_update(self, weight_version: str | None = None) -> None:
+        await self.llm.finish_weight_update(weight_version)
+        if weight_version is not None:
+            self.policy_version = int(weight_version)
+        self.stale = False
+        await self.llm.resume_generation()
+
+    def close(self) -> None:
+        self.llm.shutdown()
+
+
+def _sampling(request: RolloutRequest) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    greedy = request.seed is None
+    return SamplingParams(
+        max_tokens=request.max_tokens,
+        temperature=0.0 if greedy else request.temperature,
+        top_p=1.0 if greedy else request.top_p,
+        seed=request.seed,
+        logprobs=0,  # of the sampled token alone
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_special_tokens=True,
+    )
+
+
+async def _finished(queue: Any) -> Any:
+    while True:
+        output = queue.get_nowait() or await queue.get()
+        if output.finished:
+            return output
+
+
+def _rollout(request: RolloutRequest, output: Any, version: int) -> Rollout:
+    completion = output.outputs[0]
+    tokens = tuple(completion.token_ids)
+    logprobs = tuple(step[token].logprob for step, token in zip(completion.logprobs, tokens, strict=True))
+    return Rollout(
+        prompt_tokens=request.prompt_tokens,
+        tokens=tokens,
+        logprobs=logprobs,
+        text=completion.text,
+        truncated=completion.finish_reason == "length",
+        policy_version=version,
+    )

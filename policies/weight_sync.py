@@ -1,0 +1,150 @@
+"""How the learner's weights reach the engines: four phases on the engines, the transport a plug-in.
+
+    init -> (start -> update -> finish, with the new policy version) once a step
+
+A failed update may leave an engine with mixed weights, so an engine that saw `start` without `finish` is stale and
+refuses to sample until a whole update went through (policies/rollout.py).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from policies.learner import Learner
+
+Transport = Literal["shared_memory", "nccl", "ipc"]
+SHARED_MEMORY = Path("/dev/shm")
+
+
+class EngineClient(Protocol):
+    """The engines' side, all of them as one; every call returns when every engine has done it."""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+    def start_weight_update(self) -> None: ...
+    def update_weights(self, update_info: Any) -> None: ...
+    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+
+
+class WeightSender(Protocol):
+    """The learner's side of a transport."""
+
+    def send(self, version: int) -> None:
+        """Returns when every engine samples from the learner's weights, under this policy version."""
+        ...
+
+
+class SharedMemorySender:
+    """A safetensors file in shared memory, read by every engine on this machine."""
+
+    def __init__(self, learner: Learner, client: EngineClient) -> None:
+        self.learner = learner
+        self.client = client
+        client.init_weight_transfer_engine({})
+
+    def send(self, version: int) -> None:
+        path = SHARED_MEMORY / f"equipoise-{os.getpid()}-{uuid.uuid4().hex}.safetensors"
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        os.close(descriptor)
+        try:
+            save_file(self.learner.weights(), path)
+            self.client.start_weight_update()
+            self.client.update_weights({"path": str(path)})
+            self.client.finish_weight_update(str(version))
+        finally:
+            path.unlink(missing_ok=True)
+
+
+class VllmSender:
+    """vLLM's own transports between GPUs (`nccl`) and inside one GPU (`ipc`).
+
+    world_size counts the learner and every engine's GPUs.
+    """
+
+    def __init__(self, learner: Learner, client: EngineClient, *, transport: Literal["nccl", "ipc"], world_size: int):
+        from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
+
+        self.client = _VersionedClient(client)
+        self.engine = WeightTransferTrainerFactory.trainer_init(
+            _init_info(transport, world_size), client=self.client, source=_source(learner)
+        )
+
+    def send(self, version: int) -> None:
+        self.client.version = str(version)
+        self.engine.send_weights()
+
+
+class _VersionedClient:
+    """vLLM's trainer calls finish without a version; the policy version is put in here, in the same phase."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self.client = client
+        self.version: str | None = None
+        self.init_weight_transfer_engine = client.init_weight_transfer_engine
+        self.start_weight_update = client.start_weight_update
+        self.update_weights = client.update_weights
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self.client.finish_weight_update(weight_version or self.version)
+
+
+def _init_info(transport: Literal["nccl", "ipc"], world_size: int) -> Any:
+    if transport == "ipc":
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+        return IPCTrainerInitInfo(rank=0)
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    address = socket.gethostbyname(socket.gethostname())
+    return NCCLTrainerInitInfo(rank=0, master_address=address, master_port=port, world_size=world_size)
+
+
+def _source(learner: Learner) -> Any:
+    """The learner's weights in the engines' dtype, as vLLM's trainer reads them."""
+    from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+
+    class LearnerSource(WeightSource):
+        def metadata(self) -> list[ParamMeta]:
+            return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in learner.weights().items()]
+
+        def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+            return iter(learner.weights().items())
+
+    return LearnerSource()
+
+
+def make_sender(learner: Learner, client: EngineClient, *, transport: Transport, world_size: int) -> WeightSender:
+    if transport == "shared_memory":
+        return SharedMemorySender(learner, client)
+    return VllmSender(learner, client, transport=transport, world_size=world_size)
+
+
+def register_transports() -> None:
+    """vLLM calls this in every process that it starts (entry point `vllm.general_plugins`)."""
+    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+
+    if "shared_memory" not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine("shared_memory", "policies.shared_memory", "SharedMemoryEngine")
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True, name="end-with-parent").start()
+
+
+def _end_with(parent: Any, poll_s: float = 1.0) -> None:
+    """vLLM's engine process outlives a parent that was killed; with its KV cache, nobody would ever free it."""
+    while parent.is_alive():
+        time.sleep(poll_s)
+    os._exit(1)

@@ -1,0 +1,58 @@
+"""Hypervolume-guided weighting (arXiv 2509.11452, part 1): batches count more while the front is moving out."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from policies.types import StepStats, Weights
+
+
+class HypervolumeGuided:
+    """w = preference; m = base + gain tanh(d / tau) multiplies the batch.
+
+    d is the growth of the normalised hypervolume at the latest evaluation, tau the running median of past d > 0: in raw
+    units tanh would be stuck at 0 or 1. Until the next evaluation m stays.
+
+    As published (`faithful`), m multiplies the rewards before they are normalised, which group standardisation and
+    whitening cancel: only rloo feels it. By default m multiplies the advantages, where it acts. Before the first
+    evaluation after the initial one, m = 1.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"archive"})
+
+    def __init__(self, *, faithful: bool = False, base: float = 0.5, gain: float = 1.5) -> None:
+        self.faithful = faithful
+        self.base = base
+        self.gain = gain
+        self._seen_step = -1
+        self._growths: list[float] = []  # past d > 0
+        self._multiplier = 1.0
+
+    def update(self, stats: StepStats) -> Weights:
+        front = stats.front
+        if front is not None and front.step > self._seen_step:
+            if len(front.points_NK) > 1:  # the initial policy's own volume is no growth
+                self._observe(front.growth)
+            self._seen_step = front.step
+        return Weights(
+            weights_K=stats.preference_K,
+            advantage_scale=1.0 if self.faithful else self._multiplier,
+            reward_scale=self._multiplier if self.faithful else 1.0,
+        )
+
+    def _observe(self, growth: float) -> None:
+        tau = statistics.median(self._growths) if self._growths else growth
+        self._multiplier = self.base + self.gain * (math.tanh(growth / tau) if growth > 0 else 0.0)
+        if growth > 0:
+            self._growths.append(growth)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen_step": self._seen_step, "growths": list(self._growths), "multiplier": self._multiplier}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._seen_step = state["seen_step"]
+        self._growths = list(state["growths"])
+        self._multiplier = state["multiplier"]

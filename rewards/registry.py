@@ -1,0 +1,142 @@
+"""Rewards by name: what a spec may ask for, and what the API lists.
+
+Built-in rewards register themselves with `@register`. An installed package adds one with an entry point of
+that name in the group `equipoise.rewards`:
+
+    [project.entry-points."equipoise.rewards"]
+    politeness = "my_package.rewards:Politeness"
+
+Importing this module imports no reward, and a plugin is imported when its name is first asked for. What is
+slow to import (a comparison library, a model) the reward itself imports, no earlier than when it is built.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from rewards.base import Reward
+
+ENTRY_POINT_GROUP = "equipoise.rewards"
+_BUILTIN_MODULES = ("rewards.verifiers.math", "rewards.verifiers.length", "rewards.verifiers.clarity")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+_registered: dict[str, type[Reward]] = {}
+
+RewardType = TypeVar("RewardType", bound=type[Reward])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardInfo:
+    """What a person needs in order to choose a reward."""
+
+    name: str
+    summary: str
+    """One line."""
+    range: tuple[float, float]
+    options: dict[str, Any]
+    """JSON schema of the options."""
+
+
+def register(reward: RewardType) -> RewardType:
+    """Class decorator: makes the reward available under its `name`. ValueError for a bad or a taken name."""
+    if not _NAME.fullmatch(reward.name):
+        raise ValueError(f"{reward.name!r} names no reward: use lower-case letters, digits and underscores")
+    taken = _registered.setdefault(reward.name, reward)
+    if taken is not reward:
+        raise ValueError(f"reward {reward.name!r} is already registered by {taken.__module__}")
+    return reward
+
+
+def names() -> list[str]:
+    """Every reward that `resolve` knows, sorted."""
+    _load_builtins()
+    return sorted({*_registered, *_plugins()})
+
+
+def resolve(name: str) -> type[Reward]:
+    """The class registered under `name`.
+
+    Raises ValueError with the nearest name for an unknown one, RuntimeError for a plugin that does not load.
+    """
+    _load_builtins()
+    if name not in _registered:
+        plugin = _plugins().get(name)
+        if plugin is None:
+            raise ValueError(f"unknown reward {_quote(name)}{_suggest(name, names())}")
+        _load(plugin)
+    return _registered[name]
+
+
+def parse_options(name: str, options: Mapping[str, object]) -> BaseModel:
+    """The validated options of a reward. ValueError names each bad field, and never repeats a bad value."""
+    schema = resolve(name).Options
+    try:
+        return schema.model_validate(dict(options))
+    except ValidationError as error:
+        problems = "; ".join(_explain(problem, schema) for problem in error.errors(include_input=False))
+        raise ValueError(f"reward {name!r}: {problems}") from None
+
+
+def build(name: str, options: Mapping[str, object]) -> Reward:
+    """A reward that is ready to score. Call it where the scoring happens: it may load a model."""
+    return resolve(name)(parse_options(name, options))
+
+
+def describe() -> list[RewardInfo]:
+    """Every reward, by name. Loads every plugin."""
+    return [_info(resolve(name)) for name in names()]
+
+
+def _info(reward: type[Reward]) -> RewardInfo:
+    summary = (reward.__doc__ or "").strip().partition("\n")[0]
+    schema = reward.Options.model_json_schema()
+    return RewardInfo(name=reward.name, summary=summary, range=reward.range, options=schema)
+
+
+def _load_builtins() -> None:
+    for module in _BUILTIN_MODULES:
+        importlib.import_module(module)
+
+
+@cache
+def _plugins() -> dict[str, EntryPoint]:
+    return {plugin.name: plugin for plugin in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _load(plugin: EntryPoint) -> None:
+    try:
+        reward = plugin.load()
+        if reward.name != plugin.name:
+            raise ValueError(f"it is named {reward.name!r}")
+        register(reward)
+    except Exception as error:  # whatever a stranger's module raises at import: the plugin must be named
+        where = f"the plugin for reward {plugin.name!r} ({plugin.value})"
+        raise RuntimeError(f"{where} does not load: {type(error).__name__}: {error}") from error
+
+
+def _explain(problem: Mapping[str, Any], schema: type[BaseModel]) -> str:
+    field = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown option {_quote(field)}{_suggest(field, schema.model_fields)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"option {field!r}: {message}" if field else message
+
+
+def _suggest(wrong: str, valid: Iterable[str]) -> str:
+    choices = sorted(valid)
+    nearest = get_close_matches(wrong, choices, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
+    return f"{hint} valid: {', '.join(choices) or 'none'}"
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= 64 else text[:61] + "...")

@@ -1,0 +1,1 @@
+"""Rewards that a program decides from the text alone: no model, no network."""

@@ -1,0 +1,1 @@
+"""What people touch: REST API, CLI, client, report."""

@@ -1,0 +1,61 @@
+"""The API as one ASGI app. Stateless: any number of them may serve the same Redis."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.responses import Response
+
+from orchestrator.spec import JobSpec
+from orchestrator.store import JobStore
+from services import events_api, jobs_api, results_api, steering_api
+from services.auth import RequireKey
+from services.deps import Store
+from services.errors import BodyLimit, RequestContext, StrictJSONResponse, add_handlers
+from services.settings import Settings
+
+
+def create_app(store: JobStore, settings: Settings) -> FastAPI:
+    """Every route but /livez needs the key, whoever adds it."""
+    app = FastAPI(title="Equipoise", version="1", redirect_slashes=False, redoc_url=None, docs_url=None)
+    app.state.store = store
+    app.state.settings = settings
+    app.state.stopping = threading.Event()  # set before the server stops, to end the streams
+    # The last one added is the outermost: an id for every answer, then the key, then the body's size.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequireKey, key_sha256=settings.key_sha256)
+    app.add_middleware(RequestContext)
+    add_handlers(app)
+    for module in (jobs_api, steering_api, events_api, results_api):
+        app.include_router(module.router)
+
+    @app.get("/livez", tags=["health"])
+    def livez() -> Response:
+        """The process answers."""
+        return StrictJSONResponse({"status": "ok"})
+
+    @app.get("/readyz", tags=["health"])
+    def readyz(store: Store) -> Response:
+        """The process answers and so does its Redis; 503 otherwise."""
+        store.next_queued()
+        return StrictJSONResponse({"status": "ok"})
+
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's, with the body that jobs_api reads by hand and the key that the middleware wants."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        spec = JobSpec.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(spec.pop("$defs", {}))
+        schemas["JobSpec"] = spec
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+        app.openapi_schema = document
+    return app.openapi_schema

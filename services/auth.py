@@ -1,0 +1,56 @@
+"""Who may ask: one bearer key, of which the server knows only the SHA-256, and a default of no."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from services.errors import ApiProblem, problem_response
+
+PUBLIC_PATHS = frozenset({"/livez"})
+_KEY_PREFIX = "eqp_"  # so that a leaked key is recognised by whoever scans for one
+
+
+def new_key() -> str:
+    """A key of 256 random bits: too many to guess, so a plain SHA-256 of it is enough."""
+    return _KEY_PREFIX + secrets.token_urlsafe(32)
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class RequireKey:
+    """Refuses every request without the key, whatever its path: a route that is added later is closed already."""
+
+    def __init__(self, app: ASGIApp, *, key_sha256: str) -> None:
+        self._app = app
+        self._key_sha256 = key_sha256
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or scope["path"] in PUBLIC_PATHS:
+            await self._app(scope, receive, send)
+        elif self._knows(scope):
+            scope.setdefault("state", {})["key_name"] = f"key {self._key_sha256[:8]}"  # for the steering log
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await problem_response(_UNAUTHENTICATED)(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    def _knows(self, scope: Scope) -> bool:
+        header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        scheme, _, key = header.partition(b" ")
+        given = digest(key.strip().decode("utf-8", "surrogateescape"))
+        return scheme.lower() == b"bearer" and hmac.compare_digest(given, self._key_sha256)
+
+
+_UNAUTHENTICATED = ApiProblem(
+    401,
+    "unauthenticated",
+    "this needs the header 'Authorization: Bearer <key>'; `equipoise up` keeps the key in STATE/api.json",
+    headers={"www-authenticate": "Bearer"},
+)

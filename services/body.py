@@ -1,0 +1,90 @@
+"""Reading a JSON body: stricter than json.loads, so that nothing that can't be stored reaches a handler."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+
+from services.errors import ApiProblem
+
+_MAX_DEPTH = 64
+
+
+async def json_body(request: Request) -> Any:
+    """FastAPI dependency: the parsed body. The media type is required, which keeps 'simple' cross-site posts out."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise ApiProblem(422, "content_type", "expected a body with 'Content-Type: application/json'")
+    return parse_json(await request.body())
+
+
+async def optional_json_body(request: Request) -> Any:
+    """The same where the body may be left out."""
+    return await json_body(request) if await request.body() else None
+
+
+def parse_json(body: bytes) -> Any:
+    """Parsed JSON without NaN, infinities, lone surrogates or duplicate keys.
+
+    Text that isn't JSON is 400; JSON with a value that no field can hold is 422. The message never repeats the input.
+    """
+    try:
+        text = body.decode("utf-8")
+        document = json.loads(
+            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite_float
+        )
+    except ApiProblem:
+        raise
+    except UnicodeDecodeError:
+        raise ApiProblem(400, "invalid_json", "the body is not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ApiProblem(400, "invalid_json", f"the body is not valid JSON ({where})") from None
+    except RecursionError:
+        raise ApiProblem(400, "invalid_json", "the body is nested too deeply") from None
+    except ValueError:  # Python's own limit on the digits of an integer
+        raise ApiProblem(400, "invalid_json", "the body has an integer with too many digits") from None
+    _refuse_unstorable(document)
+    return document
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        raise ApiProblem(422, "duplicate_key", "an object in the body has the same key twice")
+    return mapping
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        _refuse_constant(text)
+    return value
+
+
+def _refuse_constant(_: str) -> NoReturn:
+    raise ApiProblem(422, "not_finite", "numbers in the body must be finite: no NaN, Infinity or overflowing exponent")
+
+
+def _refuse_unstorable(document: Any) -> None:
+    """Deep nesting and half surrogate pairs parse, and would fail only later, where the job or an answer is written."""
+    level = [document]
+    for _ in range(_MAX_DEPTH):
+        texts = [value for value in level if isinstance(value, str)]
+        texts += [key for value in level if isinstance(value, dict) for key in value]
+        try:
+            "".join(texts).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ApiProblem(422, "invalid_text", "text in the body has half of a surrogate pair") from None
+        level = [
+            child
+            for value in level
+            if isinstance(value, dict | list)
+            for child in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return
+    raise ApiProblem(400, "invalid_json", "the body is nested too deeply")

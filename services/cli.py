@@ -1,0 +1,300 @@
+"""`equipoise`: everything from a terminal. Commands here talk to a server; those that are one are in cli_server.py."""
+
+from __future__ import annotations
+
+import sys
+import time
+import webbrowser
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from orchestrator.spec import SpecError
+from services import cli_server, steer_words, submission
+from services.client import ApiError, Client
+from services.follow import FINAL, follow, front_table
+from services.settings import default_state_dir
+from services.tables import checkpoints_table, job_view, jobs_table, rewards_table
+from services.terminal import Document, connect_client, fail, find_job, output, print_json, say
+from services.text import event_line, plain
+
+app = typer.Typer(
+    name="equipoise",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="a job's id, the start of it, or `last`")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the API's own document, for scripts")]
+_state_dir = default_state_dir()
+
+
+@app.callback()
+def _common(
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(help="where jobs, checkpoints and the server's address are kept", envvar="EQUIPOISE_STATE_DIR"),
+    ] = None,
+) -> None:
+    """Aligns a language model to several rewards at once, and keeps your hand on the trade-off.
+
+    A first look:
+
+        equipoise demo
+
+    Your own job, with a server in another terminal (`equipoise up`):
+
+        equipoise submit job.yaml --follow
+        equipoise steer last accuracy=0.7
+        equipoise front last
+        equipoise export last 40 ./my-model
+    """
+    global _state_dir
+    _state_dir = (state_dir or default_state_dir()).expanduser().absolute()
+
+
+@app.command()
+def submit(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="a YAML or JSON file")],
+    follow_it: Annotated[bool, typer.Option("--follow", help="watch it until it ends")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check it and say what would run")] = False,
+    name: Annotated[str | None, typer.Option(help="instead of the name in the file")] = None,
+) -> None:
+    """Queue a job.
+
+    For example:
+
+        equipoise submit deploy/jobs/quickstart.yaml --follow
+    """
+    try:
+        document = submission.read(spec, name)
+    except SpecError as error:
+        fail(*str(error).splitlines())
+    with connect_client(_state_dir) as client:
+        if dry_run:
+            submission.print_plan(client.submit(document, validate_only=True))
+            return
+        job = client.submit(document)
+        print(job["id"], flush=True)
+        if follow_it:
+            _follow(client, job["id"])
+
+
+@app.command("follow")
+def follow_job(job: JobArgument) -> None:
+    """Watch a job. Ctrl-C stops watching, not the job."""
+    with connect_client(_state_dir) as client:
+        _follow(client, find_job(client, job))
+
+
+@app.command()
+def jobs(as_json: AsJson = False) -> None:
+    """List jobs, newest first."""
+    with connect_client(_state_dir) as client:
+        found = client.all_jobs()
+    if as_json:
+        print_json(found)
+    elif found:
+        output().print(jobs_table(found))
+    else:
+        say("no jobs yet: `equipoise submit SPEC` makes one")
+
+
+@app.command()
+def show(job: JobArgument, as_json: AsJson = False) -> None:
+    """A job's state, objectives and weights; with --json its spec too."""
+    with connect_client(_state_dir) as client:
+        document = client.job(find_job(client, job))
+        if as_json:
+            print_json(document)
+        else:
+            output().print(job_view(document, client.steering(document["id"])))
+
+
+@app.command()
+def events(
+    job: JobArgument,
+    follow_them: Annotated[bool, typer.Option("--follow", help="wait for more until the job ends")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What happened to a job, oldest first."""
+    with connect_client(_state_dir) as client:
+        job_id = find_job(client, job)
+        after = 0
+        while True:
+            over = client.job(job_id)["status"] in FINAL
+            page = client.events(job_id, after=after)
+            for event in page["data"]:
+                after = event["seq"]
+                print(_json_line(event) if as_json else event_line(event), flush=True)
+            if not page["has_more"]:
+                if over or not follow_them:
+                    return
+                time.sleep(1)
+
+
+@app.command()
+def steer(
+    job: JobArgument,
+    weights: Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUE...", help="weights of objectives")] = None,
+    mode: Annotated[str | None, typer.Option(help="who decides: auto (the strategy), blend, or manual (you)")] = None,
+    blend: Annotated[float | None, typer.Option(help="your share in mode blend, 0 to 1")] = None,
+) -> None:
+    """Change the weights of a job while it trains.
+
+    Objectives that you don't name share what is left, in their present proportion. For example:
+
+        equipoise steer last accuracy=0.7
+        equipoise steer last accuracy=2 conciseness=1 clarity=1 --mode manual
+        equipoise steer last --mode auto
+    """
+    change: Document = {key: value for key, value in (("mode", mode), ("blend", blend)) if value is not None}
+    with connect_client(_state_dir) as client:
+        job_id = find_job(client, job)
+        now = client.steering(job_id)
+        try:
+            if weights:
+                change["weights"] = steer_words.weights(weights, now["weights"])
+        except ValueError as error:
+            fail(str(error))
+        if not change:
+            fail("nothing to change: give NAME=VALUE, --mode or --blend")
+        done = client.steer(job_id, if_match=now["version"], **change)
+        print(f"version {done['version']} takes effect at step {done['effective_step']}")
+        if weights and (mode or now["mode"]) == "auto":
+            say("mode auto: the strategy decides, starting from this preference; --mode manual applies it as it is")
+
+
+@app.command()
+def pause(job: JobArgument) -> None:
+    """Write a checkpoint and let go of the machine."""
+    _request(job, Client.pause)
+
+
+@app.command()
+def resume(job: JobArgument) -> None:
+    """Go on from the newest checkpoint."""
+    _request(job, Client.resume)
+
+
+@app.command()
+def cancel(job: JobArgument) -> None:
+    """End a job for good; its checkpoints stay."""
+    _request(job, Client.cancel)
+
+
+@app.command()
+def front(job: JobArgument, as_json: AsJson = False) -> None:
+    """The Pareto front: what its points reach on every objective."""
+    with connect_client(_state_dir) as client:
+        document = client.front(find_job(client, job))
+    if as_json:
+        print_json(document)
+    elif document["points"]:
+        output().print(front_table(document))
+    else:
+        say("nothing is evaluated yet")
+
+
+@app.command()
+def checkpoints(job: JobArgument, as_json: AsJson = False) -> None:
+    """The checkpoints that are kept, and where."""
+    with connect_client(_state_dir) as client:
+        found = client.checkpoints(find_job(client, job))["data"]
+    if as_json:
+        print_json(found)
+    elif found:
+        output().print(checkpoints_table(found))
+    else:
+        say("no checkpoint yet")
+
+
+@app.command()
+def export(
+    job: JobArgument,
+    step: Annotated[int, typer.Argument(min=0, help="a step that `equipoise checkpoints` lists")],
+    directory: Annotated[Path, typer.Argument(help="a new directory")],
+) -> None:
+    """Copy a checkpoint's model to where transformers and vLLM load it.
+
+    Its files are compared with their checksums first. For example:
+
+        equipoise export last 40 ./my-model
+    """
+    with connect_client(_state_dir) as client:
+        done = client.export(find_job(client, job), step, str(directory.expanduser().absolute()))
+    print(done["path"])
+
+
+@app.command()
+def report(job: JobArgument, open_it: Annotated[bool, typer.Option("--open", help="in the browser")] = False) -> None:
+    """The path of a job's HTML report."""
+    with connect_client(_state_dir) as client:
+        path = _state_dir / "jobs" / find_job(client, job) / "report.html"
+    if not path.exists():
+        fail(f"there is no report yet: {path} is written while the job runs")
+    print(path)
+    if open_it:
+        webbrowser.open(path.as_uri())
+
+
+@app.command()
+def rewards(as_json: AsJson = False) -> None:
+    """The rewards that a spec may name, with their options."""
+    with connect_client(_state_dir) as client:
+        found = client.rewards()["data"]
+    if as_json:
+        print_json(found)
+    else:
+        output().print(rewards_table(found))
+
+
+cli_server.add_commands(app, lambda: _state_dir)
+
+
+def main() -> NoReturn:
+    """The console script: every error is one line on stderr and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except ApiError as error:
+        say(f"equipoise: {plain(error)}")
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        show = getattr(error, "format_message", None)  # what typer raises for words that it does not understand
+        if show is None:
+            raise
+        if message := plain(show()):
+            say(f"equipoise: {message} (see `equipoise --help`)")
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _follow(client: Client, job_id: str) -> None:
+    try:
+        job = follow(client, job_id, output())
+    except KeyboardInterrupt:
+        say(f"detached, the job goes on; `equipoise follow {job_id}` shows it, `equipoise cancel {job_id}` ends it")
+        return
+    if job["status"] == "failed":
+        raise typer.Exit(1)
+
+
+def _request(job: str, ask: Any) -> None:
+    with connect_client(_state_dir) as client:
+        done = ask(client, find_job(client, job))
+    print(f"{done['id']} {done['status']}")
+
+
+def _json_line(document: Document) -> str:
+    import json
+
+    return json.dumps(document, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""What handlers ask for by type, and the shapes that several of them share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, Query, Request
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.errors import JobNotFound
+from orchestrator.keys import is_name
+from orchestrator.store import JobStore
+from services.settings import Settings
+
+MAX_PAGE = 100
+
+
+def _store(request: Request) -> JobStore:
+    store: JobStore = request.app.state.store
+    return store
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _job_id(job_id: Annotated[str, Path(description="a job's id")]) -> str:
+    if not is_name(job_id):
+        raise JobNotFound(job_id)  # not 422: an id that can't exist is one that doesn't
+    return job_id
+
+
+Store = Annotated[JobStore, Depends(_store)]
+Configuration = Annotated[Settings, Depends(_settings)]
+JobId = Annotated[str, Depends(_job_id)]
+
+
+class Cursor(BaseModel):
+    """Of lists that are numbered: events by seq, metrics by step."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: int = Query(0, ge=0, le=2**53, description="only what is numbered above this")
+    limit: int = Query(MAX_PAGE, ge=1, le=MAX_PAGE)
+
+
+def page(items: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    return {"object": "list", "data": items, "has_more": has_more}
+
+
+def body_schema(schema: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
+    """For openapi_extra, as the handlers read bodies themselves (services/body.py)."""
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}

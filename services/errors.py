@@ -1,0 +1,210 @@
+"""Every failure as one document, `{"error": {"type", "code", "message", "param"}}`, under the status that fits it.
+
+    ApiProblem                       what our own handlers raise
+    orchestrator.spec.SpecError      422, param is the first wrong field
+    orchestrator.errors.JobNotFound  404
+    orchestrator.errors.IllegalTransition  409
+    orchestrator.errors.StoreUnavailable  503 with Retry-After
+    anything else                    500, told to the log alone
+
+No answer repeats what was sent, and every answer carries x-request-id.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import uuid
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.errors import IllegalTransition, JobNotFound, StoreUnavailable
+from orchestrator.spec import SpecError
+
+log = logging.getLogger(__name__)
+
+_TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error", 412: "conflict_error"}
+_RETRY_AFTER_S = 2
+_MAX_PROBLEMS = 20
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class ApiProblem(Exception):
+    """An answer other than success."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.param = status, code, message, param
+        self.headers = headers or {}
+
+    @property
+    def document(self) -> dict[str, Any]:
+        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"type": kind, "code": self.code, "message": self.message, "param": self.param}}
+
+
+class StrictJSONResponse(JSONResponse):
+    """JSON that every parser takes: what isn't finite (a diverged loss) is null."""
+
+    def render(self, content: Any) -> bytes:
+        try:
+            text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        except ValueError:
+            text = json.dumps(_finite(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8")
+
+
+def problem_response(problem: ApiProblem) -> StrictJSONResponse:
+    return StrictJSONResponse(problem.document, status_code=problem.status, headers=problem.headers)
+
+
+def spec_problem(problems: list[tuple[str, str]]) -> ApiProblem:
+    """One answer for all that is wrong with a spec; param is the first field."""
+    lines = [f"{path}: {message}" if path else message for path, message in problems[:_MAX_PROBLEMS]]
+    if len(problems) > _MAX_PROBLEMS:
+        lines.append(f"and {len(problems) - _MAX_PROBLEMS} more")
+    return ApiProblem(422, "invalid_spec", "; ".join(lines), param=problems[0][0] or None)
+
+
+def not_found(message: str) -> ApiProblem:
+    return ApiProblem(404, "not_found", message)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Turns what the handlers raise into answers."""
+
+    def as_problem(error: Exception) -> ApiProblem:
+        match error:
+            case ApiProblem():
+                return error
+            case SpecError():
+                return spec_problem(error.problems)
+            case RequestValidationError():
+                return _validation_problem(error)
+            case HTTPException():
+                return _http_problem(error)
+            case JobNotFound():
+                return not_found("no such job")
+            case IllegalTransition():
+                return ApiProblem(409, "illegal_transition", str(error))
+            case _:
+                return unavailable()
+
+    async def answer(_: Request, error: Exception) -> StrictJSONResponse:
+        return problem_response(as_problem(error))
+
+    kinds = (
+        ApiProblem,
+        SpecError,
+        RequestValidationError,
+        HTTPException,
+        JobNotFound,
+        IllegalTransition,
+        StoreUnavailable,
+    )
+    for kind in kinds:
+        app.add_exception_handler(kind, answer)
+
+
+def unavailable() -> ApiProblem:
+    headers = {"retry-after": str(_RETRY_AFTER_S)}
+    return ApiProblem(503, "store_unavailable", "Redis does not answer; try again shortly", headers=headers)
+
+
+class RequestContext:
+    """Outermost: x-request-id on every answer, and a crash becomes a 500 that says nothing but that id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            if started:
+                raise  # half an answer is out: closing the connection is all that is left
+            failure = ApiProblem(500, "internal_error", f"something broke here; its log has request {request_id}")
+            await problem_response(failure)(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """Refuses bodies above a size by counting what arrives, since Content-Length may be absent or wrong."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if declared.isdigit() and int(declared) > self._max_bytes:
+            await problem_response(self._too_large())(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._max_bytes:
+                raise self._too_large()
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _too_large(self) -> ApiProblem:
+        message = f"the body is larger than {self._max_bytes} bytes"
+        return ApiProblem(413, "body_too_large", message, headers={"connection": "close"})
+
+
+def _validation_problem(error: RequestValidationError) -> ApiProblem:
+    """Wrong query parameters and headers; pydantic's `input` stays out of it."""
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    if first["type"] == "extra_forbidden":
+        return ApiProblem(422, "unknown_parameter", f"{param}: unknown parameter", param=param)
+    return ApiProblem(422, "invalid_parameter", f"{param}: {first['msg']}", param=param)
+
+
+def _http_problem(error: HTTPException) -> ApiProblem:
+    """What the router itself refuses: unknown paths and methods."""
+    codes = {404: ("not_found", "no such path"), 405: ("method_not_allowed", "this path has no such method")}
+    code, message = codes.get(error.status_code, ("invalid_request", str(error.detail)))
+    return ApiProblem(error.status_code, code, message, headers=dict(error.headers or {}))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(child) for child in value]
+    return value

@@ -1,0 +1,272 @@
+"""A job as it happens, in a terminal: a live view, or one line per step where the output is not a terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from services.client import ApiError, Client
+from services.text import duration, event_line, figure, is_number, plain, signed, sparkline
+
+Document = dict[str, Any]
+
+FINAL = frozenset({"succeeded", "failed", "cancelled"})
+RESTING = FINAL | {"paused"}  # nothing will happen by itself
+_STAGES = (("roll out", "rollout"), ("score", "score"), ("learn", "learn"), ("sync", "sync"), ("evaluate", "evaluate"))
+_LEVEL_STYLES = {"warning": "yellow", "error": "bold red"}
+_SMOOTHING_STEPS = 5
+_PATIENCE_S = 120.0
+
+
+class Follower:
+    """What is known of one job; `poll` asks for the rest."""
+
+    def __init__(self, client: Client, job_id: str) -> None:
+        self._client = client
+        self.job: Document = client.job(job_id)
+        self.steps: list[Document] = []
+        self.front: Document = {}
+        self.events: list[Document] = []
+        self.trouble = ""
+        self._away_since: float | None = None
+
+    def poll(self) -> tuple[list[Document], list[Document]]:
+        """Fetches what is new; returns the new steps and events.
+
+        A server that does not answer is `trouble` at first, and an ApiError when it stays away.
+        """
+        try:
+            news = self._fetch()
+        except ApiError as error:
+            self._away_since = self._away_since or time.monotonic()
+            if error.status not in (0, 503) or time.monotonic() - self._away_since > _PATIENCE_S:
+                raise
+            self.trouble = f"{error}; trying again"
+            return [], []
+        self.trouble, self._away_since = "", None
+        return news
+
+    def _fetch(self) -> tuple[list[Document], list[Document]]:
+        job_id = self.job["id"]
+        self.job = self._client.job(job_id)
+        events = self._pages(self._client.events, self.events[-1]["seq"] if self.events else 0)
+        self.events += events
+        for event in events:
+            if event["type"] in ("job.claimed", "job.rewound"):  # a crash undid the steps after this one
+                self.steps = [step for step in self.steps if step["step"] <= event["data"]["to"]]
+        steps = self._pages(self._client.metrics, self.steps[-1]["step"] if self.steps else 0)
+        self.steps += steps
+        if not self.front or self.job["status"] in RESTING or any(step.get("evaluation") for step in steps):
+            self.front = self._client.front(job_id)
+        return steps, events
+
+    def _pages(self, fetch: Any, after: int) -> list[Document]:
+        found: list[Document] = []
+        while True:
+            page = fetch(self.job["id"], after=after)
+            found += page["data"]
+            if not page["has_more"]:
+                return found
+            after = found[-1]["seq"] if "seq" in found[-1] else found[-1]["step"]
+
+
+def follow(client: Client, job_id: str, console: Console, *, poll_s: float = 1.0) -> Document:
+    """Shows the job until it rests, and returns it."""
+    follower = Follower(client, job_id)
+    if console.is_terminal:
+        _follow_live(follower, console, poll_s)
+    else:
+        _follow_lines(follower, console, poll_s)
+    if follower.front.get("points"):
+        console.print(front_table(follower.front))
+    return follower.job
+
+
+def _follow_live(follower: Follower, console: Console, poll_s: float) -> None:
+    with Live(console=console, refresh_per_second=4, transient=False) as live:
+        while True:
+            _, events = follower.poll()
+            for event in events:
+                live.console.print(Text(event_line(event), style=_LEVEL_STYLES.get(event["level"], "dim")))
+            live.update(_view(follower), refresh=True)
+            if follower.job["status"] in RESTING:
+                return
+            time.sleep(poll_s)
+
+
+def _follow_lines(follower: Follower, console: Console, poll_s: float) -> None:
+    stage = trouble = ""
+    while True:
+        steps, events = follower.poll()
+        if follower.trouble != trouble:
+            trouble = follower.trouble
+            _line(console, f"- {trouble or 'the server is back'}")
+        for event in events:
+            _line(console, f"- {event_line(event)}")
+        if (now := follower.job["progress"].get("stage")) != stage and now:
+            stage = now
+            _line(console, f"- {plain(now)}")
+        for step in steps:
+            _line(console, step_line(follower.job, follower.steps[0], step))
+        if follower.job["status"] in RESTING:
+            _line(console, outcome_line(follower.job))
+            return
+        time.sleep(poll_s)
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _view(follower: Follower) -> RenderableType:
+    view = render(follower.job, follower.steps, follower.front, follower.events)
+    return Group(view, Text(follower.trouble, style="yellow")) if follower.trouble else view
+
+
+def render(job: Document, steps: list[Document], front: Document, events: list[Document]) -> RenderableType:
+    """The whole view from four documents of the API; pure, so that a test can read it."""
+    parts: list[RenderableType] = [_header(job), _progress(job)]
+    if steps:
+        parts += [_objectives(steps), _health(steps[-1], front), _times(steps)]
+    warnings = [event for event in events if event["level"] in _LEVEL_STYLES][-3:]
+    parts += [Text(event_line(event), style=_LEVEL_STYLES[event["level"]]) for event in warnings]
+    return Group(*parts)
+
+
+def step_line(job: Document, first: Document, step: Document) -> str:
+    """One step as one line."""
+    parts = [f"step {step['step']}/{job['total_steps'] or '?'}"]
+    for name, now in step["objectives"].items():
+        change = _difference(now["mean"], first["objectives"][name]["mean"])
+        parts.append(f"{plain(name)} {figure(now['mean'])} ({signed(change)})")
+    if evaluation := step.get("evaluation"):
+        parts.append(f"hypervolume {figure(evaluation.get('hypervolume'), 4)}")
+    parts.append(f"{_speed(step)} tokens/s")
+    parts.append(f"left {duration(job['progress'].get('eta_s'))}")
+    return "  ".join(parts)
+
+
+def outcome_line(job: Document) -> str:
+    reason = f": {plain(job['reason'])}" if job["reason"] else ""
+    return f"{job['id']} {job['status']}{reason} (step {job['step']}/{job['total_steps'] or '?'})"
+
+
+def front_table(front: Document) -> Table:
+    """Every evaluated point that is on the front, with what it reaches on held-out prompts of both splits."""
+    names = front["objectives"]
+    title = f"Pareto front: {_hypervolume(front)}"
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.add_column("step", justify="right")
+    for name in names:
+        for split in ("validation", "test", "greedy"):
+            table.add_column(Text(f"{plain(name)}\n{split}"), justify="right")
+    table.add_column("tokens", justify="right")
+    table.add_column("kept")
+    for point in (point for point in front["points"] if point["on_front"]):
+        test = point.get("test") or {}
+        sets = [point["objectives"], *((test.get(kind) or {}).get("objectives", {}) for kind in ("sampled", "greedy"))]
+        row = [figure(values.get(name)) for name in names for values in sets]
+        kept = "yes" if point["checkpoint"] else "no"
+        note = " collapsed" if point.get("collapsed") else ""
+        table.add_row(str(point["step"]), *row, figure(point.get("mean_tokens"), 1), kept + note)
+    return table
+
+
+def _header(job: Document) -> Text:
+    style = {"running": "bold green", "failed": "bold red", "paused": "yellow"}.get(job["status"], "bold")
+    text = Text.assemble((plain(job["name"]), "bold"), f"  {job['id']}  ", (job["status"], style))
+    if job["reason"]:
+        text.append(f"  {plain(job['reason'])}")
+    if (stage := job["progress"].get("stage")) and job["status"] not in RESTING:
+        text.append(f"  {plain(stage)}", style="cyan")
+    return text
+
+
+def _progress(job: Document) -> RenderableType:
+    total = job["total_steps"] or 1
+    grid = Table.grid(padding=(0, 1))
+    left = duration(job["progress"].get("eta_s"))
+    share = f"{100 * job['step'] / total:.0f}%"
+    grid.add_row(
+        f"step {job['step']}/{job['total_steps'] or '?'}",
+        ProgressBar(total=total, completed=job["step"], width=30),
+        share,
+        "" if job["status"] in RESTING else f"time left {left}",
+    )
+    return grid
+
+
+def _objectives(steps: list[Document]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("objective", "now", "since start", "held-out", "trend", "weight", "strategy says"):
+        table.add_column(column, justify="left" if column in ("objective", "trend") else "right")
+    last = steps[-1]
+    evaluation: Document = next((step["evaluation"] for step in reversed(steps) if step.get("evaluation")), {})
+    for name in last["objectives"]:
+        series = [step["objectives"][name]["mean"] for step in steps]
+        now, start = _ends(series)
+        table.add_row(
+            Text(plain(name)),
+            figure(now),
+            _arrow(_difference(now, start)),
+            figure(evaluation.get("objectives", {}).get(name)),
+            sparkline(series),
+            figure(last["weights"]["applied"].get(name), 2),
+            figure(last["weights"]["strategy"].get(name), 2),
+        )
+    return table
+
+
+def _health(step: Document, front: Document) -> Text:
+    pairs = [
+        ("", _hypervolume(front)),
+        ("tokens/s", _speed(step)),
+        ("tokens per completion", figure(step.get("mean_tokens"), 1)),
+        ("entropy", figure(step.get("entropy"), 2)),
+        ("KL", figure(step.get("kl"), 4)),
+    ]
+    return Text("   ").join(Text.assemble((f"{name} " if name else "", "dim"), value) for name, value in pairs)
+
+
+def _hypervolume(front: Document) -> str:
+    now, start = front.get("hypervolume"), front.get("hypervolume_base")
+    return f"hypervolume {figure(now, 4)} ({figure(start, 4)} at the start)"
+
+
+def _times(steps: list[Document]) -> Text:
+    """Where the time of the latest steps went."""
+    recent = steps[-_SMOOTHING_STEPS:]
+    totals = {key: sum(step["timings_s"].get(key) or 0.0 for step in recent) for _, key in (*_STAGES, ("", "step"))}
+    whole = totals["step"] or 1.0
+    parts = [f"{name} {100 * totals[key] / whole:.0f}%" for name, key in _STAGES]
+    return Text.assemble(("time ", "dim"), "  ".join(parts), ("   per step ", "dim"), f"{whole / len(recent):.1f} s")
+
+
+def _ends(series: list[Any]) -> tuple[float | None, float | None]:
+    """The latest value and the first one, each as a mean over a few steps, as single steps are noisy."""
+    known = [value for value in series if is_number(value)]
+    if not known:
+        return None, None
+    window = min(_SMOOTHING_STEPS, max(1, len(known) // 2))
+    return sum(known[-window:]) / window, sum(known[:window]) / window
+
+
+def _arrow(change: float | None) -> Text:
+    if change is None or abs(change) < 0.0005:
+        return Text("→ " + signed(change), style="dim")
+    return Text(f"↑ {signed(change)}", style="green") if change > 0 else Text(f"↓ {signed(change)}", style="red")
+
+
+def _difference(now: Any, start: Any) -> float | None:
+    return now - start if is_number(now) and is_number(start) else None
+
+
+def _speed(step: Document) -> str:
+    seconds = step["timings_s"].get("step")
+    return f"{step['tokens'] / seconds:,.0f}" if is_number(seconds) and seconds > 0 else "–"

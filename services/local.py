@@ -1,0 +1,156 @@
+"""All of Equipoise on one machine: embedded Redis, the API and a worker, started and stopped together."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+from orchestrator.embedded_redis import EmbeddedRedis
+from orchestrator.errors import StoreUnavailable
+from orchestrator.redis_calls import connect
+from orchestrator.store import JobStore
+from orchestrator.worker import Worker
+from services.auth import digest
+from services.server import ApiServer, ServerError
+from services.settings import Credentials, Settings, credentials_path, write_credentials
+from services.terminal import fail, say
+
+
+class AlreadyRunning(Exception):
+    """Another process serves this state directory."""
+
+
+class LocalServer:
+    """`start`, then `stop`; `kill` may interrupt a stop that takes too long. One per state directory."""
+
+    def __init__(self, state_dir: Path, *, host: str, port: int) -> None:
+        self.state_dir = state_dir
+        self._host, self._port = host, port
+        self._cleanup = ExitStack()
+        self._worker: Worker | None = None
+        self.api: ApiServer
+        self.credentials: Credentials
+        self.key_is_new = False
+
+    def start(self) -> None:
+        """Raises AlreadyRunning, ServerError or StoreUnavailable, with everything stopped again."""
+        with ExitStack() as started:
+            self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            started.enter_context(_only_one(self.state_dir / "up.lock"))
+            self.api = ApiServer(self._host, self._port)
+            started.callback(self.api.stop)
+            redis = started.enter_context(EmbeddedRedis(self.state_dir / "redis"))
+            # The reverse order of stopping: worker (its drivers' last writes need Redis), API, Redis.
+            started.callback(self.api.stop)
+            self.credentials, self.key_is_new = write_credentials(self.state_dir, self.api.url)
+            store = JobStore(connect(redis.url))
+            key_sha256 = digest(self.credentials.key)
+            self.api.start(store, Settings(state_dir=self.state_dir, key_sha256=key_sha256, local_exports=True))
+            self._worker = Worker(store, redis.url, self.state_dir)
+            started.enter_context(running(self._worker))
+            self._cleanup = started.pop_all()
+
+    @property
+    def working_on(self) -> list[str]:
+        return self._worker.running if self._worker else []
+
+    def stop(self) -> None:
+        """Drivers write a checkpoint and hand their jobs back; then the API and Redis end."""
+        self._cleanup.close()
+
+    def kill(self) -> None:
+        """Drivers are killed at once; a `stop` in progress then ends quickly."""
+        if self._worker is not None:
+            self._worker.request_kill()
+
+
+class StopSignals:
+    """SIGINT and SIGTERM as an event; `on_second` is called for each further one. For the main thread."""
+
+    def __init__(self) -> None:
+        self.received = threading.Event()
+        self.on_second: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def handled(self, *, interrupt: bool = False) -> Iterator[None]:
+        """With `interrupt` the first one also raises KeyboardInterrupt, for a main thread that is busy."""
+
+        def handle(_number: int, _frame: FrameType | None) -> None:
+            if self.received.is_set():
+                self.on_second()
+                return
+            self.received.set()
+            if interrupt:
+                raise KeyboardInterrupt
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def running(worker: Worker) -> Iterator[None]:
+    thread = threading.Thread(target=worker.run, name="worker")
+    thread.start()
+    try:
+        yield
+    finally:
+        worker.request_stop()
+        thread.join()
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Holds a lock that ends with this process however it ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(f"another `equipoise up` already serves {path.parent}") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def announce(api: ApiServer, state_dir: Path, new_key: str | None) -> None:
+    """Where it is and how to get in. The key is shown once: when it is made."""
+    say(f"Equipoise listens on {api.url}")
+    if new_key is not None:
+        say(f"its key, shown this once: {new_key}")
+    say(f"commands on this machine find both in {credentials_path(state_dir)}")
+    if api.is_exposed:
+        say(
+            f"WARNING: {api.host} is open to other machines, without encryption: whoever has the key can run jobs here "
+            "and write files as you. Put a TLS proxy in front, or use --host 127.0.0.1."
+        )
+
+
+def run_until_stopped(state_dir: Path, host: str, port: int) -> None:
+    """`equipoise up`."""
+    server = LocalServer(state_dir, host=host, port=port)
+    signals = StopSignals()
+    signals.on_second = server.kill
+    with signals.handled():
+        try:
+            server.start()
+        except (AlreadyRunning, ServerError, StoreUnavailable, ValueError, OSError) as error:
+            fail(str(error))
+        try:
+            announce(server.api, state_dir, server.credentials.key if server.key_is_new else None)
+            say("Ctrl-C stops it; jobs go on at the next start")
+            signals.received.wait()
+            if server.working_on:
+                say("stopping: the running job writes a checkpoint first; Ctrl-C again to stop at once")
+        finally:
+            server.stop()
+    say("stopped")

@@ -1,0 +1,107 @@
+"""What a job has found so far: series by step, the Pareto front, checkpoints and their export; and the rewards."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.responses import Response
+
+from orchestrator.checkpoints import CheckpointError, export_policy
+from orchestrator.store import Checkpoint
+from rewards import registry
+from services.body import json_body
+from services.deps import Configuration, Cursor, JobId, Store, body_schema, page
+from services.errors import ApiProblem, StrictJSONResponse, not_found
+
+router = APIRouter(prefix="/v1", tags=["results"])
+
+
+class Export(BaseModel):
+    """Where a checkpoint goes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    to: str = Field(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$", description="absolute path, new or empty")
+
+
+@router.get("/jobs/{job_id}/metrics")
+def get_metrics(job_id: JobId, cursor: Annotated[Cursor, Query()], store: Store) -> Response:
+    """Committed steps in order, each once: objectives, weights, losses, evaluations, timings."""
+    records = store.steps(job_id, after_step=cursor.after, limit=cursor.limit + 1)
+    shown = [
+        {key: value for key, value in record.items() if key not in _INTERNAL} for record in records[: cursor.limit]
+    ]
+    return StrictJSONResponse(page(shown, has_more=len(records) > cursor.limit))
+
+
+_INTERNAL = frozenset({"fence", "digest"})
+
+
+@router.get("/jobs/{job_id}/front")
+def get_front(job_id: JobId, store: Store) -> Response:
+    """The Pareto archive: points, hypervolume by step. Without points before the first evaluation."""
+    empty: dict[str, Any] = {
+        "objectives": [],
+        "ranges": {},
+        "reference": {},
+        "hypervolume": None,
+        "hypervolume_base": None,
+        "hypervolume_by_step": [],
+        "points": [],
+    }
+    return StrictJSONResponse({"object": "front", **(store.front(job_id) or empty)})
+
+
+@router.get("/jobs/{job_id}/checkpoints")
+def get_checkpoints(job_id: JobId, store: Store) -> Response:
+    """By step; `path` is on the machine that trains."""
+    return StrictJSONResponse(page([_checkpoint(found) for found in store.checkpoints(job_id)], has_more=False))
+
+
+@router.post("/jobs/{job_id}/checkpoints/{step}/export", openapi_extra=body_schema(Export.model_json_schema()))
+def export_checkpoint(
+    job_id: JobId, step: int, document: Annotated[Any, Depends(json_body)], store: Store, settings: Configuration
+) -> Response:
+    """Verifies a checkpoint and copies its policy, a Hugging Face directory, to a directory of the server's machine."""
+    if not settings.local_exports:
+        raise ApiProblem(
+            403, "exports_disabled", "this server does not write to its machine; copy the checkpoint's path"
+        )
+    try:
+        destination = Path(Export.model_validate(document).to)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        param = ".".join(str(part) for part in first["loc"]) or None
+        raise ApiProblem(422, "invalid_export", f"{param or 'body'}: {first['msg']}", param=param) from None
+    checkpoint = next((found for found in store.checkpoints(job_id) if found.step == step), None)
+    if checkpoint is None:
+        raise not_found("no checkpoint is kept at this step")
+    try:
+        export_policy(Path(checkpoint.path), destination)
+    except CheckpointError as error:
+        raise ApiProblem(409, "export_failed", str(error)) from None
+    return StrictJSONResponse({"object": "export", "step": step, "path": str(destination)})
+
+
+@router.get("/rewards")
+def get_rewards() -> Response:
+    """Every registered reward, with the JSON schema of its options."""
+    try:
+        described = [dataclasses.asdict(reward) for reward in registry.describe()]
+    except RuntimeError as error:  # a plugin that does not load; its name is in the message
+        raise ApiProblem(500, "plugin_broken", str(error)) from error
+    return StrictJSONResponse(page(described, has_more=False))
+
+
+def _checkpoint(found: Checkpoint) -> dict[str, Any]:
+    return {
+        "object": "checkpoint",
+        "step": found.step,
+        "path": found.path,
+        "metrics": found.metrics,
+        "on_front": found.on_front,
+    }

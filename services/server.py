@@ -1,0 +1,97 @@
+"""The API behind a socket, in a thread of its own, so that the main thread is free for signals."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+import time
+
+import uvicorn
+
+from orchestrator.store import JobStore
+from services.app import create_app
+from services.settings import Settings
+
+_START_TIMEOUT_S = 15.0
+_LAST_ANSWERS_S = 3  # for requests in flight when the server stops
+
+
+class ServerError(Exception):
+    """The server can't start; the text says why in one line."""
+
+
+class ApiServer:
+    """Bound when constructed, so that a port that is taken is told before anything else starts."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._socket = _bind(host, port)
+        self.host = host
+        self.port: int = self._socket.getsockname()[1]
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping: threading.Event | None = None
+
+    @property
+    def url(self) -> str:
+        """For clients on this machine."""
+        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{address}]:{self.port}" if ":" in address else f"http://{address}:{self.port}"
+
+    @property
+    def is_exposed(self) -> bool:
+        """True if other machines can reach it."""
+        if self.host == "localhost":
+            return False
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return True
+
+    def start(self, store: JobStore, settings: Settings) -> None:
+        app = create_app(store, settings)
+        self._stopping = app.state.stopping
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            timeout_graceful_shutdown=_LAST_ANSWERS_S,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="api", daemon=True
+        )
+        self._thread.start()
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise ServerError("the API does not start; its log is above")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Ends streams, lets requests in flight finish, and returns when the port is free."""
+        if self._server is not None and self._thread is not None and self._stopping is not None:
+            self._stopping.set()
+            self._server.should_exit = True
+            self._thread.join(_LAST_ANSWERS_S + 5)
+        self._socket.close()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a restart waits for old connections to fade
+        try:
+            bound.bind(address)
+            bound.listen(128)  # two servers may bind with SO_REUSEADDR; only one may listen
+        except OSError:
+            bound.close()
+            raise
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ServerError(f"can't listen on {host}:{port}: {reason}; choose another with --port") from None
+    return bound

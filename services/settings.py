@@ -1,0 +1,73 @@
+"""What an installation is told from outside: environment variables, and one file that tells clients how to get in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.auth import new_key
+
+DEFAULT_PORT = 8740
+MAX_BODY_BYTES = 1 << 20
+
+
+class Settings(BaseModel):
+    """Of the API process."""
+
+    model_config = ConfigDict(frozen=True)
+
+    state_dir: Path
+    key_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    local_exports: bool = False  # the API may write to directories that its caller names
+    max_body_bytes: int = MAX_BODY_BYTES
+    poll_s: float = 0.5  # of the event stream
+
+
+class Credentials(BaseModel):
+    """Where a server listens, and the key that it takes: STATE/api.json, readable by its owner alone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    url: str
+    key: str
+
+
+def default_state_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """EQUIPOISE_STATE_DIR, else where XDG keeps state."""
+    if chosen := environment.get("EQUIPOISE_STATE_DIR"):
+        return Path(chosen).expanduser()
+    base = environment.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "equipoise"
+
+
+def credentials_path(state_dir: Path) -> Path:
+    return state_dir / "api.json"
+
+
+def read_credentials(state_dir: Path) -> Credentials | None:
+    """None where no server was ever started on this state directory."""
+    try:
+        return Credentials.model_validate_json(credentials_path(state_dir).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        raise ValueError(f"{credentials_path(state_dir)} is damaged; delete it and start the server again") from None
+
+
+def write_credentials(state_dir: Path, url: str, key: str | None = None) -> tuple[Credentials, bool]:
+    """Keeps the key of earlier starts, or makes one. Returns it and whether it is new."""
+    known = read_credentials(state_dir)
+    chosen = key or (known.key if known else new_key())
+    credentials = Credentials(url=url, key=chosen)
+    path = credentials_path(state_dir)
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(credentials.model_dump(), file)
+        file.write("\n")
+    draft.replace(path)
+    return credentials, known is None or known.key != chosen

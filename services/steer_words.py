@@ -1,0 +1,51 @@
+"""`accuracy=0.7` on a command line: what it means for the weights of every objective."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from orchestrator.spec import nearest
+
+
+def weights(words: Sequence[str], now: Mapping[str, float]) -> dict[str, float]:
+    """A weight for each objective of `now`. ValueError is one line that says what is wrong.
+
+    Where some are not named, the named ones are shares of 1 and the others share the rest in their present proportion.
+    """
+    given: dict[str, float] = {}
+    for word in words:
+        name, value = _parse(word, list(now))
+        if name in given:
+            raise ValueError(f"'{name}' is given twice")
+        given[name] = value
+    others = {name: weight for name, weight in now.items() if name not in given}
+    if not others:
+        if not any(given.values()):
+            raise ValueError("at least one weight must be above 0")
+        return given
+    rest = 1 - math.fsum(given.values())
+    if rest < -1e-9:
+        raise ValueError(
+            f"the weights given sum to {1 - rest:g}: nothing is left for {', '.join(others)}; stay below 1, or give all"
+        )
+    total = math.fsum(others.values())
+    shares = {name: weight / total if total > 0 else 1 / len(others) for name, weight in others.items()}
+    filled = {**given, **{name: max(0.0, rest) * share for name, share in shares.items()}}
+    return {name: filled[name] for name in now}
+
+
+def _parse(word: str, objectives: list[str]) -> tuple[str, float]:
+    name, equals, text = word.partition("=")
+    if not equals:
+        raise ValueError(f"'{word}': expected NAME=VALUE, such as {objectives[0]}=0.5")
+    if name not in objectives:
+        hint = nearest(name, objectives)
+        raise ValueError(f"no objective '{name}'{hint or '; objectives are ' + ', '.join(objectives)}")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}: expected a number of 0 or more, got '{text}'")
+    return name, value

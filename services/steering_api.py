@@ -1,0 +1,142 @@
+"""The hand on the weights: read it, change it, and be told the step at which a change takes effect."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Request
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from orchestrator.spec import nearest
+from orchestrator.steering import SteeringError, merge
+from orchestrator.store import JobStore, Steer, SteeringEntry, SteerOutcome
+from services.body import json_body
+from services.deps import JobId, Store, body_schema
+from services.errors import ApiProblem, StrictJSONResponse
+
+router = APIRouter(prefix="/v1/jobs/{job_id}/steering", tags=["steering"])
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Weight = Annotated[float, Field(ge=0, le=1e9)]  # large enough for any scale, and their sum stays finite
+
+
+@with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class SteeringChange(TypedDict, total=False):
+    """What may be sent; what is left out stays as it is."""
+
+    mode: Annotated[
+        Literal["auto", "blend", "manual"], Field(description="who decides: the strategy, a mix, or the preference")
+    ]
+    blend: Annotated[_Share, Field(description="share of the preference in mode blend")]
+    weights: Annotated[
+        dict[str, _Weight], Field(description="the preference, one for each objective; scaled to sum to 1")
+    ]
+    bounds: Annotated[
+        dict[str, Annotated[list[_Share], Field(min_length=2, max_length=2)]],
+        Field(description="[floor, ceiling] of the applied weight, by objective"),
+    ]
+
+
+_CHANGE = TypeAdapter(SteeringChange)
+_FIELDS = list(SteeringChange.__annotations__)
+
+
+@router.get("")
+def get_steering(job_id: JobId, store: Store) -> Response:
+    """The newest steering (its version is the ETag), what the strategy alone last chose, and every change so far."""
+    state = store.steering(job_id)
+    newest = store.steps(job_id, after_step=store.job(job_id).step - 1, limit=1)
+    document = {
+        "object": "steering",
+        "version": state.version,
+        **state.current,
+        "strategy": newest[-1]["weights"]["strategy"] if newest else None,
+        "log": [_entry(entry) for entry in state.log],
+    }
+    return StrictJSONResponse(document, headers={"etag": f'"{state.version}"'})
+
+
+@router.put("", status_code=202, openapi_extra=body_schema(_CHANGE.json_schema()))
+def put_steering(
+    request: Request,
+    job_id: JobId,
+    document: Annotated[Any, Depends(json_body)],
+    store: Store,
+    if_match: Annotated[str | None, Header(alias="If-Match", description="only if this version is current")] = None,
+) -> Response:
+    """Answers with the version that it made and the first step that follows it: never the one in flight."""
+    sent = checked_change(document)
+    objectives = tuple(objective["name"] for objective in json.loads(store.spec(job_id))["objectives"])
+    steer = _steer(store, job_id, sent, objectives, _version(if_match), request.state.key_name)
+    if steer.outcome is SteerOutcome.STALE:
+        raise ApiProblem(
+            412, "stale_version", f"someone steered meanwhile: version {steer.version} is current", param="If-Match"
+        )
+    if steer.outcome is SteerOutcome.STATE:
+        raise ApiProblem(409, "job_over", f"a job that is {store.job(job_id).status} can't be steered")
+    return StrictJSONResponse(
+        {"version": steer.version, "effective_step": steer.effective_step},
+        status_code=202,
+        headers={"etag": f'"{steer.version}"'},
+    )
+
+
+def checked_change(document: Any) -> dict[str, Any]:
+    """What was sent, once its shape is right: strict types, known fields. Whether it fits the job is merge's to say."""
+    try:
+        change = dict(_CHANGE.validate_python(document))
+    except ValidationError as error:
+        raise _problem(error) from None
+    if not change:
+        raise ApiProblem(422, "invalid_steering", f"nothing to change: give {', '.join(_FIELDS)}")
+    return change
+
+
+def _steer(
+    store: JobStore, job_id: str, sent: dict[str, Any], objectives: tuple[str, ...], expected: int | None, by: str
+) -> Steer:
+    """Merges and writes against one version; without an expected one, again for as long as others come first."""
+    while True:
+        state = store.steering(job_id)
+        try:
+            merged = merge(state.current, sent, objectives).model_dump(mode="json")
+        except SteeringError as error:
+            raise ApiProblem(422, "invalid_steering", str(error), param=error.field or None) from None
+        change = {field: merged[field] for field in sent}
+        steer = store.steer(job_id, change=change, if_match=state.version if expected is None else expected, by=by)
+        if steer.outcome is not SteerOutcome.STALE or expected is not None:
+            return steer
+
+
+def _problem(error: ValidationError) -> ApiProblem:
+    first = error.errors(include_input=False, include_url=False)[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        hint = nearest(path, _FIELDS) or f"; fields are {', '.join(_FIELDS)}"
+        return ApiProblem(422, "invalid_steering", f"{path}: unknown field{hint}", param=path)
+    message = f"{path}: {first['msg']}" if path else "expected an object with mode, blend, weights or bounds"
+    return ApiProblem(422, "invalid_steering", message, param=path or None)
+
+
+def _version(if_match: str | None) -> int | None:
+    """The version in an If-Match header; None (any) where it is absent or `*`."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    match = re.fullmatch(r'"?(\d{1,15})"?', if_match.strip(), flags=re.ASCII)
+    if not match:
+        raise ApiProblem(422, "invalid_parameter", 'If-Match: expected a version such as "3"', param="If-Match")
+    return int(match.group(1))
+
+
+def _entry(entry: SteeringEntry) -> dict[str, Any]:
+    return {
+        "version": entry.version,
+        "effective_step": entry.effective_step,
+        "at": entry.at,
+        "by": entry.by,
+        "change": entry.change,
+    }

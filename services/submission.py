@@ -1,0 +1,53 @@
+"""A spec file on its way to the server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.spec import FilesData, JobSpec, load_spec, parse_spec
+from services.terminal import Document, output
+from services.text import plain
+
+
+def read(path: Path, name: str | None = None) -> Document:
+    """The document to submit, its files named so that the server finds them from wherever it runs. Raises SpecError."""
+    document = anchored(load_spec(path))
+    if name is not None:
+        document["name"] = name
+        parse_spec(document)
+    return document
+
+
+def anchored(spec: JobSpec) -> Document:
+    """Relative paths are the caller's, so they are made absolute here."""
+    document: Document = spec.model_dump(mode="json")
+    if isinstance(spec.data, FilesData):
+        for split in ("train", "validation", "test"):
+            if document["data"][split] is not None:
+                document["data"][split] = _absolute(document["data"][split])
+    if spec.init_checkpoint is not None:
+        document["init_checkpoint"] = _absolute(spec.init_checkpoint)
+    if spec.policy.model != "quickstart" and Path(spec.policy.model).expanduser().is_dir():  # else a hub id
+        document["policy"]["model"] = _absolute(spec.policy.model)
+    return document
+
+
+def print_plan(plan: Document) -> None:
+    """What a dry run found."""
+    spec = plan["spec"]
+    names = ", ".join(plain(objective["name"]) for objective in spec["objectives"])
+    console = output()
+    for line in (
+        f"{plain(spec['name'])}: valid",
+        f"policy       {plain(spec['policy']['model'])}",
+        f"objectives   {names}",
+        f"weighting    {spec['weighting']['name']}, steering {spec['steering']['mode']}",
+        f"estimator    {spec['estimator']['name']}",
+        f"steps        {spec['steps']} of {plan['rollouts_per_step']} completions, {plan['rollouts']} in all",
+        f"evaluations  {plan['evaluations']}",
+    ):
+        console.print(line, markup=False)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())

@@ -1,0 +1,73 @@
+"""What every command shares: where output goes, how it ends in an error, and how it finds a server and a job."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from services.client import Client
+from services.settings import read_credentials
+from services.text import plain
+
+Document = dict[str, Any]
+
+EXIT_ERROR = 2
+
+
+def output() -> Console:
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def say(message: str) -> None:
+    """A line for a person, kept apart from what a script reads."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def fail(*messages: str) -> NoReturn:
+    """Ends the command with one clear line for each mistake."""
+    for message in messages:
+        say(f"equipoise: {plain(message)}")
+    raise typer.Exit(EXIT_ERROR)
+
+
+def print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def connect_client(state_dir: Path) -> Client:
+    """The server of EQUIPOISE_URL and EQUIPOISE_API_KEY, else the one that left its address in the state directory."""
+    url, key = os.environ.get("EQUIPOISE_URL"), os.environ.get("EQUIPOISE_API_KEY")
+    if url and key:
+        return Client(url, key)
+    try:
+        credentials = read_credentials(state_dir)
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    if credentials is None:
+        fail(
+            f"no Equipoise server was ever started with the state directory {state_dir}: start one with `equipoise up`"
+        )
+    return Client(url or credentials.url, key or credentials.key)
+
+
+def find_job(client: Client, wanted: str) -> str:
+    """A job's id from `last`, the id, or the start of it that no other job shares."""
+    ids = [str(job["id"]) for job in client.all_jobs()]
+    if wanted in ids:
+        return wanted
+    if wanted == "last":
+        if not ids:
+            fail("there are no jobs yet: `equipoise submit SPEC` makes one")
+        return ids[0]
+    found = [job_id for job_id in ids if wanted and wanted in (job_id[: len(wanted)], job_id[4 : 4 + len(wanted)])]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        fail(f"'{wanted}' is the start of {len(found)} jobs: {', '.join(found[:5])}")
+    fail(f"no job '{wanted}': `equipoise jobs` lists them")

@@ -1,0 +1,84 @@
+"""How figures, times and foreign text are written for a terminal."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+_BARS = "▁▂▃▄▅▆▇█"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
+
+
+def plain(text: object) -> str:
+    """Names, reasons and log lines come from elsewhere: nothing in them may steer the terminal."""
+    return _CONTROL.sub(" ", str(text))
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def figure(value: Any, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if is_number(value) else "–"
+
+
+def signed(value: Any, digits: int = 3) -> str:
+    return f"{value:+.{digits}f}" if is_number(value) else "–"
+
+
+def duration(seconds: Any) -> str:
+    if not is_number(seconds) or seconds < 0:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def ago(unix_s: Any) -> str:
+    """Coarse, for lists."""
+    if not is_number(unix_s):
+        return "–"
+    seconds = max(0, round(time.time() - unix_s))
+    for unit_s, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit_s:
+            return f"{seconds // unit_s} {name} ago"
+    return f"{seconds} s ago"
+
+
+def clock(unix_s: Any) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(unix_s)) if is_number(unix_s) else "--:--:--"
+
+
+def sparkline(values: Sequence[Any], width: int = 24) -> str:
+    """The series in at most `width` characters, each the mean of its part, between the series' own extremes."""
+    known = [value for value in values if is_number(value)]
+    if not known:
+        return ""
+    count = min(width, len(known))
+    edges = [round(i * len(known) / count) for i in range(count + 1)]
+    means = [math.fsum(known[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, spread = min(means), max(means) - min(means)
+    if spread < 1e-9:
+        return _BARS[3] * count
+    return "".join(_BARS[min(7, int((mean - low) / spread * 8))] for mean in means)
+
+
+def event_line(event: dict[str, Any]) -> str:
+    """`12:00:01 collapse.detected  objective=clarity drop=0.21`, without what says nothing."""
+    data = event.get("data") or {}
+    pairs = [f"{plain(key)}={_value(value)}" for key, value in data.items() if value not in ("", None)]
+    return f"{clock(event.get('at'))} {plain(event.get('type', ''))}  {' '.join(pairs)}".rstrip()
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{plain(key)}: {_value(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(part) for part in value) + "]"
+    return plain(value)[:200]

@@ -1,0 +1,91 @@
+"""Real parts for the tests that need them, each started once per run, and only when a test asks."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything reads them: no telemetry, no downloads, no chatter.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+PROJECT = Path(__file__).parent.parent
+RAY_CPUS = 8  # slots, not cores: so that an actor never waits for another test's
+RAY_OBJECT_STORE_BYTES = 200 * 1024**2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests first, as they say most per second; what needs a GPU is skipped without one."""
+    items.sort(key=lambda item: "unit" not in item.path.parts)
+    needing_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if needing_gpu and not _has_cuda():
+        for item in needing_gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What EQUIPOISE_STATE_DIR is to a person: a folder for everything that a run keeps."""
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real redis-server. Tests share it, so each uses names of its own."""
+    from orchestrator.embedded_redis import EmbeddedRedis
+
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A Ray of our own on this machine, never one that happens to run already."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own, at start and end
+        import ray
+
+        ray.init(
+            address="local",
+            num_cpus=RAY_CPUS,
+            include_dashboard=False,
+            object_store_memory=RAY_OBJECT_STORE_BYTES,
+            logging_level="warning",
+        )
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def quickstart_policy() -> Path:
+    """The quickstart policy's folder; training it takes a minute or two once, then it is kept."""
+    from policies.quickstart import ensure_policy
+
+    cache = os.environ.get("EQUIPOISE_TEST_CACHE")
+    directory = Path(cache) if cache else PROJECT / ".equipoise" / "test-cache"
+    return ensure_policy(directory, show_progress=False)
+
+
+@pytest.fixture(scope="session")
+def math500() -> Path:
+    """The folder of MATH-500 with train, val and test splits, which lies beside the repository."""
+    folder = PROJECT.parent / "shared" / "data" / "math500"
+    if (folder / "train.parquet").is_file():
+        return folder
+    if os.environ.get("EQUIPOISE_REQUIRE_SHARED") == "1":
+        pytest.fail("EQUIPOISE_REQUIRE_SHARED is set, and ../shared/data/math500 is not there")
+    pytest.skip("../shared/data/math500 is not there")

@@ -1,0 +1,608 @@
+"""The API on a real Redis behind a real socket."""
+
+import json
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from orchestrator.checkpoints import write_checkpoint
+from orchestrator.embedded_redis import EmbeddedRedis, connect
+from orchestrator.states import JobStatus
+from orchestrator.store import JobStore, Lease
+from services.auth import PUBLIC_PATHS, digest
+from services.client import ApiError, Client
+from services.server import ApiServer, ServerError
+from services.settings import Settings
+
+KEY = "eqp_test"
+SECRET = "hunter2-do-not-repeat"
+SPEC: dict[str, Any] = {
+    "name": "a job",
+    "steps": 4,
+    "policy": {"model": "quickstart"},
+    "data": {"type": "quickstart"},
+    "objectives": [
+        {"name": "accuracy", "reward": {"name": "math"}, "weight": 0.6},
+        {"name": "conciseness", "reward": {"name": "conciseness"}, "weight": 0.4},
+    ],
+}
+
+
+@contextmanager
+def serving(store: JobStore, state_dir: Path, **settings: Any) -> Iterator[ApiServer]:
+    server = ApiServer("127.0.0.1", 0)
+    options = {"poll_s": 0.05, "local_exports": True, **settings}
+    server.start(store, Settings(state_dir=state_dir, key_sha256=digest(KEY), **options))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def store(redis_url: str) -> Iterator[JobStore]:
+    client = connect(redis_url)
+    yield JobStore(client, owner=f"api-{uuid.uuid4().hex}")
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def server(store: JobStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    with serving(store, tmp_path_factory.mktemp("api")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def http(server: ApiServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}, timeout=20) as http:
+        yield http
+
+
+@pytest.fixture(scope="module")
+def client(server: ApiServer) -> Iterator[Client]:
+    with Client(server.url, KEY) as client:
+        yield client
+
+
+@pytest.fixture
+def job_id(client: Client) -> str:
+    return str(client.submit(SPEC)["id"])
+
+
+def claim(store: JobStore, job_id: str) -> Lease:
+    """The lease of a driver that runs the job."""
+    lease = store.claim(job_id, nonce=uuid.uuid4().hex, ttl_s=60).lease
+    assert lease is not None
+    store.set_status(lease, JobStatus.RUNNING)
+    return lease
+
+
+def step_record(mean: float = 0.5) -> dict[str, Any]:
+    return {
+        "objectives": {"accuracy": {"mean": mean, "std": 0.1, "zero_share": 0.0}},
+        "weights": {
+            "strategy": {"accuracy": 0.7, "conciseness": 0.3},
+            "applied": {"accuracy": 0.6, "conciseness": 0.4},
+        },
+        "loss": float("nan"),
+    }
+
+
+def assert_error(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    document = response.json()
+    assert document.keys() == {"error"}
+    assert document["error"].keys() == {"type", "code", "message", "param"}
+    assert response.headers["x-request-id"]
+    assert SECRET not in response.text
+    return dict(document["error"])
+
+
+# -- who may ask --------------------------------------------------------------------------------------------
+
+
+def routes_of(server: ApiServer) -> list[tuple[str, str]]:
+    with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}) as http:
+        paths = http.get("/openapi.json").json()["paths"]
+    found = [(method.upper(), path) for path, methods in paths.items() for method in methods]
+    return [*found, ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/no/such/path"), ("OPTIONS", "/v1/jobs")]
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer wrong", f"Basic {KEY}", "Bearer", "\xff\xfe"])
+def test_every_route_but_livez_needs_the_key(server: ApiServer, authorization: str | None) -> None:
+    headers = {} if authorization is None else {"authorization": authorization.encode("latin-1")}
+    routes = routes_of(server)
+    assert len(routes) > 15
+    with httpx.Client(base_url=server.url, headers=headers) as http:
+        for method, path in routes:
+            if path in PUBLIC_PATHS:
+                assert http.request(method, path).status_code == 200
+                continue
+            filled = path.format(job_id="job-0", step=1)
+            response = http.request(method, filled, headers={"accept": "text/event-stream"}, content=b"x" * 100)
+            assert assert_error(response, 401)["type"] == "authentication_error", (method, path)
+
+
+def test_a_path_that_only_looks_public_is_not(server: ApiServer) -> None:
+    with httpx.Client(base_url=server.url) as http:
+        for path in ("/livez/", "//livez", "/livez/../v1/jobs", "/v1/jobs?/livez", "/livez%2f"):
+            assert http.get(path).status_code == 401, path
+
+
+def test_unknown_paths_and_methods_have_the_common_shape(http: httpx.Client) -> None:
+    assert assert_error(http.get("/nope"), 404)["code"] == "not_found"
+    response = http.delete("/v1/jobs")
+    assert assert_error(response, 405)["code"] == "method_not_allowed"
+    assert "GET" in response.headers["allow"] or "POST" in response.headers["allow"]
+
+
+@pytest.mark.parametrize("job", ["job-0", "%7Bx%7D", "a" * 300, "..", "%00", "é"])
+def test_an_id_that_names_no_job_is_404(http: httpx.Client, job: str) -> None:
+    for path in ("events", "steering", "front", "checkpoints", "metrics"):
+        assert_error(http.get(f"/v1/jobs/{job}/{path}"), 404)
+
+
+# -- bodies -------------------------------------------------------------------------------------------------
+
+
+def body(**changes: Any) -> bytes:
+    return json.dumps({**SPEC, **changes}).encode()
+
+
+def with_weight(text: str) -> bytes:
+    return json.dumps(SPEC).replace("0.6", text).encode()
+
+
+MALFORMED = {
+    "NaN": (with_weight("NaN"), 422),
+    "Infinity": (with_weight("-Infinity"), 422),
+    "overflowing exponent": (with_weight("1e999"), 422),
+    "negative": (with_weight("-5"), 422),
+    "object for a number": (with_weight("{}"), 422),
+    "weights too large to add": (json.dumps(SPEC).replace("0.6", "1e308").replace("0.4", "1e308").encode(), 422),
+    "huge integer": (with_weight("1" * 400), 422),
+    "5,000-digit integer": (with_weight("1" * 5000), 400),
+    "lone surrogate": (body(name="x").replace(b'"x"', b'"\\ud800"'), 422),
+    "lone surrogate in a key": (body(x=1).replace(b'"x"', b'"\\ud800"'), 422),
+    "NaN in a free field": (body(metadata={"a": 1}).replace(b'{"a": 1}', b'{"a": NaN}'), 422),
+    "duplicate key": (body().replace(b'"steps": 4', b'"steps": 4, "steps": 5'), 422),
+    "unknown field": (body(state="running"), 422),
+    "server field": (body(fence=7), 422),
+    "wrong type": (body(steps=SECRET), 422),
+    "control character in the name": (body(name="a\x1b[31m"), 422),
+    "33 objectives": (
+        body(objectives=[{"name": f"o{i}", "reward": {"name": "math"}} for i in range(33)]),
+        422,
+    ),
+    "5,000-deep nesting": (b"[" * 5000 + b"]" * 5000, 400),
+    "100-deep nesting": (body(metadata=1).replace(b": 1}", b": " + b"[" * 100 + b"]" * 100 + b"}"), 400),
+    "bad UTF-8": (b'{"name": "\xff"}', 400),
+    "not JSON": (b"{" + SECRET.encode(), 400),
+    "empty": (b"", 400),
+    "an array": (b"[]", 422),
+    "null": (b"null", 422),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_bodies_are_refused_and_nothing_is_stored(http: httpx.Client, client: Client, case: str) -> None:
+    content, status = MALFORMED[case]
+    before = len(client.all_jobs())
+    response = http.post("/v1/jobs", content=content, headers={"content-type": "application/json"})
+    assert assert_error(response, status)["type"] == "invalid_request_error"
+    assert len(client.all_jobs()) == before
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_body_of_another_media_type_is_refused(http: httpx.Client, content_type: str) -> None:
+    assert_error(http.post("/v1/jobs", content=body(), headers={"content-type": content_type}), 422)
+
+
+def test_a_spec_error_names_the_field_and_the_nearest_name(http: httpx.Client) -> None:
+    wrong = {**SPEC, "rollout": {"promts_per_step": 8}}
+    error = assert_error(http.post("/v1/jobs", json=wrong), 422)
+    assert error["param"] == "rollout.promts_per_step"
+    assert error["message"] == "rollout.promts_per_step: unknown field, did you mean 'prompts_per_step'?"
+
+
+def test_all_that_is_wrong_with_a_spec_is_in_one_answer(http: httpx.Client) -> None:
+    error = assert_error(http.post("/v1/jobs", json={**SPEC, "steps": 0, "seed": -1}), 422)
+    assert "steps: " in error["message"]
+    assert "seed: " in error["message"]
+
+
+def test_files_that_are_not_there_are_found_at_submission(http: httpx.Client) -> None:
+    missing = {**SPEC, "init_checkpoint": "/no/such/checkpoint"}
+    assert assert_error(http.post("/v1/jobs", json=missing), 422)["param"] == "init_checkpoint"
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_large_body_is_413_also_without_a_length(http: httpx.Client, declared: bool) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(40):
+            yield b" " * 65536
+
+    content = b" " * (40 * 65536) if declared else chunks()
+    response = http.post("/v1/jobs", content=content, headers={"content-type": "application/json"})
+    assert assert_error(response, 413)["code"] == "body_too_large"
+
+
+def test_unknown_and_wrong_query_parameters_are_refused(http: httpx.Client) -> None:
+    assert assert_error(http.get("/v1/jobs?limt=3"), 422)["param"] == "limt"
+    for query in ("limit=0", "limit=101", f"limit={SECRET}", "status=asleep", "after=job-0", "after=..%2F"):
+        assert_error(http.get(f"/v1/jobs?{query}"), 422)
+
+
+# -- jobs ---------------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_accepted_and_found_again(http: httpx.Client, client: Client) -> None:
+    response = http.post("/v1/jobs", json=SPEC)
+    assert response.status_code == 201
+    job = client.job(response.json()["id"])
+    assert response.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert (job["status"], job["step"], job["total_steps"]) == ("queued", 0, 4)
+    assert job["spec"]["estimator"] == {"name": "gdpo", "std_floor": job["spec"]["estimator"]["std_floor"]}
+    assert "fence" not in job
+    assert client.all_jobs()[0]["id"] == job["id"]
+
+
+def test_validate_only_says_what_would_run_and_stores_nothing(client: Client) -> None:
+    before = len(client.all_jobs())
+    plan = client.submit(SPEC, validate_only=True)
+    assert plan["valid"] is True
+    assert plan["rollouts"] == 4 * plan["rollouts_per_step"]
+    assert plan["spec"]["optimizer"]["lr"] > 0
+    assert len(client.all_jobs()) == before
+
+
+def test_one_idempotency_key_makes_one_job(client: Client) -> None:
+    key = uuid.uuid4().hex
+    with ThreadPoolExecutor(8) as threads:
+        ids = {job["id"] for job in threads.map(lambda _: submit_once(client.url, key), range(8))}
+    assert len(ids) == 1
+    with pytest.raises(ApiError) as caught:
+        client.submit({**SPEC, "steps": 5}, idempotency_key=key)
+    assert (caught.value.status, caught.value.code) == (409, "idempotency_conflict")
+
+
+def submit_once(url: str, key: str) -> dict[str, Any]:
+    with Client(url, KEY) as client:
+        return client.submit(SPEC, idempotency_key=key)
+
+
+def test_a_replay_says_so(http: httpx.Client) -> None:
+    headers = {"idempotency-key": uuid.uuid4().hex}
+    replayed = [http.post("/v1/jobs", json=SPEC, headers=headers).headers["idempotent-replayed"] for _ in range(2)]
+    assert replayed == ["false", "true"]
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "with space"])
+def test_a_bad_idempotency_key_is_refused(http: httpx.Client, key: str) -> None:
+    assert_error(http.post("/v1/jobs", json=SPEC, headers={"idempotency-key": key}), 422)
+
+
+def test_jobs_are_paged_newest_first(client: Client) -> None:
+    made = [client.submit(SPEC)["id"] for _ in range(5)]
+    first = client.jobs(limit=2)
+    second = client.jobs(limit=2, after=first["data"][-1]["id"])
+    assert [job["id"] for job in first["data"] + second["data"]] == made[:0:-1]
+    assert first["has_more"] is True
+
+
+def test_pause_resume_cancel_follow_the_table(client: Client, job_id: str) -> None:
+    assert client.pause(job_id)["status"] == "paused"
+    assert client.resume(job_id)["status"] == "queued"
+    assert client.cancel(job_id)["status"] == "cancelled"
+    assert client.cancel(job_id)["status"] == "cancelled"
+    with pytest.raises(ApiError) as caught:
+        client.resume(job_id)
+    assert (caught.value.status, caught.value.code) == (409, "illegal_transition")
+
+
+# -- events -------------------------------------------------------------------------------------------------
+
+
+def read_stream(http: httpx.Client, job_id: str, **headers: str) -> list[dict[str, Any]]:
+    with http.stream(
+        "GET", f"/v1/jobs/{job_id}/events", headers={"accept": "text/event-stream", **headers}
+    ) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = list(response.iter_lines())
+    data = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    ids = [int(line.removeprefix("id: ")) for line in lines if line.startswith("id: ")]
+    assert [event["seq"] for event in data] == ids
+    return data
+
+
+def test_events_page_without_gap(client: Client, store: JobStore, job_id: str) -> None:
+    for i in range(7):
+        store.event(job_id, "test", {"i": i})
+    first = client.events(job_id, limit=5)
+    rest = client.events(job_id, after=first["data"][-1]["seq"], limit=5)
+    assert [event["seq"] for event in first["data"] + rest["data"]] == list(range(1, 9))
+    assert (first["has_more"], rest["has_more"]) == (True, False)
+
+
+def test_the_stream_follows_a_job_to_its_end(http: httpx.Client, store: JobStore, job_id: str) -> None:
+    def live() -> None:
+        time.sleep(0.3)
+        for i in range(150):
+            store.event(job_id, "test", {"i": i})
+        store.request_cancel(job_id)
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    events = read_stream(http, job_id)
+    thread.join()
+    assert [event["seq"] for event in events] == list(range(1, 153))
+    assert events[-1]["type"] == "job.cancelled"
+
+
+def test_last_event_id_is_the_cursor(http: httpx.Client, store: JobStore, job_id: str) -> None:
+    for i in range(5):
+        store.event(job_id, "test", {"i": i})
+    store.request_cancel(job_id)
+    assert [event["seq"] for event in read_stream(http, job_id, **{"last-event-id": "4"})] == [5, 6, 7]
+    done = http.get(f"/v1/jobs/{job_id}/events", headers={"accept": "text/event-stream", "last-event-id": "7"})
+    assert done.status_code == 204
+    for wrong in ("x", "-1", "1" * 40, "٣"):
+        headers = {"accept": "text/event-stream", "last-event-id": wrong.encode()}
+        assert_error(http.get(f"/v1/jobs/{job_id}/events", headers=headers), 422)
+
+
+def test_a_stream_ends_when_the_server_stops(store: JobStore, tmp_path: Path) -> None:
+    job_id = f"job-{uuid.uuid4().hex}"
+    store.submit(json.dumps(SPEC), name="x", job_id=job_id)
+    headers = {"authorization": f"Bearer {KEY}", "accept": "text/event-stream"}
+    with serving(store, tmp_path) as server, httpx.Client(base_url=server.url, headers=headers) as http:
+        stopper = threading.Timer(0.5, server.stop)
+        with http.stream("GET", f"/v1/jobs/{job_id}/events") as response:
+            stopper.start()
+            started = time.monotonic()
+            assert any(line.startswith("data") for line in response.iter_lines())
+        stopper.join()
+    assert time.monotonic() - started < 2.5
+
+
+# -- steering -----------------------------------------------------------------------------------------------
+
+
+def test_a_steer_names_the_step_at_which_it_takes_effect(client: Client, store: JobStore, job_id: str) -> None:
+    lease = claim(store, job_id)
+    for step in (1, 2, 3):
+        store.commit(lease, step=step, digest=str(step), record=step_record())
+    done = client.steer(job_id, weights={"accuracy": 3, "conciseness": 1}, mode="manual")
+    assert done == {"version": 2, "effective_step": 5}  # step 4 is in flight
+    steering = client.steering(job_id)
+    assert steering["weights"] == {"accuracy": 0.75, "conciseness": 0.25}
+    assert (steering["mode"], steering["blend"], steering["version"]) == ("manual", 0.5, 2)
+    assert steering["strategy"] == {"accuracy": 0.7, "conciseness": 0.3}
+    assert [entry["version"] for entry in steering["log"]] == [1, 2]
+    assert steering["log"][1]["by"].startswith("key ")
+
+
+def test_a_stale_version_is_412(http: httpx.Client, client: Client, job_id: str) -> None:
+    path = f"/v1/jobs/{job_id}/steering"
+    etag = http.get(path).headers["etag"]
+    first = http.put(path, json={"mode": "manual"}, headers={"if-match": etag})
+    assert (first.status_code, first.headers["etag"]) == (202, '"2"')
+    error = assert_error(http.put(path, json={"mode": "auto"}, headers={"if-match": etag}), 412)
+    assert (error["code"], error["param"]) == ("stale_version", "If-Match")
+    assert http.put(path, json={"mode": "auto"}, headers={"if-match": "*"}).status_code == 202
+    assert_error(http.put(path, json={"mode": "auto"}, headers={"if-match": "soon"}), 422)
+    assert client.steering(job_id)["version"] == 3
+
+
+def test_of_many_writers_to_one_version_one_wins(client: Client, job_id: str) -> None:
+    def write(i: int) -> int:
+        with Client(client.url, KEY) as mine:
+            try:
+                return int(mine.steer(job_id, if_match=1, blend=i / 100)["version"])
+            except ApiError as error:
+                return error.status
+
+    with ThreadPoolExecutor(12) as threads:
+        answers = list(threads.map(write, range(12)))
+    assert sorted(answers) == [2] + [412] * 11
+
+
+def test_writers_without_a_version_all_get_one_of_their_own(client: Client, job_id: str) -> None:
+    def write(i: int) -> int:
+        with Client(client.url, KEY) as mine:
+            return int(mine.steer(job_id, bounds={"accuracy" if i % 2 else "conciseness": [0.1, 0.9]})["version"])
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sorted(threads.map(write, range(8))) == list(range(2, 10))
+    assert client.steering(job_id)["bounds"] == {"accuracy": [0.1, 0.9], "conciseness": [0.1, 0.9]}
+
+
+BAD_STEERS = {
+    "unknown objective": {"weights": {"acuracy": 1, "conciseness": 1}},
+    "missing objective": {"weights": {"accuracy": 1}},
+    "negative": {"weights": {"accuracy": -1, "conciseness": 1}},
+    "all zero": {"weights": {"accuracy": 0, "conciseness": 0}},
+    "true": {"weights": {"accuracy": True, "conciseness": 1}},
+    "text": {"weights": {"accuracy": "0.5", "conciseness": 1}},
+    "huge": {"weights": {"accuracy": 1e308, "conciseness": 1e308}},
+    "huge integer": {"weights": {"accuracy": 10**400, "conciseness": 1}},
+    "weights in a list": {"weights": [1, 2]},
+    "no weights": {"weights": {}},
+    "null": {"mode": None},
+    "unknown mode": {"mode": SECRET},
+    "unknown field": {"wieghts": {"accuracy": 1}},
+    "blend above 1": {"blend": 1.5},
+    "floor above ceiling": {"bounds": {"accuracy": [0.9, 0.1]}},
+    "infeasible floors": {"bounds": {"accuracy": [0.7, 1], "conciseness": [0.7, 1]}},
+    "infeasible ceilings": {"bounds": {"accuracy": [0, 0.2], "conciseness": [0, 0.2]}},
+    "three bounds": {"bounds": {"accuracy": [0, 0.5, 1]}},
+    "bounds in a list": {"bounds": [[0, 1]]},
+    "nothing": {},
+    "a list": [],
+}
+
+
+@pytest.mark.parametrize("case", BAD_STEERS)
+def test_bad_steers_are_refused_and_leave_no_version(
+    http: httpx.Client, client: Client, job_id: str, case: str
+) -> None:
+    response = http.put(f"/v1/jobs/{job_id}/steering", json=BAD_STEERS[case])
+    assert assert_error(response, 422)["code"] == "invalid_steering"
+    assert client.steering(job_id)["version"] == 1
+
+
+def test_a_job_that_is_over_is_not_steered(client: Client, job_id: str) -> None:
+    client.cancel(job_id)
+    with pytest.raises(ApiError) as caught:
+        client.steer(job_id, mode="auto")
+    assert (caught.value.status, caught.value.code) == (409, "job_over")
+
+
+# -- results ------------------------------------------------------------------------------------------------
+
+
+def test_metrics_page_and_what_is_not_finite_is_null(client: Client, store: JobStore, job_id: str) -> None:
+    lease = claim(store, job_id)
+    for step in (1, 2, 3):
+        store.commit(lease, step=step, digest=str(step), record=step_record(step / 10))
+    first = client.metrics(job_id, limit=2)
+    assert [record["step"] for record in first["data"]] == [1, 2]
+    assert first["has_more"] is True
+    assert first["data"][0]["loss"] is None
+    assert "fence" not in first["data"][0]
+    assert [record["step"] for record in client.metrics(job_id, after=2)["data"]] == [3]
+
+
+def test_the_front_is_empty_and_then_what_the_driver_wrote(client: Client, store: JobStore, job_id: str) -> None:
+    assert client.front(job_id)["points"] == []
+    store.set_front(claim(store, job_id), {"points": [{"step": 0}], "hypervolume": 0.5})
+    assert client.front(job_id)["hypervolume"] == 0.5
+
+
+def test_a_checkpoint_is_verified_and_exported(client: Client, store: JobStore, job_id: str, tmp_path: Path) -> None:
+    def fill(directory: Path) -> None:
+        (directory / "policy").mkdir()
+        (directory / "policy" / "config.json").write_text("{}")
+
+    lease = claim(store, job_id)
+    store.commit(lease, step=1, digest="1", record=step_record())
+    path, manifest = write_checkpoint(tmp_path / "checkpoints", step=1, fence=lease.fence, fill=fill)
+    store.register_checkpoint(lease, step=1, path=str(path), digest=manifest.digest)
+    assert [found["step"] for found in client.checkpoints(job_id)["data"]] == [1]
+
+    target = tmp_path / "exported" / "model"
+    assert client.export(job_id, 1, str(target))["path"] == str(target)
+    assert (target / "config.json").read_text() == "{}"
+
+    (path / "policy" / "config.json").write_text("{ }")
+    for step, directory, status in ((1, target, 409), (1, tmp_path / "other", 409), (2, tmp_path / "other", 404)):
+        with pytest.raises(ApiError) as caught:
+            client.export(job_id, step, str(directory))
+        assert caught.value.status == status
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("to", ["relative/path", "", 5, None, "/nul\x00"])
+def test_an_export_needs_an_absolute_path(http: httpx.Client, job_id: str, to: Any) -> None:
+    assert_error(http.post(f"/v1/jobs/{job_id}/checkpoints/1/export", json={"to": to}), 422)
+
+
+def test_exports_are_the_operators_choice(store: JobStore, tmp_path: Path) -> None:
+    with serving(store, tmp_path, local_exports=False) as server, Client(server.url, KEY) as client:
+        job_id = client.submit(SPEC)["id"]
+        with pytest.raises(ApiError) as caught:
+            client.export(job_id, 1, str(tmp_path / "x"))
+        assert (caught.value.status, caught.value.code) == (403, "exports_disabled")
+
+
+def test_rewards_are_listed_with_their_options(client: Client) -> None:
+    rewards = {reward["name"]: reward for reward in client.rewards()["data"]}
+    assert {"math", "conciseness", "clarity"} <= rewards.keys()
+    assert rewards["clarity"]["options"]["type"] == "object"
+
+
+def test_openapi_documents_the_spec(http: httpx.Client) -> None:
+    document = http.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    assert "objectives" in schemas["JobSpec"]["properties"]
+    text = json.dumps(document)
+    references = {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}
+    assert references <= schemas.keys()
+    assert "#/$defs/" not in text
+
+
+# -- when Redis is away -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> Iterator[tuple[EmbeddedRedis, ApiServer]]:
+    with EmbeddedRedis(tmp_path / "redis") as redis:
+        connection = connect(redis.url)
+        with serving(JobStore(connection), tmp_path) as server:
+            yield redis, server
+        connection.close()
+
+
+def assert_unavailable(server: ApiServer, job_id: str) -> None:
+    calls = [
+        ("GET", "/readyz", None),
+        ("GET", "/v1/jobs", None),
+        ("GET", f"/v1/jobs/{job_id}/steering", None),
+        ("POST", "/v1/jobs", SPEC),
+        ("PUT", f"/v1/jobs/{job_id}/steering", {"mode": "manual"}),
+    ]
+    headers = {"authorization": f"Bearer {KEY}"}
+    with httpx.Client(base_url=server.url, headers=headers, timeout=10) as http, ThreadPoolExecutor(5) as threads:
+        started = time.monotonic()
+        responses = list(threads.map(lambda call: http.request(call[0], call[1], json=call[2]), calls))
+        assert time.monotonic() - started < 3
+        for response in responses:
+            assert assert_error(response, 503)["code"] == "store_unavailable"
+            assert int(response.headers["retry-after"]) > 0
+        assert http.get("/livez").status_code == 200
+
+
+def test_a_redis_that_is_gone_is_503_in_time(fragile: tuple[EmbeddedRedis, ApiServer]) -> None:
+    redis, server = fragile
+    with Client(server.url, KEY) as client:
+        job_id = client.submit(SPEC)["id"]
+        redis.stop()
+        assert_unavailable(server, job_id)
+        with EmbeddedRedis(redis.directory):
+            assert client.job(job_id)["status"] == "queued"  # what was acknowledged is still there
+
+
+def test_a_redis_that_is_frozen_is_503_in_time_and_streams_outlive_it(
+    fragile: tuple[EmbeddedRedis, ApiServer],
+) -> None:
+    redis, server = fragile
+    assert redis.pid is not None
+    headers = {"authorization": f"Bearer {KEY}", "accept": "text/event-stream"}
+    with Client(server.url, KEY) as client, httpx.Client(base_url=server.url, headers=headers, timeout=30) as http:
+        job_id = client.submit(SPEC)["id"]
+        with http.stream("GET", f"/v1/jobs/{job_id}/events") as response:
+            lines = response.iter_lines()
+            assert next(lines) == "event: job.queued"
+            os.kill(redis.pid, signal.SIGSTOP)
+            try:
+                assert_unavailable(server, job_id)
+            finally:
+                os.kill(redis.pid, signal.SIGCONT)
+            client.cancel(job_id)
+            assert "event: job.cancelled" in list(lines)
+
+
+def test_a_port_that_is_taken_is_one_clear_line(server: ApiServer) -> None:
+    with pytest.raises(ServerError, match=f"can't listen on 127.0.0.1:{server.port}: Address already in use"):
+        ApiServer("127.0.0.1", server.port)

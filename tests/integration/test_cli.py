@@ -1,0 +1,409 @@
+"""The CLI as a person runs it: a process of its own, against a real server on a real Redis."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.checkpoints import write_checkpoint
+from orchestrator.embedded_redis import connect
+from orchestrator.states import JobStatus
+from orchestrator.store import JobStore, Lease
+from services.auth import digest
+from services.client import Client
+from services.server import ApiServer
+from services.settings import Settings, read_credentials, write_credentials
+
+PROJECT = Path(__file__).parents[2]
+SPEC = """
+name: tiny
+steps: 4
+policy: {model: quickstart, dtype: float32}
+data: {type: quickstart, train: 64, validation: 16, test: 16}
+objectives:
+  - {name: accuracy, reward: {name: math}, weight: 0.6}
+  - {name: conciseness, reward: {name: conciseness}, weight: 0.3}
+  - {name: clarity, reward: {name: clarity}, weight: 0.1}
+"""
+
+
+def start(state_dir: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("EQUIPOISE_")}
+    env |= {"EQUIPOISE_STATE_DIR": str(state_dir), "COLUMNS": "160", "PYTHONPATH": str(PROJECT), **environment}
+    return subprocess.Popen(
+        [sys.executable, "-m", "services.cli", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=state_dir, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 30) -> tuple[int, str, str]:
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    return process.returncode, output, errors
+
+
+class Installation:
+    """A state directory, a server on it, and the CLI that finds it there."""
+
+    def __init__(self, state_dir: Path, store: JobStore) -> None:
+        self.state_dir, self.store = state_dir, store
+        self.spec = state_dir / "spec.yaml"
+        self.spec.write_text(SPEC)
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        return finish(start(self.state_dir, *words))
+
+    def succeed(self, *words: str) -> str:
+        code, output, errors = self.run(*words)
+        assert code == 0, errors
+        return output
+
+    def fail(self, *words: str) -> str:
+        """The one line that it says."""
+        code, output, errors = self.run(*words)
+        assert (code, output) == (2, ""), (code, output, errors)
+        assert errors.startswith("equipoise: ")
+        assert errors.count("\n") == 1, errors
+        return errors.removeprefix("equipoise: ").rstrip("\n")
+
+    def submit(self) -> str:
+        return self.succeed("submit", str(self.spec)).strip()
+
+    def claim(self, job_id: str) -> Lease:
+        lease = self.store.claim(job_id, nonce=uuid.uuid4().hex, ttl_s=60).lease
+        assert lease is not None
+        self.store.set_status(lease, JobStatus.RUNNING)
+        return lease
+
+
+@pytest.fixture
+def cli(redis_url: str, tmp_path: Path) -> Iterator[Installation]:
+    connection = connect(redis_url)
+    store = JobStore(connection, owner=f"cli-{uuid.uuid4().hex}")
+    server = ApiServer("127.0.0.1", 0)
+    credentials, _ = write_credentials(tmp_path, server.url)
+    server.start(store, Settings(state_dir=tmp_path, key_sha256=digest(credentials.key), local_exports=True))
+    yield Installation(tmp_path, store)
+    server.stop()
+    connection.close()
+
+
+def step_record(step: int) -> dict[str, Any]:
+    names = ("accuracy", "conciseness", "clarity")
+    third = dict.fromkeys(names, 1 / 3)
+    return {
+        "objectives": {name: {"mean": 0.5 + step / 10, "std": 0.1, "zero_share": 0.0} for name in names},
+        "weights": {"strategy": third, "applied": third},
+        "evaluation": None, "tokens": 1000, "mean_tokens": 30.0, "entropy": 0.5, "kl": 0.0,
+        "timings_s": {"rollout": 0.5, "score": 0.1, "learn": 0.3, "sync": 0.1, "evaluate": 0.0, "step": 1.0},
+    }  # fmt: skip
+
+
+FRONT = {
+    "objectives": ["accuracy", "conciseness", "clarity"], "hypervolume": 0.61, "hypervolume_base": 0.5,
+    "points": [
+        {"step": 1, "objectives": {"accuracy": 0.71, "conciseness": 0.5, "clarity": 0.9}, "mean_tokens": 30.0,
+         "on_front": True, "collapsed": False, "checkpoint": True, "test": None},
+    ],
+}  # fmt: skip
+
+
+def wait_for(process: subprocess.Popen[str], stream: str, met: Callable[[str], bool]) -> str:
+    """Reads lines until one fits; the process may go on."""
+    lines = []
+    while True:
+        line = (process.stdout if stream == "stdout" else process.stderr).readline()  # type: ignore[union-attr]
+        assert line, "".join(lines)
+        lines.append(line)
+        if met(line):
+            return line
+
+
+# -- submitting ---------------------------------------------------------------------------------------------
+
+
+def test_a_job_goes_from_submission_to_the_list(cli: Installation) -> None:
+    code, output, errors = cli.run("jobs")
+    assert (code, output, errors) == (0, "", "no jobs yet: `equipoise submit SPEC` makes one\n")
+    assert cli.succeed("jobs", "--json") == "[]\n"
+    job_id = cli.submit()
+    named = cli.succeed("submit", str(cli.spec), "--name", "another name").strip()
+    assert [job["id"] for job in json.loads(cli.succeed("jobs", "--json"))] == [named, job_id]
+    listed = cli.succeed("jobs")
+    assert "another name" in listed
+    assert "queued" in listed
+
+
+def test_a_dry_run_says_what_would_run_and_submits_nothing(cli: Installation) -> None:
+    plan = cli.succeed("submit", str(cli.spec), "--dry-run")
+    for part in ("tiny: valid", "accuracy, conciseness, clarity", "steps        4 of 256 completions, 1024 in all"):
+        assert part in plan
+    assert cli.succeed("jobs", "--json") == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("steps: 4", "steps: 4\nrollout: {promts_per_step: 8}", "rollout.promts_per_step: unknown field, did you mean 'prompts_per_step'?"),
+        ("steps: 4", "steps: 0", "steps: Input should be greater than or equal to 1"),
+        ("0.6", "-1", "objectives.0.weight: Input should be greater than or equal to 0"),
+        ("name: tiny", "name: [", "not valid YAML"),
+    ],
+)  # fmt: skip
+def test_a_wrong_spec_is_one_line_that_names_the_field(cli: Installation, old: str, new: str, line: str) -> None:
+    cli.spec.write_text(SPEC.replace(old, new))
+    for words in (["--dry-run"], []):
+        assert line in cli.fail("submit", str(cli.spec), *words)
+
+
+def test_files_that_the_server_misses_are_one_line(cli: Installation) -> None:
+    data = "{type: files, train: no/train.jsonl, validation: /no/validation.jsonl}"
+    spec = SPEC.replace("model: quickstart", f"model: {cli.state_dir}").replace(
+        "{type: quickstart, train: 64, validation: 16, test: 16}", data
+    )
+    cli.spec.write_text(spec)
+    message = cli.fail("submit", str(cli.spec))
+    assert "policy.model: " in message
+    assert f"{cli.state_dir}/no/train.jsonl" in message  # relative paths are the caller's
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["submit", "/no/such.yaml"], "/no/such.yaml: No such file or directory"),
+        (["sumbit"], "No such command 'sumbit'. Did you mean 'submit'? (see `equipoise --help`)"),
+        (["jobs", "--colour"], "No such option: --colour (see `equipoise --help`)"),
+        (["steer"], "Missing argument 'JOB'. (see `equipoise --help`)"),
+        (["show", "last"], "there are no jobs yet: `equipoise submit SPEC` makes one"),
+        (["show", "job-1"], "no job 'job-1': `equipoise jobs` lists them"),
+        (["worker", "--redis", "http://x"], "--redis: "),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(cli: Installation, words: list[str], line: str) -> None:
+    assert cli.fail(*words).startswith(line)
+
+
+def test_without_a_server_the_line_says_how_to_start_one(tmp_path: Path) -> None:
+    code, _, errors = finish(start(tmp_path / "..", "jobs", EQUIPOISE_STATE_DIR=str(tmp_path / "none")))
+    assert code == 2
+    assert errors.startswith("equipoise: no Equipoise server was ever started")
+    assert errors.endswith("start one with `equipoise up`\n")
+    unused = ApiServer("127.0.0.1", 0)
+    write_credentials(tmp_path, unused.url)
+    unused.stop()
+    code, _, errors = finish(start(tmp_path, "jobs"))
+    assert (code, errors) == (2, f"equipoise: no Equipoise server at {unused.url}: start one with `equipoise up`\n")
+    code, _, errors = finish(start(tmp_path, "jobs", EQUIPOISE_URL="http://127.0.0.1:9", EQUIPOISE_API_KEY="x"))
+    assert (code, errors) == (
+        2,
+        "equipoise: no Equipoise server at http://127.0.0.1:9: start one with `equipoise up`\n",
+    )
+
+
+# -- looking ------------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_named_by_last_or_the_start_of_their_id(cli: Installation) -> None:
+    first, second = cli.submit(), cli.submit()
+    for name, wanted in (("last", second), (first, first), (first[:-2], first), (first[4:12], first)):
+        assert json.loads(cli.succeed("show", name, "--json"))["id"] == wanted
+    assert cli.fail("show", "job-").startswith("'job-' is the start of 2 jobs: ")
+    shown = cli.succeed("show", "last")
+    for part in (second, "tiny", "queued", "auto, version 1", "accuracy", "0.600"):
+        assert part in shown
+
+
+def test_results_are_shown_as_tables_and_as_documents(cli: Installation) -> None:
+    job_id = cli.submit()
+    assert cli.run("front", "last")[2] == "nothing is evaluated yet\n"
+    assert cli.run("checkpoints", "last")[2] == "no checkpoint yet\n"
+    assert "there is no report yet" in cli.fail("report", "last")
+
+    def fill(directory: Path) -> None:
+        (directory / "policy").mkdir()
+        (directory / "policy" / "config.json").write_text("{}")
+
+    lease = cli.claim(job_id)
+    cli.store.commit(lease, step=1, digest="1", record=step_record(1))
+    path, manifest = write_checkpoint(cli.state_dir / "checkpoints", step=1, fence=lease.fence, fill=fill)
+    cli.store.register_checkpoint(lease, step=1, path=str(path), digest=manifest.digest)
+    cli.store.set_front(lease, FRONT)
+    report = cli.state_dir / "jobs" / job_id / "report.html"
+    report.parent.mkdir(parents=True)
+    report.write_text("<p>report</p>")
+
+    assert "0.710" in cli.succeed("front", "last")
+    assert json.loads(cli.succeed("front", "last", "--json"))["hypervolume"] == 0.61
+    assert str(path) in cli.succeed("checkpoints", "last")
+    assert json.loads(cli.succeed("checkpoints", "last", "--json"))[0]["step"] == 1
+    assert cli.succeed("report", "last").strip() == str(report)
+    assert "conciseness" in cli.succeed("rewards")
+    assert {"math"} <= {reward["name"] for reward in json.loads(cli.succeed("rewards", "--json"))}
+
+    exported = cli.succeed("export", "last", "1", "model").strip()  # relative to where the person stands
+    assert exported == str(cli.state_dir / "model")
+    assert (cli.state_dir / "model" / "config.json").exists()
+    assert "exists" in cli.fail("export", "last", "1", "model")
+    assert cli.fail("export", "last", "7", "other") == "no checkpoint is kept at this step"
+
+
+def test_events_are_lines_and_following_them_ends_with_the_job(cli: Installation) -> None:
+    job_id = cli.submit()
+    assert "job.queued" in cli.succeed("events", job_id)
+    following = start(cli.state_dir, "events", job_id, "--follow", "--json")
+    assert json.loads(wait_for(following, "stdout", bool))["type"] == "job.queued"
+    cli.store.request_cancel(job_id)
+    code, output, _ = finish(following)
+    assert code == 0
+    assert json.loads(output.splitlines()[-1])["type"] == "job.cancelled"
+
+
+# -- steering and life --------------------------------------------------------------------------------------
+
+
+def test_a_steer_fills_the_other_weights_and_says_when(cli: Installation) -> None:
+    cli.submit()
+    assert cli.succeed("steer", "last", "accuracy=0.2", "--mode", "manual") == "version 2 takes effect at step 2\n"
+    steering = json.loads(json.dumps(_steering(cli)))
+    assert steering["weights"] == pytest.approx({"accuracy": 0.2, "conciseness": 0.6, "clarity": 0.2})
+    assert steering["mode"] == "manual"
+    cli.succeed("steer", "last", "--mode", "blend", "--blend", "0.25")
+    assert (_steering(cli)["mode"], _steering(cli)["blend"]) == ("blend", 0.25)
+
+
+def _steering(cli: Installation) -> dict[str, Any]:
+    credentials = read_credentials(cli.state_dir)
+    assert credentials is not None
+    with Client(credentials.url, credentials.key) as client:
+        return client.steering(client.all_jobs()[0]["id"])
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["acuracy=1"], "no objective 'acuracy', did you mean 'accuracy'?"),
+        (["accuracy=-1"], "accuracy: expected a number of 0 or more, got '-1'"),
+        (["accuracy=2"], "the weights given sum to 2"),
+        (["accuracy=0", "conciseness=0", "clarity=0"], "at least one weight must be above 0"),
+        (["--mode", "automatic"], "mode: Input should be 'auto', 'blend' or 'manual'"),
+        (["--blend", "2"], "blend: Input should be less than or equal to 1"),
+        ([], "nothing to change: give NAME=VALUE, --mode or --blend"),
+    ],
+)
+def test_a_wrong_steer_is_one_line(cli: Installation, words: list[str], line: str) -> None:
+    cli.submit()
+    assert cli.fail("steer", "last", *words).startswith(line)
+
+
+def test_pause_resume_and_cancel(cli: Installation) -> None:
+    job_id = cli.submit()
+    assert cli.succeed("pause", "last") == f"{job_id} paused\n"
+    assert cli.succeed("resume", "last") == f"{job_id} queued\n"
+    assert cli.succeed("cancel", "last") == f"{job_id} cancelled\n"
+    assert cli.fail("resume", "last") == "a job that is cancelled cannot become queued"
+    assert cli.fail("steer", "last", "--mode", "auto") == "a job that is cancelled can't be steered"
+
+
+def test_following_prints_a_line_per_step_and_the_front_at_the_end(cli: Installation) -> None:
+    following = start(cli.state_dir, "submit", str(cli.spec), "--follow")
+    job_id = wait_for(following, "stdout", bool).strip()
+    lease = cli.claim(job_id)
+    cli.store.set_total_steps(lease, 4)
+    for step in (1, 2):
+        cli.store.commit(lease, step=step, digest=str(step), record=step_record(step))
+    wait_for(following, "stdout", lambda line: line.startswith("step 2/4  accuracy 0.700 (+0.100)"))
+    cli.store.set_front(lease, FRONT)
+    cli.store.finish(lease, JobStatus.SUCCEEDED)
+    code, output, _ = finish(following)
+    assert code == 0
+    assert f"{job_id} succeeded (step 2/4)" in output
+    assert "Pareto front: hypervolume 0.6100 (0.5000 at the start)" in output
+
+
+def test_following_a_job_that_fails_is_exit_code_1(cli: Installation) -> None:
+    job_id = cli.submit()
+    cli.store.finish(cli.claim(job_id), JobStatus.FAILED, "CUDA out of memory")
+    code, output, _ = cli.run("follow", "last")
+    assert code == 1
+    assert f"{job_id} failed: CUDA out of memory" in output
+
+
+def test_ctrl_c_detaches_and_the_job_goes_on(cli: Installation) -> None:
+    following = start(cli.state_dir, "submit", str(cli.spec), "--follow")
+    wait_for(following, "stdout", lambda line: "job.queued" in line)
+    following.send_signal(signal.SIGINT)
+    code, _, errors = finish(following)
+    job_id = json.loads(cli.succeed("jobs", "--json"))[0]["id"]
+    assert code == 0
+    assert errors.startswith(f"detached, the job goes on; `equipoise follow {job_id}` shows it")
+    assert cli.store.job(job_id).status is JobStatus.QUEUED
+
+
+# -- serving ------------------------------------------------------------------------------------------------
+
+
+def test_up_serves_until_a_signal_and_keeps_its_jobs_and_key(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    up = start(tmp_path, "up", "--port", "0")
+    assert "listens on http://127.0.0.1:" in wait_for(up, "stderr", bool)
+    key = wait_for(up, "stderr", lambda line: "key, shown this once" in line).split()[-1]
+    assert finish(start(tmp_path, "jobs", "--json"))[1] == "[]\n"
+    code, _, errors = finish(start(tmp_path, "up"))
+    assert (code, errors) == (2, f"equipoise: another `equipoise up` already serves {tmp_path}\n")
+    up.send_signal(signal.SIGTERM)
+    code, output, errors = finish(up)
+    assert (code, output) == (0, "")
+    assert errors.endswith("stopped\n")
+    assert "WARNING" not in errors
+    assert not list((tmp_path / "redis").glob("*.sock"))
+
+    again = start(tmp_path, "up", "--port", "0", "--host", "0.0.0.0")
+    text = wait_for(again, "stderr", lambda line: "WARNING" in line)
+    assert "0.0.0.0 is open to other machines" in text
+    credentials = read_credentials(tmp_path)
+    assert credentials is not None
+    assert credentials.key == key
+    again.send_signal(signal.SIGINT)
+    code, _, errors = finish(again)
+    assert code == 0
+    assert key not in errors
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    taken = ApiServer("127.0.0.1", 0)
+    code, _, errors = finish(start(tmp_path, "up", "--port", str(taken.port)))
+    taken.stop()
+    line = f"can't listen on 127.0.0.1:{taken.port}: Address already in use; choose another with --port"
+    assert (code, errors) == (2, f"equipoise: {line}\n")
+    assert not list((tmp_path / "redis").glob("*.sock"))
+
+
+def test_serve_and_worker_share_a_redis(redis_url: str, tmp_path: Path) -> None:
+    serve = start(tmp_path, "serve", "--redis", redis_url, "--port", "0", EQUIPOISE_API_KEY="eqp_mine")
+    worker = start(tmp_path, "worker", "--redis", redis_url, "--state-dir", str(tmp_path / "worker"))
+    try:
+        wait_for(worker, "stderr", lambda line: "waiting for jobs" in line)
+        wait_for(serve, "stderr", lambda line: "listens" in line)
+        credentials = read_credentials(tmp_path)
+        assert credentials is not None
+        assert credentials.key == "eqp_mine"
+        with Client(credentials.url, credentials.key) as client:
+            deadline = time.monotonic() + 10
+            while not client.ready():
+                assert time.monotonic() < deadline
+    finally:
+        for process in (worker, serve):
+            process.send_signal(signal.SIGTERM)
+            assert finish(process)[0] == 0

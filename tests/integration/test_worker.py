@@ -1,0 +1,231 @@
+"""The worker with real processes in the place of drivers, on a real Redis."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from orchestrator.embedded_redis import connect
+from orchestrator.states import JobStatus
+from orchestrator.store import JobRecord, JobStore
+from orchestrator.worker import Worker, driver_command
+
+# What every driver below starts with: its arguments, and the lease on its job.
+PRELUDE = """
+import os, signal, subprocess, sys, time
+from orchestrator.embedded_redis import connect
+from orchestrator.states import JobStatus
+from orchestrator.store import JobStore
+job, url, state_dir, owner = sys.argv[1:]
+store = JobStore(connect(url), owner=owner)
+def claim(ttl_s=30):
+    lease = store.claim(job, nonce=str(os.getpid()), ttl_s=ttl_s).lease
+    assert lease is not None
+    store.set_status(lease, JobStatus.RUNNING)
+    return lease
+"""
+SUCCEEDS = "store.finish(claim(), JobStatus.SUCCEEDED)"
+HANDS_BACK = """
+lease = claim()
+def stop(*_):
+    store.release(lease, "handed back")
+    os._exit(0)
+signal.signal(signal.SIGTERM, stop)
+time.sleep(60)
+"""
+IGNORES_SIGTERM = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+with open(state_dir + "/child", "w") as file:
+    file.write(str(child.pid))
+claim()
+time.sleep(60)
+"""
+CRASHES = 'print("a traceback"); print("CUDA out of memory\\n\\n", flush=True); claim(ttl_s=0.3); os._exit(7)'
+NEVER_STARTS = 'sys.exit("no module named torch")'
+IS_KILLED = "claim(ttl_s=0.3); os.kill(os.getpid(), signal.SIGKILL)"
+
+
+class Bench:
+    """A worker with its own owner in the shared Redis."""
+
+    def __init__(self, redis_url: str, state_dir: Path) -> None:
+        self.redis_url, self.state_dir = redis_url, state_dir
+        self.owner = f"worker-{uuid.uuid4().hex}"
+        self.client = connect(redis_url)
+        self.store = JobStore(self.client, owner=self.owner)
+        self.started: list[str] = []
+
+    def submit(self) -> str:
+        job_id = f"job-{uuid.uuid4().hex[:12]}"
+        self.store.submit("{}", name="x", job_id=job_id, steering={})
+        return job_id
+
+    @contextmanager
+    def working(self, script: str, *, capacity: int = 1, grace_s: float = 10.0) -> Iterator[Worker]:
+        def command(job_id: str, redis_url: str, state_dir: Path) -> list[str]:
+            self.started.append(job_id)
+            return [sys.executable, "-c", PRELUDE + script, job_id, redis_url, str(state_dir), self.owner]
+
+        worker = Worker(
+            self.store, self.redis_url, self.state_dir,
+            capacity=capacity, grace_s=grace_s, poll_s=0.05, sweep_s=0.2, command=command,
+        )  # fmt: skip
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        try:
+            yield worker
+        finally:
+            worker.request_stop()
+            thread.join(20)
+            assert not thread.is_alive()
+            assert worker.running == []
+
+    def wait(self, job_id: str, met: Callable[[JobRecord], bool], timeout_s: float = 20) -> JobRecord:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            job = self.store.job(job_id)
+            if met(job):
+                return job
+            assert time.monotonic() < deadline, job
+            time.sleep(0.02)
+
+    def events(self, job_id: str, kind: str) -> list[dict[str, object]]:
+        return [event.data for event in self.store.events(job_id).items if event.type == kind]
+
+
+@pytest.fixture
+def bench(redis_url: str, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(redis_url, tmp_path)
+    yield bench
+    bench.client.close()
+
+
+def has(status: JobStatus) -> Callable[[JobRecord], bool]:
+    return lambda job: job.status is status
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie whose parent is gone is not."""
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_jobs_run_one_after_another_each_in_its_own_session(bench: Bench) -> None:
+    jobs = [bench.submit() for _ in range(3)]
+    with bench.working(SUCCEEDS + "; print(os.getsid(0) == os.getpid())"):
+        for job_id in jobs:
+            bench.wait(job_id, has(JobStatus.SUCCEEDED))
+    assert bench.started == jobs
+    assert (bench.state_dir / "jobs" / jobs[0] / "driver.log").read_text() == "True\n"
+
+
+def test_capacity_is_how_many_run_at_once(bench: Bench) -> None:
+    jobs = [bench.submit() for _ in range(3)]
+    with bench.working(HANDS_BACK, capacity=2) as worker:
+        for job_id in jobs[:2]:
+            bench.wait(job_id, has(JobStatus.RUNNING))
+        time.sleep(0.3)
+        assert sorted(worker.running) == sorted(jobs[:2])
+        assert bench.store.job(jobs[2]).status is JobStatus.QUEUED
+
+
+def test_a_stop_lets_the_driver_hand_its_job_back(bench: Bench) -> None:
+    job_id = bench.submit()
+    with bench.working(HANDS_BACK):
+        bench.wait(job_id, has(JobStatus.RUNNING))
+    job = bench.store.job(job_id)
+    assert (job.status, job.reason, job.attempts) == (JobStatus.QUEUED, "handed back", 0)
+    assert bench.started == [job_id]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_driver_that_does_not_stop_is_killed_with_all_it_started(bench: Bench, killed: bool) -> None:
+    job_id = bench.submit()
+    with bench.working(IGNORES_SIGTERM, grace_s=60 if killed else 0.3) as worker:
+        bench.wait(job_id, has(JobStatus.RUNNING))
+        if killed:
+            worker.request_kill()
+        started = time.monotonic()
+    assert time.monotonic() - started < 5
+    child = int((bench.state_dir / "child").read_text())
+    while is_alive(child):  # a signal is not delivered at once
+        assert time.monotonic() - started < 5
+        time.sleep(0.01)
+
+
+def test_a_driver_that_crashes_is_reported_and_after_three_the_job_is_poison(bench: Bench) -> None:
+    job_id = bench.submit()
+    with bench.working(CRASHES):
+        job = bench.wait(job_id, has(JobStatus.FAILED))
+    assert (job.reason, job.attempts) == ("poison", 3)
+    reports = bench.events(job_id, "job.driver_died")
+    log = str(bench.state_dir / "jobs" / job_id / "driver.log")
+    assert reports[:3] == [{"exit_code": 7, "last_line": "CUDA out of memory", "log": log}] * 3
+
+
+def test_a_killed_driver_is_replaced_when_its_lease_runs_out(bench: Bench) -> None:
+    job_id = bench.submit()
+    with bench.working(IS_KILLED):
+        bench.wait(job_id, lambda job: job.fence >= 2)
+    assert bench.events(job_id, "job.driver_died")[0]["exit_code"] == -signal.SIGKILL
+
+
+def test_a_driver_that_never_starts_fails_its_job_with_the_reason(bench: Bench) -> None:
+    broken, waiting = bench.submit(), bench.submit()
+    with bench.working(f"if job == {broken!r}:\n    {NEVER_STARTS}\n{SUCCEEDS}"):
+        bench.wait(waiting, has(JobStatus.SUCCEEDED))  # the broken one does not hold up the rest
+        job = bench.wait(broken, has(JobStatus.FAILED))
+    assert job.reason == "its driver does not start: no module named torch"
+    assert bench.started.count(broken) == 3
+
+
+def test_another_workers_job_is_left_alone(bench: Bench) -> None:
+    job_id = bench.submit()
+    with bench.working(SUCCEEDS + "\nsys.exit(3)"):  # what a driver answers that found another holder
+        bench.wait(job_id, has(JobStatus.SUCCEEDED))
+    assert bench.events(job_id, "job.driver_died") == []
+
+
+def test_a_frozen_redis_neither_ends_the_worker_nor_its_driver(tmp_path: Path) -> None:
+    from orchestrator.embedded_redis import EmbeddedRedis
+
+    with EmbeddedRedis(tmp_path / "redis") as redis:
+        bench = Bench(redis.url, tmp_path)
+        first = bench.submit()
+        with bench.working(HANDS_BACK, capacity=2) as worker:
+            bench.wait(first, has(JobStatus.RUNNING))
+            assert redis.pid is not None
+            os.kill(redis.pid, signal.SIGSTOP)
+            time.sleep(2.5)
+            os.kill(redis.pid, signal.SIGCONT)
+            second = bench.submit()
+            bench.wait(second, has(JobStatus.RUNNING))
+            assert sorted(worker.running) == sorted([first, second])
+        bench.client.close()
+
+
+def test_the_real_command_claims_the_job_and_ends_it_with_a_reason(redis_url: str, tmp_path: Path) -> None:
+    """The job's spec is nonsense: the driver starts, takes the lease, and fails the job."""
+    with connect(redis_url) as client:
+        store = JobStore(client)  # the owner that a driver works for
+        job_id = f"job-{uuid.uuid4().hex[:12]}"
+        store.submit(json.dumps({"name": "x"}), name="x", job_id=job_id, steering={})
+        worker = Worker(store, redis_url, tmp_path, poll_s=0.05, command=driver_command)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        deadline = time.monotonic() + 60
+        while store.job(job_id).status is not JobStatus.FAILED and time.monotonic() < deadline:
+            time.sleep(0.1)
+        worker.request_stop()
+        thread.join()
+        assert "Field required" in (store.job(job_id).reason or "")

@@ -1,0 +1,155 @@
+"""The report: complete in itself, safe with hostile text, and sound with whatever is missing."""
+
+import json
+import math
+import re
+from typing import Any
+
+import pytest
+from plotly.offline import get_plotlyjs
+
+from orchestrator.report import render_report
+
+Json = dict[str, Any]
+
+HOSTILE = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>{{ 7*7 }}</pre>&amp;"""
+STEPS = 4
+
+
+def documents(objectives: int) -> Json:
+    """What the store keeps of a finished job with that many objectives, steered at step 2 and collapsed at step 4."""
+    names = [f"objective_{i}" for i in range(objectives)]
+
+    def values(by: float = 0.0) -> Json:
+        return {name: round(0.5 + 0.01 * i + by, 3) for i, name in enumerate(names)}
+
+    def step(number: int) -> Json:
+        evaluation = {"objectives": values(), "mean_tokens": 30.0, "hypervolume": 0.4, "on_front": True}
+        shares = dict.fromkeys(names, 1 / objectives)
+        return {
+            "step": number,
+            "objectives": {n: {"mean": v, "std": 0.1, "zero_share": 0.2} for n, v in values().items()},
+            "weights": {"strategy": shares, "applied": shares},
+            "steering_version": 1 + (number >= 2),
+            "mean_tokens": 30.0, "truncated_share": 0.0, "entropy": 0.5, "kl": 0.01, "grad_norm": 1.0,
+            "evaluation": evaluation if number % 2 == 0 else None,
+            "timings_s": {"rollout": 0.6, "score": 0.1, "learn": 0.5, "sync": 0.05, "other": 0.01, "step": 1.3},
+        }  # fmt: skip
+
+    def point(number: int, **more: Any) -> Json:
+        test = {"objectives": values(0.1 * number), "mean_tokens": 31.0}
+        base = {"step": number, "objectives": values(0.1 * number), "mean_tokens": 30.0, "on_front": True}
+        styles = {"short": {"share": 0.4, "accuracy": 0.2}, "overall": {"share": 1.0, "accuracy": 0.5}}
+        tested = {"sampled": test, "greedy": test}
+        return base | {"collapsed": False, "checkpoint": True, "test": tested, "styles": styles} | more
+
+    return {
+        "job": {"id": "job_1", "name": "a job", "status": "succeeded", "started_at": 1.7e9, "finished_at": 1.7e9 + 75,
+                "step": STEPS, "total_steps": STEPS, "reason": None},
+        "spec": {"name": "a job", "objectives": [{"name": name, "weight": 1.0} for name in names]},
+        "steps": [step(number) for number in range(1, STEPS + 1)],
+        "front": {"objectives": names, "ranges": {name: [0.0, 1.0] for name in names}, "hypervolume": 0.4,
+                  "hypervolume_base": 0.3, "hypervolume_by_step": [[0, 0.3], [2, 0.4]],
+                  "points": [point(0), point(2), point(3, on_front=False), point(4, on_front=False, collapsed=True)]},
+        "samples": [{"prompt": "1+1=", "answer": "2", "start": {"completion": "3", "rewards": values()},
+                     "end": {"completion": "2", "rewards": values()}}],
+        "events": [{"seq": 1, "type": "collapse.detected", "at": 1.7e9, "level": "warning", "data": {"step": 4}}],
+    }  # fmt: skip
+
+
+def replaced(value: Any, old: type, new: Any) -> Any:
+    """The document with every leaf of a type replaced."""
+    if isinstance(value, dict):
+        return {key: replaced(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [replaced(item, old, new) for item in value]
+    return new if isinstance(value, old) else value
+
+
+def page(**parts: Any) -> str:
+    """The report without plotly.js itself."""
+    return render_report(**parts).replace(get_plotlyjs(), "")
+
+
+def figures(text: str) -> list[Json]:
+    return [
+        json.loads(found) for found in re.findall(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)
+    ]
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 8])
+def test_every_pair_of_objectives_has_a_figure(objectives: int) -> None:
+    titles = [figure["title"] for figure in figures(page(**documents(objectives)))]
+    assert sum(" and " in title for title in titles) == math.comb(objectives, 2)
+    assert ("All objectives at once" in titles) == (objectives >= 3)
+
+
+def test_result_is_told_in_words_and_numbers() -> None:
+    text = page(**documents(2))
+    assert "objective_0 rose from 0.500 to 0.700" in text
+    assert "hypervolume went from 0.300 to 0.400" in text
+    assert "1 min 15 s" in text
+    assert "weights steered from step 2" in text
+    assert "collapse seen at step 4" in text
+
+
+def test_without_a_gain_the_report_says_so() -> None:
+    parts = documents(2)
+    for point in parts["front"]["points"][1:]:
+        point["on_front"] = False
+    assert "no later point beats the base" in page(**parts)
+
+
+def test_hostile_text_is_shown_as_text() -> None:
+    parts = replaced(documents(3), str, HOSTILE)
+    parts["front"]["points"][1]["styles"] = {HOSTILE: 1.0}
+    parts["samples"][0]["end"]["rewards"] = {HOSTILE: 1.0}
+    parts["events"][0]["data"] = {HOSTILE: [HOSTILE]}
+    parts["spec"]["objectives"] = [{"name": HOSTILE + str(i), "weight": 1.0} for i in range(3)]
+    text = page(**parts)
+    assert "alert(" in text  # it is there,
+    assert "<script>alert" not in text  # as text
+    assert "<img" not in text
+    assert "49" not in re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)[0]
+    assert re.findall(r"<script[^>]*>", text).count("<script>") == 2  # plotly.js and ours
+    for figure in figures(text):
+        assert "<script" not in json.dumps([figure["data"], figure["layout"]])
+
+
+def test_nothing_is_loaded() -> None:
+    text = page(**documents(3))
+    assert "http://" not in text
+    assert "https://" not in text
+    assert not re.findall(r"\b(?:src|href|action|srcset)\s*=|@import|url\(", text)
+    assert "default-src 'none'" in text
+
+
+def test_plotly_is_there_once() -> None:
+    assert render_report(**documents(3)).count(get_plotlyjs()) == 1
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 8])
+@pytest.mark.parametrize("missing", [None, math.nan, math.inf])
+def test_missing_figures_are_dashes(objectives: int, missing: float | None) -> None:
+    text = page(**replaced(documents(objectives), float, missing))
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert ">–<" in text
+
+
+@pytest.mark.parametrize("part", ["job", "spec", "steps", "front", "samples", "events"])
+def test_a_missing_part_is_left_out(part: str) -> None:
+    empty: Json = {"job": {}, "spec": {}, "steps": [], "front": None, "samples": [], "events": []}
+    assert page(**documents(3) | {part: empty[part]}).endswith("</html>")
+
+
+def test_a_job_that_has_not_begun() -> None:
+    text = page(job={"name": "new", "status": "queued"}, spec={}, steps=[], front=None, samples=[], events=[])
+    assert "No evaluation has been recorded yet" in text
+    assert "No step has been recorded yet" in text
+
+
+def test_empty_records_do_no_harm() -> None:
+    front = {"points": [{}, {"step": 0}, {"step": 3, "test": {"greedy": None}}]}
+    parts: Json = {"job": {}, "spec": {"objectives": [{}]}, "samples": [{}], "events": [{}]}
+    assert page(**parts, steps=[{}, {"step": 2}], front=front).endswith("</html>")

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import gc
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewards.verifiers import equivalence
+from rewards.verifiers.equivalence import Equivalence
+from rewards.verifiers.math import MathAccuracy, MathOptions, compare_plainly
+
+
+@pytest.fixture(scope="module")
+def accuracy():
+    """One reward for the file: its child process takes a third of a second to start."""
+    return MathAccuracy(MathOptions(timeout_s=0.5))
+
+
+@pytest.fixture
+def score(accuracy, make_batch):
+    def score_one(gold: str | None, completion: str) -> float:
+        return accuracy.score(make_batch(completion, answers=[gold]))[0]
+
+    return score_one
+
+
+def box(answer: str) -> str:
+    return f"therefore \\boxed{{{answer}}}"
+
+
+SAME_WITHOUT_ALGEBRA = [
+    ("27", "27"),
+    ("27", " 27. "),
+    ("27", "27.0"),
+    ("27", "+27"),
+    ("0.5", ".50"),
+    ("-5", "\u22125"),
+    ("1000", "1,000"),
+    ("1,234,567", "1{,}234{,}567"),
+    (r"\$32,348", "32348"),
+    ("27", "x = 27"),
+    ("27", "30-1+6-9+1 = 27"),
+    ("(1,2)", r"\left( 1, 2 \right)"),
+    (r"\frac{1}{2}", r"\dfrac{1}{2}"),
+    (r"\text{even}", r"\text{even}"),
+]
+DIFFERENT_WITHOUT_ALGEBRA = [
+    ("27", "28"),
+    ("27", "-27"),
+    ("27", "2.7"),
+    ("27", "27.001"),
+    ("27", "28 = 27 = 28"),
+    ("27", "30-1+6-9+1"),
+    ("27", "30 - 1 + 6 - 9 + 1 = x"),
+    ("27", r"9 \times 3"),
+    ("27", "9 \u00d7 3"),
+    ("27", "9*3"),
+    ("27", r"9 \cdot 3"),
+    ("27", "9(3)"),
+    ("27", "(9)(3)"),
+    ("27", r"\frac{20+7}{1}"),
+    ("27", "1" * 301),
+]
+SAME_WITH_ALGEBRA = [
+    (r"\frac{1}{2}", "0.5"),
+    ("0.5", r"\frac12"),
+    ("1/2", r"\dfrac{2}{4}"),
+    (r"\frac{3}{2}", r"1\frac{1}{2}"),
+    ("10", r"10 \text{ cm}"),
+    (r"90^\circ", "90"),
+    (r"50\%", "50"),
+    ("1024", "2^{10}"),
+    ("300000000", r"3 \times 10^8"),
+    (r"3\sqrt{2}", r"\sqrt{18}"),
+    ("x^2+1", "1 + x^2"),
+    ("p - q", "-q + p"),
+    ("y = 2x+1", "2x + 1"),
+    (r"\frac{\pi}{2}", r"\pi/2"),
+    ("6 - 5i", "-5i + 6"),
+    (r"\{1, 2\}", "2, 1"),
+    ("[0,1)", r"\left[0, 1\right)"),
+    (r"\text{Evelyn}", "Evelyn"),
+    (r"\text{(B)}", "B"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}"),
+]
+DIFFERENT_WITH_ALGEBRA = [
+    (r"\frac{1}{2}", r"\frac{1}{3}"),
+    (r"\frac{1}{3}", "0.33"),
+    ("27", "27, 28"),
+    ("27", r"27 \text{ or } 28"),
+    ("27", r"\infty"),
+    ("(1,2)", "(2,1)"),
+    ("[0,1)", "[0,1]"),
+    ("1, 2", "1"),
+    (r"\text{odd}", r"\text{even}"),
+    ("x", "y"),
+    (r"\frac{1}{2}", r"\frac{1}{"[:-1]),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer"), SAME_WITHOUT_ALGEBRA)
+def test_equal_text_and_numbers_need_no_algebra(gold, answer):
+    assert compare_plainly(gold, answer) is True
+
+
+@pytest.mark.parametrize(("gold", "answer"), DIFFERENT_WITHOUT_ALGEBRA)
+def test_other_numbers_and_sums_left_undone_are_wrong_without_algebra(gold, answer):
+    assert compare_plainly(gold, answer) is False
+
+
+@pytest.mark.parametrize(("gold", "answer"), SAME_WITH_ALGEBRA)
+def test_equivalent_answers_are_right(score, gold, answer):
+    assert compare_plainly(gold, answer) is not False
+    assert score(gold, box(answer)) == 1.0
+
+
+@pytest.mark.parametrize(("gold", "answer"), DIFFERENT_WITH_ALGEBRA)
+def test_answers_that_are_not_equivalent_are_wrong(score, gold, answer):
+    assert score(gold, box(answer)) == 0.0
+
+
+@given(st.integers(-(10**12), 10**12), st.integers(-(10**12), 10**12))
+def test_integers_compare_as_integers(gold, answer):
+    assert compare_plainly(str(gold), f"{answer:,}") is (gold == answer)
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("", 0.0),
+        ("27", 0.0),
+        (r"\boxed{28} or rather \boxed{27}", 1.0),
+        (r"\boxed{27} or rather \boxed{28}", 0.0),
+        (r"\boxed{27", 0.0),
+        (r"\boxed{27} or rather \boxed{2", 0.0),
+        ("-1=29\n+6=35\n-9=26\n+1=27\n\\boxed{27}", 1.0),
+    ],
+)
+def test_the_last_complete_box_is_the_answer(score, completion, expected):
+    assert score("27", completion) == expected
+
+
+def test_a_ground_truth_may_be_boxed(score):
+    assert score(r"hence $\boxed{\frac12}$", box("1/2")) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("first\nthe answer is 27.", 1.0),
+        ("#### 27", 1.0),
+        ("27\nso we get 28", 0.0),
+        ("we have 27 apples", 1.0),
+        (r"Therefore $x = \frac{54}{2}$.", 1.0),
+        ("nothing", 0.0),
+        ("", 0.0),
+        ("30-1+6-9+1", 0.0),
+        (r"\boxed{28}, so 27", 0.0),
+    ],
+)
+def test_without_require_boxed_the_last_line_stands_in(make_batch, completion, expected):
+    reward = MathAccuracy(MathOptions(require_boxed=False))
+    assert reward.score(make_batch(completion, answers=["27"])) == [expected]
+
+
+@pytest.mark.parametrize("missing", [None, "", "  "])
+def test_a_missing_ground_truth_names_the_row(accuracy, make_batch, missing):
+    with pytest.raises(ValueError, match="row 1 has no ground truth"):
+        accuracy.score(make_batch(box("1"), box("2"), answers=["1", missing]))
+
+
+def test_each_row_has_its_own_ground_truth(accuracy, make_batch):
+    completions = [box(answer) for answer in ("1", "2", "1/2", "2/4")]
+    batch = make_batch(*completions, answers=["1", "1", "0.5", "0.5"])
+    assert accuracy.score(batch) == [1.0, 0.0, 1.0, 1.0]
+    assert accuracy.score(make_batch()) == []
+
+
+@pytest.mark.parametrize("endless", ["9^{9^{9^{9}}}", r"\sum_{n=1}^{1000000} \frac{1}{n^2}"])
+def test_an_endless_expression_is_wrong_and_the_next_answer_is_still_compared(accuracy, make_batch, endless):
+    started = time.monotonic()
+    batch = make_batch(box(endless), box(endless), box("0.5"), answers=["27", "27", r"\frac12"])
+    assert accuracy.score(batch) == [0.0, 0.0, 1.0]
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("answer", ["{" * 140 + "1" + "}" * 140, "\\" * 99, "\ud800\x00"])
+def test_a_malformed_answer_is_wrong(score, answer):
+    assert score(r"\frac12", box(answer)) == 0.0
+
+
+def test_it_works_outside_the_main_thread(score):
+    scores = []
+    thread = threading.Thread(target=lambda: scores.append(score(r"\frac12", box("0.5"))))
+    thread.start()
+    thread.join()
+    assert scores == [1.0]
+
+
+def test_the_child_ends_with_its_reward():
+    checker = Equivalence(1.0)
+    assert checker.same("1", r"\frac22")
+    child = checker._child
+    assert child is not None
+    del checker
+    gc.collect()
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_a_child_that_cannot_start_is_an_error_and_not_a_wrong_answer(monkeypatch):
+    monkeypatch.setattr(equivalence, "__file__", "/nowhere/equivalence.py")
+    monkeypatch.setattr(subprocess.Popen, "__init__", _silenced(subprocess.Popen.__init__))
+    with pytest.raises(RuntimeError, match="did not start"):
+        Equivalence(1.0).same("1", "2")
+
+
+def _silenced(start):
+    return lambda *args, **options: start(*args, stderr=subprocess.DEVNULL, **options)

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from typing import ClassVar
+
+import pytest
+from pydantic import BaseModel, Field
+
+from rewards import registry
+from rewards.base import RewardOptions
+
+BUILTIN = ["clarity", "conciseness", "math"]
+
+
+class ShoutingOptions(RewardOptions):
+    per_mark: float = Field(0.1, ge=0, le=1, description="score per exclamation mark, a fraction")
+
+
+class Shouting:
+    """Counts exclamation marks.
+
+    Not in the summary.
+    """
+
+    name: ClassVar = "shouting"
+    Options: ClassVar = ShoutingOptions
+    range: ClassVar = (0.0, 1.0)
+
+    def __init__(self, options):
+        self._per_mark = options.per_mark
+
+    def score(self, batch):
+        return [min(1.0, self._per_mark * completion.count("!")) for completion in batch.completions]
+
+
+@pytest.fixture
+def plugins(monkeypatch):
+    """A registry without the changes of other tests, and a function that installs entry points."""
+    registry.names()  # loads the built-in ones
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+
+    def install(**targets: str) -> None:
+        found = {
+            name: EntryPoint(name=name, value=value, group=registry.ENTRY_POINT_GROUP)
+            for name, value in targets.items()
+        }
+        monkeypatch.setattr(registry, "_plugins", lambda: found)
+
+    return install
+
+
+def test_the_built_in_rewards_are_known():
+    assert set(BUILTIN) <= set(registry.names())
+    assert [registry.resolve(name).name for name in BUILTIN] == BUILTIN
+
+
+def test_importing_and_listing_needs_nothing_heavy():
+    heavy = {"torch", "ray", "vllm", "math_verify", "sympy", "numpy"}
+    script = "import sys; from rewards import registry; registry.describe(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert not heavy & set(loaded.split())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"), [("mth", "did you mean 'math'"), ("Clarity", "'clarity'"), ("zzz", "; valid: clarity")]
+)
+def test_an_unknown_name_is_told_the_nearest_and_all_valid_ones(wrong, hint):
+    with pytest.raises(ValueError, match=hint) as caught:
+        registry.resolve(wrong)
+    assert ", ".join(BUILTIN) in str(caught.value)
+
+
+def test_a_long_unknown_name_is_not_echoed_in_full():
+    with pytest.raises(ValueError, match="unknown reward") as caught:
+        registry.resolve("x" * 10_000)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("math", {"require_boxd": True}, "'require_boxd'; did you mean 'require_boxed'"),
+        ("math", {"require_boxed": 1}, "option 'require_boxed': "),
+        ("math", {"timeout_s": float("nan")}, "option 'timeout_s': .*finite"),
+        ("conciseness", {"free_tokens": -1}, "option 'free_tokens': .*greater than or equal to 0"),
+        ("conciseness", {"free_tokens": "5"}, "option 'free_tokens': .*integer"),
+        ("conciseness", {"free_tokens": 9, "max_tokens": 9}, "must be below max_tokens"),
+        ("clarity", {"step_pattern": "("}, "option 'step_pattern': not a regular expression"),
+        ("clarity", {"min_steps": 0, "steps": 1}, "option 'min_steps': .*; unknown option 'steps'"),
+        ("mth", {}, "did you mean 'math'"),
+    ],
+)
+def test_bad_options_name_the_field(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        registry.parse_options(name, options)
+
+
+def test_a_bad_value_is_not_echoed():
+    with pytest.raises(ValueError, match="free_tokens") as caught:
+        registry.parse_options("conciseness", {"free_tokens": "hunter2"})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_options_are_frozen_closed_described_and_all_have_defaults(name):
+    schema = registry.resolve(name).Options
+    assert schema.model_config["frozen"]
+    assert schema.model_config["extra"] == "forbid"
+    assert all(field.description for field in schema.model_fields.values())
+    registry.build(name, {})
+
+
+def test_every_reward_is_described():
+    described = {info.name: info for info in registry.describe()}
+    assert list(described) == registry.names()
+    for info in described.values():
+        assert info.summary.endswith(".")
+        assert "\n" not in info.summary
+        assert info.range[0] < info.range[1]
+        assert info.options["type"] == "object"
+        json.dumps(info.options)
+
+
+def test_a_registered_class_is_found_and_its_name_cannot_be_taken(plugins):
+    plugins()
+    assert registry.register(Shouting) is Shouting
+    assert registry.register(Shouting) is Shouting
+    assert registry.names() == sorted([*BUILTIN, "shouting"])
+    assert isinstance(registry.parse_options("shouting", {"per_mark": 0.5}), BaseModel)
+
+    class Other(Shouting):
+        pass
+
+    with pytest.raises(ValueError, match="'shouting' is already registered"):
+        registry.register(Other)
+
+
+@pytest.mark.parametrize("name", ["", "Shouting", "with space", "1st", "x" * 65])
+def test_a_bad_name_is_refused(plugins, name):
+    plugins()
+    with pytest.raises(ValueError, match="lower-case"):
+        registry.register(type("Bad", (Shouting,), {"name": name}))
+
+
+def test_a_plugin_is_loaded_when_it_is_asked_for(plugins):
+    plugins(shouting=f"{__name__}:Shouting", broken="no_such_module:Reward")
+    assert registry.names() == sorted([*BUILTIN, "shouting", "broken"])
+    assert "shouting" not in registry._registered
+    assert registry.resolve("shouting") is Shouting
+    assert registry.resolve("shouting") is Shouting
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "message"),
+    [
+        ("broken", "no_such_module:Reward", "ModuleNotFoundError"),
+        ("broken", f"{__name__}:BUILTIN", "AttributeError"),
+        ("broken", f"{__name__}:Shouting", "is named 'shouting'"),
+    ],
+)
+def test_a_plugin_that_does_not_load_is_named(plugins, name, target, message):
+    plugins(**{name: target})
+    with pytest.raises(RuntimeError, match=f"'broken' .*{message}"):
+        registry.resolve(name)
+
+
+def test_a_plugin_does_not_replace_a_built_in(plugins):
+    plugins(math=f"{__name__}:Shouting")
+    assert registry.resolve("math").__module__ == "rewards.verifiers.math"
+    assert registry.names() == BUILTIN

@@ -1,0 +1,59 @@
+"""What a JSON body may hold, beyond the table that tests/integration/test_api.py sends over a socket."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.body import parse_json
+from services.errors import ApiProblem, StrictJSONResponse
+
+DOCUMENTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda children: st.lists(children) | st.dictionaries(st.text(), children),
+    max_leaves=20,
+)
+
+
+def encodable(document: object) -> bool:
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@given(DOCUMENTS)
+def test_what_parses_can_be_answered_again(document: object) -> None:
+    body = json.dumps(document).encode()
+    if not encodable(document):
+        with pytest.raises(ApiProblem):
+            parse_json(body)
+        return
+    assert json.loads(bytes(StrictJSONResponse(parse_json(body)).body)) == document
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_parse_or_are_refused(body: bytes) -> None:
+    try:
+        parse_json(body)
+    except ApiProblem as problem:
+        assert problem.status in (400, 422)
+
+
+def test_a_surrogate_pair_is_ordinary_text() -> None:
+    assert parse_json(b'"\\ud83d\\ude00"') == "\U0001f600"
+
+
+def test_nesting_is_accepted_up_to_its_limit() -> None:
+    assert parse_json(b"[" * 64 + b"]" * 64)
+    with pytest.raises(ApiProblem, match="nested"):
+        parse_json(b"[" * 65 + b"]" * 65)
+
+
+def test_answers_have_null_for_what_is_not_finite() -> None:
+    content = {"loss": float("nan"), "series": [1.0, float("inf")], "pair": (2.0, float("-inf"))}
+    assert json.loads(bytes(StrictJSONResponse(content).body)) == {
+        "loss": None, "series": [1.0, None], "pair": [2.0, None]
+    }  # fmt: skip

@@ -1,0 +1,74 @@
+"""The client turns every way to fail into one ApiError with a line for a person."""
+
+import httpx
+import pytest
+
+from services.client import ApiError, Client
+
+
+def answering(response: httpx.Response) -> Client:
+    return Client("http://test", "key", transport=httpx.MockTransport(lambda _: response))
+
+
+def failing(error: Exception) -> Client:
+    def fail(_: httpx.Request) -> httpx.Response:
+        raise error
+
+    return Client("http://test", "key", transport=httpx.MockTransport(fail))
+
+
+def test_an_error_document_keeps_its_parts() -> None:
+    document = {"error": {"type": "x", "code": "invalid_spec", "message": "steps: too few", "param": "steps"}}
+    with (
+        answering(httpx.Response(422, json=document)) as client,
+        pytest.raises(ApiError, match="steps: too few") as caught,
+    ):
+        client.rewards()
+    assert (caught.value.status, caught.value.code, caught.value.param) == (422, "invalid_spec", "steps")
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(502, text="<html>bad gateway</html>"),
+        httpx.Response(200, text="not json"),
+        httpx.Response(200, json=[1]),
+        httpx.Response(500, json={"error": "a string"}),
+        httpx.Response(500, json={"detail": "x"}),
+    ],
+)
+def test_an_answer_in_another_form_is_named_as_such(response: httpx.Response) -> None:
+    with answering(response) as client, pytest.raises(ApiError, match="isn't Equipoise's") as caught:
+        client.rewards()
+    assert caught.value.status == response.status_code
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (httpx.ConnectError("refused"), "no Equipoise server at http://test: start one with `equipoise up`"),
+        (httpx.ReadTimeout("timed out"), "the server at http://test broke off: timed out"),
+        (httpx.RemoteProtocolError(""), "the server at http://test broke off: RemoteProtocolError"),
+    ],
+)
+def test_no_answer_is_status_0_and_one_line(error: Exception, message: str) -> None:
+    with failing(error) as client, pytest.raises(ApiError) as caught:
+        client.rewards()
+    assert (caught.value.status, str(caught.value)) == (0, message)
+    with failing(error) as client:
+        assert client.ready() is False
+
+
+def test_every_request_has_the_key_and_what_is_left_out_is_not_sent() -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, json={"data": [], "has_more": False})
+
+    with Client("http://test/", "key", transport=httpx.MockTransport(answer)) as client:
+        client.jobs(limit=3)
+        client.steer("job-1", if_match=4, mode="auto")
+    assert [request.headers["authorization"] for request in seen] == ["Bearer key"] * 2
+    assert str(seen[0].url) == "http://test/v1/jobs?limit=3"
+    assert (seen[1].headers["if-match"], seen[1].content) == ('"4"', b'{"mode":"auto"}')

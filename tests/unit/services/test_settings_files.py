@@ -1,0 +1,45 @@
+import stat
+from pathlib import Path
+
+import pytest
+
+from services.auth import digest, new_key
+from services.settings import credentials_path, default_state_dir, read_credentials, write_credentials
+
+
+def test_the_state_directory_is_chosen_then_xdg_then_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert default_state_dir({"EQUIPOISE_STATE_DIR": "~/x", "XDG_STATE_HOME": "/xdg"}) == Path("/home/me/x")
+    assert default_state_dir({"XDG_STATE_HOME": "/xdg"}) == Path("/xdg/equipoise")
+    assert default_state_dir({}) == Path("/home/me/.local/state/equipoise")
+
+
+def test_the_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    assert read_credentials(tmp_path) is None
+    first, is_new = write_credentials(tmp_path, "http://127.0.0.1:1")
+    assert is_new is True
+    assert stat.S_IMODE(credentials_path(tmp_path).stat().st_mode) == 0o600
+    second, is_new = write_credentials(tmp_path, "http://127.0.0.1:2")
+    assert (second.key, second.url, is_new) == (first.key, "http://127.0.0.1:2", False)
+    assert read_credentials(tmp_path) == second
+    assert [path.name for path in tmp_path.iterdir()] == ["api.json"]
+
+
+def test_a_given_key_replaces_the_kept_one(tmp_path: Path) -> None:
+    write_credentials(tmp_path, "http://x")
+    given, is_new = write_credentials(tmp_path, "http://x", "eqp_mine")
+    assert (given.key, is_new) == ("eqp_mine", True)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"url": "http://x"}', "[]", "\xff"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    credentials_path(tmp_path).write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match="api.json is damaged; delete it"):
+        read_credentials(tmp_path)
+
+
+def test_keys_are_long_and_unlike() -> None:
+    keys = {new_key() for _ in range(100)}
+    assert len(keys) == 100
+    assert all(key.startswith("eqp_") and len(key) > 40 for key in keys)
+    assert len(digest("x")) == 64

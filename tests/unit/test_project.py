@@ -1,0 +1,83 @@
+"""What the project promises about itself: its tree, its locks, what the README names, and what imports cost."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOP_LEVEL = {
+    "services", "orchestrator", "policies", "rewards", "deploy", "tests",
+    "pyproject.toml", "README.md", "Makefile", "LICENSE", "CHANGELOG.md", "requirements",
+}  # fmt: skip
+LOCK_LINE = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9._!]+( ; [^@]+)?")
+
+
+def lock(name: str) -> list[str]:
+    return (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines()
+
+
+def test_the_top_level_has_only_what_is_agreed() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    entries = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    assert {entry for entry in entries if not entry.startswith(".")} <= TOP_LEVEL
+
+
+@pytest.mark.parametrize("name", ["cpu.txt", "gpu.txt"])
+def test_a_lock_pins_everything_and_names_no_index(name: str) -> None:
+    assert lock(name)
+    for line in lock(name):
+        assert LOCK_LINE.fullmatch(line), line
+        assert "://" not in line
+
+
+@pytest.mark.parametrize("name", ["cpu.txt", "gpu.txt"])
+def test_a_lock_serves_what_setup_needs(name: str) -> None:
+    pinned = [line.partition("==")[0] for line in lock(name)]
+    assert {"torch", "uv", "setuptools", "pytest", "ruff", "mypy", "import-linter"} <= set(pinned)
+    assert pinned.count("torch") == 1
+
+
+def test_the_cpu_lock_leaves_out_the_overrides() -> None:
+    pinned = {line.partition("==")[0] for line in lock("cpu.txt")}
+    overridden = {line.partition(" ")[0] for line in lock("overrides.txt") if not line.startswith("#")}
+    assert overridden
+    assert not overridden & pinned
+
+
+def test_every_make_target_in_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"(?:^ +|`)make ([a-z]+)", README, re.MULTILINE))
+    assert {"demo", "test"} <= named
+    assert named <= targets
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    from typer.main import get_group
+
+    from services.cli import app
+
+    named = set(re.findall(r"(?:^ +\S*|`)equipoise ([a-z]+)", README, re.MULTILINE))
+    assert {"up", "submit", "steer"} <= named
+    assert named <= set(get_group(app).commands)
+
+
+@pytest.mark.parametrize("name", re.findall(r"\]\(([^)#]+)\)", README))
+def test_every_file_that_the_readme_links_exists(name: str) -> None:
+    assert (ROOT / name).exists()
+
+
+@pytest.mark.parametrize("module", ["services.cli", "orchestrator.spec"])
+def test_what_people_touch_loads_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted({{'torch', 'ray', 'vllm', 'transformers'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
