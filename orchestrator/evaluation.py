@@ -104,26 +104,31 @@ class Evaluator:
             for i, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True))
         }
 
+    def test(self, step: int) -> None:
+        """The test split's figures, sampled and greedy, put with the point of the policy that the engines have."""
+        figures = {"sampled": self.evaluate("test").figures()}
+        if self.spec.evaluation.greedy:
+            figures["greedy"] = self.evaluate("test", greedy=True).figures()
+        archive = self.parts.archive
+        archive.points = [
+            replace(point, extra={**point.extra, "test": figures}) if point.step == step else point
+            for point in archive.points
+        ]
+
     def test_front(self, loop: Loop) -> None:
-        """The test split under the initial policy, the last one and the front's checkpoints, sampled and greedy.
+        """The test split under the last policy and the front's checkpoints; the initial one had its turn at the start.
 
         Points are chosen on validation and only reported on test. At most `test_points` of the front, the best by the
         person's weights first.
         """
-        archive, learner = self.parts.archive, self.parts.learner
+        learner = self.parts.learner
         last = loop.state.step
         end = loop.state.samples and self.samples()
         for step in self.tested(loop):
             if step != last:
                 learner.load(loop.directory / directory_name(step))
                 learner.sync(step)
-            figures = {"sampled": self.evaluate("test").figures()}
-            if self.spec.evaluation.greedy:
-                figures["greedy"] = self.evaluate("test", greedy=True).figures()
-            archive.points = [
-                replace(point, extra={**point.extra, "test": figures}) if point.step == step else point
-                for point in archive.points
-            ]
+            self.test(step)
             loop.journal.progress(stage="testing the front", eta_s=None, tested=step)
             loop.journal.front(loop.front_document())
         loop.samples = [
@@ -140,5 +145,5 @@ class Evaluator:
             key=lambda point: -sum(steering.weights[name] * value for name, value in point.objectives.items()),
         )
         chosen = {point.step for point in ranked[: self.spec.evaluation.test_points]}
-        chosen |= {0, loop.state.step}
-        return sorted(chosen & loop.kept, reverse=True)
+        chosen |= {loop.state.step}
+        return sorted((chosen & loop.kept) - {0}, reverse=True)

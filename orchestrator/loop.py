@@ -83,6 +83,7 @@ class Loop:
         version, steering = self.journal.steering(1)
         self.state.steering_version = version
         self.evaluate(0, steering)
+        self.evaluator.test(0)
         self.checkpoint()
 
     def step(self, step: int) -> None:

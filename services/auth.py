@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import secrets
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.errors import ApiProblem, problem_response
+from services.keys import digest
 
 PUBLIC_PATHS = frozenset({"/livez"})
-_KEY_PREFIX = "eqp_"  # so that a leaked key is recognised by whoever scans for one
-
-
-def new_key() -> str:
-    """A key of 256 random bits: too many to guess, so a plain SHA-256 of it is enough."""
-    return _KEY_PREFIX + secrets.token_urlsafe(32)
-
-
-def digest(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class RequireKey:

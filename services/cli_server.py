@@ -99,7 +99,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
 def _serve(redis: str, host: str, port: int, state_dir: Path) -> None:
     from orchestrator.redis_calls import connect
     from orchestrator.store import JobStore
-    from services.auth import digest
+    from services.keys import digest
     from services.local import StopSignals, announce
     from services.server import ApiServer, ServerError
 

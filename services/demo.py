@@ -25,6 +25,7 @@ def run_demo(state_dir: Path, *, device: str | None, steps: int | None, weightin
     server = LocalServer(state_dir, host="127.0.0.1", port=0)
     signals = StopSignals()
     signals.on_second = server.kill
+    code = 130
     with signals.handled(interrupt=True):
         try:
             try:
@@ -34,14 +35,14 @@ def run_demo(state_dir: Path, *, device: str | None, steps: int | None, weightin
             except (ServerError, StoreUnavailable, ValueError, OSError) as error:
                 fail(str(error))
             with Client(server.credentials.url, server.credentials.key) as client:
-                return _run(client, document, state_dir)
+                code = _run(client, document, state_dir)
         except KeyboardInterrupt:
             say("stopping: the job writes a checkpoint first; Ctrl-C again to stop at once")
-            return 130
         finally:
             server.stop()
-            if signals.received.is_set():
-                say("stopped; `equipoise demo` goes on where it was")
+    if code == 130:
+        say("stopped; `equipoise demo` goes on where it was")
+    return code
 
 
 def demo_spec(*, device: str | None, steps: int | None, weighting: str | None) -> Document:
@@ -64,7 +65,11 @@ def _on_running_server(state_dir: Path, document: Document) -> int:
         fail(f"another Equipoise is just starting on {state_dir}: try again in a moment")
     say(f"using the server that runs at {credentials.url}")
     with Client(credentials.url, credentials.key) as client:
-        return _run(client, document, state_dir)
+        try:
+            return _run(client, document, state_dir)
+        except KeyboardInterrupt:
+            say("detached, the job goes on; `equipoise demo` shows it again")
+            return 130
 
 
 def _run(client: Client, document: Document, state_dir: Path) -> int:

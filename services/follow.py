@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -21,6 +22,7 @@ RESTING = FINAL | {"paused"}  # nothing will happen by itself
 _STAGES = (("roll out", "rollout"), ("score", "score"), ("learn", "learn"), ("sync", "sync"), ("evaluate", "evaluate"))
 _LEVEL_STYLES = {"warning": "yellow", "error": "bold red"}
 _SMOOTHING_STEPS = 5
+_TREND_WIDTH = 16
 _PATIENCE_S = 120.0
 
 
@@ -158,24 +160,34 @@ def outcome_line(job: Document) -> str:
 
 
 def front_table(front: Document) -> Table:
-    """Every evaluated point that is on the front, with what it reaches on held-out prompts of both splits."""
+    """The start and every point on the front, with what each reaches on held-out prompts of both splits."""
     names = front["objectives"]
-    title = f"Pareto front: {_hypervolume(front)}"
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    table.add_column("step", justify="right")
-    for name in names:
-        for split in ("validation", "test", "greedy"):
-            table.add_column(Text(f"{plain(name)}\n{split}"), justify="right")
-    table.add_column("tokens", justify="right")
-    table.add_column("kept")
-    for point in (point for point in front["points"] if point["on_front"]):
-        test = point.get("test") or {}
-        sets = [point["objectives"], *((test.get(kind) or {}).get("objectives", {}) for kind in ("sampled", "greedy"))]
-        row = [figure(values.get(name)) for name in names for values in sets]
-        kept = "yes" if point["checkpoint"] else "no"
-        note = " collapsed" if point.get("collapsed") else ""
-        table.add_row(str(point["step"]), *row, figure(point.get("mean_tokens"), 1), kept + note)
+    volumes = dict(front.get("hypervolume_by_step", []))
+    table = Table(
+        title=f"Pareto front: {_hypervolume(front)}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for column in ("step", "prompts", *(plain(name) for name in names), "tokens", "volume", ""):
+        table.add_column(
+            Text(column), justify="left" if column in ("prompts", "") else "right", no_wrap=column == "prompts"
+        )
+    for point in (point for point in front["points"] if point["on_front"] or point["step"] == 0):
+        notes = ["kept" if point["checkpoint"] else "", "" if point["on_front"] else "off it"]
+        notes.append("collapsed" if point.get("collapsed") else "")
+        table.add_row(
+            str(point["step"]),
+            "validation",
+            *_figures(point, names),
+            figure(volumes.get(point["step"]), 4),
+            ", ".join(note for note in notes if note),
+        )
+        for kind, values in (point.get("test") or {}).items():
+            table.add_row("", f"test {plain(kind)}", *_figures(values or {}, names), "", "")
     return table
+
+
+def _figures(values: Document, names: list[str]) -> list[str]:
+    means = values.get("objectives") or {}
+    return [*(figure(means.get(name)) for name in names), figure(values.get("mean_tokens"), 1)]
 
 
 def _header(job: Document) -> Text:
@@ -204,8 +216,9 @@ def _progress(job: Document) -> RenderableType:
 
 def _objectives(steps: list[Document]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("objective", "now", "since start", "held-out", "trend", "weight", "strategy says"):
-        table.add_column(column, justify="left" if column in ("objective", "trend") else "right")
+    for column in ("objective", "now", "since start", "held-out", "trend", "weight", "strategy"):
+        width = _TREND_WIDTH if column == "trend" else None
+        table.add_column(column, justify="left" if column in ("objective", "trend") else "right", min_width=width)
     last = steps[-1]
     evaluation: Document = next((step["evaluation"] for step in reversed(steps) if step.get("evaluation")), {})
     for name in last["objectives"]:
@@ -216,7 +229,7 @@ def _objectives(steps: list[Document]) -> Table:
             figure(now),
             _arrow(_difference(now, start)),
             figure(evaluation.get("objectives", {}).get(name)),
-            sparkline(series),
+            sparkline(series, _TREND_WIDTH),
             figure(last["weights"]["applied"].get(name), 2),
             figure(last["weights"]["strategy"].get(name), 2),
         )
@@ -227,7 +240,7 @@ def _health(step: Document, front: Document) -> Text:
     pairs = [
         ("", _hypervolume(front)),
         ("tokens/s", _speed(step)),
-        ("tokens per completion", figure(step.get("mean_tokens"), 1)),
+        ("tokens each", figure(step.get("mean_tokens"), 1)),
         ("entropy", figure(step.get("entropy"), 2)),
         ("KL", figure(step.get("kl"), 4)),
     ]

@@ -16,7 +16,7 @@ from orchestrator.errors import StoreUnavailable
 from orchestrator.redis_calls import connect
 from orchestrator.store import JobStore
 from orchestrator.worker import Worker
-from services.auth import digest
+from services.keys import digest
 from services.server import ApiServer, ServerError
 from services.settings import Credentials, Settings, credentials_path, write_credentials
 from services.terminal import fail, say

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.auth import new_key
+from services.keys import new_key
 
 DEFAULT_PORT = 8740
 MAX_BODY_BYTES = 1 << 20

@@ -19,8 +19,9 @@ from orchestrator.checkpoints import write_checkpoint
 from orchestrator.embedded_redis import EmbeddedRedis, connect
 from orchestrator.states import JobStatus
 from orchestrator.store import JobStore, Lease
-from services.auth import PUBLIC_PATHS, digest
+from services.auth import PUBLIC_PATHS
 from services.client import ApiError, Client
+from services.keys import digest
 from services.server import ApiServer, ServerError
 from services.settings import Settings
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from orchestrator.checkpoints import write_checkpoint
 from orchestrator.embedded_redis import connect
 from orchestrator.states import JobStatus
 from orchestrator.store import JobStore, Lease
-from services.auth import digest
 from services.client import Client
+from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings, read_credentials, write_credentials
 
@@ -35,11 +35,13 @@ objectives:
 """
 
 
-def start(state_dir: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+def start(
+    state_dir: Path, *words: str, program: Sequence[str] = ("-m", "services.cli"), **environment: str
+) -> subprocess.Popen[str]:
     env = {key: value for key, value in os.environ.items() if not key.startswith("EQUIPOISE_")}
     env |= {"EQUIPOISE_STATE_DIR": str(state_dir), "COLUMNS": "160", "PYTHONPATH": str(PROJECT), **environment}
     return subprocess.Popen(
-        [sys.executable, "-m", "services.cli", *words],
+        [sys.executable, *program, *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=state_dir, start_new_session=True,
     )  # fmt: skip
 
@@ -156,7 +158,7 @@ def test_a_dry_run_says_what_would_run_and_submits_nothing(cli: Installation) ->
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        ("steps: 4", "steps: 4\nrollout: {promts_per_step: 8}", "rollout.promts_per_step: unknown field, did you mean 'prompts_per_step'?"),
+        ("steps: 4", "steps: 4\nrolout: {}", "rolout: unknown field, did you mean 'rollout'?"),
         ("steps: 4", "steps: 0", "steps: Input should be greater than or equal to 1"),
         ("0.6", "-1", "objectives.0.weight: Input should be greater than or equal to 0"),
         ("name: tiny", "name: [", "not valid YAML"),
@@ -164,8 +166,7 @@ def test_a_dry_run_says_what_would_run_and_submits_nothing(cli: Installation) ->
 )  # fmt: skip
 def test_a_wrong_spec_is_one_line_that_names_the_field(cli: Installation, old: str, new: str, line: str) -> None:
     cli.spec.write_text(SPEC.replace(old, new))
-    for words in (["--dry-run"], []):
-        assert line in cli.fail("submit", str(cli.spec), *words)
+    assert line in cli.fail("submit", str(cli.spec), "--dry-run")
 
 
 def test_files_that_the_server_misses_are_one_line(cli: Installation) -> None:
@@ -407,3 +408,91 @@ def test_serve_and_worker_share_a_redis(redis_url: str, tmp_path: Path) -> None:
         for process in (worker, serve):
             process.send_signal(signal.SIGTERM)
             assert finish(process)[0] == 0
+
+
+# -- the demo, with a driver that only pretends to train -------------------------------------------------------
+
+DEMO = """
+import functools, sys
+import services.local
+from services.cli import main
+
+def command(job_id, redis_url, state_dir):
+    return [sys.executable, "-c", DRIVER, job_id, redis_url, str(state_dir)]
+
+DRIVER = {driver!r}
+services.local.Worker = functools.partial(services.local.Worker, command=command, poll_s=0.05)
+main()
+"""
+# Two steps in all; the first life waits after its first step until it is told to stop.
+PRETENDER = """
+import os, signal, sys, time
+from pathlib import Path
+from orchestrator.embedded_redis import connect
+from orchestrator.states import JobStatus
+from orchestrator.store import JobStore
+job, url, state_dir = sys.argv[1:]
+store = JobStore(connect(url))
+lease = store.claim(job, nonce="x", ttl_s=30).lease
+def stop(*_):
+    store.release(lease)
+    os._exit(0)
+signal.signal(signal.SIGTERM, stop)
+store.set_total_steps(lease, 2)
+store.set_status(lease, JobStatus.RUNNING)
+store.set_progress(lease, {{"stage": "training", "eta_s": 1.0}})
+step = store.job(job).step + 1
+store.commit(lease, step=step, digest=str(step), record={record!r})
+store.register_checkpoint(lease, step=step, path="/x", digest="x")
+if step == 1:
+    time.sleep(60)
+store.set_front(lease, {front!r})
+(Path(state_dir) / "jobs" / job / "report.html").write_text("report")
+store.finish(lease, JobStatus.SUCCEEDED)
+"""
+
+
+def test_the_demo_stops_cleanly_goes_on_and_ends_with_the_front(tmp_path: Path) -> None:
+    script = DEMO.format(driver=PRETENDER.format(record=step_record(1), front=FRONT))
+
+    def demo(*options: str) -> subprocess.Popen[str]:
+        return start(tmp_path, "demo", *options, program=["-c", script])
+
+    first = demo("--steps", "2", "--weighting", "fixed")
+    wait_for(first, "stdout", lambda line: line.startswith("step 1/2"))
+    first.send_signal(signal.SIGINT)
+    code, _, errors = finish(first)
+    assert code == 130
+    assert errors.startswith("stopping: the job writes a checkpoint first")
+    assert errors.endswith("stopped; `equipoise demo` goes on where it was\n")
+
+    code, output, errors = finish(demo("--steps", "3"))
+    assert code == 0, errors
+    assert "at step 1" in errors
+    assert "keeps the options it was started with" in errors
+    assert "step 2/2" in output
+    assert "Pareto front: hypervolume 0.6100" in output
+    job = next(iter((tmp_path / "jobs").iterdir()))
+    assert output.endswith(f"report: {job / 'report.html'}\n")
+
+    third = demo("--steps", "2")  # the former one is over, so this is another
+    wait_for(third, "stdout", lambda line: line.startswith("step 1/2"))
+    third.send_signal(signal.SIGTERM)
+    assert finish(third)[0] == 130
+    assert len(list((tmp_path / "jobs").iterdir())) == 2
+
+
+def test_the_demo_uses_a_server_that_runs_already(tmp_path: Path) -> None:
+    script = DEMO.format(driver=PRETENDER.format(record=step_record(1), front=FRONT))
+    up = start(tmp_path, "up", "--port", "0", program=["-c", script])
+    wait_for(up, "stderr", lambda line: "Ctrl-C stops it" in line)
+    demo = start(tmp_path, "demo", "--steps", "2")
+    wait_for(demo, "stderr", lambda line: "using the server that runs at" in line)
+    wait_for(demo, "stdout", lambda line: line.startswith("step 1/2"))
+    demo.send_signal(signal.SIGINT)
+    code, _, errors = finish(demo)
+    assert (code, errors) == (130, "detached, the job goes on; `equipoise demo` shows it again\n")
+    up.send_signal(signal.SIGTERM)
+    code, _, errors = finish(up)
+    assert code == 0
+    assert "stopping: the running job writes a checkpoint first" in errors

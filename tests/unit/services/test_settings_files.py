@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from services.auth import digest, new_key
+from services.keys import digest, new_key
 from services.settings import credentials_path, default_state_dir, read_credentials, write_credentials
 
 
@@ -34,7 +34,7 @@ def test_a_given_key_replaces_the_kept_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", '{"url": "http://x"}', "[]", "\xff"])
 def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
     credentials_path(tmp_path).write_text(content, encoding="latin-1")
-    with pytest.raises(ValueError, match="api.json is damaged; delete it"):
+    with pytest.raises(ValueError, match=r"api\.json is damaged; delete it"):
         read_credentials(tmp_path)
 
 

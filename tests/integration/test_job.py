@@ -1,0 +1,158 @@
+"""One job on real parts: redis-server, Ray, vLLM, the learner and the reward actors, run by the real driver."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.checkpoints import directory_name, verify
+from orchestrator.store import JobStatus, JobStore
+from tests.support import Drive, connect, descendants, largest_difference, make_policy, run_job, small_spec, submit
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Path:
+    return make_policy(tmp_path_factory.mktemp("policy") / "llama")
+
+
+@pytest.fixture(scope="module")
+def finished(policy, redis_url, state_dir) -> tuple[JobStore, str, Path]:
+    """A job that ran undisturbed."""
+    store, job_id = run_job(small_spec(policy, name="undisturbed", steps=6), redis_url, state_dir)
+    return store, job_id, state_dir / "jobs" / job_id
+
+
+def test_every_step_is_committed_with_all_its_figures(finished):
+    store, job_id, _ = finished
+    steps = store.steps(job_id)
+    assert [step["step"] for step in steps] == [1, 2, 3, 4, 5, 6]
+    for step in steps:
+        assert set(step["objectives"]) == {"accuracy", "conciseness", "clarity"}
+        assert step["policy_version"] == step["step"] - 1  # sampled by the weights that the step then changed
+        assert sum(step["weights"]["applied"].values()) == pytest.approx(1)
+        assert step["sampler_gap"] < 1e-4  # the engine has exactly the learner's weights, step after step
+        assert step["entropy"] > 0
+    assert [step["step"] for step in steps if step["evaluation"]] == [2, 4, 6]
+
+
+def test_the_time_of_a_step_is_accounted_for(finished):
+    store, job_id, _ = finished
+    for step in store.steps(job_id):
+        timings = step["timings_s"]
+        assert timings["step"] == pytest.approx(sum(value for key, value in timings.items() if key != "step"), rel=1e-3)
+
+
+def test_the_front_has_the_initial_policy_and_test_figures(finished):
+    store, job_id, _ = finished
+    front = store.front(job_id)
+    assert front["points"][0]["step"] == 0
+    assert front["hypervolume"] >= front["hypervolume_base"]
+    tested = [point for point in front["points"] if point["test"]]
+    assert {0, 6} <= {point["step"] for point in tested}
+    assert set(tested[0]["test"]) == {"sampled", "greedy"}
+
+
+def test_checkpoints_of_the_front_and_the_last_are_whole(finished):
+    store, job_id, directory = finished
+    kept = {checkpoint.step for checkpoint in store.checkpoints(job_id)}
+    on_front = {point["step"] for point in store.front(job_id)["points"] if point["on_front"]}
+    assert kept == on_front | {6}
+    assert {path.name for path in (directory / "checkpoints").iterdir()} == {directory_name(step) for step in kept}
+    for step in kept:
+        assert verify(directory / "checkpoints" / directory_name(step)).step == step
+
+
+def test_a_checkpoint_loads_with_plain_transformers(finished):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _, _, directory = finished
+    policy = directory / "checkpoints" / directory_name(6) / "policy"
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    model = AutoModelForCausalLM.from_pretrained(policy)
+    tokens = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "1+1="}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    assert model.generate(**tokens, max_new_tokens=4, do_sample=False).shape[1] > tokens["input_ids"].shape[1]
+
+
+def test_the_report_and_samples_are_written(finished):
+    _, _, directory = finished
+    html = (directory / "report.html").read_text()
+    assert "undisturbed" in html
+    samples = json.loads((directory / "samples.json").read_text())
+    assert len(samples) == 8
+    assert {"start", "end", "prompt", "answer"} <= set(samples[0])
+
+
+def test_nothing_is_left_running(finished):
+    names = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    _, job_id, _ = finished
+    assert not [line for line in names if job_id in " ".join(line)]
+
+
+def test_killed_and_resumed_gives_the_same_figures(finished, policy, redis_url, state_dir):
+    """SIGKILL in the middle; the rest equals the undisturbed run, no step is twice in the lineage."""
+    store, undisturbed, _ = finished
+    job_id = submit(store, small_spec(policy, name="undisturbed", steps=6))
+    first = Drive(job_id, redis_url, state_dir)
+    first.wait_for_step(3)
+    family = descendants(first.process.pid)
+    first.kill()
+    deadline = time.monotonic() + 30
+    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family):
+        assert time.monotonic() < deadline, "the dead driver left processes behind"
+        time.sleep(0.2)
+
+    Drive(job_id, redis_url, state_dir).wait()
+    assert store.job(job_id).status is JobStatus.SUCCEEDED
+    expected, resumed = store.steps(undisturbed), store.steps(job_id)
+    assert [step["step"] for step in resumed] == [1, 2, 3, 4, 5, 6]
+    assert max(map(largest_difference, expected, resumed)) < 1e-5
+    fences = [fence for fence, _, _ in store.raw_steps(job_id)]
+    assert sorted(set(fences)) == [1, 2]
+    claims = [event.data for event in store.events(job_id).items if event.type == "job.claimed"]
+    assert claims[-1]["from"] - claims[-1]["to"] <= 2  # the checkpoint interval
+
+
+def test_pause_saves_and_resume_goes_on(policy, redis_url, state_dir):
+    store = JobStore(connect(redis_url))
+    job_id = submit(store, small_spec(policy, name="paused", steps=200))
+    first = Drive(job_id, redis_url, state_dir)
+    first.wait_for_step(1)
+    version = store.steer(
+        job_id,
+        change={"mode": "manual", "weights": {"accuracy": 0.1, "conciseness": 0.8, "clarity": 0.1}},
+        if_match=1,
+        by="test",
+    )
+    first.wait_for_step(version.effective_step)
+    store.request_pause(job_id)
+    first.wait()
+    paused = store.job(job_id)
+    assert paused.status is JobStatus.PAUSED
+    assert paused.checkpoint_step == paused.step
+    steps = store.steps(job_id)
+    applied = {step["step"]: step["weights"]["applied"]["conciseness"] for step in steps}
+    assert applied[version.effective_step] == pytest.approx(0.8)
+    assert applied[version.effective_step - 1] < 0.5  # never earlier than the answer said
+
+    store.resume(job_id)
+    second = Drive(job_id, redis_url, state_dir)
+    second.wait_for_step(paused.step + 1)
+    assert store.steps(job_id)[-1]["weights"]["applied"]["conciseness"] == pytest.approx(0.8)
+    store.request_cancel(job_id)
+    second.wait()
+    assert store.job(job_id).status is JobStatus.CANCELLED
+
+
+def test_a_wrong_model_fails_the_job_with_its_reason(redis_url, state_dir, tmp_path):
+    store = JobStore(connect(redis_url))
+    job_id = submit(store, small_spec(tmp_path / "nowhere"))
+    Drive(job_id, redis_url, state_dir).wait()
+    record = store.job(job_id)
+    assert record.status is JobStatus.FAILED
+    assert "nowhere" in record.reason

@@ -1,0 +1,160 @@
+"""Small real things that several tests need: policies without training, specs, and jobs run by the real driver."""
+
+from __future__ import annotations
+
+import copy
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orchestrator.redis_calls import connect
+from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.steering import initial_steering
+from orchestrator.store import JobStatus, JobStore
+
+CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]
+TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+def make_policy(
+    directory: Path, *, architecture: str = "llama", tied: bool = True, context: int = 128, seed: int = 0
+) -> Path:
+    """An untrained policy of some 20 thousand parameters, one character a token, as a Hugging Face directory."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", *CHARACTERS]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = TEMPLATE
+    config_type, model_type = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    }[architecture]
+    config = config_type(
+        vocab_size=len(words),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=context,
+        tie_word_embeddings=tied,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(seed)
+    model_type(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def small_spec(policy: Path, **changes: Any) -> JobSpec:
+    """A job of seconds: 4 prompts, 4 rollouts each, an evaluation every second step. `changes` replace whole fields."""
+    document: dict[str, Any] = {
+        "name": "small",
+        "steps": 4,
+        "policy": {"model": str(policy), "dtype": "float32"},
+        "data": {"type": "quickstart", "train": 64, "validation": 8, "test": 8},
+        "objectives": [
+            {"name": "accuracy", "reward": {"name": "math"}, "weight": 0.5},
+            {"name": "conciseness", "reward": {"name": "conciseness"}, "weight": 0.3},
+            {"name": "clarity", "reward": {"name": "clarity"}, "weight": 0.2},
+        ],
+        "rollout": {"prompts_per_step": 4, "rollouts_per_prompt": 4, "max_tokens": 24, "kv_cache_gib": 0.1},
+        "weighting": {"name": "gradient"},
+        "optimizer": {"lr": 1e-3, "tokens_per_microbatch": 512},
+        "evaluation": {"every": 2},
+        "checkpoints": {"every": 2},
+        "resources": {"device": "cpu", "learner_threads": 1},
+    }
+    return parse_spec(copy.deepcopy(document) | changes)
+
+
+def submit(store: JobStore, spec: JobSpec) -> str:
+    job_id = f"job-{secrets.token_hex(6)}"
+    store.submit(spec.to_json(), name=spec.name, job_id=job_id, steering=initial_steering(spec).model_dump(mode="json"))
+    return job_id
+
+
+class Drive:
+    """A real driver process on a job."""
+
+    def __init__(self, job_id: str, url: str, state_dir: Path, owner: str = "local") -> None:
+        self.store = JobStore(connect(url), owner=owner)
+        self.job_id = job_id
+        self.log = state_dir / "jobs" / job_id / "driver.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "orchestrator.driver", "--job", job_id, "--redis", url]
+        command += ["--state-dir", str(state_dir), "--owner", owner]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def wait(self, timeout_s: float = 300) -> int:
+        code = self.process.wait(timeout_s)
+        assert code == 0, self.log.read_text()[-4000:]
+        return code
+
+    def wait_for_step(self, step: int, timeout_s: float = 300) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.store.job(self.job_id).step < step:
+            assert self.process.poll() is None, self.log.read_text()[-4000:]
+            assert time.monotonic() < deadline, f"step {step} was not reached"
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+
+def run_job(spec: JobSpec, url: str, state_dir: Path, *, timeout_s: float = 300) -> tuple[JobStore, str]:
+    """Submit, drive to the end, and insist on success."""
+    store = JobStore(connect(url))
+    job_id = submit(store, spec)
+    drive = Drive(job_id, url, state_dir)
+    drive.wait(timeout_s)
+    record = store.job(job_id)
+    assert record.status is JobStatus.SUCCEEDED, f"{record.reason}\n{drive.log.read_text()[-4000:]}"
+    return store, job_id
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def figures(record: dict[str, Any]) -> dict[str, float]:
+    """Every number of a committed step by its path, without what a clock or a claim decides."""
+    found: dict[str, float] = {}
+
+    def walk(path: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(f"{path}.{key}" if path else key, item)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[path] = float(value)
+
+    walk("", {key: value for key, value in record.items() if key not in ("timings_s", "at", "fence", "digest")})
+    return found
+
+
+def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
+    first, second = figures(one), figures(other)
+    assert first.keys() == second.keys()
+    return max(abs(first[key] - second[key]) for key in first)
