@@ -1,6 +1,6 @@
 # Everything a person does here is a target; `make` alone lists them.
 DEVICE ?= cpu
-BENCH ?=
+BENCH ?= main_job
 SETUP_FLAGS ?=
 export EQUIPOISE_STATE_DIR ?= $(CURDIR)/.equipoise
 
@@ -45,7 +45,7 @@ format: setup ## let ruff rewrite the tree
 	$(BIN)/ruff format .
 
 bench: setup ## measure (BENCH=name for one of tests/benchmarks)
-	$(BIN)/python -m tests.benchmarks.main_job $(BENCH)
+	$(BIN)/python -m tests.benchmarks.$(BENCH)
 
 lock: ## resolve both locks again from pyproject.toml (needs uv, which setup installs)
 	@printf $(CPU_EXTRAS) | $(CPU_WHEELS) $(RESOLVE) --extra cpu --override requirements/overrides.txt > .lock

@@ -59,7 +59,7 @@ def build(
 ) -> Parts:
     """Start everything that a job needs; `on_stage` hears what takes long. ValueError where the spec can't run."""
     if spec.policy.model == "quickstart":
-        on_stage("making the quickstart policy (about 2 minutes, once)")
+        on_stage("preparing the quickstart policy (trained once, in about a minute and a half)")
     model = resolve_model(spec, state_dir)
     tokenizer = load_tokenizer(model, revision=spec.policy.revision)
     splits = load_splits(spec, state_dir, model=model, encoder=lambda content: encode_prompt(tokenizer, content))

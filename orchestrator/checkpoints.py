@@ -11,11 +11,13 @@ A directory is written under another name, flushed, and renamed: a kill leaves a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,13 +57,7 @@ def write_checkpoint(root: Path, *, step: int, fence: int, fill: Callable[[Path]
         hidden.mkdir()
         fill(hidden)
         manifest = _seal(hidden, step=step, fence=fence)
-        replaced = root / f".{directory_name(step)}-replaced"
-        if final.exists():  # a step that was run again after a crash
-            shutil.rmtree(replaced, ignore_errors=True)
-            final.rename(replaced)
-        hidden.rename(final)
-        _flush(root)
-        shutil.rmtree(replaced, ignore_errors=True)
+        _put_in_place(hidden, final)
     except OSError as error:
         shutil.rmtree(hidden, ignore_errors=True)
         reason = error.strerror or str(error)
@@ -77,10 +73,10 @@ def verify(directory: Path) -> Manifest:
         manifest = Manifest(
             step=document["step"],
             fence=document["fence"],
-            files=document["files"],
+            files=dict(document["files"].items()),
             digest=hashlib.sha256(text).hexdigest(),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{directory} is no whole checkpoint: {MANIFEST} is missing or damaged") from None
     for name, expected in manifest.files.items():
         try:
@@ -99,21 +95,37 @@ def newest_manifest(root: Path) -> tuple[int, int]:
         try:
             document = json.loads(file.read_bytes())
             found = max(found, (int(document["fence"]), int(document["step"])))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue
     return found
 
 
-def remove(root: Path, step: int) -> None:
-    """Forget a checkpoint that nobody needs; hidden first, so that a kill leaves no half of it in sight."""
-    directory, hidden = root / directory_name(step), root / f".{directory_name(step)}-removed"
-    if directory.exists():
+def keep_only(root: Path, steps: Collection[int]) -> None:
+    """Remove every other checkpoint, also one that a kill kept from being registered."""
+    names = {directory_name(step) for step in steps}
+    for directory in root.glob("step-*"):
+        if re.fullmatch(r"step-\d+", directory.name) and directory.name not in names:
+            remove(directory)
+
+
+def remove(directory: Path) -> None:
+    """Forget a checkpoint that nobody needs; hidden first, so that a kill leaves no half of it in sight.
+
+    One that the disk does not let go of costs space, not the run.
+    """
+    hidden = directory.with_name(f".{directory.name}-removed")
+    shutil.rmtree(hidden, ignore_errors=True)
+    with contextlib.suppress(OSError):
         directory.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
 
 
 def collect(root: Path) -> None:
-    """Drop what a kill left behind. Only the lease's holder may call it."""
+    """Put back what a kill left half replaced, drop what it left half written. Only the lease's holder may call it."""
+    for replaced in root.glob(".step-*-replaced"):
+        final = root / replaced.name.removeprefix(".").removesuffix("-replaced")
+        if not final.exists():
+            replaced.rename(final)
     for hidden in root.glob(".step-*"):
         shutil.rmtree(hidden, ignore_errors=True)
 
@@ -142,6 +154,24 @@ def export_policy(directory: Path, target: Path) -> Path:
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def _put_in_place(hidden: Path, final: Path) -> None:
+    """Rename a sealed directory into sight. An OSError leaves the place as it was; a kill, `collect` puts right."""
+    replaced = final.with_name(f".{final.name}-replaced")
+    if final.exists():  # a step that was run again after a crash
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    try:
+        hidden.rename(final)
+        _flush(final.parent)
+    except OSError:
+        if final.exists():
+            final.rename(hidden)
+        if replaced.exists():
+            replaced.rename(final)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _seal(directory: Path, *, step: int, fence: int) -> Manifest:

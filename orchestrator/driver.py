@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoints import CheckpointError, directory_name, newest_manifest, verify
+from orchestrator.checkpoints import CheckpointError, collect, directory_name, newest_manifest, verify
 from orchestrator.embedded_redis import connect
 from orchestrator.journal import StoreJournal, Wishes
 from orchestrator.report import render_report
@@ -38,6 +38,7 @@ from orchestrator.store import (
     JobStatus,
     JobStore,
     Lease,
+    Signals,
     StoreUnavailable,
 )
 
@@ -56,7 +57,8 @@ class Heartbeat:
     def __init__(self, store: JobStore, lease: Lease) -> None:
         self.store = store
         self.lease = lease
-        self.wishes = Wishes()
+        self._signals = Signals(cancel=False, pause=False, steering_version=0)
+        self._stop_asked = False  # on its own: a renewal that is under way must not overwrite it
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -64,7 +66,11 @@ class Heartbeat:
         self._thread.start()
 
     def ask_to_stop(self) -> None:
-        self.wishes = dataclasses.replace(self.wishes, stop=True)
+        self._stop_asked = True
+
+    @property
+    def wishes(self) -> Wishes:
+        return Wishes(cancel=self._signals.cancel, pause=self._signals.pause, stop=self._stop_asked)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -73,8 +79,7 @@ class Heartbeat:
     def _run(self) -> None:
         while not self._stopping.wait(RENEW_EVERY_S):
             try:
-                signals = self.store.renew(self.lease, LEASE_TTL_S)
-                self.wishes = dataclasses.replace(self.wishes, cancel=signals.cancel, pause=signals.pause)
+                self._signals = self.store.renew(self.lease, LEASE_TTL_S)
             except StoreUnavailable as error:
                 log.warning("the lease could not be renewed: %s", error)
             except Fenced:
@@ -126,8 +131,13 @@ def run_job(store: JobStore, journal: StoreJournal, claim: Claim, directory: Pat
         store.set_total_steps(lease, spec.steps)
         with parts_of(spec, directory, journal, ray_address=ray_address) as parts:
             outcome, samples = train(spec, parts, store, journal, claim, directory)
+        if outcome == "succeeded":
+            write_report(store, lease, spec, directory, samples)
     except (StoreUnavailable, Fenced):
         raise
+    except HandedBack:
+        store.release(lease, "handed back: the machine is going down")
+        return
     except Exception as error:  # the job's own end: every reason goes to the person who submitted it
         log.error("%s", traceback.format_exc())
         reason = str(error) or type(error).__name__
@@ -136,8 +146,6 @@ def run_job(store: JobStore, journal: StoreJournal, claim: Claim, directory: Pat
     if outcome == "stopped":
         store.release(lease, "handed back: the machine is going down")
         return
-    if outcome == "succeeded":
-        write_report(store, lease, spec, directory, samples)
     end(store, lease, JobStatus(outcome), None)
 
 
@@ -150,6 +158,14 @@ def end(store: JobStore, lease: Lease, status: JobStatus, reason: str | None) ->
         store.release(lease, reason)
 
 
+class HandedBack(Exception):
+    """SIGTERM came while the parts were being built."""
+
+
+def _hand_back(*_: Any) -> None:
+    raise HandedBack
+
+
 @contextlib.contextmanager
 def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_address: str | None) -> Iterator[Any]:
     from orchestrator.build import build
@@ -158,7 +174,11 @@ def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_addre
         log.info("%s", stage)
         journal.progress(stage=stage, eta_s=None)
 
-    parts = build(spec, directory.parent.parent, ray_address=ray_address, on_stage=on_stage)
+    heard = signal.signal(signal.SIGTERM, _hand_back)  # nothing is trained yet: no step to wait for
+    try:
+        parts = build(spec, directory.parent.parent, ray_address=ray_address, on_stage=on_stage)
+    finally:
+        signal.signal(signal.SIGTERM, heard)
     try:
         yield parts
     finally:
@@ -173,6 +193,7 @@ def train(
 
     lease = journal.lease
     loop = Loop(spec, parts, journal, directory / "checkpoints", fence=lease.fence)
+    collect(directory / "checkpoints")
     step = usable_checkpoint(store, journal, directory / "checkpoints")
     if step is not None:
         loop.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])
@@ -200,7 +221,7 @@ def usable_checkpoint(store: JobStore, journal: StoreJournal, root: Path) -> int
 
 
 def write_report(store: JobStore, lease: Lease, spec: JobSpec, directory: Path, samples: list[dict[str, Any]]) -> None:
-    """report.html and samples.json beside the checkpoints."""
+    """report.html and samples.json beside the checkpoints. A full disk costs an event, not the job."""
     record = store.job(lease.job_id)
     job = {
         "id": record.job_id,
@@ -221,10 +242,14 @@ def write_report(store: JobStore, lease: Lease, spec: JobSpec, directory: Path, 
         samples=samples,
         events=[dataclasses.asdict(event) for event in all_events(store, lease.job_id)],
     )
-    for name, text in (("samples.json", json.dumps(samples, indent=1)), ("report.html", html)):
-        hidden = directory / f".{name}"
-        hidden.write_text(text, encoding="utf-8")
-        hidden.rename(directory / name)
+    try:
+        for name, text in (("samples.json", json.dumps(samples, indent=1)), ("report.html", html)):
+            hidden = directory / f".{name}"
+            hidden.write_text(text, encoding="utf-8")
+            hidden.rename(directory / name)
+    except OSError as error:
+        store.event(lease.job_id, "report.failed", {"message": str(error)}, lease, level="error")
+        return
     store.event(lease.job_id, "report.written", {"path": str(directory / "report.html")}, lease)
 
 

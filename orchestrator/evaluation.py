@@ -125,6 +125,8 @@ class Evaluator:
         last = loop.state.step
         end = loop.state.samples and self.samples()
         for step in self.tested(loop):
+            if loop.journal.wishes().cancel:
+                return
             if step != last:
                 learner.load(loop.directory / directory_name(step))
                 learner.sync(step)

@@ -6,6 +6,7 @@ another has taken ends the run at once (`Fenced`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -17,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from orchestrator.checkpoints import Manifest
 from orchestrator.steering import Steering
-from orchestrator.store import JobStore, Lease, StoreUnavailable
+from orchestrator.store import IllegalTransition, JobStore, Lease, StoreUnavailable
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -91,8 +92,9 @@ class StoreJournal:
         self._patiently(lambda: self.store.update_checkpoints(self.lease, changes, removals=removals))
 
     def request_pause(self) -> None:
-        """As a person would: a guardrail may stop the run and wait for one."""
-        self._patiently(lambda: self.store.request_pause(self.lease.job_id))
+        """As a person would: a guardrail may stop the run and wait for one. A cancel that came first stands."""
+        with contextlib.suppress(IllegalTransition):
+            self._patiently(lambda: self.store.request_pause(self.lease.job_id))
 
     def wishes(self) -> Wishes:
         return self._wishes()

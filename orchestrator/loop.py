@@ -16,7 +16,7 @@ from torch import Tensor
 
 from orchestrator.batch import reward_batch, rollout_seed, stack
 from orchestrator.build import Parts
-from orchestrator.checkpoints import CheckpointError, collect, directory_name, remove, write_checkpoint, write_json
+from orchestrator.checkpoints import CheckpointError, directory_name, keep_only, write_checkpoint, write_json
 from orchestrator.clock import Clock
 from orchestrator.evaluation import Evaluator
 from orchestrator.journal import Journal
@@ -62,7 +62,6 @@ class Loop:
 
     def run(self) -> str:
         """Train until the last step or until a person wishes otherwise: succeeded, paused, cancelled or stopped."""
-        collect(self.directory)
         if self.state.step == 0 and self.state.front is None:
             self.start()
         while self.state.step < self.spec.steps:
@@ -70,12 +69,15 @@ class Loop:
             if wishes.cancel:
                 return "cancelled"
             if wishes.pause or wishes.stop:
-                self.checkpoint()
+                if self.state.step not in self.kept:
+                    self.checkpoint()
                 return "paused" if wishes.pause else "stopped"
             self.step(self.state.step + 1)
+        while self.state.step not in self.kept:  # the last policy is the result: not without it
+            self.checkpoint()
         self.journal.progress(stage="testing the front", eta_s=None)
         self.evaluator.test_front(self)
-        return "succeeded"
+        return "cancelled" if self.journal.wishes().cancel else "succeeded"
 
     def start(self) -> None:
         """The initial policy is the first point: every later one is measured against it."""
@@ -218,15 +220,17 @@ class Loop:
             self._checkpoint_failures = 0
             self.kept.add(step)
             self.journal.checkpoint(path, manifest)
-            front = {point.step for point in self.parts.archive.front}
-            needed = front | {step}
-            dropped = sorted(self.kept - needed)
-            changes = {kept: {"on_front": kept in front, "metrics": self.metrics(kept)} for kept in self.kept & needed}
-            self.journal.checkpoints(changes, dropped)
-            for old in dropped:
-                remove(self.directory, old)
-            self.kept &= needed
-            self.journal.front(self.front_document())
+            self.retain()
+
+    def retain(self) -> None:
+        """Keep the newest checkpoint and the front's; the others leave the ledger first and then the disk."""
+        front = {point.step for point in self.parts.archive.front}
+        dropped = self.kept - front - {max(self.kept)}
+        self.kept -= dropped
+        changes = {step: {"on_front": step in front, "metrics": self.metrics(step)} for step in sorted(self.kept)}
+        self.journal.checkpoints(changes, sorted(dropped))
+        keep_only(self.directory, self.kept)
+        self.journal.front(self.front_document())
 
     def fill(self, directory: Path) -> None:
         """The files of a checkpoint."""
@@ -271,6 +275,7 @@ class Loop:
             steering_version=document["steering_version"],
             samples=document["samples"],
         )
+        self.retain()  # a kill may have come between a checkpoint and this
 
     # ---------------------------------------------------------------- figures
 

@@ -28,13 +28,13 @@ def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
     for field, value in (("init_checkpoint", spec.init_checkpoint), ("policy.model", spec.policy.model)):
         if value is None or value == "quickstart":
             continue
-        path = Path(value).expanduser()
-        if field == "policy.model" and not path.exists() and not value.startswith((".", "/", "~")):
-            return None  # a hub id, as far as can be told from here
+        path = _path(value)
         try:
+            if field == "policy.model" and not path.exists() and not value.startswith((".", "/", "~")):
+                return None  # a hub id, as far as can be told from here
             length = context_length(check_directory(path))
-        except ModelError as error:
-            problems.append((field, str(error)))
+        except (ModelError, OSError) as error:
+            problems.append((field, getattr(error, "strerror", None) or str(error)))
             return None
         limit = min(value for value in (length, spec.policy.max_model_len, 2**31) if value)
         if spec.rollout.max_tokens >= limit:
@@ -45,6 +45,7 @@ def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
                     "lower it or raise policy.max_model_len",
                 )
             )
+            return None
         return path
     return None
 
@@ -59,13 +60,21 @@ def _data(spec: JobSpec, data: FilesData, model: Path | None, problems: list[tup
         name = getattr(data, split)
         if name is None:
             continue
-        path = Path(name).expanduser()
+        path = _path(name)
         try:
             prompts = load_prompts(path, data.columns, limit=data.limit)
             if model is not None:
                 _check_lengths(spec, path, prompts, model)
         except DatasetError as error:
             problems.append((f"data.{split}", str(error)))
+
+
+def _path(name: str) -> Path:
+    """With the home directory filled in, where it is known."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def _check_lengths(spec: JobSpec, path: Path, prompts: list[Prompt], model: Path) -> None:

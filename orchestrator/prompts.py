@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from orchestrator.spec import Columns
+
+Rows = Generator[tuple[int, Mapping[str, Any]], None, None]  # the row's number, from 1, and its columns
 
 
 class DatasetError(ValueError):
@@ -30,19 +34,19 @@ class Prompt:
 
 def load_prompts(path: Path, columns: Columns, *, limit: int | None = None) -> list[Prompt]:
     """Every row of a JSONL or Parquet file. Raises DatasetError."""
-    if not path.is_file():
-        raise DatasetError(f"{path}: no such file")
-    readers: dict[str, Callable[[Path], Iterator[tuple[int, Mapping[str, Any]]]]] = {
+    readers: dict[str, Callable[[Path], Rows]] = {
         ".jsonl": _read_jsonl,
         ".parquet": _read_parquet,
     }
     if path.suffix not in readers:
         raise DatasetError(f"{path}: expected a .jsonl or .parquet file")
-    prompts: list[Prompt] = []
-    for row, record in readers[path.suffix](path):
-        if limit is not None and len(prompts) >= limit:
-            break
-        prompts.append(_prompt(path, row, record, columns))
+    try:
+        if not path.is_file():
+            raise DatasetError(f"{path}: no such file")
+        with contextlib.closing(readers[path.suffix](path)) as rows:
+            prompts = [_prompt(path, row, record, columns) for row, record in islice(rows, limit)]
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror or error}") from None
     if not prompts:
         raise DatasetError(f"{path}: is empty; expected at least one row with '{columns.prompt}'")
     return prompts
@@ -88,34 +92,35 @@ class PromptOrder:
         return self._order
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_jsonl(path: Path) -> Rows:
     with path.open("rb") as file:
         for row, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line.decode("utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                reason = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8"
+                if b"\\ud" in line.lower():  # an escape may be half a character, which no tokenizer takes
+                    json.dumps(record, ensure_ascii=False).encode()
+            except (ValueError, RecursionError) as error:  # ValueError: also a number too long to read
+                reason = "not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "msg", str(error))
                 raise DatasetError(f"{path}: row {row}: not valid JSON ({reason})") from None
             if not isinstance(record, dict):
                 raise DatasetError(f"{path}: row {row}: expected an object, got {type(record).__name__}")
             yield row, record
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_parquet(path: Path) -> Rows:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    try:
-        file = parquet.ParquetFile(path)
-    except (arrow.ArrowInvalid, OSError):
-        raise DatasetError(f"{path}: not a Parquet file, or a damaged one") from None
     row = 0
-    for batch in file.iter_batches(batch_size=1024):
-        for record in batch.to_pylist():
-            row += 1
-            yield row, record
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            for record in batch.to_pylist():
+                row += 1
+                yield row, record
+    except (arrow.ArrowException, OSError, UnicodeDecodeError):
+        raise DatasetError(f"{path}: not a Parquet file, or a damaged one (after row {row})") from None
 
 
 def _prompt(path: Path, row: int, record: Mapping[str, Any], columns: Columns) -> Prompt:

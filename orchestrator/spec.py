@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
@@ -30,6 +31,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 class SpecError(ValueError):
@@ -118,7 +120,7 @@ class Target(Spec):
     """What the objective should reach; used by rules that need targets, and drawn in the report."""
 
     op: Literal[">=", "<="] = ">="
-    value: Finite
+    value: Finite = Field(description="in units of the raw reward")
 
 
 class ObjectiveSpec(Spec):
@@ -159,7 +161,9 @@ class RolloutSpec(Spec):
     rollouts_per_prompt: int = Field(8, ge=1, le=1024, description="G: completions of each prompt")
     max_tokens: int = Field(1024, ge=1, description="tokens of a completion, at most")
     temperature: float = Field(1.0, gt=0, le=5, allow_inf_nan=False, description="above 0: training explores")
-    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    top_p: float = Field(
+        1.0, gt=0, le=1, allow_inf_nan=False, description="share of the probability that is sampled from; 1 is all"
+    )
     engines: int = Field(1, ge=1, le=256, description="vLLM engines, each an actor of its own")
     tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs of one engine")
     max_num_seqs: int = Field(256, ge=1, le=8192, description="completions that an engine decodes together")
@@ -239,8 +243,8 @@ class OptimizerSpec(Spec):
     """AdamW and how a batch becomes updates."""
 
     lr: Positive = Field(1e-6, le=1, description="peak learning rate")
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    weight_decay: float = Field(0.0, ge=0, le=10, allow_inf_nan=False)
+    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="decay of the gradient's mean and of its square")
+    weight_decay: float = Field(0.0, ge=0, le=10, allow_inf_nan=False, description="decoupled, as AdamW has it")
     warmup_steps: int = Field(0, ge=0, description="updates over which the learning rate rises from 0")
     schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="after the warm-up")
     max_grad_norm: Positive = Field(1.0, description="clipping of the combined gradient's norm")
@@ -296,8 +300,8 @@ class EvaluationSpec(Spec):
 
     every: int = Field(10, ge=1, description="steps between evaluations; step 0 and the last are always evaluated")
     prompts: int | None = Field(None, ge=1, description="validation prompts used; all when absent")
-    rollouts_per_prompt: int = Field(1, ge=1, le=64)
-    temperature: float = Field(1.0, ge=0, le=5, allow_inf_nan=False)
+    rollouts_per_prompt: int = Field(1, ge=1, le=64, description="completions of each held-out prompt")
+    temperature: float = Field(1.0, ge=0, le=5, allow_inf_nan=False, description="of held-out sampling; 0 is greedy")
     greedy: bool = Field(True, description="greedy figures beside the sampled ones on the test split")
     test_points: int = Field(
         8, ge=0, le=256, description="points of the final front that are evaluated on the test split"
@@ -370,8 +374,10 @@ class JobSpec(Spec):
                     f"objectives.{i}.gate.objective: no objective '{objective.gate.objective}'"
                     f"{nearest(objective.gate.objective, names)}; objectives are {', '.join(names)}"
                 )
-        if not any(objective.weight > 0 for objective in self.objectives):
-            raise ValueError("objectives: at least one weight must be above 0")
+        try:
+            scaled({objective.name: objective.weight for objective in self.objectives})
+        except ValueError as error:
+            raise ValueError(f"objectives: {error}") from None
         floors = math.fsum(objective.bounds[0] for objective in self.objectives)
         ceilings = math.fsum(objective.bounds[1] for objective in self.objectives)
         if floors > 1 + 1e-9 or ceilings < 1 - 1e-9:
@@ -411,12 +417,22 @@ class JobSpec(Spec):
     @property
     def preference(self) -> dict[str, float]:
         """The person's weights by objective name, scaled to sum to 1."""
-        total = math.fsum(objective.weight for objective in self.objectives)
-        return {objective.name: objective.weight / total for objective in self.objectives}
+        return scaled({objective.name: objective.weight for objective in self.objectives})
 
     def to_json(self) -> str:
         """With every default written out, so that a job replays after the defaults have moved."""
         return self.model_dump_json()
+
+
+def scaled(weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights, made to sum to 1. Raises ValueError where they can't be."""
+    try:
+        total = math.fsum(weights.values())
+    except OverflowError:
+        raise ValueError("the weights are too large to be scaled") from None
+    if total <= 0:
+        raise ValueError("at least one weight must be above 0")
+    return {name: weight / total for name, weight in weights.items()}
 
 
 def nearest(word: str, candidates: list[str] | tuple[str, ...]) -> str:
@@ -446,8 +462,10 @@ def load_spec(path: Path) -> JobSpec:
         raise SpecError([("", f"{path}: {reason}")]) from None
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that can't be
         raise SpecError([("", f"{path}: not valid YAML: {' '.join(str(error).split())}")]) from None
+    except RecursionError:
+        raise SpecError([("", f"{path}: not valid YAML: nested too deeply")]) from None
     return parse_spec(document)
 
 
@@ -455,10 +473,17 @@ def _problem(detail: Any) -> tuple[str, str]:
     """(dotted path, message) of one pydantic error; an unknown field gets the nearest valid name."""
     location = tuple(part for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        fields = _fields_at(JobSpec, location[:-1])
+        fields = _fields(_type_at(location[:-1]))
         unknown = str(location[-1])
         hint = nearest(unknown, fields) or (f"; fields are {', '.join(fields)}" if fields else "")
         return _path(location), f"unknown field{hint}"
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        tags, key = list(_tags(_type_at(location))), detail["ctx"]["discriminator"].strip("'")
+        hint = nearest(str(detail["ctx"].get("tag", "")), tags)
+        return f"{_path(location)}.{key}", f"expected one of {', '.join(tags)}{hint}"
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        known = ", ".join(_fields(_type_at(location)))
+        return _path(location), f"expected a mapping of fields{known and f': {known}'}"
     message = detail["msg"].removeprefix("Value error, ")
     if not location and ": " in message:  # our own cross-field checks name the field first
         path, _, rest = message.partition(": ")
@@ -480,9 +505,15 @@ def _path(location: tuple[Any, ...]) -> str:
     return ".".join(parts)
 
 
-def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
+def _type_at(location: tuple[Any, ...]) -> Any:
+    """The type behind a location of an error, None where the tree has no such place."""
+    model: Any = JobSpec
     for part in location:
         model = _tags(model)[part] if _members(model) and part in _tags(model) else _step(model, part)
+    return model
+
+
+def _fields(model: Any) -> list[str]:
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 

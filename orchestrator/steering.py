@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.spec import JobSpec, nearest
+from orchestrator.spec import JobSpec, nearest, scaled
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -64,11 +64,13 @@ def merge(current: Mapping[str, Any], change: Mapping[str, Any], objectives: tup
             fields = list(Steering.model_fields)
             raise SteeringError(str(key), f"unknown field{nearest(str(key), fields)}; fields are {', '.join(fields)}")
     for key in ("weights", "bounds"):
-        for name in change.get(key) or {}:
+        if not isinstance(change.get(key, {}), Mapping):
+            raise SteeringError(key, "expected a mapping from objectives to values")
+        for name in change.get(key, {}):
             if name not in objectives:
                 hint = nearest(str(name), objectives)
                 raise SteeringError(f"{key}.{name}", f"no such objective{hint}; objectives are {', '.join(objectives)}")
-    document = {**current, **change, "bounds": {**current.get("bounds", {}), **(change.get("bounds") or {})}}
+    document = {**current, **change, "bounds": {**current.get("bounds", {}), **change.get("bounds", {})}}
     try:
         steering = Steering.model_validate(document)
     except ValidationError as error:
@@ -77,11 +79,12 @@ def merge(current: Mapping[str, Any], change: Mapping[str, Any], objectives: tup
     missing = [name for name in objectives if name not in steering.weights]
     if missing:
         raise SteeringError("weights", f"expected a weight for each objective; {', '.join(missing)} is missing")
-    total = math.fsum(steering.weights.values())
-    if total <= 0 or not math.isfinite(total):
-        raise SteeringError("weights", "at least one weight must be above 0")
+    try:
+        weights = scaled({name: steering.weights[name] for name in objectives})
+    except ValueError as error:
+        raise SteeringError("weights", str(error)) from None
     _check_bounds(steering.bounds, objectives)
-    return steering.model_copy(update={"weights": {name: steering.weights[name] / total for name in objectives}})
+    return steering.model_copy(update={"weights": weights})
 
 
 def _check_bounds(bounds: Mapping[str, tuple[float, float]], objectives: tuple[str, ...]) -> None:

@@ -50,9 +50,10 @@ class CollapseWatch:
             self._best = {"step": step, "total": total, "objectives": dict(normalised)}
             return None
         falls = {name: self._best["objectives"][name] - normalised[name] for name in normalised}
-        worst = max(falls, key=lambda name: preference[name] * falls[name])
-        if falls[worst] < self.drop or self._best["total"] - total < self.total_drop:
+        fallen = [name for name, fall in falls.items() if fall >= self.drop and preference[name] > 0]
+        if not fallen or self._best["total"] - total < self.total_drop:
             return None
+        worst = max(fallen, key=lambda name: preference[name] * falls[name])
         return Collapse(
             step=step,
             best_step=self._best["step"],

@@ -74,6 +74,8 @@ class Learner:
         for module in self.model.modules():  # dropout would make the ratio differ from 1 on fresh rollouts
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
+            if isinstance(getattr(module, "attention_dropout", None), float):  # no module of its own in most models
+                module.attention_dropout = 0.0
         if settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -129,9 +131,9 @@ class Learner:
         minibatch's update is sum_k w_k g_k of the gradients kept; w_k includes the factor of the whitening.
         Raises ValueError where an advantage or the gradient is not finite: that update is not made.
         """
+        held, self._held = self._held, None
         if not bool(torch.isfinite(advantages_B).all()):
             raise ValueError("advantages are not finite; nothing was learned from this batch")
-        held, self._held = self._held, None
         order = held.order if held is not None else self._shuffled(len(rollouts))
         parts = minibatches(len(rollouts), count=self.settings.minibatches, order=order)
         old = self._score(rollouts) if len(parts) > 1 else None
@@ -142,7 +144,7 @@ class Learner:
             else:
                 self._backward(rollouts, part, advantages_B, old, meter)
             self._step(meter)
-        return meter.result(lr=float(self.scheduler.get_last_lr()[0]))
+        return meter.result()
 
     def _backward(
         self,
@@ -196,6 +198,7 @@ class Learner:
         if not bool(torch.isfinite(norm)):
             self.optimizer.zero_grad()
             raise ValueError("the gradient is not finite; the policy was left as it was")
+        meter.lr = float(self.scheduler.get_last_lr()[0])  # of this update; the schedule then moves to the next one's
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
@@ -288,8 +291,11 @@ class Learner:
     def save_policy(self, directory: Path) -> None:
         """A plain Hugging Face directory without the tokenizer."""
         dtype = getattr(torch, self.settings.dtype)
-        state = {name: tensor.to(dtype) for name, tensor in self.model.state_dict().items()}
+        tied = self.model.all_tied_weights_keys  # converted copies would no longer be seen as one tensor
+        state = {name: tensor.to(dtype) for name, tensor in self.model.state_dict().items() if name not in tied}
         self.model.save_pretrained(directory, state_dict=state)
+        self.model.config.dtype = self.settings.dtype  # save_pretrained writes that of the float32 weights
+        self.model.config.save_pretrained(directory)
 
     def save_state(self, directory: Path) -> None:
         """What the next update depends on: float32 weights, optimiser, schedule, random states."""
@@ -305,9 +311,13 @@ class Learner:
     def load_state(self, directory: Path) -> None:
         """Continue exactly where `save_state` was. Raises KeyError where it is of another model."""
         tensors = load_file(directory / "learner.safetensors")
+        names = {f"weights.{name}" for name, _ in self.model.named_parameters()}
+        if names != {key for key in tensors if key.startswith("weights.")}:
+            raise KeyError(f"{directory} holds the state of another model")
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors[f"weights.{name}"])
+        self.optimizer.state.clear()  # a state saved before the first update has no moments
         for i, parameter in enumerate(self.parameters):
             prefix = f"optimizer.{i}."
             state: dict[str, Any] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -329,7 +339,7 @@ class _Meter:
     """Sums over the tokens of a batch."""
 
     def __init__(self) -> None:
-        self.loss = self.kl = self.entropy = self.clipped = self.importance = self.gap = 0.0
+        self.lr = self.loss = self.kl = self.entropy = self.clipped = self.importance = self.gap = 0.0
         self.tokens = self.slots = self.real = 0
         self.grad_norms: list[float] = []
 
@@ -349,12 +359,12 @@ class _Meter:
         self.slots += rows.input_ids_bt.numel()
         self.real += int(rows.attention_bt.sum())
 
-    def result(self, *, lr: float) -> LearnStats:
+    def result(self) -> LearnStats:
         tokens = max(self.tokens, 1)
         return LearnStats(
             loss=self.loss / len(self.grad_norms),
             grad_norm=sum(self.grad_norms) / len(self.grad_norms),
-            lr=lr,
+            lr=self.lr,
             entropy=self.entropy / tokens,
             kl=self.kl / tokens,
             clip_share=self.clipped / tokens,

@@ -27,6 +27,8 @@ def check_directory(path: Path) -> dict[str, Any]:
         config = json.loads(config_file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise ModelError(f"{config_file} is not valid JSON") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{config_file} is not a JSON object")
     if "auto_map" in config:
         raise ModelError(f"{path} wants to run code of its own (auto_map in config.json), which is never allowed")
     if not any(path.glob("*.safetensors")):
@@ -35,7 +37,7 @@ def check_directory(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} has {found}; save it with safetensors: model.save_pretrained(directory)")
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ModelError(f"{path} has no tokenizer; save it there: tokenizer.save_pretrained(directory)")
-    return dict(config)
+    return config
 
 
 def context_length(config: dict[str, Any]) -> int | None:
@@ -61,16 +63,26 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedToke
 def load_model(model: str, *, revision: str | None = None) -> PreTrainedModel:
     """The policy in float32, from safetensors, without its directory's code. Raises ModelError."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if Path(model).is_dir():
         check_directory(Path(model))
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            model, revision=revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        answer: Any = AutoModelForCausalLM.from_pretrained(
+            model,
+            revision=revision,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"can't load {model}: {_first_line(error)}") from None
+    loaded, report = answer
+    if report["missing_keys"]:  # transformers would make them up at random
+        raise ModelError(f"can't load {model}: it has no weights for {', '.join(sorted(report['missing_keys'])[:3])}")
+    return loaded
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]]) -> list[int]:

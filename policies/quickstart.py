@@ -9,8 +9,7 @@ The task is a running sum such as `30-1+6-9+1=`. The policy is taught three styl
 Compact lines sometimes merge two operations, which saves tokens and costs accuracy. The short style is the
 likeliest one, so that greedy decoding of the untrained policy is short and mostly wrong: accuracy, conciseness
 and clarity conflict, and a policy aligned for accuracy is better under greedy decoding too.
-
-Only the functions that train or sample import torch and transformers; the rest is light.
+Only the functions that train or sample import torch and transformers.
 """
 
 from __future__ import annotations
@@ -35,12 +34,11 @@ if TYPE_CHECKING:
 Style = Literal["short", "compact", "verbose", "other"]
 STYLES: tuple[Style, ...] = ("short", "compact", "verbose", "other")
 SPLIT_SIZES: Mapping[str, int] = MappingProxyType({"train": 4000, "validation": 200, "test": 500})
-HELD_OUT_SPLITS = frozenset({"validation", "test"})
 MAX_COMPLETION_TOKENS = 64
 MANIFEST = "quickstart.json"
 _MAX_POSITIONS = 128
 
-_LOWEST, _HIGHEST = 10, 59  # every running total stays in this range, so that it is one two-digit token
+_LOWEST, _HIGHEST = 10, 59  # every running total stays in this range, so that it has two digits
 _SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
 _WORDS = ("first ", "then ", "we ", "get ", "\\boxed{")
 _CHAT_TEMPLATE = (
@@ -83,10 +81,11 @@ class Recipe:
     max_greedy_accuracy: float = 0.45
 
     def digest(self, seed: int) -> str:
-        """A short hash of everything that decides the weights: recipe, seed, vocabulary, template, examples."""
-        problem = Problem(start=30, changes=(-1, 6, -9, 1))
-        examples = [_render(problem, style, self, random.Random(0)) for style in ("short", "compact", "verbose")]
-        parts = [asdict(self), seed, problem.prompt, examples, _vocabulary(), _CHAT_TEMPLATE]
+        """A short hash of what decides the weights: recipe, seed, vocabulary, template, and examples of the task."""
+        rng = random.Random(0)
+        problems = [problem for problem, _ in zip(sample_problems(rng, held_out=False), range(20), strict=False)]
+        examples = [(p.prompt, [_render(p, style, self, rng) for style in STYLES[:3]]) for p in problems]
+        parts = [asdict(self), seed, examples, _vocabulary(), _CHAT_TEMPLATE]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -146,7 +145,7 @@ def write_splits(directory: Path, *, seed: int = 0, sizes: Mapping[str, int] = S
     paths: dict[str, Path] = {}
     for name in sorted(sizes):
         rows: list[str] = []
-        problems = sample_problems(rng, held_out=name in HELD_OUT_SPLITS)
+        problems = sample_problems(rng, held_out=name in ("validation", "test"))
         while len(rows) < sizes[name]:
             problem = next(problems)
             if problem.prompt not in seen:
@@ -193,7 +192,7 @@ def style_figures(completions: Sequence[str], answers: Sequence[str]) -> dict[st
 def ensure_policy(directory: Path, *, seed: int = 0, show_progress: bool = True, recipe: Recipe | None = None) -> Path:
     """Return the folder of the policy in Hugging Face format under `directory`, training it if it is not there.
 
-    About a minute and a half on two cores the first time. A folder whose files are not those of its manifest is
+    About a minute on two idle cores the first time. A folder whose files are not those of its manifest is
     made again, and a new one appears under its name only when complete.
     Raises ValueError when training ends below the recipe's quality gate.
     """
@@ -241,25 +240,22 @@ def _sha256(path: Path) -> str:
 
 def _render(problem: Problem, style: str, recipe: Recipe, rng: random.Random) -> str:
     """A right answer to the problem in the given style."""
-    lines: list[str] = []
-    before = total = problem.start
-    pending = ""
-    for position, change in enumerate(problem.changes):
+    text, pending, before, total = "", "", problem.start, problem.start
+    for position, change in enumerate(problem.changes, start=1):
         total += change
         pending += f"{change:+d}"
-        is_last = position == len(problem.changes) - 1
         if style == "verbose":
-            lines.append(f"{'then' if lines else 'first'} we get {before}{pending}={total}\n")
-        elif style == "compact" and not is_last and rng.random() < recipe.merge_probability:
-            continue
+            text += f"{'then' if text else 'first'} we get {before}{pending}={total}\n"
         elif style == "compact":
-            lines.append(f"{pending}={total}\n")
+            if position < len(problem.changes) and rng.random() < recipe.merge_probability:
+                continue
+            text += f"{pending}={total}\n"
         before, pending = total, ""
-    return "".join(lines) + f"\\boxed{{{total}}}"
+    return f"{text}\\boxed{{{total}}}"
 
 
 def _vocabulary() -> list[str]:
-    """Words, one-digit changes and numbers of the task, then every printable character for any other text."""
+    """Words, one-digit changes and digits of the task, then every printable character for any other text."""
     changes = [f"{sign}{digit}" for sign in "+-" for digit in range(10)]
     characters = ["\n", *(chr(code) for code in range(32, 127) if not chr(code).isdigit())]
     return [*_SPECIAL_TOKENS, *_WORDS, *changes, *"0123456789", *characters]
@@ -345,24 +341,20 @@ def _train(
         bar = progress.add_task("Making the quickstart policy", total=recipe.steps + recipe.mixing_steps)
         stepwise_only = replace(recipe, short_share=0.0, compact_share=0.5, merge_probability=0.0)
         teach(stepwise_only, recipe.steps, decay=False)
-        while _stepwise_accuracy(_measure(model, tokenizer, recipe)) < recipe.min_lesson_accuracy:
+        while _measure(model, tokenizer, recipe)["stepwise_accuracy"] < recipe.min_lesson_accuracy:
             if step >= recipe.max_steps:
                 break  # the mixed lesson, with its falling learning rate, may still bring it over the gate
             progress.update(bar, total=step + recipe.extension_steps + recipe.mixing_steps)
             teach(stepwise_only, recipe.extension_steps, decay=False)
         teach(recipe, recipe.mixing_steps, decay=True)
     figures = _measure(model.eval(), tokenizer, recipe)
-    stepwise, greedy = _stepwise_accuracy(figures), figures["greedy"]["overall"]["accuracy"]
+    stepwise, greedy = figures["stepwise_accuracy"], figures["greedy"]["overall"]["accuracy"]
     if stepwise < recipe.min_stepwise_accuracy or greedy > recipe.max_greedy_accuracy:
         raise ValueError(
             f"the quickstart policy failed its quality gate after {step} steps: step by step {stepwise:.2f} are right "
             f"(wanted >= {recipe.min_stepwise_accuracy}), greedy {greedy:.2f} (wanted <= {recipe.max_greedy_accuracy})"
         )
     return model, tokenizer, figures | {"steps": step}
-
-
-def _stepwise_accuracy(figures: Mapping[str, Any]) -> float:
-    return min(figures["sampled"][style]["accuracy"] for style in ("compact", "verbose"))
 
 
 def _make_batch(
@@ -385,7 +377,7 @@ def _make_batch(
 
 
 def _measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> dict[str, Any]:
-    """Style figures on held-out problems, `sampled` at temperature 1 and `greedy`."""
+    """Style figures on held-out problems, `sampled` at temperature 1 and `greedy`, and the `stepwise_accuracy`."""
     import torch
 
     source = sample_problems(random.Random("gate"), held_out=True)
@@ -402,6 +394,7 @@ def _measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe:
             completions = tokenizer.batch_decode(ids_BT[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
             by_style = style_figures(completions, [problem.answer for problem in problems])
             figures[name] = {style: asdict(figure) for style, figure in by_style.items()}
+    figures["stepwise_accuracy"] = min(figures["sampled"][style]["accuracy"] for style in ("compact", "verbose"))
     return figures
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -22,6 +25,11 @@ _MARK = {"made_by": "equipoise demo"}
 def run_demo(state_dir: Path, *, device: str | None, steps: int | None, weighting: str | None) -> int:
     """Returns the exit code: 0 succeeded, 1 failed, 130 interrupted."""
     document = demo_spec(device=device, steps=steps, weighting=weighting)
+    try:
+        _make_policy(state_dir, seed=document.get("seed", 0))
+    except KeyboardInterrupt:
+        say("stopped; `equipoise demo` starts again")
+        return 130
     server = LocalServer(state_dir, host="127.0.0.1", port=0)
     signals = StopSignals()
     signals.on_second = server.kill
@@ -57,6 +65,17 @@ def demo_spec(*, device: str | None, steps: int | None, weighting: str | None) -
     if weighting is not None:
         document["weighting"] = {"name": str(weighting)}
     return document
+
+
+def _make_policy(state_dir: Path, *, seed: int) -> None:
+    """Where the driver looks for it: trained here, in sight, with a progress bar; at once when it was made before.
+
+    A process of its own, as this one stays without torch.
+    """
+    command = [sys.executable, "-m", "policies.quickstart", "--out", str(state_dir / "policies"), "--seed", str(seed)]
+    code = subprocess.run(command, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ}, check=False).returncode
+    if code != 0:
+        fail("the quickstart policy could not be made; the lines above say why")
 
 
 def _on_running_server(state_dir: Path, document: Document) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _BARS = "▁▂▃▄▅▆▇█"
+_BRIEF = {"evaluated": ("step", "objectives", "mean_tokens", "hypervolume", "on_front")}  # the rest is in the front
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
 
 
@@ -70,7 +71,12 @@ def sparkline(values: Sequence[Any], width: int = 24) -> str:
 def event_line(event: dict[str, Any]) -> str:
     """`12:00:01 collapse.detected  objective=clarity drop=0.21`, without what says nothing."""
     data = event.get("data") or {}
-    pairs = [f"{plain(key)}={_value(value)}" for key, value in data.items() if value not in ("", None)]
+    if data.get("message"):
+        data = {"": data["message"]}
+    elif event.get("type") in _BRIEF:
+        data = {key: data.get(key) for key in _BRIEF[event["type"]]}
+    shown = {key: value for key, value in data.items() if value not in ("", None)}
+    pairs = [f"{plain(key)}={_value(value)}".removeprefix("=") for key, value in shown.items()]
     return f"{clock(event.get('at'))} {plain(event.get('type', ''))}  {' '.join(pairs)}".rstrip()
 
 

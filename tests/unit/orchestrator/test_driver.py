@@ -1,0 +1,404 @@
+"""How a job's process claims, resumes and ends, over a store in memory and without a loop."""
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import driver
+from orchestrator.checkpoints import directory_name, write_checkpoint
+from orchestrator.journal import StoreJournal, Wishes
+from orchestrator.records import Checkpoint, Claim, ClaimOutcome, Event, JobRecord, Lease, Page, Signals
+from orchestrator.spec import parse_spec
+from orchestrator.states import JobStatus
+from orchestrator.store import Fenced, IllegalTransition, StoreUnavailable
+
+LEASE = Lease(job_id="job", fence=5, nonce="n")
+CLAIM = Claim(outcome=ClaimOutcome.OK, lease=LEASE, step=0, from_step=0)
+SPEC = parse_spec(
+    {
+        "name": "driver",
+        "steps": 4,
+        "policy": {"model": "quickstart"},
+        "data": {"type": "quickstart"},
+        "objectives": [{"name": "accuracy", "reward": {"name": "math"}}],
+    }
+)
+
+
+class FakeStore:
+    """The part of a JobStore that a driver uses."""
+
+    def __init__(self) -> None:
+        self.claims: list[Claim | Exception] = [CLAIM]
+        self.claimed: list[dict[str, Any]] = []
+        self.text = SPEC.to_json()
+        self.registered: list[Checkpoint] = []
+        self.events_written: list[tuple[str, str, dict[str, Any]]] = []
+        self.did: list[tuple[Any, ...]] = []
+        self.refuse: dict[str, Exception] = {}
+
+    def claim(self, job_id: str, **options: Any) -> Claim:
+        self.claimed.append({"job_id": job_id, **options})
+        claim = self.claims.pop(0) if len(self.claims) > 1 else self.claims[0]
+        if isinstance(claim, Exception):
+            raise claim
+        return claim
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Anything else is noted, without the lease."""
+
+        def call(*args: Any, **options: Any) -> None:
+            self.did.append((name, *(a for a in args if a is not LEASE), *options.values()))
+            if name in self.refuse:
+                raise self.refuse[name]
+
+        return call
+
+    def renew(self, *_: Any) -> Signals:
+        return Signals(cancel=False, pause=False, steering_version=1)
+
+    def spec(self, _: str) -> str:
+        return self.text
+
+    def checkpoints(self, _: str) -> list[Checkpoint]:
+        return list(self.registered)
+
+    def event(self, _: str, type: str, data: dict[str, Any], lease: Lease, *, level: str = "info") -> None:
+        assert lease is LEASE
+        self.events_written.append((type, level, dict(data)))
+
+    def steps(self, _: str) -> list[Any]:
+        return []
+
+    def front(self, _: str) -> dict[str, Any]:
+        return {}
+
+    def events(self, _: str, *, after: int, limit: int) -> Page[Event]:
+        assert limit == 1000
+        items = [Event(seq=seq, type="x", at=0.0, level="info", data={}) for seq in (1, 2, 3) if seq > after][:2]
+        return Page(items=tuple(items), has_more=after == 0)
+
+    def job(self, job_id: str) -> JobRecord:
+        return JobRecord(
+            job_id=job_id, name="driver", status=JobStatus.RUNNING, reason=None, created_at=1.0, started_at=2.0,
+            finished_at=None, step=4, total_steps=4, fence=5, attempts=1, checkpoint_step=4, checkpoint_path="p",
+            checkpoint_digest="d", cancel_requested=False, pause_requested=False, progress={},
+        )  # fmt: skip
+
+    def ends(self) -> list[tuple[Any, ...]]:
+        return [call for call in self.did if call[0] in ("finish", "release")]
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
+    made = FakeStore()
+    monkeypatch.setattr(driver, "connect", lambda _: None)
+    monkeypatch.setattr(driver, "JobStore", lambda *_, **__: made)
+    monkeypatch.setattr(driver, "render_report", lambda **parts: f"<html>{len(list(parts['events']))}</html>")
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
+    """Replaces parts and loop: what the training does is the test's to say."""
+
+    def stands(training: Callable[[], Any]) -> None:
+        monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+        monkeypatch.setattr(driver, "train", lambda *_: (training(), [{"prompt": "1+1"}]))
+
+    return stands
+
+
+def drive(tmp_path: Path) -> int:
+    return driver.drive("job", "redis://", tmp_path, owner="local", ray_address=None)
+
+
+def raising(error: BaseException) -> Callable[[], Any]:
+    def training() -> Any:
+        raise error
+
+    return training
+
+
+# ------------------------------------------------------------------------- claim
+
+
+@pytest.mark.parametrize("outcome", [ClaimOutcome.TERMINAL, ClaimOutcome.POISON, ClaimOutcome.NOT_QUEUED])
+def test_a_job_that_is_not_to_be_run(store: FakeStore, tmp_path: Path, outcome: ClaimOutcome) -> None:
+    store.claims = [Claim(outcome=outcome, lease=None, step=0, from_step=0)]
+    assert drive(tmp_path) == 0
+    assert store.did == []
+
+
+def test_the_fence_is_above_what_is_on_disk(store: FakeStore, tmp_path: Path, job: Any) -> None:
+    root = tmp_path / "jobs" / "job" / "checkpoints"
+    write_checkpoint(root, step=3, fence=9, fill=lambda folder: (folder / "x").write_text("x") and None)
+    job(lambda: "succeeded")
+    assert drive(tmp_path) == 0
+    assert store.claimed[0]["floor_fence"] == 9
+
+
+@pytest.mark.parametrize("freed", [True, False])
+def test_a_lease_of_another_is_waited_for(store: FakeStore, monkeypatch: Any, tmp_path: Path, freed: bool) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr(time, "sleep", naps.append)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(naps))
+    held = Claim(outcome=ClaimOutcome.HELD, lease=None, step=0, from_step=0)
+    store.claims = [held, held, CLAIM] if freed else [held]
+    claim = driver.claim_job(store, "job", tmp_path)  # type: ignore[arg-type]
+    assert claim.outcome is (ClaimOutcome.OK if freed else ClaimOutcome.HELD)
+    assert len(naps) == 2 if freed else sum(naps) >= 2 * driver.LEASE_TTL_S
+    assert len({call["nonce"] for call in store.claimed}) == 1  # one claim, repeated
+
+
+# --------------------------------------------------------------------------- ends
+
+
+def test_success_is_reported_and_finished(store: FakeStore, tmp_path: Path, job: Any) -> None:
+    job(lambda: "succeeded")
+    assert drive(tmp_path) == 0
+    assert ("set_total_steps", 4) in store.did
+    assert store.ends() == [("finish", JobStatus.SUCCEEDED, None)]
+    folder = tmp_path / "jobs" / "job"
+    assert (folder / "report.html").read_text() == "<html>3</html>"  # every page of events
+    assert "1+1" in (folder / "samples.json").read_text()
+    assert ("report.written", "info", {"path": str(folder / "report.html")}) in store.events_written
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "report.html", "samples.json"]
+
+
+@pytest.mark.parametrize("outcome", ["paused", "cancelled"])
+def test_other_outcomes(store: FakeStore, tmp_path: Path, job: Any, outcome: str) -> None:
+    job(lambda: outcome)
+    assert drive(tmp_path) == 0
+    assert store.ends() == [("finish", JobStatus(outcome), None)]
+    assert not (tmp_path / "jobs" / "job" / "report.html").exists()
+
+
+def test_a_machine_that_goes_down_hands_the_job_back(store: FakeStore, tmp_path: Path, job: Any) -> None:
+    job(lambda: "stopped")
+    assert drive(tmp_path) == 0
+    assert store.ends() == [("release", "handed back: the machine is going down")]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            ValueError("train.jsonl: row 3: no 'prompt'; found question"),
+            "train.jsonl: row 3: no 'prompt'; found question",
+        ),
+        (RuntimeError("the reward 'accuracy' failed"), "the reward 'accuracy' failed"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_a_mistake_fails_the_job_with_its_reason(
+    store: FakeStore, tmp_path: Path, job: Any, error: Any, reason: str
+) -> None:
+    job(raising(error))
+    assert drive(tmp_path) == 0
+    assert store.ends() == [("finish", JobStatus.FAILED, reason)]
+
+
+def test_a_spec_that_no_longer_fits_fails_the_job(store: FakeStore, tmp_path: Path) -> None:
+    store.text = '{"name": "x"}'
+    assert drive(tmp_path) == 0
+    ((_, status, reason),) = store.ends()
+    assert status is JobStatus.FAILED
+    assert "steps: Field required" in reason
+
+
+def test_a_lost_lease_ends_the_process_and_writes_nothing(store: FakeStore, tmp_path: Path, job: Any) -> None:
+    job(raising(Fenced("another")))
+    assert drive(tmp_path) == 3
+    assert store.ends() == []
+
+
+def test_a_lost_lease_at_the_end(store: FakeStore, tmp_path: Path, job: Any) -> None:
+    job(raising(ValueError("x")))
+    store.refuse["finish"] = Fenced("another")
+    assert drive(tmp_path) == 3
+
+
+def test_a_store_that_stays_away_is_a_crash(store: FakeStore, tmp_path: Path, job: Any) -> None:
+    job(raising(StoreUnavailable("away")))
+    with pytest.raises(StoreUnavailable):
+        drive(tmp_path)
+    assert store.ends() == []  # the lease runs out, and the job goes back to the queue
+
+
+def test_a_request_of_the_last_moment_is_carried_out(store: FakeStore, tmp_path: Path, job: Any) -> None:
+    job(lambda: "paused")
+    store.refuse["finish"] = IllegalTransition(JobStatus.CANCELLING, JobStatus.PAUSED)
+    assert drive(tmp_path) == 0
+    assert [call[0] for call in store.ends()] == ["finish", "release"]
+
+
+def test_a_report_that_the_disk_does_not_take_costs_an_event(store: FakeStore, tmp_path: Path, job: Any) -> None:
+    (tmp_path / "jobs" / "job" / "report.html").mkdir(parents=True)
+    job(lambda: "succeeded")
+    assert drive(tmp_path) == 0
+    assert store.ends() == [("finish", JobStatus.SUCCEEDED, None)]
+    assert [(type, level) for type, level, _ in store.events_written] == [("report.failed", "error")]
+
+
+def test_a_report_that_can_not_be_drawn_fails_with_its_reason(
+    store: FakeStore, tmp_path: Path, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "render_report", lambda **_: raising(KeyError("points"))())
+    job(lambda: "succeeded")
+    assert drive(tmp_path) == 0
+    assert store.ends() == [("finish", JobStatus.FAILED, "'points'")]
+
+
+# ----------------------------------------------------------------------- heartbeat
+
+
+def test_a_stop_survives_the_renewals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "RENEW_EVERY_S", 0.005)
+
+    class Store:
+        renewals = 0
+
+        def renew(self, *_: Any) -> Signals:
+            self.renewals += 1
+            if self.renewals == 1:
+                heartbeat.ask_to_stop()  # in the middle of a renewal
+            if self.renewals == 2:
+                raise StoreUnavailable("away")
+            return Signals(cancel=self.renewals > 3, pause=True, steering_version=1)
+
+    fake = Store()
+    heartbeat = driver.Heartbeat(fake, LEASE)  # type: ignore[arg-type]
+    assert heartbeat.wishes == Wishes()
+    heartbeat.start()
+    deadline = time.monotonic() + 5
+    while fake.renewals < 5 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    heartbeat.stop()
+    assert heartbeat.wishes == Wishes(cancel=True, pause=True, stop=True)
+
+
+def test_sigterm_asks_the_loop_to_stop(store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(_spec: Any, _parts: Any, _store: Any, journal: StoreJournal, *_: Any) -> Any:
+        assert journal.wishes() == Wishes()
+        signal.raise_signal(signal.SIGTERM)
+        return "stopped" if journal.wishes() == Wishes(stop=True) else "succeeded", []
+
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "train", train)
+    assert drive(tmp_path) == 0
+    assert [call[0] for call in store.ends()] == ["release"]
+
+
+# --------------------------------------------------------------------- checkpoints
+
+
+def journal_of(store: FakeStore) -> StoreJournal:
+    return StoreJournal(store, LEASE, Wishes)  # type: ignore[arg-type]
+
+
+def registered(store: FakeStore, root: Path, *steps: int) -> None:
+    for step in steps:
+        path, manifest = write_checkpoint(
+            root, step=step, fence=1, fill=lambda folder: (folder / "weights").write_text("w") and None
+        )
+        store.registered.append(
+            Checkpoint(step=step, path=str(path), digest=manifest.digest, metrics={}, on_front=False)
+        )
+
+
+def usable(store: FakeStore, root: Path) -> int | None:
+    return driver.usable_checkpoint(store, journal_of(store), root)  # type: ignore[arg-type]
+
+
+def test_no_checkpoint_is_a_fresh_start(store: FakeStore, tmp_path: Path) -> None:
+    assert usable(store, tmp_path) is None
+    assert store.did == []
+
+
+def test_the_newest_checkpoint_is_used(store: FakeStore, tmp_path: Path) -> None:
+    registered(store, tmp_path, 10, 30, 20)
+    assert usable(store, tmp_path) == 30
+    assert store.did == [("rewind", 30)]
+    assert store.events_written == []
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(store: FakeStore, tmp_path: Path) -> None:
+    registered(store, tmp_path, 10, 20, 30)
+    (tmp_path / directory_name(30) / "weights").write_text("v")
+    write_checkpoint(tmp_path, step=20, fence=2, fill=lambda folder: (folder / "weights").write_text("w") and None)
+    assert usable(store, tmp_path) == 10
+    assert store.did == [("rewind", 10)]
+    (first, second) = store.events_written
+    assert first[:2] == second[:2] == ("checkpoint.damaged", "error")
+    assert first[2]["step"] == 30
+    assert "weights does not match its sha256" in first[2]["message"]
+    assert second[2] == {"step": 20, "message": "step 20 is not the checkpoint that was registered"}
+
+
+def test_nothing_but_damaged_checkpoints_fails_the_job(store: FakeStore, tmp_path: Path, monkeypatch: Any) -> None:
+    root = tmp_path / "jobs" / "job" / "checkpoints"
+    registered(store, root, 10)
+    (root / directory_name(10) / "weights").unlink()
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr("orchestrator.loop.Loop", lambda *_, **__: None)
+    assert drive(tmp_path) == 0
+    ((_, status, reason),) = store.ends()
+    assert status is JobStatus.FAILED
+    assert "every checkpoint is damaged" in reason
+
+
+class FakeLoop:
+    made: "list[FakeLoop]" = []  # noqa: RUF012
+
+    def __init__(self, _spec: Any, _parts: Any, _journal: Any, directory: Path, *, fence: int) -> None:
+        self.directory, self.fence = directory, fence
+        self.resumed: tuple[int, list[int]] | None = None
+        self.samples: list[Any] = []
+        FakeLoop.made.append(self)
+
+    def resume(self, step: int, known: list[int]) -> None:
+        self.resumed = (step, known)
+
+    def run(self) -> str:
+        return "succeeded"
+
+
+def test_a_resumed_job_says_from_where(store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "jobs" / "job" / "checkpoints"
+    registered(store, root, 10, 20)
+    torn = root / ".step-000030-4"
+    torn.mkdir()
+    store.claims = [dataclasses.replace(CLAIM, step=20, from_step=23)]
+    store.refuse["set_status"] = IllegalTransition(JobStatus.CANCELLING, JobStatus.RUNNING)  # the loop hears of it
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr("orchestrator.loop.Loop", FakeLoop)
+    assert drive(tmp_path) == 0
+    loop = FakeLoop.made.pop()
+    assert (loop.directory, loop.fence, loop.resumed) == (root, 5, (20, [10, 20]))
+    assert ("job.resumed", "info", {"step": 20, "rerun": 3}) in store.events_written
+    assert store.ends() == [("finish", JobStatus.SUCCEEDED, None)]
+    assert not torn.exists()
+
+
+def test_a_checkpoint_that_was_half_replaced_is_found_again(store: FakeStore, tmp_path: Path, monkeypatch: Any) -> None:
+    root = tmp_path / "jobs" / "job" / "checkpoints"
+    registered(store, root, 10)
+    (root / directory_name(10)).rename(root / f".{directory_name(10)}-replaced")
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr("orchestrator.loop.Loop", FakeLoop)
+    assert drive(tmp_path) == 0
+    assert FakeLoop.made.pop().resumed == (10, [10])

@@ -1,0 +1,150 @@
+"""The journal waits for a store that is away, and never for a lease that is lost."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.checkpoints import Manifest
+from orchestrator.journal import StoreJournal, Wishes, figures_digest
+from orchestrator.records import SteeringEntry, SteeringState
+from orchestrator.states import JobStatus
+from orchestrator.steering import Steering
+from orchestrator.store import Fenced, IllegalTransition, Lease, StoreUnavailable
+
+LEASE = Lease(job_id="job", fence=3, nonce="n")
+RECORD = {"step": 4, "total": 0.5, "weights": {"applied": {"a": 1.0}}, "timings_s": {"step": 1.5}}
+MANIFEST = Manifest(step=4, fence=3, files={}, digest="d")
+STEERING = Steering(mode="auto", blend=0.5, weights={"a": 1.0}, bounds={"a": (0.0, 1.0)})
+
+
+class FakeStore:
+    """Records every call; the first ones raise what they are told to."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            self.calls.append((name, args, options))
+            if self.errors:
+                raise self.errors.pop(0)
+            return self.state() if name == "steering" else None
+
+        return call
+
+    def state(self) -> SteeringState:
+        entries = tuple(
+            SteeringEntry(
+                version=v, effective_step=step, at=0.0, by="", change={}, state=STEERING.model_dump(mode="json")
+            )
+            for v, step in ((1, 0), (2, 5))
+        )
+        return SteeringState(version=2, current={}, log=entries)
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Sleeping moves the clock at once."""
+    naps: list[float] = []
+    monkeypatch.setattr(time, "sleep", naps.append)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(naps))
+    return naps
+
+
+def journal(store: FakeStore, **options: Any) -> StoreJournal:
+    return StoreJournal(store, LEASE, Wishes, **options)  # type: ignore[arg-type]
+
+
+CALLS: dict[str, Callable[[StoreJournal], Any]] = {
+    "steering": lambda j: j.steering(4),
+    "commit": lambda j: j.commit(RECORD),
+    "event": lambda j: j.event("x", level="warning", a=1),
+    "progress": lambda j: j.progress(stage="training"),
+    "front": lambda j: j.front({"points": []}),
+    "checkpoint": lambda j: j.checkpoint(Path("p"), MANIFEST),
+    "checkpoints": lambda j: j.checkpoints({4: {"on_front": True}}, [2]),
+    "request_pause": lambda j: j.request_pause(),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_call_waits_for_a_store_that_is_away(slept: list[float], name: str) -> None:
+    store = FakeStore(*[StoreUnavailable("away")] * 3)
+    CALLS[name](journal(store))
+    assert len(store.calls) == 4
+    assert len({repr(call) for call in store.calls}) == 1  # the same call again
+    assert slept == [0.2, 0.4, 0.8]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_call_gives_up_after_its_patience(slept: list[float], name: str) -> None:
+    store = FakeStore(*[StoreUnavailable("away")] * 1000)
+    with pytest.raises(StoreUnavailable):
+        CALLS[name](journal(store, patience_s=60))
+    assert 60 < sum(slept) <= 65
+    assert max(slept) == 5.0
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_lost_lease_is_not_waited_for(slept: list[float], name: str) -> None:
+    store = FakeStore(Fenced("another"))
+    with pytest.raises(Fenced):
+        CALLS[name](journal(store))
+    assert len(store.calls) == 1
+    assert slept == []
+
+
+def test_what_reaches_the_store() -> None:
+    store = FakeStore()
+    for call in CALLS.values():
+        call(journal(store))
+    assert store.calls == [
+        ("steering", ("job",), {}),
+        ("commit", (LEASE,), {"step": 4, "digest": figures_digest(RECORD), "record": RECORD}),
+        ("event", ("job", "x", {"a": 1}, LEASE), {"level": "warning"}),
+        ("set_progress", (LEASE, {"stage": "training"}), {}),
+        ("set_front", (LEASE, {"points": []}), {}),
+        ("register_checkpoint", (LEASE,), {"step": 4, "path": "p", "digest": "d"}),
+        ("update_checkpoints", (LEASE, {4: {"on_front": True}}), {"removals": [2]}),
+        ("request_pause", ("job",), {}),
+    ]
+
+
+def test_the_steering_in_force_at_a_step() -> None:
+    assert journal(FakeStore()).steering(4) == (1, STEERING)
+    assert journal(FakeStore()).steering(5) == (2, STEERING)
+
+
+def test_a_pause_that_comes_after_a_cancel_is_no_error() -> None:
+    journal(FakeStore(IllegalTransition(JobStatus.CANCELLING, JobStatus.PAUSED))).request_pause()
+
+
+def test_wishes_are_read_each_time() -> None:
+    wishes = [Wishes(), Wishes(cancel=True)]
+    made = StoreJournal(FakeStore(), LEASE, lambda: wishes.pop(0))  # type: ignore[arg-type]
+    assert [made.wishes().cancel, made.wishes().cancel] == [False, True]
+
+
+# ----------------------------------------------------------------------- digest
+
+
+def test_the_digest_ignores_the_clock_and_the_order_of_keys() -> None:
+    digest = figures_digest(RECORD)
+    assert figures_digest({**RECORD, "timings_s": {"step": 9.9}}) == digest
+    assert figures_digest({key: value for key, value in RECORD.items() if key != "timings_s"}) == digest
+    assert figures_digest(dict(reversed(RECORD.items()))) == digest
+    assert len(digest) == 64
+
+
+@given(st.floats(allow_nan=False).filter(lambda value: value != 0.5))
+def test_the_digest_changes_with_every_figure(value: float) -> None:
+    digest = figures_digest(RECORD)
+    assert figures_digest({**RECORD, "total": value}) != digest
+    assert figures_digest({**RECORD, "weights": {"applied": {"a": 1.0, "b": value}}}) != digest
+    assert figures_digest({**RECORD, "extra": value}) != digest

@@ -1,0 +1,748 @@
+"""The loop over fakes at its seams: engines that sample from seeds, a learner of two numbers, a journal in memory.
+
+Everything between them is real: prompts, gates, estimators, strategies, steering, archive, watch and checkpoints.
+"""
+
+import dataclasses
+import errno
+import json
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.build import Parts, Splits
+from orchestrator.checkpoints import CheckpointError, Manifest, directory_name, verify
+from orchestrator.journal import Wishes, figures_digest
+from orchestrator.loop import Loop
+from orchestrator.prompts import Prompt, PromptOrder
+from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.steering import Steering, initial_steering
+from policies.collapse import CollapseWatch
+from policies.estimators import ESTIMATORS
+from policies.pareto import Archive
+from policies.types import LearnStats, Rollout, RolloutRequest
+from policies.weighting import WEIGHTINGS
+from rewards.base import RewardBatch
+from rewards.gates import Gates
+
+Profile = Callable[[int], tuple[float, float]]  # policy version -> what every held-out completion is worth
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def make_spec(**sections: Any) -> JobSpec:
+    return parse_spec(
+        {
+            "name": "loop",
+            "steps": 6,
+            "seed": 7,
+            "policy": {"model": "quickstart"},
+            "data": {"type": "quickstart"},
+            "objectives": [
+                {"name": "accuracy", "reward": {"name": "math"}, "weight": 3.0},
+                {"name": "brevity", "reward": {"name": "conciseness"}, "weight": 1.0},
+            ],
+            "rollout": {"prompts_per_step": 3, "rollouts_per_prompt": 4, "max_tokens": 9},
+            "evaluation": {"every": 2},
+            "checkpoints": {"every": 3},
+            "collapse": {"action": "off"},
+            **sections,
+        }
+    )
+
+
+# ------------------------------------------------------------------------- fakes
+
+
+@dataclasses.dataclass
+class World:
+    """What the fakes share: the calls in their order, and the policy that the engines sample from."""
+
+    calls: list[str] = dataclasses.field(default_factory=list)
+    version: int = 0
+    skills: list[float] = dataclasses.field(default_factory=lambda: [0.3, 0.6])
+
+
+class FakeEngines:
+    """A completion says what it is worth: `0.53 0.27`, near the policy's skills, decided by the seed."""
+
+    def __init__(self, world: World, profile: Profile | None) -> None:
+        self.world = world
+        self.profile = profile
+        self.batches: list[list[RolloutRequest]] = []
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        self.world.calls.append("generate")
+        self.batches.append(list(requests))
+        return [self.sample(request) for request in requests]
+
+    def sample(self, request: RolloutRequest) -> Rollout:
+        chance = random.Random(f"{request.prompt_tokens} {request.seed}")
+        noise = 0.0 if request.seed is None else 0.2
+        values = [skill + noise * (chance.random() - 0.5) for skill in self.world.skills]
+        if self.profile is not None:
+            values = list(self.profile(self.world.version))
+        tokens = tuple(range(chance.randint(1, request.max_tokens)))
+        return Rollout(
+            prompt_tokens=request.prompt_tokens,
+            tokens=tokens,
+            logprobs=(0.0,) * len(tokens),
+            text=" ".join(map(repr, values)),
+            truncated=len(tokens) == request.max_tokens,
+            policy_version=self.world.version,
+        )
+
+
+class FakeLearner:
+    """Two numbers that move with the advantages. Engines see them only after `sync`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.skills = list(world.skills)
+        self.learned: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+
+    def gramian(self, rollouts: Sequence[Rollout], advantages_BK: torch.Tensor) -> torch.Tensor:
+        self.world.calls.append("gramian")
+        assert advantages_BK.shape == (len(rollouts), 2)
+        return (advantages_BK.T @ advantages_BK).double() / len(rollouts)
+
+    def learn(self, rollouts: Sequence[Rollout], advantages_B: Any, weights_K: Any) -> LearnStats:
+        self.world.calls.append("learn")
+        self.learned.append((advantages_B, weights_K))
+        for rollout, advantage in zip(rollouts, advantages_B.tolist(), strict=True):
+            values = [float(word) for word in rollout.text.split()]
+            for k, value in enumerate(values):
+                self.skills[k] += 0.02 * advantage * (value - self.world.skills[k])
+        return LearnStats(
+            loss=self.skills[0], grad_norm=1.0, lr=0.1, entropy=0.5, kl=0.0, clip_share=0.0,
+            importance_mean=1.0, sampler_gap=0.0, padding_share=0.0, extra={"learn_s": random.random()},
+        )  # fmt: skip
+
+    def sync(self, version: int) -> None:
+        self.world.calls.append("sync")
+        self.world.version, self.world.skills = version, list(self.skills)
+
+    def save(self, directory: Path) -> None:
+        (directory / "policy" / "model.safetensors").write_text("policy")
+        (directory / "learner.json").write_text(json.dumps(self.skills))
+
+    def load(self, directory: Path) -> None:
+        self.world.calls.append(f"load {directory.name}")
+        self.skills = json.loads((directory / "learner.json").read_text())
+
+
+class FakeRewards:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.error: Exception | None = None
+
+    def score(self, batch: RewardBatch) -> dict[str, list[float]]:
+        self.world.calls.append("score")
+        if self.error is not None:
+            raise self.error
+        columns = zip(*(map(float, text.split()) for text in batch.completions), strict=True)
+        return dict(zip(("accuracy", "brevity"), map(list, columns), strict=True))
+
+
+class Noted:
+    """A part that notes each call of one method, and what went in."""
+
+    def __init__(self, part: Any, world: World, label: str) -> None:
+        self.part, self.world, self.label = part, world, label
+        self.given: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.part, name)
+
+    def update(self, stats: Any) -> Any:
+        self.world.calls.append(self.label)
+        self.given.append(stats)
+        return self.part.update(stats)
+
+
+class MemoryJournal:
+    """What Redis would hold; registered checkpoints and records outlive a killed loop."""
+
+    def __init__(self, spec: JobSpec, world: World) -> None:
+        self.world = world
+        self.log: list[tuple[int, int, Steering]] = [(1, 0, initial_steering(spec))]
+        self.records: dict[int, dict[str, Any]] = {}
+        self.events: list[tuple[str, str, dict[str, Any]]] = []
+        self.lines: list[dict[str, Any]] = []
+        self.fronts: list[dict[str, Any]] = []
+        self.registered: dict[int, dict[str, Any]] = {}
+        self.wish: Callable[[], Wishes] = Wishes
+        self.pauses = 0
+        self.die_at: tuple[str, int] = ("", 0)
+
+    def steering(self, step: int) -> tuple[int, Steering]:
+        self.world.calls.append("steering")
+        version, _, steering = max((entry for entry in self.log if entry[1] <= step), key=lambda entry: entry[0])
+        return version, steering
+
+    def commit(self, record: Mapping[str, Any]) -> None:
+        self.world.calls.append("commit")
+        self.die("before commit", record["step"])
+        self.records[record["step"]] = json.loads(json.dumps(record, allow_nan=False))
+        self.die("after commit", record["step"])
+
+    def event(self, type: str, *, level: str = "info", **data: Any) -> None:
+        self.events.append((type, level, json.loads(json.dumps(data, allow_nan=False))))
+
+    def progress(self, **line: Any) -> None:
+        self.lines.append(line)
+
+    def front(self, document: Mapping[str, Any]) -> None:
+        self.fronts.append(json.loads(json.dumps(document, allow_nan=False)))
+
+    def checkpoint(self, path: Path, manifest: Manifest) -> None:
+        self.die("before register", manifest.step)
+        self.registered[manifest.step] = {"path": path, "digest": manifest.digest}
+        self.die("after register", manifest.step)
+
+    def checkpoints(self, changes: Mapping[int, Mapping[str, Any]], removals: list[int]) -> None:
+        assert max(self.registered) not in removals
+        for step, change in changes.items():
+            self.registered[step] |= change
+        for step in removals:
+            del self.registered[step]
+        if self.registered:
+            self.die("before removal", max(self.registered))
+
+    def request_pause(self) -> None:
+        self.pauses += 1
+
+    def wishes(self) -> Wishes:
+        return self.wish()
+
+    def die(self, where: str, step: int) -> None:
+        if self.die_at == (where, step):
+            raise Killed(where)
+
+    def named(self, type: str) -> list[dict[str, Any]]:
+        return [data for found, _, data in self.events if found == type]
+
+
+@dataclasses.dataclass
+class Run:
+    loop: Loop
+    world: World
+    journal: MemoryJournal
+    engines: FakeEngines
+    learner: FakeLearner
+    rewards: FakeRewards
+    strategy: Noted
+    directory: Path
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.journal.records.values())
+
+    def figures(self) -> dict[int, str]:
+        return {step: figures_digest(record) for step, record in self.journal.records.items()}
+
+    def on_disk(self) -> list[int]:
+        return sorted(verify(path).step for path in self.directory.iterdir() if not path.name.startswith("."))
+
+
+def prompts(split: str, count: int) -> list[Prompt]:
+    rows = range(1, count + 1)
+    return [
+        Prompt(content=f"{split} {i}", text=f"{split} {i}", answer=str(i), row=i, tokens=(len(split), i)) for i in rows
+    ]
+
+
+def start(
+    directory: Path,
+    spec: JobSpec | None = None,
+    *,
+    profile: Profile | None = None,
+    journal: MemoryJournal | None = None,
+    fence: int = 1,
+) -> Run:
+    """A fresh process for a job; with the journal of an earlier one, it goes on from there."""
+    spec = spec or make_spec()
+    world = World()
+    if journal is None:
+        journal = MemoryJournal(spec, world)
+    journal.world = world
+    engines, learner, rewards = FakeEngines(world, profile), FakeLearner(world), FakeRewards(world)
+    strategy = Noted(WEIGHTINGS[spec.weighting.name](**spec.weighting.model_dump(exclude={"name"})), world, "strategy")
+    parts = Parts(
+        splits=Splits(train=prompts("train", 10), validation=prompts("validation", 4), test=prompts("test", 3)),
+        order=PromptOrder(10, seed=spec.seed),
+        engines=engines,  # type: ignore[arg-type]
+        learner=learner,  # type: ignore[arg-type]
+        rewards=rewards,  # type: ignore[arg-type]
+        gates=Gates({o.name: (o.gate.objective, o.gate.at_least) for o in spec.objectives if o.gate is not None}),
+        estimator=ESTIMATORS[spec.estimator.name](**spec.estimator.model_dump(exclude={"name"})),
+        weighting=strategy,  # type: ignore[arg-type]
+        archive=Archive({objective.name: objective.range for objective in spec.objectives}),
+        watch=CollapseWatch(drop=spec.collapse.drop, total_drop=spec.collapse.total_drop),
+        save_tokenizer=lambda folder: (folder / "tokenizer.json").write_text("{}") and None,
+        describe=lambda completions, answers: {"described": len(completions) * (len(completions) == len(answers))},
+        close=lambda: None,
+    )
+    loop = Loop(spec, parts, journal, directory, fence=fence)
+    return Run(loop, world, journal, engines, learner, rewards, strategy, directory)
+
+
+def resume(run: Run, spec: JobSpec | None = None, **options: Any) -> Run:
+    """What the driver does with the next lease."""
+    journal = run.journal
+    journal.die_at = ("", 0)
+    again = start(run.directory, spec, journal=journal, fence=run.loop.fence + 1, **options)
+    if journal.registered:
+        step = max(journal.registered)
+        assert verify(run.directory / directory_name(step)).digest == journal.registered[step]["digest"]
+        again.loop.resume(step, sorted(journal.registered))
+    return again
+
+
+# ------------------------------------------------------------------------ a step
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "hypervolume", "gradient"])
+def test_the_order_of_a_step(tmp_path: Path, weighting: str) -> None:
+    run = start(tmp_path, make_spec(steps=1, evaluation={"every": 5}, weighting={"name": weighting}))
+    run.loop.start()
+    run.world.calls.clear()
+    run.loop.step(1)
+    gramian = ["gramian"] if weighting == "gradient" else []
+    expected = ["steering", "generate", "score", *gramian, "strategy", "learn", "sync", "generate", "score", "commit"]
+    assert run.world.calls == expected
+
+
+def test_a_whole_run(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    assert run.loop.run() == "succeeded"
+    assert [record["step"] for record in run] == [1, 2, 3, 4, 5, 6]
+    assert [record["policy_version"] for record in run] == [0, 1, 2, 3, 4, 5]
+    for record in run:
+        stages = [seconds for stage, seconds in record["timings_s"].items() if stage != "step"]
+        assert sum(stages) == pytest.approx(record["timings_s"]["step"])
+        assert "extra" not in record
+
+
+def test_what_a_record_says(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    run.loop.run()
+    batch = next(batch for batch in run.engines.batches if len(batch) == 12)
+    world = World()
+    rollouts = [FakeEngines(world, None).sample(request) for request in batch]
+    values_BK = torch.tensor([[float(word) for word in rollout.text.split()] for rollout in rollouts])
+    record = run.journal.records[1]
+    assert len(rollouts) == 12
+    for k, name in enumerate(["accuracy", "brevity"]):
+        figures = record["objectives"][name]
+        assert figures["mean"] == pytest.approx(float(values_BK[:, k].mean()), abs=1e-6)
+        assert figures["std"] == pytest.approx(float(values_BK[:, k].std(correction=0)), abs=1e-6)
+        assert figures["zero_share"] == 0
+    assert record["weights"]["applied"] == pytest.approx({"accuracy": 0.75, "brevity": 0.25})
+    assert record["total"] == pytest.approx(float(values_BK.mean(dim=0) @ torch.tensor([0.75, 0.25])), abs=1e-6)
+    assert record["tokens"] == sum(len(rollout.tokens) for rollout in rollouts)
+    assert record["mean_tokens"] == record["tokens"] / 12
+    assert record["truncated_share"] == sum(rollout.truncated for rollout in rollouts) / 12
+    assert (record["steering_version"], record["multiplier"], record["evaluation"]) == (1, 1.0, None)
+
+
+def test_the_same_spec_and_seed_give_the_same_records(tmp_path: Path) -> None:
+    runs = [start(tmp_path / str(i)) for i in range(2)]
+    other = start(tmp_path / "other", make_spec(seed=8))
+    for run in (*runs, other):
+        run.loop.run()
+    assert runs[0].figures() == runs[1].figures()
+    assert not set(other.figures().values()) & set(runs[0].figures().values())
+
+
+def test_every_rollout_of_the_training_has_a_seed_of_its_own(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    run.loop.run()
+    trained = [batch for batch in run.engines.batches if len(batch) == 12]
+    seeds = [request.seed for batch in trained for request in batch]
+    assert len(seeds) == len(set(seeds)) == 6 * 12
+    held_out = {request.seed for batch in run.engines.batches if len(batch) != 12 for request in batch} - {None}
+    assert not held_out & set(seeds)
+    for batch in trained:  # the rollouts of a prompt stand together
+        tokens = [request.prompt_tokens for request in batch]
+        assert tokens == [tokens[4 * p] for p in range(3) for _ in range(4)]
+
+
+def test_held_out_seeds_are_the_same_at_every_evaluation(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    run.loop.run()
+    held_out = [batch for batch in run.engines.batches if len(batch) == 4]
+    assert len(held_out) == 4  # steps 0, 2, 4 and 6
+    assert all(batch == held_out[0] for batch in held_out)
+
+
+def test_what_is_learned_from_is_gated_and_what_is_recorded_is_raw(tmp_path: Path) -> None:
+    gated = [
+        {"name": "accuracy", "reward": {"name": "math"}},
+        {"name": "brevity", "reward": {"name": "conciseness"}, "gate": {"objective": "accuracy", "at_least": 2.0}},
+    ]
+    open_gate = [gated[0], {key: value for key, value in gated[1].items() if key != "gate"}]
+    shut = start(tmp_path / "shut", make_spec(steps=1, objectives=gated))
+    wide = start(tmp_path / "wide", make_spec(steps=1, objectives=open_gate))
+    for run in (shut, wide):
+        run.loop.run()
+    assert shut.journal.records[1]["objectives"] == wide.journal.records[1]["objectives"]
+    assert torch.equal(shut.strategy.given[0].rewards_PGK, wide.strategy.given[0].rewards_PGK)
+    raw_PGK = shut.strategy.given[0].rewards_PGK
+    signal_PGK = raw_PGK * torch.tensor([1.0, 0.0])
+    estimate = ESTIMATORS["gdpo"]()
+    learned_from, _ = shut.learner.learned[0]
+    torch.testing.assert_close(learned_from, estimate(signal_PGK, torch.tensor([0.5, 0.5])).flatten())
+    assert not torch.allclose(learned_from, wide.learner.learned[0][0])
+
+
+def test_the_gradient_strategy_learns_the_same_thing_either_way(tmp_path: Path) -> None:
+    """sum_k w_k A_k with the weights that go to the learner is the advantage that goes with them."""
+    run = start(tmp_path, make_spec(steps=1, weighting={"name": "gradient"}))
+    run.loop.run()
+    advantages_B, weights_K = run.learner.learned[0]
+    rewards_PGK = run.strategy.given[0].rewards_PGK
+    advantages_BK = ESTIMATORS["gdpo"]().per_objective(rewards_PGK).flatten(0, 1)  # type: ignore[attr-defined]
+    torch.testing.assert_close((advantages_BK @ weights_K).float(), advantages_B)
+
+
+def test_a_reward_that_fails_stops_the_step_before_anything_is_learned(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    run.loop.start()
+    run.loop.step(1)
+    learned, calls = len(run.learner.learned), len(run.world.calls)
+    run.rewards.error = RuntimeError("reward 'accuracy' is away")
+    with pytest.raises(RuntimeError, match="'accuracy' is away"):
+        run.loop.run()
+    assert len(run.learner.learned) == learned
+    assert list(run.journal.records) == [1]
+    assert run.world.calls[calls:] == ["steering", "generate", "score"]
+
+
+# ---------------------------------------------------------------------- steering
+
+
+def test_steering_is_in_force_from_exactly_its_step(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    first = run.journal.log[0][2]
+    manual = first.model_copy(update={"mode": "manual", "weights": {"accuracy": 0.1, "brevity": 0.9}})
+    run.journal.log.append((2, 4, manual))
+    run.loop.run()
+    assert [record["steering_version"] for record in run] == [1, 1, 1, 2, 2, 2]
+    applied = [record["weights"]["applied"]["accuracy"] for record in run]
+    assert applied == pytest.approx([0.75, 0.75, 0.75, 0.1, 0.1, 0.1])
+    preferences = [float(stats.preference_K[0]) for stats in run.strategy.given]
+    assert preferences == pytest.approx([0.75, 0.75, 0.75, 0.1, 0.1, 0.1])
+    (event,) = run.journal.named("steering.applied")
+    assert (event["step"], event["version"], event["mode"]) == (4, 2, "manual")
+
+
+def test_bounds_hold_whatever_the_strategy_says(tmp_path: Path) -> None:
+    objectives = [
+        {"name": "accuracy", "reward": {"name": "math"}, "weight": 3.0, "bounds": [0, 0.6]},
+        {"name": "brevity", "reward": {"name": "conciseness"}},
+    ]
+    run = start(tmp_path, make_spec(objectives=objectives, weighting={"name": "gradient"}))
+    run.loop.run()
+    for record in run:
+        assert record["weights"]["applied"]["accuracy"] <= 0.6 + 1e-9
+        assert sum(record["weights"]["applied"].values()) == pytest.approx(1)
+
+
+# -------------------------------------------------------------------- evaluation
+
+
+def test_when_it_is_evaluated(tmp_path: Path) -> None:
+    run = start(tmp_path, make_spec(steps=5))
+    run.loop.run()
+    assert [event["step"] for event in run.journal.named("evaluated")] == [0, 2, 4, 5]
+    assert [record["evaluation"] is not None for record in run] == [False, True, False, True, True]
+    assert run.journal.records[2]["evaluation"]["described"] == 4
+
+
+def test_the_front_is_kept_and_the_rest_is_not(tmp_path: Path) -> None:
+    values = {0: (0.2, 0.5), 2: (0.5, 0.4), 4: (0.4, 0.3), 6: (0.1, 0.6), 8: (0.6, 0.4)}
+    spec = make_spec(steps=9, checkpoints={"every": 3}, evaluation={"every": 2, "test_points": 1})
+    run = start(tmp_path, spec, profile=lambda version: values.get(version, (0.0, 0.0)))
+    kept = {}
+    commit = run.journal.commit
+
+    def noted(record: Mapping[str, Any]) -> None:
+        commit(record)
+        kept[record["step"]] = sorted(run.loop.kept)
+
+    run.journal.commit = noted  # type: ignore[method-assign]
+    run.loop.run()
+    # before its own checkpoint, each step sees the ones before it: the newest, and what is on the front
+    assert kept == {
+        1: [0], 2: [0], 3: [0, 2], 4: [0, 2, 3], 5: [0, 2, 3], 6: [0, 2, 3], 7: [0, 2, 6], 8: [0, 2, 6], 9: [0, 6, 8],
+    }  # fmt: skip
+    assert run.on_disk() == sorted(run.journal.registered) == [0, 6, 8, 9]
+    assert {step for step, entry in run.journal.registered.items() if entry["on_front"]} == {0, 6, 8}
+    assert run.journal.registered[8]["metrics"]["objectives"] == {"accuracy": 0.6, "brevity": 0.4}
+    front = run.journal.fronts[-1]
+    assert [point["step"] for point in front["points"]] == [0, 2, 4, 6, 8, 9]
+    assert {point["step"] for point in front["points"] if point["checkpoint"]} == {0, 6, 8, 9}
+    assert front["reference"] == {"accuracy": 0.2, "brevity": 0.5}
+    volumes = [volume for _, volume in front["hypervolume_by_step"]]
+    assert volumes == sorted(volumes)
+    # 0.2 x 0.5 of the start; then 0.5 x 0.4 + 0.2 x 0.1 and so on
+    assert volumes[0] == pytest.approx(0.1)
+    assert volumes[1] == pytest.approx(0.22)
+    # the test split: the last, the first, and the best of the front by the person's weights
+    tested = {point["step"] for point in front["points"] if point["test"]}
+    assert tested == {0, 8, 9}
+    assert set(front["points"][0]["test"]) == {"sampled", "greedy"}
+
+
+def test_the_strategy_sees_the_front_as_the_last_evaluation_left_it(tmp_path: Path) -> None:
+    values = {0: (0.5, 0.5), 2: (0.6, 0.5), 4: (0.6, 0.5)}  # grows by 0.05, then not at all
+    spec = make_spec(weighting={"name": "hypervolume"})
+    run = start(tmp_path, spec, profile=lambda version: values.get(version, (0.0, 0.0)))
+    run.loop.run()
+    assert [stats.front.step for stats in run.strategy.given] == [0, 0, 2, 2, 4, 4]
+    assert [stats.front.growth for stats in run.strategy.given[2:]] == pytest.approx([0.05, 0.05, 0, 0])
+    multipliers = [record["multiplier"] for record in run]
+    grown = 0.5 + 1.5 * math.tanh(1)  # the first growth is its own median
+    assert multipliers == pytest.approx([1, 1, grown, grown, 0.5, 0.5])
+
+
+def test_the_samples_stand_side_by_side(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    run.loop.run()
+    assert [row["prompt"] for row in run.loop.samples] == ["test 1", "test 2", "test 3"]
+    learned = json.loads((run.directory / directory_name(6) / "learner.json").read_text())
+    for row in run.loop.samples:
+        assert row["start"]["rewards"]["accuracy"] == pytest.approx(0.3)
+        assert row["end"]["rewards"]["accuracy"] == pytest.approx(learned[0])
+
+
+def test_a_cancel_is_heard_while_the_front_is_tested(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    run.journal.wish = lambda: Wishes(cancel=len(run.journal.records) == 6)
+    assert run.loop.run() == "cancelled"
+    assert {point["step"] for point in run.journal.fronts[-1]["points"] if point["test"]} == {0}
+
+
+# ---------------------------------------------------------------------- collapse
+
+
+def falling(version: int) -> tuple[float, float]:
+    """One objective collapses at steps 4 and 6, and recovers."""
+    return {0: (0.5, 0.5), 4: (0.1, 0.9), 6: (0.1, 0.95), 8: (0.7, 0.5)}.get(version, (0.6, 0.5))
+
+
+@pytest.mark.parametrize("action", ["off", "alert", "pause"])
+def test_a_collapse_is_named_once_and_stays_off_the_front(tmp_path: Path, action: str) -> None:
+    run = start(tmp_path, make_spec(steps=8, collapse={"action": action}), profile=falling)
+    run.loop.run()
+    points = {point["step"]: point for point in run.journal.fronts[-1]["points"]}
+    front = {step for step, point in points.items() if point["on_front"]}
+    if action == "off":
+        assert front == {6, 8}
+        assert not run.journal.named("collapse.detected")
+        assert run.journal.pauses == 0
+        return
+    assert {step for step, point in points.items() if point["collapsed"]} == {4, 6}
+    assert front == {8}
+    (event,) = run.journal.named("collapse.detected")
+    assert ("collapse.detected", "warning", event) in run.journal.events
+    assert (event["step"], event["best_step"], event["objective"], event["held_up"]) == (4, 2, "accuracy", ["brevity"])
+    assert "accuracy fell from 0.60 to 0.10 while brevity held up" in event["message"]
+    assert [event["step"] for event in run.journal.named("collapse.over")] == [8]
+    assert run.journal.pauses == (action == "pause")
+    assert run.journal.records[4]["evaluation"]["on_front"] is False
+    assert 4 not in run.on_disk()
+
+
+def test_a_collapse_that_pauses_goes_on_from_where_it_was(tmp_path: Path) -> None:
+    spec = make_spec(steps=8, collapse={"action": "pause"})
+    run = start(tmp_path, spec, profile=falling)
+    run.journal.wish = lambda: Wishes(pause=run.journal.pauses > 0)
+    assert run.loop.run() == "paused"
+    assert list(run.journal.records) == [1, 2, 3, 4]
+    run.journal.wish = Wishes
+    again = resume(run, spec, profile=falling)
+    assert again.loop.state.collapsed
+    assert again.loop.run() == "succeeded"
+    assert len(run.journal.named("collapse.detected")) == 1
+    assert [event["step"] for event in run.journal.named("collapse.over")] == [8]
+    assert {point["step"] for point in run.journal.fronts[-1]["points"] if point["collapsed"]} == {4, 6}
+
+
+# -------------------------------------------------------------------- checkpoints
+
+
+def test_when_a_checkpoint_is_written(tmp_path: Path) -> None:
+    run = start(tmp_path, make_spec(steps=8, evaluation={"every": 100}), profile=lambda _: (0.5, 0.5))
+    written = []
+    checkpoint = run.journal.checkpoint
+    run.journal.checkpoint = lambda path, manifest: (written.append(manifest.step), checkpoint(path, manifest))  # type: ignore[method-assign]
+    run.loop.run()
+    assert written == [0, 3, 6, 8]
+    assert run.on_disk() == [0, 8]
+
+
+def full_disk(run: Run, *failures: int) -> None:
+    """Makes the given attempts to save fail, counted from 1."""
+    attempts = 0
+    save = run.learner.save
+
+    def saving(directory: Path) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts in failures:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(directory)
+
+    run.learner.save = saving  # type: ignore[method-assign]
+
+
+def test_one_failed_checkpoint_is_an_event(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    full_disk(run, 2)
+    assert run.loop.run() == "succeeded"
+    (event,) = run.journal.named("checkpoint.failed")
+    assert ("checkpoint.failed", "error", event) in run.journal.events
+    assert event["message"].endswith("No space left on device; free space or fix the directory")
+    assert run.figures() == whole(tmp_path / "whole").figures()
+
+
+def test_failures_count_only_in_a_row(tmp_path: Path) -> None:
+    run = start(tmp_path, make_spec(steps=8, checkpoints={"every": 1}))
+    full_disk(run, 2, 3, 5, 6)
+    assert run.loop.run() == "succeeded"
+    assert len(run.journal.named("checkpoint.failed")) == 4
+
+
+def test_three_failures_end_the_job_and_keep_the_last_good_one(tmp_path: Path) -> None:
+    run = start(tmp_path, make_spec(steps=8, checkpoints={"every": 1}))
+    full_disk(run, 3, 4, 5)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        run.loop.run()
+    assert len(run.journal.named("checkpoint.failed")) == 3
+    assert max(run.journal.registered) == 1
+    assert list(run.journal.records) == [1, 2, 3, 4]
+    assert 1 in run.on_disk()
+
+
+def test_the_last_checkpoint_is_tried_again(tmp_path: Path) -> None:
+    run = start(tmp_path, make_spec(steps=1))
+    full_disk(run, 2)
+    assert run.loop.run() == "succeeded"
+    assert 1 in run.on_disk()
+    run = start(tmp_path / "full", make_spec(steps=1))
+    full_disk(run, 2, 3, 4)
+    with pytest.raises(CheckpointError):
+        run.loop.run()
+
+
+# ------------------------------------------------------------------------ wishes
+
+
+@pytest.mark.parametrize(
+    ("wish", "outcome"),
+    [
+        (Wishes(cancel=True), "cancelled"),
+        (Wishes(pause=True), "paused"),
+        (Wishes(stop=True), "stopped"),
+        (Wishes(pause=True, stop=True), "paused"),
+        (Wishes(cancel=True, pause=True, stop=True), "cancelled"),
+    ],
+)
+def test_what_people_ask_for(tmp_path: Path, wish: Wishes, outcome: str) -> None:
+    run = start(tmp_path)
+    run.journal.wish = lambda: wish if len(run.journal.records) == 1 else Wishes()
+    assert run.loop.run() == outcome
+    assert list(run.journal.records) == [1]
+    assert max(run.journal.registered) == (0 if outcome == "cancelled" else 1)
+
+
+def test_a_paused_job_continues_as_if_it_had_not_been(tmp_path: Path) -> None:
+    run = start(tmp_path / "paused")
+    run.journal.wish = lambda: Wishes(pause=len(run.journal.records) == 4)
+    assert run.loop.run() == "paused"
+    before = run.journal.registered[4].copy()
+    again = resume(run)  # and paused at once: a checkpoint that is registered is never written again
+    assert again.loop.run() == "paused"
+    assert run.journal.registered[4] == before
+    run.journal.wish = Wishes
+    last = resume(again)
+    assert last.loop.run() == "succeeded"
+    assert last.figures() == whole(tmp_path / "whole").figures()
+
+
+# ------------------------------------------------------------------ kill and resume
+
+
+def whole(directory: Path, spec: JobSpec | None = None, change: Callable[[Run], None] = lambda _: None) -> Run:
+    """The same job without a fault: the oracle."""
+    run = start(directory, spec)
+    change(run)
+    assert run.loop.run() == "succeeded"
+    return run
+
+
+def steer_at_four(run: Run) -> None:
+    first = run.journal.log[0][2]
+    changed = {"mode": "blend", "weights": {"accuracy": 0.4, "brevity": 0.6}, "bounds": {"accuracy": (0.0, 0.45)}}
+    run.journal.log.append((2, 4, first.model_copy(update=changed)))
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "hypervolume", "gradient"])
+def test_killed_anywhere_the_run_continues_with_the_same_figures(tmp_path: Path, weighting: str) -> None:
+    spec = make_spec(weighting={"name": weighting}, collapse={"action": "alert"})
+    expected = whole(tmp_path / "whole", spec, steer_at_four)
+    for where in ("before commit", "after commit", "before register", "after register", "before removal"):
+        for step in range(7):
+            run = start(tmp_path / where / str(step), spec)
+            steer_at_four(run)
+            run.journal.die_at = (where, step)
+            try:
+                run.loop.run()
+            except Killed:
+                run = resume(run, spec)
+                assert run.loop.run() == "succeeded"
+            assert run.figures() == expected.figures(), (where, step)
+            assert run.journal.fronts[-1] == expected.journal.fronts[-1], (where, step)
+            assert run.loop.samples == expected.loop.samples
+            assert run.journal.registered.keys() == expected.journal.registered.keys(), (where, step)
+            assert run.on_disk() == expected.on_disk(), (where, step)
+            for kept, entry in run.journal.registered.items():
+                for fact in ("on_front", "metrics"):
+                    assert entry[fact] == expected.journal.registered[kept][fact], (where, step)
+
+
+def test_engines_have_the_checkpoint_before_they_serve(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    run.journal.die_at = ("before commit", 5)
+    with pytest.raises(Killed):
+        run.loop.run()
+    again = resume(run)
+    assert again.world.calls == ["load step-000004", "sync"] or again.world.calls == ["load step-000003", "sync"]
+    assert again.world.version == max(run.journal.registered)
+    assert again.world.skills == again.learner.skills
+
+
+def test_the_state_is_json_and_round_trips(tmp_path: Path) -> None:
+    run = start(tmp_path, make_spec(weighting={"name": "gradient"}))
+    run.loop.start()
+    for step in (1, 2, 3):
+        run.loop.step(step)
+    again = resume(run, make_spec(weighting={"name": "gradient"}))
+    assert again.loop.state_dict() == json.loads(json.dumps(run.loop.state_dict()))
+    assert run.loop.state.front is not None
+    assert again.loop.state.front is not None
+    assert torch.equal(again.loop.state.front.points_NK, run.loop.state.front.points_NK)

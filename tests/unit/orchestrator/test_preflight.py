@@ -1,0 +1,183 @@
+"""What is wrong with a job's files is said before it is accepted, with the field that names them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from orchestrator.preflight import NEEDS_ANSWER, preflight
+from orchestrator.spec import JobSpec, parse_spec
+from rewards import registry
+
+CONTEXT = 20
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": CONTEXT}))
+    (folder / "model.safetensors").write_bytes(b"")
+    tokenizer = Tokenizer(WordLevel({"word": 0, "?": 1}, unk_token="?"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, Any]:
+    row = json.dumps({"prompt": "word " * 5, "answer": "1"})
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(f"{row}\n{row}\n")
+    return {"type": "files"} | {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation", "test")}
+
+
+def make_spec(model: Path | str, data: dict[str, Any], **changes: Any) -> JobSpec:
+    return parse_spec(
+        {
+            "name": "preflight",
+            "steps": 1,
+            "policy": {"model": str(model)},
+            "data": data,
+            "objectives": [
+                {"name": "brevity", "reward": {"name": "conciseness"}},
+                {"name": "accuracy", "reward": {"name": "math"}},
+            ],
+            "rollout": {"max_tokens": 10},
+            **changes,
+        }
+    )
+
+
+def problem(spec: JobSpec) -> tuple[str, str]:
+    """The one problem, in one line."""
+    ((field, message),) = preflight(spec)
+    assert "\n" not in message
+    return field, message
+
+
+def test_nothing_is_wrong(model: Path, data: dict[str, Any]) -> None:
+    assert preflight(make_spec(model, data)) == []
+
+
+def test_the_quickstart_needs_no_files() -> None:
+    assert preflight(make_spec("quickstart", {"type": "quickstart"})) == []
+
+
+def test_a_hub_id_is_not_looked_up(data: dict[str, Any]) -> None:
+    assert preflight(make_spec("someone/model", data)) == []
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_missing_dataset(model: Path, data: dict[str, Any], split: str) -> None:
+    Path(data[split]).unlink()
+    assert problem(make_spec(model, data)) == (f"data.{split}", f"{data[split]}: no such file")
+
+
+def test_no_test_split_is_fine(model: Path, data: dict[str, Any]) -> None:
+    del data["test"]
+    assert preflight(make_spec(model, data)) == []
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/x.jsonl", "x" * 5000 + ".jsonl"])
+def test_a_path_that_can_not_be(model: Path, data: dict[str, Any], name: str) -> None:
+    field, message = problem(make_spec(model, {**data, "train": name}))
+    assert field == "data.train"
+    assert message.endswith(("no such file", "File name too long"))
+
+
+def test_a_malformed_row(model: Path, data: dict[str, Any]) -> None:
+    with Path(data["validation"]).open("a") as file:
+        file.write('{"question": "1"}\n')
+    field, message = problem(make_spec(model, data))
+    assert field == "data.validation"
+    assert message.endswith("validation.jsonl: row 3: no 'prompt'; found question")
+
+
+def test_rows_beyond_the_limit_do_not_matter(model: Path, data: dict[str, Any]) -> None:
+    with Path(data["train"]).open("a") as file:
+        file.write("broken\n")
+    assert preflight(make_spec(model, {**data, "limit": 2})) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["./absent", "/absent/model", "~/absent-model", "~nobody-of-that-name/model", "/" + "x" * 300]
+)
+def test_a_missing_model_directory(data: dict[str, Any], name: str) -> None:
+    field, message = problem(make_spec(name, data))
+    assert field == "policy.model"
+    assert "no directory" in message or message == "File name too long"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text('{"auto_map": {}}'), "code of its own"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "model.bin"),
+            "only pickled weights (model.bin)",
+        ),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
+    ],
+    ids=["config", "json", "code", "weights", "pickled", "tokenizer"],
+)
+def test_a_directory_that_is_no_safe_model(model: Path, data: dict[str, Any], change: Any, words: str) -> None:
+    change(model)
+    field, message = problem(make_spec(model, data))
+    assert field == "policy.model"
+    assert words in message
+
+
+def test_the_checkpoint_to_start_from_is_looked_at(model: Path, data: dict[str, Any]) -> None:
+    assert preflight(make_spec("quickstart", {"type": "quickstart"}, init_checkpoint=str(model))) == []
+    field, message = problem(make_spec(model, data, init_checkpoint=str(model / "absent")))
+    assert field == "init_checkpoint"
+    assert "no directory" in message
+
+
+@pytest.mark.parametrize(("max_tokens", "max_model_len"), [(CONTEXT, None), (CONTEXT + 1, None), (16, 16)])
+def test_no_room_for_a_prompt(model: Path, data: dict[str, Any], max_tokens: int, max_model_len: int | None) -> None:
+    policy = {"model": str(model), "max_model_len": max_model_len}
+    field, message = problem(make_spec(model, data, rollout={"max_tokens": max_tokens}, policy=policy))
+    assert field == "rollout.max_tokens"
+    assert f"a context of {max_model_len or CONTEXT} tokens" in message
+
+
+def test_a_long_prompt(model: Path, data: dict[str, Any]) -> None:
+    with Path(data["train"]).open("a") as file:
+        for words in (CONTEXT - 10, CONTEXT - 9):
+            file.write(json.dumps({"prompt": "word " * words, "answer": "1"}) + "\n")
+    field, message = problem(make_spec(model, data))
+    assert field == "data.train"
+    assert "row 4: the prompt has 11 tokens, but the context leaves room for 10 beside rollout.max_tokens" in message
+
+
+def test_a_shorter_context_of_the_spec_counts(model: Path, data: dict[str, Any]) -> None:
+    policy = {"model": str(model), "max_model_len": 16}
+    assert preflight(make_spec(model, data, policy=policy)) == []
+    found = preflight(make_spec(model, data, policy=policy, rollout={"max_tokens": 12}))
+    assert [field for field, _ in found] == ["data.train", "data.validation", "data.test"]
+
+
+def test_a_reward_without_its_ground_truth(model: Path, data: dict[str, Any]) -> None:
+    field, message = problem(make_spec(model, {**data, "columns": {"answer": None}}))
+    assert field == "objectives.1.reward.name"
+    assert "data.columns.answer is null" in message
+
+
+def test_rewards_that_need_an_answer_exist() -> None:
+    assert set(registry.names()) >= NEEDS_ANSWER
+
+
+def test_every_problem_is_named_at_once(model: Path, data: dict[str, Any]) -> None:
+    Path(data["train"]).unlink()
+    Path(data["test"]).write_text("")
+    (model / "config.json").unlink()
+    assert [field for field, _ in preflight(make_spec(model, data))] == ["policy.model", "data.train", "data.test"]

@@ -1,0 +1,249 @@
+"""Prompts are read row by row, and a bad row is named with its number and the reason."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.prompts import DatasetError, PromptOrder, encode, load_prompts
+from orchestrator.spec import Columns
+
+GOOD = {"prompt": "1+1", "answer": "2"}
+NESTED = Columns(prompt="prompt", answer="reward_model.ground_truth")
+
+
+def jsonl(folder: Path, *rows: Any) -> Path:
+    """A row is an object, or the line itself."""
+    path = folder / "rows.jsonl"
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    path.write_bytes(b"\n".join(lines))
+    return path
+
+
+def parquet_file(folder: Path, *rows: dict[str, Any]) -> Path:
+    path = folder / "rows.parquet"
+    parquet.write_table(arrow.Table.from_pylist(list(rows)), path)
+    return path
+
+
+def refusal(path: Path, columns: Columns | None = None, **options: Any) -> str:
+    with pytest.raises(DatasetError) as caught:
+        load_prompts(path, columns or Columns(), **options)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+# ------------------------------------------------------------------------ good
+
+
+@pytest.mark.parametrize("write", [jsonl, parquet_file])
+def test_rows_in_order(tmp_path: Path, write: Any) -> None:
+    prompts = load_prompts(write(tmp_path, GOOD, {"prompt": "2+2", "answer": "4"}), Columns())
+    assert [(p.content, p.text, p.answer, p.row) for p in prompts] == [("1+1", "1+1", "2", 1), ("2+2", "2+2", "4", 2)]
+
+
+@pytest.mark.parametrize("write", [jsonl, parquet_file])
+def test_chat_messages_and_a_nested_answer(tmp_path: Path, write: Any) -> None:
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1+1"},
+        {"role": "assistant", "content": "yes?"},
+        {"role": "user", "content": "Well?"},
+    ]
+    (prompt,) = load_prompts(write(tmp_path, {"prompt": chat, "reward_model": {"ground_truth": "2"}}), NESTED)
+    assert prompt.content == chat
+    assert prompt.text == "Well?"
+    assert prompt.answer == "2"
+
+
+def test_messages_keep_only_role_and_content(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, {"prompt": [{"role": "assistant", "content": "hi", "name": "x"}], "answer": "2"})
+    (prompt,) = load_prompts(path, Columns())
+    assert prompt.content == [{"role": "assistant", "content": "hi"}]
+    assert prompt.text == "hi"  # no user spoke: the last message
+
+
+@pytest.mark.parametrize(("answer", "text"), [(2, "2"), (2.5, "2.5"), ("", "")])
+def test_an_answer_may_be_a_number(tmp_path: Path, answer: Any, text: str) -> None:
+    assert load_prompts(jsonl(tmp_path, {**GOOD, "answer": answer}), Columns())[0].answer == text
+
+
+def test_no_answer_is_needed_where_none_is_named(tmp_path: Path) -> None:
+    assert load_prompts(jsonl(tmp_path, {"prompt": "tell"}), Columns(answer=None))[0].answer is None
+
+
+def test_blank_lines_count_but_are_no_rows(tmp_path: Path) -> None:
+    assert [p.row for p in load_prompts(jsonl(tmp_path, GOOD, b"  ", GOOD, b""), Columns())] == [1, 3]
+
+
+@pytest.mark.parametrize("write", [jsonl, parquet_file])
+@pytest.mark.parametrize(("limit", "rows"), [(1, 1), (2, 2), (9, 3), (None, 3)])
+def test_limit(tmp_path: Path, write: Any, limit: int | None, rows: int) -> None:
+    assert len(load_prompts(write(tmp_path, GOOD, GOOD, GOOD), Columns(), limit=limit)) == rows
+
+
+def test_rows_beyond_the_limit_are_not_read(tmp_path: Path) -> None:
+    assert len(load_prompts(jsonl(tmp_path, GOOD, b"no json"), Columns(), limit=1)) == 1
+
+
+def test_pairs_of_surrogates_are_text(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, b'{"prompt": "\\ud83d\\ude00", "answer": "1"}')
+    assert load_prompts(path, Columns())[0].text == "\U0001f600"
+
+
+# ------------------------------------------------------------------------- bad
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (b"{", "row 2: not valid JSON (Expecting property name"),
+        (b'{"prompt": NaN', "row 2: not valid JSON"),
+        (b'{"prompt": "\xff"}', "row 2: not valid JSON (not UTF-8)"),
+        (b'{"prompt": "\\ud800", "answer": "1"}', "row 2: not valid JSON (not UTF-8)"),
+        (b'{"prompt": ' + b"9" * 5000 + b"}", "row 2: not valid JSON (Exceeds the limit"),
+        (b"[" * 100_000, "row 2: not valid JSON"),
+        (b"[1]", "row 2: expected an object, got list"),
+        (b"null", "row 2: expected an object, got NoneType"),
+        ({"answer": "2"}, "row 2: no 'prompt'; found answer"),
+        ({"prompt": "x"}, "row 2: no 'answer'; found prompt"),
+        ({"prompt": " \n", "answer": "2"}, "row 2: 'prompt' is empty"),
+        ({"prompt": "", "answer": "2"}, "row 2: 'prompt' is empty"),
+        ({"prompt": None, "answer": "2"}, "row 2: 'prompt': expected text, or chat messages"),
+        ({"prompt": 5, "answer": "2"}, "got int"),
+        ({"prompt": [], "answer": "2"}, "got list"),
+        ({"prompt": ["hi"], "answer": "2"}, "with role and content"),
+        ({"prompt": [{"role": "user"}], "answer": "2"}, "with role and content"),
+        ({"prompt": [{"role": "user", "content": 3}], "answer": "2"}, "with role and content"),
+        ({"prompt": {"role": "user", "content": "x"}, "answer": "2"}, "got dict"),
+        ({"prompt": "x", "answer": None}, "row 2: 'answer': expected text or a number, got nothing"),
+        ({"prompt": "x", "answer": ["2"]}, "row 2: 'answer': expected text or a number, got list"),
+    ],
+)
+def test_a_bad_row_of_jsonl(tmp_path: Path, row: Any, words: str) -> None:
+    assert words in refusal(jsonl(tmp_path, GOOD, row))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "x"}, "row 2: no 'reward_model.ground_truth'; found prompt"),
+        ({"prompt": "x", "reward_model": {"style": "rule"}}, "row 2: no 'reward_model.ground_truth'; found style"),
+        ({"prompt": "x", "reward_model": None}, "row 2: no 'reward_model.ground_truth'; found nothing"),
+        ({"prompt": "x", "reward_model": "2"}, "row 2: no 'reward_model.ground_truth'; found str"),
+    ],
+)
+def test_a_missing_struct_is_named_by_its_path(tmp_path: Path, row: Any, words: str) -> None:
+    assert words in refusal(jsonl(tmp_path, {"prompt": "x", "reward_model": {"ground_truth": "2"}}, row), NESTED)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": None, "answer": "2"}, "row 2: 'prompt': expected text"),
+        ({"prompt": "x", "answer": None}, "row 2: 'answer': expected text or a number"),
+    ],
+)
+def test_a_bad_row_of_parquet(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+    assert words in refusal(parquet_file(tmp_path, GOOD, row))
+
+
+def test_parquet_without_the_column(tmp_path: Path) -> None:
+    assert (
+        refusal(parquet_file(tmp_path, {"question": "x", "answer": "2"}))
+        == "row 1: no 'prompt'; found question, answer"
+    )
+
+
+def test_parquet_with_text_that_is_not_utf8(tmp_path: Path) -> None:
+    column = arrow.array([b"\xff\xfe"], type=arrow.binary()).view(arrow.string())
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(arrow.table({"prompt": column, "answer": ["2"]}), path)
+    assert "damaged" in refusal(path)
+
+
+@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+def test_a_damaged_parquet_file_is_refused_or_read(tmp_path_factory: Any, place: float, byte: int) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    content = bytearray(parquet_file(folder, *[{"prompt": f"{i}+1", "answer": f"{i}"} for i in range(50)]).read_bytes())
+    content[int(place * len(content))] = byte
+    path = folder / "damaged.parquet"
+    path.write_bytes(content)
+    with contextlib.suppress(DatasetError):
+        load_prompts(path, Columns())
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"not parquet at all"])
+def test_no_parquet_at_all(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(content)
+    assert "not a Parquet file" in refusal(path)
+
+
+def test_files_that_are_no_dataset(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "absent.jsonl") == "no such file"
+    assert refusal(tmp_path / ("x" * 300 + ".jsonl")) == "File name too long"
+    (tmp_path / "folder.jsonl").mkdir()
+    assert refusal(tmp_path / "folder.jsonl") == "no such file"
+    (tmp_path / "rows.csv").write_text("prompt,answer")
+    assert refusal(tmp_path / "rows.csv") == "expected a .jsonl or .parquet file"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_an_empty_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    assert refusal(path) == "is empty; expected at least one row with 'prompt'"
+
+
+# ---------------------------------------------------------------------- encode
+
+
+def test_encode_and_its_limit(tmp_path: Path) -> None:
+    prompts = load_prompts(jsonl(tmp_path, GOOD, {"prompt": "1 + 1", "answer": "2"}), Columns())
+    encoded = encode(prompts, "f", lambda text: [ord(c) for c in text], longest=5)
+    assert [p.tokens for p in encoded] == [(49, 43, 49), (49, 32, 43, 32, 49)]
+    assert [(p.text, p.answer, p.row) for p in encoded] == [(p.text, p.answer, p.row) for p in prompts]
+    with pytest.raises(
+        DatasetError, match="f: row 2: the prompt has 5 tokens, but the context leaves room for 4 beside"
+    ):
+        encode(prompts, "f", lambda text: [0] * len(text), longest=4)
+
+
+# ----------------------------------------------------------------------- order
+
+sizes = st.integers(1, 30)
+
+
+@given(size=sizes, seed=st.integers(0, 2**31), counts=st.lists(st.integers(1, 70), min_size=1, max_size=6))
+def test_every_epoch_is_a_permutation_and_the_position_is_all_there_is(size: int, seed: int, counts: list[int]) -> None:
+    order, taken = PromptOrder(size, seed=seed), []
+    for count in counts:
+        resumed = PromptOrder(size, seed=seed)
+        resumed.position = order.position
+        batch = order.take(count)
+        assert len(batch) == count
+        assert resumed.take(count) == batch
+        taken += batch
+    assert order.position == len(taken)
+    for start in range(0, len(taken) - size + 1, size):
+        assert sorted(taken[start : start + size]) == list(range(size))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    order = PromptOrder(50, seed=0)
+    first, second = order.take(50), order.take(50)
+    assert first != second
+    assert PromptOrder(50, seed=1).take(50) != first
+
+
+def test_fewer_prompts_than_are_taken() -> None:
+    assert sorted(PromptOrder(2, seed=0).take(5)[:4]) == [0, 0, 1, 1]

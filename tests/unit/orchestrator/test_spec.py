@@ -1,0 +1,336 @@
+"""A spec is read completely or refused with one clear line for each wrong field."""
+
+import copy
+import inspect
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from orchestrator import spec as spec_module
+from orchestrator.spec import JobSpec, SpecError, load_spec, nearest, parse_spec, scaled
+
+PROJECT = Path(__file__).parents[3]
+EXAMPLES = sorted((PROJECT / "deploy" / "jobs").glob("*.yaml"))
+FILES = {"type": "files", "train": "train.jsonl", "validation": "validation.jsonl"}
+ABSENT = object()
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    """A small valid document with some places changed, named by path: objectives__0__weight=3."""
+    whole = {
+        "name": "small",
+        "steps": 4,
+        "policy": {"model": "some/model"},
+        "data": copy.deepcopy(FILES),
+        "objectives": [
+            {"name": "accuracy", "reward": {"name": "math"}, "weight": 3.0},
+            {"name": "brevity", "reward": {"name": "conciseness"}},
+        ],
+    }
+    for path, value in changes.items():
+        *parents, last = (int(part) if part.isdigit() else part for part in path.split("__"))
+        place: Any = whole
+        for part in parents:
+            place = place[part] if isinstance(part, int) else place.setdefault(part, {})
+        if value is ABSENT:
+            del place[last]
+        else:
+            place[last] = value
+    return whole
+
+
+def problems(changed: Any) -> dict[str, str]:
+    """What parse_spec says, by path. Each is one line."""
+    with pytest.raises(SpecError) as caught:
+        parse_spec(changed)
+    assert str(caught.value).count("\n") == len(caught.value.problems) - 1
+    return dict(caught.value.problems)
+
+
+def models(kind: Any = JobSpec) -> set[type[BaseModel]]:
+    """Every model in the tree."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {kind}.union(*(models(field.annotation) for field in kind.model_fields.values()))
+    return set().union(*(models(part) for part in get_args(kind)))
+
+
+def numeric(annotation: Any) -> bool:
+    if get_args(annotation):
+        return any(numeric(part) for part in get_args(annotation))
+    return annotation in (int, float)
+
+
+# ------------------------------------------------------------------------ good
+
+
+def test_there_are_examples() -> None:
+    assert EXAMPLES
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_load_and_survive_json(path: Path) -> None:
+    spec = load_spec(path)
+    assert parse_spec(json.loads(spec.to_json())) == spec
+    assert parse_spec(yaml.safe_load(spec.to_json())) == spec
+
+
+@given(
+    weights=st.lists(st.floats(0, 1e6), min_size=1, max_size=6).filter(any),
+    steps=st.integers(1, 1000),
+    temperature=st.floats(0.01, 5),
+    estimator=st.sampled_from(["gdpo", "grpo", "rloo", "reinforce"]),
+    weighting=st.sampled_from(["fixed", "hypervolume"]),
+)
+def test_json_round_trip(weights, steps, temperature, estimator, weighting) -> None:
+    objectives = [{"name": f"o{i}", "reward": {"name": "math"}, "weight": weight} for i, weight in enumerate(weights)]
+    changed = document(
+        objectives=objectives,
+        steps=steps,
+        rollout__temperature=temperature,
+        estimator__name=estimator,
+        weighting__name=weighting,
+    )
+    spec = parse_spec(changed)
+    assert parse_spec(json.loads(spec.to_json())) == spec
+    assert math.isclose(sum(spec.preference.values()), 1)
+
+
+def test_preference_is_scaled() -> None:
+    assert parse_spec(document()).preference == {"accuracy": 0.75, "brevity": 0.25}
+
+
+def test_names_in_the_order_of_the_document() -> None:
+    assert parse_spec(document()).objective_names == ("accuracy", "brevity")
+
+
+def test_a_spec_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_spec(document()).steps = 5
+
+
+# ------------------------------------------------------------- unknown and misspelt
+
+
+@pytest.mark.parametrize(
+    ("path", "right"),
+    [
+        ("stepz", "steps"),
+        ("policy.modle", "model"),
+        ("data.trian", "train"),
+        ("data.columns.anwser", "answer"),
+        ("objectives.1.wieght", "weight"),
+        ("objectives.0.reward.optoins", "options"),
+        ("objectives.0.gate.at_leest", "at_least"),
+        ("objectives.0.target.vaule", "value"),
+        ("rollout.max_token", "max_tokens"),
+        ("estimator.std_flor", "std_floor"),
+        ("weighting.flor", "floor"),
+        ("steering.mod", "mode"),
+        ("loss.clip_hi", "clip_high"),
+        ("optimizer.warmup_step", "warmup_steps"),
+        ("evaluation.evry", "every"),
+        ("checkpoints.evry", "every"),
+        ("collapse.dorp", "drop"),
+        ("resources.devise", "device"),
+    ],
+)
+def test_a_misspelt_field_gets_the_nearest_name_and_its_path(path: str, right: str) -> None:
+    changed = document(estimator={"name": "gdpo"}, weighting={"name": "gradient"}, data__columns={})
+    changed["objectives"][0] |= {"gate": {"objective": "brevity", "at_least": 0}, "target": {"value": 1}}
+    place: Any = changed
+    *parents, last = path.split(".")
+    for part in parents:
+        place = place[int(part)] if part.isdigit() else place.setdefault(part, {})
+    place[last] = 1
+    assert problems(changed) == {path: f"unknown field, did you mean '{right}'?"}
+
+
+def test_an_unknown_field_near_nothing_lists_the_fields() -> None:
+    assert problems(document(checkpoints__xyz=1)) == {"checkpoints.xyz": "unknown field; fields are every"}
+
+
+def test_every_wrong_field_is_named() -> None:
+    found = problems(document(steps=0, polcy=1, objectives__0__weight=-1))
+    assert set(found) == {"steps", "polcy", "objectives.0.weight"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "words"),
+    [
+        ({"estimator": {"name": "gdop"}}, "estimator.name", "did you mean 'gdpo'?"),
+        ({"estimator": {"name": "ppo"}}, "estimator.name", "expected one of grpo, rloo, reinforce, gdpo"),
+        ({"estimator": {}}, "estimator.name", "expected one of grpo, rloo, reinforce, gdpo"),
+        ({"estimator": "gdpo"}, "estimator", "expected a mapping"),
+        ({"weighting": {"name": "gradent"}}, "weighting.name", "did you mean 'gradient'?"),
+        ({"data": {"type": "file"}}, "data.type", "did you mean 'files'?"),
+        ({"data": {"train": "x"}}, "data.type", "expected one of quickstart, files"),
+        ({"policy": "some/model"}, "policy", "expected a mapping of fields: model"),
+        ({"policy": ABSENT}, "policy", "Field required"),
+        ({"objectives__0__reward": {"name": "mth"}}, "objectives.0.reward", "did you mean 'math'?"),
+        ({"objectives__0__reward__options": {"boxed": 1}}, "objectives.0.reward", "unknown option 'boxed'"),
+        ({"objectives__0__name": "two words"}, "objectives.0.name", "pattern"),
+        ({"objectives": []}, "objectives", "at least 1"),
+        ({"objectives__0__weight": -0.1}, "objectives.0.weight", "greater than or equal to 0"),
+        ({"objectives__0__weight": math.nan}, "objectives.0.weight", "finite"),
+        ({"objectives__0__weight": math.inf}, "objectives.0.weight", "finite"),
+        ({"objectives__0__weight": -math.inf}, "objectives.0.weight", "greater|finite"),
+        ({"objectives__0__weight": 0, "objectives__1__weight": 0}, "objectives", "at least one weight"),
+        ({"objectives__0__weight": 1e308, "objectives__1__weight": 1e308}, "objectives", "too large"),
+        ({"objectives__1__name": "accuracy"}, "objectives.1.name", "'accuracy' stands twice"),
+        ({"objectives__0__gate": {"objective": "brevty", "at_least": 0}}, "objectives.0.gate.objective", "'brevity'?"),
+        ({"objectives__1__gate": {"objective": "brevity", "at_least": 0}}, "objectives.1.gate.objective", "itself"),
+        ({"objectives__0__gate": {"objective": "brevity", "at_least": math.nan}}, "objectives.0.gate.at_least", "fin"),
+        ({"objectives__0__bounds": [0.6, 1], "objectives__1__bounds": [0.6, 1]}, "objectives", "floors sum to 1.2"),
+        ({"objectives__0__bounds": [0, 0.2], "objectives__1__bounds": [0, 0.2]}, "objectives", "ceilings to 0.4"),
+        ({"objectives__0__bounds": [0.6, 0.5]}, "objectives.0.bounds", "floor <= ceiling"),
+        ({"objectives__0__bounds": [-0.1, 0.5]}, "objectives.0.bounds.0", "greater"),
+        ({"objectives__0__range": [1, 1]}, "objectives.0.range", "lo < hi"),
+        ({"objectives__0__range": [2, 1]}, "objectives.0.range", "lo < hi"),
+        ({"objectives__0__range": [0, math.inf]}, "objectives.0.range.1", "finite"),
+        ({"weighting": {"name": "gradient"}, "estimator": {"name": "grpo"}}, "weighting.name", "'gdpo'"),
+        ({"weighting": {"name": "gradient", "floor": 0.6}}, "weighting.floor", "more than 1"),
+        ({"rollout__rollouts_per_prompt": 1}, "rollout.rollouts_per_prompt", "'reinforce' works with 1"),
+        ({"optimizer__minibatches": 300}, "optimizer.minibatches", "more than there are rollouts"),
+        ({"optimizer__betas": [0.9, 1.0]}, "optimizer.betas.1", "less than 1"),
+        ({"rollout__gpu_memory_utilization": 1.5}, "rollout.gpu_memory_utilization", "0.98"),
+        ({"rollout__temperature": 0}, "rollout.temperature", "greater than 0"),
+        ({"policy__model": "quickstart"}, "data.type", "quickstart"),
+        ({"name": "two\nlines"}, "name", "pattern"),
+        ({"seed": 2**31}, "seed", "less than"),
+        ({"metadata": {"key": "x" * 513}}, "metadata.key", "512"),
+    ],
+)
+def test_what_is_refused(changes: dict[str, Any], path: str, words: str) -> None:
+    found = problems(document(**changes))
+    assert list(found) == [path]
+    assert any(word in found[path] for word in words.split("|"))
+
+
+def test_one_rollout_is_enough_for_reinforce() -> None:
+    parse_spec(document(rollout__rollouts_per_prompt=1, estimator={"name": "reinforce"}))
+
+
+@pytest.mark.parametrize(("value", "kind"), [([], "a list"), ("text", "text"), (None, "an empty document"), (3, "int")])
+def test_not_a_mapping(value: Any, kind: str) -> None:
+    assert problems(value)[""].endswith(f"got {kind}")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_any_document_is_refused_politely(anything: Any) -> None:
+    for key in ("objectives", "data", "estimator", "rollout", "metadata"):
+        with pytest.raises(SpecError):
+            parse_spec(document(steps=0, **{key: anything}))
+
+
+# ------------------------------------------------------------------------ files
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "got an empty document"),
+        (b"# only a comment\n", "got an empty document"),
+        (b"- a\n- b\n", "got a list"),
+        (b"name: [\n", "not valid YAML"),
+        (b"a: b: c", "not valid YAML"),
+        (b"name: 2024-13-45", "not valid YAML: month"),
+        (b"seed: " + b"9" * 5000, "not valid YAML"),
+        (b"[" * 3000, "nested too deeply"),
+        (b"x: !!python/object/apply:os.system [ls]", "not valid YAML"),
+        (b"name: \xff\xfe", "not UTF-8 text"),
+    ],
+    ids=range(10),
+)
+def test_a_file_that_is_no_spec(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"absent\.yaml: No such file"):
+        load_spec(tmp_path / "absent.yaml")
+
+
+# ----------------------------------------------------------- the spec and the code agree
+
+
+def parts() -> list[Any]:
+    from policies.estimators import ESTIMATORS
+    from policies.weighting import WEIGHTINGS
+
+    return [(spec_module.EstimatorSpec, ESTIMATORS), (spec_module.WeightingSpec, WEIGHTINGS)]
+
+
+def test_names_and_arguments_are_those_of_the_classes() -> None:
+    for union, classes in parts():
+        members = get_args(get_args(union)[0])
+        by_name = {get_args(member.model_fields["name"].annotation)[0]: member for member in members}
+        assert set(by_name) == set(classes)
+        for name, member in by_name.items():
+            arguments = inspect.signature(classes[name]).parameters
+            expected = {key: argument.default for key, argument in arguments.items()}
+            fields = {key: field.default for key, field in member.model_fields.items() if key != "name"}
+            assert fields == expected, name
+            assert member.model_fields["name"].default == name
+
+
+def test_every_number_says_what_it_is() -> None:
+    silent = [
+        f"{model.__name__}.{name}"
+        for model in models()
+        for name, field in model.model_fields.items()
+        if numeric(field.annotation) and not field.description
+    ]
+    assert not silent
+
+
+def test_every_model_says_what_it_is() -> None:
+    assert all(model.__doc__ for model in models())
+
+
+def test_a_spec_is_read_without_torch_and_soon() -> None:
+    code = (
+        "import sys, time; began = time.perf_counter(); import orchestrator.spec; "
+        "heavy = {'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules); "
+        "print(sorted(heavy), time.perf_counter() - began)"
+    )
+    began = time.perf_counter()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT).stdout
+    heavy, _, seconds = out.strip().rpartition(" ")
+    assert heavy == "[]"
+    assert float(seconds) < 1.5, f"{time.perf_counter() - began:.1f} s in all"
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def test_nearest() -> None:
+    assert nearest("wieght", ["weight", "name"]) == ", did you mean 'weight'?"
+    assert nearest("zzz", ["weight", "name"]) == ""
+
+
+def test_scaled() -> None:
+    assert scaled({"a": 1.0, "b": 3.0}) == {"a": 0.25, "b": 0.75}
+    assert scaled({"a": 5e-324, "b": 0.0}) == {"a": 1.0, "b": 0.0}
+    with pytest.raises(ValueError, match="above 0"):
+        scaled({"a": 0.0})
+    with pytest.raises(ValueError, match="too large"):
+        scaled({"a": 1e308, "b": 1e308})

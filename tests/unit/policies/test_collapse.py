@@ -1,0 +1,119 @@
+"""The watch tells one objective being hacked from a person who asked for the trade."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.collapse import CollapseWatch
+
+NAMES = ("accuracy", "conciseness", "clarity")
+EQUAL = dict.fromkeys(NAMES, 1 / 3)
+
+
+def means(accuracy, conciseness, clarity):
+    return dict(zip(NAMES, (accuracy, conciseness, clarity), strict=True))
+
+
+def watch(drop=0.15, total_drop=0.05):
+    return CollapseWatch(drop=drop, total_drop=total_drop)
+
+
+def observe_all(one, series, preference=EQUAL, start=0):
+    return [one.observe(start + i, means(*row), preference) for i, row in enumerate(series)]
+
+
+LATE_COLLAPSE = [(0.62, 0.5, 0.7), (0.78, 0.5, 0.9), (0.88, 0.5, 0.96), (0.80, 0.5, 0.97), (0.42, 0.5, 0.98)]
+
+
+def test_a_run_that_rises_is_none():
+    rising = [(0.5 + 0.04 * i, 0.4 + 0.05 * i, 0.6 + 0.02 * i) for i in range(10)]
+    assert observe_all(watch(), rising) == [None] * 10
+
+
+def test_the_late_collapse_is_seen_and_named():
+    """Accuracy .88 -> .42 while clarity stays: as in the published runs of static weights."""
+    *before, found = observe_all(watch(), LATE_COLLAPSE)
+    assert before == [None] * 4
+    assert found is not None
+    assert (found.step, found.best_step, found.objective) == (4, 2, "accuracy")
+    assert (found.best, found.now) == (0.88, 0.42)
+    assert found.held_up == ("conciseness", "clarity")
+    assert found.total_best == pytest.approx((0.88 + 0.5 + 0.96) / 3)
+    assert found.total_now == pytest.approx((0.42 + 0.5 + 0.98) / 3)
+    assert found.describe() == (
+        "accuracy fell from 0.88 to 0.42 while conciseness and clarity held up; "
+        "the weighted total is 0.63, below 0.78 at step 2"
+    )
+
+
+def test_what_falls_too_did_not_hold_up():
+    found = observe_all(watch(), [(0.9, 0.5, 0.9), (0.4, 0.5, 0.8)])[-1]
+    assert found is not None
+    assert found.held_up == ("conciseness",)
+
+
+def test_a_person_steering_to_conciseness_is_no_collapse():
+    """Accuracy falls by more than any threshold, on purpose, while what was asked for rises."""
+    preference = means(0.1, 0.8, 0.1)
+    series = [(0.88, 0.3, 0.95), (0.75, 0.5, 0.95), (0.55, 0.75, 0.9), (0.40, 0.95, 0.85)]
+    assert observe_all(watch(), series, preference) == [None] * 4
+
+
+def test_the_same_fall_under_equal_weights_is_one():
+    series = [(0.88, 0.5, 0.95), (0.40, 0.6, 0.85)]
+    assert observe_all(watch(), series)[-1] is not None
+
+
+def test_new_weights_are_a_new_aim():
+    one = watch()
+    observe_all(one, LATE_COLLAPSE[:3])
+    steered = means(0.1, 0.8, 0.1)
+    assert one.observe(3, means(0.42, 0.5, 0.98), steered) is None
+    assert one.observe(4, means(0.42, 0.5, 0.98), steered) is None
+    assert one.observe(5, means(0.42, 0.3, 0.98), steered).objective == "conciseness"
+
+
+def test_a_run_stays_in_its_collapse_until_it_recovers():
+    one = watch()
+    found = observe_all(one, [*LATE_COLLAPSE, (0.45, 0.5, 0.97), (0.80, 0.5, 0.97), (0.93, 0.5, 0.97)])
+    assert [item is not None for item in found[4:]] == [True, True, False, False]
+    assert one.observe(8, means(0.5, 0.5, 0.97), EQUAL).best_step == 7  # a new best to fall from
+
+
+@settings(max_examples=60, deadline=None)
+@given(noise=st.lists(st.tuples(*[st.floats(-0.07, 0.07)] * 3), min_size=1, max_size=20))
+def test_noise_below_the_threshold_is_none(noise):
+    series = [(0.7 + a, 0.5 + b, 0.8 + c) for a, b, c in noise]
+    assert not any(observe_all(watch(), series))
+
+
+@pytest.mark.parametrize(("drop", "total_drop", "seen"), [(0.15, 0.05, True), (0.25, 0.05, False), (0.15, 0.10, False)])
+def test_both_thresholds_must_be_met(drop, total_drop, seen):
+    found = observe_all(watch(drop, total_drop), [(0.8, 0.5, 0.8), (0.6, 0.5, 0.8)])[-1]  # total falls by 0.067
+    assert (found is not None) == seen
+
+
+def test_a_small_fall_of_a_heavy_objective_hides_no_large_one():
+    """Clarity falls by half its range; accuracy's 0.1 weighs more in the total, and is no collapse by itself."""
+    found = observe_all(watch(), [(0.8, 0.5, 0.9), (0.7, 0.5, 0.4)], means(0.8, 0.1, 0.1))[-1]
+    assert found is not None
+    assert found.objective == "clarity"
+
+
+def test_an_objective_that_nobody_asked_for_does_not_collapse():
+    assert observe_all(watch(), [(0.8, 0.9, 0.8), (0.7, 0.1, 0.7)], means(0.5, 0.0, 0.5))[-1] is None
+
+
+def test_state_round_trip_continues_identically():
+    one, other = watch(), watch()
+    observe_all(one, LATE_COLLAPSE[:3])
+    other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    rest = LATE_COLLAPSE[3:]
+    assert observe_all(other, rest, start=3) == observe_all(one, rest, start=3)
+    assert other.state_dict() == one.state_dict()
+
+    fresh = watch()
+    fresh.load_state_dict(json.loads(json.dumps(watch().state_dict())))
+    assert observe_all(fresh, LATE_COLLAPSE)[-1] is not None

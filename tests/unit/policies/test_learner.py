@@ -1,0 +1,586 @@
+"""The learner against plain transformers forwards and plain autograd, one sequence at a time, on random policies."""
+
+import json
+import math
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from policies.batching import minibatches
+from policies.estimators import Gdpo
+from policies.estimators.base import whitening_factor
+from policies.learner import Learner, LearnerSettings, learning_rate
+from policies.losses import ClippedSurrogate
+from policies.types import Rollout
+from tests.support import make_policy
+
+PROMPTS, GROUP, OBJECTIVES = 3, 4, 3
+CONTEXT, VOCABULARY = 48, 100
+POLICIES = {
+    f"{architecture}-{'tied' if tied else 'untied'}": (architecture, tied)
+    for architecture in ("llama", "qwen3")
+    for tied in (True, False)
+}
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policies")
+    return {
+        name: str(make_policy(folder / name, architecture=architecture, tied=tied, context=CONTEXT))
+        for name, (architecture, tied) in POLICIES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def policy(policies):
+    return policies["qwen3-tied"]
+
+
+def rollout(rng, prompt, completion):
+    return Rollout(
+        prompt_tokens=tuple(rng.randrange(VOCABULARY) for _ in range(prompt)),
+        tokens=tuple(rng.randrange(VOCABULARY) for _ in range(completion)),
+        logprobs=tuple(-4.6 + rng.uniform(-0.9, 0.9) for _ in range(completion)),  # around those of a random policy
+        text="",
+        truncated=False,
+        policy_version=0,
+    )
+
+
+def make_rollouts(seed=0, count=PROMPTS * GROUP):
+    """Of all lengths: a single token, one that fills the context, and others between."""
+    rng = random.Random(seed)
+    sizes = [(5, 1), (4, CONTEXT - 4), *((rng.randint(1, 9), rng.randint(2, 14)) for _ in range(count - 2))]
+    return [rollout(rng, *size) for size in sizes]
+
+
+ROLLOUTS = make_rollouts()
+ADVANTAGES = torch.linspace(-1.5, 2, len(ROLLOUTS))
+
+
+def make_learner(model, **changes):
+    return Learner(replace(LearnerSettings(model=model, threads=1, lr=1e-2, max_grad_norm=1e9), **changes))
+
+
+def record_gradients(learner):
+    """One flat gradient for each update, as the optimiser sees it."""
+    seen = []
+    learner.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(torch.cat([p.grad.flatten().clone() for p in learner.parameters]))
+    )
+    return seen
+
+
+def parameters_of(learner):
+    return {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+
+
+def assert_identical(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def relative_distance(one, other):
+    return float((one - other).norm() / other.norm())
+
+
+# What the learner should be: one sequence at a time, no padding, TRL's GRPO formula, autograd.
+
+
+def naive_logprobs(model, one, temperature=1.0):
+    sequence = torch.tensor([one.prompt_tokens + one.tokens])
+    scores = torch.log_softmax(model(sequence).logits[0].float() / temperature, dim=-1)
+    first = len(one.prompt_tokens) - 1
+    return scores[range(first, first + len(one.tokens)), list(one.tokens)]
+
+
+def naive_token_losses(new, old, one, advantage, surrogate):
+    ratio = (new - old).exp()
+    clipped = ratio.clamp(1 - surrogate.clip_low, 1 + surrogate.clip_high)
+    importance = (old - torch.tensor(one.logprobs)).exp().clamp(max=surrogate.importance_cap)
+    return -torch.min(ratio * advantage, clipped * advantage) * importance
+
+
+def naive_gradient(model, rollouts, advantages, aggregation="token_mean"):
+    """(flat gradient, loss) of a first update: the old log-probabilities are the policy's own."""
+    rows = []
+    for one, advantage in zip(rollouts, advantages, strict=True):
+        new = naive_logprobs(model, one)
+        rows.append(naive_token_losses(new, new.detach(), one, advantage, ClippedSurrogate()))
+    if aggregation == "token_mean":
+        loss = torch.cat(rows).sum() / sum(len(row) for row in rows)
+    elif aggregation == "sequence_mean":
+        loss = sum(row.mean() for row in rows) / len(rows)
+    else:
+        loss = torch.cat(rows).sum() / (len(rows) * 1024)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    return torch.cat([gradient.flatten() for gradient in gradients]), loss.item()
+
+
+def plain_model(directory):
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+# ------------------------------------------------------------------------------------------------- forward
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_a_plain_forward(policies, name, temperature):
+    learner = make_learner(policies[name], temperature=temperature, tokens_per_microbatch=100)
+    model = plain_model(policies[name])
+    with torch.no_grad():
+        for one, found in zip(ROLLOUTS, learner.logprobs(ROLLOUTS), strict=True):
+            torch.testing.assert_close(
+                torch.tensor(found), naive_logprobs(model, one, temperature), atol=1e-5, rtol=1e-5
+            )
+
+
+@pytest.fixture
+def noisy(policy, tmp_path, request):
+    """A policy whose config asks for dropout, with or without modules for it."""
+    directory = Path(shutil.copytree(policy, tmp_path / "noisy"))
+    if request.param == "gpt2":
+        sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": CONTEXT, "vocab_size": VOCABULARY}
+        dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.5)
+        torch.manual_seed(0)
+        GPT2LMHeadModel(GPT2Config(**sizes, **dropout, bos_token_id=1, eos_token_id=2)).save_pretrained(directory)
+    else:
+        config = json.loads((directory / "config.json").read_text()) | {"attention_dropout": 0.5}
+        (directory / "config.json").write_text(json.dumps(config))
+    return str(directory)
+
+
+@pytest.mark.parametrize("noisy", ["qwen3", "gpt2"], indirect=True)
+def test_dropout_is_off(noisy):
+    """With it the ratio would not be 1 on fresh rollouts."""
+    model = plain_model(noisy)
+    with torch.no_grad():
+        for one, found in zip(ROLLOUTS, make_learner(noisy).logprobs(ROLLOUTS), strict=True):
+            torch.testing.assert_close(torch.tensor(found), naive_logprobs(model, one), atol=1e-5, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ gradient
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
+def test_one_update_is_autograd_on_the_formula(policy, aggregation):
+    learner = make_learner(policy, aggregation=aggregation, tokens_per_microbatch=100)
+    seen = record_gradients(learner)
+    stats = learner.learn(ROLLOUTS, ADVANTAGES)
+    expected, loss = naive_gradient(plain_model(policy), ROLLOUTS, ADVANTAGES, aggregation)
+    assert relative_distance(seen[0], expected) < 1e-5
+    assert stats.loss == pytest.approx(loss, rel=1e-4)
+    assert stats.grad_norm == pytest.approx(float(expected.norm()), rel=1e-5)
+    assert (stats.updates, stats.clip_share, stats.kl) == (1, 0, 0)
+
+
+def test_the_second_minibatch_measures_its_ratio_from_before_the_first(policy):
+    """The whole algorithm once more in plain torch: two minibatches, clip, KL, AdamW."""
+    changes = {
+        "lr": 3e-3,
+        "minibatches": 2,
+        "kl_coef": 0.5,
+        "surrogate": ClippedSurrogate(clip_low=0.02, clip_high=0.03),
+    }
+    learner = make_learner(policy, **changes)
+    seen = record_gradients(learner)
+    stats = learner.learn(ROLLOUTS, ADVANTAGES)
+
+    model, reference = plain_model(policy), plain_model(policy)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    with torch.no_grad():
+        old = [naive_logprobs(model, one) for one in ROLLOUTS]
+    order = torch.randperm(len(ROLLOUTS), generator=torch.Generator().manual_seed(0)).tolist()
+    losses, clipped, tokens = [], 0, 0
+    for update, part in enumerate(minibatches(len(ROLLOUTS), count=2, order=order)):
+        rollouts, advantages = [ROLLOUTS[i] for i in part], ADVANTAGES[part]
+        model.zero_grad()
+        rows = []
+        for one, advantage, i in zip(rollouts, advantages, part, strict=True):
+            new = naive_logprobs(model, one)
+            with torch.no_grad():
+                reference_T = naive_logprobs(reference, one)
+                ratio = (new - old[i]).exp()
+                clipped += int(((ratio > 1.03) if advantage > 0 else (ratio < 0.98)).sum())
+            difference = reference_T - new
+            surrogate = naive_token_losses(new, old[i], one, advantage, learner.settings.surrogate)
+            rows.append(surrogate + 0.5 * (difference.exp() - difference - 1))
+        loss = torch.cat(rows).sum() / sum(map(len, rows))
+        loss.backward()
+        losses.append(loss.item())
+        tokens += sum(map(len, rows))
+        expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+        assert relative_distance(seen[update], expected) < 1e-3
+        optimizer.step()
+    assert len(seen) == stats.updates == 2
+    assert stats.loss == pytest.approx(sum(losses) / 2, rel=1e-3)
+    assert clipped > 0
+    assert stats.clip_share == pytest.approx(clipped / tokens, abs=1.5 / tokens)
+
+
+@pytest.mark.parametrize("budget", [1, 30, 64, 200, 16_384])
+def test_the_token_budget_changes_nothing(policy, budget):
+    """How a batch is cut for memory is no part of the algorithm."""
+    whole, cut = make_learner(policy), make_learner(policy, tokens_per_microbatch=budget)
+    expected, seen = record_gradients(whole), record_gradients(cut)
+    one, other = whole.learn(ROLLOUTS, ADVANTAGES), cut.learn(ROLLOUTS, ADVANTAGES)
+    assert relative_distance(seen[0], expected[0]) < 1e-5
+    for name in ("loss", "grad_norm", "entropy", "importance_mean", "sampler_gap"):
+        assert getattr(other, name) == pytest.approx(getattr(one, name), rel=1e-4, abs=1e-6)
+
+
+def test_the_order_of_rollouts_changes_nothing(policy):
+    order = random.Random(1).sample(range(len(ROLLOUTS)), len(ROLLOUTS))
+    whole, permuted = make_learner(policy), make_learner(policy)
+    expected, seen = record_gradients(whole), record_gradients(permuted)
+    stats = whole.learn(ROLLOUTS, ADVANTAGES)
+    other = permuted.learn([ROLLOUTS[i] for i in order], ADVANTAGES[order])
+    assert relative_distance(seen[0], expected[0]) < 1e-5
+    assert other.loss == pytest.approx(stats.loss, rel=1e-4)
+
+
+def test_checkpointed_activations_change_nothing(policy):
+    whole, thrifty = make_learner(policy), make_learner(policy, gradient_checkpointing=True)
+    expected, seen = record_gradients(whole), record_gradients(thrifty)
+    for learner in (whole, thrifty):
+        learner.gramian(ROLLOUTS, torch.stack([ADVANTAGES, -ADVANTAGES], dim=1))
+        learner.learn(ROLLOUTS, ADVANTAGES, gradient_weights_K=torch.tensor([1.5, 0.5]))
+        learner.learn(ROLLOUTS, ADVANTAGES)
+    for one, other in zip(seen, expected, strict=True):
+        assert relative_distance(one, other) < 1e-4
+
+
+def test_figures_are_token_means(policy):
+    learner = make_learner(policy)
+    model = plain_model(policy)
+    with torch.no_grad():
+        scores = torch.cat([naive_logprobs(model, one) for one in ROLLOUTS])
+    gap = scores - torch.tensor([value for one in ROLLOUTS for value in one.logprobs])
+    stats = make_learner(policy, tokens_per_microbatch=10**6).learn(ROLLOUTS, ADVANTAGES)
+    assert stats.sampler_gap == pytest.approx(float(gap.abs().mean()), rel=1e-4)
+    assert stats.importance_mean == pytest.approx(float(gap.exp().mean()), rel=1e-4)
+    assert 0.9 * math.log(VOCABULARY) < stats.entropy <= math.log(VOCABULARY)
+    lengths = [len(one.prompt_tokens) + len(one.tokens) for one in ROLLOUTS]
+    assert stats.padding_share == pytest.approx(1 - sum(lengths) / (max(lengths) * len(lengths)))
+    alone = learner.learn(ROLLOUTS[:1], torch.ones(1))
+    assert alone.padding_share == 0
+
+
+# ----------------------------------------------------------------------------------------------- gramian
+
+
+def rewards(seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(PROMPTS, GROUP, OBJECTIVES, generator=generator)
+    values[..., 0] = values[..., 0].round()  # as a verifier's
+    return values
+
+
+WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+
+
+def test_gramian_is_the_inner_products_of_the_objectives_gradients(policy):
+    advantages = Gdpo().per_objective(rewards()).flatten(0, 1).float()
+    found = make_learner(policy, tokens_per_microbatch=100).gramian(ROLLOUTS, advantages)
+    model = plain_model(policy)
+    gradients = torch.stack([naive_gradient(model, ROLLOUTS, advantages[:, k])[0] for k in range(OBJECTIVES)]).double()
+    torch.testing.assert_close(found, gradients @ gradients.T, rtol=1e-4, atol=1e-5 * float(found.abs().max()))
+    assert torch.equal(found, found.T)
+    assert found.dtype == torch.float64
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+@pytest.mark.parametrize("kl_coef", [0.0, 0.2])
+def test_the_weighted_sum_of_gradients_is_the_update(policy, kl_coef, minibatches):
+    """The exactness claim: with gdpo, sum_k c w_k g_k is the gradient of the combined advantages' loss."""
+    estimator, raw = Gdpo(), rewards()
+    parts, combined = estimator.per_objective(raw), estimator(raw, WEIGHTS).flatten()
+    learners = [make_learner(policy, kl_coef=kl_coef, minibatches=minibatches) for _ in range(2)]
+    for learner in learners:
+        learner.learn(ROLLOUTS, ADVANTAGES)  # away from the reference, so that the penalty has a gradient
+    plain, weighted = learners
+    expected, seen = record_gradients(plain), record_gradients(weighted)
+    one = plain.learn(ROLLOUTS, combined)
+    weighted.gramian(ROLLOUTS, parts.flatten(0, 1).float())
+    factor = whitening_factor(parts, WEIGHTS)
+    other = weighted.learn(ROLLOUTS, combined, gradient_weights_K=factor * WEIGHTS)
+    assert relative_distance(seen[0], expected[0]) < 1e-5
+    assert len(seen) == len(expected) == minibatches
+    assert (one.kl > 0) == (kl_coef > 0)
+    for name in ("loss", "grad_norm", "entropy", "kl", "importance_mean", "sampler_gap", "lr"):
+        assert getattr(other, name) == pytest.approx(getattr(one, name), rel=1e-3, abs=1e-6), name
+
+
+def test_a_gramian_without_weights_leaves_the_update_as_it_is(policy):
+    plain, looked = make_learner(policy), make_learner(policy)
+    looked.gramian(ROLLOUTS, torch.stack([ADVANTAGES, ADVANTAGES**2], dim=1))
+    assert plain.learn(ROLLOUTS, ADVANTAGES) == looked.learn(ROLLOUTS, ADVANTAGES)
+    assert_identical(parameters_of(plain), parameters_of(looked))
+
+
+def test_a_silent_objective_has_a_zero_row(policy):
+    found = make_learner(policy).gramian(ROLLOUTS, torch.stack([ADVANTAGES, torch.zeros_like(ADVANTAGES)], dim=1))
+    assert found[0, 0] > 0
+    assert torch.equal(found[1], torch.zeros(2, dtype=torch.float64))
+
+
+# ----------------------------------------------------------------------------------------------- updates
+
+
+def test_the_policy_moves_towards_what_was_better(policy):
+    learner = make_learner(policy)
+    before = [sum(scores) for scores in learner.logprobs(ROLLOUTS)]
+    for _ in range(3):
+        learner.learn(ROLLOUTS, ADVANTAGES)
+    after = [sum(scores) for scores in learner.logprobs(ROLLOUTS)]
+    assert after[-1] > before[-1]  # the largest advantage
+    assert after[0] < before[0]  # the smallest
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_every_minibatch_makes_an_update(policy, count):
+    learner = make_learner(policy, minibatches=count)
+    seen = record_gradients(learner)
+    assert learner.learn(ROLLOUTS, ADVANTAGES).updates == count == len(seen)
+    assert learner.scheduler.last_epoch == count
+
+
+def test_kl_is_zero_at_the_start_and_positive_later(policy):
+    learner = make_learner(policy, kl_coef=0.1)
+    assert learner.learn(ROLLOUTS, ADVANTAGES).kl == pytest.approx(0, abs=1e-9)
+    later = learner.learn(ROLLOUTS, ADVANTAGES).kl
+    assert later > 1e-4
+    model, reference = learner.model, plain_model(policy)
+    with torch.no_grad():
+        difference = torch.cat([naive_logprobs(reference, one) - naive_logprobs(model, one) for one in ROLLOUTS])
+    assert learner.learn(ROLLOUTS, ADVANTAGES).kl == pytest.approx(
+        float((difference.exp() - difference - 1).mean()), rel=1e-3
+    )
+
+
+def test_no_reference_is_loaded_without_a_penalty(policy):
+    assert make_learner(policy).reference is None
+
+
+def test_gradients_are_clipped_and_their_norm_is_reported(policy):
+    learner = make_learner(policy, max_grad_norm=0.01)
+    seen = record_gradients(learner)
+    stats = learner.learn(ROLLOUTS, ADVANTAGES)
+    assert float(seen[0].norm()) == pytest.approx(0.01, rel=1e-3)
+    assert stats.grad_norm > 0.1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]),
+        ("linear", [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25, 0, 0]),
+        ("cosine", [0.25, 0.5, 0.75, 1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0, 0]),
+    ],
+)
+def test_learning_rate_by_hand(schedule, factors):
+    factor = learning_rate(LearnerSettings(model="", warmup_steps=4, schedule=schedule, total_updates=8))
+    assert [factor(n) for n in range(len(factors))] == pytest.approx(factors)
+
+
+def test_the_rate_reported_is_the_rate_used(policy):
+    learner = make_learner(policy, warmup_steps=2, schedule="linear", total_updates=4, lr=0.01)
+    used = []
+    learner.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
+    reported = [learner.learn(ROLLOUTS[:2], ADVANTAGES[:2]).lr for _ in range(5)]
+    assert used == pytest.approx([0.005, 0.01, 0.01, 0.005, 0.0])
+    assert reported == used
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_advantages_that_are_not_finite_are_refused(policy, bad):
+    learner = make_learner(policy)
+    before = parameters_of(learner)
+    advantages = ADVANTAGES.clone()
+    advantages[3] = bad
+    with pytest.raises(ValueError, match="not finite"):
+        learner.learn(ROLLOUTS, advantages)
+    assert_identical(parameters_of(learner), before)
+    assert learner.scheduler.last_epoch == 0
+
+
+def test_a_gradient_that_is_not_finite_is_refused_and_leaves_nothing(policy):
+    learner, fresh = make_learner(policy), make_learner(policy)
+    before = parameters_of(learner)
+    with pytest.raises(ValueError, match="gradient is not finite"):
+        learner.learn(ROLLOUTS, torch.full((len(ROLLOUTS),), 3e38))
+    assert_identical(parameters_of(learner), before)
+    assert learner.learn(ROLLOUTS, ADVANTAGES) == fresh.learn(ROLLOUTS, ADVANTAGES)
+    assert_identical(parameters_of(learner), parameters_of(fresh))
+
+
+def test_a_refused_batch_leaves_no_gradients_for_the_next(policy):
+    learner, fresh = make_learner(policy), make_learner(policy)
+    learner.gramian(ROLLOUTS, ADVANTAGES[:, None])
+    with pytest.raises(ValueError, match="not finite"):
+        learner.learn(ROLLOUTS, ADVANTAGES * float("nan"), gradient_weights_K=torch.ones(1))
+    others = make_rollouts(seed=7, count=5)
+    assert learner.learn(others, ADVANTAGES[:5]) == fresh.learn(others, ADVANTAGES[:5])
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_empty_completions_teach_nothing(policy, minibatches):
+    """A completion without a token, and a batch of nothing else."""
+    empty = rollout(random.Random(0), 4, 0)
+    learner = make_learner(policy, minibatches=minibatches, kl_coef=0.1)
+    before = parameters_of(learner)
+    stats = learner.learn([empty] * 4, torch.tensor([1.0, -1.0, 0.5, 2.0]))
+    assert (stats.loss, stats.grad_norm, stats.entropy) == (0, 0, 0)
+    assert_identical(parameters_of(learner), before)
+
+    mixed, alone = make_learner(policy), make_learner(policy)
+    expected, seen = record_gradients(alone), record_gradients(mixed)
+    mixed.learn([empty, *ROLLOUTS], torch.cat([torch.ones(1), ADVANTAGES]))
+    alone.learn(ROLLOUTS, ADVANTAGES)
+    assert relative_distance(seen[0], expected[0]) < 1e-5
+    assert mixed.logprobs([empty, ROLLOUTS[0]])[0] == []
+
+
+# ------------------------------------------------------------------------------------------------- state
+
+
+def train(learner, steps):
+    """A few steps with gramians, as a gradient-guided job makes them; the figures of each."""
+    found = []
+    for step in steps:
+        batch = make_rollouts(seed=step)
+        parts = Gdpo().per_objective(rewards(step))
+        learner.gramian(batch, parts.flatten(0, 1).float())
+        combined = Gdpo()(rewards(step), WEIGHTS).flatten()
+        factor = whitening_factor(parts, WEIGHTS)
+        found.append(learner.learn(batch, combined, gradient_weights_K=factor * WEIGHTS if step % 2 else None))
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "qwen3-untied"])
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_a_resumed_run_is_the_uninterrupted_one(policies, tmp_path, name, minibatches):
+    """Bit for bit: weights, moments, schedule, order of minibatches."""
+    settings = {
+        "minibatches": minibatches,
+        "kl_coef": 0.1,
+        "warmup_steps": 3,
+        "schedule": "cosine",
+        "total_updates": 10,
+        "weight_decay": 0.1,
+    }
+    whole = make_learner(policies[name], **settings)
+    train(whole, range(2))
+    whole.save_state(tmp_path)
+    expected = train(whole, range(2, 4))
+
+    resumed = make_learner(policies[name], **settings, seed=99)
+    resumed.load_state(tmp_path)
+    assert train(resumed, range(2, 4)) == expected
+    assert_identical(parameters_of(resumed), parameters_of(whole))
+
+    whole.load_state(tmp_path)  # and back, in the same process
+    assert train(whole, range(2, 4)) == expected
+    assert_identical(parameters_of(whole), parameters_of(resumed))
+
+
+def test_back_to_the_state_before_the_first_update(policy, tmp_path):
+    """It has no moments, so the later ones must go."""
+    learner = make_learner(policy)
+    learner.save_state(tmp_path)
+    expected = train(learner, range(2))
+    weights = parameters_of(learner)
+    learner.load_state(tmp_path)
+    assert train(learner, range(2)) == expected
+    assert_identical(parameters_of(learner), weights)
+
+
+def test_the_random_states_are_part_of_the_state(policy, tmp_path):
+    learner = make_learner(policy)
+    learner.save_state(tmp_path)
+    drawn = torch.rand(3), torch.rand(3, generator=learner.generator)
+    learner.load_state(tmp_path)
+    assert torch.equal(torch.rand(3), drawn[0])
+    assert torch.equal(torch.rand(3, generator=learner.generator), drawn[1])
+
+
+@pytest.mark.parametrize(("saved", "loading"), [("llama-tied", "qwen3-tied"), ("qwen3-tied", "llama-tied")])
+def test_the_state_of_another_model_is_refused(policies, tmp_path, saved, loading):
+    """Whichever of the two has more weights (Qwen3 has norms that Llama lacks); nothing is half loaded."""
+    make_learner(policies[saved], seed=1).save_state(tmp_path)
+    learner = make_learner(policies[loading])
+    before = parameters_of(learner)
+    with pytest.raises(KeyError, match="another model"):
+        learner.load_state(tmp_path)
+    assert_identical(parameters_of(learner), before)
+
+
+# ------------------------------------------------------------------------------------------------ export
+
+
+def stored(directory):
+    with safe_open(Path(directory) / "model.safetensors", framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_exported_policy_is_a_plain_directory(policies, tmp_path, name, dtype):
+    learner = make_learner(policies[name], dtype=dtype)
+    learner.learn(ROLLOUTS, ADVANTAGES)
+    before = parameters_of(learner)
+    learner.save_policy(tmp_path)
+    assert_identical(parameters_of(learner), before)
+
+    files = stored(tmp_path)
+    assert files.keys() == stored(policies[name]).keys()  # the names that vLLM loads; tied tensors once
+    assert_identical(files, learner.weights())
+    assert {tensor.dtype for tensor in files.values()} == {getattr(torch, dtype)}
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == dtype
+
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tied = POLICIES[name][1]
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+    assert ("lm_head.weight" in files) != tied
+    inputs = torch.tensor([ROLLOUTS[1].tokens])
+    if dtype == "float32":
+        with torch.no_grad():
+            assert torch.equal(loaded.eval()(inputs).logits, learner.model.eval()(inputs).logits)
+
+
+def test_an_export_is_as_good_a_start_as_any(policy, tmp_path):
+    learner = make_learner(policy)
+    learner.learn(ROLLOUTS, ADVANTAGES)
+    exported = shutil.copytree(policy, tmp_path / "exported")  # for the tokenizer
+    learner.save_policy(exported)
+    assert make_learner(str(exported)).logprobs(ROLLOUTS) == learner.logprobs(ROLLOUTS)
+
+
+def test_bfloat16_keeps_its_weights_in_float32(policy):
+    """Updates too small for bfloat16 add up."""
+    learner = make_learner(policy, dtype="bfloat16", lr=1e-6, weight_decay=0.0)
+    before, exported = parameters_of(learner), learner.weights()
+    learner.learn(ROLLOUTS, ADVANTAGES)
+    assert {p.dtype for p in learner.parameters} == {torch.float32}
+    assert {tensor.dtype for tensor in exported.values()} == {torch.bfloat16}
+    after = parameters_of(learner)
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+    for name in before:
+        torch.testing.assert_close(exported[name], before[name].bfloat16(), rtol=0, atol=0)
+
+
+def test_bfloat16_scores_are_near_those_of_float32(policy):
+    exact, rounded = make_learner(policy).logprobs(ROLLOUTS), make_learner(policy, dtype="bfloat16").logprobs(ROLLOUTS)
+    difference = max(
+        abs(a - b) for one, other in zip(exact, rounded, strict=True) for a, b in zip(one, other, strict=True)
+    )
+    assert 0 < difference < 0.05

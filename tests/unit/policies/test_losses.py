@@ -1,0 +1,136 @@
+"""The policy loss against TRL's GRPO formula written out by hand, and each aggregation's hand values."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.losses import ClippedSurrogate, k3, token_weights
+
+LOW, HIGH, CAP = 0.2, 0.28, 2.0
+SURROGATE = ClippedSurrogate(clip_low=LOW, clip_high=HIGH, importance_cap=CAP)
+
+
+def by_hand(logprob, old, sampler, advantage):
+    """trl/trainer/grpo_trainer.py: coef_1, coef_2, importance_sampling_ratio; one token, plain floats."""
+    coef_1 = math.exp(logprob - old)
+    coef_2 = max(min(coef_1, 1 + HIGH), 1 - LOW)
+    importance = min(math.exp(old - sampler), CAP)
+    return -min(coef_1 * advantage, coef_2 * advantage) * importance
+
+
+@st.composite
+def token_batches(draw):
+    rows, width = draw(st.integers(1, 5)), draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    logprobs = -3 * torch.rand(rows, width, generator=generator, dtype=torch.float64)
+    old, sampler = (logprobs + torch.randn(rows, width, generator=generator, dtype=torch.float64) for _ in range(2))
+    return logprobs, old, sampler, torch.randn(rows, generator=generator, dtype=torch.float64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(batch=token_batches())
+def test_token_losses_are_the_published_formula(batch):
+    logprobs, old, sampler, advantages = batch
+    losses = SURROGATE.token_losses(logprobs, old, sampler, advantages)
+    for (row, token), loss in zip(
+        torch.cartesian_prod(*map(torch.arange, losses.shape)), losses.flatten(), strict=True
+    ):
+        expected = by_hand(*(float(x[row, token]) for x in (logprobs, old, sampler)), float(advantages[row]))
+        assert float(loss) == pytest.approx(expected, rel=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(batch=token_batches())
+def test_the_gradient_is_zero_exactly_where_clipped(batch):
+    """Elsewhere it is -m rho A: importance and old log-probabilities are constants."""
+    logprobs, old, sampler, advantages = batch
+    leaf = logprobs.clone().requires_grad_()
+    SURROGATE.token_losses(leaf, old, sampler, advantages).sum().backward()
+    clipped = SURROGATE.clipped(logprobs, old, advantages)
+    importance = (old - sampler).exp().clamp_max(CAP)
+    expected = -importance * (logprobs - old).exp() * advantages[:, None]
+    torch.testing.assert_close(leaf.grad, torch.where(clipped, 0.0, expected))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "is_clipped"),
+    [
+        (1.27, 1.0, False),  # above 1 + low, so a symmetric clip would have caught it
+        (1.29, 1.0, True),
+        (0.5, 1.0, False),  # moving back towards the old policy is never clipped
+        (0.79, -1.0, True),
+        (0.81, -1.0, False),
+        (1.5, -1.0, False),
+    ],
+)
+def test_the_clip_is_asymmetric(ratio, advantage, is_clipped):
+    logprobs, old = torch.tensor([[math.log(ratio)]]), torch.zeros(1, 1)
+    assert bool(SURROGATE.clipped(logprobs, old, torch.tensor([advantage]))) == is_clipped
+    limit = 1 + HIGH if advantage > 0 else 1 - LOW
+    loss = SURROGATE.token_losses(logprobs, old, old, torch.tensor([advantage]))
+    assert float(loss) == pytest.approx(-advantage * (limit if is_clipped else ratio))
+
+
+def test_importance_is_truncated_and_carries_no_gradient():
+    """Also where old and new log-probabilities are one tensor, as on the first update."""
+    logprobs = torch.tensor([[-1.0, -1.0]], requires_grad=True)
+    sampler = torch.tensor([[-1.5, -5.0]])  # ratios e^0.5 and e^4, the second above the cap
+    losses = SURROGATE.token_losses(logprobs, logprobs.detach(), sampler, torch.tensor([3.0]))
+    torch.testing.assert_close(losses, torch.tensor([[-3 * math.exp(0.5), -3 * CAP]]))
+    losses.sum().backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[-3 * math.exp(0.5), -3 * CAP]]))
+
+    through_old = torch.tensor([[-1.0]], requires_grad=True)
+    SURROGATE.token_losses(torch.tensor([[-1.0]]), through_old, torch.tensor([[-1.2]]), torch.ones(1)).sum().backward()
+    torch.testing.assert_close(through_old.grad, torch.tensor([[math.exp(0.2)]]))  # of the ratio's only: -m rho A * -1
+
+
+@settings(max_examples=60, deadline=None)
+@given(logprob=st.floats(-20, 0), reference=st.floats(-20, 0))
+def test_k3_is_never_negative_and_zero_on_itself(logprob, reference):
+    assert float(k3(torch.tensor(logprob).double(), torch.tensor(reference).double())) >= 0
+    assert float(k3(torch.tensor(logprob), torch.tensor(logprob))) == 0
+
+
+def test_k3_pinned():
+    value = k3(torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -1.0]))
+    torch.testing.assert_close(value, torch.tensor([math.exp(-1), math.e - 2]))
+
+
+def test_k3_estimates_the_kl_without_bias():
+    policy, reference = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.4, 0.4, 0.2])
+    exact = (policy * (policy / reference).log()).sum()
+    torch.testing.assert_close((policy * k3(policy.log(), reference.log())).sum(), exact)
+
+
+MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]])  # lengths 3, 1 and an empty completion
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [
+        ("token_mean", [[1 / 4] * 3, [1 / 4, 0, 0], [0, 0, 0]]),
+        ("sequence_mean", [[1 / 9] * 3, [1 / 3, 0, 0], [0, 0, 0]]),
+        ("constant", [[1 / 30] * 3, [1 / 30, 0, 0], [0, 0, 0]]),
+    ],
+)
+def test_token_weights_by_hand(aggregation, expected):
+    torch.testing.assert_close(token_weights(MASK.bool(), aggregation, max_tokens=10), torch.tensor(expected))
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8))
+def test_token_weights_sum_to_one_or_to_the_share_of_the_longest(lengths):
+    mask = torch.arange(9)[None, :] < torch.tensor(lengths)[:, None]
+    for aggregation in ("token_mean", "sequence_mean"):
+        assert float(token_weights(mask, aggregation, max_tokens=9).sum()) == pytest.approx(1, abs=1e-5)
+    constant = token_weights(mask, "constant", max_tokens=9)
+    assert float(constant.sum()) == pytest.approx(sum(lengths) / (9 * len(lengths)), abs=1e-5)
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
+def test_nothing_but_empty_completions_weighs_nothing(aggregation):
+    assert torch.equal(token_weights(torch.zeros(2, 3).bool(), aggregation, max_tokens=3), torch.zeros(2, 3))

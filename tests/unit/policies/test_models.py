@@ -1,0 +1,179 @@
+"""What is loaded as a policy, what is refused and in which words, and how a prompt becomes tokens."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from policies.models import ModelError, check_directory, context_length, encode_prompt, load_model, load_tokenizer
+from tests.support import make_policy
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'][0] }}:{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return make_policy(tmp_path_factory.mktemp("policy") / "policy", context=96)
+
+
+@pytest.fixture
+def copy(policy, tmp_path):
+    return shutil.copytree(policy, tmp_path / "copy")
+
+
+@pytest.fixture
+def tokenizer(policy):
+    return load_tokenizer(str(policy))
+
+
+def change_json(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_plain_directory_is_accepted(policy):
+    config = check_directory(policy)
+    assert config["model_type"] == "llama"
+    assert context_length(config) == 96
+    assert {p.dtype for p in load_model(str(policy)).parameters()} == {torch.float32}
+
+
+def test_context_length_of_other_configs():
+    assert context_length({"text_config": {"max_position_embeddings": 64}, "max_position_embeddings": 8}) == 64
+    assert context_length({"model_type": "mamba"}) is None
+
+
+def test_a_missing_directory(tmp_path):
+    with pytest.raises(ModelError, match=r"no directory .*nowhere; give a Hugging Face directory"):
+        check_directory(tmp_path / "nowhere")
+
+
+def test_a_directory_without_a_config(copy):
+    (copy / "config.json").unlink()
+    for check in (check_directory, lambda path: load_model(str(path))):
+        with pytest.raises(ModelError, match=r"no config\.json"):
+            check(copy)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", '"llama"'])
+def test_a_config_that_is_no_json_object(copy, content):
+    (copy / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"config\.json is not"):
+        check_directory(copy)
+
+
+def test_a_directory_with_code_of_its_own(copy):
+    """Its modules must not even be imported."""
+    change_json(copy / "config.json", auto_map={"AutoModelForCausalLM": "mine.Model"})
+    (copy / "mine.py").write_text(f"open({str(copy / 'ran')!r}, 'w')")
+    for check in (check_directory, lambda path: load_model(str(path))):
+        with pytest.raises(ModelError, match="auto_map"):
+            check(copy)
+    assert not (copy / "ran").exists()
+
+
+def test_pickled_weights_alone_are_refused(copy):
+    """They can run code when read, so they are named and not opened."""
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    for check in (check_directory, lambda path: load_model(str(path))):
+        with pytest.raises(ModelError, match=r"only pickled weights \(pytorch_model\.bin\).*safetensors") as caught:
+            check(copy)
+        assert "\n" not in str(caught.value)
+
+
+def test_pickled_weights_beside_safetensors_are_not_read(copy):
+    (copy / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    check_directory(copy)
+    load_model(str(copy))
+
+
+def test_pickled_weights_are_not_read_for_want_of_safetensors(copy):
+    """A file of that name beside them, such as an adapter, makes them no safer."""
+    torch.save(load_model(str(copy)).state_dict(), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").rename(copy / "adapter.safetensors")
+    with pytest.raises(ModelError, match="can't load"):
+        load_model(str(copy))
+
+
+def test_a_directory_without_weights(copy):
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="has no weights"):
+        check_directory(copy)
+
+
+def test_weights_that_were_cut_off(copy):
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="can't load"):
+        load_model(str(copy))
+
+
+def test_weights_that_are_not_all_there(copy):
+    """transformers would fill the gap at random, and say so in a line of log."""
+    change_json(copy / "config.json", num_hidden_layers=3)
+    with pytest.raises(ModelError, match=r"no weights for model\.layers\.2\."):
+        load_model(str(copy))
+
+
+def test_an_unknown_architecture(copy):
+    change_json(copy / "config.json", model_type="never_heard_of")
+    with pytest.raises(ModelError, match="can't load") as caught:
+        load_model(str(copy))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_without_a_tokenizer(copy):
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="no tokenizer"):
+        check_directory(copy)
+    with pytest.raises(ModelError, match="no tokenizer"):
+        load_tokenizer(str(copy))
+
+
+def test_a_tokenizer_without_an_end(tokenizer, copy):
+    tokenizer.eos_token = None
+    (copy / "tokenizer_config.json").unlink()
+    tokenizer.save_pretrained(copy)
+    with pytest.raises(ModelError, match="no end-of-sequence token"):
+        load_tokenizer(str(copy))
+
+
+def test_a_model_that_is_nowhere(tmp_path):
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(ModelError):
+            load(str(tmp_path / "nowhere"))
+
+
+def decode(tokenizer, tokens):
+    return "".join(tokenizer.convert_ids_to_tokens(tokens))
+
+
+def test_a_prompt_without_a_template_is_its_text(tokenizer):
+    tokenizer.chat_template = None
+    tokens = encode_prompt(tokenizer, "1+2=")
+    assert isinstance(tokens, list)
+    assert {type(token) for token in tokens} == {int}
+    assert decode(tokenizer, tokens) == "1+2="
+
+
+def test_a_prompt_goes_through_the_template_as_the_users_message(tokenizer):
+    tokenizer.chat_template = TEMPLATE
+    tokens = encode_prompt(tokenizer, "1+2=")
+    assert {type(token) for token in tokens} == {int}
+    assert decode(tokenizer, tokens) == "<s>u:1+2=\na:"
+    assert encode_prompt(tokenizer, [{"role": "user", "content": "1+2="}]) == tokens
+
+
+def test_chat_messages_keep_their_roles(tokenizer):
+    tokenizer.chat_template = TEMPLATE
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    assert decode(tokenizer, encode_prompt(tokenizer, messages)) == "<s>s:be brief\nu:hi\na:"
+
+
+def test_chat_messages_without_a_template_are_refused(tokenizer):
+    tokenizer.chat_template = None
+    with pytest.raises(ModelError, match="no chat template"):
+        encode_prompt(tokenizer, [{"role": "user", "content": "hi"}])

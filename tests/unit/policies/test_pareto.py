@@ -1,0 +1,183 @@
+"""Hypervolume and dominance against definitions written out, and the archive that rests on them."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.pareto import Archive, Point, hypervolume, nondominated, normalise
+
+RANGES = {"accuracy": (0.0, 1.0), "tokens": (-200.0, 0.0)}
+COORDINATE = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.25, 0.5, 1.0]))  # ties are the difficult part
+
+
+@st.composite
+def point_sets(draw, max_points=5):
+    objectives = draw(st.integers(1, 4))
+    rows = draw(st.lists(st.lists(COORDINATE, min_size=objectives, max_size=objectives), max_size=max_points))
+    return np.array(rows, dtype=np.float64).reshape(len(rows), objectives)
+
+
+def inclusion_exclusion(points):
+    """Of the boxes from 0 to each point: a set of boxes meets in the box to their smallest coordinates."""
+    subsets = itertools.chain.from_iterable(itertools.combinations(points, size) for size in range(1, len(points) + 1))
+    return math.fsum((-1) ** (len(subset) + 1) * math.prod(np.min(subset, axis=0)) for subset in subsets)
+
+
+def point(step, accuracy, tokens=-100.0, **fields):
+    return Point(step=step, objectives={"accuracy": accuracy, "tokens": tokens}, mean_tokens=-tokens, **fields)
+
+
+def archive_of(*points):
+    archive = Archive(RANGES)
+    growth = [archive.add(one) for one in points]
+    return archive, growth
+
+
+@pytest.mark.parametrize(
+    ("points", "volume"),
+    [
+        ([[0.3], [0.7]], 0.7),
+        ([[0.5, 0.8], [0.9, 0.2]], 0.5 * 0.8 + 0.4 * 0.2),
+        ([[1.0, 1.0, 1.0]], 1.0),
+        ([[0.5, 0.5, 0.5], [1.0, 0.2, 0.1]], 0.125 + 0.02 - 0.5 * 0.2 * 0.1),
+        ([[0.9, 0.0]], 0.0),  # on the corner's own plane
+        ([[0.0, 0.0], [0.0, 0.0]], 0.0),
+    ],
+)
+def test_hypervolume_by_hand(points, volume):
+    assert hypervolume(np.array(points)) == pytest.approx(volume, abs=1e-12)
+
+
+def test_no_points_no_volume():
+    assert hypervolume(np.zeros((0, 3))) == 0
+    assert nondominated(np.zeros((0, 3))).tolist() == []
+
+
+@settings(max_examples=150, deadline=None)
+@given(points=point_sets())
+def test_hypervolume_is_inclusion_exclusion(points):
+    assert hypervolume(points) == pytest.approx(inclusion_exclusion(points), abs=1e-9)
+
+
+@settings(max_examples=150, deadline=None)
+@given(points=point_sets(max_points=8))
+def test_nondominated_is_its_definition(points):
+    def beaten(i):
+        return any(
+            (other >= points[i]).all() and ((other > points[i]).any() or j < i)
+            for j, other in enumerate(points)
+            if j != i
+        )
+
+    assert nondominated(points).tolist() == [not beaten(i) for i in range(len(points))]
+
+
+@settings(max_examples=80, deadline=None)
+@given(points=point_sets(max_points=8))
+def test_the_front_alone_has_the_whole_volume(points):
+    assert hypervolume(points[nondominated(points)]) == pytest.approx(hypervolume(points), abs=1e-9)
+
+
+def test_normalise_maps_ranges_and_clips():
+    """Trap 2: in raw units the volume would follow the tokens alone."""
+    ranges = [(0.0, 1.0), (-200.0, 0.0), (2.0, 4.0)]
+    np.testing.assert_allclose(normalise([0.25, -50.0, 3.0], ranges), [0.25, 0.75, 0.5])
+    np.testing.assert_allclose(normalise([-1.0, 10.0, 2.0], ranges), [0.0, 1.0, 0.0])
+
+
+def test_growth_is_the_gain_in_volume():
+    archive, growth = archive_of(point(0, 0.5), point(5, 0.8), point(10, 0.4, -150.0), point(15, 0.4, -20.0))
+    assert growth == pytest.approx([0.25, 0.15, 0.0, 0.4 * 0.4])
+    assert archive.hypervolume == pytest.approx(0.8 * 0.5 + 0.4 * 0.4)
+    assert [one.step for one in archive.front] == [5, 15]
+
+
+def test_the_same_step_again_replaces_its_point():
+    """A resumed run evaluates a step a second time: its first point must not count, nor spoil the growth."""
+    archive, _ = archive_of(point(0, 0.5), point(5, 0.9))
+    assert archive.add(point(5, 0.7)) == pytest.approx(0.2 * 0.5)
+    assert [(one.step, one.objectives["accuracy"]) for one in archive.points] == [(0, 0.5), (5, 0.7)]
+    assert archive.hypervolume == pytest.approx(0.35)
+
+
+def test_points_stand_in_the_order_of_steps():
+    archive, _ = archive_of(point(10, 0.7), point(0, 0.5), point(5, 0.6))
+    assert [one.step for one in archive.points] == [0, 5, 10]
+    assert archive.hypervolume_base == pytest.approx(0.25)
+
+
+def test_a_collapsed_point_is_kept_but_never_on_the_front():
+    archive, growth = archive_of(point(0, 0.5), point(5, 0.9, -10.0, collapsed=True))
+    assert growth[1] == 0
+    assert [one.step for one in archive.front] == [0]
+    assert [one.step for one in archive.points] == [0, 5]
+    assert archive.hypervolume == pytest.approx(0.25)
+    assert archive.hypervolume_by_step() == [(0, pytest.approx(0.25))]
+
+
+def test_of_equal_points_the_first_is_on_the_front():
+    archive, growth = archive_of(point(0, 0.5), point(5, 0.5))
+    assert growth[1] == 0
+    assert [one.step for one in archive.front] == [0]
+
+
+def test_volumes_of_the_base_and_over_it():
+    """Over the base counts only what is better in every objective, as a share of the room above it."""
+    archive, _ = archive_of(point(0, 0.5, -100.0))
+    assert archive.hypervolume_base == pytest.approx(0.25)
+    assert archive.hypervolume_over_base == 0
+    archive.add(point(5, 1.0, -150.0))  # better in one, worse in the other
+    assert archive.hypervolume_over_base == 0
+    archive.add(point(10, 0.75, -50.0))
+    assert archive.hypervolume_over_base == pytest.approx(0.5 * 0.5)
+    archive.add(point(15, 1.0, 0.0))
+    assert archive.hypervolume_over_base == pytest.approx(1)
+    assert archive.hypervolume_base == pytest.approx(0.25)
+
+
+def test_a_base_at_the_top_of_a_range_leaves_nothing_above_it():
+    archive, _ = archive_of(point(0, 1.0), point(5, 1.0, -50.0))
+    assert archive.hypervolume_over_base == pytest.approx(0, abs=1e-9)
+
+
+def test_an_empty_archive_has_no_volume():
+    archive = Archive(RANGES)
+    assert (archive.hypervolume, archive.hypervolume_base, archive.hypervolume_over_base) == (0, 0, 0)
+    assert archive.front == []
+    assert archive.hypervolume_by_step() == []
+
+
+def test_other_objectives_are_refused():
+    with pytest.raises(ValueError, match="accuracy"):
+        Archive(RANGES).add(Point(step=0, objectives={"accuracy": 0.5}, mean_tokens=1.0))
+
+
+@settings(max_examples=80, deadline=None)
+@given(values=st.lists(st.tuples(COORDINATE, COORDINATE, COORDINATE, st.booleans()), min_size=1, max_size=10))
+def test_volume_by_step_never_falls(values):
+    archive = Archive(dict.fromkeys("abc", (0.0, 1.0)))
+    growth = [
+        archive.add(Point(step=i, objectives=dict(zip("abc", row, strict=False)), mean_tokens=1, collapsed=row[3]))
+        for i, row in enumerate(values)
+    ]
+    volumes = [volume for _, volume in archive.hypervolume_by_step()]
+    assert volumes == sorted(volumes)
+    assert min(growth) >= 0
+    assert sum(growth) == pytest.approx(archive.hypervolume, abs=1e-9)
+    if volumes:
+        assert volumes[-1] == pytest.approx(archive.hypervolume, abs=1e-9)
+
+
+def test_state_round_trip_through_json():
+    archive, _ = archive_of(point(0, 0.5), point(5, 0.9, -30.0, collapsed=True), point(10, 0.6, extra={"weights": [1]}))
+    other = Archive({})
+    other.load_state_dict(json.loads(json.dumps(archive.state_dict())))
+    assert other.points == archive.points
+    assert other.ranges == RANGES
+    assert other.hypervolume == archive.hypervolume
+    assert other.add(point(15, 0.95, -10.0)) == archive.add(point(15, 0.95, -10.0))
