@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from orchestrator.batch import reward_batch, rollout_seed
 from orchestrator.build import Parts
 from orchestrator.checkpoints import directory_name
@@ -142,10 +144,9 @@ class Evaluator:
         """Steps in the order of testing: the last first, whose weights the engines have."""
         archive = self.parts.archive
         _, steering = loop.journal.steering(loop.state.step)
-        ranked = sorted(
-            archive.front,
-            key=lambda point: -sum(steering.weights[name] * value for name, value in point.objectives.items()),
-        )
+        weights_K = np.array([steering.weights[name] for name in archive.ranges])
+        totals_N = archive.normalised(archive.front) @ weights_K
+        ranked = [archive.front[i] for i in np.argsort(-totals_N, kind="stable")]
         chosen = {point.step for point in ranked[: self.spec.evaluation.test_points]}
         chosen |= {loop.state.step}
         return sorted((chosen & loop.kept) - {0}, reverse=True)

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ class StoreJournal:
         )
 
     def event(self, type: str, *, level: str = "info", **data: Any) -> None:
-        self._patiently(lambda: self.store.event(self.lease.job_id, type, data, self.lease, level=level))
+        token = secrets.token_hex(8)  # one for all tries
+        self._patiently(lambda: self.store.event(self.lease.job_id, type, data, self.lease, level=level, token=token))
 
     def progress(self, **line: Any) -> None:
         self._patiently(lambda: self.store.set_progress(self.lease, line))

@@ -258,11 +258,15 @@ class JobStore(JobReader):
         lease: Lease | None = None,
         *,
         level: str = "info",
+        token: str | None = None,
     ) -> int:
-        """Append an event (data at most 64 KiB), only while `lease` is valid if one is given; its number."""
+        """Append an event (data at most 64 KiB), only while `lease` is valid if one is given; its number.
+
+        Who repeats the call after `StoreUnavailable` gives the same `token`: then it is written once.
+        """
         fence, nonce = ("", "") if lease is None else (str(lease.fence), lease.nonce)
         document = dumps(data, limit_bytes=EVENT_LIMIT_BYTES)
-        return int(self._run("event", job_id, _token(), fence, nonce, type, level, document)[1])
+        return int(self._run("event", job_id, token or _token(), fence, nonce, type, level, document)[1])
 
     # -- steering --------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -293,7 +294,8 @@ class Learner:
         dtype = getattr(torch, self.settings.dtype)
         tied = self.model.all_tied_weights_keys  # converted copies would no longer be seen as one tensor
         state = {name: tensor.to(dtype) for name, tensor in self.model.state_dict().items() if name not in tied}
-        self.model.save_pretrained(directory, state_dict=state)
+        with _disk_errors():
+            self.model.save_pretrained(directory, state_dict=state)
         self.model.config.dtype = self.settings.dtype  # save_pretrained writes that of the float32 weights
         self.model.config.save_pretrained(directory)
 
@@ -306,7 +308,8 @@ class Learner:
         tensors["schedule.updates"] = torch.tensor(self.scheduler.last_epoch)
         tensors["random.torch"] = torch.get_rng_state()
         tensors["random.order"] = self.generator.get_state()
-        save_file(tensors, directory / "learner.safetensors")
+        with _disk_errors():
+            save_file(tensors, directory / "learner.safetensors")
 
     def load_state(self, directory: Path) -> None:
         """Continue exactly where `save_state` was. Raises KeyError where it is of another model."""
@@ -373,6 +376,15 @@ class _Meter:
             padding_share=1 - self.real / max(self.slots, 1),
             updates=len(self.grad_norms),
         )
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """safetensors has an error of its own for what the disk refuses."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def learning_rate(settings: LearnerSettings) -> Callable[[int], float]:

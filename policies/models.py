@@ -42,7 +42,7 @@ def check_directory(path: Path) -> dict[str, Any]:
 
 def context_length(config: dict[str, Any]) -> int | None:
     """Tokens that the model was made for, where its config says so."""
-    text = config.get("text_config", config)
+    text = config.get("text_config") or config
     value = text.get("max_position_embeddings")
     return int(value) if value else None
 

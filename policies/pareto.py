@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,7 +110,9 @@ class Archive:
     def hypervolume_by_step(self) -> list[tuple[int, float]]:
         """(step, hypervolume of the points up to it), never falling."""
         points = self.eligible
-        return [(point.step, hypervolume(self.normalised(points[: i + 1]))) for i, point in enumerate(points)]
+        volumes = (hypervolume(self.normalised(points[: i + 1])) for i in range(len(points)))
+        rising = itertools.accumulate(volumes, max)  # against the last digit's rounding
+        return [(point.step, volume) for point, volume in zip(points, rising, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -69,7 +69,7 @@ class FakeStore:
     def checkpoints(self, _: str) -> list[Checkpoint]:
         return list(self.registered)
 
-    def event(self, _: str, type: str, data: dict[str, Any], lease: Lease, *, level: str = "info") -> None:
+    def event(self, _: str, type: str, data: dict[str, Any], lease: Lease, *, level: str = "info", **_kw: Any) -> None:
         assert lease is LEASE
         self.events_written.append((type, level, dict(data)))
 
