@@ -1,0 +1,50 @@
+"""vLLM's own transports on a GPU: after a sync the engine is the learner."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support import make_policy
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("transport", ["ipc", "nccl"])
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_engine_has_the_learners_weights(transport, tmp_path):
+    import torch
+
+    from orchestrator.cluster import Cluster
+    from policies.learner import LearnerSettings
+    from policies.models import encode_prompt, load_tokenizer
+    from policies.rollout import EngineSettings
+    from policies.types import RolloutRequest
+
+    if transport == "nccl" and torch.cuda.device_count() < 2:
+        pytest.skip("nccl needs a GPU for the learner and one for the engine")
+    policy = make_policy(tmp_path / "policy", architecture="qwen3")
+    tokenizer = load_tokenizer(str(policy))
+    requests = [
+        RolloutRequest(prompt_tokens=tuple(encode_prompt(tokenizer, f"{i}+1=")), seed=i, max_tokens=24)
+        for i in range(10, 18)
+    ]
+    share = 0.5 if transport == "ipc" else 1
+    cluster = Cluster()
+    engines, learner = cluster.start(
+        EngineSettings(model=str(policy), device="cuda", transport=transport, enforce_eager=True),
+        LearnerSettings(model=str(policy), device="cuda", lr=1e-2),
+        engines=1,
+        engine_options={"num_gpus": share},
+        learner_options={"num_gpus": share},
+    )
+    try:
+        for version in (1, 2):
+            rollouts = engines.generate(requests)
+            learner.learn(rollouts, torch.linspace(-1, 1, len(rollouts)), None)
+            learner.sync(version)
+        rollouts = engines.generate(requests)
+        assert {rollout.policy_version for rollout in rollouts} == {2}
+        for rollout, scores in zip(rollouts, learner.logprobs(rollouts), strict=True):
+            assert rollout.logprobs == pytest.approx(scores, abs=1e-2)
+    finally:
+        cluster.close()
