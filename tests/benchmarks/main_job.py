@@ -50,6 +50,13 @@ class Bench:
         self.url = url
         self.seeds = list(range(seeds))
         self.steps = steps
+        self.results: Figures = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        self.done: list[Figures] = []  # runs of an earlier call that are not made again
+
+    def save(self, figures: Figures) -> None:
+        self.results |= {**figures, "machine": machine()}
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(self.results, indent=1) + "\n")
 
     def spec(self, *, weights: dict[str, float] = LEANING, **changes: Any) -> JobSpec:
         document = yaml.safe_load((PROJECT / "deploy" / "jobs" / "quickstart.yaml").read_text())
@@ -101,15 +108,18 @@ def measure_demo(_bench: Bench) -> Figures:
 
 def measure_runs(bench: Bench) -> Figures:
     """Three weightings over the seeds: gain in accuracy, hypervolume, styles, and where the time goes."""
-    runs = []
+    runs = bench.done
     for seed in bench.seeds:
         for name, weights in (("gradient", LEANING), ("hypervolume", LEANING), ("fixed", EQUAL)):
+            if (name, seed) in {(run["weighting"], run["seed"]) for run in runs}:
+                continue
             spec = bench.spec(weights=weights, name=f"{name}-{seed}", seed=seed, weighting={"name": name})
             store, job_id, peak_gib = bench.run(spec)
             runs.append(
                 {"weighting": name, "seed": seed, "peak_gib": round(peak_gib, 2), **figures_of(store, job_id, spec)}
             )
             print(json.dumps(runs[-1]), flush=True)
+            bench.save({"runs": runs})
     return {"runs": runs, **totals(runs)}
 
 
@@ -355,22 +365,22 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when absent")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="instead of the quickstart job's own")
+    parser.add_argument("--resume", action="store_true", help="keep the runs that are in the results already")
     parser.add_argument("--state-dir", type=Path, default=PROJECT / ".equipoise" / "bench")
     options = parser.parse_args()
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:
         parser.error(f"no part {unknown[0]}; parts are {', '.join(PARTS)}")
-    results: Figures = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     options.state_dir.mkdir(parents=True, exist_ok=True)
     with EmbeddedRedis(options.state_dir / "redis") as redis:
         bench = Bench(options.state_dir, redis.url, seeds=options.seeds, steps=options.steps)
+        if options.resume:
+            bench.done = bench.results.get("runs", [])
         for part in options.parts or PARTS:
             print(f"== {part}: {(PARTS[part].__doc__ or '').splitlines()[0]}", flush=True)
-            results |= {**PARTS[part](bench), "machine": machine()}
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    print_table(results)
-    print(json.dumps(results))
+            bench.save(PARTS[part](bench))
+    print_table(bench.results)
+    print(json.dumps(bench.results))
 
 
 if __name__ == "__main__":
