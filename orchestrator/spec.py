@@ -6,12 +6,10 @@ checked and shown without them, and only build.py turns it into objects.
 
 from __future__ import annotations
 
-import difflib
 import math
-import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -19,12 +17,12 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
-    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from orchestrator.spec_errors import SpecError, nearest, problem
 from rewards import registry
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
@@ -32,14 +30,6 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-
-
-class SpecError(ValueError):
-    """A spec that can't be used: one message per wrong field, each with its dotted path."""
-
-    def __init__(self, problems: list[tuple[str, str]]) -> None:
-        self.problems = problems
-        super().__init__("\n".join(f"{path}: {message}" if path else message for path, message in problems))
 
 
 class Spec(BaseModel):
@@ -435,12 +425,6 @@ def scaled(weights: Mapping[str, float]) -> dict[str, float]:
     return {name: weight / total for name, weight in weights.items()}
 
 
-def nearest(word: str, candidates: list[str] | tuple[str, ...]) -> str:
-    """`, did you mean 'x'?` or nothing."""
-    close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
-    return f", did you mean '{close[0]}'?" if close else ""
-
-
 def parse_spec(document: Any) -> JobSpec:
     """A JobSpec from parsed YAML or JSON. Raises SpecError with one line for each wrong field."""
     if not isinstance(document, dict):
@@ -450,7 +434,9 @@ def parse_spec(document: Any) -> JobSpec:
     try:
         return JobSpec.model_validate(document)
     except ValidationError as error:
-        raise SpecError([_problem(detail) for detail in error.errors(include_url=False, include_input=False)]) from None
+        raise SpecError(
+            [problem(JobSpec, detail) for detail in error.errors(include_url=False, include_input=False)]
+        ) from None
 
 
 def load_spec(path: Path) -> JobSpec:
@@ -469,89 +455,5 @@ def load_spec(path: Path) -> JobSpec:
     return parse_spec(document)
 
 
-def _problem(detail: Any) -> tuple[str, str]:
-    """(dotted path, message) of one pydantic error; an unknown field gets the nearest valid name."""
-    location = tuple(part for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        fields = _fields(_type_at(location[:-1]))
-        unknown = str(location[-1])
-        hint = nearest(unknown, fields) or (f"; fields are {', '.join(fields)}" if fields else "")
-        return _path(location), f"unknown field{hint}"
-    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        tags, key = list(_tags(_type_at(location))), detail["ctx"]["discriminator"].strip("'")
-        hint = nearest(str(detail["ctx"].get("tag", "")), tags)
-        return f"{_path(location)}.{key}", f"expected one of {', '.join(tags)}{hint}"
-    if detail["type"] in ("model_type", "model_attributes_type"):
-        known = ", ".join(_fields(_type_at(location)))
-        return _path(location), f"expected a mapping of fields{known and f': {known}'}"
-    message = detail["msg"].removeprefix("Value error, ")
-    if not location and ": " in message:  # our own cross-field checks name the field first
-        path, _, rest = message.partition(": ")
-        if " " not in path:
-            return path, rest
-    return _path(location), message
-
-
-def _path(location: tuple[Any, ...]) -> str:
-    """Without the tags that pydantic adds for the member of a union, so that it reads as the document does."""
-    parts: list[str] = []
-    model: Any = JobSpec
-    for part in location:
-        if isinstance(part, str) and _members(model) and part in _tags(model):
-            model = _tags(model)[part]
-            continue
-        parts.append(str(part))
-        model = _step(model, part)
-    return ".".join(parts)
-
-
-def _type_at(location: tuple[Any, ...]) -> Any:
-    """The type behind a location of an error, None where the tree has no such place."""
-    model: Any = JobSpec
-    for part in location:
-        model = _tags(model)[part] if _members(model) and part in _tags(model) else _step(model, part)
-    return model
-
-
-def _fields(model: Any) -> list[str]:
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
-
-
-def _step(model: Any, part: Any) -> Any:
-    """The type behind one field name or index."""
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        field = model.model_fields.get(str(part))
-        return _plain(field.annotation) if field else None
-    if get_origin(model) is tuple:
-        return _plain(get_args(model)[0])
-    return None
-
-
-def _plain(annotation: Any) -> Any:
-    """Without Annotated and without None."""
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    members = [member for member in _members(annotation) if member is not type(None)]
-    return members[0] if len(members) == 1 else annotation
-
-
-def _members(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
-
-
-def _tags(union: Any) -> dict[str, Any]:
-    """Members of a discriminated union by their tag."""
-    tags: dict[str, Any] = {}
-    for member in _members(union):
-        for name in ("type", "name"):
-            field = member.model_fields.get(name) if hasattr(member, "model_fields") else None
-            if field is not None and get_origin(field.annotation) is Literal:
-                tags[get_args(field.annotation)[0]] = member
-    return tags
-
-
 def _kind(value: Any) -> str:
     return {type(None): "an empty document", list: "a list", str: "text"}.get(type(value), type(value).__name__)
-
-
-SCHEMA: dict[str, Any] = TypeAdapter(JobSpec).json_schema()

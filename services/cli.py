@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from orchestrator.spec import SpecError
+from orchestrator.spec_errors import SpecError
 from services import cli_server, steer_words, submission
 from services.client import ApiError, Client
 from services.follow import FINAL, follow, front_table

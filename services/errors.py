@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.errors import IllegalTransition, JobNotFound, StoreUnavailable
-from orchestrator.spec import SpecError
+from orchestrator.spec_errors import SpecError
 
 log = logging.getLogger(__name__)
 

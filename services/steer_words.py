@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from orchestrator.spec import nearest
+from orchestrator.spec_errors import nearest
 
 
 def weights(words: Sequence[str], now: Mapping[str, float]) -> dict[str, float]:

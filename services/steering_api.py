@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from orchestrator.spec import nearest
+from orchestrator.spec_errors import nearest
 from orchestrator.steering import SteeringError, merge
 from orchestrator.store import JobStore, Steer, SteeringEntry, SteerOutcome
 from services.body import json_body

@@ -35,7 +35,7 @@ def synced(request, tmp_path_factory):
     engines, learner = cluster.start(
         EngineSettings(model=str(policy), kv_cache_gib=0.1),
         LearnerSettings(model=str(policy), lr=1e-2, threads=1),
-        engines=2,
+        engines=2 if tied else 1,
         engine_options={"num_cpus": 1},
         learner_options={"num_cpus": 1},
     )

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from orchestrator import spec as spec_module
-from orchestrator.spec import JobSpec, SpecError, load_spec, nearest, parse_spec, scaled
+from orchestrator.spec import JobSpec, load_spec, parse_spec, scaled
+from orchestrator.spec_errors import SpecError, nearest
 
 PROJECT = Path(__file__).parents[3]
 EXAMPLES = sorted((PROJECT / "deploy" / "jobs").glob("*.yaml"))

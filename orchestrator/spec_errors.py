@@ -1,0 +1,107 @@
+"""What a person reads when a spec is wrong: the field as the document has it, what was expected, the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+
+class SpecError(ValueError):
+    """A spec that can't be used: one message per wrong field, each with its dotted path."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(f"{path}: {message}" if path else message for path, message in problems))
+
+
+def nearest(word: str, candidates: list[str] | tuple[str, ...]) -> str:
+    """`, did you mean 'x'?` or nothing."""
+    close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def problem(root: type[BaseModel], detail: Any) -> tuple[str, str]:
+    """(dotted path, message) of one pydantic error on a tree of models.
+
+    An unknown field gets the nearest valid name.
+    """
+    location = tuple(part for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        fields = _fields(_type_at(root, location[:-1]))
+        unknown = str(location[-1])
+        hint = nearest(unknown, fields) or (f"; fields are {', '.join(fields)}" if fields else "")
+        return _path(root, location), f"unknown field{hint}"
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        tags, key = list(_tags(_type_at(root, location))), detail["ctx"]["discriminator"].strip("'")
+        hint = nearest(str(detail["ctx"].get("tag", "")), tags)
+        return f"{_path(root, location)}.{key}", f"expected one of {', '.join(tags)}{hint}"
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        known = ", ".join(_fields(_type_at(root, location)))
+        return _path(root, location), f"expected a mapping of fields{known and f': {known}'}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if not location and ": " in message:  # our own cross-field checks name the field first
+        path, _, rest = message.partition(": ")
+        if " " not in path:
+            return path, rest
+    return _path(root, location), message
+
+
+def _path(root: type[BaseModel], location: tuple[Any, ...]) -> str:
+    """Without the tags that pydantic adds for the member of a union, so that it reads as the document does."""
+    parts: list[str] = []
+    model: Any = root
+    for part in location:
+        if isinstance(part, str) and _members(model) and part in _tags(model):
+            model = _tags(model)[part]
+            continue
+        parts.append(str(part))
+        model = _step(model, part)
+    return ".".join(parts)
+
+
+def _type_at(root: type[BaseModel], location: tuple[Any, ...]) -> Any:
+    """The type behind a location of an error, None where the tree has no such place."""
+    model: Any = root
+    for part in location:
+        model = _tags(model)[part] if _members(model) and part in _tags(model) else _step(model, part)
+    return model
+
+
+def _fields(model: Any) -> list[str]:
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _step(model: Any, part: Any) -> Any:
+    """The type behind one field name or index."""
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        field = model.model_fields.get(str(part))
+        return _plain(field.annotation) if field else None
+    if get_origin(model) is tuple:
+        return _plain(get_args(model)[0])
+    return None
+
+
+def _plain(annotation: Any) -> Any:
+    """Without Annotated and without None."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    members = [member for member in _members(annotation) if member is not type(None)]
+    return members[0] if len(members) == 1 else annotation
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+
+
+def _tags(union: Any) -> dict[str, Any]:
+    """Members of a discriminated union by their tag."""
+    tags: dict[str, Any] = {}
+    for member in _members(union):
+        for name in ("type", "name"):
+            field = member.model_fields.get(name) if hasattr(member, "model_fields") else None
+            if field is not None and get_origin(field.annotation) is Literal:
+                tags[get_args(field.annotation)[0]] = member
+    return tags
