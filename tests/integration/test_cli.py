@@ -414,6 +414,7 @@ def test_serve_and_worker_share_a_redis(redis_url: str, tmp_path: Path) -> None:
 
 DEMO = """
 import functools, sys
+import services.demo
 import services.local
 from services.cli import main
 
@@ -421,6 +422,7 @@ def command(job_id, redis_url, state_dir):
     return [sys.executable, "-c", DRIVER, job_id, redis_url, str(state_dir)]
 
 DRIVER = {driver!r}
+services.demo._make_policy = lambda *_, **__: None  # the pretender needs none; the real one has tests of its own
 services.local.Worker = functools.partial(services.local.Worker, command=command, poll_s=0.05)
 main()
 """
@@ -486,7 +488,7 @@ def test_the_demo_uses_a_server_that_runs_already(tmp_path: Path) -> None:
     script = DEMO.format(driver=PRETENDER.format(record=step_record(1), front=FRONT))
     up = start(tmp_path, "up", "--port", "0", program=["-c", script])
     wait_for(up, "stderr", lambda line: "Ctrl-C stops it" in line)
-    demo = start(tmp_path, "demo", "--steps", "2")
+    demo = start(tmp_path, "demo", "--steps", "2", program=["-c", script])
     wait_for(demo, "stderr", lambda line: "using the server that runs at" in line)
     wait_for(demo, "stdout", lambda line: line.startswith("step 1/2"))
     demo.send_signal(signal.SIGINT)
