@@ -14,14 +14,19 @@ from policies.types import Rollout
 def microbatches(lengths: Sequence[int], *, token_budget: int) -> list[list[int]]:
     """Indices grouped so that rows x longest row stays within the budget, longest first.
 
-    Rows of like length stand together, so that little is padded. A row longer than the budget goes alone: the budget
+    Rows of like length stand together, so that little is padded: once a group holds a quarter of the budget, a row
+    less than 0.8 times as long as its longest opens another. A row longer than the budget goes alone: the budget
     bounds memory where it can, and never drops a rollout. Deterministic: ties keep their order.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     groups: list[list[int]] = []
     for i in order:
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= token_budget:
-            groups[-1].append(i)
+        group = groups[-1] if groups else []
+        longest = lengths[group[0]] if group else 0
+        fits = (len(group) + 1) * longest <= token_budget
+        alike = lengths[i] >= 0.8 * longest or len(group) * longest < token_budget / 4
+        if group and fits and alike:
+            group.append(i)
         else:
             groups.append([i])
     return groups

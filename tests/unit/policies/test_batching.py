@@ -52,7 +52,12 @@ def test_like_lengths_stand_together(lengths, budget):
 
 
 def test_a_row_longer_than_the_budget_goes_alone():
-    assert microbatches([3, 100, 4, 3], token_budget=12) == [[1], [2, 0, 3]]
+    assert microbatches([3, 100, 3, 3], token_budget=12) == [[1], [0, 2, 3]]
+
+
+def test_rows_of_unlike_length_are_not_padded_to_each_other():
+    assert microbatches([10, 10, 7, 7, 7], token_budget=80) == [[0, 1], [2, 3, 4]]
+    assert microbatches([10, 7], token_budget=80) == [[0, 1]]  # too few to be worth a forward pass of their own
 
 
 def test_ties_keep_their_order():
