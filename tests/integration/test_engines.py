@@ -117,6 +117,7 @@ def test_two_steps_on_competition_mathematics(math500: Path, tmp_path, redis_url
     spec["data"] |= {"train": str(math500 / "train.parquet"), "validation": str(math500 / "val.parquet")}
     spec["data"] |= {"test": str(math500 / "test.parquet"), "limit": 12}
     spec["rollout"] = {"prompts_per_step": 4, "rollouts_per_prompt": 4, "max_tokens": 64, "kv_cache_gib": 0.2}
+    spec["objectives"][1]["reward"]["options"] = {"free_tokens": 8}
     spec["optimizer"]["minibatches"] = 2
     spec["evaluation"] = {"every": 2, "test_points": 1}
     store, job_id = run_job(parse_spec(spec), redis_url, state_dir)
