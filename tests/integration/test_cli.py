@@ -35,6 +35,11 @@ objectives:
 """
 
 
+def heed_ctrl_c() -> None:
+    """As from a terminal: a test run that was put in the background passes on that SIGINT is to be ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(
     state_dir: Path, *words: str, program: Sequence[str] = ("-m", "services.cli"), **environment: str
 ) -> subprocess.Popen[str]:
@@ -43,6 +48,7 @@ def start(
     return subprocess.Popen(
         [sys.executable, *program, *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=state_dir, start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )  # fmt: skip
 
 

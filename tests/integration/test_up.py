@@ -69,7 +69,9 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     machine = Machine(tmp_path / "state")
     yield machine
     if machine.server is not None and machine.server.poll() is None:
-        os.killpg(machine.server.pid, signal.SIGKILL)
+        machine.server.send_signal(signal.SIGINT)
+        machine.server.send_signal(signal.SIGINT)  # the second one stops it at once
+        machine.server.communicate(timeout=60)
 
 
 def test_a_job_from_submit_to_cancel_over_a_restart(machine: Machine, tmp_path: Path) -> None:
@@ -91,7 +93,7 @@ def test_a_job_from_submit_to_cancel_over_a_restart(machine: Machine, tmp_path: 
     interrupted_at = machine.job()["step"]
     machine.interrupt()
     machine.up()
-    job = machine.wait_for(lambda job: job["step"] > interrupted_at + 20)
+    job = machine.wait_for(lambda job: job["step"] > interrupted_at + 3)
     assert job["status"] == "running"
     events = json_events(machine)
     resumed = [event["data"] for event in events if event["type"] == "job.resumed"]
@@ -111,4 +113,4 @@ def test_a_job_from_submit_to_cancel_over_a_restart(machine: Machine, tmp_path: 
 def json_events(machine: Machine) -> list[dict]:
     shown = machine.cli("events", "last", "--json")
     assert shown.returncode == 0, shown.stderr
-    return json.loads(shown.stdout)
+    return [json.loads(line) for line in shown.stdout.splitlines()]
