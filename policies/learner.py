@@ -70,6 +70,7 @@ class Learner:
             torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         self.device = torch.device(settings.device)
+        # transformers wraps `to`, which hides its signature from the checker
         self.model: Any = load_model(settings.model, revision=settings.revision).to(settings.device)  # type: ignore[arg-type]
         self.model.train()
         for module in self.model.modules():  # dropout would make the ratio differ from 1 on fresh rollouts

@@ -264,7 +264,7 @@ def main() -> NoReturn:
         code = 2
     except KeyboardInterrupt:
         code = 130
-    except Exception as error:
+    except Exception as error:  # typer's usage errors share no public base; anything else is raised again
         show = getattr(error, "format_message", None)  # what typer raises for words that it does not understand
         if show is None:
             raise

@@ -144,7 +144,7 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception:
+        except Exception:  # whatever it was, the caller gets the error body and no trace of ours
             log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if started:
                 raise  # half an answer is out: closing the connection is all that is left
