@@ -1,9 +1,14 @@
-"""From prompts and rollouts to what the engines and the rewards take."""
+"""A step's prompts, rollouts and rewards side by side, and what the engines and the rewards take.
+
+P prompts, G rollouts of the prompt that has most, K objectives; B rollouts in one row, prompt by prompt.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,16 +18,56 @@ from policies.types import Rollout
 from rewards.base import RewardBatch
 
 
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Groups of rollouts with their rewards. NaN stands where a prompt has fewer rollouts than another."""
+
+    prompt_index: tuple[int, ...]  # P, of the train split
+    counts: tuple[int, ...]  # P: rollouts of each prompt
+    rollouts: list[Rollout]  # B
+    rewards_PGK: Tensor  # raw
+    signal_PGK: Tensor  # after gates and transforms: what the estimator sees
+
+    def groups(self, kept: Sequence[int]) -> Batch:
+        """These groups alone, in this order."""
+        starts = [0, *itertools.accumulate(self.counts)]
+        return Batch(
+            prompt_index=tuple(self.prompt_index[p] for p in kept),
+            counts=tuple(self.counts[p] for p in kept),
+            rollouts=[rollout for p in kept for rollout in self.rollouts[starts[p] : starts[p + 1]]],
+            rewards_PGK=self.rewards_PGK[list(kept)],
+            signal_PGK=self.signal_PGK[list(kept)],
+        )
+
+    def in_a_row(self, values_PG: Tensor) -> Tensor:
+        """One value (or K) for each rollout, from values that are also laid out by prompt; NaN becomes 0."""
+        rows = [values_PG[p, :count] for p, count in enumerate(self.counts)]
+        return torch.nan_to_num(torch.cat(rows), nan=0.0)
+
+    def by_prompt(self, values_B: Tensor) -> Tensor:
+        """The other way; NaN where there is no rollout."""
+        return by_prompt(values_B, self.counts)
+
+
+def by_prompt(values_B: Tensor, counts: Sequence[int]) -> Tensor:
+    """values_PG (or PGK) from one row; NaN where a prompt has fewer rollouts than another."""
+    out = torch.full((len(counts), max(counts), *values_B.shape[1:]), torch.nan, dtype=torch.float64)
+    for p, row in enumerate(torch.split(values_B, list(counts))):
+        out[p, : len(row)] = row
+    return out
+
+
 def rollout_seed(seed: int, purpose: str, *place: int) -> int:
     """A seed of 63 bits that no other request has, the same on every machine."""
     text = f"{seed}/{purpose}/{'/'.join(str(number) for number in place)}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
-def reward_batch(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], max_tokens: int) -> RewardBatch:
+def reward_batch(
+    prompts: Sequence[Prompt], counts: Sequence[int], rollouts: Sequence[Rollout], max_tokens: int
+) -> RewardBatch:
     """The rollouts of each prompt in a row, with its ground truth."""
-    repeats = len(rollouts) // len(prompts)
-    rows = [prompt for prompt in prompts for _ in range(repeats)]
+    rows = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
     return RewardBatch(
         prompts=tuple(prompt.text for prompt in rows),
         completions=tuple(rollout.text for rollout in rollouts),
@@ -33,6 +78,6 @@ def reward_batch(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], max_tok
     )
 
 
-def stack(scores: Mapping[str, Sequence[float]], names: Sequence[str], repeats: int) -> Tensor:
-    """rewards_PGK from flat scores by name."""
-    return torch.tensor([scores[name] for name in names], dtype=torch.float64).T.reshape(-1, repeats, len(names))
+def stack(scores: Mapping[str, Sequence[float]], names: Sequence[str]) -> Tensor:
+    """rewards_BK from scores by name."""
+    return torch.tensor([scores[name] for name in names], dtype=torch.float64).T

@@ -12,18 +12,23 @@ from typing import Any
 from orchestrator.cluster import Cluster, EnginePool, RemoteLearner
 from orchestrator.prompts import Prompt, PromptOrder, encode, load_prompts
 from orchestrator.spec import Columns, FilesData, JobSpec
+from policies.budget import Budget, Knapsack, Uniform
 from policies.collapse import CollapseWatch
-from policies.estimators import ESTIMATORS, Estimator
+from policies.estimators import Estimator
+from policies.estimators.copo import Copo
 from policies.learner import LearnerSettings
 from policies.losses import ClippedSurrogate
 from policies.models import ModelError, check_directory, context_length, encode_prompt, load_tokenizer
 from policies.pareto import Archive
+from policies.plugins import find_estimator, find_weighting
 from policies.rollout import EngineSettings
+from policies.types import Objectives
 from policies.weight_sync import Transport
-from policies.weighting import WEIGHTINGS, Weighting
+from policies.weighting import Weighting
 from rewards import registry
 from rewards.gates import Gates
 from rewards.pool import RewardPool, remote_scorers
+from rewards.transforms import TRANSFORMS, Transform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,9 @@ class Parts:
     learner: RemoteLearner
     rewards: RewardPool
     gates: Gates
+    transforms: list[Transform]  # K
+    budget: Budget
+    objectives: Objectives
     estimator: Estimator
     weighting: Weighting
     archive: Archive
@@ -99,13 +107,63 @@ def build(
         learner=learner,
         rewards=pool,
         gates=Gates({o.name: (o.gate.objective, o.gate.at_least) for o in spec.objectives if o.gate is not None}),
-        estimator=ESTIMATORS[spec.estimator.name](**spec.estimator.model_dump(exclude={"name"})),
-        weighting=WEIGHTINGS[spec.weighting.name](**spec.weighting.model_dump(exclude={"name"})),
-        archive=Archive({objective.name: objective.range for objective in spec.objectives}),
+        transforms=make_transforms(spec),
+        budget=make_budget(spec),
+        objectives=describe_objectives(spec),
+        estimator=make_estimator(spec),
+        weighting=make_weighting(spec),
+        archive=make_archive(spec),
         watch=CollapseWatch(drop=spec.collapse.drop, total_drop=spec.collapse.total_drop),
         save_tokenizer=save_tokenizer,
         describe=_describer(spec),
         close=close,
+    )
+
+
+def make_estimator(spec: JobSpec) -> Estimator:
+    """The advantage estimator, with what the spec adds for groups without signal."""
+    estimator: Estimator = find_estimator(spec.estimator.name)(**spec.estimator.arguments(spec.objective_names))
+    zero_signal = spec.sampling.zero_signal
+    if zero_signal.name == "copo":
+        return Copo(estimator, **zero_signal.arguments(spec.objective_names))
+    return estimator
+
+
+def make_weighting(spec: JobSpec) -> Weighting:
+    weighting: Weighting = find_weighting(spec.weighting.name)(**spec.weighting.arguments(spec.objective_names))
+    return weighting
+
+
+def make_transforms(spec: JobSpec) -> list[Transform]:
+    """One for each objective."""
+    specs = [objective.transform for objective in spec.objectives]
+    return [TRANSFORMS[transform.name](**transform.arguments(spec.objective_names)) for transform in specs]
+
+
+def make_budget(spec: JobSpec) -> Budget:
+    budget, repeats = spec.sampling.budget, spec.rollout.rollouts_per_prompt
+    if budget.name == "knapsack":
+        return Knapsack(repeats, **budget.arguments(spec.objective_names))
+    return Uniform(repeats)
+
+
+def make_archive(spec: JobSpec) -> Archive:
+    return Archive(
+        {objective.name: objective.range for objective in spec.objectives},
+        {objective.name: objective.reference for objective in spec.objectives if objective.reference is not None},
+    )
+
+
+def describe_objectives(spec: JobSpec) -> Objectives:
+    """What strategies know of the objectives."""
+    import torch
+
+    targets = [objective.target for objective in spec.objectives]
+    return Objectives(
+        names=spec.objective_names,
+        ranges_K2=torch.tensor([objective.range for objective in spec.objectives], dtype=torch.float64),
+        targets_K=torch.tensor([float("nan") if t is None else t.value for t in targets], dtype=torch.float64),
+        target_signs_K=torch.tensor([-1.0 if t is not None and t.op == "<=" else 1.0 for t in targets]),
     )
 
 
@@ -249,6 +307,8 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
         max_tokens=spec.rollout.max_tokens,
         kl_coef=loss.kl_coef,
         gradient_checkpointing=spec.policy.gradient_checkpointing,
+        gramian=spec.gramian.mode,
+        sketch_width=spec.gramian.sketch_width,
     )
 
 

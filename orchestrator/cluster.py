@@ -17,7 +17,7 @@ from torch import Tensor
 
 from policies.learner import Learner, LearnerSettings
 from policies.rollout import EngineSettings, RolloutEngine
-from policies.types import LearnStats, Rollout, RolloutRequest
+from policies.types import LearnStats, ObjectiveAdvantages, Rollout, RolloutRequest
 from policies.weight_sync import Transport, make_sender
 
 OBJECT_STORE_BYTES = 256 * 2**20  # on one machine; batches of tokens are small
@@ -51,8 +51,8 @@ class LearnerActor:
     def gramian(self, rollouts: Sequence[Rollout], advantages_BK: Tensor) -> Tensor:
         return self.learner.gramian(rollouts, advantages_BK)
 
-    def learn(self, rollouts: Sequence[Rollout], advantages_B: Tensor, weights_K: Tensor | None) -> LearnStats:
-        return self.learner.learn(rollouts, advantages_B, gradient_weights_K=weights_K)
+    def learn(self, rollouts: Sequence[Rollout], advantages_B: Tensor, parts: ObjectiveAdvantages | None) -> LearnStats:
+        return self.learner.learn(rollouts, advantages_B, parts=parts)
 
     def sync(self, version: int) -> None:
         self.sender.send(version)
@@ -118,8 +118,8 @@ class RemoteLearner:
     def gramian(self, rollouts: Sequence[Rollout], advantages_BK: Tensor) -> Tensor:
         return self._get(self.actor.gramian.remote(rollouts, advantages_BK))
 
-    def learn(self, rollouts: Sequence[Rollout], advantages_B: Tensor, weights_K: Tensor | None) -> LearnStats:
-        return self._get(self.actor.learn.remote(rollouts, advantages_B, weights_K))
+    def learn(self, rollouts: Sequence[Rollout], advantages_B: Tensor, parts: ObjectiveAdvantages | None) -> LearnStats:
+        return self._get(self.actor.learn.remote(rollouts, advantages_B, parts))
 
     def sync(self, version: int) -> None:
         """Every engine samples from the learner's weights when this returns."""

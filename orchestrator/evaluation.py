@@ -62,7 +62,9 @@ class Evaluator:
         repeats = 1 if greedy or self.spec.evaluation.temperature == 0 else self.spec.evaluation.rollouts_per_prompt
         seeds = [[rollout_seed(self.spec.seed, split, p, g) for g in range(repeats)] for p in range(len(prompts))]
         rollouts = self.sample(prompts, [[None] * repeats] * len(prompts) if greedy else seeds)
-        scores = self.parts.rewards.score(reward_batch(prompts, rollouts, self.spec.rollout.max_tokens))
+        scores = self.parts.rewards.score(
+            reward_batch(prompts, [repeats] * len(prompts), rollouts, self.spec.rollout.max_tokens)
+        )
         answers = [prompt.answer or "" for prompt in prompts for _ in range(repeats)]
         return Evaluation(
             objectives={name: fmean(values) for name, values in scores.items()},
@@ -91,11 +93,17 @@ class Evaluator:
         ]
         return self.parts.engines.generate(requests)
 
+    def score(self, prompts: Sequence[Prompt], repeats: int, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+        counts = [repeats] * len(prompts)
+        return self.parts.rewards.score(reward_batch(prompts, counts, rollouts, self.spec.rollout.max_tokens))
+
     def samples(self) -> dict[str, Any]:
         """Greedy completions of the first held-out prompts, with every reward."""
         prompts = self.prompts("test")[:SAMPLES]
         rollouts = self.sample(prompts, [[None]] * len(prompts))
-        scores = self.parts.rewards.score(reward_batch(prompts, rollouts, self.spec.rollout.max_tokens))
+        scores = self.parts.rewards.score(
+            reward_batch(prompts, [1] * len(prompts), rollouts, self.spec.rollout.max_tokens)
+        )
         return {
             str(i): {
                 "prompt": prompt.text,

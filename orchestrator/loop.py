@@ -14,20 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestrator.batch import reward_batch, rollout_seed, stack
+from orchestrator.batch import Batch
 from orchestrator.build import Parts
 from orchestrator.checkpoints import CheckpointError, directory_name, keep_only, write_checkpoint, write_json
 from orchestrator.clock import Clock
+from orchestrator.collect import Collector
 from orchestrator.evaluation import Evaluator
 from orchestrator.journal import Journal
-from orchestrator.prompts import Prompt
 from orchestrator.spec import JobSpec
 from orchestrator.steering import Steering, apply_steering
-from policies.estimators.base import LinearEstimator, whitening_factor
+from policies import statistics
 from policies.pareto import Point
-from policies.types import FrontStats, LearnStats, Rollout, RolloutRequest, StepStats, Weights
+from policies.signal import SPREAD
+from policies.types import FrontStats, LearnStats, ObjectiveAdvantages, StepStats, UpdateOutcome, Weights
 
 MAX_CHECKPOINT_FAILURES = 3
+NOT_RECORDED = {"surviving_B", "gramian_KK", "influence_K"}  # as long as the batch, or recorded averaged
 
 
 @dataclass(kw_only=True)
@@ -38,6 +40,8 @@ class LoopState:
     front: FrontStats | None = None  # as the last evaluation left it
     collapsed: bool = False
     steering_version: int = 0
+    gramian: list[list[float]] | None = None  # as measured, averaged over the steps where the spec says so
+    influence: list[float] | None = None
     samples: dict[str, Any] = field(default_factory=dict)  # the initial policy's completions, for the report
 
 
@@ -53,6 +57,7 @@ class Loop:
         self.names = list(spec.objective_names)
         self.state = LoopState()
         self.clock = Clock()
+        self.collector = Collector(spec, parts, self.clock)
         self.evaluator = Evaluator(spec, parts)
         self.kept: set[int] = set()  # steps whose checkpoint is on disk
         self.samples: list[dict[str, Any]] = []  # start and end side by side, once the run has ended
@@ -81,6 +86,9 @@ class Loop:
 
     def start(self) -> None:
         """The initial policy is the first point: every later one is measured against it."""
+        if self.collector.wants_references:
+            for done, size in self.collector.sample_references():
+                self.journal.progress(stage=f"sampling references: {done} of {size} prompts", eta_s=None)
         self.journal.progress(stage="evaluating the initial policy", eta_s=None)
         version, steering = self.journal.steering(1)
         self.state.steering_version = version
@@ -93,19 +101,15 @@ class Loop:
         self.clock.begin()
         version, steering = self.steer(step)
 
-        prompts = [self.parts.splits.train[i] for i in self.parts.order.take(self.spec.rollout.prompts_per_step)]
-        with self.clock("rollout"):
-            rollouts = self.parts.engines.generate(self.requests(step, prompts))
-        with self.clock("score"):
-            rewards_PGK, signal_PGK = self.score(prompts, rollouts)
+        batch, kept = self.collector.collect(step, self.in_order(steering.weights))
         with self.clock("learn"):
-            weights, applied, learned = self.improve(step, rollouts, rewards_PGK, signal_PGK, steering)
+            weights, applied, learned = self.improve(step, batch, batch.groups(kept), steering)
         with self.clock("sync"):
             self.parts.learner.sync(step)
 
         self.state.step = step
         evaluation = self.evaluate(step, steering) if self.due(step) else None
-        record = self.record(step, version, rollouts, rewards_PGK, weights, applied, learned, evaluation)
+        record = self.record(step, version, batch, len(kept), weights, applied, learned, evaluation)
         self.journal.commit(record | {"timings_s": self.clock.read()})
         self.journal.progress(stage="training", eta_s=self.clock.eta_s(self.spec.steps - step))
         on_front = evaluation is not None and evaluation["on_front"]
@@ -122,55 +126,67 @@ class Loop:
             self.state.steering_version = version
         return version, steering
 
-    def requests(self, step: int, prompts: Sequence[Prompt]) -> list[RolloutRequest]:
-        """P * G requests, prompt by prompt, each with a seed of its own."""
-        rollout = self.spec.rollout
-        return [
-            RolloutRequest(
-                prompt_tokens=prompt.tokens,
-                seed=rollout_seed(self.spec.seed, f"step {step}", p, g),
-                max_tokens=rollout.max_tokens,
-                temperature=rollout.temperature,
-                top_p=rollout.top_p,
-            )
-            for p, prompt in enumerate(prompts)
-            for g in range(rollout.rollouts_per_prompt)
-        ]
-
-    def score(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[Tensor, Tensor]:
-        """(rewards_PGK raw, signal_PGK after the gates). A reward that fails raises, and names itself."""
-        repeats = len(rollouts) // len(prompts)
-        scores = self.parts.rewards.score(reward_batch(prompts, rollouts, self.spec.rollout.max_tokens))
-        raw_PGK = stack(scores, self.names, repeats)
-        return raw_PGK, stack(self.parts.gates.apply(scores), self.names, repeats)
-
     def improve(
-        self, step: int, rollouts: Sequence[Rollout], rewards_PGK: Tensor, signal_PGK: Tensor, steering: Steering
+        self, step: int, sampled: Batch, batch: Batch, steering: Steering
     ) -> tuple[Weights, dict[str, float], LearnStats]:
-        """Advantages from rewards, weights from the strategy and then from the person, an update from both."""
-        estimator, strategy, learner = self.parts.estimator, self.parts.weighting, self.parts.learner
-        gramian_KK = advantages_PGK = None
-        if "gramian" in strategy.needs:
-            assert isinstance(estimator, LinearEstimator), "the spec refuses other estimators with this strategy"
-            advantages_PGK = estimator.per_objective(signal_PGK)
-            gramian_KK = learner.gramian(rollouts, advantages_PGK.flatten(0, 1).float())
-        weights = strategy.update(
-            StepStats(
-                step=step,
-                rewards_PGK=rewards_PGK,
-                preference_K=torch.tensor([steering.weights[name] for name in self.names]),
-                gramian_KK=gramian_KK,
-                front=self.state.front,
-            )
-        )
+        """Advantages from rewards, weights from the strategy and then from the person, an update from both.
+
+        `batch` is what is learned from: all that was sampled, or its groups with signal.
+        """
+        strategy, learner = self.parts.weighting, self.parts.learner
+        estimator = self.parts.estimator.at((step - 1) / max(1, self.spec.steps - 1))
+        advantages_PGK = estimator.per_objective(batch.signal_PGK)
+        advantages_BK = batch.in_a_row(advantages_PGK).float()
+        if self.measures and self.spec.gramian.mode == "exact":
+            self.note_gradients(learner.gramian(batch.rollouts, advantages_BK).tolist(), None)
+        weights = strategy.update(self.stats(step, sampled, advantages_PGK, steering))
         applied = apply_steering(steering, self.by_name(weights.weights_K))
-        applied_K = torch.tensor([applied[name] for name in self.names], dtype=torch.float64)
-        advantages_PG = weights.advantage_scale * estimator(weights.reward_scale * signal_PGK, applied_K)
-        gradient_weights_K = None
-        if advantages_PGK is not None:  # the update is sum_k w_k g_k times the whitening's factor: no second pass
-            factor = weights.advantage_scale * whitening_factor(advantages_PGK, applied_K)
-            gradient_weights_K = factor * applied_K
-        return weights, applied, learner.learn(rollouts, advantages_PG.flatten(), gradient_weights_K)
+        applied_K = self.in_order(applied)
+
+        signal_PGK = batch.signal_PGK * weights.reward_scale
+        if weights.signs_K is not None:
+            signal_PGK = signal_PGK * weights.signs_K
+        advantages_PG = weights.advantage_scale * estimator(signal_PGK, applied_K)
+        parts = None
+        if self.measures:  # where A = c sum_k w_k A_k, the objectives' gradients are also the parts of the update
+            factor = estimator.factor(advantages_PGK, applied_K)
+            scaled_K = None if factor is None else weights.advantage_scale * factor * applied_K
+            parts = ObjectiveAdvantages(advantages_BK=advantages_BK, weights_K=scaled_K)
+        learned = learner.learn(batch.rollouts, batch.in_a_row(advantages_PG).float(), parts)
+
+        self.note_gradients(learned.gramian_KK, learned.influence_K)
+        if "credit" in strategy.needs:
+            credit_PG = advantages_PG * batch.by_prompt(torch.tensor(learned.surviving_B))
+            strategy.observe(UpdateOutcome(rewards_PGK=batch.rewards_PGK, credit_PG=torch.nan_to_num(credit_PG)))
+        return weights, applied, learned
+
+    @property
+    def measures(self) -> bool:
+        """Whether the strategy wants the objectives' gradients compared."""
+        return bool(self.parts.weighting.needs & {"gramian", "influence"})
+
+    def stats(self, step: int, sampled: Batch, advantages_PGK: Tensor, steering: Steering) -> StepStats:
+        gramian, influence = self.state.gramian, self.state.influence
+        return StepStats(
+            step=step,
+            objectives=self.parts.objectives,
+            rewards_PGK=sampled.rewards_PGK,
+            advantages_PGK=advantages_PGK,
+            preference_K=self.in_order(steering.weights).float(),
+            gramian_KK=None if gramian is None else torch.tensor(gramian, dtype=torch.float64),
+            influence_K=None if influence is None else torch.tensor(influence, dtype=torch.float64),
+            front=self.state.front,
+        )
+
+    def note_gradients(self, gramian: Sequence[Sequence[float]] | None, influence: Sequence[float] | None) -> None:
+        """Into the running averages that the strategy reads; a step may have measured nothing."""
+        average = self.spec.gramian.average
+        if gramian is not None:
+            rows = [list(row) for row in gramian]
+            before = self.state.gramian or rows
+            self.state.gramian = [_mix(old, new, average) for old, new in zip(before, rows, strict=True)]
+        if influence is not None:
+            self.state.influence = _mix(self.state.influence or influence, influence, average)
 
     def evaluate(self, step: int, steering: Steering) -> dict[str, Any]:
         """Held-out figures -> watch for a collapse -> archive -> hypervolume."""
@@ -182,13 +198,22 @@ class Loop:
         normalised = dict(zip(self.names, archive.normalised([result.point(step)])[0].tolist(), strict=True))
         self.watch(step, normalised, steering)
         growth = archive.add(result.point(step, collapsed=self.state.collapsed))
-        points_NK = torch.from_numpy(archive.normalised(archive.eligible))
-        self.state.front = FrontStats(step=step, growth=growth, points_NK=points_NK)
+        self.state.front = self.front_stats(step, growth)
         on_front = step in {point.step for point in archive.front}
         figures = result.figures() | {"hypervolume": archive.hypervolume, "on_front": on_front}
         self.journal.event("evaluated", step=step, **figures)
         self.journal.front(self.front_document())
         return figures
+
+    def front_stats(self, step: int, growth: float) -> FrontStats:
+        archive = self.parts.archive
+        current = [point for point in archive.points if point.step == step]
+        return FrontStats(
+            step=step,
+            growth=growth,
+            points_NK=torch.from_numpy(archive.above_reference(archive.eligible)),
+            current_K=torch.from_numpy(archive.above_reference(current)[0]),
+        )
 
     def watch(self, step: int, normalised: Mapping[str, float], steering: Steering) -> None:
         """Name a collapse when it begins; its points stay off the front until it is over."""
@@ -237,6 +262,7 @@ class Loop:
         (directory / "policy").mkdir()
         self.parts.learner.save(directory)
         self.parts.save_tokenizer(directory / "policy")
+        self.collector.save(directory)
         write_json(directory / "state.json", self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
@@ -246,7 +272,9 @@ class Loop:
             "collapsed": self.state.collapsed,
             "steering_version": self.state.steering_version,
             "samples": self.state.samples,
-            "prompt_position": self.parts.order.position,
+            "gramian": self.state.gramian,
+            "influence": self.state.influence,
+            "collector": self.collector.state_dict(),
             "weighting": self.parts.weighting.state_dict(),
             "archive": self.parts.archive.state_dict(),
             "watch": self.parts.watch.state_dict(),
@@ -259,20 +287,19 @@ class Loop:
         document = json.loads((directory / "state.json").read_text())
         self.parts.learner.load(directory)
         self.parts.learner.sync(step)
-        self.parts.order.position = document["prompt_position"]
+        self.collector.load(document["collector"], directory)
         self.parts.weighting.load_state_dict(document["weighting"])
         self.parts.archive.load_state_dict(document["archive"])
         self.parts.watch.load_state_dict(document["watch"])
         self.kept = {other for other in known if other <= step}
-        archive = self.parts.archive
-        front = document["front"] and FrontStats(
-            points_NK=torch.from_numpy(archive.normalised(archive.eligible)), **document["front"]
-        )
+        front = document["front"] and self.front_stats(document["front"]["step"], document["front"]["growth"])
         self.state = LoopState(
             step=document["step"],
             front=front or None,
             collapsed=document["collapsed"],
             steering_version=document["steering_version"],
+            gramian=document["gramian"],
+            influence=document["influence"],
             samples=document["samples"],
         )
         self.retain()  # a kill may have come between a checkpoint and this
@@ -285,6 +312,9 @@ class Loop:
     def by_name(self, values_K: Tensor) -> dict[str, float]:
         return dict(zip(self.names, values_K.tolist(), strict=True))
 
+    def in_order(self, values: Mapping[str, float]) -> Tensor:
+        return torch.tensor([values[name] for name in self.names], dtype=torch.float64)
+
     def metrics(self, step: int) -> dict[str, Any]:
         found = [point for point in self.parts.archive.points if point.step == step]
         return {"objectives": found[0].objectives, "mean_tokens": found[0].mean_tokens} if found else {}
@@ -293,38 +323,36 @@ class Loop:
         self,
         step: int,
         version: int,
-        rollouts: Sequence[Rollout],
-        rewards_PGK: Tensor,
+        batch: Batch,
+        groups_learned: int,
         weights: Weights,
         applied: Mapping[str, float],
         learned: LearnStats,
         evaluation: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         """What the step decided and saw: every raw objective, and the total that was optimised."""
-        flat_BK = rewards_PGK.flatten(0, 1)
-        spread_PK = rewards_PGK.std(dim=1, correction=0)
-        means = self.by_name(flat_BK.mean(dim=0))
-        tokens = [len(rollout.tokens) for rollout in rollouts]
+        signs = [1.0] * len(self.names) if weights.signs_K is None else weights.signs_K.tolist()
+        objectives = {name: objective_figures(batch.rewards_PGK[:, :, k]) for k, name in enumerate(self.names)}
+        tokens = [len(rollout.tokens) for rollout in batch.rollouts]
+        signed = {name: sign * applied[name] for name, sign in zip(self.names, signs, strict=True)}
         return {
             "step": step,
-            "objectives": {
-                name: {
-                    "mean": means[name],
-                    "std": float(flat_BK[:, k].std(correction=0)),
-                    "zero_share": float((spread_PK[:, k] < 1e-6).double().mean()),
-                }
-                for k, name in enumerate(self.names)
-            },
-            "total": sum(applied[name] * means[name] for name in self.names),
+            "objectives": objectives,
+            "total": sum(signed[name] * objectives[name]["mean"] for name in self.names),
             "weights": {"strategy": self.by_name(weights.weights_K), "applied": dict(applied)},
+            "falling": [name for name, sign in zip(self.names, signs, strict=True) if sign < 0],
             "multiplier": weights.advantage_scale * weights.reward_scale,
+            "gramian": self.state.gramian,
+            "influence": self.state.influence,
             "steering_version": version,
-            "policy_version": rollouts[0].policy_version,
+            "policy_version": batch.rollouts[0].policy_version,
+            "groups": len(batch.counts),
+            "groups_learned": groups_learned,
             "tokens": sum(tokens),
             "mean_tokens": sum(tokens) / len(tokens),
-            "truncated_share": sum(rollout.truncated for rollout in rollouts) / len(rollouts),
+            "truncated_share": sum(rollout.truncated for rollout in batch.rollouts) / len(batch.rollouts),
             "evaluation": evaluation,
-            **{key: value for key, value in asdict(learned).items() if key != "extra"},
+            **{key: value for key, value in asdict(learned).items() if key not in NOT_RECORDED},
         }
 
     def front_document(self) -> dict[str, Any]:
@@ -354,3 +382,17 @@ class Loop:
             "test": None,
             **point.extra,
         }
+
+
+def objective_figures(rewards_PG: Tensor) -> dict[str, float]:
+    """Of one raw reward: mean and spread over the batch, and the share of groups in which it does not spread."""
+    everywhere = (0, 1)
+    return {
+        "mean": float(statistics.mean(rewards_PG, everywhere)),
+        "std": float(statistics.std(rewards_PG, everywhere)),
+        "zero_share": float((statistics.std(rewards_PG, 1) < SPREAD).double().mean()),
+    }
+
+
+def _mix(old: Sequence[float], new: Sequence[float], kept: float) -> list[float]:
+    return [kept * before + (1 - kept) * after for before, after in zip(old, new, strict=True)]

@@ -13,29 +13,17 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
-    JsonValue,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
 from orchestrator.spec_errors import SpecError, nearest, problem
-from rewards import registry
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-
-
-class Spec(BaseModel):
-    """What every part of the tree shares: frozen, and an unknown key is a mistake."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+from orchestrator.specs.base import Decay, Fraction, Positive, Spec
+from orchestrator.specs.estimators import EstimatorSpec, GdpoSpec
+from orchestrator.specs.objectives import ObjectiveSpec
+from orchestrator.specs.sampling import SamplingSpec
+from orchestrator.specs.weightings import FixedSpec, WeightingSpec
 
 
 class PolicySpec(Spec):
@@ -87,63 +75,6 @@ class FilesData(Spec):
 DataSpec = Annotated[QuickstartData | FilesData, Field(discriminator="type")]
 
 
-class RewardSpec(Spec):
-    """A registered reward and its options (`equipoise rewards` lists them)."""
-
-    name: str = Field(description="registered name")
-    options: dict[str, JsonValue] = Field(default_factory=dict, description="options of that reward")
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        registry.parse_options(self.name, self.options)
-        return self
-
-
-class Gate(Spec):
-    """The objective counts only in rollouts where another one reached a threshold."""
-
-    objective: Name = Field(description="the other objective")
-    at_least: Finite = Field(description="threshold on the other objective's raw reward")
-
-
-class Target(Spec):
-    """What the objective should reach; used by rules that need targets, and drawn in the report."""
-
-    op: Literal[">=", "<="] = ">="
-    value: Finite = Field(description="in units of the raw reward")
-
-
-class ObjectiveSpec(Spec):
-    """One thing to improve, with the person's preference for it."""
-
-    name: Name
-    reward: RewardSpec
-    weight: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="the person's preference; weights are scaled to sum to 1"
-    )
-    range: tuple[Finite, Finite] = Field(
-        (0.0, 1.0),
-        description="[lo, hi] of the raw reward, to normalise the front; values outside are clipped",
-    )
-    bounds: tuple[Fraction, Fraction] = Field((0.0, 1.0), description="[floor, ceiling] of its applied weight")
-    gate: Gate | None = Field(None, description="counts only where another objective reached a threshold")
-    target: Target | None = None
-
-    @field_validator("range")
-    @classmethod
-    def _range_ascends(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not value[0] < value[1]:
-            raise ValueError(f"expected [lo, hi] with lo < hi, got {list(value)}")
-        return value
-
-    @field_validator("bounds")
-    @classmethod
-    def _bounds_ascend(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if value[0] > value[1]:
-            raise ValueError(f"expected [floor, ceiling] with floor <= ceiling, got {list(value)}")
-        return value
-
-
 class RolloutSpec(Spec):
     """How completions are sampled, and on what."""
 
@@ -165,47 +96,6 @@ class RolloutSpec(Spec):
         "auto", description="how weights reach the engines; auto: shared_memory on CPU, nccl on GPUs"
     )
     timeout_s: Positive = Field(1800.0, description="longest wait for a batch of rollouts or a weight sync, seconds")
-
-
-class GrpoSpec(Spec):
-    """Rewards combined, then the group's mean and standard deviation (arXiv 2402.03300)."""
-
-    name: Literal["grpo"] = "grpo"
-    std_floor: float = Field(
-        1e-6,
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
-        description="groups whose combined reward spreads less than this carry no signal",
-    )
-
-
-class RlooSpec(Spec):
-    """Rewards combined, then the leave-one-out mean (arXiv 2402.14740)."""
-
-    name: Literal["rloo"] = "rloo"
-
-
-class ReinforceSpec(Spec):
-    """Rewards combined, then whitened over the batch (REINFORCE++, arXiv 2501.03262)."""
-
-    name: Literal["reinforce"] = "reinforce"
-
-
-class GdpoSpec(Spec):
-    """Each reward normalised in its group, then combined, then whitened over the batch (arXiv 2601.05242)."""
-
-    name: Literal["gdpo"] = "gdpo"
-    std_floor: float = Field(
-        1e-6,
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
-        description="an objective is divided by no less than this, so that a sliver of spread is not blown up",
-    )
-
-
-EstimatorSpec = Annotated[GrpoSpec | RlooSpec | ReinforceSpec | GdpoSpec, Field(discriminator="name")]
 
 
 class LossSpec(Spec):
@@ -242,38 +132,16 @@ class OptimizerSpec(Spec):
     tokens_per_microbatch: int = Field(16_384, ge=16, description="tokens of one forward pass, padding included")
 
 
-class FixedSpec(Spec):
-    """The person's preference, as it is."""
+class GramianSpec(Spec):
+    """How the objectives' gradients are compared, where the weighting needs it."""
 
-    name: Literal["fixed"] = "fixed"
-
-
-class HypervolumeSpec(Spec):
-    """Rewards batches that push the front out (arXiv 2509.11452, part 1)."""
-
-    name: Literal["hypervolume"] = "hypervolume"
-    faithful: bool = Field(
-        False,
-        description="multiply the rewards, as published (a no-op under grpo and reinforce), not the advantages",
+    mode: Literal["exact", "sketch", "last_block", "step_response"] = Field(
+        "exact",
+        description="exact before the update, at (2 + K) / 3 of its cost; or measured during it, nearly free, for the "
+        "next step: sketch (random projections), last_block, step_response (influence alone)",
     )
-    base: float = Field(0.5, ge=0, le=10, allow_inf_nan=False, description="multiplier when the front does not grow")
-    gain: float = Field(
-        1.5, ge=0, le=10, allow_inf_nan=False, description="multiplier = base + gain tanh(growth / tau)"
-    )
-
-
-class GradientSpec(Spec):
-    """Weight to the objectives whose gradient helps the others (arXiv 2509.11452, part 2)."""
-
-    name: Literal["gradient"] = "gradient"
-    step_size: Positive = Field(0.1, le=10, description="eta / mu of the paper: step of the mirror descent")
-    decay: Fraction = Field(
-        0.0, description="pull back to the preference each step; 0 as published, which is rich-get-richer"
-    )
-    floor: Fraction = Field(0.05, description="least weight of an objective; 0 as published")
-
-
-WeightingSpec = Annotated[FixedSpec | HypervolumeSpec | GradientSpec, Field(discriminator="name")]
+    sketch_width: int = Field(16, ge=2, le=1024, description="columns of a sketch's projections: error ~ 1 / width")
+    average: Decay = Field(0.0, description="share of the running average kept at each step; 0 is this step's alone")
 
 
 class SteeringSpec(Spec):
@@ -335,6 +203,8 @@ class JobSpec(Spec):
     rollout: RolloutSpec = RolloutSpec()
     estimator: EstimatorSpec = GdpoSpec()
     weighting: WeightingSpec = FixedSpec()
+    gramian: GramianSpec = GramianSpec()
+    sampling: SamplingSpec = SamplingSpec()
     steering: SteeringSpec = SteeringSpec()
     loss: LossSpec = LossSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -378,22 +248,34 @@ class JobSpec(Spec):
         return self
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
-        groups = self.rollout.rollouts_per_prompt
-        if groups < 2 and self.estimator.name != "reinforce":
+    def _rules_fit(self) -> Self:
+        """What a rule asks of the rest of the job."""
+        names, groups = self.objective_names, self.rollout.rollouts_per_prompt
+        if groups < 2 and not self.estimator.single_rollout:
             raise ValueError(
                 f"rollout.rollouts_per_prompt: estimator '{self.estimator.name}' compares the rollouts of a prompt "
                 "and needs at least 2; 'reinforce' works with 1"
             )
-        if isinstance(self.weighting, GradientSpec) and self.estimator.name != "gdpo":
+        self.estimator.arguments(names)
+        targets = frozenset(objective.name for objective in self.objectives if objective.target is not None)
+        found = {
+            "weighting": self.weighting.problems(names, targets),
+            "sampling.zero_signal": self.sampling.zero_signal.problems(names, groups),
+            "sampling.budget": self.sampling.budget.problems(names, groups),
+        }
+        for branch, problems in found.items():
+            for field, message in problems:
+                raise ValueError(f"{branch}.{field}: {message}")
+        if "gramian" in self.weighting.needs and self.gramian.mode == "step_response":
             raise ValueError(
-                "weighting.name: 'gradient' needs per-objective advantages, which only estimator 'gdpo' has"
+                f"gramian.mode: '{self.weighting.name}' needs all inner products of the objectives' gradients, but "
+                "step_response measures only their influence; use exact, sketch or last_block"
             )
-        if isinstance(self.weighting, GradientSpec) and self.weighting.floor * len(self.objectives) > 1:
-            raise ValueError(
-                f"weighting.floor: {self.weighting.floor:g} for each of {len(self.objectives)} objectives "
-                "sums to more than 1"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        groups = self.rollout.rollouts_per_prompt
         if self.optimizer.minibatches > self.rollout.prompts_per_step * groups:
             raise ValueError("optimizer.minibatches: more than there are rollouts in a step")
         if self.policy.model == "quickstart" and not isinstance(self.data, QuickstartData):

@@ -42,10 +42,9 @@ def problem(root: type[BaseModel], detail: Any) -> tuple[str, str]:
         known = ", ".join(_fields(_type_at(root, location)))
         return _path(root, location), f"expected a mapping of fields{known and f': {known}'}"
     message = detail["msg"].removeprefix("Value error, ")
-    if not location and ": " in message:  # our own cross-field checks name the field first
-        path, _, rest = message.partition(": ")
-        if " " not in path:
-            return path, rest
+    field, _, rest = message.partition(": ")
+    if detail["type"] == "value_error" and field.partition(".")[0] in _fields(_type_at(root, location)):
+        return ".".join(filter(None, (_path(root, location), field))), rest  # our own cross-field checks name it first
     return _path(root, location), message
 
 
@@ -103,5 +102,5 @@ def _tags(union: Any) -> dict[str, Any]:
         for name in ("type", "name"):
             field = member.model_fields.get(name) if hasattr(member, "model_fields") else None
             if field is not None and get_origin(field.annotation) is Literal:
-                tags[get_args(field.annotation)[0]] = member
+                tags |= dict.fromkeys(get_args(field.annotation), member)
     return tags

@@ -13,14 +13,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from policies.batching import Rows, make_rows, microbatches, minibatches, pad
+from policies.capture import Capture, Sink, UnsupportedLayerError
+from policies.gramian import (
+    FullGradients,
+    Gradients,
+    Mode,
+    SketchedGradients,
+    backward_passes,
+    in_last_block,
+    influence_of_response,
+    inner_products,
+    response,
+    separable,
+)
+from policies.learner_state import disk_errors, load_state, save_state
 from policies.losses import Aggregation, ClippedSurrogate, k3, token_weights
+from policies.meter import Meter
 from policies.models import load_model
-from policies.types import LearnStats, Rollout
+from policies.types import LearnStats, ObjectiveAdvantages, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +61,8 @@ class LearnerSettings:
     max_tokens: int = 1024
     kl_coef: float = 0.0
     gradient_checkpointing: bool = False
+    gramian: Mode = "exact"
+    sketch_width: int = 16
 
 
 @dataclass(kw_only=True)
@@ -56,9 +71,17 @@ class _Held:
 
     order: list[int]
     first: list[int]
-    gradients: list[list[Tensor]]  # K objectives, every parameter
-    penalty: list[Tensor] | None = None  # gradient of the KL penalty
+    gradients: list[Gradients]  # K objectives, every parameter
+    penalty: Gradients | None = None  # of the KL penalty
     scored: list[tuple[Rows, Tensor, Tensor, Tensor | None]] = field(default_factory=list)
+
+    def add(self, *, gradients: list[Gradients] | None = None, penalty: Gradients | None = None) -> None:
+        """Sums over microbatches."""
+        if gradients is not None:
+            pairs = zip(self.gradients, gradients, strict=True)
+            self.gradients = [_plus(old, new) for old, new in pairs] if self.gradients else gradients
+        if penalty is not None:
+            self.penalty = _plus(self.penalty, penalty)
 
 
 class Learner:
@@ -88,6 +111,17 @@ class Learner:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(settings))
         self.generator = torch.Generator().manual_seed(settings.seed)
         self._held: _Held | None = None
+        self._capture = self._instrument()
+
+    def _instrument(self) -> Capture | None:
+        """What reads the objectives' gradients off a backward pass; None for models with layers it does not know."""
+        mode = self.settings.gramian
+        try:
+            return Capture(self.model, only=in_last_block(self.model)) if mode == "last_block" else Capture(self.model)
+        except UnsupportedLayerError as error:
+            if mode in ("sketch", "last_block"):
+                raise ValueError(f"gramian.mode: {mode} can't read this model: {error}; use exact") from None
+            return None
 
     def _load_reference(self) -> torch.nn.Module:
         reference: Any = load_model(self.settings.model, revision=self.settings.revision)
@@ -98,78 +132,187 @@ class Learner:
     def gramian(self, rollouts: Sequence[Rollout], advantages_BK: Tensor) -> Tensor:
         """gramian_KK of the objectives' gradients g_k (of the loss under A_k alone), on the first minibatch.
 
-        One shared forward, K vector-Jacobian products. The gradients are kept, and `learn` with weights makes its
-        first update of them: sum_k w_k g_k, no second pass.
+        The gradients are kept, and `learn` makes its first update of them, sum_k v_k g_k, where it is given v.
         """
         order = self._shuffled(len(rollouts))
-        first = minibatches(len(rollouts), count=self.settings.minibatches, order=order)[0]
-        held = _Held(order=order, first=first, gradients=[self._zeros() for _ in range(advantages_BK.shape[1])])
-        if self.reference is not None:
-            held.penalty = self._zeros()
+        try:
+            return self._hold(rollouts, advantages_BK, order)
+        except UnsupportedLayerError:  # shows only once the model runs
+            self._capture = None
+            self.optimizer.zero_grad()
+            return self._hold(rollouts, advantages_BK, order)
+
+    def _hold(self, rollouts: Sequence[Rollout], advantages_BK: Tensor, order: list[int]) -> Tensor:
+        first = self._minibatches(order)[0]
+        held = _Held(order=order, first=first, gradients=[])
+        sink = None if self._capture is None else FullGradients(self._capture.parameters, advantages_BK.shape[1])
         weights_BT = self._token_weights(rollouts, first)
         for rows in self._microbatches(rollouts, first):
-            logprobs_bT, entropy_bT = self._logprobs(rows)
-            kl_bT = None if self.reference is None else k3(logprobs_bT, self._reference_logprobs(rows))
-            targets = [
-                (sums, self._surrogate(rows, logprobs_bT, None, advantages_BK[:, k]))
-                for k, sums in enumerate(held.gradients)
-            ]
-            if kl_bT is not None and held.penalty is not None:
-                targets.append((held.penalty, self.settings.kl_coef * kl_bT))
-            for i, (sums, losses_bT) in enumerate(targets):
-                loss = (losses_bT * weights_BT(rows)).sum()
-                _accumulate(sums, loss, self.parameters, retain_graph=i + 1 < len(targets))
-            held.scored.append((rows, logprobs_bT.detach(), entropy_bT, None if kl_bT is None else kl_bT.detach()))
+            if sink is not None:
+                self._shared_backward(rows, advantages_BK, weights_BT(rows), sink, held)
+            else:
+                self._repeated_backward(rows, advantages_BK, weights_BT(rows), held)
+        if sink is not None:
+            held.gradients = sink.gradients
         self._held = held
-        flat = [torch.cat([part.flatten() for part in parts]) for parts in held.gradients]
-        return torch.tensor([[float(row @ column) for column in flat] for row in flat], dtype=torch.float64)
+        return inner_products(held.gradients)
+
+    def _shared_backward(
+        self, rows: Rows, advantages_BK: Tensor, weights_bT: Tensor, sink: FullGradients, held: _Held
+    ) -> None:
+        """All objectives' gradients of a microbatch from one pass, made with advantage 1 everywhere."""
+        assert self._capture is not None
+        ratios_bK = advantages_BK[rows.index].to(self.device, torch.float32)
+        with self._capture.recording(sink, ratios_bK, weight_gradients=False):
+            logprobs_bT, entropy_bT = self._logprobs(rows)
+            kl_bT, penalty = self._penalty(rows, logprobs_bT, weights_bT)
+            losses_bT = self._surrogate(rows, logprobs_bT, None, torch.ones(len(advantages_BK)))
+            (losses_bT * weights_bT).sum().backward(retain_graph=penalty is not None)
+            self.optimizer.zero_grad()
+            if penalty is not None:
+                with self._capture.muted():
+                    held.add(penalty=backward_passes([penalty], self.parameters)[0])
+        held.scored.append((rows, logprobs_bT.detach(), entropy_bT, None if kl_bT is None else kl_bT.detach()))
+
+    def _repeated_backward(self, rows: Rows, advantages_BK: Tensor, weights_bT: Tensor, held: _Held) -> None:
+        """The same from one forward and K backward passes, for models with layers that can't be captured."""
+        logprobs_bT, entropy_bT = self._logprobs(rows)
+        kl_bT, penalty = self._penalty(rows, logprobs_bT, weights_bT)
+        losses = [
+            (self._surrogate(rows, logprobs_bT, None, advantages_B) * weights_bT).sum()
+            for advantages_B in advantages_BK.T
+        ]
+        found = backward_passes(losses if penalty is None else [*losses, penalty], self.parameters)
+        held.add(gradients=found[: len(losses)], penalty=None if penalty is None else found[-1])
+        held.scored.append((rows, logprobs_bT.detach(), entropy_bT, None if kl_bT is None else kl_bT.detach()))
+
+    def _penalty(self, rows: Rows, logprobs_bT: Tensor, weights_bT: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """(k3 estimate per token, its part of the loss); None twice without a reference."""
+        if self.reference is None:
+            return None, None
+        kl_bT = k3(logprobs_bT, self._reference_logprobs(rows))
+        return kl_bT, (self.settings.kl_coef * kl_bT * weights_bT).sum()
 
     def learn(
-        self, rollouts: Sequence[Rollout], advantages_B: Tensor, *, gradient_weights_K: Tensor | None = None
+        self, rollouts: Sequence[Rollout], advantages_B: Tensor, *, parts: ObjectiveAdvantages | None = None
     ) -> LearnStats:
         """One pass over the batch in minibatches, an update after each.
 
-        advantages_B are the combined advantages. With gradient_weights_K (after `gramian` on the same batch) the first
-        minibatch's update is sum_k w_k g_k of the gradients kept; w_k includes the factor of the whitening.
+        advantages_B are the combined advantages. With their `parts`, the first minibatch's update is the weighted sum
+        of the gradients that `gramian` kept, where it was asked; the other modes measure during this update.
         Raises ValueError where an advantage or the gradient is not finite: that update is not made.
         """
         held, self._held = self._held, None
         if not bool(torch.isfinite(advantages_B).all()):
             raise ValueError("advantages are not finite; nothing was learned from this batch")
         order = held.order if held is not None else self._shuffled(len(rollouts))
-        parts = minibatches(len(rollouts), count=self.settings.minibatches, order=order)
-        old = self._score(rollouts) if len(parts) > 1 else None
-        meter = _Meter()
-        for i, part in enumerate(parts):
-            if i == 0 and held is not None and gradient_weights_K is not None:
-                self._combine(rollouts, held, gradient_weights_K, advantages_B, meter)
+        minis = self._minibatches(order)
+        old = self._score(rollouts) if len(minis) > 1 else None
+        meter = Meter(len(rollouts))
+        for i, mini in enumerate(minis):
+            if i == 0 and held is not None and parts is not None and parts.weights_K is not None:
+                self._combine(rollouts, held, parts.weights_K, advantages_B, meter)
+                self._step(meter)
+            elif i == 0 and self.settings.gramian != "exact" and parts is not None:
+                self._measured_step(rollouts, mini, advantages_B, parts, old, meter)
             else:
-                self._backward(rollouts, part, advantages_B, old, meter)
-            self._step(meter)
+                self._backward(rollouts, mini, advantages_B, old, meter)
+                self._step(meter)
         return meter.result()
+
+    def _measured_step(
+        self,
+        rollouts: Sequence[Rollout],
+        mini: list[int],
+        advantages_B: Tensor,
+        parts: ObjectiveAdvantages,
+        old: list[Tensor] | None,
+        meter: Meter,
+    ) -> None:
+        """An update, and beside it what the mode measures for the next step's weights."""
+        if self.settings.gramian == "step_response":
+            before = self._backward(rollouts, mini, advantages_B, old, meter)
+            self._step(meter)
+            meter.influence_K = self._influence(rollouts, mini, before, parts, meter.grad_norms[-1])
+            return
+        assert self._capture is not None, "made sure of at the start"
+        separated = separable(advantages_B, parts.advantages_BK)
+        if separated is None:
+            self._backward(rollouts, mini, advantages_B, old, meter)
+            self._step(meter)
+            return
+        objectives = parts.advantages_BK.shape[1]
+        sink: FullGradients | SketchedGradients = FullGradients(self._capture.parameters, objectives)
+        if self.settings.gramian == "sketch":
+            seed = self.settings.seed * 1_000_003 + self.scheduler.last_epoch
+            sink = SketchedGradients(self._capture.parameters, width=self.settings.sketch_width, seed=seed)
+        made_B, ratios_BK = separated
+        self._backward(rollouts, mini, made_B, old, meter, sink=sink, ratios_BK=ratios_BK)
+        self._step(meter)
+        meter.gramian_KK = sink.gramian()
 
     def _backward(
         self,
         rollouts: Sequence[Rollout],
-        part: list[int],
+        mini: list[int],
         advantages_B: Tensor,
         old: list[Tensor] | None,
-        meter: _Meter,
-    ) -> None:
-        """Gradients of the minibatch's loss into .grad."""
-        weights_BT = self._token_weights(rollouts, part)
-        for rows in self._microbatches(rollouts, part):
-            logprobs_bT, entropy_bT = self._logprobs(rows)
+        meter: Meter,
+        *,
+        sink: Sink | None = None,
+        ratios_BK: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Gradients of the minibatch's loss into .grad; the log-probabilities of its rollouts, in order."""
+        weights_BT = self._token_weights(rollouts, mini)
+        scores: dict[int, Tensor] = {}
+        for rows in self._microbatches(rollouts, mini):
             old_bT = None if old is None else pad([old[i] for i in rows.index], rows.mask_bT.shape[1]).to(self.device)
-            losses_bT = self._surrogate(rows, logprobs_bT, old_bT, advantages_B)
-            kl_bT = None
-            if self.reference is not None:
-                kl_bT = k3(logprobs_bT, self._reference_logprobs(rows))
-                losses_bT = losses_bT + self.settings.kl_coef * kl_bT
-            loss = (losses_bT * weights_BT(rows)).sum()
-            loss.backward()
+            weights_bT = weights_BT(rows)
+            with self._recording(sink, ratios_BK, rows):
+                logprobs_bT, entropy_bT = self._logprobs(rows)
+                loss = (self._surrogate(rows, logprobs_bT, old_bT, advantages_B) * weights_bT).sum()
+                kl_bT, penalty = self._penalty(rows, logprobs_bT, weights_bT)
+                if sink is not None and penalty is not None and self._capture is not None:
+                    loss.backward(retain_graph=True)
+                    with self._capture.muted():  # the penalty is not linear in the advantages
+                        penalty.backward()
+                    loss = loss.detach() + penalty.detach()
+                else:
+                    loss = loss if penalty is None else loss + penalty
+                    loss.backward()
             clipped_bT = self._clipped(rows, logprobs_bT, old_bT, advantages_B)
-            meter.add(rows, loss, logprobs_bT if old_bT is None else old_bT, clipped_bT, entropy_bT, kl_bT)
+            meter.add(rows, loss, logprobs_bT, old_bT, clipped_bT, entropy_bT, kl_bT)
+            scores.update(zip(rows.index, logprobs_bT.detach(), strict=True))
+        return [scores[i] for i in mini]
+
+    def _recording(
+        self, sink: Sink | None, ratios_BK: Tensor | None, rows: Rows
+    ) -> contextlib.AbstractContextManager[None]:
+        if sink is None or ratios_BK is None or self._capture is None:
+            return contextlib.nullcontext()
+        return self._capture.recording(sink, ratios_BK[rows.index].to(self.device, torch.float32))
+
+    def _influence(
+        self,
+        rollouts: Sequence[Rollout],
+        mini: list[int],
+        before: list[Tensor],
+        parts: ObjectiveAdvantages,
+        grad_norm: float,
+    ) -> Tensor:
+        """influence_K from how the minibatch's log-probabilities moved in the update just made."""
+        weights_BT = self._token_weights(rollouts, mini)
+        before_of = dict(zip(mini, before, strict=True))
+        response_K = torch.zeros(parts.advantages_BK.shape[1], dtype=torch.float64)
+        for rows in self._microbatches(rollouts, mini):
+            with torch.no_grad():
+                after_bT, _ = self._logprobs(rows)
+            before_bT = torch.stack([before_of[i] for i in rows.index])
+            weights_bT = weights_BT(rows) * self.settings.surrogate.importance(before_bT, rows.sampler_logprobs_bT)
+            advantages_bK = parts.advantages_BK[rows.index].to(self.device)
+            response_K += response(before_bT, after_bT, weights_bT, advantages_bK).cpu()
+        weights_K = torch.ones_like(response_K) / len(response_K) if parts.weights_K is None else parts.weights_K
+        return influence_of_response(response_K, weights_K, grad_norm)
 
     def _combine(
         self,
@@ -177,9 +320,9 @@ class Learner:
         held: _Held,
         weights_K: Tensor,
         advantages_B: Tensor,
-        meter: _Meter,
+        meter: Meter,
     ) -> None:
-        """sum_k w_k g_k, and the penalty's gradient, into .grad; the figures from the forward that made them."""
+        """sum_k v_k g_k, and the penalty's gradient, into .grad; the figures from the forward that made them."""
         for j, parameter in enumerate(self.parameters):
             parameter.grad = torch.zeros_like(parameter) if held.penalty is None else held.penalty[j]
             for weight, parts in zip(weights_K, held.gradients, strict=True):
@@ -190,12 +333,9 @@ class Learner:
             if kl_bT is not None:
                 losses_bT = losses_bT + self.settings.kl_coef * kl_bT
             clipped_bT = self._clipped(rows, logprobs_bT, None, advantages_B)
-            meter.add(rows, (losses_bT * weights_BT(rows)).sum(), logprobs_bT, clipped_bT, entropy_bT, kl_bT)
+            meter.add(rows, (losses_bT * weights_BT(rows)).sum(), logprobs_bT, None, clipped_bT, entropy_bT, kl_bT)
 
-    def _zeros(self) -> list[Tensor]:
-        return [torch.zeros_like(p) for p in self.parameters]
-
-    def _step(self, meter: _Meter) -> None:
+    def _step(self, meter: Meter) -> None:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
         if not bool(torch.isfinite(norm)):
             self.optimizer.zero_grad()
@@ -278,6 +418,9 @@ class Learner:
 
         return of
 
+    def _minibatches(self, order: list[int]) -> list[list[int]]:
+        return minibatches(len(order), count=min(self.settings.minibatches, len(order)), order=order)
+
     def _shuffled(self, size: int) -> list[int]:
         if self.settings.minibatches == 1:
             return list(range(size))
@@ -295,97 +438,17 @@ class Learner:
         dtype = getattr(torch, self.settings.dtype)
         tied = self.model.all_tied_weights_keys  # converted copies would no longer be seen as one tensor
         state = {name: tensor.to(dtype) for name, tensor in self.model.state_dict().items() if name not in tied}
-        with _disk_errors():
+        with disk_errors():
             self.model.save_pretrained(directory, state_dict=state)
         self.model.config.dtype = self.settings.dtype  # save_pretrained writes that of the float32 weights
         self.model.config.save_pretrained(directory)
 
     def save_state(self, directory: Path) -> None:
-        """What the next update depends on: float32 weights, optimiser, schedule, random states."""
-        tensors = {f"weights.{name}": p.detach().cpu() for name, p in self.model.named_parameters()}
-        for i, parameter in enumerate(self.parameters):
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{i}.{key}"] = torch.as_tensor(value).detach().cpu().clone()
-        tensors["schedule.updates"] = torch.tensor(self.scheduler.last_epoch)
-        tensors["random.torch"] = torch.get_rng_state()
-        tensors["random.order"] = self.generator.get_state()
-        with _disk_errors():
-            save_file(tensors, directory / "learner.safetensors")
+        save_state(self, directory)
 
     def load_state(self, directory: Path) -> None:
-        """Continue exactly where `save_state` was. Raises KeyError where it is of another model."""
-        tensors = load_file(directory / "learner.safetensors")
-        names = {f"weights.{name}" for name, _ in self.model.named_parameters()}
-        if names != {key for key in tensors if key.startswith("weights.")}:
-            raise KeyError(f"{directory} holds the state of another model")
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"weights.{name}"])
-        self.optimizer.state.clear()  # a state saved before the first update has no moments
-        for i, parameter in enumerate(self.parameters):
-            prefix = f"optimizer.{i}."
-            state: dict[str, Any] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            if state:
-                moved = {k: v if k == "step" else v.to(self.device) for k, v in state.items()}
-                self.optimizer.state[parameter] = moved
-        updates = int(tensors["schedule.updates"])
-        self.scheduler.last_epoch = updates
-        rates = [learning_rate(self.settings)(updates) * base for base in self.scheduler.base_lrs]
-        self.scheduler._last_lr = rates
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        torch.set_rng_state(tensors["random.torch"])
-        self.generator.set_state(tensors["random.order"])
+        load_state(self, directory)
         self._held = None
-
-
-class _Meter:
-    """Sums over the tokens of a batch."""
-
-    def __init__(self) -> None:
-        self.lr = self.loss = self.kl = self.entropy = self.clipped = self.importance = self.gap = 0.0
-        self.tokens = self.slots = self.real = 0
-        self.grad_norms: list[float] = []
-
-    @torch.no_grad()
-    def add(
-        self, rows: Rows, loss: Tensor, old_bT: Tensor, clipped_bT: Tensor, entropy_bT: Tensor, kl_bT: Tensor | None
-    ) -> None:
-        mask_bT = rows.mask_bT
-        difference_bT = old_bT.detach() - rows.sampler_logprobs_bT
-        self.loss += float(loss.detach())
-        self.kl += 0.0 if kl_bT is None else float((kl_bT.detach() * mask_bT).sum())
-        self.entropy += float((entropy_bT * mask_bT).sum())
-        self.clipped += float((clipped_bT & mask_bT).sum())
-        self.importance += float((difference_bT.exp() * mask_bT).sum())
-        self.gap += float((difference_bT.abs() * mask_bT).sum())
-        self.tokens += int(mask_bT.sum())
-        self.slots += rows.input_ids_bt.numel()
-        self.real += int(rows.attention_bt.sum())
-
-    def result(self) -> LearnStats:
-        tokens = max(self.tokens, 1)
-        return LearnStats(
-            loss=self.loss / len(self.grad_norms),
-            grad_norm=sum(self.grad_norms) / len(self.grad_norms),
-            lr=self.lr,
-            entropy=self.entropy / tokens,
-            kl=self.kl / tokens,
-            clip_share=self.clipped / tokens,
-            importance_mean=self.importance / tokens,
-            sampler_gap=self.gap / tokens,
-            padding_share=1 - self.real / max(self.slots, 1),
-            updates=len(self.grad_norms),
-        )
-
-
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    """safetensors has an error of its own for what the disk refuses."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
 
 
 def learning_rate(settings: LearnerSettings) -> Callable[[int], float]:
@@ -403,8 +466,8 @@ def learning_rate(settings: LearnerSettings) -> Callable[[int], float]:
     return factor
 
 
-def _accumulate(sums: list[Tensor], loss: Tensor, parameters: list[Tensor], *, retain_graph: bool) -> None:
-    parts = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
-    for total, part in zip(sums, parts, strict=True):
-        if part is not None:
-            total += part
+def _plus(total: Gradients | None, part: Gradients) -> Gradients:
+    if total is None:
+        return part
+    torch._foreach_add_(total, part)
+    return total

@@ -30,9 +30,13 @@ class ClippedSurrogate:
         """
         ratio_BT = torch.exp(logprobs_BT - old_logprobs_BT)
         clipped_BT = ratio_BT.clamp(1 - self.clip_low, 1 + self.clip_high)
-        importance_BT = torch.exp(old_logprobs_BT - sampler_logprobs_BT).clamp_max(self.importance_cap).detach()
+        importance_BT = self.importance(old_logprobs_BT, sampler_logprobs_BT).detach()
         advantages_B1 = advantages_B.unsqueeze(1)
         return -importance_BT * torch.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
+
+    def importance(self, old_logprobs_BT: Tensor, sampler_logprobs_BT: Tensor) -> Tensor:
+        """m = min(pi_old / pi_sampler, cap)."""
+        return torch.exp(old_logprobs_BT - sampler_logprobs_BT).clamp_max(self.importance_cap)
 
     def clipped(self, logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_B: Tensor) -> Tensor:
         """Where the clip removes the gradient, as booleans_BT."""

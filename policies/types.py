@@ -1,12 +1,12 @@
 """What crosses between the parts of a step.
 
 Shape letters, used as suffixes of names in the whole project:
-P prompts, G rollouts per prompt, K objectives, B = P * G rollouts (flattened), T tokens of a completion.
+P prompts, G rollouts per prompt (the most that any has), K objectives, B rollouts in one row, T tokens of a completion.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,23 +36,59 @@ class Rollout:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Objectives:
+    """What a job says of its K objectives, once for all steps. All in units of the raw rewards."""
+
+    names: tuple[str, ...]
+    ranges_K2: Tensor  # [lo, hi]
+    targets_K: Tensor  # NaN where an objective has none
+    target_signs_K: Tensor  # +1: at least the target, -1: at most
+
+    def normalise(self, values_K: Tensor) -> Tensor:
+        """Places of values in their ranges, clipped to [0, 1]."""
+        low_K, high_K = self.ranges_K2.double().unbind(dim=1)
+        return ((values_K.double() - low_K) / (high_K - low_K)).clamp(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FrontStats:
-    """The Pareto archive as the latest evaluation left it; points are normalised to [0, 1], larger is better."""
+    """The Pareto archive as the latest evaluation left it; larger is better.
+
+    Points are scaled to [0, 1]: 0 is the corner from which the hypervolume is measured, 1 the ranges' upper ends.
+    """
 
     step: int  # of the latest evaluation
     growth: float  # hypervolume after the latest point minus before it, >= 0
     points_NK: Tensor  # the initial policy first
+    current_K: Tensor  # the latest evaluation's own point, whether or not it is on the front
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepStats:
-    """What a weighting strategy sees of one step."""
+    """What a weighting strategy sees of one step, before its update.
+
+    rewards_PGK are raw: before gates and transforms. NaN is "not measured": a rollout that the prompt did not get, or
+    an objective that does not apply to it. advantages_PGK are the estimator's per-objective ones, 0 where not measured.
+    Measurements of gradients are of this step or of the one before, by the mode that measured them, and absent at a
+    step that has none yet.
+    """
 
     step: int
-    rewards_PGK: Tensor  # raw rewards of the batch
+    objectives: Objectives
+    rewards_PGK: Tensor
+    advantages_PGK: Tensor
     preference_K: Tensor  # the person's weights, on the simplex
-    gramian_KK: Tensor | None = None  # inner products of the objectives' gradients, for strategies that need it
+    gramian_KK: Tensor | None = None  # inner products of the objectives' gradients
+    influence_K: Tensor | None = None  # of each objective on all, where that alone was measured
     front: FrontStats | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateOutcome:
+    """What an update did with the step's advantages, for strategies that need "credit"."""
+
+    rewards_PGK: Tensor  # raw, as in StepStats
+    credit_PG: Tensor  # advantage times the mean over tokens of ratio * [not clipped]; 0 where there is no rollout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +96,17 @@ class Weights:
     """A strategy's choice: where on the simplex, and how strongly this batch counts."""
 
     weights_K: Tensor
+    signs_K: Tensor | None = None  # -1 for an objective that is to fall: its rewards change sign; None is all +1
     advantage_scale: float = 1.0  # multiplies the advantages after every normalisation
     reward_scale: float = 1.0  # multiplies the rewards before it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveAdvantages:
+    """The parts of a batch's advantages, for measuring the objectives' gradients."""
+
+    advantages_BK: Tensor
+    weights_K: Tensor | None  # v_k where A = sum_k v_k A_k over the batch; None where the estimator is not linear
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +123,9 @@ class LearnStats:
     sampler_gap: float  # mean |learner - sampler| log-probability
     padding_share: float  # share of the forward passes' tokens that were padding
     updates: int = 1
-    extra: dict[str, float] = field(default_factory=dict)
+    surviving_B: tuple[float, ...] = ()  # mean over each rollout's tokens of ratio * [not clipped]
+    gramian_KK: tuple[tuple[float, ...], ...] | None = None  # as measured during the update, for the next step
+    influence_K: tuple[float, ...] | None = None
 
 
 def on_simplex(weights_K: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from orchestrator.spec import JobSpec
 from orchestrator.store import JobStore
-from services import events_api, jobs_api, results_api, steering_api
+from services import events_api, jobs_api, results_api, rules_api, steering_api
 from services.auth import RequireKey
 from services.deps import Store
 from services.errors import BodyLimit, RequestContext, StrictJSONResponse, add_handlers
@@ -29,7 +29,7 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
     app.add_middleware(RequireKey, key_sha256=settings.key_sha256)
     app.add_middleware(RequestContext)
     add_handlers(app)
-    for module in (jobs_api, steering_api, events_api, results_api):
+    for module in (jobs_api, steering_api, events_api, results_api, rules_api):
         app.include_router(module.router)
 
     @app.get("/livez", tags=["health"])

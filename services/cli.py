@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from orchestrator.spec_errors import SpecError
-from services import cli_server, steer_words, submission
+from services import cli_server, rules_cli, steer_words, submission
 from services.client import ApiError, Client
 from services.follow import FINAL, follow, front_table
 from services.settings import default_state_dir
@@ -73,6 +73,8 @@ def submit(
         document = submission.read(spec, name)
     except SpecError as error:
         fail(*str(error).splitlines())
+    except RuntimeError as error:  # an installed plug-in does not load; its name is in the message
+        fail(str(error))
     with connect_client(_state_dir) as client:
         if dry_run:
             submission.print_plan(client.submit(document, validate_only=True))
@@ -252,6 +254,7 @@ def rewards(as_json: AsJson = False) -> None:
         output().print(rewards_table(found))
 
 
+rules_cli.add_commands(app)
 cli_server.add_commands(app, lambda: _state_dir)
 
 

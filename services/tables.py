@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.rules import NEEDS, Rule
 from services.text import ago, duration, figure, plain
 
 Document = dict[str, Any]
@@ -57,10 +59,49 @@ def rewards_table(rewards: list[Document]) -> Table:
     return table
 
 
+def rules_table(rules: list[Rule], *, wide: bool) -> Table:
+    """Of one kind. In a narrow terminal, what a rule is from and costs stands below what it does."""
+    table = _table("name", "what it does", *(("source", "needs", "cost") if wide else ()))
+    table.columns[0].no_wrap = True
+    for rule in rules:
+        needs = ", ".join(rule.needs)
+        if wide:
+            cells = (rule.name, rule.summary, rule.source, needs or "–", rule.cost)
+            table.add_row(*(Text(plain(cell)) for cell in cells))
+        else:
+            more = f"{rule.source}; needs {needs or 'nothing'}; costs {rule.cost}"
+            table.add_row(Text(rule.name), Text(plain(rule.summary)).append(f"\n{plain(more)}", style="dim"))
+    return table
+
+
+def rule_view(rule: Rule) -> RenderableType:
+    """All of one rule: description, facts, options, and how a spec selects it."""
+    facts = Table.grid(padding=(0, 2))
+    needs = "; ".join(f"{need} ({NEEDS[need]})" if need in NEEDS else need for need in rule.needs)
+    for name, value in {"source": rule.source, "needs": needs or "nothing", "cost": rule.cost}.items():
+        facts.add_row(Text(name, style="dim"), Text(plain(value)))
+    paragraphs = [" ".join(part.split()) for part in rule.description.split("\n\n")]
+    title = Text(f"{plain(rule.name)}: {rule.kind.path} of a spec", style="bold")
+    parts: list[RenderableType] = [title, *(Text(plain(part)) for part in paragraphs), Text(), facts, Text()]
+    if rule.options:
+        parts += [_options_table(rule), Text()]
+    return Group(*parts, Text("In a spec:\n", style="dim"), Text(rule.example.rstrip("\n")))
+
+
 def checkpoints_table(checkpoints: list[Document]) -> Table:
     table = _table("step", "on the front", "directory", right=("step",))
     for checkpoint in checkpoints:
         table.add_row(str(checkpoint["step"]), "yes" if checkpoint["on_front"] else "", Text(plain(checkpoint["path"])))
+    return table
+
+
+def _options_table(rule: Rule) -> Table:
+    table = _table("option", "default", "allowed", "what it is")
+    table.columns[0].no_wrap = True
+    for option in rule.options:
+        default = "required" if option.required else json.dumps(option.default, ensure_ascii=False)
+        cells = (option.name, "–" if default == "null" else default, option.allowed, option.description)
+        table.add_row(*(Text(plain(cell)) for cell in cells))
     return table
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from policies.estimators.base import combine, standardise
+from policies.estimators.base import Estimator, combine, finish
+from policies.statistics import standardise
 
 
 @dataclass(frozen=True)
-class Grpo:
+class Grpo(Estimator):
     """A = Z(sum_k w_k R_k), Z over the G rollouts of a prompt.
 
     The floor on the group's spread matters with nearly equal weights: rewards that tie up to 0.001 would otherwise
@@ -20,4 +21,4 @@ class Grpo:
     std_floor: float = 1e-6
 
     def __call__(self, rewards_PGK: Tensor, weights_K: Tensor) -> Tensor:
-        return standardise(combine(rewards_PGK, weights_K), self.std_floor).float()
+        return finish(standardise(combine(rewards_PGK, weights_K), 1, std_floor=self.std_floor))

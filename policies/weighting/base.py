@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
-from policies.types import StepStats, Weights
+from policies.types import StepStats, UpdateOutcome, Weights
 
 
-class Weighting(Protocol):
+class Weighting:
     """Chooses the objectives' weights at each step; the person's steering comes after it."""
 
-    needs: ClassVar[frozenset[str]]  # what costs extra: "gramian", "archive"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What costs extra: "gramian" (inner products of the objectives' gradients), "influence" (their row sums, which
+    cheaper measurements give too), "archive" (held-out evaluations), "credit" (what the update did), "targets"."""
 
     def update(self, stats: StepStats) -> Weights:
         """The choice for this step's update. Called once a step, in order."""
-        ...
+        raise NotImplementedError
+
+    def observe(self, outcome: UpdateOutcome) -> None:
+        """What the update did; called after it where the strategy needs "credit"."""
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-ready; loading it continues identically."""
-        ...
+        return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        assert not state

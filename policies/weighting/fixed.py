@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 from policies.types import StepStats, Weights
+from policies.weighting.base import Weighting
 
 
-class Fixed:
+class Fixed(Weighting):
     """w = preference."""
-
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def update(self, stats: StepStats) -> Weights:
         return Weights(weights_K=stats.preference_K)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        assert not state

@@ -3,50 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from policies.types import StepStats, Weights
+from policies.weighting.base import Weighting
 from policies.weighting.simplex import project
 
 
-class GradientInfluence:
+class GradientInfluence(Weighting):
     """Mirror descent on the influence of each objective (algorithm 1 of the paper).
 
     g_k = gradient of the surrogate under A_k alone, its norm clipped to 1; influence I_k = sum_l <g_k, g_l>;
     log w_k += step_size * I_k; w = softmax. The first weights are the preference.
 
     The published rule has no floor and is rich-get-richer: with step size 0.1 and influences 1.2 and 0.3, a third
-    becomes 0.62 and 0.04 within 30 steps. `floor` keeps every objective at work, and `decay` pulls log w back to the
-    preference by that share at each step; 0 and 0 is the rule as published.
+    becomes 0.62 and 0.04 within 30 steps. `floor` keeps every objective at work, `ceiling` keeps one from taking over,
+    and `decay` pulls log w back to the preference by that share at each step; 0, 1 and 0 is the rule as published.
+
+    A step without a measurement keeps the weights. Raises ValueError where floor and ceiling leave no weights that sum
+    to 1.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"gramian"})
+    needs = frozenset({"influence"})
 
-    def __init__(self, *, step_size: float = 0.1, decay: float = 0.0, floor: float = 0.05) -> None:
+    def __init__(
+        self, *, step_size: float = 0.1, decay: float = 0.0, floor: float = 0.05, ceiling: float = 1.0
+    ) -> None:
         self.step_size = step_size
         self.decay = decay
         self.floor = floor
+        self.ceiling = ceiling
         self._weights_K: Tensor | None = None
         self._preference_K: Tensor | None = None
 
     def update(self, stats: StepStats) -> Weights:
-        assert stats.gramian_KK is not None
         preference_K = stats.preference_K.double()
         if self._weights_K is None or self._preference_K is None or not torch.equal(preference_K, self._preference_K):
-            self._weights_K, self._preference_K = (
-                preference_K,
-                preference_K,
-            )  # a new preference is a new start
+            self._weights_K = self._preference_K = preference_K  # a new preference is a new start
+        influence_K = stats.influence_K if stats.gramian_KK is None else influence(stats.gramian_KK)
+        if influence_K is None or not bool(torch.isfinite(influence_K).all()):  # nothing measured yet
+            return Weights(weights_K=self._weights_K.float())
         tiny = torch.finfo(torch.float64).tiny
         log_weights_K = torch.log(self._weights_K.clamp_min(tiny))
         log_preference_K = torch.log(preference_K.clamp_min(tiny))
         log_weights_K = log_weights_K + self.decay * (log_preference_K - log_weights_K)
-        log_weights_K = log_weights_K + self.step_size * influence(stats.gramian_KK)
+        log_weights_K = log_weights_K + self.step_size * influence_K.double()
         floors_K = torch.full_like(log_weights_K, self.floor)
-        self._weights_K = project(torch.softmax(log_weights_K, dim=0), floors_K, torch.ones_like(floors_K))
+        ceilings_K = torch.full_like(log_weights_K, self.ceiling)
+        self._weights_K = project(torch.softmax(log_weights_K, dim=0), floors_K, ceilings_K)
         return Weights(weights_K=self._weights_K.float())
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from policies.types import StepStats, Weights
+from policies.weighting.base import Weighting
 
 
-class HypervolumeGuided:
+class HypervolumeGuided(Weighting):
     """w = preference; m = base + gain tanh(d / tau) multiplies the batch.
 
     d is the growth of the normalised hypervolume at the latest evaluation, tau the running median of past d > 0: in raw
@@ -21,7 +22,7 @@ class HypervolumeGuided:
     evaluation after the initial one, m = 1.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"archive"})
+    needs = frozenset({"archive"})
 
     def __init__(self, *, faithful: bool = False, base: float = 0.5, gain: float = 1.5) -> None:
         self.faithful = faithful

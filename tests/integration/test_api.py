@@ -19,6 +19,7 @@ from orchestrator.checkpoints import write_checkpoint
 from orchestrator.embedded_redis import EmbeddedRedis, connect
 from orchestrator.states import JobStatus
 from orchestrator.store import JobStore, Lease
+from services import rules_api
 from services.auth import PUBLIC_PATHS
 from services.client import ApiError, Client
 from services.keys import digest
@@ -129,7 +130,7 @@ def test_every_route_but_livez_needs_the_key(server: ApiServer, authorization: s
             if path in PUBLIC_PATHS:
                 assert http.request(method, path).status_code == 200
                 continue
-            filled = path.format(job_id="job-0", step=1)
+            filled = path.format(job_id="job-0", step=1, name="fixed")
             response = http.request(method, filled, headers={"accept": "text/event-stream"}, content=b"x" * 100)
             assert assert_error(response, 401)["type"] == "authentication_error", (method, path)
 
@@ -531,6 +532,39 @@ def test_rewards_are_listed_with_their_options(client: Client) -> None:
     rewards = {reward["name"]: reward for reward in client.rewards()["data"]}
     assert {"math", "conciseness", "clarity"} <= rewards.keys()
     assert rewards["clarity"]["options"]["type"] == "object"
+
+
+def test_rules_are_listed_by_kind(http: httpx.Client) -> None:
+    everything = http.get("/v1/rules").json()
+    assert (everything["object"], everything["has_more"]) == ("list", False)
+    assert {"gdpo", "gramian:upgrad", "clip", "refill", "knapsack", "sketch"} <= {r["name"] for r in everything["data"]}
+    budgets = http.get("/v1/rules", params={"kind": "budget"}).json()["data"]
+    assert [rule["name"] for rule in budgets] == ["uniform", "knapsack"]
+    assert assert_error(http.get("/v1/rules", params={"kind": "x"}), 422)["param"] == "kind"
+    assert assert_error(http.get("/v1/rules", params={"kin": "x"}), 422)["code"] == "unknown_parameter"
+
+
+def test_a_rule_is_shown_with_its_options(http: httpx.Client) -> None:
+    (rule,) = http.get("/v1/rules/gramian:cagrad").json()["data"]
+    assert (rule["kind"], rule["needs"]) == ("weighting", ["gramian"])
+    assert rule["options"][0].keys() == {"name", "required", "default", "allowed", "description"}
+    assert rule["example"].startswith("weighting:")
+
+
+@pytest.mark.parametrize("name", ["gradent", "%00", "é", "a" * 300])
+def test_an_unknown_rule_is_404(http: httpx.Client, name: str) -> None:
+    message = assert_error(http.get(f"/v1/rules/{name}"), 404)["message"]
+    assert name != "gradent" or "did you mean 'gradient'" in message
+
+
+def test_a_rule_whose_plugin_is_broken_is_named(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_name: str) -> None:
+        raise RuntimeError("the plug-in for weighting 'absent' (no_such_module:Rule) does not load")
+
+    monkeypatch.setattr(rules_api, "find_rules", broken)
+    error = assert_error(http.get("/v1/rules/absent"), 500)
+    assert error["code"] == "plugin_broken"
+    assert "no_such_module" in error["message"]
 
 
 def test_openapi_documents_the_spec(http: httpx.Client) -> None:

@@ -190,6 +190,7 @@ def test_files_that_the_server_misses_are_one_line(cli: Installation) -> None:
     ("words", "line"),
     [
         (["submit", "/no/such.yaml"], "/no/such.yaml: No such file or directory"),
+        (["rules", "gradent"], "no rule 'gradent', did you mean 'gradient'"),
         (["sumbit"], "No such command 'sumbit'. Did you mean 'submit'? (see `equipoise --help`)"),
         (["jobs", "--colour"], "No such option: --colour (see `equipoise --help`)"),
         (["steer"], "Missing argument 'JOB'. (see `equipoise --help`)"),

@@ -16,7 +16,16 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.build import Parts, Splits
+from orchestrator.build import (
+    Parts,
+    Splits,
+    describe_objectives,
+    make_archive,
+    make_budget,
+    make_estimator,
+    make_transforms,
+    make_weighting,
+)
 from orchestrator.checkpoints import CheckpointError, Manifest, directory_name, verify
 from orchestrator.journal import Wishes, figures_digest
 from orchestrator.loop import Loop
@@ -24,10 +33,8 @@ from orchestrator.prompts import Prompt, PromptOrder
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.steering import Steering, initial_steering
 from policies.collapse import CollapseWatch
-from policies.estimators import ESTIMATORS
-from policies.pareto import Archive
-from policies.types import LearnStats, Rollout, RolloutRequest
-from policies.weighting import WEIGHTINGS
+from policies.estimators import Gdpo
+from policies.types import LearnStats, ObjectiveAdvantages, Rollout, RolloutRequest
 from rewards.base import RewardBatch
 from rewards.gates import Gates
 
@@ -112,23 +119,23 @@ class FakeLearner:
     def __init__(self, world: World) -> None:
         self.world = world
         self.skills = list(world.skills)
-        self.learned: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self.learned: list[tuple[torch.Tensor, ObjectiveAdvantages | None]] = []
 
     def gramian(self, rollouts: Sequence[Rollout], advantages_BK: torch.Tensor) -> torch.Tensor:
         self.world.calls.append("gramian")
         assert advantages_BK.shape == (len(rollouts), 2)
         return (advantages_BK.T @ advantages_BK).double() / len(rollouts)
 
-    def learn(self, rollouts: Sequence[Rollout], advantages_B: Any, weights_K: Any) -> LearnStats:
+    def learn(self, rollouts: Sequence[Rollout], advantages_B: Any, parts: ObjectiveAdvantages | None) -> LearnStats:
         self.world.calls.append("learn")
-        self.learned.append((advantages_B, weights_K))
+        self.learned.append((advantages_B, parts))
         for rollout, advantage in zip(rollouts, advantages_B.tolist(), strict=True):
             values = [float(word) for word in rollout.text.split()]
             for k, value in enumerate(values):
                 self.skills[k] += 0.02 * advantage * (value - self.world.skills[k])
         return LearnStats(
             loss=self.skills[0], grad_norm=1.0, lr=0.1, entropy=0.5, kl=0.0, clip_share=0.0,
-            importance_mean=1.0, sampler_gap=0.0, padding_share=0.0, extra={"learn_s": random.random()},
+            importance_mean=1.0, sampler_gap=0.0, padding_share=0.0, surviving_B=(1.0,) * len(rollouts),
         )  # fmt: skip
 
     def sync(self, version: int) -> None:
@@ -279,7 +286,7 @@ def start(
         journal = MemoryJournal(spec, world)
     journal.world = world
     engines, learner, rewards = FakeEngines(world, profile), FakeLearner(world), FakeRewards(world)
-    strategy = Noted(WEIGHTINGS[spec.weighting.name](**spec.weighting.model_dump(exclude={"name"})), world, "strategy")
+    strategy = Noted(make_weighting(spec), world, "strategy")
     parts = Parts(
         splits=Splits(train=prompts("train", 10), validation=prompts("validation", 4), test=prompts("test", 3)),
         order=PromptOrder(10, seed=spec.seed),
@@ -287,9 +294,12 @@ def start(
         learner=learner,  # type: ignore[arg-type]
         rewards=rewards,  # type: ignore[arg-type]
         gates=Gates({o.name: (o.gate.objective, o.gate.at_least) for o in spec.objectives if o.gate is not None}),
-        estimator=ESTIMATORS[spec.estimator.name](**spec.estimator.model_dump(exclude={"name"})),
+        transforms=make_transforms(spec),
+        budget=make_budget(spec),
+        objectives=describe_objectives(spec),
+        estimator=make_estimator(spec),
         weighting=strategy,  # type: ignore[arg-type]
-        archive=Archive({objective.name: objective.range for objective in spec.objectives}),
+        archive=make_archive(spec),
         watch=CollapseWatch(drop=spec.collapse.drop, total_drop=spec.collapse.total_drop),
         save_tokenizer=lambda folder: (folder / "tokenizer.json").write_text("{}") and None,
         describe=lambda completions, answers: {"described": len(completions) * (len(completions) == len(answers))},
@@ -402,7 +412,7 @@ def test_what_is_learned_from_is_gated_and_what_is_recorded_is_raw(tmp_path: Pat
     assert torch.equal(shut.strategy.given[0].rewards_PGK, wide.strategy.given[0].rewards_PGK)
     raw_PGK = shut.strategy.given[0].rewards_PGK
     signal_PGK = raw_PGK * torch.tensor([1.0, 0.0])
-    estimate = ESTIMATORS["gdpo"]()
+    estimate = Gdpo()
     learned_from, _ = shut.learner.learned[0]
     torch.testing.assert_close(learned_from, estimate(signal_PGK, torch.tensor([0.5, 0.5])).flatten())
     assert not torch.allclose(learned_from, wide.learner.learned[0][0])
@@ -412,10 +422,12 @@ def test_the_gradient_strategy_learns_the_same_thing_either_way(tmp_path: Path) 
     """sum_k w_k A_k with the weights that go to the learner is the advantage that goes with them."""
     run = start(tmp_path, make_spec(steps=1, weighting={"name": "gradient"}))
     run.loop.run()
-    advantages_B, weights_K = run.learner.learned[0]
+    advantages_B, parts = run.learner.learned[0]
+    assert parts is not None
+    assert parts.weights_K is not None
     rewards_PGK = run.strategy.given[0].rewards_PGK
-    advantages_BK = ESTIMATORS["gdpo"]().per_objective(rewards_PGK).flatten(0, 1)  # type: ignore[attr-defined]
-    torch.testing.assert_close((advantages_BK @ weights_K).float(), advantages_B)
+    advantages_BK = Gdpo().per_objective(rewards_PGK).flatten(0, 1)
+    torch.testing.assert_close((advantages_BK @ parts.weights_K).float(), advantages_B)
 
 
 def test_a_reward_that_fails_stops_the_step_before_anything_is_learned(tmp_path: Path) -> None:

@@ -15,15 +15,26 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
 
-from orchestrator import spec as spec_module
 from orchestrator.spec import JobSpec, load_spec, parse_spec, scaled
 from orchestrator.spec_errors import SpecError, nearest
+from orchestrator.specs.base import RuleSpec
+from orchestrator.specs.estimators import BuiltInEstimator
+from orchestrator.specs.sampling import BudgetSpec, ZeroSignalSpec
+from orchestrator.specs.transforms import TransformSpec
+from orchestrator.specs.weightings import BuiltInWeighting
 
 PROJECT = Path(__file__).parents[3]
 EXAMPLES = sorted((PROJECT / "deploy" / "jobs").glob("*.yaml"))
 FILES = {"type": "files", "train": "train.jsonl", "validation": "validation.jsonl"}
 ABSENT = object()
+TARGET = {"value": 0.8}
+REINFORCE = {"name": "reinforce"}
+ESTIMATOR_NAMES = [
+    "cond_gdpo", "corr_grpo", "dr_grpo", "dvao", "gd2po", "gdpo", "grpo", "hvo", "mo_grpo", "reinforce", "rloo",
+    "softmin",
+]  # fmt: skip
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -89,8 +100,8 @@ def test_examples_load_and_survive_json(path: Path) -> None:
     weights=st.lists(st.floats(0, 1e6), min_size=1, max_size=6).filter(any),
     steps=st.integers(1, 1000),
     temperature=st.floats(0.01, 5),
-    estimator=st.sampled_from(["gdpo", "grpo", "rloo", "reinforce"]),
-    weighting=st.sampled_from(["fixed", "hypervolume"]),
+    estimator=st.sampled_from([name for name in ESTIMATOR_NAMES if name != "cond_gdpo"]),
+    weighting=st.sampled_from(["fixed", "hypervolume", "hv_gradient", "saw", "dara", "pama", "tchebycheff"]),
 )
 def test_json_round_trip(weights, steps, temperature, estimator, weighting) -> None:
     objectives = [{"name": f"o{i}", "reward": {"name": "math"}, "weight": weight} for i, weight in enumerate(weights)]
@@ -169,8 +180,8 @@ def test_every_wrong_field_is_named() -> None:
     ("changes", "path", "words"),
     [
         ({"estimator": {"name": "gdop"}}, "estimator.name", "did you mean 'gdpo'?"),
-        ({"estimator": {"name": "ppo"}}, "estimator.name", "expected one of grpo, rloo, reinforce, gdpo"),
-        ({"estimator": {}}, "estimator.name", "expected one of grpo, rloo, reinforce, gdpo"),
+        ({"estimator": {"name": "ppo"}}, "estimator.name", f"expected one of {', '.join(ESTIMATOR_NAMES)}"),
+        ({"estimator": {}}, "estimator.name", f"expected one of {', '.join(ESTIMATOR_NAMES)}"),
         ({"estimator": "gdpo"}, "estimator", "expected a mapping"),
         ({"weighting": {"name": "gradent"}}, "weighting.name", "did you mean 'gradient'?"),
         ({"data": {"type": "file"}}, "data.type", "did you mean 'files'?"),
@@ -198,8 +209,69 @@ def test_every_wrong_field_is_named() -> None:
         ({"objectives__0__range": [1, 1]}, "objectives.0.range", "lo < hi"),
         ({"objectives__0__range": [2, 1]}, "objectives.0.range", "lo < hi"),
         ({"objectives__0__range": [0, math.inf]}, "objectives.0.range.1", "finite"),
-        ({"weighting": {"name": "gradient"}, "estimator": {"name": "grpo"}}, "weighting.name", "'gdpo'"),
         ({"weighting": {"name": "gradient", "floor": 0.6}}, "weighting.floor", "more than 1"),
+        ({"weighting": {"name": "gradient", "ceiling": 0.4}}, "weighting.ceiling", "less than 1"),
+        ({"weighting": {"name": "gramian:mgd"}}, "weighting.name", "did you mean 'gramian:mgda'?"),
+        ({"weighting": {"name": "gradient"}, "objectives__1": ABSENT}, "weighting.name", "at least 2"),
+        ({"weighting": {"name": "gramian:upgrad"}, "objectives__1": ABSENT}, "weighting.name", "at least 2"),
+        ({"weighting": {"name": "gramian:upgrad"}, "gramian__mode": "step_response"}, "gramian.mode", "use exact,"),
+        ({"gramian__mode": "scetch"}, "gramian.mode", "'sketch'"),
+        ({"weighting": {"name": "lagrangian"}}, "weighting.name", "needs a target on at least one"),
+        (
+            {"weighting": {"name": "lagrangian"}, "objectives__0__target": TARGET, "objectives__1__target": TARGET},
+            "weighting.name",
+            "an objective without a target",
+        ),
+        (
+            {"weighting": {"name": "lagrangian", "lam_init": 6}, "objectives__0__target": TARGET},
+            "weighting.lam_init",
+            "more than lam_max",
+        ),
+        (
+            {"weighting": {"name": "schedule", "points": [{"step": 0, "weights": {"accuracy": 1}}]}},
+            "weighting.points.0.weights",
+            "a weight for each of accuracy, brevity",
+        ),
+        (
+            {"weighting": {"name": "schedule", "points": [{"step": 0, "weights": {"accuracy": 1, "brevty": 1}}]}},
+            "weighting.points.0.weights",
+            "got accuracy, brevty",
+        ),
+        ({"weighting": {"name": "schedule", "points": []}}, "weighting.points", "at least 1"),
+        ({"weighting": {"name": "schedule"}}, "weighting.points", "Field required"),
+        ({"objectives__0__reference": 1.0}, "objectives.0.reference", "no point of the range beats a higher one"),
+        ({"objectives__0__reference": -0.1}, "objectives.0.reference", "lo <= reference < hi"),
+        ({"estimator": {"name": "softmin", "kappa_start": 0}}, "estimator.kappa_start", "greater than or equal"),
+        ({"estimator": {"name": "softmin", "kappa_end": -1}}, "estimator.kappa_end", "greater than or equal"),
+        ({"estimator": {"name": "cond_gdpo", "at_least": 1}}, "estimator.condition", "Field required"),
+        (
+            {"estimator": {"name": "cond_gdpo", "condition": "acuracy", "at_least": 1}},
+            "estimator.condition",
+            "no objective 'acuracy'",
+        ),
+        ({"objectives__0__transform": {"name": "clipp"}}, "objectives.0.transform.name", "did you mean 'clip'?"),
+        ({"objectives__0__transform": {"name": "clip"}}, "objectives.0.transform", "expected lo, hi or both"),
+        ({"sampling__zero_signal": {"name": "dropp"}}, "sampling.zero_signal.name", "did you mean 'drop'?"),
+        (
+            {"sampling__zero_signal": {"name": "refill"}, "rollout__rollouts_per_prompt": 1, "estimator": REINFORCE},
+            "sampling.zero_signal.name",
+            "at least 2 rollouts",
+        ),
+        (
+            {"sampling__budget": {"name": "knapsack", "objective": "acuracy"}},
+            "sampling.budget.objective",
+            "did you mean 'accuracy'?",
+        ),
+        (
+            {"sampling__budget": {"name": "knapsack", "objective": "accuracy", "min_rollouts": 9}},
+            "sampling.budget.min_rollouts",
+            "more than the budget of 8",
+        ),
+        (
+            {"sampling__budget": {"name": "knapsack", "objective": "accuracy", "max_rollouts": 4}},
+            "sampling.budget.max_rollouts",
+            "less than the budget of 8",
+        ),
         ({"rollout__rollouts_per_prompt": 1}, "rollout.rollouts_per_prompt", "'reinforce' works with 1"),
         ({"optimizer__minibatches": 300}, "optimizer.minibatches", "more than there are rollouts"),
         ({"optimizer__betas": [0.9, 1.0]}, "optimizer.betas.1", "less than 1"),
@@ -273,24 +345,97 @@ def test_a_missing_file(tmp_path: Path) -> None:
 # ----------------------------------------------------------- the spec and the code agree
 
 
-def parts() -> list[Any]:
+def classes() -> dict[str, dict[str, Any]]:
+    """What the code has of each kind, by the name in a spec."""
+    from policies.budget import Knapsack, Uniform
     from policies.estimators import ESTIMATORS
+    from policies.estimators.copo import Copo
     from policies.weighting import WEIGHTINGS
+    from rewards.transforms import TRANSFORMS
 
-    return [(spec_module.EstimatorSpec, ESTIMATORS), (spec_module.WeightingSpec, WEIGHTINGS)]
+    return {
+        "estimator": ESTIMATORS,
+        "weighting": WEIGHTINGS,
+        "transform": TRANSFORMS,
+        "zero_signal": {"keep": None, "drop": None, "refill": None, "copo": Copo},  # but for copo, no class of its own
+        "budget": {"uniform": Uniform, "knapsack": Knapsack},
+    }
 
 
-def test_names_and_arguments_are_those_of_the_classes() -> None:
-    for union, classes in parts():
-        members = get_args(get_args(union)[0])
-        by_name = {get_args(member.model_fields["name"].annotation)[0]: member for member in members}
-        assert set(by_name) == set(classes)
-        for name, member in by_name.items():
-            arguments = inspect.signature(classes[name]).parameters
-            expected = {key: argument.default for key, argument in arguments.items()}
-            fields = {key: field.default for key, field in member.model_fields.items() if key != "name"}
-            assert fields == expected, name
-            assert member.model_fields["name"].default == name
+UNIONS = {
+    "estimator": BuiltInEstimator,
+    "weighting": BuiltInWeighting,
+    "transform": get_args(TransformSpec)[0],
+    "zero_signal": get_args(ZeroSignalSpec)[0],
+    "budget": get_args(BudgetSpec)[0],
+}
+RULES = [
+    pytest.param(kind, member, id=f"{kind}-{member.model_fields['name'].default}")
+    for kind, union in UNIONS.items()
+    for member in get_args(union)
+]
+REQUIRED: dict[str, dict[str, Any]] = {  # what has no default
+    "schedule": {"points": [{"step": 5, "weights": {"accuracy": 1, "brevity": 3}}]},
+    "cond_gdpo": {"condition": "brevity", "at_least": 1},
+    "clip": {"lo": 0},
+    "soft_overlong": {"max_tokens": 10, "buffer_tokens": 5},
+    "cosine": {"max_tokens": 10},
+    "knapsack": {"objective": "accuracy"},
+}
+OF_THE_JOB = {"inner": None, "rollouts_per_prompt": 8}  # arguments that a rule's spec does not have
+OF_THE_CALLER = {
+    "knapsack": {"objective", "success_at"},
+    "refill": {"max_rounds"},
+}  # fields that the class does not see
+
+
+@pytest.mark.parametrize("kind", UNIONS)
+def test_names_are_those_of_the_code(kind: str) -> None:
+    names = [get_args(member.model_fields["name"].annotation)[0] for member in get_args(UNIONS[kind])]
+    assert names == list(classes()[kind])
+
+
+@pytest.mark.parametrize(("kind", "member"), RULES)
+def test_fields_and_defaults_are_the_arguments_of_the_class(kind: str, member: type[RuleSpec]) -> None:
+    name = member.model_fields["name"].default
+    rule = classes()[kind][name]
+    fields = {
+        key: field.default
+        for key, field in member.model_fields.items()
+        if key not in {"name", *OF_THE_CALLER.get(name, ())}
+    }
+    arguments = {} if rule is None else inspect.signature(rule).parameters
+    assert fields == {
+        key: PydanticUndefined if argument.default is inspect.Parameter.empty else argument.default
+        for key, argument in arguments.items()
+        if key not in OF_THE_JOB
+    }
+
+
+@pytest.mark.parametrize(("kind", "member"), RULES)
+def test_a_rule_is_built_from_its_spec(kind: str, member: type[RuleSpec]) -> None:
+    name = member.model_fields["name"].default
+    if (rule := classes()[kind][name]) is None:
+        return
+    of_the_job = {key: value for key, value in OF_THE_JOB.items() if key in inspect.signature(rule).parameters}
+    arguments = member(**REQUIRED.get(name, {})).arguments(("accuracy", "brevity"))
+    built = rule(**of_the_job, **arguments)
+    if name == "cond_gdpo":
+        assert built.condition == 1
+    if name == "schedule":
+        assert built.points == [(5, {"accuracy": 1.0, "brevity": 3.0})]
+
+
+@pytest.mark.parametrize(("kind", "member"), RULES)
+def test_a_rule_says_what_it_is_for_and_from_where(kind: str, member: type[RuleSpec]) -> None:
+    rule = classes()[kind][member.model_fields["name"].default]
+    summary = (member.__doc__ or "").partition("\n")[0]
+    assert summary.endswith(".")
+    assert len(summary) <= 100
+    assert member.source
+    assert member.cost
+    assert member.needs == getattr(rule, "needs", frozenset())
+    assert all(field.description for key, field in member.model_fields.items() if key != "name")
 
 
 def test_every_number_says_what_it_is() -> None:

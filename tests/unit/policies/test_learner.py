@@ -17,7 +17,7 @@ from policies.estimators import Gdpo
 from policies.estimators.base import whitening_factor
 from policies.learner import Learner, LearnerSettings, learning_rate
 from policies.losses import ClippedSurrogate
-from policies.types import Rollout
+from policies.types import ObjectiveAdvantages, Rollout
 from tests.support import make_policy
 
 PROMPTS, GROUP, OBJECTIVES = 3, 4, 3
@@ -253,7 +253,7 @@ def test_checkpointed_activations_change_nothing(policy):
     expected, seen = record_gradients(whole), record_gradients(thrifty)
     for learner in (whole, thrifty):
         learner.gramian(ROLLOUTS, torch.stack([ADVANTAGES, -ADVANTAGES], dim=1))
-        learner.learn(ROLLOUTS, ADVANTAGES, gradient_weights_K=torch.tensor([1.5, 0.5]))
+        learner.learn(ROLLOUTS, ADVANTAGES, parts=only_weights(torch.tensor([1.5, 0.5])))
         learner.learn(ROLLOUTS, ADVANTAGES)
     for one, other in zip(seen, expected, strict=True):
         assert relative_distance(one, other) < 1e-4
@@ -288,6 +288,11 @@ def rewards(seed=3):
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 
 
+def only_weights(weights):
+    """The weights of an update whose gradients `gramian` kept: the advantages are not looked at again."""
+    return ObjectiveAdvantages(advantages_BK=torch.empty(0), weights_K=weights)
+
+
 def test_gramian_is_the_inner_products_of_the_objectives_gradients(policy):
     advantages = Gdpo().per_objective(rewards()).flatten(0, 1).float()
     found = make_learner(policy, tokens_per_microbatch=100).gramian(ROLLOUTS, advantages)
@@ -312,7 +317,7 @@ def test_the_weighted_sum_of_gradients_is_the_update(policy, kl_coef, minibatche
     one = plain.learn(ROLLOUTS, combined)
     weighted.gramian(ROLLOUTS, parts.flatten(0, 1).float())
     factor = whitening_factor(parts, WEIGHTS)
-    other = weighted.learn(ROLLOUTS, combined, gradient_weights_K=factor * WEIGHTS)
+    other = weighted.learn(ROLLOUTS, combined, parts=only_weights(factor * WEIGHTS))
     assert relative_distance(seen[0], expected[0]) < 1e-5
     assert len(seen) == len(expected) == minibatches
     assert (one.kl > 0) == (kl_coef > 0)
@@ -427,7 +432,7 @@ def test_a_refused_batch_leaves_no_gradients_for_the_next(policy):
     learner, fresh = make_learner(policy), make_learner(policy)
     learner.gramian(ROLLOUTS, ADVANTAGES[:, None])
     with pytest.raises(ValueError, match="not finite"):
-        learner.learn(ROLLOUTS, ADVANTAGES * float("nan"), gradient_weights_K=torch.ones(1))
+        learner.learn(ROLLOUTS, ADVANTAGES * float("nan"), parts=only_weights(torch.ones(1)))
     others = make_rollouts(seed=7, count=5)
     assert learner.learn(others, ADVANTAGES[:5]) == fresh.learn(others, ADVANTAGES[:5])
 
@@ -462,7 +467,7 @@ def train(learner, steps):
         learner.gramian(batch, parts.flatten(0, 1).float())
         combined = Gdpo()(rewards(step), WEIGHTS).flatten()
         factor = whitening_factor(parts, WEIGHTS)
-        found.append(learner.learn(batch, combined, gradient_weights_K=factor * WEIGHTS if step % 2 else None))
+        found.append(learner.learn(batch, combined, parts=only_weights(factor * WEIGHTS) if step % 2 else None))
     return found
 
 

@@ -1,0 +1,161 @@
+"""The first half of a step: prompts, rollouts and rewards, until enough groups carry signal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from orchestrator.batch import Batch, by_prompt, reward_batch, rollout_seed, stack
+from orchestrator.build import Parts
+from orchestrator.clock import Clock
+from orchestrator.spec import JobSpec
+from orchestrator.specs.sampling import KnapsackSpec
+from policies.budget import count_successes
+from policies.signal import drop, keep, missing, signal_P
+from policies.types import Rollout, RolloutRequest
+from rewards.transforms import TransformContext
+
+REFERENCES_FILE = "references.safetensors"
+
+
+@dataclass(kw_only=True)
+class Sampled:
+    """The rounds of a step so far."""
+
+    index: list[int] = field(default_factory=list)  # P, of the train split
+    counts: list[int] = field(default_factory=list)  # P
+    rollouts: list[Rollout] = field(default_factory=list)  # B
+    rewards_BK: Tensor = field(default_factory=lambda: torch.empty(0))
+    gated_BK: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def add(
+        self, index: list[int], counts: list[int], rollouts: list[Rollout], rewards_BK: Tensor, gated_BK: Tensor
+    ) -> None:
+        self.index += index
+        self.counts += counts
+        self.rollouts += rollouts
+        first = not len(self.rewards_BK)
+        self.rewards_BK = rewards_BK if first else torch.cat([self.rewards_BK, rewards_BK])
+        self.gated_BK = gated_BK if first else torch.cat([self.gated_BK, gated_BK])
+
+
+class Collector:
+    """Samples prompts, rolls them out and scores them."""
+
+    def __init__(self, spec: JobSpec, parts: Parts, clock: Clock) -> None:
+        self.spec = spec
+        self.parts = parts
+        self.clock = clock
+        self.names = list(spec.objective_names)
+        self.references_SNK: Tensor | None = None  # raw rewards of N completions of the initial policy, by train prompt
+
+    def collect(self, step: int, preference_K: Tensor) -> tuple[Batch, list[int]]:
+        """Everything that was sampled for a step, and which of its groups are learned from."""
+        rule, wanted = self.spec.sampling.zero_signal, self.spec.rollout.prompts_per_step
+        sampled = Sampled()
+        need = wanted
+        for _ in range(1 + (rule.max_rounds if rule.name == "refill" else 0)):
+            index = self.parts.order.take(need)
+            counts = self.parts.budget.allocate(index)
+            rollouts = self.roll_out(f"step {step}", index, counts, first=len(sampled.index))
+            sampled.add(index, counts, rollouts, *self.score(index, counts, rollouts))
+            carries_P = signal_P(by_prompt(sampled.gated_BK, sampled.counts), preference_K)
+            need = missing(carries_P, wanted)
+            if need == 0:
+                break
+        kept = keep(carries_P) if rule.name in ("keep", "copo") else drop(carries_P, wanted)
+        return self.batch(sampled), kept.tolist()
+
+    def roll_out(self, purpose: str, index: Sequence[int], counts: Sequence[int], *, first: int = 0) -> list[Rollout]:
+        """`counts` rollouts of each train prompt, each with a seed of its own by its place in the step."""
+        rollout = self.spec.rollout
+        requests = [
+            RolloutRequest(
+                prompt_tokens=self.parts.splits.train[i].tokens,
+                seed=rollout_seed(self.spec.seed, purpose, first + p, g),
+                max_tokens=rollout.max_tokens,
+                temperature=rollout.temperature,
+                top_p=rollout.top_p,
+            )
+            for p, (i, count) in enumerate(zip(index, counts, strict=True))
+            for g in range(count)
+        ]
+        with self.clock("rollout"):
+            return self.parts.engines.generate(requests)
+
+    def score(self, index: Sequence[int], counts: Sequence[int], rollouts: Sequence[Rollout]) -> tuple[Tensor, Tensor]:
+        """(rewards_BK raw, the same after the gates). A reward that fails raises, and names itself."""
+        prompts = [self.parts.splits.train[i] for i in index]
+        with self.clock("score"):
+            scores = self.parts.rewards.score(reward_batch(prompts, counts, rollouts, self.spec.rollout.max_tokens))
+        return stack(scores, self.names), stack(self.parts.gates.apply(scores), self.names)
+
+    def batch(self, sampled: Sampled) -> Batch:
+        """What was sampled, transformed; the budget learns from it."""
+        index, counts = sampled.index, sampled.counts
+        rewards_PGK, gated_PGK = by_prompt(sampled.rewards_BK, counts), by_prompt(sampled.gated_BK, counts)
+        tokens_PG = by_prompt(torch.tensor([len(rollout.tokens) for rollout in sampled.rollouts]), counts)
+        signals = [
+            transform(gated_PGK[:, :, k], self.context(index, tokens_PG, k))
+            for k, transform in enumerate(self.parts.transforms)
+        ]
+        budget = self.spec.sampling.budget
+        if isinstance(budget, KnapsackSpec):
+            judged_PG = rewards_PGK[:, :, self.names.index(budget.objective)]
+            self.parts.budget.observe(index, *count_successes(judged_PG, budget.success_at))
+        return Batch(
+            prompt_index=tuple(index),
+            counts=tuple(counts),
+            rollouts=sampled.rollouts,
+            rewards_PGK=rewards_PGK,
+            signal_PGK=torch.stack(signals, dim=2),
+        )
+
+    def context(self, index: Sequence[int], tokens_PG: Tensor, k: int) -> TransformContext:
+        references_PN = None if self.references_SNK is None else self.references_SNK[list(index), :, k]
+        return TransformContext(prompt_index=tuple(index), completion_tokens_PG=tokens_PG, references_PN=references_PN)
+
+    # ------------------------------------------------------------ references
+
+    @property
+    def wants_references(self) -> bool:
+        return any("references" in transform.needs for transform in self.parts.transforms)
+
+    def sample_references(self) -> Iterator[tuple[int, int]]:
+        """Score completions of the initial policy for every train prompt; (prompts done, of all) as it goes."""
+        repeats, size = self.spec.sampling.reference_rollouts, len(self.parts.splits.train)
+        parts: list[Tensor] = []
+        for first in range(0, size, self.spec.rollout.prompts_per_step):
+            index = list(range(first, min(first + self.spec.rollout.prompts_per_step, size)))
+            counts = [repeats] * len(index)
+            rollouts = self.roll_out("references", index, counts, first=first)
+            parts.append(by_prompt(self.score(index, counts, rollouts)[0], counts))
+            yield index[-1] + 1, size
+        self.references_SNK = torch.cat(parts)
+
+    # ------------------------------------------------------------------ state
+
+    def save(self, directory: Path) -> None:
+        if self.references_SNK is not None:
+            save_file({"references_SNK": self.references_SNK}, directory / REFERENCES_FILE)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "prompt_position": self.parts.order.position,
+            "budget": self.parts.budget.state_dict(),
+            "transforms": [transform.state_dict() for transform in self.parts.transforms],
+        }
+
+    def load(self, state: dict[str, Any], directory: Path) -> None:
+        self.parts.order.position = state["prompt_position"]
+        self.parts.budget.load_state_dict(state["budget"])
+        for transform, kept in zip(self.parts.transforms, state["transforms"], strict=True):
+            transform.load_state_dict(kept)
+        if (directory / REFERENCES_FILE).is_file():
+            self.references_SNK = load_file(directory / REFERENCES_FILE)["references_SNK"]

@@ -1,0 +1,84 @@
+"""What is to be improved: an objective, its reward, and the person's preference for it."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from orchestrator.specs.base import Finite, Fraction, Name, Spec
+from orchestrator.specs.transforms import IdentitySpec, TransformSpec
+from rewards import registry
+
+
+class RewardSpec(Spec):
+    """A registered reward and its options (`equipoise rewards` lists them)."""
+
+    name: str = Field(description="registered name")
+    options: dict[str, JsonValue] = Field(default_factory=dict, description="options of that reward")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        registry.parse_options(self.name, self.options)
+        return self
+
+
+class Gate(Spec):
+    """The objective counts only in rollouts where another one reached a threshold."""
+
+    objective: Name = Field(description="the other objective")
+    at_least: Finite = Field(description="threshold on the other objective's raw reward")
+
+
+class Target(Spec):
+    """What the objective should reach; used by rules that need targets, and drawn in the report."""
+
+    op: Literal[">=", "<="] = ">="
+    value: Finite = Field(description="in units of the raw reward")
+
+
+class ObjectiveSpec(Spec):
+    """One thing to improve, with the person's preference for it."""
+
+    name: Name
+    reward: RewardSpec
+    weight: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="the person's preference; weights are scaled to sum to 1"
+    )
+    range: tuple[Finite, Finite] = Field(
+        (0.0, 1.0),
+        description="[lo, hi] of the raw reward, to normalise the front; values outside are clipped",
+    )
+    reference: Finite | None = Field(
+        None, description="corner from which the hypervolume is measured, in raw units; the range's lo when absent"
+    )
+    transform: TransformSpec = Field(
+        IdentitySpec(), description="of the raw reward, after the gate, before advantages; figures stay raw"
+    )
+    bounds: tuple[Fraction, Fraction] = Field((0.0, 1.0), description="[floor, ceiling] of its applied weight")
+    gate: Gate | None = Field(None, description="counts only where another objective reached a threshold")
+    target: Target | None = None
+
+    @field_validator("range")
+    @classmethod
+    def _range_ascends(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not value[0] < value[1]:
+            raise ValueError(f"expected [lo, hi] with lo < hi, got {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _reference_can_be_beaten(self) -> Self:
+        low, high = self.range
+        if self.reference is not None and not low <= self.reference < high:
+            raise ValueError(
+                f"reference: expected lo <= reference < hi of range {[low, high]}, got {self.reference:g}; "
+                "no point of the range beats a higher one"
+            )
+        return self
+
+    @field_validator("bounds")
+    @classmethod
+    def _bounds_ascend(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError(f"expected [floor, ceiling] with floor <= ceiling, got {list(value)}")
+        return value

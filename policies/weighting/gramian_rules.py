@@ -1,0 +1,169 @@
+"""Weights from the inner products of the objectives' gradients: the methods of multi-task learning, by TorchJD's names.
+
+Each rule answers with a combination alpha of the gradients; GramianRule brings in the preference and puts the answer on
+the simplex. What needs no optional dependency of TorchJD's is TorchJD's own; the rest is in gramian_solvers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchjd.aggregation import AlignedMTLWeighting, DualProjWeighting, IMTLGWeighting, UPGradWeighting
+
+from policies.types import StepStats, Weights
+from policies.weighting.base import Weighting
+from policies.weighting.gramian_solvers import DualCone, alpha_fair, conflict_averse, least_norm, surgery
+from policies.weighting.simplex import project
+
+NO_GRADIENT = 1e-12  # of the largest squared norm
+
+
+class GramianRule(Weighting):
+    """w proportional to D alpha, alpha the rule's answer to D G D, D = K diag(preference).
+
+    The preference scales the gradients, so equal preferences are the rule as published. The rules are invariant, up to
+    a factor, to a scaling of all gradients: D G D is scaled to trace 1, which keeps tiny gradients clear of the
+    solvers' tolerances. A rule's negative coefficients are handled by projecting on the simplex after scaling to sum 1.
+
+    An objective without preference or without gradient takes no part and keeps its preference: a gradient of 0 would
+    be every minimum-norm rule's answer and stop learning. Where fewer than two take part, no Gramian was measured yet,
+    or the rule has no answer (no direction serves all), the weights are the preference. A Gramian measured with
+    rounding may have slightly negative eigenvalues: the diagonal is raised by as much.
+    """
+
+    needs = frozenset({"gramian"})
+
+    def combine(self, gramian_KK: Tensor, step: int) -> Tensor:
+        """alpha for a positive semi-definite Gramian of trace 1; NaN or 0 where the rule has no answer."""
+        raise NotImplementedError
+
+    def update(self, stats: StepStats) -> Weights:
+        preference_K = stats.preference_K.double()
+        if stats.gramian_KK is None or not bool(torch.isfinite(stats.gramian_KK).all()):
+            return Weights(weights_K=preference_K.float())
+        weights_K = self._weigh(stats.gramian_KK.double().cpu(), preference_K, stats.step)
+        return Weights(weights_K=weights_K.float())
+
+    def _weigh(self, gramian_KK: Tensor, preference_K: Tensor, step: int) -> Tensor:
+        norms_K = preference_K.square() * gramian_KK.diagonal()
+        taking = norms_K > NO_GRADIENT * norms_K.max()
+        if int(taking.sum()) < 2:
+            return preference_K
+        share = preference_K[taking].sum()
+        scales_K = preference_K[taking] / share * len(preference_K[taking])
+        scaled_KK = scales_K[:, None] * gramian_KK[taking][:, taking] * scales_K[None, :]
+        scaled_KK = 0.5 * (scaled_KK + scaled_KK.T)
+        scaled_KK = scaled_KK / scaled_KK.trace()
+        least = torch.linalg.eigvalsh(scaled_KK)[0]
+        scaled_KK = scaled_KK - torch.eye(len(scaled_KK), dtype=torch.float64) * least.clamp_max(0)
+        product_K = scales_K * self.combine(scaled_KK, step)
+        total = product_K.sum()
+        if not bool(torch.isfinite(product_K).all()) or float(total) <= 1e-9 * float(product_K.abs().sum()):
+            return preference_K
+        nothing_K, all_K = torch.zeros_like(product_K), torch.ones_like(product_K)
+        weights_K = preference_K.clone()
+        weights_K[taking] = share * project(product_K / total, nothing_K, all_K)
+        return weights_K
+
+
+class Mgda(GramianRule):
+    """alpha = argmin over the simplex of |sum_k alpha_k g_k| (arXiv 1810.04650); exact, where TorchJD iterates."""
+
+    def combine(self, gramian_KK: Tensor, step: int) -> Tensor:
+        del step
+        return torch.from_numpy(least_norm(gramian_KK.numpy()))
+
+
+class UpGrad(GramianRule):
+    """Each gradient projected on the cone of directions that no objective loses by; their mean (arXiv 2406.16232)."""
+
+    def combine(self, gramian_KK: Tensor, step: int) -> Tensor:
+        del step
+        return UPGradWeighting(projector=DualCone())(gramian_KK)
+
+
+class DualProj(GramianRule):
+    """The mean gradient projected on the cone of directions that no objective loses by (arXiv 1706.08840)."""
+
+    def combine(self, gramian_KK: Tensor, step: int) -> Tensor:
+        del step
+        return DualProjWeighting(projector=DualCone())(gramian_KK)
+
+
+class CaGrad(GramianRule):
+    """The direction near the mean gradient that does most for the worst objective (arXiv 2110.14048).
+
+    max over d of min_k g_k.d with |d - g_0| <= c |g_0|: c = 0 is the preference, a large c is MGDA's direction.
+    """
+
+    def __init__(self, *, c: float = 0.4) -> None:
+        self.c = c
+
+    def combine(self, gramian_KK: Tensor, step: int) -> Tensor:
+        del step
+        return torch.from_numpy(conflict_averse(gramian_KK.numpy(), c=self.c))
+
+
+class PcGrad(GramianRule):
+    """Each gradient loses its part against those it conflicts with, in random order (arXiv 2001.06782).
+
+    The order is drawn from the step's number, so the same step gives the same weights.
+    """
+
+    def combine(self, gramian_KK: Tensor, step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(step)
+        size = len(gramian_KK)
+        orders = np.stack([torch.randperm(size, generator=generator).numpy() for _ in range(size)])
+        return torch.from_numpy(surgery(gramian_KK.numpy(), orders))
+
+
+class NashMtl(GramianRule):
+    """The bargaining solution: G alpha = 1 / alpha (arXiv 2202.01017), which is FairGrad's condition at alpha 1."""
+
+    def combine(self, gramian_KK: Tensor, step: int) -> Tensor:
+        del step
+        return torch.from_numpy(alpha_fair(gramian_KK.numpy(), alpha=1.0))
+
+
+class FairGrad(GramianRule):
+    """Alpha-fair shares of the improvement: G a = a^(-1/alpha) (arXiv 2402.15638).
+
+    alpha 1 is proportional fairness (Nash-MTL), 2 least potential delay, larger approaches the best for the worst.
+    """
+
+    def __init__(self, *, alpha: float = 2.0) -> None:
+        self.alpha = alpha
+
+    def combine(self, gramian_KK: Tensor, step: int) -> Tensor:
+        del step
+        return torch.from_numpy(alpha_fair(gramian_KK.numpy(), alpha=self.alpha))
+
+
+class ImtlG(GramianRule):
+    """The combination whose projections on all the unit gradients are equal (ICLR 2021): alpha ~ G^+ sqrt(diag G)."""
+
+    def combine(self, gramian_KK: Tensor, step: int) -> Tensor:
+        del step
+        return IMTLGWeighting()(gramian_KK)
+
+
+class AlignedMtl(GramianRule):
+    """Gradients made orthogonal and equally long by the nearest such change, then their mean (arXiv 2305.19000)."""
+
+    def combine(self, gramian_KK: Tensor, step: int) -> Tensor:
+        del step
+        return AlignedMTLWeighting()(gramian_KK)
+
+
+GRAMIAN_RULES: dict[str, type[GramianRule]] = {
+    "mgda": Mgda,
+    "upgrad": UpGrad,
+    "cagrad": CaGrad,
+    "pcgrad": PcGrad,
+    "nash_mtl": NashMtl,
+    "imtl_g": ImtlG,
+    "fairgrad": FairGrad,
+    "aligned_mtl": AlignedMtl,
+    "dualproj": DualProj,
+}

@@ -1,0 +1,79 @@
+"""Lagrange multipliers for objectives with targets (arXiv 2310.04373, 2602.05863)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from policies.types import StepStats, Weights
+from policies.weighting.base import Weighting
+from policies.weighting.tilt import batch_mean
+
+Form = Literal["inequality", "equality"]
+
+LARGEST_ARGUMENT = 3.0  # of tanh: 0.995 of the way to lam_max, and soon left again when the target is passed
+
+
+class Lagrangian(Weighting):
+    """v is 1, shared by preference, for objectives without a target and a multiplier for each other; w = |v| / sum |v|.
+
+    inequality: lam_k <- clip(lam_k + eta * missing_k, 0, lam_max), missing_k = (target_k - mean R_k) / (hi - lo) for
+    "at least". For "at most" missing_k changes sign and so does the objective: it is pushed down, and left alone while
+    it stays below.
+    equality: mu_k <- mu_k + eta (target_k - mean R_k) / (hi - lo), lam_k = lam_max tanh(mu_k), which turns negative,
+    and pushes the reward down, when it overshoots; whether the target says at least or at most does not matter.
+
+    The multipliers assume that every objective's advantage is normalised on its own, as gdpo does. An objective that
+    the batch did not measure keeps its multiplier. Where every v is 0 (no preference for any objective without a
+    target, no multiplier yet), the weights are the preference.
+    """
+
+    needs = frozenset({"targets"})
+
+    def __init__(
+        self, *, eta: float = 0.1, lam_max: float = 5.0, lam_init: float = 0.0, form: Form = "inequality"
+    ) -> None:
+        self.eta = eta
+        self.lam_max = lam_max
+        self.lam_init = lam_init
+        self.form = form
+        self._duals_K: Tensor | None = None  # lam, or mu in the equality form
+
+    def update(self, stats: StepStats) -> Weights:
+        targets_K = stats.objectives.targets_K.double()
+        signs_K = stats.objectives.target_signs_K.double()
+        low_K, high_K = stats.objectives.ranges_K2.double().unbind(dim=1)
+        missing_K = torch.nan_to_num((targets_K - batch_mean(stats.rewards_PGK)) / (high_K - low_K), nan=0.0)
+        if self._duals_K is None:
+            self._duals_K = torch.full_like(missing_K, self._first_dual())
+        if self.form == "equality":
+            moved_K = self._duals_K + self.eta * missing_K
+            self._duals_K = moved_K.clamp(-LARGEST_ARGUMENT, LARGEST_ARGUMENT)
+            multipliers_K = self.lam_max * torch.tanh(self._duals_K)
+        else:
+            self._duals_K = (self._duals_K + self.eta * signs_K * missing_K).clamp(0, self.lam_max)
+            multipliers_K = signs_K * self._duals_K
+        aimed_K = ~torch.isnan(targets_K)
+        primary_K = torch.where(aimed_K, 0.0, stats.preference_K.double())
+        primary_K = primary_K / primary_K.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        values_K = torch.where(aimed_K, multipliers_K, primary_K)
+        total = values_K.abs().sum()
+        if float(total) < 1e-12:
+            return Weights(weights_K=stats.preference_K.float())
+        return Weights(weights_K=(values_K.abs() / total).float(), signs_K=torch.where(values_K < 0, -1.0, 1.0).float())
+
+    def _first_dual(self) -> float:
+        if self.form == "inequality":
+            return min(self.lam_init, self.lam_max)
+        return min(LARGEST_ARGUMENT, math.atanh(min(self.lam_init / self.lam_max, 1 - 1e-9)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"duals": None if self._duals_K is None else self._duals_K.tolist()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        duals = state["duals"]
+        self._duals_K = None if duals is None else torch.tensor(duals, dtype=torch.float64)

@@ -1,0 +1,35 @@
+"""What the rules share that multiply the person's preference by a factor of each objective."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from policies.types import Weights
+
+
+def tilt(preference_K: Tensor, factors_K: Tensor) -> Weights:
+    """w_k proportional to preference_k * factor_k; the preference where that is 0 everywhere or not finite."""
+    product_K = preference_K.double() * factors_K.double()
+    total = product_K.sum()
+    if not bool(torch.isfinite(product_K).all()) or float(total) <= 0:
+        return Weights(weights_K=preference_K.float())
+    return Weights(weights_K=(product_K / total).float())
+
+
+def batch_mean(values_PGK: Tensor) -> Tensor:
+    """Mean of each objective over what the batch measured; NaN where it measured nothing."""
+    return torch.nanmean(values_PGK.double(), dim=(0, 1))
+
+
+def to_json(values_K: Tensor | None) -> list[float | None] | None:
+    """NaN as null, which JSON has and NaN it has not."""
+    if values_K is None:
+        return None
+    return [None if value != value else value for value in values_K.tolist()]
+
+
+def from_json(values: list[float | None] | None) -> Tensor | None:
+    if values is None:
+        return None
+    return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float64)

@@ -1,0 +1,96 @@
+"""Gradients of sharded models: two processes with FSDP2 measure what one process does."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from policies.capture import Capture
+from policies.gramian import SketchedGradients, backward_passes, inner_products, separable
+
+ROLLOUTS, OBJECTIVES, RANKS = 6, 3, 2
+
+
+def make_model():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 8}
+    return Qwen3ForCausalLM(Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2))
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(1, 50, (ROLLOUTS, 10), generator=generator), torch.randn(ROLLOUTS, 3, generator=generator)
+
+
+def losses(model, ids):
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    logprobs = torch.log_softmax(logits, dim=-1).gather(2, ids[:, 1:, None]).squeeze(-1)
+    return -torch.exp(logprobs - logprobs.detach()).sum(dim=1) / ids.numel()
+
+
+def measure(model, parameters, capture, ids, advantages, made, ratios):
+    """(exact, sketched) Gramians of these rollouts, and the gradients."""
+    found = losses(model, ids)
+    gradients = backward_passes([(found * advantages[:, k]).sum() for k in range(OBJECTIVES)], parameters)
+    sink = SketchedGradients(parameters, width=16, seed=3)
+    with capture.recording(sink, ratios):
+        (losses(model, ids) * made).sum().backward()
+    return inner_products(gradients), sink.gramian(), gradients
+
+
+def rank_main(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=RANKS)
+    model = make_model()
+    mesh = init_device_mesh("cpu", (RANKS,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    parameters, capture = list(model.parameters()), Capture(model)
+    ids, advantages = batch()
+    made, ratios = separable(advantages.sum(dim=1), advantages)
+    mine = slice(rank * ROLLOUTS // RANKS, (rank + 1) * ROLLOUTS // RANKS)
+    exact, sketch, gradients = measure(
+        model, parameters, capture, ids[mine], advantages[mine], made[mine], ratios[mine]
+    )
+    whole = [[part.full_tensor() for part in parts] for parts in gradients]
+    torch.save({"exact": exact, "sketch": sketch, "gradients": whole}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    folder: Path = tmp_path_factory.mktemp("fsdp")
+    mp.spawn(functools.partial(rank_main, folder=str(folder)), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    model = make_model()
+    ids, advantages = batch()
+    made, ratios = separable(advantages.sum(dim=1), advantages)
+    return measure(model, list(model.parameters()), Capture(model), ids, advantages, made, ratios)
+
+
+def test_gradients_and_gramian_are_those_of_one_process(ranks, alone):
+    exact, _, gradients = alone
+    largest = max(float(part.abs().max()) for parts in gradients for part in parts)
+    for found in ranks:
+        torch.testing.assert_close(found["exact"], exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
+        for parts, others in zip(found["gradients"], gradients, strict=True):
+            assert max(float((a - b).abs().max()) for a, b in zip(parts, others, strict=True)) < 1e-5 * largest
+
+
+def test_ranks_agree_on_the_sketch_and_it_is_that_of_one_process(ranks, alone):
+    """FSDP2 averages over ranks and each rank's loss is over its own tokens, so a rank's sketch counts RANKS times."""
+    _, sketch, _ = alone
+    assert torch.equal(ranks[0]["sketch"], ranks[1]["sketch"])
+    scaled = ranks[0]["sketch"] / RANKS**2
+    torch.testing.assert_close(scaled, sketch, rtol=1e-4, atol=1e-5 * float(sketch.abs().max()))
