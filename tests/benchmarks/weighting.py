@@ -1,0 +1,350 @@
+"""What weighting costs: the learner's time and memory in every gramian mode, and how far each mode's weights stray.
+
+    python -m tests.benchmarks.weighting [PART ...] [--rounds 15] [--device cuda --size 0.5b] [--seeds 2]
+
+Parts: rules (hypervolume and the strategies' updates), cost (learner time beside a plain update, interleaved), memory
+(peak, a process each), drift (real quickstart jobs in every mode; about two minutes each). Figures go to
+tests/benchmarks/results/weighting.json (weighting_cuda.json with --device cuda) as each part ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import moocore
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from policies.estimators import Gdpo
+from policies.estimators.base import whitening_factor
+from policies.gramian import inner_products
+from policies.learner import Learner, LearnerSettings
+from policies.types import FrontStats, ObjectiveAdvantages, Objectives, Rollout, StepStats, UpdateOutcome
+from policies.weighting import WEIGHTINGS
+from tests.benchmarks.machine import machine
+
+RESULTS = Path(__file__).parent / "results"
+MODES = ("exact", "sketch", "last_block", "step_response")
+WAYS = ("plain", "full_passes", *MODES)
+SIZES: dict[str, dict[str, int]] = {
+    "small": {"hidden": 256, "layers": 8, "heads": 4, "vocabulary": 1024, "prompts": 8, "tokens": 64},
+    "0.5b": {"hidden": 1024, "layers": 24, "heads": 16, "vocabulary": 32_000, "prompts": 16, "tokens": 512},
+}
+GROUP = 8
+Figures = dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------------------------- cost
+
+
+def make_policy(directory: Path, size: dict[str, int]) -> str:
+    """A Qwen3 of random weights with a tokenizer that nobody calls."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from tests.support import make_policy as with_tokenizer
+
+    with_tokenizer(directory)
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=size["vocabulary"],
+        hidden_size=size["hidden"],
+        intermediate_size=3 * size["hidden"],
+        num_hidden_layers=size["layers"],
+        num_attention_heads=size["heads"],
+        num_key_value_heads=size["heads"] // 2,
+        head_dim=size["hidden"] // size["heads"],
+        tie_word_embeddings=True,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(directory)
+    return str(directory)
+
+
+class Case:
+    """One batch and one way of learning from it."""
+
+    def __init__(self, way: str, objectives: int, policy: str, size: dict[str, int], device: str) -> None:
+        self.way = way
+        self.objectives = objectives
+        self.learner = Learner(
+            LearnerSettings(
+                model=policy,
+                device=device,
+                dtype="bfloat16" if device == "cuda" else "float32",
+                gramian=way if way in MODES else "exact",  # type: ignore[arg-type]
+                lr=1e-6,
+                max_tokens=size["tokens"],
+                tokens_per_microbatch=8192,
+            )
+        )
+        generator = torch.Generator().manual_seed(objectives)
+        shape = (size["prompts"], GROUP, objectives)
+        self.rollouts = [rollout(size, generator) for _ in range(size["prompts"] * GROUP)]
+        rewards_PGK = torch.rand(shape, generator=generator, dtype=torch.float64)
+        self.weights_K = torch.full((objectives,), 1 / objectives, dtype=torch.float64)
+        parts_PGK = Gdpo().per_objective(rewards_PGK)
+        self.advantages_B = Gdpo()(rewards_PGK, self.weights_K).flatten()
+        self.advantages_BK = parts_PGK.flatten(0, 1).float()
+        self.parts = ObjectiveAdvantages(
+            advantages_BK=self.advantages_BK, weights_K=whitening_factor(parts_PGK, self.weights_K) * self.weights_K
+        )
+
+    def step(self) -> None:
+        """A whole update, from advantages to new weights."""
+        if self.way == "plain":
+            self.learner.learn(self.rollouts, self.advantages_B)
+            return
+        if self.way == "full_passes":
+            self.full_passes()
+            self.learner.learn(self.rollouts, self.advantages_B)
+            return
+        if self.way == "exact":
+            self.learner.gramian(self.rollouts, self.advantages_BK)
+        self.learner.learn(self.rollouts, self.advantages_B, parts=self.parts)
+
+    def full_passes(self) -> Tensor:
+        """As published: forward and backward anew for every objective, before the update."""
+        from policies.meter import Meter
+
+        found = []
+        for advantages_B in self.advantages_BK.T:
+            everything = list(range(len(self.rollouts)))
+            self.learner._backward(self.rollouts, everything, advantages_B, None, Meter(len(self.rollouts)))
+            found.append([p.grad for p in self.learner.parameters if p.grad is not None])
+            self.learner.optimizer.zero_grad()
+        return inner_products(found)
+
+
+def rollout(size: dict[str, int], generator: torch.Generator) -> Rollout:
+    """Half to all of the tokens, as lengths vary."""
+    length = int(torch.randint(size["tokens"] // 2, size["tokens"], (1,), generator=generator))
+    ids = torch.randint(0, size["vocabulary"], (16 + length,), generator=generator).tolist()
+    return Rollout(
+        prompt_tokens=tuple(ids[:16]),
+        tokens=tuple(ids[16:]),
+        logprobs=(-float(np.log(size["vocabulary"])),) * length,
+        text="",
+        truncated=False,
+        policy_version=0,
+    )
+
+
+def timed(step: Callable[[], None], device: str) -> float:
+    started = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def measure_cost(options: argparse.Namespace) -> Figures:
+    """Every way in turn, round after round: the median over rounds of each one's time over plain's."""
+    size = SIZES[options.size]
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        policy = make_policy(Path(folder), size)
+        for objectives in (2, 3, 8):
+            cases = [Case(way, objectives, policy, size, options.device) for way in WAYS]
+            seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+            for turn in track(range(options.rounds + 2), f"K = {objectives}"):
+                for case in cases:
+                    elapsed = timed(case.step, options.device)
+                    if turn >= 2:  # the first ones allocate
+                        seconds[case.way].append(elapsed)
+            for way in WAYS:
+                ratios = [a / b for a, b in zip(seconds[way], seconds["plain"], strict=True)]
+                figures[f"{way}_k{objectives}"] = round(median(ratios), 3)
+            figures[f"plain_ms_k{objectives}"] = round(1e3 * median(seconds["plain"]), 1)
+            figures["parameters_m"] = round(sum(p.numel() for p in cases[0].learner.parameters) / 1e6, 1)
+            del cases
+            gc.collect()
+    return figures
+
+
+# ----------------------------------------------------------------------------------------------------------- memory
+
+
+def measure_memory(options: argparse.Namespace) -> Figures:
+    """Peak over what the process had before the learner was made, each way in a process of its own."""
+    figures: Figures = {}
+    for objectives in (3, 8):
+        peaks = {}
+        for way in track(WAYS, f"memory, K = {objectives}"):
+            command = [sys.executable, "-m", "tests.benchmarks.weighting", "--one", way, str(objectives)]
+            command += ["--device", options.device, "--size", options.size]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            peaks[way] = float(out.strip().splitlines()[-1])
+        figures |= {f"memory_{way}_k{objectives}": round(peak / peaks["plain"], 3) for way, peak in peaks.items()}
+        figures[f"memory_plain_mib_k{objectives}"] = round(peaks["plain"])
+    return figures
+
+
+def peak_of_one(way: str, objectives: int, options: argparse.Namespace) -> float:
+    """MiB."""
+    size = SIZES[options.size]
+    with tempfile.TemporaryDirectory() as folder:
+        policy = make_policy(Path(folder), size)
+        gc.collect()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        case = Case(way, objectives, policy, size, options.device)
+        for _ in range(3):
+            case.step()
+        if options.device == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+# ------------------------------------------------------------------------------------------------------------ drift
+
+
+def measure_drift(options: argparse.Namespace) -> Figures:
+    """L1 distance between the weights after 50 steps in each mode and those of `exact`, same seed, real jobs.
+
+    Beside it the distance of `exact` with another seed: what chance alone moves.
+    """
+    from orchestrator.embedded_redis import EmbeddedRedis
+    from tests.benchmarks.main_job import Bench
+
+    finals: dict[tuple[str, int], dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder, EmbeddedRedis(Path(folder) / "redis") as redis:
+        bench = Bench(Path(folder), redis.url, seeds=options.seeds, steps=50)
+        for seed in bench.seeds:
+            for mode in MODES:
+                spec = bench.spec(
+                    name=f"drift-{mode}-{seed}",
+                    seed=seed,
+                    weighting={"name": "gradient", "floor": 0.0},
+                    gramian={"mode": mode},
+                    evaluation={"every": 25, "test_points": 0, "greedy": False},
+                )
+                store, job_id, _ = bench.run(spec)
+                finals[mode, seed] = store.steps(job_id)[-1]["weights"]["strategy"]
+                print(mode, seed, {name: round(value, 4) for name, value in finals[mode, seed].items()}, flush=True)
+    figures: Figures = {"drift_seeds": options.seeds}
+    for mode in MODES[1:]:
+        distances = [l1(finals[mode, seed], finals["exact", seed]) for seed in range(options.seeds)]
+        figures[f"{mode}_l1"] = round(max(distances), 4)
+    if options.seeds > 1:
+        figures["other_seed_l1"] = round(l1(finals["exact", 0], finals["exact", 1]), 4)
+    figures["drift_weights"] = {f"{mode} {seed}": weights for (mode, seed), weights in finals.items()}
+    return figures
+
+
+def l1(one: dict[str, float], other: dict[str, float]) -> float:
+    return sum(abs(one[name] - other[name]) for name in one)
+
+
+# ------------------------------------------------------------------------------------------------------------ rules
+
+
+def measure_rules(_options: argparse.Namespace) -> Figures:
+    """Hypervolume of spheres, and one update of every strategy at K = 32."""
+    generator = np.random.default_rng(0)
+    figures: Figures = {}
+    for points, objectives in ((1000, 3), (100, 6)):
+        front_NK = np.abs(generator.normal(size=(points, objectives)))
+        front_NK /= np.linalg.norm(front_NK, axis=1, keepdims=True)
+        corner_K = np.zeros(objectives)
+        seconds = [
+            timed(lambda f=front_NK, c=corner_K: moocore.hypervolume(f, ref=c, maximise=True), "cpu") for _ in range(51)
+        ]  # type: ignore[misc]
+        figures[f"hv_ms_{points}x{objectives}"] = round(1e3 * median(seconds), 3)
+    updates = {name: 1e3 * median(update_seconds(name, 32, 60)) for name in WEIGHTINGS}
+    figures["update_ms"] = {name: round(value, 3) for name, value in updates.items()}
+    figures["max_update_ms"] = round(max(updates.values()), 3)
+    return figures
+
+
+def update_seconds(name: str, objectives: int, repeats: int) -> Iterable[float]:
+    """Another batch, Gramian and front at every call, so that nothing is remembered."""
+    names = tuple(f"o{k}" for k in range(objectives))
+    options: Figures = {"floor": 0.0} if name == "gradient" else {}
+    if name == "schedule":
+        options["points"] = [(0, dict.fromkeys(names, 1.0)), (100, {n: float(i) for i, n in enumerate(names)})]
+    strategy = WEIGHTINGS[name](**options)
+    targets_K = torch.full((objectives,), torch.nan)
+    targets_K[: objectives // 2] = 0.7
+    about = Objectives(
+        names=names,
+        ranges_K2=torch.tensor([[0.0, 1.0]] * objectives),
+        targets_K=targets_K,
+        target_signs_K=torch.ones(objectives),
+    )
+    generator = torch.Generator().manual_seed(0)
+    seconds = []
+    for step in range(1, repeats + 1):
+        rewards_PGK = torch.rand(32, 8, objectives, generator=generator, dtype=torch.float64)
+        gradients = torch.randn(objectives, 200, generator=generator, dtype=torch.float64)
+        points_NK = torch.rand(3, objectives, generator=generator, dtype=torch.float64)
+        stats = StepStats(
+            step=step,
+            objectives=about,
+            rewards_PGK=rewards_PGK,
+            advantages_PGK=Gdpo().per_objective(rewards_PGK),
+            preference_K=torch.full((objectives,), 1 / objectives),
+            gramian_KK=gradients @ gradients.T,
+            front=FrontStats(step=step, growth=0.01, points_NK=points_NK, current_K=points_NK[-1]),
+        )
+        outcome = UpdateOutcome(rewards_PGK=rewards_PGK, credit_PG=torch.randn(32, 8, generator=generator))
+        seconds.append(timed(lambda s=stats, o=outcome: (strategy.update(s), strategy.observe(o)), "cpu"))  # type: ignore[misc]
+    return seconds
+
+
+# ------------------------------------------------------------------------------------------------------------- main
+
+PARTS: dict[str, Callable[[argparse.Namespace], Figures]] = {
+    "rules": measure_rules,
+    "cost": measure_cost,
+    "memory": measure_memory,
+    "drift": measure_drift,
+}
+
+
+def show(figures: Figures) -> None:
+    table = Table("way", *(f"time K{k}" for k in (2, 3, 8)), *(f"mem. K{k}" for k in (3, 8)), "L1")
+    for way in WAYS:
+        cells = [figures.get(f"{way}_k{k}") for k in (2, 3, 8)]
+        cells += [figures.get(f"memory_{way}_k{k}") for k in (3, 8)] + [figures.get(f"{way}_l1")]
+        table.add_row(way, *("" if cell is None else f"{cell:g}" for cell in cells))
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all when absent")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of every way")
+    parser.add_argument("--seeds", type=int, default=2, help="seeds of the drift jobs")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--size", choices=SIZES, default="small", help="of the random model")
+    parser.add_argument("--one", nargs=2, metavar=("WAY", "K"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(peak_of_one(options.one[0], int(options.one[1]), options))
+        return
+    path = RESULTS / ("weighting.json" if options.device == "cpu" else "weighting_cuda.json")
+    results: Figures = json.loads(path.read_text()) if path.exists() else {}
+    for name in options.parts or PARTS:
+        results |= PARTS[name](options)
+        results["machine"] = machine() | ({"gpu": torch.cuda.get_device_name()} if options.device == "cuda" else {})
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+    show(results)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
