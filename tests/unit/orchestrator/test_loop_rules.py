@@ -1,0 +1,216 @@
+"""What the rules change in a step, and that a killed run goes on with all of their state."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.spec import JobSpec
+from policies.estimators import Gdpo
+from policies.types import Rollout, RolloutRequest
+from tests.loop_fakes import Killed, Run, make_spec, resume, start
+
+ACCURACY: dict[str, Any] = {"name": "accuracy", "reward": {"name": "math"}, "weight": 3.0}
+BREVITY: dict[str, Any] = {"name": "brevity", "reward": {"name": "conciseness"}, "weight": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def objectives(**changes: Any) -> list[dict[str, Any]]:
+    return [ACCURACY | changes.get("accuracy", {}), BREVITY | changes.get("brevity", {})]
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "sketch": {"weighting": {"name": "gradient"}, "gramian": {"mode": "sketch", "average": 0.5}},
+    "step_response": {"weighting": {"name": "gradient"}, "gramian": {"mode": "step_response", "average": 0.9}},
+    "gramian": {"weighting": {"name": "gramian:upgrad"}, "estimator": {"name": "softmin"}},
+    "credit": {"weighting": {"name": "covariance"}},
+    "lagrangian": {
+        "weighting": {"name": "lagrangian", "form": "equality"},
+        "objectives": objectives(brevity={"target": {"op": ">=", "value": 0.4}}),
+    },
+    "saw": {"weighting": {"name": "saw"}, "estimator": {"name": "dr_grpo"}},
+    "hv_gradient": {"weighting": {"name": "hv_gradient"}, "objectives": objectives(accuracy={"reference": 0.2})},
+    "knapsack": {"sampling": {"budget": {"name": "knapsack", "objective": "accuracy", "success_at": 0.35}}},
+    "refill": {"sampling": {"zero_signal": {"name": "refill", "max_rounds": 2}}},
+    "copo": {"sampling": {"zero_signal": {"name": "copo"}}, "weighting": {"name": "gradient"}},
+    "transforms": {
+        "objectives": objectives(accuracy={"transform": {"name": "zscore"}}, brevity={"transform": {"name": "lsc"}})
+    },
+}
+
+
+def whole(directory: Path, spec: JobSpec) -> Run:
+    run = start(directory, spec)
+    assert run.loop.run() == "succeeded"
+    return run
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_the_run_continues_with_the_same_figures(tmp_path: Path, case: str) -> None:
+    spec = make_spec(**CASES[case])
+    expected = whole(tmp_path / "whole", spec)
+    for where, step in (("before commit", 2), ("after commit", 5), ("after register", 3)):
+        run = start(tmp_path / where, spec)
+        run.journal.die_at = (where, step)
+        with pytest.raises(Killed):
+            run.loop.run()
+        run = resume(run, spec)
+        assert run.loop.run() == "succeeded"
+        assert run.figures() == expected.figures(), (where, step)
+        assert run.journal.fronts[-1] == expected.journal.fronts[-1]
+
+
+@pytest.mark.parametrize("mode", ["exact", "sketch", "last_block", "step_response"])
+def test_what_is_measured_during_an_update_is_used_at_the_next(tmp_path: Path, mode: str) -> None:
+    run = whole(tmp_path, make_spec(weighting={"name": "gradient"}, gramian={"mode": mode}, steps=3))
+    seen = [(stats.gramian_KK is not None) or (stats.influence_K is not None) for stats in run.strategy.given]
+    assert seen == [mode == "exact", True, True]
+    assert ("gramian" in run.world.calls) is (mode == "exact")
+    assert (run.strategy.given[-1].influence_K is not None) is (mode == "step_response")
+
+
+def test_measurements_are_averaged(tmp_path: Path) -> None:
+    gradient = {"name": "gradient"}
+    specs = [
+        make_spec(weighting={"name": "saw"}),
+        make_spec(weighting=gradient),
+        make_spec(weighting=gradient, gramian={"average": 0.5}),
+    ]
+    runs = [whole(tmp_path / str(i), spec) for i, spec in enumerate(specs)]
+    without, plain, averaged = ([record["gramian"] for record in run] for run in runs)
+    assert without == [None] * 6
+    assert averaged[0] == plain[0]
+    first, second = torch.tensor(plain[0]), torch.tensor(runs[2].learner.measured[1])
+    torch.testing.assert_close(torch.tensor(averaged[1]), 0.5 * first + 0.5 * second)
+
+
+def test_an_objective_that_is_to_fall_changes_sign(tmp_path: Path) -> None:
+    target = {"op": "<=", "value": 0.1}  # far below where the policy is
+    spec = make_spec(
+        weighting={"name": "lagrangian", "eta": 1.0}, objectives=objectives(brevity={"target": target}), steps=2
+    )
+    run = whole(tmp_path, spec)
+    record = run.journal.records[2]
+    assert record["falling"] == ["brevity"]
+    assert record["weights"]["applied"]["brevity"] > 0
+    rewards_PGK = run.strategy.given[1].rewards_PGK
+    weights_K = torch.tensor([record["weights"]["applied"][name] for name in ("accuracy", "brevity")])
+    expected = Gdpo()(rewards_PGK * torch.tensor([1.0, -1.0]), weights_K).flatten()
+    torch.testing.assert_close(run.learner.learned[1][0], expected)
+    means = {name: record["objectives"][name]["mean"] for name in ("accuracy", "brevity")}
+    assert record["total"] == pytest.approx(
+        float(weights_K[0]) * means["accuracy"] - float(weights_K[1]) * means["brevity"]
+    )
+
+
+def test_a_knapsack_moves_rollouts_between_prompts_and_keeps_their_sum(tmp_path: Path) -> None:
+    budget = {"name": "knapsack", "objective": "accuracy", "success_at": 0.3, "min_rollouts": 2}
+    run = whole(tmp_path, make_spec(sampling={"budget": budget}, steps=12))
+    trained = [batch for batch in run.engines.batches if len(batch) == 12]
+    assert len(trained) == 12  # every step has its 3 x 4 rollouts
+    ragged, rewards_PGK = next(
+        (i, stats.rewards_PGK) for i, stats in enumerate(run.strategy.given) if stats.rewards_PGK.isnan().any()
+    )
+    counts = (~rewards_PGK.isnan().all(dim=2)).sum(dim=1).tolist()
+    assert sum(counts) == 12
+    assert min(counts) >= 2
+    expected = Gdpo()(rewards_PGK, torch.tensor([0.75, 0.25]))
+    flat = torch.cat([expected[p, :count] for p, count in enumerate(counts)])
+    torch.testing.assert_close(run.learner.learned[ragged][0], flat)
+
+
+def quieten(run: Run, silent: Callable[[int], bool] = lambda row: row % 2 == 0) -> None:
+    """Prompts of these rows, whose rollouts are then all worth the same."""
+    sample = run.engines.sample
+
+    def quiet(request: RolloutRequest) -> Rollout:
+        if request.seed is not None and silent(request.prompt_tokens[1]):
+            return dataclasses.replace(sample(request), text="0.5 0.5")
+        return sample(request)
+
+    run.engines.sample = quiet  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("rule", "most_rounds"), [("keep", 1), ("drop", 1), ("refill", 4)])
+def test_groups_without_signal(tmp_path: Path, rule: str, most_rounds: int) -> None:
+    run = start(tmp_path, make_spec(sampling={"zero_signal": {"name": rule}}))
+    quieten(run)
+    assert run.loop.run() == "succeeded"
+    for record, (advantages_B, _), stats in zip(run, run.learner.learned, run.strategy.given, strict=True):
+        assert record["tokens"] > 0
+        assert 3 <= record["groups"] <= 3 * most_rounds
+        assert len(advantages_B) == 4 * record["groups_learned"]
+        assert stats.rewards_PGK.shape[0] == record["groups"]  # figures are of all that was sampled
+        if rule == "keep":
+            assert record["groups"] == record["groups_learned"] == 3
+        else:
+            assert (advantages_B.reshape(-1, 4).abs().sum(dim=1) > 0.1).all()
+    if rule == "refill":
+        assert [record["groups_learned"] for record in run] == [3] * 6
+        assert any(record["groups"] > 3 for record in run)
+        seeds = [request.seed for batch in run.engines.batches for request in batch if request.max_tokens == 9]
+        trained = [seed for seed in seeds if seed is not None]
+        assert len(set(trained)) >= 4 * sum(record["groups"] for record in run)
+
+
+def test_copo_speaks_for_groups_without_signal(tmp_path: Path) -> None:
+    found = {}
+    for rule in ("keep", "copo"):
+        run = start(tmp_path / rule, make_spec(sampling={"zero_signal": {"name": rule}}, steps=1))
+        first = run.loop.parts.order.take(1)[0]
+        run.loop.parts.order.position = 0
+        quieten(run, lambda row, silent=first + 1: row == silent)  # type: ignore[misc]
+        run.loop.run()
+        found[rule] = run.learner.learned[0][0].reshape(-1, 4)
+    quiet = found["keep"].abs().sum(dim=1) < 1e-6
+    assert quiet.any()
+    assert (found["copo"][quiet].abs() > 0.1).all()
+    torch.testing.assert_close(found["copo"][~quiet], found["keep"][~quiet])
+
+
+def test_a_transform_acts_on_what_is_learned_from_alone(tmp_path: Path) -> None:
+    clip = {"transform": {"name": "clip", "lo": 0.3, "hi": 0.32}}
+    spec = make_spec(objectives=objectives(accuracy=clip), estimator={"name": "grpo"}, steps=1)
+    plain = make_spec(objectives=objectives(), estimator={"name": "grpo"}, steps=1)
+    clipped, free = whole(tmp_path / "clipped", spec), whole(tmp_path / "free", plain)
+    assert clipped.journal.records[1]["objectives"] == free.journal.records[1]["objectives"]
+    assert torch.equal(clipped.strategy.given[0].rewards_PGK, free.strategy.given[0].rewards_PGK)
+    assert not torch.allclose(clipped.learner.learned[0][0], free.learner.learned[0][0])
+
+
+def test_references_are_sampled_from_the_initial_policy_once(tmp_path: Path) -> None:
+    spec = make_spec(
+        objectives=objectives(brevity={"transform": {"name": "lsc"}}), sampling={"reference_rollouts": 5}, steps=2
+    )
+    run = whole(tmp_path, spec)
+    sampled = run.loop.collector.references_SNK
+    assert sampled is not None
+    assert sampled.shape == (10, 5, 2)
+    first = [
+        batch for batch in run.engines.batches if len({request.prompt_tokens for request in batch}) * 5 == len(batch)
+    ]
+    assert sum(len(batch) for batch in first) == 50
+    assert any("references" in str(line.get("stage")) for line in run.journal.lines)
+
+
+def test_estimators_move_with_progress(tmp_path: Path) -> None:
+    run = start(tmp_path, make_spec(estimator={"name": "softmin", "kappa_start": 0.5, "kappa_end": 2.0}))
+    seen: list[float] = []
+    estimator = run.loop.parts.estimator
+
+    class Watching:
+        def at(self, progress: float) -> Any:
+            seen.append(progress)
+            return estimator.at(progress)
+
+    object.__setattr__(run.loop.parts, "estimator", Watching())
+    run.loop.run()
+    assert seen == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
