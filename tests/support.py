@@ -147,6 +147,9 @@ def figures(record: dict[str, Any]) -> dict[str, float]:
         if isinstance(value, dict):
             for key, item in value.items():
                 walk(f"{path}.{key}" if path else key, item)
+        elif isinstance(value, list):
+            for i, item in enumerate(value):
+                walk(f"{path}.{i}", item)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[path] = float(value)
 

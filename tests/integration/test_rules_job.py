@@ -1,0 +1,70 @@
+"""A job with many rules at once on real parts, undisturbed and killed: they work together and lose nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.store import JobStatus, JobStore
+from tests.support import Drive, connect, largest_difference, make_policy, run_job, small_spec, submit
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    policy = make_policy(tmp_path_factory.mktemp("policy") / "qwen3", architecture="qwen3")
+    conciseness = {"name": "conciseness", "reward": {"name": "conciseness"}, "weight": 0.5}
+    clarity = {"name": "clarity", "reward": {"name": "clarity"}, "weight": 0.2}
+    return small_spec(
+        policy,
+        name="rules",
+        data={"type": "quickstart", "train": 16, "validation": 8, "test": 8},
+        objectives=[
+            {"name": "accuracy", "reward": {"name": "math"}, "weight": 0.3, "bounds": [0.1, 1.0]},
+            conciseness | {"transform": {"name": "lsc", "scale": 0.1}, "reference": 0.05},
+            clarity | {"transform": {"name": "zscore"}},
+        ],
+        estimator={"name": "softmin"},
+        weighting={"name": "gradient", "step_size": 1.0},
+        gramian={"mode": "sketch", "sketch_width": 8, "average": 0.5},
+        sampling={
+            "zero_signal": {"name": "refill", "max_rounds": 2},
+            "budget": {"name": "knapsack", "objective": "conciseness", "success_at": 0.5},
+            "reference_rollouts": 3,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(spec, redis_url: str, state_dir: Path) -> tuple[JobStore, str]:
+    return run_job(spec, redis_url, state_dir)
+
+
+def test_every_step_has_what_the_rules_made(finished) -> None:
+    store, job_id = finished
+    steps = store.steps(job_id)
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    for step in steps:
+        gramian = step["gramian"]
+        assert len(gramian) == 3
+        assert all(gramian[k][k] >= 0 for k in range(3))
+        assert step["weights"]["applied"]["accuracy"] >= 0.1 - 1e-9
+        assert sum(step["weights"]["applied"].values()) == pytest.approx(1)
+        assert 1 <= step["groups_learned"] <= 4 <= step["groups"]
+        assert step["sampler_gap"] < 1e-4
+    weights = [step["weights"]["strategy"] for step in steps]
+    assert weights[0] == pytest.approx({"accuracy": 0.3, "conciseness": 0.5, "clarity": 0.2})  # nothing measured yet
+    assert weights[1]["conciseness"] > weights[0]["conciseness"]  # the only one that a random policy can move
+
+
+def test_a_killed_one_goes_on_with_the_same_figures(finished, spec, redis_url: str, state_dir: Path) -> None:
+    store, undisturbed = finished
+    job_id = submit(JobStore(connect(redis_url)), spec)
+    first = Drive(job_id, redis_url, state_dir)
+    first.wait_for_step(3)
+    first.kill()
+    Drive(job_id, redis_url, state_dir).wait()
+    assert store.job(job_id).status is JobStatus.SUCCEEDED
+    expected, resumed = store.steps(undisturbed), store.steps(job_id)
+    assert [step["step"] for step in resumed] == [1, 2, 3, 4]
+    assert max(map(largest_difference, expected, resumed)) < 1e-5
