@@ -30,19 +30,19 @@ class Batch:
 
     def groups(self, kept: Sequence[int]) -> Batch:
         """These groups alone, in this order."""
+        widest = max(self.counts[p] for p in kept)
         starts = [0, *itertools.accumulate(self.counts)]
         return Batch(
             prompt_index=tuple(self.prompt_index[p] for p in kept),
             counts=tuple(self.counts[p] for p in kept),
             rollouts=[rollout for p in kept for rollout in self.rollouts[starts[p] : starts[p + 1]]],
-            rewards_PGK=self.rewards_PGK[list(kept)],
-            signal_PGK=self.signal_PGK[list(kept)],
+            rewards_PGK=self.rewards_PGK[list(kept), :widest],
+            signal_PGK=self.signal_PGK[list(kept), :widest],
         )
 
     def in_a_row(self, values_PG: Tensor) -> Tensor:
-        """One value (or K) for each rollout, from values that are also laid out by prompt; NaN becomes 0."""
-        rows = [values_PG[p, :count] for p, count in enumerate(self.counts)]
-        return torch.nan_to_num(torch.cat(rows), nan=0.0)
+        """One value (or K) for each rollout, from values laid out by prompt."""
+        return torch.cat([values_PG[p, :count] for p, count in enumerate(self.counts)])
 
     def by_prompt(self, values_B: Tensor) -> Tensor:
         """The other way; NaN where there is no rollout."""

@@ -307,7 +307,7 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
         max_tokens=spec.rollout.max_tokens,
         kl_coef=loss.kl_coef,
         gradient_checkpointing=spec.policy.gradient_checkpointing,
-        gramian=spec.gramian.mode,
+        gramian=spec.gramian.mode if spec.weighting.needs & {"gramian", "influence"} else None,
         sketch_width=spec.gramian.sketch_width,
     )
 

@@ -34,6 +34,10 @@ class Sampled:
     rewards_BK: Tensor = field(default_factory=lambda: torch.empty(0))
     gated_BK: Tensor = field(default_factory=lambda: torch.empty(0))
 
+    @property
+    def tokens_PG(self) -> Tensor:
+        return by_prompt(torch.tensor([len(rollout.tokens) for rollout in self.rollouts]), self.counts)
+
     def add(
         self, index: list[int], counts: list[int], rollouts: list[Rollout], rewards_BK: Tensor, gated_BK: Tensor
     ) -> None:
@@ -53,10 +57,13 @@ class Collector:
         self.parts = parts
         self.clock = clock
         self.names = list(spec.objective_names)
-        self.references_SNK: Tensor | None = None  # raw rewards of N completions of the initial policy, by train prompt
+        self.references: dict[str, Tensor] = {}  # by objective: SN, of N completions by the initial policy
 
-    def collect(self, step: int, preference_K: Tensor) -> tuple[Batch, list[int]]:
-        """Everything that was sampled for a step, and which of its groups are learned from."""
+    def collect(self, step: int, counts_K: Tensor) -> tuple[Batch, list[int]]:
+        """Everything that was sampled for a step, and which of its groups are learned from.
+
+        counts_K: above 0 for the objectives that may get weight, whose spread makes a group worth learning from.
+        """
         rule, wanted = self.spec.sampling.zero_signal, self.spec.rollout.prompts_per_step
         sampled = Sampled()
         need = wanted
@@ -65,7 +72,7 @@ class Collector:
             counts = self.parts.budget.allocate(index)
             rollouts = self.roll_out(f"step {step}", index, counts, first=len(sampled.index))
             sampled.add(index, counts, rollouts, *self.score(index, counts, rollouts))
-            carries_P = signal_P(by_prompt(sampled.gated_BK, sampled.counts), preference_K)
+            carries_P = signal_P(self.judged(sampled), counts_K)
             need = missing(carries_P, wanted)
             if need == 0:
                 break
@@ -96,11 +103,21 @@ class Collector:
             scores = self.parts.rewards.score(reward_batch(prompts, counts, rollouts, self.spec.rollout.max_tokens))
         return stack(scores, self.names), stack(self.parts.gates.apply(scores), self.names)
 
+    def judged(self, sampled: Sampled) -> Tensor:
+        """What the estimator would see, to judge spread by. Transforms that remember batches are left for later."""
+        gated_PGK, tokens_PG = by_prompt(sampled.gated_BK, sampled.counts), sampled.tokens_PG
+        columns = []
+        for k, transform in enumerate(self.parts.transforms):
+            column_PG = gated_PGK[:, :, k]
+            context = self.context(sampled.index, tokens_PG, k)
+            columns.append(column_PG if transform.state_dict() else transform(column_PG, context))
+        return torch.stack(columns, dim=2)
+
     def batch(self, sampled: Sampled) -> Batch:
         """What was sampled, transformed; the budget learns from it."""
         index, counts = sampled.index, sampled.counts
         rewards_PGK, gated_PGK = by_prompt(sampled.rewards_BK, counts), by_prompt(sampled.gated_BK, counts)
-        tokens_PG = by_prompt(torch.tensor([len(rollout.tokens) for rollout in sampled.rollouts]), counts)
+        tokens_PG = sampled.tokens_PG
         signals = [
             transform(gated_PGK[:, :, k], self.context(index, tokens_PG, k))
             for k, transform in enumerate(self.parts.transforms)
@@ -118,32 +135,39 @@ class Collector:
         )
 
     def context(self, index: Sequence[int], tokens_PG: Tensor, k: int) -> TransformContext:
-        references_PN = None if self.references_SNK is None else self.references_SNK[list(index), :, k]
+        found = self.references.get(self.names[k])
+        references_PN = None if found is None else found[list(index)]
         return TransformContext(prompt_index=tuple(index), completion_tokens_PG=tokens_PG, references_PN=references_PN)
 
     # ------------------------------------------------------------ references
 
     @property
-    def wants_references(self) -> bool:
-        return any("references" in transform.needs for transform in self.parts.transforms)
+    def wants_references(self) -> list[int]:
+        """Places of the objectives whose transforms compare with the initial policy."""
+        return [k for k, transform in enumerate(self.parts.transforms) if "references" in transform.needs]
 
     def sample_references(self) -> Iterator[tuple[int, int]]:
         """Score completions of the initial policy for every train prompt; (prompts done, of all) as it goes."""
         repeats, size = self.spec.sampling.reference_rollouts, len(self.parts.splits.train)
+        rollouts_of_a_step = self.spec.rollout.prompts_per_step * self.spec.rollout.rollouts_per_prompt
+        chunk = max(1, rollouts_of_a_step // repeats)
         parts: list[Tensor] = []
-        for first in range(0, size, self.spec.rollout.prompts_per_step):
-            index = list(range(first, min(first + self.spec.rollout.prompts_per_step, size)))
+        for first in range(0, size, chunk):
+            index = list(range(first, min(first + chunk, size)))
             counts = [repeats] * len(index)
             rollouts = self.roll_out("references", index, counts, first=first)
-            parts.append(by_prompt(self.score(index, counts, rollouts)[0], counts))
+            _, gated_BK = self.score(index, counts, rollouts)
+            parts.append(by_prompt(gated_BK[:, self.wants_references], counts).float())
             yield index[-1] + 1, size
-        self.references_SNK = torch.cat(parts)
+        found_SNk = torch.cat(parts)
+        places = enumerate(self.wants_references)
+        self.references = {self.names[k]: found_SNk[:, :, i].contiguous() for i, k in places}
 
     # ------------------------------------------------------------------ state
 
     def save(self, directory: Path) -> None:
-        if self.references_SNK is not None:
-            save_file({"references_SNK": self.references_SNK}, directory / REFERENCES_FILE)
+        if self.references:
+            save_file(self.references, directory / REFERENCES_FILE)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -158,4 +182,4 @@ class Collector:
         for transform, kept in zip(self.parts.transforms, state["transforms"], strict=True):
             transform.load_state_dict(kept)
         if (directory / REFERENCES_FILE).is_file():
-            self.references_SNK = load_file(directory / REFERENCES_FILE)["references_SNK"]
+            self.references = load_file(directory / REFERENCES_FILE)

@@ -1,7 +1,8 @@
 """One job's process: claims it, keeps the lease, runs the loop, ends with a reason.
 
-    python -m orchestrator.driver --job ID --redis URL --state-dir DIR
+    python -m orchestrator.driver --job ID --owner NAME --state-dir DIR
 
+The Redis URL is EQUIPOISE_REDIS_URL; --redis is for people, as everyone on a machine can read its arguments.
 Killing the API or the worker does not stop it. SIGTERM makes it checkpoint at the next step and hand the job back.
 Exit codes: 0 done with the job (whatever its end), 3 another holder took the job, 1 a crash: the lease expires and the
 job goes back to the queue.
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator import logs
 from orchestrator.checkpoints import CheckpointError, collect, directory_name, newest_manifest, verify
 from orchestrator.embedded_redis import connect
 from orchestrator.journal import StoreJournal, Wishes
@@ -267,12 +269,16 @@ def main(arguments: list[str] | None = None, *, exit_process: Callable[[int], An
         prog="python -m orchestrator.driver", description="Runs one job; the worker starts it."
     )
     parser.add_argument("--job", required=True, metavar="ID")
-    parser.add_argument("--redis", required=True, metavar="URL")
+    # Taken out of the environment: Ray's processes and the rewards would inherit it, and its password.
+    redis_url = os.environ.pop("EQUIPOISE_REDIS_URL", None)
+    parser.add_argument("--redis", required=redis_url is None, default=redis_url, metavar="URL")
     parser.add_argument("--state-dir", required=True, type=Path, metavar="DIR")
     parser.add_argument("--owner", default="local")
     parser.add_argument("--ray-address", default=os.environ.get("EQUIPOISE_RAY_ADDRESS"), metavar="ADDRESS")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logs.hide_password(options.redis)
+    logs.setup(level=logging.INFO, job_id=options.job)
+    logs.report_crashes()
     exit_process(
         drive(options.job, options.redis, options.state_dir, owner=options.owner, ray_address=options.ray_address)
     )

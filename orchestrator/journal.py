@@ -43,6 +43,7 @@ class Journal(Protocol):
 
     def commit(self, record: Mapping[str, Any]) -> None: ...
     def event(self, type: str, *, level: str = "info", **data: Any) -> None: ...
+    def steered(self, *, version: int, **data: Any) -> None: ...
     def progress(self, **line: Any) -> None: ...
     def front(self, document: Mapping[str, Any]) -> None: ...
     def checkpoint(self, path: Path, manifest: Manifest) -> None: ...
@@ -76,6 +77,15 @@ class StoreJournal:
     def event(self, type: str, *, level: str = "info", **data: Any) -> None:
         token = secrets.token_hex(8)  # one for all tries
         self._patiently(lambda: self.store.event(self.lease.job_id, type, data, self.lease, level=level, token=token))
+
+    def steered(self, *, version: int, **data: Any) -> None:
+        """`steering.applied`, with who asked: once for a version, however often a crash makes its step run again."""
+        job_id = self.lease.job_id
+        if version in self._patiently(lambda: _steered_versions(self.store, job_id)):
+            return
+        log = self._patiently(lambda: self.store.steering(job_id)).log
+        by = next((entry.by for entry in log if entry.version == version), None)
+        self.event("steering.applied", version=version, by=by, **data)
 
     def progress(self, **line: Any) -> None:
         self._patiently(lambda: self.store.set_progress(self.lease, line))
@@ -114,6 +124,18 @@ class StoreJournal:
                 log.warning("parked, waiting for the store: %s", error)
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 5.0)
+
+
+def _steered_versions(store: JobStore, job_id: str) -> set[int]:
+    """Steering versions that an event has told already."""
+    found: set[int] = set()
+    after, more = 0, True
+    while more:
+        page = store.events(job_id, after=after, limit=1000)
+        found |= {event.data["version"] for event in page.items if event.type == "steering.applied"}
+        after = page.items[-1].seq if page.items else after
+        more = page.has_more
+    return found
 
 
 def figures_digest(record: Mapping[str, Any]) -> str:

@@ -1,5 +1,14 @@
 """Every name under which something is kept in Redis.
 
+    mo:owners                       set     everyone who ever submitted a job
+    mo:keys                         zset    all API keys' ids by creation, us of Redis time
+    mo:key:<id>                     hash    an API key, known by its SHA-256
+    mo:rl:<id>                      string  what that key wrote in the present minute
+    mo:webhooks:dispatcher          string  the worker that delivers webhooks, while it does
+    mo:<owner>:webhooks             hash    webhook id -> JSON: address, events, signing secret
+    mo:<owner>:webhook:<id>:cursors hash    job id -> the last event dealt with
+    mo:<owner>:webhook:<id>:state   hash    failures in a row, the last error, what was dropped
+    mo:<owner>:keys                 zset    the owner's API keys, as in mo:keys
     mo:<owner>:queue:default        zset    waiting jobs by age
     mo:<owner>:leases               zset    held jobs by expiry, ms of Redis time
     mo:<owner>:stalled              hash    job id -> expiry and pass of the first sweep
@@ -15,7 +24,8 @@
     mo:<owner>:job:{j}:w            hash    steering head: ver, eff, current
     mo:<owner>:job:{j}:wlog         stream  <ver>-1: every steering change
 
-The braces are a hash tag: in a cluster all of one job lies in one slot.
+The braces are a hash tag: in a cluster all of one job lies in one slot. An API key's id is 16 hexadecimal digits,
+which no part of an owner's names is, so owners called `key` or `rl` share nothing with API keys.
 """
 
 import hashlib
@@ -23,12 +33,29 @@ import re
 
 from orchestrator.errors import JobNotFound
 
+OWNERS = "mo:owners"
+API_KEYS = "mo:keys"
+
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
+_KEY_ID = re.compile(r"[0-9a-f]{16}")
 
 
 def is_name(text: str) -> bool:
     """True if `text` may stand in a key (job ids, owners): letters, digits, _ and -, at most 255."""
     return _NAME.fullmatch(text) is not None
+
+
+def is_key_id(text: str) -> bool:
+    """True if `text` may be the id of an API key."""
+    return _KEY_ID.fullmatch(text) is not None
+
+
+def api_key(key_id: str) -> str:
+    return f"mo:key:{key_id}"
+
+
+def rate(key_id: str) -> str:
+    return f"mo:rl:{key_id}"
 
 
 class Keys:
@@ -42,6 +69,7 @@ class Keys:
         self.leases = f"{self._prefix}leases"
         self.stalled = f"{self._prefix}stalled"
         self.jobs = f"{self._prefix}jobs"
+        self.api_keys = f"{self._prefix}keys"
 
     def idempotency(self, key: str) -> str:
         return f"{self._prefix}idem:{hashlib.sha256(key.encode()).hexdigest()}"

@@ -20,16 +20,16 @@ from orchestrator.checkpoints import CheckpointError, directory_name, keep_only,
 from orchestrator.clock import Clock
 from orchestrator.collect import Collector
 from orchestrator.evaluation import Evaluator
+from orchestrator.figures import Update, front_document
+from orchestrator.guardrails import Guardrails
 from orchestrator.journal import Journal
+from orchestrator.samples import FOLDER, SampleKeeper
 from orchestrator.spec import JobSpec
-from orchestrator.steering import Steering, apply_steering
-from policies import statistics
-from policies.pareto import Point
-from policies.signal import SPREAD
-from policies.types import FrontStats, LearnStats, ObjectiveAdvantages, StepStats, UpdateOutcome, Weights
+from orchestrator.steering import Steering, apply_directions, clamped
+from policies.estimators.base import finish
+from policies.types import FrontStats, ObjectiveAdvantages, StepStats, UpdateOutcome
 
 MAX_CHECKPOINT_FAILURES = 3
-NOT_RECORDED = {"surviving_B", "gramian_KK", "influence_K"}  # as long as the batch, or recorded averaged
 
 
 @dataclass(kw_only=True)
@@ -46,7 +46,7 @@ class LoopState:
 
 
 class Loop:
-    """One job's training, from the initial policy to the front."""
+    """One job's training, from the initial policy to the front. `directory` is for checkpoints; rollouts lie beside."""
 
     def __init__(self, spec: JobSpec, parts: Parts, journal: Journal, directory: Path, *, fence: int) -> None:
         self.spec = spec
@@ -59,6 +59,8 @@ class Loop:
         self.clock = Clock()
         self.collector = Collector(spec, parts, self.clock)
         self.evaluator = Evaluator(spec, parts)
+        self.guardrails = Guardrails(spec.guardrails)
+        self.keeper = SampleKeeper(spec, directory.with_name(FOLDER), fence=fence)
         self.kept: set[int] = set()  # steps whose checkpoint is on disk
         self.samples: list[dict[str, Any]] = []  # start and end side by side, once the run has ended
         self._checkpoint_failures = 0
@@ -67,8 +69,8 @@ class Loop:
 
     def run(self) -> str:
         """Train until the last step or until a person wishes otherwise: succeeded, paused, cancelled or stopped."""
-        if self.state.step == 0 and self.state.front is None:
-            self.start()
+        if self.state.step == 0 and self.state.front is None and (asked := self.start()):
+            return asked
         while self.state.step < self.spec.steps:
             wishes = self.journal.wishes()
             if wishes.cancel:
@@ -84,33 +86,43 @@ class Loop:
         self.evaluator.test_front(self)
         return "cancelled" if self.journal.wishes().cancel else "succeeded"
 
-    def start(self) -> None:
-        """The initial policy is the first point: every later one is measured against it."""
+    def start(self) -> str | None:
+        """The initial policy is the first point: every later one is measured against it.
+
+        Returns what a person asked for meanwhile, where that ends it: then nothing has been done yet.
+        """
         if self.collector.wants_references:
             for done, size in self.collector.sample_references():
                 self.journal.progress(stage=f"sampling references: {done} of {size} prompts", eta_s=None)
+                wishes = self.journal.wishes()
+                if wishes.cancel or wishes.pause or wishes.stop:
+                    return "cancelled" if wishes.cancel else "paused" if wishes.pause else "stopped"
         self.journal.progress(stage="evaluating the initial policy", eta_s=None)
         version, steering = self.journal.steering(1)
         self.state.steering_version = version
         self.evaluate(0, steering)
         self.evaluator.test(0)
         self.checkpoint()
+        return None
 
     def step(self, step: int) -> None:
         """Sample, roll out, score, weigh, learn, sync, evaluate when due, commit."""
         self.clock.begin()
-        version, steering = self.steer(step)
+        version, steering = self.journal.steering(step)
 
-        batch, kept = self.collector.collect(step, self.in_order(steering.weights))
+        batch, kept = self.collector.collect(step, self.may_get_weight(steering))
         with self.clock("learn"):
-            weights, applied, learned = self.improve(step, batch, batch.groups(kept), steering)
+            update = self.improve(step, batch, kept, steering)
         with self.clock("sync"):
             self.parts.learner.sync(step)
 
         self.state.step = step
         evaluation = self.evaluate(step, steering) if self.due(step) else None
-        record = self.record(step, version, batch, len(kept), weights, applied, learned, evaluation)
+        record = self.record(step, version, batch, len(kept), update, evaluation)
         self.journal.commit(record | {"timings_s": self.clock.read()})
+        self.guard(record)
+        self.keep_samples(step, version, batch.groups(kept), update)
+        self.tell_steering(step, version, steering, update)
         self.journal.progress(stage="training", eta_s=self.clock.eta_s(self.spec.steps - step))
         on_front = evaluation is not None and evaluation["on_front"]
         if step % self.spec.checkpoints.every == 0 or step == self.spec.steps or on_front:
@@ -118,69 +130,95 @@ class Loop:
 
     # ----------------------------------------------------------------- phases
 
-    def steer(self, step: int) -> tuple[int, Steering]:
-        """The steering in force at this step; an event when it changed, with the step as the proof."""
-        version, steering = self.journal.steering(step)
-        if version != self.state.steering_version:
-            self.journal.event("steering.applied", step=step, version=version, **steering.model_dump())
-            self.state.steering_version = version
-        return version, steering
+    def tell_steering(self, step: int, version: int, steering: Steering, update: Update) -> None:
+        """An event when another steering came into force: what was asked for, and what became of it at this step."""
+        if version == self.state.steering_version:
+            return
+        self.journal.steered(
+            step=step,
+            version=version,
+            requested=steering.model_dump(mode="json"),
+            applied=update.applied,
+            clamped=clamped(steering, self.names, update.weights, update.applied),
+        )
+        self.state.steering_version = version
 
-    def improve(
-        self, step: int, sampled: Batch, batch: Batch, steering: Steering
-    ) -> tuple[Weights, dict[str, float], LearnStats]:
+    def keep_samples(self, step: int, version: int, batch: Batch, update: Update) -> None:
+        """Rollouts to look at, once their step is committed. A disk that does not take them costs an event."""
+        if not self.keeper.due(step):
+            return
+        try:
+            self.keeper.write(step, self.keeper.rows(step, batch, self.parts.splits.train, update, version))
+        except OSError as error:
+            message = f"can't keep rollouts: {error.strerror or error}"
+            self.journal.event("rollouts.failed", level="warning", step=step, message=message)
+
+    def improve(self, step: int, sampled: Batch, kept: Sequence[int], steering: Steering) -> Update:
         """Advantages from rewards, weights from the strategy and then from the person, an update from both.
 
-        `batch` is what is learned from: all that was sampled, or its groups with signal.
+        `kept` are the groups that are learned from: all that were sampled, or those with signal.
         """
+        batch = sampled.groups(kept)
         strategy, learner = self.parts.weighting, self.parts.learner
         estimator = self.parts.estimator.at((step - 1) / max(1, self.spec.steps - 1))
         advantages_PGK = estimator.per_objective(batch.signal_PGK)
-        advantages_BK = batch.in_a_row(advantages_PGK).float()
+        advantages_BK = finish(batch.in_a_row(advantages_PGK))
         if self.measures and self.spec.gramian.mode == "exact":
             self.note_gradients(learner.gramian(batch.rollouts, advantages_BK).tolist(), None)
-        weights = strategy.update(self.stats(step, sampled, advantages_PGK, steering))
-        applied = apply_steering(steering, self.by_name(weights.weights_K))
-        applied_K = self.in_order(applied)
+        weights = strategy.update(self.stats(step, sampled, kept, advantages_PGK, steering))
+        applied, signs = apply_directions(steering, self.names, weights)
+        applied_K, signs_K = self.in_order(applied), self.in_order(signs)
 
-        signal_PGK = batch.signal_PGK * weights.reward_scale
-        if weights.signs_K is not None:
-            signal_PGK = signal_PGK * weights.signs_K
+        signal_PGK = batch.signal_PGK * weights.reward_scale * signs_K
         advantages_PG = weights.advantage_scale * estimator(signal_PGK, applied_K)
         parts = None
         if self.measures:  # where A = c sum_k w_k A_k, the objectives' gradients are also the parts of the update
             factor = estimator.factor(advantages_PGK, applied_K)
-            scaled_K = None if factor is None else weights.advantage_scale * factor * applied_K
+            linear = factor is not None and weights.reward_scale == 1 and bool((signs_K > 0).all())
+            scaled_K = weights.advantage_scale * factor * applied_K if linear and factor is not None else None
             parts = ObjectiveAdvantages(advantages_BK=advantages_BK, weights_K=scaled_K)
         learned = learner.learn(batch.rollouts, batch.in_a_row(advantages_PG).float(), parts)
 
-        self.note_gradients(learned.gramian_KK, learned.influence_K)
+        if self.measures and self.spec.gramian.mode != "exact":
+            self.note_gradients(learned.gramian_KK, learned.influence_K)
         if "credit" in strategy.needs:
             credit_PG = advantages_PG * batch.by_prompt(torch.tensor(learned.surviving_B))
             strategy.observe(UpdateOutcome(rewards_PGK=batch.rewards_PGK, credit_PG=torch.nan_to_num(credit_PG)))
-        return weights, applied, learned
+        return Update(weights=weights, applied=applied, signs=signs, advantages_PG=advantages_PG, learned=learned)
+
+    def may_get_weight(self, steering: Steering) -> Tensor:
+        """1 for the objectives that may: by preference, by a floor, or all where the strategy has its own mind."""
+        own_mind = not self.parts.weighting.follows_preference
+        floors = {name: steering.bounds.get(name, (0.0, 1.0))[0] for name in self.names}
+        return self.in_order({n: float(own_mind or floors[n] > 0 or steering.weights[n] > 0) for n in self.names})
 
     @property
     def measures(self) -> bool:
         """Whether the strategy wants the objectives' gradients compared."""
         return bool(self.parts.weighting.needs & {"gramian", "influence"})
 
-    def stats(self, step: int, sampled: Batch, advantages_PGK: Tensor, steering: Steering) -> StepStats:
+    def stats(
+        self, step: int, sampled: Batch, kept: Sequence[int], advantages_PGK: Tensor, steering: Steering
+    ) -> StepStats:
         gramian, influence = self.state.gramian, self.state.influence
+        laid_out_PGK = torch.full_like(sampled.rewards_PGK, torch.nan)
+        laid_out_PGK[list(kept), : advantages_PGK.shape[1]] = advantages_PGK
         return StepStats(
             step=step,
             objectives=self.parts.objectives,
             rewards_PGK=sampled.rewards_PGK,
-            advantages_PGK=advantages_PGK,
-            preference_K=self.in_order(steering.weights).float(),
+            advantages_PGK=laid_out_PGK,
+            preference_K=self.in_order(steering.weights),
             gramian_KK=None if gramian is None else torch.tensor(gramian, dtype=torch.float64),
             influence_K=None if influence is None else torch.tensor(influence, dtype=torch.float64),
             front=self.state.front,
         )
 
     def note_gradients(self, gramian: Sequence[Sequence[float]] | None, influence: Sequence[float] | None) -> None:
-        """Into the running averages that the strategy reads; a step may have measured nothing."""
+        """Into the running averages that the strategy reads. What a step could not measure is not read again."""
         average = self.spec.gramian.average
+        if gramian is None and influence is None:
+            self.state.gramian = self.state.influence = None
         if gramian is not None:
             rows = [list(row) for row in gramian]
             before = self.state.gramian or rows
@@ -227,6 +265,13 @@ class Loop:
         if collapse is None and self.state.collapsed:
             self.journal.event("collapse.over", step=step)
         self.state.collapsed = collapse is not None
+
+    def guard(self, record: Mapping[str, Any]) -> None:
+        """Name what is outside a person's limits; the next step may not come."""
+        for breach in self.guardrails.observe(record):
+            self.journal.event("guardrail.breached", level="warning", message=breach.describe(), **asdict(breach))
+            if breach.action == "pause":
+                self.journal.request_pause()
 
     # ------------------------------------------------------------------ state
 
@@ -278,6 +323,7 @@ class Loop:
             "weighting": self.parts.weighting.state_dict(),
             "archive": self.parts.archive.state_dict(),
             "watch": self.parts.watch.state_dict(),
+            "guardrails": self.guardrails.state_dict(),
             "front": None if front is None else {"step": front.step, "growth": front.growth},
         }
 
@@ -291,6 +337,7 @@ class Loop:
         self.parts.weighting.load_state_dict(document["weighting"])
         self.parts.archive.load_state_dict(document["archive"])
         self.parts.watch.load_state_dict(document["watch"])
+        self.guardrails.load_state_dict(document["guardrails"])
         self.kept = {other for other in known if other <= step}
         front = document["front"] and self.front_stats(document["front"]["step"], document["front"]["growth"])
         self.state = LoopState(
@@ -325,23 +372,14 @@ class Loop:
         version: int,
         batch: Batch,
         groups_learned: int,
-        weights: Weights,
-        applied: Mapping[str, float],
-        learned: LearnStats,
+        update: Update,
         evaluation: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         """What the step decided and saw: every raw objective, and the total that was optimised."""
-        signs = [1.0] * len(self.names) if weights.signs_K is None else weights.signs_K.tolist()
-        objectives = {name: objective_figures(batch.rewards_PGK[:, :, k]) for k, name in enumerate(self.names)}
         tokens = [len(rollout.tokens) for rollout in batch.rollouts]
-        signed = {name: sign * applied[name] for name, sign in zip(self.names, signs, strict=True)}
         return {
             "step": step,
-            "objectives": objectives,
-            "total": sum(signed[name] * objectives[name]["mean"] for name in self.names),
-            "weights": {"strategy": self.by_name(weights.weights_K), "applied": dict(applied)},
-            "falling": [name for name, sign in zip(self.names, signs, strict=True) if sign < 0],
-            "multiplier": weights.advantage_scale * weights.reward_scale,
+            **update.figures(self.names, batch.rewards_PGK),
             "gramian": self.state.gramian,
             "influence": self.state.influence,
             "steering_version": version,
@@ -352,46 +390,10 @@ class Loop:
             "mean_tokens": sum(tokens) / len(tokens),
             "truncated_share": sum(rollout.truncated for rollout in batch.rollouts) / len(batch.rollouts),
             "evaluation": evaluation,
-            **{key: value for key, value in asdict(learned).items() if key not in NOT_RECORDED},
         }
 
     def front_document(self) -> dict[str, Any]:
-        """The archive as people see it."""
-        archive = self.parts.archive
-        front = {point.step for point in archive.front}
-        reference = archive.points[0].objectives
-        return {
-            "objectives": self.names,
-            "ranges": {name: list(ends) for name, ends in archive.ranges.items()},
-            "reference": reference,
-            "hypervolume": archive.hypervolume,
-            "hypervolume_base": archive.hypervolume_base,
-            "hypervolume_over_base": archive.hypervolume_over_base,
-            "hypervolume_by_step": [list(pair) for pair in archive.hypervolume_by_step()],
-            "points": [self.point_document(point, front) for point in archive.points],
-        }
-
-    def point_document(self, point: Point, front: set[int]) -> dict[str, Any]:
-        return {
-            "step": point.step,
-            "objectives": point.objectives,
-            "mean_tokens": point.mean_tokens,
-            "on_front": point.step in front,
-            "collapsed": point.collapsed,
-            "checkpoint": point.step in self.kept,
-            "test": None,
-            **point.extra,
-        }
-
-
-def objective_figures(rewards_PG: Tensor) -> dict[str, float]:
-    """Of one raw reward: mean and spread over the batch, and the share of groups in which it does not spread."""
-    everywhere = (0, 1)
-    return {
-        "mean": float(statistics.mean(rewards_PG, everywhere)),
-        "std": float(statistics.std(rewards_PG, everywhere)),
-        "zero_share": float((statistics.std(rewards_PG, 1) < SPREAD).double().mean()),
-    }
+        return front_document(self.parts.archive, self.kept)
 
 
 def _mix(old: Sequence[float], new: Sequence[float], kept: float) -> list[float]:

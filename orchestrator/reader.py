@@ -1,13 +1,14 @@
 """Everything that may be looked at in the job store; nothing here writes."""
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import redis
 
 from orchestrator.errors import JobNotFound
-from orchestrator.keys import Keys
+from orchestrator.keys import OWNERS, Keys
 from orchestrator.records import (
     Checkpoint,
     Event,
@@ -34,6 +35,27 @@ class JobReader:
     def __init__(self, client: redis.Redis, owner: str = "local") -> None:
         self._calls = RedisCalls(client)
         self._keys = Keys(owner)
+        self._owner = owner
+
+    @property
+    def owner(self) -> str:
+        return self._owner
+
+    @property
+    def calls(self) -> RedisCalls:
+        """The connection, for what is kept beside the jobs."""
+        return self._calls
+
+    def of_owner(self, owner: str) -> Self:
+        """The same for another owner, over the same connection."""
+        other = copy.copy(self)
+        other._keys = Keys(owner)
+        other._owner = owner
+        return other
+
+    def owners(self) -> list[str]:
+        """Everyone who ever submitted a job, and this one's own owner, whose jobs may be older than that record."""
+        return sorted({self._owner, *self._calls.command("SMEMBERS", OWNERS)})
 
     def job(self, job_id: str) -> JobRecord:
         fields = self._calls.command("HGETALL", self._keys.job(job_id))

@@ -14,11 +14,12 @@ T = TypeVar("T")
 
 
 class SubmitOutcome(StrEnum):
-    """NEW: accepted now. REPLAY: accepted before, same body. CONFLICT: same key or id, another body."""
+    """NEW: accepted now. REPLAY: before, same body. CONFLICT: same key or id, another body. QUOTA: one too many."""
 
     NEW = "NEW"
     REPLAY = "REPLAY"
     CONFLICT = "CONFLICT"
+    QUOTA = "QUOTA"
 
 
 class ClaimOutcome(StrEnum):

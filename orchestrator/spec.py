@@ -19,11 +19,13 @@ from pydantic import (
 )
 
 from orchestrator.spec_errors import SpecError, nearest, problem
+from orchestrator.specs import guardrails as guardrail_rules
 from orchestrator.specs.base import Decay, Fraction, Positive, Spec
 from orchestrator.specs.estimators import EstimatorSpec, GdpoSpec
+from orchestrator.specs.guardrails import GuardrailSpec
 from orchestrator.specs.objectives import ObjectiveSpec
 from orchestrator.specs.sampling import SamplingSpec
-from orchestrator.specs.weightings import FixedSpec, WeightingSpec
+from orchestrator.specs.weightings import FixedSpec, LagrangianSpec, WeightingSpec
 
 
 class PolicySpec(Spec):
@@ -166,6 +168,13 @@ class EvaluationSpec(Spec):
     )
 
 
+class SamplesSpec(Spec):
+    """Training rollouts that are kept on disk, to be looked at and to preview a change of weights."""
+
+    every: int = Field(1, ge=0, description="steps between those whose rollouts are kept; 0 keeps none")
+    prompts: int = Field(4, ge=1, le=1024, description="whole groups kept of such a step, the first of its batch")
+
+
 class CheckpointSpec(Spec):
     """What a crash can cost, and what is kept."""
 
@@ -209,8 +218,12 @@ class JobSpec(Spec):
     loss: LossSpec = LossSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    samples: SamplesSpec = SamplesSpec()
     checkpoints: CheckpointSpec = CheckpointSpec()
     collapse: CollapseSpec = CollapseSpec()
+    guardrails: tuple[GuardrailSpec, ...] = Field(
+        (), max_length=64, description="floors and ceilings on what a step reports"
+    )
     resources: ResourcesSpec = ResourcesSpec()
     init_checkpoint: str | None = Field(
         None,
@@ -261,17 +274,35 @@ class JobSpec(Spec):
         found = {
             "weighting": self.weighting.problems(names, targets),
             "sampling.zero_signal": self.sampling.zero_signal.problems(names, groups),
+            "guardrails": guardrail_rules.problems(self.guardrails, names),
             "sampling.budget": self.sampling.budget.problems(names, groups),
         }
         for branch, problems in found.items():
             for field, message in problems:
                 raise ValueError(f"{branch}.{field}: {message}")
+        if self.weighting.name == "lagrangian":
+            self._directions_fit(self.weighting)
         if "gramian" in self.weighting.needs and self.gramian.mode == "step_response":
             raise ValueError(
                 f"gramian.mode: '{self.weighting.name}' needs all inner products of the objectives' gradients, but "
                 "step_response measures only their influence; use exact, sketch or last_block"
             )
         return self
+
+    def _directions_fit(self, weighting: LagrangianSpec) -> None:
+        """Gates read rewards as larger is better; an objective that may be pushed down is not."""
+        condition = getattr(self.estimator, "condition", None)
+        for i, objective in enumerate(self.objectives):
+            target = objective.target
+            if target is None or (target.op == ">=" and weighting.form == "inequality"):
+                continue
+            why = f"'lagrangian' may push '{objective.name}' down"
+            if objective.gate is not None:
+                raise ValueError(
+                    f"objectives.{i}.gate: {why}, and what fails a gate would then count as best; drop the gate"
+                )
+            if condition == objective.name:
+                raise ValueError(f"estimator.condition: {why}; choose a condition that is never pushed down")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -6,13 +6,16 @@ The document that is stored and logged is `Steering` in JSON; weights and bounds
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.spec import JobSpec, scaled
 from orchestrator.spec_errors import nearest
+
+if TYPE_CHECKING:
+    from policies.types import Weights
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -111,6 +114,45 @@ def apply_steering(steering: Steering, strategy: Mapping[str, float]) -> dict[st
     names = list(strategy)
     share = {"auto": 0.0, "blend": steering.blend, "manual": 1.0}[steering.mode]
     mixed = [(1 - share) * strategy[name] + share * steering.weights[name] for name in names]
+    mixed_K = torch.tensor(mixed, dtype=torch.float64)
     bounds = torch.tensor([steering.bounds.get(name, (0.0, 1.0)) for name in names], dtype=torch.float64)
-    applied_K = project(torch.tensor(mixed, dtype=torch.float64), bounds[:, 0], bounds[:, 1])
+    # A sum that is off by rounding would be spread over all, and a weight of 0 must stay 0.
+    applied_K = project(mixed_K / mixed_K.sum(), bounds[:, 0], bounds[:, 1])
     return dict(zip(names, applied_K.tolist(), strict=True))
+
+
+def apply_directions(
+    steering: Steering, names: Sequence[str], choice: Weights
+) -> tuple[dict[str, float], dict[str, float]]:
+    """(the weights of a step, the sign of each objective) from a strategy that may push objectives down.
+
+    A person's own weight pushes an objective where its target lies. A mix is one of signed weights: what the strategy
+    pushes down and the person pushes up cancels.
+    """
+    strategy_K = choice.weights_K.double()
+    if choice.signs_K is None:
+        applied = apply_steering(steering, dict(zip(names, strategy_K.tolist(), strict=True)))
+        return applied, dict.fromkeys(names, 1.0)
+    signs_K = choice.signs_K.double()
+    directions_K = signs_K.abs() if choice.directions_K is None else choice.directions_K.double()
+    share = {"auto": 0.0, "blend": steering.blend, "manual": 1.0}[steering.mode]
+    own = [(1 - share) * weight for weight in (strategy_K * signs_K).tolist()]
+    theirs = [share * steering.weights[name] * way for name, way in zip(names, directions_K.tolist(), strict=True)]
+    mixed = {name: one + other for name, one, other in zip(names, own, theirs, strict=True)}
+    total = math.fsum(abs(value) for value in mixed.values())
+    if total < 1e-12:  # they cancel altogether: the person decides
+        mixed, total = {name: steering.weights[name] for name in names}, 1.0
+    amounts = {name: abs(value) / total for name, value in mixed.items()}
+    ways = zip(names, directions_K.tolist(), strict=True)
+    signs = {name: way if mixed[name] == 0 else math.copysign(1.0, mixed[name]) for name, way in ways}
+    return apply_steering(steering.model_copy(update={"mode": "auto"}), amounts), signs
+
+
+def clamped(steering: Steering, names: Sequence[str], choice: Weights, applied: Mapping[str, float]) -> dict[str, bool]:
+    """For each objective, whether its floor or ceiling holds its applied weight away from what it would be."""
+    free, _ = apply_directions(steering.model_copy(update={"bounds": {}}), names, choice)
+    return {
+        name: abs(applied[name] - free[name]) > 1e-9
+        and min(abs(applied[name] - end) for end in steering.bounds.get(name, (0.0, 1.0))) < 1e-9
+        for name in names
+    }

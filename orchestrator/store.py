@@ -20,7 +20,7 @@ from orchestrator.errors import (
     StoreError,
     StoreUnavailable,
 )
-from orchestrator.keys import is_name
+from orchestrator.keys import OWNERS, is_name
 from orchestrator.reader import JobReader
 from orchestrator.records import (
     Checkpoint,
@@ -72,11 +72,13 @@ class JobStore(JobReader):
         job_id: str,
         steering: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
+        max_active: int | None = None,
     ) -> Submission:
         """Queue a job; `steering` is its first version. The body is what `spec_json` says, byte for byte.
 
         A key (kept 24 h) or a job id seen before gives REPLAY for the same body, CONFLICT for another one.
-        So does a call whose first reply was lost: REPLAY, one job.
+        So does a call whose first reply was lost: REPLAY, one job. QUOTA, and nothing stored, where it is new
+        and the owner has `max_active` jobs that wait or are worked on (None: no limit).
         """
         if not is_name(job_id):
             raise ValueError("job id: 1 to 255 letters, digits, _ or - are allowed")
@@ -89,9 +91,11 @@ class JobStore(JobReader):
             name,
             spec_json,
             dumps(steering or {}),
+            self.owner,
+            "" if max_active is None else max_active,
             more=[
                 keys.idempotency(idempotency_key or ""), keys.jobs, keys.spec(job_id),
-                keys.steering(job_id), keys.steering_log(job_id),
+                keys.steering(job_id), keys.steering_log(job_id), OWNERS,
             ],
         )  # fmt: skip
         return Submission(job_id=accepted_id, outcome=SubmitOutcome(outcome))

@@ -2,12 +2,15 @@
 death doesn't reach it.
 
 The worker holds no lease. A driver claims its job itself, and a driver that died is found by its lease running out;
-all that is kept here is which processes are ours.
+all that is kept here is which processes are ours. It works for every owner, or for those that it is told, and shares
+its capacity among them. A driver gets the Redis URL, which may hold a password, by its environment: everyone on a
+machine can read arguments.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -16,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,26 +28,33 @@ from orchestrator.store import ClaimOutcome, Fenced, IllegalTransition, JobNotFo
 
 log = logging.getLogger(__name__)
 
+REDIS_URL_VARIABLE = "EQUIPOISE_REDIS_URL"
+
 _OTHER_HOLDER = 3  # exit code of a driver that lost or missed its lease: no harm done
 _UNCLAIMED_LIMIT = 3  # drivers of a job that die before they claim it
 _LONGEST_PAUSE_S = 60.0
 _LAST_LINE_CHARS = 300
 
 
-def driver_command(job_id: str, redis_url: str, state_dir: Path) -> list[str]:
-    """How a driver is started on this machine."""
+def driver_command(job_id: str, owner: str, state_dir: Path) -> list[str]:
+    """How a driver is started on this machine; the Redis URL is in its environment."""
     return [
         sys.executable, "-m", "orchestrator.driver",
-        "--job", job_id, "--redis", redis_url, "--state-dir", str(state_dir),
+        "--job", job_id, "--owner", owner, "--state-dir", str(state_dir),
     ]  # fmt: skip
 
 
 @dataclass(kw_only=True)
 class _Driver:
+    owner: str
     job_id: str
     process: subprocess.Popen[bytes]
     fence: int  # the job's when it was started: a claim raises it
     log_path: Path
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.owner, self.job_id
 
 
 @dataclass(kw_only=True)
@@ -56,7 +66,10 @@ class _History:
 
 
 class Worker:
-    """Runs up to `capacity` drivers until told to stop. `run` has one thread; the rest may be called from any."""
+    """Runs up to `capacity` drivers until told to stop. `run` has one thread; the rest may be called from any.
+
+    Without `owners`, the jobs of all of them.
+    """
 
     def __init__(
         self,
@@ -64,13 +77,15 @@ class Worker:
         redis_url: str,
         state_dir: Path,
         *,
+        owners: Collection[str] | None = None,
         capacity: int = 1,
         grace_s: float = 120.0,
         poll_s: float = 0.5,
         sweep_s: float = 5.0,
         command: Callable[[str, str, Path], list[str]] = driver_command,
     ) -> None:
-        self._store = store
+        self._any = store
+        self._owners = owners
         self._redis_url = redis_url
         self._state_dir = state_dir
         self._capacity = capacity
@@ -78,8 +93,11 @@ class Worker:
         self._poll_s = poll_s
         self._sweep_s = sweep_s
         self._command = command
-        self._drivers: dict[str, _Driver] = {}
-        self._histories: dict[str, _History] = {}
+        self._stores: dict[str, JobStore] = {}
+        self._drivers: dict[tuple[str, str], _Driver] = {}
+        self._histories: dict[tuple[str, str], _History] = {}
+        self._turns = 0  # drivers started so far
+        self._served: dict[str, int] = {}  # owner -> turn of its last driver
         self._stopping = threading.Event()
         self._killing = threading.Event()
 
@@ -118,38 +136,73 @@ class Worker:
     @property
     def running(self) -> list[str]:
         """The jobs whose drivers are ours."""
-        return list(self._drivers)
+        return [job_id for _, job_id in list(self._drivers)]
+
+    def _store(self, owner: str) -> JobStore:
+        if owner not in self._stores:
+            self._stores[owner] = self._any.of_owner(owner)
+        return self._stores[owner]
+
+    def _all_owners(self) -> Collection[str]:
+        return self._any.owners() if self._owners is None else self._owners
 
     def _sweep(self) -> None:
-        for job_id in self._store.sweep():
-            log.warning("%s: its lease ran out; it was taken back", job_id)
+        for owner in self._all_owners():
+            for job_id in self._store(owner).sweep():
+                log.warning("%s: its lease ran out; it was taken back", job_id)
 
     def _fill(self) -> None:
+        """One driver at a time, so that each choice sees the ones before it."""
         if len(self._drivers) >= self._capacity:
             return
-        for job_id in self._store.queued():
-            history = self._histories.get(job_id, _History())
-            if job_id in self._drivers or time.monotonic() < history.not_before:
-                continue
-            self._start(job_id)
-            if len(self._drivers) >= self._capacity:
-                return
+        waiting = {owner: queue for owner in self._all_owners() if (queue := self._startable(owner))}
+        while waiting and len(self._drivers) < self._capacity:
+            owner = min(waiting, key=lambda owner: self._place(owner, waiting[owner][0]))
+            self._start(owner, waiting[owner].pop(0))
+            if not waiting[owner]:
+                del waiting[owner]
 
-    def _start(self, job_id: str) -> None:
+    def _startable(self, owner: str) -> list[str]:
+        """An owner's waiting jobs in the order of its queue (oldest first: the queue's score is what decides)."""
+        return [
+            job_id
+            for job_id in self._store(owner).queued()
+            if (owner, job_id) not in self._drivers
+            and time.monotonic() >= self._histories.get((owner, job_id), _History()).not_before
+        ]
+
+    def _place(self, owner: str, job_id: str) -> tuple[int, int, float]:
+        """Lowest goes first: fewest drivers of ours, then served longest ago, then the oldest job.
+
+        Without the second, an owner with a long queue would hold a worker of capacity 1 until it is empty.
+        """
+        running = sum(driver.owner == owner for driver in self._drivers.values())
+        return running, self._served.get(owner, 0), self._store(owner).job(job_id).created_at
+
+    def _start(self, owner: str, job_id: str) -> None:
         directory = self._state_dir / "jobs" / job_id
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         log_path = directory / "driver.log"
-        fence = self._store.job(job_id).fence
+        fence = self._store(owner).job(job_id).fence
         with log_path.open("ab") as output:
             process = subprocess.Popen(
-                self._command(job_id, self._redis_url, self._state_dir),
+                self._command(job_id, owner, self._state_dir),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                env=self._environment(),
             )
-        self._drivers[job_id] = _Driver(job_id=job_id, process=process, fence=fence, log_path=log_path)
-        log.info("%s: driver %d started, log in %s", job_id, process.pid, log_path)
+        driver = _Driver(owner=owner, job_id=job_id, process=process, fence=fence, log_path=log_path)
+        self._drivers[driver.key] = driver
+        self._turns += 1
+        self._served[owner] = self._turns
+        log.info("%s: driver %d started, log in %s", job_id, process.pid, log_path, extra={"job_id": job_id})
+
+    def _environment(self) -> dict[str, str]:
+        """Ours, with the Redis and without the API's key, which no driver needs."""
+        kept = {name: value for name, value in os.environ.items() if name != "EQUIPOISE_API_KEY"}
+        return {**kept, REDIS_URL_VARIABLE: self._redis_url}
 
     def _reap(self) -> None:
         for driver in list(self._drivers.values()):
@@ -157,7 +210,7 @@ class Worker:
                 continue
             _kill_group(driver.process)  # what it left behind; its pid is ours until we wait for it
             code = driver.process.wait()
-            del self._drivers[driver.job_id]
+            del self._drivers[driver.key]
             try:
                 self._follow_up(driver, code)
             except JobNotFound:
@@ -165,33 +218,36 @@ class Worker:
 
     def _follow_up(self, driver: _Driver, code: int) -> None:
         """Tells people of a driver that died, and keeps a job whose drivers can't even start from going round."""
-        job = self._store.job(driver.job_id)
+        store = self._store(driver.owner)
+        job = store.job(driver.job_id)
         if is_terminal(job.status):
-            self._histories.pop(driver.job_id, None)
+            self._histories.pop(driver.key, None)
             return
         last_line = _last_line(driver.log_path)
         died = code not in (0, _OTHER_HOLDER)
         if died:
-            log.error("%s: driver died with exit code %d: %s", driver.job_id, code, last_line)
+            told = {"job_id": driver.job_id}
+            log.error("%s: driver died with exit code %d: %s", driver.job_id, code, last_line, extra=told)
             data = {"exit_code": code, "last_line": last_line, "log": str(driver.log_path)}
-            self._store.event(driver.job_id, "job.driver_died", data, level="error")
+            store.event(driver.job_id, "job.driver_died", data, level="error")
         if job.fence > driver.fence:  # claimed: from here the lease and the limit on attempts decide
-            self._histories.pop(driver.job_id, None)
+            self._histories.pop(driver.key, None)
             return
-        history = self._histories.setdefault(driver.job_id, _History())
+        history = self._histories.setdefault(driver.key, _History())
         history.unclaimed += 1
         history.not_before = time.monotonic() + min(2.0**history.unclaimed * self._poll_s, _LONGEST_PAUSE_S)
         if died and history.unclaimed >= _UNCLAIMED_LIMIT:
-            self._give_up(driver.job_id, f"its driver does not start: {last_line}")
+            self._give_up(driver, f"its driver does not start: {last_line}")
 
-    def _give_up(self, job_id: str, reason: str) -> None:
-        claim = self._store.claim(job_id, nonce=secrets.token_hex(16), ttl_s=30.0)
+    def _give_up(self, driver: _Driver, reason: str) -> None:
+        store = self._store(driver.owner)
+        claim = store.claim(driver.job_id, nonce=secrets.token_hex(16), ttl_s=30.0)
         if claim.outcome is ClaimOutcome.OK and claim.lease is not None:
             try:
-                self._store.finish(claim.lease, JobStatus.FAILED, reason)
+                store.finish(claim.lease, JobStatus.FAILED, reason)
             except (Fenced, IllegalTransition):
-                log.warning("%s: someone else decided first", job_id)
-        self._histories.pop(job_id, None)
+                log.warning("%s: someone else decided first", driver.job_id)
+        self._histories.pop(driver.key, None)
 
     def _end_drivers(self) -> None:
         for driver in self._drivers.values():
@@ -210,7 +266,7 @@ class Worker:
     def _bury(self, driver: _Driver) -> None:
         _kill_group(driver.process)
         driver.process.wait()
-        del self._drivers[driver.job_id]
+        del self._drivers[driver.key]
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
@@ -227,4 +283,7 @@ def _last_line(path: Path) -> str:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 8192))
         lines = file.read().decode("utf-8", "replace").splitlines()
-    return next((line.strip()[:_LAST_LINE_CHARS] for line in reversed(lines) if line.strip()), "")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    with contextlib.suppress(ValueError, AttributeError):  # a JSON line
+        last = str(json.loads(last).get("message", last))
+    return last[:_LAST_LINE_CHARS]

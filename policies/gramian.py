@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial
 
 Mode = Literal["exact", "sketch", "last_block", "step_response"]
 
@@ -30,7 +30,10 @@ Gradients = list[Tensor]  # one tensor for each parameter
 
 
 class FullGradients:
-    """Every g_k as it is; a sink of policies.capture. Sums over microbatches."""
+    """Every g_k as it is; a sink of policies.capture. Sums over microbatches.
+
+    Of parameters that FSDP2 shards each rank keeps its shards, averaged over the ranks as FSDP2 does with gradients.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter], objectives: int) -> None:
         self.gradients: list[Gradients] = [[torch.zeros_like(p) for p in parameters] for _ in range(objectives)]
@@ -38,25 +41,39 @@ class FullGradients:
     def product(self, place: int, left_bTm: Tensor, right_bTn: Tensor, ratios_bK: Tensor) -> None:
         left_scaled = left_bTm.shape[2] <= right_bTn.shape[2]  # the smaller factor
         left_Nm, right_Nn = left_bTm.flatten(0, 1), right_bTn.flatten(0, 1)
-        for parts, ratios_b in zip(self.gradients, ratios_bK.T, strict=True):
+        for k, ratios_b in enumerate(ratios_bK.T):
             if left_scaled:
-                part = (left_bTm * ratios_b[:, None, None]).flatten(0, 1).T @ right_Nn
+                scaled = (left_bTm * ratios_b[:, None, None]).to(left_bTm.dtype)
+                self._add(k, place, scaled.flatten(0, 1).T @ right_Nn)
             else:
-                part = left_Nm.T @ (right_bTn * ratios_b[:, None, None]).flatten(0, 1)
-            parts[place] += part
+                scaled = (right_bTn * ratios_b[:, None, None]).to(right_bTn.dtype)
+                self._add(k, place, left_Nm.T @ scaled.flatten(0, 1))
 
     def lookup(self, place: int, index_bT: Tensor, right_bTn: Tensor, ratios_bK: Tensor) -> None:
-        for parts, ratios_b in zip(self.gradients, ratios_bK.T, strict=True):
-            scaled = (right_bTn * ratios_b[:, None, None]).flatten(0, 1)
-            parts[place].index_add_(0, index_bT.flatten(), scaled.to(parts[place].dtype))
+        for k, ratios_b in enumerate(ratios_bK.T):
+            total = self.gradients[k][place]
+            scaled = (right_bTn * ratios_b[:, None, None]).flatten(0, 1).to(total.dtype)
+            if isinstance(total, DTensor):
+                table = torch.zeros(total.shape, dtype=total.dtype, device=scaled.device)
+                self._add(k, place, table.index_add_(0, index_bT.flatten(), scaled))
+            else:
+                total.index_add_(0, index_bT.flatten(), scaled)
 
     def rows(self, place: int, gradients_bn: Tensor, ratios_bK: Tensor) -> None:
-        sums_Kn = ratios_bK.T.to(gradients_bn.dtype) @ gradients_bn
-        for parts, part in zip(self.gradients, sums_Kn, strict=True):
-            parts[place] += part
+        for k, part in enumerate(ratios_bK.T.float() @ gradients_bn.float()):
+            self._add(k, place, part)
 
     def gramian(self) -> Tensor:
         return inner_products(self.gradients)
+
+    def _add(self, k: int, place: int, part: Tensor) -> None:
+        total = self.gradients[k][place]
+        if isinstance(total, DTensor):  # a reduce-scatter
+            mean = part.to(total.dtype) / total.device_mesh.size()
+            mine = DTensor.from_local(mean, total.device_mesh, [Partial("sum")] * total.device_mesh.ndim)
+            total.add_(mine.redistribute(placements=total.placements))
+        else:
+            total += part
 
 
 class SketchedGradients:
@@ -181,13 +198,15 @@ def influence_of_response(response_K: Tensor, weights_K: Tensor, grad_norm: floa
 
     v = c w with w on the simplex, |g| = grad_norm. Under plain gradient descent response_k = lr <g_k, g>, and with
     equal weights the row sum <g_k, sum_l g_l> is K <g_k, g> / c. An optimiser that rescales coordinates changes the
-    scale, so that is taken from sum_k v_k <g_k, g> = |g|^2. Zero where the update did not raise its own objective
+    scale, so that is taken from sum_k v_k <g_k, g> = |g|^2, with |g| / c at most 1 as the Gramian's rows have norms
+    clipped to 1. Zero where the update did not raise its own objective
     (momentum may see to that).
     """
     whole = float(response_K.double() @ weights_K.double())
     if not (whole > 0 and math.isfinite(whole)):
         return torch.zeros_like(response_K)
-    return len(weights_K) * grad_norm**2 * response_K / (whole * float(weights_K.sum()))
+    factor = float(weights_K.sum())
+    return len(weights_K) * min(grad_norm / factor, 1.0) ** 2 * factor * response_K / whole
 
 
 def _local(tensor: Tensor) -> Tensor:

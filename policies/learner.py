@@ -61,7 +61,7 @@ class LearnerSettings:
     max_tokens: int = 1024
     kl_coef: float = 0.0
     gradient_checkpointing: bool = False
-    gramian: Mode = "exact"
+    gramian: Mode | None = "exact"  # None: nobody asks for the objectives' gradients
     sketch_width: int = 16
 
 
@@ -116,6 +116,8 @@ class Learner:
     def _instrument(self) -> Capture | None:
         """What reads the objectives' gradients off a backward pass; None for models with layers it does not know."""
         mode = self.settings.gramian
+        if mode in (None, "step_response"):
+            return None
         try:
             return Capture(self.model, only=in_last_block(self.model)) if mode == "last_block" else Capture(self.model)
         except UnsupportedLayerError as error:
@@ -206,13 +208,16 @@ class Learner:
         if not bool(torch.isfinite(advantages_B).all()):
             raise ValueError("advantages are not finite; nothing was learned from this batch")
         order = held.order if held is not None else self._shuffled(len(rollouts))
+        if parts is None or parts.weights_K is None:
+            held = None  # K gradients that nobody will use
         minis = self._minibatches(order)
         old = self._score(rollouts) if len(minis) > 1 else None
         meter = Meter(len(rollouts))
         for i, mini in enumerate(minis):
-            if i == 0 and held is not None and parts is not None and parts.weights_K is not None:
+            if held is not None and parts is not None and parts.weights_K is not None:
                 self._combine(rollouts, held, parts.weights_K, advantages_B, meter)
                 self._step(meter)
+                held = None
             elif i == 0 and self.settings.gramian != "exact" and parts is not None:
                 self._measured_step(rollouts, mini, advantages_B, parts, old, meter)
             else:

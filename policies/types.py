@@ -68,7 +68,8 @@ class StepStats:
     """What a weighting strategy sees of one step, before its update.
 
     rewards_PGK are raw: before gates and transforms. NaN is "not measured": a rollout that the prompt did not get, or
-    an objective that does not apply to it. advantages_PGK are the estimator's per-objective ones, 0 where not measured.
+    an objective that does not apply to it. advantages_PGK are the estimator's per-objective ones, NaN where not
+    measured and in groups that are not learned from.
     Measurements of gradients are of this step or of the one before, by the mode that measured them, and absent at a
     step that has none yet.
     """
@@ -97,6 +98,7 @@ class Weights:
 
     weights_K: Tensor
     signs_K: Tensor | None = None  # -1 for an objective that is to fall: its rewards change sign; None is all +1
+    directions_K: Tensor | None = None  # where a person's own weight pushes, where signs are given; None is all +1
     advantage_scale: float = 1.0  # multiplies the advantages after every normalisation
     reward_scale: float = 1.0  # multiplies the rewards before it
 

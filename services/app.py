@@ -7,11 +7,25 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from prometheus_client import CollectorRegistry
 from starlette.responses import Response
 
+from orchestrator.keystore import KeyStore
 from orchestrator.spec import JobSpec
 from orchestrator.store import JobStore
-from services import events_api, jobs_api, results_api, rules_api, steering_api
+from services import (
+    compat_api,
+    events_api,
+    fork_api,
+    jobs_api,
+    keys_api,
+    metrics_api,
+    results_api,
+    rollouts_api,
+    rules_api,
+    steering_api,
+    webhooks_api,
+)
 from services.auth import RequireKey
 from services.deps import Store
 from services.errors import BodyLimit, RequestContext, StrictJSONResponse, add_handlers
@@ -19,17 +33,42 @@ from services.settings import Settings
 
 
 def create_app(store: JobStore, settings: Settings) -> FastAPI:
-    """Every route but /livez needs the key, whoever adds it."""
+    """Every route but /livez needs a key, whoever adds it, and an admin's unless services/scopes.py says less.
+
+    The key of `settings` is an admin of the owner of `store`.
+    """
     app = FastAPI(title="Equipoise", version="1", redirect_slashes=False, redoc_url=None, docs_url=None)
     app.state.store = store
+    app.state.keys = KeyStore(store.calls)
     app.state.settings = settings
     app.state.stopping = threading.Event()  # set before the server stops, to end the streams
+    app.state.registry = CollectorRegistry()
     # The last one added is the outermost: an id for every answer, then the key, then the body's size.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequireKey, key_sha256=settings.key_sha256)
+    app.add_middleware(
+        RequireKey,
+        key_sha256=settings.key_sha256,
+        owner=store.owner,
+        keys=app.state.keys,
+        writes_per_minute=settings.limits.writes_per_minute,
+    )
+    app.add_middleware(metrics_api.RequestMeter, registry=app.state.registry)
     app.add_middleware(RequestContext)
     add_handlers(app)
-    for module in (jobs_api, steering_api, events_api, results_api, rules_api):
+    # fork_api first: its /v1/jobs/compare would be taken for a job's id.
+    for module in (
+        fork_api,
+        jobs_api,
+        steering_api,
+        events_api,
+        results_api,
+        rules_api,
+        keys_api,
+        metrics_api,
+        rollouts_api,
+        compat_api,
+        webhooks_api,
+    ):
         app.include_router(module.router)
 
     @app.get("/livez", tags=["health"])

@@ -1,40 +1,183 @@
-"""Who may ask: one bearer key, of which the server knows only the SHA-256, and a default of no."""
+"""Who may ask for what: a key on every request, whose owner and scopes decide, and a default of no."""
 
 from __future__ import annotations
 
 import hmac
+import logging
+from dataclasses import dataclass
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+import anyio
+from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as Asgi
 
-from services.errors import ApiProblem, problem_response
-from services.keys import digest
+from orchestrator.errors import StoreUnavailable
+from orchestrator.keystore import KeyNotFound, KeyStore, Scope
+from services.errors import ApiProblem, problem_response, unavailable
+from services.keys import digest, key_id_in
+from services.scopes import scope_needed
+
+log = logging.getLogger(__name__)
 
 PUBLIC_PATHS = frozenset({"/livez"})
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Principal:
+    """Whom a request's key speaks for."""
+
+    key_id: str
+    key_name: str  # as the steering log has it
+    owner: str
+    scopes: frozenset[Scope]
+    is_operator: bool = False  # the installation's own key, which may act for any owner
+
+    def may(self, scope: Scope) -> bool:
+        return scope in self.scopes or Scope.ADMIN in self.scopes
 
 
 class RequireKey:
-    """Refuses every request without the key, whatever its path: a route that is added later is closed already."""
+    """Refuses every request without a valid key, whatever its path, and what the key's scopes do not reach.
 
-    def __init__(self, app: ASGIApp, *, key_sha256: str) -> None:
+    `key_sha256` is the installation's own key, an admin of `owner`: it is known without Redis, so that 503 and not 401
+    tells of a Redis that is away. All others are looked up by id at every request: revoking acts at once, and ends a
+    stream within `recheck_s`. The principal goes to the request's state.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        key_sha256: str,
+        owner: str,
+        keys: KeyStore,
+        writes_per_minute: int = 0,
+        recheck_s: float = 3.0,
+    ) -> None:
         self._app = app
         self._key_sha256 = key_sha256
+        self._keys = keys
+        self._writes_per_minute = writes_per_minute
+        self._recheck_s = recheck_s
+        self._operator = Principal(
+            key_id=key_sha256[:16],
+            key_name=f"key {key_sha256[:8]}",
+            owner=owner,
+            scopes=frozenset({Scope.ADMIN}),
+            is_operator=True,
+        )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Asgi, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope["path"] in PUBLIC_PATHS:
             await self._app(scope, receive, send)
-        elif self._knows(scope):
-            scope.setdefault("state", {})["key_name"] = f"key {self._key_sha256[:8]}"  # for the steering log
+            return
+        try:
+            principal = await self._admit(scope)
+        except ApiProblem as problem:
+            await _refuse(problem, scope, receive, send)
+            return
+        except StoreUnavailable:
+            await _refuse(unavailable(), scope, receive, send)
+            return
+        scope.setdefault("state", {}).update(principal=principal, key_name=principal.key_name)
+        if principal.is_operator or not _streams(scope):
             await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            await problem_response(_UNAUTHENTICATED)(scope, receive, send)
         else:
-            await send({"type": "websocket.close", "code": 1008})
+            await self._while_valid(scope, receive, send)
 
-    def _knows(self, scope: Scope) -> bool:
+    async def _admit(self, scope: Asgi) -> Principal:
+        """Raises ApiProblem: 401 without a valid key, 403 beyond its scopes, 429 above its rate."""
+        principal = await self._principal(scope)
+        if principal is None:
+            raise _UNAUTHENTICATED
+        needed = scope_needed(scope["app"].routes, scope)
+        if needed is not None and not principal.may(needed):
+            raise ApiProblem(403, "insufficient_scope", f"this needs a key with the scope '{needed}'")
+        if self._writes_per_minute and scope.get("method", "GET") not in _READING:
+            wait_s = await run_in_threadpool(self._keys.count_write, principal.key_id, self._writes_per_minute)
+            if wait_s:
+                message = f"this key may write {self._writes_per_minute} times a minute; try again in {wait_s} s"
+                raise ApiProblem(429, "rate_limited", message, headers={"retry-after": str(wait_s)})
+        return principal
+
+    async def _principal(self, scope: Asgi) -> Principal | None:
+        """Whom the key in the header speaks for; None if it is absent, malformed, unknown, expired or revoked."""
         header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, key = header.partition(b" ")
-        given = digest(key.strip().decode("utf-8", "surrogateescape"))
-        return scheme.lower() == b"bearer" and hmac.compare_digest(given, self._key_sha256)
+        scheme, _, rest = header.partition(b" ")
+        if scheme.lower() != b"bearer":
+            return None
+        key = rest.strip().decode("utf-8", "surrogateescape")
+        given = digest(key)
+        if hmac.compare_digest(given, self._key_sha256):
+            return self._operator
+        key_id = key_id_in(key)
+        return None if key_id is None else await run_in_threadpool(self._look_up, key_id, given)
+
+    def _look_up(self, key_id: str, given: str) -> Principal | None:
+        try:
+            key, now = self._keys.find(key_id)
+        except KeyNotFound:
+            return None
+        if not hmac.compare_digest(given, key.sha256) or not key.is_valid_at(now):
+            return None
+        try:
+            self._keys.touch(key, now)
+        except StoreUnavailable as error:  # a Redis that takes no writes still serves reads
+            log.warning("the use of key %s is not noted: %s", key_id, error)
+        return Principal(
+            key_id=key_id,
+            key_name=f"key {key_id} ({key.name})",
+            owner=key.owner,
+            scopes=key.scopes,
+        )
+
+    async def _while_valid(self, scope: Asgi, receive: Receive, send: Send) -> None:
+        """Serves a stream until it ends or its key does. A Redis that is away ends nothing."""
+        started = ended = False
+        failure: Exception | None = None
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started, ended
+            started = started or message["type"] == "http.response.start"
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        async def recheck(serving: anyio.CancelScope) -> None:
+            while True:
+                await anyio.sleep(self._recheck_s)
+                try:
+                    valid = await self._principal(scope) is not None
+                except StoreUnavailable:
+                    continue
+                if not valid:
+                    serving.cancel()
+                    return
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(recheck, tasks.cancel_scope)
+            try:
+                await self._app(scope, receive, watched_send)
+            except Exception as error:  # raised again below: the group would wrap it
+                failure = error
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        if not started:
+            await _refuse(_UNAUTHENTICATED, scope, receive, send)
+        elif not ended:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _streams(scope: Asgi) -> bool:
+    return any(name == b"accept" and b"text/event-stream" in value for name, value in scope["headers"])
+
+
+async def _refuse(problem: ApiProblem, scope: Asgi, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await problem_response(problem)(scope, receive, send)
+    else:
+        await send({"type": "websocket.close", "code": 1008})
 
 
 _UNAUTHENTICATED = ApiProblem(

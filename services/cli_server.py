@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from enum import StrEnum
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from services.settings import DEFAULT_PORT, Settings, write_credentials
+from services.settings import DEFAULT_PORT, Limits, Settings, write_credentials
 from services.terminal import fail, say
 
 RedisUrl = Annotated[str, typer.Option(help="such as redis://:password@host:6379/0", envvar="EQUIPOISE_REDIS_URL")]
@@ -19,6 +18,19 @@ Host = Annotated[str, typer.Option(help="address to listen on; anything but loop
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")]
 
 StateDir = Annotated[Path | None, typer.Option("--state-dir", help="instead of the common option's")]
+
+
+Accepted = Annotated[
+    str,
+    typer.Option(
+        "--accept-redis-settings",
+        envvar="EQUIPOISE_ACCEPT_REDIS_SETTINGS",
+        help="settings of Redis that lose data and are meant, such as appendfsync; several with commas",
+    ),
+]
+LogFormat = Annotated[
+    str | None, typer.Option("--log-format", help="text, or json: one object a line", envvar="EQUIPOISE_LOG_FORMAT")
+]
 
 
 class Device(StrEnum):
@@ -39,14 +51,19 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         return option.expanduser().absolute() if option else state_dir()
 
     @app.command()
-    def up(host: Host = "127.0.0.1", port: Port = DEFAULT_PORT, state_dir: StateDir = None) -> None:
+    def up(
+        host: Host = "127.0.0.1",
+        port: Port = DEFAULT_PORT,
+        state_dir: StateDir = None,
+        log_format: LogFormat = None,
+    ) -> None:
         """Serve everything on this machine: Redis, API and worker.
 
         Ctrl-C stops it cleanly; jobs go on at the next start.
         """
         from services.local import run_until_stopped
 
-        _log_to_stderr()
+        _log_to_stderr(log_format)
         run_until_stopped(chosen(state_dir), host, port)
 
     @app.command()
@@ -74,12 +91,15 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         host: Host = "127.0.0.1",
         port: Port = DEFAULT_PORT,
         state_dir: StateDir = None,
+        accept_redis_settings: Accepted = "",
+        log_format: LogFormat = None,
     ) -> None:
         """Serve the API alone, on a Redis of yours.
 
         Its key is EQUIPOISE_API_KEY, else one that is kept in the state directory.
         """
-        _log_to_stderr()
+        _log_to_stderr(log_format, redis)
+        _check_redis(redis, accept_redis_settings)
         _serve(redis, host, port, chosen(state_dir))
 
     @app.command()
@@ -87,13 +107,19 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         redis: RedisUrl,
         capacity: Annotated[int, typer.Option(min=1, max=64, help="jobs at once")] = 1,
         state_dir: StateDir = None,
+        owner: Annotated[
+            list[str] | None, typer.Option(help="only this owner's jobs; may be given several times; all if absent")
+        ] = None,
+        accept_redis_settings: Accepted = "",
+        log_format: LogFormat = None,
     ) -> None:
         """Run queued jobs on this machine, from a Redis of yours.
 
-        Several workers may share one Redis.
+        Several workers may share one Redis. It works for all owners, in turns. It also delivers webhooks.
         """
-        _log_to_stderr()
-        _work(redis, capacity, chosen(state_dir))
+        _log_to_stderr(log_format, redis)
+        _check_redis(redis, accept_redis_settings)
+        _work(redis, capacity, chosen(state_dir), owner)
 
 
 def _serve(redis: str, host: str, port: int, state_dir: Path) -> None:
@@ -109,7 +135,9 @@ def _serve(redis: str, host: str, port: int, state_dir: Path) -> None:
             state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             api = ApiServer(host, port)
             credentials, is_new = write_credentials(state_dir, api.url, os.environ.get("EQUIPOISE_API_KEY"))
-            api.start(JobStore(connect(redis)), Settings(state_dir=state_dir, key_sha256=digest(credentials.key)))
+            limits = Limits.from_environment()
+            settings = Settings(state_dir=state_dir, key_sha256=digest(credentials.key), limits=limits)
+            api.start(JobStore(connect(redis)), settings)
         except (ServerError, ValueError, OSError) as error:
             fail(str(error))
         announce(api, state_dir, credentials.key if is_new else None)
@@ -117,23 +145,54 @@ def _serve(redis: str, host: str, port: int, state_dir: Path) -> None:
         api.stop()
 
 
-def _work(redis: str, capacity: int, state_dir: Path) -> None:
+def _work(redis: str, capacity: int, state_dir: Path, owners: list[str] | None) -> None:
+    from orchestrator.keys import is_name
     from orchestrator.redis_calls import connect
     from orchestrator.store import JobStore
     from orchestrator.worker import Worker
-    from services.local import StopSignals, running
+    from services.local import StopSignals, dispatching, running
 
-    try:
-        worker = Worker(JobStore(connect(redis)), redis, state_dir, capacity=capacity)
-    except ValueError as error:
-        fail(f"--redis: {error}")
+    for owner in owners or ():
+        if not is_name(owner):
+            fail("--owner: 1 to 255 letters, digits, _ or - are allowed")
+    store = JobStore(connect(redis))
+    worker = Worker(store, redis, state_dir, capacity=capacity, owners=owners)
     signals = StopSignals()
     signals.on_second = worker.request_kill
-    with signals.handled(), running(worker):
+    with signals.handled(), dispatching(store), running(worker):
         say("worker: waiting for jobs (Ctrl-C stops it)")
         signals.received.wait()
         say("stopping: drivers write a checkpoint and hand their jobs back; Ctrl-C again to stop at once")
 
 
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+def _check_redis(url: str, accepted: str) -> None:
+    """Refuses a Redis that would lose data; a doubt is a warning."""
+    from orchestrator.redis_calls import connect
+    from orchestrator.redis_safety import UnsafeRedis, check_settings
+
+    try:
+        client = connect(url)
+    except ValueError as error:
+        fail(f"--redis: {error}")
+    try:
+        with client:
+            warnings = check_settings(client, [name.strip() for name in accepted.split(",") if name.strip()])
+    except ValueError as error:
+        fail(f"--accept-redis-settings: {error}")
+    except UnsafeRedis as error:
+        fail(*str(error).splitlines())
+    for warning in warnings:
+        say(f"WARNING: {warning}")
+
+
+def _log_to_stderr(log_format: str | None = None, redis_url: str = "") -> None:
+    """And the drivers that are started here, into their own files."""
+    from orchestrator import logs
+
+    try:
+        logs.setup(log_format)
+    except ValueError as error:
+        fail(f"--log-format: {error}")
+    logs.hide_password(redis_url)
+    if log_format:
+        os.environ[logs.FORMAT_VARIABLE] = log_format

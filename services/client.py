@@ -89,6 +89,24 @@ class Client:
         headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
         return self._call("PUT", f"/v1/jobs/{job_id}/steering", json=change, headers=headers)
 
+    def preview(self, job_id: str, **change: Any) -> Document:
+        """What `steer` with the same change would have made of the latest kept rollouts; nothing is applied."""
+        return self._call("POST", f"/v1/jobs/{job_id}/steering/preview", json=change)
+
+    def rollouts(
+        self, job_id: str, *, step: int | None = None, sort: str | None = None, after: int = 0, limit: int = 100
+    ) -> Document:
+        params = _given(step=step, sort=sort, after=after, limit=limit)
+        return self._call("GET", f"/v1/jobs/{job_id}/rollouts", params=params)
+
+    def fork(self, job_id: str, *, idempotency_key: str | None = None, **fork: Any) -> Document:
+        """fork: checkpoint, and weights or sweep, changes, name."""
+        headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
+        return self._call("POST", f"/v1/jobs/{job_id}/fork", json=fork, headers=headers, timeout=600)
+
+    def compare(self, job_ids: list[str]) -> Document:
+        return self._call("GET", "/v1/jobs/compare", params={"ids": ",".join(job_ids)})
+
     def front(self, job_id: str) -> Document:
         return self._call("GET", f"/v1/jobs/{job_id}/front")
 
@@ -100,6 +118,26 @@ class Client:
 
     def rewards(self) -> Document:
         return self._call("GET", "/v1/rewards")
+
+    def create_key(
+        self, *, name: str, scopes: list[str], owner: str | None = None, expires_in_s: int | None = None
+    ) -> Document:
+        """`key` in the answer is shown this once."""
+        wanted = _given(name=name, scopes=scopes, owner=owner, expires_in_s=expires_in_s)
+        return self._call("POST", "/v1/keys", json=wanted)
+
+    def all_keys(self, *, owner: str | None = None) -> list[Document]:
+        """Every page of the list, newest first."""
+        keys: list[Document] = []
+        while True:
+            after = keys[-1]["id"] if keys else None
+            page = self._call("GET", "/v1/keys", params=_given(owner=owner, after=after, limit=100))
+            keys += page["data"]
+            if not page["has_more"]:
+                return keys
+
+    def revoke_key(self, key_id: str) -> Document:
+        return self._call("DELETE", f"/v1/keys/{key_id}")
 
     def ready(self) -> bool:
         """Whether a server answers there, knows the key, and has its Redis."""

@@ -10,19 +10,32 @@ from pydantic import BaseModel, ConfigDict
 from orchestrator.errors import JobNotFound
 from orchestrator.keys import is_name
 from orchestrator.store import JobStore
+from services.auth import Principal
 from services.settings import Settings
 
 MAX_PAGE = 100
 
 
-def _store(request: Request) -> JobStore:
+def _principal(request: Request) -> Principal:
+    principal: Principal = request.state.principal
+    return principal
+
+
+def _store(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> JobStore:
+    """The jobs of the key's owner: another owner's job does not exist here."""
     store: JobStore = request.app.state.store
-    return store
+    return store.of_owner(principal.owner)
 
 
 def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
+
+
+def _max_active(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> int | None:
+    limits = _settings(request).limits
+    own = principal.owner == request.app.state.store.owner
+    return (limits.active_jobs_local if own else limits.active_jobs) or None
 
 
 def _job_id(job_id: Annotated[str, Path(description="a job's id")]) -> str:
@@ -31,7 +44,9 @@ def _job_id(job_id: Annotated[str, Path(description="a job's id")]) -> str:
     return job_id
 
 
+Caller = Annotated[Principal, Depends(_principal)]
 Store = Annotated[JobStore, Depends(_store)]
+MaxActive = Annotated[int | None, Depends(_max_active)]  # how many jobs of the owner may wait or run; None: any number
 Configuration = Annotated[Settings, Depends(_settings)]
 JobId = Annotated[str, Depends(_job_id)]
 

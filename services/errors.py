@@ -26,13 +26,22 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orchestrator import logs
 from orchestrator.errors import IllegalTransition, JobNotFound, StoreUnavailable
 from orchestrator.spec_errors import SpecError
 
 log = logging.getLogger(__name__)
 
-_TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error", 412: "conflict_error"}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    412: "conflict_error",
+    429: "rate_limit_error",
+}
 _RETRY_AFTER_S = 2
+_QUOTA_RETRY_AFTER_S = 30  # jobs take minutes
 _MAX_PROBLEMS = 20
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -78,6 +87,11 @@ def spec_problem(problems: list[tuple[str, str]]) -> ApiProblem:
 
 def not_found(message: str) -> ApiProblem:
     return ApiProblem(404, "not_found", message)
+
+
+def quota_problem(max_active: int | None) -> ApiProblem:
+    message = f"{max_active} jobs of this owner wait or run already, and no more may at once"
+    return ApiProblem(429, "too_many_jobs", message, headers={"retry-after": str(_QUOTA_RETRY_AFTER_S)})
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -143,9 +157,11 @@ class RequestContext:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            with logs.request(request_id):
+                await self._app(scope, receive, send_with_id)
         except Exception:  # whatever it was, the caller gets the error body and no trace of ours
-            log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            with logs.request(request_id):
+                log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if started:
                 raise  # half an answer is out: closing the connection is all that is left
             failure = ApiProblem(500, "internal_error", f"something broke here; its log has request {request_id}")

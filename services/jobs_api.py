@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 import secrets
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query
-from pydantic import BaseModel, ConfigDict
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.responses import Response
 
 from orchestrator.errors import JobNotFound
+from orchestrator.lineage import lineage
 from orchestrator.preflight import preflight
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.states import JobStatus
 from orchestrator.steering import initial_steering
-from orchestrator.store import JobRecord, SubmitOutcome
+from orchestrator.store import JobRecord, JobStore, Page, SubmitOutcome
 from services.body import json_body, parse_json
-from services.deps import MAX_PAGE, JobId, Store, body_schema, page
-from services.errors import ApiProblem, StrictJSONResponse, spec_problem
+from services.deps import MAX_PAGE, JobId, MaxActive, Store, body_schema, page
+from services.errors import ApiProblem, StrictJSONResponse, quota_problem, spec_problem
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -44,6 +48,37 @@ class JobList(BaseModel):
     status: JobStatus | None = None
 
 
+_METADATA = re.compile(r"metadata\[(.{1,512})\]", flags=re.DOTALL)
+
+
+def _wanted_metadata(request: Request) -> dict[str, str]:
+    """The filters metadata[k]=v of a list; a job must have them all."""
+    given = request.query_params.multi_items()
+    return {match.group(1): value for name, value in given if (match := _METADATA.fullmatch(name))}
+
+
+def _list_query(request: Request) -> JobList:
+    plain = {name: value for name, value in request.query_params.items() if not _METADATA.fullmatch(name)}
+    try:
+        return JobList.model_validate(plain)
+    except ValidationError as error:
+        raise RequestValidationError([{**found, "loc": ("query", *found["loc"])} for found in error.errors()]) from None
+
+
+def _list_parameters() -> list[dict[str, Any]]:
+    """For openapi_extra, as the handler reads them itself."""
+    text, metadata = {"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}
+    return [
+        {"name": "after", "in": "query", "schema": text, "description": "only jobs older than this one"},
+        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}},
+        {"name": "status", "in": "query", "schema": {**text, "enum": [str(status) for status in JobStatus]}},
+        {"name": "metadata", "in": "query", "style": "deepObject", "explode": True, "schema": metadata},
+    ]
+
+
+Metadata = Annotated[dict[str, str], Depends(_wanted_metadata)]
+
+
 class Submit(BaseModel):
     """Query of a submission."""
 
@@ -57,6 +92,7 @@ def submit_job(
     document: Annotated[Any, Depends(json_body)],
     query: Annotated[Submit, Query()],
     store: Store,
+    max_active: MaxActive,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queues a job. The body is the same document as the CLI's YAML."""
@@ -68,9 +104,12 @@ def submit_job(
         text,
         name=spec.name,
         job_id=f"job-{secrets.token_hex(6)}",
-        steering=_steering(spec),
+        steering=first_steering(spec),
         idempotency_key=idempotency_key,
+        max_active=max_active,
     )
+    if submission.outcome is SubmitOutcome.QUOTA:
+        raise quota_problem(max_active)
     if submission.outcome is SubmitOutcome.CONFLICT:
         raise ApiProblem(
             409, "idempotency_conflict", "this Idempotency-Key was used with another body", param="Idempotency-Key"
@@ -83,24 +122,58 @@ def submit_job(
     )
 
 
-@router.get("")
-def list_jobs(query: Annotated[JobList, Query()], store: Store) -> Response:
+@router.get("", openapi_extra={"parameters": _list_parameters()})
+def list_jobs(query: Annotated[JobList, Depends(_list_query)], metadata: Metadata, store: Store) -> Response:
     """Newest first."""
-    try:
-        found = store.jobs(after=query.after, limit=query.limit, status=query.status)
-    except JobNotFound:
-        raise ApiProblem(422, "invalid_parameter", "after: no such job", param="after") from None
+    found = jobs_with(store, query, metadata)
     return StrictJSONResponse(page([job_document(job) for job in found.items], has_more=found.has_more))
 
 
+def jobs_with(store: JobStore, query: JobList, metadata: dict[str, str]) -> Page[JobRecord]:
+    """A page of the list. Metadata stands in the specs, so a filter reads those of every job that it passes."""
+    found: list[JobRecord] = []
+    after = query.after
+    try:
+        if not metadata:
+            return store.jobs(after=after, limit=query.limit, status=query.status)
+        while len(found) <= query.limit:
+            part = store.jobs(after=after, limit=MAX_PAGE, status=query.status)
+            found += [job for job in part.items if metadata.items() <= _metadata_of(store, job.job_id).items()]
+            if not part.has_more:
+                break
+            after = part.items[-1].job_id
+    except JobNotFound:
+        raise ApiProblem(422, "invalid_parameter", "after: no such job", param="after") from None
+    return Page(items=tuple(found[: query.limit]), has_more=len(found) > query.limit)
+
+
+def _metadata_of(store: JobStore, job_id: str) -> dict[str, str]:
+    metadata: dict[str, str] = parse_json(store.spec(job_id).encode()).get("metadata", {})
+    return metadata
+
+
 @router.get("/{job_id}")
-def get_job(job_id: JobId, store: Store) -> Response:
-    """A job with its spec, every default written out."""
+def get_job(
+    job_id: JobId,
+    store: Store,
+    if_none_match: Annotated[str | None, Header(alias="If-None-Match", description="304 where it is current")] = None,
+) -> Response:
+    """A job with its spec, every default written out, and the job that it was forked from. The ETag is its state's."""
     record = store.job(job_id)
     spec = parse_json(store.spec(job_id).encode())
-    return StrictJSONResponse(
-        {**job_document(record), "total_steps": record.total_steps or spec["steps"], "spec": spec}
+    response = StrictJSONResponse(
+        {
+            **job_document(record),
+            "total_steps": record.total_steps or spec["steps"],
+            "lineage": lineage(spec),
+            "spec": spec,
+        }
     )
+    etag = f'"{hashlib.sha256(response.body).hexdigest()[:32]}"'
+    if if_none_match is not None and etag in [part.strip().removeprefix("W/") for part in if_none_match.split(",")]:
+        return Response(status_code=304, headers={"etag": etag})
+    response.headers["etag"] = etag
+    return response
 
 
 @router.post("/{job_id}/cancel")
@@ -135,7 +208,7 @@ def checked_spec(document: Any) -> JobSpec:
     return spec
 
 
-def _steering(spec: JobSpec) -> dict[str, Any]:
+def first_steering(spec: JobSpec) -> dict[str, Any]:
     """Version 1: whole, so that every later change has something to stand on."""
     try:
         return initial_steering(spec).model_dump(mode="json")

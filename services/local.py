@@ -11,14 +11,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
+from orchestrator.dispatcher import Dispatcher
 from orchestrator.embedded_redis import EmbeddedRedis
 from orchestrator.errors import StoreUnavailable
 from orchestrator.redis_calls import connect
 from orchestrator.store import JobStore
+from orchestrator.webhook_delivery import private_allowed
 from orchestrator.worker import Worker
 from services.keys import digest
 from services.server import ApiServer, ServerError
-from services.settings import Credentials, Settings, credentials_path, write_credentials
+from services.settings import Credentials, Limits, Settings, credentials_path, write_credentials
 from services.terminal import fail, say
 
 
@@ -51,7 +53,10 @@ class LocalServer:
             self.credentials, self.key_is_new = write_credentials(self.state_dir, self.api.url)
             store = JobStore(connect(redis.url))
             key_sha256 = digest(self.credentials.key)
-            self.api.start(store, Settings(state_dir=self.state_dir, key_sha256=key_sha256, local_exports=True))
+            limits = Limits.from_environment()
+            settings = Settings(state_dir=self.state_dir, key_sha256=key_sha256, local_exports=True, limits=limits)
+            self.api.start(store, settings)
+            started.enter_context(dispatching(store))
             self._worker = Worker(store, redis.url, self.state_dir)
             started.enter_context(running(self._worker))
             self._cleanup = started.pop_all()
@@ -105,6 +110,19 @@ def running(worker: Worker) -> Iterator[None]:
         yield
     finally:
         worker.request_stop()
+        thread.join()
+
+
+@contextmanager
+def dispatching(store: JobStore) -> Iterator[None]:
+    """Webhooks are told in a thread beside the worker; a delivery under way is waited for, some seconds at most."""
+    dispatcher = Dispatcher(store, allow_private=private_allowed())
+    thread = threading.Thread(target=dispatcher.run, name="webhooks")
+    thread.start()
+    try:
+        yield
+    finally:
+        dispatcher.request_stop()
         thread.join()
 
 

@@ -54,6 +54,7 @@ class ApiServer:
         config = uvicorn.Config(
             app,
             log_level="warning",
+            log_config=None,  # its lines go where ours go
             access_log=False,
             lifespan="off",
             ws="none",

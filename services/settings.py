@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +14,28 @@ from services.keys import new_key
 
 DEFAULT_PORT = 8740
 MAX_BODY_BYTES = 1 << 20
+
+
+class Limits(BaseModel):
+    """What keys and owners may ask of the installation; 0 is no limit."""
+
+    model_config = ConfigDict(frozen=True)
+
+    writes_per_minute: int = Field(600, ge=0)  # of one key
+    active_jobs: int = Field(100, ge=0)  # that wait or run, of one owner
+    active_jobs_local: int = Field(0, ge=0)  # the same for the installation's own owner
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """EQUIPOISE_MAX_WRITES_PER_MINUTE, EQUIPOISE_MAX_ACTIVE_JOBS and EQUIPOISE_MAX_ACTIVE_JOBS_LOCAL."""
+        given = {}
+        for field in cls.model_fields:
+            name = f"EQUIPOISE_MAX_{field.upper()}"
+            if text := environment.get(name):
+                if not (text.isascii() and text.isdigit() and len(text) <= 9):
+                    raise ValueError(f"{name}: expected a whole number, 0 for no limit")
+                given[field] = int(text)
+        return cls(**given)
 
 
 class Settings(BaseModel):
@@ -25,6 +48,7 @@ class Settings(BaseModel):
     local_exports: bool = False  # the API may write to directories that its caller names
     max_body_bytes: int = MAX_BODY_BYTES
     poll_s: float = 0.5  # of the event stream
+    limits: Limits = Limits()
 
 
 class Credentials(BaseModel):

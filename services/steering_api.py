@@ -11,12 +11,15 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from orchestrator.preview import preview
+from orchestrator.spec import parse_spec
 from orchestrator.spec_errors import nearest
-from orchestrator.steering import SteeringError, merge
+from orchestrator.steering import Steering, SteeringError, merge
 from orchestrator.store import JobStore, Steer, SteeringEntry, SteerOutcome
 from services.body import json_body
-from services.deps import JobId, Store, body_schema
+from services.deps import Configuration, JobId, Store, body_schema
 from services.errors import ApiProblem, StrictJSONResponse
+from services.rollouts_api import rollouts_of
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/steering", tags=["steering"])
 
@@ -85,6 +88,27 @@ def put_steering(
     )
 
 
+@router.post("/preview", openapi_extra=body_schema(_CHANGE.json_schema()))
+def preview_steering(
+    job_id: JobId, document: Annotated[Any, Depends(json_body)], store: Store, config: Configuration
+) -> Response:
+    """What a change would have made of the latest rollouts that are kept. Nothing is applied.
+
+    The advantages are computed anew on those rollouts alone, before and after.
+    """
+    sent = checked_change(document)
+    spec = parse_spec(json.loads(store.spec(job_id)))
+    wanted = _merged(store.steering(job_id).current, sent, spec.objective_names)
+    step, rows = rollouts_of(store, config, job_id)
+    if not rows or step is None:
+        if spec.samples.every == 0:
+            raise ApiProblem(409, "no_rollouts", "this job keeps no rollouts: its spec's samples.every is 0")
+        raise ApiProblem(425, "no_rollouts_yet", "no rollouts of this job are kept yet; try again after a step")
+    records = store.steps(job_id, after_step=step - 1, limit=1)
+    found = preview(spec, rows, records[0]["weights"]["applied"], wanted)
+    return StrictJSONResponse({"object": "steering.preview", **found})
+
+
 def checked_change(document: Any) -> dict[str, Any]:
     """What was sent, once its shape is right: strict types, known fields. Whether it fits the job is merge's to say."""
     try:
@@ -102,14 +126,18 @@ def _steer(
     """Merges and writes against one version; without an expected one, again for as long as others come first."""
     while True:
         state = store.steering(job_id)
-        try:
-            merged = merge(state.current, sent, objectives).model_dump(mode="json")
-        except SteeringError as error:
-            raise ApiProblem(422, "invalid_steering", str(error), param=error.field or None) from None
+        merged = _merged(state.current, sent, objectives).model_dump(mode="json")
         change = {field: merged[field] for field in sent}
         steer = store.steer(job_id, change=change, if_match=state.version if expected is None else expected, by=by)
         if steer.outcome is not SteerOutcome.STALE or expected is not None:
             return steer
+
+
+def _merged(current: dict[str, Any], sent: dict[str, Any], objectives: tuple[str, ...]) -> Steering:
+    try:
+        return merge(current, sent, objectives)
+    except SteeringError as error:
+        raise ApiProblem(422, "invalid_steering", str(error), param=error.field or None) from None
 
 
 def _problem(error: ValidationError) -> ApiProblem:

@@ -217,6 +217,11 @@ class MemoryJournal:
     def event(self, type: str, *, level: str = "info", **data: Any) -> None:
         self.events.append((type, level, json.loads(json.dumps(data, allow_nan=False))))
 
+    def steered(self, *, version: int, **data: Any) -> None:
+        if version not in [told["version"] for told in self.named("steering.applied")]:
+            self.event("steering.applied", version=version, by=f"author of {version}", **data)
+            self.die("after steered", version)
+
     def progress(self, **line: Any) -> None:
         self.lines.append(line)
 
@@ -314,6 +319,7 @@ def start(
         close=lambda: None,
     )
     loop = Loop(spec, parts, journal, directory, fence=fence)
+    loop.keeper.directory = directory / ".rollouts"
     return Run(loop, world, journal, engines, learner, rewards, strategy, directory)
 
 

@@ -1,6 +1,8 @@
--- Accepts a job once. KEYS 6..10: idempotency, jobs, spec, steering, steering log.
--- ARGV: id, body sha256, idempotency ttl ms (0: no key given), name, spec, steering.
+-- Accepts a job once. KEYS 6..11: idempotency, jobs, spec, steering, steering log, owners.
+-- ARGV: id, body sha256, idempotency ttl ms (0: no key given), name, spec, steering, owner, most active jobs ('': any).
+-- Answers {NEW | REPLAY | CONFLICT | QUOTA, id}.
 local IDEM, JOBS, SPEC, W, WLOG = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local OWNERS, owner, max_active = KEYS[11], ARGV[7], tonumber(ARGV[8])
 local digest, ttl_ms, name, spec, steering = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
 
 if ttl_ms > 0 then
@@ -12,6 +14,9 @@ if ttl_ms > 0 then
 end
 local existing = redis.call('HGET', JOB, 'spec_digest')
 if existing then return {existing == digest and 'REPLAY' or 'CONFLICT', ID} end
+
+-- A job is active exactly while it waits or somebody holds it.
+if max_active and redis.call('ZCARD', QUEUE) + redis.call('ZCARD', LEASES) >= max_active then return {'QUOTA', ID} end
 
 local us = now_us()
 -- Strictly increasing, whatever the clock does: a page cursor then points at exactly one job.
@@ -28,6 +33,7 @@ redis.call('HSET', W, 'ver', 1, 'eff', 0, 'current', steering)
 redis.call('XADD', WLOG, '1-1', 'eff', 0, 'at', seconds(us), 'who', 'submit',
   'change', steering, 'state', steering)
 redis.call('ZADD', JOBS, order, ID)
+redis.call('SADD', OWNERS, owner)
 if ttl_ms > 0 then redis.call('SET', IDEM, ID .. '|' .. digest, 'PX', ttl_ms) end
 move('validating', 'queued', '', us)
 return {'NEW', ID}

@@ -63,7 +63,7 @@ def combine(values_PGK: Tensor, weights_K: Tensor) -> Tensor:
 
 def finish(advantages_PG: Tensor) -> Tensor:
     """float32, and 0 where there is no rollout."""
-    return torch.nan_to_num(advantages_PG, nan=0.0).float()
+    return torch.where(torch.isnan(advantages_PG), 0.0, advantages_PG).float()
 
 
 def whitening_factor(advantages_PGK: Tensor, weights_K: Tensor) -> float:

@@ -15,6 +15,9 @@ class Weighting:
     """What costs extra: "gramian" (inner products of the objectives' gradients), "influence" (their row sums, which
     cheaper measurements give too), "archive" (held-out evaluations), "credit" (what the update did), "targets"."""
 
+    follows_preference: ClassVar[bool] = True
+    """An objective with preference 0 never gets weight from it."""
+
     def update(self, stats: StepStats) -> Weights:
         """The choice for this step's update. Called once a step, in order."""
         raise NotImplementedError

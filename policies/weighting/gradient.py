@@ -51,7 +51,7 @@ class GradientInfluence(Weighting):
         log_preference_K = torch.log(preference_K.clamp_min(tiny))
         log_weights_K = log_weights_K + self.decay * (log_preference_K - log_weights_K)
         log_weights_K = log_weights_K + self.step_size * influence_K.double()
-        floors_K = torch.full_like(log_weights_K, self.floor)
+        floors_K = torch.where(preference_K > 0, self.floor, 0.0)  # what a person gave no weight stays without
         ceilings_K = torch.full_like(log_weights_K, self.ceiling)
         self._weights_K = project(torch.softmax(log_weights_K, dim=0), floors_K, ceilings_K)
         return Weights(weights_K=self._weights_K.float())

@@ -33,6 +33,7 @@ class Lagrangian(Weighting):
     """
 
     needs = frozenset({"targets"})
+    follows_preference = False
 
     def __init__(
         self, *, eta: float = 0.1, lam_max: float = 5.0, lam_init: float = 0.0, form: Form = "inequality"
@@ -62,9 +63,10 @@ class Lagrangian(Weighting):
         primary_K = primary_K / primary_K.sum().clamp_min(torch.finfo(torch.float64).tiny)
         values_K = torch.where(aimed_K, multipliers_K, primary_K)
         total = values_K.abs().sum()
-        if float(total) < 1e-12:
-            return Weights(weights_K=stats.preference_K.float())
-        return Weights(weights_K=(values_K.abs() / total).float(), signs_K=torch.where(values_K < 0, -1.0, 1.0).float())
+        ways_K = torch.where(aimed_K, signs_K, 1.0) if self.form == "inequality" else torch.ones_like(values_K)
+        choice_K = stats.preference_K.double() if float(total) < 1e-12 else values_K.abs() / total
+        turned_K = torch.where(values_K == 0, ways_K, values_K.sign())  # where its weight would push an objective
+        return Weights(weights_K=choice_K.float(), signs_K=turned_K, directions_K=ways_K)
 
     def _first_dual(self) -> float:
         if self.form == "inequality":

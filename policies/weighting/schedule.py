@@ -18,6 +18,8 @@ class Schedule(Weighting):
     {a: 2, b: 2} to {a: 5, b: 0} the way leads over (0.75, 0.25). The preference plays no part: the schedule is one.
     """
 
+    follows_preference = False
+
     def __init__(self, *, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         if not points:
             raise ValueError("a schedule needs at least one point")

@@ -21,7 +21,7 @@ class TransformContext:
 
     prompt_index: tuple[int, ...]  # P, of the train split
     completion_tokens_PG: Tensor
-    references_PN: Tensor | None = None  # the same objective's raw rewards of the initial policy's completions
+    references_PN: Tensor | None = None  # the same objective's gated rewards of the initial policy's completions
 
 
 class Transform:

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.weighting [PART ...] [--rounds 15] [--device cuda --size 0.5b] [--seeds 2]
 
 Parts: rules (hypervolume and the strategies' updates), cost (learner time beside a plain update, interleaved), memory
-(peak, a process each), drift (real quickstart jobs in every mode; about two minutes each). Figures go to
-tests/benchmarks/results/weighting.json (weighting_cuda.json with --device cuda) as each part ends.
+(peak, a process each), sketches (error of what was tried for a cheap Gramian), drift (real quickstart jobs in every
+mode; about two minutes each). Figures go to tests/benchmarks/results/weighting.json (weighting_cuda.json with --device cuda)
+as each part ends.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from policies.capture import Capture
 from policies.estimators import Gdpo
 from policies.estimators.base import whitening_factor
-from policies.gramian import inner_products
+from policies.gramian import SketchedGradients, inner_products, separable
 from policies.learner import Learner, LearnerSettings
+from policies.meter import Meter
 from policies.types import FrontStats, ObjectiveAdvantages, Objectives, Rollout, StepStats, UpdateOutcome
 from policies.weighting import WEIGHTINGS
 from tests.benchmarks.machine import machine
@@ -118,8 +121,6 @@ class Case:
 
     def full_passes(self) -> Tensor:
         """As published: forward and backward anew for every objective, before the update."""
-        from policies.meter import Meter
-
         found = []
         for advantages_B in self.advantages_BK.T:
             everything = list(range(len(self.rollouts)))
@@ -206,6 +207,59 @@ def peak_of_one(way: str, objectives: int, options: argparse.Namespace) -> float
         if options.device == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+# ----------------------------------------------------------------------------------------------------------- sketch
+
+
+class OneSided(SketchedGradients):
+    """Random signs on the output side alone: less noise for the width, but cost grows with K and the layer."""
+
+    def product(self, place: int, left_bTm: Tensor, right_bTn: Tensor, ratios_bK: Tensor) -> None:
+        left_bTr = left_bTm @ self._projection(place, 0, left_bTm)
+        self._sum(place, torch.bmm(left_bTr.transpose(1, 2), right_bTn).flatten(1).float(), ratios_bK)
+
+    def lookup(self, place: int, index_bT: Tensor, right_bTn: Tensor, ratios_bK: Tensor) -> None:
+        left_bTr = self._projection(place, 0, right_bTn)[index_bT]
+        self._sum(place, torch.bmm(left_bTr.transpose(1, 2), right_bTn).flatten(1).float(), ratios_bK)
+
+
+class SampledUnits(OneSided):
+    """A few output units of each layer instead of random mixtures of all: the same cost as one-sided signs."""
+
+    def _projection(self, place: int, side: int, like: Tensor) -> Tensor:
+        size = self._sizes[place][side]
+        generator = torch.Generator().manual_seed((self._seed * len(self._sizes) + place) * 2 + side)
+        chosen = torch.randperm(size, generator=generator)[: self.width]
+        return torch.eye(size, dtype=like.dtype)[:, chosen] * (size / self.width) ** 0.5
+
+
+def measure_sketches(options: argparse.Namespace) -> Figures:
+    """Error of the Gramian (Frobenius, relative) of what was tried for `sketch`, and of the last block."""
+    size = SIZES["small"]
+    with tempfile.TemporaryDirectory() as folder:
+        case = Case("exact", 3, make_policy(Path(folder), size), size, options.device)
+    exact = case.learner.gramian(case.rollouts, case.advantages_BK)
+    case.learner._held = None
+    separated = separable(case.advantages_B, case.advantages_BK)
+    assert separated is not None
+    made_B, ratios_BK = separated
+    capture, everything = Capture(case.learner.model), list(range(len(case.rollouts)))
+    kinds = {"two_sided": SketchedGradients, "one_sided": OneSided, "sampled_units": SampledUnits}
+    tries = [(kind, width) for kind in kinds for width in (4, 8, 16, 32) if kind == "two_sided" or width <= 8]
+    figures: Figures = {}
+    for kind, width in track(tries, "sketches"):
+        errors = []
+        for seed in range(5):
+            sink = kinds[kind](capture.parameters, width=width, seed=seed)
+            case.learner._capture = capture
+            case.learner._backward(
+                case.rollouts, everything, made_B, None, Meter(len(made_B)), sink=sink, ratios_BK=ratios_BK
+            )
+            case.learner.optimizer.zero_grad()
+            errors.append(float((sink.gramian() - exact).norm() / exact.norm()))
+        figures[f"{kind}_{width}"] = round(median(errors), 4)
+    return {"gramian_error": figures}
 
 
 # ------------------------------------------------------------------------------------------------------------ drift
@@ -310,6 +364,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Figures]] = {
     "rules": measure_rules,
     "cost": measure_cost,
     "memory": measure_memory,
+    "sketches": measure_sketches,
     "drift": measure_drift,
 }
 

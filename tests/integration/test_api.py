@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -130,7 +131,7 @@ def test_every_route_but_livez_needs_the_key(server: ApiServer, authorization: s
             if path in PUBLIC_PATHS:
                 assert http.request(method, path).status_code == 200
                 continue
-            filled = path.format(job_id="job-0", step=1, name="fixed")
+            filled = re.sub(r"\{\w+\}", "1", path)
             response = http.request(method, filled, headers={"accept": "text/event-stream"}, content=b"x" * 100)
             assert assert_error(response, 401)["type"] == "authentication_error", (method, path)
 

@@ -400,7 +400,9 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
 
 def test_serve_and_worker_share_a_redis(redis_url: str, tmp_path: Path) -> None:
     serve = start(tmp_path, "serve", "--redis", redis_url, "--port", "0", EQUIPOISE_API_KEY="eqp_mine")
-    worker = start(tmp_path, "worker", "--redis", redis_url, "--state-dir", str(tmp_path / "worker"))
+    worker = start(
+        tmp_path, "worker", "--redis", redis_url, "--owner", "of-this-test", "--state-dir", str(tmp_path / "worker")
+    )  # fmt: skip
     try:
         wait_for(worker, "stderr", lambda line: "waiting for jobs" in line)
         wait_for(serve, "stderr", lambda line: "listens" in line)
@@ -425,8 +427,8 @@ import services.demo
 import services.local
 from services.cli import main
 
-def command(job_id, redis_url, state_dir):
-    return [sys.executable, "-c", DRIVER, job_id, redis_url, str(state_dir)]
+def command(job_id, owner, state_dir):
+    return [sys.executable, "-c", DRIVER, job_id, owner, str(state_dir)]
 
 DRIVER = {driver!r}
 services.demo._make_policy = lambda *_, **__: None  # the pretender needs none; the real one has tests of its own
@@ -440,8 +442,8 @@ from pathlib import Path
 from orchestrator.embedded_redis import connect
 from orchestrator.states import JobStatus
 from orchestrator.store import JobStore
-job, url, state_dir = sys.argv[1:]
-store = JobStore(connect(url))
+job, owner, state_dir = sys.argv[1:]
+store = JobStore(connect(os.environ["EQUIPOISE_REDIS_URL"]), owner=owner)
 lease = store.claim(job, nonce="x", ttl_s=30).lease
 def stop(*_):
     store.release(lease)

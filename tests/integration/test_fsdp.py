@@ -1,6 +1,8 @@
 """Gradients of sharded models: two processes with FSDP2 measure what one process does."""
 
+import datetime
 import functools
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from policies.capture import Capture
-from policies.gramian import SketchedGradients, backward_passes, inner_products, separable
+from policies.gramian import FullGradients, SketchedGradients, backward_passes, inner_products, separable
 
 ROLLOUTS, OBJECTIVES, RANKS = 6, 3, 2
 
@@ -35,18 +37,29 @@ def losses(model, ids):
 
 
 def measure(model, parameters, capture, ids, advantages, made, ratios):
-    """(exact, sketched) Gramians of these rollouts, and the gradients."""
+    """Gramians of these rollouts by K passes, from one captured pass and sketched; and the gradients, both ways."""
     found = losses(model, ids)
     gradients = backward_passes([(found * advantages[:, k]).sum() for k in range(OBJECTIVES)], parameters)
     sink = SketchedGradients(parameters, width=16, seed=3)
     with capture.recording(sink, ratios):
         (losses(model, ids) * made).sum().backward()
-    return inner_products(gradients), sink.gramian(), gradients
+    shared = FullGradients(parameters, OBJECTIVES)
+    with capture.recording(shared, advantages, weight_gradients=False):
+        losses(model, ids).sum().backward()
+    return {
+        "passes": inner_products(gradients),
+        "shared": shared.gramian(),
+        "sketch": sink.gramian(),
+        "gradients": gradients,
+        "shared_gradients": shared.gradients,
+    }
 
 
 def rank_main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=RANKS)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    place, patience = f"file://{folder}/group", datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=RANKS, timeout=patience)
     model = make_model()
     mesh = init_device_mesh("cpu", (RANKS,))
     for layer in model.model.layers:
@@ -56,11 +69,10 @@ def rank_main(rank: int, folder: str) -> None:
     ids, advantages = batch()
     made, ratios = separable(advantages.sum(dim=1), advantages)
     mine = slice(rank * ROLLOUTS // RANKS, (rank + 1) * ROLLOUTS // RANKS)
-    exact, sketch, gradients = measure(
-        model, parameters, capture, ids[mine], advantages[mine], made[mine], ratios[mine]
-    )
-    whole = [[part.full_tensor() for part in parts] for parts in gradients]
-    torch.save({"exact": exact, "sketch": sketch, "gradients": whole}, f"{folder}/{rank}.pt")
+    found = measure(model, parameters, capture, ids[mine], advantages[mine], made[mine], ratios[mine])
+    for name in ("gradients", "shared_gradients"):
+        found[name] = [[part.full_tensor() for part in parts] for parts in found[name]]
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -79,18 +91,25 @@ def alone():
     return measure(model, list(model.parameters()), Capture(model), ids, advantages, made, ratios)
 
 
-def test_gradients_and_gramian_are_those_of_one_process(ranks, alone):
-    exact, _, gradients = alone
-    largest = max(float(part.abs().max()) for parts in gradients for part in parts)
-    for found in ranks:
-        torch.testing.assert_close(found["exact"], exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
-        for parts, others in zip(found["gradients"], gradients, strict=True):
+@pytest.mark.parametrize("way", ["passes", "shared"])
+def test_the_gramian_is_that_of_k_passes_in_one_process(ranks, alone, way):
+    expected = alone["passes"]
+    for found in (*ranks, alone):
+        torch.testing.assert_close(found[way], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("way", ["gradients", "shared_gradients"])
+def test_the_gradients_are_those_of_k_passes_in_one_process(ranks, alone, way):
+    expected = alone["gradients"]
+    largest = max(float(part.abs().max()) for parts in expected for part in parts)
+    for found in (*ranks, alone):
+        for parts, others in zip(found[way], expected, strict=True):
             assert max(float((a - b).abs().max()) for a, b in zip(parts, others, strict=True)) < 1e-5 * largest
 
 
 def test_ranks_agree_on_the_sketch_and_it_is_that_of_one_process(ranks, alone):
     """FSDP2 averages over ranks and each rank's loss is over its own tokens, so a rank's sketch counts RANKS times."""
-    _, sketch, _ = alone
+    sketch = alone["sketch"]
     assert torch.equal(ranks[0]["sketch"], ranks[1]["sketch"])
     scaled = ranks[0]["sketch"] / RANKS**2
     torch.testing.assert_close(scaled, sketch, rtol=1e-4, atol=1e-5 * float(sketch.abs().max()))

@@ -88,7 +88,7 @@ def test_a_job_from_submit_to_cancel_over_a_restart(machine: Machine, tmp_path: 
     machine.wait_for(lambda job: job["step"] > effective)
     applied = [event for event in json_events(machine) if event["type"] == "steering.applied"]
     assert applied[0]["data"]["step"] == effective
-    assert applied[0]["data"]["weights"]["conciseness"] == pytest.approx(0.8)
+    assert applied[0]["data"]["requested"]["weights"]["conciseness"] == pytest.approx(0.8)
 
     interrupted_at = machine.job()["step"]
     machine.interrupt()

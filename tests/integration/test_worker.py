@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.embedded_redis import connect
+from orchestrator.embedded_redis import EmbeddedRedis, connect
 from orchestrator.states import JobStatus
 from orchestrator.store import JobRecord, JobStore
 from orchestrator.worker import Worker, driver_command
@@ -24,8 +24,8 @@ import os, signal, subprocess, sys, time
 from orchestrator.embedded_redis import connect
 from orchestrator.states import JobStatus
 from orchestrator.store import JobStore
-job, url, state_dir, owner = sys.argv[1:]
-store = JobStore(connect(url), owner=owner)
+job, owner, state_dir = sys.argv[1:]
+store = JobStore(connect(os.environ["EQUIPOISE_REDIS_URL"]), owner=owner)
 def claim(ttl_s=30):
     lease = store.claim(job, nonce=str(os.getpid()), ttl_s=ttl_s).lease
     assert lease is not None
@@ -62,21 +62,28 @@ class Bench:
         self.owner = f"worker-{uuid.uuid4().hex}"
         self.client = connect(redis_url)
         self.store = JobStore(self.client, owner=self.owner)
+        self.owners = {self.owner}
         self.started: list[str] = []
 
-    def submit(self) -> str:
+    def submit(self, owner: str | None = None) -> str:
         job_id = f"job-{uuid.uuid4().hex[:12]}"
-        self.store.submit("{}", name="x", job_id=job_id, steering={})
+        store = self.store if owner is None else JobStore(self.client, owner=owner)
+        store.submit("{}", name="x", job_id=job_id, steering={})
         return job_id
+
+    def new_owner(self) -> str:
+        owner = f"worker-{uuid.uuid4().hex}"
+        self.owners.add(owner)
+        return owner
 
     @contextmanager
     def working(self, script: str, *, capacity: int = 1, grace_s: float = 10.0) -> Iterator[Worker]:
-        def command(job_id: str, redis_url: str, state_dir: Path) -> list[str]:
+        def command(job_id: str, owner: str, state_dir: Path) -> list[str]:
             self.started.append(job_id)
-            return [sys.executable, "-c", PRELUDE + script, job_id, redis_url, str(state_dir), self.owner]
+            return [sys.executable, "-c", PRELUDE + script, job_id, owner, str(state_dir)]
 
         worker = Worker(
-            self.store, self.redis_url, self.state_dir,
+            self.store, self.redis_url, self.state_dir, owners=self.owners,
             capacity=capacity, grace_s=grace_s, poll_s=0.05, sweep_s=0.2, command=command,
         )  # fmt: skip
         thread = threading.Thread(target=worker.run)
@@ -100,6 +107,18 @@ class Bench:
 
     def events(self, job_id: str, kind: str) -> list[dict[str, object]]:
         return [event.data for event in self.store.events(job_id).items if event.type == kind]
+
+
+@contextmanager
+def working(worker: Worker) -> Iterator[Worker]:
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        yield worker
+    finally:
+        worker.request_stop()
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -197,8 +216,6 @@ def test_another_workers_job_is_left_alone(bench: Bench) -> None:
 
 
 def test_a_frozen_redis_neither_ends_the_worker_nor_its_driver(tmp_path: Path) -> None:
-    from orchestrator.embedded_redis import EmbeddedRedis
-
     with EmbeddedRedis(tmp_path / "redis") as redis:
         bench = Bench(redis.url, tmp_path)
         first = bench.submit()
@@ -214,18 +231,95 @@ def test_a_frozen_redis_neither_ends_the_worker_nor_its_driver(tmp_path: Path) -
         bench.client.close()
 
 
+def test_owners_share_the_capacity(bench: Bench) -> None:
+    """One who came first with many jobs leaves room for one who came later with few."""
+    other = bench.new_owner()
+    first = [bench.submit() for _ in range(5)]
+    second = [bench.submit(other) for _ in range(2)]
+    with bench.working(HANDS_BACK, capacity=4) as worker:
+        deadline = time.monotonic() + 10
+        while len(worker.running) < 4 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert bench.started == [first[0], second[0], first[1], second[1]]
+
+
+def test_owners_take_turns_at_a_worker_of_one_job(bench: Bench) -> None:
+    other = bench.new_owner()
+    first = [bench.submit() for _ in range(3)]
+    second = [bench.submit(other) for _ in range(2)]
+    with bench.working(SUCCEEDS):
+        bench.wait(first[-1], has(JobStatus.SUCCEEDED))
+    assert bench.started == [first[0], second[0], first[1], second[1], first[2]]
+
+
+def test_a_dead_driver_of_any_owner_is_swept_up(bench: Bench) -> None:
+    other = bench.new_owner()
+    job_id = bench.submit(other)
+    with bench.working(IS_KILLED):
+        bench.store = JobStore(bench.client, owner=other)
+        bench.wait(job_id, lambda job: job.fence >= 2)
+
+
+def test_a_worker_works_for_every_owner_unless_told(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path / "redis") as redis, connect(redis.url) as client:
+        bench = Bench(redis.url, tmp_path)
+        jobs = [bench.submit(owner) for owner in ("local", "ann", "bob")]
+
+        def command(job_id: str, owner: str, state_dir: Path) -> list[str]:
+            return [sys.executable, "-c", PRELUDE + SUCCEEDS, job_id, owner, str(state_dir)]
+
+        with working(Worker(JobStore(client), redis.url, tmp_path, poll_s=0.05, command=command)):
+            for owner, job_id in zip(("local", "ann", "bob"), jobs, strict=True):
+                bench.store = JobStore(client, owner=owner)
+                bench.wait(job_id, has(JobStatus.SUCCEEDED))
+        bench.client.close()
+
+
+def test_a_driver_does_not_inherit_the_key_of_the_api(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQUIPOISE_API_KEY", "eqp_canary")
+    job_id = bench.submit()
+    with bench.working(f'print("EQUIPOISE_API_KEY" in os.environ)\n{SUCCEEDS}'):
+        bench.wait(job_id, has(JobStatus.SUCCEEDED))
+    assert (bench.state_dir / "jobs" / job_id / "driver.log").read_text() == "False\n"
+
+
+def test_a_password_never_stands_in_a_process_list(tmp_path: Path) -> None:
+    password = f"canary-{uuid.uuid4().hex}"
+    with EmbeddedRedis(tmp_path / "redis") as redis:
+        with connect(redis.url) as admin:
+            admin.execute_command("ACL", "SETUSER", "worker", "on", f">{password}", "~*", "&*", "+@all")
+        url = redis.url.replace("unix://", f"unix://worker:{password}@")
+        with connect(url) as client:
+            store = JobStore(client)
+            store.submit("{}", name="x", job_id="job-1", steering={})
+
+            def command(job_id: str, owner: str, state_dir: Path) -> list[str]:
+                real = driver_command(job_id, owner, state_dir)
+                assert real[1:3] == ["-m", "orchestrator.driver"]
+                return [sys.executable, "-c", PRELUDE + HANDS_BACK, *real[4:8:2], str(state_dir)]
+
+            with working(Worker(store, url, tmp_path, owners=["local"], poll_s=0.05, command=command)) as worker:
+                deadline = time.monotonic() + 20
+                while store.job("job-1").status is not JobStatus.RUNNING:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+                assert worker.running == ["job-1"]
+                assert password not in " ".join(driver_command("job-1", "local", tmp_path))
+                for shown in Path("/proc").glob("[0-9]*/cmdline"):
+                    with suppress(OSError):
+                        assert password.encode() not in shown.read_bytes()
+        assert password not in (tmp_path / "jobs" / "job-1" / "driver.log").read_text()
+
+
 def test_the_real_command_claims_the_job_and_ends_it_with_a_reason(redis_url: str, tmp_path: Path) -> None:
     """The job's spec is nonsense: the driver starts, takes the lease, and fails the job."""
     with connect(redis_url) as client:
-        store = JobStore(client)  # the owner that a driver works for
+        owner = f"worker-{uuid.uuid4().hex}"
+        store = JobStore(client, owner=owner)
         job_id = f"job-{uuid.uuid4().hex[:12]}"
         store.submit(json.dumps({"name": "x"}), name="x", job_id=job_id, steering={})
-        worker = Worker(store, redis_url, tmp_path, poll_s=0.05, command=driver_command)
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        deadline = time.monotonic() + 60
-        while store.job(job_id).status is not JobStatus.FAILED and time.monotonic() < deadline:
-            time.sleep(0.1)
-        worker.request_stop()
-        thread.join()
+        with working(Worker(store, redis_url, tmp_path, owners=[owner], poll_s=0.05)):
+            deadline = time.monotonic() + 60
+            while store.job(job_id).status is not JobStatus.FAILED and time.monotonic() < deadline:
+                time.sleep(0.1)
         assert "Field required" in (store.job(job_id).reason or "")

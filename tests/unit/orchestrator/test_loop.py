@@ -163,7 +163,10 @@ def test_steering_is_in_force_from_exactly_its_step(tmp_path: Path) -> None:
     preferences = [float(stats.preference_K[0]) for stats in run.strategy.given]
     assert preferences == pytest.approx([0.75, 0.75, 0.75, 0.1, 0.1, 0.1])
     (event,) = run.journal.named("steering.applied")
-    assert (event["step"], event["version"], event["mode"]) == (4, 2, "manual")
+    assert (event["step"], event["version"], event["by"]) == (4, 2, "author of 2")
+    assert event["requested"] == manual.model_dump(mode="json")
+    assert event["applied"] == run.journal.records[4]["weights"]["applied"]
+    assert event["clamped"] == {"accuracy": False, "brevity": False}
 
 
 def test_bounds_hold_whatever_the_strategy_says(tmp_path: Path) -> None:

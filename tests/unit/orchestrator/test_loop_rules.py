@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.journal import Wishes
 from orchestrator.spec import JobSpec
+from orchestrator.steering import apply_directions
 from policies.estimators import Gdpo
-from policies.types import Rollout, RolloutRequest
+from policies.types import Rollout, RolloutRequest, Weights
 from tests.loop_fakes import Killed, Run, make_spec, resume, start
 
 ACCURACY: dict[str, Any] = {"name": "accuracy", "reward": {"name": "math"}, "weight": 3.0}
@@ -191,9 +193,7 @@ def test_references_are_sampled_from_the_initial_policy_once(tmp_path: Path) -> 
         objectives=objectives(brevity={"transform": {"name": "lsc"}}), sampling={"reference_rollouts": 5}, steps=2
     )
     run = whole(tmp_path, spec)
-    sampled = run.loop.collector.references_SNK
-    assert sampled is not None
-    assert sampled.shape == (10, 5, 2)
+    assert {name: found.shape for name, found in run.loop.collector.references.items()} == {"brevity": (10, 5)}
     first = [
         batch for batch in run.engines.batches if len({request.prompt_tokens for request in batch}) * 5 == len(batch)
     ]
@@ -214,3 +214,93 @@ def test_estimators_move_with_progress(tmp_path: Path) -> None:
     object.__setattr__(run.loop.parts, "estimator", Watching())
     run.loop.run()
     assert seen == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_references_are_gated_like_the_rewards(tmp_path: Path) -> None:
+    gated = {"transform": {"name": "lsc"}, "gate": {"objective": "accuracy", "at_least": 2.0}}
+    run = whole(tmp_path, make_spec(objectives=objectives(brevity=gated), steps=1))
+    assert not run.loop.collector.references["brevity"].any()
+
+
+def test_a_person_is_heard_while_references_are_sampled(tmp_path: Path) -> None:
+    spec = make_spec(objectives=objectives(brevity={"transform": {"name": "lsc"}}))
+    run = start(tmp_path, spec)
+    run.journal.wish = lambda: Wishes(pause=True)
+    assert run.loop.run() == "paused"
+    assert len(run.engines.batches) == 1
+    again = resume(run, spec)
+    again.journal.wish = Wishes
+    assert again.loop.run() == "succeeded"
+    assert again.figures() == whole(tmp_path / "whole", spec).figures()
+
+
+@pytest.mark.parametrize("rule", ["drop", "refill"])
+@pytest.mark.parametrize("weighting", ["pama", "covariance"])
+def test_what_strategies_see_fits_when_groups_are_dropped(tmp_path: Path, weighting: str, rule: str) -> None:
+    """Rewards of everything that was sampled, advantages of what is learned from: laid out alike."""
+    budget = {"name": "knapsack", "objective": "accuracy", "success_at": 0.3}
+    spec = make_spec(
+        weighting={"name": weighting}, sampling={"zero_signal": {"name": rule}, "budget": budget}, steps=10
+    )
+    run = start(tmp_path, spec)
+    quieten(run)
+    assert run.loop.run() == "succeeded"
+    for stats, (advantages_B, _) in zip(run.strategy.given, run.learner.learned, strict=True):
+        assert stats.advantages_PGK.shape == stats.rewards_PGK.shape
+        learned_from = ~stats.advantages_PGK.isnan().any(dim=2)
+        assert int(learned_from.sum()) == len(advantages_B)
+        assert not stats.rewards_PGK[learned_from].isnan().any()
+
+
+def test_the_spread_that_a_transform_makes_is_signal(tmp_path: Path) -> None:
+    """A group that is right throughout still differs in length, which is what the transform teaches."""
+    shaped = {"transform": {"name": "soft_overlong", "max_tokens": 9, "buffer_tokens": 8}}
+    run = start(tmp_path, make_spec(objectives=objectives(brevity=shaped), sampling={"zero_signal": {"name": "drop"}}))
+    quieten(run, lambda _row: True)
+    assert run.loop.run() == "succeeded"
+    assert all(float(advantages_B.abs().sum()) > 0.1 for advantages_B, _ in run.learner.learned)
+
+
+def test_an_objective_that_only_a_floor_lifts_is_signal(tmp_path: Path) -> None:
+    changes = {"weight": 0.0, "bounds": [0.2, 1.0]}
+    run = start(tmp_path, make_spec(objectives=objectives(brevity=changes)))
+    _, steering = run.journal.steering(1)
+    assert run.loop.may_get_weight(steering).tolist() == [1, 1]
+    plain = start(tmp_path / "plain", make_spec(objectives=objectives(brevity={"weight": 0.0})))
+    _, steering = plain.journal.steering(1)
+    assert plain.loop.may_get_weight(steering).tolist() == [1, 0]
+
+
+def test_a_weight_of_zero_stays_zero(tmp_path: Path) -> None:
+    third = {"name": "clarity", "reward": {"name": "clarity"}, "weight": 0.0}
+    for first, second in ((1.0, 2.0), (3.0, 7.0), (0.1, 0.7)):
+        spec = make_spec(objectives=[ACCURACY | {"weight": first}, BREVITY | {"weight": second}, third])
+        run = start(tmp_path / str(first), spec)
+        _, steering = run.journal.steering(1)
+        strategy = torch.tensor([steering.weights[name] for name in ("accuracy", "brevity", "clarity")]).float()
+        applied, _ = apply_directions(steering, list(spec.objective_names), Weights(weights_K=strategy))
+        assert applied["clarity"] == 0
+
+
+@pytest.mark.parametrize("action", ["alert", "pause"])
+def test_a_guardrail_names_what_is_outside(tmp_path: Path, action: str) -> None:
+    rail = {"metric": "objectives.accuracy.mean", "min": 0.9, "for_steps": 2, "action": action}
+    run = start(tmp_path, make_spec(guardrails=[rail]))
+    run.loop.run()
+    breaches = run.journal.named("guardrail.breached")
+    assert len(breaches) == 1
+    assert breaches[0]["step"] == 2
+    assert "objectives.accuracy.mean" in breaches[0]["message"]
+    assert run.journal.pauses == (action == "pause")
+
+
+def test_a_streak_survives_a_kill(tmp_path: Path) -> None:
+    rail = {"metric": "entropy", "max": 0.1, "for_steps": 5}
+    spec = make_spec(guardrails=[rail])
+    run = start(tmp_path, spec)
+    run.journal.die_at = ("before commit", 5)
+    with pytest.raises(Killed):
+        run.loop.run()
+    run = resume(run, spec)
+    assert run.loop.run() == "succeeded"
+    assert [breach["step"] for breach in run.journal.named("guardrail.breached")] == [5]

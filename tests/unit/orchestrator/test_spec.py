@@ -245,6 +245,24 @@ def test_every_wrong_field_is_named() -> None:
         ({"estimator": {"name": "softmin", "kappa_end": -1}}, "estimator.kappa_end", "greater than or equal"),
         ({"estimator": {"name": "cond_gdpo", "at_least": 1}}, "estimator.condition", "Field required"),
         (
+            {
+                "weighting": {"name": "lagrangian"},
+                "objectives__1__target": {"op": "<=", "value": 0.5},
+                "objectives__1__gate": {"objective": "accuracy", "at_least": 1},
+            },
+            "objectives.1.gate",
+            "may push 'brevity' down",
+        ),
+        (
+            {
+                "weighting": {"name": "lagrangian", "form": "equality"},
+                "objectives__1__target": {"value": 0.5},
+                "estimator": {"name": "cond_gdpo", "condition": "brevity", "at_least": 0.5},
+            },
+            "estimator.condition",
+            "may push 'brevity' down",
+        ),
+        (
             {"estimator": {"name": "cond_gdpo", "condition": "acuracy", "at_least": 1}},
             "estimator.condition",
             "no objective 'acuracy'",

@@ -4,11 +4,13 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.spec import parse_spec
-from orchestrator.steering import Steering, SteeringError, apply_steering, initial_steering, merge
+from orchestrator.steering import Steering, SteeringError, apply_directions, apply_steering, initial_steering, merge
+from policies.types import Weights
 
 NAMES = ("accuracy", "brevity", "clarity")
 CURRENT = {
@@ -167,3 +169,40 @@ def test_applied_weights_are_on_the_bounded_simplex(case: tuple[Steering, dict[s
     for name, (floor, ceiling) in made.bounds.items():
         assert floor - 1e-9 <= applied[name] <= ceiling + 1e-9
     assert apply_steering(made.model_copy(update={"mode": "auto"}), applied) == pytest.approx(applied, abs=1e-9)
+
+
+class TestDirections:
+    """A strategy that may push objectives down, under each mode."""
+
+    def steering(self, mode, blend=0.5, weights=(0.5, 0.5)):
+        return Steering(mode=mode, blend=blend, weights=dict(zip("ab", weights, strict=True)), bounds={})
+
+    def choice(self, weights, signs, directions=None):
+        as_tensor = lambda values: None if values is None else torch.tensor(values)  # noqa: E731
+        return Weights(weights_K=torch.tensor(weights), signs_K=as_tensor(signs), directions_K=as_tensor(directions))
+
+    def test_auto_is_the_strategys_own(self):
+        found = apply_directions(self.steering("auto"), ["a", "b"], self.choice([0.25, 0.75], [1.0, -1.0]))
+        assert found == ({"a": 0.25, "b": 0.75}, {"a": 1.0, "b": -1.0})
+
+    def test_manual_pushes_where_the_target_lies(self):
+        choice = self.choice([1.0, 0.0], [1.0, -1.0], [1.0, -1.0])
+        applied, signs = apply_directions(self.steering("manual", weights=(0.4, 0.6)), ["a", "b"], choice)
+        assert applied == pytest.approx({"a": 0.4, "b": 0.6})
+        assert signs == {"a": 1.0, "b": -1.0}
+
+    def test_a_blend_mixes_signed_weights(self):
+        """.5 * (.5, -.5) + .5 * (.5, .5) = (.5, 0): what pulls apart cancels."""
+        choice = self.choice([0.5, 0.5], [1.0, -1.0], [1.0, 1.0])
+        applied, signs = apply_directions(self.steering("blend"), ["a", "b"], choice)
+        assert applied == pytest.approx({"a": 1.0, "b": 0.0})
+        assert signs["a"] == 1.0
+
+    def test_a_multiplier_that_crosses_zero_turns_nothing_over(self):
+        near = [
+            apply_directions(self.steering("blend"), ["a", "b"], self.choice([1 - size, size], [1.0, sign], [1.0, 1.0]))
+            for size, sign in ((1e-6, 1.0), (1e-6, -1.0))
+        ]
+        (one, up), (other, down) = near
+        assert up == down == {"a": 1.0, "b": 1.0}
+        assert one == pytest.approx(other, abs=1e-5)

@@ -130,7 +130,9 @@ def test_the_response_is_the_move_along_each_gradient(policy):
     learner.optimizer = torch.optim.SGD(learner.parameters, lr=1e-3)
     learner.scheduler = torch.optim.lr_scheduler.LambdaLR(learner.optimizer, lambda _: 1.0)
     stats = learner.learn(rollouts, combined, parts=parts)
-    expected_K = OBJECTIVES * exact @ WEIGHTS
+    length = float(WEIGHTS @ exact @ WEIGHTS) ** 0.5
+    assert length > 1  # counts as 1, like a gradient in the Gramian's own influence
+    expected_K = OBJECTIVES * exact @ WEIGHTS / length**2
     torch.testing.assert_close(torch.tensor(stats.influence_K, dtype=torch.float64), expected_K, rtol=0.03, atol=0.01)
 
 
@@ -150,6 +152,27 @@ def test_influence_of_a_response_by_hand():
 @pytest.mark.parametrize("bad", [[-1.0, 0.5], [0.0, 0.0], [float("nan"), 1.0]])
 def test_an_update_that_did_not_help_says_nothing(bad):
     assert not influence_of_response(torch.tensor(bad), torch.tensor([0.5, 0.5]), 1.0).any()
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("mode", ["exact", *DURING])
+def test_in_bfloat16_every_mode_learns_and_measures(policy, mode, checkpointing, kl_coef):
+    changes = {"dtype": "bfloat16", "gradient_checkpointing": checkpointing, "kl_coef": kl_coef, "minibatches": 2}
+    learner = make_learner(policy, gramian=mode, **changes)
+    plain = make_learner(policy, gramian=None, **changes)
+    rollouts, (combined, parts) = make_rollouts(), advantages()
+    reference = make_learner(policy).gramian(rollouts, parts.advantages_BK)
+    found = learner.gramian(rollouts, parts.advantages_BK) if mode == "exact" else None
+    stats = learner.learn(rollouts, combined, parts=parts)
+    plain.generator.manual_seed(0)
+    assert plain.learn(rollouts, combined).loss == pytest.approx(stats.loss, rel=0.05, abs=0.02)
+    if mode == "exact":
+        half = make_learner(policy, minibatches=2)
+        expected = half.gramian(rollouts, parts.advantages_BK)
+        assert float((found - expected).norm() / expected.norm()) < 0.05
+    assert stats.gramian_KK or stats.influence_K or mode == "exact"
+    assert reference.isfinite().all()
 
 
 def test_without_any_advantage_nothing_is_measured_and_nothing_moves(policy):

@@ -1,0 +1,201 @@
+"""Tells webhooks what happened to jobs: one thread beside the worker, and a few more for the deliveries.
+
+consumes: every owner's job events, from a cursor in Redis for each webhook and job.
+waits for: nothing; a Redis that is away is tried again.
+unblocked by: `request_stop`.
+
+At least once: the cursor moves after the delivery, so a crash between the two delivers again, under the same id. Of
+several workers one dispatches, by a lock that runs out; two at once for a moment would deliver twice, under one id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.errors import JobNotFound, StoreUnavailable
+from orchestrator.reader import JobReader
+from orchestrator.records import Event
+from orchestrator.webhook_delivery import DeliveryError, post
+from orchestrator.webhooks import Webhook, WebhookStore
+
+log = logging.getLogger(__name__)
+
+LOCK = "mo:webhooks:dispatcher"
+_LOCK_MS = 15_000
+_PARALLEL = 8  # deliveries at once, one per webhook
+_LONGEST_PAUSE_S = 600.0
+_PAGE = 500
+
+
+@dataclass(kw_only=True)
+class _Trouble:
+    """A webhook whose last delivery was refused."""
+
+    attempts: int = 0
+    not_before: float = 0.0  # monotonic seconds
+
+
+class Dispatcher:
+    """`run` has one thread; `request_stop` may be called from any.
+
+    A delivery that fails is tried again after backoff_s, 2 backoff_s, ...; after `max_attempts` in a row the webhook is
+    marked as failing. It goes on being tried, every ten minutes at most, and an event is given up at `max_age_s`.
+    """
+
+    def __init__(
+        self,
+        store: JobReader,
+        *,
+        allow_private: bool,
+        poll_s: float = 1.0,
+        backoff_s: float = 2.0,
+        max_attempts: int = 8,
+        max_age_s: float = 24 * 3600.0,
+        deliver: Callable[..., int] = post,
+    ) -> None:
+        self._reader = store
+        self._allow_private = allow_private
+        self._poll_s = poll_s
+        self._backoff_s = backoff_s
+        self._max_attempts = max_attempts
+        self._max_age_s = max_age_s
+        self._deliver = deliver
+        self._token = secrets.token_hex(8)
+        self._busy: dict[str, Future[None]] = {}
+        self._troubles: dict[str, _Trouble] = {}
+        self._settled: dict[str, set[str]] = {}  # by webhook: jobs that are over and told to the end
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="webhook") as pool:
+            while not self._stopping.wait(self._poll_s):
+                try:
+                    if self._holds_lock():
+                        self._round(pool)
+                except StoreUnavailable:
+                    continue  # the worker beside us says so
+                except Exception:  # one damaged webhook must not silence the others
+                    log.exception("webhooks go on")
+        with suppress(StoreUnavailable):  # else it runs out
+            if self._reader.calls.command("GET", LOCK) == self._token:
+                self._reader.calls.command("DEL", LOCK)
+
+    def request_stop(self) -> None:
+        """A delivery that is under way is waited for, five seconds at most."""
+        self._stopping.set()
+
+    def _holds_lock(self) -> bool:
+        calls = self._reader.calls
+        if calls.command("SET", LOCK, self._token, "NX", "PX", _LOCK_MS):
+            return True
+        return calls.command("GET", LOCK) == self._token and bool(calls.command("PEXPIRE", LOCK, _LOCK_MS))
+
+    def _round(self, pool: ThreadPoolExecutor) -> None:
+        """Starts what is due; a webhook has one delivery at a time."""
+        self._busy = {webhook_id: future for webhook_id, future in self._busy.items() if not future.done()}
+        for owner in self._reader.owners():
+            reader = self._reader.of_owner(owner)
+            webhooks = WebhookStore(reader)
+            for webhook in webhooks.all():
+                trouble = self._troubles.get(webhook.webhook_id, _Trouble())
+                if webhook.webhook_id in self._busy or time.monotonic() < trouble.not_before:
+                    continue
+                self._busy[webhook.webhook_id] = pool.submit(self._serve, reader, webhooks, webhook)
+
+    def _serve(self, reader: JobReader, webhooks: WebhookStore, webhook: Webhook) -> None:
+        """Delivers what a webhook has not been told yet, job by job, until one is refused."""
+        try:
+            settled = self._settled.setdefault(webhook.webhook_id, set())
+            for job_id, seq in webhooks.behind(webhook.webhook_id, settled):
+                with suppress(JobNotFound):
+                    if not self._catch_up(reader, webhooks, webhook, job_id, seq):
+                        return
+        except StoreUnavailable:
+            return
+        except Exception:
+            log.exception("webhook %s goes on", webhook.webhook_id)
+
+    def _catch_up(self, reader: JobReader, webhooks: WebhookStore, webhook: Webhook, job_id: str, seq: int) -> bool:
+        more = True
+        while more:
+            page = reader.events(job_id, after=seq, limit=_PAGE)
+            for event in page.items:
+                if self._stopping.is_set():
+                    return False
+                if event.type in webhook.events:
+                    if not self._tell(webhooks, webhook, job_id, event):
+                        return False
+                    webhooks.advance(webhook.webhook_id, job_id, event.seq)
+                seq = event.seq
+            more = page.has_more
+        webhooks.advance(webhook.webhook_id, job_id, seq)
+        return True
+
+    def _tell(self, webhooks: WebhookStore, webhook: Webhook, job_id: str, event: Event) -> bool:
+        """True once the event is dealt with: taken, or given up."""
+        webhook_id = webhook.webhook_id
+        try:
+            self._deliver(
+                webhook.url,
+                body(delivery_id(webhook_id, job_id, event.seq), job_id, event),
+                secret=webhook.secret,
+                delivery_id=delivery_id(webhook_id, job_id, event.seq),
+                allow_private=self._allow_private,
+            )
+        except DeliveryError as error:
+            return self._note_failure(webhooks, webhook_id, event, str(error))
+        state = webhooks.state(webhook_id)
+        webhooks.note(webhook_id, replace(state, failing=False, last_error=None, last_at=time.time()))
+        self._troubles.pop(webhook_id, None)
+        return True
+
+    def _note_failure(self, webhooks: WebhookStore, webhook_id: str, event: Event, error: str) -> bool:
+        trouble = self._troubles.setdefault(webhook_id, _Trouble())
+        trouble.attempts += 1
+        pause_s = min(self._backoff_s * 2.0 ** min(trouble.attempts - 1, 30), _LONGEST_PAUSE_S)
+        trouble.not_before = time.monotonic() + pause_s
+        state = webhooks.state(webhook_id)
+        failing = state.failing or trouble.attempts >= self._max_attempts
+        given_up = time.time() - event.at > self._max_age_s
+        webhooks.note(
+            webhook_id, replace(state, failing=failing, last_error=error, dropped=state.dropped + int(given_up))
+        )
+        if failing and not state.failing:
+            log.warning("webhook %s is failing: %s", webhook_id, error)
+        return given_up
+
+
+def delivery_id(webhook_id: str, job_id: str, seq: int) -> str:
+    """The same for every try, so that a receiver knows what it has had."""
+    return "whd-" + hashlib.sha256(f"{webhook_id}/{job_id}/{seq}".encode()).hexdigest()[:32]
+
+
+def body(delivery_id: str, job_id: str, event: Event) -> bytes:
+    document: dict[str, Any] = {
+        "id": delivery_id,
+        "type": event.type,
+        "at": event.at,
+        "job_id": job_id,
+        "seq": event.seq,
+        "data": event.data,
+    }
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def send_test(webhook: Webhook, *, allow_private: bool, deliver: Callable[..., int] = post) -> int:
+    """A delivery of the type `webhook.test`, now; the status. Raises DeliveryError."""
+    fresh = "whd-" + secrets.token_hex(16)
+    event = Event(seq=0, type="webhook.test", at=time.time(), level="info", data={})
+    return deliver(
+        webhook.url, body(fresh, "", event), secret=webhook.secret, delivery_id=fresh, allow_private=allow_private
+    )

@@ -1,0 +1,78 @@
+"""What a step and the archive say to people, from the loop's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from policies import statistics
+from policies.pareto import Archive, Point
+from policies.signal import SPREAD
+from policies.types import LearnStats, Weights
+
+NOT_RECORDED = {"surviving_B", "gramian_KK", "influence_K"}  # as long as the batch, or recorded averaged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What a step decided and what came of it."""
+
+    weights: Weights  # the strategy's own
+    applied: dict[str, float]  # after the person's steering
+    signs: dict[str, float]  # -1 for an objective that is pushed down
+    advantages_PG: Tensor  # as learned from
+    learned: LearnStats
+
+    def figures(self, names: Sequence[str], rewards_PGK: Tensor) -> dict[str, Any]:
+        """For the record: every raw objective, the total that was optimised, the weights, the learner's own figures."""
+        objectives = {name: objective_figures(rewards_PGK[:, :, k]) for k, name in enumerate(names)}
+        strategy = dict(zip(names, self.weights.weights_K.tolist(), strict=True))
+        return {
+            "objectives": objectives,
+            "total": sum(self.signs[name] * self.applied[name] * objectives[name]["mean"] for name in names),
+            "weights": {"strategy": strategy, "applied": dict(self.applied)},
+            "falling": [name for name, sign in self.signs.items() if sign < 0],
+            "multiplier": self.weights.advantage_scale * self.weights.reward_scale,
+            **{key: value for key, value in asdict(self.learned).items() if key not in NOT_RECORDED},
+        }
+
+
+def objective_figures(rewards_PG: Tensor) -> dict[str, float]:
+    """Of one raw reward: mean and spread over the batch, and the share of groups in which it does not spread."""
+    everywhere = (0, 1)
+    return {
+        "mean": float(statistics.mean(rewards_PG, everywhere)),
+        "std": float(statistics.std(rewards_PG, everywhere)),
+        "zero_share": float((statistics.std(rewards_PG, 1) < SPREAD).double().mean()),
+    }
+
+
+def front_document(archive: Archive, kept: Collection[int]) -> dict[str, Any]:
+    """The archive as people see it; `kept`: steps whose checkpoint is on disk."""
+    front = {point.step for point in archive.front}
+    return {
+        "objectives": list(archive.ranges),
+        "ranges": {name: list(ends) for name, ends in archive.ranges.items()},
+        "reference": archive.points[0].objectives,
+        "hypervolume": archive.hypervolume,
+        "hypervolume_base": archive.hypervolume_base,
+        "hypervolume_over_base": archive.hypervolume_over_base,
+        "hypervolume_by_step": [list(pair) for pair in archive.hypervolume_by_step()],
+        "points": [_point(point, front, kept) for point in archive.points],
+    }
+
+
+def _point(point: Point, front: set[int], kept: Collection[int]) -> dict[str, Any]:
+    return {
+        "step": point.step,
+        "objectives": point.objectives,
+        "mean_tokens": point.mean_tokens,
+        "on_front": point.step in front,
+        "collapsed": point.collapsed,
+        "checkpoint": point.step in kept,
+        "test": None,
+        **point.extra,
+    }

@@ -1,0 +1,96 @@
+"""Watches a job's figures for what a person said must not happen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from orchestrator.specs.guardrails import GuardrailSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breach:
+    """One guardrail at the step at which it was breached for long enough. `value` is None for what is no number."""
+
+    step: int
+    metric: str
+    value: float | None
+    limit: Literal["min", "max"]
+    bound: float
+    for_steps: int
+    action: Literal["alert", "pause"]
+
+    def describe(self) -> str:
+        shown = "not a finite number" if self.value is None else f"{self.value:.4g}"
+        side = "at least" if self.limit == "min" else "at most"
+        long = f" for {self.for_steps} readings in a row" if self.for_steps > 1 else ""
+        return f"{self.metric} is {shown}{long}; wanted {side} {self.bound:g}"
+
+
+class Guardrails:
+    """Told once when a breach begins, and again only after the figure has been back inside.
+
+    A value that is no finite number (a diverged loss) is outside. A step that does not report the figure (no evaluation
+    was due) changes nothing.
+    """
+
+    def __init__(self, specs: Sequence[GuardrailSpec]) -> None:
+        self.specs = tuple(specs)
+        self._streaks = [0] * len(self.specs)  # readings outside in a row
+
+    def observe(self, record: Mapping[str, Any]) -> list[Breach]:
+        """The breaches that begin with this step's record (as `Loop.record` makes it), in the order of the spec."""
+        found = []
+        for i, spec in enumerate(self.specs):
+            present, value = _reading(record, spec.metric)
+            if not present:
+                continue
+            limit = _broken_limit(spec, value)
+            self._streaks[i] = self._streaks[i] + 1 if limit else 0
+            if limit is None or self._streaks[i] != spec.for_steps:
+                continue
+            bound = spec.min if limit == "min" else spec.max
+            assert bound is not None
+            found.append(
+                Breach(
+                    step=record["step"],
+                    metric=spec.metric,
+                    value=value,
+                    limit=limit,
+                    bound=bound,
+                    for_steps=spec.for_steps,
+                    action=spec.action,
+                )
+            )
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"streaks": list(self._streaks)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError for the state of other guardrails."""
+        streaks = [int(streak) for streak in state["streaks"]]
+        if len(streaks) != len(self.specs):
+            raise ValueError(f"{len(streaks)} guardrails in the checkpoint, {len(self.specs)} in the spec")
+        self._streaks = streaks
+
+
+def _reading(record: Mapping[str, Any], metric: str) -> tuple[bool, float | None]:
+    """(whether the step reports it, its value; None where that is no finite number)."""
+    value: Any = record
+    for part in metric.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return False, None
+        value = value[part]
+    finite = isinstance(value, int | float) and math.isfinite(value)
+    return True, float(value) if finite else None
+
+
+def _broken_limit(spec: GuardrailSpec, value: float | None) -> Literal["min", "max"] | None:
+    if spec.min is not None and (value is None or value < spec.min):
+        return "min"
+    if spec.max is not None and (value is None or value > spec.max):
+        return "max"
+    return None

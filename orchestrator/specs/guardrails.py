@@ -1,0 +1,64 @@
+"""Floors and ceilings on what a step reports; orchestrator/guardrails.py watches them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from orchestrator.spec_errors import nearest
+from orchestrator.specs.base import Finite, Spec
+
+FIGURES = (
+    "kl", "entropy", "loss", "grad_norm", "clip_share", "importance_mean", "sampler_gap", "total", "tokens",
+    "mean_tokens", "truncated_share", "groups", "groups_learned", "evaluation.hypervolume", "evaluation.mean_tokens",
+    "evaluation.truncated_share",
+)  # fmt: skip
+
+
+def metrics(objectives: tuple[str, ...]) -> tuple[str, ...]:
+    """Every name that a guardrail of a job with these objectives may give."""
+    of_each = (
+        f"{branch}.{name}{figure}"
+        for name in objectives
+        for branch, figure in (
+            ("objectives", ".mean"),
+            ("objectives", ".std"),
+            ("objectives", ".zero_share"),
+            ("weights.applied", ""),
+            ("weights.strategy", ""),
+            ("evaluation.objectives", ""),
+        )
+    )
+    return (*FIGURES, *of_each)
+
+
+class GuardrailSpec(Spec):
+    """A floor, a ceiling or both on one figure, and what happens when it is outside for long enough."""
+
+    metric: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        description="such as kl, entropy, mean_tokens, truncated_share, objectives.NAME.mean, weights.applied.NAME or "
+        "evaluation.objectives.NAME; a figure of the evaluation counts at the steps that have one"
+    )
+    min: Finite | None = Field(None, description="breached below this")
+    max: Finite | None = Field(None, description="breached above this")
+    for_steps: int = Field(1, ge=1, le=1_000_000, description="readings in a row that must be outside")
+    action: Literal["alert", "pause"] = Field("alert", description="an event, or an event and a pause of the job")
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("expected min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min ({self.min:g}) exceeds max ({self.max:g}): every value would be outside")
+        return self
+
+
+def problems(guardrails: tuple[GuardrailSpec, ...], objectives: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """(path below `guardrails`, message) of each metric that a job with these objectives does not report."""
+    known = metrics(objectives)
+    for i, guardrail in enumerate(guardrails):
+        if guardrail.metric not in known:
+            hint = nearest(guardrail.metric, known)
+            yield f"{i}.metric", f"no figure '{guardrail.metric}'{hint or '; figures are ' + ', '.join(known)}"

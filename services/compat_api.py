@@ -1,0 +1,180 @@
+"""The jobs in the shapes of the fine-tuning API, for clients that know that one: list, look at, cancel, pause, resume.
+
+What it has no word for (objectives, weights, the front) is under /v1/jobs. Jobs are submitted there too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
+
+from orchestrator.states import JobStatus
+from orchestrator.store import Checkpoint, Event, JobRecord, JobStore
+from services.body import parse_json
+from services.deps import MAX_PAGE, JobId, Store, page
+from services.errors import ApiProblem, StrictJSONResponse
+from services.jobs_api import JobList, Metadata, jobs_with
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+
+STATUSES = {
+    JobStatus.VALIDATING: "validating_files",
+    JobStatus.QUEUED: "queued",
+    JobStatus.STARTING: "queued",
+    JobStatus.RUNNING: "running",
+    JobStatus.PAUSING: "running",
+    JobStatus.PAUSED: "paused",
+    JobStatus.CANCELLING: "running",
+    JobStatus.SUCCEEDED: "succeeded",
+    JobStatus.FAILED: "failed",
+    JobStatus.CANCELLED: "cancelled",
+}
+_LEVELS = {"warning": "warn"}
+
+
+class Page(BaseModel):
+    """Query of the lists. Filters metadata[k]=v of the jobs are read apart."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    after: str | None = Query(None, max_length=300, description="the id of the last one seen")
+    limit: int = Query(20, ge=1, le=MAX_PAGE)
+
+
+@router.get("")
+def list_jobs(query: Annotated[Page, Query()], metadata: Metadata, store: Store) -> Response:
+    """Newest first."""
+    found = jobs_with(store, JobList(after=query.after, limit=query.limit, status=None), metadata)
+    return StrictJSONResponse(page([_job(store, record) for record in found.items], has_more=found.has_more))
+
+
+@router.get("/{job_id}")
+def get_job(job_id: JobId, store: Store) -> Response:
+    return StrictJSONResponse(_job(store, store.job(job_id)))
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: JobId, store: Store) -> Response:
+    store.request_cancel(job_id)
+    return StrictJSONResponse(_job(store, store.job(job_id)))
+
+
+@router.post("/{job_id}/pause")
+def pause_job(job_id: JobId, store: Store) -> Response:
+    store.request_pause(job_id)
+    return StrictJSONResponse(_job(store, store.job(job_id)))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: JobId, store: Store) -> Response:
+    store.resume(job_id)
+    return StrictJSONResponse(_job(store, store.job(job_id)))
+
+
+@router.get("/{job_id}/events")
+def list_events(job_id: JobId, query: Annotated[Page, Query()], store: Store) -> Response:
+    """Newest first; `after` goes on to older ones."""
+    before = _newest(store, job_id) + 1
+    if query.after is not None:
+        before = min(before, _number("ftevent", job_id, query.after))
+    first = max(0, before - 1 - query.limit)
+    found = [event for event in store.events(job_id, after=first, limit=query.limit).items if event.seq < before]
+    older = first > 0 and bool(found) and found[0].seq == first + 1  # else the rest is no longer kept
+    return StrictJSONResponse(page([_event(job_id, event) for event in reversed(found)], has_more=older))
+
+
+@router.get("/{job_id}/checkpoints")
+def list_checkpoints(job_id: JobId, query: Annotated[Page, Query()], store: Store) -> Response:
+    """Newest first; each is a Hugging Face directory on the machine that trains."""
+    record = store.job(job_id)
+    found = store.checkpoints(job_id)[::-1]
+    if query.after is not None:
+        below = _number("ftckpt", job_id, query.after)
+        found = [checkpoint for checkpoint in found if checkpoint.step < below]
+    shown = [_checkpoint(record, checkpoint) for checkpoint in found[: query.limit]]
+    return StrictJSONResponse(page(shown, has_more=len(found) > query.limit))
+
+
+def _job(store: JobStore, record: JobRecord) -> dict[str, Any]:
+    spec = parse_json(store.spec(record.job_id).encode())
+    data, checkpoint = spec["data"], record.checkpoint_path
+    failed, succeeded = record.status is JobStatus.FAILED, record.status is JobStatus.SUCCEEDED
+    message = record.reason or "the job failed"
+    return {
+        "id": record.job_id,
+        "object": "fine_tuning.job",
+        "created_at": int(record.created_at),
+        "finished_at": None if record.finished_at is None else int(record.finished_at),
+        "status": STATUSES[record.status],
+        "error": {"code": "job_failed", "message": message, "param": None} if failed else None,
+        "model": spec["policy"]["model"],
+        "fine_tuned_model": str(Path(checkpoint) / "policy") if succeeded and checkpoint else None,
+        "training_file": data["train"] if isinstance(data["train"], str) else data["type"],
+        "validation_file": data["validation"] if isinstance(data["validation"], str) else data["type"],
+        "hyperparameters": {
+            "n_epochs": "auto",
+            "batch_size": spec["rollout"]["prompts_per_step"] * spec["rollout"]["rollouts_per_prompt"],
+            "learning_rate_multiplier": "auto",
+        },
+        "organization_id": store.owner,
+        "result_files": [],
+        "seed": spec["seed"],
+        "trained_tokens": None,
+        "estimated_finish": None,
+        "integrations": [],
+        "metadata": spec.get("metadata", {}),
+    }
+
+
+def _event(job_id: str, event: Event) -> dict[str, Any]:
+    return {
+        "id": f"ftevent-{job_id}-{event.seq}",
+        "object": "fine_tuning.job.event",
+        "created_at": int(event.at),
+        "level": _LEVELS.get(event.level, event.level),
+        "message": f"{event.type}: {json.dumps(event.data)}" if event.data else event.type,
+        "type": "metrics" if event.type == "evaluated" else "message",
+        "data": event.data,
+    }
+
+
+def _checkpoint(record: JobRecord, checkpoint: Checkpoint) -> dict[str, Any]:
+    created_at = record.started_at or record.created_at
+    with contextlib.suppress(OSError):  # it may lie on another machine
+        created_at = Path(checkpoint.path).stat().st_mtime
+    return {
+        "id": f"ftckpt-{record.job_id}-{checkpoint.step}",
+        "object": "fine_tuning.job.checkpoint",
+        "created_at": int(created_at),
+        "fine_tuned_model_checkpoint": str(Path(checkpoint.path) / "policy"),
+        "fine_tuning_job_id": record.job_id,
+        "metrics": {"step": checkpoint.step, **checkpoint.metrics.get("objectives", {})},
+        "step_number": checkpoint.step,
+    }
+
+
+def _newest(store: JobStore, job_id: str) -> int:
+    """The number of the newest event, by halving: they are numbered without a gap."""
+    if not store.events(job_id, after=0, limit=1).items:
+        return 0
+    low, high = 0, 1
+    while store.events(job_id, after=high, limit=1).items:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if store.events(job_id, after=middle, limit=1).items else (low, middle)
+    return high
+
+
+def _number(prefix: str, job_id: str, given: str) -> int:
+    match = re.fullmatch(rf"{prefix}-{re.escape(job_id)}-(\d{{1,15}})", given, flags=re.ASCII)
+    if match is None:
+        raise ApiProblem(422, "invalid_parameter", "after: expected the id of one of this list", param="after")
+    return int(match.group(1))

@@ -1,0 +1,121 @@
+"""`equipoise fork` and `equipoise compare`: jobs from a checkpoint of another, and jobs side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from services import steer_words
+from services.terminal import Document, connect_client, fail, find_job, output, print_json, say
+from services.text import figure, plain
+
+AsJson = Annotated[bool, typer.Option("--json", help="print the API's own document, for scripts")]
+
+
+def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
+    """`state_dir` is asked when a command runs, after the common options are read."""
+
+    @app.command()
+    def fork(
+        job: Annotated[str, typer.Argument(metavar="JOB", help="a job's id, the start of it, or `last`")],
+        at: Annotated[str, typer.Option(metavar="STEP", help="a step that is kept, `latest` or `best`")] = "latest",
+        weights: Annotated[str | None, typer.Option(metavar="NAME=WEIGHT,...", help="for one job")] = None,
+        sweep: Annotated[Path | None, typer.Option(metavar="FILE", help="a YAML or JSON list, a job for each")] = None,
+        changes: Annotated[Path | None, typer.Option(metavar="FILE", help="fields of the spec that differ")] = None,
+        name: Annotated[str | None, typer.Option(help="what the new job is called")] = None,
+        as_json: AsJson = False,
+    ) -> None:
+        """Queue new jobs that start from a checkpoint of a job.
+
+        For example:
+
+            equipoise fork last --at best --weights accuracy=0.8
+            equipoise fork last --at 40 --sweep weights.yaml
+        """
+        body: Document = {"checkpoint": int(at) if at.isascii() and at.isdigit() and len(at) < 16 else at}
+        if name is not None:
+            body["name"] = name
+        if sweep is not None:
+            body["sweep"] = _document(sweep)
+        if changes is not None:
+            body["changes"] = _document(changes)
+        with connect_client(state_dir()) as client:
+            job_id = find_job(client, job)
+            if weights is not None:
+                now = client.steering(job_id)["weights"]
+                try:
+                    body["weights"] = steer_words.weights([word.strip() for word in weights.split(",")], now)
+                except ValueError as error:
+                    fail(f"--weights: {error}")
+            made = client.fork(job_id, **body)
+        if as_json:
+            print_json(made)
+            return
+        say(f"from step {made['lineage']['step']} of {plain(job_id)}:")
+        for found in made["data"]:
+            print(found["id"])
+
+    @app.command()
+    def compare(
+        jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="ids, the starts of them, or `last`")],
+        as_json: AsJson = False,
+    ) -> None:
+        """What several jobs found, side by side: volumes, and whose points are on the front of all together.
+
+        For example:
+
+            equipoise compare job-1a2b3c job-4d5e6f
+        """
+        with connect_client(state_dir()) as client:
+            found = client.compare([find_job(client, job) for job in jobs])
+        if as_json:
+            print_json(found)
+            return
+        output().print(compare_table(found))
+        for line in found["differences"]:
+            say(plain(line))
+        if found["comparable"]:
+            say(f"hypervolume of all together: {figure(found['hypervolume'], 4)}")
+
+
+def compare_table(found: Document) -> Table:
+    """A row for each job."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("job", "name", "from", "status"):
+        table.add_column(column)
+    for column in ("step", "hypervolume", "adds", "on its front", "on all's"):
+        table.add_column(column, justify="right")
+    for job in found["data"]:
+        origin = job["lineage"]
+        shared = None if found["front"] is None else sum(point["job"] == job["id"] for point in found["front"])
+        table.add_row(
+            job["id"],
+            Text(plain(job["name"])),
+            Text(f"{plain(origin['parent'])} at {origin['step']}" if origin else ""),
+            job["status"],
+            str(job["step"]),
+            figure(job["hypervolume"], 4),
+            figure(job["adds"], 4),
+            str(len(job["front"])),
+            "" if shared is None else str(shared),
+        )
+    return table
+
+
+def _document(path: Path) -> Any:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(document, allow_nan=False)
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{path}: {error.strerror if isinstance(error, OSError) else 'not UTF-8 text'}")
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # TypeError: a date
+        fail(f"{path}: expected YAML of names, numbers and text")
+    return document

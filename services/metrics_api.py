@@ -1,0 +1,159 @@
+"""What a Prometheus reads: requests, and jobs as they stand. Every label comes from a bounded set.
+
+Requests are labelled by route template, never by what was asked; jobs and owners are capped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.census import Census, Pulse
+from orchestrator.errors import StoreUnavailable
+from orchestrator.reader import JobReader
+from orchestrator.states import JobStatus
+from services.deps import Store
+
+router = APIRouter(tags=["health"])
+
+MAX_OWNERS = 100
+MAX_JOBS = 50  # running ones, of all owners together
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+class RequestMeter:
+    """ASGI middleware: counts requests and times them until their answer begins (a stream may last for days)."""
+
+    def __init__(self, app: ASGIApp, *, registry: CollectorRegistry) -> None:
+        self._app = app
+        self._requests = Counter(
+            "equipoise_requests", "Answered requests.", ("method", "route", "status"), registry=registry
+        )
+        self._latency = Histogram(
+            "equipoise_request_seconds",
+            "Until an answer begins.",
+            ("method", "route"),
+            buckets=_BUCKETS_S,
+            registry=registry,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, noted = time.perf_counter(), False
+
+        def note(status: int) -> None:
+            nonlocal noted
+            if noted:
+                return
+            noted = True
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            route = getattr(scope.get("route"), "path", "none")
+            self._requests.labels(method, route, str(status)).inc()
+            self._latency.labels(method, route).observe(time.perf_counter() - began)
+
+        async def noting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                note(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception:
+            note(500)
+            raise
+
+
+class JobFigures:
+    """A collector that reads the jobs of some owners when it is asked."""
+
+    def __init__(self, readers: Callable[[], Sequence[JobReader]]) -> None:
+        self._readers = readers
+
+    def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("equipoise_redis_up", "1 if Redis answered this scrape.")
+        try:
+            figures = list(self._read())
+        except StoreUnavailable:
+            figures = []
+            up.add_metric([], 0)
+        else:
+            up.add_metric([], 1)
+        yield up
+        yield from figures
+
+    def _read(self) -> Iterator[Metric]:
+        jobs = GaugeMetricFamily("equipoise_jobs", "Jobs, the newest ones of each owner.", labels=("owner", "status"))
+        queued = GaugeMetricFamily("equipoise_queue_length", "Jobs that wait.", labels=("owner",))
+        leases = GaugeMetricFamily("equipoise_leases", "Jobs that a driver holds.", labels=("owner",))
+        running = _RunningJobs()
+        room = MAX_JOBS
+        for reader in self._readers():
+            census = Census(reader)
+            counts = census.counts()
+            for status in JobStatus:
+                jobs.add_metric([reader.owner, status], counts.by_status.get(status, 0))
+            queued.add_metric([reader.owner], counts.queued)
+            leases.add_metric([reader.owner], counts.leases)
+            held = counts.held[:room]
+            room -= len(held)
+            for job_id, pulse in census.pulses(held).items():
+                running.add(reader.owner, job_id, pulse)
+        yield from (jobs, queued, leases, *running.families)
+
+
+class _RunningJobs:
+    """Gauges of jobs that a driver holds; a figure that is not there (or no number) gives no sample."""
+
+    def __init__(self) -> None:
+        job, by_objective = ("owner", "job"), ("owner", "job", "objective")
+        self.step = GaugeMetricFamily("equipoise_job_step", "Last committed step.", labels=job)
+        self.objective = GaugeMetricFamily("equipoise_job_objective", "Raw mean at that step.", labels=by_objective)
+        self.weight = GaugeMetricFamily("equipoise_job_weight", "Applied weight at that step.", labels=by_objective)
+        self.hypervolume = GaugeMetricFamily("equipoise_job_hypervolume", "Of the front so far.", labels=job)
+        self.speed = GaugeMetricFamily("equipoise_job_tokens_per_second", "At that step.", labels=job)
+        self.families = (self.step, self.objective, self.weight, self.hypervolume, self.speed)
+
+    def add(self, owner: str, job_id: str, pulse: Pulse) -> None:
+        labels = [owner, job_id]
+        self.step.add_metric(labels, pulse.step)
+        record = pulse.record or {}
+        for name, figures in record.get("objectives", {}).items():
+            _add(self.objective, [*labels, name], figures.get("mean"))
+        for name, weight in record.get("weights", {}).get("applied", {}).items():
+            _add(self.weight, [*labels, name], weight)
+        _add(self.hypervolume, labels, pulse.hypervolume)
+        _add(self.speed, labels, pulse.tokens_per_s)
+
+
+def _add(family: GaugeMetricFamily, labels: list[str], value: float | None) -> None:
+    if value is not None:
+        family.add_metric(labels, value)
+
+
+class _Both:
+    """Two collectors as one."""
+
+    def __init__(self, first: CollectorRegistry, second: JobFigures) -> None:
+        self._collectors = (first, second)
+
+    def collect(self) -> Iterator[Metric]:
+        for collector in self._collectors:
+            yield from collector.collect()
+
+
+@router.get("/metrics")
+def get_metrics(request: Request, store: Store) -> Response:
+    """Prometheus text. A key sees the jobs of its owner; the installation's own, everyone's and the requests."""
+    if not request.state.principal.is_operator:
+        return Response(generate_latest(JobFigures(lambda: [store])), media_type=CONTENT_TYPE_LATEST)
+    everyone = JobFigures(lambda: [store.of_owner(owner) for owner in store.owners()[:MAX_OWNERS]])
+    return Response(generate_latest(_Both(request.app.state.registry, everyone)), media_type=CONTENT_TYPE_LATEST)

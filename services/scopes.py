@@ -1,0 +1,83 @@
+"""Which scope each route asks for. What is not named here needs admin, so a route that is added later is closed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope as Asgi
+
+from orchestrator.keystore import Scope
+
+_JOB = "/v1/jobs/{job_id}"
+_ALIAS = "/v1/fine_tuning/jobs/{job_id}"
+
+_READ = (
+    "GET /readyz",
+    "GET /metrics",
+    "GET /openapi.json",
+    "GET /v1/jobs",
+    "GET /v1/jobs/compare",
+    "GET /v1/jobs/compare",
+    f"GET {_JOB}",
+    f"GET {_JOB}/events",
+    f"GET {_JOB}/metrics",
+    f"GET {_JOB}/rollouts",
+    f"GET {_JOB}/steering",
+    f"POST {_JOB}/steering/preview",  # computes, and changes nothing
+    f"GET {_JOB}/front",
+    f"GET {_JOB}/checkpoints",
+    f"GET {_JOB}/checkpoints/{{step}}/download",
+    "GET /v1/fine_tuning/jobs",
+    f"GET {_ALIAS}",
+    f"GET {_ALIAS}/events",
+    f"GET {_ALIAS}/checkpoints",
+    "GET /v1/rewards",
+    "GET /v1/rules",
+    "GET /v1/rules/{name}",
+    "GET /v1/models",
+)
+_SUBMIT = (
+    "POST /v1/jobs",
+    f"DELETE {_JOB}",
+    f"POST {_JOB}/cancel",
+    f"POST {_JOB}/pause",
+    f"POST {_JOB}/resume",
+    f"POST {_JOB}/fork",
+    f"POST {_ALIAS}/cancel",
+    f"POST {_ALIAS}/pause",
+    f"POST {_ALIAS}/resume",
+    "POST /v1/rewards/validate",
+    "POST /v1/rewards/run",
+)
+_STEER = (f"PUT {_JOB}/steering",)
+_ADMIN = (
+    "POST /v1/keys",
+    "GET /v1/keys",
+    "DELETE /v1/keys/{key_id}",
+    "POST /v1/webhooks",
+    "GET /v1/webhooks",
+    "DELETE /v1/webhooks/{webhook_id}",
+    "POST /v1/webhooks/{webhook_id}/test",
+    f"POST {_JOB}/checkpoints/{{step}}/export",  # writes where its caller says, on the server's machine
+)
+
+SCOPES: dict[str, Scope] = {
+    route: scope
+    for scope, routes in (
+        (Scope.READ, _READ),
+        (Scope.SUBMIT, _SUBMIT),
+        (Scope.STEER, _STEER),
+        (Scope.ADMIN, _ADMIN),
+    )
+    for route in routes
+}
+
+
+def scope_needed(routes: Iterable[BaseRoute], asgi: Asgi) -> Scope | None:
+    """What a request must be allowed to do; None where no route takes it, and the router answers 404 or 405."""
+    for route in routes:
+        if route.matches(asgi)[0] is Match.FULL:
+            method = "GET" if asgi.get("method") == "HEAD" else asgi.get("method", "WEBSOCKET")
+            return SCOPES.get(f"{method} {getattr(route, 'path', '')}", Scope.ADMIN)
+    return None

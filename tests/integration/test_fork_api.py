@@ -1,0 +1,384 @@
+"""Forks and comparisons over HTTP, on a real Redis and real checkpoints on disk."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from orchestrator.checkpoints import write_checkpoint
+from orchestrator.embedded_redis import connect
+from orchestrator.lineage import plan_path
+from orchestrator.store import JobStore, Lease
+from services.client import Client
+from services.settings import Limits, write_credentials
+from tests.integration.test_api import KEY, SPEC, assert_error, claim, serving, step_record
+
+OTHER = {"accuracy": 1.0, "conciseness": 3.0}
+POINTS = {  # step -> objectives on the validation split
+    1: {"accuracy": 0.9, "conciseness": 0.1},
+    2: {"accuracy": 0.2, "conciseness": 0.8},
+    3: {"accuracy": 0.1, "conciseness": 0.1},
+}
+
+
+@pytest.fixture(scope="module")
+def store(redis_url: str) -> Iterator[JobStore]:
+    client = connect(redis_url)
+    yield JobStore(client, owner=f"fork-{uuid.uuid4().hex}")
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fork")
+
+
+@pytest.fixture(scope="module")
+def http(store: JobStore, state_dir: Path) -> Iterator[httpx.Client]:
+    with (
+        serving(store, state_dir) as server,
+        httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as http,
+    ):
+        yield http
+
+
+def fill(step: int) -> Any:
+    def write(directory: Path) -> None:
+        (directory / "policy").mkdir()
+        for name in ("config.json", "tokenizer.json"):
+            (directory / "policy" / name).write_text("{}")
+        (directory / "policy" / "model.safetensors").write_text(f"weights of step {step}")
+
+    return write
+
+
+def submitted(http: httpx.Client, **changes: Any) -> str:
+    return str(http.post("/v1/jobs", json={**SPEC, **changes}).json()["id"])
+
+
+def trained(http: httpx.Client, store: JobStore, state_dir: Path, **changes: Any) -> tuple[str, Lease]:
+    """Three steps, each with a checkpoint; two of them on the front."""
+    job_id = submitted(http, **changes)
+    lease = claim(store, job_id)
+    for step, objectives in POINTS.items():
+        store.commit(lease, step=step, digest=str(step), record=step_record())
+        root = state_dir / "jobs" / job_id / "checkpoints"
+        path, manifest = write_checkpoint(root, step=step, fence=lease.fence, fill=fill(step))
+        store.register_checkpoint(lease, step=step, path=str(path), digest=manifest.digest)
+        store.update_checkpoints(lease, {step: {"on_front": step < 3, "metrics": {"objectives": objectives}}})
+    store.set_front(lease, front(POINTS))
+    return job_id, lease
+
+
+def front(points: dict[int, dict[str, float]]) -> dict[str, Any]:
+    shown = [
+        {"step": step, "objectives": found, "collapsed": False, "on_front": True, "checkpoint": True}
+        for step, found in points.items()
+    ]
+    return {"points": shown, "hypervolume": 0.1}
+
+
+@pytest.fixture
+def parent(http: httpx.Client, store: JobStore, state_dir: Path) -> str:
+    return trained(http, store, state_dir)[0]
+
+
+def forked(http: httpx.Client, parent: str, key: str | None = None, **body: Any) -> dict[str, Any]:
+    headers = {} if key is None else {"idempotency-key": key}
+    response = http.post(f"/v1/jobs/{parent}/fork", json=body, headers=headers)
+    assert response.status_code == 201, response.text
+    return dict(response.json())
+
+
+def count(http: httpx.Client) -> int:
+    with Client(str(http.base_url), KEY) as client:
+        return len(client.all_jobs())
+
+
+def test_a_fork_starts_from_a_copy_that_outlives_its_parent(http: httpx.Client, state_dir: Path, parent: str) -> None:
+    made = forked(http, parent, checkpoint=2)
+    assert made["lineage"] == {"parent": parent, "step": 2}
+    (new,) = made["data"]
+    shutil.rmtree(state_dir / "jobs" / parent)
+    job = http.get(f"/v1/jobs/{new['id']}").json()
+    assert (job["status"], job["name"], job["lineage"]) == ("queued", "a job from 2", {"parent": parent, "step": 2})
+    init = Path(job["spec"]["init_checkpoint"])
+    assert init == state_dir / "jobs" / new["id"] / "init"
+    assert (init / "model.safetensors").read_text() == "weights of step 2"
+    assert [path.name for path in init.parent.iterdir()] == ["init"]
+    assert [objective["weight"] for objective in job["spec"]["objectives"]] == [0.6, 0.4]
+    assert http.get(f"/v1/jobs/{parent}").json()["lineage"] is None
+
+
+def test_latest_and_best(http: httpx.Client, parent: str) -> None:
+    assert forked(http, parent, checkpoint="latest")["lineage"]["step"] == 3
+    assert forked(http, parent, checkpoint="best")["lineage"]["step"] == 1
+    http.put(f"/v1/jobs/{parent}/steering", json={"weights": OTHER})
+    assert forked(http, parent, checkpoint="best")["lineage"]["step"] == 2
+
+
+def test_a_sweep_makes_one_job_for_each_vector(http: httpx.Client, parent: str) -> None:
+    sweep = [{"accuracy": 1, "conciseness": 0}, OTHER, {"accuracy": 2, "conciseness": 2}]
+    made = forked(http, parent, checkpoint=1, sweep=sweep, name="sweep", changes={"steps": 9})["data"]
+    assert [job["name"] for job in made] == ["sweep #1", "sweep #2", "sweep #3"]
+    weights = []
+    for job in made:
+        spec = http.get(f"/v1/jobs/{job['id']}").json()["spec"]
+        assert spec["steps"] == 9
+        assert (Path(spec["init_checkpoint"]) / "model.safetensors").read_text() == "weights of step 1"
+        weights.append({objective["name"]: objective["weight"] for objective in spec["objectives"]})
+        steering = http.get(f"/v1/jobs/{job['id']}/steering").json()
+        assert steering["weights"] == pytest.approx(weights[-1])
+    assert weights == [
+        {"accuracy": 1, "conciseness": 0},
+        {"accuracy": 0.25, "conciseness": 0.75},
+        {"accuracy": 0.5, "conciseness": 0.5},
+    ]
+
+
+def test_a_fork_of_a_fork_names_its_own_parent(http: httpx.Client, store: JobStore, state_dir: Path) -> None:
+    parent, _ = trained(http, store, state_dir, metadata={"team": "x", "equipoise.parent": "job-z"})
+    (new,) = forked(http, parent, checkpoint=1, changes={"metadata": {"run": "2"}})["data"]
+    spec = http.get(f"/v1/jobs/{new['id']}").json()["spec"]
+    expected = {"team": "x", "run": "2", "equipoise.parent": parent, "equipoise.parent_step": "1"}
+    assert spec["metadata"] == expected
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no checkpoint": ({}, "checkpoint"),
+    "unknown word": ({"checkpoint": "newest"}, "checkpoint"),
+    "text for a step": ({"checkpoint": "2"}, "checkpoint"),
+    "true for a step": ({"checkpoint": True}, "checkpoint"),
+    "unknown field": ({"checkpoint": 2, "step": 2}, "step"),
+    "unknown objective": ({"checkpoint": 2, "weights": {"acuracy": 1, "conciseness": 1}}, "weights.acuracy"),
+    "missing objective": ({"checkpoint": 2, "weights": {"accuracy": 1}}, "weights"),
+    "no weight at all": ({"checkpoint": 2, "weights": {"accuracy": 0, "conciseness": 0}}, "weights"),
+    "one wrong of two": ({"checkpoint": 2, "sweep": [OTHER, {"accuracy": 1}]}, "sweep.1"),
+    "empty sweep": ({"checkpoint": 2, "sweep": []}, "sweep"),
+    "33 vectors": ({"checkpoint": 2, "sweep": [OTHER] * 33}, "sweep"),
+    "both": ({"checkpoint": 2, "sweep": [OTHER], "weights": OTHER}, "sweep"),
+    "other start": ({"checkpoint": 2, "changes": {"init_checkpoint": "/x"}}, "changes.init_checkpoint"),
+    "wrong change": ({"checkpoint": 2, "changes": {"steps": 0}}, "steps"),
+    "unknown change": ({"checkpoint": 2, "changes": {"stps": 1}}, "stps"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused_and_makes_nothing(
+    http: httpx.Client, state_dir: Path, parent: str, case: str
+) -> None:
+    body, param = REFUSED[case]
+    before, folders = count(http), len(list((state_dir / "jobs").iterdir()))
+    error = assert_error(http.post(f"/v1/jobs/{parent}/fork", json=body), 422)
+    assert error["param"] == param
+    assert count(http) == before
+    assert len(list((state_dir / "jobs").iterdir())) == folders
+
+
+def test_a_checkpoint_that_is_not_there(http: httpx.Client, store: JobStore, parent: str) -> None:
+    path = f"/v1/jobs/{parent}/fork"
+    assert "kept steps: 1, 2, 3" in assert_error(http.post(path, json={"checkpoint": 0}), 404)["message"]
+    assert assert_error(http.post(path, json={"checkpoint": 4}), 425)["code"] == "checkpoint_not_ready"
+    early = submitted(http)
+    for wanted in ("latest", "best", 1):
+        assert_error(http.post(f"/v1/jobs/{early}/fork", json={"checkpoint": wanted}), 425)
+    store.request_cancel(early)
+    assert_error(http.post(f"/v1/jobs/{early}/fork", json={"checkpoint": "latest"}), 404)
+    assert_error(http.post("/v1/jobs/job-0/fork", json={"checkpoint": 1}), 404)
+
+
+def test_a_damaged_checkpoint_makes_no_job(http: httpx.Client, state_dir: Path, parent: str) -> None:
+    (state_dir / "jobs" / parent / "checkpoints" / "step-000002" / "policy" / "config.json").write_text("{ }")
+    before, folders = count(http), sorted((state_dir / "jobs").iterdir())
+    error = assert_error(http.post(f"/v1/jobs/{parent}/fork", json={"checkpoint": 2, "sweep": [OTHER] * 3}), 409)
+    assert (error["code"], error["param"]) == ("checkpoint_unusable", "checkpoint")
+    assert count(http) == before
+    assert sorted((state_dir / "jobs").iterdir()) == folders
+
+
+# -- one key, one set ---------------------------------------------------------------------------------------
+
+
+def test_one_key_makes_one_set_whoever_asks_and_however_often(http: httpx.Client, parent: str) -> None:
+    key, before = uuid.uuid4().hex, count(http)
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda _: forked(http, parent, key, checkpoint="latest", sweep=[OTHER] * 3), range(6)))
+    ids = [[job["id"] for job in made["data"]] for made in found]
+    assert all(made == ids[0] for made in ids)
+    assert count(http) == before + 3
+    response = http.post(f"/v1/jobs/{parent}/fork", json={"checkpoint": 1}, headers={"idempotency-key": key})
+    assert assert_error(response, 409)["code"] == "idempotency_conflict"
+
+
+def test_a_replay_keeps_the_step_although_a_later_one_came(
+    http: httpx.Client, store: JobStore, state_dir: Path
+) -> None:
+    parent, lease = trained(http, store, state_dir)
+    key = uuid.uuid4().hex
+    first = forked(http, parent, key, checkpoint="latest")
+    store.commit(lease, step=4, digest="4", record=step_record())
+    root = state_dir / "jobs" / parent / "checkpoints"
+    path, manifest = write_checkpoint(root, step=4, fence=lease.fence, fill=fill(4))
+    store.register_checkpoint(lease, step=4, path=str(path), digest=manifest.digest)
+    headers = {"idempotency-key": key}
+    again = http.post(f"/v1/jobs/{parent}/fork", json={"checkpoint": "latest"}, headers=headers)
+    assert again.headers["idempotent-replayed"] == "true"
+    assert [job["id"] for job in again.json()["data"]] == [job["id"] for job in first["data"]]
+    assert forked(http, parent, checkpoint="latest")["lineage"]["step"] == 4
+
+
+def test_who_asks_again_gets_what_was_missing(http: httpx.Client, store: JobStore, state_dir: Path) -> None:
+    """The server died when the first of three jobs was queued."""
+    parent, _ = trained(http, store, state_dir)
+    key, body = uuid.uuid4().hex, {"checkpoint": 1, "sweep": [OTHER] * 3}
+    made = forked(http, parent, key, **body)["data"]
+    path = plan_path(state_dir, store.owner, parent, key)
+    plan = json.loads(path.read_text())
+    missing = [f"job-{uuid.uuid4().hex[:12]}" for _ in range(2)]
+    for job, new in zip(plan["jobs"][1:], missing, strict=True):
+        job["spec"] = job["spec"].replace(job["id"], new)
+        job["id"] = new
+    path.write_text(json.dumps(plan))
+    again = forked(http, parent, key, **body)["data"]
+    assert [job["id"] for job in again] == [made[0]["id"], *missing]
+    for new in missing:
+        spec = http.get(f"/v1/jobs/{new}").json()["spec"]
+        assert (Path(spec["init_checkpoint"]) / "config.json").is_file()
+
+
+def test_a_quota_stops_a_sweep_and_a_later_try_goes_on(redis_url: str, tmp_path: Path) -> None:
+    client = connect(redis_url)
+    store = JobStore(client, owner=f"quota-{uuid.uuid4().hex}")
+    headers = {"authorization": f"Bearer {KEY}", "idempotency-key": "k"}
+    with (
+        serving(store, tmp_path, limits=Limits(active_jobs_local=3)) as server,
+        httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as http,
+    ):
+        parent, _ = trained(http, store, tmp_path)
+        path, body = f"/v1/jobs/{parent}/fork", {"checkpoint": 1, "sweep": [OTHER] * 3}
+        assert assert_error(http.post(path, json=body, headers=headers), 429)["message"].count("job-") == 2
+        store.request_cancel(http.get("/v1/jobs").json()["data"][0]["id"])
+        assert len(http.post(path, json=body, headers=headers).json()["data"]) == 3
+        assert count(http) == 4
+    client.close()
+
+
+# -- side by side -------------------------------------------------------------------------------------------
+
+
+def with_front(http: httpx.Client, store: JobStore, *points: tuple[float, float], **changes: Any) -> str:
+    job_id = submitted(http, **changes)
+    found = {i: {"accuracy": a, "conciseness": b} for i, (a, b) in enumerate(points)}
+    store.set_front(claim(store, job_id), front(found))
+    return job_id
+
+
+def compare(http: httpx.Client, *ids: str) -> dict[str, Any]:
+    response = http.get("/v1/jobs/compare", params={"ids": ",".join(ids)})
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+def test_fronts_side_by_side_and_what_each_adds(http: httpx.Client, store: JobStore) -> None:
+    wide = with_front(http, store, (0.8, 0.2), (0.1, 0.1))
+    tall = with_front(http, store, (0.2, 0.8))
+    inner = with_front(http, store, (0.1, 0.5))
+    empty = submitted(http)
+    found = compare(http, wide, tall, inner, empty, wide)
+    assert found["comparable"] is True
+    assert found["hypervolume"] == pytest.approx(0.16 + 0.16 - 0.04)
+    jobs = {job["id"]: job for job in found["data"]}
+    assert list(jobs) == [wide, tall, inner, empty]
+    assert [jobs[job]["hypervolume"] for job in (wide, tall, inner, empty)] == pytest.approx([0.16, 0.16, 0.05, 0.0])
+    assert [jobs[job]["adds"] for job in (wide, tall, inner, empty)] == pytest.approx([0.12, 0.09, 0.0, 0.0])
+    assert [point["step"] for point in jobs[wide]["front"]] == [0]
+    assert [(point["job"], point["step"]) for point in found["front"]] == [(wide, 0), (tall, 0)]
+
+
+def test_other_ranges_or_objectives_have_no_common_scale(http: httpx.Client, store: JobStore) -> None:
+    one = with_front(http, store, (0.8, 0.2))
+    wider = [{**SPEC["objectives"][0], "range": [0, 2]}, SPEC["objectives"][1]]
+    other = with_front(http, store, (0.8, 0.2), objectives=wider)
+    found = compare(http, one, other)
+    assert (found["comparable"], found["hypervolume"], found["front"]) == (False, None, None)
+    assert found["differences"] == [f"accuracy: {one} and {other} measure it on other ranges or from another reference"]
+    assert found["data"][0]["hypervolume"] == 0.1
+    alone = with_front(http, store, objectives=SPEC["objectives"][:1])
+    assert "other objectives" in compare(http, one, alone)["differences"][0]
+
+
+def test_bad_comparisons(http: httpx.Client) -> None:
+    assert_error(http.get("/v1/jobs/compare"), 422)
+    assert_error(http.get("/v1/jobs/compare", params={"ids": ",".join(f"job-{i}" for i in range(33))}), 422)
+    for ids in ("job-0", "a,,b", "..", "%00"):
+        assert_error(http.get("/v1/jobs/compare", params={"ids": ids}), 404)
+
+
+# -- the command line ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cli(http: httpx.Client, state_dir: Path) -> Callable[..., tuple[int, str, str]]:
+    write_credentials(state_dir, str(http.base_url).rstrip("/"), KEY)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("EQUIPOISE_")}
+    environment |= {"EQUIPOISE_STATE_DIR": str(state_dir), "COLUMNS": "200", "NO_COLOR": "1"}
+
+    def run(*words: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "services.cli", *words], capture_output=True, text=True, env=environment, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+def test_fork_and_compare_from_a_terminal(
+    http: httpx.Client, parent: str, cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, made, errors = cli("fork", parent, "--at", "2", "--weights", "accuracy=.9", "--name", "a[b]c")
+    assert code == 0, errors
+    assert errors.strip().endswith(f"from step 2 of {parent}:")
+    spec = http.get(f"/v1/jobs/{made.strip()}").json()["spec"]
+    assert [objective["weight"] for objective in spec["objectives"]] == pytest.approx([0.9, 0.1])
+
+    sweep, changes = tmp_path / "sweep.yaml", tmp_path / "changes.yaml"
+    sweep.write_text("- {accuracy: 1, conciseness: 1}\n- {accuracy: 3, conciseness: 1}\n")
+    changes.write_text("steps: 7\n")
+    words = ("fork", parent, "--at", "best", "--sweep", str(sweep), "--changes", str(changes), "--json")
+    code, text, errors = cli(*words)
+    assert code == 0, errors
+    assert [job["lineage"]["step"] for job in json.loads(text)["data"]] == [1, 1]
+
+    code, table, errors = cli("compare", parent, made.strip())
+    assert code == 0, errors
+    assert f"{parent} at 2" in table
+    assert "a[b]c" in table
+    assert json.loads(cli("compare", parent, made.strip(), "--json")[1])["comparable"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--weights", "acuracy=1"), "--weights: no objective 'acuracy', did you mean 'accuracy'?"),
+        (("--sweep", "/no/such/file"), "/no/such/file: No such file or directory"),
+        (("--at", "newest"), "checkpoint: expected a step, 'latest' or 'best'"),
+        (("--at", "99"), "there is no such checkpoint yet"),
+    ],
+)
+def test_a_fork_that_cannot_be_is_one_line(
+    parent: str, cli: Callable[..., tuple[int, str, str]], words: tuple[str, ...], line: str
+) -> None:
+    code, output, errors = cli("fork", parent, *words)
+    assert code != 0
+    assert output == ""
+    assert line in errors
+    assert errors.count("\n") == 1

@@ -1,0 +1,155 @@
+"""What a Prometheus gets, on a real Redis behind a real socket."""
+
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from orchestrator.census import Census
+from orchestrator.embedded_redis import EmbeddedRedis, connect
+from orchestrator.states import JobStatus
+from orchestrator.store import JobStore
+from services.keys import digest
+from services.metrics_api import MAX_JOBS, JobFigures
+from services.server import ApiServer
+from services.settings import Settings
+
+KEY = "eqp_test"
+LABELS = ("owner", "job", "objective", "method", "route", "status")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[JobStore]:
+    with EmbeddedRedis(tmp_path / "redis") as redis, connect(redis.url) as client:
+        yield JobStore(client, owner="ann")
+
+
+@pytest.fixture
+def http(store: JobStore, tmp_path: Path) -> Iterator[httpx.Client]:
+    server = ApiServer("127.0.0.1", 0)
+    server.start(store, Settings(state_dir=tmp_path, key_sha256=digest(KEY)))
+    with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}, timeout=20) as http:
+        yield http
+    server.stop()
+
+
+def record(step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "objectives": {"accuracy": {"mean": 0.5, "std": 0.1}, "brevity": {"mean": float("nan")}},
+        "weights": {"applied": {"accuracy": 0.6, "brevity": 0.4}},
+        "tokens": 300,
+        "timings_s": {"step": 2.0},
+    }
+
+
+def submit(store: JobStore, status: JobStatus = JobStatus.QUEUED) -> str:
+    job_id = f"job-{uuid.uuid4().hex[:12]}"
+    store.submit("{}", name="x", job_id=job_id, steering={})
+    if status is JobStatus.RUNNING:
+        lease = store.claim(job_id, nonce="n", ttl_s=60).lease
+        assert lease is not None
+        store.set_status(lease, JobStatus.RUNNING)
+        store.commit(lease, step=1, digest="d", record=record(1))
+        store.set_front(lease, {"hypervolume": 0.25})
+    return job_id
+
+
+def samples(text: str) -> dict[str, dict[tuple[str, ...], float]]:
+    """By name, then by the labels' values in the order of `LABELS`."""
+    found: dict[str, dict[tuple[str, ...], float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[
+                tuple(sample.labels[name] for name in LABELS if name in sample.labels)
+            ] = sample.value
+    return found
+
+
+def scrape(http: httpx.Client) -> dict[str, dict[tuple[str, ...], float]]:
+    response = http.get("/metrics")
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/plain")
+    return samples(response.text)
+
+
+def test_jobs_are_counted_by_owner_and_running_ones_shown(http: httpx.Client, store: JobStore) -> None:
+    running = submit(store, JobStatus.RUNNING)
+    submit(store)
+    other = store.of_owner("bob")
+    submit(other)
+    submit(other)
+    found = scrape(http)
+    assert found["equipoise_redis_up"] == {(): 1}
+    assert found["equipoise_jobs"][("ann", "running")] == 1
+    assert found["equipoise_jobs"][("ann", "queued")] == 1
+    assert found["equipoise_jobs"][("bob", "queued")] == 2
+    assert found["equipoise_jobs"][("bob", "failed")] == 0
+    assert found["equipoise_queue_length"] == {("ann",): 1, ("bob",): 2}
+    assert found["equipoise_leases"] == {("ann",): 1, ("bob",): 0}
+    assert found["equipoise_job_step"] == {("ann", running): 1}
+    assert found["equipoise_job_objective"] == {("ann", running, "accuracy"): 0.5}  # no sample for what is no number
+    assert found["equipoise_job_weight"] == {("ann", running, "accuracy"): 0.6, ("ann", running, "brevity"): 0.4}
+    assert found["equipoise_job_hypervolume"] == {("ann", running): 0.25}
+    assert found["equipoise_job_tokens_per_second"] == {("ann", running): 150}
+
+
+def test_requests_are_labelled_by_route_template(http: httpx.Client, store: JobStore) -> None:
+    job_id = submit(store)
+    for path in (f"/v1/jobs/{job_id}/events", "/v1/jobs/job-none/events", "/v1/jobs/job-none2/events", "/livez"):
+        http.get(path)
+    for i in range(20):
+        http.get(f"/secret-{i}/../../{i}")
+    for method in ("PROPFIND", "SEARCH", "MKCOL"):
+        http.request(method, "/v1/jobs")
+    http.get("/v1/jobs", headers={"authorization": "Bearer wrong"})
+    found = scrape(http)
+    requests = found["equipoise_requests_total"]
+    assert requests[("GET", "/v1/jobs/{job_id}/events", "200")] == 1
+    assert requests[("GET", "/v1/jobs/{job_id}/events", "404")] == 2
+    assert requests[("GET", "/livez", "200")] == 1
+    assert requests[("GET", "none", "401")] == 1
+    assert requests[("GET", "none", "404")] == 20
+    assert sum(value for labels, value in requests.items() if labels[0] == "other") == 3
+    routes = {labels[1] for labels in requests}
+    assert not any(re.search(r"job-|secret|PROPFIND", text) for labels in requests for text in labels)
+    assert routes <= {"/v1/jobs", "/v1/jobs/{job_id}/events", "/livez", "/metrics", "none"}
+    assert found["equipoise_request_seconds_count"][("GET", "/v1/jobs/{job_id}/events")] == 3
+
+
+def test_running_jobs_are_capped(store: JobStore) -> None:
+    for _ in range(MAX_JOBS + 3):
+        submit(store, JobStatus.RUNNING)
+    families = {family.name: family for family in JobFigures(lambda: [store]).collect()}
+    assert len(families["equipoise_job_step"].samples) == MAX_JOBS
+    assert Census(store).counts().by_status == {JobStatus.RUNNING: MAX_JOBS + 3}
+
+
+def test_a_step_that_a_crash_undid_is_not_shown(store: JobStore) -> None:
+    job_id = submit(store, JobStatus.RUNNING)
+    lease = store.claim(job_id, nonce="n", ttl_s=60).lease
+    assert lease is not None
+    store.release(lease)
+    store.claim(job_id, nonce="second", ttl_s=60)
+    assert store.job(job_id).step == 0
+    pulse = Census(store).pulses([job_id, "job-none"])[job_id]
+    assert (pulse.step, pulse.record, pulse.tokens_per_s) == (0, None, None)
+
+
+def test_without_redis_the_scrape_says_so(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path / "other") as redis, connect(redis.url) as client:
+        away = JobStore(client)
+    found = {family.name: family for family in JobFigures(lambda: [away]).collect()}
+    assert found.keys() == {"equipoise_redis_up"}
+    assert found["equipoise_redis_up"].samples[0].value == 0
+
+
+def test_metrics_need_a_key_and_show_none(http: httpx.Client) -> None:
+    assert http.get("/metrics", headers={"authorization": ""}).status_code == 401
+    assert KEY not in http.get("/metrics").text
+    assert digest(KEY) not in http.get("/metrics").text

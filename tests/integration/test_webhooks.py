@@ -1,0 +1,538 @@
+"""Webhooks on a real Redis, delivered to a real HTTP server."""
+
+import hashlib
+import hmac
+import ipaddress
+import itertools
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from orchestrator import webhook_delivery
+from orchestrator.dispatcher import LOCK, Dispatcher
+from orchestrator.embedded_redis import EmbeddedRedis, connect
+from orchestrator.states import JobStatus
+from orchestrator.store import JobStore
+from orchestrator.webhook_delivery import DeliveryError, addresses_of, check_url, is_public, post
+from orchestrator.webhooks import EVENTS, MAX_WEBHOOKS, WebhookNotFound, WebhookStore
+from services.keys import digest
+from services.server import ApiServer
+from services.settings import Settings
+
+KEY = "eqp_test"
+
+
+class Receiver:
+    """A server that keeps what it got; `answer` decides what it says."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        self.answer: Callable[[BaseHTTPRequestHandler], None] = lambda handler: handler.send_response(204)
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                receiver.got.append(({key.lower(): value for key, value in self.headers.items()}, body))
+                receiver.answer(self)
+                self.end_headers()
+
+            do_GET = do_POST
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook?x=1"
+
+    def documents(self) -> list[dict[str, Any]]:
+        return [json.loads(body) for _, body in self.got]
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    thread = threading.Thread(target=receiver.server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield receiver
+    receiver.server.shutdown()
+    thread.join()
+    receiver.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The dispatcher works for all owners, so it gets a Redis without other tests' jobs."""
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as redis:
+        yield redis.url
+
+
+@pytest.fixture
+def store(own_redis: str) -> Iterator[JobStore]:
+    with connect(own_redis) as client:
+        yield JobStore(client, owner=f"hooks-{uuid.uuid4().hex}")
+
+
+@contextmanager
+def dispatching(store: JobStore, **options: Any) -> Iterator[Dispatcher]:
+    dispatcher = Dispatcher(store, **{"allow_private": True, "poll_s": 0.02, "backoff_s": 0.02, **options})
+    thread = threading.Thread(target=dispatcher.run)
+    thread.start()
+    try:
+        yield dispatcher
+    finally:
+        dispatcher.request_stop()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def submit(store: JobStore) -> str:
+    job_id = f"job-{uuid.uuid4().hex[:12]}"
+    store.submit("{}", name="x", job_id=job_id, steering={})
+    return job_id
+
+
+def wait(met: Callable[[], Any], timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# -- delivery -----------------------------------------------------------------------------------------------
+
+
+def test_what_happens_is_told_signed_and_once(store: JobStore, receiver: Receiver) -> None:
+    before = submit(store)
+    store.request_cancel(before)
+    webhook = WebhookStore(store).add(receiver.url, ["job.cancelled", "job.paused", "guardrail.breached"])
+    job_id = submit(store)
+    with dispatching(store):
+        store.request_pause(job_id)
+        store.event(job_id, "guardrail.breached", {"metric": "kl"})
+        store.event(job_id, "evaluated", {})
+        store.resume(job_id)
+        store.request_cancel(job_id)
+        wait(lambda: len(receiver.got) >= 3)
+        time.sleep(0.2)
+    documents = receiver.documents()
+    assert [document["type"] for document in documents] == ["job.paused", "guardrail.breached", "job.cancelled"]
+    assert {document["job_id"] for document in documents} == {job_id}
+    assert documents[1]["data"] == {"metric": "kl"}
+    for headers, body in receiver.got:
+        sent = dict(part.split("=") for part in headers["webhook-signature"].split(","))
+        signed = f"{headers['webhook-id']}.{sent['t']}.".encode() + body
+        assert sent["v1"] == hmac.new(webhook.secret.encode(), signed, hashlib.sha256).hexdigest()
+        assert abs(time.time() - int(sent["t"])) < 30
+        assert json.loads(body)["id"] == headers["webhook-id"]
+        assert webhook.secret not in str(headers) + body.decode()
+    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 3
+
+
+def test_a_restart_neither_loses_nor_floods(store: JobStore, receiver: Receiver) -> None:
+    WebhookStore(store).add(receiver.url, ["job.paused", "job.cancelled"])
+    first = submit(store)
+    with dispatching(store):
+        store.request_pause(first)
+        wait(lambda: receiver.got)
+    store.request_cancel(first)  # while nobody dispatches
+    second = submit(store)
+    store.request_pause(second)
+    with dispatching(store):
+        wait(lambda: len(receiver.got) >= 3)
+        time.sleep(0.2)
+    told = [(document["job_id"], document["type"]) for document in receiver.documents()]
+    assert told == [(first, "job.paused"), (first, "job.cancelled"), (second, "job.paused")]
+
+
+def test_a_refused_delivery_comes_again_under_its_id_and_holds_its_place(store: JobStore, receiver: Receiver) -> None:
+    webhooks = WebhookStore(store)
+    webhook = webhooks.add(receiver.url, list(EVENTS))
+    receiver.answer = lambda handler: handler.send_response(500)
+    job_id = submit(store)
+    store.request_pause(job_id)
+    store.request_cancel(job_id)
+    with dispatching(store, max_attempts=3):
+        wait(lambda: webhooks.state(webhook.webhook_id).failing)
+        assert webhooks.state(webhook.webhook_id).last_error == "answered 500"
+        assert {document["type"] for document in receiver.documents()} == {"job.paused"}
+        receiver.answer = lambda handler: handler.send_response(200)
+        wait(lambda: receiver.documents()[-1]["type"] == "job.cancelled")
+        wait(lambda: webhooks.state(webhook.webhook_id).last_error is None)
+    state = webhooks.state(webhook.webhook_id)
+    assert (state.failing, state.dropped) == (False, 0)
+    assert state.last_at is not None
+    assert len({document["id"] for document in receiver.documents()}) == 2
+
+
+def test_tries_come_ever_less_often(store: JobStore, receiver: Receiver) -> None:
+    WebhookStore(store).add(receiver.url, ["job.paused"])
+    times: list[float] = []
+
+    def refuse(handler: BaseHTTPRequestHandler) -> None:
+        times.append(time.monotonic())
+        handler.send_response(503)
+
+    receiver.answer = refuse
+    with dispatching(store, backoff_s=0.1):
+        store.request_pause(submit(store))
+        wait(lambda: len(times) >= 4)
+    pauses = [after - before for before, after in itertools.pairwise(times)]
+    assert all(pause >= 0.1 * 2**i for i, pause in enumerate(pauses))
+
+
+def test_an_event_that_is_too_old_is_given_up(store: JobStore, receiver: Receiver) -> None:
+    webhooks = WebhookStore(store)
+    webhook = webhooks.add(receiver.url, ["job.paused"])
+    receiver.answer = lambda handler: handler.send_response(500)
+    with dispatching(store, max_age_s=0.0):
+        store.request_pause(submit(store))
+        wait(lambda: webhooks.state(webhook.webhook_id).dropped == 1)
+        wait(lambda: webhooks.behind(webhook.webhook_id) == [])
+    assert len(receiver.got) == 1
+
+
+def test_one_dead_webhook_does_not_hold_up_another(store: JobStore, receiver: Receiver) -> None:
+    webhooks = WebhookStore(store)
+    webhooks.add("http://127.0.0.1:1/", ["job.paused"])
+    webhooks.add(receiver.url, ["job.paused"])
+    with dispatching(store):
+        store.request_pause(submit(store))
+        wait(lambda: receiver.got)
+
+
+def test_owners_hear_only_of_their_own_jobs(store: JobStore, receiver: Receiver) -> None:
+    other = store.of_owner(f"hooks-{uuid.uuid4().hex}")
+    WebhookStore(store).add(receiver.url, ["job.paused"])
+    mine, theirs = submit(store), submit(other)
+    with dispatching(store):
+        other.request_pause(theirs)
+        store.request_pause(mine)
+        wait(lambda: receiver.got)
+        time.sleep(0.2)
+    assert [document["job_id"] for document in receiver.documents()] == [mine]
+
+
+def test_of_two_workers_one_dispatches_and_the_other_takes_over(store: JobStore, receiver: Receiver) -> None:
+    WebhookStore(store).add(receiver.url, ["job.paused"])
+    with dispatching(store), dispatching(store):
+        store.request_pause(submit(store))
+        wait(lambda: receiver.got)
+        time.sleep(0.2)
+        assert len(receiver.got) == 1
+    assert store.calls.command("GET", LOCK) is None
+    with dispatching(store):
+        store.request_pause(submit(store))
+        wait(lambda: len(receiver.got) == 2)
+
+
+def test_a_job_that_is_over_and_told_is_not_looked_at_again(store: JobStore) -> None:
+    webhooks = WebhookStore(store)
+    webhook = webhooks.add("https://example.com/", ["job.cancelled"])
+    over, waiting = submit(store), submit(store)
+    store.request_cancel(over)
+    settled: set[str] = set()
+    assert webhooks.behind(webhook.webhook_id, settled) == [(over, 0), (waiting, 0)]
+    assert settled == set()
+    webhooks.advance(webhook.webhook_id, over, 2)
+    webhooks.advance(webhook.webhook_id, waiting, 1)
+    assert webhooks.behind(webhook.webhook_id, settled) == []
+    assert settled == {over}
+    store.request_pause(waiting)
+    assert webhooks.behind(webhook.webhook_id, settled) == [(waiting, 1)]
+
+
+def test_a_removed_webhook_leaves_nothing_behind(store: JobStore) -> None:
+    webhooks = WebhookStore(store)
+    webhook = webhooks.add("https://example.com/", ["job.paused"])
+    webhooks.remove(webhook.webhook_id)
+    webhooks.advance(webhook.webhook_id, "job-1", 3)
+    assert store.calls.command("KEYS", f"mo:{store.owner}:webhook*") == []
+    with pytest.raises(WebhookNotFound):
+        webhooks.remove(webhook.webhook_id)
+
+
+# -- one POST -----------------------------------------------------------------------------------------------
+
+
+def send(url: str, *, timeout_s: float = 5.0, allow_private: bool = True) -> int:
+    return post(url, b"{}", secret="s", delivery_id="d", allow_private=allow_private, timeout_s=timeout_s)
+
+
+def test_redirects_are_not_followed(receiver: Receiver) -> None:
+    def redirect(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(302)
+        handler.send_header("location", receiver.url)
+
+    receiver.answer = redirect
+    with pytest.raises(DeliveryError, match="answered 302, and redirects are not followed"):
+        send(receiver.url)
+    assert len(receiver.got) == 1
+
+
+def test_an_endless_answer_is_read_to_its_first_kilobyte(receiver: Receiver) -> None:
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        try:
+            for _ in range(10_000):
+                handler.wfile.write(b"x" * 65_536)
+        except OSError:
+            return
+
+    receiver.answer = endless
+    started = time.monotonic()
+    assert send(receiver.url) == 200
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("drip", [b"", b"H", b"HTTP/1.1 200 OK\r\nx: "])
+def test_a_server_that_dawdles_is_left_in_time(drip: bytes) -> None:
+    """However it keeps the connection alive: a byte now and then is not an answer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        over = threading.Event()
+
+        def dawdle() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(drip)
+                while not over.wait(0.1):
+                    try:
+                        connection.sendall(b"a" if drip else b"")
+                    except OSError:
+                        return
+
+        thread = threading.Thread(target=dawdle)
+        thread.start()
+        started = time.monotonic()
+        with pytest.raises(DeliveryError, match=r"no answer in 0\.5 s"):
+            send(f"http://127.0.0.1:{server.getsockname()[1]}/", timeout_s=0.5)
+        assert time.monotonic() - started < 1.5
+        over.set()
+        thread.join()
+
+
+def test_what_is_no_http_or_nobody_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def talk() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(b"SSH-2.0-secret banner\r\n")
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        with pytest.raises(DeliveryError, match=r"^the answer is not HTTP$"):
+            send(f"http://127.0.0.1:{port}/")
+        thread.join()
+    with pytest.raises(DeliveryError, match="refused"):
+        send(f"http://127.0.0.1:{port}/")
+    with pytest.raises(DeliveryError, match="does not resolve"):
+        send("http://no-such-host.invalid/")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
+def test_tls_is_checked_against_the_name(receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key),
+         "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    receiver.server.socket = context.wrap_socket(receiver.server.socket, server_side=True)
+    port = receiver.server.server_port
+    with pytest.raises(DeliveryError, match="its TLS certificate is not valid"):
+        send(f"https://localhost:{port}/")
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    monkeypatch.setattr(ssl, "create_default_context", lambda: trusting)
+    assert send(f"https://localhost:{port}/") == 204
+    assert receiver.got[0][0]["host"] == f"localhost:{port}"
+    with pytest.raises(DeliveryError, match="its TLS certificate is not valid"):
+        send(f"https://127.0.0.1:{port}/")
+
+
+# -- where it may go ------------------------------------------------------------------------------------------
+
+NOT_PUBLIC = [
+    "127.0.0.1", "127.1.2.3", "0.0.0.0", "0.1.2.3", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1",
+    "169.254.169.254", "100.64.0.1", "192.0.0.1", "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1",
+    "192.88.99.1", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255",
+    "::", "::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "fe80::1", "fe80::1%1",
+    "fc00::1", "fd00:ec2::254", "fec0::1", "ff02::1", "2001:db8::1", "2001:0:7f00:1::", "2002:7f00:1::",
+    "64:ff9b::7f00:1", "64:ff9b:1::a00:1", "100::1",
+]  # fmt: skip
+BAD_URLS = [
+    "http://example.com/", "file:///etc/passwd", "gopher://example.com/", "ftp://example.com/", "//example.com/", "",
+    "example.com", "https://", "https:///x", "https://user@example.com/", "https://user:pw@example.com/",
+    "https://example.com@127.0.0.1/", "https://example.com:80/", "https://example.com:6379/", "https://example.com:x/",
+    "https://example.com:99999/", "https://example.com/#x", "https://example.com\\@127.0.0.1/", "https://exa mple.com/",
+    "https://example.com/\r\nx: y", "https://example.com/\x00", "https://exämple.com/", "https://2130706433/",
+    "https://0x7f000001/", "https://0x7f.1/", "https://0177.0.0.1/", "https://127.1/", "https://127.0.0.1./",
+    "https://1.2.3.4.5/", "https://0x/", "https://[::1]/", "https://[::ffff:127.0.0.1]/", "https://[fe80::1%25eth0]/",
+    "https://[::1/", "https://127.0.0.1/", "https://169.254.169.254/latest/meta-data", "https://-example.com/",
+    "https://exam*ple.com/", "https://" + "a" * 3000 + ".com/",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", NOT_PUBLIC)
+def test_an_address_that_is_not_public_is_refused(address: str) -> None:
+    assert not is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("address", ["1.1.1.1", "8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8"])
+def test_a_public_address_is_taken(address: str) -> None:
+    assert is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+def test_a_url_that_may_lead_inside_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        check_url(url, allow_private=False)
+    with pytest.raises(DeliveryError):
+        send(url, allow_private=False)
+
+
+@pytest.mark.parametrize("url", ["https://example.com", "https://a.b-c.example:443/x?y=1", "https://[2606:4700::1]/"])
+def test_a_usual_url_is_taken(url: str) -> None:
+    check_url(url, allow_private=False)
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost.", "LOCALHOST", "ip6-localhost"])
+def test_a_name_that_leads_inside_is_refused_where_it_is_resolved(host: str) -> None:
+    with pytest.raises(DeliveryError, match=r"not public|does not resolve"):
+        send(f"https://{host}/", allow_private=False)
+
+
+def resolves_to(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
+    """A name server with these answers, one after another; what was asked."""
+    asked: list[str] = []
+
+    def answer(host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        found = answers[min(len(asked), len(answers)) - 1]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+
+    monkeypatch.setattr(webhook_delivery.socket, "getaddrinfo", answer)
+    return asked
+
+
+def test_one_inner_address_among_public_ones_is_enough_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolves_to(monkeypatch, ["93.184.216.34", "10.0.0.1"])
+    with pytest.raises(DeliveryError, match="not public"):
+        addresses_of("example.com", 443, allow_private=False)
+
+
+def test_a_name_is_resolved_once_and_the_checked_address_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that answers otherwise the second time is not asked a second time."""
+    asked = resolves_to(monkeypatch, ["93.184.216.34"], ["127.0.0.1"])
+    connected: list[tuple[str, int]] = []
+
+    def connection(address: tuple[str, int], **_: Any) -> socket.socket:
+        connected.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(webhook_delivery.socket, "create_connection", connection)
+    with pytest.raises(DeliveryError, match="refused"):
+        send("https://example.com/", allow_private=False)
+    assert asked == ["example.com"]
+    assert connected == [("93.184.216.34", 443)]
+
+
+# -- the API ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def http(store: JobStore, tmp_path: Path) -> Iterator[httpx.Client]:
+    server = ApiServer("127.0.0.1", 0)
+    server.start(store, Settings(state_dir=tmp_path, key_sha256=digest(KEY)))
+    with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}, timeout=20) as http:
+        yield http
+    server.stop()
+
+
+def test_a_webhook_from_making_to_deleting(
+    http: httpx.Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQUIPOISE_WEBHOOK_PRIVATE", "1")
+    made = http.post("/v1/webhooks", json={"url": receiver.url, "events": ["job.failed", "job.succeeded"]})
+    assert made.status_code == 201, made.text
+    assert made.headers["cache-control"] == "no-store"
+    document = made.json()
+    assert document["secret"].startswith("whsec_")
+    assert document["events"] == ["job.succeeded", "job.failed"]
+    listed = http.get("/v1/webhooks")
+    assert document["secret"] not in listed.text
+    assert [webhook["id"] for webhook in listed.json()["data"]] == [document["id"]]
+    tried = http.post(f"/v1/webhooks/{document['id']}/test").json()
+    assert tried == {"object": "webhook_test", "delivered": True, "status": 204, "error": None}
+    assert receiver.documents()[0]["type"] == "webhook.test"
+    receiver.answer = lambda handler: handler.send_response(410)
+    tried = http.post(f"/v1/webhooks/{document['id']}/test").json()
+    assert (tried["delivered"], tried["error"]) == (False, "answered 410")
+    assert http.delete(f"/v1/webhooks/{document['id']}").status_code == 204
+    for response in (
+        http.delete(f"/v1/webhooks/{document['id']}"),
+        http.post(f"/v1/webhooks/{document['id']}/test"),
+        http.post("/v1/webhooks/%7Bx%7D/test"),
+    ):
+        assert response.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"url": "https://127.0.0.1/"}, "url"),
+        ({"url": "http://example.com/"}, "url"),
+        ({"url": None}, "url"),
+        ({"events": []}, "events"),
+        ({"events": ["job.exploded"]}, "events.0"),
+        ({"secret": "short"}, "secret"),
+        ({"secret": "line\nbreak-and-more-than-16"}, "secret"),
+        ({"extra": 1}, "extra"),
+    ],
+)
+def test_a_wrong_webhook_is_refused_without_repeating_it(
+    http: httpx.Client, change: dict[str, Any], param: str
+) -> None:
+    document = {"url": "https://example.com/canary", "events": ["job.failed"], **change}
+    response = http.post("/v1/webhooks", json=document)
+    assert response.status_code == 422
+    assert response.json()["error"]["param"] == param
+    assert "canary" not in response.text
+    assert http.get("/v1/webhooks").json()["data"] == []
+
+
+def test_an_owner_has_so_many_webhooks_at_most(http: httpx.Client) -> None:
+    document = {"url": "https://example.com/", "events": ["job.failed"]}
+    for _ in range(MAX_WEBHOOKS):
+        assert http.post("/v1/webhooks", json=document).status_code == 201
+    assert http.post("/v1/webhooks", json=document).json()["error"]["code"] == "too_many_webhooks"
+
+
+def test_the_status_of_a_job_that_failed_is_told(store: JobStore, receiver: Receiver) -> None:
+    WebhookStore(store).add(receiver.url, ["job.failed"])
+    job_id = submit(store)
+    lease = store.claim(job_id, nonce="n", ttl_s=60).lease
+    assert lease is not None
+    store.finish(lease, JobStatus.FAILED, "out of memory")
+    with dispatching(store):
+        wait(lambda: receiver.got)
+    assert receiver.documents()[0]["data"]["reason"] == "out of memory"

@@ -1,0 +1,130 @@
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from orchestrator import logs
+
+log = logging.getLogger("equipoise.test")
+CANARY = "correct-horse-battery"
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    monkeypatch.setattr(logs, "_known_secrets", set())
+    monkeypatch.delenv("EQUIPOISE_LOG_FORMAT", raising=False)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def start(format: str, **options: str) -> io.StringIO:
+    stream = io.StringIO()
+    logs.setup(format, level=logging.INFO, stream=stream, **options)
+    return stream
+
+
+def written(stream: io.StringIO) -> list[dict[str, str]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_json_lines_say_when_who_and_for_what() -> None:
+    stream = start("json", job_id="job-1")
+    with logs.request("r-1"):
+        log.warning("it is %s", "late")
+    log.info("done", extra={"job_id": "job-2"})
+    first, second = written(stream)
+    assert first.pop("at").endswith("Z")
+    assert first == {
+        "level": "warning", "logger": "equipoise.test", "message": "it is late", "request_id": "r-1", "job_id": "job-1",
+    }  # fmt: skip
+    assert (second["job_id"], "request_id" in second) == ("job-2", False)
+
+
+@pytest.mark.parametrize("format", logs.FORMATS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name\n12:00:00 ERROR equipoise: forged", "name\r\n12:00:00 ERROR forged", "name\r12:00:00 ERROR forged",
+        "\x1b[2J\x1b[31mred", "\x9b31m", "a\x00b", "\x08\x08\x08", "\x7f", "\u2028ERROR forged", "\u202eesrever",
+        "\x85x", "\x0b\x0c",
+    ],
+)  # fmt: skip
+def test_nothing_that_was_sent_forges_a_line_or_moves_a_cursor(format: str, text: str) -> None:
+    stream = start(format)
+    log.warning("job %s", text)
+    log.warning("last")
+    output = stream.getvalue()
+    assert not logs._CONTROL.search(output)
+    beginnings = [line for line in output.split("\n") if line and not line.startswith("    ")]
+    assert len(beginnings) == 2
+    if format == "json":
+        assert written(stream)[0]["message"] == f"job {text}"
+
+
+@pytest.mark.parametrize("format", logs.FORMATS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"eqp_{CANARY}", f"eqp_0123456789abcdef_{CANARY}", f"whsec_{CANARY}", f"Authorization: Bearer {CANARY}",
+        f"redis://:{CANARY}@host:6379/0", f"redis://user:{CANARY}@host", f"unix://u:{CANARY}@/tmp/x",
+        f"authorization: Basic {CANARY}",
+        f"{{'password': '{CANARY}'}}", f'{{"secret": "{CANARY}"}}', f"api_key='{CANARY}'",
+    ],
+)  # fmt: skip
+def test_secrets_are_masked_in_messages_arguments_and_tracebacks(format: str, text: str) -> None:
+    stream = start(format)
+    log.warning(text)
+    log.warning("sent %s", text)
+    log.warning("sent %r", [text])
+    try:
+        raise ValueError(text)
+    except ValueError:
+        log.exception("failed")
+    output = stream.getvalue()
+    assert CANARY not in output
+    assert output.count(logs.MASK) >= 4
+    assert "ValueError" in output
+
+
+@pytest.mark.parametrize("format", logs.FORMATS)
+def test_the_secrets_of_this_process_are_masked_whatever_they_look_like(
+    format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQUIPOISE_API_KEY", "my-own-key")
+    monkeypatch.setenv("EQUIPOISE_REDIS_URL", "redis://:p%40ssword@host/0")
+    stream = start(format)
+    log.warning("my-own-key and p@ssword and %s", "p%40ssword")
+    output = stream.getvalue()
+    assert "my-own-key" not in output
+    assert "ssword" not in output
+
+
+def test_ordinary_words_stay() -> None:
+    text = (
+        "step 3: mean_tokens 12.5, see https://example.com/a:b@c and the bearer of news, a basic understanding; no key"
+    )
+    assert logs.masked(text) == text
+
+
+def test_a_traceback_stays_readable_as_text() -> None:
+    stream = start("text")
+    try:
+        raise RuntimeError("out of memory")
+    except RuntimeError:
+        log.exception("it died")
+    lines = stream.getvalue().splitlines()
+    assert lines[0].endswith("ERROR equipoise.test: it died")
+    assert lines[-1] == "    RuntimeError: out of memory"
+
+
+def test_the_format_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQUIPOISE_LOG_FORMAT", "json")
+    assert start("").getvalue() == ""
+    monkeypatch.setenv("EQUIPOISE_LOG_FORMAT", "xml")
+    with pytest.raises(ValueError, match="EQUIPOISE_LOG_FORMAT: expected text or json"):
+        start("")

@@ -1,0 +1,127 @@
+"""What a change of weights would have made of kept rollouts."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.preview import preview
+from orchestrator.steering import initial_steering
+from policies.estimators import Gdpo
+from tests.loop_fakes import make_spec
+
+GROUPS = [  # (accuracy, brevity) of each rollout: they disagree in the first group and agree in the second
+    [(1.0, 0.0), (0.0, 1.0), (1.0, 0.1), (0.0, 0.9)],
+    [(1.0, 1.0), (0.0, 0.0), (1.0, 0.8), (0.0, 0.1)],
+]
+WEIGHTS = {"accuracy": 0.75, "brevity": 0.25}
+
+
+def rows(groups: Any = GROUPS, scales: tuple[float, float] = (1.0, 1.0)) -> list[dict[str, Any]]:
+    return [
+        {
+            "step": 2,
+            "group": p,
+            "prompt_index": 10 + p,
+            "signal": {"accuracy": accuracy, "brevity": brevity},
+            "scales": {"accuracy": scales[0], "brevity": scales[1]},
+            "choice": {"weights": [0.75, 0.25], "signs": list(scales), "directions": [1.0, 1.0], "reward_scale": 1.0},
+        }
+        for p, group in enumerate(groups)
+        for accuracy, brevity in group
+    ]
+
+
+def changed(accuracy: float, **options: Any) -> dict[str, Any]:
+    spec = options.pop("spec", make_spec())
+    update = {"mode": "manual", "weights": {"accuracy": accuracy, "brevity": 1 - accuracy}, **options}
+    return preview(spec, rows(), WEIGHTS, initial_steering(spec).model_copy(update=update))
+
+
+def test_signs_change_where_the_objectives_disagree() -> None:
+    flips = changed(0.2)["sign_changes"]
+    assert [flip["number"] for flip in flips["rollouts"]] == [1, 2, 3, 4]
+    assert (flips["count"], flips["share"]) == (4, 0.5)
+    signal_PGK = torch.tensor(GROUPS, dtype=torch.float64)
+    before, after = (Gdpo()(signal_PGK, torch.tensor([w, 1 - w])).flatten().tolist() for w in (0.75, 0.2))
+    for flip in flips["rollouts"]:
+        assert flip["prompt_index"] == 10
+        assert flip["before"] == pytest.approx(before[flip["number"] - 1])
+        assert flip["after"] == pytest.approx(after[flip["number"] - 1])
+        assert flip["before"] * flip["after"] < 0
+
+
+def test_the_same_weights_change_nothing() -> None:
+    found = changed(0.75)
+    assert found["sign_changes"] == {"count": 0, "share": 0.0, "rollouts": []}
+    assert found["weights"]["before"] == pytest.approx(found["weights"]["after"])
+    assert found["effective_share"]["before"] == pytest.approx(found["effective_share"]["after"])
+
+
+def test_shares_are_of_the_weighted_advantages() -> None:
+    found = changed(0.0)
+    assert found["effective_share"]["after"] == {"accuracy": 0.0, "brevity": 1.0}
+    before = found["effective_share"]["before"]
+    advantages_BK = Gdpo().per_objective(torch.tensor(GROUPS, dtype=torch.float64)).flatten(0, 1).abs().sum(dim=0)
+    parts_K = advantages_BK * torch.tensor([0.75, 0.25])
+    assert list(before.values()) == pytest.approx((parts_K / parts_K.sum()).tolist())
+    assert sum(before.values()) == pytest.approx(1)
+
+
+def test_conflicts_and_correlation() -> None:
+    (pair,) = changed(0.5)["pairs"]
+    assert pair["objectives"] == ["accuracy", "brevity"]
+    assert pair["conflicting_share"] == 0.5
+    assert abs(pair["correlation"]) < 0.2
+    spec = make_spec()
+    agreeing = preview(spec, rows(GROUPS[1:]), WEIGHTS, initial_steering(spec))["pairs"][0]
+    assert (agreeing["conflicting_share"], agreeing["correlation"] > 0.9) == (0.0, True)
+
+
+def test_no_spread_gives_no_correlation_and_no_share() -> None:
+    spec = make_spec()
+    found = preview(spec, rows([[(0.5, 0.5)] * 4]), WEIGHTS, initial_steering(spec))
+    assert found["pairs"][0]["correlation"] is None
+    assert found["effective_share"]["after"] == {"accuracy": 0.0, "brevity": 0.0}
+    assert found["sign_changes"]["count"] == 0
+
+
+def test_bounds_clamp() -> None:
+    found = changed(0.1, bounds={"accuracy": (0.4, 1.0), "brevity": (0.0, 1.0)})
+    assert found["weights"]["after"] == pytest.approx({"accuracy": 0.4, "brevity": 0.6})
+    assert found["clamped"] == {"accuracy": True, "brevity": False}
+
+
+def test_in_auto_the_fixed_strategy_follows_the_preference_and_others_stay_as_they_were() -> None:
+    assert changed(0.2, mode="auto")["weights"]["after"] == pytest.approx({"accuracy": 0.2, "brevity": 0.8})
+    spec = make_spec(weighting={"name": "hypervolume"})
+    assert changed(0.2, mode="auto", spec=spec)["weights"]["after"] == pytest.approx(WEIGHTS)
+
+
+def test_an_objective_that_the_strategy_pushes_down_stays_so_in_auto_and_follows_the_person_in_manual() -> None:
+    spec = make_spec(weighting={"name": "hypervolume"})
+    auto = initial_steering(spec)
+    turned = rows(scales=(1.0, -1.0))
+    assert preview(spec, turned, WEIGHTS, auto)["sign_changes"]["count"] == 0
+    manual = auto.model_copy(update={"mode": "manual", "weights": {"accuracy": 0.01, "brevity": 0.99}})
+    found = preview(spec, turned, {"accuracy": 0.01, "brevity": 0.99}, manual)
+    assert found["sign_changes"]["count"] == 8  # the same weight, the other way
+
+
+ESTIMATORS = ["gdpo", "grpo", "dr_grpo", "mo_grpo", "rloo", "reinforce", "hvo", "dvao", "gd2po", "softmin"]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_unequal_groups_and_missing_rewards_stay_finite(name: str) -> None:
+    spec = make_spec(estimator={"name": name})
+    kept = rows([GROUPS[0], GROUPS[1][:2]])
+    kept[1]["signal"]["brevity"] = None
+    wanted = initial_steering(spec).model_copy(update={"mode": "manual", "weights": {"accuracy": 0.1, "brevity": 0.9}})
+    found = preview(spec, kept, WEIGHTS, wanted)
+    numbers = [found["sign_changes"]["share"], *found["effective_share"]["after"].values()]
+    numbers += itertools.chain.from_iterable(
+        (flip["before"], flip["after"]) for flip in found["sign_changes"]["rollouts"]
+    )
+    assert all(value == value and abs(value) < 1e6 for value in numbers)
+    assert found["rollouts"] == 6

@@ -1,0 +1,89 @@
+"""On a real redis-server whose settings are changed while it runs."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from orchestrator.embedded_redis import EmbeddedRedis, connect
+from orchestrator.redis_safety import NEEDED, UnsafeRedis, check_settings, unsafe_settings
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: EmbeddedRedis) -> Iterator[redis.Redis]:
+    with connect(server.url) as client:
+        yield client
+        for setting, (needed, _) in NEEDED.items():
+            client.config_set(setting, needed)
+
+
+def test_our_own_server_is_safe(client: redis.Redis) -> None:
+    assert check_settings(client) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("appendonly", "no"), ("appendfsync", "everysec"), ("appendfsync", "no"), ("maxmemory-policy", "allkeys-lru")],
+)
+def test_a_setting_that_loses_data_is_named_with_its_cure(client: redis.Redis, setting: str, value: str) -> None:
+    client.config_set(setting, value)
+    with pytest.raises(UnsafeRedis) as refused:
+        check_settings(client)
+    text = str(refused.value)
+    assert f"{setting} is '{value}'" in text
+    assert f"CONFIG SET {setting} {NEEDED[setting][0]}" in text
+    assert f"--accept-redis-settings {setting}" in text
+    (warning,) = check_settings(client, [setting])
+    assert value in warning
+
+
+def test_what_is_accepted_covers_nothing_else(client: redis.Redis) -> None:
+    client.config_set("appendfsync", "everysec")
+    client.config_set("maxmemory-policy", "volatile-ttl")
+    with pytest.raises(UnsafeRedis) as refused:
+        check_settings(client, ["appendfsync"])
+    assert "maxmemory-policy" in str(refused.value)
+    assert "everysec" not in str(refused.value)
+
+
+def test_the_acceptance_of_an_unknown_setting_is_refused(client: redis.Redis) -> None:
+    with pytest.raises(ValueError, match="no setting 'save'; those that can be accepted are appendonly"):
+        check_settings(client, ["save"])
+
+
+def test_where_settings_are_forbidden_it_warns(server: EmbeddedRedis, client: redis.Redis) -> None:
+    client.execute_command("ACL", "SETUSER", "guest", "on", ">pw", "~*", "&*", "+@all", "-config")
+    with connect(server.url.replace("unix://", "unix://guest:pw@")) as guest:
+        assert unsafe_settings(guest) is None
+        (warning,) = check_settings(guest)
+    assert "does not show its settings" in warning
+    assert "appendfsync always" in warning
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_a_command_does_not_start_on_a_redis_that_loses_data(
+    server: EmbeddedRedis, client: redis.Redis, tmp_path: Path, command: str
+) -> None:
+    client.config_set("appendfsync", "everysec")
+    done = subprocess.run(
+        [sys.executable, "-m", "services.cli", command, "--redis", server.url, "--state-dir", str(tmp_path)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("equipoise: this Redis would lose data:\nequipoise:   appendfsync is 'everysec'")
+    assert "--accept-redis-settings appendfsync" in done.stderr
+
+
+def test_where_nobody_answers_it_warns(tmp_path: Path) -> None:
+    with connect(f"unix://{tmp_path}/none.sock") as nobody:
+        (warning,) = check_settings(nobody)
+    assert warning.startswith("Redis does not answer yet")
