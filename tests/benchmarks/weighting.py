@@ -4,8 +4,8 @@
 
 Parts: rules (hypervolume and the strategies' updates), cost (learner time beside a plain update, interleaved), memory
 (peak, a process each), sketches (error of what was tried for a cheap Gramian), drift (real quickstart jobs in every
-mode; about two minutes each). Figures go to tests/benchmarks/results/weighting.json (weighting_cuda.json with --device cuda)
-as each part ends.
+mode; about two minutes each). Figures go to tests/benchmarks/results/weighting.json as each part ends, or to
+weighting_cuda.json with --device cuda.
 """
 
 from __future__ import annotations
