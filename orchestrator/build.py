@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster import Cluster, EnginePool, RemoteLearner
+from orchestrator.datasets import locate
 from orchestrator.prompts import Prompt, PromptOrder, encode, load_prompts
 from orchestrator.spec import Columns, FilesData, JobSpec
 from policies.budget import Budget, Knapsack, Uniform
@@ -63,14 +64,21 @@ class Parts:
 
 
 def build(
-    spec: JobSpec, state_dir: Path, *, ray_address: str | None = None, on_stage: Callable[[str], None] = lambda _: None
+    spec: JobSpec,
+    state_dir: Path,
+    *,
+    owner: str = "local",
+    ray_address: str | None = None,
+    on_stage: Callable[[str], None] = lambda _: None,
 ) -> Parts:
     """Start everything that a job needs; `on_stage` hears what takes long. ValueError where the spec can't run."""
     if spec.policy.model == "quickstart":
         on_stage("preparing the quickstart policy (trained once, in about a minute and a half)")
     model = resolve_model(spec, state_dir)
     tokenizer = load_tokenizer(model, revision=spec.policy.revision)
-    splits = load_splits(spec, state_dir, model=model, encoder=lambda content: encode_prompt(tokenizer, content))
+    splits = load_splits(
+        spec, state_dir, model=model, encoder=lambda content: encode_prompt(tokenizer, content), owner=owner
+    )
     device = resolve_device(spec)
     on_stage("starting Ray")
     cluster = Cluster(address=ray_address, cpus=max(os.cpu_count() or 1, spec.rollout.engines + 1))
@@ -183,28 +191,32 @@ def resolve_model(spec: JobSpec, state_dir: Path) -> str:
     return spec.policy.model
 
 
-def load_splits(spec: JobSpec, state_dir: Path, *, model: str, encoder: Callable[[Any], list[int]]) -> Splits:
+def load_splits(
+    spec: JobSpec, state_dir: Path, *, model: str, encoder: Callable[[Any], list[int]], owner: str = "local"
+) -> Splits:
     """Every split, encoded. Raises DatasetError naming the file and the row."""
-    files, columns, limit = split_files(spec, state_dir)
+    files, limit = split_files(spec, state_dir, owner)
     longest = longest_prompt(spec, model)
     splits = {
         name: encode(load_prompts(path, columns, limit=limit), str(path), encoder, longest=longest)
-        for name, path in files.items()
+        for name, (path, columns) in files.items()
     }
     return Splits(train=splits["train"], validation=splits["validation"], test=splits.get("test", []))
 
 
-def split_files(spec: JobSpec, state_dir: Path) -> tuple[dict[str, Path], Columns, int | None]:
-    """Paths by split; the quickstart task's are written first."""
+def split_files(spec: JobSpec, state_dir: Path, owner: str) -> tuple[dict[str, tuple[Path, Columns]], int | None]:
+    """Path and columns by split, and the rows to use; the quickstart task's files are written first."""
     if isinstance(spec.data, FilesData):
         named = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}
-        files = {name: Path(path).expanduser() for name, path in named.items() if path is not None}
-        return files, spec.data.columns, spec.data.limit
+        columns = spec.data.columns
+        files = {name: locate(path, columns, owner, state_dir) for name, path in named.items() if path is not None}
+        return files, spec.data.limit
     from policies.quickstart import write_splits
 
     sizes = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}
     folder = state_dir / "data" / ("quickstart-" + "-".join(str(size) for size in (spec.seed, *sizes.values())))
-    return write_splits(folder, seed=spec.seed, sizes=sizes), Columns(), None
+    written = write_splits(folder, seed=spec.seed, sizes=sizes)
+    return {name: (path, Columns()) for name, path in written.items()}, None
 
 
 def longest_prompt(spec: JobSpec, model: str) -> int:

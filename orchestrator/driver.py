@@ -89,13 +89,15 @@ class Heartbeat:
                 os._exit(3)
 
 
-def drive(job_id: str, redis_url: str, state_dir: Path, *, owner: str, ray_address: str | None) -> int:
+def drive(
+    job_id: str, redis_url: str, state_dir: Path, *, owner: str, ray_address: str | None, wait: bool = True
+) -> int:
     """Run a job to whatever end it has. Returns the process's exit code."""
     store = JobStore(connect(redis_url), owner=owner)
     directory = state_dir / "jobs" / job_id
     checkpoints = directory / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    claim = claim_job(store, job_id, checkpoints)
+    claim = claim_job(store, job_id, checkpoints, wait=wait)
     if claim.lease is None:
         log.info("job %s is not to be run: %s", job_id, claim.outcome)
         return 0
@@ -113,14 +115,14 @@ def drive(job_id: str, redis_url: str, state_dir: Path, *, owner: str, ray_addre
     return 0
 
 
-def claim_job(store: JobStore, job_id: str, checkpoints: Path) -> Claim:
-    """The lease, its fence above everything that is on disk. Waits while another's lease runs out."""
+def claim_job(store: JobStore, job_id: str, checkpoints: Path, *, wait: bool = True) -> Claim:
+    """The lease, its fence above everything that is on disk. With `wait`, once another's lease has run out."""
     fence, _ = newest_manifest(checkpoints)
     nonce = secrets.token_hex(16)
     deadline = time.monotonic() + 2 * LEASE_TTL_S
     while True:
         claim = store.claim(job_id, nonce=nonce, ttl_s=LEASE_TTL_S, floor_fence=fence)
-        if claim.outcome is not ClaimOutcome.HELD or time.monotonic() > deadline:
+        if claim.outcome is not ClaimOutcome.HELD or not wait or time.monotonic() > deadline:
             return claim
         time.sleep(1.0)
 
@@ -178,7 +180,8 @@ def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_addre
 
     heard = signal.signal(signal.SIGTERM, _hand_back)  # nothing is trained yet: no step to wait for
     try:
-        parts = build(spec, directory.parent.parent, ray_address=ray_address, on_stage=on_stage)
+        state_dir, owner = directory.parent.parent, journal.store.owner
+        parts = build(spec, state_dir, owner=owner, ray_address=ray_address, on_stage=on_stage)
     finally:
         signal.signal(signal.SIGTERM, heard)
     try:
@@ -280,7 +283,14 @@ def main(arguments: list[str] | None = None, *, exit_process: Callable[[int], An
     logs.setup(level=logging.INFO, job_id=options.job)
     logs.report_crashes()
     exit_process(
-        drive(options.job, options.redis, options.state_dir, owner=options.owner, ray_address=options.ray_address)
+        drive(
+            options.job,
+            options.redis,
+            options.state_dir,
+            owner=options.owner,
+            ray_address=options.ray_address,
+            wait=redis_url is None,  # a worker has other jobs to give its slot to
+        )
     )
 
 

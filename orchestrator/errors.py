@@ -4,6 +4,7 @@
     ├── StoreUnavailable    Redis did not answer, or refuses writes: try again later (HTTP 503)
     ├── JobNotFound         no such job for this owner (404)
     ├── IllegalTransition   the job's status does not allow it (409)
+    ├── QuotaReached        the owner has as many active jobs as it may have (429)
     ├── Fenced              another holder has the job: exit, write nothing more
     └── StepGap             a commit or checkpoint that does not continue the ledger
 
@@ -40,6 +41,10 @@ class IllegalTransition(StoreError):
 
     def __str__(self) -> str:
         return f"a job that is {self.current} cannot become {self.wanted}"
+
+
+class QuotaReached(StoreError):
+    """The owner has as many jobs waiting or at work as it may have."""
 
 
 class Fenced(StoreError):

@@ -13,7 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -62,6 +62,7 @@ class StoreJournal:
         self.lease = lease
         self._wishes = wishes
         self.patience_s = patience_s
+        self._pausing = False
 
     def steering(self, step: int) -> tuple[int, Steering]:
         state = self._patiently(lambda: self.store.steering(self.lease.job_id))
@@ -107,9 +108,11 @@ class StoreJournal:
         """As a person would: a guardrail may stop the run and wait for one. A cancel that came first stands."""
         with contextlib.suppress(IllegalTransition):
             self._patiently(lambda: self.store.request_pause(self.lease.job_id))
+            self._pausing = True  # at once: the next renewal would tell some steps later
 
     def wishes(self) -> Wishes:
-        return self._wishes()
+        wishes = self._wishes()
+        return replace(wishes, pause=True) if self._pausing else wishes
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """Retry while Redis is away, for `patience_s` at most. Every call here may be repeated without effect."""

@@ -110,7 +110,7 @@ def copy_policy(checkpoint: Checkpoint, targets: Sequence[Path]) -> None:
 
 def _copy(source: Path, target: Path, *, link: bool) -> None:
     """Whole or not there; whoever comes first with the same target wins."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     hidden = target.with_name(f".{target.name}-{secrets.token_hex(8)}")
     try:
         shutil.copytree(source, hidden, copy_function=_link if link else shutil.copy2)

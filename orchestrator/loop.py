@@ -64,6 +64,7 @@ class Loop:
         self.kept: set[int] = set()  # steps whose checkpoint is on disk
         self.samples: list[dict[str, Any]] = []  # start and end side by side, once the run has ended
         self._checkpoint_failures = 0
+        self._samples_failed = False
 
     # ------------------------------------------------------------------- run
 
@@ -150,8 +151,12 @@ class Loop:
         try:
             self.keeper.write(step, self.keeper.rows(step, batch, self.parts.splits.train, update, version))
         except OSError as error:
-            message = f"can't keep rollouts: {error.strerror or error}"
-            self.journal.event("rollouts.failed", level="warning", step=step, message=message)
+            if not self._samples_failed:  # once, until it works again
+                message = f"can't keep rollouts: {error.strerror or error}"
+                self.journal.event("rollouts.failed", level="warning", step=step, message=message)
+            self._samples_failed = True
+        else:
+            self._samples_failed = False
 
     def improve(self, step: int, sampled: Batch, kept: Sequence[int], steering: Steering) -> Update:
         """Advantages from rewards, weights from the strategy and then from the person, an update from both.
@@ -337,7 +342,8 @@ class Loop:
         self.parts.weighting.load_state_dict(document["weighting"])
         self.parts.archive.load_state_dict(document["archive"])
         self.parts.watch.load_state_dict(document["watch"])
-        self.guardrails.load_state_dict(document["guardrails"])
+        if "guardrails" in document:  # a checkpoint of a version without them has none
+            self.guardrails.load_state_dict(document["guardrails"])
         self.kept = {other for other in known if other <= step}
         front = document["front"] and self.front_stats(document["front"]["step"], document["front"]["growth"])
         self.state = LoopState(

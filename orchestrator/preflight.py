@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orchestrator.access import Access
+from orchestrator.datasets import is_reference, locate
 from orchestrator.prompts import DatasetError, Prompt, load_prompts
 from orchestrator.spec import FilesData, JobSpec
 from policies.models import ModelError, check_directory, context_length
@@ -15,12 +17,17 @@ from policies.models import ModelError, check_directory, context_length
 NEEDS_ANSWER = frozenset({"math"})
 
 
-def preflight(spec: JobSpec) -> list[tuple[str, str]]:
-    """(dotted path of the field, what is wrong and what to do) for each problem; empty where the job can run."""
-    problems: list[tuple[str, str]] = []
+def preflight(spec: JobSpec, access: Access | None = None) -> list[tuple[str, str]]:
+    """(dotted path of the field, what is wrong and what to do) for each problem; empty where the job can run.
+
+    `access` says whose datasets there are, and which paths; what it refuses is not opened.
+    """
+    problems = [] if access is None else access.problems(spec)
+    if problems:
+        return problems
     model = _model(spec, problems)
     if isinstance(spec.data, FilesData):
-        _data(spec, spec.data, model, problems)
+        _data(spec, spec.data, model, problems, access)
     return problems
 
 
@@ -50,23 +57,34 @@ def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
     return None
 
 
-def _data(spec: JobSpec, data: FilesData, model: Path | None, problems: list[tuple[str, str]]) -> None:
-    if data.columns.answer is None:
-        for i, objective in enumerate(spec.objectives):
-            if objective.reward.name in NEEDS_ANSWER:
-                message = f"'{objective.reward.name}' compares with a ground truth, but data.columns.answer is null"
-                problems.append((f"objectives.{i}.reward.name", message))
-    for split in ("train", "validation", "test"):
-        name = getattr(data, split)
-        if name is None:
-            continue
-        path = _path(name)
+def _data(
+    spec: JobSpec, data: FilesData, model: Path | None, problems: list[tuple[str, str]], access: Access | None
+) -> None:
+    names = {split: name for split in ("train", "validation", "test") if (name := getattr(data, split)) is not None}
+    if data.columns.answer is None and not all(map(is_reference, names.values())):
+        _needs_answers(spec, "data.columns.answer is null", problems)
+    for split, name in names.items():
+        path, columns = _path(name), data.columns
         try:
-            prompts = load_prompts(path, data.columns, limit=data.limit)
+            if is_reference(name):
+                if access is None:
+                    raise DatasetError(f"{name}: only a server has datasets")
+                path, columns = locate(name, data.columns, access.owner, access.state_dir)
+                if columns.answer is None:
+                    _needs_answers(spec, f"the dataset of data.{split} was uploaded without answers", problems)
+            prompts = load_prompts(path, columns, limit=data.limit)
             if model is not None:
                 _check_lengths(spec, path, prompts, model)
         except DatasetError as error:
-            problems.append((f"data.{split}", str(error)))
+            message = str(error).replace(str(path), name) if is_reference(name) else str(error)
+            problems.append((f"data.{split}", message))
+
+
+def _needs_answers(spec: JobSpec, why: str, problems: list[tuple[str, str]]) -> None:
+    for i, objective in enumerate(spec.objectives):
+        if objective.reward.name in NEEDS_ANSWER:
+            message = f"'{objective.reward.name}' compares with a ground truth, but {why}"
+            problems.append((f"objectives.{i}.reward.name", message))
 
 
 def _path(name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,15 @@ import numpy as np
 
 from orchestrator.spec import Columns
 
-Rows = Generator[tuple[int, Mapping[str, Any]], None, None]  # the row's number, from 1, and its columns
+_MAX_ROW_BYTES = 1 << 24  # of a line of JSONL or a field of CSV: longer than any prompt, short enough to hold
 
 
 class DatasetError(ValueError):
     """A dataset that can't be used; the message names the file, the row (from 1) and what was expected."""
+
+
+# The row's number, from 1, and its columns, or why it has none; a file that can't be read on raises.
+Rows = Generator[tuple[int, Mapping[str, Any] | DatasetError], None, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,23 +38,61 @@ class Prompt:
 
 
 def load_prompts(path: Path, columns: Columns, *, limit: int | None = None) -> list[Prompt]:
-    """Every row of a JSONL or Parquet file. Raises DatasetError."""
+    """Every row of a JSONL, CSV or Parquet file. Raises DatasetError."""
+    with _rows(path) as rows:
+        prompts = [_prompt(path, row, record, columns) for row, record in islice(rows, limit)]
+    if not prompts:
+        raise _empty(path, columns)
+    return prompts
+
+
+def examine(path: Path, columns: Columns, *, most: int) -> tuple[int, list[str]]:
+    """Rows, and what is wrong with the first `most` that are; it stops there. Raises DatasetError as `load_prompts`."""
+    count, problems = 0, []
+    with _rows(path) as rows:
+        try:
+            for row, record in rows:
+                count += 1
+                try:
+                    _prompt(path, row, record, columns)
+                except DatasetError as error:
+                    problems.append(str(error))
+                    if len(problems) == most:
+                        return count, problems
+        except DatasetError as error:  # what follows can't be read
+            return count, [*problems, str(error)]
+    if not count:
+        raise _empty(path, columns)
+    return count, problems
+
+
+def preview(path: Path, columns: Columns, *, after: int, limit: int) -> list[Prompt]:
+    """Rows numbered above `after`. Raises DatasetError as `load_prompts`."""
+    with _rows(path) as rows:
+        wanted = ((row, record) for row, record in rows if row > after)
+        return [_prompt(path, row, record, columns) for row, record in islice(wanted, limit)]
+
+
+@contextlib.contextmanager
+def _rows(path: Path) -> Generator[Rows, None, None]:
     readers: dict[str, Callable[[Path], Rows]] = {
         ".jsonl": _read_jsonl,
+        ".csv": _read_csv,
         ".parquet": _read_parquet,
     }
     if path.suffix not in readers:
-        raise DatasetError(f"{path}: expected a .jsonl or .parquet file")
+        raise DatasetError(f"{path}: expected a .jsonl, .csv or .parquet file")
     try:
         if not path.is_file():
             raise DatasetError(f"{path}: no such file")
         with contextlib.closing(readers[path.suffix](path)) as rows:
-            prompts = [_prompt(path, row, record, columns) for row, record in islice(rows, limit)]
+            yield rows
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror or error}") from None
-    if not prompts:
-        raise DatasetError(f"{path}: is empty; expected at least one row with '{columns.prompt}'")
-    return prompts
+
+
+def _empty(path: Path, columns: Columns) -> DatasetError:
+    return DatasetError(f"{path}: is empty; expected at least one row with '{columns.prompt}'")
 
 
 def encode(prompts: Iterable[Prompt], path: str, encoder: Callable[[Any], list[int]], *, longest: int) -> list[Prompt]:
@@ -94,7 +137,9 @@ class PromptOrder:
 
 def _read_jsonl(path: Path) -> Rows:
     with path.open("rb") as file:
-        for row, line in enumerate(file, start=1):
+        for row, line in enumerate(iter(lambda: file.readline(_MAX_ROW_BYTES + 1), b""), start=1):
+            if len(line) > _MAX_ROW_BYTES:
+                raise DatasetError(f"{path}: row {row}: longer than {_MAX_ROW_BYTES >> 20} MiB")
             if not line.strip():
                 continue
             try:
@@ -103,10 +148,37 @@ def _read_jsonl(path: Path) -> Rows:
                     json.dumps(record, ensure_ascii=False).encode()
             except (ValueError, RecursionError) as error:  # ValueError: also a number too long to read
                 reason = "not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "msg", str(error))
-                raise DatasetError(f"{path}: row {row}: not valid JSON ({reason})") from None
+                yield row, DatasetError(f"{path}: row {row}: not valid JSON ({reason})")
+                continue
             if not isinstance(record, dict):
-                raise DatasetError(f"{path}: row {row}: expected an object, got {type(record).__name__}")
+                yield row, DatasetError(f"{path}: row {row}: expected an object, got {type(record).__name__}")
+                continue
             yield row, record
+
+
+def _read_csv(path: Path) -> Rows:
+    """With a header, whose names are the columns; row 1 is the first below it."""
+    csv.field_size_limit(_MAX_ROW_BYTES)
+    row = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file, strict=True)
+            header = next(lines, [])
+            if len(set(header)) != len(header):
+                raise DatasetError(f"{path}: the header names a column twice")
+            for values in lines:
+                if not values:
+                    continue
+                row += 1
+                if len(values) == len(header):
+                    yield row, dict(zip(header, values, strict=True))
+                else:
+                    reason = f"expected {len(header)} values, one for each name in the header, got {len(values)}"
+                    yield row, DatasetError(f"{path}: row {row}: {reason}")
+    except UnicodeDecodeError:
+        raise DatasetError(f"{path}: not UTF-8 text (after row {row})") from None
+    except csv.Error as error:
+        raise DatasetError(f"{path}: row {row + 1}: not valid CSV ({error})") from None
 
 
 def _read_parquet(path: Path) -> Rows:
@@ -123,7 +195,9 @@ def _read_parquet(path: Path) -> Rows:
         raise DatasetError(f"{path}: not a Parquet file, or a damaged one (after row {row})") from None
 
 
-def _prompt(path: Path, row: int, record: Mapping[str, Any], columns: Columns) -> Prompt:
+def _prompt(path: Path, row: int, record: Mapping[str, Any] | DatasetError, columns: Columns) -> Prompt:
+    if isinstance(record, DatasetError):
+        raise record
     content = _value(path, row, record, columns.prompt)
     answer = None if columns.answer is None else _value(path, row, record, columns.answer)
     if columns.answer is not None and not isinstance(answer, str | int | float):

@@ -34,6 +34,8 @@ class SampleKeeper:
         self.spec = spec
         self.directory = directory
         self.fence = fence
+        for leftover in directory.glob(".*.jsonl-*"):  # of a kill in the middle of a write
+            leftover.unlink(missing_ok=True)
 
     def due(self, step: int) -> bool:
         every = self.spec.samples.every
@@ -85,7 +87,7 @@ class SampleKeeper:
 
     def write(self, step: int, rows: Sequence[Row]) -> None:
         """Raises OSError where the disk does not take it; what was there before stays."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = shard(self.directory, step)
         before = _rows(path)
         if before and before[0]["fence"] > self.fence:
@@ -97,6 +99,7 @@ class SampleKeeper:
                 file.flush()
                 os.fsync(file.fileno())
             hidden.replace(path)
+            shard(self.directory, step - self.spec.samples.every * self.spec.samples.keep).unlink(missing_ok=True)
         except OSError:
             hidden.unlink(missing_ok=True)
             raise

@@ -62,10 +62,10 @@ class Columns(Spec):
 
 
 class FilesData(Spec):
-    """Prompts from JSONL or Parquet files."""
+    """Prompts from JSONL, CSV or Parquet files, or from uploaded datasets, whose own columns count."""
 
     type: Literal["files"] = "files"
-    train: str = Field(description="path of the train split (.jsonl or .parquet)")
+    train: str = Field(description="path of the train split (.jsonl, .csv, .parquet), or dataset:ID")
     validation: str = Field(description="path of the validation split")
     test: str | None = Field(
         None, description="path of the test split; the validation split's figures alone when absent"
@@ -172,7 +172,8 @@ class SamplesSpec(Spec):
     """Training rollouts that are kept on disk, to be looked at and to preview a change of weights."""
 
     every: int = Field(1, ge=0, description="steps between those whose rollouts are kept; 0 keeps none")
-    prompts: int = Field(4, ge=1, le=1024, description="whole groups kept of such a step, the first of its batch")
+    prompts: int = Field(4, ge=1, le=64, description="whole groups kept of such a step, the first of its batch")
+    keep: int = Field(500, ge=1, le=100_000, description="such steps whose rollouts are kept, the newest")
 
 
 class CheckpointSpec(Spec):
@@ -229,7 +230,7 @@ class JobSpec(Spec):
         None,
         description="directory of an exported checkpoint to start from instead of policy.model's weights",
     )
-    metadata: dict[str, Annotated[str, Field(max_length=512)]] = Field(default_factory=dict, max_length=16)
+    metadata: dict[str, Annotated[str, Field(max_length=512)]] = Field(default_factory=dict, max_length=32)
 
     @model_validator(mode="after")
     def _objectives_fit(self) -> Self:

@@ -16,6 +16,7 @@ from orchestrator.errors import (
     Fenced,
     IllegalTransition,
     JobNotFound,
+    QuotaReached,
     StepGap,
     StoreError,
     StoreUnavailable,
@@ -45,7 +46,7 @@ from orchestrator.states import CANCEL, PAUSE, RESUME, JobStatus, sources
 
 __all__ = [
     "Checkpoint", "Claim", "ClaimOutcome", "Event", "Fenced", "IllegalTransition", "JobNotFound",
-    "JobRecord", "JobStatus", "JobStore", "Lease", "Page", "Signals", "Steer", "SteerOutcome",
+    "JobRecord", "JobStatus", "JobStore", "Lease", "Page", "QuotaReached", "Signals", "Steer", "SteerOutcome",
     "SteeringEntry", "SteeringState", "StepGap", "StoreError", "StoreUnavailable", "Submission",
     "SubmitOutcome", "steering_at",
 ]  # fmt: skip
@@ -110,9 +111,9 @@ class JobStore(JobReader):
         """Paused at once if nobody works on it, else pausing until the holder lets go."""
         return self._request(job_id, PAUSE, JobStatus.PAUSED, "paused on request")
 
-    def resume(self, job_id: str) -> JobStatus:
-        """Back to the queue, with all its attempts again."""
-        return self._request(job_id, RESUME, JobStatus.QUEUED, "", fresh_attempts=True)
+    def resume(self, job_id: str, *, max_active: int | None = None) -> JobStatus:
+        """Back to the queue, with all its attempts again. `QuotaReached` as `submit` has it."""
+        return self._request(job_id, RESUME, JobStatus.QUEUED, "", fresh_attempts=True, max_active=max_active)
 
     # -- the lease -------------------------------------------------------------------------------------------
 
@@ -326,9 +327,12 @@ class JobStore(JobReader):
         reason: str,
         *,
         fresh_attempts: bool = False,
+        max_active: int | None = None,
     ) -> JobStatus:
         pairs = [status for move in moves.items() for status in move]
-        code, status = self._run("request", job_id, _token(), reason, int(fresh_attempts), *pairs)
+        code, status = self._run("request", job_id, _token(), reason, int(fresh_attempts), max_active or 0, *pairs)
+        if code == "QUOTA":
+            raise QuotaReached("too many active jobs")
         if code == "ILLEGAL":
             raise IllegalTransition(status, wanted)
         return JobStatus(status)

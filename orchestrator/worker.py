@@ -158,9 +158,15 @@ class Worker:
         waiting = {owner: queue for owner in self._all_owners() if (queue := self._startable(owner))}
         while waiting and len(self._drivers) < self._capacity:
             owner = min(waiting, key=lambda owner: self._place(owner, waiting[owner][0]))
-            self._start(owner, waiting[owner].pop(0))
+            job_id = waiting[owner].pop(0)
             if not waiting[owner]:
                 del waiting[owner]
+            try:
+                self._start(owner, job_id)
+            except (OSError, JobNotFound) as error:  # its directory, or an entry without a job: the others still run
+                log.error("%s: can't be started: %s", job_id, error, extra={"job_id": job_id})
+                history = self._histories.setdefault((owner, job_id), _History())
+                history.not_before = time.monotonic() + _LONGEST_PAUSE_S
 
     def _startable(self, owner: str) -> list[str]:
         """An owner's waiting jobs in the order of its queue (oldest first: the queue's score is what decides)."""
@@ -177,7 +183,11 @@ class Worker:
         Without the second, an owner with a long queue would hold a worker of capacity 1 until it is empty.
         """
         running = sum(driver.owner == owner for driver in self._drivers.values())
-        return running, self._served.get(owner, 0), self._store(owner).job(job_id).created_at
+        try:
+            created_at = self._store(owner).job(job_id).created_at
+        except JobNotFound:
+            created_at = 0.0  # its turn comes, and says so
+        return running, self._served.get(owner, 0), created_at
 
     def _start(self, owner: str, job_id: str) -> None:
         directory = self._state_dir / "jobs" / job_id

@@ -15,12 +15,15 @@ from orchestrator.spec import JobSpec
 from orchestrator.store import JobStore
 from services import (
     compat_api,
+    datasets_api,
     events_api,
     fork_api,
     jobs_api,
     keys_api,
     metrics_api,
+    models_api,
     results_api,
+    rewards_api,
     rollouts_api,
     rules_api,
     steering_api,
@@ -44,7 +47,8 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
     app.state.stopping = threading.Event()  # set before the server stops, to end the streams
     app.state.registry = CollectorRegistry()
     # The last one added is the outermost: an id for every answer, then the key, then the body's size.
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    uploads = {("POST", "/v1/datasets"): settings.limits.dataset_bytes}
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, uploads=uploads)
     app.add_middleware(
         RequireKey,
         key_sha256=settings.key_sha256,
@@ -68,11 +72,14 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
         rollouts_api,
         compat_api,
         webhooks_api,
+        datasets_api,
+        models_api,
+        rewards_api,
     ):
         app.include_router(module.router)
 
     @app.get("/livez", tags=["health"])
-    def livez() -> Response:
+    async def livez() -> Response:
         """The process answers."""
         return StrictJSONResponse({"status": "ok"})
 
@@ -94,7 +101,24 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         spec = JobSpec.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(spec.pop("$defs", {}))
         schemas["JobSpec"] = spec
+        _describe_errors(document)
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _describe_errors(document: dict[str, Any]) -> None:
+    """Every answer but success has the shape of services/errors.py, not the one that FastAPI supposes for 422."""
+    schemas = document["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    text = {"type": "string"}
+    fields = {"type": text, "code": text, "message": text, "param": {"type": ["string", "null"]}}
+    error = {"type": "object", "properties": fields, "required": list(fields)}
+    schemas["Error"] = {"type": "object", "properties": {"error": error}, "required": ["error"]}
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = {"description": "refused, or broken here", "content": content}

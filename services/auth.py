@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hmac
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import anyio
-from starlette.concurrency import run_in_threadpool
+import anyio.to_thread
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Asgi
 
@@ -19,7 +21,10 @@ from services.scopes import scope_needed
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 PUBLIC_PATHS = frozenset({"/livez"})
+_THREADS = 16
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -60,6 +65,7 @@ class RequireKey:
         self._keys = keys
         self._writes_per_minute = writes_per_minute
         self._recheck_s = recheck_s
+        self._threads: anyio.CapacityLimiter | None = None  # made in the event loop that it belongs to
         self._operator = Principal(
             key_id=key_sha256[:16],
             key_name=f"key {key_sha256[:8]}",
@@ -90,12 +96,12 @@ class RequireKey:
         """Raises ApiProblem: 401 without a valid key, 403 beyond its scopes, 429 above its rate."""
         principal = await self._principal(scope)
         if principal is None:
-            raise _UNAUTHENTICATED
+            raise _unauthenticated()
         needed = scope_needed(scope["app"].routes, scope)
         if needed is not None and not principal.may(needed):
             raise ApiProblem(403, "insufficient_scope", f"this needs a key with the scope '{needed}'")
         if self._writes_per_minute and scope.get("method", "GET") not in _READING:
-            wait_s = await run_in_threadpool(self._keys.count_write, principal.key_id, self._writes_per_minute)
+            wait_s = await self._in_thread(self._keys.count_write, principal.key_id, self._writes_per_minute)
             if wait_s:
                 message = f"this key may write {self._writes_per_minute} times a minute; try again in {wait_s} s"
                 raise ApiProblem(429, "rate_limited", message, headers={"retry-after": str(wait_s)})
@@ -112,7 +118,13 @@ class RequireKey:
         if hmac.compare_digest(given, self._key_sha256):
             return self._operator
         key_id = key_id_in(key)
-        return None if key_id is None else await run_in_threadpool(self._look_up, key_id, given)
+        return None if key_id is None else await self._in_thread(self._look_up, key_id, given)
+
+    async def _in_thread(self, call: Callable[..., T], *args: Any) -> T:
+        """Threads of our own, so that slow handlers keep nobody from being let in."""
+        if self._threads is None:
+            self._threads = anyio.CapacityLimiter(_THREADS)
+        return await anyio.to_thread.run_sync(call, *args, limiter=self._threads)
 
     def _look_up(self, key_id: str, given: str) -> Principal | None:
         try:
@@ -164,7 +176,7 @@ class RequireKey:
         if failure is not None:
             raise failure
         if not started:
-            await _refuse(_UNAUTHENTICATED, scope, receive, send)
+            await _refuse(_unauthenticated(), scope, receive, send)
         elif not ended:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -180,9 +192,11 @@ async def _refuse(problem: ApiProblem, scope: Asgi, receive: Receive, send: Send
         await send({"type": "websocket.close", "code": 1008})
 
 
-_UNAUTHENTICATED = ApiProblem(
-    401,
-    "unauthenticated",
-    "this needs the header 'Authorization: Bearer <key>'; `equipoise up` keeps the key in STATE/api.json",
-    headers={"www-authenticate": "Bearer"},
-)
+def _unauthenticated() -> ApiProblem:
+    """Anew each time: an exception keeps the frames it was raised through, and with them what the caller sent."""
+    return ApiProblem(
+        401,
+        "unauthenticated",
+        "this needs the header 'Authorization: Bearer <key>'; `equipoise up` keeps the key in STATE/api.json",
+        headers={"www-authenticate": "Bearer"},
+    )

@@ -7,7 +7,7 @@ with Client("http://127.0.0.1:8740", key) as client:
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import httpx
 
@@ -118,6 +118,42 @@ class Client:
 
     def rewards(self) -> Document:
         return self._call("GET", "/v1/rewards")
+
+    def upload_dataset(
+        self, content: BinaryIO, *, name: str, format: str, prompt: str = "prompt", answer: str = "answer"
+    ) -> Document:
+        """`content` is read as it is sent."""
+        params = {"name": name, "format": format, "prompt": prompt, "answer": answer}
+        return self._call("POST", "/v1/datasets", params=params, content=content, timeout=600)
+
+    def all_datasets(self) -> list[Document]:
+        """Every page of the list, newest first."""
+        datasets: list[Document] = []
+        while True:
+            after = datasets[-1]["id"] if datasets else None
+            page = self._call("GET", "/v1/datasets", params=_given(after=after, limit=100))
+            datasets += page["data"]
+            if not page["has_more"]:
+                return datasets
+
+    def dataset(self, dataset_id: str) -> Document:
+        return self._call("GET", f"/v1/datasets/{dataset_id}")
+
+    def dataset_rows(self, dataset_id: str, *, after: int = 0, limit: int = 20) -> Document:
+        return self._call("GET", f"/v1/datasets/{dataset_id}/rows", params={"after": after, "limit": limit})
+
+    def delete_dataset(self, dataset_id: str) -> Document:
+        return self._call("DELETE", f"/v1/datasets/{dataset_id}")
+
+    def models(self) -> Document:
+        return self._call("GET", "/v1/models")
+
+    def run_rewards(
+        self, rewards: list[Document], samples: list[Document], *, max_tokens: int | None = None
+    ) -> Document:
+        """What each reward gives for pairs of prompt and completion."""
+        wanted = _given(rewards=rewards, samples=samples, max_tokens=max_tokens)
+        return self._call("POST", "/v1/rewards/run", json=wanted, timeout=60)
 
     def create_key(
         self, *, name: str, scopes: list[str], owner: str | None = None, expires_in_s: int | None = None

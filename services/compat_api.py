@@ -18,9 +18,9 @@ from starlette.responses import Response
 from orchestrator.states import JobStatus
 from orchestrator.store import Checkpoint, Event, JobRecord, JobStore
 from services.body import parse_json
-from services.deps import MAX_PAGE, JobId, Store, page
+from services.deps import MAX_PAGE, JobId, MaxActive, Store, page
 from services.errors import ApiProblem, StrictJSONResponse
-from services.jobs_api import JobList, Metadata, jobs_with
+from services.jobs_api import JobList, Metadata, back_in_queue, jobs_with
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
@@ -73,8 +73,8 @@ def pause_job(job_id: JobId, store: Store) -> Response:
 
 
 @router.post("/{job_id}/resume")
-def resume_job(job_id: JobId, store: Store) -> Response:
-    store.resume(job_id)
+def resume_job(job_id: JobId, store: Store, max_active: MaxActive) -> Response:
+    back_in_queue(store, job_id, max_active)
     return StrictJSONResponse(_job(store, store.job(job_id)))
 
 

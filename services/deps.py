@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from fastapi import Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict
 
+from orchestrator.access import Access
+from orchestrator.datasets import Datasets
 from orchestrator.errors import JobNotFound
 from orchestrator.keys import is_name
 from orchestrator.store import JobStore
@@ -38,6 +40,33 @@ def _max_active(request: Request, principal: Annotated[Principal, Depends(_princ
     return (limits.active_jobs_local if own else limits.active_jobs) or None
 
 
+def _access(
+    request: Request, principal: Annotated[Principal, Depends(_principal)], store: Annotated[JobStore, Depends(_store)]
+) -> Access:
+    """Which files a spec may name: any for the installation's own owner, none for others, or those of the roots."""
+    settings = _settings(request)
+    limits = settings.limits
+    own = principal.owner == request.app.state.store.owner
+
+    def is_own(job_id: str) -> bool:
+        try:
+            return is_name(job_id) and store.job(job_id) is not None
+        except JobNotFound:
+            return False
+
+    return Access(
+        owner=principal.owner,
+        state_dir=settings.state_dir,
+        roots=None if own and limits.data_roots is None else limits.data_roots or (),
+        model_roots=limits.model_roots,
+        own_job=is_own,
+    )
+
+
+def _datasets(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> Datasets:
+    return Datasets(_settings(request).state_dir, principal.owner)
+
+
 def _job_id(job_id: Annotated[str, Path(description="a job's id")]) -> str:
     if not is_name(job_id):
         raise JobNotFound(job_id)  # not 422: an id that can't exist is one that doesn't
@@ -48,6 +77,8 @@ Caller = Annotated[Principal, Depends(_principal)]
 Store = Annotated[JobStore, Depends(_store)]
 MaxActive = Annotated[int | None, Depends(_max_active)]  # how many jobs of the owner may wait or run; None: any number
 Configuration = Annotated[Settings, Depends(_settings)]
+FileAccess = Annotated[Access, Depends(_access)]
+OwnDatasets = Annotated[Datasets, Depends(_datasets)]
 JobId = Annotated[str, Depends(_job_id)]
 
 

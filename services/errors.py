@@ -17,6 +17,7 @@ import logging
 import math
 import re
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -171,17 +172,23 @@ class RequestContext:
 class BodyLimit:
     """Refuses bodies above a size by counting what arrives, since Content-Length may be absent or wrong."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, uploads: Mapping[tuple[str, str], int] | None = None) -> None:
+        """`uploads`: (method, path) of the routes with a size of their own; 0 is no limit."""
         self._app = app
         self._max_bytes = max_bytes
+        self._uploads = dict(uploads or {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        max_bytes = self._uploads.get((scope["method"], scope["path"]), self._max_bytes)
+        if max_bytes == 0:
+            await self._app(scope, receive, send)
+            return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if declared.isdigit() and int(declared) > self._max_bytes:
-            await problem_response(self._too_large())(scope, receive, send)
+        if declared.isdigit() and int(declared[:20]) > max_bytes:
+            await problem_response(self._too_large(max_bytes))(scope, receive, send)
             return
         seen = 0
 
@@ -189,14 +196,14 @@ class BodyLimit:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._max_bytes:
-                raise self._too_large()
+            if seen > max_bytes:
+                raise self._too_large(max_bytes)
             return message
 
         await self._app(scope, counted, send)
 
-    def _too_large(self) -> ApiProblem:
-        message = f"the body is larger than {self._max_bytes} bytes"
+    def _too_large(self, max_bytes: int) -> ApiProblem:
+        message = f"the body is larger than {max_bytes} bytes"
         return ApiProblem(413, "body_too_large", message, headers={"connection": "close"})
 
 

@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["events"])
 _KEEPALIVE_S = 15.0
 
 
-@router.get("")
+@router.get("", responses={204: {"description": "the job is over, and nothing follows the cursor"}})
 def get_events(
     request: Request,
     job_id: JobId,

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
+from orchestrator.access import Access
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.lineage import (
     MAX_FORKS,
@@ -33,7 +34,7 @@ from orchestrator.states import is_terminal
 from orchestrator.steering import SteeringError, initial_steering, merge
 from orchestrator.store import Checkpoint, JobStore, SubmitOutcome
 from services.body import json_body, parse_json
-from services.deps import Configuration, JobId, MaxActive, Store, body_schema, page
+from services.deps import Configuration, FileAccess, JobId, MaxActive, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found, quota_problem
 from services.jobs_api import IdempotencyKey, checked_spec, first_steering, job_document
 from services.settings import Settings
@@ -113,6 +114,7 @@ def fork_job(
     store: Store,
     config: Configuration,
     max_active: MaxActive,
+    access: FileAccess,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queues jobs that start from a copy of the checkpoint's policy. Each is queued whole or not at all.
@@ -126,7 +128,7 @@ def fork_job(
         plan = None if path is None else kept_plan(path, document)
         replay = plan is not None
         if plan is None:
-            plan = _plan(store, config, job_id, fork)
+            plan = _plan(store, config, access, job_id, fork)
             if path is not None:
                 plan = keep_plan(path, document, plan)
     except PlanConflict as error:
@@ -154,13 +156,13 @@ def _checked(document: Any) -> Fork:
     return fork
 
 
-def _plan(store: JobStore, config: Settings, parent: str, fork: Fork) -> dict[str, Any]:
+def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: Fork) -> dict[str, Any]:
     """What will be made: ids and whole specs, so that carrying it out twice makes the same jobs."""
     spec = parse_spec(parse_json(store.spec(parent).encode()))
     checkpoint = _checkpoint(store, parent, spec, fork.checkpoint)
     wanted = merged(spec.model_dump(mode="json"), fork.changes)
     wanted["init_checkpoint"] = str(Path(checkpoint.path) / "policy")
-    base = checked_spec(wanted)
+    base = checked_spec(wanted, access)
     vectors: Sequence[_Weights | None] = fork.sweep if fork.sweep is not None else [fork.weights]
     name = fork.name or f"{spec.name[:96]} from {checkpoint.step}"
     jobs = []

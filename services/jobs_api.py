@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import secrets
@@ -13,15 +14,17 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.responses import Response
 
+from orchestrator.access import Access
 from orchestrator.errors import JobNotFound
 from orchestrator.lineage import lineage
 from orchestrator.preflight import preflight
 from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.spec_errors import SpecError, problem
 from orchestrator.states import JobStatus
 from orchestrator.steering import initial_steering
-from orchestrator.store import JobRecord, JobStore, Page, SubmitOutcome
+from orchestrator.store import JobRecord, JobStore, Page, QuotaReached, SubmitOutcome
 from services.body import json_body, parse_json
-from services.deps import MAX_PAGE, JobId, MaxActive, Store, body_schema, page
+from services.deps import MAX_PAGE, FileAccess, JobId, MaxActive, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, quota_problem, spec_problem
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -87,16 +90,22 @@ class Submit(BaseModel):
     validate_only: bool = Query(False, description="check, and say what would run, without running it")
 
 
-@router.post("", status_code=201, openapi_extra=body_schema({"$ref": "#/components/schemas/JobSpec"}))
+@router.post(
+    "",
+    status_code=201,
+    responses={200: {"description": "with validate_only: what would run"}},
+    openapi_extra=body_schema({"$ref": "#/components/schemas/JobSpec"}),
+)
 def submit_job(
     document: Annotated[Any, Depends(json_body)],
     query: Annotated[Submit, Query()],
     store: Store,
     max_active: MaxActive,
+    access: FileAccess,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queues a job. The body is the same document as the CLI's YAML."""
-    spec = checked_spec(document)
+    spec = checked_spec(document, access)
     text = spec.to_json()
     if query.validate_only:
         return StrictJSONResponse(_validated(spec, text))
@@ -152,7 +161,7 @@ def _metadata_of(store: JobStore, job_id: str) -> dict[str, str]:
     return metadata
 
 
-@router.get("/{job_id}")
+@router.get("/{job_id}", responses={304: {"description": "If-None-Match names the current state"}})
 def get_job(
     job_id: JobId,
     store: Store,
@@ -191,21 +200,40 @@ def pause_job(job_id: JobId, store: Store) -> Response:
 
 
 @router.post("/{job_id}/resume")
-def resume_job(job_id: JobId, store: Store) -> Response:
+def resume_job(job_id: JobId, store: Store, max_active: MaxActive) -> Response:
     """Puts a paused job back in the queue; it goes on from its newest checkpoint."""
-    store.resume(job_id)
+    back_in_queue(store, job_id, max_active)
     return StrictJSONResponse(job_document(store.job(job_id)))
 
 
-def checked_spec(document: Any) -> JobSpec:
-    """A spec that can run here: its fields fit, and so do the files that it names."""
+def back_in_queue(store: JobStore, job_id: str, max_active: int | None) -> None:
+    """As a submission, a resumed job counts against its owner's quota."""
     try:
-        spec = parse_spec(document)
+        store.resume(job_id, max_active=max_active)
+    except QuotaReached:
+        raise quota_problem(max_active) from None
+
+
+def checked_spec(document: Any, access: Access) -> JobSpec:
+    """A spec that can run here: its fields fit, and so do the files that it names, which `access` allows."""
+    try:
+        spec = _strict_spec(document)
     except RuntimeError as error:  # an installed reward plugin is broken, which the spec's author can't help
         raise ApiProblem(500, "plugin_broken", str(error)) from error
-    if problems := preflight(spec):
+    if problems := preflight(spec, access):
         raise spec_problem(problems)
     return spec
+
+
+def _strict_spec(document: Any) -> JobSpec:
+    """Without YAML's leniency, which takes the text 1e-6 for a number: in JSON a number is one, and true is not."""
+    if not isinstance(document, dict):
+        return parse_spec(document)  # which says what it is instead
+    try:
+        return JobSpec.model_validate_json(json.dumps(document), strict=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        raise SpecError([problem(JobSpec, detail) for detail in found]) from None
 
 
 def first_steering(spec: JobSpec) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,7 +56,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
                     body["weights"] = steer_words.weights([word.strip() for word in weights.split(",")], now)
                 except ValueError as error:
                     fail(f"--weights: {error}")
-            made = client.fork(job_id, **body)
+            made = client.fork(job_id, idempotency_key=secrets.token_hex(16), **body)
         if as_json:
             print_json(made)
             return

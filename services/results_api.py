@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
@@ -64,12 +64,21 @@ def get_checkpoints(job_id: JobId, store: Store) -> Response:
 
 @router.post("/jobs/{job_id}/checkpoints/{step}/export", openapi_extra=body_schema(Export.model_json_schema()))
 def export_checkpoint(
-    job_id: JobId, step: int, document: Annotated[Any, Depends(json_body)], store: Store, settings: Configuration
+    request: Request,
+    job_id: JobId,
+    step: int,
+    document: Annotated[Any, Depends(json_body)],
+    store: Store,
+    settings: Configuration,
 ) -> Response:
-    """Verifies a checkpoint and copies its policy, a Hugging Face directory, to a directory of the server's machine."""
-    if not settings.local_exports:
+    """Verifies a checkpoint and copies its policy, a Hugging Face directory, to a directory of the server's machine.
+
+    For the installation's own key alone: it writes with the server's rights.
+    """
+    store.job(job_id)  # another owner's is not there, before anything else is said
+    if not (settings.local_exports and request.state.principal.is_operator):
         raise ApiProblem(
-            403, "exports_disabled", "this server does not write to its machine; copy the checkpoint's path"
+            403, "exports_disabled", "this key does not write to the server's machine; copy the checkpoint's path"
         )
     try:
         destination = Path(Export.model_validate(document).to)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from orchestrator.rules import RuleKind, find_rules, rules
+from orchestrator.spec_errors import nearest
 from services.deps import page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 
@@ -35,8 +36,9 @@ def get_rule(name: str) -> Response:
     """The rules of that name: one, or several of different kinds."""
     try:
         found = find_rules(name)
-    except ValueError as error:
-        raise not_found(str(error)) from None
+    except ValueError:  # its message repeats the name, which is for the CLI
+        hint = nearest(name, [rule.name for rule in rules()]) or "; GET /v1/rules lists all"
+        raise not_found(f"no such rule{hint}") from None
     except RuntimeError as error:  # a plug-in that does not load; its name is in the message
         raise ApiProblem(500, "plugin_broken", str(error)) from error
     return StrictJSONResponse(page([dataclasses.asdict(rule) for rule in found], has_more=False))

@@ -36,6 +36,9 @@ _READ = (
     "GET /v1/rules",
     "GET /v1/rules/{name}",
     "GET /v1/models",
+    "GET /v1/datasets",
+    "GET /v1/datasets/{dataset_id}",
+    "GET /v1/datasets/{dataset_id}/rows",
 )
 _SUBMIT = (
     "POST /v1/jobs",
@@ -49,6 +52,8 @@ _SUBMIT = (
     f"POST {_ALIAS}/resume",
     "POST /v1/rewards/validate",
     "POST /v1/rewards/run",
+    "POST /v1/datasets",
+    "DELETE /v1/datasets/{dataset_id}",
 )
 _STEER = (f"PUT {_JOB}/steering",)
 _ADMIN = (

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,18 +24,32 @@ class Limits(BaseModel):
     writes_per_minute: int = Field(600, ge=0)  # of one key
     active_jobs: int = Field(100, ge=0)  # that wait or run, of one owner
     active_jobs_local: int = Field(0, ge=0)  # the same for the installation's own owner
+    datasets: int = Field(1000, ge=0)  # of one owner
+    dataset_bytes: int = Field(256 << 20, ge=0)  # of one upload
+    data_roots: tuple[Path, ...] | None = None  # where specs may read; None: anywhere for the own owner, else nowhere
+    model_roots: tuple[Path, ...] = ()  # whose directories are policies that may be aligned
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """EQUIPOISE_MAX_WRITES_PER_MINUTE, EQUIPOISE_MAX_ACTIVE_JOBS and EQUIPOISE_MAX_ACTIVE_JOBS_LOCAL."""
-        given = {}
-        for field in cls.model_fields:
+        """EQUIPOISE_MAX_... for each number; EQUIPOISE_DATA_ROOTS and EQUIPOISE_MODEL_ROOTS, paths with os.pathsep."""
+        given: dict[str, Any] = {}
+        for field in ("data_roots", "model_roots"):
+            if text := environment.get(name := f"EQUIPOISE_{field.upper()}"):
+                given[field] = _directories(name, text)
+        for field in cls.model_fields.keys() - {"data_roots", "model_roots"}:
             name = f"EQUIPOISE_MAX_{field.upper()}"
             if text := environment.get(name):
                 if not (text.isascii() and text.isdigit() and len(text) <= 9):
                     raise ValueError(f"{name}: expected a whole number, 0 for no limit")
                 given[field] = int(text)
         return cls(**given)
+
+
+def _directories(name: str, text: str) -> tuple[Path, ...]:
+    paths = tuple(Path(part).expanduser() for part in text.split(os.pathsep) if part)
+    if not all(path.is_absolute() for path in paths):
+        raise ValueError(f"{name}: expected absolute paths, with '{os.pathsep}' between them")
+    return paths
 
 
 class Settings(BaseModel):

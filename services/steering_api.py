@@ -105,6 +105,8 @@ def preview_steering(
             raise ApiProblem(409, "no_rollouts", "this job keeps no rollouts: its spec's samples.every is 0")
         raise ApiProblem(425, "no_rollouts_yet", "no rollouts of this job are kept yet; try again after a step")
     records = store.steps(job_id, after_step=step - 1, limit=1)
+    if not records:  # a claim has just taken the job back behind that step
+        raise ApiProblem(425, "no_rollouts_yet", "the job was taken back to an earlier step; try again after a step")
     found = preview(spec, rows, records[0]["weights"]["applied"], wanted)
     return StrictJSONResponse({"object": "steering.preview", **found})
 

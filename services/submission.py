@@ -23,7 +23,7 @@ def anchored(spec: JobSpec) -> Document:
     document: Document = spec.model_dump(mode="json")
     if isinstance(spec.data, FilesData):
         for split in ("train", "validation", "test"):
-            if document["data"][split] is not None:
+            if document["data"][split] is not None and not document["data"][split].startswith("dataset:"):
                 document["data"][split] = _absolute(document["data"][split])
     if spec.init_checkpoint is not None:
         document["init_checkpoint"] = _absolute(spec.init_checkpoint)

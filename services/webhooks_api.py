@@ -85,7 +85,7 @@ def list_webhooks(webhooks: Webhooks) -> Response:
     return StrictJSONResponse(page(found, has_more=False))
 
 
-@router.delete("/{webhook_id}")
+@router.delete("/{webhook_id}", status_code=204)
 def delete_webhook(webhook_id: str, webhooks: Webhooks) -> Response:
     """What is not delivered yet never will be."""
     try:

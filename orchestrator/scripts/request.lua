@@ -1,14 +1,18 @@
 -- What a person asks of a job: cancel, pause, resume. KEYS as common.
--- ARGV: id, token, reason, reset attempts (0|1), then pairs from, to. Answers {OK, status} or {ILLEGAL, status}.
-local token, reason, reset = ARGV[2], ARGV[3], ARGV[4]
+-- ARGV: id, token, reason, reset attempts (0|1), jobs allowed in queue and at work (0: any), then pairs from, to.
+-- Answers {OK, status}, {ILLEGAL, status} or {QUOTA, status}.
+local token, reason, reset, max_active = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local from = redis.call('HGET', JOB, 'status')
 if not from then return {'NOTFOUND'} end
 local given = kept_reply(token)
 if given then return {'OK', given} end
-for i = 5, #ARGV, 2 do
+for i = 6, #ARGV, 2 do
   local to = ARGV[i + 1]
   if ARGV[i] == from then
     if from ~= to then
+      if to == 'queued' and max_active > 0 and redis.call('ZCARD', QUEUE) + redis.call('ZCARD', LEASES) >= max_active then
+        return {'QUOTA', from}
+      end
       if reset == '1' then redis.call('HSET', JOB, 'attempts', 0) end
       move(from, to, reason, now_us())
       keep_reply(token, to)

@@ -1,5 +1,6 @@
 """API keys on a real Redis behind a real socket: who may do what, to whose jobs, how often, and until when."""
 
+import gc
 import json
 import logging
 import re
@@ -638,3 +639,37 @@ def test_the_key_store_refuses_malformed_ids_and_owners(place: Place) -> None:
         with pytest.raises(ValueError, match=r"key id|owner"):
             keys.add(key_id=key_id, owner=owner, **made)
     assert not place.client.exists(names.api_key("0123456789abcdef"))
+
+
+def test_refused_requests_leave_nothing_behind(place: Place) -> None:
+    """An exception that is raised again and again would keep every frame, and the headers in it."""
+    app = create_app(JobStore(place.client), settings(place.directory))
+    with TestClient(app) as http:
+        for i in range(30):
+            assert http.get("/v1/jobs", headers={"authorization": f"Bearer left-behind-{i}"}).status_code == 401
+    gc.collect()
+    left = [found for found in gc.get_objects() if type(found) is dict and found.get("type") == "http"]
+    assert sum("left-behind" in str(scope.get("headers")) for scope in left) <= 2
+
+
+def test_only_the_installations_key_writes_to_the_servers_machine(place: Place, tmp_path: Path) -> None:
+    with place.http(place.key("admin")) as http:
+        job_id = http.post("/v1/jobs", json=SPEC).json()["id"]
+        answer = http.post(f"/v1/jobs/{job_id}/checkpoints/0/export", json={"to": str(tmp_path / "out")})
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "exports_disabled"
+
+
+def test_resuming_counts_against_the_quota(tmp_path: Path, place: Place) -> None:
+    with serving(place.client, tmp_path, active_jobs=2) as limited:
+        owner = f"quota-{uuid.uuid4().hex[:8]}"
+        with limited.http(limited.key("submit", "read", owner=owner)) as http:
+            first, second = (http.post("/v1/jobs", json=SPEC).json()["id"] for _ in range(2))
+            assert http.post(f"/v1/jobs/{first}/pause").status_code == 200
+            assert http.post("/v1/jobs", json=SPEC).status_code == 201
+            refused = http.post(f"/v1/jobs/{first}/resume")
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"]
+            assert http.get(f"/v1/jobs/{first}").json()["status"] == "paused"
+            assert http.post(f"/v1/jobs/{second}/cancel").status_code == 200
+            assert http.post(f"/v1/jobs/{first}/resume").json()["status"] == "queued"

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.checkpoints import directory_name, verify
 from orchestrator.store import JobStatus, JobStore
-from tests.support import Drive, connect, descendants, largest_difference, make_policy, run_job, small_spec, submit
+from tests.support import Drive, connect, make_policy, run_job, small_spec, submit
 
 
 @pytest.fixture(scope="module")
@@ -91,32 +91,6 @@ def test_nothing_is_left_running(finished):
     names = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     _, job_id, _ = finished
     assert not [line for line in names if job_id in " ".join(line)]
-
-
-def test_killed_and_resumed_gives_the_same_figures(finished, policy, redis_url, state_dir):
-    """SIGKILL in the middle; the rest equals the undisturbed run, no step is twice in the lineage."""
-    store, undisturbed, _ = finished
-    job_id = submit(store, small_spec(policy, name="undisturbed", steps=6))
-    first = Drive(job_id, redis_url, state_dir)
-    first.wait_for_step(3)
-    family = descendants(first.process.pid)
-    names = {process.pid: " ".join(process.cmdline()) for process in family}
-    first.kill()
-    working = [process for process in family if "Agent" not in names[process.pid]]  # Ray's own agents take a minute
-    _, alive = psutil.wait_procs(working, timeout=30)
-    assert not [names[process.pid] for process in alive], "the dead driver left processes behind"
-
-    Drive(job_id, redis_url, state_dir).wait()
-    assert store.job(job_id).status is JobStatus.SUCCEEDED
-    expected, resumed = store.steps(undisturbed), store.steps(job_id)
-    assert [step["step"] for step in resumed] == [1, 2, 3, 4, 5, 6]
-    assert max(map(largest_difference, expected, resumed)) < 1e-5
-    fences = [fence for fence, _, _ in store.raw_steps(job_id)]
-    assert sorted(set(fences)) == [1, 2]
-    claims = [event.data for event in store.events(job_id).items if event.type == "job.claimed"]
-    assert claims[-1]["from"] - claims[-1]["to"] <= 2  # the checkpoint interval
-    _, alive = psutil.wait_procs(family, timeout=60)
-    assert not [names[process.pid] for process in alive]
 
 
 def test_pause_saves_and_resume_goes_on(policy, redis_url, state_dir):

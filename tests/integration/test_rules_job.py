@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.store import JobStatus, JobStore
-from tests.support import Drive, connect, largest_difference, make_policy, run_job, small_spec, submit
+from tests.support import Drive, connect, descendants, largest_difference, make_policy, run_job, small_spec, submit
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +58,27 @@ def test_every_step_has_what_the_rules_made(finished) -> None:
     assert weights[1]["conciseness"] > weights[0]["conciseness"]  # the only one that a random policy can move
 
 
-def test_a_killed_one_goes_on_with_the_same_figures(finished, spec, redis_url: str, state_dir: Path) -> None:
+def test_killed_and_resumed_gives_the_same_figures(finished, spec, redis_url: str, state_dir: Path) -> None:
+    """SIGKILL in the middle; the rest equals the undisturbed run, no step is twice in the lineage."""
     store, undisturbed = finished
     job_id = submit(JobStore(connect(redis_url)), spec)
     first = Drive(job_id, redis_url, state_dir)
     first.wait_for_step(3)
+    family = descendants(first.process.pid)
+    names = {process.pid: " ".join(process.cmdline()) for process in family}
     first.kill()
+    working = [process for process in family if "Agent" not in names[process.pid]]  # Ray's own agents take a minute
+    _, alive = psutil.wait_procs(working, timeout=30)
+    assert not [names[process.pid] for process in alive], "the dead driver left processes behind"
+
     Drive(job_id, redis_url, state_dir).wait()
     assert store.job(job_id).status is JobStatus.SUCCEEDED
     expected, resumed = store.steps(undisturbed), store.steps(job_id)
     assert [step["step"] for step in resumed] == [1, 2, 3, 4]
     assert max(map(largest_difference, expected, resumed)) < 1e-5
+    fences = [fence for fence, _, _ in store.raw_steps(job_id)]
+    assert sorted(set(fences)) == [1, 2]
+    claims = [event.data for event in store.events(job_id).items if event.type == "job.claimed"]
+    assert claims[-1]["from"] - claims[-1]["to"] <= 2  # the checkpoint interval
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not [names[process.pid] for process in alive]

@@ -323,3 +323,14 @@ def test_the_real_command_claims_the_job_and_ends_it_with_a_reason(redis_url: st
             while store.job(job_id).status is not JobStatus.FAILED and time.monotonic() < deadline:
                 time.sleep(0.1)
         assert "Field required" in (store.job(job_id).reason or "")
+
+
+def test_a_job_that_cannot_be_started_holds_up_nobody(bench: Bench) -> None:
+    (bench.state_dir / "jobs").mkdir(exist_ok=True)
+    stuck = bench.submit()
+    (bench.state_dir / "jobs" / stuck).write_text("in the way of its directory")
+    others = [bench.submit() for _ in range(2)]
+    with bench.working(SUCCEEDS):
+        for job_id in others:
+            bench.wait(job_id, lambda job: job.status is JobStatus.SUCCEEDED)
+    assert bench.store.job(stuck).status is JobStatus.QUEUED

@@ -164,6 +164,15 @@ def test_a_lease_of_another_is_waited_for(store: FakeStore, monkeypatch: Any, tm
     assert len({call["nonce"] for call in store.claimed}) == 1  # one claim, repeated
 
 
+def test_a_workers_driver_gives_its_slot_back_instead_of_waiting(
+    store: FakeStore, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _s: pytest.fail("it waited"))
+    store.claims = [Claim(outcome=ClaimOutcome.HELD, lease=None, step=0, from_step=0)]
+    claim = driver.claim_job(store, "job", tmp_path, wait=False)  # type: ignore[arg-type]
+    assert claim.outcome is ClaimOutcome.HELD
+
+
 # --------------------------------------------------------------------------- ends
 
 

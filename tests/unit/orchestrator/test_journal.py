@@ -132,6 +132,13 @@ def test_wishes_are_read_each_time() -> None:
     assert [made.wishes().cancel, made.wishes().cancel] == [False, True]
 
 
+def test_a_pause_that_the_run_itself_asks_for_is_heard_at_once() -> None:
+    made = journal(FakeStore())
+    before = made.wishes().pause
+    made.request_pause()
+    assert (before, made.wishes().pause) == (False, True)
+
+
 # ----------------------------------------------------------------------- digest
 
 

@@ -193,8 +193,8 @@ def test_files_that_are_no_dataset(tmp_path: Path) -> None:
     assert refusal(tmp_path / ("x" * 300 + ".jsonl")) == "File name too long"
     (tmp_path / "folder.jsonl").mkdir()
     assert refusal(tmp_path / "folder.jsonl") == "no such file"
-    (tmp_path / "rows.csv").write_text("prompt,answer")
-    assert refusal(tmp_path / "rows.csv") == "expected a .jsonl or .parquet file"
+    (tmp_path / "rows.txt").write_text("prompt,answer")
+    assert refusal(tmp_path / "rows.txt") == "expected a .jsonl, .csv or .parquet file"
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])

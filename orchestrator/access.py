@@ -1,0 +1,73 @@
+"""Which files of this machine a spec may name, for whom it was submitted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.datasets import is_reference
+from orchestrator.spec import FilesData, JobSpec
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Of one owner: its datasets and its own jobs' checkpoints always, other paths where the operator allows them."""
+
+    owner: str
+    state_dir: Path
+    roots: tuple[Path, ...] | None
+    """Directories that data and models may be read from; None is any."""
+    model_roots: tuple[Path, ...] = ()
+    """The same for models alone."""
+    own_job: Callable[[str], bool] = lambda _: False
+
+    def problems(self, spec: JobSpec) -> list[tuple[str, str]]:
+        """(dotted path of the field, what to do) for each path that is out of bounds. No file is opened."""
+        if self.roots is None:
+            return []
+        problems = []
+        if isinstance(spec.data, FilesData):
+            for split in ("train", "validation", "test"):
+                name = getattr(spec.data, split)
+                if name is not None and not is_reference(name) and not _inside(name, self.roots):
+                    problems.append((f"data.{split}", self._refusal("upload the file, and name it as dataset:ID")))
+        for field, value in (("init_checkpoint", spec.init_checkpoint), ("policy.model", spec.policy.model)):
+            if value is None or value == "quickstart" or (field == "policy.model" and _is_hub_id(value)):
+                continue
+            if not _inside(value, (*self.roots, *self.model_roots)) and not self._is_of_own_job(value):
+                problems.append((field, self._refusal("use a model of GET /v1/models or a hub id")))
+        return problems
+
+    def _refusal(self, instead: str) -> str:
+        if self.roots:
+            return f"this path is not under a directory that the operator allowed; {instead}"
+        return f"paths on the server's machine are not open to this owner; {instead}"
+
+    def _is_of_own_job(self, value: str) -> bool:
+        jobs, path = self.state_dir.resolve() / "jobs", _resolved(value)
+        return path is not None and path.is_relative_to(jobs) and path != jobs and self.own_job(_first(path, jobs))
+
+
+def _first(path: Path, base: Path) -> str:
+    return path.relative_to(base).parts[0]
+
+
+def _is_hub_id(value: str) -> bool:
+    return _HUB_ID.fullmatch(value) is not None and not Path(value).exists()
+
+
+def _inside(name: str, roots: Iterable[Path]) -> bool:
+    """With symbolic links followed."""
+    path = _resolved(name)
+    return path is not None and any(path.is_relative_to(root.resolve()) for root in roots)
+
+
+def _resolved(name: str) -> Path | None:
+    try:
+        return Path(name).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, no home directory, a NUL
+        return None

@@ -1,0 +1,156 @@
+"""Rewards over HTTP: are these options right, and what does it give for these pairs? Nothing is stored."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.responses import Response
+
+from orchestrator import children
+from orchestrator.spec_errors import nearest
+from rewards import registry
+from services.body import json_body
+from services.deps import body_schema
+from services.errors import ApiProblem, StrictJSONResponse
+
+router = APIRouter(prefix="/v1/rewards", tags=["rewards"])
+
+Body = TypeVar("Body", bound=BaseModel)
+
+_TIMEOUT_S = 30.0  # for all of a request's rewards, one after the other
+_BYTES_PER_TOKEN = 4  # of ordinary text, where the number of tokens is not given
+
+
+class RewardChoice(BaseModel):
+    """A reward as a spec names it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(min_length=1, max_length=64)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Sample(BaseModel):
+    """What is scored."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str
+    completion: str
+    answer: str | None = Field(None, description="the ground truth, where a reward compares with one")
+    completion_tokens: int | None = Field(None, ge=0, le=10_000_000, description="estimated from the text if absent")
+    truncated: bool = Field(False, description="whether it was cut at max_tokens")
+
+
+class RewardRun(BaseModel):
+    """Rewards and samples."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    rewards: list[RewardChoice] = Field(min_length=1, max_length=32)
+    samples: list[Sample] = Field(min_length=1, max_length=64)
+    max_tokens: int = Field(1024, ge=1, le=10_000_000, description="longest completion allowed, as rollout.max_tokens")
+
+
+def _run_schema() -> dict[str, Any]:
+    """With its parts written out: the document has no place for definitions inside a body."""
+    schema = RewardRun.model_json_schema()
+    parts = schema.pop("$defs")
+    for field, part in (("rewards", "RewardChoice"), ("samples", "Sample")):
+        schema["properties"][field]["items"] = parts[part]
+    return schema
+
+
+@router.post("/validate", openapi_extra=body_schema(RewardChoice.model_json_schema()))
+def validate_reward(document: Annotated[Any, Depends(json_body)]) -> Response:
+    """The options with every default written out; 422 names what is wrong with them."""
+    choice = _parsed(RewardChoice, document)
+    return StrictJSONResponse({"object": "reward.validation", "valid": True, **_resolved(choice, "")})
+
+
+@router.post("/run", openapi_extra=body_schema(_run_schema()))
+def run_rewards(document: Annotated[Any, Depends(json_body)]) -> Response:
+    """Scores the samples under each reward: `scores` are in the samples' order. 503 where that takes above 30 s."""
+    wanted = _parsed(RewardRun, document)
+    rewards = [_resolved(choice, f"rewards.{i}") for i, choice in enumerate(wanted.rewards)]
+    tokens = [_tokens(sample) for sample in wanted.samples]
+    question = {
+        "rewards": [choice.model_dump() for choice in wanted.rewards],
+        "max_tokens": wanted.max_tokens,
+        "batch": {
+            "prompts": [sample.prompt for sample in wanted.samples],
+            "completions": [sample.completion for sample in wanted.samples],
+            "answers": [sample.answer for sample in wanted.samples],
+            "completion_tokens": tokens,
+            "truncated": [sample.truncated for sample in wanted.samples],
+        },
+    }
+    scores = _scores(question)
+    return StrictJSONResponse(
+        {
+            "object": "reward.run",
+            "rewards": [{**reward, "scores": row} for reward, row in zip(rewards, scores, strict=True)],
+            "samples": [
+                {"completion_tokens": count, "estimated": sample.completion_tokens is None}
+                for sample, count in zip(wanted.samples, tokens, strict=True)
+            ],
+        }
+    )
+
+
+def _scores(question: dict[str, Any]) -> list[list[float]]:
+    try:
+        answer = children.ask("rewards.dry_run", question, timeout_s=_TIMEOUT_S)
+    except children.ChildTimeout:
+        message = f"no scores within {_TIMEOUT_S:g} s; try fewer samples or rewards"
+        raise ApiProblem(503, "reward_timeout", message, param="rewards", headers={"retry-after": "30"}) from None
+    except children.ChildBusy:
+        message = "other samples are being scored; try again shortly"
+        raise ApiProblem(503, "busy", message, headers={"retry-after": "5"}) from None
+    except children.ChildError:
+        raise ApiProblem(422, "reward_failed", "a reward ended its process", param="rewards") from None
+    if "error" in answer:
+        param = f"rewards.{answer['reward']}"
+        raise ApiProblem(422, "reward_failed", f"{param}: {answer['error']}", param=param)
+    scores: list[list[float]] = answer["scores"]
+    return scores
+
+
+def _resolved(choice: RewardChoice, field: str) -> dict[str, Any]:
+    """A reward with all its options. Raises ApiProblem under `field`."""
+    prefix = f"{field}." if field else ""
+    try:
+        reward = registry.resolve(choice.name)
+    except ValueError:
+        names = registry.names()
+        known = f"no such reward; there are {', '.join(names)}{nearest(choice.name, names)}"
+        raise _invalid(f"{prefix}name", known) from None
+    except RuntimeError as error:  # a plugin that does not load; its name is in the message
+        raise ApiProblem(500, "plugin_broken", str(error)) from error
+    try:
+        options = registry.parse_options(choice.name, choice.options)
+    except ValueError as error:
+        raise _invalid(f"{prefix}options", str(error)) from None
+    return {"name": choice.name, "range": reward.range, "options": options.model_dump(mode="json")}
+
+
+def _parsed(kind: type[Body], document: Any) -> Body:
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        param = ".".join(str(part) for part in first["loc"]) or None
+        raise _invalid(param, first["msg"]) from None
+
+
+def _tokens(sample: Sample) -> int:
+    if sample.completion_tokens is not None:
+        return sample.completion_tokens
+    return math.ceil(len(sample.completion.encode()) / _BYTES_PER_TOKEN)
+
+
+def _invalid(param: str | None, message: str) -> ApiProblem:
+    return ApiProblem(422, "invalid_reward", f"{param or 'body'}: {message}", param=param)

@@ -1,0 +1,189 @@
+"""Rewards over HTTP on a real Redis behind a real socket: options are checked, pairs are scored, nothing hangs."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from orchestrator import children
+from orchestrator.embedded_redis import connect
+from orchestrator.store import JobStore
+from services import rewards_api
+from services.keys import digest
+from services.server import ApiServer
+from services.settings import Settings
+
+KEY = "eqp_test"
+SECRET = "hunter2-do-not-repeat"
+SAMPLES = [
+    {"prompt": "30-1+6=", "completion": "\\boxed{35}", "answer": "35", "completion_tokens": 10},
+    {"prompt": "30-1+6=", "completion": "\\boxed{\\frac{70}{2}}", "answer": "35", "completion_tokens": 50},
+    {"prompt": "30-1+6=", "completion": "no idea", "answer": "35", "completion_tokens": 200, "truncated": True},
+]
+
+
+@pytest.fixture(scope="module")
+def http(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    client = connect(redis_url)
+    server = ApiServer("127.0.0.1", 0)
+    settings = Settings(state_dir=tmp_path_factory.mktemp("rewards"), key_sha256=digest(KEY))
+    server.start(JobStore(client, owner=f"rewards-{uuid.uuid4().hex}"), settings)
+    with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as http:
+        yield http
+    server.stop()
+    client.close()
+
+
+def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["x-request-id"]
+    assert SECRET not in answer.text
+    document = dict(answer.json()["error"])
+    assert document.keys() == {"type", "code", "message", "param"}
+    return document
+
+
+def run(http: httpx.Client, *rewards: Any, samples: Any = SAMPLES, **more: Any) -> httpx.Response:
+    chosen = [{"name": reward} if isinstance(reward, str) else reward for reward in rewards]
+    return http.post("/v1/rewards/run", json={"rewards": chosen, "samples": samples, **more})
+
+
+def test_options_come_back_with_their_defaults(http: httpx.Client) -> None:
+    answer = http.post("/v1/rewards/validate", json={"name": "math", "options": {"timeout_s": 1.5}})
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == {
+        "object": "reward.validation",
+        "valid": True,
+        "name": "math",
+        "range": [0.0, 1.0],
+        "options": {"require_boxed": True, "timeout_s": 1.5},
+    }
+    assert http.post("/v1/rewards/validate", json={"name": "clarity"}).json()["valid"] is True
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"name": "maths"}, "name", "did you mean 'math'"),
+        ({"name": "math", "options": {"timeout": 1}}, "options", "did you mean 'timeout_s'"),
+        ({"name": "math", "options": {"timeout_s": SECRET}}, "options", "timeout_s"),
+        ({"name": "math", "options": {"timeout_s": -1}}, "options", "greater than 0"),
+        ({"name": "math", "options": []}, "options", "dictionary"),
+        ({"name": 5}, "name", "string"),
+        ({"options": {}}, "name", "required"),
+        ({"name": "math", "extra": 1}, "extra", "not permitted"),
+        ([], None, "body"),
+        ("math", None, "body"),
+    ],
+)
+def test_what_is_wrong_is_named(http: httpx.Client, body: Any, param: str | None, words: str) -> None:
+    error = error_of(http.post("/v1/rewards/validate", json=body), 422)
+    assert (error["code"], error["param"]) == ("invalid_reward", param)
+    assert words in error["message"]
+
+
+def test_pairs_are_scored(http: httpx.Client) -> None:
+    capped = {"name": "conciseness", "options": {"max_tokens": 20}}
+    answer = run(http, "math", "conciseness", capped, max_tokens=200)
+    assert answer.status_code == 200, answer.text
+    document = answer.json()
+    assert document["object"] == "reward.run"
+    assert [reward["name"] for reward in document["rewards"]] == ["math", "conciseness", "conciseness"]
+    scores = [reward["scores"] for reward in document["rewards"]]
+    assert scores[0] == [1.0, 1.0, 0.0]
+    assert scores[1] == pytest.approx([0.95, 0.75, 0.0])
+    assert scores[2] == pytest.approx([0.5, 0.0, 0.0])
+    assert document["samples"][0] == {"completion_tokens": 10, "estimated": False}
+
+
+def test_tokens_are_estimated_where_they_are_not_given(http: httpx.Client) -> None:
+    samples = [{"prompt": "p", "completion": "x" * 41}]
+    document = run(http, "conciseness", samples=samples, max_tokens=110).json()
+    assert document["samples"] == [{"completion_tokens": 11, "estimated": True}]
+    assert document["rewards"][0]["scores"] == pytest.approx([0.9])
+
+
+def test_a_reward_that_cannot_score_is_named(http: httpx.Client) -> None:
+    samples = [{"prompt": "1+1", "completion": SECRET}]
+    error = error_of(run(http, "clarity", "math", samples=samples), 422)
+    assert (error["code"], error["param"]) == ("reward_failed", "rewards.1")
+    assert "row 0 has no ground truth" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"rewards": []}, "rewards"),
+        ({"rewards": [{"name": "math"}] * 33}, "rewards"),
+        ({"rewards": [{"name": "math"}, {"name": SECRET}]}, "rewards.1.name"),
+        ({"rewards": [{"name": "math"}, {"name": "math", "options": {"x": 1}}]}, "rewards.1.options"),
+        ({"samples": []}, "samples"),
+        ({"samples": SAMPLES[:1] * 65}, "samples"),
+        ({"samples": [{"prompt": SECRET}]}, "samples.0.completion"),
+        ({"samples": [{**SAMPLES[0], "completion_tokens": -1}]}, "samples.0.completion_tokens"),
+        ({"samples": [{**SAMPLES[0], "answer": 35}]}, "samples.0.answer"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"owner": "other"}, "owner"),
+    ],
+)
+def test_a_wrong_run_is_422(http: httpx.Client, change: dict[str, Any], param: str) -> None:
+    body = {"rewards": [{"name": "math"}], "samples": SAMPLES, **change}
+    error = error_of(http.post("/v1/rewards/run", json=body), 422)
+    assert (error["code"], error["param"]) == ("invalid_reward", param)
+
+
+def test_algebra_without_end_is_cut_short(http: httpx.Client) -> None:
+    samples = [{"prompt": "p", "completion": "\\boxed{9^{9^{9^9}}}", "answer": "x+1"}]
+    began = time.monotonic()
+    reward = {"name": "math", "options": {"timeout_s": 0.5}}
+    assert run(http, reward, samples=samples).json()["rewards"][0]["scores"] == [0.0]
+    assert time.monotonic() - began < 15
+
+
+def test_a_run_that_takes_too_long_is_503_and_leaves_no_process(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewards_api, "_TIMEOUT_S", 2.0)
+    samples = [{"prompt": "p", "completion": f"\\boxed{{9^{{9^{{9^{i}}}}}}}", "answer": "x+1"} for i in range(5, 40)]
+    reward = {"name": "math", "options": {"timeout_s": 60.0}}
+    answer = run(http, reward, samples=samples)
+    assert error_of(answer, 503)["code"] == "reward_timeout"
+    assert answer.headers["retry-after"]
+    for _ in range(50):
+        if not _children():
+            break
+        time.sleep(0.1)
+    assert _children() == []
+
+
+def _children() -> list[str]:
+    """Command lines of what scores."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"rewards.dry_run" in words:
+            found.append(b" ".join(words).decode())
+    return found
+
+
+def test_a_child_knows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tell_all.py").write_text(
+        "import json, os, sys; json.load(sys.stdin); "
+        "print(json.dumps([name for name in os.environ if name.startswith('EQUIPOISE')]))"
+    )
+    (tmp_path / "die.py").write_text("import os; os._exit(3)")
+    (tmp_path / "hang.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("EQUIPOISE_REDIS_URL", f"redis://:{SECRET}@host")
+    assert children.ask("tell_all", {}, timeout_s=20) == []
+    with pytest.raises(children.ChildError, match="status 3"):
+        children.ask("die", {}, timeout_s=20)
+    with pytest.raises(children.ChildTimeout):
+        children.ask("hang", {}, timeout_s=0.5)

@@ -1,0 +1,127 @@
+"""Uploaded files, their checks and who may name which path, without a server."""
+
+from pathlib import Path
+
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+import pytest
+
+from orchestrator.access import Access
+from orchestrator.dataset_check import check
+from orchestrator.datasets import Datasets, find, locate, resolve
+from orchestrator.prompts import DatasetError, examine, load_prompts, preview
+from orchestrator.spec import Columns, parse_spec
+
+ROW = b'{"prompt": "1+1", "answer": "2"}\n'
+
+
+def kept(state_dir: Path, owner: str, content: bytes = ROW) -> str:
+    datasets = Datasets(state_dir, owner)
+    draft = datasets.draft("jsonl")
+    draft.write(content)
+    draft.close()
+    dataset, _ = datasets.keep(draft, name="x", columns=Columns(), rows=1)
+    draft.discard()
+    return dataset.id
+
+
+def test_a_dataset_is_its_owners(tmp_path: Path) -> None:
+    made = kept(tmp_path, "me")
+    assert resolve(f"dataset:{made}", "me", tmp_path).read_bytes() == ROW
+    assert find(f"dataset:{made}", "me", tmp_path).rows == 1
+    with pytest.raises(DatasetError, match=f"dataset:{made}: no such dataset"):
+        resolve(f"dataset:{made}", "you", tmp_path)
+
+
+@pytest.mark.parametrize("wrong", ["", "ds-", "ds-00000000000g", "../me", "ds-000000000000/..", "ds-000000000000\n"])
+def test_a_reference_is_an_id_alone(tmp_path: Path, wrong: str) -> None:
+    kept(tmp_path, "me")
+    with pytest.raises(DatasetError, match="no such dataset"):
+        resolve(f"dataset:{wrong}", "me", tmp_path)
+
+
+@pytest.mark.parametrize("owner", ["", "..", "a/b", "a\0"])
+def test_an_owner_is_a_name(tmp_path: Path, owner: str) -> None:
+    with pytest.raises(ValueError, match="owner"):
+        Datasets(tmp_path, owner)
+
+
+def test_keeping_the_same_again_gives_the_first(tmp_path: Path) -> None:
+    assert kept(tmp_path, "me") == kept(tmp_path, "me")
+    assert len(Datasets(tmp_path, "me").all()) == 1
+    assert len(list((tmp_path / "datasets" / "me").iterdir())) == 1
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"id": 1}'])
+def test_a_damaged_manifest_is_no_dataset(tmp_path: Path, text: str) -> None:
+    made = kept(tmp_path, "me")
+    (tmp_path / "datasets" / "me" / made / "manifest.json").write_text(text)
+    assert Datasets(tmp_path, "me").all() == []
+    with pytest.raises(DatasetError):
+        resolve(f"dataset:{made}", "me", tmp_path)
+
+
+def test_a_path_keeps_the_columns_of_the_spec(tmp_path: Path) -> None:
+    columns = Columns(prompt="q", answer=None)
+    assert locate("/x/y.csv", columns, "me", tmp_path) == (Path("/x/y.csv"), columns)
+
+
+def test_csv_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'\xef\xbb\xbfprompt,answer\r\n"two\nlines",1\r\n\r\n2+2,\r\n')
+    assert [(p.content, p.answer, p.row) for p in load_prompts(path, Columns())] == [
+        ("two\nlines", "1", 1),
+        ("2+2", "", 2),
+    ]
+    assert [p.row for p in preview(path, Columns(), after=1, limit=9)] == [2]
+
+
+def test_problems_are_collected_up_to_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(ROW + b"{\n[]\n" + ROW + b'{"prompt": "x"}\n')
+    rows, problems = examine(path, Columns(), most=9)
+    assert rows == 5
+    assert [problem.partition(": ")[2].partition(":")[0] for problem in problems] == ["row 2", "row 3", "row 5"]
+    assert len(examine(path, Columns(), most=2)[1]) == 2
+
+
+def test_a_row_without_end_is_not_held(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    rows, problems = check(path, Columns())
+    assert (rows, problems) == (0, ["row 1: longer than 16 MiB"])
+
+
+def test_what_only_huge_memory_holds_is_refused(tmp_path: Path) -> None:
+    text = arrow.DictionaryArray.from_arrays(
+        [0] * 2048, ["x" * (8 << 20)]
+    )  # 8 MiB once, 8 GiB a batch when written out
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(arrow.table({"prompt": text, "answer": ["1"] * 2048}), path)
+    assert path.stat().st_size < 64 << 20
+    rows, problems = check(path, Columns())
+    assert problems, rows
+
+
+def test_hub_ids_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    objectives = [{"name": "a", "reward": {"name": "math"}}]
+    access = Access(owner="me", state_dir=tmp_path, roots=(tmp_path / "open",))
+    for model, allowed in (
+        ("someone/model-1.5B", True),
+        ("gpt2", True),
+        ("quickstart", True),
+        (str(tmp_path / "open" / "m"), True),
+        (str(tmp_path / "openly"), False),
+        ("someone/../x", False),
+        ("../x", False),
+        ("~/x", False),
+        ("a/b/c", False),
+        ("here", False),
+        ("a\0b", False),
+    ):
+        document = {"name": "x", "steps": 1, "policy": {"model": model}, "data": {"type": "quickstart"}}
+        problems = access.problems(parse_spec({**document, "objectives": objectives}))
+        assert (problems == []) is allowed, model
