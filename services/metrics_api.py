@@ -67,7 +67,7 @@ class RequestMeter:
 
         try:
             await self._app(scope, receive, noting)
-        except Exception:
+        except Exception:  # raised again below: only counted here
             note(500)
             raise
 
