@@ -122,7 +122,7 @@ class Dispatcher:
                         return
         except StoreUnavailable:
             return
-        except Exception:
+        except Exception:  # one webhook's damage must not silence the others
             log.exception("webhook %s goes on", webhook.webhook_id)
 
     def _catch_up(self, reader: JobReader, webhooks: WebhookStore, webhook: Webhook, job_id: str, seq: int) -> bool:
