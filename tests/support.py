@@ -8,7 +8,9 @@ import secrets
 import signal
 import subprocess
 import sys
+import textwrap
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.steering import initial_steering
 from orchestrator.store import JobStatus, JobStore
 
+EXAMPLE = Path(__file__).parent / "examples" / "worst_first.py"
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]
 TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
@@ -161,3 +164,31 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     first, second = figures(one), figures(other)
     assert first.keys() == second.keys()
     return max(abs(first[key] - second[key]) for key in first)
+
+
+def offered_by_the_example() -> dict[str, dict[str, str]]:
+    """Entry points by group, as the example's docstring has them."""
+    lines = EXAMPLE.read_text().split('"""')[1].splitlines()
+    return tomllib.loads(textwrap.dedent("\n".join(line for line in lines if line.startswith("    "))))["project"][
+        "entry-points"
+    ]
+
+
+def install(site: Path, name: str, modules: dict[str, str], groups: dict[str, dict[str, str]]) -> None:
+    """A distribution as an installer leaves it."""
+    site.mkdir(exist_ok=True)
+    for module, source in modules.items():
+        (site / f"{module}.py").write_text(source)
+    info = site / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    lines = [
+        f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in names.items())
+        for group, names in groups.items()
+    ]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+
+
+def install_example(site: Path) -> None:
+    """tests/examples/worst_first.py as the package that its docstring describes; `site` goes on the path."""
+    install(site, "my-package", {"my_package": EXAMPLE.read_text()}, offered_by_the_example())
