@@ -7,13 +7,15 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
 
 from orchestrator.errors import StoreUnavailable
 from services.client import Client
-from services.follow import FINAL, follow
+from services.client.flows import FINAL
+from services.follow import follow
 from services.local import AlreadyRunning, LocalServer, StopSignals
 from services.server import ServerError
 from services.settings import read_credentials
@@ -53,10 +55,10 @@ def run_demo(state_dir: Path, *, device: str | None, steps: int | None, weightin
     return code
 
 
-def demo_spec(*, device: str | None, steps: int | None, weighting: str | None) -> Document:
+def demo_spec(*, device: str | None, steps: int | None, weighting: str | None) -> dict[str, Any]:
     """The packaged example with what the options change."""
     text = resources.files("deploy").joinpath("jobs/quickstart.yaml").read_text(encoding="utf-8")
-    document: Document = yaml.safe_load(text)
+    document: dict[str, Any] = yaml.safe_load(text)
     document["metadata"] = {**document.get("metadata", {}), **_MARK}
     if device is not None:
         document.setdefault("resources", {})["device"] = str(device)
@@ -101,14 +103,14 @@ def _run(client: Client, document: Document, state_dir: Path) -> int:
 
 def _unfinished(client: Client, document: Document) -> str | None:
     """A demo that was stopped before its end goes on, as it was started."""
-    for entry in client.all_jobs():
+    for entry in client.iter_jobs():
         if entry["status"] in FINAL:
             continue
         job = client.job(entry["id"])
         if job["spec"]["metadata"].get("made_by") != _MARK["made_by"]:
             continue
         say(f"going on with the unfinished demo {job['id']} at step {job['step']}")
-        if job["spec"] != client.submit(document, validate_only=True)["spec"]:
+        if job["spec"] != client.plan(document)["spec"]:
             say(f"it keeps the options it was started with; for a new one: equipoise cancel {job['id']}")
         if job["status"] == "paused":
             client.resume(job["id"])

@@ -72,6 +72,7 @@ class Credentials(BaseModel):
 
     url: str
     key: str
+    ca_file: Path | None = None  # the certificate that the server shows, where it speaks TLS
 
 
 def default_state_dir(environment: Mapping[str, str] = os.environ) -> Path:
@@ -96,16 +97,18 @@ def read_credentials(state_dir: Path) -> Credentials | None:
         raise ValueError(f"{credentials_path(state_dir)} is damaged; delete it and start the server again") from None
 
 
-def write_credentials(state_dir: Path, url: str, key: str | None = None) -> tuple[Credentials, bool]:
+def write_credentials(
+    state_dir: Path, url: str, key: str | None = None, *, ca_file: Path | None = None
+) -> tuple[Credentials, bool]:
     """Keeps the key of earlier starts, or makes one. Returns it and whether it is new."""
     known = read_credentials(state_dir)
     chosen = key or (known.key if known else new_key())
-    credentials = Credentials(url=url, key=chosen)
+    credentials = Credentials(url=url, key=chosen, ca_file=ca_file)
     path = credentials_path(state_dir)
     draft = path.with_suffix(f".{os.getpid()}")
     draft.unlink(missing_ok=True)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(credentials.model_dump(), file)
+        json.dump(credentials.model_dump(mode="json", exclude_none=True), file)
         file.write("\n")
     draft.replace(path)
     return credentials, known is None or known.key != chosen

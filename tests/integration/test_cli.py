@@ -295,7 +295,7 @@ def _steering(cli: Installation) -> dict[str, Any]:
     credentials = read_credentials(cli.state_dir)
     assert credentials is not None
     with Client(credentials.url, credentials.key) as client:
-        return client.steering(client.all_jobs()[0]["id"])
+        return client.steering(next(client.iter_jobs())["id"])
 
 
 @pytest.mark.parametrize(
