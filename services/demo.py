@@ -18,7 +18,7 @@ from services.client.flows import FINAL
 from services.follow import follow
 from services.local import AlreadyRunning, LocalServer, StopSignals
 from services.server import ServerError
-from services.settings import read_credentials
+from services.settings import Listen, read_credentials
 from services.terminal import Document, fail, output, say
 
 _MARK = {"made_by": "equipoise demo"}
@@ -32,7 +32,7 @@ def run_demo(state_dir: Path, *, device: str | None, steps: int | None, weightin
     except KeyboardInterrupt:
         say("stopped; `equipoise demo` starts again")
         return 130
-    server = LocalServer(state_dir, host="127.0.0.1", port=0)
+    server = LocalServer(state_dir, Listen(port=0))
     signals = StopSignals()
     signals.on_second = server.kill
     code = 130

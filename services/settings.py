@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 from collections.abc import Mapping
@@ -63,6 +64,45 @@ class Settings(BaseModel):
     max_body_bytes: int = MAX_BODY_BYTES
     poll_s: float = 0.5  # of the event stream
     limits: Limits = Limits()
+
+
+class Tls(BaseModel):
+    """Files in PEM; the certificate's may hold the key too, and those that vouch for it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cert: Path
+    key: Path | None = None
+
+
+class Listen(BaseModel):
+    """Where a server is reached. `proxies` are addresses and networks whose X-Forwarded-For and -Proto are believed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    tls: Tls | None = None
+    proxies: tuple[str, ...] = ()
+
+    @classmethod
+    def chosen(cls, host: str, port: int, *, tls_cert: Path | None, tls_key: Path | None, proxies: str) -> Self:
+        """From the options of commands; `proxies` with commas between them. ValueError names the option."""
+        if tls_key is not None and tls_cert is None:
+            raise ValueError("--tls-key needs --tls-cert")
+        tls = None
+        if tls_cert is not None:
+            files = (path and path.expanduser().absolute() for path in (tls_cert, tls_key))
+            tls = Tls(**dict(zip(("cert", "key"), files, strict=True)))
+        trusted = tuple(part.strip() for part in proxies.split(",") if part.strip())
+        for address in trusted:
+            try:
+                ipaddress.ip_network(address)
+            except ValueError:
+                raise ValueError(
+                    f"--behind-proxy: '{address}' is no address and no network such as 10.0.0.0/8"
+                ) from None
+        return cls(host=host, port=port, tls=tls, proxies=trusted)
 
 
 class Credentials(BaseModel):

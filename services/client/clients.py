@@ -124,7 +124,7 @@ def _checked(url: str) -> str:
         parts = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise ValueError(f"no address of a server: {error}") from None
-    if parts.scheme not in ("http", "https") or not parts.host or parts.userinfo:
+    if parts.scheme not in ("http", "https") or not parts.host or parts.userinfo or not 0 < (parts.port or 1) < 65536:
         raise ValueError("the address of a server is http:// or https://, a host and a port, without a password")
     return url.rstrip("/")
 
@@ -148,6 +148,8 @@ def _context(verify: Verify) -> ssl.SSLContext | bool:
     if isinstance(verify, ssl.SSLContext):
         return verify
     try:
-        return ssl.create_default_context(cafile=os.fspath(verify))
-    except (OSError, ssl.SSLError) as error:
+        context = ssl.create_default_context(cafile=os.fspath(verify))
+    except OSError as error:  # SSLError is one
         raise ValueError(f"{os.fspath(verify)}: no certificates are read from it: {error}") from None
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the server's own certificate will do, without its issuer
+    return context
