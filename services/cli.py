@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ import typer
 from orchestrator.spec_errors import SpecError
 from services import cli_server, datasets_cli, keys_cli, lineage_cli, rules_cli, steer_words, submission
 from services.client import ApiError, Client
-from services.client.flows import FINAL
 from services.client.types import Job
 from services.follow import follow, front_table
 from services.settings import default_state_dir
@@ -128,17 +126,8 @@ def events(
     """What happened to a job, oldest first."""
     with connect_client(_state_dir) as client:
         job_id = find_job(client, job)
-        after = 0
-        while True:
-            over = client.job(job_id)["status"] in FINAL
-            page = client.events(job_id, after=after)
-            for event in page["data"]:
-                after = event["seq"]
-                print(_json_line(event) if as_json else event_line(event), flush=True)
-            if not page["has_more"]:
-                if over or not follow_them:
-                    return
-                time.sleep(1)
+        for event in client.stream_events(job_id) if follow_them else client.iter_events(job_id):
+            print(_json_line(event) if as_json else event_line(event), flush=True)
 
 
 @app.command()

@@ -85,7 +85,7 @@ def _on_running_server(state_dir: Path, document: Document) -> int:
     if credentials is None:
         fail(f"another Equipoise is just starting on {state_dir}: try again in a moment")
     say(f"using the server that runs at {credentials.url}")
-    with Client(credentials.url, credentials.key) as client:
+    with Client(credentials.url, credentials.key, verify=credentials.ca_file) as client:
         try:
             return _run(client, document, state_dir)
         except KeyboardInterrupt:

@@ -7,7 +7,7 @@ its first step (`finish`); nothing below knows which of the two it serves.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, closing
 from typing import Any, BinaryIO, Protocol, TypeVar
 
@@ -190,7 +190,7 @@ def finish(coroutine: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("I/O of the blocking client was suspended")
 
 
-def each(stream: AsyncIterator[T]) -> Iterator[T]:
+def each(stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
     """The items of an asynchronous generator whose I/O blocks."""
     try:
         while True:
@@ -199,7 +199,7 @@ def each(stream: AsyncIterator[T]) -> Iterator[T]:
             except StopAsyncIteration:
                 return
     finally:
-        finish(stream.aclose())  # type: ignore[attr-defined]  # every one of ours is a generator
+        finish(stream.aclose())
 
 
 async def _next(stream: AsyncIterator[T]) -> T:

@@ -6,7 +6,7 @@ import functools
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +25,9 @@ RESTING = FINAL | {"paused"}  # nothing will happen by itself
 _SILENCE_S = 60.0  # of a stream; the server says something every 15 s
 
 
-async def stream_events(core: Core, job_id: str, *, after: int = 0, patience_s: float = 120.0) -> AsyncIterator[Event]:
+async def stream_events(
+    core: Core, job_id: str, *, after: int = 0, patience_s: float = 120.0
+) -> AsyncGenerator[Event, None]:
     """A job's events as they happen, until it is over: each once, none left out, whatever happens to the connection.
 
     A server that is away is waited for; Unavailable when it stays away for `patience_s`.

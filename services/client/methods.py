@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from services.client.core import Core, each, finish
@@ -54,16 +54,18 @@ class Method(Generic[P, T]):
 class Stream(Generic[P, T]):
     """Gives one result after the other."""
 
-    def __init__(self, run: Callable[Concatenate[Core, P], AsyncIterator[T]], written: Callable[..., Any]) -> None:
+    def __init__(
+        self, run: Callable[Concatenate[Core, P], AsyncGenerator[T, None]], written: Callable[..., Any]
+    ) -> None:
         self._run, self.written = run, written
         self.__doc__ = written.__doc__
 
     @overload
     def __get__(self, client: None, owner: Any) -> Self: ...
     @overload
-    def __get__(self, client: Blocking, owner: Any) -> Callable[P, Iterator[T]]: ...
+    def __get__(self, client: Blocking, owner: Any) -> Callable[P, Generator[T, None, None]]: ...
     @overload
-    def __get__(self, client: Awaited, owner: Any) -> Callable[P, AsyncIterator[T]]: ...
+    def __get__(self, client: Awaited, owner: Any) -> Callable[P, AsyncGenerator[T, None]]: ...
     def __get__(self, client: Blocking | Awaited | None, owner: Any) -> Any:
         if client is None:
             return self
@@ -86,7 +88,7 @@ def pages(by: str | None) -> Callable[[Callable[Concatenate[Any, P], Request[Pag
     """A method that goes through all pages of a list. `by`: the item's field that is the cursor; None: their number."""
 
     def decorate(build: Callable[Concatenate[Any, P], Request[Page[T]]]) -> Stream[P, T]:
-        async def run(core: Core, /, *args: P.args, **options: P.kwargs) -> AsyncIterator[T]:
+        async def run(core: Core, /, *args: P.args, **options: P.kwargs) -> AsyncGenerator[T, None]:
             request = build(core, *args, **options)
             seen = request.params.get("after") or 0
             while True:
@@ -109,7 +111,7 @@ def flow(run: Callable[Concatenate[Core, P], Coroutine[Any, Any, T]]) -> Method[
     return Method(run, run)
 
 
-def stream(run: Callable[Concatenate[Core, P], AsyncIterator[T]]) -> Stream[P, T]:
+def stream(run: Callable[Concatenate[Core, P], AsyncGenerator[T, None]]) -> Stream[P, T]:
     """The same that gives results as they come."""
     return Stream(run, run)
 

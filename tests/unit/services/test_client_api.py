@@ -589,7 +589,7 @@ def test_a_reader_may_leave_a_stream() -> None:
         events = client.stream_events("job-1")
         assert next(events)["seq"] == 1
         assert closed == []
-        events.close()  # type: ignore[attr-defined]
+        events.close()
     assert closed == [True]
 
 
