@@ -31,12 +31,14 @@ class Api:
     def submit(self, spec: Document, *, idempotency_key: str | None = None) -> Request[types.Job]:
         """Queues a job. Whatever happens on the way, it is one job: a key of its own stands for the call."""
         headers = {"idempotency-key": idempotency_key or new_idempotency_key()}
-        return Request(method="POST", route="/v1/jobs", body=spec, headers=headers, is_repeatable=True)
+        return Request(method="POST", route="/v1/jobs", body=dict(spec), headers=headers, is_repeatable=True)
 
     @endpoint
     def plan(self, spec: Document) -> Request[types.Plan]:
         """Checks a spec and says what would run, without running it."""
-        return Request(method="POST", route="/v1/jobs", body=spec, params={"validate_only": "true"}, is_repeatable=True)
+        return Request(
+            method="POST", route="/v1/jobs", body=dict(spec), params={"validate_only": "true"}, is_repeatable=True
+        )
 
     @endpoint
     def jobs(

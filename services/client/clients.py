@@ -55,9 +55,10 @@ class _Connection(Api):
                 f"no Equipoise server was ever started with the state directory {state_dir}: "
                 "start one with `equipoise up`"
             )
-        options.setdefault("verify", environment.get("EQUIPOISE_CA_FILE") or credentials.ca_file)
-        url, key = environment.get("EQUIPOISE_URL"), environment.get("EQUIPOISE_API_KEY")
-        return cls(url or credentials.url, key or credentials.key, **options)
+        url = environment.get("EQUIPOISE_URL") or credentials.url
+        ca_file = credentials.ca_file if url == credentials.url else None
+        options.setdefault("verify", environment.get("EQUIPOISE_CA_FILE") or ca_file)
+        return cls(url, environment.get("EQUIPOISE_API_KEY") or credentials.key, **options)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -136,6 +137,8 @@ def _options(url: str, key: str, timeout_s: float, verify: Verify) -> dict[str, 
         "base_url": url,
         "headers": {"authorization": f"Bearer {key}"},
         "timeout": timeout_s,
+        # The server closes idle connections after 5 s: one that is about to close is not used any more.
+        "limits": httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=3.0),
         "verify": _context(verify),
         "trust_env": False,  # a proxy for the outside world must not get the key of a local server
         "follow_redirects": False,  # nor must another host

@@ -74,13 +74,16 @@ class Core:
         made, or on 429, which is said before anything is done.
         """
         retry = retry or self.retry
+        start = request.content.tell() if request.content is not None and request.content.seekable() else None
         began, attempts = time.monotonic(), 0
         while True:
             attempts += 1
             response: httpx.Response | None = None
             failure: ApiError
             try:
-                response = await self.io.send(self._built(request, attempts))
+                if request.content is not None and start is not None:
+                    request.content.seek(start)
+                response = await self.io.send(self._built(request))
                 if not (streamed and response.is_success):
                     await self.io.read(response)
             except httpx.RequestError as error:
@@ -95,7 +98,7 @@ class Core:
                 failure = problem(response)
                 may_repeat = response.status_code == 429 or (request.is_repeatable and response.status_code in _AWAY)
             wait_s = retry.wait_s(attempts, time.monotonic() - began, failure.retry_after_s)
-            if not may_repeat or wait_s is None or not _can_rewind(request):
+            if not may_repeat or wait_s is None or (request.content is not None and start is None):
                 raise failure
             await self.io.sleep(wait_s)
         try:
@@ -103,9 +106,7 @@ class Core:
         finally:
             await self.io.close(response)
 
-    def _built(self, request: Request[Any], attempt: int) -> httpx.Request:
-        if request.content is not None and attempt > 1:
-            request.content.seek(0)
+    def _built(self, request: Request[Any]) -> httpx.Request:
         return self.io.http.build_request(
             request.method,
             request.path,
@@ -115,10 +116,6 @@ class Core:
             content=None if request.content is None else self.io.content(request.content),
             timeout=httpx.USE_CLIENT_DEFAULT if request.timeout_s is None else request.timeout_s,
         )
-
-
-def _can_rewind(request: Request[Any]) -> bool:
-    return request.content is None or request.content.seekable()
 
 
 class BlockingIo:

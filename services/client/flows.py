@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import httpx
 
 from services.client.core import Core
-from services.client.errors import ApiError, Unavailable, parsed, unexpected, unreachable
+from services.client.errors import ApiError, RateLimited, Unavailable, parsed, unexpected, unreachable
 from services.client.requests import Request
 from services.client.retry import NO_RETRY
 from services.client.sse import EventReader
@@ -59,10 +59,10 @@ async def stream_events(
                             yield event
         except httpx.TransportError as error:
             await away.wait(unreachable(core.url, error))
-        except Unavailable as error:
+        except (Unavailable, RateLimited) as error:
             await away.wait(error)
         else:
-            await away.wait(None)  # it ended as it should: with the job, the server, or the key
+            await away.ended()  # as it should: with the job, the server, or the key
 
 
 async def wait(
@@ -86,15 +86,16 @@ async def wait(
     while True:
         try:
             job = await core.call(request, NO_RETRY)
-        except Unavailable as error:
+        except (Unavailable, RateLimited) as error:
             await away.wait(error)
         else:
             away.reached()
             away.progressed()
             if job["status"] in until or job["status"] in FINAL:
                 return job
-            await core.io.sleep(poll_s)
-        if deadline is not None and time.monotonic() > deadline:
+            left_s = poll_s if deadline is None else max(0.0, deadline - time.monotonic())
+            await core.io.sleep(min(poll_s, left_s))
+        if deadline is not None and time.monotonic() >= deadline:
             raise TimeoutError(f"{job_id} is not {', '.join(sorted(until))} after {timeout_s:g} s")
 
 
@@ -146,12 +147,19 @@ class _Away:
     def progressed(self) -> None:
         self._tries = 0
 
-    async def wait(self, failure: Unavailable | None) -> None:
+    async def wait(self, failure: ApiError) -> None:
         """Raises the failure where patience ends."""
         self._tries += 1
-        wait_s = self._core.retry.backoff_s(self._tries)
-        if failure is not None:
-            self._since = self._since or time.monotonic()
-            if failure.code == "untrusted_certificate" or time.monotonic() + wait_s > self._since + self._patience_s:
-                raise failure
+        retry = self._core.retry
+        asked_s = min(failure.retry_after_s or 0.0, retry.longest_wait_s)
+        wait_s = max(retry.backoff_s(self._tries), asked_s)
+        self._since = self._since or time.monotonic()
+        if failure.code == "untrusted_certificate" or time.monotonic() + wait_s > self._since + self._patience_s:
+            raise failure
         await self._core.io.sleep(wait_s)
+
+    async def ended(self) -> None:
+        """What brought something is asked again at once, what brought nothing after a while."""
+        if self._tries:
+            await self._core.io.sleep(self._core.retry.backoff_s(self._tries))
+        self._tries += 1

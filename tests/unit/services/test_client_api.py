@@ -52,7 +52,7 @@ ANY = inspect.Parameter.empty
 METHODS = {name: item for name, item in vars(Api).items() if isinstance(item, Method | Stream)}
 
 # What the example values of a signature are not enough for.
-EXAMPLES: dict[str, Any] = {"content": io.BytesIO(b"x"), "step": 3, "after": 0, "limit": 5}
+EXAMPLES: dict[str, Any] = {"content": io.BytesIO(b"x"), "spec": {}, "step": 3, "after": 0, "limit": 5}
 
 
 def examples(written: Callable[..., Any]) -> dict[str, Any]:
@@ -289,10 +289,12 @@ def test_the_attempts_of_a_submission_share_a_key_of_their_own(method: str) -> N
     assert keys[4] == "mine"
 
 
-def test_an_upload_is_sent_again_from_its_start() -> None:
+def test_an_upload_is_sent_again_from_where_it_began() -> None:
     script = Script(httpx.ReadError("reset"), refusal(503), ok({"id": "ds-1"}))
+    file = io.BytesIO(b"a line that was read already;content")
+    file.seek(len(b"a line that was read already;"))
     with script.client() as client:
-        client.upload_dataset(io.BytesIO(b"content"), name="x", format="csv")
+        client.upload_dataset(file, name="x", format="csv")
     assert [request.content for request in script.seen] == [b"content"] * 3
 
     class Once(io.BytesIO):
@@ -539,13 +541,14 @@ def test_a_stream_goes_on_where_it_was_and_repeats_nothing() -> None:
         sse(1, 2, rest=b'id: 3\ndata: {"seq": 3', error=httpx.ReadError("reset")),  # type: ignore[arg-type]
         httpx.ConnectError("refused"),
         refusal(503),
+        refusal(429),
         sse(2, 3),  # type: ignore[arg-type]  # a server that sends more than was asked
         sse(),  # type: ignore[arg-type]
         sse(4, error=httpx.RemoteProtocolError("closed")),  # type: ignore[arg-type]
         OVER,
     )
     assert [event["seq"] for event in script.ask("stream_events", "job-1")] == [1, 2, 3, 4]
-    assert [request.headers["last-event-id"] for request in script.seen] == ["0", "2", "2", "2", "3", "3", "4"]
+    assert [request.headers["last-event-id"] for request in script.seen] == ["0", "2", "2", "2", "2", "3", "3", "4"]
     assert {request.headers["accept"] for request in script.seen} == {"text/event-stream"}
 
 
