@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from orchestrator.spec import FilesData, JobSpec, load_spec, parse_spec
 from services.terminal import Document, output
 from services.text import plain
 
 
-def read(path: Path, name: str | None = None) -> Document:
+def read(path: Path, name: str | None = None) -> dict[str, Any]:
     """The document to submit, its files named so that the server finds them from wherever it runs. Raises SpecError."""
     document = anchored(load_spec(path))
     if name is not None:
@@ -18,9 +19,9 @@ def read(path: Path, name: str | None = None) -> Document:
     return document
 
 
-def anchored(spec: JobSpec) -> Document:
+def anchored(spec: JobSpec) -> dict[str, Any]:
     """Relative paths are the caller's, so they are made absolute here."""
-    document: Document = spec.model_dump(mode="json")
+    document: dict[str, Any] = spec.model_dump(mode="json")
     if isinstance(spec.data, FilesData):
         for split in ("train", "validation", "test"):
             if document["data"][split] is not None and not document["data"][split].startswith("dataset:"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from orchestrator.redis_calls import connect
 from orchestrator.spec import JobSpec, parse_spec
@@ -136,6 +138,18 @@ def run_job(spec: JobSpec, url: str, state_dir: Path, *, timeout_s: float = 300)
     record = store.job(job_id)
     assert record.status is JobStatus.SUCCEEDED, f"{record.reason}\n{drive.log.read_text()[-4000:]}"
     return store, job_id
+
+
+def self_signed(directory: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 and its key, in PEM; skips the test where there is no openssl."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl makes the certificate, and is not there")
+    cert, key = directory / "cert.pem", directory / "key.pem"
+    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=equipoise test", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    return cert, key
 
 
 def descendants(pid: int) -> list[psutil.Process]:
