@@ -264,14 +264,17 @@ class JobStore(JobReader):
         *,
         level: str = "info",
         token: str | None = None,
+        once: str | None = None,
     ) -> int:
         """Append an event (data at most 64 KiB), only while `lease` is valid if one is given; its number.
 
-        Who repeats the call after `StoreUnavailable` gives the same `token`: then it is written once.
+        Who repeats the call after `StoreUnavailable` gives the same `token`: then it is written once. `once` names what
+        is told, for as long as the job lives: a step that runs again after a crash tells it no second time.
         """
         fence, nonce = ("", "") if lease is None else (str(lease.fence), lease.nonce)
         document = dumps(data, limit_bytes=EVENT_LIMIT_BYTES)
-        return int(self._run("event", job_id, token or _token(), fence, nonce, type, level, document)[1])
+        words = [token or _token(), fence, nonce, type, level, document, once or ""]
+        return int(self._run("event", job_id, *words, more=[self._keys.told(job_id)])[1])
 
     # -- steering --------------------------------------------------------------------------------------------
 
