@@ -89,8 +89,8 @@ class FakeStore:
     def job(self, job_id: str) -> JobRecord:
         return JobRecord(
             job_id=job_id, name="driver", status=JobStatus.RUNNING, reason=None, created_at=1.0, started_at=2.0,
-            finished_at=None, step=self.step, total_steps=4, fence=5, attempts=1, checkpoint_step=4, checkpoint_path="p",
-            checkpoint_digest="d", cancel_requested=False, pause_requested=False, progress={},
+            finished_at=None, step=self.step, total_steps=4, fence=5, attempts=1, checkpoint_step=4,
+            checkpoint_path="p", checkpoint_digest="d", cancel_requested=False, pause_requested=False, progress={},
         )  # fmt: skip
 
     def ends(self) -> list[tuple[Any, ...]]:
