@@ -63,6 +63,10 @@ class Census:
             held=tuple(job_id for job_id, status in zip(ids, statuses, strict=True) if status in _HELD),
         )
 
+    def active(self) -> int:
+        """Jobs that wait or that a driver holds, as quotas count them."""
+        return sum(self._calls.together([("ZCARD", self._keys.queue), ("ZCARD", self._keys.leases)]))
+
     def pulses(self, job_ids: Sequence[str]) -> dict[str, Pulse]:
         """By job; one that is gone is left out."""
         commands = [

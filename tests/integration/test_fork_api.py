@@ -1,5 +1,6 @@
 """Forks and comparisons over HTTP, on a real Redis and real checkpoints on disk."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator.census import Census
 from orchestrator.checkpoints import write_checkpoint
 from orchestrator.embedded_redis import connect
 from orchestrator.lineage import plan_path
@@ -149,8 +151,31 @@ def test_a_fork_of_a_fork_names_its_own_parent(http: httpx.Client, store: JobSto
     parent, _ = trained(http, store, state_dir, metadata={"team": "x", "equipoise.parent": "job-z"})
     (new,) = forked(http, parent, checkpoint=1, changes={"metadata": {"run": "2"}})["data"]
     spec = http.get(f"/v1/jobs/{new['id']}").json()["spec"]
-    expected = {"team": "x", "run": "2", "equipoise.parent": parent, "equipoise.parent_step": "1"}
-    assert spec["metadata"] == expected
+    assert spec["metadata"] == {"team": "x", "run": "2", "equipoise.parent": "job-z"}
+    (newest,) = forked(http, parent, checkpoint=2)["data"]
+    assert newest["lineage"] == {"parent": parent, "step": 2}
+
+
+def test_a_lineage_can_not_be_forged(http: httpx.Client, parent: str) -> None:
+    job_id = submitted(http, metadata={"equipoise.parent": parent, "equipoise.parent_step": "1"})
+    assert http.get(f"/v1/jobs/{job_id}").json()["lineage"] is None
+    assert compare(http, parent, job_id)["data"][1]["lineage"] is None
+    answer = http.post("/v1/jobs", json={**SPEC, "lineage": {"parent": parent, "step": 1}})
+    assert assert_error(answer, 422)["param"] == "lineage"
+
+
+def test_a_full_disk_says_so_and_leaves_nothing(
+    http: httpx.Client, state_dir: Path, parent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before, folders = count(http), sorted((state_dir / "jobs").iterdir())
+    monkeypatch.setattr(shutil, "copy2", full)
+    error = assert_error(http.post(f"/v1/jobs/{parent}/fork", json={"checkpoint": 2}), 507)
+    assert error["code"] == "storage_full"
+    assert count(http) == before
+    assert sorted((state_dir / "jobs").iterdir()) == folders
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -255,7 +280,29 @@ def test_who_asks_again_gets_what_was_missing(http: httpx.Client, store: JobStor
         assert (Path(spec["init_checkpoint"]) / "config.json").is_file()
 
 
-def test_a_quota_stops_a_sweep_and_a_later_try_goes_on(redis_url: str, tmp_path: Path) -> None:
+def test_a_sweep_above_the_quota_copies_nothing(redis_url: str, tmp_path: Path) -> None:
+    with connect(redis_url) as client:
+        store = JobStore(client, owner=f"quota-{uuid.uuid4().hex}")
+        with (
+            serving(store, tmp_path, limits=Limits(active_jobs_local=3)) as server,
+            httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as http,
+        ):
+            parent, _ = trained(http, store, tmp_path)
+            before = sorted((tmp_path / "jobs").iterdir())
+            (tmp_path / "jobs" / parent / "checkpoints" / "step-000001" / "policy" / "config.json").write_text("{ }")
+            for body in ({"checkpoint": 1, "sweep": [OTHER] * 3}, {"checkpoint": 2, "sweep": [OTHER] * 3}):
+                response = http.post(f"/v1/jobs/{parent}/fork", json=body)
+                assert assert_error(response, 429)["code"] == "too_many_jobs"
+                assert response.headers["retry-after"]
+            assert count(http) == 1
+            assert sorted((tmp_path / "jobs").iterdir()) == before
+            assert len(forked(http, parent, checkpoint=2, sweep=[OTHER] * 2)["data"]) == 2
+
+
+def test_a_quota_that_others_fill_meanwhile_stops_a_sweep_and_a_later_try_goes_on(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Census, "active", lambda _: 0)  # as it was when it was asked
     client = connect(redis_url)
     store = JobStore(client, owner=f"quota-{uuid.uuid4().hex}")
     headers = {"authorization": f"Bearer {KEY}", "idempotency-key": "k"}

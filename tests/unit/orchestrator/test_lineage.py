@@ -1,12 +1,27 @@
 """Where a fork starts, what it changes, and what is kept of a plan."""
 
+import errno
+import json
 import os
+import shutil
+import uuid
 from pathlib import Path
 
 import pytest
 
-from orchestrator.lineage import PlanConflict, best_step, keep_plan, kept_plan, lineage, merged, plan_path
-from orchestrator.store import Checkpoint
+from orchestrator.lineage import (
+    PlanConflict,
+    best_step,
+    drop_orphans,
+    forking,
+    is_full,
+    keep_plan,
+    kept_plan,
+    merged,
+    plan_path,
+)
+from orchestrator.redis_calls import connect
+from orchestrator.store import Checkpoint, JobStore
 
 
 def test_changes_are_merged_branch_by_branch() -> None:
@@ -28,11 +43,38 @@ def test_the_best_is_on_the_front_and_counts_places_in_the_range() -> None:
     assert best_step(found[2:], ranges, {"a": 0.0, "b": 1.0}) is None
 
 
-def test_a_lineage_is_read_from_the_metadata() -> None:
-    metadata = {"equipoise.parent": "job-1", "equipoise.parent_step": "40"}
-    assert lineage({"metadata": metadata}) == {"parent": "job-1", "step": 40}
-    for other in ({}, {"metadata": {}}, {"metadata": {**metadata, "equipoise.parent_step": "x"}}):
-        assert lineage(other) is None
+def test_a_full_disk_is_told_from_other_failures() -> None:
+    """Also in what copytree gathers from many files."""
+    full, gone = OSError(errno.ENOSPC, "No space left"), OSError(errno.ENOENT, "No such file")
+    assert is_full(full)
+    assert not is_full(gone)
+    assert is_full(shutil.Error([("a", "b", str(gone)), ("a", "c", str(full))]))
+    assert not is_full(shutil.Error([("a", "b", str(gone))]))
+
+
+def test_only_copies_that_are_nobodys_are_dropped(redis_url: str, tmp_path: Path) -> None:
+    with connect(redis_url) as client:
+        store = JobStore(client, owner=f"orphans-{uuid.uuid4().hex}")
+        other = store.of_owner(f"orphans-{uuid.uuid4().hex}")
+        ids = {name: f"job-{uuid.uuid4().hex[:12]}" for name in ("orphan", "mine", "theirs", "named", "trained")}
+        for name, job_id in ids.items():
+            (tmp_path / "jobs" / job_id / "init").mkdir(parents=True)
+            (tmp_path / "jobs" / job_id / "init" / "config.json").write_text("{}")
+            if name == "trained":  # with a Redis that has lost its jobs
+                (tmp_path / "jobs" / job_id / "checkpoints").mkdir()
+        (tmp_path / "jobs" / "job-half" / ".init-x").mkdir(parents=True)
+        store.submit("{}", name="x", job_id=ids["mine"], steering={})
+        other.submit("{}", name="x", job_id=ids["theirs"], steering={})
+        named = json.dumps({"init_checkpoint": f"{tmp_path}/jobs/{ids['named']}/init"})
+        other.submit(named, name="x", job_id=f"job-{uuid.uuid4().hex[:12]}", steering={})
+
+        assert drop_orphans(tmp_path, store, older_than_s=3600) == []
+        with forking(tmp_path):
+            assert drop_orphans(tmp_path, store, older_than_s=0) == []
+        assert set(drop_orphans(tmp_path, store, older_than_s=0)) == {ids["orphan"], "job-half"}
+        left = {path.name for path in (tmp_path / "jobs").iterdir()}
+        assert left == set(ids.values()) - {ids["orphan"]}
+        assert drop_orphans(tmp_path / "none", store, older_than_s=0) == []
 
 
 def test_the_first_plan_of_a_key_is_everyones_for_a_day(tmp_path: Path) -> None:
