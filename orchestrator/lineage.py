@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ MAX_FORKS = 32
 _KINDS = ("name", "type")  # what says which variant of a branch is meant
 _PLAN_TTL_S = 24 * 3600
 ORPHAN_AGE_S = 3600.0
+_POINTS, _POINTS_TIMES_JOBS = 4000, 16_000  # of one comparison: some seconds where volumes are approximated
+_EXACT_POINTS = {1: _POINTS, 2: _POINTS, 3: _POINTS, 4: _POINTS, 5: 1000, 6: 200, 7: 60}  # by objectives: under 0.1 s
 
 
 def lineage(record: JobRecord) -> Json | None:
@@ -278,10 +280,16 @@ def corners(spec: Mapping[str, Any]) -> dict[str, list[float]]:
     return found
 
 
+class TooManyPoints(ValueError):
+    """More than is compared in one go."""
+
+
 def compared(scale: Mapping[str, Sequence[float]], points: Mapping[str, Sequence[Json]]) -> Json:
     """Fronts of jobs that share a scale (`corners`): volume of each and of all, and what each adds to the others.
 
-    points: by job, as the front's documents have them; those of a collapsed run take part in nothing.
+    points: by job, as the front's documents have them; those of a collapsed run take part in nothing. Raises
+    TooManyPoints for what would take long. Exact where that is quick (exact volumes of 300 points in 7 objectives take
+    seconds each), else approximated, all in the same way.
     """
     import numpy as np
 
@@ -293,21 +301,31 @@ def compared(scale: Mapping[str, Sequence[float]], points: Mapping[str, Sequence
     rows = [(job, point) for job, found in points.items() for point in found if not point["collapsed"]]
     placed = [normalise([point["objectives"][name] for name in names], ranges) for _, point in rows]
     places_NK = np.array(placed, dtype=np.float64).reshape(len(rows), len(names))
+    if len(rows) > _POINTS or len(rows) * len(points) > _POINTS_TIMES_JOBS:
+        raise TooManyPoints(f"{len(rows)} points of {len(points)} jobs take too long to be compared")
+    exact = len(rows) <= _EXACT_POINTS.get(len(names), 0)
     jobs_N = np.array([job for job, _ in rows], dtype=object)
-    union = hypervolume(places_NK, corner_K)
     on_front = nondominated(places_NK)
+    union = hypervolume(places_NK[on_front], corner_K, exact=exact)
     data = {}
     for job, found in points.items():
         mine_N = jobs_N == job
         own = nondominated(places_NK[mine_N])
         mine = [point for point in found if not point["collapsed"]]
         data[job] = {
-            "hypervolume": hypervolume(places_NK[mine_N], corner_K),
-            "adds": max(0.0, union - hypervolume(places_NK[~mine_N], corner_K)),
+            "hypervolume": hypervolume(places_NK[mine_N][own], corner_K, exact=exact),
+            "adds": _added(places_NK, mine_N, on_front, union, lambda rest: hypervolume(rest, corner_K, exact=exact)),
             "front": [_shown(point) for point, keep in zip(mine, own, strict=True) if keep],
         }
     front = [{"job": job, **_shown(point)} for (job, point), keep in zip(rows, on_front, strict=True) if keep]
     return {"hypervolume": union, "front": front, "jobs": data}
+
+
+def _added(places_NK: Any, mine_N: Any, on_front: Any, union: float, volume: Callable[[Any], float]) -> float:
+    """What the front of all loses without these: nothing where none of them is on it."""
+    if not (mine_N & on_front).any():
+        return 0.0
+    return max(0.0, union - volume(places_NK[~mine_N]))
 
 
 def _shown(point: Json) -> Json:

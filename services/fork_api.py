@@ -21,6 +21,7 @@ from orchestrator.lineage import (
     MAX_FORKS,
     NoRoom,
     PlanConflict,
+    TooManyPoints,
     best_step,
     compared,
     copy_policy,
@@ -43,6 +44,7 @@ from services.deps import Configuration, FileAccess, JobId, MaxActive, Store, bo
 from services.errors import ApiProblem, StrictJSONResponse, not_found, quota_problem
 from services.jobs_api import IdempotencyKey, checked_spec, first_steering, job_document
 from services.settings import Settings
+from services.slots import place
 
 router = APIRouter(prefix="/v1/jobs", tags=["lineage"])
 
@@ -73,10 +75,15 @@ class Ids(BaseModel):
 
 
 @router.get("/compare")
-def compare_jobs(query: Annotated[Ids, Query()], store: Store) -> Response:
+def compare_jobs(
+    query: Annotated[Ids, Query()],
+    store: Store,
+    _place: Annotated[None, place("comparisons", at_once=4, of_owner=2)],
+) -> Response:
     """Fronts side by side: each job's volume, what it adds to the others', and the front of all together.
 
     Jobs whose objectives, ranges or references differ have no common scale: `comparable` is false, and says why.
+    Volumes of many points in more than four objectives are approximated, all of them in the same way.
     """
     ids = list(dict.fromkeys(query.ids.split(",")))
     if len(ids) > MAX_FORKS:
@@ -86,7 +93,10 @@ def compare_jobs(query: Annotated[Ids, Query()], store: Store) -> Response:
     fronts = {job_id: store.front(job_id) or {} for job_id in ids}
     scale = corners(specs[ids[0]])
     differences = [line for job_id in ids[1:] for line in _differences(ids[0], scale, job_id, corners(specs[job_id]))]
-    found = None if differences else compared(scale, {job_id: fronts[job_id].get("points", []) for job_id in ids})
+    try:
+        found = None if differences else compared(scale, {job_id: fronts[job_id].get("points", []) for job_id in ids})
+    except TooManyPoints as error:
+        raise ApiProblem(422, "too_many_points", f"ids: {error}; compare fewer jobs", param="ids") from None
     data = [
         {
             "id": job_id,
@@ -120,6 +130,7 @@ def fork_job(
     config: Configuration,
     max_active: MaxActive,
     access: FileAccess,
+    _place: Annotated[None, place("forks", at_once=4, of_owner=2)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queues jobs that start from a copy of the checkpoint's policy. Each is queued whole or not at all.

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator import lineage
 from orchestrator.census import Census
 from orchestrator.checkpoints import write_checkpoint
 from orchestrator.embedded_redis import connect
@@ -235,8 +237,19 @@ def test_a_damaged_checkpoint_makes_no_job(http: httpx.Client, state_dir: Path, 
 
 def test_one_key_makes_one_set_whoever_asks_and_however_often(http: httpx.Client, parent: str) -> None:
     key, before = uuid.uuid4().hex, count(http)
+
+    def ask(_: int) -> dict[str, Any]:
+        while True:
+            body = {"checkpoint": "latest", "sweep": [OTHER] * 3}
+            response = http.post(f"/v1/jobs/{parent}/fork", json=body, headers={"idempotency-key": key})
+            if response.status_code == 201:
+                return dict(response.json())
+            assert assert_error(response, 429)["code"] == "busy"  # two of an owner at once
+            assert response.headers["retry-after"] == "5"
+            time.sleep(0.02)
+
     with ThreadPoolExecutor(6) as threads:
-        found = list(threads.map(lambda _: forked(http, parent, key, checkpoint="latest", sweep=[OTHER] * 3), range(6)))
+        found = list(threads.map(ask, range(6)))
     ids = [[job["id"] for job in made["data"]] for made in found]
     assert all(made == ids[0] for made in ids)
     assert count(http) == before + 3
@@ -361,6 +374,16 @@ def test_other_ranges_or_objectives_have_no_common_scale(http: httpx.Client, sto
     assert found["data"][0]["hypervolume"] == 0.1
     alone = with_front(http, store, objectives=SPEC["objectives"][:1])
     assert "other objectives" in compare(http, one, alone)["differences"][0]
+
+
+def test_a_comparison_that_takes_long_is_refused(
+    http: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lineage, "_POINTS", 3)
+    two, more = with_front(http, store, (0.8, 0.2), (0.1, 0.1)), with_front(http, store, (0.3, 0.2), (0.1, 0.1))
+    assert compare(http, two)["comparable"]
+    answer = http.get("/v1/jobs/compare", params={"ids": f"{two},{more}"})
+    assert assert_error(answer, 422)["code"] == "too_many_points"
 
 
 def test_bad_comparisons(http: httpx.Client) -> None:

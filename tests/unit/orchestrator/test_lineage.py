@@ -7,11 +7,14 @@ import shutil
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from orchestrator.lineage import (
     PlanConflict,
+    TooManyPoints,
     best_step,
+    compared,
     drop_orphans,
     forking,
     is_full,
@@ -22,6 +25,7 @@ from orchestrator.lineage import (
 )
 from orchestrator.redis_calls import connect
 from orchestrator.store import Checkpoint, JobStore
+from policies.pareto import hypervolume
 
 
 def test_changes_are_merged_branch_by_branch() -> None:
@@ -50,6 +54,28 @@ def test_a_full_disk_is_told_from_other_failures() -> None:
     assert not is_full(gone)
     assert is_full(shutil.Error([("a", "b", str(gone)), ("a", "c", str(full))]))
     assert not is_full(shutil.Error([("a", "b", str(gone))]))
+
+
+@pytest.mark.parametrize("objectives", [5, 7])
+def test_a_comparison_of_many_points_is_approximated_and_stays_quick(objectives: int) -> None:
+    """Exactly, 1,500 points in 5 objectives take half a second, and in 7 minutes."""
+    names = [f"o{i}" for i in range(objectives)]
+    scale = {name: [0.0, 1.0, 0.0] for name in names}
+    values = np.abs(np.random.default_rng(0).normal(size=(1500, objectives)))
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    points = [
+        {"step": i, "collapsed": False, "objectives": dict(zip(names, map(float, row), strict=True))}
+        for i, row in enumerate(values)
+    ]
+    found = compared(scale, {"a": points[:1490], "b": points[1490:], "c": []})
+    assert found["hypervolume"] >= found["jobs"]["a"]["hypervolume"] > found["jobs"]["b"]["hypervolume"] > 0
+    assert len(found["front"]) == 1500
+    assert found["jobs"]["c"]["adds"] == 0
+    if objectives == 5:  # near the exact one
+        few = compared(scale, {"a": points[:900]})["hypervolume"]
+        assert few == pytest.approx(hypervolume(values[:900], exact=False), rel=0.01)
+    with pytest.raises(TooManyPoints):
+        compared(scale, {"a": points, "b": points, "c": points})
 
 
 def test_only_copies_that_are_nobodys_are_dropped(redis_url: str, tmp_path: Path) -> None:
