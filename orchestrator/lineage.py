@@ -298,25 +298,32 @@ def compared(scale: Mapping[str, Sequence[float]], points: Mapping[str, Sequence
     names = list(scale)
     ranges = [(scale[name][0], scale[name][1]) for name in names]
     corner_K = normalise([scale[name][2] for name in names], ranges)
-    rows = [(job, point) for job, found in points.items() for point in found if not point["collapsed"]]
-    placed = [normalise([point["objectives"][name] for name in names], ranges) for _, point in rows]
-    places_NK = np.array(placed, dtype=np.float64).reshape(len(rows), len(names))
+    fronts = {}  # of each job alone: (its points that nothing of its own dominates, their places)
+    for job, found in points.items():
+        eligible = [point for point in found if not point["collapsed"]]
+        placed = [normalise([point["objectives"][name] for name in names], ranges) for point in eligible]
+        places_NK = np.array(placed, dtype=np.float64).reshape(len(placed), len(names))
+        own_N = nondominated(places_NK)
+        fronts[job] = ([point for point, keep in zip(eligible, own_N, strict=True) if keep], places_NK[own_N])
+
+    rows = [(job, point) for job, (kept, _) in fronts.items() for point in kept]
     if len(rows) > _POINTS or len(rows) * len(points) > _POINTS_TIMES_JOBS:
         raise TooManyPoints(f"{len(rows)} points of {len(points)} jobs take too long to be compared")
     exact = len(rows) <= _EXACT_POINTS.get(len(names), 0)
+    places_NK = np.concatenate([places for _, places in fronts.values()])
     jobs_N = np.array([job for job, _ in rows], dtype=object)
     on_front = nondominated(places_NK)
     union = hypervolume(places_NK[on_front], corner_K, exact=exact)
-    data = {}
-    for job, found in points.items():
-        mine_N = jobs_N == job
-        own = nondominated(places_NK[mine_N])
-        mine = [point for point in found if not point["collapsed"]]
-        data[job] = {
-            "hypervolume": hypervolume(places_NK[mine_N][own], corner_K, exact=exact),
-            "adds": _added(places_NK, mine_N, on_front, union, lambda rest: hypervolume(rest, corner_K, exact=exact)),
-            "front": [_shown(point) for point, keep in zip(mine, own, strict=True) if keep],
+    data = {
+        job: {
+            "hypervolume": hypervolume(places, corner_K, exact=exact),
+            "adds": _added(
+                places_NK, jobs_N == job, on_front, union, lambda rest: hypervolume(rest, corner_K, exact=exact)
+            ),
+            "front": [_shown(point) for point in kept],
         }
+        for job, (kept, places) in fronts.items()
+    }
     front = [{"job": job, **_shown(point)} for (job, point), keep in zip(rows, on_front, strict=True) if keep]
     return {"hypervolume": union, "front": front, "jobs": data}
 

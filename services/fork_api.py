@@ -221,7 +221,7 @@ def _carry_out(
     try:
         copy_policy(checkpoint, [_init(config, new) for new in ids])
     except NoRoom:
-        _forget(config, ids)
+        _forget(config, [] if again else ids)  # with a key, some of them may be jobs already
         raise _full() from None
     except CheckpointError as error:
         _forget(config, [] if again else ids)

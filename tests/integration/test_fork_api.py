@@ -21,7 +21,7 @@ from orchestrator.census import Census
 from orchestrator.checkpoints import write_checkpoint
 from orchestrator.embedded_redis import connect
 from orchestrator.lineage import plan_path
-from orchestrator.store import JobStore, Lease
+from orchestrator.store import JobStore, Lease, Origin
 from services.client import Client
 from services.settings import Limits, write_credentials
 from tests.integration.test_api import KEY, SPEC, assert_error, claim, serving, step_record
@@ -164,6 +164,23 @@ def test_a_lineage_can_not_be_forged(http: httpx.Client, parent: str) -> None:
     assert compare(http, parent, job_id)["data"][1]["lineage"] is None
     answer = http.post("/v1/jobs", json={**SPEC, "lineage": {"parent": parent, "step": 1}})
     assert assert_error(answer, 422)["param"] == "lineage"
+
+
+def test_a_disk_that_is_full_when_a_key_comes_again_costs_no_job_its_policy(
+    http: httpx.Client, store: JobStore, state_dir: Path, parent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, body = uuid.uuid4().hex, {"checkpoint": 1, "sweep": [OTHER] * 2}
+    first, second = [job["id"] for job in forked(http, parent, key, **body)["data"]]
+    shutil.rmtree(state_dir / "jobs" / second)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    response = http.post(f"/v1/jobs/{parent}/fork", json=body, headers={"idempotency-key": key})
+    assert assert_error(response, 507)["code"] == "storage_full"
+    assert (state_dir / "jobs" / first / "init" / "config.json").is_file()
+    assert store.job(first).origin == Origin(parent=parent, step=1)
 
 
 def test_a_full_disk_says_so_and_leaves_nothing(
@@ -380,7 +397,8 @@ def test_a_comparison_that_takes_long_is_refused(
     http: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lineage, "_POINTS", 3)
-    two, more = with_front(http, store, (0.8, 0.2), (0.1, 0.1)), with_front(http, store, (0.3, 0.2), (0.1, 0.1))
+    two = with_front(http, store, (0.8, 0.2), (0.2, 0.8), *[(0.1, 0.1)] * 5)  # what is dominated takes no time
+    more = with_front(http, store, (0.3, 0.2), (0.2, 0.3))
     assert compare(http, two)["comparable"]
     answer = http.get("/v1/jobs/compare", params={"ids": f"{two},{more}"})
     assert assert_error(answer, 422)["code"] == "too_many_points"
