@@ -13,7 +13,7 @@ from orchestrator.reader import JobReader
 from orchestrator.records import ledger_step
 from orchestrator.states import JobStatus
 
-COUNTED_JOBS = 2000  # newest of an owner; older ones are left out of the counts
+COUNTED_JOBS = 2000  # newest, in one reading; older ones that are over are left out of the counts
 _CHUNK = 500
 
 
@@ -21,7 +21,7 @@ _CHUNK = 500
 class Counts:
     """Of one owner's jobs."""
 
-    by_status: dict[JobStatus, int]  # of the newest `COUNTED_JOBS`
+    by_status: dict[JobStatus, int]
     queued: int
     leases: int
     held: tuple[str, ...]  # jobs that a driver holds, newest first
@@ -49,8 +49,16 @@ class Census:
         self._calls = reader.calls
         self._keys = Keys(reader.owner)
 
-    def counts(self) -> Counts:
-        ids = self._calls.command("ZREVRANGE", self._keys.jobs, 0, COUNTED_JOBS - 1)
+    def counts(self, *, at_most: int = COUNTED_JOBS) -> Counts:
+        """Of the newest `at_most` jobs, and of all those that wait or are held."""
+        ids, waiting, leased = self._calls.together(
+            [
+                ("ZREVRANGE", self._keys.jobs, 0, at_most - 1),
+                ("ZRANGE", self._keys.queue, 0, at_most - 1),
+                ("ZRANGE", self._keys.leases, 0, at_most - 1),
+            ]
+        )
+        ids = list(dict.fromkeys([*ids, *waiting, *leased]))
         statuses: list[str | None] = []
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]
@@ -62,6 +70,10 @@ class Census:
             leases=leases,
             held=tuple(job_id for job_id, status in zip(ids, statuses, strict=True) if status in _HELD),
         )
+
+    def active(self) -> int:
+        """Jobs that wait or that a driver holds, as quotas count them."""
+        return sum(self._calls.together([("ZCARD", self._keys.queue), ("ZCARD", self._keys.leases)]))
 
     def pulses(self, job_ids: Sequence[str]) -> dict[str, Pulse]:
         """By job; one that is gone is left out."""

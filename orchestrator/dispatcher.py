@@ -16,8 +16,9 @@ import logging
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 LOCK = "mo:webhooks:dispatcher"
 _LOCK_MS = 15_000
 _PARALLEL = 8  # deliveries at once, one per webhook
+_PARALLEL_OF_OWNER = 2  # so that one whose receivers are slow leaves room for the others
+_TURN_S = 10.0  # then a webhook with a long backlog goes to the end of the line
 _LONGEST_PAUSE_S = 600.0
 _PAGE = 500
 
@@ -71,7 +74,9 @@ class Dispatcher:
         self._max_age_s = max_age_s
         self._deliver = deliver
         self._token = secrets.token_hex(8)
-        self._busy: dict[str, Future[None]] = {}
+        self._busy: dict[str, tuple[str, Future[None]]] = {}  # by webhook: its owner, and the delivery under way
+        self._turns = 0
+        self._served: dict[str, int] = {}  # webhook and owner -> turn of the last delivery
         self._troubles: dict[str, _Trouble] = {}
         self._settled: dict[str, set[str]] = {}  # by webhook: jobs that are over and told to the end
         self._stopping = threading.Event()
@@ -101,36 +106,76 @@ class Dispatcher:
         return calls.command("GET", LOCK) == self._token and bool(calls.command("PEXPIRE", LOCK, _LOCK_MS))
 
     def _round(self, pool: ThreadPoolExecutor) -> None:
-        """Starts what is due; a webhook has one delivery at a time."""
-        self._busy = {webhook_id: future for webhook_id, future in self._busy.items() if not future.done()}
+        """Starts what is due, one delivery of a webhook and a few of an owner at a time, until the next poll is."""
+        deadline = time.monotonic() + self._poll_s
+        due = self._due()
+        while due and not self._stopping.is_set():
+            self._forget_done()
+            place = self._next(due)
+            if place is not None:
+                self._start(pool, *due.pop(place))
+                continue
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return  # those that are left come first in the next round
+            wait([future for _, future in self._busy.values()], timeout=left_s, return_when=FIRST_COMPLETED)
+
+    def _forget_done(self) -> None:
+        self._busy = {webhook_id: entry for webhook_id, entry in self._busy.items() if not entry[1].done()}
+
+    def _due(self) -> list[tuple[WebhookStore, Webhook, JobReader]]:
+        self._forget_done()
+        found = []
         for owner in self._reader.owners():
             reader = self._reader.of_owner(owner)
             webhooks = WebhookStore(reader)
             for webhook in webhooks.all():
                 trouble = self._troubles.get(webhook.webhook_id, _Trouble())
-                if webhook.webhook_id in self._busy or time.monotonic() < trouble.not_before:
-                    continue
-                self._busy[webhook.webhook_id] = pool.submit(self._serve, reader, webhooks, webhook)
+                if webhook.webhook_id not in self._busy and time.monotonic() >= trouble.not_before:
+                    found.append((webhooks, webhook, reader))
+        return found
+
+    def _next(self, due: list[tuple[WebhookStore, Webhook, JobReader]]) -> int | None:
+        """Whose turn it is: the owner with the fewest under way, then who was served longest ago."""
+        if len(self._busy) >= _PARALLEL:
+            return None
+        under_way = Counter(owner for owner, _ in self._busy.values())
+
+        def place(i: int) -> tuple[int, int, int]:
+            owner, webhook_id = due[i][0].owner, due[i][1].webhook_id
+            return under_way[owner], self._served.get(owner, 0), self._served.get(webhook_id, 0)
+
+        first = min(range(len(due)), key=place)
+        return first if under_way[due[first][0].owner] < _PARALLEL_OF_OWNER else None
+
+    def _start(self, pool: ThreadPoolExecutor, webhooks: WebhookStore, webhook: Webhook, reader: JobReader) -> None:
+        self._turns += 1
+        self._served[webhooks.owner] = self._served[webhook.webhook_id] = self._turns
+        self._busy[webhook.webhook_id] = (webhooks.owner, pool.submit(self._serve, reader, webhooks, webhook))
 
     def _serve(self, reader: JobReader, webhooks: WebhookStore, webhook: Webhook) -> None:
-        """Delivers what a webhook has not been told yet, job by job, until one is refused."""
+        """Delivers what a webhook has not been told yet, job by job, until one is refused or its turn is over."""
+        until = time.monotonic() + _TURN_S
         try:
             settled = self._settled.setdefault(webhook.webhook_id, set())
             for job_id, seq in webhooks.behind(webhook.webhook_id, settled):
                 with suppress(JobNotFound):
-                    if not self._catch_up(reader, webhooks, webhook, job_id, seq):
+                    if not self._catch_up(reader, webhooks, webhook, (job_id, seq), until):
                         return
         except StoreUnavailable:
             return
         except Exception:  # one webhook's damage must not silence the others
             log.exception("webhook %s goes on", webhook.webhook_id)
 
-    def _catch_up(self, reader: JobReader, webhooks: WebhookStore, webhook: Webhook, job_id: str, seq: int) -> bool:
-        more = True
+    def _catch_up(
+        self, reader: JobReader, webhooks: WebhookStore, webhook: Webhook, behind: tuple[str, int], until: float
+    ) -> bool:
+        (job_id, seq), more = behind, True
         while more:
             page = reader.events(job_id, after=seq, limit=_PAGE)
             for event in page.items:
-                if self._stopping.is_set():
+                if self._stopping.is_set() or time.monotonic() >= until:
+                    webhooks.advance(webhook.webhook_id, job_id, seq)
                     return False
                 if event.type in webhook.events:
                     if not self._tell(webhooks, webhook, job_id, event):

@@ -33,6 +33,7 @@ from orchestrator.journal import StoreJournal, Wishes
 from orchestrator.report import render_report
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.store import (
+    REASON_LIMIT_CHARS,
     Claim,
     ClaimOutcome,
     Fenced,
@@ -137,6 +138,8 @@ def run_job(store: JobStore, journal: StoreJournal, claim: Claim, directory: Pat
             outcome, samples = train(spec, parts, store, journal, claim, directory)
         if outcome == "succeeded":
             write_report(store, lease, spec, directory, samples)
+        elif outcome != "stopped":
+            report_so_far(store, lease, directory, JobStatus(outcome), None)
     except (StoreUnavailable, Fenced):
         raise
     except HandedBack:
@@ -145,6 +148,7 @@ def run_job(store: JobStore, journal: StoreJournal, claim: Claim, directory: Pat
     except Exception as error:  # the job's own end: every reason goes to the person who submitted it
         log.error("%s", traceback.format_exc())
         reason = str(error) or type(error).__name__
+        report_so_far(store, lease, directory, JobStatus.FAILED, reason)
         end(store, lease, JobStatus.FAILED, reason)
         return
     if outcome == "stopped":
@@ -225,14 +229,39 @@ def usable_checkpoint(store: JobStore, journal: StoreJournal, root: Path) -> int
     return None
 
 
-def write_report(store: JobStore, lease: Lease, spec: JobSpec, directory: Path, samples: list[dict[str, Any]]) -> None:
+def report_so_far(store: JobStore, lease: Lease, directory: Path, status: JobStatus, reason: str | None) -> None:
+    """The report of a job that did not come to its end. It is an extra: what goes wrong with it costs an event."""
+    try:
+        if store.job(lease.job_id).step == 0:
+            return
+        spec = parse_spec(json.loads(store.spec(lease.job_id)))
+        write_report(store, lease, spec, directory, [], status=status, reason=reason)
+    except Fenced:
+        raise
+    except Exception as error:  # whatever it is, the job ends as it would have without a report
+        log.error("no report: %s", traceback.format_exc())
+        data = {"message": str(error)[:REASON_LIMIT_CHARS]}
+        with contextlib.suppress(StoreUnavailable):
+            store.event(lease.job_id, "report.failed", data, lease, level="error")
+
+
+def write_report(
+    store: JobStore,
+    lease: Lease,
+    spec: JobSpec,
+    directory: Path,
+    samples: list[dict[str, Any]],
+    *,
+    status: JobStatus = JobStatus.SUCCEEDED,
+    reason: str | None = None,
+) -> None:
     """report.html and samples.json beside the checkpoints. A full disk costs an event, not the job."""
     record = store.job(lease.job_id)
     job = {
         "id": record.job_id,
         "name": record.name,
-        "status": str(JobStatus.SUCCEEDED),
-        "reason": None,
+        "status": str(status),
+        "reason": reason,
         "created_at": record.created_at,
         "started_at": record.started_at,
         "finished_at": time.time(),

@@ -22,6 +22,12 @@ class Breach:
     for_steps: int
     action: Literal["alert", "pause"]
 
+    @property
+    def told_as(self) -> str:
+        """The same for every run of its step, and of no other guardrail."""
+        rule = f"{self.metric} {self.limit} {self.bound!r} {self.for_steps} {self.action}"
+        return f"guardrail {self.step} {rule}"
+
     def describe(self) -> str:
         shown = "not a finite number" if self.value is None else f"{self.value:.4g}"
         side = "at least" if self.limit == "min" else "at most"

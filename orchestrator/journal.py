@@ -42,7 +42,10 @@ class Journal(Protocol):
         ...
 
     def commit(self, record: Mapping[str, Any]) -> None: ...
-    def event(self, type: str, *, level: str = "info", **data: Any) -> None: ...
+    def event(self, type: str, *, level: str = "info", once: str | None = None, **data: Any) -> None:
+        """`once` names what is told: not again where a crash makes the step run again."""
+        ...
+
     def steered(self, *, version: int, **data: Any) -> None: ...
     def progress(self, **line: Any) -> None: ...
     def front(self, document: Mapping[str, Any]) -> None: ...
@@ -75,18 +78,17 @@ class StoreJournal:
             lambda: self.store.commit(self.lease, step=record["step"], digest=figures_digest(record), record=record)
         )
 
-    def event(self, type: str, *, level: str = "info", **data: Any) -> None:
+    def event(self, type: str, *, level: str = "info", once: str | None = None, **data: Any) -> None:
         token = secrets.token_hex(8)  # one for all tries
-        self._patiently(lambda: self.store.event(self.lease.job_id, type, data, self.lease, level=level, token=token))
+        self._patiently(
+            lambda: self.store.event(self.lease.job_id, type, data, self.lease, level=level, token=token, once=once)
+        )
 
     def steered(self, *, version: int, **data: Any) -> None:
         """`steering.applied`, with who asked: once for a version, however often a crash makes its step run again."""
-        job_id = self.lease.job_id
-        if version in self._patiently(lambda: _steered_versions(self.store, job_id)):
-            return
-        log = self._patiently(lambda: self.store.steering(job_id)).log
+        log = self._patiently(lambda: self.store.steering(self.lease.job_id)).log
         by = next((entry.by for entry in log if entry.version == version), None)
-        self.event("steering.applied", version=version, by=by, **data)
+        self.event("steering.applied", once=f"steering {version}", version=version, by=by, **data)
 
     def progress(self, **line: Any) -> None:
         self._patiently(lambda: self.store.set_progress(self.lease, line))
@@ -127,18 +129,6 @@ class StoreJournal:
                 log.warning("parked, waiting for the store: %s", error)
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 5.0)
-
-
-def _steered_versions(store: JobStore, job_id: str) -> set[int]:
-    """Steering versions that an event has told already."""
-    found: set[int] = set()
-    after, more = 0, True
-    while more:
-        page = store.events(job_id, after=after, limit=1000)
-        found |= {event.data["version"] for event in page.items if event.type == "steering.applied"}
-        after = page.items[-1].seq if page.items else after
-        more = page.has_more
-    return found
 
 
 def figures_digest(record: Mapping[str, Any]) -> str:

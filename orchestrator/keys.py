@@ -18,6 +18,7 @@
     mo:<owner>:job:{j}:spec         string  the document as submitted
     mo:<owner>:job:{j}:events       stream  <seq>-0, seq without a gap
     mo:<owner>:job:{j}:replies      list    replies to recent calls, for retries
+    mo:<owner>:job:{j}:told         hash    what is told once -> seq of its event
     mo:<owner>:job:{j}:steps        stream  <fence>-<step>: the ledger
     mo:<owner>:job:{j}:ckpts        hash    step -> JSON of the checkpoint
     mo:<owner>:job:{j}:front        hash    doc: JSON of the Pareto front
@@ -87,6 +88,9 @@ class Keys:
 
     def replies(self, job_id: str) -> str:
         return f"{self.job(job_id)}:replies"
+
+    def told(self, job_id: str) -> str:
+        return f"{self.job(job_id)}:told"
 
     def steps(self, job_id: str) -> str:
         return f"{self.job(job_id)}:steps"

@@ -1,39 +1,40 @@
 """New jobs from a checkpoint of another, and what several jobs found side by side.
 
 A fork starts from a copy of the checkpoint's policy in its own directory, JOB/init, so that the parent's retention
-can't take it away. Where it comes from stands in its spec's metadata.
+can't take it away. Where it comes from stands in its record, which no document that a user sends can say.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoints import CheckpointError, verify
 from orchestrator.spec import JobSpec
-from orchestrator.store import Checkpoint
+from orchestrator.store import Checkpoint, JobRecord, JobStore
 
 Json = dict[str, Any]
 MAX_FORKS = 32
-PARENT, PARENT_STEP = "equipoise.parent", "equipoise.parent_step"
 _KINDS = ("name", "type")  # what says which variant of a branch is meant
 _PLAN_TTL_S = 24 * 3600
+ORPHAN_AGE_S = 3600.0
+_POINTS, _POINTS_TIMES_JOBS = 4000, 16_000  # of one comparison: some seconds where volumes are approximated
+_EXACT_POINTS = {1: _POINTS, 2: _POINTS, 3: _POINTS, 4: _POINTS, 5: 1000, 6: 200, 7: 60}  # by objectives: under 0.1 s
 
 
-def lineage(spec: Mapping[str, Any]) -> Json | None:
+def lineage(record: JobRecord) -> Json | None:
     """{parent, step} of a job that was forked."""
-    metadata = spec.get("metadata", {})
-    if PARENT not in metadata or not metadata.get(PARENT_STEP, "").isdecimal():
-        return None
-    return {"parent": metadata[PARENT], "step": int(metadata[PARENT_STEP])}
+    return None if record.origin is None else {"parent": record.origin.parent, "step": record.origin.step}
 
 
 def merged(document: Mapping[str, Any], changes: Mapping[str, Any]) -> Json:
@@ -53,11 +54,10 @@ def merged(document: Mapping[str, Any], changes: Mapping[str, Any]) -> Json:
     return result
 
 
-def fork_document(spec: JobSpec, *, name: str, weights: Mapping[str, float] | None, origin: Json, init: Path) -> Json:
-    """The spec of one fork. `origin`: its lineage; `init`: where its first policy will be."""
+def fork_document(spec: JobSpec, *, name: str, weights: Mapping[str, float] | None, init: Path) -> Json:
+    """The spec of one fork. `init`: where its first policy will be."""
     document: Json = spec.model_dump(mode="json")
     document |= {"name": name, "init_checkpoint": str(init)}
-    document["metadata"] |= {PARENT: origin["parent"], PARENT_STEP: str(origin["step"])}
     for objective in document["objectives"]:
         if weights is not None:
             objective["weight"] = weights[objective["name"]]
@@ -89,7 +89,7 @@ def _place(value: float, ends: Sequence[float]) -> float:
 def copy_policy(checkpoint: Checkpoint, targets: Sequence[Path]) -> None:
     """The checkpoint's policy, verified and flushed, at every target; those that are there stay.
 
-    One copy is made, the others are links to its files where the disk has them. Raises CheckpointError.
+    One copy is made, the others are links to its files where the disk has them. Raises CheckpointError, and NoRoom.
     """
     missing = [target for target in targets if not target.exists()]
     if not missing:
@@ -102,10 +102,88 @@ def copy_policy(checkpoint: Checkpoint, targets: Sequence[Path]) -> None:
         for target in missing[1:]:
             _copy(missing[0], target, link=True)
     except OSError as error:
+        if is_full(error):
+            raise NoRoom from error
         raise CheckpointError(
             f"can't copy the policy of step {checkpoint.step}: {error.strerror or 'a file failed'}; "
-            "free space, or take another checkpoint if this one was dropped meanwhile"
+            "take another checkpoint if this one was dropped meanwhile"
         ) from error
+
+
+class NoRoom(Exception):
+    """The disk, or a quota on it, is full."""
+
+
+def is_full(error: OSError | shutil.Error) -> bool:
+    """Also of what copytree raises: an error with those of many files in it, as text."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, shutil.Error):
+        return any(f"[Errno {code}]" in str(why) for _, _, why in error.args[0] for code in full)
+    return error.errno in full
+
+
+@contextlib.contextmanager
+def forking(state_dir: Path) -> Iterator[None]:
+    """From the first copy until the jobs are queued: what is copied here is nobody's yet, and stays."""
+    with _locked(state_dir, fcntl.LOCK_SH):
+        yield
+
+
+def drop_orphans(state_dir: Path, store: JobStore, *, older_than_s: float = ORPHAN_AGE_S) -> list[str]:
+    """Deletes copies that a crash left between copy and submission, and returns the ids of their jobs.
+
+    Only a directory with nothing but a fork's copy in it, which no owner has a job for, nor a job that names it.
+    Nothing while a fork is under way.
+    """
+    jobs = state_dir / "jobs"
+    try:
+        with _locked(state_dir, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            candidates = [path for path in jobs.iterdir() if _is_bare_copy(path, older_than_s)] if jobs.is_dir() else []
+            if not candidates:
+                return []
+            wanted = _named_jobs(store, {path.name for path in candidates})
+            orphans = [path for path in candidates if path.name not in wanted]
+            for path in orphans:
+                shutil.rmtree(path, ignore_errors=True)
+            return [path.name for path in orphans]
+    except BlockingIOError:
+        return []
+
+
+def _is_bare_copy(directory: Path, older_than_s: float) -> bool:
+    """By the inodes' own times, since a copy has its files' dates."""
+    if directory.is_symlink() or not directory.is_dir():
+        return False
+    names = [path.name for path in directory.iterdir()]
+    if not all(name == "init" or name.startswith(".init-") for name in names):
+        return False
+    newest = max(path.lstat().st_ctime for path in [directory, *directory.rglob("*")])
+    return time.time() - newest > older_than_s
+
+
+def _named_jobs(store: JobStore, job_ids: set[str]) -> set[str]:
+    """Those of the ids that are a job of some owner's, or stand in the spec of one as a path."""
+    found: set[str] = set()
+    for owner in store.owners():
+        reader = store.of_owner(owner)
+        after, more = None, True
+        while more:
+            page = reader.jobs(after=after, limit=100)
+            for job in page.items:
+                spec = reader.spec(job.job_id)
+                found |= {job_id for job_id in job_ids if job_id == job.job_id or f"/{job_id}/" in spec}
+                after = job.job_id
+            more = page.has_more
+    return found
+
+
+@contextlib.contextmanager
+def _locked(state_dir: Path, how: int) -> Iterator[None]:
+    """Between processes; the system unlocks for one that dies. Raises BlockingIOError with LOCK_NB."""
+    (state_dir / "forks").mkdir(parents=True, exist_ok=True)
+    with (state_dir / "forks" / "lock").open("a") as file:
+        fcntl.flock(file, how)
+        yield
 
 
 def _copy(source: Path, target: Path, *, link: bool) -> None:
@@ -202,10 +280,16 @@ def corners(spec: Mapping[str, Any]) -> dict[str, list[float]]:
     return found
 
 
+class TooManyPoints(ValueError):
+    """More than is compared in one go."""
+
+
 def compared(scale: Mapping[str, Sequence[float]], points: Mapping[str, Sequence[Json]]) -> Json:
     """Fronts of jobs that share a scale (`corners`): volume of each and of all, and what each adds to the others.
 
-    points: by job, as the front's documents have them; those of a collapsed run take part in nothing.
+    points: by job, as the front's documents have them; those of a collapsed run take part in nothing. Raises
+    TooManyPoints for what would take long. Exact where that is quick (exact volumes of 300 points in 7 objectives take
+    seconds each), else approximated, all in the same way.
     """
     import numpy as np
 
@@ -214,24 +298,41 @@ def compared(scale: Mapping[str, Sequence[float]], points: Mapping[str, Sequence
     names = list(scale)
     ranges = [(scale[name][0], scale[name][1]) for name in names]
     corner_K = normalise([scale[name][2] for name in names], ranges)
-    rows = [(job, point) for job, found in points.items() for point in found if not point["collapsed"]]
-    placed = [normalise([point["objectives"][name] for name in names], ranges) for _, point in rows]
-    places_NK = np.array(placed, dtype=np.float64).reshape(len(rows), len(names))
-    jobs_N = np.array([job for job, _ in rows], dtype=object)
-    union = hypervolume(places_NK, corner_K)
-    on_front = nondominated(places_NK)
-    data = {}
+    fronts = {}  # of each job alone: (its points that nothing of its own dominates, their places)
     for job, found in points.items():
-        mine_N = jobs_N == job
-        own = nondominated(places_NK[mine_N])
-        mine = [point for point in found if not point["collapsed"]]
-        data[job] = {
-            "hypervolume": hypervolume(places_NK[mine_N], corner_K),
-            "adds": max(0.0, union - hypervolume(places_NK[~mine_N], corner_K)),
-            "front": [_shown(point) for point, keep in zip(mine, own, strict=True) if keep],
+        eligible = [point for point in found if not point["collapsed"]]
+        placed = [normalise([point["objectives"][name] for name in names], ranges) for point in eligible]
+        places_NK = np.array(placed, dtype=np.float64).reshape(len(placed), len(names))
+        own_N = nondominated(places_NK)
+        fronts[job] = ([point for point, keep in zip(eligible, own_N, strict=True) if keep], places_NK[own_N])
+
+    rows = [(job, point) for job, (kept, _) in fronts.items() for point in kept]
+    if len(rows) > _POINTS or len(rows) * len(points) > _POINTS_TIMES_JOBS:
+        raise TooManyPoints(f"{len(rows)} points of {len(points)} jobs take too long to be compared")
+    exact = len(rows) <= _EXACT_POINTS.get(len(names), 0)
+    places_NK = np.concatenate([places for _, places in fronts.values()])
+    jobs_N = np.array([job for job, _ in rows], dtype=object)
+    on_front = nondominated(places_NK)
+    union = hypervolume(places_NK[on_front], corner_K, exact=exact)
+    data = {
+        job: {
+            "hypervolume": hypervolume(places, corner_K, exact=exact),
+            "adds": _added(
+                places_NK, jobs_N == job, on_front, union, lambda rest: hypervolume(rest, corner_K, exact=exact)
+            ),
+            "front": [_shown(point) for point in kept],
         }
+        for job, (kept, places) in fronts.items()
+    }
     front = [{"job": job, **_shown(point)} for (job, point), keep in zip(rows, on_front, strict=True) if keep]
     return {"hypervolume": union, "front": front, "jobs": data}
+
+
+def _added(places_NK: Any, mine_N: Any, on_front: Any, union: float, volume: Callable[[Any], float]) -> float:
+    """What the front of all loses without these: nothing where none of them is on it."""
+    if not (mine_N & on_front).any():
+        return 0.0
+    return max(0.0, union - volume(places_NK[~mine_N]))
 
 
 def _shown(point: Json) -> Json:

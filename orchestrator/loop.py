@@ -264,17 +264,19 @@ class Loop:
             return
         collapse = self.parts.watch.observe(step, normalised, steering.weights)
         if collapse is not None and not self.state.collapsed:
-            self.journal.event("collapse.detected", level="warning", message=collapse.describe(), **asdict(collapse))
+            told = {"message": collapse.describe(), **asdict(collapse)}
+            self.journal.event("collapse.detected", level="warning", once=f"collapse {step}", **told)
             if self.spec.collapse.action == "pause":
                 self.journal.request_pause()
         if collapse is None and self.state.collapsed:
-            self.journal.event("collapse.over", step=step)
+            self.journal.event("collapse.over", once=f"collapse over {step}", step=step)
         self.state.collapsed = collapse is not None
 
     def guard(self, record: Mapping[str, Any]) -> None:
         """Name what is outside a person's limits; the next step may not come."""
         for breach in self.guardrails.observe(record):
-            self.journal.event("guardrail.breached", level="warning", message=breach.describe(), **asdict(breach))
+            told = {"message": breach.describe(), **asdict(breach)}
+            self.journal.event("guardrail.breached", level="warning", once=breach.told_as, **told)
             if breach.action == "pause":
                 self.journal.request_pause()
 

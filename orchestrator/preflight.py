@@ -6,6 +6,7 @@ job then fails with the same kind of line.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from orchestrator.access import Access
@@ -41,7 +42,7 @@ def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
                 return None  # a hub id, as far as can be told from here
             length = context_length(check_directory(path))
         except (ModelError, OSError) as error:
-            problems.append((field, getattr(error, "strerror", None) or str(error)))
+            problems.append((field, _unnamed(getattr(error, "strerror", None) or str(error), str(path))))
             return None
         limit = min(value for value in (length, spec.policy.max_model_len, 2**31) if value)
         if spec.rollout.max_tokens >= limit:
@@ -76,7 +77,10 @@ def _data(
             if model is not None:
                 _check_lengths(spec, path, prompts, model)
         except DatasetError as error:
-            message = str(error).replace(str(path), name) if is_reference(name) else str(error)
+            message = _unnamed(str(error), str(path), name, name[:64])
+            for field in ("prompt", "answer"):
+                if (column := getattr(data.columns, field)) not in (None, field):  # else it is the default's name
+                    message = message.replace(f"'{column}'", f"data.columns.{field}")
             problems.append((f"data.{split}", message))
 
 
@@ -85,6 +89,14 @@ def _needs_answers(spec: JobSpec, why: str, problems: list[tuple[str, str]]) -> 
         if objective.reward.name in NEEDS_ANSWER:
             message = f"'{objective.reward.name}' compares with a ground truth, but {why}"
             problems.append((f"objectives.{i}.reward.name", message))
+
+
+def _unnamed(message: str, *paths: str) -> str:
+    """Without what was sent: who sent it knows the field, and nobody else is to read it."""
+    for path in sorted(paths, key=len, reverse=True):
+        message = message.removeprefix(f"{path}: ")
+        message = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w-])", "this path", message)
+    return message
 
 
 def _path(name: str) -> Path:

@@ -77,6 +77,14 @@ class Signals:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """The job and the step whose policy a fork starts from. The server's word: no submitted document says it."""
+
+    parent: str
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class JobRecord:
     """A job as people see it. Times are Unix seconds of the Redis clock; `step` is the last committed one."""
 
@@ -97,6 +105,7 @@ class JobRecord:
     cancel_requested: bool
     pause_requested: bool
     progress: Json
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,7 +216,13 @@ def job_record(fields: Mapping[str, str]) -> JobRecord:
         cancel_requested=status in (JobStatus.CANCELLING, JobStatus.CANCELLED),
         pause_requested=status in (JobStatus.PAUSING, JobStatus.PAUSED),
         progress=json.loads(fields["progress"]),
+        origin=_origin(fields),
     )
+
+
+def _origin(fields: Mapping[str, str]) -> Origin | None:
+    parent, step = fields.get("parent"), fields.get("parent_step")
+    return Origin(parent=parent, step=int(step)) if parent and step else None
 
 
 def event(stream_id: str, fields: Mapping[str, str]) -> Event:

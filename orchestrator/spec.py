@@ -26,6 +26,7 @@ from orchestrator.specs.guardrails import GuardrailSpec
 from orchestrator.specs.objectives import ObjectiveSpec
 from orchestrator.specs.sampling import SamplingSpec
 from orchestrator.specs.weightings import FixedSpec, LagrangianSpec, WeightingSpec
+from rewards import registry
 
 
 class PolicySpec(Spec):
@@ -271,6 +272,7 @@ class JobSpec(Spec):
                 "and needs at least 2; 'reinforce' works with 1"
             )
         self.estimator.arguments(names)
+        self._lengths_fit()
         targets = frozenset(objective.name for objective in self.objectives if objective.target is not None)
         found = {
             "weighting": self.weighting.problems(names, targets),
@@ -289,6 +291,18 @@ class JobSpec(Spec):
                 "step_response measures only their influence; use exact, sketch or last_block"
             )
         return self
+
+    def _lengths_fit(self) -> None:
+        """A length that scores 1 from the start leaves nothing to be scored below the completion limit."""
+        for i, objective in enumerate(self.objectives):
+            if objective.reward.name != "conciseness":
+                continue
+            options = registry.parse_options("conciseness", objective.reward.options).model_dump()
+            limit = self.rollout.max_tokens
+            if options["max_tokens"] is None and options["free_tokens"] >= limit:
+                raise ValueError(
+                    f"objectives.{i}.reward.options.free_tokens: must be below rollout.max_tokens, which is {limit}"
+                )
 
     def _directions_fit(self, weighting: LagrangianSpec) -> None:
         """Gates read rewards as larger is better; an objective that may be pushed down is not."""

@@ -30,6 +30,7 @@ from orchestrator.records import (
     Event,
     JobRecord,
     Lease,
+    Origin,
     Page,
     Signals,
     Steer,
@@ -46,7 +47,7 @@ from orchestrator.states import CANCEL, PAUSE, RESUME, JobStatus, sources
 
 __all__ = [
     "Checkpoint", "Claim", "ClaimOutcome", "Event", "Fenced", "IllegalTransition", "JobNotFound",
-    "JobRecord", "JobStatus", "JobStore", "Lease", "Page", "QuotaReached", "Signals", "Steer", "SteerOutcome",
+    "JobRecord", "JobStatus", "JobStore", "Lease", "Origin", "Page", "QuotaReached", "Signals", "Steer", "SteerOutcome",
     "SteeringEntry", "SteeringState", "StepGap", "StoreError", "StoreUnavailable", "Submission",
     "SubmitOutcome", "steering_at",
 ]  # fmt: skip
@@ -74,12 +75,13 @@ class JobStore(JobReader):
         steering: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         max_active: int | None = None,
+        origin: Origin | None = None,
     ) -> Submission:
         """Queue a job; `steering` is its first version. The body is what `spec_json` says, byte for byte.
 
         A key (kept 24 h) or a job id seen before gives REPLAY for the same body, CONFLICT for another one.
         So does a call whose first reply was lost: REPLAY, one job. QUOTA, and nothing stored, where it is new
-        and the owner has `max_active` jobs that wait or are worked on (None: no limit).
+        and the owner has `max_active` jobs that wait or are worked on (None: no limit). `origin`: where it was forked.
         """
         if not is_name(job_id):
             raise ValueError("job id: 1 to 255 letters, digits, _ or - are allowed")
@@ -94,6 +96,8 @@ class JobStore(JobReader):
             dumps(steering or {}),
             self.owner,
             "" if max_active is None else max_active,
+            "" if origin is None else origin.parent,
+            "" if origin is None else origin.step,
             more=[
                 keys.idempotency(idempotency_key or ""), keys.jobs, keys.spec(job_id),
                 keys.steering(job_id), keys.steering_log(job_id), OWNERS,
@@ -264,14 +268,17 @@ class JobStore(JobReader):
         *,
         level: str = "info",
         token: str | None = None,
+        once: str | None = None,
     ) -> int:
         """Append an event (data at most 64 KiB), only while `lease` is valid if one is given; its number.
 
-        Who repeats the call after `StoreUnavailable` gives the same `token`: then it is written once.
+        Who repeats the call after `StoreUnavailable` gives the same `token`: then it is written once. `once` names what
+        is told, for as long as the job lives: a step that runs again after a crash tells it no second time.
         """
         fence, nonce = ("", "") if lease is None else (str(lease.fence), lease.nonce)
         document = dumps(data, limit_bytes=EVENT_LIMIT_BYTES)
-        return int(self._run("event", job_id, token or _token(), fence, nonce, type, level, document)[1])
+        words = [token or _token(), fence, nonce, type, level, document, once or ""]
+        return int(self._run("event", job_id, *words, more=[self._keys.told(job_id)])[1])
 
     # -- steering --------------------------------------------------------------------------------------------
 

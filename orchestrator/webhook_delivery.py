@@ -2,7 +2,7 @@
 
 A name is resolved once and all its addresses must be public; then we connect to one of them ourselves, so that a second
 answer of its name server changes nothing. No proxy, no redirects, and an end after some seconds whatever the other side
-does.
+or its name server does.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ import hmac
 import http.client
 import ipaddress
 import os
+import queue
 import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 TIMEOUT_S = 5.0
 _MAX_URL_CHARS = 2048
 _READ_BYTES = 1024
+_RESOLVING = 16  # at once: the system's resolver can't be told to give up, so its threads are counted
+_resolvers = threading.BoundedSemaphore(_RESOLVING)
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9.])?")
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
 _NOT_PUBLIC = tuple(
@@ -87,10 +91,10 @@ def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
 
 
-def addresses_of(host: str, port: int, *, allow_private: bool) -> list[str]:
+def addresses_of(host: str, port: int, *, allow_private: bool, timeout_s: float = TIMEOUT_S) -> list[str]:
     """Where to connect for a host, resolved now. Raises DeliveryError unless all of it is public."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        found = _resolved(host, port, timeout_s)
     except (OSError, UnicodeError):
         raise DeliveryError("the host name does not resolve") from None
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
@@ -115,8 +119,8 @@ def post(
         raise DeliveryError(str(error)) from None
     assert parts.hostname is not None
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    addresses = addresses_of(parts.hostname, port, allow_private=allow_private)
     deadline = time.monotonic() + timeout_s
+    addresses = addresses_of(parts.hostname, port, allow_private=allow_private, timeout_s=timeout_s)
     connection = http.client.HTTPConnection(parts.hostname, port)
     connection.auto_open = 0  # it must never resolve the name itself
     connection.default_port = 443 if parts.scheme == "https" else 80  # then the Host header has no port
@@ -157,11 +161,39 @@ def post(
     return status
 
 
+def _resolved(host: str, port: int, timeout_s: float) -> list[tuple[Any, ...]]:
+    """What the system's resolver says. Raises DeliveryError where it takes too long, and OSError as it does."""
+    resolvers = _resolvers
+    if not resolvers.acquire(blocking=False):
+        raise DeliveryError("too many host names are being resolved")
+    answers: queue.SimpleQueue[list[tuple[Any, ...]] | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)))
+        except Exception as error:  # raised again by who waits for the answer
+            answers.put(error)
+        finally:
+            resolvers.release()
+
+    threading.Thread(target=ask, name="resolver", daemon=True).start()
+    try:
+        answer = answers.get(timeout=timeout_s)
+    except queue.Empty:
+        raise DeliveryError("the host name did not resolve in time") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
 def _connect(addresses: list[str], port: int, deadline: float) -> socket.socket:
     last: OSError = OSError("no address")
     for address in addresses:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
         try:
-            return socket.create_connection((address, port), timeout=max(0.01, deadline - time.monotonic()))
+            return socket.create_connection((address, port), timeout=left_s)
         except OSError as error:
             last = error
     raise last

@@ -74,8 +74,6 @@ class WebhookStore:
             secret=secret or f"whsec_{secrets.token_urlsafe(32)}",
             created_at=int(seconds) + int(microseconds) / 1e6,
         )
-        if self._calls.command("HLEN", f"{self._prefix}s") >= MAX_WEBHOOKS:
-            raise TooManyWebhooks
         told = {job_id: seq for job_id, (seq, _) in self._last_events().items()}
         pairs = [word for pair in told.items() for word in pair]
         document = {
@@ -84,12 +82,10 @@ class WebhookStore:
             "secret": webhook.secret,
             "created_at": webhook.created_at,
         }
-        commands: list[list[str | int]] = [
-            ["HSET", f"{self._prefix}s", webhook.webhook_id, json.dumps(document)],
-        ]
-        if pairs:
-            commands.append(["HSET", self._cursors(webhook.webhook_id), *pairs])
-        self._calls.together(commands)
+        keys = [f"{self._prefix}s", self._cursors(webhook.webhook_id)]
+        words = [webhook.webhook_id, json.dumps(document), MAX_WEBHOOKS, *pairs]
+        if self._calls.script("webhook_add", keys, words)[0] == "FULL":
+            raise TooManyWebhooks
         return webhook
 
     def all(self) -> list[Webhook]:
@@ -141,20 +137,16 @@ class WebhookStore:
         return [(job_id, told[job_id]) for job_id, (seq, _) in found.items() if seq > told[job_id]]
 
     def advance(self, webhook_id: str, job_id: str, seq: int) -> None:
-        """That event and all before it are dealt with."""
-        self._write(webhook_id, self._cursors(webhook_id), [job_id, seq])
+        """That event and all before it are dealt with. An older seq than the one that stands there changes nothing."""
+        keys = [f"{self._prefix}s", self._cursors(webhook_id)]
+        self._calls.script("webhook_advance", keys, [webhook_id, job_id, seq])
 
     def note(self, webhook_id: str, state: WebhookState) -> None:
-        self._write(
-            webhook_id,
-            self._state(webhook_id),
-            [
-                "failing", int(state.failing), "last_error", state.last_error or "",
-                "last_at", "" if state.last_at is None else state.last_at, "dropped", state.dropped,
-            ],
-        )  # fmt: skip
-
-    def _write(self, webhook_id: str, key: str, pairs: Sequence[str | int | float]) -> None:
+        key = self._state(webhook_id)
+        pairs: list[str | int | float] = [
+            "failing", int(state.failing), "last_error", state.last_error or "",
+            "last_at", "" if state.last_at is None else state.last_at, "dropped", state.dropped,
+        ]  # fmt: skip
         _, exists = self._calls.together([("HSET", key, *pairs), ("HEXISTS", f"{self._prefix}s", webhook_id)])
         if not exists:  # removed while it was served: leave nothing behind
             self._calls.command("DEL", key)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.lineage import ORPHAN_AGE_S, drop_orphans
 from orchestrator.states import JobStatus, is_terminal
 from orchestrator.store import ClaimOutcome, Fenced, IllegalTransition, JobNotFound, JobStore, StoreUnavailable
 
@@ -103,7 +104,7 @@ class Worker:
 
     def run(self) -> None:
         """Works until `request_stop`, then ends its drivers. A Redis that is away is waited for."""
-        next_sweep = 0.0
+        next_sweep = next_tidying = 0.0
         reachable = True
         try:
             while not self._stopping.wait(self._poll_s):
@@ -111,6 +112,9 @@ class Worker:
                     if time.monotonic() >= next_sweep:
                         next_sweep = time.monotonic() + self._sweep_s
                         self._sweep()
+                    if time.monotonic() >= next_tidying:
+                        next_tidying = time.monotonic() + ORPHAN_AGE_S
+                        self._tidy()
                     self._reap()
                     self._fill()
                     reachable = True
@@ -150,6 +154,10 @@ class Worker:
         for owner in self._all_owners():
             for job_id in self._store(owner).sweep():
                 log.warning("%s: its lease ran out; it was taken back", job_id)
+
+    def _tidy(self) -> None:
+        for job_id in drop_orphans(self._state_dir, self._any):
+            log.info("%s: a copy for a fork that was never queued was deleted", job_id)
 
     def _fill(self) -> None:
         """One driver at a time, so that each choice sees the ones before it."""

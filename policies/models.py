@@ -19,7 +19,7 @@ class ModelError(ValueError):
 def check_directory(path: Path) -> dict[str, Any]:
     """The config of a Hugging Face directory. Raises ModelError where it is no loadable, safe policy."""
     if not path.is_dir():
-        raise ModelError(f"no directory {path}; give a Hugging Face directory, a hub id or 'quickstart'")
+        raise ModelError(f"{path} is no directory; give a Hugging Face directory, a hub id or 'quickstart'")
     config_file = path / "config.json"
     if not config_file.is_file():
         raise ModelError(f"{path} has no config.json; expected a Hugging Face model directory")

@@ -16,13 +16,13 @@ Array = NDArray[np.float64]
 EXACT_OBJECTIVES = 7
 
 
-def hypervolume(points_NK: Array, reference_K: Array | None = None) -> float:
+def hypervolume(points_NK: Array, reference_K: Array | None = None, *, exact: bool | None = None) -> float:
     """Share of the box above the reference that at least one point dominates; points in [0, 1]^K, larger is better.
 
     Computed by moocore, exactly up to EXACT_OBJECTIVES and by its deterministic approximation above: the exact
     volume's time is exponential in K (15 points in 20 objectives: over a second). Without a reference the corner is 0,
     every objective at the lower end of its range. A point that is not better than the reference in every objective
-    adds nothing.
+    adds nothing. `exact` chooses for those who compare volumes with each other.
     """
     if len(points_NK) == 0:
         return 0.0
@@ -30,7 +30,8 @@ def hypervolume(points_NK: Array, reference_K: Array | None = None) -> float:
     above_NK = points_NK[(points_NK > corner_K).all(axis=1)]  # moocore wants none below the reference
     if len(above_NK) == 0:
         return 0.0
-    exact = points_NK.shape[1] <= EXACT_OBJECTIVES
+    if exact is None:
+        exact = points_NK.shape[1] <= EXACT_OBJECTIVES
     volume = (moocore.hypervolume if exact else moocore.hv_approx)(above_NK, ref=corner_K, maximise=True)
     return float(volume / np.prod(1.0 - corner_K))
 

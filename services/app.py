@@ -30,6 +30,7 @@ from services import (
     webhooks_api,
 )
 from services.auth import RequireKey
+from services.body_deadline import BodyDeadline
 from services.deps import Store
 from services.errors import BodyLimit, RequestContext, StrictJSONResponse, add_handlers
 from services.settings import Settings
@@ -46,8 +47,11 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.stopping = threading.Event()  # set before the server stops, to end the streams
     app.state.registry = CollectorRegistry()
+    app.state.places = {}  # by kind of work: how many each owner has under way (services/slots.py)
+    app.state.scrapes = metrics_api.Scrapes()
     # The last one added is the outermost: an id for every answer, then the key, then the body's size.
     uploads = {("POST", "/v1/datasets"): settings.limits.dataset_bytes}
+    app.add_middleware(BodyDeadline, uploads=uploads)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, uploads=uploads)
     app.add_middleware(
         RequireKey,

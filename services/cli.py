@@ -76,7 +76,7 @@ def submit(
         fail(*str(error).splitlines())
     except RuntimeError as error:  # an installed plug-in does not load; its name is in the message
         fail(str(error))
-    with connect_client(_state_dir) as client:
+    with connect_client(_state_dir) as client, submission.naming_files(document):
         if dry_run:
             submission.print_plan(client.plan(document))
             return

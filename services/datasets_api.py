@@ -18,6 +18,7 @@ from orchestrator.prompts import DatasetError, preview
 from orchestrator.spec import Columns
 from services.deps import MAX_PAGE, Configuration, OwnDatasets, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
+from services.slots import place
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
@@ -70,11 +71,16 @@ _FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "bi
     openapi_extra={"requestBody": {"required": True, "content": _FILE}},
 )
 async def upload_dataset(
-    request: Request, query: Annotated[Upload, Query()], datasets: OwnDatasets, settings: Configuration
+    request: Request,
+    query: Annotated[Upload, Query()],
+    datasets: OwnDatasets,
+    settings: Configuration,
+    _place: Annotated[None, place("uploads", at_once=8, of_owner=2)],
 ) -> Response:
     """Keeps a file whose rows are all usable; 422 names those that aren't, and nothing is kept.
 
-    The same content again is the same dataset, under its first name: 200 instead of 201.
+    The same content again is the same dataset, under its first name: 200 instead of 201. 408 where the body comes below
+    32 KiB a second, or takes longer than half an hour.
     """
     draft = None
     try:

@@ -14,15 +14,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
 from orchestrator.access import Access
+from orchestrator.census import Census
 from orchestrator.checkpoints import CheckpointError
+from orchestrator.errors import JobNotFound
 from orchestrator.lineage import (
     MAX_FORKS,
+    NoRoom,
     PlanConflict,
+    TooManyPoints,
     best_step,
     compared,
     copy_policy,
     corners,
     fork_document,
+    forking,
+    is_full,
     keep_plan,
     kept_plan,
     lineage,
@@ -32,12 +38,13 @@ from orchestrator.lineage import (
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.states import is_terminal
 from orchestrator.steering import SteeringError, initial_steering, merge
-from orchestrator.store import Checkpoint, JobStore, SubmitOutcome
+from orchestrator.store import Checkpoint, JobStore, Origin, SubmitOutcome
 from services.body import json_body, parse_json
 from services.deps import Configuration, FileAccess, JobId, MaxActive, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found, quota_problem
 from services.jobs_api import IdempotencyKey, checked_spec, first_steering, job_document
 from services.settings import Settings
+from services.slots import place
 
 router = APIRouter(prefix="/v1/jobs", tags=["lineage"])
 
@@ -68,10 +75,15 @@ class Ids(BaseModel):
 
 
 @router.get("/compare")
-def compare_jobs(query: Annotated[Ids, Query()], store: Store) -> Response:
+def compare_jobs(
+    query: Annotated[Ids, Query()],
+    store: Store,
+    _place: Annotated[None, place("comparisons", at_once=4, of_owner=2)],
+) -> Response:
     """Fronts side by side: each job's volume, what it adds to the others', and the front of all together.
 
     Jobs whose objectives, ranges or references differ have no common scale: `comparable` is false, and says why.
+    Volumes of many points in more than four objectives are approximated, all of them in the same way.
     """
     ids = list(dict.fromkeys(query.ids.split(",")))
     if len(ids) > MAX_FORKS:
@@ -81,14 +93,17 @@ def compare_jobs(query: Annotated[Ids, Query()], store: Store) -> Response:
     fronts = {job_id: store.front(job_id) or {} for job_id in ids}
     scale = corners(specs[ids[0]])
     differences = [line for job_id in ids[1:] for line in _differences(ids[0], scale, job_id, corners(specs[job_id]))]
-    found = None if differences else compared(scale, {job_id: fronts[job_id].get("points", []) for job_id in ids})
+    try:
+        found = None if differences else compared(scale, {job_id: fronts[job_id].get("points", []) for job_id in ids})
+    except TooManyPoints as error:
+        raise ApiProblem(422, "too_many_points", f"ids: {error}; compare fewer jobs", param="ids") from None
     data = [
         {
             "id": job_id,
             "name": record.name,
             "status": record.status,
             "step": record.step,
-            "lineage": lineage(specs[job_id]),
+            "lineage": lineage(record),
             **(_alone(fronts[job_id]) if found is None else found["jobs"][job_id]),
         }
         for job_id, record in records.items()
@@ -115,6 +130,7 @@ def fork_job(
     config: Configuration,
     max_active: MaxActive,
     access: FileAccess,
+    _place: Annotated[None, place("forks", at_once=4, of_owner=2)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queues jobs that start from a copy of the checkpoint's policy. Each is queued whole or not at all.
@@ -133,7 +149,18 @@ def fork_job(
                 plan = keep_plan(path, document, plan)
     except PlanConflict as error:
         raise ApiProblem(409, "idempotency_conflict", str(error), param="Idempotency-Key") from None
-    made = _carry_out(store, config, plan, max_active, again=path is not None)
+    except OSError as error:
+        if is_full(error):
+            raise _full() from None
+        raise
+    _check_room(store, plan, max_active)
+    try:
+        with forking(config.state_dir):
+            made = _carry_out(store, config, plan, max_active, again=path is not None)
+    except OSError as error:
+        if is_full(error):
+            raise _full() from None
+        raise
     answer = {**page(made, has_more=False), "lineage": {"parent": job_id, "step": plan["step"]}}
     headers = {"idempotent-replayed": str(replay).lower(), "location": f"/v1/jobs/{made[0]['id']}"}
     return StrictJSONResponse(answer, status_code=201, headers=headers)
@@ -173,11 +200,11 @@ def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: 
             base,
             name=name if fork.sweep is None else f"{name} #{i + 1}",
             weights=None if vector is None else _scaled(base, vector, field),
-            origin={"parent": parent, "step": checkpoint.step},
             init=_init(config, new),
         )
         jobs.append({"id": new, "spec": parse_spec(document).to_json()})
     return {
+        "parent": parent,
         "step": checkpoint.step,
         "path": checkpoint.path,
         "digest": checkpoint.digest,
@@ -193,6 +220,9 @@ def _carry_out(
     ids = [job["id"] for job in plan["jobs"]]
     try:
         copy_policy(checkpoint, [_init(config, new) for new in ids])
+    except NoRoom:
+        _forget(config, [] if again else ids)  # with a key, some of them may be jobs already
+        raise _full() from None
     except CheckpointError as error:
         _forget(config, [] if again else ids)
         raise ApiProblem(409, "checkpoint_unusable", str(error), param="checkpoint") from None
@@ -200,7 +230,12 @@ def _carry_out(
     for i, job in enumerate(plan["jobs"]):
         spec = parse_spec(json.loads(job["spec"]))
         submission = store.submit(
-            job["spec"], name=spec.name, job_id=job["id"], steering=first_steering(spec), max_active=max_active
+            job["spec"],
+            name=spec.name,
+            job_id=job["id"],
+            steering=first_steering(spec),
+            max_active=max_active,
+            origin=Origin(parent=plan["parent"], step=plan["step"]),
         )
         if submission.outcome is SubmitOutcome.QUOTA:
             _forget(config, [] if again else ids[i:])
@@ -208,9 +243,32 @@ def _carry_out(
             if made:
                 problem.message += f"; made already: {', '.join(found['id'] for found in made)}"
             raise problem
-        document = job_document(store.job(job["id"]))
-        made.append({**document, "lineage": lineage(json.loads(job["spec"]))})
+        record = store.job(job["id"])
+        made.append({**job_document(record), "lineage": lineage(record)})
     return made
+
+
+def _check_room(store: JobStore, plan: dict[str, Any], max_active: int | None) -> None:
+    """Before anything is copied; each submission is checked again, as others may come first."""
+    if max_active is None:
+        return
+    missing = sum(not _is_job(store, job["id"]) for job in plan["jobs"])
+    if missing and Census(store).active() + missing > max_active:
+        problem = quota_problem(max_active)
+        problem.message = f"{missing} more would be above the {max_active} jobs of an owner that may wait or run"
+        raise problem
+
+
+def _is_job(store: JobStore, job_id: str) -> bool:
+    try:
+        store.job(job_id)
+    except JobNotFound:
+        return False
+    return True
+
+
+def _full() -> ApiProblem:
+    return ApiProblem(507, "storage_full", "the server has no room for a copy of this policy")
 
 
 def _checkpoint(store: JobStore, job_id: str, spec: JobSpec, wanted: int | str) -> Checkpoint:

@@ -174,7 +174,7 @@ def get_job(
         {
             **job_document(record),
             "total_steps": record.total_steps or spec["steps"],
-            "lineage": lineage(spec),
+            "lineage": lineage(record),
             "spec": spec,
         }
     )

@@ -16,6 +16,7 @@ from rewards import registry
 from services.body import json_body
 from services.deps import Configuration, Cursor, JobId, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
+from services.slots import place
 
 router = APIRouter(prefix="/v1", tags=["results"])
 
@@ -70,6 +71,7 @@ def export_checkpoint(
     document: Annotated[Any, Depends(json_body)],
     store: Store,
     settings: Configuration,
+    _place: Annotated[None, place("exports", at_once=2, of_owner=2)],
 ) -> Response:
     """Verifies a checkpoint and copies its policy, a Hugging Face directory, to a directory of the server's machine.
 

@@ -15,6 +15,7 @@ from rewards import registry
 from services.body import json_body
 from services.deps import body_schema
 from services.errors import ApiProblem, StrictJSONResponse
+from services.slots import place
 
 router = APIRouter(prefix="/v1/rewards", tags=["rewards"])
 
@@ -72,7 +73,10 @@ def validate_reward(document: Annotated[Any, Depends(json_body)]) -> Response:
 
 
 @router.post("/run", openapi_extra=body_schema(_run_schema()))
-def run_rewards(document: Annotated[Any, Depends(json_body)]) -> Response:
+def run_rewards(
+    document: Annotated[Any, Depends(json_body)],
+    _place: Annotated[None, place("dry runs of rewards", at_once=8, of_owner=2)],
+) -> Response:
     """Scores the samples under each reward: `scores` are in the samples' order. 503 where that takes above 30 s."""
     wanted = _parsed(RewardRun, document)
     rewards = [_resolved(choice, f"rewards.{i}") for i, choice in enumerate(wanted.rewards)]

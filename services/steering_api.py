@@ -20,6 +20,7 @@ from services.body import json_body
 from services.deps import Configuration, JobId, Store, body_schema
 from services.errors import ApiProblem, StrictJSONResponse
 from services.rollouts_api import rollouts_of
+from services.slots import place
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/steering", tags=["steering"])
 
@@ -88,7 +89,11 @@ def put_steering(
     )
 
 
-@router.post("/preview", openapi_extra=body_schema(_CHANGE.json_schema()))
+@router.post(
+    "/preview",
+    openapi_extra=body_schema(_CHANGE.json_schema()),
+    dependencies=[place("previews", at_once=4, of_owner=2)],
+)
 def preview_steering(
     job_id: JobId, document: Annotated[Any, Depends(json_body)], store: Store, config: Configuration
 ) -> Response:

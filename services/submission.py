@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from orchestrator.spec import FilesData, JobSpec, load_spec, parse_spec
+from services.client import ApiError
 from services.terminal import Document, output
 from services.text import plain
 
@@ -31,6 +35,23 @@ def anchored(spec: JobSpec) -> dict[str, Any]:
     if spec.policy.model != "quickstart" and Path(spec.policy.model).expanduser().is_dir():  # else a hub id
         document["policy"]["model"] = _absolute(spec.policy.model)
     return document
+
+
+@contextmanager
+def naming_files(document: Mapping[str, Any]) -> Iterator[None]:
+    """The server's answer never repeats what it was sent: here, where that is known, a refused file is named."""
+    try:
+        yield
+    except ApiError as error:
+        message = error.message
+        for field in ("init_checkpoint", "policy.model", "data.train", "data.validation", "data.test"):
+            value: Any = document
+            for part in field.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if isinstance(value, str):
+                named = f"{field}: {value}: "
+                message = re.sub(rf"(^|; ){re.escape(field)}: ", lambda found: found[1] + named, message)  # noqa: B023
+        raise type(error)(error.status, error.code, message, error.param) from None
 
 
 def print_plan(plan: Document) -> None:

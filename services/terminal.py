@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ Document = Mapping[str, Any]
 
 EXIT_ERROR = 2
 _RETRY = Retry(attempts=3)  # a person waits: less than a second where there is no server
+_UNSHOWN = re.compile(r"[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # JSON escapes those below itself
 
 
 def output() -> Console:
@@ -37,7 +39,9 @@ def fail(*messages: str) -> NoReturn:
 
 
 def print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    """As people read it, but for what could steer a terminal: that is escaped, as JSON may be."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    print(_UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def connect_client(state_dir: Path) -> Client:

@@ -21,6 +21,7 @@ from orchestrator.webhooks import (
 from services.body import json_body
 from services.deps import Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
+from services.slots import place
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
@@ -95,7 +96,7 @@ def delete_webhook(webhook_id: str, webhooks: Webhooks) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/{webhook_id}/test")
+@router.post("/{webhook_id}/test", dependencies=[place("tests of webhooks", at_once=8, of_owner=2)])
 def test_webhook(webhook_id: str, webhooks: Webhooks) -> Response:
     """Delivers an event of type `webhook.test` now, once, and says how it went."""
     try:

@@ -196,6 +196,7 @@ class MemoryJournal:
         self.log: list[tuple[int, int, Steering]] = [(1, 0, initial_steering(spec))]
         self.records: dict[int, dict[str, Any]] = {}
         self.events: list[tuple[str, str, dict[str, Any]]] = []
+        self.told: set[str | None] = set()
         self.lines: list[dict[str, Any]] = []
         self.fronts: list[dict[str, Any]] = []
         self.registered: dict[int, dict[str, Any]] = {}
@@ -214,8 +215,12 @@ class MemoryJournal:
         self.records[record["step"]] = json.loads(json.dumps(record, allow_nan=False))
         self.die("after commit", record["step"])
 
-    def event(self, type: str, *, level: str = "info", **data: Any) -> None:
+    def event(self, type: str, *, level: str = "info", once: str | None = None, **data: Any) -> None:
+        if once is not None and once in self.told:
+            return
+        self.told.add(once)
         self.events.append((type, level, json.loads(json.dumps(data, allow_nan=False))))
+        self.die(f"after {type}", data.get("step", -1))
 
     def steered(self, *, version: int, **data: Any) -> None:
         if version not in [told["version"] for told in self.named("steering.applied")]:

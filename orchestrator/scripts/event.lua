@@ -1,6 +1,7 @@
--- Appends one event. ARGV: id, token, fence, nonce (both empty: no lease asked for), type, level, data.
--- Answers {OK, number}.
-local token, fence, nonce = ARGV[2], ARGV[3], ARGV[4]
+-- Appends one event. KEYS 6: told. ARGV: id, token, fence, nonce (both empty: no lease asked for), type, level, data,
+-- what it tells (empty: nothing that is told only once). Answers {OK, number}.
+local TOLD = KEYS[6]
+local token, fence, nonce, once = ARGV[2], ARGV[3], ARGV[4], ARGV[8]
 if redis.call('EXISTS', JOB) == 0 then return {'NOTFOUND'} end
 local given = kept_reply(token)
 if given then return {'OK', tonumber(given)} end
@@ -8,6 +9,11 @@ if fence ~= '' then
   local refused = refusal(fence, nonce)
   if refused then return {refused} end
 end
+if once ~= '' then
+  local told = redis.call('HGET', TOLD, once)
+  if told then return {'OK', tonumber(told)} end
+end
 local seq = emit(ARGV[5], ARGV[6], ARGV[7], now_us())
+if once ~= '' then redis.call('HSET', TOLD, once, seq) end
 keep_reply(token, tostring(seq))
 return {'OK', seq}

@@ -1,5 +1,6 @@
 -- Accepts a job once. KEYS 6..11: idempotency, jobs, spec, steering, steering log, owners.
--- ARGV: id, body sha256, idempotency ttl ms (0: no key given), name, spec, steering, owner, most active jobs ('': any).
+-- ARGV: id, body sha256, idempotency ttl ms (0: no key given), name, spec, steering, owner, most active jobs ('': any),
+-- the job and the step that it was forked from ('': it was not).
 -- Answers {NEW | REPLAY | CONFLICT | QUOTA, id}.
 local IDEM, JOBS, SPEC, W, WLOG = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local OWNERS, owner, max_active = KEYS[11], ARGV[7], tonumber(ARGV[8])
@@ -27,7 +28,7 @@ redis.call('HSET', JOB, 'schema_v', 1, 'id', ID, 'name', name, 'status', 'valida
   'order', order, 'created_at', seconds(us), 'started_at', '', 'finished_at', '', 'spec_digest', digest,
   'fence', 0, 'nonce', '', 'closed', 'new', 'attempts', 0, 'ttl_ms', 0, 'claim_from', 0,
   'step', 0, 'digest', '', 'total_steps', '', 'progress', '{}', 'seq', 0,
-  'ckpt_step', '', 'ckpt_path', '', 'ckpt_digest', '')
+  'ckpt_step', '', 'ckpt_path', '', 'ckpt_digest', '', 'parent', ARGV[9], 'parent_step', ARGV[10])
 redis.call('SET', SPEC, spec)
 redis.call('HSET', W, 'ver', 1, 'eff', 0, 'current', steering)
 redis.call('XADD', WLOG, '1-1', 'eff', 0, 'at', seconds(us), 'who', 'submit',

@@ -1,10 +1,12 @@
 """Forks and comparisons over HTTP, on a real Redis and real checkpoints on disk."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +16,12 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator import lineage
+from orchestrator.census import Census
 from orchestrator.checkpoints import write_checkpoint
 from orchestrator.embedded_redis import connect
 from orchestrator.lineage import plan_path
-from orchestrator.store import JobStore, Lease
+from orchestrator.store import JobStore, Lease, Origin
 from services.client import Client
 from services.settings import Limits, write_credentials
 from tests.integration.test_api import KEY, SPEC, assert_error, claim, serving, step_record
@@ -149,8 +153,48 @@ def test_a_fork_of_a_fork_names_its_own_parent(http: httpx.Client, store: JobSto
     parent, _ = trained(http, store, state_dir, metadata={"team": "x", "equipoise.parent": "job-z"})
     (new,) = forked(http, parent, checkpoint=1, changes={"metadata": {"run": "2"}})["data"]
     spec = http.get(f"/v1/jobs/{new['id']}").json()["spec"]
-    expected = {"team": "x", "run": "2", "equipoise.parent": parent, "equipoise.parent_step": "1"}
-    assert spec["metadata"] == expected
+    assert spec["metadata"] == {"team": "x", "run": "2", "equipoise.parent": "job-z"}
+    (newest,) = forked(http, parent, checkpoint=2)["data"]
+    assert newest["lineage"] == {"parent": parent, "step": 2}
+
+
+def test_a_lineage_can_not_be_forged(http: httpx.Client, parent: str) -> None:
+    job_id = submitted(http, metadata={"equipoise.parent": parent, "equipoise.parent_step": "1"})
+    assert http.get(f"/v1/jobs/{job_id}").json()["lineage"] is None
+    assert compare(http, parent, job_id)["data"][1]["lineage"] is None
+    answer = http.post("/v1/jobs", json={**SPEC, "lineage": {"parent": parent, "step": 1}})
+    assert assert_error(answer, 422)["param"] == "lineage"
+
+
+def test_a_disk_that_is_full_when_a_key_comes_again_costs_no_job_its_policy(
+    http: httpx.Client, store: JobStore, state_dir: Path, parent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, body = uuid.uuid4().hex, {"checkpoint": 1, "sweep": [OTHER] * 2}
+    first, second = [job["id"] for job in forked(http, parent, key, **body)["data"]]
+    shutil.rmtree(state_dir / "jobs" / second)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    response = http.post(f"/v1/jobs/{parent}/fork", json=body, headers={"idempotency-key": key})
+    assert assert_error(response, 507)["code"] == "storage_full"
+    assert (state_dir / "jobs" / first / "init" / "config.json").is_file()
+    assert store.job(first).origin == Origin(parent=parent, step=1)
+
+
+def test_a_full_disk_says_so_and_leaves_nothing(
+    http: httpx.Client, state_dir: Path, parent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before, folders = count(http), sorted((state_dir / "jobs").iterdir())
+    monkeypatch.setattr(shutil, "copy2", full)
+    error = assert_error(http.post(f"/v1/jobs/{parent}/fork", json={"checkpoint": 2}), 507)
+    assert error["code"] == "storage_full"
+    assert count(http) == before
+    assert sorted((state_dir / "jobs").iterdir()) == folders
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -210,8 +254,19 @@ def test_a_damaged_checkpoint_makes_no_job(http: httpx.Client, state_dir: Path, 
 
 def test_one_key_makes_one_set_whoever_asks_and_however_often(http: httpx.Client, parent: str) -> None:
     key, before = uuid.uuid4().hex, count(http)
+
+    def ask(_: int) -> dict[str, Any]:
+        while True:
+            body = {"checkpoint": "latest", "sweep": [OTHER] * 3}
+            response = http.post(f"/v1/jobs/{parent}/fork", json=body, headers={"idempotency-key": key})
+            if response.status_code == 201:
+                return dict(response.json())
+            assert assert_error(response, 429)["code"] == "busy"  # two of an owner at once
+            assert response.headers["retry-after"] == "5"
+            time.sleep(0.02)
+
     with ThreadPoolExecutor(6) as threads:
-        found = list(threads.map(lambda _: forked(http, parent, key, checkpoint="latest", sweep=[OTHER] * 3), range(6)))
+        found = list(threads.map(ask, range(6)))
     ids = [[job["id"] for job in made["data"]] for made in found]
     assert all(made == ids[0] for made in ids)
     assert count(http) == before + 3
@@ -255,7 +310,29 @@ def test_who_asks_again_gets_what_was_missing(http: httpx.Client, store: JobStor
         assert (Path(spec["init_checkpoint"]) / "config.json").is_file()
 
 
-def test_a_quota_stops_a_sweep_and_a_later_try_goes_on(redis_url: str, tmp_path: Path) -> None:
+def test_a_sweep_above_the_quota_copies_nothing(redis_url: str, tmp_path: Path) -> None:
+    with connect(redis_url) as client:
+        store = JobStore(client, owner=f"quota-{uuid.uuid4().hex}")
+        with (
+            serving(store, tmp_path, limits=Limits(active_jobs_local=3)) as server,
+            httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as http,
+        ):
+            parent, _ = trained(http, store, tmp_path)
+            before = sorted((tmp_path / "jobs").iterdir())
+            (tmp_path / "jobs" / parent / "checkpoints" / "step-000001" / "policy" / "config.json").write_text("{ }")
+            for body in ({"checkpoint": 1, "sweep": [OTHER] * 3}, {"checkpoint": 2, "sweep": [OTHER] * 3}):
+                response = http.post(f"/v1/jobs/{parent}/fork", json=body)
+                assert assert_error(response, 429)["code"] == "too_many_jobs"
+                assert response.headers["retry-after"]
+            assert count(http) == 1
+            assert sorted((tmp_path / "jobs").iterdir()) == before
+            assert len(forked(http, parent, checkpoint=2, sweep=[OTHER] * 2)["data"]) == 2
+
+
+def test_a_quota_that_others_fill_meanwhile_stops_a_sweep_and_a_later_try_goes_on(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Census, "active", lambda _: 0)  # as it was when it was asked
     client = connect(redis_url)
     store = JobStore(client, owner=f"quota-{uuid.uuid4().hex}")
     headers = {"authorization": f"Bearer {KEY}", "idempotency-key": "k"}
@@ -314,6 +391,17 @@ def test_other_ranges_or_objectives_have_no_common_scale(http: httpx.Client, sto
     assert found["data"][0]["hypervolume"] == 0.1
     alone = with_front(http, store, objectives=SPEC["objectives"][:1])
     assert "other objectives" in compare(http, one, alone)["differences"][0]
+
+
+def test_a_comparison_that_takes_long_is_refused(
+    http: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lineage, "_POINTS", 3)
+    two = with_front(http, store, (0.8, 0.2), (0.2, 0.8), *[(0.1, 0.1)] * 5)  # what is dominated takes no time
+    more = with_front(http, store, (0.3, 0.2), (0.2, 0.3))
+    assert compare(http, two)["comparable"]
+    answer = http.get("/v1/jobs/compare", params={"ids": f"{two},{more}"})
+    assert assert_error(answer, 422)["code"] == "too_many_points"
 
 
 def test_bad_comparisons(http: httpx.Client) -> None:

@@ -3,11 +3,13 @@
 import re
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.census import Census
@@ -15,7 +17,7 @@ from orchestrator.embedded_redis import EmbeddedRedis, connect
 from orchestrator.states import JobStatus
 from orchestrator.store import JobStore
 from services.keys import digest
-from services.metrics_api import MAX_JOBS, JobFigures
+from services.metrics_api import MAX_JOBS, MAX_OWNERS, JobFigures, Scrapes
 from services.server import ApiServer
 from services.settings import Settings
 
@@ -128,6 +130,40 @@ def test_running_jobs_are_capped(store: JobStore) -> None:
     families = {family.name: family for family in JobFigures(lambda: [store]).collect()}
     assert len(families["equipoise_job_step"].samples) == MAX_JOBS
     assert Census(store).counts().by_status == {JobStatus.RUNNING: MAX_JOBS + 3}
+
+
+def test_scrapes_at_once_or_soon_after_each_other_read_the_jobs_once(store: JobStore) -> None:
+    read: list[str] = []
+
+    class Counted(JobFigures):
+        def collect(self) -> Iterator[Metric]:
+            read.append("")
+            yield from super().collect()
+
+    figures, scrapes = Counted(lambda: [store]), Scrapes(max_age_s=3600)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: scrapes.of("ann", figures), range(20)))
+    assert len(read) == 1
+    assert all(metrics is found[0] for metrics in found)
+    scrapes.of("bob", figures)
+    assert len(read) == 2
+    for i in range(200):
+        scrapes.of(f"owner-{i}", figures)
+    assert len(scrapes._kept) == MAX_OWNERS
+    Scrapes(max_age_s=0).of("ann", figures)
+    assert len(read) == 203
+
+
+def test_old_jobs_are_not_counted_but_those_that_wait_or_run_are(store: JobStore) -> None:
+    old, running = submit(store), submit(store, JobStatus.RUNNING)
+    ended = submit(store)
+    store.request_cancel(ended)
+    for _ in range(3):
+        store.request_cancel(submit(store))
+    counts = Census(store).counts(at_most=2)
+    assert counts.by_status == {JobStatus.CANCELLED: 2, JobStatus.QUEUED: 1, JobStatus.RUNNING: 1}
+    assert (counts.queued, counts.leases, counts.held) == (1, 1, (running,))
+    assert old not in counts.held
 
 
 def test_a_step_that_a_crash_undid_is_not_shown(store: JobStore) -> None:

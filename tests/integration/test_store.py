@@ -588,6 +588,22 @@ def test_events_are_numbered_without_a_gap_under_concurrency(store: JobStore) ->
     assert store.events("j", after=101).items == ()
 
 
+def test_what_is_told_once_is_not_told_by_the_next_holder(store: JobStore) -> None:
+    """However many calls came between: the replies that are kept for retries are long gone."""
+    lease = running(store)
+    first = store.event("j", "guardrail.breached", {"step": 3}, lease, once="guardrail 3 kl")
+    for _ in range(100):
+        store.event("j", "note", {}, lease)
+    store.release(lease)
+    again = claim(store, nonce="second")
+    assert store.event("j", "guardrail.breached", {"step": 3}, again, once="guardrail 3 kl") == first
+    assert store.event("j", "guardrail.breached", {"step": 3}, again, once="guardrail 3 length") > first
+    events = [event for event in store.events("j", limit=1000).items if event.type == "guardrail.breached"]
+    assert len(events) == 2
+    with pytest.raises(Fenced):
+        store.event("j", "guardrail.breached", {"step": 3}, lease, once="guardrail 3 kl")
+
+
 def test_event_data(store: JobStore) -> None:
     lease = running(store)
     data = {"values": [1.5, math.nan, -math.inf], "text": "\ud800 <b>é</b>\r\n", "nested": {"x": math.inf}}

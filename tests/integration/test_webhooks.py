@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,13 +22,14 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator import dispatcher as dispatcher_module
 from orchestrator import webhook_delivery
 from orchestrator.dispatcher import LOCK, Dispatcher
 from orchestrator.embedded_redis import EmbeddedRedis, connect
 from orchestrator.states import JobStatus
 from orchestrator.store import JobStore
 from orchestrator.webhook_delivery import DeliveryError, addresses_of, check_url, is_public, post
-from orchestrator.webhooks import EVENTS, MAX_WEBHOOKS, WebhookNotFound, WebhookStore
+from orchestrator.webhooks import EVENTS, MAX_WEBHOOKS, TooManyWebhooks, WebhookNotFound, WebhookStore
 from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings
@@ -214,6 +216,82 @@ def test_one_dead_webhook_does_not_hold_up_another(store: JobStore, receiver: Re
         wait(lambda: receiver.got)
 
 
+def test_slow_receivers_of_one_owner_leave_room_for_another(store: JobStore) -> None:
+    """As many webhooks as an owner may have, none of which answers before the other owner has been told."""
+    slow, quick = WebhookStore(store), store.of_owner(f"hooks-{uuid.uuid4().hex}")
+    for i in range(MAX_WEBHOOKS):
+        slow.add(f"http://127.0.0.1/slow/{i}", ["job.paused"])
+    WebhookStore(quick).add("http://127.0.0.1/quick", ["job.paused"])
+    told, under_way, most = threading.Event(), 0, 0
+    lock = threading.Lock()
+
+    def deliver(url: str, *_: Any, **__: Any) -> int:
+        nonlocal under_way, most
+        if url.endswith("quick"):
+            told.set()
+        if "slow" not in url:
+            return 200
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        released = told.wait(20)
+        with lock:
+            under_way -= 1
+        assert released
+        return 200
+
+    store.request_pause(submit(store))
+    with dispatching(store, deliver=deliver):
+        wait(lambda: under_way == 2)
+        time.sleep(0.1)
+        quick.request_pause(submit(quick))
+        assert told.wait(20)
+        wait(lambda: not any(slow.behind(webhook.webhook_id) for webhook in slow.all()))
+    assert most == 2
+
+
+def test_a_long_backlog_does_not_hold_its_thread(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher_module, "_TURN_S", 0.0)
+    webhooks = WebhookStore(store)
+    webhook = webhooks.add("http://127.0.0.1/", ["job.paused"])
+    job_id = submit(store)
+    store.request_pause(job_id)
+    told: list[str] = []
+    dispatcher = Dispatcher(store, allow_private=True, deliver=lambda url, *_, **__: told.append(url) or 200)
+    dispatcher._serve(store, webhooks, webhook)
+    assert told == []
+    monkeypatch.undo()
+    dispatcher._serve(store, webhooks, webhook)
+    assert len(told) == 1
+    assert webhooks.behind(webhook.webhook_id) == []
+
+
+def test_a_cursor_only_moves_forward(store: JobStore) -> None:
+    """Of two dispatchers one lost its lock, and is late with what the other has long dealt with."""
+    webhooks = WebhookStore(store)
+    webhook = webhooks.add("https://example.com/", ["job.paused"])
+    job_id = submit(store)
+    store.request_pause(job_id)
+    webhooks.advance(webhook.webhook_id, job_id, 2)
+    webhooks.advance(webhook.webhook_id, job_id, 1)
+    assert webhooks.behind(webhook.webhook_id) == []
+
+
+def test_the_limit_holds_however_many_ask_at_once(store: JobStore) -> None:
+    webhooks = WebhookStore(store)
+
+    def add(_: int) -> bool:
+        try:
+            webhooks.add("https://example.com/", ["job.paused"])
+        except TooManyWebhooks:
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as threads:
+        kept = list(threads.map(add, range(MAX_WEBHOOKS + 20)))
+    assert sum(kept) == len(webhooks.all()) == MAX_WEBHOOKS
+
+
 def test_owners_hear_only_of_their_own_jobs(store: JobStore, receiver: Receiver) -> None:
     other = store.of_owner(f"hooks-{uuid.uuid4().hex}")
     WebhookStore(store).add(receiver.url, ["job.paused"])
@@ -323,6 +401,26 @@ def test_a_server_that_dawdles_is_left_in_time(drip: bytes) -> None:
         assert time.monotonic() - started < 1.5
         over.set()
         thread.join()
+
+
+def test_a_name_server_that_is_silent_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def silent(*_: Any, **__: Any) -> Any:
+        over.wait(30)
+        raise OSError("too late")
+
+    monkeypatch.setattr(webhook_delivery, "_resolvers", threading.BoundedSemaphore(2))
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    started = time.monotonic()
+    with pytest.raises(DeliveryError, match="did not resolve in time"):
+        send("http://example.com/", timeout_s=0.2)
+    assert time.monotonic() - started < 10
+    with pytest.raises(DeliveryError, match="in time"):
+        send("http://example.com/", timeout_s=0.2)
+    with pytest.raises(DeliveryError, match="too many"):  # the threads still wait
+        send("http://example.com/", timeout_s=0.2)
+    over.set()
 
 
 def test_what_is_no_http_or_nobody_is_named() -> None:

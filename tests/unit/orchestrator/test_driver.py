@@ -42,6 +42,8 @@ class FakeStore:
         self.events_written: list[tuple[str, str, dict[str, Any]]] = []
         self.did: list[tuple[Any, ...]] = []
         self.refuse: dict[str, Exception] = {}
+        self.reported: list[tuple[str, str | None]] = []
+        self.step = 4
 
     def claim(self, job_id: str, **options: Any) -> Claim:
         self.claimed.append({"job_id": job_id, **options})
@@ -87,8 +89,8 @@ class FakeStore:
     def job(self, job_id: str) -> JobRecord:
         return JobRecord(
             job_id=job_id, name="driver", status=JobStatus.RUNNING, reason=None, created_at=1.0, started_at=2.0,
-            finished_at=None, step=4, total_steps=4, fence=5, attempts=1, checkpoint_step=4, checkpoint_path="p",
-            checkpoint_digest="d", cancel_requested=False, pause_requested=False, progress={},
+            finished_at=None, step=self.step, total_steps=4, fence=5, attempts=1, checkpoint_step=4,
+            checkpoint_path="p", checkpoint_digest="d", cancel_requested=False, pause_requested=False, progress={},
         )  # fmt: skip
 
     def ends(self) -> list[tuple[Any, ...]]:
@@ -100,7 +102,12 @@ def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
     made = FakeStore()
     monkeypatch.setattr(driver, "connect", lambda _: None)
     monkeypatch.setattr(driver, "JobStore", lambda *_, **__: made)
-    monkeypatch.setattr(driver, "render_report", lambda **parts: f"<html>{len(list(parts['events']))}</html>")
+
+    def render(**parts: Any) -> str:
+        made.reported.append((parts["job"]["status"], parts["job"]["reason"]))
+        return f"<html>{len(list(parts['events']))}</html>"
+
+    monkeypatch.setattr(driver, "render_report", render)
     return made
 
 
@@ -193,7 +200,29 @@ def test_other_outcomes(store: FakeStore, tmp_path: Path, job: Any, outcome: str
     job(lambda: outcome)
     assert drive(tmp_path) == 0
     assert store.ends() == [("finish", JobStatus(outcome), None)]
-    assert not (tmp_path / "jobs" / "job" / "report.html").exists()
+    assert (tmp_path / "jobs" / "job" / "report.html").is_file()
+    assert store.reported == [(outcome, None)]
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_failed_job_has_a_report_of_what_it_did(store: FakeStore, tmp_path: Path, job: Any, step: int) -> None:
+    store.step = step
+    job(raising(ValueError("the disk")))
+    assert drive(tmp_path) == 0
+    assert store.ends() == [("finish", JobStatus.FAILED, "the disk")]
+    assert (tmp_path / "jobs" / "job" / "report.html").exists() == (step > 0)
+    assert store.reported == ([("failed", "the disk")] if step else [])
+
+
+@pytest.mark.parametrize("outcome", ["paused", "failed"])
+def test_a_report_of_what_was_done_never_decides_how_a_job_ends(
+    store: FakeStore, tmp_path: Path, job: Any, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    monkeypatch.setattr(driver, "render_report", lambda **_: raising(KeyError("points"))())
+    job((lambda: outcome) if outcome == "paused" else raising(ValueError("why")))
+    assert drive(tmp_path) == 0
+    assert store.ends() == [("finish", JobStatus(outcome), None if outcome == "paused" else "why")]
+    assert [type for type, _, _ in store.events_written] == ["report.failed"]
 
 
 def test_a_machine_that_goes_down_hands_the_job_back(store: FakeStore, tmp_path: Path, job: Any) -> None:

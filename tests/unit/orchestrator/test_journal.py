@@ -108,7 +108,7 @@ def test_what_reaches_the_store() -> None:
     assert store.calls == [
         ("steering", ("job",), {}),
         ("commit", (LEASE,), {"step": 4, "digest": figures_digest(RECORD), "record": RECORD}),
-        ("event", ("job", "x", {"a": 1}, LEASE), {"level": "warning"}),
+        ("event", ("job", "x", {"a": 1}, LEASE), {"level": "warning", "once": None}),
         ("set_progress", (LEASE, {"stage": "training"}), {}),
         ("set_front", (LEASE, {"points": []}), {}),
         ("register_checkpoint", (LEASE,), {"step": 4, "path": "p", "digest": "d"}),

@@ -294,6 +294,24 @@ def test_a_guardrail_names_what_is_outside(tmp_path: Path, action: str) -> None:
     assert run.journal.pauses == (action == "pause")
 
 
+def test_what_a_step_told_before_a_kill_is_not_told_when_it_runs_again(tmp_path: Path) -> None:
+    rails = [
+        {"metric": "objectives.accuracy.mean", "min": 0.9, "for_steps": 3},
+        {"metric": "objectives.accuracy.mean", "min": 0.95, "for_steps": 3},
+    ]
+    spec = make_spec(guardrails=rails)
+    run = start(tmp_path, spec)
+    run.journal.die_at = ("after guardrail.breached", 3)
+    with pytest.raises(Killed):
+        run.loop.run()
+    run = resume(run, spec)
+    assert run.loop.run() == "succeeded"
+    assert [(breach["step"], breach["bound"]) for breach in run.journal.named("guardrail.breached")] == [
+        (3, 0.9),
+        (3, 0.95),
+    ]
+
+
 def test_a_streak_survives_a_kill(tmp_path: Path) -> None:
     rail = {"metric": "entropy", "max": 0.1, "for_steps": 5}
     spec = make_spec(guardrails=[rail])

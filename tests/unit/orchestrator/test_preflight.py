@@ -75,7 +75,7 @@ def test_a_hub_id_is_not_looked_up(data: dict[str, Any]) -> None:
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_missing_dataset(model: Path, data: dict[str, Any], split: str) -> None:
     Path(data[split]).unlink()
-    assert problem(make_spec(model, data)) == (f"data.{split}", f"{data[split]}: no such file")
+    assert problem(make_spec(model, data)) == (f"data.{split}", "no such file")
 
 
 def test_no_test_split_is_fine(model: Path, data: dict[str, Any]) -> None:
@@ -95,7 +95,20 @@ def test_a_malformed_row(model: Path, data: dict[str, Any]) -> None:
         file.write('{"question": "1"}\n')
     field, message = problem(make_spec(model, data))
     assert field == "data.validation"
-    assert message.endswith("validation.jsonl: row 3: no 'prompt'; found question")
+    assert message == "row 3: no 'prompt'; found question"
+
+
+def test_no_problem_repeats_what_was_sent(model: Path, data: dict[str, Any]) -> None:
+    sent = {**data, "train": "/sent/a.jsonl", "test": "dataset:sent", "columns": {"prompt": "sent", "answer": "sent.b"}}
+    found = preflight(make_spec("/sent/model", sent, init_checkpoint="/sent/init"))
+    assert [field for field, _ in found] == ["init_checkpoint", "data.train", "data.validation", "data.test"]
+    found += preflight(make_spec(model, sent, init_checkpoint=str(model)))
+    (model / "config.json").write_text("{")
+    found += preflight(make_spec(model, data))
+    for _, message in found:
+        assert "sent" not in message
+        assert str(model.parent) not in message
+    assert "row 1: no data.columns.prompt; found prompt, answer" in [message for _, message in found]
 
 
 def test_rows_beyond_the_limit_do_not_matter(model: Path, data: dict[str, Any]) -> None:
@@ -110,7 +123,7 @@ def test_rows_beyond_the_limit_do_not_matter(model: Path, data: dict[str, Any]) 
 def test_a_missing_model_directory(data: dict[str, Any], name: str) -> None:
     field, message = problem(make_spec(name, data))
     assert field == "policy.model"
-    assert "no directory" in message or message == "File name too long"
+    assert message.startswith("this path is no directory") or message == "File name too long"
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,11 @@ def test_every_wrong_field_is_named() -> None:
             "less than the budget of 8",
         ),
         ({"rollout__rollouts_per_prompt": 1}, "rollout.rollouts_per_prompt", "'reinforce' works with 1"),
+        (
+            {"objectives__1__reward__options": {"free_tokens": 64}, "rollout__max_tokens": 64},
+            "objectives.1.reward.options.free_tokens",
+            "below rollout.max_tokens, which is 64",
+        ),
         ({"optimizer__minibatches": 300}, "optimizer.minibatches", "more than there are rollouts"),
         ({"optimizer__betas": [0.9, 1.0]}, "optimizer.betas.1", "less than 1"),
         ({"rollout__gpu_memory_utilization": 1.5}, "rollout.gpu_memory_utilization", "0.98"),

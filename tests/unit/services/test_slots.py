@@ -1,0 +1,40 @@
+"""So many at once, fewer for one owner; a place is given back however its request ends."""
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import pytest
+
+from services.errors import ApiProblem
+from services.slots import place
+
+
+def test_places_are_counted_by_owner_and_in_all_and_given_back() -> None:
+    take = place("forks", at_once=3, of_owner=2).dependency
+    request: Any = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(places={})))
+
+    async def story() -> None:
+        async def enter(owner: str) -> Any:
+            held = take(request, SimpleNamespace(owner=owner))
+            await anext(held)
+            return held
+
+        first, second = await enter("ann"), await enter("ann")
+        with pytest.raises(ApiProblem) as caught:
+            await enter("ann")
+        assert (caught.value.status, caught.value.code) == (429, "busy")
+        assert int(caught.value.headers["retry-after"]) > 0
+        assert "ann" not in caught.value.message
+        third = await enter("bob")
+        with pytest.raises(ApiProblem):
+            await enter("cyd")
+        with pytest.raises(ValueError, match="it broke"):
+            await first.athrow(ValueError("it broke"))
+        fourth = await enter("cyd")
+        for held in (second, third, fourth):
+            await held.aclose()
+
+    anyio.run(story)
+    assert request.app.state.places == {"forks": Counter()}
