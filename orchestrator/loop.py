@@ -16,7 +16,8 @@ from torch import Tensor
 
 from orchestrator.batch import Batch
 from orchestrator.build import Parts
-from orchestrator.checkpoints import CheckpointError, directory_name, keep_only, write_checkpoint, write_json
+from orchestrator.checkpoint_store import CheckpointStore
+from orchestrator.checkpoints import CheckpointError, write_json
 from orchestrator.clock import Clock
 from orchestrator.collect import Collector
 from orchestrator.evaluation import Evaluator
@@ -46,13 +47,15 @@ class LoopState:
 
 
 class Loop:
-    """One job's training, from the initial policy to the front. `directory` is for checkpoints; rollouts lie beside."""
+    """One job's training, from the initial policy to the front. Rollouts lie beside the checkpoints."""
 
-    def __init__(self, spec: JobSpec, parts: Parts, journal: Journal, directory: Path, *, fence: int) -> None:
+    def __init__(
+        self, spec: JobSpec, parts: Parts, journal: Journal, checkpoints: CheckpointStore, *, fence: int
+    ) -> None:
         self.spec = spec
         self.parts = parts
         self.journal = journal
-        self.directory = directory
+        self.checkpoints = checkpoints
         self.fence = fence
         self.names = list(spec.objective_names)
         self.state = LoopState()
@@ -60,8 +63,8 @@ class Loop:
         self.collector = Collector(spec, parts, self.clock)
         self.evaluator = Evaluator(spec, parts)
         self.guardrails = Guardrails(spec.guardrails)
-        self.keeper = SampleKeeper(spec, directory.with_name(FOLDER), fence=fence)
-        self.kept: set[int] = set()  # steps whose checkpoint is on disk
+        self.keeper = SampleKeeper(spec, checkpoints.root.with_name(FOLDER), fence=fence)
+        self.kept: set[int] = set()  # steps whose checkpoint is kept
         self.samples: list[dict[str, Any]] = []  # start and end side by side, once the run has ended
         self._checkpoint_failures = 0
         self._samples_failed = False
@@ -285,7 +288,7 @@ class Loop:
         step = self.state.step
         with self.clock("checkpoint"):
             try:
-                path, manifest = write_checkpoint(self.directory, step=step, fence=self.fence, fill=self.fill)
+                path, manifest = self.checkpoints.write(step=step, fence=self.fence, fill=self.fill)
             except CheckpointError as error:
                 self._checkpoint_failures += 1
                 self.journal.event("checkpoint.failed", level="error", step=step, message=str(error))
@@ -304,7 +307,7 @@ class Loop:
         self.kept -= dropped
         changes = {step: {"on_front": step in front, "metrics": self.metrics(step)} for step in sorted(self.kept)}
         self.journal.checkpoints(changes, sorted(dropped))
-        keep_only(self.directory, self.kept)
+        self.checkpoints.keep_only(self.kept, fence=self.fence)
         self.journal.front(self.front_document())
 
     def fill(self, directory: Path) -> None:
@@ -334,7 +337,7 @@ class Loop:
 
     def resume(self, step: int, known: Sequence[int]) -> None:
         """Continue after a checkpoint (`known`: all registered ones). Engines get its weights before they serve."""
-        directory = self.directory / directory_name(step)
+        directory = self.checkpoints.directory(step)
         document = json.loads((directory / "state.json").read_text())
         self.parts.learner.load(directory)
         self.parts.learner.sync(step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,7 +34,7 @@ from orchestrator.states import is_terminal
 from orchestrator.steering import SteeringError, initial_steering, merge
 from orchestrator.store import Checkpoint, JobStore, SubmitOutcome
 from services.body import json_body, parse_json
-from services.deps import Configuration, FileAccess, JobId, MaxActive, Store, body_schema, page
+from services.deps import Configuration, FileAccess, Finder, JobId, MaxActive, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found, quota_problem
 from services.jobs_api import IdempotencyKey, checked_spec, first_steering, job_document
 from services.settings import Settings
@@ -115,6 +115,7 @@ def fork_job(
     config: Configuration,
     max_active: MaxActive,
     access: FileAccess,
+    find: Finder,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queues jobs that start from a copy of the checkpoint's policy. Each is queued whole or not at all.
@@ -128,12 +129,12 @@ def fork_job(
         plan = None if path is None else kept_plan(path, document)
         replay = plan is not None
         if plan is None:
-            plan = _plan(store, config, access, job_id, fork)
+            plan = _plan(store, config, access, job_id, fork, find)
             if path is not None:
                 plan = keep_plan(path, document, plan)
     except PlanConflict as error:
         raise ApiProblem(409, "idempotency_conflict", str(error), param="Idempotency-Key") from None
-    made = _carry_out(store, config, plan, max_active, again=path is not None)
+    made = _carry_out(store, config, plan, max_active, again=path is not None, find=lambda found: find(job_id, found))
     answer = {**page(made, has_more=False), "lineage": {"parent": job_id, "step": plan["step"]}}
     headers = {"idempotent-replayed": str(replay).lower(), "location": f"/v1/jobs/{made[0]['id']}"}
     return StrictJSONResponse(answer, status_code=201, headers=headers)
@@ -156,12 +157,15 @@ def _checked(document: Any) -> Fork:
     return fork
 
 
-def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: Fork) -> dict[str, Any]:
+def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: Fork, find: Finder) -> dict[str, Any]:
     """What will be made: ids and whole specs, so that carrying it out twice makes the same jobs."""
     spec = parse_spec(parse_json(store.spec(parent).encode()))
     checkpoint = _checkpoint(store, parent, spec, fork.checkpoint)
     wanted = merged(spec.model_dump(mode="json"), fork.changes)
-    wanted["init_checkpoint"] = str(Path(checkpoint.path) / "policy")
+    try:
+        wanted["init_checkpoint"] = str(find(parent, checkpoint) / "policy")
+    except CheckpointError as error:
+        raise ApiProblem(409, "checkpoint_unusable", str(error), param="checkpoint") from None
     base = checked_spec(wanted, access)
     vectors: Sequence[_Weights | None] = fork.sweep if fork.sweep is not None else [fork.weights]
     name = fork.name or f"{spec.name[:96]} from {checkpoint.step}"
@@ -186,13 +190,19 @@ def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: 
 
 
 def _carry_out(
-    store: JobStore, config: Settings, plan: dict[str, Any], max_active: int | None, *, again: bool
+    store: JobStore,
+    config: Settings,
+    plan: dict[str, Any],
+    max_active: int | None,
+    *,
+    again: bool,
+    find: Callable[[Checkpoint], Path],
 ) -> list[dict[str, Any]]:
     """First the policies, which must outlive the parent's, then the jobs. `again`: the caller can ask for the rest."""
     checkpoint = Checkpoint(step=plan["step"], path=plan["path"], digest=plan["digest"], metrics={}, on_front=False)
     ids = [job["id"] for job in plan["jobs"]]
     try:
-        copy_policy(checkpoint, [_init(config, new) for new in ids])
+        copy_policy(checkpoint, [_init(config, new) for new in ids], find=find)
     except CheckpointError as error:
         _forget(config, [] if again else ids)
         raise ApiProblem(409, "checkpoint_unusable", str(error), param="checkpoint") from None

@@ -20,7 +20,7 @@ from orchestrator.webhook_delivery import private_allowed
 from orchestrator.worker import Worker
 from services.keys import digest
 from services.server import ApiServer, ServerError
-from services.settings import Credentials, Limits, Settings, credentials_path, write_credentials
+from services.settings import Credentials, Limits, Settings, checkpoint_store, credentials_path, write_credentials
 from services.terminal import fail, say
 
 
@@ -54,7 +54,13 @@ class LocalServer:
             store = JobStore(connect(redis.url))
             key_sha256 = digest(self.credentials.key)
             limits = Limits.from_environment()
-            settings = Settings(state_dir=self.state_dir, key_sha256=key_sha256, local_exports=True, limits=limits)
+            settings = Settings(
+                state_dir=self.state_dir,
+                key_sha256=key_sha256,
+                local_exports=True,
+                limits=limits,
+                checkpoint_store=checkpoint_store(),
+            )
             self.api.start(store, settings)
             started.enter_context(dispatching(store))
             self._worker = Worker(store, redis.url, self.state_dir)

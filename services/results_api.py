@@ -14,7 +14,7 @@ from orchestrator.checkpoints import CheckpointError, export_policy
 from orchestrator.store import Checkpoint
 from rewards import registry
 from services.body import json_body
-from services.deps import Configuration, Cursor, JobId, Store, body_schema, page
+from services.deps import Configuration, Cursor, Finder, JobId, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 
 router = APIRouter(prefix="/v1", tags=["results"])
@@ -70,6 +70,7 @@ def export_checkpoint(
     document: Annotated[Any, Depends(json_body)],
     store: Store,
     settings: Configuration,
+    find: Finder,
 ) -> Response:
     """Verifies a checkpoint and copies its policy, a Hugging Face directory, to a directory of the server's machine.
 
@@ -90,7 +91,7 @@ def export_checkpoint(
     if checkpoint is None:
         raise not_found("no checkpoint is kept at this step")
     try:
-        export_policy(Path(checkpoint.path), destination)
+        export_policy(find(job_id, checkpoint), destination)
     except CheckpointError as error:
         raise ApiProblem(409, "export_failed", str(error)) from None
     return StrictJSONResponse({"object": "export", "step": step, "path": str(destination)})

@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator.checkpoint_store import STORE_VARIABLE
+from orchestrator.remote import RemoteError, open_filesystem
 from services.keys import new_key
 
 DEFAULT_PORT = 8740
@@ -63,6 +65,19 @@ class Settings(BaseModel):
     max_body_bytes: int = MAX_BODY_BYTES
     poll_s: float = 0.5  # of the event stream
     limits: Limits = Limits()
+    checkpoint_store: str | None = None  # an fsspec URL; None: checkpoints lie in the state directory alone
+
+
+def checkpoint_store(environment: Mapping[str, str] = os.environ) -> str | None:
+    """EQUIPOISE_CHECKPOINT_STORE. Raises ValueError where this machine can't open it, with what to install."""
+    url = environment.get(STORE_VARIABLE)
+    if not url:
+        return None
+    try:
+        open_filesystem(url)
+    except RemoteError as error:
+        raise ValueError(f"{STORE_VARIABLE}: {error}") from None
+    return url
 
 
 class Credentials(BaseModel):
