@@ -113,7 +113,7 @@ class Remote:
         self._put_file(path, f"{self._base}/{path.name}")
 
     def get_beside(self, path: Path) -> None:
-        """Fetch such a file; whether it is the right one is for its reader to tell. None there is none here."""
+        """Fetch such a file; whether it is the right one is for its reader to tell."""
         hidden = path.with_name(f".{path.name}-fetching")
         with contextlib.suppress(FileNotFoundError):
             self._get_file(f"{self._base}/{path.name}", hidden)
@@ -207,9 +207,9 @@ class CheckpointStore:
             self._fetch(step)
         return path
 
-    def restore_beside(self, path: Path) -> None:
-        """The same for a file that checkpoints rely on; it may be nowhere."""
-        if self._remote is not None and not path.exists():
+    def fetch_beside(self, path: Path) -> None:
+        """Replace a file that checkpoints rely on by the store's, where it has one."""
+        if self._remote is not None:
             self._remote.within(RESUME_PAUSES_S).get_beside(path)
 
     def keep_only(self, steps: Collection[int], *, fence: int) -> None:

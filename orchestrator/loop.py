@@ -24,6 +24,7 @@ from orchestrator.evaluation import Evaluator
 from orchestrator.figures import Update, front_document
 from orchestrator.guardrails import Guardrails
 from orchestrator.journal import Journal
+from orchestrator.references import FILE
 from orchestrator.samples import FOLDER, SampleKeeper
 from orchestrator.spec import JobSpec
 from orchestrator.steering import Steering, apply_directions, clamped
@@ -60,7 +61,7 @@ class Loop:
         self.names = list(spec.objective_names)
         self.state = LoopState()
         self.clock = Clock()
-        self.collector = Collector(spec, parts, self.clock)
+        self.collector = Collector(spec, parts, self.clock, checkpoints.root.with_name(FILE))
         self.evaluator = Evaluator(spec, parts)
         self.guardrails = Guardrails(spec.guardrails)
         self.keeper = SampleKeeper(spec, checkpoints.root.with_name(FOLDER), fence=fence)
@@ -98,9 +99,8 @@ class Loop:
         if self.collector.wants_references:
             for done, size in self.collector.sample_references():
                 self.journal.progress(stage=f"sampling references: {done} of {size} prompts", eta_s=None)
-                wishes = self.journal.wishes()
-                if wishes.cancel or wishes.pause or wishes.stop:
-                    return "cancelled" if wishes.cancel else "paused" if wishes.pause else "stopped"
+                if asked := self.asked():
+                    return asked
         self.journal.progress(stage="evaluating the initial policy", eta_s=None)
         version, steering = self.journal.steering(1)
         self.state.steering_version = version
@@ -109,12 +109,23 @@ class Loop:
         self.checkpoint()
         return None
 
+    def asked(self) -> str | None:
+        """How the run is to end, where a person or the machine wants it to."""
+        wishes = self.journal.wishes()
+        return "cancelled" if wishes.cancel else "paused" if wishes.pause else "stopped" if wishes.stop else None
+
     def step(self, step: int) -> None:
-        """Sample, roll out, score, weigh, learn, sync, evaluate when due, commit."""
+        """Sample, roll out, score, weigh, learn, sync, evaluate when due, commit.
+
+        A wish that is heard between two rounds of sampling leaves everything as it was before the step.
+        """
         self.clock.begin()
         version, steering = self.journal.steering(step)
 
-        batch, kept = self.collector.collect(step, self.may_get_weight(steering))
+        collected = self.collector.collect(step, self.may_get_weight(steering), lambda: self.asked() is not None)
+        if collected is None:
+            return
+        batch, kept = collected
         with self.clock("learn"):
             update = self.improve(step, batch, kept, steering)
         with self.clock("sync"):
@@ -288,7 +299,9 @@ class Loop:
         step = self.state.step
         with self.clock("checkpoint"):
             try:
-                path, manifest = self.checkpoints.write(step=step, fence=self.fence, fill=self.fill)
+                path, manifest = self.checkpoints.write(
+                    step=step, fence=self.fence, fill=self.fill, beside=self.collector.files
+                )
             except CheckpointError as error:
                 self._checkpoint_failures += 1
                 self.journal.event("checkpoint.failed", level="error", step=step, message=str(error))
@@ -315,7 +328,6 @@ class Loop:
         (directory / "policy").mkdir()
         self.parts.learner.save(directory)
         self.parts.save_tokenizer(directory / "policy")
-        self.collector.save(directory)
         write_json(directory / "state.json", self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
@@ -341,7 +353,7 @@ class Loop:
         document = json.loads((directory / "state.json").read_text())
         self.parts.learner.load(directory)
         self.parts.learner.sync(step)
-        self.collector.load(document["collector"], directory)
+        self.collector.load(document["collector"], self.checkpoints.fetch_beside)
         self.parts.weighting.load_state_dict(document["weighting"])
         self.parts.archive.load_state_dict(document["archive"])
         self.parts.watch.load_state_dict(document["watch"])

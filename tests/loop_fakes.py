@@ -320,8 +320,10 @@ def start(
         describe=lambda completions, answers: {"described": len(completions) * (len(completions) == len(answers))},
         close=lambda: None,
     )
+    directory.mkdir(parents=True, exist_ok=True)
     loop = Loop(spec, parts, journal, store or CheckpointStore(directory), fence=fence)
     loop.keeper.directory = directory / ".rollouts"
+    loop.collector.known.path = directory / ".references.jsonl"
     return Run(loop, world, journal, engines, learner, rewards, strategy, directory)
 
 
