@@ -28,10 +28,9 @@ from typing import Any
 from orchestrator import checkpoints
 from orchestrator.checkpoints import MANIFEST, CheckpointError, Manifest, directory_name
 from orchestrator.records import Checkpoint
-from orchestrator.remote import PAUSES_S, RemoteAway, open_filesystem, patiently
+from orchestrator.remote import LONG_PAUSES_S, PAUSES_S, RemoteAway, open_filesystem, patiently
 
 STORE_VARIABLE = "EQUIPOISE_CHECKPOINT_STORE"
-RESUME_PAUSES_S = (*PAUSES_S, 15.0, *[30.0] * 18)  # ten minutes: nothing can be trained without it
 _NAME = re.compile(r"(\d{6,})-(\d+)")
 _POLICY = "policy/"
 _FETCHED = 2  # policies that a machine keeps of checkpoints that it did not write
@@ -150,8 +149,8 @@ class Remote:
     def _try(self, what: str, call: Callable[[], Any]) -> Any:
         try:
             return patiently(call, what, self._pauses_s)
-        except RemoteAway as error:
-            raise StoreAway(str(error)) from error
+        except (RemoteAway, PermissionError) as error:
+            raise StoreAway(str(error) if isinstance(error, RemoteAway) else f"can't {what}: {error}") from error
 
 
 class CheckpointStore:
@@ -193,7 +192,7 @@ class CheckpointStore:
             if self._remote is None:
                 raise
             try:
-                self._fetch(step)
+                self._fetch(step, LONG_PAUSES_S)
             except StoreAway:
                 raise
             except CheckpointError as there:
@@ -204,13 +203,13 @@ class CheckpointStore:
         """Where a registered checkpoint is, fetched if this machine lacks it. CheckpointError as `restore`."""
         path = self.root / directory_name(step)
         if self._remote is not None and not (path / MANIFEST).is_file():
-            self._fetch(step)
+            self._fetch(step, PAUSES_S)
         return path
 
     def fetch_beside(self, path: Path) -> None:
         """Replace a file that checkpoints rely on by the store's, where it has one."""
         if self._remote is not None:
-            self._remote.within(RESUME_PAUSES_S).get_beside(path)
+            self._remote.within(LONG_PAUSES_S).get_beside(path)
 
     def keep_only(self, steps: Collection[int], *, fence: int) -> None:
         """Remove every other checkpoint, here and in the store."""
@@ -226,9 +225,9 @@ class CheckpointStore:
             self._beside.add(file)
         self._remote.put(path, manifest)
 
-    def _fetch(self, step: int) -> None:
+    def _fetch(self, step: int, pauses_s: Sequence[float]) -> None:
         assert self._remote is not None
-        remote, digest = self._remote.within(RESUME_PAUSES_S), self.registered[step]
+        remote, digest = self._remote.within(pauses_s), self.registered[step]
         _put_whole(self.root / directory_name(step), lambda hidden: remote.get(step, digest, hidden))
 
 

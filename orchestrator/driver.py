@@ -31,6 +31,7 @@ from orchestrator.checkpoint_store import CheckpointStore, StoreAway, open_store
 from orchestrator.checkpoints import CheckpointError, collect
 from orchestrator.embedded_redis import connect
 from orchestrator.journal import StoreJournal, Wishes
+from orchestrator.remote import RemoteAway
 from orchestrator.report import render_report
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.store import (
@@ -149,7 +150,7 @@ def run_job(
     except HandedBack:
         store.release(lease, "handed back: the machine is going down")
         return
-    except StoreAway as error:  # nothing is lost: another try, or another machine, may reach it
+    except (StoreAway, RemoteAway) as error:  # nothing is lost: another try, or another machine, may reach it
         log.error("%s", error)
         store.release(lease, f"handed back: {error}")
         return
@@ -192,7 +193,9 @@ def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_addre
     heard = signal.signal(signal.SIGTERM, _hand_back)  # nothing is trained yet: no step to wait for
     try:
         state_dir, owner = directory.parent.parent, journal.store.owner
-        parts = build(spec, state_dir, owner=owner, ray_address=ray_address, on_stage=on_stage)
+        parts = build(
+            spec, state_dir, owner=owner, ray_address=ray_address, on_stage=on_stage, data_dir=directory / "data"
+        )
     finally:
         signal.signal(signal.SIGTERM, heard)
     try:

@@ -339,6 +339,7 @@ class Loop:
             "samples": self.state.samples,
             "gramian": self.state.gramian,
             "influence": self.state.influence,
+            "data": self.parts.splits.sha256,
             "collector": self.collector.state_dict(),
             "weighting": self.parts.weighting.state_dict(),
             "archive": self.parts.archive.state_dict(),
@@ -351,6 +352,7 @@ class Loop:
         """Continue after a checkpoint (`known`: all registered ones). Engines get its weights before they serve."""
         directory = self.checkpoints.directory(step)
         document = json.loads((directory / "state.json").read_text())
+        self.check_data(document.get("data", {}))
         self.parts.learner.load(directory)
         self.parts.learner.sync(step)
         self.collector.load(document["collector"], self.checkpoints.fetch_beside)
@@ -371,6 +373,14 @@ class Loop:
             samples=document["samples"],
         )
         self.retain()  # a kill may have come between a checkpoint and this
+
+    def check_data(self, trained_with: Mapping[str, str]) -> None:
+        """Raises ValueError where a split's file is not the one that the job was trained with."""
+        for split, digest in trained_with.items():
+            if self.parts.splits.sha256.get(split) != digest:
+                name = getattr(self.spec.data, split)
+                was = f"it has another content than the job was trained with (sha256 {digest})"
+                raise ValueError(f"data.{split}: {name}: {was}; put the old file back, or submit the job again")
 
     # ---------------------------------------------------------------- figures
 

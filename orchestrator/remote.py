@@ -17,6 +17,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between tries
+LONG_PAUSES_S = (*PAUSES_S, 15.0, *[30.0] * 18)  # ten minutes: for what nothing can go on without
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -75,12 +76,22 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return filesystem, path.rstrip("/")
 
 
-def patiently(call: Callable[[], T], what: str, pauses_s: Sequence[float] = PAUSES_S) -> T:
-    """Try until it works; a file that is missing is an answer. RemoteAway after the last pause."""
+def patiently(
+    call: Callable[[], T],
+    what: str,
+    pauses_s: Sequence[float] = PAUSES_S,
+    *,
+    final: tuple[type[Exception], ...] = (),
+) -> T:
+    """Try until it works. RemoteAway after the last pause.
+
+    That a file is missing, or that credentials do not do, is an answer and not tried again; nor is what is `final`.
+    """
+    answers: tuple[type[Exception], ...] = (FileNotFoundError, PermissionError, *final)
     for pause_s in (*pauses_s, None):
         try:
             return call()
-        except FileNotFoundError:
+        except answers:
             raise
         except Exception as error:  # each filesystem raises what its own SDK has, and few of them OSError
             if pause_s is None:

@@ -63,6 +63,7 @@ def _access(
         state_dir=settings.state_dir,
         roots=None if own and limits.data_roots is None else limits.data_roots or (),
         model_roots=limits.model_roots,
+        urls=limits.data_urls,
         own_job=is_own,
     )
 
