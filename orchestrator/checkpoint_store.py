@@ -90,16 +90,14 @@ class Remote:
         names = [Path(str(path)).name for path in self._try("list the checkpoints", ask)]
         return sorted((int(match[1]), int(match[2])) for name in names if (match := _NAME.fullmatch(name)))
 
-    def keep_only(self, steps: Collection[int], fence: int) -> None:
-        """Drop what a holder up to `fence` wrote and nobody needs: other steps, and a step's earlier copies.
+    def keep_only(self, steps: Collection[int], fence: int, *, written: Collection[int]) -> None:
+        """Drop what a holder up to `fence` wrote and nobody needs: other steps, and earlier copies of those `written`.
 
         What can't be dropped costs space until the next checkpoint, where it is tried again.
         """
         try:
-            found = self.steps()
-            newest = dict(found)  # the highest fence of each step
-            for step, its in found:
-                if its <= fence and (step not in steps or its < newest[step]):
+            for step, its in self.steps():
+                if its <= fence and (step not in steps or (step in written and its < fence)):
                     place = self._place(step, its)
                     self._drop_manifest(place)  # first: half a checkpoint must not look whole
                     with contextlib.suppress(FileNotFoundError):
@@ -137,7 +135,11 @@ class Remote:
             if (size := self._fs.info(target)["size"]) != source.stat().st_size:
                 raise OSError(f"{size} bytes arrived of {source.stat().st_size}")
 
-        self._try(f"copy {source.name} to the checkpoint store", put)
+        what = f"copy {source.name} to the checkpoint store"
+        try:
+            self._try(what, put)
+        except FileNotFoundError as error:  # not the file, but a bucket
+            raise StoreAway(f"can't {what}: {error}") from error
 
     def _get_file(self, source: str, target: Path) -> None:
         self._try(f"fetch {target.name} from the checkpoint store", lambda: self._fs.get_file(source, str(target)))
@@ -161,6 +163,7 @@ class CheckpointStore:
         self.registered: dict[int, str] = {}  # step -> digest
         self._remote = remote
         self._beside: set[Path] = set()  # files that the store has
+        self._written: set[int] = set()  # steps that are in the store as this process wrote them
 
     def floor(self) -> int:
         """The highest fence that wrote: the next one is above it, whatever became of Redis. May raise StoreAway."""
@@ -215,7 +218,7 @@ class CheckpointStore:
         """Remove every other checkpoint, here and in the store."""
         checkpoints.keep_only(self.root, steps)
         if self._remote is not None:
-            self._remote.within(()).keep_only(steps, fence)
+            self._remote.within(()).keep_only(steps, fence, written=self._written)
 
     def _copy(self, path: Path, manifest: Manifest, beside: Sequence[Path]) -> None:
         if self._remote is None:
@@ -224,6 +227,7 @@ class CheckpointStore:
             self._remote.put_beside(file)
             self._beside.add(file)
         self._remote.put(path, manifest)
+        self._written.add(manifest.step)
 
     def _fetch(self, step: int, pauses_s: Sequence[float]) -> None:
         assert self._remote is not None

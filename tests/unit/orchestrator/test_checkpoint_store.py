@@ -224,6 +224,32 @@ def test_a_removal_that_fails_costs_only_space(tmp_path: Path, doubtful: Doubtfu
     assert whole(tmp_path) == ["000002-1"]
 
 
+def test_half_a_copy_does_not_cost_the_whole_one(tmp_path: Path, doubtful: Doubtful) -> None:
+    store = CheckpointStore(tmp_path / "one", Remote("x://", *JOB))
+    store.write(step=1, fence=1, fill=fill("a"))
+    again = CheckpointStore(tmp_path / "one", Remote("x://", *JOB))
+    doubtful.trouble = lambda name, path: OSError("full") if name == "put" and MANIFEST in path else None
+    with pytest.raises(CheckpointError):
+        again.write(step=1, fence=2, fill=fill("b"))
+    doubtful.trouble = lambda *_: None
+    again.keep_only([1], fence=2)
+    assert whole(tmp_path) == ["000001-1"]
+    again.write(step=1, fence=2, fill=fill("b"))
+    again.keep_only([1], fence=2)
+    assert whole(tmp_path) == stored(tmp_path) == ["000001-2"]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("no such bucket"), PermissionError("denied")])
+def test_a_bucket_that_can_not_be_written_is_a_checkpoint_that_failed(
+    tmp_path: Path, doubtful: Doubtful, error: OSError
+) -> None:
+    store = CheckpointStore(tmp_path / "one", Remote("x://", *JOB))
+    doubtful.trouble = lambda name, _: error if name == "put" else None
+    with pytest.raises(CheckpointError, match=str(error)):
+        store.write(step=1, fence=1, fill=fill("a"))
+    assert [call for call, _ in doubtful.calls].count("put") == 1  # trying again would not help
+
+
 def test_a_hiccup_is_not_told(tmp_path: Path, doubtful: Doubtful) -> None:
     store = CheckpointStore(tmp_path / "one", Remote("x://", *JOB))
     failed: set[tuple[str, str]] = set()
