@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -13,7 +13,8 @@ import typer
 from orchestrator.spec_errors import SpecError
 from services import cli_server, datasets_cli, keys_cli, lineage_cli, rules_cli, steer_words, submission
 from services.client import ApiError, Client
-from services.follow import FINAL, follow, front_table
+from services.client.types import Job
+from services.follow import follow, front_table
 from services.settings import default_state_dir
 from services.tables import checkpoints_table, job_view, jobs_table, rewards_table
 from services.terminal import Document, connect_client, fail, find_job, output, print_json, say
@@ -77,7 +78,7 @@ def submit(
         fail(str(error))
     with connect_client(_state_dir) as client:
         if dry_run:
-            submission.print_plan(client.submit(document, validate_only=True))
+            submission.print_plan(client.plan(document))
             return
         job = client.submit(document)
         print(job["id"], flush=True)
@@ -96,7 +97,7 @@ def follow_job(job: JobArgument) -> None:
 def jobs(as_json: AsJson = False) -> None:
     """List jobs, newest first."""
     with connect_client(_state_dir) as client:
-        found = client.all_jobs()
+        found = list(client.iter_jobs())
     if as_json:
         print_json(found)
     elif found:
@@ -125,17 +126,8 @@ def events(
     """What happened to a job, oldest first."""
     with connect_client(_state_dir) as client:
         job_id = find_job(client, job)
-        after = 0
-        while True:
-            over = client.job(job_id)["status"] in FINAL
-            page = client.events(job_id, after=after)
-            for event in page["data"]:
-                after = event["seq"]
-                print(_json_line(event) if as_json else event_line(event), flush=True)
-            if not page["has_more"]:
-                if over or not follow_them:
-                    return
-                time.sleep(1)
+        for event in client.stream_events(job_id) if follow_them else client.iter_events(job_id):
+            print(_json_line(event) if as_json else event_line(event), flush=True)
 
 
 @app.command()
@@ -153,7 +145,7 @@ def steer(
         equipoise steer last accuracy=2 conciseness=1 clarity=1 --mode manual
         equipoise steer last --mode auto
     """
-    change: Document = {key: value for key, value in (("mode", mode), ("blend", blend)) if value is not None}
+    change: dict[str, Any] = {key: value for key, value in (("mode", mode), ("blend", blend)) if value is not None}
     with connect_client(_state_dir) as client:
         job_id = find_job(client, job)
         now = client.steering(job_id)
@@ -173,19 +165,19 @@ def steer(
 @app.command()
 def pause(job: JobArgument) -> None:
     """Write a checkpoint and let go of the machine."""
-    _request(job, Client.pause)
+    _request(job, lambda client, job_id: client.pause(job_id))
 
 
 @app.command()
 def resume(job: JobArgument) -> None:
     """Go on from the newest checkpoint."""
-    _request(job, Client.resume)
+    _request(job, lambda client, job_id: client.resume(job_id))
 
 
 @app.command()
 def cancel(job: JobArgument) -> None:
     """End a job for good; its checkpoints stay."""
-    _request(job, Client.cancel)
+    _request(job, lambda client, job_id: client.cancel(job_id))
 
 
 @app.command()
@@ -290,7 +282,7 @@ def _follow(client: Client, job_id: str) -> None:
         raise typer.Exit(1)
 
 
-def _request(job: str, ask: Any) -> None:
+def _request(job: str, ask: Callable[[Client, str], Job]) -> None:
     with connect_client(_state_dir) as client:
         done = ask(client, find_job(client, job))
     print(f"{done['id']} {done['status']}")

@@ -10,13 +10,32 @@ from typing import Annotated
 
 import typer
 
-from services.settings import DEFAULT_PORT, Limits, Settings, checkpoint_store, write_credentials
+from services.settings import DEFAULT_PORT, Limits, Listen, Settings, checkpoint_store, write_credentials
 from services.terminal import fail, say
 
 RedisUrl = Annotated[str, typer.Option(help="such as redis://:password@host:6379/0", envvar="EQUIPOISE_REDIS_URL")]
 Host = Annotated[str, typer.Option(help="address to listen on; anything but loopback opens it to other machines")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")]
 
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert", metavar="FILE", help="speak TLS with this certificate (PEM)", envvar="EQUIPOISE_TLS_CERT"
+    ),
+]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option("--tls-key", metavar="FILE", help="its key, if in a file of its own", envvar="EQUIPOISE_TLS_KEY"),
+]
+BehindProxy = Annotated[
+    str,
+    typer.Option(
+        "--behind-proxy",
+        metavar="ADDRESS",
+        envvar="EQUIPOISE_BEHIND_PROXY",
+        help="of a proxy in front that speaks TLS, whose X-Forwarded headers are believed; several with commas",
+    ),
+]
 StateDir = Annotated[Path | None, typer.Option("--state-dir", help="instead of the common option's")]
 
 
@@ -54,6 +73,9 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
     def up(
         host: Host = "127.0.0.1",
         port: Port = DEFAULT_PORT,
+        tls_cert: TlsCert = None,
+        tls_key: TlsKey = None,
+        behind_proxy: BehindProxy = "",
         state_dir: StateDir = None,
         log_format: LogFormat = None,
     ) -> None:
@@ -64,7 +86,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         from services.local import run_until_stopped
 
         _log_to_stderr(log_format)
-        run_until_stopped(chosen(state_dir), host, port)
+        run_until_stopped(chosen(state_dir), _listen(host, port, tls_cert, tls_key, behind_proxy))
 
     @app.command()
     def demo(
@@ -90,6 +112,9 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         redis: RedisUrl,
         host: Host = "127.0.0.1",
         port: Port = DEFAULT_PORT,
+        tls_cert: TlsCert = None,
+        tls_key: TlsKey = None,
+        behind_proxy: BehindProxy = "",
         state_dir: StateDir = None,
         accept_redis_settings: Accepted = "",
         log_format: LogFormat = None,
@@ -99,8 +124,9 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         Its key is EQUIPOISE_API_KEY, else one that is kept in the state directory.
         """
         _log_to_stderr(log_format, redis)
+        listen = _listen(host, port, tls_cert, tls_key, behind_proxy)
         _check_redis(redis, accept_redis_settings)
-        _serve(redis, host, port, chosen(state_dir))
+        _serve(redis, listen, chosen(state_dir))
 
     @app.command()
     def worker(
@@ -122,19 +148,28 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         _work(redis, capacity, chosen(state_dir), owner)
 
 
-def _serve(redis: str, host: str, port: int, state_dir: Path) -> None:
+def _listen(host: str, port: int, tls_cert: Path | None, tls_key: Path | None, proxies: str) -> Listen:
+    try:
+        return Listen.chosen(host, port, tls_cert=tls_cert, tls_key=tls_key, proxies=proxies)
+    except ValueError as error:
+        fail(str(error))
+
+
+def _serve(redis: str, listen: Listen, state_dir: Path) -> None:
     from orchestrator.redis_calls import connect
     from orchestrator.store import JobStore
     from services.keys import digest
-    from services.local import StopSignals, announce
-    from services.server import ApiServer, ServerError
+    from services.local import StopSignals, announce, api_server
+    from services.server import ServerError
 
     signals = StopSignals()
     with signals.handled():
         try:
             state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            api = ApiServer(host, port)
-            credentials, is_new = write_credentials(state_dir, api.url, os.environ.get("EQUIPOISE_API_KEY"))
+            api = api_server(listen)
+            credentials, is_new = write_credentials(
+                state_dir, api.url, os.environ.get("EQUIPOISE_API_KEY"), ca_file=api.ca_file
+            )
             limits = Limits.from_environment()
             settings = Settings(
                 state_dir=state_dir,

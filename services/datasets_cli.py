@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +11,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from services.client.types import DatasetFormat
 from services.terminal import Document, connect_client, fail, output, print_json, say
 from services.text import ago, plain
 
-_FORMATS = ("jsonl", "csv", "parquet")
+_FORMATS: tuple[DatasetFormat, ...] = ("jsonl", "csv", "parquet")
 
 AsJson = Annotated[bool, typer.Option("--json", help="print the API's own document, for scripts")]
 DatasetId = Annotated[str, typer.Argument(metavar="ID", help="as `equipoise datasets list` shows it")]
@@ -38,8 +39,9 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
 
             equipoise datasets upload train.csv --prompt-column question
         """
-        kind = file.suffix.removeprefix(".").lower()
-        if kind not in _FORMATS:
+        suffix = file.suffix.removeprefix(".").lower()
+        kind = next((known for known in _FORMATS if known == suffix), None)
+        if kind is None:
             fail(f"{file}: expected a .jsonl, .csv or .parquet file")
         try:
             with file.open("rb") as content, connect_client(state_dir()) as client:
@@ -55,7 +57,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
     def list_datasets(as_json: AsJson = False) -> None:
         """List datasets, newest first."""
         with connect_client(state_dir()) as client:
-            found = client.all_datasets()
+            found = list(client.iter_datasets())
         if as_json:
             print_json(found)
         elif found:
@@ -71,13 +73,13 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
     ) -> None:
         """A dataset and its first rows."""
         with connect_client(state_dir()) as client:
-            document = client.dataset(_checked(dataset_id))
-            document["preview"] = client.dataset_rows(document["id"], limit=rows)["data"] if rows else []
+            dataset = client.dataset(_checked(dataset_id))
+            preview = client.dataset_rows(dataset["id"], limit=rows)["data"] if rows else []
         if as_json:
-            print_json(document)
+            print_json({**dataset, "preview": preview})
             return
-        output().print(_table([document]))
-        for row in document["preview"]:
+        output().print(_table([dataset]))
+        for row in preview:
             answer = "" if row["answer"] is None else f"  ->  {row['answer']}"
             prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
             output().print(Text(plain(f"{row['row']}: {prompt}{answer}")))
@@ -97,7 +99,7 @@ def _checked(text: str) -> str:
     return dataset_id
 
 
-def _table(datasets: list[Document]) -> Table:
+def _table(datasets: Sequence[Document]) -> Table:
     table = Table(box=box.SIMPLE)
     for heading in ("id", "name", "format", "rows", "columns", "created"):
         table.add_column(heading, no_wrap=heading == "id", overflow="fold")

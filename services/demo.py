@@ -7,16 +7,18 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
 
 from orchestrator.errors import StoreUnavailable
 from services.client import Client
-from services.follow import FINAL, follow
+from services.client.flows import FINAL
+from services.follow import follow
 from services.local import AlreadyRunning, LocalServer, StopSignals
 from services.server import ServerError
-from services.settings import read_credentials
+from services.settings import Listen, read_credentials
 from services.terminal import Document, fail, output, say
 
 _MARK = {"made_by": "equipoise demo"}
@@ -30,7 +32,7 @@ def run_demo(state_dir: Path, *, device: str | None, steps: int | None, weightin
     except KeyboardInterrupt:
         say("stopped; `equipoise demo` starts again")
         return 130
-    server = LocalServer(state_dir, host="127.0.0.1", port=0)
+    server = LocalServer(state_dir, Listen(port=0))
     signals = StopSignals()
     signals.on_second = server.kill
     code = 130
@@ -53,10 +55,10 @@ def run_demo(state_dir: Path, *, device: str | None, steps: int | None, weightin
     return code
 
 
-def demo_spec(*, device: str | None, steps: int | None, weighting: str | None) -> Document:
+def demo_spec(*, device: str | None, steps: int | None, weighting: str | None) -> dict[str, Any]:
     """The packaged example with what the options change."""
     text = resources.files("deploy").joinpath("jobs/quickstart.yaml").read_text(encoding="utf-8")
-    document: Document = yaml.safe_load(text)
+    document: dict[str, Any] = yaml.safe_load(text)
     document["metadata"] = {**document.get("metadata", {}), **_MARK}
     if device is not None:
         document.setdefault("resources", {})["device"] = str(device)
@@ -83,7 +85,7 @@ def _on_running_server(state_dir: Path, document: Document) -> int:
     if credentials is None:
         fail(f"another Equipoise is just starting on {state_dir}: try again in a moment")
     say(f"using the server that runs at {credentials.url}")
-    with Client(credentials.url, credentials.key) as client:
+    with Client(credentials.url, credentials.key, verify=credentials.ca_file) as client:
         try:
             return _run(client, document, state_dir)
         except KeyboardInterrupt:
@@ -101,14 +103,14 @@ def _run(client: Client, document: Document, state_dir: Path) -> int:
 
 def _unfinished(client: Client, document: Document) -> str | None:
     """A demo that was stopped before its end goes on, as it was started."""
-    for entry in client.all_jobs():
+    for entry in client.iter_jobs():
         if entry["status"] in FINAL:
             continue
         job = client.job(entry["id"])
         if job["spec"]["metadata"].get("made_by") != _MARK["made_by"]:
             continue
         say(f"going on with the unfinished demo {job['id']} at step {job['step']}")
-        if job["spec"] != client.submit(document, validate_only=True)["spec"]:
+        if job["spec"] != client.plan(document)["spec"]:
             say(f"it keeps the options it was started with; for a new one: equipoise cancel {job['id']}")
         if job["status"] == "paused":
             client.resume(job["id"])

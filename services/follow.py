@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
@@ -13,12 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from services.client import ApiError, Client
+from services.client.flows import RESTING
 from services.text import duration, event_line, figure, is_number, plain, signed, sparkline
 
-Document = dict[str, Any]
+Document = Mapping[str, Any]
 
-FINAL = frozenset({"succeeded", "failed", "cancelled"})
-RESTING = FINAL | {"paused"}  # nothing will happen by itself
 _STAGES = (("roll out", "rollout"), ("score", "score"), ("learn", "learn"), ("sync", "sync"), ("evaluate", "evaluate"))
 _LEVEL_STYLES = {"warning": "yellow", "error": "bold red"}
 _SMOOTHING_STEPS = 5
@@ -57,25 +57,20 @@ class Follower:
     def _fetch(self) -> tuple[list[Document], list[Document]]:
         job_id = self.job["id"]
         self.job = self._client.job(job_id)
-        events = self._pages(self._client.events, self.events[-1]["seq"] if self.events else 0)
+        events: list[Document] = list(
+            self._client.iter_events(job_id, after=self.events[-1]["seq"] if self.events else 0)
+        )
         self.events += events
         for event in events:
             if event["type"] in ("job.claimed", "job.rewound"):  # a crash undid the steps after this one
                 self.steps = [step for step in self.steps if step["step"] <= event["data"]["to"]]
-        steps = self._pages(self._client.metrics, self.steps[-1]["step"] if self.steps else 0)
+        steps: list[Document] = list(
+            self._client.iter_metrics(job_id, after=self.steps[-1]["step"] if self.steps else 0)
+        )
         self.steps += steps
         if not self.front or self.job["status"] in RESTING or any(step.get("evaluation") for step in steps):
             self.front = self._client.front(job_id)
         return steps, events
-
-    def _pages(self, fetch: Any, after: int) -> list[Document]:
-        found: list[Document] = []
-        while True:
-            page = fetch(self.job["id"], after=after)
-            found += page["data"]
-            if not page["has_more"]:
-                return found
-            after = found[-1]["seq"] if "seq" in found[-1] else found[-1]["step"]
 
 
 def follow(client: Client, job_id: str, console: Console, *, poll_s: float = 1.0) -> Document:

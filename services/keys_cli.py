@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -45,7 +45,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         expires_in_s = None if expires is None else _seconds(expires)
         with connect_client(state_dir()) as client:
             made = client.create_key(
-                name=name, scopes=[str(each) for each in scope], owner=owner, expires_in_s=expires_in_s
+                name=name, scopes=[each.value for each in scope], owner=owner, expires_in_s=expires_in_s
             )
         if as_json:
             print_json(made)
@@ -59,7 +59,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
     ) -> None:
         """List keys, newest first; never their secrets."""
         with connect_client(state_dir()) as client:
-            found = client.all_keys(owner=owner)
+            found = list(client.iter_keys(owner=owner))
         if as_json:
             print_json(found)
         elif found:
@@ -83,7 +83,7 @@ def _seconds(text: str) -> int:
     return int(match.group(1)) * _UNITS_S[match.group(2)]
 
 
-def _table(keys: list[Document]) -> Table:
+def _table(keys: Sequence[Document]) -> Table:
     table = Table(box=box.SIMPLE)
     for heading in ("id", "name", "owner", "scopes", "created", "last used", "state"):
         table.add_column(heading, no_wrap=heading == "id", overflow="fold")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +40,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
             equipoise fork last --at best --weights accuracy=0.8
             equipoise fork last --at 40 --sweep weights.yaml
         """
-        body: Document = {"checkpoint": int(at) if at.isascii() and at.isdigit() and len(at) < 16 else at}
+        body: dict[str, Any] = {"checkpoint": int(at) if at.isascii() and at.isdigit() and len(at) < 16 else at}
         if name is not None:
             body["name"] = name
         if sweep is not None:
@@ -56,7 +55,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
                     body["weights"] = steer_words.weights([word.strip() for word in weights.split(",")], now)
                 except ValueError as error:
                     fail(f"--weights: {error}")
-            made = client.fork(job_id, idempotency_key=secrets.token_hex(16), **body)
+            made = client.fork(job_id, **body)
         if as_json:
             print_json(made)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import signal
 import threading
@@ -20,8 +21,18 @@ from orchestrator.webhook_delivery import private_allowed
 from orchestrator.worker import Worker
 from services.keys import digest
 from services.server import ApiServer, ServerError
-from services.settings import Credentials, Limits, Settings, checkpoint_store, credentials_path, write_credentials
+from services.settings import (
+    Credentials,
+    Limits,
+    Listen,
+    Settings,
+    checkpoint_store,
+    credentials_path,
+    write_credentials,
+)
 from services.terminal import fail, say
+
+log = logging.getLogger(__name__)
 
 
 class AlreadyRunning(Exception):
@@ -31,9 +42,9 @@ class AlreadyRunning(Exception):
 class LocalServer:
     """`start`, then `stop`; `kill` may interrupt a stop that takes too long. One per state directory."""
 
-    def __init__(self, state_dir: Path, *, host: str, port: int) -> None:
+    def __init__(self, state_dir: Path, listen: Listen) -> None:
         self.state_dir = state_dir
-        self._host, self._port = host, port
+        self._listen = listen
         self._cleanup = ExitStack()
         self._worker: Worker | None = None
         self.api: ApiServer
@@ -45,12 +56,14 @@ class LocalServer:
         with ExitStack() as started:
             self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             started.enter_context(_only_one(self.state_dir / "up.lock"))
-            self.api = ApiServer(self._host, self._port)
+            self.api = api_server(self._listen)
             started.callback(self.api.stop)
             redis = started.enter_context(EmbeddedRedis(self.state_dir / "redis"))
             # The reverse order of stopping: worker (its drivers' last writes need Redis), API, Redis.
             started.callback(self.api.stop)
-            self.credentials, self.key_is_new = write_credentials(self.state_dir, self.api.url)
+            self.credentials, self.key_is_new = write_credentials(
+                self.state_dir, self.api.url, ca_file=self.api.ca_file
+            )
             store = JobStore(connect(redis.url))
             key_sha256 = digest(self.credentials.key)
             limits = Limits.from_environment()
@@ -152,16 +165,30 @@ def announce(api: ApiServer, state_dir: Path, new_key: str | None) -> None:
     if new_key is not None:
         say(f"its key, shown this once: {new_key}")
     say(f"commands on this machine find both in {credentials_path(state_dir)}")
-    if api.is_exposed:
-        say(
-            f"WARNING: {api.host} is open to other machines, without encryption: whoever has the key can run jobs here "
-            "and write files as you. Put a TLS proxy in front, or use --host 127.0.0.1."
-        )
+    if api.proxies:
+        say(f"{', '.join(api.proxies)} is believed about where requests come from; let nobody else reach this port")
+    elif api.is_exposed and api.tls is None:
+        log.warning("%s is open to other machines, without encryption", api.host)
+        say(_EXPOSED.format(host=api.host))
 
 
-def run_until_stopped(state_dir: Path, host: str, port: int) -> None:
+_EXPOSED = """\
+WARNING: {host} is open to other machines, and nothing is encrypted.
+WARNING: Keys, prompts and results can be read, and altered, by whoever is on the way; with the server's key anyone can
+WARNING: run jobs here and write files as you. Choose one:
+WARNING:   --tls-cert FILE --tls-key FILE    encrypt here
+WARNING:   --behind-proxy ADDRESS            a proxy in front encrypts, and nothing else reaches this port
+WARNING:   no --host                         stay on this machine"""
+
+
+def api_server(listen: Listen) -> ApiServer:
+    """Raises ServerError."""
+    return ApiServer(listen.host, listen.port, tls=listen.tls, proxies=listen.proxies)
+
+
+def run_until_stopped(state_dir: Path, listen: Listen) -> None:
     """`equipoise up`."""
-    server = LocalServer(state_dir, host=host, port=port)
+    server = LocalServer(state_dir, listen)
     signals = StopSignals()
     signals.on_second = server.kill
     with signals.handled():

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import ssl
 import threading
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import uvicorn
 
 from orchestrator.store import JobStore
 from services.app import create_app
-from services.settings import Settings
+from services.settings import Settings, Tls
 
 _START_TIMEOUT_S = 15.0
 _LAST_ANSWERS_S = 3  # for requests in flight when the server stops
@@ -24,9 +27,12 @@ class ServerError(Exception):
 class ApiServer:
     """Bound when constructed, so that a port that is taken is told before anything else starts."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, tls: Tls | None = None, proxies: Sequence[str] = ()) -> None:
+        """`proxies`: see settings.Listen. Raises ServerError."""
+        if tls is not None:
+            _check(tls)
         self._socket = _bind(host, port)
-        self.host = host
+        self.host, self.tls, self.proxies = host, tls, list(proxies)
         self.port: int = self._socket.getsockname()[1]
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -36,17 +42,18 @@ class ApiServer:
     def url(self) -> str:
         """For clients on this machine."""
         address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://[{address}]:{self.port}" if ":" in address else f"http://{address}:{self.port}"
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://[{address}]:{self.port}" if ":" in address else f"{scheme}://{address}:{self.port}"
+
+    @property
+    def ca_file(self) -> Path | None:
+        """What clients on this machine trust."""
+        return None if self.tls is None else self.tls.cert
 
     @property
     def is_exposed(self) -> bool:
-        """True if other machines can reach it."""
-        if self.host == "localhost":
-            return False
-        try:
-            return not ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return True
+        """True if other machines can reach it: by the address that it is bound to, whatever its name."""
+        return not is_loopback(self._socket.getsockname()[0])
 
     def start(self, store: JobStore, settings: Settings) -> None:
         app = create_app(store, settings)
@@ -59,6 +66,10 @@ class ApiServer:
             lifespan="off",
             ws="none",
             server_header=False,
+            ssl_certfile=None if self.tls is None else self.tls.cert,
+            ssl_keyfile=None if self.tls is None else self.tls.key,
+            proxy_headers=bool(self.proxies),
+            forwarded_allow_ips=self.proxies,
             timeout_graceful_shutdown=_LAST_ANSWERS_S,
         )
         self._server = uvicorn.Server(config)
@@ -79,6 +90,25 @@ class ApiServer:
             self._server.should_exit = True
             self._thread.join(_LAST_ANSWERS_S + 5)
         self._socket.close()
+
+
+def is_loopback(address: str) -> bool:
+    """Of 127.0.0.0/8 or ::1, also as an IPv4 address in IPv6 writing."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return found.is_loopback
+
+
+def _check(tls: Tls) -> None:
+    """Before anything starts, as uvicorn would read the files in its own thread."""
+    try:
+        # An empty password: a key that has one is refused, rather than asked for in a terminal that may not be there.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.cert, tls.key, password="")
+    except (OSError, ValueError) as error:  # SSLError is an OSError
+        files = " and ".join(str(path) for path in (tls.cert, tls.key) if path is not None)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ServerError(f"can't use {files} for TLS: {reason}") from None
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 from collections.abc import Mapping
@@ -91,6 +92,45 @@ def _check_url(name: str, url: str) -> None:
         raise ValueError(f"{name}: {error}") from None
 
 
+class Tls(BaseModel):
+    """Files in PEM; the certificate's may hold the key too, and those that vouch for it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cert: Path
+    key: Path | None = None
+
+
+class Listen(BaseModel):
+    """Where a server is reached. `proxies` are addresses and networks whose X-Forwarded-For and -Proto are believed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    tls: Tls | None = None
+    proxies: tuple[str, ...] = ()
+
+    @classmethod
+    def chosen(cls, host: str, port: int, *, tls_cert: Path | None, tls_key: Path | None, proxies: str) -> Self:
+        """From the options of commands; `proxies` with commas between them. ValueError names the option."""
+        if tls_key is not None and tls_cert is None:
+            raise ValueError("--tls-key needs --tls-cert")
+        tls = None
+        if tls_cert is not None:
+            files = (path and path.expanduser().absolute() for path in (tls_cert, tls_key))
+            tls = Tls(**dict(zip(("cert", "key"), files, strict=True)))
+        trusted = tuple(part.strip() for part in proxies.split(",") if part.strip())
+        for address in trusted:
+            try:
+                ipaddress.ip_network(address)
+            except ValueError:
+                raise ValueError(
+                    f"--behind-proxy: '{address}' is no address and no network such as 10.0.0.0/8"
+                ) from None
+        return cls(host=host, port=port, tls=tls, proxies=trusted)
+
+
 class Credentials(BaseModel):
     """Where a server listens, and the key that it takes: STATE/api.json, readable by its owner alone."""
 
@@ -98,6 +138,7 @@ class Credentials(BaseModel):
 
     url: str
     key: str
+    ca_file: Path | None = None  # the certificate that the server shows, where it speaks TLS
 
 
 def default_state_dir(environment: Mapping[str, str] = os.environ) -> Path:
@@ -122,16 +163,18 @@ def read_credentials(state_dir: Path) -> Credentials | None:
         raise ValueError(f"{credentials_path(state_dir)} is damaged; delete it and start the server again") from None
 
 
-def write_credentials(state_dir: Path, url: str, key: str | None = None) -> tuple[Credentials, bool]:
+def write_credentials(
+    state_dir: Path, url: str, key: str | None = None, *, ca_file: Path | None = None
+) -> tuple[Credentials, bool]:
     """Keeps the key of earlier starts, or makes one. Returns it and whether it is new."""
     known = read_credentials(state_dir)
     chosen = key or (known.key if known else new_key())
-    credentials = Credentials(url=url, key=chosen)
+    credentials = Credentials(url=url, key=chosen, ca_file=ca_file)
     path = credentials_path(state_dir)
     draft = path.with_suffix(f".{os.getpid()}")
     draft.unlink(missing_ok=True)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(credentials.model_dump(), file)
+        json.dump(credentials.model_dump(mode="json", exclude_none=True), file)
         file.write("\n")
     draft.replace(path)
     return credentials, known is None or known.key != chosen

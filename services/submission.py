@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from orchestrator.datasets import is_reference
 from orchestrator.remote import is_url
@@ -11,7 +12,7 @@ from services.terminal import Document, output
 from services.text import plain
 
 
-def read(path: Path, name: str | None = None) -> Document:
+def read(path: Path, name: str | None = None) -> dict[str, Any]:
     """The document to submit, its files named so that the server finds them from wherever it runs. Raises SpecError."""
     document = anchored(load_spec(path))
     if name is not None:
@@ -20,9 +21,9 @@ def read(path: Path, name: str | None = None) -> Document:
     return document
 
 
-def anchored(spec: JobSpec) -> Document:
+def anchored(spec: JobSpec) -> dict[str, Any]:
     """Relative paths are the caller's, so they are made absolute here."""
-    document: Document = spec.model_dump(mode="json")
+    document: dict[str, Any] = spec.model_dump(mode="json")
     if isinstance(spec.data, FilesData):
         for split in ("train", "validation", "test"):
             name = document["data"][split]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -12,10 +13,10 @@ from rich.text import Text
 from orchestrator.rules import NEEDS, Rule
 from services.text import ago, duration, figure, plain
 
-Document = dict[str, Any]
+Document = Mapping[str, Any]
 
 
-def jobs_table(jobs: list[Document]) -> Table:
+def jobs_table(jobs: Sequence[Document]) -> Table:
     table = _table("id", "name", "status", "step", "time left", "created", right=("step", "time left"))
     for job in jobs:
         table.add_row(
@@ -48,7 +49,7 @@ def job_view(job: Document, steering: Document) -> RenderableType:
     return Group(facts, Text(), _objectives(job["spec"], steering))
 
 
-def rewards_table(rewards: list[Document]) -> Table:
+def rewards_table(rewards: Sequence[Document]) -> Table:
     table = _table("reward", "range", "options", "what it rewards")
     for reward in rewards:
         low, high = reward["range"]
@@ -88,7 +89,7 @@ def rule_view(rule: Rule) -> RenderableType:
     return Group(*parts, Text("In a spec:\n", style="dim"), Text(rule.example.rstrip("\n")))
 
 
-def checkpoints_table(checkpoints: list[Document]) -> Table:
+def checkpoints_table(checkpoints: Sequence[Document]) -> Table:
     table = _table("step", "on the front", "directory", right=("step",))
     for checkpoint in checkpoints:
         table.add_row(str(checkpoint["step"]), "yes" if checkpoint["on_front"] else "", Text(plain(checkpoint["path"])))

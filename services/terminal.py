@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from services.client import Client
-from services.settings import read_credentials
+from services.client import Client, Retry
 from services.text import plain
 
-Document = dict[str, Any]
+Document = Mapping[str, Any]
 
 EXIT_ERROR = 2
+_RETRY = Retry(attempts=3)  # a person waits: less than a second where there is no server
 
 
 def output() -> Console:
@@ -42,23 +42,15 @@ def print_json(document: Any) -> None:
 
 def connect_client(state_dir: Path) -> Client:
     """The server of EQUIPOISE_URL and EQUIPOISE_API_KEY, else the one that left its address in the state directory."""
-    url, key = os.environ.get("EQUIPOISE_URL"), os.environ.get("EQUIPOISE_API_KEY")
-    if url and key:
-        return Client(url, key)
     try:
-        credentials = read_credentials(state_dir)
+        return Client.from_state(state_dir, retry=_RETRY)
     except (ValueError, OSError) as error:
         fail(str(error))
-    if credentials is None:
-        fail(
-            f"no Equipoise server was ever started with the state directory {state_dir}: start one with `equipoise up`"
-        )
-    return Client(url or credentials.url, key or credentials.key)
 
 
 def find_job(client: Client, wanted: str) -> str:
     """A job's id from `last`, the id, or the start of it that no other job shares."""
-    ids = [str(job["id"]) for job in client.all_jobs()]
+    ids = [str(job["id"]) for job in client.iter_jobs()]
     if wanted in ids:
         return wanted
     if wanted == "last":

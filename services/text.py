@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -68,7 +68,7 @@ def sparkline(values: Sequence[Any], width: int = 24) -> str:
     return "".join(_BARS[min(7, int((mean - low) / spread * 8))] for mean in means)
 
 
-def event_line(event: dict[str, Any]) -> str:
+def event_line(event: Mapping[str, Any]) -> str:
     """`12:00:01 collapse.detected  objective=clarity drop=0.21`, without what says nothing."""
     data = event.get("data") or {}
     if data.get("message"):

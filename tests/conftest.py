@@ -1,6 +1,8 @@
 """Real parts for the tests that need them, each started once per run, and only when a test asks."""
 
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ os.environ |= {
 }
 
 PROJECT = Path(__file__).parent.parent
+POLICY_CACHE = Path(os.environ.get("EQUIPOISE_TEST_CACHE") or PROJECT / ".equipoise" / "test-cache")
+TRAINING = pytest.StashKey[subprocess.Popen[bytes]]()
 RAY_CPUS = 8  # slots, not cores: so that an actor never waits for another test's
 RAY_OBJECT_STORE_BYTES = 200 * 1024**2
 
@@ -70,14 +74,35 @@ def ray_cluster() -> Iterator[None]:
         ray.shutdown()
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Train the quickstart policy beside the first tests, which leave a core idle, where a later one asks for it."""
+    wanted = any("quickstart_policy" in getattr(item, "fixturenames", ()) for item in session.items)
+    if not wanted or session.config.option.collectonly:
+        return
+    code = "import sys; from pathlib import Path; from policies.quickstart import ensure_policy\n"
+    code += "ensure_policy(Path(sys.argv[1]), show_progress=False)"
+    session.config.stash[TRAINING] = subprocess.Popen(
+        [sys.executable, "-c", code, str(POLICY_CACHE)],
+        cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    training = config.stash.get(TRAINING, None)
+    if training is not None:
+        training.kill()
+        training.wait()
+
+
 @pytest.fixture(scope="session")
-def quickstart_policy() -> Path:
+def quickstart_policy(pytestconfig: pytest.Config) -> Path:
     """The quickstart policy's folder; training it takes a minute or two once, then it is kept."""
     from policies.quickstart import ensure_policy
 
-    cache = os.environ.get("EQUIPOISE_TEST_CACHE")
-    directory = Path(cache) if cache else PROJECT / ".equipoise" / "test-cache"
-    return ensure_policy(directory, show_progress=False)
+    pytestconfig.stash[TRAINING].wait()
+    return ensure_policy(POLICY_CACHE, show_progress=False)
 
 
 @pytest.fixture(scope="session")

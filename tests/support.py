@@ -5,20 +5,25 @@ from __future__ import annotations
 import copy
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from orchestrator.redis_calls import connect
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.steering import initial_steering
 from orchestrator.store import JobStatus, JobStore
 
+EXAMPLE = Path(__file__).parent / "examples" / "worst_first.py"
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]
 TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
@@ -135,6 +140,18 @@ def run_job(spec: JobSpec, url: str, state_dir: Path, *, timeout_s: float = 300)
     return store, job_id
 
 
+def self_signed(directory: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 and its key, in PEM; skips the test where there is no openssl."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl makes the certificate, and is not there")
+    cert, key = directory / "cert.pem", directory / "key.pem"
+    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=equipoise test", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    return cert, key
+
+
 def descendants(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
@@ -161,3 +178,31 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     first, second = figures(one), figures(other)
     assert first.keys() == second.keys()
     return max(abs(first[key] - second[key]) for key in first)
+
+
+def offered_by_the_example() -> dict[str, dict[str, str]]:
+    """Entry points by group, as the example's docstring has them."""
+    lines = EXAMPLE.read_text().split('"""')[1].splitlines()
+    return tomllib.loads(textwrap.dedent("\n".join(line for line in lines if line.startswith("    "))))["project"][
+        "entry-points"
+    ]
+
+
+def install(site: Path, name: str, modules: dict[str, str], groups: dict[str, dict[str, str]]) -> None:
+    """A distribution as an installer leaves it."""
+    site.mkdir(exist_ok=True)
+    for module, source in modules.items():
+        (site / f"{module}.py").write_text(source)
+    info = site / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    lines = [
+        f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in names.items())
+        for group, names in groups.items()
+    ]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+
+
+def install_example(site: Path) -> None:
+    """tests/examples/worst_first.py as the package that its docstring describes; `site` goes on the path."""
+    install(site, "my-package", {"my_package": EXAMPLE.read_text()}, offered_by_the_example())

@@ -200,10 +200,10 @@ MALFORMED = {
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_bodies_are_refused_and_nothing_is_stored(http: httpx.Client, client: Client, case: str) -> None:
     content, status = MALFORMED[case]
-    before = len(client.all_jobs())
+    before = len(list(client.iter_jobs()))
     response = http.post("/v1/jobs", content=content, headers={"content-type": "application/json"})
     assert assert_error(response, status)["type"] == "invalid_request_error"
-    assert len(client.all_jobs()) == before
+    assert len(list(client.iter_jobs())) == before
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
@@ -257,16 +257,16 @@ def test_a_job_is_accepted_and_found_again(http: httpx.Client, client: Client) -
     assert (job["status"], job["step"], job["total_steps"]) == ("queued", 0, 4)
     assert job["spec"]["estimator"] == {"name": "gdpo", "std_floor": job["spec"]["estimator"]["std_floor"]}
     assert "fence" not in job
-    assert client.all_jobs()[0]["id"] == job["id"]
+    assert next(client.iter_jobs())["id"] == job["id"]
 
 
 def test_validate_only_says_what_would_run_and_stores_nothing(client: Client) -> None:
-    before = len(client.all_jobs())
-    plan = client.submit(SPEC, validate_only=True)
+    before = len(list(client.iter_jobs()))
+    plan = client.plan(SPEC)
     assert plan["valid"] is True
     assert plan["rollouts"] == 4 * plan["rollouts_per_step"]
     assert plan["spec"]["optimizer"]["lr"] > 0
-    assert len(client.all_jobs()) == before
+    assert len(list(client.iter_jobs())) == before
 
 
 def test_one_idempotency_key_makes_one_job(client: Client) -> None:

@@ -21,6 +21,7 @@ from services.client import Client
 from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings, read_credentials, write_credentials
+from tests.support import self_signed
 
 PROJECT = Path(__file__).parents[2]
 SPEC = """
@@ -295,7 +296,7 @@ def _steering(cli: Installation) -> dict[str, Any]:
     credentials = read_credentials(cli.state_dir)
     assert credentials is not None
     with Client(credentials.url, credentials.key) as client:
-        return client.steering(client.all_jobs()[0]["id"])
+        return client.steering(next(client.iter_jobs())["id"])
 
 
 @pytest.mark.parametrize(
@@ -387,6 +388,23 @@ def test_up_serves_until_a_signal_and_keeps_its_jobs_and_key(tmp_path: Path) -> 
     code, _, errors = finish(again)
     assert code == 0
     assert key not in errors
+
+
+def test_up_speaks_tls_and_the_commands_trust_it(tmp_path: Path) -> None:
+    cert, key = self_signed(tmp_path)
+    code, _, errors = finish(start(tmp_path, "up", "--tls-key", str(key)))
+    assert (code, errors) == (2, "equipoise: --tls-key needs --tls-cert\n")
+    code, _, errors = finish(start(tmp_path, "up", "--behind-proxy", "10.0.0.1,proxy"))
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "--behind-proxy: 'proxy' is no address" in errors
+    files = ("--tls-cert", str(cert), "--tls-key", str(key))
+    up = start(tmp_path, "up", "--port", "0", "--host", "0.0.0.0", *files)
+    assert "listens on https://127.0.0.1:" in wait_for(up, "stderr", bool)
+    wait_for(up, "stderr", lambda line: "commands on this machine" in line)
+    assert finish(start(tmp_path, "jobs", "--json"))[:2] == (0, "[]\n")
+    up.send_signal(signal.SIGTERM)
+    code, _, errors = finish(up)
+    assert (code, "WARNING" in errors) == (0, False)
 
 
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def forked(http: httpx.Client, parent: str, key: str | None = None, **body: Any)
 
 def count(http: httpx.Client) -> int:
     with Client(str(http.base_url), KEY) as client:
-        return len(client.all_jobs())
+        return len(list(client.iter_jobs()))
 
 
 def test_a_fork_starts_from_a_copy_that_outlives_its_parent(http: httpx.Client, state_dir: Path, parent: str) -> None:

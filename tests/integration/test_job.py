@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import psutil
 import pytest
 
 from orchestrator.checkpoints import directory_name, verify
+from orchestrator.steering import initial_steering
 from orchestrator.store import JobStatus, JobStore
-from tests.support import Drive, connect, make_policy, run_job, small_spec, submit
+from tests.support import Drive, connect, install_example, make_policy, small_spec, submit
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +21,22 @@ def policy(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(policy, redis_url, state_dir) -> tuple[JobStore, str, Path]:
-    """A job that ran undisturbed."""
-    store, job_id = run_job(small_spec(policy, name="undisturbed", steps=6), redis_url, state_dir)
+def finished(policy, redis_url, state_dir, tmp_path_factory) -> tuple[JobStore, str, Path]:
+    """A job that ran undisturbed, with both rules from an installed package."""
+    site = tmp_path_factory.mktemp("site")
+    install_example(site)
+    spec = small_spec(policy, name="undisturbed", steps=6)
+    document = spec.model_dump(mode="json")  # this process does not know the package; the driver shall
+    document["estimator"] = {"name": "plain_sum"}
+    document["weighting"] = {"name": "worst_first", "options": {"sharpness": 2.0}}
+    store, job_id = JobStore(connect(redis_url)), "job-undisturbed"
+    steering = initial_steering(spec).model_dump(mode="json")
+    store.submit(json.dumps(document), name=spec.name, job_id=job_id, steering=steering)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(site))
+        drive = Drive(job_id, redis_url, state_dir)
+    drive.wait()
+    assert store.job(job_id).status is JobStatus.SUCCEEDED, drive.log.read_text()[-4000:]
     return store, job_id, state_dir / "jobs" / job_id
 
 
@@ -36,6 +51,17 @@ def test_every_step_is_committed_with_all_its_figures(finished):
         assert step["sampler_gap"] < 1e-4  # the engine has exactly the learner's weights, step after step
         assert step["entropy"] > 0
     assert [step["step"] for step in steps if step["evaluation"]] == [2, 4, 6]
+
+
+def test_a_plug_in_chooses_the_weights(finished):
+    """By the formula of tests/examples/worst_first.py, from the raw means that the step reports."""
+    store, job_id, _ = finished
+    preference = {"accuracy": 0.5, "conciseness": 0.3, "clarity": 0.2}
+    for step in store.steps(job_id):
+        means = {name: figures["mean"] for name, figures in step["objectives"].items()}
+        shares = {name: preference[name] * math.exp(-2.0 * mean) for name, mean in means.items()}
+        expected = {name: share / sum(shares.values()) for name, share in shares.items()}
+        assert step["weights"]["strategy"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_time_of_a_step_is_accounted_for(finished):
@@ -91,37 +117,6 @@ def test_nothing_is_left_running(finished):
     names = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     _, job_id, _ = finished
     assert not [line for line in names if job_id in " ".join(line)]
-
-
-def test_pause_saves_and_resume_goes_on(policy, redis_url, state_dir):
-    store = JobStore(connect(redis_url))
-    job_id = submit(store, small_spec(policy, name="paused", steps=200))
-    first = Drive(job_id, redis_url, state_dir)
-    first.wait_for_step(1)
-    version = store.steer(
-        job_id,
-        change={"mode": "manual", "weights": {"accuracy": 0.1, "conciseness": 0.8, "clarity": 0.1}},
-        if_match=1,
-        by="test",
-    )
-    first.wait_for_step(version.effective_step)
-    store.request_pause(job_id)
-    first.wait()
-    paused = store.job(job_id)
-    assert paused.status is JobStatus.PAUSED
-    assert paused.checkpoint_step == paused.step
-    steps = store.steps(job_id)
-    applied = {step["step"]: step["weights"]["applied"]["conciseness"] for step in steps}
-    assert applied[version.effective_step] == pytest.approx(0.8)
-    assert applied[version.effective_step - 1] < 0.5  # never earlier than the answer said
-
-    store.resume(job_id)
-    second = Drive(job_id, redis_url, state_dir)
-    second.wait_for_step(paused.step + 1)
-    assert store.steps(job_id)[-1]["weights"]["applied"]["conciseness"] == pytest.approx(0.8)
-    store.request_cancel(job_id)
-    second.wait()
-    assert store.job(job_id).status is JobStatus.CANCELLED
 
 
 def test_a_wrong_model_fails_the_job_with_its_reason(redis_url, state_dir, tmp_path):

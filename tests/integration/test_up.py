@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from services.terminal import connect_client
 from tests.support import make_policy, small_spec
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -55,6 +56,21 @@ class Machine:
         assert shown.returncode == 0, shown.stderr
         return json.loads(shown.stdout)
 
+    def weights(self, objective: str) -> dict[int, float]:
+        """An objective's applied weight by step."""
+        with connect_client(self.state_dir) as client:
+            job_id, after, more = client.all_jobs()[0]["id"], 0, True
+            weights: dict[int, float] = {}
+            while more:
+                page = client.metrics(job_id, after=after)
+                weights |= {step["step"]: step["weights"]["applied"][objective] for step in page["data"]}
+                after, more = max(weights), page["has_more"]
+            return weights
+
+    def checkpoint_steps(self) -> list[int]:
+        with connect_client(self.state_dir) as client:
+            return sorted(kept["step"] for kept in client.checkpoints(client.all_jobs()[0]["id"])["data"])
+
     def wait_for(self, reached: Callable[[dict], bool], *, timeout_s: float = 180) -> dict:
         deadline = time.monotonic() + timeout_s
         while not reached(job := self.job()):
@@ -90,17 +106,23 @@ def test_a_job_from_submit_to_cancel_over_a_restart(machine: Machine, tmp_path: 
     assert applied[0]["data"]["step"] == effective
     assert applied[0]["data"]["requested"]["weights"]["conciseness"] == pytest.approx(0.8)
 
+    weights = machine.weights("conciseness")
+    assert weights[effective] == pytest.approx(0.8)
+    assert weights[effective - 1] < 0.5  # never earlier than the answer said
+
     interrupted_at = machine.job()["step"]
     machine.interrupt()
     machine.up()
-    job = machine.wait_for(lambda job: job["step"] > interrupted_at + 3)
-    assert job["status"] == "running"
+    machine.wait_for(lambda job: job["status"] == "running" and job["step"] > max(interrupted_at, effective) + 3)
     events = json_events(machine)
     resumed = [event["data"] for event in events if event["type"] == "job.resumed"]
     assert resumed[-1]["rerun"] == 0  # Ctrl-C writes a checkpoint first
+    weights = machine.weights("conciseness")
+    assert weights[max(weights)] == pytest.approx(0.8)  # the steer outlives it
 
     assert machine.cli("pause", "last").returncode == 0
-    machine.wait_for(lambda job: job["status"] == "paused", timeout_s=60)
+    paused = machine.wait_for(lambda job: job["status"] == "paused", timeout_s=60)
+    assert machine.checkpoint_steps()[-1] == paused["step"]
     assert "conciseness" in machine.cli("front", "last").stdout
     exported = machine.cli("export", "last", str(machine.job()["step"]), str(tmp_path / "chosen"))
     assert exported.returncode == 0, exported.stderr

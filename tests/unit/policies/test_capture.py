@@ -100,28 +100,20 @@ def test_in_bfloat16_as_good_as_autograd():
     assert furthest(sink.gradients, exact) < 2 * furthest(rounded, exact)
 
 
-class LowRank(nn.Module):
-    """A frozen layer with a trained low-rank part beside it, as LoRA has it."""
+@pytest.mark.parametrize("trained_head", [False, True])
+def test_adapters_of_peft(trained_head):
+    """Only the low-rank parts are trained (and, with `modules_to_save`, a copy of the head)."""
+    from peft import LoraConfig, get_peft_model
 
-    def __init__(self, base):
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.down = nn.Linear(base.in_features, 4, bias=False)
-        self.up = nn.Linear(4, base.out_features, bias=False)
-
-    def forward(self, x):
-        return self.base(x) + self.up(self.down(x))
-
-
-def test_only_what_is_trained_counts():
-    model = make_model().requires_grad_(False)
-    for layer in model.model.layers:
-        layer.self_attn.q_proj = LowRank(layer.self_attn.q_proj)
-        layer.mlp.down_proj = LowRank(layer.mlp.down_proj)
-    assert len(trainable(model)) == 12
+    saved = ["lm_head"] if trained_head else None
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, modules_to_save=saved)
+    model = get_peft_model(make_model("qwen3", tied=False), config)
+    assert len(trainable(model)) == 12 + trained_head
     ids, advantages = batch()
     expected = separate(model, ids, advantages)
-    assert furthest(captured(model, ids, advantages).gradients, expected) < 1e-5
+    sink = captured(model, ids, advantages)
+    assert furthest(sink.gradients, expected) < 1e-5
+    torch.testing.assert_close(sink.gramian(), inner_products(expected), rtol=1e-5, atol=1e-12)
 
 
 def test_the_update_beside_it_is_the_plain_one():

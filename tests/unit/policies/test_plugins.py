@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ from policies.plugins import (
 )
 from policies.types import Objectives, StepStats
 from policies.weighting import Fixed, Weighting
+from tests.support import install, install_example
 
 PROJECT = Path(__file__).parents[3]
-EXAMPLE = PROJECT / "tests" / "examples" / "worst_first.py"
 BROKEN = """
 from policies.weighting import Weighting
 
@@ -44,34 +43,11 @@ class Measuring(Weighting):
 """
 
 
-def offered_by_the_example() -> dict[str, dict[str, str]]:
-    """Entry points by group, as the example's docstring has them."""
-    lines = EXAMPLE.read_text().split('"""')[1].splitlines()
-    return tomllib.loads(textwrap.dedent("\n".join(line for line in lines if line.startswith("    "))))["project"][
-        "entry-points"
-    ]
-
-
-def install(site: Path, name: str, modules: dict[str, str], groups: dict[str, dict[str, str]]) -> None:
-    """A distribution as an installer leaves it."""
-    site.mkdir(exist_ok=True)
-    for module, source in modules.items():
-        (site / f"{module}.py").write_text(source)
-    info = site / f"{name.replace('-', '_')}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    lines = [
-        f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in names.items())
-        for group, names in groups.items()
-    ]
-    (info / "entry_points.txt").write_text("\n".join(lines))
-
-
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """The example, and a package in which little is right."""
     folder = tmp_path / "site"
-    install(folder, "my-package", {"my_package": EXAMPLE.read_text()}, offered_by_the_example())
+    install_example(folder)
     wrong = {
         "absent": "no_such_module:Rule",
         "loose": "their_package:Loose",

@@ -3,18 +3,18 @@
 import httpx
 import pytest
 
-from services.client import ApiError, Client
+from services.client import NO_RETRY, ApiError, Client
 
 
 def answering(response: httpx.Response) -> Client:
-    return Client("http://test", "key", transport=httpx.MockTransport(lambda _: response))
+    return Client("http://test", "key", retry=NO_RETRY, transport=httpx.MockTransport(lambda _: response))
 
 
 def failing(error: Exception) -> Client:
     def fail(_: httpx.Request) -> httpx.Response:
         raise error
 
-    return Client("http://test", "key", transport=httpx.MockTransport(fail))
+    return Client("http://test", "key", retry=NO_RETRY, transport=httpx.MockTransport(fail))
 
 
 def test_an_error_document_keeps_its_parts() -> None:

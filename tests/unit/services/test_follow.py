@@ -1,7 +1,7 @@
 """The live view and the plain lines, from documents alone."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -137,18 +137,14 @@ class FakeClient:
             raise answer
         return answer
 
-    def metrics(self, _: str, *, after: int) -> Document:
-        return self._page([step for step in self.steps if step["step"] > after])
+    def iter_metrics(self, _: str, *, after: int) -> Iterator[Document]:
+        return (step for step in self.steps if step["step"] > after)
 
-    def events(self, _: str, *, after: int) -> Document:
-        return self._page([event for event in self.happened if event["seq"] > after])
+    def iter_events(self, _: str, *, after: int) -> Iterator[Document]:
+        return (event for event in self.happened if event["seq"] > after)
 
     def front(self, _: str) -> Document:
         return FRONT
-
-    @staticmethod
-    def _page(items: list[Document]) -> Document:
-        return {"data": items[:2], "has_more": len(items) > 2}
 
 
 @pytest.fixture

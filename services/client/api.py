@@ -1,0 +1,415 @@
+"""The table of what a client can do: each request of the API once, for both clients.
+
+name of a thing        one document, or one page of a list
+iter_...               every page of a list, item by item
+stream_events, wait, download, ready   services/client/flows.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO, Literal
+
+import httpx
+
+from services.client import flows, types
+from services.client.methods import endpoint, flow, pages, stream
+from services.client.requests import LONG_S, Request, given, new_idempotency_key
+from services.client.types import Page
+
+Document = Mapping[str, Any]
+
+_SCORING_S = 60.0
+
+
+class Api:
+    """Every method raises ApiError (services/client/errors.py)."""
+
+    # -- jobs ------------------------------------------------------------------------------------------------
+
+    @endpoint
+    def submit(self, spec: Document, *, idempotency_key: str | None = None) -> Request[types.Job]:
+        """Queues a job. Whatever happens on the way, it is one job: a key of its own stands for the call."""
+        headers = {"idempotency-key": idempotency_key or new_idempotency_key()}
+        return Request(method="POST", route="/v1/jobs", body=dict(spec), headers=headers, is_repeatable=True)
+
+    @endpoint
+    def plan(self, spec: Document) -> Request[types.Plan]:
+        """Checks a spec and says what would run, without running it."""
+        return Request(
+            method="POST", route="/v1/jobs", body=dict(spec), params={"validate_only": "true"}, is_repeatable=True
+        )
+
+    @endpoint
+    def jobs(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        status: types.JobStatus | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Request[Page[types.Job]]:
+        """A page of the list, newest first; `after` is the id of the last one seen."""
+        return _jobs(after, limit, status, metadata)
+
+    @pages(by="id")
+    def iter_jobs(
+        self, *, status: types.JobStatus | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Request[Page[types.Job]]:
+        """All jobs, newest first."""
+        return _jobs(None, 100, status, metadata)
+
+    @endpoint
+    def job(self, job_id: str) -> Request[types.JobDetail]:
+        """A job with its spec."""
+        return _get("/v1/jobs/{job_id}", job_id=job_id)
+
+    @endpoint
+    def cancel(self, job_id: str) -> Request[types.Job]:
+        """At once where it waits; a running job ends after the step in flight."""
+        return _job_request("cancel", job_id, is_repeatable=True)
+
+    @endpoint
+    def pause(self, job_id: str) -> Request[types.Job]:
+        """A running job writes a checkpoint and lets go of its resources."""
+        return _job_request("pause", job_id, is_repeatable=True)
+
+    @endpoint
+    def resume(self, job_id: str) -> Request[types.Job]:
+        """Back to the queue. Never sent twice: a job that is already taken from the queue refuses the second."""
+        return _job_request("resume", job_id, is_repeatable=False)
+
+    @endpoint
+    def fork(
+        self,
+        job_id: str,
+        *,
+        checkpoint: int | Literal["latest", "best"],
+        weights: Mapping[str, float] | None = None,
+        sweep: Sequence[Mapping[str, float]] | None = None,
+        changes: Document | None = None,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Request[types.Forks]:
+        """New jobs from a checkpoint: one, or one for each weight vector of `sweep`; `changes` are of the spec."""
+        return Request(
+            method="POST",
+            route="/v1/jobs/{job_id}/fork",
+            ids={"job_id": job_id},
+            body=given(checkpoint=checkpoint, weights=weights, sweep=sweep, changes=changes, name=name),
+            headers={"idempotency-key": idempotency_key or new_idempotency_key()},
+            timeout_s=LONG_S,
+            is_repeatable=True,
+        )
+
+    @endpoint
+    def compare(self, job_ids: Sequence[str]) -> Request[types.Comparison]:
+        """Fronts side by side."""
+        return _get("/v1/jobs/compare", ids=",".join(job_ids))
+
+    wait = flow(flows.wait)
+
+    # -- what a job does -------------------------------------------------------------------------------------
+
+    @endpoint
+    def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Request[Page[types.Event]]:
+        """Oldest first; `after` is a seq."""
+        return _get("/v1/jobs/{job_id}/events", job_id=job_id, after=after, limit=limit)
+
+    @pages(by="seq")
+    def iter_events(self, job_id: str, *, after: int = 0) -> Request[Page[types.Event]]:
+        """All that happened so far."""
+        return _get("/v1/jobs/{job_id}/events", job_id=job_id, after=after, limit=100)
+
+    stream_events = stream(flows.stream_events)
+
+    @endpoint
+    def metrics(self, job_id: str, *, after: int = 0, limit: int = 100) -> Request[Page[types.Step]]:
+        """Committed steps, each once; `after` is a step."""
+        return _get("/v1/jobs/{job_id}/metrics", job_id=job_id, after=after, limit=limit)
+
+    @pages(by="step")
+    def iter_metrics(self, job_id: str, *, after: int = 0) -> Request[Page[types.Step]]:
+        """All steps that are committed so far."""
+        return _get("/v1/jobs/{job_id}/metrics", job_id=job_id, after=after, limit=100)
+
+    @endpoint
+    def rollouts(
+        self, job_id: str, *, step: int | None = None, sort: str | None = None, after: int = 0, limit: int = 100
+    ) -> Request[types.RolloutPage[types.Rollout]]:
+        """Kept rollouts of a step (the latest kept if None); `sort` is an objective, or one after a `-`."""
+        return _get("/v1/jobs/{job_id}/rollouts", job_id=job_id, step=step, sort=sort, after=after, limit=limit)
+
+    @pages(by=None)
+    def iter_rollouts(self, job_id: str, *, step: int, sort: str | None = None) -> Request[Page[types.Rollout]]:
+        """All kept rollouts of a step."""
+        return _get("/v1/jobs/{job_id}/rollouts", job_id=job_id, step=step, sort=sort, after=0, limit=100)
+
+    @endpoint
+    def front(self, job_id: str) -> Request[types.Front]:
+        """The Pareto archive."""
+        return _get("/v1/jobs/{job_id}/front", job_id=job_id)
+
+    # -- steering --------------------------------------------------------------------------------------------
+
+    @endpoint
+    def steering(self, job_id: str) -> Request[types.Steering]:
+        """The newest steering; its `version` is what `steer` takes as `if_match`."""
+        return _get("/v1/jobs/{job_id}/steering", job_id=job_id)
+
+    @endpoint
+    def steer(
+        self,
+        job_id: str,
+        *,
+        if_match: int | None = None,
+        mode: types.SteeringMode | None = None,
+        blend: float | None = None,
+        weights: Mapping[str, float] | None = None,
+        bounds: Mapping[str, Sequence[float]] | None = None,
+    ) -> Request[types.Steered]:
+        """Changes what is given; the rest stays. StaleVersion unless version `if_match` is current.
+
+        Never sent twice: after a lost answer, `steering` says whether it was taken.
+        """
+        return Request(
+            method="PUT",
+            route="/v1/jobs/{job_id}/steering",
+            ids={"job_id": job_id},
+            body=given(mode=mode, blend=blend, weights=weights, bounds=bounds),
+            headers={"if-match": None if if_match is None else f'"{if_match}"'},
+        )
+
+    @endpoint
+    def preview(
+        self,
+        job_id: str,
+        *,
+        mode: types.SteeringMode | None = None,
+        blend: float | None = None,
+        weights: Mapping[str, float] | None = None,
+        bounds: Mapping[str, Sequence[float]] | None = None,
+    ) -> Request[types.Preview]:
+        """What `steer` with the same change would have made of the latest kept rollouts; nothing is applied."""
+        return Request(
+            method="POST",
+            route="/v1/jobs/{job_id}/steering/preview",
+            ids={"job_id": job_id},
+            body=given(mode=mode, blend=blend, weights=weights, bounds=bounds),
+            is_repeatable=True,
+        )
+
+    # -- checkpoints and models ------------------------------------------------------------------------------
+
+    @endpoint
+    def checkpoints(self, job_id: str) -> Request[Page[types.Checkpoint]]:
+        """Those that are kept, by step."""
+        return _get("/v1/jobs/{job_id}/checkpoints", job_id=job_id)
+
+    @endpoint
+    def export(self, job_id: str, step: int, directory: str) -> Request[types.Export]:
+        """Copies a checkpoint's model to a new directory of the server's machine."""
+        return Request(
+            method="POST",
+            route="/v1/jobs/{job_id}/checkpoints/{step}/export",
+            ids={"job_id": job_id, "step": step},
+            body={"to": directory},
+            timeout_s=LONG_S,
+        )
+
+    download = flow(flows.download)
+
+    @endpoint
+    def models(self) -> Request[types.Models]:
+        """Policies that can be aligned, and checkpoints that can be served."""
+        return _get("/v1/models")
+
+    # -- what a spec may name --------------------------------------------------------------------------------
+
+    @endpoint
+    def rewards(self) -> Request[Page[types.RewardInfo]]:
+        """Every reward, with its options."""
+        return _get("/v1/rewards")
+
+    @endpoint
+    def validate_reward(self, name: str, options: Document | None = None) -> Request[types.RewardValidation]:
+        """A reward's options with every default; Invalid says what is wrong with them."""
+        body = {"name": name, "options": options or {}}
+        return Request(method="POST", route="/v1/rewards/validate", body=body, is_repeatable=True)
+
+    @endpoint
+    def run_rewards(
+        self,
+        rewards: Sequence[types.RewardChoice],
+        samples: Sequence[types.Sample],
+        *,
+        max_tokens: int | None = None,
+    ) -> Request[types.RewardRun]:
+        """What each reward gives for pairs of prompt and completion."""
+        body = given(rewards=rewards, samples=samples, max_tokens=max_tokens)
+        return Request(method="POST", route="/v1/rewards/run", body=body, timeout_s=_SCORING_S, is_repeatable=True)
+
+    @endpoint
+    def rules(self, *, kind: str | None = None) -> Request[Page[types.Rule]]:
+        """How rewards become an update: estimators, weightings and the rest."""
+        return _get("/v1/rules", kind=kind)
+
+    @endpoint
+    def rule(self, name: str) -> Request[Page[types.Rule]]:
+        """The rules of that name: one, or several of different kinds."""
+        return _get("/v1/rules/{name}", name=name)
+
+    # -- datasets --------------------------------------------------------------------------------------------
+
+    @endpoint
+    def upload_dataset(
+        self,
+        content: BinaryIO,
+        *,
+        name: str,
+        format: types.DatasetFormat,
+        prompt: str = "prompt",
+        answer: str = "answer",
+    ) -> Request[types.Dataset]:
+        """Keeps a file whose rows are all usable. `content` is read as it is sent; the same again is the same dataset.
+
+        `prompt` and `answer` are columns; '' for rows without an answer.
+        """
+        return Request(
+            method="POST",
+            route="/v1/datasets",
+            params={"name": name, "format": format, "prompt": prompt, "answer": answer},
+            content=content,
+            timeout_s=LONG_S,
+            is_repeatable=True,
+        )
+
+    @endpoint
+    def datasets(self, *, after: str | None = None, limit: int = 100) -> Request[Page[types.Dataset]]:
+        """A page of the list, newest first."""
+        return _get("/v1/datasets", after=after, limit=limit)
+
+    @pages(by="id")
+    def iter_datasets(self) -> Request[Page[types.Dataset]]:
+        """All datasets, newest first."""
+        return _get("/v1/datasets", limit=100)
+
+    @endpoint
+    def dataset(self, dataset_id: str) -> Request[types.Dataset]:
+        """What is known of it."""
+        return _get("/v1/datasets/{dataset_id}", dataset_id=dataset_id)
+
+    @endpoint
+    def dataset_rows(self, dataset_id: str, *, after: int = 0, limit: int = 20) -> Request[Page[types.DatasetRow]]:
+        """Its first rows, as a job gets them."""
+        return _get("/v1/datasets/{dataset_id}/rows", dataset_id=dataset_id, after=after, limit=limit)
+
+    @endpoint
+    def delete_dataset(self, dataset_id: str) -> Request[types.Deleted]:
+        """For good."""
+        return Request(method="DELETE", route="/v1/datasets/{dataset_id}", ids={"dataset_id": dataset_id})
+
+    # -- webhooks and keys -----------------------------------------------------------------------------------
+
+    @endpoint
+    def create_webhook(
+        self, *, url: str, events: Sequence[str], secret: str | None = None
+    ) -> Request[types.NewWebhook]:
+        """`secret` in the answer is shown this once; it signs the deliveries."""
+        body = given(url=url, events=list(events), secret=secret)
+        return Request(method="POST", route="/v1/webhooks", body=body)
+
+    @endpoint
+    def webhooks(self) -> Request[Page[types.Webhook]]:
+        """Oldest first, without their secrets."""
+        return _get("/v1/webhooks")
+
+    @endpoint
+    def delete_webhook(self, webhook_id: str) -> Request[None]:
+        """What is not delivered yet never will be."""
+        ids = {"webhook_id": webhook_id}
+        return Request(method="DELETE", route="/v1/webhooks/{webhook_id}", ids=ids, parse=_nothing)
+
+    @endpoint
+    def test_webhook(self, webhook_id: str) -> Request[types.WebhookTest]:
+        """Delivers an event of type `webhook.test` now, once, and says how it went."""
+        return Request(
+            method="POST", route="/v1/webhooks/{webhook_id}/test", ids={"webhook_id": webhook_id}, timeout_s=60
+        )
+
+    @endpoint
+    def create_key(
+        self,
+        *,
+        name: str,
+        scopes: Sequence[types.Scope],
+        owner: str | None = None,
+        expires_in_s: int | None = None,
+    ) -> Request[types.NewApiKey]:
+        """`key` in the answer is shown this once."""
+        body = given(name=name, scopes=list(scopes), owner=owner, expires_in_s=expires_in_s)
+        return Request(method="POST", route="/v1/keys", body=body)
+
+    @endpoint
+    def keys(
+        self, *, owner: str | None = None, after: str | None = None, limit: int = 100
+    ) -> Request[Page[types.ApiKey]]:
+        """A page of the list, newest first."""
+        return _get("/v1/keys", owner=owner, after=after, limit=limit)
+
+    @pages(by="id")
+    def iter_keys(self, *, owner: str | None = None) -> Request[Page[types.ApiKey]]:
+        """All keys, newest first, never their secrets."""
+        return _get("/v1/keys", owner=owner, limit=100)
+
+    @endpoint
+    def revoke_key(self, key_id: str) -> Request[types.ApiKey]:
+        """Refused from the next request on."""
+        return Request(method="DELETE", route="/v1/keys/{key_id}", ids={"key_id": key_id}, is_repeatable=True)
+
+    # -- health ----------------------------------------------------------------------------------------------
+
+    @endpoint
+    def livez(self) -> Request[types.Health]:
+        """The process answers."""
+        return _get("/livez")
+
+    @endpoint
+    def readyz(self) -> Request[types.Health]:
+        """And so does its Redis, and it knows the key; ApiError otherwise."""
+        return _get("/readyz")
+
+    ready = flow(flows.ready)
+
+    @endpoint
+    def prometheus(self) -> Request[str]:
+        """Requests, queues and running jobs, in Prometheus' text format."""
+        return Request(method="GET", route="/metrics", parse=_text, is_repeatable=True)
+
+
+def _get(route: str, **values: Any) -> Request[Any]:
+    """Values that the route has a place for are ids, all others are parameters."""
+    ids = {name: value for name, value in values.items() if f"{{{name}}}" in route}
+    params = {name: value for name, value in values.items() if name not in ids}
+    return Request(method="GET", route=route, ids=ids, params=params, is_repeatable=True)
+
+
+def _jobs(
+    after: str | None, limit: int, status: types.JobStatus | None, metadata: Mapping[str, str] | None
+) -> Request[Any]:
+    wanted = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
+    params = {"after": after, "limit": limit, "status": status, **wanted}
+    return Request(method="GET", route="/v1/jobs", params=params, is_repeatable=True)
+
+
+def _job_request(action: str, job_id: str, *, is_repeatable: bool) -> Request[Any]:
+    route = f"/v1/jobs/{{job_id}}/{action}"
+    return Request(method="POST", route=route, ids={"job_id": job_id}, is_repeatable=is_repeatable)
+
+
+def _text(response: httpx.Response) -> str:
+    return response.text
+
+
+def _nothing(_: httpx.Response) -> None:
+    return None

@@ -1,0 +1,381 @@
+"""The API's documents as types. They are plain dictionaries: a field that a newer server adds is there, unchecked."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Literal, NotRequired, TypedDict, TypeVar
+
+Item = TypeVar("Item")
+
+JobStatus = Literal[
+    "validating",
+    "queued",
+    "starting",
+    "running",
+    "pausing",
+    "paused",
+    "cancelling",
+    "cancelled",
+    "succeeded",
+    "failed",
+]
+SteeringMode = Literal["auto", "blend", "manual"]
+Scope = Literal["read", "submit", "steer", "admin"]
+DatasetFormat = Literal["jsonl", "csv", "parquet"]
+
+
+class Page(TypedDict, Generic[Item]):
+    """A part of a list."""
+
+    data: list[Item]
+    has_more: bool
+
+
+class RolloutPage(Page[Item], Generic[Item]):
+    """`total` rollouts are kept of `step`."""
+
+    step: int | None
+    total: int
+
+
+class Lineage(TypedDict):
+    """The checkpoint that a job was forked from."""
+
+    parent: str
+    step: int
+
+
+class Job(TypedDict):
+    """Times are seconds since 1970."""
+
+    id: str
+    name: str
+    status: JobStatus
+    reason: str | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    step: int
+    total_steps: int | None
+    attempts: int
+    checkpoint_step: int | None
+    progress: dict[str, Any]
+
+
+class JobDetail(Job):
+    """With its spec, every default written out."""
+
+    spec: dict[str, Any]
+    lineage: Lineage | None
+
+
+class ForkedJob(Job):
+    lineage: Lineage | None
+
+
+class Forks(Page[ForkedJob]):
+    """What a fork made, one job for each vector of a sweep."""
+
+    lineage: Lineage
+
+
+class Plan(TypedDict):
+    """What a submission would run."""
+
+    valid: bool
+    rollouts_per_step: int
+    rollouts: int
+    evaluations: int
+    spec: dict[str, Any]
+
+
+class Event(TypedDict):
+    """`seq` counts from 1, without a gap."""
+
+    seq: int
+    type: str
+    at: float
+    level: Literal["info", "warning", "error"]
+    data: dict[str, Any]
+
+
+class ObjectiveFigures(TypedDict):
+    mean: float | None
+    std: float | None
+
+
+class StepWeights(TypedDict):
+    strategy: dict[str, float]
+    applied: dict[str, float]
+
+
+class Step(TypedDict):
+    """A committed step. Which other figures it has depends on the job."""
+
+    step: int
+    objectives: dict[str, ObjectiveFigures]
+    weights: StepWeights
+    evaluation: NotRequired[dict[str, Any] | None]
+    timings_s: NotRequired[dict[str, float]]
+    tokens: NotRequired[int]
+    mean_tokens: NotRequired[float | None]
+    entropy: NotRequired[float | None]
+    kl: NotRequired[float | None]
+
+
+class Rollout(TypedDict):
+    """A completion and what it was worth."""
+
+    number: int
+    step: int
+    group: int
+    prompt_index: int
+    prompt: Any  # text, or chat messages
+    completion: str
+    rewards: dict[str, float | None]
+    signal: dict[str, float | None]
+    advantage: float | None
+    tokens: int
+
+
+class SteeringEntry(TypedDict):
+    version: int
+    effective_step: int
+    at: float
+    by: str
+    change: dict[str, Any]
+
+
+class Steering(TypedDict):
+    """`strategy`: the weights that the strategy alone last chose."""
+
+    version: int
+    mode: SteeringMode
+    blend: float
+    weights: dict[str, float]
+    bounds: dict[str, list[float]]
+    strategy: dict[str, float] | None
+    log: list[SteeringEntry]
+
+
+class Steered(TypedDict):
+    """`effective_step` is never the one in flight."""
+
+    version: int
+    effective_step: int
+
+
+class Preview(TypedDict):
+    """What a change would have made of the rollouts of `step`."""
+
+    step: int
+    rollouts: int
+    sign_changes: dict[str, Any]
+    weights: dict[str, dict[str, float]]
+    clamped: Any
+    effective_share: dict[str, Any]
+    pairs: list[dict[str, Any]]
+
+
+class FrontPoint(TypedDict):
+    step: int
+    objectives: dict[str, float | None]
+    on_front: bool
+
+
+class Front(TypedDict):
+    """The Pareto archive; without points before the first evaluation."""
+
+    objectives: list[str]
+    ranges: dict[str, list[float]]
+    reference: dict[str, float]
+    hypervolume: float | None
+    hypervolume_base: float | None
+    hypervolume_by_step: list[list[Any]]
+    points: list[FrontPoint]
+
+
+class ComparedJob(TypedDict):
+    id: str
+    name: str
+    status: JobStatus
+    step: int
+    lineage: Lineage | None
+    hypervolume: float | None
+    adds: float | None
+    front: list[dict[str, Any]]
+
+
+class Comparison(TypedDict):
+    """Several fronts on one scale, where they have one."""
+
+    comparable: bool
+    differences: list[str]
+    objectives: list[str]
+    ranges: dict[str, list[float]] | None
+    hypervolume: float | None
+    front: list[dict[str, Any]] | None
+    data: list[ComparedJob]
+
+
+class Checkpoint(TypedDict):
+    """`path` is on the machine that trains."""
+
+    step: int
+    path: str
+    metrics: dict[str, Any]
+    on_front: bool
+
+
+class Export(TypedDict):
+    step: int
+    path: str
+
+
+class RewardInfo(TypedDict):
+    """`options` is a JSON schema."""
+
+    name: str
+    summary: str
+    range: list[float]
+    options: dict[str, Any]
+
+
+class RewardChoice(TypedDict):
+    """A reward as a spec names it."""
+
+    name: str
+    options: NotRequired[dict[str, Any]]
+
+
+class Sample(TypedDict):
+    """What is scored."""
+
+    prompt: str
+    completion: str
+    answer: NotRequired[str | None]
+    completion_tokens: NotRequired[int | None]
+    truncated: NotRequired[bool]
+
+
+class RewardValidation(TypedDict):
+    valid: bool
+    name: str
+    range: list[float]
+    options: dict[str, Any]
+
+
+class ScoredReward(TypedDict):
+    name: str
+    range: list[float]
+    options: dict[str, Any]
+    scores: list[float]
+
+
+class RewardRun(TypedDict):
+    """`scores` of each reward are in the samples' order."""
+
+    rewards: list[ScoredReward]
+    samples: list[dict[str, Any]]
+
+
+class Columns(TypedDict):
+    prompt: str
+    answer: str | None
+
+
+class Dataset(TypedDict):
+    """A spec names it as `dataset:ID`."""
+
+    id: str
+    name: str
+    format: DatasetFormat
+    rows: int
+    bytes: int
+    sha256: str
+    columns: Columns
+    created_at: float
+
+
+class DatasetRow(TypedDict):
+    row: int
+    prompt: Any  # text, or chat messages
+    answer: str | None
+
+
+class Deleted(TypedDict):
+    id: str
+    deleted: bool
+
+
+class Model(TypedDict):
+    """A policy, or a checkpoint of a job."""
+
+    id: str
+    created: int
+    owned_by: str
+    kind: Literal["policy", "checkpoint"]
+    job: NotRequired[str]
+    step: NotRequired[int]
+    path: NotRequired[str]
+
+
+class Models(TypedDict):
+    data: list[Model]
+
+
+class Rule(TypedDict):
+    """A rule that a spec may name; `example` is YAML."""
+
+    kind: str
+    name: str
+    summary: str
+    description: str
+    source: str
+    needs: list[str]
+    cost: str
+    options: list[dict[str, Any]]
+    example: str
+
+
+class Webhook(TypedDict):
+    id: str
+    url: str
+    events: list[str]
+    created_at: float
+    status: Literal["ok", "failing"]
+    last_error: str | None
+    last_delivered_at: float | None
+    dropped: int
+
+
+class NewWebhook(Webhook):
+    """`secret` is shown this once."""
+
+    secret: str
+
+
+class WebhookTest(TypedDict):
+    delivered: bool
+    status: int | None
+    error: str | None
+
+
+class ApiKey(TypedDict):
+    id: str
+    name: str
+    owner: str
+    scopes: list[Scope]
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+    last_used_at: float | None
+
+
+class NewApiKey(ApiKey):
+    """`key` is shown this once."""
+
+    key: str
+
+
+class Health(TypedDict):
+    status: str
