@@ -1,4 +1,4 @@
-"""Which files of this machine a spec may name, for whom it was submitted."""
+"""Which files and URLs a spec may name, for whom it was submitted."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.datasets import is_reference
+from orchestrator.remote import RemoteError, is_under, is_url, parts_of
 from orchestrator.spec import FilesData, JobSpec
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -21,26 +22,41 @@ class Access:
     state_dir: Path
     roots: tuple[Path, ...] | None
     """Directories that data and models may be read from; None is any."""
+    urls: tuple[str, ...] = ()
+    """What is below these URLs may be data; no other URL may."""
     model_roots: tuple[Path, ...] = ()
     """The same for models alone."""
     own_job: Callable[[str], bool] = lambda _: False
 
     def problems(self, spec: JobSpec) -> list[tuple[str, str]]:
         """(dotted path of the field, what to do) for each path that is out of bounds. No file is opened."""
-        if self.roots is None:
-            return []
         problems = []
         if isinstance(spec.data, FilesData):
             for split in ("train", "validation", "test"):
                 name = getattr(spec.data, split)
-                if name is not None and not is_reference(name) and not _inside(name, self.roots):
-                    problems.append((f"data.{split}", self._refusal("upload the file, and name it as dataset:ID")))
+                if name is not None and (problem := self._problem_of_data(name)):
+                    problems.append((f"data.{split}", problem))
+        if self.roots is None:
+            return problems
         for field, value in (("init_checkpoint", spec.init_checkpoint), ("policy.model", spec.policy.model)):
             if value is None or value == "quickstart" or (field == "policy.model" and _is_hub_id(value)):
                 continue
             if not _inside(value, (*self.roots, *self.model_roots)) and not self._is_of_own_job(value):
                 problems.append((field, self._refusal("use a model of GET /v1/models or a hub id")))
         return problems
+
+    def _problem_of_data(self, name: str) -> str | None:
+        instead = "upload the file, and name it as dataset:ID"
+        if is_reference(name):
+            return None
+        if not is_url(name):
+            return None if self.roots is None or _inside(name, self.roots) else self._refusal(instead)
+        try:
+            if any(_is_below(name, root) for root in self.urls):
+                return None
+        except RemoteError as error:
+            return str(error)
+        return f"this URL is not under one that the operator allowed; {instead}"
 
     def _refusal(self, instead: str) -> str:
         if self.roots:
@@ -50,6 +66,16 @@ class Access:
     def _is_of_own_job(self, value: str) -> bool:
         jobs, path = self.state_dir.resolve() / "jobs", _resolved(value)
         return path is not None and path.is_relative_to(jobs) and path != jobs and self.own_job(_first(path, jobs))
+
+
+def _is_below(url: str, root: str) -> bool:
+    """On this machine's disk, also with symbolic links followed. Raises RemoteError."""
+    scheme, host, segments = parts_of(url)
+    if not is_under(url, root):
+        return False
+    if scheme not in ("file", "local"):
+        return True
+    return not host and _inside("/" + "/".join(segments), [Path("/", *parts_of(root)[2])])
 
 
 def _first(path: Path, base: Path) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster import Cluster, EnginePool, RemoteLearner
 from orchestrator.datasets import locate
-from orchestrator.prompts import Prompt, PromptOrder, encode, load_prompts
+from orchestrator.prompts import DatasetError, Prompt, PromptOrder, encode, load_prompts
+from orchestrator.remote import LONG_PAUSES_S, is_url
+from orchestrator.remote_data import fetch, sha256_of
 from orchestrator.spec import Columns, FilesData, JobSpec
 from policies.budget import Budget, Knapsack, Uniform
 from policies.collapse import CollapseWatch
@@ -39,6 +41,7 @@ class Splits:
     train: list[Prompt]
     validation: list[Prompt]
     test: list[Prompt]
+    sha256: dict[str, str] = field(default_factory=dict)  # of each file that the spec names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +73,23 @@ def build(
     owner: str = "local",
     ray_address: str | None = None,
     on_stage: Callable[[str], None] = lambda _: None,
+    data_dir: Path | None = None,
 ) -> Parts:
-    """Start everything that a job needs; `on_stage` hears what takes long. ValueError where the spec can't run."""
+    """Start everything that a job needs; `on_stage` hears what takes long. ValueError where the spec can't run.
+
+    `data_dir` is where the job keeps what it fetches.
+    """
     if spec.policy.model == "quickstart":
         on_stage("preparing the quickstart policy (trained once, in about a minute and a half)")
     model = resolve_model(spec, state_dir)
     tokenizer = load_tokenizer(model, revision=spec.policy.revision)
     splits = load_splits(
-        spec, state_dir, model=model, encoder=lambda content: encode_prompt(tokenizer, content), owner=owner
+        spec,
+        state_dir,
+        model=model,
+        encoder=lambda content: encode_prompt(tokenizer, content),
+        owner=owner,
+        data_dir=data_dir,
     )
     device = resolve_device(spec)
     on_stage("starting Ray")
@@ -192,24 +204,43 @@ def resolve_model(spec: JobSpec, state_dir: Path) -> str:
 
 
 def load_splits(
-    spec: JobSpec, state_dir: Path, *, model: str, encoder: Callable[[Any], list[int]], owner: str = "local"
+    spec: JobSpec,
+    state_dir: Path,
+    *,
+    model: str,
+    encoder: Callable[[Any], list[int]],
+    owner: str = "local",
+    data_dir: Path | None = None,
 ) -> Splits:
     """Every split, encoded. Raises DatasetError naming the file and the row."""
-    files, limit = split_files(spec, state_dir, owner)
+    files, limit = split_files(spec, state_dir, owner, data_dir)
+    sums = {name: sha256_of(path) for name, (path, _) in files.items() if isinstance(spec.data, FilesData)}
     longest = longest_prompt(spec, model)
-    splits = {
-        name: encode(load_prompts(path, columns, limit=limit), str(path), encoder, longest=longest)
-        for name, (path, columns) in files.items()
-    }
-    return Splits(train=splits["train"], validation=splits["validation"], test=splits.get("test", []))
+    splits = {}
+    for name, (path, columns) in files.items():
+        try:
+            splits[name] = encode(load_prompts(path, columns, limit=limit), str(path), encoder, longest=longest)
+        except DatasetError as error:  # in the words of the spec, not of where its file was fetched to
+            named = str(getattr(spec.data, name))
+            raise DatasetError(str(error).replace(str(path), named) if is_url(named) else str(error)) from None
+    return Splits(train=splits["train"], validation=splits["validation"], test=splits.get("test", []), sha256=sums)
 
 
-def split_files(spec: JobSpec, state_dir: Path, owner: str) -> tuple[dict[str, tuple[Path, Columns]], int | None]:
+def split_files(
+    spec: JobSpec, state_dir: Path, owner: str, data_dir: Path | None = None
+) -> tuple[dict[str, tuple[Path, Columns]], int | None]:
     """Path and columns by split, and the rows to use; the quickstart task's files are written first."""
     if isinstance(spec.data, FilesData):
         named = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}
         columns = spec.data.columns
-        files = {name: locate(path, columns, owner, state_dir) for name, path in named.items() if path is not None}
+        folder = data_dir or state_dir / "data"
+        files = {
+            name: (fetch(path, folder, pauses_s=LONG_PAUSES_S), columns)
+            if is_url(path)
+            else locate(path, columns, owner, state_dir)
+            for name, path in named.items()
+            if path is not None
+        }
         return files, spec.data.limit
     from policies.quickstart import write_splits
 

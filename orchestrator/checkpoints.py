@@ -57,7 +57,7 @@ def write_checkpoint(root: Path, *, step: int, fence: int, fill: Callable[[Path]
         hidden.mkdir()
         fill(hidden)
         manifest = _seal(hidden, step=step, fence=fence)
-        _put_in_place(hidden, final)
+        put_in_place(hidden, final)
     except OSError as error:
         shutil.rmtree(hidden, ignore_errors=True)
         reason = error.strerror or str(error)
@@ -65,8 +65,8 @@ def write_checkpoint(root: Path, *, step: int, fence: int, fill: Callable[[Path]
     return final, manifest
 
 
-def verify(directory: Path) -> Manifest:
-    """The manifest, once every file's sum has been compared. Raises CheckpointError."""
+def verify(directory: Path, *, under: str = "") -> Manifest:
+    """The manifest, once the sum of every file whose name begins with `under` has been compared. CheckpointError."""
     try:
         text = (directory / MANIFEST).read_bytes()
         document = json.loads(text)
@@ -79,6 +79,8 @@ def verify(directory: Path) -> Manifest:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{directory} is no whole checkpoint: {MANIFEST} is missing or damaged") from None
     for name, expected in manifest.files.items():
+        if not name.startswith(under):
+            continue
         try:
             found = _sum(directory / name)
         except OSError:
@@ -135,7 +137,7 @@ def export_policy(directory: Path, target: Path) -> Path:
 
     Raises CheckpointError where the checkpoint is damaged or the target exists.
     """
-    verify(directory)
+    verify(directory, under="policy/")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} exists already; name a new directory")
     hidden = target.with_name(f".{target.name}-exporting")
@@ -156,7 +158,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
 
 
-def _put_in_place(hidden: Path, final: Path) -> None:
+def put_in_place(hidden: Path, final: Path) -> None:
     """Rename a sealed directory into sight. An OSError leaves the place as it was; a kill, `collect` puts right."""
     replaced = final.with_name(f".{final.name}-replaced")
     if final.exists():  # a step that was run again after a crash

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from orchestrator.batch import Batch, by_prompt, reward_batch, rollout_seed, stack
 from orchestrator.build import Parts
+from orchestrator.checkpoints import CheckpointError
 from orchestrator.clock import Clock
+from orchestrator.references import References
 from orchestrator.spec import JobSpec
 from orchestrator.specs.sampling import KnapsackSpec
 from policies.budget import count_successes
 from policies.signal import drop, keep, missing, signal_P
 from policies.types import Rollout, RolloutRequest
 from rewards.transforms import TransformContext
-
-REFERENCES_FILE = "references.safetensors"
 
 
 @dataclass(kw_only=True)
@@ -50,24 +49,35 @@ class Sampled:
 
 
 class Collector:
-    """Samples prompts, rolls them out and scores them."""
+    """Samples prompts, rolls them out and scores them. `references` is the job's file of them."""
 
-    def __init__(self, spec: JobSpec, parts: Parts, clock: Clock) -> None:
+    def __init__(self, spec: JobSpec, parts: Parts, clock: Clock, references: Path) -> None:
         self.spec = spec
         self.parts = parts
         self.clock = clock
         self.names = list(spec.objective_names)
-        self.references: dict[str, Tensor] = {}  # by objective: SN, of N completions by the initial policy
+        self.known = References(references)
 
-    def collect(self, step: int, counts_K: Tensor) -> tuple[Batch, list[int]]:
+    @property
+    def references(self) -> dict[str, Tensor]:
+        """By objective: SN, of N completions by the initial policy."""
+        return self.known.values
+
+    def collect(
+        self, step: int, counts_K: Tensor, interrupted: Callable[[], bool] = lambda: False
+    ) -> tuple[Batch, list[int]] | None:
         """Everything that was sampled for a step, and which of its groups are learned from.
 
         counts_K: above 0 for the objectives that may get weight, whose spread makes a group worth learning from.
+        None where it was `interrupted` between two rounds: then it is as if the step had not begun.
         """
         rule, wanted = self.spec.sampling.zero_signal, self.spec.rollout.prompts_per_step
-        sampled = Sampled()
+        sampled, start = Sampled(), self.parts.order.position
         need = wanted
-        for _ in range(1 + (rule.max_rounds if rule.name == "refill" else 0)):
+        for extra_round in range(1 + (rule.max_rounds if rule.name == "refill" else 0)):
+            if extra_round and interrupted():
+                self.parts.order.position = start
+                return None
             index = self.parts.order.take(need)
             counts = self.parts.budget.allocate(index)
             rollouts = self.roll_out(f"step {step}", index, counts, first=len(sampled.index))
@@ -147,39 +157,50 @@ class Collector:
         return [k for k, transform in enumerate(self.parts.transforms) if "references" in transform.needs]
 
     def sample_references(self) -> Iterator[tuple[int, int]]:
-        """Score completions of the initial policy for every train prompt; (prompts done, of all) as it goes."""
+        """Score completions of the initial policy for every train prompt; (prompts done, of all) as it goes.
+
+        It goes on where an earlier process was killed.
+        """
         repeats, size = self.spec.sampling.reference_rollouts, len(self.parts.splits.train)
         rollouts_of_a_step = self.spec.rollout.prompts_per_step * self.spec.rollout.rollouts_per_prompt
         chunk = max(1, rollouts_of_a_step // repeats)
-        parts: list[Tensor] = []
-        for first in range(0, size, chunk):
+        names = [self.names[k] for k in self.wants_references]
+        self.known.read()
+        for first in range(self.known.prompts, size, chunk):
             index = list(range(first, min(first + chunk, size)))
             counts = [repeats] * len(index)
             rollouts = self.roll_out("references", index, counts, first=first)
             _, gated_BK = self.score(index, counts, rollouts)
-            parts.append(by_prompt(gated_BK[:, self.wants_references], counts).float())
+            found_PNk = by_prompt(gated_BK[:, self.wants_references], counts)
+            self.known.append({name: found_PNk[:, :, i].contiguous() for i, name in enumerate(names)})
             yield index[-1] + 1, size
-        found_SNk = torch.cat(parts)
-        places = enumerate(self.wants_references)
-        self.references = {self.names[k]: found_SNk[:, :, i].contiguous() for i, k in places}
 
     # ------------------------------------------------------------------ state
 
-    def save(self, directory: Path) -> None:
-        if self.references:
-            save_file(self.references, directory / REFERENCES_FILE)
+    @property
+    def files(self) -> list[Path]:
+        """What a checkpoint relies on beside its own files."""
+        return [self.known.path] if self.references else []
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "prompt_position": self.parts.order.position,
             "budget": self.parts.budget.state_dict(),
             "transforms": [transform.state_dict() for transform in self.parts.transforms],
+            "references": self.known.digest if self.references else None,
         }
 
-    def load(self, state: dict[str, Any], directory: Path) -> None:
+    def load(self, state: dict[str, Any], fetch: Callable[[Path], None]) -> None:
+        """`fetch` brings a file of the job that this machine lacks. CheckpointError where it is another one."""
         self.parts.order.position = state["prompt_position"]
         self.parts.budget.load_state_dict(state["budget"])
         for transform, kept in zip(self.parts.transforms, state["transforms"], strict=True):
             transform.load_state_dict(kept)
-        if (directory / REFERENCES_FILE).is_file():
-            self.references = load_file(directory / REFERENCES_FILE)
+        if (digest := state["references"]) is None:
+            return
+        self.known.read()
+        if self.known.digest != digest:
+            fetch(self.known.path)
+            self.known.read()
+        if self.known.digest != digest:
+            raise CheckpointError(f"{self.known.path} is not what the job was trained with; restore it from a backup")

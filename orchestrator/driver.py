@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import logs
-from orchestrator.checkpoints import CheckpointError, collect, directory_name, newest_manifest, verify
+from orchestrator.checkpoint_store import CheckpointStore, StoreAway, open_store
+from orchestrator.checkpoints import CheckpointError, collect
 from orchestrator.embedded_redis import connect
 from orchestrator.journal import StoreJournal, Wishes
+from orchestrator.remote import RemoteAway
 from orchestrator.report import render_report
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.store import (
@@ -96,9 +98,13 @@ def drive(
     """Run a job to whatever end it has. Returns the process's exit code."""
     store = JobStore(connect(redis_url), owner=owner)
     directory = state_dir / "jobs" / job_id
-    checkpoints = directory / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    claim = claim_job(store, job_id, checkpoints, wait=wait)
+    checkpoints = open_store(directory / "checkpoints", owner, job_id)
+    checkpoints.root.mkdir(parents=True, exist_ok=True)
+    try:
+        claim = claim_job(store, job_id, checkpoints, wait=wait)
+    except StoreAway as error:
+        log.warning("job %s stays in the queue: %s", job_id, error)
+        return 0
     if claim.lease is None:
         log.info("job %s is not to be run: %s", job_id, claim.outcome)
         return 0
@@ -107,7 +113,7 @@ def drive(
     heartbeat.start()
     journal = StoreJournal(store, claim.lease, lambda: heartbeat.wishes)
     try:
-        run_job(store, journal, claim, directory, ray_address=ray_address)
+        run_job(store, journal, claim, checkpoints, ray_address=ray_address)
     except Fenced:
         log.error("another holder has job %s", job_id)
         return 3
@@ -116,9 +122,9 @@ def drive(
     return 0
 
 
-def claim_job(store: JobStore, job_id: str, checkpoints: Path, *, wait: bool = True) -> Claim:
-    """The lease, its fence above everything that is on disk. With `wait`, once another's lease has run out."""
-    fence, _ = newest_manifest(checkpoints)
+def claim_job(store: JobStore, job_id: str, checkpoints: CheckpointStore, *, wait: bool = True) -> Claim:
+    """The lease, its fence above every checkpoint's. With `wait`, once another's lease has run out."""
+    fence = checkpoints.floor()
     nonce = secrets.token_hex(16)
     deadline = time.monotonic() + 2 * LEASE_TTL_S
     while True:
@@ -128,14 +134,16 @@ def claim_job(store: JobStore, job_id: str, checkpoints: Path, *, wait: bool = T
         time.sleep(1.0)
 
 
-def run_job(store: JobStore, journal: StoreJournal, claim: Claim, directory: Path, *, ray_address: str | None) -> None:
+def run_job(
+    store: JobStore, journal: StoreJournal, claim: Claim, checkpoints: CheckpointStore, *, ray_address: str | None
+) -> None:
     """Build the parts, resume, loop, and write down how it ended. A mistake of the user fails the job with a reason."""
-    lease = journal.lease
+    lease, directory = journal.lease, checkpoints.root.parent
     try:
         spec = parse_spec(json.loads(store.spec(lease.job_id)))
         store.set_total_steps(lease, spec.steps)
         with parts_of(spec, directory, journal, ray_address=ray_address) as parts:
-            outcome, samples = train(spec, parts, store, journal, claim, directory)
+            outcome, samples = train(spec, parts, store, journal, claim, checkpoints)
         if outcome == "succeeded":
             write_report(store, lease, spec, directory, samples)
         elif outcome != "stopped":
@@ -144,6 +152,10 @@ def run_job(store: JobStore, journal: StoreJournal, claim: Claim, directory: Pat
         raise
     except HandedBack:
         store.release(lease, "handed back: the machine is going down")
+        return
+    except (StoreAway, RemoteAway) as error:  # nothing is lost: another try, or another machine, may reach it
+        log.error("%s", error)
+        store.release(lease, f"handed back: {error}")
         return
     except Exception as error:  # the job's own end: every reason goes to the person who submitted it
         log.error("%s", traceback.format_exc())
@@ -185,7 +197,9 @@ def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_addre
     heard = signal.signal(signal.SIGTERM, _hand_back)  # nothing is trained yet: no step to wait for
     try:
         state_dir, owner = directory.parent.parent, journal.store.owner
-        parts = build(spec, state_dir, owner=owner, ray_address=ray_address, on_stage=on_stage)
+        parts = build(
+            spec, state_dir, owner=owner, ray_address=ray_address, on_stage=on_stage, data_dir=directory / "data"
+        )
     finally:
         signal.signal(signal.SIGTERM, heard)
     try:
@@ -195,15 +209,15 @@ def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_addre
 
 
 def train(
-    spec: JobSpec, parts: Any, store: JobStore, journal: StoreJournal, claim: Claim, directory: Path
+    spec: JobSpec, parts: Any, store: JobStore, journal: StoreJournal, claim: Claim, checkpoints: CheckpointStore
 ) -> tuple[str, list[dict[str, Any]]]:
     """(outcome, samples of start and end)."""
     from orchestrator.loop import Loop
 
     lease = journal.lease
-    loop = Loop(spec, parts, journal, directory / "checkpoints", fence=lease.fence)
-    collect(directory / "checkpoints")
-    step = usable_checkpoint(store, journal, directory / "checkpoints")
+    loop = Loop(spec, parts, journal, checkpoints, fence=lease.fence)
+    collect(checkpoints.root)
+    step = usable_checkpoint(store, journal, checkpoints)
     if step is not None:
         loop.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])
         journal.event("job.resumed", step=step, rerun=max(0, claim.from_step - step))
@@ -212,19 +226,22 @@ def train(
     return loop.run(), loop.samples
 
 
-def usable_checkpoint(store: JobStore, journal: StoreJournal, root: Path) -> int | None:
+def usable_checkpoint(store: JobStore, journal: StoreJournal, checkpoints: CheckpointStore) -> int | None:
     """The newest registered checkpoint whose sums are right; a damaged one is named in an event and passed over."""
-    for checkpoint in sorted(store.checkpoints(journal.lease.job_id), key=lambda found: -found.step):
+    registered = {found.step: found.digest for found in store.checkpoints(journal.lease.job_id)}
+    checkpoints.registered = registered
+    for step in sorted(registered, reverse=True):
         try:
-            manifest = verify(root / directory_name(checkpoint.step))
-            if manifest.digest != checkpoint.digest:
-                raise CheckpointError(f"step {checkpoint.step} is not the checkpoint that was registered")
+            if checkpoints.restore(step):
+                journal.event("checkpoint.fetched", step=step)
+        except StoreAway:  # it may be whole: passing over it would lose its steps
+            raise
         except CheckpointError as error:
-            journal.event("checkpoint.damaged", level="error", step=checkpoint.step, message=str(error))
+            journal.event("checkpoint.damaged", level="error", step=step, message=str(error))
             continue
-        store.rewind(journal.lease, step=checkpoint.step)
-        return checkpoint.step
-    if store.checkpoints(journal.lease.job_id):
+        store.rewind(journal.lease, step=step)
+        return step
+    if registered:
         raise CheckpointError("every checkpoint is damaged; submit the job again, or restore a backup of its directory")
     return None
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from orchestrator.batch import reward_batch, rollout_seed
 from orchestrator.build import Parts
-from orchestrator.checkpoints import directory_name
+from orchestrator.checkpoints import CheckpointError
 from orchestrator.prompts import Prompt
 from orchestrator.spec import JobSpec
 from policies.pareto import Point
@@ -138,7 +138,12 @@ class Evaluator:
             if loop.journal.wishes().cancel:
                 return
             if step != last:
-                learner.load(loop.directory / directory_name(step))
+                try:
+                    directory = loop.checkpoints.directory(step)
+                except CheckpointError as error:
+                    loop.journal.event("checkpoint.damaged", level="error", step=step, message=str(error))
+                    continue
+                learner.load(directory)
                 learner.sync(step)
             self.test(step)
             loop.journal.progress(stage="testing the front", eta_s=None, tested=step)

@@ -86,16 +86,22 @@ def _place(value: float, ends: Sequence[float]) -> float:
 # ----------------------------------------------------------------------------------- policies on disk
 
 
-def copy_policy(checkpoint: Checkpoint, targets: Sequence[Path]) -> None:
+def copy_policy(
+    checkpoint: Checkpoint,
+    targets: Sequence[Path],
+    *,
+    find: Callable[[Checkpoint], Path] = lambda found: Path(found.path),
+) -> None:
     """The checkpoint's policy, verified and flushed, at every target; those that are there stay.
 
-    One copy is made, the others are links to its files where the disk has them. Raises CheckpointError, and NoRoom.
+    `find` says where this machine has the checkpoint. One copy is made, the others are links to its files where the
+    disk has them. Raises CheckpointError, and NoRoom.
     """
     missing = [target for target in targets if not target.exists()]
     if not missing:
         return
-    source = Path(checkpoint.path)
-    if verify(source).digest != checkpoint.digest:
+    source = find(checkpoint)
+    if verify(source, under="policy/").digest != checkpoint.digest:
         raise CheckpointError(f"step {checkpoint.step} is not the checkpoint that was registered; take another")
     try:
         _copy(source / "policy", missing[0], link=False)

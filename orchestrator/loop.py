@@ -16,13 +16,15 @@ from torch import Tensor
 
 from orchestrator.batch import Batch
 from orchestrator.build import Parts
-from orchestrator.checkpoints import CheckpointError, directory_name, keep_only, write_checkpoint, write_json
+from orchestrator.checkpoint_store import CheckpointStore
+from orchestrator.checkpoints import CheckpointError, write_json
 from orchestrator.clock import Clock
 from orchestrator.collect import Collector
 from orchestrator.evaluation import Evaluator
 from orchestrator.figures import Update, front_document
 from orchestrator.guardrails import Guardrails
 from orchestrator.journal import Journal
+from orchestrator.references import FILE
 from orchestrator.samples import FOLDER, SampleKeeper
 from orchestrator.spec import JobSpec
 from orchestrator.steering import Steering, apply_directions, clamped
@@ -46,22 +48,24 @@ class LoopState:
 
 
 class Loop:
-    """One job's training, from the initial policy to the front. `directory` is for checkpoints; rollouts lie beside."""
+    """One job's training, from the initial policy to the front. Rollouts lie beside the checkpoints."""
 
-    def __init__(self, spec: JobSpec, parts: Parts, journal: Journal, directory: Path, *, fence: int) -> None:
+    def __init__(
+        self, spec: JobSpec, parts: Parts, journal: Journal, checkpoints: CheckpointStore, *, fence: int
+    ) -> None:
         self.spec = spec
         self.parts = parts
         self.journal = journal
-        self.directory = directory
+        self.checkpoints = checkpoints
         self.fence = fence
         self.names = list(spec.objective_names)
         self.state = LoopState()
         self.clock = Clock()
-        self.collector = Collector(spec, parts, self.clock)
+        self.collector = Collector(spec, parts, self.clock, checkpoints.root.with_name(FILE))
         self.evaluator = Evaluator(spec, parts)
         self.guardrails = Guardrails(spec.guardrails)
-        self.keeper = SampleKeeper(spec, directory.with_name(FOLDER), fence=fence)
-        self.kept: set[int] = set()  # steps whose checkpoint is on disk
+        self.keeper = SampleKeeper(spec, checkpoints.root.with_name(FOLDER), fence=fence)
+        self.kept: set[int] = set()  # steps whose checkpoint is kept
         self.samples: list[dict[str, Any]] = []  # start and end side by side, once the run has ended
         self._checkpoint_failures = 0
         self._samples_failed = False
@@ -95,9 +99,8 @@ class Loop:
         if self.collector.wants_references:
             for done, size in self.collector.sample_references():
                 self.journal.progress(stage=f"sampling references: {done} of {size} prompts", eta_s=None)
-                wishes = self.journal.wishes()
-                if wishes.cancel or wishes.pause or wishes.stop:
-                    return "cancelled" if wishes.cancel else "paused" if wishes.pause else "stopped"
+                if asked := self.asked():
+                    return asked
         self.journal.progress(stage="evaluating the initial policy", eta_s=None)
         version, steering = self.journal.steering(1)
         self.state.steering_version = version
@@ -106,12 +109,23 @@ class Loop:
         self.checkpoint()
         return None
 
+    def asked(self) -> str | None:
+        """How the run is to end, where a person or the machine wants it to."""
+        wishes = self.journal.wishes()
+        return "cancelled" if wishes.cancel else "paused" if wishes.pause else "stopped" if wishes.stop else None
+
     def step(self, step: int) -> None:
-        """Sample, roll out, score, weigh, learn, sync, evaluate when due, commit."""
+        """Sample, roll out, score, weigh, learn, sync, evaluate when due, commit.
+
+        A wish that is heard between two rounds of sampling leaves everything as it was before the step.
+        """
         self.clock.begin()
         version, steering = self.journal.steering(step)
 
-        batch, kept = self.collector.collect(step, self.may_get_weight(steering))
+        collected = self.collector.collect(step, self.may_get_weight(steering), lambda: self.asked() is not None)
+        if collected is None:
+            return
+        batch, kept = collected
         with self.clock("learn"):
             update = self.improve(step, batch, kept, steering)
         with self.clock("sync"):
@@ -287,7 +301,9 @@ class Loop:
         step = self.state.step
         with self.clock("checkpoint"):
             try:
-                path, manifest = write_checkpoint(self.directory, step=step, fence=self.fence, fill=self.fill)
+                path, manifest = self.checkpoints.write(
+                    step=step, fence=self.fence, fill=self.fill, beside=self.collector.files
+                )
             except CheckpointError as error:
                 self._checkpoint_failures += 1
                 self.journal.event("checkpoint.failed", level="error", step=step, message=str(error))
@@ -306,7 +322,7 @@ class Loop:
         self.kept -= dropped
         changes = {step: {"on_front": step in front, "metrics": self.metrics(step)} for step in sorted(self.kept)}
         self.journal.checkpoints(changes, sorted(dropped))
-        keep_only(self.directory, self.kept)
+        self.checkpoints.keep_only(self.kept, fence=self.fence)
         self.journal.front(self.front_document())
 
     def fill(self, directory: Path) -> None:
@@ -314,7 +330,6 @@ class Loop:
         (directory / "policy").mkdir()
         self.parts.learner.save(directory)
         self.parts.save_tokenizer(directory / "policy")
-        self.collector.save(directory)
         write_json(directory / "state.json", self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
@@ -326,6 +341,7 @@ class Loop:
             "samples": self.state.samples,
             "gramian": self.state.gramian,
             "influence": self.state.influence,
+            "data": self.parts.splits.sha256,
             "collector": self.collector.state_dict(),
             "weighting": self.parts.weighting.state_dict(),
             "archive": self.parts.archive.state_dict(),
@@ -336,11 +352,12 @@ class Loop:
 
     def resume(self, step: int, known: Sequence[int]) -> None:
         """Continue after a checkpoint (`known`: all registered ones). Engines get its weights before they serve."""
-        directory = self.directory / directory_name(step)
+        directory = self.checkpoints.directory(step)
         document = json.loads((directory / "state.json").read_text())
+        self.check_data(document.get("data", {}))
         self.parts.learner.load(directory)
         self.parts.learner.sync(step)
-        self.collector.load(document["collector"], directory)
+        self.collector.load(document["collector"], self.checkpoints.fetch_beside)
         self.parts.weighting.load_state_dict(document["weighting"])
         self.parts.archive.load_state_dict(document["archive"])
         self.parts.watch.load_state_dict(document["watch"])
@@ -358,6 +375,14 @@ class Loop:
             samples=document["samples"],
         )
         self.retain()  # a kill may have come between a checkpoint and this
+
+    def check_data(self, trained_with: Mapping[str, str]) -> None:
+        """Raises ValueError where a split's file is not the one that the job was trained with."""
+        for split, digest in trained_with.items():
+            if self.parts.splits.sha256.get(split) != digest:
+                name = getattr(self.spec.data, split)
+                was = f"it has another content than the job was trained with (sha256 {digest})"
+                raise ValueError(f"data.{split}: {name}: {was}; put the old file back, or submit the job again")
 
     # ---------------------------------------------------------------- figures
 

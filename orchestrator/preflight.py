@@ -6,15 +6,21 @@ job then fails with the same kind of line.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.access import Access
 from orchestrator.datasets import is_reference, locate
 from orchestrator.prompts import DatasetError, Prompt, load_prompts
+from orchestrator.remote import RemoteAway, is_url
+from orchestrator.remote_data import TooLarge, fetch
 from orchestrator.spec import FilesData, JobSpec
 from policies.models import ModelError, check_directory, context_length
 
+MAX_FETCHED_BYTES = 64 << 20  # of a URL: what is larger, the driver checks
 NEEDS_ANSWER = frozenset({"math"})
 
 
@@ -73,15 +79,31 @@ def _data(
                 path, columns = locate(name, data.columns, access.owner, access.state_dir)
                 if columns.answer is None:
                     _needs_answers(spec, f"the dataset of data.{split} was uploaded without answers", problems)
-            prompts = load_prompts(path, columns, limit=data.limit)
-            if model is not None:
-                _check_lengths(spec, path, prompts, model)
+            if is_url(name) and access is None:
+                raise DatasetError(f"{name}: only a server fetches data")
+            with _here(name, path) as path:
+                prompts = load_prompts(path, columns, limit=data.limit)
+                if model is not None:
+                    _check_lengths(spec, path, prompts, model)
+        except (TooLarge, RemoteAway) as error:
+            if isinstance(error, RemoteAway):
+                problems.append((f"data.{split}", _unnamed(str(error), name)))
         except DatasetError as error:
             message = _unnamed(str(error), str(path), name, name[:64])
             for field in ("prompt", "answer"):
                 if (column := getattr(data.columns, field)) not in (None, field):  # else it is the default's name
                     message = message.replace(f"'{column}'", f"data.columns.{field}")
             problems.append((f"data.{split}", message))
+
+
+@contextlib.contextmanager
+def _here(name: str, path: Path) -> Iterator[Path]:
+    """The file itself, or for as long as it is looked at a copy of what a URL gives."""
+    if not is_url(name):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
+        yield fetch(name, Path(folder), most_bytes=MAX_FETCHED_BYTES, pauses_s=(1.0,))
 
 
 def _needs_answers(spec: JobSpec, why: str, problems: list[tuple[str, str]]) -> None:

@@ -66,7 +66,7 @@ class FilesData(Spec):
     """Prompts from JSONL, CSV or Parquet files, or from uploaded datasets, whose own columns count."""
 
     type: Literal["files"] = "files"
-    train: str = Field(description="path of the train split (.jsonl, .csv, .parquet), or dataset:ID")
+    train: str = Field(description="path of the train split (.jsonl, .csv, .parquet), its URL, or dataset:ID")
     validation: str = Field(description="path of the validation split")
     test: str | None = Field(
         None, description="path of the test split; the validation split's figures alone when absent"

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from services.settings import DEFAULT_PORT, Limits, Listen, Settings, write_credentials
+from services.settings import DEFAULT_PORT, Limits, Listen, Settings, checkpoint_store, write_credentials
 from services.terminal import fail, say
 
 RedisUrl = Annotated[str, typer.Option(help="such as redis://:password@host:6379/0", envvar="EQUIPOISE_REDIS_URL")]
@@ -171,7 +171,12 @@ def _serve(redis: str, listen: Listen, state_dir: Path) -> None:
                 state_dir, api.url, os.environ.get("EQUIPOISE_API_KEY"), ca_file=api.ca_file
             )
             limits = Limits.from_environment()
-            settings = Settings(state_dir=state_dir, key_sha256=digest(credentials.key), limits=limits)
+            settings = Settings(
+                state_dir=state_dir,
+                key_sha256=digest(credentials.key),
+                limits=limits,
+                checkpoint_store=checkpoint_store(),
+            )
             api.start(JobStore(connect(redis)), settings)
         except (ServerError, ValueError, OSError) as error:
             fail(str(error))
@@ -190,6 +195,10 @@ def _work(redis: str, capacity: int, state_dir: Path, owners: list[str] | None) 
     for owner in owners or ():
         if not is_name(owner):
             fail("--owner: 1 to 255 letters, digits, _ or - are allowed")
+    try:
+        checkpoint_store()  # its drivers will open it: better told now than by each of them
+    except ValueError as error:
+        fail(str(error))
     store = JobStore(connect(redis))
     worker = Worker(store, redis, state_dir, capacity=capacity, owners=owners)
     signals = StopSignals()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Query, Request
+from fastapi import Path as PathParameter
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.access import Access
+from orchestrator.checkpoint_store import find_checkpoint
 from orchestrator.datasets import Datasets
 from orchestrator.errors import JobNotFound
 from orchestrator.keys import is_name
-from orchestrator.store import JobStore
+from orchestrator.store import Checkpoint, JobStore
 from services.auth import Principal
 from services.settings import Settings
 
@@ -59,15 +63,27 @@ def _access(
         state_dir=settings.state_dir,
         roots=None if own and limits.data_roots is None else limits.data_roots or (),
         model_roots=limits.model_roots,
+        urls=limits.data_urls,
         own_job=is_own,
     )
+
+
+def _finder(request: Request, store: Annotated[JobStore, Depends(_store)]) -> Callable[[str, Checkpoint], Path]:
+    settings = _settings(request)
+
+    def find(job_id: str, checkpoint: Checkpoint) -> Path:
+        """A directory here with the checkpoint's policy. Raises CheckpointError."""
+        url, state_dir = settings.checkpoint_store, settings.state_dir
+        return find_checkpoint(checkpoint, url, owner=store.owner, job_id=job_id, state_dir=state_dir)
+
+    return find
 
 
 def _datasets(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> Datasets:
     return Datasets(_settings(request).state_dir, principal.owner)
 
 
-def _job_id(job_id: Annotated[str, Path(description="a job's id")]) -> str:
+def _job_id(job_id: Annotated[str, PathParameter(description="a job's id")]) -> str:
     if not is_name(job_id):
         raise JobNotFound(job_id)  # not 422: an id that can't exist is one that doesn't
     return job_id
@@ -77,6 +93,7 @@ Caller = Annotated[Principal, Depends(_principal)]
 Store = Annotated[JobStore, Depends(_store)]
 MaxActive = Annotated[int | None, Depends(_max_active)]  # how many jobs of the owner may wait or run; None: any number
 Configuration = Annotated[Settings, Depends(_settings)]
+Finder = Annotated[Callable[[str, Checkpoint], Path], Depends(_finder)]  # of a checkpoint's policy on this machine
 FileAccess = Annotated[Access, Depends(_access)]
 OwnDatasets = Annotated[Datasets, Depends(_datasets)]
 JobId = Annotated[str, Depends(_job_id)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,7 +40,7 @@ from orchestrator.states import is_terminal
 from orchestrator.steering import SteeringError, initial_steering, merge
 from orchestrator.store import Checkpoint, JobStore, Origin, SubmitOutcome
 from services.body import json_body, parse_json
-from services.deps import Configuration, FileAccess, JobId, MaxActive, Store, body_schema, page
+from services.deps import Configuration, FileAccess, Finder, JobId, MaxActive, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found, quota_problem
 from services.jobs_api import IdempotencyKey, checked_spec, first_steering, job_document
 from services.settings import Settings
@@ -131,6 +131,7 @@ def fork_job(
     max_active: MaxActive,
     access: FileAccess,
     _place: Annotated[None, place("forks", at_once=4, of_owner=2)],
+    find: Finder,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queues jobs that start from a copy of the checkpoint's policy. Each is queued whole or not at all.
@@ -144,7 +145,7 @@ def fork_job(
         plan = None if path is None else kept_plan(path, document)
         replay = plan is not None
         if plan is None:
-            plan = _plan(store, config, access, job_id, fork)
+            plan = _plan(store, config, access, job_id, fork, find)
             if path is not None:
                 plan = keep_plan(path, document, plan)
     except PlanConflict as error:
@@ -156,7 +157,8 @@ def fork_job(
     _check_room(store, plan, max_active)
     try:
         with forking(config.state_dir):
-            made = _carry_out(store, config, plan, max_active, again=path is not None)
+            again = path is not None
+            made = _carry_out(store, config, plan, max_active, again=again, find=lambda found: find(job_id, found))
     except OSError as error:
         if is_full(error):
             raise _full() from None
@@ -183,12 +185,15 @@ def _checked(document: Any) -> Fork:
     return fork
 
 
-def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: Fork) -> dict[str, Any]:
+def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: Fork, find: Finder) -> dict[str, Any]:
     """What will be made: ids and whole specs, so that carrying it out twice makes the same jobs."""
     spec = parse_spec(parse_json(store.spec(parent).encode()))
     checkpoint = _checkpoint(store, parent, spec, fork.checkpoint)
     wanted = merged(spec.model_dump(mode="json"), fork.changes)
-    wanted["init_checkpoint"] = str(Path(checkpoint.path) / "policy")
+    try:
+        wanted["init_checkpoint"] = str(find(parent, checkpoint) / "policy")
+    except CheckpointError as error:
+        raise ApiProblem(409, "checkpoint_unusable", str(error), param="checkpoint") from None
     base = checked_spec(wanted, access)
     vectors: Sequence[_Weights | None] = fork.sweep if fork.sweep is not None else [fork.weights]
     name = fork.name or f"{spec.name[:96]} from {checkpoint.step}"
@@ -213,13 +218,19 @@ def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: 
 
 
 def _carry_out(
-    store: JobStore, config: Settings, plan: dict[str, Any], max_active: int | None, *, again: bool
+    store: JobStore,
+    config: Settings,
+    plan: dict[str, Any],
+    max_active: int | None,
+    *,
+    again: bool,
+    find: Callable[[Checkpoint], Path],
 ) -> list[dict[str, Any]]:
     """First the policies, which must outlive the parent's, then the jobs. `again`: the caller can ask for the rest."""
     checkpoint = Checkpoint(step=plan["step"], path=plan["path"], digest=plan["digest"], metrics={}, on_front=False)
     ids = [job["id"] for job in plan["jobs"]]
     try:
-        copy_policy(checkpoint, [_init(config, new) for new in ids])
+        copy_policy(checkpoint, [_init(config, new) for new in ids], find=find)
     except NoRoom:
         _forget(config, [] if again else ids)  # with a key, some of them may be jobs already
         raise _full() from None

@@ -21,7 +21,15 @@ from orchestrator.webhook_delivery import private_allowed
 from orchestrator.worker import Worker
 from services.keys import digest
 from services.server import ApiServer, ServerError
-from services.settings import Credentials, Limits, Listen, Settings, credentials_path, write_credentials
+from services.settings import (
+    Credentials,
+    Limits,
+    Listen,
+    Settings,
+    checkpoint_store,
+    credentials_path,
+    write_credentials,
+)
 from services.terminal import fail, say
 
 log = logging.getLogger(__name__)
@@ -59,7 +67,13 @@ class LocalServer:
             store = JobStore(connect(redis.url))
             key_sha256 = digest(self.credentials.key)
             limits = Limits.from_environment()
-            settings = Settings(state_dir=self.state_dir, key_sha256=key_sha256, local_exports=True, limits=limits)
+            settings = Settings(
+                state_dir=self.state_dir,
+                key_sha256=key_sha256,
+                local_exports=True,
+                limits=limits,
+                checkpoint_store=checkpoint_store(),
+            )
             self.api.start(store, settings)
             started.enter_context(dispatching(store))
             self._worker = Worker(store, redis.url, self.state_dir)

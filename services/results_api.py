@@ -14,7 +14,7 @@ from orchestrator.checkpoints import CheckpointError, export_policy
 from orchestrator.store import Checkpoint
 from rewards import registry
 from services.body import json_body
-from services.deps import Configuration, Cursor, JobId, Store, body_schema, page
+from services.deps import Configuration, Cursor, Finder, JobId, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.slots import place
 
@@ -72,6 +72,7 @@ def export_checkpoint(
     store: Store,
     settings: Configuration,
     _place: Annotated[None, place("exports", at_once=2, of_owner=2)],
+    find: Finder,
 ) -> Response:
     """Verifies a checkpoint and copies its policy, a Hugging Face directory, to a directory of the server's machine.
 
@@ -92,7 +93,7 @@ def export_checkpoint(
     if checkpoint is None:
         raise not_found("no checkpoint is kept at this step")
     try:
-        export_policy(Path(checkpoint.path), destination)
+        export_policy(find(job_id, checkpoint), destination)
     except CheckpointError as error:
         raise ApiProblem(409, "export_failed", str(error)) from None
     return StrictJSONResponse({"object": "export", "step": step, "path": str(destination)})

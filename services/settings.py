@@ -11,6 +11,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator.checkpoint_store import STORE_VARIABLE
+from orchestrator.remote import RemoteError, open_filesystem
 from services.keys import new_key
 
 DEFAULT_PORT = 8740
@@ -28,16 +30,23 @@ class Limits(BaseModel):
     datasets: int = Field(1000, ge=0)  # of one owner
     dataset_bytes: int = Field(256 << 20, ge=0)  # of one upload
     data_roots: tuple[Path, ...] | None = None  # where specs may read; None: anywhere for the own owner, else nowhere
+    data_urls: tuple[str, ...] = ()  # what is below them may be data of specs; no other URL may
     model_roots: tuple[Path, ...] = ()  # whose directories are policies that may be aligned
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """EQUIPOISE_MAX_... for each number; EQUIPOISE_DATA_ROOTS and EQUIPOISE_MODEL_ROOTS, paths with os.pathsep."""
+        """EQUIPOISE_MAX_... for each number; EQUIPOISE_DATA_ROOTS and EQUIPOISE_MODEL_ROOTS, paths with os.pathsep.
+
+        EQUIPOISE_DATA_URLS with spaces. ValueError names the variable.
+        """
         given: dict[str, Any] = {}
         for field in ("data_roots", "model_roots"):
             if text := environment.get(name := f"EQUIPOISE_{field.upper()}"):
                 given[field] = _directories(name, text)
-        for field in cls.model_fields.keys() - {"data_roots", "model_roots"}:
+        given["data_urls"] = tuple(environment.get("EQUIPOISE_DATA_URLS", "").split())
+        for url in given["data_urls"]:
+            _check_url("EQUIPOISE_DATA_URLS", url)
+        for field in cls.model_fields.keys() - {"data_roots", "data_urls", "model_roots"}:
             name = f"EQUIPOISE_MAX_{field.upper()}"
             if text := environment.get(name):
                 if not (text.isascii() and text.isdigit() and len(text) <= 9):
@@ -64,6 +73,23 @@ class Settings(BaseModel):
     max_body_bytes: int = MAX_BODY_BYTES
     poll_s: float = 0.5  # of the event stream
     limits: Limits = Limits()
+    checkpoint_store: str | None = None  # an fsspec URL; None: checkpoints lie in the state directory alone
+
+
+def checkpoint_store(environment: Mapping[str, str] = os.environ) -> str | None:
+    """EQUIPOISE_CHECKPOINT_STORE. Raises ValueError where this machine can't open it, with what to install."""
+    url = environment.get(STORE_VARIABLE)
+    if not url:
+        return None
+    _check_url(STORE_VARIABLE, url)
+    return url
+
+
+def _check_url(name: str, url: str) -> None:
+    try:
+        open_filesystem(url)
+    except RemoteError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 class Tls(BaseModel):

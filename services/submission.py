@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator.datasets import is_reference
+from orchestrator.remote import is_url
 from orchestrator.spec import FilesData, JobSpec, load_spec, parse_spec
 from services.client import ApiError
 from services.terminal import Document, output
@@ -28,7 +30,8 @@ def anchored(spec: JobSpec) -> dict[str, Any]:
     document: dict[str, Any] = spec.model_dump(mode="json")
     if isinstance(spec.data, FilesData):
         for split in ("train", "validation", "test"):
-            if document["data"][split] is not None and not document["data"][split].startswith("dataset:"):
+            name = document["data"][split]
+            if name is not None and not is_reference(name) and not is_url(name):
                 document["data"][split] = _absolute(document["data"][split])
     if spec.init_checkpoint is not None:
         document["init_checkpoint"] = _absolute(spec.init_checkpoint)

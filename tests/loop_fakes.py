@@ -19,6 +19,7 @@ from orchestrator.build import (
     make_transforms,
     make_weighting,
 )
+from orchestrator.checkpoint_store import CheckpointStore
 from orchestrator.checkpoints import Manifest, directory_name, verify
 from orchestrator.journal import Wishes, figures_digest
 from orchestrator.loop import Loop
@@ -296,6 +297,7 @@ def start(
     profile: Profile | None = None,
     journal: MemoryJournal | None = None,
     fence: int = 1,
+    store: CheckpointStore | None = None,
 ) -> Run:
     """A fresh process for a job; with the journal of an earlier one, it goes on from there."""
     spec = spec or make_spec()
@@ -323,8 +325,10 @@ def start(
         describe=lambda completions, answers: {"described": len(completions) * (len(completions) == len(answers))},
         close=lambda: None,
     )
-    loop = Loop(spec, parts, journal, directory, fence=fence)
+    directory.mkdir(parents=True, exist_ok=True)
+    loop = Loop(spec, parts, journal, store or CheckpointStore(directory), fence=fence)
     loop.keeper.directory = directory / ".rollouts"
+    loop.collector.known.path = directory / ".references.jsonl"
     return Run(loop, world, journal, engines, learner, rewards, strategy, directory)
 
 
@@ -336,5 +340,6 @@ def resume(run: Run, spec: JobSpec | None = None, **options: Any) -> Run:
     if journal.registered:
         step = max(journal.registered)
         assert verify(run.directory / directory_name(step)).digest == journal.registered[step]["digest"]
+        again.loop.checkpoints.registered = {step: entry["digest"] for step, entry in journal.registered.items()}
         again.loop.resume(step, sorted(journal.registered))
     return again

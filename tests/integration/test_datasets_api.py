@@ -486,6 +486,26 @@ def test_roots_bound_everybody(redis_url: str, tmp_path: Path, files: Path) -> N
                 assert submit(http, good, policy={"model": "someone/model"}).status_code == 200
 
 
+def test_urls_below_a_root_are_open_to_everybody_and_others_to_nobody(
+    redis_url: str, tmp_path: Path, files: Path
+) -> None:
+    root = f"file://{files}/open"
+    with serving(redis_url, tmp_path, data_urls=(root,)) as place:
+        for key in (KEY, place.key("submit", owner="acme")):
+            with place.http(key) as http:
+                good = f"{root}/good.jsonl"
+                assert submit(http, good).status_code == 200
+                said = set()
+                for name in ("closed/good.jsonl", "closed/nothing.jsonl", "open-too/good.jsonl", "open/link.jsonl"):
+                    error = error_of(submit(http, good, f"file://{files}/{name}"), 422)
+                    assert error["param"] == "data.validation", name
+                    said.add(error["message"].replace(name, ""))
+                assert len(said) == 1
+                error = error_of(submit(http, good, f"{root}/rows.jsonl"), 422)
+                assert error["message"].startswith("data.validation: row 31: ")
+                assert SECRET not in error["message"]
+
+
 def test_without_roots_other_owners_have_datasets_alone(place: Place, files: Path) -> None:
     good = str(files / "open/good.jsonl")
     with place.http() as own, place.http(place.key("read", "submit", owner="acme")) as http:

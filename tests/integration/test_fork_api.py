@@ -18,12 +18,15 @@ import pytest
 
 from orchestrator import lineage
 from orchestrator.census import Census
+from orchestrator.checkpoint_store import CheckpointStore, Remote
 from orchestrator.checkpoints import write_checkpoint
 from orchestrator.embedded_redis import connect
 from orchestrator.lineage import plan_path
 from orchestrator.store import JobStore, Lease, Origin
 from services.client import Client
-from services.settings import Limits, write_credentials
+from services.keys import digest
+from services.server import ApiServer
+from services.settings import Limits, Settings, write_credentials
 from tests.integration.test_api import KEY, SPEC, assert_error, claim, serving, step_record
 
 OTHER = {"accuracy": 1.0, "conciseness": 3.0}
@@ -247,6 +250,38 @@ def test_a_damaged_checkpoint_makes_no_job(http: httpx.Client, state_dir: Path, 
     assert (error["code"], error["param"]) == ("checkpoint_unusable", "checkpoint")
     assert count(http) == before
     assert sorted((state_dir / "jobs").iterdir()) == folders
+
+
+def test_a_server_that_lacks_the_directory_takes_the_store_s_copy(
+    store: JobStore, tmp_path: Path, http: httpx.Client
+) -> None:
+    url = f"file://{tmp_path}/store"
+    job_id = submitted(http)
+    lease = claim(store, job_id)
+    store.commit(lease, step=1, digest="1", record=step_record())
+    trainer = CheckpointStore(tmp_path / "trainer", Remote(url, store.owner, job_id))
+    path, manifest = trainer.write(step=1, fence=lease.fence, fill=fill(1))
+    store.register_checkpoint(lease, step=1, path=str(path), digest=manifest.digest)
+    shutil.rmtree(tmp_path / "trainer")
+    server = ApiServer("127.0.0.1", 0)
+    settings = Settings(state_dir=tmp_path / "api", key_sha256=digest(KEY), local_exports=True, checkpoint_store=url)
+    server.start(store, settings)
+    try:
+        with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as there:
+            (made,) = forked(there, job_id, "a-key", checkpoint=1)["data"]
+            target = tmp_path / "exported"
+            answer = there.post(f"/v1/jobs/{job_id}/checkpoints/1/export", json={"to": str(target)})
+            assert answer.status_code == 200, answer.text
+            shutil.rmtree(tmp_path / "store")
+            shutil.rmtree(tmp_path / "api" / "jobs" / job_id)
+            (again,) = forked(there, job_id, "a-key", checkpoint=1)["data"]  # what was made needs no store
+            assert again["id"] == made["id"]
+            assert_error(there.post(f"/v1/jobs/{job_id}/fork", json={"checkpoint": 1}), 409)
+    finally:
+        server.stop()
+    init = tmp_path / "api" / "jobs" / made["id"] / "init"
+    for folder in (init, target):
+        assert (folder / "model.safetensors").read_text() == "weights of step 1"
 
 
 # -- one key, one set ---------------------------------------------------------------------------------------

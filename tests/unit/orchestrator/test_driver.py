@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator import driver
+from orchestrator.checkpoint_store import CheckpointStore
 from orchestrator.checkpoints import directory_name, write_checkpoint
 from orchestrator.journal import StoreJournal, Wishes
 from orchestrator.records import Checkpoint, Claim, ClaimOutcome, Event, JobRecord, Lease, Page, Signals
@@ -165,7 +166,7 @@ def test_a_lease_of_another_is_waited_for(store: FakeStore, monkeypatch: Any, tm
     monkeypatch.setattr(time, "monotonic", lambda: sum(naps))
     held = Claim(outcome=ClaimOutcome.HELD, lease=None, step=0, from_step=0)
     store.claims = [held, held, CLAIM] if freed else [held]
-    claim = driver.claim_job(store, "job", tmp_path)  # type: ignore[arg-type]
+    claim = driver.claim_job(store, "job", CheckpointStore(tmp_path))  # type: ignore[arg-type]
     assert claim.outcome is (ClaimOutcome.OK if freed else ClaimOutcome.HELD)
     assert len(naps) == 2 if freed else sum(naps) >= 2 * driver.LEASE_TTL_S
     assert len({call["nonce"] for call in store.claimed}) == 1  # one claim, repeated
@@ -176,7 +177,7 @@ def test_a_workers_driver_gives_its_slot_back_instead_of_waiting(
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _s: pytest.fail("it waited"))
     store.claims = [Claim(outcome=ClaimOutcome.HELD, lease=None, step=0, from_step=0)]
-    claim = driver.claim_job(store, "job", tmp_path, wait=False)  # type: ignore[arg-type]
+    claim = driver.claim_job(store, "job", CheckpointStore(tmp_path), wait=False)  # type: ignore[arg-type]
     assert claim.outcome is ClaimOutcome.HELD
 
 
@@ -359,7 +360,7 @@ def registered(store: FakeStore, root: Path, *steps: int) -> None:
 
 
 def usable(store: FakeStore, root: Path) -> int | None:
-    return driver.usable_checkpoint(store, journal_of(store), root)  # type: ignore[arg-type]
+    return driver.usable_checkpoint(store, journal_of(store), CheckpointStore(root))  # type: ignore[arg-type]
 
 
 def test_no_checkpoint_is_a_fresh_start(store: FakeStore, tmp_path: Path) -> None:
@@ -402,8 +403,8 @@ def test_nothing_but_damaged_checkpoints_fails_the_job(store: FakeStore, tmp_pat
 class FakeLoop:
     made: "list[FakeLoop]" = []  # noqa: RUF012
 
-    def __init__(self, _spec: Any, _parts: Any, _journal: Any, directory: Path, *, fence: int) -> None:
-        self.directory, self.fence = directory, fence
+    def __init__(self, _spec: Any, _parts: Any, _journal: Any, checkpoints: CheckpointStore, *, fence: int) -> None:
+        self.directory, self.fence = checkpoints.root, fence
         self.resumed: tuple[int, list[int]] | None = None
         self.samples: list[Any] = []
         FakeLoop.made.append(self)
