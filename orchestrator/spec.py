@@ -26,6 +26,7 @@ from orchestrator.specs.guardrails import GuardrailSpec
 from orchestrator.specs.objectives import ObjectiveSpec
 from orchestrator.specs.sampling import SamplingSpec
 from orchestrator.specs.weightings import FixedSpec, LagrangianSpec, WeightingSpec
+from orchestrator.states import MAX_PRIORITY
 
 
 class PolicySpec(Spec):
@@ -207,6 +208,13 @@ class JobSpec(Spec):
     name: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$", description="what people call it")
     seed: int = Field(0, ge=0, lt=2**31, description="of everything random: the same spec gives the same run on CPU")
     steps: int = Field(ge=1, le=1_000_000, description="training steps")
+    priority: int = Field(
+        0,
+        ge=-MAX_PRIORITY,
+        le=MAX_PRIORITY,
+        description="higher goes first among its owner's own waiting jobs, then older; owners take turns all the same, "
+        "and a job that runs is not interrupted",
+    )
     policy: PolicySpec
     data: DataSpec
     objectives: tuple[ObjectiveSpec, ...] = Field(min_length=1, max_length=32)

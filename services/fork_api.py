@@ -200,7 +200,12 @@ def _carry_out(
     for i, job in enumerate(plan["jobs"]):
         spec = parse_spec(json.loads(job["spec"]))
         submission = store.submit(
-            job["spec"], name=spec.name, job_id=job["id"], steering=first_steering(spec), max_active=max_active
+            job["spec"],
+            name=spec.name,
+            job_id=job["id"],
+            steering=first_steering(spec),
+            max_active=max_active,
+            priority=spec.priority,
         )
         if submission.outcome is SubmitOutcome.QUOTA:
             _forget(config, [] if again else ids[i:])
