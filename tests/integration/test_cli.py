@@ -432,7 +432,8 @@ def command(job_id, owner, state_dir):
 
 DRIVER = {driver!r}
 services.demo._make_policy = lambda *_, **__: None  # the pretender needs none; the real one has tests of its own
-services.local.Worker = functools.partial(services.local.Worker, command=command, poll_s=0.05)
+services.local.SubprocessLauncher = functools.partial(services.local.SubprocessLauncher, command=command)
+services.local.Worker = functools.partial(services.local.Worker, poll_s=0.05)
 main()
 """
 # Two steps in all; the first life waits after its first step until it is told to stop.

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.embedded_redis import EmbeddedRedis, connect
+from orchestrator.launchers import SubprocessLauncher, driver_command
 from orchestrator.states import JobStatus
 from orchestrator.store import JobRecord, JobStore
-from orchestrator.worker import Worker, driver_command
+from orchestrator.worker import Worker
 
 # What every driver below starts with: its arguments, and the lease on its job.
 PRELUDE = """
@@ -83,8 +84,8 @@ class Bench:
             return [sys.executable, "-c", PRELUDE + script, job_id, owner, str(state_dir)]
 
         worker = Worker(
-            self.store, self.redis_url, self.state_dir, owners=self.owners,
-            capacity=capacity, grace_s=grace_s, poll_s=0.05, sweep_s=0.2, command=command,
+            self.store, SubprocessLauncher(self.redis_url, self.state_dir, command=command), owners=self.owners,
+            capacity=capacity, grace_s=grace_s, poll_s=0.05, sweep_s=0.2, resources_s=0.05,
         )  # fmt: skip
         thread = threading.Thread(target=worker.run)
         thread.start()
@@ -268,7 +269,8 @@ def test_a_worker_works_for_every_owner_unless_told(tmp_path: Path) -> None:
         def command(job_id: str, owner: str, state_dir: Path) -> list[str]:
             return [sys.executable, "-c", PRELUDE + SUCCEEDS, job_id, owner, str(state_dir)]
 
-        with working(Worker(JobStore(client), redis.url, tmp_path, poll_s=0.05, command=command)):
+        launcher = SubprocessLauncher(redis.url, tmp_path, command=command)
+        with working(Worker(JobStore(client), launcher, poll_s=0.05)):
             for owner, job_id in zip(("local", "ann", "bob"), jobs, strict=True):
                 bench.store = JobStore(client, owner=owner)
                 bench.wait(job_id, has(JobStatus.SUCCEEDED))
@@ -298,7 +300,8 @@ def test_a_password_never_stands_in_a_process_list(tmp_path: Path) -> None:
                 assert real[1:3] == ["-m", "orchestrator.driver"]
                 return [sys.executable, "-c", PRELUDE + HANDS_BACK, *real[4:8:2], str(state_dir)]
 
-            with working(Worker(store, url, tmp_path, owners=["local"], poll_s=0.05, command=command)) as worker:
+            launcher = SubprocessLauncher(url, tmp_path, command=command)
+            with working(Worker(store, launcher, owners=["local"], poll_s=0.05)) as worker:
                 deadline = time.monotonic() + 20
                 while store.job("job-1").status is not JobStatus.RUNNING:
                     assert time.monotonic() < deadline
@@ -318,7 +321,7 @@ def test_the_real_command_claims_the_job_and_ends_it_with_a_reason(redis_url: st
         store = JobStore(client, owner=owner)
         job_id = f"job-{uuid.uuid4().hex[:12]}"
         store.submit(json.dumps({"name": "x"}), name="x", job_id=job_id, steering={})
-        with working(Worker(store, redis_url, tmp_path, owners=[owner], poll_s=0.05)):
+        with working(Worker(store, SubprocessLauncher(redis_url, tmp_path), owners=[owner], poll_s=0.05)):
             deadline = time.monotonic() + 60
             while store.job(job_id).status is not JobStatus.FAILED and time.monotonic() < deadline:
                 time.sleep(0.1)
