@@ -30,8 +30,9 @@ from typing import Any
 from orchestrator import logs
 from orchestrator.checkpoints import CheckpointError, collect, directory_name, newest_manifest, verify
 from orchestrator.embedded_redis import connect
+from orchestrator.errors import ResourcesBusy
 from orchestrator.journal import StoreJournal, Wishes
-from orchestrator.launchers import REDIS_URL_FILE_VARIABLE, REDIS_URL_VARIABLE
+from orchestrator.launchers import NO_RESOURCES, OTHER_HOLDER, REDIS_URL_FILE_VARIABLE, REDIS_URL_VARIABLE
 from orchestrator.report import render_report
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.store import (
@@ -111,7 +112,11 @@ def drive(
         run_job(store, journal, claim, directory, ray_address=ray_address)
     except Fenced:
         log.error("another holder has job %s", job_id)
-        return 3
+        return OTHER_HOLDER
+    except ResourcesBusy as error:
+        log.info("%s", error)
+        store.release(claim.lease, str(error))
+        return NO_RESOURCES
     finally:
         heartbeat.stop()
     return 0
@@ -139,10 +144,10 @@ def run_job(store: JobStore, journal: StoreJournal, claim: Claim, directory: Pat
             outcome, samples = train(spec, parts, store, journal, claim, directory)
         if outcome == "succeeded":
             write_report(store, lease, spec, directory, samples)
-    except (StoreUnavailable, Fenced):
+    except (StoreUnavailable, Fenced, ResourcesBusy):
         raise
-    except HandedBack:
-        store.release(lease, "handed back: the machine is going down")
+    except HandedBack as error:
+        store.release(lease, str(error) or "handed back: the machine is going down")
         return
     except Exception as error:  # the job's own end: every reason goes to the person who submitted it
         log.error("%s", traceback.format_exc())
@@ -165,7 +170,7 @@ def end(store: JobStore, lease: Lease, status: JobStatus, reason: str | None) ->
 
 
 class HandedBack(Exception):
-    """SIGTERM came while the parts were being built."""
+    """SIGTERM, a cancel or a pause came while the parts were being built."""
 
 
 def _hand_back(*_: Any) -> None:
@@ -176,9 +181,17 @@ def _hand_back(*_: Any) -> None:
 def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_address: str | None) -> Iterator[Any]:
     from orchestrator.build import build
 
+    said = ""
+
     def on_stage(stage: str) -> None:
-        log.info("%s", stage)
-        journal.progress(stage=stage, eta_s=None)
+        nonlocal said
+        wishes = journal.wishes()
+        if wishes.cancel or wishes.pause:
+            raise HandedBack("on request")
+        if stage != said:
+            log.info("%s", stage)
+            journal.progress(stage=stage, eta_s=None)
+        said = stage
 
     heard = signal.signal(signal.SIGTERM, _hand_back)  # nothing is trained yet: no step to wait for
     try:

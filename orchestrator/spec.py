@@ -199,6 +199,11 @@ class ResourcesSpec(Spec):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     learner_threads: int | None = Field(None, ge=1, description="CPU threads of the learner; all cores when absent")
     engine_threads: int | None = Field(None, ge=1, description="CPU threads of an engine; all cores when absent")
+    placement_timeout_s: Positive = Field(
+        60.0,
+        description="longest wait for all of the job's CPUs and GPUs at once, before it lets others go first, seconds; "
+        "on a cluster that grows, longer than a machine takes to start",
+    )
     reward_timeout_s: Positive = Field(60.0, description="longest wait for one reward on one batch, seconds")
 
 

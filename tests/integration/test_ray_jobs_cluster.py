@@ -80,7 +80,7 @@ def address(token: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         head = subprocess.Popen(
             [
                 str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port=0",
-                "--node-ip-address=127.0.0.1", "--num-cpus=2", "--num-gpus=0", "--object-store-memory=80000000",
+                "--node-ip-address=127.0.0.1", "--num-cpus=2", "--num-gpus=2", "--object-store-memory=80000000",
                 "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
                 f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
                 f"--temp-dir={folder}", "--disable-usage-stats",
@@ -243,3 +243,29 @@ def test_nothing_that_ray_shows_holds_the_password(bench: Bench) -> None:
     shown = bench.launcher("")._call("GET", f"/api/jobs/{job.submission_id}").text
     assert "canary-password" not in shown
     assert str(bench.url_file) in shown
+
+
+def test_a_drivers_actors_get_their_room_at_once_and_those_that_share_a_gpu_get_the_same(bench: Bench) -> None:
+    """Ray believes that there are two GPUs; nothing here uses them."""
+    job = bench.start(
+        """
+import ray
+from orchestrator.errors import DoesNotFit
+from orchestrator.gang import reserve
+ray.init(address="auto", log_to_driver=False)
+class Actor:
+    def gpus(self):
+        return ray.get_gpu_ids()
+actors = [{"num_cpus": 0.1, "num_gpus": 0.3333}] * 3
+gang = reserve(actors, timeout_s=60, grows=True)
+started = [ray.remote(Actor).options(**actor, **gang.place(i)).remote() for i, actor in enumerate(actors)]
+used = ray.get([actor.gpus.remote() for actor in started])
+assert len(used[0]) == 1 and used == [used[0]] * 3, used
+try:
+    reserve([{"num_cpus": 0.1, "num_gpus": 2}] * 2, timeout_s=1, grows=True)
+except DoesNotFit as error:
+    sys.exit(f"{error}")
+"""
+    )
+    assert ended(job) == 1
+    assert job.last_line() == "resources: the job needs 4 GPUs at once, the cluster has 2"

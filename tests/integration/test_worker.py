@@ -52,6 +52,7 @@ time.sleep(60)
 """
 CRASHES = 'print("a traceback"); print("CUDA out of memory\\n\\n", flush=True); claim(ttl_s=0.3); os._exit(7)'
 NEVER_STARTS = 'sys.exit("no module named torch")'
+FINDS_NO_ROOM = 'store.release(claim(), "waiting for resources: needs 2 GPUs, 1 free"); sys.exit(4)'
 IS_KILLED = "claim(ttl_s=0.3); os.kill(os.getpid(), signal.SIGKILL)"
 
 
@@ -66,10 +67,10 @@ class Bench:
         self.owners = {self.owner}
         self.started: list[str] = []
 
-    def submit(self, owner: str | None = None) -> str:
+    def submit(self, owner: str | None = None, *, priority: int = 0) -> str:
         job_id = f"job-{uuid.uuid4().hex[:12]}"
         store = self.store if owner is None else JobStore(self.client, owner=owner)
-        store.submit("{}", name="x", job_id=job_id, steering={})
+        store.submit("{}", name="x", job_id=job_id, steering={}, priority=priority)
         return job_id
 
     def new_owner(self) -> str:
@@ -337,3 +338,23 @@ def test_a_job_that_cannot_be_started_holds_up_nobody(bench: Bench) -> None:
         for job_id in others:
             bench.wait(job_id, lambda job: job.status is JobStatus.SUCCEEDED)
     assert bench.store.job(stuck).status is JobStatus.QUEUED
+
+
+def test_a_job_that_finds_no_resources_waits_uncounted_and_lets_others_go_first(bench: Bench) -> None:
+    large, small = bench.submit(), bench.submit()
+    with bench.working(f"if job == {large!r}:\n    {FINDS_NO_ROOM}\n{SUCCEEDS}"):
+        bench.wait(small, has(JobStatus.SUCCEEDED))
+        job = bench.wait(large, lambda job: job.fence >= 5 and job.status is JobStatus.QUEUED)
+    assert (job.attempts, job.reason) == (0, "waiting for resources: needs 2 GPUs, 1 free")
+    assert bench.events(large, "job.driver_died") == []
+
+
+def test_a_jobs_place_among_its_owners_is_its_priority_and_owners_take_turns_all_the_same(bench: Bench) -> None:
+    other = bench.new_owner()
+    plain, urgent, late = bench.submit(), bench.submit(priority=5), bench.submit(priority=-1)
+    theirs = [bench.submit(other) for _ in range(2)]
+    with bench.working(SUCCEEDS):
+        bench.wait(late, has(JobStatus.SUCCEEDED))
+    # The other owner's jobs came last and have no priority, and still get every second turn.
+    assert [job_id for job_id in bench.started if job_id not in theirs] == [urgent, plain, late]
+    assert [bench.started.index(job_id) for job_id in theirs] == [1, 3]
