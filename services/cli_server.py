@@ -138,12 +138,13 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         With ray-jobs, the state directory is a volume that the cluster shares, and drivers go on when this stops.
         """
         _log_to_stderr(log_format, redis)
-        _check_redis(redis, accept_redis_settings)
         state = chosen(state_dir)
         if launcher is LauncherName.ray_jobs:
-            _work(redis, capacity, _ray_jobs(ray_address, redis_url_file, state), owner)
+            drivers = _ray_jobs(ray_address, redis_url_file, state)
         else:
-            _work(redis, capacity, _subprocesses(redis, state), owner)
+            drivers = _subprocesses(redis, state)
+        _check_redis(redis, accept_redis_settings)
+        _work(redis, capacity, drivers, owner)
 
 
 def _serve(redis: str, host: str, port: int, state_dir: Path) -> None:
