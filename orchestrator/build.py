@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -79,6 +80,8 @@ def build(
 
     `data_dir` is where the job keeps what it fetches.
     """
+    import torch
+
     if spec.policy.model == "quickstart":
         on_stage("preparing the quickstart policy (trained once, in about a minute and a half)")
     model = resolve_model(spec, state_dir)
@@ -91,12 +94,21 @@ def build(
         owner=owner,
         data_dir=data_dir,
     )
-    device = resolve_device(spec)
     on_stage("starting Ray")
     cluster = Cluster(address=ray_address, cpus=max(os.cpu_count() or 1, spec.rollout.engines + 1))
     try:
+        # On a cluster, this process may be where no GPU is; here, a torch without CUDA can't use what Ray sees.
+        gpus = cluster.gpus if cluster.grows else min(cluster.gpus, torch.cuda.device_count())
+        device = resolve_device(spec, gpus, grows=cluster.grows)
+        transport, engine_options, learner_options = placement(spec, device, None if cluster.grows else gpus)
+        cluster.reserve(
+            engines=spec.rollout.engines,
+            engine_options=engine_options,
+            learner_options=learner_options,
+            timeout_s=spec.resources.placement_timeout_s,
+            on_wait=on_stage,
+        )
         on_stage("starting engines and learner")
-        transport, engine_options, learner_options = placement(spec, device)
         factories = {
             objective.name: functools.partial(registry.build, objective.reward.name, dict(objective.reward.options))
             for objective in spec.objectives
@@ -265,34 +277,32 @@ def longest_prompt(spec: JobSpec, model: str) -> int:
     return room
 
 
-def resolve_device(spec: JobSpec) -> str:
-    """cpu or cuda. Raises ValueError where cuda is asked for and there is none."""
-    import torch
-
-    if spec.resources.device == "cuda" and not torch.cuda.is_available():
+def resolve_device(spec: JobSpec, gpus: int, *, grows: bool = False) -> str:
+    """cpu or cuda. Raises ValueError where cuda is asked for and there is none, unless machines with it may join."""
+    if spec.resources.device == "cuda" and gpus == 0 and not grows:
         raise ValueError("resources.device: cuda is asked for, but no CUDA device is visible; use cpu or auto")
-    return "cuda" if spec.resources.device != "cpu" and torch.cuda.is_available() else "cpu"
+    return "cuda" if spec.resources.device == "cuda" or (spec.resources.device == "auto" and gpus > 0) else "cpu"
 
 
-def placement(spec: JobSpec, device: str) -> tuple[Transport, dict[str, Any], dict[str, Any]]:
+def placement(spec: JobSpec, device: str, gpus: int | None) -> tuple[Transport, dict[str, Any], dict[str, Any]]:
     """(transport, Ray options of an engine, Ray options of the learner).
 
-    With a GPU for each engine and one for the learner, weights go by nccl. Where they must share one GPU, by ipc.
+    With a GPU for each engine and one for the learner, weights go by nccl. Where they must share one GPU, by ipc: on
+    one machine with fewer (`gpus`), or where a spec asks for ipc. On a cluster (None) they wait for GPUs of their own.
     """
     environment = {"env_vars": engine_environment(spec)}
     if device == "cpu":
         # Threads that spin while they wait starve the others on a small machine: measured 3 to 10 times slower.
         learner = {"num_cpus": 1, "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}}
         return "shared_memory", {"num_cpus": 1, "runtime_env": environment}, learner
-    import torch
-
-    wanted = spec.rollout.engines * spec.rollout.tensor_parallel + 1
-    shared = wanted > torch.cuda.device_count()
+    size = spec.rollout.tensor_parallel
+    wanted = spec.rollout.engines * size + 1
+    shared = size == 1 and (spec.rollout.transport == "ipc" or (gpus is not None and wanted > gpus))
     transport: Transport = "ipc" if shared else "nccl"
     if spec.rollout.transport in ("nccl", "ipc"):
         transport = spec.rollout.transport
-    share = 1.0 / wanted if shared else 1.0
-    engine = {"num_cpus": 1, "num_gpus": share if shared else spec.rollout.tensor_parallel, "runtime_env": environment}
+    share = math.floor(10_000 / wanted) / 10_000 if shared else 1.0  # Ray counts in ten-thousandths
+    engine = {"num_cpus": 1, "num_gpus": share if shared else size, "runtime_env": environment}
     return transport, engine, {"num_cpus": 1, "num_gpus": share}
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from torch import Tensor
 
+from orchestrator.gang import Gang, reserve
 from policies.learner import Learner, LearnerSettings
 from policies.rollout import EngineSettings, RolloutEngine
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout, RolloutRequest
@@ -152,6 +153,8 @@ class Cluster:
     def __init__(self, *, address: str | None = None, cpus: int = 2, gpus: int | None = None) -> None:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own coming default
         self.actors: list[Any] = []
+        self.gang: Gang | None = None
+        self.grows = address is not None  # machines may join a cluster; our own Ray is this one
         self.owns_ray = not ray.is_initialized()
         if not self.owns_ray:
             return
@@ -166,6 +169,25 @@ class Cluster:
             **local,
         )
 
+    @property
+    def gpus(self) -> int:
+        """Of all its machines."""
+        return int(ray.cluster_resources().get("GPU", 0))
+
+    def reserve(
+        self,
+        *,
+        engines: int,
+        engine_options: Mapping[str, Any],
+        learner_options: Mapping[str, Any],
+        timeout_s: float = 60.0,
+        on_wait: Callable[[str], None] = lambda _: None,
+    ) -> Gang:
+        """Room for all that `start` starts with the same options. Raises DoesNotFit or ResourcesBusy (gang.py)."""
+        actors = [*itertools.repeat(engine_options, engines), learner_options]
+        self.gang = reserve(actors, timeout_s=timeout_s, grows=self.grows, on_wait=on_wait)
+        return self.gang
+
     def start(
         self,
         engine: EngineSettings,
@@ -176,8 +198,13 @@ class Cluster:
         learner_options: Mapping[str, Any],
     ) -> tuple[EnginePool, RemoteLearner]:
         """Everything at once, then connected; returns when all can serve. Raises EngineError or LearnerError."""
-        pool: list[Any] = [ray.remote(EngineActor).options(**engine_options).remote(engine) for _ in range(engines)]
-        trainer: Any = ray.remote(LearnerActor).options(**learner_options).remote(learner)
+        gang = self.gang or self.reserve(
+            engines=engines, engine_options=engine_options, learner_options=learner_options
+        )
+        pool: list[Any] = [
+            ray.remote(EngineActor).options(**engine_options, **gang.place(i)).remote(engine) for i in range(engines)
+        ]
+        trainer: Any = ray.remote(LearnerActor).options(**learner_options, **gang.place(engines)).remote(learner)
         self.actors = [*pool, trainer]
         try:
             ray.get([actor.ready.remote() for actor in pool])
@@ -195,6 +222,9 @@ class Cluster:
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
+        if self.gang is not None:
+            self.gang.close()
+            self.gang = None
         if self.owns_ray:
             ray.shutdown()
 

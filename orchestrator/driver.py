@@ -2,10 +2,11 @@
 
     python -m orchestrator.driver --job ID --owner NAME --state-dir DIR
 
-The Redis URL is EQUIPOISE_REDIS_URL; --redis is for people, as everyone on a machine can read its arguments.
+The Redis URL is EQUIPOISE_REDIS_URL, or in the file EQUIPOISE_REDIS_URL_FILE; --redis is for people, as everyone on a
+machine can read its arguments.
 Killing the API or the worker does not stop it. SIGTERM makes it checkpoint at the next step and hand the job back.
-Exit codes: 0 done with the job (whatever its end), 3 another holder took the job, 1 a crash: the lease expires and the
-job goes back to the queue.
+Exit codes: 0 done with the job (whatever its end), 3 another holder took the job, 4 it was handed back for want of
+resources, 1 a crash: the lease expires and the job goes back to the queue.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from orchestrator import logs
 from orchestrator.checkpoint_store import CheckpointStore, StoreAway, open_store
 from orchestrator.checkpoints import CheckpointError, collect
 from orchestrator.embedded_redis import connect
+from orchestrator.errors import ResourcesBusy
 from orchestrator.journal import StoreJournal, Wishes
+from orchestrator.launchers import NO_RESOURCES, OTHER_HOLDER, REDIS_URL_FILE_VARIABLE, REDIS_URL_VARIABLE
 from orchestrator.remote import RemoteAway
 from orchestrator.report import render_report
 from orchestrator.spec import JobSpec, parse_spec
@@ -116,7 +119,11 @@ def drive(
         run_job(store, journal, claim, checkpoints, ray_address=ray_address)
     except Fenced:
         log.error("another holder has job %s", job_id)
-        return 3
+        return OTHER_HOLDER
+    except ResourcesBusy as error:
+        log.info("%s", error)
+        store.release(claim.lease, str(error))
+        return NO_RESOURCES
     finally:
         heartbeat.stop()
     return 0
@@ -148,10 +155,10 @@ def run_job(
             write_report(store, lease, spec, directory, samples)
         elif outcome != "stopped":
             report_so_far(store, lease, directory, JobStatus(outcome), None)
-    except (StoreUnavailable, Fenced):
+    except (StoreUnavailable, Fenced, ResourcesBusy):
         raise
-    except HandedBack:
-        store.release(lease, "handed back: the machine is going down")
+    except HandedBack as error:
+        store.release(lease, str(error) or "handed back: the machine is going down")
         return
     except (StoreAway, RemoteAway) as error:  # nothing is lost: another try, or another machine, may reach it
         log.error("%s", error)
@@ -179,7 +186,7 @@ def end(store: JobStore, lease: Lease, status: JobStatus, reason: str | None) ->
 
 
 class HandedBack(Exception):
-    """SIGTERM came while the parts were being built."""
+    """SIGTERM, a cancel or a pause came while the parts were being built."""
 
 
 def _hand_back(*_: Any) -> None:
@@ -190,9 +197,17 @@ def _hand_back(*_: Any) -> None:
 def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_address: str | None) -> Iterator[Any]:
     from orchestrator.build import build
 
+    said = ""
+
     def on_stage(stage: str) -> None:
-        log.info("%s", stage)
-        journal.progress(stage=stage, eta_s=None)
+        nonlocal said
+        wishes = journal.wishes()
+        if wishes.cancel or wishes.pause:
+            raise HandedBack("on request")
+        if stage != said:
+            log.info("%s", stage)
+            journal.progress(stage=stage, eta_s=None)
+        said = stage
 
     heard = signal.signal(signal.SIGTERM, _hand_back)  # nothing is trained yet: no step to wait for
     try:
@@ -313,13 +328,24 @@ def all_events(store: JobStore, job_id: str) -> Iterator[Any]:
         more = page.has_more
 
 
+def redis_url_from(environment: MutableMapping[str, str]) -> str | None:
+    """Takes it out of the environment; None where it is not there. Exits where its file can't be read."""
+    url, file = environment.pop(REDIS_URL_VARIABLE, None), environment.pop(REDIS_URL_FILE_VARIABLE, None)
+    if url or not file:
+        return url
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f"{REDIS_URL_FILE_VARIABLE}: {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}")
+
+
 def main(arguments: list[str] | None = None, *, exit_process: Callable[[int], Any] = sys.exit) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m orchestrator.driver", description="Runs one job; the worker starts it."
     )
     parser.add_argument("--job", required=True, metavar="ID")
     # Taken out of the environment: Ray's processes and the rewards would inherit it, and its password.
-    redis_url = os.environ.pop("EQUIPOISE_REDIS_URL", None)
+    redis_url = redis_url_from(os.environ)
     parser.add_argument("--redis", required=redis_url is None, default=redis_url, metavar="URL")
     parser.add_argument("--state-dir", required=True, type=Path, metavar="DIR")
     parser.add_argument("--owner", default="local")

@@ -61,3 +61,15 @@ class StepGap(StoreError):
 
     def __str__(self) -> str:
         return f"step {self.step} does not fit: the ledger expects step {self.expected}"
+
+
+class LauncherUnavailable(Exception):
+    """What starts drivers does not answer, or refuses; those that run are not touched by that. Worth another try."""
+
+
+class DoesNotFit(ValueError):
+    """The job asks for more than there is, however long it waits."""
+
+
+class ResourcesBusy(Exception):
+    """The job fits, but not beside what runs now; it holds nothing and waits in the queue."""

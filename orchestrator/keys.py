@@ -9,7 +9,7 @@
     mo:<owner>:webhook:<id>:cursors hash    job id -> the last event dealt with
     mo:<owner>:webhook:<id>:state   hash    failures in a row, the last error, what was dropped
     mo:<owner>:keys                 zset    the owner's API keys, as in mo:keys
-    mo:<owner>:queue:default        zset    waiting jobs by age
+    mo:<owner>:queue:default        zset    waiting jobs by priority and age (scripts/prelude.lua)
     mo:<owner>:leases               zset    held jobs by expiry, ms of Redis time
     mo:<owner>:stalled              hash    job id -> expiry and pass of the first sweep
     mo:<owner>:jobs                 zset    all jobs by creation, us of Redis time

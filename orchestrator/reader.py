@@ -87,11 +87,11 @@ class JobReader:
         return Page(items=tuple(found[:limit]), has_more=len(found) > limit)
 
     def next_queued(self) -> str | None:
-        """The job that has waited longest; a claim decides who gets it."""
+        """The first of `queued`; a claim decides who gets it."""
         return next(iter(self._calls.command("ZRANGE", self._keys.queue, 0, 0)), None)
 
     def queued(self) -> list[str]:
-        """Waiting jobs, oldest first."""
+        """Waiting jobs in the order in which they go: by priority, then oldest first."""
         return list(self._calls.command("ZRANGE", self._keys.queue, 0, -1))
 
     def front(self, job_id: str) -> Json | None:

@@ -90,6 +90,7 @@ class JobRecord:
 
     job_id: str
     name: str
+    priority: int = 0
     status: JobStatus
     reason: str | None
     created_at: float
@@ -201,6 +202,7 @@ def job_record(fields: Mapping[str, str]) -> JobRecord:
     return JobRecord(
         job_id=fields["id"],
         name=fields["name"],
+        priority=int(fields.get("priority", 0)),
         status=status,
         reason=fields["reason"] or None,
         created_at=float(fields["created_at"]),

@@ -26,6 +26,7 @@ from orchestrator.specs.guardrails import GuardrailSpec
 from orchestrator.specs.objectives import ObjectiveSpec
 from orchestrator.specs.sampling import SamplingSpec
 from orchestrator.specs.weightings import FixedSpec, LagrangianSpec, WeightingSpec
+from orchestrator.states import MAX_PRIORITY
 from rewards import registry
 
 
@@ -199,6 +200,11 @@ class ResourcesSpec(Spec):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     learner_threads: int | None = Field(None, ge=1, description="CPU threads of the learner; all cores when absent")
     engine_threads: int | None = Field(None, ge=1, description="CPU threads of an engine; all cores when absent")
+    placement_timeout_s: Positive = Field(
+        60.0,
+        description="longest wait for all of the job's CPUs and GPUs at once, before it lets others go first, seconds; "
+        "on a cluster that grows, longer than a machine takes to start",
+    )
     reward_timeout_s: Positive = Field(60.0, description="longest wait for one reward on one batch, seconds")
 
 
@@ -208,6 +214,13 @@ class JobSpec(Spec):
     name: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$", description="what people call it")
     seed: int = Field(0, ge=0, lt=2**31, description="of everything random: the same spec gives the same run on CPU")
     steps: int = Field(ge=1, le=1_000_000, description="training steps")
+    priority: int = Field(
+        0,
+        ge=-MAX_PRIORITY,
+        le=MAX_PRIORITY,
+        description="higher goes first among its owner's own waiting jobs, then older; owners take turns all the same, "
+        "and a job that runs is not interrupted",
+    )
     policy: PolicySpec
     data: DataSpec
     objectives: tuple[ObjectiveSpec, ...] = Field(min_length=1, max_length=32)

@@ -6,6 +6,8 @@ from types import MappingProxyType
 
 from orchestrator.errors import IllegalTransition
 
+MAX_PRIORITY = 5  # of a job, either way; the prelude of the scripts relies on it
+
 
 class JobStatus(StrEnum):
     """Where a job is in its life; transitional states (-ing) are visible to people."""

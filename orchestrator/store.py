@@ -43,7 +43,7 @@ from orchestrator.records import (
     steering_at,
 )
 from orchestrator.redis_calls import Arg
-from orchestrator.states import CANCEL, PAUSE, RESUME, JobStatus, sources
+from orchestrator.states import CANCEL, MAX_PRIORITY, PAUSE, RESUME, JobStatus, sources
 
 __all__ = [
     "Checkpoint", "Claim", "ClaimOutcome", "Event", "Fenced", "IllegalTransition", "JobNotFound",
@@ -76,13 +76,17 @@ class JobStore(JobReader):
         idempotency_key: str | None = None,
         max_active: int | None = None,
         origin: Origin | None = None,
+        priority: int = 0,
     ) -> Submission:
         """Queue a job; `steering` is its first version. The body is what `spec_json` says, byte for byte.
 
         A key (kept 24 h) or a job id seen before gives REPLAY for the same body, CONFLICT for another one.
         So does a call whose first reply was lost: REPLAY, one job. QUOTA, and nothing stored, where it is new
         and the owner has `max_active` jobs that wait or are worked on (None: no limit). `origin`: where it was forked.
+        `priority`, as in a spec, is for good: it decides among the owner's own jobs whenever this one waits.
         """
+        if abs(priority) > MAX_PRIORITY:
+            raise ValueError(f"priority: {-MAX_PRIORITY} to {MAX_PRIORITY} are allowed")
         if not is_name(job_id):
             raise ValueError("job id: 1 to 255 letters, digits, _ or - are allowed")
         keys = self._keys
@@ -98,6 +102,7 @@ class JobStore(JobReader):
             "" if max_active is None else max_active,
             "" if origin is None else origin.parent,
             "" if origin is None else origin.step,
+            priority,
             more=[
                 keys.idempotency(idempotency_key or ""), keys.jobs, keys.spec(job_id),
                 keys.steering(job_id), keys.steering_log(job_id), OWNERS,

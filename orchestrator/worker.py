@@ -1,101 +1,84 @@
-"""Gives queued jobs to drivers: one process per job, each in a session of its own, so that a signal to us or our
-death doesn't reach it.
+"""Gives queued jobs to drivers: one process per job, on this machine or on a cluster, as its launcher has it.
 
 The worker holds no lease. A driver claims its job itself, and a driver that died is found by its lease running out;
-all that is kept here is which processes are ours. It works for every owner, or for those that it is told, and shares
-its capacity among them. A driver gets the Redis URL, which may hold a password, by its environment: everyone on a
-machine can read arguments.
+all that is kept here is which drivers are ours. It works for every owner, or for those that it is told, and shares
+its capacity among them: owners take turns, and priority orders an owner's own jobs alone, so that nobody gets more by
+calling everything urgent. A job that waits for resources steps aside, for a while, and lets others go first.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import os
 import secrets
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.errors import LauncherUnavailable
+from orchestrator.launchers import NO_RESOURCES, OTHER_HOLDER, Handle, Launcher
 from orchestrator.lineage import ORPHAN_AGE_S, drop_orphans
 from orchestrator.states import JobStatus, is_terminal
-from orchestrator.store import ClaimOutcome, Fenced, IllegalTransition, JobNotFound, JobStore, StoreUnavailable
+from orchestrator.store import (
+    ClaimOutcome,
+    Fenced,
+    IllegalTransition,
+    JobNotFound,
+    JobRecord,
+    JobStore,
+    StoreUnavailable,
+)
 
 log = logging.getLogger(__name__)
 
-REDIS_URL_VARIABLE = "EQUIPOISE_REDIS_URL"
-
-_OTHER_HOLDER = 3  # exit code of a driver that lost or missed its lease: no harm done
 _UNCLAIMED_LIMIT = 3  # drivers of a job that die before they claim it
 _LONGEST_PAUSE_S = 60.0
-_LAST_LINE_CHARS = 300
-
-
-def driver_command(job_id: str, owner: str, state_dir: Path) -> list[str]:
-    """How a driver is started on this machine; the Redis URL is in its environment."""
-    return [
-        sys.executable, "-m", "orchestrator.driver",
-        "--job", job_id, "--owner", owner, "--state-dir", str(state_dir),
-    ]  # fmt: skip
-
-
-@dataclass(kw_only=True)
-class _Driver:
-    owner: str
-    job_id: str
-    process: subprocess.Popen[bytes]
-    fence: int  # the job's when it was started: a claim raises it
-    log_path: Path
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.owner, self.job_id
 
 
 @dataclass(kw_only=True)
 class _History:
-    """Of a job's drivers that ended without having claimed it."""
+    """Of a job's drivers that ended without having got to work."""
 
     unclaimed: int = 0
+    without_resources: int = 0
     not_before: float = field(default=0.0)  # monotonic seconds
+
+    def pause(self, times: int, base_s: float) -> None:
+        self.not_before = time.monotonic() + min(2.0 ** min(times, 30) * base_s, _LONGEST_PAUSE_S)
 
 
 class Worker:
     """Runs up to `capacity` drivers until told to stop. `run` has one thread; the rest may be called from any.
 
-    Without `owners`, the jobs of all of them.
+    Without `owners`, the jobs of all of them. With `state_dir`, what a fork that crashed left there is deleted. A job
+    that found no resources is tried again after 2 `resources_s`, then after twice that, and so on up to a minute.
     """
 
     def __init__(
         self,
         store: JobStore,
-        redis_url: str,
-        state_dir: Path,
+        launcher: Launcher,
         *,
+        state_dir: Path | None = None,
         owners: Collection[str] | None = None,
         capacity: int = 1,
         grace_s: float = 120.0,
         poll_s: float = 0.5,
         sweep_s: float = 5.0,
-        command: Callable[[str, str, Path], list[str]] = driver_command,
+        resources_s: float = 5.0,
     ) -> None:
         self._any = store
         self._owners = owners
-        self._redis_url = redis_url
+        self._launcher = launcher
         self._state_dir = state_dir
         self._capacity = capacity
         self._grace_s = grace_s
         self._poll_s = poll_s
         self._sweep_s = sweep_s
-        self._command = command
+        self._resources_s = resources_s
         self._stores: dict[str, JobStore] = {}
-        self._drivers: dict[tuple[str, str], _Driver] = {}
+        self._drivers: dict[tuple[str, str], Handle] = {}
         self._histories: dict[tuple[str, str], _History] = {}
         self._turns = 0  # drivers started so far
         self._served: dict[str, int] = {}  # owner -> turn of its last driver
@@ -103,22 +86,30 @@ class Worker:
         self._killing = threading.Event()
 
     def run(self) -> None:
-        """Works until `request_stop`, then ends its drivers. A Redis that is away is waited for."""
+        """Works until `request_stop`, then ends its drivers where they don't survive it.
+
+        A Redis or a launcher that is away is waited for.
+        """
         next_sweep = next_tidying = 0.0
         reachable = True
+        found_again = False
         try:
             while not self._stopping.wait(self._poll_s):
                 try:
                     if time.monotonic() >= next_sweep:
                         next_sweep = time.monotonic() + self._sweep_s
                         self._sweep()
+                        self._stop_needless()
+                    if not found_again:
+                        self._find_again()
+                        found_again = True
                     if time.monotonic() >= next_tidying:
                         next_tidying = time.monotonic() + ORPHAN_AGE_S
                         self._tidy()
                     self._reap()
                     self._fill()
                     reachable = True
-                except StoreUnavailable as error:
+                except (StoreUnavailable, LauncherUnavailable) as error:
                     if reachable:
                         log.warning("%s; waiting for it, drivers go on", error)
                     reachable = False
@@ -126,10 +117,12 @@ class Worker:
                     log.exception("the worker goes on in %.0f s", self._sweep_s)
                     self._stopping.wait(self._sweep_s)
         finally:
-            self._end_drivers()
+            if not self._launcher.survives_worker:
+                self._end_drivers()
+            self._drivers.clear()
 
     def request_stop(self) -> None:
-        """No new drivers; those that run get SIGTERM, write a checkpoint and hand their jobs back."""
+        """No new drivers. Those that don't survive us get SIGTERM, write a checkpoint and hand their jobs back."""
         self._stopping.set()
 
     def request_kill(self) -> None:
@@ -156,8 +149,37 @@ class Worker:
                 log.warning("%s: its lease ran out; it was taken back", job_id)
 
     def _tidy(self) -> None:
+        if self._state_dir is None:
+            return
         for job_id in drop_orphans(self._state_dir, self._any):
             log.info("%s: a copy for a fork that was never queued was deleted", job_id)
+
+    def _find_again(self) -> None:
+        """Drivers that a worker before us started count as ours: their jobs are at work, and so not in the queue."""
+        owners = set(self._all_owners())
+        for driver in self._launcher.running():
+            if driver.owner not in owners:
+                continue
+            try:
+                self._store(driver.owner).job(driver.job_id)
+            except JobNotFound:  # of another installation on the same cluster
+                continue
+            self._drivers[driver.owner, driver.job_id] = driver
+            log.info("%s: %s runs already", driver.job_id, driver.name, extra={"job_id": driver.job_id})
+
+    def _stop_needless(self) -> None:
+        """A driver that waits for room on a cluster can't hear that its job was cancelled or paused meanwhile."""
+        for key, driver in list(self._drivers.items()):
+            try:
+                job = self._store(driver.owner).job(driver.job_id)
+            except JobNotFound:
+                continue  # `_reap` says so
+            if not _is_needless(driver, job):
+                continue
+            log.info("%s: is %s, %s is stopped", driver.job_id, job.status, driver.name)
+            driver.terminate()
+            if self._launcher.survives_worker:  # Ray hears it when there is room; our own child is waited for
+                del self._drivers[key]
 
     def _fill(self) -> None:
         """One driver at a time, so that each choice sees the ones before it."""
@@ -177,7 +199,7 @@ class Worker:
                 history.not_before = time.monotonic() + _LONGEST_PAUSE_S
 
     def _startable(self, owner: str) -> list[str]:
-        """An owner's waiting jobs in the order of its queue (oldest first: the queue's score is what decides)."""
+        """An owner's waiting jobs in the order of its queue: by priority, then oldest first."""
         return [
             job_id
             for job_id in self._store(owner).queued()
@@ -186,7 +208,7 @@ class Worker:
         ]
 
     def _place(self, owner: str, job_id: str) -> tuple[int, int, float]:
-        """Lowest goes first: fewest drivers of ours, then served longest ago, then the oldest job.
+        """Lowest goes first: fewest drivers of ours, then served longest ago, then the job that was submitted first.
 
         Without the second, an owner with a long queue would hold a worker of capacity 1 until it is empty.
         """
@@ -198,110 +220,75 @@ class Worker:
         return running, self._served.get(owner, 0), created_at
 
     def _start(self, owner: str, job_id: str) -> None:
-        directory = self._state_dir / "jobs" / job_id
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log_path = directory / "driver.log"
-        fence = self._store(owner).job(job_id).fence
-        with log_path.open("ab") as output:
-            process = subprocess.Popen(
-                self._command(job_id, owner, self._state_dir),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                env=self._environment(),
-            )
-        driver = _Driver(owner=owner, job_id=job_id, process=process, fence=fence, log_path=log_path)
-        self._drivers[driver.key] = driver
+        driver = self._launcher.start(job_id, owner, fence=self._store(owner).job(job_id).fence)
+        self._drivers[owner, job_id] = driver
         self._turns += 1
         self._served[owner] = self._turns
-        log.info("%s: driver %d started, log in %s", job_id, process.pid, log_path, extra={"job_id": job_id})
-
-    def _environment(self) -> dict[str, str]:
-        """Ours, with the Redis and without the API's key, which no driver needs."""
-        kept = {name: value for name, value in os.environ.items() if name != "EQUIPOISE_API_KEY"}
-        return {**kept, REDIS_URL_VARIABLE: self._redis_url}
+        log.info("%s: %s started, log in %s", job_id, driver.name, driver.log, extra={"job_id": job_id})
 
     def _reap(self) -> None:
-        for driver in list(self._drivers.values()):
-            if not _has_ended(driver.process):
+        for key, driver in list(self._drivers.items()):
+            code = driver.poll()
+            if code is None:
                 continue
-            _kill_group(driver.process)  # what it left behind; its pid is ours until we wait for it
-            code = driver.process.wait()
-            del self._drivers[driver.key]
+            del self._drivers[key]
             try:
-                self._follow_up(driver, code)
+                self._follow_up(key, driver, code)
             except JobNotFound:
                 log.warning("%s: is gone from the store", driver.job_id)
 
-    def _follow_up(self, driver: _Driver, code: int) -> None:
+    def _follow_up(self, key: tuple[str, str], driver: Handle, code: int) -> None:
         """Tells people of a driver that died, and keeps a job whose drivers can't even start from going round."""
         store = self._store(driver.owner)
         job = store.job(driver.job_id)
-        if is_terminal(job.status):
-            self._histories.pop(driver.key, None)
+        if is_terminal(job.status) or _is_needless(driver, job):
+            self._histories.pop(key, None)
             return
-        last_line = _last_line(driver.log_path)
-        died = code not in (0, _OTHER_HOLDER)
+        if code == NO_RESOURCES:  # not its fault: it waits, longer each time, and no attempt is counted
+            history = self._histories.setdefault(key, _History())
+            history.without_resources += 1
+            history.pause(history.without_resources, self._resources_s)
+            log.info("%s: %s", driver.job_id, job.reason, extra={"job_id": driver.job_id})
+            return
+        last_line = driver.last_line()
+        died = code not in (0, OTHER_HOLDER)
         if died:
             told = {"job_id": driver.job_id}
             log.error("%s: driver died with exit code %d: %s", driver.job_id, code, last_line, extra=told)
-            data = {"exit_code": code, "last_line": last_line, "log": str(driver.log_path)}
+            data = {"exit_code": code, "last_line": last_line, "log": driver.log}
             store.event(driver.job_id, "job.driver_died", data, level="error")
         if job.fence > driver.fence:  # claimed: from here the lease and the limit on attempts decide
-            self._histories.pop(driver.key, None)
+            self._histories.pop(key, None)
             return
-        history = self._histories.setdefault(driver.key, _History())
+        history = self._histories.setdefault(key, _History())
         history.unclaimed += 1
-        history.not_before = time.monotonic() + min(2.0**history.unclaimed * self._poll_s, _LONGEST_PAUSE_S)
+        history.pause(history.unclaimed, self._poll_s)
         if died and history.unclaimed >= _UNCLAIMED_LIMIT:
-            self._give_up(driver, f"its driver does not start: {last_line}")
+            self._give_up(key, f"its driver does not start: {last_line}")
 
-    def _give_up(self, driver: _Driver, reason: str) -> None:
-        store = self._store(driver.owner)
-        claim = store.claim(driver.job_id, nonce=secrets.token_hex(16), ttl_s=30.0)
+    def _give_up(self, key: tuple[str, str], reason: str) -> None:
+        owner, job_id = key
+        store = self._store(owner)
+        claim = store.claim(job_id, nonce=secrets.token_hex(16), ttl_s=30.0)
         if claim.outcome is ClaimOutcome.OK and claim.lease is not None:
             try:
                 store.finish(claim.lease, JobStatus.FAILED, reason)
             except (Fenced, IllegalTransition):
-                log.warning("%s: someone else decided first", driver.job_id)
-        self._histories.pop(driver.key, None)
+                log.warning("%s: someone else decided first", job_id)
+        self._histories.pop(key, None)
 
     def _end_drivers(self) -> None:
         for driver in self._drivers.values():
-            os.kill(driver.process.pid, signal.SIGTERM)  # Popen.send_signal would reap one that has ended
+            driver.terminate()
         deadline = time.monotonic() + self._grace_s
         while self._drivers and time.monotonic() < deadline and not self._killing.is_set():
-            for driver in [driver for driver in self._drivers.values() if _has_ended(driver.process)]:
-                self._bury(driver)
+            self._drivers = {key: driver for key, driver in self._drivers.items() if driver.poll() is None}
             self._killing.wait(0.05)
-        for driver in list(self._drivers.values()):
-            log.warning(
-                "%s: driver %d is killed; the job goes on from its last checkpoint", driver.job_id, driver.process.pid
-            )
-            self._bury(driver)
-
-    def _bury(self, driver: _Driver) -> None:
-        _kill_group(driver.process)
-        driver.process.wait()
-        del self._drivers[driver.key]
+        for driver in self._drivers.values():
+            log.warning("%s: %s is killed; the job goes on from its last checkpoint", driver.job_id, driver.name)
+            driver.kill()
 
 
-def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Without reaping it: until then its pid, which names its group, can't be given to another process."""
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: nobody left but the zombie itself
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _last_line(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 8192))
-        lines = file.read().decode("utf-8", "replace").splitlines()
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    with contextlib.suppress(ValueError, AttributeError):  # a JSON line
-        last = str(json.loads(last).get("message", last))
-    return last[:_LAST_LINE_CHARS]
+def _is_needless(driver: Handle, job: JobRecord) -> bool:
+    """Nobody claimed the job since the driver was started, and it no longer waits: it was paused or cancelled."""
+    return job.fence == driver.fence and job.status is not JobStatus.QUEUED

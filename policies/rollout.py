@@ -58,6 +58,8 @@ class RolloutEngine:
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(8192, settings.max_model_len or 0),
             }
+        if settings.tensor_parallel > 1:
+            arguments["distributed_executor_backend"] = "mp"  # in a placement group vLLM would hand its ranks to Ray
         if settings.max_model_len is not None:
             arguments["max_model_len"] = settings.max_model_len
         self.llm = AsyncLLM.from_engine_args(

@@ -6,12 +6,15 @@ import os
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from services.settings import DEFAULT_PORT, Limits, Listen, Settings, checkpoint_store, write_credentials
 from services.terminal import fail, say
+
+if TYPE_CHECKING:
+    from orchestrator.launchers import Launcher
 
 RedisUrl = Annotated[str, typer.Option(help="such as redis://:password@host:6379/0", envvar="EQUIPOISE_REDIS_URL")]
 Host = Annotated[str, typer.Option(help="address to listen on; anything but loopback opens it to other machines")]
@@ -55,6 +58,11 @@ LogFormat = Annotated[
 class Device(StrEnum):
     cpu = "cpu"
     cuda = "cuda"
+
+
+class LauncherName(StrEnum):
+    subprocess = "subprocess"
+    ray_jobs = "ray-jobs"
 
 
 class Weighting(StrEnum):
@@ -138,14 +146,31 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         ] = None,
         accept_redis_settings: Accepted = "",
         log_format: LogFormat = None,
+        launcher: Annotated[
+            LauncherName, typer.Option(help="where drivers run: on this machine, or as jobs of a Ray cluster")
+        ] = LauncherName.subprocess,
+        ray_address: Annotated[
+            str | None,
+            typer.Option(help="of ray-jobs: Ray's job server, http://HEAD:8265", envvar="EQUIPOISE_RAY_JOBS_ADDRESS"),
+        ] = None,
+        redis_url_file: Annotated[
+            Path | None,
+            typer.Option(help="of ray-jobs: the Redis URL's file on the cluster", envvar="EQUIPOISE_REDIS_URL_FILE"),
+        ] = None,
     ) -> None:
-        """Run queued jobs on this machine, from a Redis of yours.
+        """Run queued jobs, on this machine or on a Ray cluster, from a Redis of yours.
 
         Several workers may share one Redis. It works for all owners, in turns. It also delivers webhooks.
+        With ray-jobs, the state directory is a volume that the cluster shares, and drivers go on when this stops.
         """
         _log_to_stderr(log_format, redis)
+        state = chosen(state_dir)
+        if launcher is LauncherName.ray_jobs:
+            drivers = _ray_jobs(ray_address, redis_url_file, state)
+        else:
+            drivers = _subprocesses(redis, state)
         _check_redis(redis, accept_redis_settings)
-        _work(redis, capacity, chosen(state_dir), owner)
+        _work(redis, capacity, drivers, state, owner)
 
 
 def _listen(host: str, port: int, tls_cert: Path | None, tls_key: Path | None, proxies: str) -> Listen:
@@ -185,7 +210,25 @@ def _serve(redis: str, listen: Listen, state_dir: Path) -> None:
         api.stop()
 
 
-def _work(redis: str, capacity: int, state_dir: Path, owners: list[str] | None) -> None:
+def _subprocesses(redis: str, state_dir: Path) -> Launcher:
+    from orchestrator.launchers import SubprocessLauncher
+
+    return SubprocessLauncher(redis, state_dir)
+
+
+def _ray_jobs(address: str | None, redis_url_file: Path | None, state_dir: Path) -> Launcher:
+    """The password must not be in what Ray shows of a job, so the file is asked for even where there is none."""
+    from orchestrator.ray_jobs import RayJobsLauncher
+
+    if address is None or redis_url_file is None:
+        fail("--launcher ray-jobs needs --ray-address and --redis-url-file")
+    try:
+        return RayJobsLauncher(address, state_dir, redis_url_file=redis_url_file)
+    except ValueError as error:
+        fail(f"--ray-address: {error}")
+
+
+def _work(redis: str, capacity: int, launcher: Launcher, state_dir: Path, owners: list[str] | None) -> None:
     from orchestrator.keys import is_name
     from orchestrator.redis_calls import connect
     from orchestrator.store import JobStore
@@ -200,13 +243,17 @@ def _work(redis: str, capacity: int, state_dir: Path, owners: list[str] | None) 
     except ValueError as error:
         fail(str(error))
     store = JobStore(connect(redis))
-    worker = Worker(store, redis, state_dir, capacity=capacity, owners=owners)
+    poll_s = 2.0 if launcher.survives_worker else 0.5  # each poll is a request to the cluster
+    worker = Worker(store, launcher, state_dir=state_dir, capacity=capacity, owners=owners, poll_s=poll_s)
     signals = StopSignals()
     signals.on_second = worker.request_kill
     with signals.handled(), dispatching(store), running(worker):
         say("worker: waiting for jobs (Ctrl-C stops it)")
         signals.received.wait()
-        say("stopping: drivers write a checkpoint and hand their jobs back; Ctrl-C again to stop at once")
+        if launcher.survives_worker:
+            say("stopping: drivers go on, and the next worker finds them again")
+        else:
+            say("stopping: drivers write a checkpoint and hand their jobs back; Ctrl-C again to stop at once")
 
 
 def _check_redis(url: str, accepted: str) -> None:

@@ -247,6 +247,7 @@ def _carry_out(
             steering=first_steering(spec),
             max_active=max_active,
             origin=Origin(parent=plan["parent"], step=plan["step"]),
+            priority=spec.priority,
         )
         if submission.outcome is SubmitOutcome.QUOTA:
             _forget(config, [] if again else ids[i:])

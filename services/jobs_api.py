@@ -116,6 +116,7 @@ def submit_job(
         steering=first_steering(spec),
         idempotency_key=idempotency_key,
         max_active=max_active,
+        priority=spec.priority,
     )
     if submission.outcome is SubmitOutcome.QUOTA:
         raise quota_problem(max_active)
@@ -250,6 +251,7 @@ def job_document(record: JobRecord) -> dict[str, Any]:
         "object": "job",
         "id": record.job_id,
         "name": record.name,
+        "priority": record.priority,
         "status": record.status,
         "reason": record.reason,
         "created_at": record.created_at,

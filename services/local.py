@@ -15,6 +15,7 @@ from types import FrameType
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.embedded_redis import EmbeddedRedis
 from orchestrator.errors import StoreUnavailable
+from orchestrator.launchers import SubprocessLauncher
 from orchestrator.redis_calls import connect
 from orchestrator.store import JobStore
 from orchestrator.webhook_delivery import private_allowed
@@ -76,7 +77,7 @@ class LocalServer:
             )
             self.api.start(store, settings)
             started.enter_context(dispatching(store))
-            self._worker = Worker(store, redis.url, self.state_dir)
+            self._worker = Worker(store, SubprocessLauncher(redis.url, self.state_dir), state_dir=self.state_dir)
             started.enter_context(running(self._worker))
             self._cleanup = started.pop_all()
 

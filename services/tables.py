@@ -17,11 +17,14 @@ Document = Mapping[str, Any]
 
 
 def jobs_table(jobs: Sequence[Document]) -> Table:
-    table = _table("id", "name", "status", "step", "time left", "created", right=("step", "time left"))
+    ranked = ("priority",) if any(job.get("priority") for job in jobs) else ()
+    columns = ("id", "name", *ranked, "status", "step", "time left", "created")
+    table = _table(*columns, right=("priority", "step", "time left"))
     for job in jobs:
         table.add_row(
             job["id"],
             Text(plain(job["name"])),
+            *(str(job.get("priority", 0)) for _ in ranked),
             Text(job["status"] + (f" ({plain(job['reason'])})" if job["status"] == "failed" and job["reason"] else "")),
             f"{job['step']}/{job['total_steps']}" if job["total_steps"] else str(job["step"]),
             duration(job["progress"].get("eta_s")) if job["status"] == "running" else "",
@@ -36,6 +39,7 @@ def job_view(job: Document, steering: Document) -> RenderableType:
     rows = {
         "job": f"{job['id']}  {plain(job['name'])}",
         "status": job["status"] + (f": {plain(job['reason'])}" if job["reason"] else ""),
+        "priority": str(job.get("priority") or ""),
         "step": f"{job['step']} of {job['total_steps']}",
         "checkpoint": "none yet" if job["checkpoint_step"] is None else f"step {job['checkpoint_step']}",
         "stage": plain(job["progress"].get("stage", "")),

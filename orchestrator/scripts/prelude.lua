@@ -6,6 +6,9 @@ local JOB, EVENTS, REPLIES, QUEUE, LEASES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], 
 local ID = ARGV[1]
 local FINAL = {succeeded = true, failed = true, cancelled = true}
 local EVENTS_KEPT, REPLIES_KEPT = 10000, 64
+-- What one priority is worth in the queue, in us: 38 years, more than any two jobs' ages differ. Priorities go from
+-- -5 to 5, so a score stays below 2^53, where a double is exact to the microsecond, until the year 2065.
+local PRIORITY_US = 1.2e15
 
 local function now_us()
   local t = redis.call('TIME')
@@ -58,11 +61,18 @@ local function close(how)
   redis.call('ZREM', LEASES, ID)
 end
 
+-- Where a job stands in its owner's queue, lowest first: higher priorities, then older jobs. Its order and priority
+-- never change, so it comes back to the same place.
+local function queue_score()
+  local j = read('order', 'priority')
+  return string.format('%.0f', tonumber(j.order) - (tonumber(j.priority) or 0) * PRIORITY_US)
+end
+
 -- One status change with all that belongs to it: queue entry, times, event. Legality is the caller's.
 local function move(from, to, reason, us, kind, level)
   redis.call('HSET', JOB, 'status', to, 'reason', reason)
   if to == 'queued' then
-    redis.call('ZADD', QUEUE, redis.call('HGET', JOB, 'order'), ID)
+    redis.call('ZADD', QUEUE, queue_score(), ID)
   else
     redis.call('ZREM', QUEUE, ID)
   end

@@ -1,9 +1,10 @@
 -- Accepts a job once. KEYS 6..11: idempotency, jobs, spec, steering, steering log, owners.
 -- ARGV: id, body sha256, idempotency ttl ms (0: no key given), name, spec, steering, owner, most active jobs ('': any),
--- the job and the step that it was forked from ('': it was not).
+-- the job and the step that it was forked from ('': it was not), priority (-5 to 5).
 -- Answers {NEW | REPLAY | CONFLICT | QUOTA, id}.
 local IDEM, JOBS, SPEC, W, WLOG = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local OWNERS, owner, max_active = KEYS[11], ARGV[7], tonumber(ARGV[8])
+local priority = ARGV[11]
 local digest, ttl_ms, name, spec, steering = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
 
 if ttl_ms > 0 then
@@ -25,7 +26,7 @@ local newest = redis.call('ZREVRANGE', JOBS, 0, 0, 'WITHSCORES')[2]
 local order = string.format('%.0f', math.max(us, newest and tonumber(newest) + 1 or 0))
 
 redis.call('HSET', JOB, 'schema_v', 1, 'id', ID, 'name', name, 'status', 'validating', 'reason', '',
-  'order', order, 'created_at', seconds(us), 'started_at', '', 'finished_at', '', 'spec_digest', digest,
+  'order', order, 'priority', priority, 'created_at', seconds(us), 'started_at', '', 'finished_at', '', 'spec_digest', digest,
   'fence', 0, 'nonce', '', 'closed', 'new', 'attempts', 0, 'ttl_ms', 0, 'claim_from', 0,
   'step', 0, 'digest', '', 'total_steps', '', 'progress', '{}', 'seq', 0,
   'ckpt_step', '', 'ckpt_path', '', 'ckpt_digest', '', 'parent', ARGV[9], 'parent_step', ARGV[10])

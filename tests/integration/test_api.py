@@ -303,6 +303,21 @@ def test_jobs_are_paged_newest_first(client: Client) -> None:
     assert first["has_more"] is True
 
 
+def test_a_priority_puts_a_job_before_its_owners_others(http: httpx.Client, client: Client, store: JobStore) -> None:
+    first, urgent = client.submit(SPEC), client.submit({**SPEC, "priority": 3})
+    assert (first["priority"], urgent["priority"]) == (0, 3)
+    waiting = store.queued()
+    assert waiting.index(urgent["id"]) < waiting.index(first["id"])
+    client.pause(urgent["id"])
+    client.resume(urgent["id"])
+    assert store.queued() == waiting
+    for wrong in (6, -6, 0.5, "3", True):
+        error = assert_error(http.post("/v1/jobs", json={**SPEC, "priority": wrong}), 422)
+        assert error["param"] == "priority"
+    for job in (first, urgent):
+        client.cancel(job["id"])
+
+
 def test_pause_resume_cancel_follow_the_table(client: Client, job_id: str) -> None:
     assert client.pause(job_id)["status"] == "paused"
     assert client.resume(job_id)["status"] == "queued"

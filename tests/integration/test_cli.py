@@ -198,6 +198,24 @@ def test_files_that_the_server_misses_are_one_line(cli: Installation) -> None:
         (["show", "last"], "there are no jobs yet: `equipoise submit SPEC` makes one"),
         (["show", "job-1"], "no job 'job-1': `equipoise jobs` lists them"),
         (["worker", "--redis", "http://x"], "--redis: "),
+        (
+            ["worker", "--redis", "x", "--launcher", "ray-jobs"],
+            "--launcher ray-jobs needs --ray-address and --redis-url",
+        ),
+        (
+            [
+                "worker",
+                "--redis",
+                "x",
+                "--launcher",
+                "ray-jobs",
+                "--redis-url-file",
+                "x",
+                "--ray-address",
+                "ray://head:1",
+            ],
+            "--ray-address: the address of Ray's job server, such as ",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(cli: Installation, words: list[str], line: str) -> None:
@@ -450,7 +468,8 @@ def command(job_id, owner, state_dir):
 
 DRIVER = {driver!r}
 services.demo._make_policy = lambda *_, **__: None  # the pretender needs none; the real one has tests of its own
-services.local.Worker = functools.partial(services.local.Worker, command=command, poll_s=0.05)
+services.local.SubprocessLauncher = functools.partial(services.local.SubprocessLauncher, command=command)
+services.local.Worker = functools.partial(services.local.Worker, poll_s=0.05)
 main()
 """
 # Two steps in all; the first life waits after its first step until it is told to stop.

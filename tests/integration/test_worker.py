@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.embedded_redis import EmbeddedRedis, connect
+from orchestrator.launchers import SubprocessLauncher, driver_command
 from orchestrator.states import JobStatus
 from orchestrator.store import JobRecord, JobStore
-from orchestrator.worker import Worker, driver_command
+from orchestrator.worker import Worker
 
 # What every driver below starts with: its arguments, and the lease on its job.
 PRELUDE = """
@@ -51,6 +52,7 @@ time.sleep(60)
 """
 CRASHES = 'print("a traceback"); print("CUDA out of memory\\n\\n", flush=True); claim(ttl_s=0.3); os._exit(7)'
 NEVER_STARTS = 'sys.exit("no module named torch")'
+FINDS_NO_ROOM = 'store.release(claim(), "waiting for resources: needs 2 GPUs, 1 free"); sys.exit(4)'
 IS_KILLED = "claim(ttl_s=0.3); os.kill(os.getpid(), signal.SIGKILL)"
 
 
@@ -65,10 +67,10 @@ class Bench:
         self.owners = {self.owner}
         self.started: list[str] = []
 
-    def submit(self, owner: str | None = None) -> str:
+    def submit(self, owner: str | None = None, *, priority: int = 0) -> str:
         job_id = f"job-{uuid.uuid4().hex[:12]}"
         store = self.store if owner is None else JobStore(self.client, owner=owner)
-        store.submit("{}", name="x", job_id=job_id, steering={})
+        store.submit("{}", name="x", job_id=job_id, steering={}, priority=priority)
         return job_id
 
     def new_owner(self) -> str:
@@ -83,8 +85,8 @@ class Bench:
             return [sys.executable, "-c", PRELUDE + script, job_id, owner, str(state_dir)]
 
         worker = Worker(
-            self.store, self.redis_url, self.state_dir, owners=self.owners,
-            capacity=capacity, grace_s=grace_s, poll_s=0.05, sweep_s=0.2, command=command,
+            self.store, SubprocessLauncher(self.redis_url, self.state_dir, command=command), owners=self.owners,
+            capacity=capacity, grace_s=grace_s, poll_s=0.05, sweep_s=0.2, resources_s=0.05,
         )  # fmt: skip
         thread = threading.Thread(target=worker.run)
         thread.start()
@@ -268,7 +270,8 @@ def test_a_worker_works_for_every_owner_unless_told(tmp_path: Path) -> None:
         def command(job_id: str, owner: str, state_dir: Path) -> list[str]:
             return [sys.executable, "-c", PRELUDE + SUCCEEDS, job_id, owner, str(state_dir)]
 
-        with working(Worker(JobStore(client), redis.url, tmp_path, poll_s=0.05, command=command)):
+        launcher = SubprocessLauncher(redis.url, tmp_path, command=command)
+        with working(Worker(JobStore(client), launcher, poll_s=0.05)):
             for owner, job_id in zip(("local", "ann", "bob"), jobs, strict=True):
                 bench.store = JobStore(client, owner=owner)
                 bench.wait(job_id, has(JobStatus.SUCCEEDED))
@@ -298,7 +301,8 @@ def test_a_password_never_stands_in_a_process_list(tmp_path: Path) -> None:
                 assert real[1:3] == ["-m", "orchestrator.driver"]
                 return [sys.executable, "-c", PRELUDE + HANDS_BACK, *real[4:8:2], str(state_dir)]
 
-            with working(Worker(store, url, tmp_path, owners=["local"], poll_s=0.05, command=command)) as worker:
+            launcher = SubprocessLauncher(url, tmp_path, command=command)
+            with working(Worker(store, launcher, owners=["local"], poll_s=0.05)) as worker:
                 deadline = time.monotonic() + 20
                 while store.job("job-1").status is not JobStatus.RUNNING:
                     assert time.monotonic() < deadline
@@ -318,7 +322,7 @@ def test_the_real_command_claims_the_job_and_ends_it_with_a_reason(redis_url: st
         store = JobStore(client, owner=owner)
         job_id = f"job-{uuid.uuid4().hex[:12]}"
         store.submit(json.dumps({"name": "x"}), name="x", job_id=job_id, steering={})
-        with working(Worker(store, redis_url, tmp_path, owners=[owner], poll_s=0.05)):
+        with working(Worker(store, SubprocessLauncher(redis_url, tmp_path), owners=[owner], poll_s=0.05)):
             deadline = time.monotonic() + 60
             while store.job(job_id).status is not JobStatus.FAILED and time.monotonic() < deadline:
                 time.sleep(0.1)
@@ -334,3 +338,23 @@ def test_a_job_that_cannot_be_started_holds_up_nobody(bench: Bench) -> None:
         for job_id in others:
             bench.wait(job_id, lambda job: job.status is JobStatus.SUCCEEDED)
     assert bench.store.job(stuck).status is JobStatus.QUEUED
+
+
+def test_a_job_that_finds_no_resources_waits_uncounted_and_lets_others_go_first(bench: Bench) -> None:
+    large, small = bench.submit(), bench.submit()
+    with bench.working(f"if job == {large!r}:\n    {FINDS_NO_ROOM}\n{SUCCEEDS}"):
+        bench.wait(small, has(JobStatus.SUCCEEDED))
+        job = bench.wait(large, lambda job: job.fence >= 5 and job.status is JobStatus.QUEUED)
+    assert (job.attempts, job.reason) == (0, "waiting for resources: needs 2 GPUs, 1 free")
+    assert bench.events(large, "job.driver_died") == []
+
+
+def test_a_jobs_place_among_its_owners_is_its_priority_and_owners_take_turns_all_the_same(bench: Bench) -> None:
+    other = bench.new_owner()
+    plain, urgent, late = bench.submit(), bench.submit(priority=5), bench.submit(priority=-1)
+    theirs = [bench.submit(other) for _ in range(2)]
+    with bench.working(SUCCEEDS):
+        bench.wait(late, has(JobStatus.SUCCEEDED))
+    # The other owner's jobs came last and have no priority, and still get every second turn.
+    assert [job_id for job_id in bench.started if job_id not in theirs] == [urgent, plain, late]
+    assert [bench.started.index(job_id) for job_id in theirs] == [1, 3]

@@ -1,0 +1,134 @@
+"""All of a job's actors at once, or none: two jobs that each held half of what they need would wait for ever.
+
+The actors' own Ray options say what they need, so what is reserved is what is then used. Rewards are not among them:
+they ask for no CPU (rewards/pool.py), and so fit anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import DoesNotFit, ResourcesBusy
+
+Options = Mapping[str, Any]
+_LOOK_EVERY_S = 1  # Ray waits whole seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gang:
+    """A placement group that stands, with a place in it for each actor. Ray removes it with the driver."""
+
+    group: Any
+    places: tuple[int, ...]
+
+    def place(self, actor: int) -> dict[str, Any]:
+        """Ray options by which an actor takes its place."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.places[actor])
+        return {"scheduling_strategy": strategy}
+
+    def close(self) -> None:
+        """Gives the resources back, and ends the actors that are still on them."""
+        from ray.util import remove_placement_group
+
+        remove_placement_group(self.group)
+
+
+def reserve(
+    actors: Sequence[Options], *, timeout_s: float, grows: bool, on_wait: Callable[[str], None] = lambda _: None
+) -> Gang:
+    """Room for all the actors at once. Ray must be initialised.
+
+    Waits `timeout_s`, holding nothing, then raises ResourcesBusy where it would fit beside less, or DoesNotFit where
+    it never will: at once on a cluster that does not grow. `on_wait` hears every second why it waits, and may raise.
+    """
+    from ray.util import placement_group
+
+    bundles, places = bundles_of(actors)
+    gang = Gang(group=placement_group(bundles, strategy="PACK"), places=tuple(places))
+    deadline = time.monotonic() + timeout_s
+    try:
+        while not gang.group.wait(_LOOK_EVERY_S):
+            problem = lack(bundles)
+            waited = time.monotonic() >= deadline
+            if problem and (waited or not grows):
+                raise DoesNotFit(f"resources: {problem}")
+            line = f"waiting for resources: {problem or shortage(bundles)}"
+            if waited:
+                raise ResourcesBusy(line)
+            on_wait(line)
+    except BaseException:
+        gang.close()
+        raise
+    return gang
+
+
+def bundles_of(actors: Sequence[Options]) -> tuple[list[dict[str, float]], list[int]]:
+    """(what must be reserved, which of it each actor gets).
+
+    An actor has a bundle of its own, on one machine. Actors that share a GPU have one together, which is what puts
+    them on the same GPU: they hand weights to each other by memory addresses.
+    """
+    bundles: list[dict[str, float]] = []
+    places: list[int] = []
+    shared: int | None = None
+    for options in actors:
+        cpus, gpus = float(options.get("num_cpus", 1)), float(options.get("num_gpus", 0))
+        if not 0 < gpus < 1:
+            places.append(len(bundles))
+            bundles.append({"CPU": cpus} | ({"GPU": gpus} if gpus else {}))
+            continue
+        if shared is None:
+            shared = len(bundles)
+            bundles.append({"CPU": 0.0, "GPU": 0.0})
+        places.append(shared)
+        bundles[shared]["CPU"] += cpus
+        bundles[shared]["GPU"] += gpus
+    if shared is not None:
+        bundles[shared]["GPU"] = float(math.ceil(bundles[shared]["GPU"] - 1e-3))  # shares are rounded
+    return bundles, places
+
+
+def lack(bundles: Sequence[Mapping[str, float]]) -> str | None:
+    """Why the machines that there are can't hold the bundles even when nothing else runs; None where they may."""
+    import ray
+
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needed = _total(bundles)
+    for kind in ("GPU", "CPU"):
+        there = sum(machine.get(kind, 0) for machine in machines)
+        if needed.get(kind, 0) > there:
+            return f"the job needs {_count(needed[kind], kind)} at once, the cluster has {_number(there)}"
+    for bundle in bundles:
+        if not any(all(machine.get(kind, 0) >= amount for kind, amount in bundle.items()) for machine in machines):
+            whole = " and ".join(_count(amount, kind) for kind, amount in sorted(bundle.items(), reverse=True))
+            return f"an actor needs {whole} on one machine, and none has them"
+    return None
+
+
+def shortage(bundles: Sequence[Mapping[str, float]]) -> str:
+    """What the job needs and what is free now."""
+    import ray
+
+    free, parts = ray.available_resources(), []
+    for kind, amount in sorted(_total(bundles).items(), reverse=True):
+        parts.append(f"needs {_count(amount, kind)}, {_number(free.get(kind, 0))} free")
+    return "; ".join(parts)
+
+
+def _total(bundles: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    kinds = {kind for bundle in bundles for kind in bundle}
+    return {kind: math.fsum(bundle.get(kind, 0) for bundle in bundles) for kind in kinds}
+
+
+def _count(amount: float, kind: str) -> str:
+    return f"{_number(amount)} {kind}{'' if amount == 1 else 's'}"
+
+
+def _number(amount: float) -> str:
+    return f"{amount:.4g}"

@@ -1,0 +1,157 @@
+"""Whole gangs of actors on a real Ray of 8 CPU slots: all of a job's actors at once, or none."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import driver
+from orchestrator.errors import DoesNotFit, ResourcesBusy
+from orchestrator.gang import Gang, reserve
+from orchestrator.launchers import NO_RESOURCES
+from orchestrator.redis_calls import connect
+from orchestrator.states import JobStatus
+from orchestrator.store import JobStore
+
+CPU = {"num_cpus": 1}
+
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture
+def gangs() -> Iterator[list[Gang]]:
+    """Those that a test made; given back at its end."""
+    made: list[Gang] = []
+    yield made
+    for gang in made:
+        gang.close()
+
+
+def test_of_two_jobs_one_gets_all_and_the_other_holds_nothing(gangs: list[Gang]) -> None:
+    gangs.append(reserve([CPU] * 5, timeout_s=60, grows=False))
+    heard: list[str] = []
+    with pytest.raises(ResourcesBusy) as busy:
+        reserve([CPU] * 4, timeout_s=2, grows=False, on_wait=heard.append)
+    assert str(busy.value) == "waiting for resources: needs 4 CPUs, 3 free"
+    assert set(heard) == {str(busy.value)}
+    gangs.append(reserve([CPU] * 3, timeout_s=60, grows=False))  # all that is left is there for a third
+    gangs.pop(0).close()
+    gangs.append(reserve([CPU] * 4, timeout_s=60, grows=False))
+
+
+def test_jobs_that_come_at_once_never_hold_half_each(gangs: list[Gang]) -> None:
+    def come() -> None:
+        try:
+            gangs.append(reserve([CPU] * 5, timeout_s=3, grows=False))
+        except ResourcesBusy:
+            refused.append(True)
+
+    refused: list[bool] = []
+    threads = [threading.Thread(target=come) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(gangs), len(refused)) == (1, 2)
+
+
+def test_actors_run_on_what_is_reserved_for_them_though_nothing_else_is_free(gangs: list[Gang]) -> None:
+    import ray
+
+    class Actor:
+        def where(self) -> str:
+            return str(ray.get_runtime_context().get_placement_group_id())
+
+    gang = reserve([CPU] * 8, timeout_s=60, grows=False)
+    gangs.append(gang)
+    actors = [ray.remote(Actor).options(**CPU, **gang.place(i)).remote() for i in (0, 7)]
+    assert set(ray.get([actor.where.remote() for actor in actors], timeout=60)) == {gang.group.id.hex()}
+    outsider = ray.remote(Actor).options(**CPU).remote()
+    waiting = outsider.where.remote()
+    assert ray.wait([waiting], timeout=1)[0] == []
+    gangs.pop().close()
+    assert ray.get(waiting, timeout=60) == "None"
+    ray.kill(outsider)
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_what_never_fits_is_refused_with_what_is_needed_and_what_is_there(grows: bool) -> None:
+    gpu = {"num_cpus": 1, "num_gpus": 2}
+    with pytest.raises(DoesNotFit, match="the job needs 5 GPUs at once, the cluster has 0"):
+        reserve([gpu, gpu, {"num_cpus": 1, "num_gpus": 1}], timeout_s=0.1 if grows else 600, grows=grows)
+    with pytest.raises(DoesNotFit, match="the job needs 9 CPUs at once, the cluster has 8"):
+        reserve([CPU] * 9, timeout_s=0.1 if grows else 600, grows=grows)
+
+
+class Job:
+    """A job in Redis whose driver gets as far as its reservation."""
+
+    def __init__(self, redis_url: str, state_dir: Path, needs: int) -> None:
+        self.redis_url, self.state_dir, self.needs = redis_url, state_dir, needs
+        self.store = JobStore(connect(redis_url), owner=f"gang-{uuid.uuid4().hex}")
+        spec = {
+            "name": "x", "steps": 1, "policy": {"model": "quickstart"}, "data": {"type": "quickstart"},
+            "objectives": [{"name": "conciseness", "reward": {"name": "conciseness"}}],
+        }  # fmt: skip
+        self.store.submit(json.dumps(spec), name="x", job_id="j")
+
+    def build(self, *_: Any, on_stage: Any, **__: Any) -> Any:
+        reserve([CPU] * self.needs, timeout_s=2, grows=False, on_wait=on_stage)
+        pytest.fail("there was room")
+
+    def drive(self) -> int:
+        heard = signal.getsignal(signal.SIGTERM)
+        try:
+            return driver.drive("j", self.redis_url, self.state_dir, owner=self.store.owner, ray_address=None)
+        finally:
+            signal.signal(signal.SIGTERM, heard)
+
+
+def test_a_driver_without_room_hands_its_job_back_uncounted(
+    gangs: list[Gang], redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gangs.append(reserve([CPU] * 6, timeout_s=60, grows=False))
+    job = Job(redis_url, tmp_path, needs=3)
+    monkeypatch.setattr("orchestrator.build.build", job.build)
+    for _ in range(4):  # a fourth counted attempt would be poison
+        assert job.drive() == NO_RESOURCES
+    record = job.store.job("j")
+    assert (record.status, record.attempts) == (JobStatus.QUEUED, 0)
+    assert record.reason == "waiting for resources: needs 3 CPUs, 2 free"
+    assert record.progress["stage"] == record.reason
+
+
+def test_a_job_that_never_fits_fails_with_the_reason(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(redis_url, tmp_path, needs=9)
+    monkeypatch.setattr("orchestrator.build.build", job.build)
+    assert job.drive() == 0
+    record = job.store.job("j")
+    assert record.status is JobStatus.FAILED
+    assert record.reason == "resources: the job needs 9 CPUs at once, the cluster has 8"
+
+
+def test_a_cancel_is_heard_while_a_job_waits_for_room(
+    gangs: list[Gang], redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gangs.append(reserve([CPU] * 6, timeout_s=60, grows=False))
+    job = Job(redis_url, tmp_path, needs=3)
+
+    def build(*_: Any, on_stage: Any, **__: Any) -> Any:
+        job.store.request_cancel("j")
+        reserve([CPU] * 3, timeout_s=600, grows=False, on_wait=on_stage)
+
+    monkeypatch.setattr("orchestrator.build.build", build)
+    monkeypatch.setattr(driver, "RENEW_EVERY_S", 0.1)
+    assert job.drive() == 0
+    record = job.store.job("j")
+    assert (record.status, record.reason) == (JobStatus.CANCELLED, "on request")
