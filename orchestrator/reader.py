@@ -16,6 +16,7 @@ from orchestrator.records import (
     Json,
     Page,
     SteeringEntry,
+    SteeringHead,
     SteeringState,
     checkpoint,
     event,
@@ -63,12 +64,24 @@ class JobReader:
             raise JobNotFound(job_id)
         return job_record(fields)
 
+    def job_and_spec(self, job_id: str) -> tuple[JobRecord, str]:
+        """Both in one round trip."""
+        fields, spec = self._calls.reads([("HGETALL", self._keys.job(job_id)), ("GET", self._keys.spec(job_id))])
+        if not fields or spec is None:
+            raise JobNotFound(job_id)
+        return job_record(fields), str(spec)
+
     def spec(self, job_id: str) -> str:
         """The document as it was submitted."""
         spec = self._calls.command("GET", self._keys.spec(job_id))
         if spec is None:
             raise JobNotFound(job_id)
         return str(spec)
+
+    def specs(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """The documents of those of the jobs that exist."""
+        found = self._calls.reads([("GET", self._keys.spec(job_id)) for job_id in job_ids]) if job_ids else []
+        return {job_id: str(spec) for job_id, spec in zip(job_ids, found, strict=True) if spec is not None}
 
     def jobs(self, *, after: str | None = None, limit: int = 20, status: JobStatus | None = None) -> Page[JobRecord]:
         """Newest first, those created before the job `after`."""
@@ -80,7 +93,7 @@ class JobReader:
             )
             if not ids:
                 break
-            hashes = self._calls.together([("HGETALL", self._keys.job(job_id)) for job_id in ids])
+            hashes = self._calls.reads([("HGETALL", self._keys.job(job_id)) for job_id in ids])
             below = f"({hashes[-1]['order']}"
             records = [job_record(fields) for fields in hashes]
             found += [record for record in records if status is None or record.status == status]
@@ -137,13 +150,27 @@ class JobReader:
         log = tuple(steering_entry(stream_id, fields) for stream_id, fields in entries)
         return SteeringState(version=log[-1].version, current=log[-1].state, log=log)
 
+    def steering_head(self, job_id: str) -> SteeringHead:
+        """The newest steering alone, which costs the same however often the job was steered."""
+        return self.spec_and_steering(job_id)[1]
+
+    def spec_and_steering(self, job_id: str) -> tuple[str, SteeringHead]:
+        """Both in one round trip."""
+        (version, current), spec = self._calls.reads(
+            [("HMGET", self._keys.steering(job_id), "ver", "current"), ("GET", self._keys.spec(job_id))]
+        )
+        if version is None or spec is None:
+            raise JobNotFound(job_id)
+        return str(spec), SteeringHead(version=int(version), current=json.loads(current))
+
     def steering_at(self, job_id: str, step: int) -> SteeringEntry | None:
         """What `step` follows. Final for every step up to the committed one + 1."""
         return self.steering(job_id).at(step)
 
     def _of_job(self, job_id: str, command: Sequence[Arg]) -> Any:
         """The reply to a read beside the job hash, once it is sure that the job exists."""
-        exists, reply = self._calls.together([("EXISTS", self._keys.job(job_id)), command])
+        # In this order: what a job that still exists has is whole.
+        reply, exists = self._calls.reads([command, ("EXISTS", self._keys.job(job_id))])
         if not exists:
             raise JobNotFound(job_id)
         return reply

@@ -139,6 +139,14 @@ class Steer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SteeringHead:
+    """The newest steering, without the changes that led to it."""
+
+    version: int
+    current: Json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SteeringEntry:
     """One change: `state` is the whole steering after it, in force from `effective_step` on."""
 

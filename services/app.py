@@ -10,7 +10,6 @@ from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 from starlette.responses import Response
 
-from orchestrator.keystore import KeyStore
 from orchestrator.spec import JobSpec
 from orchestrator.store import JobStore
 from services import (
@@ -29,7 +28,7 @@ from services import (
     steering_api,
     webhooks_api,
 )
-from services.auth import RequireKey
+from services.auth import RecentKeys, RequireKey
 from services.deps import Store
 from services.errors import BodyLimit, RequestContext, StrictJSONResponse, add_handlers
 from services.settings import Settings
@@ -42,7 +41,7 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
     """
     app = FastAPI(title="Equipoise", version="1", redirect_slashes=False, redoc_url=None, docs_url=None)
     app.state.store = store
-    app.state.keys = KeyStore(store.calls)
+    app.state.keys = RecentKeys(store.calls)
     app.state.settings = settings
     app.state.stopping = threading.Event()  # set before the server stops, to end the streams
     app.state.registry = CollectorRegistry()

@@ -1,4 +1,7 @@
-"""What handlers ask for by type, and the shapes that several of them share."""
+"""What handlers ask for by type, and the shapes that several of them share.
+
+None of it waits for anything, so all of it is `async`: what is not costs every request a thread of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +16,38 @@ from orchestrator.errors import JobNotFound
 from orchestrator.keys import is_name
 from orchestrator.store import JobStore
 from services.auth import Principal
-from services.settings import Settings
+from services.settings import Limits, Settings
 
 MAX_PAGE = 100
 
 
-def _principal(request: Request) -> Principal:
+async def _principal(request: Request) -> Principal:
     principal: Principal = request.state.principal
     return principal
 
 
-def _store(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> JobStore:
+async def _store(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> JobStore:
     """The jobs of the key's owner: another owner's job does not exist here."""
     store: JobStore = request.app.state.store
     return store.of_owner(principal.owner)
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def _max_active(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> int | None:
-    limits = _settings(request).limits
+async def _max_active(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> int | None:
+    limits: Limits = request.app.state.settings.limits
     own = principal.owner == request.app.state.store.owner
     return (limits.active_jobs_local if own else limits.active_jobs) or None
 
 
-def _access(
+async def _access(
     request: Request, principal: Annotated[Principal, Depends(_principal)], store: Annotated[JobStore, Depends(_store)]
 ) -> Access:
     """Which files a spec may name: any for the installation's own owner, none for others, or those of the roots."""
-    settings = _settings(request)
+    settings: Settings = request.app.state.settings
     limits = settings.limits
     own = principal.owner == request.app.state.store.owner
 
@@ -63,11 +66,11 @@ def _access(
     )
 
 
-def _datasets(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> Datasets:
-    return Datasets(_settings(request).state_dir, principal.owner)
+async def _datasets(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> Datasets:
+    return Datasets(request.app.state.settings.state_dir, principal.owner)
 
 
-def _job_id(job_id: Annotated[str, Path(description="a job's id")]) -> str:
+async def _job_id(job_id: Annotated[str, Path(description="a job's id")]) -> str:
     if not is_name(job_id):
         raise JobNotFound(job_id)  # not 422: an id that can't exist is one that doesn't
     return job_id
