@@ -145,6 +145,23 @@ class JobReader:
         items = tuple(event(stream_id, fields) for stream_id, fields in entries[:limit])
         return Page(items=items, has_more=len(entries) > limit)
 
+    def watch(self, job_id: str, *, after: int, limit: int) -> tuple[JobStatus, int, Page[Event]]:
+        """The status, the number of the newest event, and the events, in one round trip.
+
+        The events are read last, so that of a job that is over none are left out.
+        """
+        key = self._keys.events(job_id)
+        (status, newest), entries = self._calls.reads(
+            [
+                ("HMGET", self._keys.job(job_id), "status", "seq"),
+                ("XRANGE", key, f"{after + 1}-0", "+", "COUNT", limit + 1),
+            ]
+        )
+        if status is None:
+            raise JobNotFound(job_id)
+        items = tuple(event(stream_id, fields) for stream_id, fields in entries[:limit])
+        return JobStatus(status), int(newest), Page(items=items, has_more=len(entries) > limit)
+
     def steering(self, job_id: str) -> SteeringState:
         entries = self._of_job(job_id, ("XRANGE", self._keys.steering_log(job_id), "-", "+"))
         log = tuple(steering_entry(stream_id, fields) for stream_id, fields in entries)
