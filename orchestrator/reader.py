@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import redis
@@ -27,6 +27,7 @@ from orchestrator.records import (
 from orchestrator.redis_calls import Arg, RedisCalls
 from orchestrator.states import JobStatus
 
+MAX_SCANNED = 10_000  # jobs that a filtered list looks at
 _CHUNK = 500  # stream entries and jobs read per round trip
 
 
@@ -83,21 +84,57 @@ class JobReader:
         found = self._calls.reads([("GET", self._keys.spec(job_id)) for job_id in job_ids]) if job_ids else []
         return {job_id: str(spec) for job_id, spec in zip(job_ids, found, strict=True) if spec is not None}
 
-    def jobs(self, *, after: str | None = None, limit: int = 20, status: JobStatus | None = None) -> Page[JobRecord]:
-        """Newest first, those created before the job `after`."""
+    def jobs(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        status: JobStatus | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Page[JobRecord]:
+        """Newest first, those created before the job `after`; with this status and all of this metadata.
+
+        Filters look at MAX_SCANNED jobs at most. Where there are older ones, the page says so with `has_more` even if
+        it is short or empty, and `last` is the job to go on after.
+        """
+        filtered = status is not None or bool(metadata)
         below = "+inf" if after is None else f"({self._job_field(after, 'order')}"
-        found: list[JobRecord] = []
-        while len(found) <= limit:
-            ids = self._calls.command(
-                "ZREVRANGEBYSCORE", self._keys.jobs, below, "-inf", "LIMIT", 0, min(limit + 1, _CHUNK)
-            )
-            if not ids:
-                break
-            hashes = self._calls.reads([("HGETALL", self._keys.job(job_id)) for job_id in ids])
-            below = f"({hashes[-1]['order']}"
-            records = [job_record(fields) for fields in hashes]
-            found += [record for record in records if status is None or record.status == status]
-        return Page(items=tuple(found[:limit]), has_more=len(found) > limit)
+        found: list[str] = []
+        scanned, older, last, chunk = 0, True, after, _CHUNK if filtered else limit + 1
+        while older and len(found) <= limit and scanned < MAX_SCANNED:
+            ids, scores = self._older_than(below, chunk)
+            found += self._matching(ids, status, metadata or {}) if filtered else ids
+            scanned += len(ids)
+            older = len(ids) == chunk
+            if older:
+                last, below = ids[-1], f"({scores[-1]}"
+        if len(found) <= limit:
+            return self._page(found, has_more=older and bool(self._older_than(below, 1)[0]), last=last)
+        return self._page(found[:limit], has_more=True, last=found[limit - 1])
+
+    def _older_than(self, below: str, count: int) -> tuple[list[str], list[str]]:
+        """Ids of jobs, newest first, and when they were made."""
+        reply = self._calls.command("ZREVRANGEBYSCORE", self._keys.jobs, below, "-inf", "WITHSCORES", "LIMIT", 0, count)
+        return reply[::2], reply[1::2]
+
+    def _matching(self, ids: Sequence[str], status: JobStatus | None, metadata: Mapping[str, str]) -> list[str]:
+        """Those of the jobs that have the status and the metadata, which stands in their specs."""
+        if status is not None and ids:
+            found = self._calls.reads([("HGET", self._keys.job(job_id), "status") for job_id in ids])
+            ids = [job_id for job_id, its in zip(ids, found, strict=True) if its == status]
+        if metadata:
+            specs = self.specs(ids)
+            ids = [
+                job_id
+                for job_id in ids
+                if job_id in specs and metadata.items() <= json.loads(specs[job_id]).get("metadata", {}).items()
+            ]
+        return list(ids)
+
+    def _page(self, ids: Sequence[str], *, has_more: bool, last: str | None) -> Page[JobRecord]:
+        hashes = self._calls.reads([("HGETALL", self._keys.job(job_id)) for job_id in ids]) if ids else []
+        items = tuple(job_record(fields) for fields in hashes if fields)
+        return Page(items=items, has_more=has_more, last=last)
 
     def next_queued(self) -> str | None:
         """The job that has waited longest; a claim decides who gets it."""

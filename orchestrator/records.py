@@ -101,10 +101,11 @@ class JobRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page(Generic[T]):
-    """Part of a list; ask again after the last item while `has_more`."""
+    """Part of a list; ask again after the last item while `has_more`, or after `last` where that is given."""
 
     items: tuple[T, ...]
     has_more: bool
+    last: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,9 +7,9 @@ Half of the cases are walks: an operation follows another's answer along the doc
 operation alone, as documented and against it. What is wholly random is hardly ever accepted, so most bodies of the
 richer kinds are valid but for one generated field, half of the ids of jobs are those of jobs in three states, and half
 of the requests have no headers of their own. No answer may be a 5xx, or a status that the document does not name for
-its operation, and every answer of 400 and above has the error body. The first tenth only warms the server up before its memory is read. Rates and quotas are off, and nothing is
-exported. The last line is the figures as JSON, which tests/benchmarks/results/fuzz.json keeps; whatever broke a rule is
-printed, once for each operation and status.
+its operation, and every answer of 400 and above has the error body. The first tenth only warms the server up before
+its memory is read. Rates and quotas are off, and nothing is exported. The last line is the figures as JSON, which
+tests/benchmarks/results/fuzz.json keeps; whatever broke a rule is printed, once for each operation and status.
 """
 
 from __future__ import annotations
