@@ -1,6 +1,7 @@
 """What handlers ask for by type, and the shapes that several of them share.
 
-None of it waits for anything, so all of it is `async`: what is not costs every request a thread of its own.
+None of it waits for anything, so all of it is `async`: what is not costs every request a thread of its own. Each is a
+dependency by itself, as every level of them costs as much again.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Query, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from orchestrator.access import Access
 from orchestrator.datasets import Datasets
@@ -21,15 +22,25 @@ from services.settings import Limits, Settings
 MAX_PAGE = 100
 
 
+def _owner(request: Request) -> str:
+    owner: str = request.state.principal.owner
+    return owner
+
+
+def _owns_all(request: Request) -> bool:
+    """True for the installation's own owner."""
+    return bool(_owner(request) == request.app.state.store.owner)
+
+
 async def _principal(request: Request) -> Principal:
     principal: Principal = request.state.principal
     return principal
 
 
-async def _store(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> JobStore:
+async def _store(request: Request) -> JobStore:
     """The jobs of the key's owner: another owner's job does not exist here."""
     store: JobStore = request.app.state.store
-    return store.of_owner(principal.owner)
+    return store.of_owner(_owner(request))
 
 
 async def _settings(request: Request) -> Settings:
@@ -37,19 +48,15 @@ async def _settings(request: Request) -> Settings:
     return settings
 
 
-async def _max_active(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> int | None:
+async def _max_active(request: Request) -> int | None:
     limits: Limits = request.app.state.settings.limits
-    own = principal.owner == request.app.state.store.owner
-    return (limits.active_jobs_local if own else limits.active_jobs) or None
+    return (limits.active_jobs_local if _owns_all(request) else limits.active_jobs) or None
 
 
-async def _access(
-    request: Request, principal: Annotated[Principal, Depends(_principal)], store: Annotated[JobStore, Depends(_store)]
-) -> Access:
+async def _access(request: Request) -> Access:
     """Which files a spec may name: any for the installation's own owner, none for others, or those of the roots."""
     settings: Settings = request.app.state.settings
-    limits = settings.limits
-    own = principal.owner == request.app.state.store.owner
+    limits, store = settings.limits, await _store(request)
 
     def is_own(job_id: str) -> bool:
         try:
@@ -58,19 +65,19 @@ async def _access(
             return False
 
     return Access(
-        owner=principal.owner,
+        owner=store.owner,
         state_dir=settings.state_dir,
-        roots=None if own and limits.data_roots is None else limits.data_roots or (),
+        roots=None if _owns_all(request) and limits.data_roots is None else limits.data_roots or (),
         model_roots=limits.model_roots,
         own_job=is_own,
     )
 
 
-async def _datasets(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> Datasets:
-    return Datasets(request.app.state.settings.state_dir, principal.owner)
+async def _datasets(request: Request) -> Datasets:
+    return Datasets(request.app.state.settings.state_dir, _owner(request))
 
 
-async def _job_id(job_id: Annotated[str, Path(description="a job's id")]) -> str:
+def _job_id(job_id: str) -> str:
     if not is_name(job_id):
         raise JobNotFound(job_id)  # not 422: an id that can't exist is one that doesn't
     return job_id
@@ -82,7 +89,7 @@ MaxActive = Annotated[int | None, Depends(_max_active)]  # how many jobs of the 
 Configuration = Annotated[Settings, Depends(_settings)]
 FileAccess = Annotated[Access, Depends(_access)]
 OwnDatasets = Annotated[Datasets, Depends(_datasets)]
-JobId = Annotated[str, Depends(_job_id)]
+JobId = Annotated[str, Path(description="a job's id"), AfterValidator(_job_id)]
 
 
 class Cursor(BaseModel):
