@@ -12,7 +12,7 @@ from services.auth import PUBLIC_PATHS
 
 _METHODS = frozenset({"get", "put", "post", "patch", "delete"})
 _REFUSALS = {
-    400: "the body is not JSON, or ends early",
+    400: "not HTTP; or the body is not JSON, or ends early",
     401: "no valid key",
     403: "the key does not reach this",
     404: "nothing of the key's owner has this name",
@@ -81,7 +81,7 @@ def _describe_refusals(paths: dict[str, Any]) -> None:
 
 
 def _refusals(method: str, path: str, operation: dict[str, Any]) -> set[int]:
-    found = {500, *_MORE.get(f"{method.upper()} {path}", ())}
+    found = {400, 500, *_MORE.get(f"{method.upper()} {path}", ())}
     if path not in PUBLIC_PATHS:
         found |= {401, 403, 503}
     if method != "get":
@@ -89,7 +89,7 @@ def _refusals(method: str, path: str, operation: dict[str, Any]) -> set[int]:
     if "{" in path:
         found |= {404}
     if "requestBody" in operation:
-        found |= {400, 422}
+        found |= {422}
     if operation.get("parameters"):
         found |= {422}
     return found
