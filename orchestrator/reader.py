@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import redis
@@ -16,6 +16,7 @@ from orchestrator.records import (
     Json,
     Page,
     SteeringEntry,
+    SteeringHead,
     SteeringState,
     checkpoint,
     event,
@@ -26,6 +27,7 @@ from orchestrator.records import (
 from orchestrator.redis_calls import Arg, RedisCalls
 from orchestrator.states import JobStatus
 
+MAX_SCANNED = 10_000  # jobs that a filtered list looks at
 _CHUNK = 500  # stream entries and jobs read per round trip
 
 
@@ -63,6 +65,13 @@ class JobReader:
             raise JobNotFound(job_id)
         return job_record(fields)
 
+    def job_and_spec(self, job_id: str) -> tuple[JobRecord, str]:
+        """Both in one round trip."""
+        fields, spec = self._calls.reads([("HGETALL", self._keys.job(job_id)), ("GET", self._keys.spec(job_id))])
+        if not fields or spec is None:
+            raise JobNotFound(job_id)
+        return job_record(fields), str(spec)
+
     def spec(self, job_id: str) -> str:
         """The document as it was submitted."""
         spec = self._calls.command("GET", self._keys.spec(job_id))
@@ -70,21 +79,62 @@ class JobReader:
             raise JobNotFound(job_id)
         return str(spec)
 
-    def jobs(self, *, after: str | None = None, limit: int = 20, status: JobStatus | None = None) -> Page[JobRecord]:
-        """Newest first, those created before the job `after`."""
+    def specs(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """The documents of those of the jobs that exist."""
+        found = self._calls.reads([("GET", self._keys.spec(job_id)) for job_id in job_ids]) if job_ids else []
+        return {job_id: str(spec) for job_id, spec in zip(job_ids, found, strict=True) if spec is not None}
+
+    def jobs(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        status: JobStatus | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Page[JobRecord]:
+        """Newest first, those created before the job `after`; with this status and all of this metadata.
+
+        Filters look at MAX_SCANNED jobs at most. Where there are older ones, the page says so with `has_more` even if
+        it is short or empty, and `last` is the job to go on after.
+        """
+        filtered = status is not None or bool(metadata)
         below = "+inf" if after is None else f"({self._job_field(after, 'order')}"
-        found: list[JobRecord] = []
-        while len(found) <= limit:
-            ids = self._calls.command(
-                "ZREVRANGEBYSCORE", self._keys.jobs, below, "-inf", "LIMIT", 0, min(limit + 1, _CHUNK)
-            )
-            if not ids:
-                break
-            hashes = self._calls.together([("HGETALL", self._keys.job(job_id)) for job_id in ids])
-            below = f"({hashes[-1]['order']}"
-            records = [job_record(fields) for fields in hashes]
-            found += [record for record in records if status is None or record.status == status]
-        return Page(items=tuple(found[:limit]), has_more=len(found) > limit)
+        found: list[str] = []
+        scanned, older, last, chunk = 0, True, after, _CHUNK if filtered else limit + 1
+        while older and len(found) <= limit and scanned < MAX_SCANNED:
+            ids, scores = self._older_than(below, chunk)
+            found += self._matching(ids, status, metadata or {}) if filtered else ids
+            scanned += len(ids)
+            older = len(ids) == chunk
+            if older:
+                last, below = ids[-1], f"({scores[-1]}"
+        if len(found) <= limit:
+            return self._page(found, has_more=older and bool(self._older_than(below, 1)[0]), last=last)
+        return self._page(found[:limit], has_more=True, last=found[limit - 1])
+
+    def _older_than(self, below: str, count: int) -> tuple[list[str], list[str]]:
+        """Ids of jobs, newest first, and when they were made."""
+        reply = self._calls.command("ZREVRANGEBYSCORE", self._keys.jobs, below, "-inf", "WITHSCORES", "LIMIT", 0, count)
+        return reply[::2], reply[1::2]
+
+    def _matching(self, ids: Sequence[str], status: JobStatus | None, metadata: Mapping[str, str]) -> list[str]:
+        """Those of the jobs that have the status and the metadata, which stands in their specs."""
+        if status is not None and ids:
+            found = self._calls.reads([("HGET", self._keys.job(job_id), "status") for job_id in ids])
+            ids = [job_id for job_id, its in zip(ids, found, strict=True) if its == status]
+        if metadata:
+            specs = self.specs(ids)
+            ids = [
+                job_id
+                for job_id in ids
+                if job_id in specs and metadata.items() <= json.loads(specs[job_id]).get("metadata", {}).items()
+            ]
+        return list(ids)
+
+    def _page(self, ids: Sequence[str], *, has_more: bool, last: str | None) -> Page[JobRecord]:
+        hashes = self._calls.reads([("HGETALL", self._keys.job(job_id)) for job_id in ids]) if ids else []
+        items = tuple(job_record(fields) for fields in hashes if fields)
+        return Page(items=items, has_more=has_more, last=last)
 
     def next_queued(self) -> str | None:
         """The first of `queued`; a claim decides who gets it."""
@@ -132,10 +182,40 @@ class JobReader:
         items = tuple(event(stream_id, fields) for stream_id, fields in entries[:limit])
         return Page(items=items, has_more=len(entries) > limit)
 
+    def watch(self, job_id: str, *, after: int, limit: int) -> tuple[JobStatus, int, Page[Event]]:
+        """The status, the number of the newest event, and the events, in one round trip.
+
+        The events are read last, so that of a job that is over none are left out.
+        """
+        key = self._keys.events(job_id)
+        (status, newest), entries = self._calls.reads(
+            [
+                ("HMGET", self._keys.job(job_id), "status", "seq"),
+                ("XRANGE", key, f"{after + 1}-0", "+", "COUNT", limit + 1),
+            ]
+        )
+        if status is None:
+            raise JobNotFound(job_id)
+        items = tuple(event(stream_id, fields) for stream_id, fields in entries[:limit])
+        return JobStatus(status), int(newest), Page(items=items, has_more=len(entries) > limit)
+
     def steering(self, job_id: str) -> SteeringState:
         entries = self._of_job(job_id, ("XRANGE", self._keys.steering_log(job_id), "-", "+"))
         log = tuple(steering_entry(stream_id, fields) for stream_id, fields in entries)
         return SteeringState(version=log[-1].version, current=log[-1].state, log=log)
+
+    def steering_head(self, job_id: str) -> SteeringHead:
+        """The newest steering alone, which costs the same however often the job was steered."""
+        return self.spec_and_steering(job_id)[1]
+
+    def spec_and_steering(self, job_id: str) -> tuple[str, SteeringHead]:
+        """Both in one round trip."""
+        (version, current), spec = self._calls.reads(
+            [("HMGET", self._keys.steering(job_id), "ver", "current"), ("GET", self._keys.spec(job_id))]
+        )
+        if version is None or spec is None:
+            raise JobNotFound(job_id)
+        return str(spec), SteeringHead(version=int(version), current=json.loads(current))
 
     def steering_at(self, job_id: str, step: int) -> SteeringEntry | None:
         """What `step` follows. Final for every step up to the committed one + 1."""
@@ -143,7 +223,8 @@ class JobReader:
 
     def _of_job(self, job_id: str, command: Sequence[Arg]) -> Any:
         """The reply to a read beside the job hash, once it is sure that the job exists."""
-        exists, reply = self._calls.together([("EXISTS", self._keys.job(job_id)), command])
+        # In this order: what a job that still exists has is whole.
+        reply, exists = self._calls.reads([command, ("EXISTS", self._keys.job(job_id))])
         if not exists:
             raise JobNotFound(job_id)
         return reply

@@ -111,10 +111,11 @@ class JobRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page(Generic[T]):
-    """Part of a list; ask again after the last item while `has_more`."""
+    """Part of a list; ask again after the last item while `has_more`, or after `last` where that is given."""
 
     items: tuple[T, ...]
     has_more: bool
+    last: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,6 +147,14 @@ class Steer:
     outcome: SteerOutcome
     version: int
     effective_step: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SteeringHead:
+    """The newest steering, without the changes that led to it."""
+
+    version: int
+    current: Json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

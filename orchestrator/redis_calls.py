@@ -49,6 +49,16 @@ class RedisCalls:
         with self._reachable():
             return self._client.execute_command(*words)
 
+    def reads(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
+        """Commands that only read, in order and one round trip; others may write between two of them.
+
+        Unlike a transaction it is answered by a Redis whose memory is full.
+        """
+        with self._reachable(), self._client.pipeline(transaction=False) as pipe:
+            for words in commands:
+                pipe.execute_command(*words)
+            return list(pipe.execute())
+
     def together(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
         """All commands in one transaction and one round trip; their replies in order."""
         with self._reachable(), self._client.pipeline(transaction=True) as pipe:

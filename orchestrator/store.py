@@ -6,7 +6,6 @@ a lease; each write under it carries the lease's fence and nonce, and is refused
 has claimed the job. Any method may raise `StoreUnavailable`, and `JobNotFound` where it takes a job.
 """
 
-import json
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
@@ -35,6 +34,7 @@ from orchestrator.records import (
     Signals,
     Steer,
     SteeringEntry,
+    SteeringHead,
     SteeringState,
     SteerOutcome,
     Submission,
@@ -287,17 +287,26 @@ class JobStore(JobReader):
 
     # -- steering --------------------------------------------------------------------------------------------
 
-    def steer(self, job_id: str, *, change: Mapping[str, Any], if_match: int | None, by: str) -> Steer:
+    def steer(
+        self,
+        job_id: str,
+        *,
+        change: Mapping[str, Any],
+        if_match: int | None,
+        by: str,
+        head: SteeringHead | None = None,
+    ) -> Steer:
         """Replace the top-level keys in `change` if version `if_match` is current (None: whichever is).
 
         Takes effect two steps after the committed one, as the next may be in flight; never earlier than a
-        change acknowledged before.
+        change acknowledged before. Who has just read the `head` saves reading it again.
         """
         token = _token()
         while True:
-            head = self._of_job(job_id, ("HMGET", self._keys.steering(job_id), "ver", "current"))
-            state = {**json.loads(head[1]), **change}
-            expected = int(head[0]) if if_match is None else if_match
+            head = head or self.steering_head(job_id)
+            state = {**head.current, **change}
+            # The state stands on the head, so no other version may be what it is written over: 0 is never current.
+            expected = head.version if if_match in (None, head.version) else 0
             code, version, effective_step = self._run(
                 "steer", job_id, token, expected, dumps(change), dumps(state), by,
                 more=[self._keys.steering(job_id), self._keys.steering_log(job_id)],
@@ -305,6 +314,7 @@ class JobStore(JobReader):
             outcome = SteerOutcome(code)
             if outcome is not SteerOutcome.STALE or if_match is not None:
                 break
+            head = None
         return Steer(
             outcome=outcome,
             version=version,

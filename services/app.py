@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 from starlette.responses import Response
 
-from orchestrator.keystore import KeyStore
-from orchestrator.spec import JobSpec
 from orchestrator.store import JobStore
 from services import (
     compat_api,
@@ -29,10 +25,12 @@ from services import (
     steering_api,
     webhooks_api,
 )
-from services.auth import RequireKey
+from services.auth import RecentKeys, RequireKey
 from services.body_deadline import BodyDeadline
 from services.deps import Store
 from services.errors import BodyLimit, RequestContext, StrictJSONResponse, add_handlers
+from services.event_feed import Feeds
+from services.openapi import openapi
 from services.settings import Settings
 
 
@@ -43,9 +41,10 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
     """
     app = FastAPI(title="Equipoise", version="1", redirect_slashes=False, redoc_url=None, docs_url=None)
     app.state.store = store
-    app.state.keys = KeyStore(store.calls)
+    app.state.keys = RecentKeys(store.calls)
     app.state.settings = settings
     app.state.stopping = threading.Event()  # set before the server stops, to end the streams
+    app.state.feeds = Feeds(settings.poll_s, app.state.stopping)
     app.state.registry = CollectorRegistry()
     app.state.places = {}  # by kind of work: how many each owner has under way (services/slots.py)
     app.state.scrapes = metrics_api.Scrapes()
@@ -93,36 +92,5 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
         store.next_queued()
         return StrictJSONResponse({"status": "ok"})
 
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
     return app
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's, with the body that jobs_api reads by hand and the key that the middleware wants."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        spec = JobSpec.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(spec.pop("$defs", {}))
-        schemas["JobSpec"] = spec
-        _describe_errors(document)
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}]
-        app.openapi_schema = document
-    return app.openapi_schema
-
-
-def _describe_errors(document: dict[str, Any]) -> None:
-    """Every answer but success has the shape of services/errors.py, not the one that FastAPI supposes for 422."""
-    schemas = document["components"]["schemas"]
-    for name in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(name, None)
-    text = {"type": "string"}
-    fields = {"type": text, "code": text, "message": text, "param": {"type": ["string", "null"]}}
-    error = {"type": "object", "properties": fields, "required": list(fields)}
-    schemas["Error"] = {"type": "object", "properties": {"error": error}, "required": ["error"]}
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    for methods in document["paths"].values():
-        for operation in methods.values():
-            operation["responses"].pop("422", None)
-            operation["responses"]["default"] = {"description": "refused, or broken here", "content": content}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hmac
 import logging
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Asgi
 
 from orchestrator.errors import StoreUnavailable
-from orchestrator.keystore import KeyNotFound, KeyStore, Scope
+from orchestrator.keystore import ApiKey, KeyNotFound, KeyStore, Scope
+from orchestrator.redis_calls import RedisCalls
 from services.errors import ApiProblem, problem_response, unavailable
 from services.keys import digest, key_id_in
 from services.scopes import scope_needed
@@ -25,6 +28,7 @@ T = TypeVar("T")
 
 PUBLIC_PATHS = frozenset({"/livez"})
 _THREADS = 16
+_RECENT_KEYS = 10_000
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -42,12 +46,50 @@ class Principal:
         return scope in self.scopes or Scope.ADMIN in self.scopes
 
 
+class RecentKeys(KeyStore):
+    """Keys as they were at most `fresh_s` ago, so that not every request asks Redis.
+
+    One revoked through this object is refused at once; through another process on the same Redis, after `fresh_s` at
+    the latest.
+    """
+
+    def __init__(self, calls: RedisCalls, *, fresh_s: float = 2.0) -> None:
+        super().__init__(calls)
+        self._fresh_s = fresh_s
+        self._lock = threading.Lock()
+        self._found: dict[str, tuple[float, ApiKey, float]] = {}  # when by our clock, the key, when by Redis
+
+    def recent(self, key_id: str) -> tuple[ApiKey, float] | None:
+        """What `look_up` found of late, and the time by Redis; waits for nothing."""
+        found = self._found.get(key_id)
+        if found is None:
+            return None
+        at_s, key, now = found
+        passed_s = time.monotonic() - at_s
+        return (key, now + passed_s) if passed_s <= self._fresh_s else None
+
+    def look_up(self, key_id: str) -> tuple[ApiKey, float]:
+        """A key and the time by Redis, and both are known for a while. `KeyNotFound`."""
+        at_s = time.monotonic()
+        key, now = self.find(key_id)
+        with self._lock:
+            if len(self._found) >= _RECENT_KEYS:
+                self._found.clear()
+            if key_id not in self._found or self._found[key_id][0] <= at_s:  # else one who asked later is back before
+                self._found[key_id] = (at_s, key, now)
+        return key, now
+
+    def revoke(self, key_id: str) -> ApiKey:
+        super().revoke(key_id)
+        return self.look_up(key_id)[0]
+
+
 class RequireKey:
     """Refuses every request without a valid key, whatever its path, and what the key's scopes do not reach.
 
     `key_sha256` is the installation's own key, an admin of `owner`: it is known without Redis, so that 503 and not 401
-    tells of a Redis that is away. All others are looked up by id at every request: revoking acts at once, and ends a
-    stream within `recheck_s`. The principal goes to the request's state.
+    tells of a Redis that is away. All others are looked up by id, or were of late (RecentKeys): revoking
+    acts at once, and ends a stream within `recheck_s`. The principal goes to the request's state.
     """
 
     def __init__(
@@ -56,7 +98,7 @@ class RequireKey:
         *,
         key_sha256: str,
         owner: str,
-        keys: KeyStore,
+        keys: RecentKeys,
         writes_per_minute: int = 0,
         recheck_s: float = 3.0,
     ) -> None:
@@ -118,7 +160,11 @@ class RequireKey:
         if hmac.compare_digest(given, self._key_sha256):
             return self._operator
         key_id = key_id_in(key)
-        return None if key_id is None else await self._in_thread(self._look_up, key_id, given)
+        if key_id is None:
+            return None
+        if recent := self._keys.recent(key_id):
+            return _principal_of(*recent, given)
+        return await self._in_thread(self._look_up, key_id, given)
 
     async def _in_thread(self, call: Callable[..., T], *args: Any) -> T:
         """Threads of our own, so that slow handlers keep nobody from being let in."""
@@ -128,21 +174,16 @@ class RequireKey:
 
     def _look_up(self, key_id: str, given: str) -> Principal | None:
         try:
-            key, now = self._keys.find(key_id)
+            key, now = self._keys.look_up(key_id)
         except KeyNotFound:
             return None
-        if not hmac.compare_digest(given, key.sha256) or not key.is_valid_at(now):
-            return None
-        try:
-            self._keys.touch(key, now)
-        except StoreUnavailable as error:  # a Redis that takes no writes still serves reads
-            log.warning("the use of key %s is not noted: %s", key_id, error)
-        return Principal(
-            key_id=key_id,
-            key_name=f"key {key_id} ({key.name})",
-            owner=key.owner,
-            scopes=key.scopes,
-        )
+        principal = _principal_of(key, now, given)
+        if principal is not None:
+            try:
+                self._keys.touch(key, now)
+            except StoreUnavailable as error:  # a Redis that takes no writes still serves reads
+                log.warning("the use of key %s is not noted: %s", key_id, error)
+        return principal
 
     async def _while_valid(self, scope: Asgi, receive: Receive, send: Send) -> None:
         """Serves a stream until it ends or its key does. A Redis that is away ends nothing."""
@@ -179,6 +220,18 @@ class RequireKey:
             await _refuse(_unauthenticated(), scope, receive, send)
         elif not ended:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _principal_of(key: ApiKey, now: float, given: str) -> Principal | None:
+    """Whom the key speaks for; None if its secret is another one than was given, or it isn't valid `now`."""
+    if not hmac.compare_digest(given, key.sha256) or not key.is_valid_at(now):
+        return None
+    return Principal(
+        key_id=key.key_id,
+        key_name=f"key {key.key_id} ({key.name})",
+        owner=key.owner,
+        scopes=key.scopes,
+    )
 
 
 def _streams(scope: Asgi) -> bool:

@@ -17,7 +17,6 @@ from starlette.responses import Response
 
 from orchestrator.states import JobStatus
 from orchestrator.store import Checkpoint, Event, JobRecord, JobStore
-from services.body import parse_json
 from services.deps import MAX_PAGE, JobId, MaxActive, Store, page
 from services.errors import ApiProblem, StrictJSONResponse
 from services.jobs_api import JobList, Metadata, back_in_queue, jobs_with
@@ -52,30 +51,32 @@ class Page(BaseModel):
 def list_jobs(query: Annotated[Page, Query()], metadata: Metadata, store: Store) -> Response:
     """Newest first."""
     found = jobs_with(store, JobList(after=query.after, limit=query.limit, status=None), metadata)
-    return StrictJSONResponse(page([_job(store, record) for record in found.items], has_more=found.has_more))
+    texts = store.specs([record.job_id for record in found.items])
+    shown = [_job(store.owner, record, texts[record.job_id]) for record in found.items if record.job_id in texts]
+    return StrictJSONResponse(page(shown, has_more=found.has_more))
 
 
 @router.get("/{job_id}")
 def get_job(job_id: JobId, store: Store) -> Response:
-    return StrictJSONResponse(_job(store, store.job(job_id)))
+    return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
 
 
 @router.post("/{job_id}/cancel")
 def cancel_job(job_id: JobId, store: Store) -> Response:
     store.request_cancel(job_id)
-    return StrictJSONResponse(_job(store, store.job(job_id)))
+    return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
 
 
 @router.post("/{job_id}/pause")
 def pause_job(job_id: JobId, store: Store) -> Response:
     store.request_pause(job_id)
-    return StrictJSONResponse(_job(store, store.job(job_id)))
+    return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
 
 
 @router.post("/{job_id}/resume")
 def resume_job(job_id: JobId, store: Store, max_active: MaxActive) -> Response:
     back_in_queue(store, job_id, max_active)
-    return StrictJSONResponse(_job(store, store.job(job_id)))
+    return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
 
 
 @router.get("/{job_id}/events")
@@ -102,8 +103,8 @@ def list_checkpoints(job_id: JobId, query: Annotated[Page, Query()], store: Stor
     return StrictJSONResponse(page(shown, has_more=len(found) > query.limit))
 
 
-def _job(store: JobStore, record: JobRecord) -> dict[str, Any]:
-    spec = parse_json(store.spec(record.job_id).encode())
+def _job(owner: str, record: JobRecord, text: str) -> dict[str, Any]:
+    spec = json.loads(text)
     data, checkpoint = spec["data"], record.checkpoint_path
     failed, succeeded = record.status is JobStatus.FAILED, record.status is JobStatus.SUCCEEDED
     message = record.reason or "the job failed"
@@ -123,7 +124,7 @@ def _job(store: JobStore, record: JobRecord) -> dict[str, Any]:
             "batch_size": spec["rollout"]["prompts_per_step"] * spec["rollout"]["rollouts_per_prompt"],
             "learning_rate_multiplier": "auto",
         },
-        "organization_id": store.owner,
+        "organization_id": owner,
         "result_files": [],
         "seed": spec["seed"],
         "trained_tokens": None,

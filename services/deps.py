@@ -1,4 +1,8 @@
-"""What handlers ask for by type, and the shapes that several of them share."""
+"""What handlers ask for by type, and the shapes that several of them share.
+
+None of it waits for anything, so all of it is `async`: what is not costs every request a thread of its own. Each is a
+dependency by itself, as every level of them costs as much again.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
 from fastapi import Path as PathParameter
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from orchestrator.access import Access
 from orchestrator.checkpoint_store import find_checkpoint
@@ -17,40 +21,46 @@ from orchestrator.errors import JobNotFound
 from orchestrator.keys import is_name
 from orchestrator.store import Checkpoint, JobStore
 from services.auth import Principal
-from services.settings import Settings
+from services.settings import Limits, Settings
 
 MAX_PAGE = 100
 
 
-def _principal(request: Request) -> Principal:
+def _owner(request: Request) -> str:
+    owner: str = request.state.principal.owner
+    return owner
+
+
+def _owns_all(request: Request) -> bool:
+    """True for the installation's own owner."""
+    return bool(_owner(request) == request.app.state.store.owner)
+
+
+async def _principal(request: Request) -> Principal:
     principal: Principal = request.state.principal
     return principal
 
 
-def _store(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> JobStore:
+async def _store(request: Request) -> JobStore:
     """The jobs of the key's owner: another owner's job does not exist here."""
     store: JobStore = request.app.state.store
-    return store.of_owner(principal.owner)
+    return store.of_owner(_owner(request))
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def _max_active(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> int | None:
-    limits = _settings(request).limits
-    own = principal.owner == request.app.state.store.owner
-    return (limits.active_jobs_local if own else limits.active_jobs) or None
+async def _max_active(request: Request) -> int | None:
+    limits: Limits = request.app.state.settings.limits
+    return (limits.active_jobs_local if _owns_all(request) else limits.active_jobs) or None
 
 
-def _access(
-    request: Request, principal: Annotated[Principal, Depends(_principal)], store: Annotated[JobStore, Depends(_store)]
-) -> Access:
+async def _access(request: Request) -> Access:
     """Which files a spec may name: any for the installation's own owner, none for others, or those of the roots."""
-    settings = _settings(request)
-    limits = settings.limits
-    own = principal.owner == request.app.state.store.owner
+    settings: Settings = request.app.state.settings
+    limits, store = settings.limits, await _store(request)
 
     def is_own(job_id: str) -> bool:
         try:
@@ -59,31 +69,32 @@ def _access(
             return False
 
     return Access(
-        owner=principal.owner,
+        owner=store.owner,
         state_dir=settings.state_dir,
-        roots=None if own and limits.data_roots is None else limits.data_roots or (),
+        roots=None if _owns_all(request) and limits.data_roots is None else limits.data_roots or (),
         model_roots=limits.model_roots,
         urls=limits.data_urls,
         own_job=is_own,
     )
 
 
-def _finder(request: Request, store: Annotated[JobStore, Depends(_store)]) -> Callable[[str, Checkpoint], Path]:
-    settings = _settings(request)
+async def _finder(request: Request) -> Callable[[str, Checkpoint], Path]:
+    settings: Settings = request.app.state.settings
+    owner = _owner(request)
 
     def find(job_id: str, checkpoint: Checkpoint) -> Path:
         """A directory here with the checkpoint's policy. Raises CheckpointError."""
         url, state_dir = settings.checkpoint_store, settings.state_dir
-        return find_checkpoint(checkpoint, url, owner=store.owner, job_id=job_id, state_dir=state_dir)
+        return find_checkpoint(checkpoint, url, owner=owner, job_id=job_id, state_dir=state_dir)
 
     return find
 
 
-def _datasets(request: Request, principal: Annotated[Principal, Depends(_principal)]) -> Datasets:
-    return Datasets(_settings(request).state_dir, principal.owner)
+async def _datasets(request: Request) -> Datasets:
+    return Datasets(request.app.state.settings.state_dir, _owner(request))
 
 
-def _job_id(job_id: Annotated[str, PathParameter(description="a job's id")]) -> str:
+def _job_id(job_id: str) -> str:
     if not is_name(job_id):
         raise JobNotFound(job_id)  # not 422: an id that can't exist is one that doesn't
     return job_id
@@ -96,7 +107,7 @@ Configuration = Annotated[Settings, Depends(_settings)]
 Finder = Annotated[Callable[[str, Checkpoint], Path], Depends(_finder)]  # of a checkpoint's policy on this machine
 FileAccess = Annotated[Access, Depends(_access)]
 OwnDatasets = Annotated[Datasets, Depends(_datasets)]
-JobId = Annotated[str, Depends(_job_id)]
+JobId = Annotated[str, PathParameter(description="a job's id"), AfterValidator(_job_id)]
 
 
 class Cursor(BaseModel):

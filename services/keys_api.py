@@ -41,7 +41,7 @@ class KeyList(BaseModel):
     owner: str | None = Query(None, description="only this owner's")
 
 
-def _keys(request: Request) -> KeyStore:
+async def _keys(request: Request) -> KeyStore:
     keys: KeyStore = request.app.state.keys
     return keys
 

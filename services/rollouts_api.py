@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -9,7 +10,6 @@ from starlette.responses import Response
 
 from orchestrator.samples import FOLDER, Row, kept_steps, read_samples
 from orchestrator.store import JobStore
-from services.body import parse_json
 from services.deps import Configuration, Cursor, JobId, Store, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.settings import Settings
@@ -33,7 +33,7 @@ def get_rollouts(
     job_id: JobId, query: Annotated[RolloutQuery, Query()], store: Store, config: Configuration
 ) -> Response:
     """The rollouts that are kept of a step, numbered as they are stored. An empty list before the first."""
-    spec = parse_json(store.spec(job_id).encode())
+    spec = json.loads(store.spec(job_id))
     names = [objective["name"] for objective in spec["objectives"]]
     step, rows = rollouts_of(store, config, job_id, query.step)
     ordered = _sorted(rows, query.sort, names)
@@ -49,7 +49,7 @@ def rollouts_of(
     directory = config.state_dir / "jobs" / job_id / FOLDER
     kept = kept_steps(directory, up_to=store.job(job_id).step)
     if step is not None and step not in kept:
-        every = parse_json(store.spec(job_id).encode()).get("samples", {}).get("every", 1)
+        every = json.loads(store.spec(job_id)).get("samples", {}).get("every", 1)
         raise not_found(f"no rollouts are kept of this step; the spec's samples.every is {every}")
     for candidate in [step] if step is not None else reversed(kept):
         if rows := read_samples(directory, candidate):

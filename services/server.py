@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 import ssl
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from orchestrator.store import JobStore
 from services.app import create_app
+from services.errors import ApiProblem, problem_response
 from services.settings import Settings, Tls
 
 _START_TIMEOUT_S = 15.0
@@ -22,6 +26,20 @@ _LAST_ANSWERS_S = 3  # for requests in flight when the server stops
 
 class ServerError(Exception):
     """The server can't start; the text says why in one line."""
+
+
+class _Http(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """What the parser refuses, as not HTTP or with a URL beyond its 64 KB, gets the shape of every refusal."""
+
+    transport: asyncio.Transport
+
+    def send_400_response(self, _: str) -> None:
+        """Ends the connection, as nobody knows where the next request would begin."""
+        answer = problem_response(ApiProblem(400, "invalid_http", "this is not HTTP, or its URL is too long"))
+        headers = {**answer.headers, "x-request-id": uuid.uuid4().hex, "connection": "close"}
+        lines = ["HTTP/1.1 400 Bad Request", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        self.transport.write("\r\n".join(lines).encode() + bytes(answer.body))
+        self.transport.close()
 
 
 class ApiServer:
@@ -60,6 +78,7 @@ class ApiServer:
         self._stopping = app.state.stopping
         config = uvicorn.Config(
             app,
+            http=_Http,
             log_level="warning",
             log_config=None,  # its lines go where ours go
             access_log=False,

@@ -74,8 +74,7 @@ def put_steering(
 ) -> Response:
     """Answers with the version that it made and the first step that follows it: never the one in flight."""
     sent = checked_change(document)
-    objectives = tuple(objective["name"] for objective in json.loads(store.spec(job_id))["objectives"])
-    steer = _steer(store, job_id, sent, objectives, _version(if_match), request.state.key_name)
+    steer = _steer(store, job_id, sent, _version(if_match), request.state.key_name)
     if steer.outcome is SteerOutcome.STALE:
         raise ApiProblem(
             412, "stale_version", f"someone steered meanwhile: version {steer.version} is current", param="If-Match"
@@ -102,8 +101,9 @@ def preview_steering(
     The advantages are computed anew on those rollouts alone, before and after.
     """
     sent = checked_change(document)
-    spec = parse_spec(json.loads(store.spec(job_id)))
-    wanted = _merged(store.steering(job_id).current, sent, spec.objective_names)
+    text, head = store.spec_and_steering(job_id)
+    spec = parse_spec(json.loads(text))
+    wanted = _merged(head.current, sent, spec.objective_names)
     step, rows = rollouts_of(store, config, job_id)
     if not rows or step is None:
         if spec.samples.every == 0:
@@ -127,15 +127,15 @@ def checked_change(document: Any) -> dict[str, Any]:
     return change
 
 
-def _steer(
-    store: JobStore, job_id: str, sent: dict[str, Any], objectives: tuple[str, ...], expected: int | None, by: str
-) -> Steer:
+def _steer(store: JobStore, job_id: str, sent: dict[str, Any], expected: int | None, by: str) -> Steer:
     """Merges and writes against one version; without an expected one, again for as long as others come first."""
     while True:
-        state = store.steering(job_id)
-        merged = _merged(state.current, sent, objectives).model_dump(mode="json")
+        spec, head = store.spec_and_steering(job_id)
+        objectives = tuple(objective["name"] for objective in json.loads(spec)["objectives"])
+        merged = _merged(head.current, sent, objectives).model_dump(mode="json")
         change = {field: merged[field] for field in sent}
-        steer = store.steer(job_id, change=change, if_match=state.version if expected is None else expected, by=by)
+        version = head.version if expected is None else expected
+        steer = store.steer(job_id, change=change, if_match=version, by=by, head=head)
         if steer.outcome is not SteerOutcome.STALE or expected is not None:
             return steer
 

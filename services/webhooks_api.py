@@ -46,7 +46,7 @@ class NewWebhook(BaseModel):
     )
 
 
-def _webhooks(store: Store) -> WebhookStore:
+async def _webhooks(store: Store) -> WebhookStore:
     return WebhookStore(store)
 
 

@@ -234,9 +234,9 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 # ------------------------------------------------------------------------------------------------------------- jobs
 
 
-def submit(store: JobStore, count: int) -> list[str]:
+def submit(store: JobStore, count: int, document: dict[str, Any] = SPEC) -> list[str]:
     """Queued jobs, by the store's own call."""
-    spec = parse_spec(SPEC)
+    spec = parse_spec(document)
     text, steering = spec.to_json(), initial_steering(spec).model_dump(mode="json")
 
     def one(_: int) -> str:

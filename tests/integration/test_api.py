@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -147,6 +148,17 @@ def test_unknown_paths_and_methods_have_the_common_shape(http: httpx.Client) -> 
     response = http.delete("/v1/jobs")
     assert assert_error(response, 405)["code"] == "method_not_allowed"
     assert "GET" in response.headers["allow"] or "POST" in response.headers["allow"]
+
+
+@pytest.mark.parametrize("sent", [b"GET /v1/jobs?x=" + b"a" * 70_000, b"\x00\x01\x02", b"GET  HTTP/9"])
+def test_what_is_no_http_has_the_common_shape(server: ApiServer, sent: bytes) -> None:
+    with socket.create_connection((server.host, server.port), 20) as sender:
+        sender.sendall(sent + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+        head, _, content = b"".join(iter(lambda: sender.recv(65536), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"x-request-id: " in head
+    error = json.loads(content)["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_http")
 
 
 @pytest.mark.parametrize("job", ["job-0", "%7Bx%7D", "a" * 300, "..", "%00", "é"])

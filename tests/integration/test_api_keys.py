@@ -25,9 +25,10 @@ from typer.testing import CliRunner
 from orchestrator import keys as names
 from orchestrator.embedded_redis import EmbeddedRedis, connect
 from orchestrator.keystore import KeyStore, Scope
+from orchestrator.redis_calls import RedisCalls
 from orchestrator.store import JobStore, SubmitOutcome
 from services.app import create_app
-from services.auth import PUBLIC_PATHS
+from services.auth import PUBLIC_PATHS, RecentKeys
 from services.cli import app as cli
 from services.keys import digest, new_key, new_stored_key
 from services.scopes import SCOPES
@@ -197,6 +198,38 @@ def test_a_revoked_key_is_401_at_once_and_for_good(place: Place) -> None:
         assert http.delete(f"/v1/keys/{made['id']}").json()["revoked_at"] == first["revoked_at"]
         assert error_of(http.delete("/v1/keys/0123456789abcdef"), 404)["message"] == "no such key"
         assert error_of(http.delete("/v1/keys/..%2a"), 404)
+
+
+def test_a_key_that_another_process_revokes_is_401_soon(place: Place) -> None:
+    made = place.make("read")
+    assert place.status(made["key"]) == 200
+    began = time.monotonic()
+    KeyStore(RedisCalls(place.client)).revoke(made["id"])
+    while place.status(made["key"]) != 401:
+        assert time.monotonic() - began < 5
+        time.sleep(0.1)
+
+
+def test_recent_keys_are_known_without_redis_for_a_while(place: Place) -> None:
+    key_id, text = new_stored_key()
+    calls = RedisCalls(place.client)
+    known = RecentKeys(calls, fresh_s=60)
+    assert known.recent(key_id) is None
+    known.add(key_id=key_id, sha256=digest(text), owner="acme", name="x", scopes={Scope.READ}, expires_in_s=30)
+    assert known.look_up(key_id) is not None
+    recent = known.recent(key_id)
+    assert recent is not None
+    assert recent[0].is_valid_at(recent[1])
+    assert not recent[0].is_valid_at(recent[1] + 31)  # that it expires is seen without Redis
+    assert RecentKeys(calls, fresh_s=0).find(key_id)[0] == recent[0]
+    known.revoke(key_id)
+    revoked = known.recent(key_id)
+    assert revoked is not None
+    assert not revoked[0].is_valid_at(revoked[1])
+    stale = RecentKeys(calls, fresh_s=0)
+    stale.look_up(key_id)
+    time.sleep(0.01)
+    assert stale.recent(key_id) is None
 
 
 def test_revoking_ends_a_stream(place: Place) -> None:
@@ -462,6 +495,7 @@ def test_last_use_is_noted_at_most_once_a_minute(place: Place) -> None:
     assert place.status(made["key"]) == 200
     assert place.client.hget(name, "last_used_at") == first
     place.client.hset(name, "last_used_at", str(float(first) - 61))
+    time.sleep(2.1)  # until the key is looked up again
     assert place.status(made["key"]) == 200
     assert float(place.client.hget(name, "last_used_at")) >= float(first)
 
@@ -564,7 +598,10 @@ def test_without_redis_the_servers_own_key_is_still_known(tmp_path: Path) -> Non
         connect(server.url) as client,
         serving(client, tmp_path, writes_per_minute=600) as place,
     ):
-        stored = place.key("admin")
+        key_id, stored = new_stored_key()  # by another process, so that this one has not seen it
+        KeyStore(RedisCalls(client)).add(
+            key_id=key_id, sha256=digest(stored), owner="acme", name="x", scopes={Scope.ADMIN}
+        )
         server.stop()
         for key, path, status in (
             (OPERATOR, "/openapi.json", 200),

@@ -1,5 +1,6 @@
 """The job store on a real redis-server: happy paths, races, zombies, lost replies, dead servers."""
 
+import json
 import math
 import os
 import pickle
@@ -165,6 +166,26 @@ def test_jobs_are_listed_newest_first_in_pages(store: JobStore) -> None:
     assert ([job.job_id for job in page.items], page.has_more) == (["j2", "j1", "j0"], False)
     with pytest.raises(JobNotFound):
         store.jobs(after="nobody")
+
+
+def test_a_filtered_list_is_bounded_and_says_where_to_go_on(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.reader.MAX_SCANNED", 4)
+    monkeypatch.setattr("orchestrator.reader._CHUNK", 2)
+    for i in range(12):
+        document = json.dumps({"metadata": {"mark": "x", "odd": str(i % 2)} if i < 4 else {}})
+        store.submit(document, name="x", job_id=f"j{i}")
+    store.request_cancel("j0")
+    pages, after = [], None
+    while not pages or pages[-1].has_more:
+        pages.append(store.jobs(after=after, limit=3, metadata={"mark": "x"}))
+        after = pages[-1].last
+    assert [[job.job_id for job in page.items] for page in pages] == [[], [], ["j3", "j2", "j1"], ["j0"]]
+    assert (pages[0].last, pages[1].last) == ("j8", "j4")
+    assert [job.job_id for job in store.jobs(after="j4", metadata={"mark": "x", "odd": "1"}).items] == ["j3", "j1"]
+    assert [job.job_id for job in store.jobs(after="j4", status=S.CANCELLED).items] == ["j0"]
+    assert not store.jobs(after="j4", status=S.CANCELLED).has_more
+    assert not store.jobs(after="j0", status=S.CANCELLED).items
+    assert len(store.jobs(limit=10).items) == 10  # an unfiltered list has no such bound
 
 
 def test_jobs_keep_their_order_when_the_clock_steps_back(store: JobStore, client: redis.Redis, owner: str) -> None:

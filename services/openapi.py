@@ -1,0 +1,115 @@
+"""The OpenAPI document: FastAPI's, with every refusal of every route, and what a made thing's id is good for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from orchestrator.spec import JobSpec
+from services.auth import PUBLIC_PATHS
+
+_METHODS = frozenset({"get", "put", "post", "patch", "delete"})
+_REFUSALS = {
+    400: "not HTTP; or the body is not JSON, or ends early",
+    401: "no valid key",
+    403: "the key does not reach this",
+    404: "nothing of the key's owner has this name",
+    409: "it does not fit the present state, or what was sent before",
+    412: "another version is current",
+    413: "the body is too large",
+    422: "a value is wrong, unknown or missing; param names it",
+    425: "not there yet",
+    429: "too much at once; Retry-After says when to try again",
+    500: "broken here; the log has the x-request-id",
+    503: "Redis does not answer, or the server is busy; try again after Retry-After",
+    507: "the disk is full",
+}
+_JOB, _ALIAS = "/v1/jobs/{job_id}", "/v1/fine_tuning/jobs/{job_id}"
+_MORE = {  # what does not follow from an operation's shape
+    "GET /v1/jobs/compare": (404,),
+    "POST /v1/jobs": (409,),
+    **{f"POST {path}/{action}": (409,) for path in (_JOB, _ALIAS) for action in ("cancel", "pause", "resume")},
+    f"POST {_JOB}/fork": (409, 425),
+    f"PUT {_JOB}/steering": (409, 412),
+    f"POST {_JOB}/steering/preview": (409, 425),
+    f"POST {_JOB}/checkpoints/{{step}}/export": (409,),
+    f"GET {_JOB}/checkpoints/{{step}}/download": (409,),
+    "POST /v1/webhooks": (409,),
+    "POST /v1/datasets": (507,),
+    "GET /v1/datasets/{dataset_id}/rows": (409,),
+}
+
+
+def openapi(app: FastAPI) -> dict[str, Any]:
+    """Made once, with the body that jobs_api reads by hand and the key that the middleware wants."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        spec = JobSpec.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(spec.pop("$defs", {}))
+        schemas["JobSpec"] = spec
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        schemas["Error"] = _error_schema()
+        _describe_refusals(document["paths"])
+        _link(document["paths"])
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+        for path in PUBLIC_PATHS:
+            document["paths"][path]["get"]["security"] = []
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _error_schema() -> dict[str, Any]:
+    """The shape that services/errors.py gives every answer but success."""
+    text = {"type": "string"}
+    fields = {"type": text, "code": text, "message": text, "param": {"type": ["string", "null"]}}
+    error = {"type": "object", "properties": fields, "required": list(fields)}
+    return {"type": "object", "properties": {"error": error}, "required": ["error"]}
+
+
+def _describe_refusals(paths: dict[str, Any]) -> None:
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    for path, methods in paths.items():
+        for method in _METHODS & methods.keys():
+            responses = methods[method]["responses"]
+            for status in sorted(_refusals(method, path, methods[method])):
+                responses[str(status)] = {"description": _REFUSALS[status], "content": content}
+
+
+def _refusals(method: str, path: str, operation: dict[str, Any]) -> set[int]:
+    found = {400, 500, *_MORE.get(f"{method.upper()} {path}", ())}
+    if path not in PUBLIC_PATHS:
+        found |= {401, 403, 503}
+    if method != "get":
+        found |= {413, 429}
+    if "{" in path:
+        found |= {404}
+    if "requestBody" in operation:
+        found |= {422}
+    if operation.get("parameters"):
+        found |= {422}
+    return found
+
+
+def _link(paths: dict[str, Any]) -> None:
+    """What a collection's POST makes is what the paths below it name."""
+    for path, methods in paths.items():
+        made = methods.get("post", {}).get("responses", {}).get("201")
+        if made is None or "{" in path:
+            continue
+        roots = (path, "/v1/fine_tuning/jobs") if path == "/v1/jobs" else (path,)
+        made["links"] = {
+            operation["operationId"]: {
+                "operationId": operation["operationId"],
+                "parameters": {below.partition("{")[2].partition("}")[0]: "$response.body#/id"},
+            }
+            for root in roots
+            for below, operations in paths.items()
+            if below.startswith(f"{root}/{{")
+            for method, operation in operations.items()
+            if method in _METHODS
+        }
