@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.failpoints import reach
+
 MANIFEST = "manifest.json"
 
 
@@ -55,13 +57,17 @@ def write_checkpoint(root: Path, *, step: int, fence: int, fill: Callable[[Path]
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir()
+        reach("checkpoint_begun")
         fill(hidden)
+        reach("checkpoint_filled")
         manifest = _seal(hidden, step=step, fence=fence)
+        reach("checkpoint_sealed")
         _put_in_place(hidden, final)
     except OSError as error:
         shutil.rmtree(hidden, ignore_errors=True)
         reason = error.strerror or str(error)
         raise CheckpointError(f"can't write checkpoint {final}: {reason}; free space or fix the directory") from error
+    reach("checkpoint_placed")
     return final, manifest
 
 

@@ -29,6 +29,7 @@ from typing import Any
 from orchestrator import logs
 from orchestrator.checkpoints import CheckpointError, collect, directory_name, newest_manifest, verify
 from orchestrator.embedded_redis import connect
+from orchestrator.failpoints import reach
 from orchestrator.journal import StoreJournal, Wishes
 from orchestrator.report import render_report
 from orchestrator.spec import JobSpec, parse_spec
@@ -101,6 +102,7 @@ def drive(
     if claim.lease is None:
         log.info("job %s is not to be run: %s", job_id, claim.outcome)
         return 0
+    reach("after_claim")
     heartbeat = Heartbeat(store, claim.lease)
     signal.signal(signal.SIGTERM, lambda *_: heartbeat.ask_to_stop())
     heartbeat.start()
@@ -155,11 +157,13 @@ def run_job(store: JobStore, journal: StoreJournal, claim: Claim, directory: Pat
 
 def end(store: JobStore, lease: Lease, status: JobStatus, reason: str | None) -> None:
     """A request that came in the last moment wins over success, never over a failure."""
+    reach("before_finish")
     try:
         store.finish(lease, status, reason)
     except IllegalTransition as error:
         log.info("%s; handing the job back, which carries out the request", error)
         store.release(lease, reason)
+    reach("after_finish")
 
 
 class HandedBack(Exception):

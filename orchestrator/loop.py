@@ -20,6 +20,7 @@ from orchestrator.checkpoints import CheckpointError, directory_name, keep_only,
 from orchestrator.clock import Clock
 from orchestrator.collect import Collector
 from orchestrator.evaluation import Evaluator
+from orchestrator.failpoints import reach
 from orchestrator.figures import Update, front_document
 from orchestrator.guardrails import Guardrails
 from orchestrator.journal import Journal
@@ -114,8 +115,10 @@ class Loop:
         batch, kept = self.collector.collect(step, self.may_get_weight(steering))
         with self.clock("learn"):
             update = self.improve(step, batch, kept, steering)
+        reach("before_sync")
         with self.clock("sync"):
             self.parts.learner.sync(step)
+        reach("after_sync")
 
         self.state.step = step
         evaluation = self.evaluate(step, steering) if self.due(step) else None
@@ -295,6 +298,7 @@ class Loop:
             self._checkpoint_failures = 0
             self.kept.add(step)
             self.journal.checkpoint(path, manifest)
+            reach("checkpoint_registered")
             self.retain()
 
     def retain(self) -> None:

@@ -150,6 +150,8 @@ class Worker:
         for owner in self._all_owners():
             for job_id in self._store(owner).sweep():
                 log.warning("%s: its lease ran out; it was taken back", job_id)
+                if driver := self._drivers.get((owner, job_id)):  # it hangs, and would keep its job from our next one
+                    _kill_group(driver.process)
 
     def _fill(self) -> None:
         """One driver at a time, so that each choice sees the ones before it."""
