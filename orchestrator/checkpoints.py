@@ -106,6 +106,14 @@ def newest_manifest(root: Path) -> tuple[int, int]:
     return found
 
 
+def newest_whole(root: Path) -> int:
+    """Step of the newest checkpoint on disk whose sums are right, 0 without one."""
+    for directory in sorted(root.glob("step-*"), reverse=True):
+        with contextlib.suppress(CheckpointError):
+            return verify(directory).step
+    return 0
+
+
 def keep_only(root: Path, steps: Collection[int]) -> None:
     """Remove every other checkpoint, also one that a kill kept from being registered."""
     names = {directory_name(step) for step in steps}

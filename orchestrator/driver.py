@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import logs
-from orchestrator.checkpoints import CheckpointError, collect, directory_name, newest_manifest, verify
+from orchestrator.checkpoints import CheckpointError, collect, directory_name, newest_manifest, newest_whole, verify
 from orchestrator.embedded_redis import connect
 from orchestrator.failpoints import reach
 from orchestrator.journal import StoreJournal, Wishes
+from orchestrator.recovery import keep_document, register_found
 from orchestrator.report import render_report
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.store import (
@@ -86,6 +87,8 @@ class Heartbeat:
             except StoreUnavailable as error:
                 log.warning("the lease could not be renewed: %s", error)
             except Fenced:
+                if self._stopping.wait(1.0):  # it was this process itself that ended the job, a moment ago
+                    return
                 log.error("another holder has job %s; this process ends", self.lease.job_id)
                 os._exit(3)
 
@@ -119,11 +122,14 @@ def drive(
 
 def claim_job(store: JobStore, job_id: str, checkpoints: Path, *, wait: bool = True) -> Claim:
     """The lease, its fence above everything that is on disk. With `wait`, once another's lease has run out."""
-    fence, _ = newest_manifest(checkpoints)
+    fence, step = newest_manifest(checkpoints)
+    known = store.job(job_id)
+    forgotten = fence > known.fence or step > known.step  # the disk is ahead: this Redis was emptied, or is an old copy
+    floor_step = newest_whole(checkpoints) if forgotten else 0
     nonce = secrets.token_hex(16)
     deadline = time.monotonic() + 2 * LEASE_TTL_S
     while True:
-        claim = store.claim(job_id, nonce=nonce, ttl_s=LEASE_TTL_S, floor_fence=fence)
+        claim = store.claim(job_id, nonce=nonce, ttl_s=LEASE_TTL_S, floor_fence=fence, floor_step=floor_step)
         if claim.outcome is not ClaimOutcome.HELD or not wait or time.monotonic() > deadline:
             return claim
         time.sleep(1.0)
@@ -133,7 +139,9 @@ def run_job(store: JobStore, journal: StoreJournal, claim: Claim, directory: Pat
     """Build the parts, resume, loop, and write down how it ended. A mistake of the user fails the job with a reason."""
     lease = journal.lease
     try:
-        spec = parse_spec(json.loads(store.spec(lease.job_id)))
+        text = store.spec(lease.job_id)
+        spec = parse_spec(json.loads(text))
+        keep_document(directory, owner=store.owner, spec=text)
         store.set_total_steps(lease, spec.steps)
         with parts_of(spec, directory, journal, ray_address=ray_address) as parts:
             outcome, samples = train(spec, parts, store, journal, claim, directory)
@@ -203,6 +211,7 @@ def train(
     lease = journal.lease
     loop = Loop(spec, parts, journal, directory / "checkpoints", fence=lease.fence)
     collect(directory / "checkpoints")
+    register_found(store, journal, claim, directory / "checkpoints")
     step = usable_checkpoint(store, journal, directory / "checkpoints")
     if step is not None:
         loop.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])

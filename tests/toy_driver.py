@@ -111,17 +111,39 @@ def _become(asked: dict[str, Any]) -> None:
         os._exit(code)
 
 
-class Garage:
-    """Starts toy drivers."""
+class Forks:
+    """The process that starts them: one for a test session, whatever their Redis and their directory."""
 
-    def __init__(self, redis_url: str, state_dir: Path, *, ttl_s: float = 1.0, renew_s: float = 0.2) -> None:
-        self.redis_url, self.state_dir = redis_url, state_dir
-        self.toy = {"ttl_s": ttl_s, "renew_s": renew_s}
-        self.drivers: list[ToyDriver] = []
+    def __init__(self) -> None:
         command = [sys.executable, "-m", "tests.toy_driver", "--serve"]
         self.server = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
         )
+
+    def ask(self, question: dict[str, Any]) -> Any:
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.write(json.dumps(question) + "\n")
+        self.server.stdin.flush()
+        return json.loads(self.server.stdout.readline())
+
+    def close(self) -> None:
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.close()
+        self.server.wait(30)
+        self.server.stdout.close()
+
+
+class Garage:
+    """Starts toy drivers on one Redis and one state directory, and leaves none behind."""
+
+    def __init__(
+        self, forks: Forks, redis_url: str, state_dir: Path, *, ttl_s: float = 1.0, renew_s: float = 0.2
+    ) -> None:
+        self.forks, self.redis_url, self.state_dir = forks, redis_url, state_dir
+        self.toy = {"ttl_s": ttl_s, "renew_s": renew_s}
+        self.drivers: list[ToyDriver] = []
 
     def start(
         self, job_id: str, *, owner: str = "local", failpoints: str = "", mutants: Sequence[str] = (), **toy: Any
@@ -131,17 +153,10 @@ class Garage:
         arguments = ["--job", job_id, "--redis", self.redis_url, "--state-dir", str(self.state_dir), "--owner", owner]
         settings = {**self.toy, "mutants": list(mutants), **toy}
         environment = {"EQUIPOISE_FAILPOINTS": failpoints, VARIABLE: json.dumps(settings)}
-        pid = self.ask({"arguments": arguments, "environment": environment, "log": str(log)})
+        pid = self.forks.ask({"arguments": arguments, "environment": environment, "log": str(log)})
         driver = ToyDriver(self, pid, log)
         self.drivers.append(driver)
         return driver
-
-    def ask(self, question: dict[str, Any]) -> Any:
-        assert self.server.stdin is not None
-        assert self.server.stdout is not None
-        self.server.stdin.write(json.dumps(question) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
 
     def __enter__(self) -> Self:
         return self
@@ -149,11 +164,6 @@ class Garage:
     def __exit__(self, *_: object) -> None:
         for driver in self.drivers:
             driver.kill()
-        assert self.server.stdin is not None
-        assert self.server.stdout is not None
-        self.server.stdin.close()
-        self.server.wait(30)
-        self.server.stdout.close()
 
 
 class ToyDriver:
@@ -165,7 +175,7 @@ class ToyDriver:
 
     def poll(self) -> int | None:
         if self.code is None:
-            self.code = self.garage.ask({"pid": self.pid})
+            self.code = self.garage.forks.ask({"pid": self.pid})
         return self.code
 
     def wait(self, timeout_s: float = 60) -> int:

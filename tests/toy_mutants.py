@@ -78,10 +78,18 @@ def _park_nowhere() -> None:
     StoreJournal._patiently = lambda _self, call: call()  # type: ignore[method-assign,assignment]
 
 
+def _no_floor() -> None:
+    """A claim that asks Redis alone."""
+    from orchestrator import driver
+
+    driver.newest_manifest = lambda _: (0, 0)
+
+
 PROCESS: dict[str, Callable[[], None]] = {
     "register_before_durable": _register_before_durable,
     "forget_learner": _forget_learner,
     "park_nowhere": _park_nowhere,
+    "no_floor": _no_floor,
 }
 
 

@@ -23,7 +23,7 @@ from orchestrator.store import ClaimOutcome, Fenced, IllegalTransition, JobStore
 from orchestrator.worker import Worker
 from tests import toy_driver
 from tests.fault_figures import REPEATS, all_at_once, tell
-from tests.toy_driver import Garage, ToyDriver
+from tests.toy_driver import Forks, Garage, ToyDriver
 from tests.toy_jobs import audit, events_of, submit, toy_spec, weights
 from tests.toy_mutants import store_with
 
@@ -37,8 +37,8 @@ def store(redis_url: str) -> Iterator[JobStore]:
 
 
 @pytest.fixture(scope="module")
-def garage(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Garage]:
-    with Garage(redis_url, tmp_path_factory.mktemp("garage")) as garage:
+def garage(forks: Forks, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Garage]:
+    with Garage(forks, redis_url, tmp_path_factory.mktemp("garage")) as garage:
         yield garage
 
 
@@ -255,6 +255,14 @@ def test_a_driver_that_hangs_does_not_keep_its_job(
         thread.join(20)
     found = audit(store, job_id, spec, tmp_path)
     assert (store.job(job_id).status, found.violations, found.claims) == (JobStatus.SUCCEEDED, (), 2)
+
+
+def test_a_driver_that_ends_its_job_does_not_take_itself_for_a_zombie(garage: Garage, store: JobStore) -> None:
+    """A renewal that comes between the end of the job and the end of the process is refused, and rightly."""
+    job_id = submit(store, SPEC)
+    driver = garage.start(job_id, owner=store.owner, failpoints="after_finish=sleep:0.7")
+    assert driver.wait() == 0, driver.tail()
+    assert store.job(job_id).status is JobStatus.SUCCEEDED
 
 
 # ------------------------------------------------------------------------------------------- T5: clocks

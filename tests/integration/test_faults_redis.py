@@ -28,7 +28,7 @@ from services.server import ApiServer
 from services.settings import Settings
 from tests.fault_figures import REPEATS, tell
 from tests.lossy import LossyProxy, dump
-from tests.toy_driver import Garage, ToyDriver
+from tests.toy_driver import Forks, Garage, ToyDriver
 from tests.toy_jobs import audit, events_of, submit, toy_spec, weights
 from tests.toy_mutants import store_with
 
@@ -211,12 +211,12 @@ def wait_for_step(store: JobStore, job_id: str, step: int, driver: ToyDriver) ->
         time.sleep(0.01)
 
 
-def test_a_driver_parks_while_redis_is_away_and_loses_no_step(tmp_path: Path) -> None:
+def test_a_driver_parks_while_redis_is_away_and_loses_no_step(forks: Forks, tmp_path: Path) -> None:
     """Frozen, then killed and started again: one driver, one claim, every step once."""
     spec = toy_spec(step_s=0.1)
     server = EmbeddedRedis(tmp_path / "redis")
     try:
-        with Garage(server.url, tmp_path, ttl_s=30.0) as garage, connect(server.url, timeout_s=5) as client:
+        with Garage(forks, server.url, tmp_path, ttl_s=30.0) as garage, connect(server.url, timeout_s=5) as client:
             store = JobStore(client)
             sound, hasty = submit(store, spec), submit(store, spec)
             driver = garage.start(sound)
@@ -328,7 +328,7 @@ def test_an_event_that_is_written_twice_is_seen(redis_url: str, tmp_path: Path) 
 # ------------------------------------------------------------------------------------------- T24: full
 
 
-def test_a_full_redis_parks_the_driver_and_refuses_in_words(tmp_path: Path) -> None:
+def test_a_full_redis_parks_the_driver_and_refuses_in_words(forks: Forks, tmp_path: Path) -> None:
     spec = toy_spec(step_s=0.05)
     with EmbeddedRedis(tmp_path / "redis") as server, connect(server.url, timeout_s=5) as client:
         store = JobStore(client)
@@ -336,7 +336,7 @@ def test_a_full_redis_parks_the_driver_and_refuses_in_words(tmp_path: Path) -> N
         api.start(store, Settings(state_dir=tmp_path, key_sha256=digest("eqp_test")))
         try:
             with (
-                Garage(server.url, tmp_path, ttl_s=30.0) as garage,
+                Garage(forks, server.url, tmp_path, ttl_s=30.0) as garage,
                 httpx.Client(base_url=api.url, headers={"authorization": "Bearer eqp_test"}, timeout=20) as http,
             ):
                 job_id = submit(store, spec)
