@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,22 +96,23 @@ def verify(directory: Path) -> Manifest:
 
 def newest_manifest(root: Path) -> tuple[int, int]:
     """(fence, step) of the newest manifest on disk, 0 and 0 without one: the floor for a fence after a Redis loss."""
-    found = (0, 0)
-    for file in root.glob(f"step-*/{MANIFEST}"):
-        try:
-            document = json.loads(file.read_bytes())
-            found = max(found, (int(document["fence"]), int(document["step"])))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
+    return max(((fence, step) for fence, step, _ in _manifests(root)), default=(0, 0))
 
 
 def newest_whole(root: Path) -> int:
     """Step of the newest checkpoint on disk whose sums are right, 0 without one."""
-    for directory in sorted(root.glob("step-*"), reverse=True):
+    for _, _, directory in sorted(_manifests(root), reverse=True):
         with contextlib.suppress(CheckpointError):
             return verify(directory).step
     return 0
+
+
+def _manifests(root: Path) -> Iterator[tuple[int, int, Path]]:
+    """(fence, step, directory) of all that can be read."""
+    for file in root.glob(f"step-*/{MANIFEST}"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            document = json.loads(file.read_bytes())
+            yield int(document["fence"]), int(document["step"]), file.parent
 
 
 def keep_only(root: Path, steps: Collection[int]) -> None:

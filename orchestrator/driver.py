@@ -124,8 +124,10 @@ def claim_job(store: JobStore, job_id: str, checkpoints: Path, *, wait: bool = T
     """The lease, its fence above everything that is on disk. With `wait`, once another's lease has run out."""
     fence, step = newest_manifest(checkpoints)
     known = store.job(job_id)
-    forgotten = fence > known.fence or step > known.step  # the disk is ahead: this Redis was emptied, or is an old copy
-    floor_step = newest_whole(checkpoints) if forgotten else 0
+    # A holder commits before it checkpoints: a disk that is ahead means that Redis was emptied, or is an old copy.
+    # Under a newer fence it is not: what lies there was never registered, and its steps are undone.
+    ahead = (fence, step) > (known.fence, known.step)
+    floor_step = newest_whole(checkpoints) if ahead else 0
     nonce = secrets.token_hex(16)
     deadline = time.monotonic() + 2 * LEASE_TTL_S
     while True:

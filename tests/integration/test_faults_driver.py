@@ -99,6 +99,19 @@ def test_a_driver_killed_anywhere_costs_at_most_the_steps_since_its_checkpoint(
     tell("T17", load_failures=0, boundaries=sum(place.startswith("checkpoint") for place in jobs))
 
 
+def test_a_checkpoint_that_was_never_registered_is_not_chosen(garage: Garage, store: JobStore) -> None:
+    """Not by the next driver, nor by the one after it, to whom the ledger shows a step below the orphan's."""
+    job_id = submit(store, SPEC)
+    garage.start(job_id, owner=store.owner, failpoints="checkpoint_placed=kill@3").wait()
+    garage.start(job_id, owner=store.owner, failpoints="after_claim=kill").wait()
+    assert (store.job(job_id).step, store.job(job_id).checkpoint_step) == (3, 3)
+    assert (garage.state_dir / "jobs" / job_id / "checkpoints" / "step-000006").is_dir()
+    finish(garage, store, job_id)
+    assert not [event for event in events_of(store, job_id) if event.type == "job.recovered"]
+    assert audit(store, job_id, SPEC, garage.state_dir).violations == ()
+    assert [record["fence"] for record in store.steps(job_id)] == [1] * 3 + [3] * 6
+
+
 def test_a_driver_killed_at_random(garage: Garage, store: JobStore) -> None:
     chance = random.Random(2)
     specs = [toy_spec(seed=seed) for seed in range(2 * REPEATS)]
