@@ -73,30 +73,30 @@ def finish(garage: Garage, store: JobStore, job_id: str) -> None:
             return
 
 
-@pytest.mark.parametrize("round_", range(max(1, REPEATS // 2)))
-def test_a_driver_killed_anywhere_costs_at_most_the_steps_since_its_checkpoint(
-    garage: Garage, store: JobStore, round_: int
-) -> None:
+def test_a_driver_killed_anywhere_costs_at_most_the_steps_since_its_checkpoint(garage: Garage, store: JobStore) -> None:
     assert PLACES.keys() == POINTS.keys()
-    jobs = {place: submit(store, toy_spec(seed=100 * round_ + nth)) for place, nth in PLACES.items()}
-    specs = {place: toy_spec(seed=100 * round_ + nth) for place, nth in PLACES.items()}
-    first = {
-        place: garage.start(jobs[place], owner=store.owner, failpoints=f"{place}=kill@{nth}")
-        for place, nth in PLACES.items()
-    }
-    for place, driver in first.items():
-        assert driver.wait() == -signal.SIGKILL, (place, driver.tail())
-    second = {place: garage.start(job_id, owner=store.owner) for place, job_id in jobs.items()}
-    for driver in second.values():
-        assert driver.wait() == 0, driver.tail()
-    audits = {place: audit(store, jobs[place], specs[place], garage.state_dir) for place in jobs}
-    assert {place: found.violations for place, found in audits.items() if found.violations} == {}
-    assert all(store.job(job_id).status is JobStatus.SUCCEEDED for job_id in jobs.values())
-    assert audits["after_commit"].rerun == 2  # steps 4 and 5: the checkpoint is at 3
-    reruns = [found.rerun for found in audits.values()]
-    tell("T2", failpoints=len(jobs), max_lost=max(reruns), mean_lost=sum(reruns) / len(reruns))
-    tell("T16", double_applied=sum(found.duplicates for found in audits.values()))
-    tell("T17", load_failures=0, boundaries=sum(place.startswith("checkpoint") for place in jobs))
+    reruns, duplicates = [], 0
+    for round_ in range(max(1, REPEATS // 2)):
+        specs = {place: toy_spec(seed=100 * round_ + nth) for place, nth in PLACES.items()}
+        jobs = {place: submit(store, spec) for place, spec in specs.items()}
+        first = {
+            place: garage.start(jobs[place], owner=store.owner, failpoints=f"{place}=kill@{nth}")
+            for place, nth in PLACES.items()
+        }
+        for place, driver in first.items():
+            assert driver.wait() == -signal.SIGKILL, (place, driver.tail())
+        second = [garage.start(job_id, owner=store.owner) for job_id in jobs.values()]
+        for driver in second:
+            assert driver.wait() == 0, driver.tail()
+        audits = {place: audit(store, jobs[place], specs[place], garage.state_dir) for place in jobs}
+        assert {place: found.violations for place, found in audits.items() if found.violations} == {}
+        assert all(store.job(job_id).status is JobStatus.SUCCEEDED for job_id in jobs.values())
+        assert audits["after_commit"].rerun == 2  # steps 4 and 5: the checkpoint is at 3
+        reruns += [found.rerun for found in audits.values()]
+        duplicates += sum(found.duplicates for found in audits.values())
+    tell("T2", failpoint_kills=len(reruns), max_lost=max(reruns), mean_lost=round(sum(reruns) / len(reruns), 2))
+    tell("T16", double_applied=duplicates)
+    tell("T17", load_failures=0, boundaries=sum(place.startswith("checkpoint") for place in PLACES))
 
 
 def test_a_checkpoint_that_was_never_registered_is_not_chosen(garage: Garage, store: JobStore) -> None:
