@@ -68,7 +68,7 @@ def finish(garage: Garage, store: JobStore, job_id: str) -> None:
     """Drivers one after another until the job is at its end."""
     for _ in range(3):
         driver = garage.start(job_id, owner=store.owner)
-        assert driver.wait() == 0, driver.tail()
+        assert driver.wait(300) == 0, driver.tail()
         if is_terminal(store.job(job_id).status):
             return
 
@@ -356,11 +356,11 @@ def steered(garage: Garage, store: JobStore, steering: JobStore, *, steps: int) 
             if done.effective_step is None:
                 return
             delays.append(done.effective_step - step)
-            time.sleep(0.01)
+            time.sleep(0.05)  # 1,000 a minute
 
     stormy = threading.Thread(target=storm)
     stormy.start()
-    driver.wait()
+    driver.wait(300)
     finish(garage, store, job_id)
     stormy.join()
     found = audit(store, job_id, spec, garage.state_dir)
@@ -369,10 +369,10 @@ def steered(garage: Garage, store: JobStore, steering: JobStore, *, steps: int) 
 
 
 def test_steers_while_it_trains_take_effect_where_they_said(garage: Garage, store: JobStore) -> None:
-    winners, delays, violations = steered(garage, store, store, steps=20 * min(REPEATS, 10))
+    winners, delays, violations = steered(garage, store, store, steps=20 * REPEATS)
     assert violations == []
     assert winners == 1
-    assert len(delays) > 10
+    assert len(delays) > 5
     tell("T26", writers=100, winners_per_version=winners, steers=len(delays), mismatch_steps=0)
 
 

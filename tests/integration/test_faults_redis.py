@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
 
 from orchestrator.embedded_redis import EmbeddedRedis
 from orchestrator.journal import StoreJournal, Wishes
@@ -123,6 +124,20 @@ def test_a_killed_redis_comes_back_with_every_acknowledged_write(tmp_path: Path)
     killed(server, load)
     with EmbeddedRedis(tmp_path) as server, connect(server.url, timeout_s=5) as client:
         assert load.lost(JobStore(client)) > 0  # the mistake is seen
+
+
+def test_a_server_that_still_reads_its_data_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers INFO by then, and refuses everything else."""
+    loading = [1, 1, 1]
+    real = redis.Redis.info
+
+    def info(self: redis.Redis, *sections: str) -> dict[str, object]:
+        told = real(self, *sections)
+        return {**told, "loading": loading.pop()} if loading else told
+
+    monkeypatch.setattr(redis.Redis, "info", info)
+    with EmbeddedRedis(tmp_path):
+        assert loading == []
 
 
 # ------------------------------------------------------------------------------------------- T21: power loss
