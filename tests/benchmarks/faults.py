@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import operator
 import os
 import random
 import signal
@@ -50,6 +51,15 @@ TTL_S = 30.0  # the driver's own
 STEER_EVERY_S = 3.0
 DRAIN_S = 240.0
 KINDS = ("kill_driver", "stop_driver", "kill_redis", "freeze_redis", "kill_api", "pause_resume", "cancel")
+TARGETS: dict[str, tuple[str, float]] = {
+    "lineage_mismatches": ("==", 0),
+    "duplicates": ("==", 0),
+    "lost_acks": ("==", 0),
+    "goodput": (">=", 0.8),
+    "max_rerun": ("<=", EVERY),
+    "ops_ok": (">=", 100),  # or a run of nothing but errors would look well
+    "drained": ("==", True),
+}
 Figures = dict[str, Any]
 
 
@@ -383,6 +393,18 @@ def takeover_s(store: JobStore, punisher: Punisher) -> float:
     return round(longest, 1)
 
 
+def show(figures: Figures) -> None:
+    table = Table("figure", "value", "target", "")
+    for name, value in figures.items():
+        words = ["", ""]
+        if name in TARGETS:
+            sign, target = TARGETS[name]
+            met = {">=": operator.ge, "<=": operator.le, "==": operator.eq}[sign](value, target)
+            words = [f"{sign} {target:g}", "met" if met else "MISSED"]
+        table.add_row(name, json.dumps(value), *words)
+    Console(width=140).print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.faults",
@@ -411,10 +433,7 @@ def main() -> None:
     results |= {"soak": figures, "machine": machine()}
     options.results.parent.mkdir(exist_ok=True)
     options.results.write_text(json.dumps(results, indent=1) + "\n")
-    table = Table("figure", "value")
-    for name, value in figures.items():
-        table.add_row(name, json.dumps(value))
-    Console(width=140).print(table)
+    show(figures)
     print(json.dumps(figures))
 
 
