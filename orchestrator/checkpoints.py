@@ -17,10 +17,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from orchestrator.failpoints import reach
 
 MANIFEST = "manifest.json"
 
@@ -55,13 +57,17 @@ def write_checkpoint(root: Path, *, step: int, fence: int, fill: Callable[[Path]
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir()
+        reach("checkpoint_begun")
         fill(hidden)
+        reach("checkpoint_filled")
         manifest = _seal(hidden, step=step, fence=fence)
+        reach("checkpoint_sealed")
         put_in_place(hidden, final)
     except OSError as error:
         shutil.rmtree(hidden, ignore_errors=True)
         reason = error.strerror or str(error)
         raise CheckpointError(f"can't write checkpoint {final}: {reason}; free space or fix the directory") from error
+    reach("checkpoint_placed")
     return final, manifest
 
 
@@ -92,14 +98,23 @@ def verify(directory: Path, *, under: str = "") -> Manifest:
 
 def newest_manifest(root: Path) -> tuple[int, int]:
     """(fence, step) of the newest manifest on disk, 0 and 0 without one: the floor for a fence after a Redis loss."""
-    found = (0, 0)
+    return max(((fence, step) for fence, step, _ in _manifests(root)), default=(0, 0))
+
+
+def newest_whole(root: Path) -> int:
+    """Step of the newest checkpoint on disk whose sums are right, 0 without one."""
+    for _, _, directory in sorted(_manifests(root), reverse=True):
+        with contextlib.suppress(CheckpointError):
+            return verify(directory).step
+    return 0
+
+
+def _manifests(root: Path) -> Iterator[tuple[int, int, Path]]:
+    """(fence, step, directory) of all that can be read."""
     for file in root.glob(f"step-*/{MANIFEST}"):
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             document = json.loads(file.read_bytes())
-            found = max(found, (int(document["fence"]), int(document["step"])))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
+            yield int(document["fence"]), int(document["step"]), file.parent
 
 
 def keep_only(root: Path, steps: Collection[int]) -> None:

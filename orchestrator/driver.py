@@ -29,14 +29,17 @@ from typing import Any
 
 from orchestrator import logs
 from orchestrator.checkpoint_store import CheckpointStore, StoreAway, open_store
-from orchestrator.checkpoints import CheckpointError, collect
+from orchestrator.checkpoints import CheckpointError, collect, newest_manifest, newest_whole
 from orchestrator.embedded_redis import connect
 from orchestrator.errors import ResourcesBusy
+from orchestrator.failpoints import reach
 from orchestrator.journal import StoreJournal, Wishes
 from orchestrator.launchers import NO_RESOURCES, OTHER_HOLDER, REDIS_URL_FILE_VARIABLE, REDIS_URL_VARIABLE
+from orchestrator.recovery import keep_document, keep_ending, register_found
 from orchestrator.remote import RemoteAway
 from orchestrator.report import render_report
 from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.states import is_terminal
 from orchestrator.store import (
     REASON_LIMIT_CHARS,
     Claim,
@@ -91,6 +94,8 @@ class Heartbeat:
             except StoreUnavailable as error:
                 log.warning("the lease could not be renewed: %s", error)
             except Fenced:
+                if self._stopping.wait(1.0):  # it was this process itself that ended the job, a moment ago
+                    return
                 log.error("another holder has job %s; this process ends", self.lease.job_id)
                 os._exit(3)
 
@@ -111,6 +116,7 @@ def drive(
     if claim.lease is None:
         log.info("job %s is not to be run: %s", job_id, claim.outcome)
         return 0
+    reach("after_claim")
     heartbeat = Heartbeat(store, claim.lease)
     signal.signal(signal.SIGTERM, lambda *_: heartbeat.ask_to_stop())
     heartbeat.start()
@@ -131,11 +137,15 @@ def drive(
 
 def claim_job(store: JobStore, job_id: str, checkpoints: CheckpointStore, *, wait: bool = True) -> Claim:
     """The lease, its fence above every checkpoint's. With `wait`, once another's lease has run out."""
-    fence = checkpoints.floor()
+    fence, known = checkpoints.floor(), store.job(job_id)
+    # A holder commits before it checkpoints: a disk that is ahead means that Redis was emptied, or is an old copy.
+    # Under a newer fence it is not: what lies there was never registered, and its steps are undone.
+    ahead = newest_manifest(checkpoints.root) > (known.fence, known.step)
+    floor_step = newest_whole(checkpoints.root) if ahead else 0
     nonce = secrets.token_hex(16)
     deadline = time.monotonic() + 2 * LEASE_TTL_S
     while True:
-        claim = store.claim(job_id, nonce=nonce, ttl_s=LEASE_TTL_S, floor_fence=fence)
+        claim = store.claim(job_id, nonce=nonce, ttl_s=LEASE_TTL_S, floor_fence=fence, floor_step=floor_step)
         if claim.outcome is not ClaimOutcome.HELD or not wait or time.monotonic() > deadline:
             return claim
         time.sleep(1.0)
@@ -147,7 +157,9 @@ def run_job(
     """Build the parts, resume, loop, and write down how it ended. A mistake of the user fails the job with a reason."""
     lease, directory = journal.lease, checkpoints.root.parent
     try:
-        spec = parse_spec(json.loads(store.spec(lease.job_id)))
+        text = store.spec(lease.job_id)
+        spec = parse_spec(json.loads(text))
+        keep_document(directory, owner=store.owner, spec=text)
         store.set_total_steps(lease, spec.steps)
         with parts_of(spec, directory, journal, ray_address=ray_address) as parts:
             outcome, samples = train(spec, parts, store, journal, claim, checkpoints)
@@ -168,21 +180,25 @@ def run_job(
         log.error("%s", traceback.format_exc())
         reason = str(error) or type(error).__name__
         report_so_far(store, lease, directory, JobStatus.FAILED, reason)
-        end(store, lease, JobStatus.FAILED, reason)
+        end(store, lease, directory, JobStatus.FAILED, reason)
         return
     if outcome == "stopped":
         store.release(lease, "handed back: the machine is going down")
         return
-    end(store, lease, JobStatus(outcome), None)
+    end(store, lease, directory, JobStatus(outcome), None)
 
 
-def end(store: JobStore, lease: Lease, status: JobStatus, reason: str | None) -> None:
+def end(store: JobStore, lease: Lease, directory: Path, status: JobStatus, reason: str | None) -> None:
     """A request that came in the last moment wins over success, never over a failure."""
+    reach("before_finish")
     try:
         store.finish(lease, status, reason)
+        if is_terminal(status):
+            keep_ending(directory, status)
     except IllegalTransition as error:
         log.info("%s; handing the job back, which carries out the request", error)
         store.release(lease, reason)
+    reach("after_finish")
 
 
 class HandedBack(Exception):
@@ -232,6 +248,7 @@ def train(
     lease = journal.lease
     loop = Loop(spec, parts, journal, checkpoints, fence=lease.fence)
     collect(checkpoints.root)
+    register_found(store, journal, claim, checkpoints.root)
     step = usable_checkpoint(store, journal, checkpoints)
     if step is not None:
         loop.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])

@@ -43,6 +43,7 @@ class EmbeddedRedis:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory.chmod(0o700)
         self.pid: int | None = None
+        self._loading = False  # it answers, and reads its data still: however long that takes, it is waited for
         self._home_pid = os.getpid()
         self._process: subprocess.Popen[bytes] | None = None
         self._owner_lock: int | None = None
@@ -104,7 +105,7 @@ class EmbeddedRedis:
             if self._answers():  # somebody's server runs here
                 self._owner_lock = _lock(self.directory / "owner.lock")
                 return
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline and not self._loading:
                 raise self._cannot_start("a redis-server already holds this directory but does not answer")
             time.sleep(0.05)
 
@@ -130,18 +131,20 @@ class EmbeddedRedis:
         while not self._answers():
             if self._process.poll() is not None:
                 raise self._cannot_start(f"redis-server ended with code {self._process.returncode}")
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline and not self._loading:
                 raise self._cannot_start("redis-server does not answer")
             time.sleep(0.02)
 
     def _answers(self) -> bool:
-        """True if the server of this directory replies; sets `pid`."""
+        """True if the server of this directory serves its data; sets `pid`."""
+        self._loading = False
         try:
             with connect(self.url) as client:
-                self.pid = int(client.info("server")["process_id"])
-        except (OSError, redis.RedisError):  # not there, or still loading its data
+                told = client.info()
+        except (OSError, redis.RedisError):  # not there
             return False
-        return True
+        self.pid, self._loading = int(told["process_id"]), bool(told["loading"])
+        return not self._loading
 
     def _socket(self) -> Path:
         return Path((self.directory / "redis.socket").read_text())

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from orchestrator.checkpoints import Manifest
+from orchestrator.failpoints import reach
 from orchestrator.steering import Steering
 from orchestrator.store import IllegalTransition, JobStore, Lease, StoreUnavailable
 
@@ -74,9 +75,11 @@ class StoreJournal:
         return entry.version, Steering.model_validate(entry.state)
 
     def commit(self, record: Mapping[str, Any]) -> None:
+        reach("before_commit")
         self._patiently(
             lambda: self.store.commit(self.lease, step=record["step"], digest=figures_digest(record), record=record)
         )
+        reach("after_commit")
 
     def event(self, type: str, *, level: str = "info", once: str | None = None, **data: Any) -> None:
         token = secrets.token_hex(8)  # one for all tries

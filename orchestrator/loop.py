@@ -21,6 +21,7 @@ from orchestrator.checkpoints import CheckpointError, write_json
 from orchestrator.clock import Clock
 from orchestrator.collect import Collector
 from orchestrator.evaluation import Evaluator
+from orchestrator.failpoints import reach
 from orchestrator.figures import Update, front_document
 from orchestrator.guardrails import Guardrails
 from orchestrator.journal import Journal
@@ -42,6 +43,7 @@ class LoopState:
     front: FrontStats | None = None  # as the last evaluation left it
     collapsed: bool = False
     steering_version: int = 0
+    steering: dict[str, Any] | None = None  # what the last step followed: a Redis that is lost takes the log with it
     gramian: list[list[float]] | None = None  # as measured, averaged over the steps where the spec says so
     influence: list[float] | None = None
     samples: dict[str, Any] = field(default_factory=dict)  # the initial policy's completions, for the report
@@ -128,10 +130,12 @@ class Loop:
         batch, kept = collected
         with self.clock("learn"):
             update = self.improve(step, batch, kept, steering)
+        reach("before_sync")
         with self.clock("sync"):
             self.parts.learner.sync(step)
+        reach("after_sync")
 
-        self.state.step = step
+        self.state.step, self.state.steering = step, steering.model_dump(mode="json")
         evaluation = self.evaluate(step, steering) if self.due(step) else None
         record = self.record(step, version, batch, len(kept), update, evaluation)
         self.journal.commit(record | {"timings_s": self.clock.read()})
@@ -313,6 +317,7 @@ class Loop:
             self._checkpoint_failures = 0
             self.kept.add(step)
             self.journal.checkpoint(path, manifest)
+            reach("checkpoint_registered")
             self.retain()
 
     def retain(self) -> None:
@@ -338,6 +343,7 @@ class Loop:
             "step": self.state.step,
             "collapsed": self.state.collapsed,
             "steering_version": self.state.steering_version,
+            "steering": self.state.steering,
             "samples": self.state.samples,
             "gramian": self.state.gramian,
             "influence": self.state.influence,
@@ -370,6 +376,7 @@ class Loop:
             front=front or None,
             collapsed=document["collapsed"],
             steering_version=document["steering_version"],
+            steering=document.get("steering"),
             gramian=document["gramian"],
             influence=document["influence"],
             samples=document["samples"],

@@ -147,6 +147,8 @@ class Worker:
         for owner in self._all_owners():
             for job_id in self._store(owner).sweep():
                 log.warning("%s: its lease ran out; it was taken back", job_id)
+                if driver := self._drivers.get((owner, job_id)):  # it hangs, and would keep its job from our next one
+                    driver.kill()
 
     def _tidy(self) -> None:
         if self._state_dir is None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from orchestrator.spec_errors import SpecError
-from services import cli_server, datasets_cli, keys_cli, lineage_cli, rules_cli, steer_words, submission
+from services import cli_server, datasets_cli, keys_cli, lineage_cli, recover_cli, rules_cli, steer_words, submission
 from services.client import ApiError, Client
 from services.client.types import Job
 from services.follow import follow, front_table
@@ -250,6 +250,7 @@ rules_cli.add_commands(app)
 lineage_cli.add_commands(app, lambda: _state_dir)
 keys_cli.add_commands(app, lambda: _state_dir)
 datasets_cli.add_commands(app, lambda: _state_dir)
+recover_cli.add_commands(app, lambda: _state_dir)
 cli_server.add_commands(app, lambda: _state_dir)
 
 

@@ -6,8 +6,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.toy_driver import Forks
 
 # Before anything reads them: no telemetry, no downloads, no chatter.
 os.environ |= {
@@ -52,6 +56,16 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def forks() -> "Iterator[Forks]":
+    """What starts toy drivers (tests/toy_driver.py)."""
+    from tests.toy_driver import Forks
+
+    forks = Forks()
+    yield forks
+    forks.close()
 
 
 @pytest.fixture(scope="session")

@@ -290,6 +290,28 @@ def prompts(split: str, count: int) -> list[Prompt]:
     ]
 
 
+def make_parts(spec: JobSpec, world: World, profile: Profile | None = None) -> Parts:
+    """Fakes for what costs: engines, learner and rewards. The rest is real."""
+    return Parts(
+        splits=Splits(train=prompts("train", 10), validation=prompts("validation", 4), test=prompts("test", 3)),
+        order=PromptOrder(10, seed=spec.seed),
+        engines=FakeEngines(world, profile),  # type: ignore[arg-type]
+        learner=FakeLearner(world, spec.gramian.mode),  # type: ignore[arg-type]
+        rewards=FakeRewards(world),  # type: ignore[arg-type]
+        gates=Gates({o.name: (o.gate.objective, o.gate.at_least) for o in spec.objectives if o.gate is not None}),
+        transforms=make_transforms(spec),
+        budget=make_budget(spec),
+        objectives=describe_objectives(spec),
+        estimator=make_estimator(spec),
+        weighting=Noted(make_weighting(spec), world, "strategy"),  # type: ignore[arg-type]
+        archive=make_archive(spec),
+        watch=CollapseWatch(drop=spec.collapse.drop, total_drop=spec.collapse.total_drop),
+        save_tokenizer=lambda folder: (folder / "tokenizer.json").write_text("{}") and None,
+        describe=lambda completions, answers: {"described": len(completions) * (len(completions) == len(answers))},
+        close=lambda: None,
+    )
+
+
 def start(
     directory: Path,
     spec: JobSpec | None = None,
@@ -305,31 +327,12 @@ def start(
     if journal is None:
         journal = MemoryJournal(spec, world)
     journal.world = world
-    engines, learner, rewards = FakeEngines(world, profile), FakeLearner(world, spec.gramian.mode), FakeRewards(world)
-    strategy = Noted(make_weighting(spec), world, "strategy")
-    parts = Parts(
-        splits=Splits(train=prompts("train", 10), validation=prompts("validation", 4), test=prompts("test", 3)),
-        order=PromptOrder(10, seed=spec.seed),
-        engines=engines,  # type: ignore[arg-type]
-        learner=learner,  # type: ignore[arg-type]
-        rewards=rewards,  # type: ignore[arg-type]
-        gates=Gates({o.name: (o.gate.objective, o.gate.at_least) for o in spec.objectives if o.gate is not None}),
-        transforms=make_transforms(spec),
-        budget=make_budget(spec),
-        objectives=describe_objectives(spec),
-        estimator=make_estimator(spec),
-        weighting=strategy,  # type: ignore[arg-type]
-        archive=make_archive(spec),
-        watch=CollapseWatch(drop=spec.collapse.drop, total_drop=spec.collapse.total_drop),
-        save_tokenizer=lambda folder: (folder / "tokenizer.json").write_text("{}") and None,
-        describe=lambda completions, answers: {"described": len(completions) * (len(completions) == len(answers))},
-        close=lambda: None,
-    )
+    parts: Any = make_parts(spec, world, profile)
     directory.mkdir(parents=True, exist_ok=True)
     loop = Loop(spec, parts, journal, store or CheckpointStore(directory), fence=fence)
     loop.keeper.directory = directory / ".rollouts"
     loop.collector.known.path = directory / ".references.jsonl"
-    return Run(loop, world, journal, engines, learner, rewards, strategy, directory)
+    return Run(loop, world, journal, parts.engines, parts.learner, parts.rewards, parts.weighting, directory)
 
 
 def resume(run: Run, spec: JobSpec | None = None, **options: Any) -> Run:

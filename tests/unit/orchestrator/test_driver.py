@@ -35,6 +35,8 @@ SPEC = parse_spec(
 class FakeStore:
     """The part of a JobStore that a driver uses."""
 
+    owner = "local"
+
     def __init__(self) -> None:
         self.claims: list[Claim | Exception] = [CLAIM]
         self.claimed: list[dict[str, Any]] = []
@@ -193,7 +195,7 @@ def test_success_is_reported_and_finished(store: FakeStore, tmp_path: Path, job:
     assert (folder / "report.html").read_text() == "<html>3</html>"  # every page of events
     assert "1+1" in (folder / "samples.json").read_text()
     assert ("report.written", "info", {"path": str(folder / "report.html")}) in store.events_written
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "report.html", "samples.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "job.json", "report.html", "samples.json"]
 
 
 @pytest.mark.parametrize("outcome", ["paused", "cancelled"])

@@ -1,0 +1,125 @@
+"""What a job's directory is worth when Redis has lost it: emptied, or put back from an older copy.
+
+    JOB/job.json            owner and spec, written by its first driver, and how it ended, by its last
+    JOB/checkpoints/        the places to restart from, each with its manifest
+
+`recover` submits again the jobs that Redis does not know. The next driver of a job sees that the disk is ahead of
+Redis, claims with a fence above every manifest's, and registers the checkpoints that are whole. Ledger, events and the
+steering log are gone; the steering that the newest checkpoint followed is kept, as the new version 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from orchestrator.checkpoints import CheckpointError, directory_name, newest_whole, verify
+from orchestrator.errors import IllegalTransition, JobNotFound
+from orchestrator.journal import StoreJournal
+from orchestrator.keys import is_name
+from orchestrator.spec import parse_spec
+from orchestrator.states import JobStatus
+from orchestrator.steering import initial_steering
+from orchestrator.store import Claim, JobStore
+
+DOCUMENT = "job.json"
+
+
+class Finding(StrEnum):
+    """What became of a directory."""
+
+    KNOWN = "known"  # Redis has the job: nothing to do
+    RECOVERED = "recovered"  # paused, to go on from its newest checkpoint
+    FINISHED = "finished"  # it had ended: its report and checkpoints stay where they are
+    LOST = "lost"  # nothing tells what it was
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One directory. `step` is the checkpoint that a recovered job goes on from, 0 for its beginning."""
+
+    job_id: str
+    finding: Finding
+    owner: str | None = None
+    step: int = 0
+    note: str = ""
+
+
+def keep_document(directory: Path, *, owner: str, spec: str) -> None:
+    """Write down what the job is. A disk that does not take it costs only this way back."""
+    if not (directory / DOCUMENT).exists():
+        _write(directory, {"owner": owner, "spec": spec})
+
+
+def keep_ending(directory: Path, status: JobStatus) -> None:
+    """Write down that the job has ended, so that nobody takes it up again."""
+    with contextlib.suppress(OSError, ValueError):
+        _write(directory, {**json.loads((directory / DOCUMENT).read_text(encoding="utf-8")), "ended": str(status)})
+
+
+def _write(directory: Path, document: Mapping[str, str]) -> None:
+    hidden = directory / f".{DOCUMENT}"
+    with contextlib.suppress(OSError):
+        with hidden.open("w", encoding="utf-8") as file:
+            json.dump(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+        hidden.rename(directory / DOCUMENT)
+
+
+def register_found(store: JobStore, journal: StoreJournal, claim: Claim, root: Path) -> None:
+    """After a claim that started above what is registered: register the whole checkpoints that Redis has lost."""
+    registered = {checkpoint.step for checkpoint in store.checkpoints(journal.lease.job_id)}
+    if claim.step <= max(registered, default=0):
+        return
+    for directory in sorted(root.glob("step-*")):
+        with contextlib.suppress(CheckpointError):
+            manifest = verify(directory)
+            if max(registered, default=-1) < manifest.step <= claim.step:
+                journal.checkpoint(directory, manifest)
+    journal.event("job.recovered", level="warning", step=claim.step, fence=journal.lease.fence)
+
+
+def recover(store: JobStore, state_dir: Path, *, dry: bool = False) -> Iterator[Found]:
+    """Every job's directory; with `dry`, what would become of it. Recovered jobs are paused: a person resumes them."""
+    for directory in sorted(path for path in (state_dir / "jobs").glob("*") if path.is_dir() and is_name(path.name)):
+        yield _recover(store, directory, dry=dry)
+
+
+def _recover(any_store: JobStore, directory: Path, *, dry: bool) -> Found:
+    job_id = directory.name
+    try:
+        document = json.loads((directory / DOCUMENT).read_text(encoding="utf-8"))
+        owner, text = str(document["owner"]), str(document["spec"])
+        store = any_store.of_owner(owner)
+        spec = parse_spec(json.loads(text))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        note = f"{DOCUMENT} is missing or damaged ({type(error).__name__}); its files stay"
+        return Found(job_id=job_id, finding=Finding.LOST, note=note)
+    with contextlib.suppress(JobNotFound):
+        known = store.job(job_id)
+        return Found(job_id=job_id, finding=Finding.KNOWN, owner=owner, step=known.step, note=str(known.status))
+    if ended := document.get("ended"):
+        return Found(job_id=job_id, finding=Finding.FINISHED, owner=owner, note=f"{ended}; its files stay")
+    step = newest_whole(directory / "checkpoints")
+    steering = _steering(directory / "checkpoints" / directory_name(step)) or initial_steering(spec).model_dump(
+        mode="json"
+    )
+    if not dry:
+        store.submit(text, name=spec.name, job_id=job_id, steering=steering)
+        with contextlib.suppress(IllegalTransition):
+            store.request_pause(job_id)
+    note = f"from step {step}" if step else "without a checkpoint: from its beginning"
+    return Found(job_id=job_id, finding=Finding.RECOVERED, owner=owner, step=step, note=note)
+
+
+def _steering(checkpoint: Path) -> dict[str, object] | None:
+    with contextlib.suppress(OSError, ValueError):
+        steering: dict[str, object] | None = json.loads((checkpoint / "state.json").read_text()).get("steering")
+        return steering
+    return None

@@ -1,0 +1,126 @@
+"""API processes that are killed or told to go while they work: T1 and T6 of the reliability table."""
+
+import contextlib
+import json
+import random
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.redis_calls import connect
+from orchestrator.states import JobStatus
+from orchestrator.store import JobStore
+from services.client import ApiError, Client
+from tests.fault_figures import REPEATS, tell
+from tests.toy_api import KEY, Api
+from tests.toy_driver import Forks, Garage
+from tests.toy_jobs import audit, events_of, submit, toy_spec
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[JobStore]:
+    with connect(redis_url, timeout_s=5) as client:
+        yield JobStore(client)
+
+
+def test_a_killed_api_stops_no_training(forks: Forks, redis_url: str, store: JobStore, tmp_path: Path) -> None:
+    """Two replicas, one killed at a random step, again and again: the driver does not notice, the other answers."""
+    chance = random.Random(1)
+    steps = 20 + 60 * (REPEATS - 1)
+    spec = toy_spec(steps=steps, step_s=0.1)
+    fragile, other = Api(redis_url, tmp_path), Api(redis_url, tmp_path)
+    errors, ready = 0, []
+    try:
+        with Garage(forks, redis_url, tmp_path, ttl_s=30.0) as garage, Client(other.url, KEY) as client:
+            job_id = client.submit(json.loads(spec.to_json()))["id"]
+            driver = garage.start(job_id)
+            for _ in range(2 * REPEATS if REPEATS > 1 else 1):
+                until = client.job(job_id)["step"] + chance.randint(1, 3)
+                while client.job(job_id)["step"] < until and driver.poll() is None:
+                    time.sleep(0.02)
+                with socket.create_connection(("127.0.0.1", fragile.port), timeout=30) as cut_off:
+                    cut_off.sendall(head(9))
+                    fragile.kill()
+                    with contextlib.suppress(ConnectionResetError):  # what T6 must not see
+                        assert cut_off.recv(65536) == b""
+                try:
+                    client.events(job_id)
+                    client.steer(job_id, weights={"accuracy": 0.5, "brevity": 0.5})
+                except ApiError as error:
+                    errors += error.status != 409
+                ready.append(fragile.start())
+            assert driver.wait(300) == 0, driver.tail()
+            listed = [event["seq"] for event in client.events(job_id, limit=100)["data"]]
+        found = audit(store, job_id, spec, tmp_path)
+        assert (store.job(job_id).status, found.violations, found.claims) == (JobStatus.SUCCEEDED, (), 1)
+        assert listed == list(range(1, len(listed) + 1))
+        figures = {"steps_delayed": found.rerun, "errors_of_the_other": errors, "ready_s_max": round(max(ready), 2)}
+        tell("T1", kills=len(ready), **figures)
+        assert errors == 0
+    finally:
+        for api in (fragile, other):
+            api.kill()
+
+
+def head(length: int) -> bytes:
+    """Of a submission, whose body is still to come."""
+    return (
+        f"POST /v1/jobs HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n"
+        f"content-length: {length}\r\nconnection: close\r\n\r\n"
+    ).encode()
+
+
+def test_requests_in_flight_end_well_when_the_api_is_told_to_stop(redis_url: str, tmp_path: Path) -> None:
+    api = Api(redis_url, tmp_path)
+    body = toy_spec().to_json().encode()
+    connections = [socket.create_connection(("127.0.0.1", api.port), timeout=30) for _ in range(8)]
+    try:
+        for connection in connections:
+            connection.sendall(head(len(body)) + body[: len(body) // 2])
+        with Client(api.url, KEY) as client:
+            assert client.ready()  # by now it reads the eight
+        api.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        answers = []
+        for connection in connections:
+            connection.sendall(body[len(body) // 2 :])
+        for connection in connections:
+            answers.append(b"".join(iter(lambda connection=connection: connection.recv(65536), b"")))
+        failed = [answer for answer in answers if not answer.startswith(b"HTTP/1.1 201")]
+        tell("T6", requests_in_flight=len(answers), failed=len(failed))
+        assert failed == []
+        assert api.process.wait(30) == 0
+    finally:
+        for connection in connections:
+            connection.close()
+        api.kill()
+
+
+def test_a_driver_that_is_told_to_stop_hands_over_at_once(
+    forks: Forks, redis_url: str, store: JobStore, tmp_path: Path
+) -> None:
+    takeovers = []
+    with Garage(forks, redis_url, tmp_path, ttl_s=30.0) as garage:
+        for _ in range(REPEATS):
+            spec = toy_spec(step_s=0.05)
+            job_id = submit(store, spec)
+            driver = garage.start(job_id)
+            deadline = time.monotonic() + 60
+            while store.job(job_id).step < 2:
+                assert time.monotonic() < deadline, driver.tail()
+                time.sleep(0.01)
+            driver.send(signal.SIGTERM)
+            assert driver.wait() == 0
+            ended = time.time()
+            assert store.job(job_id).status is JobStatus.QUEUED
+            heir = garage.start(job_id)  # no lease to wait for
+            assert heir.wait() == 0, heir.tail()
+            claims = [event.at for event in events_of(store, job_id) if event.type == "job.claimed"]
+            takeovers.append(claims[1] - ended)
+            found = audit(store, job_id, spec, tmp_path)
+            assert (store.job(job_id).status, found.violations, found.rerun) == (JobStatus.SUCCEEDED, (), 0)
+    tell("T6", handovers=len(takeovers), takeover_s_max=round(max(takeovers), 2), steps_rerun=0)

@@ -1,0 +1,103 @@
+"""Known mistakes, one by one: each must be seen by the check that is there for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator import scripts
+from orchestrator.store import JobStore
+
+# name -> [(script, what it says, what it says instead)]; None for every script.
+SCRIPTS: dict[str, list[tuple[str | None, str, str]]] = {
+    "no_fence": [(None, "j.fence ~= fence or j.nonce ~= nonce or j.closed ~= ''", "false")],
+    "no_native_guard": [("commit", "if type(added) == 'table' and added.err then", "if false then")],
+    "steer_in_flight": [("steer", "tonumber(j.step) + 2", "tonumber(j.step) + 1")],
+    "commit_twice": [("commit", "then return {'OK'} end -- the reply", "then last = last - 1 end -- the reply")],
+    "event_twice": [("event", "if given then", "if false then")],
+    "steer_any_version": [("steer", "if w[1] ~= expected", "if false")],
+    "claim_held": [("claim", "if held and tonumber(redis.call('ZSCORE', LEASES, ID) or 0) > us / 1000", "if false")],
+    "clock_of_client": [("claim", "> us / 1000 then", "> us / 1000 + 3600000 then")],
+    "no_poison": [("claim", "tonumber(j.attempts) >= allowed", "false")],
+    "finish_from_anywhere": [("request", "if ARGV[i] == from then", "if ARGV[i] == from or i == 6 then")],
+}
+
+
+def mutated(*names: str) -> dict[str, str]:
+    """The scripts with these mistakes. Every mistake has a place to be made at."""
+    sources = dict(scripts.load())
+    for name in names:
+        for only, said, instead in SCRIPTS[name]:
+            places = [script for script in sources if script == only or only is None]
+            assert any(said in sources[script] for script in places), (name, said)
+            for script in places:
+                sources[script] = sources[script].replace(said, instead)
+    return sources
+
+
+def apply(name: str) -> None:
+    """Make this process make the mistake."""
+    if name in SCRIPTS:
+        sources = mutated(name)
+        scripts.load = lambda: sources  # type: ignore[assignment]
+    else:
+        PROCESS[name]()
+
+
+def _register_before_durable() -> None:
+    from orchestrator import loop
+    from orchestrator.checkpoints import Manifest, directory_name
+
+    real = loop.write_checkpoint
+    where: dict[str, Any] = {}
+
+    class Early(loop.Loop):
+        def checkpoint(self) -> None:
+            where["journal"] = self.journal
+            super().checkpoint()
+
+    def early(root: Any, *, step: int, fence: int, fill: Any) -> Any:
+        where["journal"].checkpoint(root / directory_name(step), Manifest(step=step, fence=fence, files={}, digest=""))
+        return real(root, step=step, fence=fence, fill=fill)
+
+    loop.Loop = Early  # type: ignore[misc]
+    loop.write_checkpoint = early
+
+
+def _forget_learner() -> None:
+    """The learner's state is not restored."""
+    from tests.loop_fakes import FakeLearner
+
+    FakeLearner.load = lambda *_: None  # type: ignore[method-assign,assignment]
+
+
+def _park_nowhere() -> None:
+    """A Redis that is away ends the run."""
+    from orchestrator.journal import StoreJournal
+
+    StoreJournal._patiently = lambda _self, call: call()  # type: ignore[method-assign,assignment]
+
+
+def _no_floor() -> None:
+    """A claim that asks Redis alone."""
+    from orchestrator import driver
+
+    driver.newest_manifest = lambda _: (0, 0)
+
+
+PROCESS: dict[str, Callable[[], None]] = {
+    "register_before_durable": _register_before_durable,
+    "forget_learner": _forget_learner,
+    "park_nowhere": _park_nowhere,
+    "no_floor": _no_floor,
+}
+
+
+def store_with(store: JobStore, *names: str) -> JobStore:
+    """The same store with mistakes in its scripts."""
+    real, sources = scripts.load, mutated(*names)
+    scripts.load = lambda: sources  # type: ignore[assignment]
+    try:
+        return JobStore(store.calls._client, store.owner)
+    finally:
+        scripts.load = real
