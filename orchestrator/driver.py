@@ -34,7 +34,13 @@ from orchestrator.embedded_redis import connect
 from orchestrator.errors import ResourcesBusy
 from orchestrator.failpoints import reach
 from orchestrator.journal import StoreJournal, Wishes
-from orchestrator.launchers import NO_RESOURCES, OTHER_HOLDER, REDIS_URL_FILE_VARIABLE, REDIS_URL_VARIABLE
+from orchestrator.launchers import (
+    NO_RESOURCES,
+    NONCE_VARIABLE,
+    OTHER_HOLDER,
+    REDIS_URL_FILE_VARIABLE,
+    REDIS_URL_VARIABLE,
+)
 from orchestrator.recovery import keep_document, keep_ending, register_found
 from orchestrator.remote import RemoteAway
 from orchestrator.report import render_report
@@ -101,15 +107,22 @@ class Heartbeat:
 
 
 def drive(
-    job_id: str, redis_url: str, state_dir: Path, *, owner: str, ray_address: str | None, wait: bool = True
+    job_id: str,
+    redis_url: str,
+    state_dir: Path,
+    *,
+    owner: str,
+    ray_address: str | None,
+    nonce: str | None = None,
+    wait: bool = True,
 ) -> int:
-    """Run a job to whatever end it has. Returns the process's exit code."""
+    """Run a job to whatever end it has. Returns the process's exit code. `nonce`: of the lease, if it is given one."""
     store = JobStore(connect(redis_url), owner=owner)
     directory = state_dir / "jobs" / job_id
     checkpoints = open_store(directory / "checkpoints", owner, job_id)
     checkpoints.root.mkdir(parents=True, exist_ok=True)
     try:
-        claim = claim_job(store, job_id, checkpoints, wait=wait)
+        claim = claim_job(store, job_id, checkpoints, nonce=nonce, wait=wait)
     except StoreAway as error:
         log.warning("job %s stays in the queue: %s", job_id, error)
         return 0
@@ -135,14 +148,16 @@ def drive(
     return 0
 
 
-def claim_job(store: JobStore, job_id: str, checkpoints: CheckpointStore, *, wait: bool = True) -> Claim:
+def claim_job(
+    store: JobStore, job_id: str, checkpoints: CheckpointStore, *, nonce: str | None = None, wait: bool = True
+) -> Claim:
     """The lease, its fence above every checkpoint's. With `wait`, once another's lease has run out."""
     fence, known = checkpoints.floor(), store.job(job_id)
     # A holder commits before it checkpoints: a disk that is ahead means that Redis was emptied, or is an old copy.
     # Under a newer fence it is not: what lies there was never registered, and its steps are undone.
     ahead = newest_manifest(checkpoints.root) > (known.fence, known.step)
     floor_step = newest_whole(checkpoints.root) if ahead else 0
-    nonce = secrets.token_hex(16)
+    nonce = nonce or secrets.token_hex(16)
     deadline = time.monotonic() + 2 * LEASE_TTL_S
     while True:
         claim = store.claim(job_id, nonce=nonce, ttl_s=LEASE_TTL_S, floor_fence=fence, floor_step=floor_step)
@@ -368,6 +383,7 @@ def main(arguments: list[str] | None = None, *, exit_process: Callable[[int], An
     parser.add_argument("--owner", default="local")
     parser.add_argument("--ray-address", default=os.environ.get("EQUIPOISE_RAY_ADDRESS"), metavar="ADDRESS")
     options = parser.parse_args(arguments)
+    nonce = os.environ.pop(NONCE_VARIABLE, None)
     logs.hide_password(options.redis)
     logs.setup(level=logging.INFO, job_id=options.job)
     logs.report_crashes()
@@ -378,6 +394,7 @@ def main(arguments: list[str] | None = None, *, exit_process: Callable[[int], An
             options.state_dir,
             owner=options.owner,
             ray_address=options.ray_address,
+            nonce=nonce,
             wait=redis_url is None,  # a worker has other jobs to give its slot to
         )
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 REDIS_URL_VARIABLE = "EQUIPOISE_REDIS_URL"
+NONCE_VARIABLE = "EQUIPOISE_LEASE_NONCE"
 REDIS_URL_FILE_VARIABLE = "EQUIPOISE_REDIS_URL_FILE"
 OTHER_HOLDER = 3  # exit code of a driver that lost or missed its lease: no harm done
 NO_RESOURCES = 4  # of one that handed its job back, as others hold what it needs
@@ -35,6 +37,11 @@ class Handle(Protocol):
     @property
     def fence(self) -> int:
         """The job's when the driver was started: its claim raises it."""
+        ...
+
+    @property
+    def nonce(self) -> str | None:
+        """Of the lease that the driver claims, so that its worker can end it; None where only the driver knows it."""
         ...
 
     @property
@@ -108,7 +115,7 @@ class SubprocessLauncher:
     def start(self, job_id: str, owner: str, *, fence: int) -> Subprocess:
         directory = self._state_dir / "jobs" / job_id
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log_path = directory / "driver.log"
+        log_path, nonce = directory / "driver.log", secrets.token_hex(16)
         with log_path.open("ab") as output:
             process = subprocess.Popen(
                 self._command(job_id, owner, self._state_dir),
@@ -116,9 +123,9 @@ class SubprocessLauncher:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env=self._environment(),
+                env=self._environment() | {NONCE_VARIABLE: nonce},
             )
-        return Subprocess(owner=owner, job_id=job_id, fence=fence, process=process, log_path=log_path)
+        return Subprocess(owner=owner, job_id=job_id, fence=fence, nonce=nonce, process=process, log_path=log_path)
 
     def running(self) -> Sequence[Subprocess]:
         """Not those of a worker that was killed: they are no children of ours, and their leases guard their jobs."""
@@ -137,6 +144,7 @@ class Subprocess:
     owner: str
     job_id: str
     fence: int
+    nonce: str
     process: subprocess.Popen[bytes]
     log_path: Path
 

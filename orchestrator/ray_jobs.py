@@ -155,6 +155,7 @@ class RayJob:
     job_id: str
     fence: int
     submission_id: str
+    nonce: None = None  # Ray would show it; the lease runs out
     _said: str = ""
 
     @property

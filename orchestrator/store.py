@@ -159,12 +159,12 @@ class JobStore(JobReader):
             raise ValueError(f"a job cannot finish as {status}")
         self._change("finish", lease, status, reason)
 
-    def release(self, lease: Lease, reason: str | None = None) -> JobStatus:
-        """Hand the job back unfinished; no attempt is counted and the next claim need not wait.
+    def release(self, lease: Lease, reason: str | None = None, *, crashed: bool = False) -> JobStatus:
+        """Hand the job back unfinished; no attempt is counted unless it crashed, and the next claim need not wait.
 
         Queued again, or paused or cancelled if that was asked for.
         """
-        return JobStatus(self._write("release", lease, _text(reason))[1])
+        return JobStatus(self._write("release", lease, _text(reason), int(crashed))[1])
 
     def sweep(self) -> list[str]:
         """Take back the jobs (at most 100) whose lease has expired, and return them.

@@ -8,6 +8,7 @@ calling everything urgent. A job that waits for resources steps aside, for a whi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -27,6 +28,7 @@ from orchestrator.store import (
     JobNotFound,
     JobRecord,
     JobStore,
+    Lease,
     StoreUnavailable,
 )
 
@@ -259,6 +261,7 @@ class Worker:
             log.error("%s: driver died with exit code %d: %s", driver.job_id, code, last_line, extra=told)
             data = {"exit_code": code, "last_line": last_line, "log": driver.log}
             store.event(driver.job_id, "job.driver_died", data, level="error")
+            self._take_back(driver, job)
         if job.fence > driver.fence:  # claimed: from here the lease and the limit on attempts decide
             self._histories.pop(key, None)
             return
@@ -267,6 +270,14 @@ class Worker:
         history.pause(history.unclaimed, self._poll_s)
         if died and history.unclaimed >= _UNCLAIMED_LIMIT:
             self._give_up(key, f"its driver does not start: {last_line}")
+
+    def _take_back(self, driver: Handle, job: JobRecord) -> None:
+        """Nothing of the driver is left: if the lease is still its own, nobody need wait for it to run out."""
+        if driver.nonce is None:
+            return
+        lease = Lease(job_id=driver.job_id, fence=job.fence, nonce=driver.nonce)
+        with contextlib.suppress(Fenced):  # it never claimed, or another has claimed since
+            self._store(driver.owner).release(lease, "its driver died", crashed=True)
 
     def _give_up(self, key: tuple[str, str], reason: str) -> None:
         owner, job_id = key

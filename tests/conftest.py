@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 if TYPE_CHECKING:
@@ -117,6 +118,15 @@ def quickstart_policy(pytestconfig: pytest.Config) -> Path:
 
     pytestconfig.stash[TRAINING].wait()
     return ensure_policy(POLICY_CACHE, show_progress=False)
+
+
+@pytest.fixture(scope="session")
+def gone_in_the_end() -> Iterator[dict[psutil.Process, str]]:
+    """Processes, with a name to report them by, that may take their time to end, but must."""
+    processes: dict[psutil.Process, str] = {}
+    yield processes
+    _, alive = psutil.wait_procs(list(processes), timeout=60)
+    assert not [processes[process] for process in alive]
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
+from orchestrator.launchers import NONCE_VARIABLE
 from orchestrator.redis_calls import connect
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.steering import initial_steering
-from orchestrator.store import JobStatus, JobStore
+from orchestrator.store import JobStatus, JobStore, Lease
 
 EXAMPLE = Path(__file__).parent / "examples" / "worst_first.py"
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]
@@ -106,8 +107,10 @@ class Drive:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "orchestrator.driver", "--job", job_id, "--redis", url]
         command += ["--state-dir", str(state_dir), "--owner", owner]
+        self.nonce = secrets.token_hex(16)
+        environment = os.environ | {NONCE_VARIABLE: self.nonce}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
 
     def wait(self, timeout_s: float = 300) -> int:
         code = self.process.wait(timeout_s)
@@ -124,6 +127,11 @@ class Drive:
     def kill(self) -> None:
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
+
+    def take_back(self) -> None:
+        """As its worker does, which saw it die: the next driver need not wait for the lease to run out."""
+        fence = self.store.job(self.job_id).fence
+        self.store.release(Lease(job_id=self.job_id, fence=fence, nonce=self.nonce), "its driver died", crashed=True)
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)

@@ -46,9 +46,10 @@ def apply(name: str) -> None:
 
 def _register_before_durable() -> None:
     from orchestrator import loop
+    from orchestrator.checkpoint_store import CheckpointStore
     from orchestrator.checkpoints import Manifest, directory_name
 
-    real = loop.write_checkpoint
+    real = CheckpointStore.write
     where: dict[str, Any] = {}
 
     class Early(loop.Loop):
@@ -56,12 +57,13 @@ def _register_before_durable() -> None:
             where["journal"] = self.journal
             super().checkpoint()
 
-    def early(root: Any, *, step: int, fence: int, fill: Any) -> Any:
-        where["journal"].checkpoint(root / directory_name(step), Manifest(step=step, fence=fence, files={}, digest=""))
-        return real(root, step=step, fence=fence, fill=fill)
+    def early(self: CheckpointStore, *, step: int, fence: int, **options: Any) -> Any:
+        manifest = Manifest(step=step, fence=fence, files={}, digest="")
+        where["journal"].checkpoint(self.root / directory_name(step), manifest)
+        return real(self, step=step, fence=fence, **options)
 
     loop.Loop = Early  # type: ignore[misc]
-    loop.write_checkpoint = early
+    CheckpointStore.write = early  # type: ignore[method-assign,assignment]
 
 
 def _forget_learner() -> None:
@@ -81,7 +83,9 @@ def _park_nowhere() -> None:
 def _no_floor() -> None:
     """A claim that asks Redis alone."""
     from orchestrator import driver
+    from orchestrator.checkpoint_store import CheckpointStore
 
+    CheckpointStore.floor = lambda _: 0  # type: ignore[method-assign,assignment]
     driver.newest_manifest = lambda _: (0, 0)
 
 
