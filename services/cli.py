@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import tarfile
+import tempfile
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
@@ -221,6 +223,36 @@ def export(
     with connect_client(_state_dir) as client:
         done = client.export(find_job(client, job), step, str(directory.expanduser().absolute()))
     print(done["path"])
+
+
+@app.command()
+def download(
+    job: JobArgument,
+    step: Annotated[int, typer.Argument(help="of a checkpoint that is kept; see `equipoise checkpoints`")],
+    directory: Annotated[Path, typer.Argument(help="a new directory on this machine")],
+) -> None:
+    """Fetch a checkpoint's model from a server that may be elsewhere. For example:
+
+    equipoise download last 40 ./my-model
+    """
+    target = directory.expanduser().absolute()
+    if target.exists():
+        fail(f"{target} exists already: name a new directory")
+    with connect_client(_state_dir) as client, tempfile.TemporaryDirectory(dir=_parent_of(target)) as scratch:
+        sent = client.download(find_job(client, job), step, Path(scratch) / "model.tar")
+        with tarfile.open(sent) as archive:
+            archive.extractall(scratch, filter="data")  # nothing outside, no links, no devices
+            (folder,) = {name.split("/")[0] for name in archive.getnames()}
+        (Path(scratch) / folder).rename(target)
+    print(target)
+
+
+def _parent_of(target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"{target.parent}: {error.strerror}")
+    return target.parent
 
 
 @app.command()

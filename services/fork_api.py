@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
@@ -47,6 +48,7 @@ from services.settings import Settings
 from services.slots import place
 
 router = APIRouter(prefix="/v1/jobs", tags=["lineage"])
+log = logging.getLogger(__name__)
 
 _Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 _Weights = dict[str, _Weight]
@@ -185,6 +187,13 @@ def _checked(document: Any) -> Fork:
     return fork
 
 
+def _unusable(parent: str, step: int, error: CheckpointError) -> ApiProblem:
+    """The log has the path, the answer has not."""
+    log.warning("checkpoint %d of %s can't be forked: %s", step, parent, error)
+    message = "its files are gone or damaged; take another checkpoint"
+    return ApiProblem(409, "checkpoint_unusable", message, param="checkpoint")
+
+
 def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: Fork, find: Finder) -> dict[str, Any]:
     """What will be made: ids and whole specs, so that carrying it out twice makes the same jobs."""
     spec = parse_spec(parse_json(store.spec(parent).encode()))
@@ -193,7 +202,7 @@ def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: 
     try:
         wanted["init_checkpoint"] = str(find(parent, checkpoint) / "policy")
     except CheckpointError as error:
-        raise ApiProblem(409, "checkpoint_unusable", str(error), param="checkpoint") from None
+        raise _unusable(parent, checkpoint.step, error) from None
     base = checked_spec(wanted, access)
     vectors: Sequence[_Weights | None] = fork.sweep if fork.sweep is not None else [fork.weights]
     name = fork.name or f"{spec.name[:96]} from {checkpoint.step}"
@@ -236,7 +245,7 @@ def _carry_out(
         raise _full() from None
     except CheckpointError as error:
         _forget(config, [] if again else ids)
-        raise ApiProblem(409, "checkpoint_unusable", str(error), param="checkpoint") from None
+        raise _unusable(plan["parent"], plan["step"], error) from None
     made: list[dict[str, Any]] = []
     for i, job in enumerate(plan["jobs"]):
         spec = parse_spec(json.loads(job["spec"]))

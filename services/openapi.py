@@ -18,6 +18,7 @@ _REFUSALS = {
     404: "nothing of the key's owner has this name",
     409: "it does not fit the present state, or what was sent before",
     412: "another version is current",
+    408: "the body comes too slowly",
     413: "the body is too large",
     422: "a value is wrong, unknown or missing; param names it",
     425: "not there yet",
@@ -28,14 +29,14 @@ _REFUSALS = {
 }
 _JOB, _ALIAS = "/v1/jobs/{job_id}", "/v1/fine_tuning/jobs/{job_id}"
 _MORE = {  # what does not follow from an operation's shape
-    "GET /v1/jobs/compare": (404,),
+    "GET /v1/jobs/compare": (404, 429),
     "POST /v1/jobs": (409,),
     **{f"POST {path}/{action}": (409,) for path in (_JOB, _ALIAS) for action in ("cancel", "pause", "resume")},
-    f"POST {_JOB}/fork": (409, 425),
+    f"POST {_JOB}/fork": (409, 425, 507),
     f"PUT {_JOB}/steering": (409, 412),
     f"POST {_JOB}/steering/preview": (409, 425),
     f"POST {_JOB}/checkpoints/{{step}}/export": (409,),
-    f"GET {_JOB}/checkpoints/{{step}}/download": (409,),
+    f"GET {_JOB}/checkpoints/{{step}}/download": (409, 429),
     "POST /v1/webhooks": (409,),
     "POST /v1/datasets": (507,),
     "GET /v1/datasets/{dataset_id}/rows": (409,),
@@ -89,7 +90,7 @@ def _refusals(method: str, path: str, operation: dict[str, Any]) -> set[int]:
     if "{" in path:
         found |= {404}
     if "requestBody" in operation:
-        found |= {422}
+        found |= {408, 422}
     if operation.get("parameters"):
         found |= {422}
     return found

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.responses import Response
+from starlette.background import BackgroundTask
+from starlette.responses import Response, StreamingResponse
 
-from orchestrator.checkpoints import CheckpointError, export_policy
+from orchestrator.checkpoints import CheckpointError, export_policy, verify
 from orchestrator.store import Checkpoint
 from rewards import registry
+from services.archive import Archive
 from services.body import json_body
 from services.deps import Configuration, Cursor, Finder, JobId, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.slots import place
 
 router = APIRouter(prefix="/v1", tags=["results"])
+log = logging.getLogger(__name__)
 
 
 class Export(BaseModel):
@@ -89,14 +93,50 @@ def export_checkpoint(
         first = error.errors(include_input=False)[0]
         param = ".".join(str(part) for part in first["loc"]) or None
         raise ApiProblem(422, "invalid_export", f"{param or 'body'}: {first['msg']}", param=param) from None
-    checkpoint = next((found for found in store.checkpoints(job_id) if found.step == step), None)
-    if checkpoint is None:
-        raise not_found("no checkpoint is kept at this step")
+    checkpoint = _kept_at(store, job_id, step)
     try:
         export_policy(find(job_id, checkpoint), destination)
     except CheckpointError as error:
         raise ApiProblem(409, "export_failed", str(error)) from None
     return StrictJSONResponse({"object": "export", "step": step, "path": str(destination)})
+
+
+@router.get(
+    "/jobs/{job_id}/checkpoints/{step}/download",
+    response_class=StreamingResponse,
+    responses={200: {"description": "a tar file with one folder", "content": {"application/x-tar": {}}}},
+)
+def download_checkpoint(
+    job_id: JobId,
+    step: int,
+    store: Store,
+    find: Finder,
+    _place: Annotated[None, place("downloads", at_once=8, of_owner=2)],
+) -> Response:
+    """Verifies a checkpoint and sends its policy, a Hugging Face directory, as a tar file."""
+    store.job(job_id)
+    checkpoint = _kept_at(store, job_id, step)
+    try:
+        directory = find(job_id, checkpoint)
+        verify(directory, under="policy/")
+        archive = Archive(directory / "policy", name=f"{job_id}-step-{step}")
+    except (CheckpointError, OSError):
+        log.exception("checkpoint %d of %s can't be sent", step, job_id)
+        raise ApiProblem(409, "checkpoint_unusable", "its files are gone or damaged; take another checkpoint") from None
+    headers = {
+        "content-length": str(archive.size),
+        "content-disposition": f'attachment; filename="{job_id}-step-{step}.tar"',
+    }
+    sent = StreamingResponse(archive.chunks(), media_type="application/x-tar", headers=headers)
+    sent.background = BackgroundTask(archive.close)
+    return sent
+
+
+def _kept_at(store: Store, job_id: str, step: int) -> Checkpoint:
+    for checkpoint in store.checkpoints(job_id):
+        if checkpoint.step == step:
+            return checkpoint
+    raise not_found("no checkpoint is kept at this step")
 
 
 @router.get("/rewards")

@@ -18,7 +18,6 @@ _READ = (
     "GET /openapi.json",
     "GET /v1/jobs",
     "GET /v1/jobs/compare",
-    "GET /v1/jobs/compare",
     f"GET {_JOB}",
     f"GET {_JOB}/events",
     f"GET {_JOB}/metrics",

@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import secrets
+import shutil
 import signal
 import socket
+import tarfile
 import threading
 import time
 import uuid
@@ -541,6 +544,39 @@ def test_a_checkpoint_is_verified_and_exported(client: Client, store: JobStore, 
             client.export(job_id, step, str(directory))
         assert caught.value.status == status
     assert not (tmp_path / "other").exists()
+
+
+def test_a_checkpoint_is_downloaded_as_it_was_made(
+    client: Client, http: httpx.Client, store: JobStore, job_id: str, tmp_path: Path
+) -> None:
+    weights = secrets.token_bytes(3 * 2**20 + 17)  # neither a whole number of chunks nor of blocks
+
+    def fill(directory: Path) -> None:
+        (directory / "policy" / "nested").mkdir(parents=True)
+        (directory / "policy" / "config.json").write_text("{}")
+        (directory / "policy" / "model.safetensors").write_bytes(weights)
+        (directory / "policy" / "nested" / ("n" * 150)).write_bytes(b"")
+        (directory / "learner.safetensors").write_bytes(b"not for others")
+
+    lease = claim(store, job_id)
+    store.commit(lease, step=1, digest="1", record=step_record())
+    path, manifest = write_checkpoint(tmp_path / "checkpoints", step=1, fence=lease.fence, fill=fill)
+    store.register_checkpoint(lease, step=1, path=str(path), digest=manifest.digest)
+
+    with tarfile.open(client.download(job_id, 1, tmp_path / "one.tar")) as archive:
+        archive.extractall(tmp_path / "here", filter="data")
+    folder = tmp_path / "here" / f"{job_id}-step-1"
+    found = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert found == {"config.json": b"{}", "model.safetensors": weights, f"nested/{'n' * 150}": b""}
+    client.download(job_id, 1, tmp_path / "two.tar")
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+
+    with http.stream("GET", f"/v1/jobs/{job_id}/checkpoints/1/download") as answer:  # begun, then retired
+        shutil.rmtree(path)
+        assert len(answer.read()) == int(answer.headers["content-length"]) == (tmp_path / "one.tar").stat().st_size
+    error = assert_error(http.get(f"/v1/jobs/{job_id}/checkpoints/1/download"), 409)
+    assert str(tmp_path) not in error["message"]
+    assert_error(http.get(f"/v1/jobs/{job_id}/checkpoints/2/download"), 404)
 
 
 @pytest.mark.parametrize("to", ["relative/path", "", 5, None, "/nul\x00"])

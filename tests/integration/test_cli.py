@@ -284,6 +284,11 @@ def test_results_are_shown_as_tables_and_as_documents(cli: Installation) -> None
     assert (cli.state_dir / "model" / "config.json").exists()
     assert "exists" in cli.fail("export", "last", "1", "model")
     assert cli.fail("export", "last", "7", "other") == "no checkpoint is kept at this step"
+    downloaded = cli.succeed("download", "last", "1", "fetched").strip()
+    assert [path.name for path in Path(downloaded).iterdir()] == [path.name for path in Path(exported).iterdir()]
+    assert "exists" in cli.fail("download", "last", "1", "fetched")
+    assert cli.fail("download", "last", "7", "other") == "no checkpoint is kept at this step"
+    assert not [path for path in Path(downloaded).parent.iterdir() if path.name.startswith("tmp")]
 
 
 def test_events_are_lines_and_following_them_ends_with_the_job(cli: Installation) -> None:
