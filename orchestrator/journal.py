@@ -69,8 +69,7 @@ class StoreJournal:
         self._pausing = False
 
     def steering(self, step: int) -> tuple[int, Steering]:
-        state = self._patiently(lambda: self.store.steering(self.lease.job_id))
-        entry = state.at(step)
+        entry = self._patiently(lambda: self.store.steering_at(self.lease.job_id, step))
         assert entry is not None, "version 1 is in force from the start"
         return entry.version, Steering.model_validate(entry.state)
 
@@ -89,8 +88,7 @@ class StoreJournal:
 
     def steered(self, *, version: int, **data: Any) -> None:
         """`steering.applied`, with who asked: once for a version, however often a crash makes its step run again."""
-        log = self._patiently(lambda: self.store.steering(self.lease.job_id)).log
-        by = next((entry.by for entry in log if entry.version == version), None)
+        by = self._patiently(lambda: self.store.steering_by(self.lease.job_id, version))
         self.event("steering.applied", once=f"steering {version}", version=version, by=by, **data)
 
     def progress(self, **line: Any) -> None:

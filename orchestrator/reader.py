@@ -29,6 +29,7 @@ from orchestrator.states import JobStatus
 
 MAX_SCANNED = 10_000  # jobs that a filtered list looks at
 _CHUNK = 500  # stream entries and jobs read per round trip
+_STEERS = 16  # changes of the steering read at once
 
 
 class JobReader:
@@ -218,8 +219,24 @@ class JobReader:
         return str(spec), SteeringHead(version=int(version), current=json.loads(current))
 
     def steering_at(self, job_id: str, step: int) -> SteeringEntry | None:
-        """What `step` follows. Final for every step up to the committed one + 1."""
-        return self.steering(job_id).at(step)
+        """What `step` follows. Final for every step up to the committed one + 1.
+
+        Read from the newest change backwards: a step in flight costs the same however often the job was steered.
+        """
+        key, before = self._keys.steering_log(job_id), "+"
+        while True:
+            entries = self._of_job(job_id, ("XREVRANGE", key, before, "-", "COUNT", _STEERS))
+            for stream_id, fields in entries:
+                if (entry := steering_entry(stream_id, fields)).effective_step <= step:
+                    return entry
+            if len(entries) < _STEERS:
+                return None
+            before = f"({entries[-1][0]}"
+
+    def steering_by(self, job_id: str, version: int) -> str | None:
+        """Who asked for a version."""
+        entries = self._of_job(job_id, ("XRANGE", self._keys.steering_log(job_id), f"{version}-1", f"{version}-1"))
+        return steering_entry(*entries[0]).by if entries else None
 
     def _of_job(self, job_id: str, command: Sequence[Arg]) -> Any:
         """The reply to a read beside the job hash, once it is sure that the job exists."""

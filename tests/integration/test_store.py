@@ -36,6 +36,7 @@ from orchestrator.store import (
     StepGap,
     StoreUnavailable,
     SubmitOutcome,
+    steering_at,
 )
 from tests.lossy import LossyProxy, dump
 
@@ -707,6 +708,8 @@ def test_each_step_follows_the_same_steering_before_and_after_a_crash(store: Job
     promised = store.steering("j").log[-1].effective_step
     assert store.steer("j", change={"after": "crash"}, if_match=None, by="me").effective_step == promised
     assert {step: store.steering_at("j", step).version for step in followed} == followed
+    log = store.steering("j").log
+    assert all(store.steering_at("j", step) == steering_at(log, step) for step in range(-1, 40))
 
 
 # -- lost replies --------------------------------------------------------------------------------------------

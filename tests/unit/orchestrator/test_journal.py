@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.checkpoints import Manifest
 from orchestrator.journal import StoreJournal, Wishes, figures_digest
-from orchestrator.records import SteeringEntry, SteeringState
+from orchestrator.records import SteeringEntry
 from orchestrator.states import JobStatus
 from orchestrator.steering import Steering
 from orchestrator.store import Fenced, IllegalTransition, Lease, StoreUnavailable
@@ -20,6 +20,7 @@ LEASE = Lease(job_id="job", fence=3, nonce="n")
 RECORD = {"step": 4, "total": 0.5, "weights": {"applied": {"a": 1.0}}, "timings_s": {"step": 1.5}}
 MANIFEST = Manifest(step=4, fence=3, files={}, digest="d")
 STEERING = Steering(mode="auto", blend=0.5, weights={"a": 1.0}, bounds={"a": (0.0, 1.0)})
+ENTRY = SteeringEntry(version=2, effective_step=5, at=0.0, by="", change={}, state=STEERING.model_dump(mode="json"))
 
 
 class FakeStore:
@@ -34,18 +35,9 @@ class FakeStore:
             self.calls.append((name, args, options))
             if self.errors:
                 raise self.errors.pop(0)
-            return self.state() if name == "steering" else None
+            return ENTRY if name == "steering_at" else None
 
         return call
-
-    def state(self) -> SteeringState:
-        entries = tuple(
-            SteeringEntry(
-                version=v, effective_step=step, at=0.0, by="", change={}, state=STEERING.model_dump(mode="json")
-            )
-            for v, step in ((1, 0), (2, 5))
-        )
-        return SteeringState(version=2, current={}, log=entries)
 
 
 @pytest.fixture
@@ -106,7 +98,7 @@ def test_what_reaches_the_store() -> None:
         call(journal(store))
     assert store.calls[2][2].pop("token")
     assert store.calls == [
-        ("steering", ("job",), {}),
+        ("steering_at", ("job", 4), {}),
         ("commit", (LEASE,), {"step": 4, "digest": figures_digest(RECORD), "record": RECORD}),
         ("event", ("job", "x", {"a": 1}, LEASE), {"level": "warning", "once": None}),
         ("set_progress", (LEASE, {"stage": "training"}), {}),
@@ -118,7 +110,6 @@ def test_what_reaches_the_store() -> None:
 
 
 def test_the_steering_in_force_at_a_step() -> None:
-    assert journal(FakeStore()).steering(4) == (1, STEERING)
     assert journal(FakeStore()).steering(5) == (2, STEERING)
 
 
