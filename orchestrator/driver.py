@@ -87,7 +87,9 @@ class Heartbeat:
 
     @property
     def wishes(self) -> Wishes:
-        return Wishes(cancel=self._signals.cancel, pause=self._signals.pause, stop=self._stop_asked)
+        return Wishes(
+            cancel=self._signals.cancel, pause=self._signals.pause, save=self._signals.save, stop=self._stop_asked
+        )
 
     def stop(self) -> None:
         self._stopping.set()

@@ -32,6 +32,7 @@ class Wishes:
 
     cancel: bool = False
     pause: bool = False
+    save: bool = True  # with a checkpoint, if it is to pause
     stop: bool = False  # hand the job back: the machine is going down
 
 

@@ -83,7 +83,7 @@ class Loop:
             if wishes.cancel:
                 return "cancelled"
             if wishes.pause or wishes.stop:
-                if self.state.step not in self.kept:
+                if self.state.step not in self.kept and (wishes.save or not wishes.pause):
                     self.checkpoint()
                 return "paused" if wishes.pause else "stopped"
             self.step(self.state.step + 1)

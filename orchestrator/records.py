@@ -73,6 +73,7 @@ class Signals:
 
     cancel: bool
     pause: bool
+    save: bool = True  # with a checkpoint, if it is to pause
     steering_version: int
 
 

@@ -116,9 +116,13 @@ class JobStore(JobReader):
         """Cancelled at once if nobody works on it, else cancelling until the holder lets go."""
         return self._request(job_id, CANCEL, JobStatus.CANCELLED, "cancelled on request")
 
-    def request_pause(self, job_id: str) -> JobStatus:
-        """Paused at once if nobody works on it, else pausing until the holder lets go."""
-        return self._request(job_id, PAUSE, JobStatus.PAUSED, "paused on request")
+    def request_pause(self, job_id: str, *, save: bool = True) -> JobStatus:
+        """Paused at once if nobody works on it, else pausing until the holder lets go.
+
+        Without `save` it writes no checkpoint: the steps since the newest one run again after a resume.
+        """
+        how = "save" if save else "latest"
+        return self._request(job_id, PAUSE, JobStatus.PAUSED, "paused on request", how=how)
 
     def resume(self, job_id: str, *, max_active: int | None = None) -> JobStatus:
         """Back to the queue, with all its attempts again. `QuotaReached` as `submit` has it."""
@@ -146,10 +150,11 @@ class JobStore(JobReader):
 
     def renew(self, lease: Lease, ttl_s: float) -> Signals:
         """Keep the lease for `ttl_s` from now, and learn what people asked for meanwhile."""
-        _, status, version = self._write("renew", lease, _ms(ttl_s), more=[self._keys.steering(lease.job_id)])
+        _, status, version, how = self._write("renew", lease, _ms(ttl_s), more=[self._keys.steering(lease.job_id)])
         return Signals(
             cancel=status == JobStatus.CANCELLING,
             pause=status == JobStatus.PAUSING,
+            save=how == "save",
             steering_version=version,
         )
 
@@ -350,9 +355,10 @@ class JobStore(JobReader):
         *,
         fresh_attempts: bool = False,
         max_active: int | None = None,
+        how: str = "",
     ) -> JobStatus:
         pairs = [status for move in moves.items() for status in move]
-        code, status = self._run("request", job_id, _token(), reason, int(fresh_attempts), max_active or 0, *pairs)
+        code, status = self._run("request", job_id, _token(), reason, int(fresh_attempts), max_active or 0, how, *pairs)
         if code == "QUOTA":
             raise QuotaReached("too many active jobs")
         if code == "ILLEGAL":

@@ -165,9 +165,14 @@ def steer(
 
 
 @app.command()
-def pause(job: JobArgument) -> None:
+def pause(
+    job: JobArgument,
+    latest: Annotated[
+        bool, typer.Option("--latest", help="write no checkpoint: the steps since the newest one run again")
+    ] = False,
+) -> None:
     """Write a checkpoint and let go of the machine."""
-    _request(job, lambda client, job_id: client.pause(job_id))
+    _request(job, lambda client, job_id: client.pause(job_id, checkpoint="latest" if latest else "save"))
 
 
 @app.command()

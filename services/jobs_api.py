@@ -7,11 +7,11 @@ import json
 import math
 import re
 import secrets
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
 from orchestrator.access import Access
@@ -23,7 +23,7 @@ from orchestrator.spec_errors import SpecError, problem
 from orchestrator.states import JobStatus
 from orchestrator.steering import initial_steering
 from orchestrator.store import JobRecord, JobStore, Page, QuotaReached, SubmitOutcome
-from services.body import json_body
+from services.body import json_body, optional_json_body
 from services.deps import MAX_PAGE, FileAccess, JobId, MaxActive, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, quota_problem, spec_problem
 
@@ -177,10 +177,25 @@ def cancel_job(job_id: JobId, store: Store) -> Response:
     return StrictJSONResponse(job_document(store.job(job_id)))
 
 
-@router.post("/{job_id}/pause")
-def pause_job(job_id: JobId, store: Store) -> Response:
+class Pause(BaseModel):
+    """Where a running job stops."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    checkpoint: Literal["save", "latest"] = Field(
+        "save", description="`save` a new one; or at the `latest`, after which the steps since then run again"
+    )
+
+
+@router.post("/{job_id}/pause", openapi_extra=body_schema(Pause.model_json_schema(), required=False))
+def pause_job(job_id: JobId, document: Annotated[Any, Depends(optional_json_body)], store: Store) -> Response:
     """A running job writes a checkpoint and lets go of its resources."""
-    store.request_pause(job_id)
+    try:
+        pause = Pause.model_validate({} if document is None else document)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        raise spec_problem([problem(Pause, detail) for detail in found]) from None
+    store.request_pause(job_id, save=pause.checkpoint == "save")
     return StrictJSONResponse(job_document(store.job(job_id)))
 
 

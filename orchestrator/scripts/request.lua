@@ -1,14 +1,16 @@
 -- What a person asks of a job: cancel, pause, resume. KEYS as common.
--- ARGV: id, token, reason, reset attempts (0|1), jobs allowed in queue and at work (0: any), then pairs from, to.
+-- ARGV: id, token, reason, reset attempts (0|1), jobs allowed in queue and at work (0: any), how a pause is made
+-- (save: with a checkpoint, latest: at the newest one), then pairs from, to.
 -- Answers {OK, status}, {ILLEGAL, status} or {QUOTA, status}.
-local token, reason, reset, max_active = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local token, reason, reset, max_active, how = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6]
 local from = redis.call('HGET', JOB, 'status')
 if not from then return {'NOTFOUND'} end
 local given = kept_reply(token)
 if given then return {'OK', given} end
-for i = 6, #ARGV, 2 do
+for i = 7, #ARGV, 2 do
   local to = ARGV[i + 1]
   if ARGV[i] == from then
+    if to == 'pausing' then redis.call('HSET', JOB, 'pause_how', how) end -- who asks last decides
     if from ~= to then
       if to == 'queued' and max_active > 0 and redis.call('ZCARD', QUEUE) + redis.call('ZCARD', LEASES) >= max_active then
         return {'QUOTA', from}

@@ -70,9 +70,11 @@ class Api:
         return _job_request("cancel", job_id, is_repeatable=True)
 
     @endpoint
-    def pause(self, job_id: str) -> Request[types.Job]:
-        """A running job writes a checkpoint and lets go of its resources."""
-        return _job_request("pause", job_id, is_repeatable=True)
+    def pause(self, job_id: str, *, checkpoint: Literal["save", "latest"] = "save") -> Request[types.Job]:
+        """A running job writes a checkpoint, or stops at its latest one, and lets go of its resources."""
+        route = "/v1/jobs/{job_id}/pause"
+        body = {"checkpoint": checkpoint}
+        return Request(method="POST", route=route, ids={"job_id": job_id}, body=body, is_repeatable=True)
 
     @endpoint
     def resume(self, job_id: str) -> Request[types.Job]:

@@ -343,6 +343,17 @@ def test_pause_resume_cancel_follow_the_table(client: Client, job_id: str) -> No
     assert (caught.value.status, caught.value.code) == (409, "illegal_transition")
 
 
+def test_a_pause_says_at_which_checkpoint(http: httpx.Client, client: Client, store: JobStore, job_id: str) -> None:
+    lease = claim(store, job_id)
+    for body, save in (({"checkpoint": "latest"}, False), ({"checkpoint": "save"}, True), ({}, True)):
+        assert http.post(f"/v1/jobs/{job_id}/pause", json=body).json()["status"] == "pausing"
+        assert store.renew(lease, 30).save is save
+    client.pause(job_id, checkpoint="latest")
+    assert store.renew(lease, 30).save is False
+    for body in ({"checkpoint": "now"}, {"checkpoint": None}, {"save": True}, [], "latest", 1):
+        assert_error(http.post(f"/v1/jobs/{job_id}/pause", json=body), 422)
+
+
 # -- events -------------------------------------------------------------------------------------------------
 
 

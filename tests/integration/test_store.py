@@ -638,6 +638,15 @@ def test_event_data(store: JobStore) -> None:
         store.event("j", "big", {"text": "x" * 100_000})
 
 
+def test_the_holder_hears_how_it_is_to_pause(store: JobStore) -> None:
+    lease = running(store)
+    assert store.renew(lease, TTL_S).pause is False
+    store.request_pause("j", save=False)
+    assert (store.renew(lease, TTL_S).pause, store.renew(lease, TTL_S).save) == (True, False)
+    store.request_pause("j")  # who asks last decides
+    assert store.renew(lease, TTL_S).save is True
+
+
 # -- steering ------------------------------------------------------------------------------------------------
 
 

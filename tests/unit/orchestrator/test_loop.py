@@ -373,21 +373,23 @@ def test_the_last_checkpoint_is_tried_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "outcome"),
+    ("wish", "outcome", "kept"),
     [
-        (Wishes(cancel=True), "cancelled"),
-        (Wishes(pause=True), "paused"),
-        (Wishes(stop=True), "stopped"),
-        (Wishes(pause=True, stop=True), "paused"),
-        (Wishes(cancel=True, pause=True, stop=True), "cancelled"),
+        (Wishes(cancel=True), "cancelled", 0),
+        (Wishes(pause=True), "paused", 1),
+        (Wishes(pause=True, save=False), "paused", 0),  # the step runs again
+        (Wishes(stop=True), "stopped", 1),
+        (Wishes(stop=True, save=False), "stopped", 1),
+        (Wishes(pause=True, stop=True), "paused", 1),
+        (Wishes(cancel=True, pause=True, stop=True), "cancelled", 0),
     ],
 )
-def test_what_people_ask_for(tmp_path: Path, wish: Wishes, outcome: str) -> None:
+def test_what_people_ask_for(tmp_path: Path, wish: Wishes, outcome: str, kept: int) -> None:
     run = start(tmp_path)
     run.journal.wish = lambda: wish if len(run.journal.records) == 1 else Wishes()
     assert run.loop.run() == outcome
     assert list(run.journal.records) == [1]
-    assert max(run.journal.registered) == (0 if outcome == "cancelled" else 1)
+    assert max(run.journal.registered) == kept
 
 
 def test_a_paused_job_continues_as_if_it_had_not_been(tmp_path: Path) -> None:
