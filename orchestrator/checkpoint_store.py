@@ -33,7 +33,7 @@ from orchestrator.remote import LONG_PAUSES_S, PAUSES_S, RemoteAway, open_filesy
 STORE_VARIABLE = "EQUIPOISE_CHECKPOINT_STORE"
 _NAME = re.compile(r"(\d{6,})-(\d+)")
 _POLICY = "policy/"
-_FETCHED = 2  # policies that a machine keeps of checkpoints that it did not write
+_FETCHED = 8  # more than may be copied from at once
 log = logging.getLogger(__name__)
 
 
@@ -205,7 +205,7 @@ class CheckpointStore:
     def directory(self, step: int) -> Path:
         """Where a registered checkpoint is, fetched if this machine lacks it. CheckpointError as `restore`."""
         path = self.root / directory_name(step)
-        if self._remote is not None and not (path / MANIFEST).is_file():
+        if self._remote is not None and not _is_registered(path, self.registered[step]):
             self._fetch(step, PAUSES_S)
         return path
 
@@ -247,7 +247,7 @@ def find_checkpoint(found: Checkpoint, url: str | None, *, owner: str, job_id: s
     Only the policy is copied. The last few copies are kept, in JOB/fetched. CheckpointError.
     """
     own = Path(found.path)
-    if url is None or (own / MANIFEST).is_file():
+    if url is None or _is_registered(own, found.digest):
         return own
     target = state_dir / "jobs" / job_id / "fetched" / f"{found.step:06d}-{found.digest[:16]}"
     if target.is_dir():
@@ -261,6 +261,14 @@ def find_checkpoint(found: Checkpoint, url: str | None, *, owner: str, job_id: s
         for old in kept[:-_FETCHED]:
             checkpoints.remove(old)
     return target
+
+
+def _is_registered(path: Path, digest: str) -> bool:
+    """Whether the directory is what was registered: one of the same step may be of a holder that lost the job."""
+    try:
+        return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest() == digest
+    except OSError:
+        return False
 
 
 def _put_whole(target: Path, fill: Callable[[Path], None]) -> None:

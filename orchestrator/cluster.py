@@ -15,9 +15,10 @@ from typing import Any
 import ray
 from torch import Tensor
 
+from orchestrator.errors import ActorLost
 from orchestrator.gang import Gang, reserve
 from policies.learner import Learner, LearnerSettings
-from policies.rollout import EngineSettings, RolloutEngine
+from policies.rollout import EngineDied, EngineSettings, RolloutEngine
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout, RolloutRequest
 from policies.weight_sync import Transport, make_sender
 
@@ -96,7 +97,7 @@ class EnginePool:
         self.timeout_s = timeout_s
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """One rollout for each request, in order. Raises EngineError where an engine is dead, stale or silent."""
+        """One rollout for each request, in order. Raises ActorLost, EngineError where an engine is stale or silent."""
         count = len(self.engines)
         bounds = [len(requests) * i // count for i in range(count + 1)]
         parts = [requests[low:high] for low, high in itertools.pairwise(bounds)]
@@ -106,11 +107,13 @@ class EnginePool:
         except ray.exceptions.GetTimeoutError:
             raise EngineError(f"no rollouts within {self.timeout_s:g} s (rollout.timeout_s)") from None
         except ray.exceptions.RayError as error:
+            if _is_lost(error):
+                raise ActorLost(f"a rollout engine is gone: {last_line(error)}") from error
             raise EngineError(f"a rollout engine failed: {last_line(error)}") from error
 
 
 class RemoteLearner:
-    """The learner as the loop sees it. Raises LearnerError with the learner's own reason."""
+    """The learner as the loop sees it. Raises ActorLost, or LearnerError with the learner's own reason."""
 
     def __init__(self, actor: Any, *, timeout_s: float) -> None:
         self.actor = actor
@@ -144,6 +147,8 @@ class RemoteLearner:
             cause = getattr(error, "cause", None)
             if isinstance(cause, OSError):  # the disk's own words, for the checkpoint's error
                 raise cause from None
+            if _is_lost(error):  # itself, or in a sync an engine
+                raise ActorLost(f"the learner or an engine is gone: {last_line(error)}") from error
             raise LearnerError(f"the learner failed: {last_line(error)}") from error
 
 
@@ -209,11 +214,15 @@ class Cluster:
         try:
             ray.get([actor.ready.remote() for actor in pool])
         except ray.exceptions.RayError as error:
+            if _is_lost(error):
+                raise ActorLost(f"a rollout engine is gone: {last_line(error)}") from error
             raise EngineError(f"a rollout engine did not start: {last_line(error)}") from error
         world_size = 1 + engines * engine.tensor_parallel
         try:
             ray.get(trainer.connect.remote(pool, engine.transport, world_size))
         except ray.exceptions.RayError as error:
+            if _is_lost(error):
+                raise ActorLost(f"the learner or an engine is gone: {last_line(error)}") from error
             raise LearnerError(f"the learner did not start: {last_line(error)}") from error
         return EnginePool(pool, timeout_s=engine.timeout_s), RemoteLearner(trainer, timeout_s=engine.timeout_s)
 
@@ -227,6 +236,13 @@ class Cluster:
             self.gang = None
         if self.owns_ray:
             ray.shutdown()
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether a process is gone, rather than that it said what was wrong. A constructor's mistake is its own word."""
+    if isinstance(error, ray.exceptions.RayActorError):
+        return not error.actor_init_failed
+    return isinstance(error, EngineDied)  # Ray gives a task's error the class of its cause as well
 
 
 def last_line(error: BaseException) -> str:

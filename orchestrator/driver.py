@@ -6,7 +6,7 @@ The Redis URL is EQUIPOISE_REDIS_URL, or in the file EQUIPOISE_REDIS_URL_FILE; -
 machine can read its arguments.
 Killing the API or the worker does not stop it. SIGTERM makes it checkpoint at the next step and hand the job back.
 Exit codes: 0 done with the job (whatever its end), 3 another holder took the job, 4 it was handed back for want of
-resources, 1 a crash: the lease expires and the job goes back to the queue.
+resources or of its checkpoint store, 1 a crash: its worker takes the job back, or else its lease runs out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from orchestrator import logs
 from orchestrator.checkpoint_store import CheckpointStore, StoreAway, open_store
 from orchestrator.checkpoints import CheckpointError, collect, newest_manifest, newest_whole
 from orchestrator.embedded_redis import connect
-from orchestrator.errors import ResourcesBusy
+from orchestrator.errors import ActorLost, DoesNotFit, ResourcesBusy
 from orchestrator.failpoints import reach
 from orchestrator.journal import StoreJournal, Wishes
 from orchestrator.launchers import (
@@ -61,6 +61,7 @@ from orchestrator.store import (
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve a small machine
 LEASE_TTL_S = 30.0
+GOING_DOWN = "handed back: the machine is going down"
 RENEW_EVERY_S = 2.0  # also how soon a cancel is heard
 log = logging.getLogger("equipoise.driver")
 
@@ -99,13 +100,13 @@ class Heartbeat:
         while not self._stopping.wait(RENEW_EVERY_S):
             try:
                 self._signals = self.store.renew(self.lease, LEASE_TTL_S)
-            except StoreUnavailable as error:
-                log.warning("the lease could not be renewed: %s", error)
             except Fenced:
                 if self._stopping.wait(1.0):  # it was this process itself that ended the job, a moment ago
                     return
                 log.error("another holder has job %s; this process ends", self.lease.job_id)
-                os._exit(3)
+                os._exit(OTHER_HOLDER)
+            except Exception as error:  # whatever Redis said: the lease lives as long as this thread tries
+                log.warning("the lease could not be renewed: %s", error)
 
 
 def drive(
@@ -121,11 +122,12 @@ def drive(
     """Run a job to whatever end it has. Returns the process's exit code. `nonce`: of the lease, if it is given one."""
     store = JobStore(connect(redis_url), owner=owner)
     directory = state_dir / "jobs" / job_id
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and answers lie there
     checkpoints = open_store(directory / "checkpoints", owner, job_id)
-    checkpoints.root.mkdir(parents=True, exist_ok=True)
+    checkpoints.root.mkdir(exist_ok=True)
     try:
         claim = claim_job(store, job_id, checkpoints, nonce=nonce, wait=wait)
-    except StoreAway as error:
+    except (StoreAway, StoreUnavailable) as error:  # no fault of the job's
         log.warning("job %s stays in the queue: %s", job_id, error)
         return 0
     if claim.lease is None:
@@ -137,17 +139,25 @@ def drive(
     heartbeat.start()
     journal = StoreJournal(store, claim.lease, lambda: heartbeat.wishes)
     try:
-        run_job(store, journal, claim, checkpoints, ray_address=ray_address)
+        try:
+            run_job(store, journal, claim, checkpoints, ray_address=ray_address)
+        except ResourcesBusy as error:
+            log.info("%s", error)
+            hand_back(journal, directory, str(error))
+            return NO_RESOURCES
     except Fenced:
         log.error("another holder has job %s", job_id)
         return OTHER_HOLDER
-    except ResourcesBusy as error:
-        log.info("%s", error)
-        store.release(claim.lease, str(error))
-        return NO_RESOURCES
     finally:
         heartbeat.stop()
     return 0
+
+
+def hand_back(journal: StoreJournal, directory: Path, reason: str, *, crashed: bool = False) -> None:
+    """Back to the queue, or to where a person wanted it meanwhile."""
+    status = journal.patiently(lambda: journal.store.release(journal.lease, reason, crashed=crashed))
+    if is_terminal(status):
+        keep_ending(directory, status)
 
 
 def claim_job(
@@ -174,52 +184,56 @@ def run_job(
     """Build the parts, resume, loop, and write down how it ended. A mistake of the user fails the job with a reason."""
     lease, directory = journal.lease, checkpoints.root.parent
     try:
-        text = store.spec(lease.job_id)
+        text = journal.patiently(lambda: store.spec(lease.job_id))
         spec = parse_spec(json.loads(text))
         keep_document(directory, owner=store.owner, spec=text)
-        store.set_total_steps(lease, spec.steps)
+        journal.patiently(lambda: store.set_total_steps(lease, spec.steps))
         with parts_of(spec, directory, journal, ray_address=ray_address) as parts:
             outcome, samples = train(spec, parts, store, journal, claim, checkpoints)
         if outcome == "succeeded":
-            write_report(store, lease, spec, directory, samples)
+            journal.patiently(lambda: write_report(store, lease, spec, directory, samples))
         elif outcome != "stopped":
             report_so_far(store, lease, directory, JobStatus(outcome), None)
     except (StoreUnavailable, Fenced, ResourcesBusy):
         raise
     except HandedBack as error:
-        store.release(lease, str(error) or "handed back: the machine is going down")
+        hand_back(journal, directory, str(error) or GOING_DOWN)
         return
     except (StoreAway, RemoteAway) as error:  # nothing is lost: another try, or another machine, may reach it
+        raise ResourcesBusy(f"handed back: {error}") from error
+    except ActorLost as error:
         log.error("%s", error)
-        store.release(lease, f"handed back: {error}")
+        hand_back(journal, directory, str(error), crashed=True)  # three without a new checkpoint between, and it ends
         return
     except Exception as error:  # the job's own end: every reason goes to the person who submitted it
+        if isinstance(error, DoesNotFit) and journal.patiently(lambda: store.checkpoints(lease.job_id)):
+            raise ResourcesBusy(str(error)) from error  # it did fit: a machine may come back
         log.error("%s", traceback.format_exc())
         reason = str(error) or type(error).__name__
         report_so_far(store, lease, directory, JobStatus.FAILED, reason)
-        end(store, lease, directory, JobStatus.FAILED, reason)
+        end(journal, directory, JobStatus.FAILED, reason)
         return
     if outcome == "stopped":
-        store.release(lease, "handed back: the machine is going down")
+        hand_back(journal, directory, GOING_DOWN)
         return
-    end(store, lease, directory, JobStatus(outcome), None)
+    end(journal, directory, JobStatus(outcome), None)
 
 
-def end(store: JobStore, lease: Lease, directory: Path, status: JobStatus, reason: str | None) -> None:
+def end(journal: StoreJournal, directory: Path, status: JobStatus, reason: str | None) -> None:
     """A request that came in the last moment wins over success, never over a failure."""
     reach("before_finish")
     try:
-        store.finish(lease, status, reason)
+        journal.patiently(lambda: journal.store.finish(journal.lease, status, reason))
         if is_terminal(status):
             keep_ending(directory, status)
     except IllegalTransition as error:
         log.info("%s; handing the job back, which carries out the request", error)
-        store.release(lease, reason)
+        hand_back(journal, directory, reason or "")
     reach("after_finish")
 
 
-class HandedBack(Exception):
-    """SIGTERM, a cancel or a pause came while the parts were being built."""
+class HandedBack(BaseException):
+    """SIGTERM, a cancel or a pause came while the parts were being built. Not for those who catch what goes wrong."""
 
 
 def _hand_back(*_: Any) -> None:
@@ -237,6 +251,8 @@ def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_addre
         wishes = journal.wishes()
         if wishes.cancel or wishes.pause:
             raise HandedBack("on request")
+        if wishes.stop:  # it came before this function could hear it itself
+            raise HandedBack
         if stage != said:
             log.info("%s", stage)
             journal.progress(stage=stage, eta_s=None)
@@ -271,13 +287,14 @@ def train(
         loop.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])
         journal.event("job.resumed", step=step, rerun=max(0, claim.from_step - step))
     with contextlib.suppress(IllegalTransition):  # a cancel or a pause came first: the loop hears of it
-        store.set_status(lease, JobStatus.RUNNING)
+        journal.patiently(lambda: store.set_status(lease, JobStatus.RUNNING))
     return loop.run(), loop.samples
 
 
 def usable_checkpoint(store: JobStore, journal: StoreJournal, checkpoints: CheckpointStore) -> int | None:
     """The newest registered checkpoint whose sums are right; a damaged one is named in an event and passed over."""
-    registered = {found.step: found.digest for found in store.checkpoints(journal.lease.job_id)}
+    known = journal.patiently(lambda: store.checkpoints(journal.lease.job_id))
+    registered = {found.step: found.digest for found in known}
     checkpoints.registered = registered
     for step in sorted(registered, reverse=True):
         try:
@@ -288,11 +305,15 @@ def usable_checkpoint(store: JobStore, journal: StoreJournal, checkpoints: Check
         except CheckpointError as error:
             journal.event("checkpoint.damaged", level="error", step=step, message=str(error))
             continue
-        store.rewind(journal.lease, step=step)
+        rewind_to(journal, step)
         return step
     if registered:
         raise CheckpointError("every checkpoint is damaged; submit the job again, or restore a backup of its directory")
     return None
+
+
+def rewind_to(journal: StoreJournal, step: int) -> None:
+    journal.patiently(lambda: journal.store.rewind(journal.lease, step=step))
 
 
 def report_so_far(store: JobStore, lease: Lease, directory: Path, status: JobStatus, reason: str | None) -> None:

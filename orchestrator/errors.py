@@ -71,5 +71,9 @@ class DoesNotFit(ValueError):
     """The job asks for more than there is, however long it waits."""
 
 
+class ActorLost(Exception):
+    """An engine's or the learner's process, or its machine, is gone; the job can go on from its checkpoint."""
+
+
 class ResourcesBusy(Exception):
     """The job fits, but not beside what runs now; it holds nothing and waits in the queue."""

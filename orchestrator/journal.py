@@ -70,55 +70,55 @@ class StoreJournal:
         self._pausing = False
 
     def steering(self, step: int) -> tuple[int, Steering]:
-        entry = self._patiently(lambda: self.store.steering_at(self.lease.job_id, step))
+        entry = self.patiently(lambda: self.store.steering_at(self.lease.job_id, step))
         assert entry is not None, "version 1 is in force from the start"
         return entry.version, Steering.model_validate(entry.state)
 
     def commit(self, record: Mapping[str, Any]) -> None:
         reach("before_commit")
-        self._patiently(
+        self.patiently(
             lambda: self.store.commit(self.lease, step=record["step"], digest=figures_digest(record), record=record)
         )
         reach("after_commit")
 
     def event(self, type: str, *, level: str = "info", once: str | None = None, **data: Any) -> None:
         token = secrets.token_hex(8)  # one for all tries
-        self._patiently(
+        self.patiently(
             lambda: self.store.event(self.lease.job_id, type, data, self.lease, level=level, token=token, once=once)
         )
 
     def steered(self, *, version: int, **data: Any) -> None:
         """`steering.applied`, with who asked: once for a version, however often a crash makes its step run again."""
-        by = self._patiently(lambda: self.store.steering_by(self.lease.job_id, version))
+        by = self.patiently(lambda: self.store.steering_by(self.lease.job_id, version))
         self.event("steering.applied", once=f"steering {version}", version=version, by=by, **data)
 
     def progress(self, **line: Any) -> None:
-        self._patiently(lambda: self.store.set_progress(self.lease, line))
+        self.patiently(lambda: self.store.set_progress(self.lease, line))
 
     def front(self, document: Mapping[str, Any]) -> None:
-        self._patiently(lambda: self.store.set_front(self.lease, document))
+        self.patiently(lambda: self.store.set_front(self.lease, document))
 
     def checkpoint(self, path: Path, manifest: Manifest) -> None:
-        self._patiently(
+        self.patiently(
             lambda: self.store.register_checkpoint(
                 self.lease, step=manifest.step, path=str(path), digest=manifest.digest
             )
         )
 
     def checkpoints(self, changes: Mapping[int, Mapping[str, Any]], removals: list[int]) -> None:
-        self._patiently(lambda: self.store.update_checkpoints(self.lease, changes, removals=removals))
+        self.patiently(lambda: self.store.update_checkpoints(self.lease, changes, removals=removals))
 
     def request_pause(self) -> None:
         """As a person would: a guardrail may stop the run and wait for one. A cancel that came first stands."""
         with contextlib.suppress(IllegalTransition):
-            self._patiently(lambda: self.store.request_pause(self.lease.job_id))
+            self.patiently(lambda: self.store.request_pause(self.lease.job_id))
             self._pausing = True  # at once: the next renewal would tell some steps later
 
     def wishes(self) -> Wishes:
         wishes = self._wishes()
         return replace(wishes, pause=True) if self._pausing else wishes
 
-    def _patiently(self, call: Callable[[], T]) -> T:
+    def patiently(self, call: Callable[[], T]) -> T:
         """Retry while Redis is away, for `patience_s` at most. Every call here may be repeated without effect."""
         deadline = time.monotonic() + self.patience_s
         pause_s = 0.2

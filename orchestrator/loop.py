@@ -16,7 +16,7 @@ from torch import Tensor
 
 from orchestrator.batch import Batch
 from orchestrator.build import Parts
-from orchestrator.checkpoint_store import CheckpointStore
+from orchestrator.checkpoint_store import CheckpointStore, StoreAway
 from orchestrator.checkpoints import CheckpointError, write_json
 from orchestrator.clock import Clock
 from orchestrator.collect import Collector
@@ -311,9 +311,11 @@ class Loop:
             except CheckpointError as error:
                 self._checkpoint_failures += 1
                 self.journal.event("checkpoint.failed", level="error", step=step, message=str(error))
-                if self._checkpoint_failures >= MAX_CHECKPOINT_FAILURES:
-                    raise
-                return
+                if self._checkpoint_failures < MAX_CHECKPOINT_FAILURES:
+                    return
+                if isinstance(error.__cause__, StoreAway):
+                    raise error.__cause__ from None  # not the job's end: it waits for the store and goes on
+                raise
             self._checkpoint_failures = 0
             self.kept.add(step)
             self.journal.checkpoint(path, manifest)

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from orchestrator.checkpoint_store import STORE_VARIABLE
 from orchestrator.errors import LauncherUnavailable
 from orchestrator.launchers import NO_RESOURCES, REDIS_URL_FILE_VARIABLE, driver_command, last_line
 from orchestrator.logs import FORMAT_VARIABLE
@@ -128,8 +129,9 @@ class RayJobsLauncher:
             REDIS_URL_FILE_VARIABLE: str(self._redis_url_file),
             "RAY_JOB_STOP_WAIT_TIME_S": str(round(self._grace_s)),  # read by Ray, which else waits 3 s
         }
-        if log_format := os.environ.get(FORMAT_VARIABLE):
-            variables[FORMAT_VARIABLE] = log_format
+        for name in (FORMAT_VARIABLE, STORE_VARIABLE):  # a store's URL holds no credentials
+            if value := os.environ.get(name):
+                variables[name] = value
         return variables
 
     def _call(self, method: str, path: str, *, json: Any = None, missing_ok: bool = False) -> httpx.Response:

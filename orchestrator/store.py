@@ -171,18 +171,18 @@ class JobStore(JobReader):
         """
         return JobStatus(self._write("release", lease, _text(reason), int(crashed))[1])
 
-    def sweep(self) -> list[str]:
+    def sweep(self, *, grace_s: float = 0.0) -> list[str]:
         """Take back the jobs (at most 100) whose lease has expired, and return them.
 
-        Two passes: the first marks, the next takes back what was not renewed between. They go to the queue,
-        or become paused or cancelled if that was asked for.
+        Two passes, at least `grace_s` apart: the first marks, the next takes back what was not renewed between. They
+        go to the queue, or become paused or cancelled if that was asked for.
         """
         seconds, _ = self._calls.command("TIME")
         expired = self._calls.command(
             "ZRANGEBYSCORE", self._keys.leases, "-inf", (seconds + 1) * 1000, "LIMIT", 0, 100
         )  # a superset: the script decides by its own time
-        token, keys = _token(), [self._keys.stalled]
-        return [job_id for job_id in expired if self._run("sweep", job_id, token, more=keys)[0] == "TAKEN"]
+        token, grace_ms, keys = _token(), round(1000 * grace_s), [self._keys.stalled]
+        return [job_id for job_id in expired if self._run("sweep", job_id, token, grace_ms, more=keys)[0] == "TAKEN"]
 
     # -- what the holder writes ------------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
 """Gives queued jobs to drivers: one process per job, on this machine or on a cluster, as its launcher has it.
 
-The worker holds no lease. A driver claims its job itself, and a driver that died is found by its lease running out;
-all that is kept here is which drivers are ours. It works for every owner, or for those that it is told, and shares
-its capacity among them: owners take turns, and priority orders an owner's own jobs alone, so that nobody gets more by
-calling everything urgent. A job that waits for resources steps aside, for a while, and lets others go first.
+The worker holds no lease. A driver claims its job itself, and one that died is found by its process or by its lease
+running out; all that is kept here is which drivers are ours. It works for every owner, or for those that it is told,
+and shares its capacity among them: owners take turns, and priority orders an owner's own jobs alone, so that nobody
+gets more by calling everything urgent. A job that waits for resources steps aside, for a while, and others go first.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _UNCLAIMED_LIMIT = 3  # drivers of a job that die before they claim it
 _LONGEST_PAUSE_S = 60.0
+_AT_WORK = frozenset({JobStatus.STARTING, JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.CANCELLING})
 
 
 @dataclass(kw_only=True)
@@ -48,6 +49,14 @@ class _History:
 
     def pause(self, times: int, base_s: float) -> None:
         self.not_before = time.monotonic() + min(2.0 ** min(times, 30) * base_s, _LONGEST_PAUSE_S)
+
+
+@dataclass(kw_only=True)
+class _Watch:
+    """On one driver of ours."""
+
+    fence: int  # of its claim
+    lost_at: float | None = None  # monotonic seconds
 
 
 class Worker:
@@ -69,6 +78,7 @@ class Worker:
         poll_s: float = 0.5,
         sweep_s: float = 5.0,
         resources_s: float = 5.0,
+        hung_s: float = 30.0,
     ) -> None:
         self._any = store
         self._owners = owners
@@ -79,9 +89,11 @@ class Worker:
         self._poll_s = poll_s
         self._sweep_s = sweep_s
         self._resources_s = resources_s
+        self._hung_s = hung_s
         self._stores: dict[str, JobStore] = {}
         self._drivers: dict[tuple[str, str], Handle] = {}
         self._histories: dict[tuple[str, str], _History] = {}
+        self._watches: dict[tuple[str, str], _Watch] = {}
         self._turns = 0  # drivers started so far
         self._served: dict[str, int] = {}  # owner -> turn of its last driver
         self._stopping = threading.Event()
@@ -101,6 +113,7 @@ class Worker:
                     if time.monotonic() >= next_sweep:
                         next_sweep = time.monotonic() + self._sweep_s
                         self._sweep()
+                        self._kill_hung()
                         self._stop_needless()
                     if not found_again:
                         self._find_again()
@@ -147,7 +160,7 @@ class Worker:
 
     def _sweep(self) -> None:
         for owner in self._all_owners():
-            for job_id in self._store(owner).sweep():
+            for job_id in self._store(owner).sweep(grace_s=0.9 * self._sweep_s):
                 log.warning("%s: its lease ran out; it was taken back", job_id)
                 if driver := self._drivers.get((owner, job_id)):  # it hangs, and would keep its job from our next one
                     driver.kill()
@@ -170,6 +183,22 @@ class Worker:
                 continue
             self._drivers[driver.owner, driver.job_id] = driver
             log.info("%s: %s runs already", driver.job_id, driver.name, extra={"job_id": driver.job_id})
+
+    def _kill_hung(self) -> None:
+        """A driver of ours that lost its job, and yet does not end, would keep its place and its GPUs for ever."""
+        for key, driver in list(self._drivers.items()):
+            with contextlib.suppress(JobNotFound):
+                job = self._store(driver.owner).job(driver.job_id)
+                if job.fence == driver.fence:
+                    continue  # not claimed yet
+                watch = self._watches.setdefault(key, _Watch(fence=job.fence))
+                if job.fence == watch.fence and job.status in _AT_WORK:
+                    watch.lost_at = None
+                elif watch.lost_at is None:
+                    watch.lost_at = time.monotonic()  # it may be about to end
+                elif time.monotonic() > watch.lost_at + self._hung_s:
+                    log.warning("%s: %s lost its job and does not end: it is killed", driver.job_id, driver.name)
+                    driver.kill()
 
     def _stop_needless(self) -> None:
         """A driver that waits for room on a cluster can't hear that its job was cancelled or paused meanwhile."""
@@ -236,6 +265,7 @@ class Worker:
             if code is None:
                 continue
             del self._drivers[key]
+            self._watches.pop(key, None)
             try:
                 self._follow_up(key, driver, code)
             except JobNotFound:
@@ -300,6 +330,8 @@ class Worker:
         for driver in self._drivers.values():
             log.warning("%s: %s is killed; the job goes on from its last checkpoint", driver.job_id, driver.name)
             driver.kill()
+            with contextlib.suppress(StoreUnavailable, JobNotFound):
+                self._take_back(driver, self._store(driver.owner).job(driver.job_id))
 
 
 def _is_needless(driver: Handle, job: JobRecord) -> bool:

@@ -12,6 +12,10 @@ from policies.types import Rollout, RolloutRequest
 from policies.weight_sync import Transport
 
 
+class EngineDied(RuntimeError):
+    """vLLM's own process is gone."""
+
+
 class StaleEngineError(RuntimeError):
     """The engine's weights are unknown: a weight update started and did not finish."""
 
@@ -88,14 +92,23 @@ class RolloutEngine:
     async def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
         """One rollout for each request, in order.
 
-        Raises StaleEngineError where a weight update did not finish, TimeoutError after settings.timeout_s; the
-        engine's requests are withdrawn then.
+        Raises StaleEngineError where a weight update did not finish, TimeoutError after settings.timeout_s (the
+        engine's requests are withdrawn then), EngineDied.
         """
         if self.stale:
             raise StaleEngineError("this engine saw a weight update start and not finish; send it the weights again")
-        from vllm.inputs import TokensPrompt
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         version = self.policy_version
+        try:
+            outputs = await self._generate(requests)
+        except EngineDeadError as error:
+            raise EngineDied(str(error)) from error
+        return [_rollout(request, out, version) for request, out in zip(requests, outputs, strict=True)]
+
+    async def _generate(self, requests: Sequence[RolloutRequest]) -> list[Any]:
+        from vllm.inputs import TokensPrompt
+
         await self.llm.pause_generation(mode="keep", clear_cache=False)
         names = [f"{next(self._ids)}" for _ in requests]
         try:
@@ -111,7 +124,7 @@ class RolloutEngine:
         except BaseException:
             await self.llm.abort(names)
             raise
-        return [_rollout(request, out, version) for request, out in zip(requests, outputs, strict=True)]
+        return outputs
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest

@@ -19,7 +19,7 @@ SCRIPTS: dict[str, list[tuple[str | None, str, str]]] = {
     "claim_held": [("claim", "if held and tonumber(redis.call('ZSCORE', LEASES, ID) or 0) > us / 1000", "if false")],
     "clock_of_client": [("claim", "> us / 1000 then", "> us / 1000 + 3600000 then")],
     "no_poison": [("claim", "tonumber(j.attempts) >= allowed", "false")],
-    "finish_from_anywhere": [("request", "if ARGV[i] == from then", "if ARGV[i] == from or i == 6 then")],
+    "finish_from_anywhere": [("request", "if ARGV[i] == from then", "if ARGV[i] == from or i == 7 then")],
 }
 
 
@@ -77,7 +77,7 @@ def _park_nowhere() -> None:
     """A Redis that is away ends the run."""
     from orchestrator.journal import StoreJournal
 
-    StoreJournal._patiently = lambda _self, call: call()  # type: ignore[method-assign,assignment]
+    StoreJournal.patiently = lambda _self, call: call()  # type: ignore[method-assign,assignment]
 
 
 def _no_floor() -> None:

@@ -4,7 +4,7 @@ local nonce, ttl_ms = ARGV[2], ARGV[3]
 local floor_fence, floor_step, allowed = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 
 local j = read('status', 'fence', 'nonce', 'closed', 'step', 'ckpt_step', 'attempts', 'claim_from',
-  'started_at', 'finished_at')
+  'started_at', 'finished_at', 'floor')
 if not j.status then return {'NOTFOUND'} end
 local committed = tonumber(j.step)
 if j.finished_at ~= '' then
@@ -30,10 +30,12 @@ if tonumber(j.attempts) >= allowed then
 end
 
 local fence = math.max(tonumber(j.fence), floor_fence) + 1
-local start = math.max(tonumber(j.ckpt_step) or 0, floor_step)
+-- What a disk ahead of Redis says holds until a holder has registered it (rewind), however many die before that.
+local floor = math.max(floor_step, tonumber(j.floor or 0))
+local start = math.max(tonumber(j.ckpt_step) or 0, floor)
 redis.call('HSET', JOB, 'status', 'starting', 'reason', '', 'fence', fence, 'nonce', nonce, 'closed', '',
   'attempts', tonumber(j.attempts) + 1, 'ttl_ms', ttl_ms, 'claim_from', committed,
-  'step', start, 'digest', '')
+  'step', start, 'digest', '', 'floor', floor)
 if j.started_at == '' then redis.call('HSET', JOB, 'started_at', seconds(us)) end
 redis.call('ZREM', QUEUE, ID)
 extend(us, ttl_ms)

@@ -5,13 +5,16 @@ local step = tonumber(ARGV[4])
 local refused = refusal(ARGV[2], ARGV[3])
 if refused then return {refused} end
 local j = read('step', 'digest', 'ckpt_step')
-if j.step == ARGV[4] and j.ckpt_step == ARGV[4] and j.digest == '' then return {'OK'} end
+if j.step == ARGV[4] and j.ckpt_step == ARGV[4] and j.digest == '' then
+  redis.call('HSET', JOB, 'floor', 0) -- what the claim found on disk is registered
+  return {'OK'}
+end
 local entry = redis.call('HGET', KEYS[6], ARGV[4])
 if not entry then return {'ABSENT'} end
 if j.digest ~= '' or step > tonumber(j.step) then return {'GAP', tonumber(j.step) + 1} end
 
 local checkpoint = cjson.decode(entry)
-redis.call('HSET', JOB, 'step', step, 'ckpt_step', step,
+redis.call('HSET', JOB, 'step', step, 'ckpt_step', step, 'floor', 0,
   'ckpt_path', checkpoint.path, 'ckpt_digest', checkpoint.digest)
 for _, other in ipairs(redis.call('HKEYS', KEYS[6])) do
   if tonumber(other) > step then redis.call('HDEL', KEYS[6], other) end

@@ -1,5 +1,6 @@
 -- One job whose lease may have expired: marked on the first pass, taken back on the second, so a holder
--- that is only late has one more sweep period to renew. KEYS 6: stalled. ARGV: id, token of this pass.
+-- that is only late has the time between them to renew. KEYS 6: stalled. ARGV: id, token of this pass, least time
+-- between the two in ms: several workers sweep.
 -- Answers {LIVE}, {MARKED} or {TAKEN}.
 local STALLED, token = KEYS[6], ARGV[2]
 if kept_reply(token) then return {'TAKEN'} end
@@ -14,12 +15,13 @@ if not status then -- a lease without a job (a restored backup): nothing to take
   redis.call('ZREM', LEASES, ID)
   return {'LIVE'}
 end
-local seen, by = (redis.call('HGET', STALLED, ID) or ''):match('^(%S+) (%S+)$')
+local seen, by, at = (redis.call('HGET', STALLED, ID) or ''):match('^(%S+) (%S+) (%S+)$')
 if seen ~= expiry then -- a renewed lease has another expiry: marked anew
-  redis.call('HSET', STALLED, ID, expiry .. ' ' .. token)
+  redis.call('HSET', STALLED, ID, string.format('%s %s %.0f', expiry, token, us))
   return {'MARKED'}
 end
 if by == token then return {'MARKED'} end -- this pass again: its reply was lost
+if us - tonumber(at) < tonumber(ARGV[3]) * 1000 then return {'MARKED'} end
 redis.call('HDEL', STALLED, ID)
 close('sweep')
 land(status, 'lease expired', us, 'warning')

@@ -81,8 +81,11 @@ def test_jobs_come_back_from_their_directories(forks: Forks, tmp_path: Path) -> 
         tell("T25", recovered=3, directories=5, finished=1, reported_lost=1)
 
 
-@pytest.mark.parametrize("mutant", [None, "no_floor"])
-def test_an_older_copy_of_redis_gives_out_no_fence_twice(forks: Forks, tmp_path: Path, mutant: str | None) -> None:
+@pytest.mark.parametrize(("mutant", "deaths"), [(None, 0), (None, 2), ("no_floor", 0)])
+def test_an_older_copy_of_redis_gives_out_no_fence_twice(
+    forks: Forks, tmp_path: Path, mutant: str | None, deaths: int
+) -> None:
+    """However many heirs die before they could register what they found."""
     mutants = [mutant] if mutant else []
     with running(tmp_path) as (server, store), Garage(forks, server.url, tmp_path) as garage:
         submit(store, SPEC, "j")
@@ -96,15 +99,17 @@ def test_an_older_copy_of_redis_gives_out_no_fence_twice(forks: Forks, tmp_path:
     shutil.copytree(tmp_path / "copy", tmp_path / "redis", dirs_exist_ok=True)
     with running(tmp_path) as (server, store), Garage(forks, server.url, tmp_path) as garage:
         assert (store.job("j").fence, store.job("j").step, store.job("j").checkpoint_step) == (1, 4, 3)
+        for _ in range(deaths):
+            garage.start("j", failpoints="after_claim=kill").wait()
         heir = garage.start("j", mutants=mutants)
         assert heir.wait() == 0, heir.tail()
         if mutant is not None:  # the mistake is seen: the fence comes again, and the checkpoint that it needs is gone
             assert store.job("j").fence == 2
             assert store.job("j").status is JobStatus.FAILED
             return
-        assert (store.job("j").fence, store.job("j").status) == (3, JobStatus.SUCCEEDED)
+        assert (store.job("j").fence, store.job("j").status) == (3 + deaths, JobStatus.SUCCEEDED)
         recovered = [event.data for event in events_of(store, "j") if event.type == "job.recovered"]
-        assert recovered == [{"step": 6, "fence": 3}]
+        assert recovered == [{"step": 6, "fence": 3 + deaths}]
         assert [record["step"] for record in store.steps("j")] == [1, 2, 3, 4, 7, 8, 9]
         assert wrong_steps(store, "j", tmp_path) == []
         tell("T25", fences_repeated=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import uuid
@@ -155,3 +156,38 @@ def test_a_cancel_is_heard_while_a_job_waits_for_room(
     assert job.drive() == 0
     record = job.store.job("j")
     assert (record.status, record.reason) == (JobStatus.CANCELLED, "on request")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_process_that_is_gone_is_told_from_one_that_says_what_is_wrong() -> None:
+    import ray
+
+    from orchestrator.cluster import EngineError, EnginePool, LearnerError, RemoteLearner
+    from orchestrator.errors import ActorLost
+    from policies.rollout import EngineDied
+    from policies.types import RolloutRequest
+
+    class Part:
+        def _end(self, how: str) -> None:
+            if how == "killed":
+                os._exit(1)
+            raise {"vllm": EngineDied("the core is gone"), "wrong": ValueError("an odd token")}[how]
+
+        def generate(self, requests: list[RolloutRequest]) -> None:
+            self._end("killed" if len(requests) == 1 else "vllm" if len(requests) == 2 else "wrong")
+
+        def sync(self, version: int) -> None:
+            """As the learner does: what becomes of an engine meanwhile is told by the learner."""
+            other = ray.remote(Part).options(num_cpus=0).remote()
+            ray.get(other.generate.remote([None] * version))
+
+    def part() -> Any:
+        return ray.remote(Part).options(num_cpus=0).remote()
+
+    request = RolloutRequest(prompt_tokens=(1,), seed=0, max_tokens=1)
+    for count, expected in ((1, ActorLost), (2, ActorLost), (3, EngineError)):
+        with pytest.raises(expected):
+            EnginePool([part()], timeout_s=60).generate([request] * count)
+    for count, expected in ((1, ActorLost), (2, ActorLost), (3, LearnerError)):
+        with pytest.raises(expected):
+            RemoteLearner(part(), timeout_s=60).sync(count)

@@ -638,6 +638,19 @@ def test_event_data(store: JobStore) -> None:
         store.event("j", "big", {"text": "x" * 100_000})
 
 
+def test_two_workers_that_sweep_leave_a_late_holder_its_time(store: JobStore) -> None:
+    lease = running(store)
+    store.renew(lease, SHORT_TTL_S)
+    time.sleep(2 * SHORT_TTL_S)
+    assert store.sweep(grace_s=30) == store.sweep(grace_s=30) == []  # one after the other, at once
+    store.renew(lease, TTL_S)
+    store.renew(lease, SHORT_TTL_S)
+    time.sleep(2 * SHORT_TTL_S)
+    assert store.sweep(grace_s=0.05) == []
+    time.sleep(0.06)
+    assert store.sweep(grace_s=0.05) == ["j"]
+
+
 def test_the_holder_hears_how_it_is_to_pause(store: JobStore) -> None:
     lease = running(store)
     assert store.renew(lease, TTL_S).pause is False

@@ -59,7 +59,7 @@ class Machine:
     def weights(self, objective: str) -> dict[int, float]:
         """An objective's applied weight by step."""
         with connect_client(self.state_dir) as client:
-            job_id, after, more = client.all_jobs()[0]["id"], 0, True
+            job_id, after, more = next(client.iter_jobs())["id"], 0, True
             weights: dict[int, float] = {}
             while more:
                 page = client.metrics(job_id, after=after)
@@ -69,7 +69,7 @@ class Machine:
 
     def checkpoint_steps(self) -> list[int]:
         with connect_client(self.state_dir) as client:
-            return sorted(kept["step"] for kept in client.checkpoints(client.all_jobs()[0]["id"])["data"])
+            return sorted(kept["step"] for kept in client.checkpoints(next(client.iter_jobs())["id"])["data"])
 
     def wait_for(self, reached: Callable[[dict], bool], *, timeout_s: float = 180) -> dict:
         deadline = time.monotonic() + timeout_s

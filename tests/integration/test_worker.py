@@ -79,14 +79,16 @@ class Bench:
         return owner
 
     @contextmanager
-    def working(self, script: str, *, capacity: int = 1, grace_s: float = 10.0) -> Iterator[Worker]:
+    def working(
+        self, script: str, *, capacity: int = 1, grace_s: float = 10.0, hung_s: float = 30.0
+    ) -> Iterator[Worker]:
         def command(job_id: str, owner: str, state_dir: Path) -> list[str]:
             self.started.append(job_id)
             return [sys.executable, "-c", PRELUDE + script, job_id, owner, str(state_dir)]
 
         worker = Worker(
             self.store, SubprocessLauncher(self.redis_url, self.state_dir, command=command), owners=self.owners,
-            capacity=capacity, grace_s=grace_s, poll_s=0.05, sweep_s=0.2, resources_s=0.05,
+            capacity=capacity, grace_s=grace_s, poll_s=0.05, sweep_s=0.2, resources_s=0.05, hung_s=hung_s,
         )  # fmt: skip
         thread = threading.Thread(target=worker.run)
         thread.start()
@@ -202,6 +204,15 @@ def test_a_killed_driver_is_replaced_at_once(bench: Bench) -> None:
     assert bench.events(job_id, "job.driver_died")[0]["exit_code"] == -signal.SIGKILL
 
 
+def test_a_driver_that_lost_its_job_and_does_not_end_is_killed(bench: Bench) -> None:
+    """Whoever took the job back: its place is wanted."""
+    job_id = bench.submit()
+    hangs = "lease = claim()\nif lease.fence == 1:\n    store.release(lease)\n    time.sleep(600)\n"
+    with bench.working(hangs + "store.finish(lease, JobStatus.SUCCEEDED)", hung_s=0.3):
+        bench.wait(job_id, has(JobStatus.SUCCEEDED))
+    assert bench.started.count(job_id) == 2
+
+
 def test_the_lease_of_a_driver_elsewhere_is_left_alone(bench: Bench) -> None:
     """Ours died without having claimed, as another worker's was quicker."""
     job_id = bench.submit()
@@ -267,9 +278,10 @@ def test_owners_take_turns_at_a_worker_of_one_job(bench: Bench) -> None:
 
 
 def test_a_dead_driver_of_any_owner_is_swept_up(bench: Bench) -> None:
+    """By its lease alone: the worker does not know its nonce."""
     other = bench.new_owner()
     job_id = bench.submit(other)
-    with bench.working(IS_KILLED):
+    with bench.working("store.claim(job, nonce='own', ttl_s=0.2); os._exit(7)"):
         bench.store = JobStore(bench.client, owner=other)
         bench.wait(job_id, lambda job: job.fence >= 2)
 

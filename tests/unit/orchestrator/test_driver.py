@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator import driver
+from orchestrator import driver, remote
 from orchestrator.checkpoint_store import CheckpointStore
 from orchestrator.checkpoints import directory_name, write_checkpoint
+from orchestrator.errors import ActorLost, DoesNotFit
 from orchestrator.journal import StoreJournal, Wishes
+from orchestrator.launchers import NO_RESOURCES
 from orchestrator.records import Checkpoint, Claim, ClaimOutcome, Event, JobRecord, Lease, Page, Signals
 from orchestrator.spec import parse_spec
 from orchestrator.states import JobStatus
@@ -64,6 +66,11 @@ class FakeStore:
                 raise self.refuse[name]
 
         return call
+
+    def release(self, lease: Lease, reason: str | None = None, *, crashed: bool = False) -> JobStatus:
+        assert lease is LEASE
+        self.did.append(("release", reason, *(["crashed"] if crashed else [])))
+        return JobStatus.QUEUED
 
     def renew(self, *_: Any) -> Signals:
         return Signals(cancel=False, pause=False, steering_version=1)
@@ -278,6 +285,39 @@ def test_a_store_that_stays_away_is_a_crash(store: FakeStore, tmp_path: Path, jo
     with pytest.raises(StoreUnavailable):
         drive(tmp_path)
     assert store.ends() == []  # the lease runs out, and the job goes back to the queue
+
+
+def test_a_process_that_is_gone_is_a_crash_of_the_job_and_not_its_end(
+    store: FakeStore, tmp_path: Path, job: Any
+) -> None:
+    job(raising(ActorLost("a rollout engine is gone")))
+    assert drive(tmp_path) == 0
+    assert store.ends() == [("release", "a rollout engine is gone", "crashed")]
+
+
+def test_a_cluster_that_shrank_is_waited_for(store: FakeStore, tmp_path: Path, job: Any) -> None:
+    """A job that asks for too much fails at once; one that has run asked for what there was."""
+    job(raising(DoesNotFit("needs 2 GPUs, the cluster has 0")))
+    assert drive(tmp_path) == 0
+    assert store.ends() == [("finish", JobStatus.FAILED, "needs 2 GPUs, the cluster has 0")]
+    store.did.clear()
+    store.registered = [Checkpoint(step=4, path="p", digest="d", metrics={}, on_front=False)]
+    assert drive(tmp_path) == NO_RESOURCES
+    assert store.ends() == [("release", "needs 2 GPUs, the cluster has 0")]
+
+
+def test_a_redis_that_is_away_at_the_claim_is_no_fault_of_the_job(store: FakeStore, tmp_path: Path) -> None:
+    store.claims = [StoreUnavailable("away")]
+    assert drive(tmp_path) == 0
+    assert store.did == []
+
+
+def test_going_down_is_not_swallowed_by_what_tries_again() -> None:
+    def call() -> None:
+        raise driver.HandedBack
+
+    with pytest.raises(driver.HandedBack):
+        remote.patiently(call, "fetch x", (0.0, 0.0))
 
 
 def test_a_request_of_the_last_moment_is_carried_out(store: FakeStore, tmp_path: Path, job: Any) -> None:

@@ -81,13 +81,18 @@ def test_what_ray_is_told_of_a_job_holds_no_secret(
 ) -> None:
     monkeypatch.setenv("EQUIPOISE_REDIS_URL", "redis://:canary@redis:6379/0")
     monkeypatch.setenv("EQUIPOISE_API_KEY", "canary")
+    monkeypatch.setenv("EQUIPOISE_CHECKPOINT_STORE", "s3://bucket/checkpoints")
     launcher.start("job-1", "ann", fence=4)
     [document] = server.submitted
     assert document["entrypoint"] == (
         "python -m orchestrator.driver --job job-1 --owner ann --state-dir /state --ray-address auto"
     )
     assert document["runtime_env"] == {
-        "env_vars": {"EQUIPOISE_REDIS_URL_FILE": str(SECRET), "RAY_JOB_STOP_WAIT_TIME_S": "90"}
+        "env_vars": {
+            "EQUIPOISE_CHECKPOINT_STORE": "s3://bucket/checkpoints",
+            "EQUIPOISE_REDIS_URL_FILE": str(SECRET),
+            "RAY_JOB_STOP_WAIT_TIME_S": "90",
+        }
     }
     assert document["entrypoint_num_cpus"] == 1
     assert "canary" not in json.dumps(document)
