@@ -277,7 +277,7 @@ def measure_drift(options: argparse.Namespace) -> Figures:
     with tempfile.TemporaryDirectory() as folder, EmbeddedRedis(Path(folder) / "redis") as redis:
         bench = Bench(Path(folder), redis.url, seeds=options.seeds, steps=50)
         for seed in bench.seeds:
-            for mode in MODES:
+            for mode in ("exact", *options.modes):
                 spec = bench.spec(
                     name=f"drift-{mode}-{seed}",
                     seed=seed,
@@ -289,7 +289,7 @@ def measure_drift(options: argparse.Namespace) -> Figures:
                 finals[mode, seed] = store.steps(job_id)[-1]["weights"]["strategy"]
                 print(mode, seed, {name: round(value, 4) for name, value in finals[mode, seed].items()}, flush=True)
     figures: Figures = {"drift_seeds": options.seeds}
-    for mode in MODES[1:]:
+    for mode in options.modes:
         distances = [l1(finals[mode, seed], finals["exact", seed]) for seed in range(options.seeds)]
         figures[f"{mode}_l1"] = round(max(distances), 4)
     if options.seeds > 1:
@@ -383,6 +383,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all when absent")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds of every way")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of the drift jobs")
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES[1:], default=MODES[1:], help="of the drift jobs, beside exact"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--size", choices=SIZES, default="small", help="of the random model")
     parser.add_argument("--one", nargs=2, metavar=("WAY", "K"), help=argparse.SUPPRESS)
