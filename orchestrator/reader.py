@@ -49,6 +49,12 @@ class JobReader:
         """The connection, for what is kept beside the jobs."""
         return self._calls
 
+    def failing_fast(self) -> Self:
+        """The same, for a server: while Redis is away, most calls raise `StoreUnavailable` without waiting for it."""
+        other = copy.copy(self)
+        other._calls = self._calls.failing_fast()
+        return other
+
     def of_owner(self, owner: str) -> Self:
         """The same for another owner, over the same connection."""
         other = copy.copy(self)

@@ -40,6 +40,7 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
     The key of `settings` is an admin of the owner of `store`.
     """
     app = FastAPI(title="Equipoise", version="1", redirect_slashes=False, redoc_url=None, docs_url=None)
+    store = store.failing_fast()
     app.state.store = store
     app.state.keys = RecentKeys(store.calls)
     app.state.settings = settings
