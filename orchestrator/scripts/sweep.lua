@@ -1,7 +1,7 @@
 -- One job whose lease may have expired: marked on the first pass, taken back on the second, so a holder
--- that is only late has one more sweep period to renew. KEYS 6: stalled. ARGV: id, token of this pass.
+-- that is only late has one more sweep period to renew. KEYS 7: stalled. ARGV: id, token of this pass.
 -- Answers {LIVE}, {MARKED} or {TAKEN}.
-local STALLED, token = KEYS[6], ARGV[2]
+local STALLED, token = KEYS[7], ARGV[2]
 if kept_reply(token) then return {'TAKEN'} end
 local expiry = redis.call('ZSCORE', LEASES, ID)
 local status = redis.call('HGET', JOB, 'status')
