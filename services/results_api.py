@@ -13,6 +13,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response, StreamingResponse
 
 from orchestrator.checkpoints import CheckpointError, export_policy, verify
+from orchestrator.states import is_terminal
 from orchestrator.store import Checkpoint
 from rewards import registry
 from services.archive import Archive
@@ -149,6 +150,9 @@ def _kept_at(store: Store, job_id: str, step: int) -> Checkpoint:
     for checkpoint in store.checkpoints(job_id):
         if checkpoint.step == step:
             return checkpoint
+    record = store.job(job_id)
+    if step > record.step and not is_terminal(record.status):
+        raise ApiProblem(425, "checkpoint_not_ready", "the job has not come to this step yet")
     raise not_found("no checkpoint is kept at this step")
 
 
