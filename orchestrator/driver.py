@@ -176,7 +176,7 @@ def run_job(
     try:
         text = store.spec(lease.job_id)
         spec = parse_spec(json.loads(text))
-        keep_document(directory, owner=store.owner, spec=text)
+        keep_document(directory, owner=store.owner, spec=text, origin=store.job(lease.job_id).origin)
         store.set_total_steps(lease, spec.steps)
         with parts_of(spec, directory, journal, ray_address=ray_address) as parts:
             outcome, samples = train(spec, parts, store, journal, claim, checkpoints)
