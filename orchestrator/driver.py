@@ -186,7 +186,8 @@ def run_job(
     try:
         text = journal.patiently(lambda: store.spec(lease.job_id))
         spec = parse_spec(json.loads(text))
-        keep_document(directory, owner=store.owner, spec=text)
+        origin = journal.patiently(lambda: store.job(lease.job_id)).origin
+        keep_document(directory, owner=store.owner, spec=text, origin=origin)
         journal.patiently(lambda: store.set_total_steps(lease, spec.steps))
         with parts_of(spec, directory, journal, ray_address=ray_address) as parts:
             outcome, samples = train(spec, parts, store, journal, claim, checkpoints)

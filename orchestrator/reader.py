@@ -49,6 +49,12 @@ class JobReader:
         """The connection, for what is kept beside the jobs."""
         return self._calls
 
+    def failing_fast(self) -> Self:
+        """The same, for a server: while Redis is away, most calls raise `StoreUnavailable` without waiting for it."""
+        other = copy.copy(self)
+        other._calls = self._calls.failing_fast()
+        return other
+
     def of_owner(self, owner: str) -> Self:
         """The same for another owner, over the same connection."""
         other = copy.copy(self)
@@ -154,17 +160,39 @@ class JobReader:
 
         Each is the record as committed, with its step, fence, digest and at (Unix seconds).
         """
-        # Read backwards, a step not below those already met was undone by the fence that recorded them.
-        below = int(self._job_field(job_id, "step")) + 1
-        lineage: list[Json] = []
-        for _, step, record in self._ledger_backwards(job_id):
-            if below <= after_step + 1:
+        found: list[Json] = []
+        for fence, last in self._lineage(job_id, after_step):
+            after = after_step
+            while limit is None or len(found) < limit:
+                count = _CHUNK if limit is None else min(_CHUNK, limit - len(found))
+                ids = (f"{fence}-{after + 1}", f"{fence}-{last}")
+                entries = self._calls.command("XRANGE", self._keys.steps(job_id), *ids, "COUNT", count)
+                records = [ledger_step(*entry)[2] for entry in entries]
+                found += records
+                if len(records) < count:
+                    break
+                after = records[-1]["step"]
+        return found
+
+    def _lineage(self, job_id: str, after_step: int) -> list[tuple[int, int]]:
+        """(fence, the last step that is left of it), oldest first, down to the fence that went on from `after_step`.
+
+        A fence undid, of those before it, the steps from its own first one on. So each is read at its two ends alone.
+        """
+        key, below, before = self._keys.steps(job_id), int(self._job_field(job_id, "step")) + 1, "+"
+        parts: list[tuple[int, int]] = []
+        while below > after_step + 1:
+            newest = self._calls.command("XREVRANGE", key, before, "-", "COUNT", 1)
+            if not newest:
                 break
-            if step < below:
-                below = step
-                lineage.append(record)
-        lineage.reverse()
-        return [record for record in lineage if record["step"] > after_step][:limit]
+            fence = int(newest[0][0].split("-")[0])
+            oldest = self._calls.command("XRANGE", key, f"{fence}-0", "+", "COUNT", 1)
+            first = int(oldest[0][0].split("-")[1])
+            if first < below:
+                parts.append((fence, below - 1))
+                below = first
+            before = f"({fence}-0"
+        return parts[::-1]
 
     def raw_steps(self, job_id: str) -> list[tuple[int, int, Json]]:
         """Everything ever committed as (fence, step, record), in the order of commitment."""
@@ -200,10 +228,26 @@ class JobReader:
         items = tuple(event(stream_id, fields) for stream_id, fields in entries[:limit])
         return JobStatus(status), int(newest), Page(items=items, has_more=len(entries) > limit)
 
-    def steering(self, job_id: str) -> SteeringState:
-        entries = self._of_job(job_id, ("XRANGE", self._keys.steering_log(job_id), "-", "+"))
-        log = tuple(steering_entry(stream_id, fields) for stream_id, fields in entries)
-        return SteeringState(version=log[-1].version, current=log[-1].state, log=log)
+    def steering(self, job_id: str, *, before: int | None = None, limit: int | None = None) -> SteeringState:
+        """The newest steering, and the changes that led to it: all, or the newest `limit` before a version."""
+        newest = "+" if before is None else f"({before}-0"
+        count: tuple[Arg, ...] = () if limit is None else ("COUNT", limit + 1)
+        (version, current), entries = self._calls.reads(
+            [
+                ("HMGET", self._keys.steering(job_id), "ver", "current"),
+                ("XREVRANGE", self._keys.steering_log(job_id), newest, "-", *count),
+            ]
+        )
+        if version is None:
+            raise JobNotFound(job_id)
+        log = [steering_entry(stream_id, fields) for stream_id, fields in entries]
+        known = [entry for entry in log[:limit] if entry.version <= int(version)]  # others may steer between two reads
+        return SteeringState(
+            version=int(version),
+            current=json.loads(current),
+            log=tuple(known[::-1]),
+            log_has_more=limit is not None and len(log) > limit,
+        )
 
     def steering_head(self, job_id: str) -> SteeringHead:
         """The newest steering alone, which costs the same however often the job was steered."""

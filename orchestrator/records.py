@@ -33,11 +33,12 @@ class ClaimOutcome(StrEnum):
 
 
 class SteerOutcome(StrEnum):
-    """OK: written. STALE: another version is current. STATE: the job is over or being cancelled."""
+    """OK: written. STALE: another version is current. STATE: the job is over or being cancelled. LATE: nearly over."""
 
     OK = "OK"
     STALE = "STALE"
     STATE = "STATE"
+    LATE = "LATE"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,11 +173,15 @@ class SteeringEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SteeringState:
-    """The newest steering, acknowledged but perhaps not yet in force, and every change that led to it."""
+    """The newest steering, acknowledged but perhaps not yet in force, and changes that led to it, oldest first.
+
+    `log_has_more`: there are older ones than those that were asked for.
+    """
 
     version: int
     current: Json
     log: tuple[SteeringEntry, ...]
+    log_has_more: bool = False
 
     def at(self, step: int) -> SteeringEntry | None:
         return steering_at(self.log, step)

@@ -1,6 +1,6 @@
 """What a job's directory is worth when Redis has lost it: emptied, or put back from an older copy.
 
-    JOB/job.json            owner and spec, written by its first driver, and how it ended, by its last
+    JOB/job.json            owner, spec and a fork's origin, written by its first driver, and how it ended, by its last
     JOB/checkpoints/        the places to restart from, each with its manifest
 
 `recover` submits again the jobs that Redis does not know. The next driver of a job sees that the disk is ahead of
@@ -13,10 +13,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from orchestrator.checkpoints import CheckpointError, directory_name, newest_whole, verify
 from orchestrator.errors import IllegalTransition, JobNotFound
@@ -25,7 +26,7 @@ from orchestrator.keys import is_name
 from orchestrator.spec import parse_spec
 from orchestrator.states import JobStatus
 from orchestrator.steering import initial_steering
-from orchestrator.store import Claim, JobStore
+from orchestrator.store import Claim, JobStore, Origin
 
 DOCUMENT = "job.json"
 
@@ -50,10 +51,11 @@ class Found:
     note: str = ""
 
 
-def keep_document(directory: Path, *, owner: str, spec: str) -> None:
+def keep_document(directory: Path, *, owner: str, spec: str, origin: Origin | None = None) -> None:
     """Write down what the job is. A disk that does not take it costs only this way back."""
     if not (directory / DOCUMENT).exists():
-        _write(directory, {"owner": owner, "spec": spec})
+        forked = {} if origin is None else {"origin": {"parent": origin.parent, "step": origin.step}}
+        _write(directory, {"owner": owner, "spec": spec, **forked})
 
 
 def keep_ending(directory: Path, status: JobStatus) -> None:
@@ -62,7 +64,7 @@ def keep_ending(directory: Path, status: JobStatus) -> None:
         _write(directory, {**json.loads((directory / DOCUMENT).read_text(encoding="utf-8")), "ended": str(status)})
 
 
-def _write(directory: Path, document: Mapping[str, str]) -> None:
+def _write(directory: Path, document: Mapping[str, object]) -> None:
     hidden = directory / f".{DOCUMENT}"
     with contextlib.suppress(OSError):
         with hidden.open("w", encoding="utf-8") as file:
@@ -97,13 +99,14 @@ def _recover(any_store: JobStore, directory: Path, *, dry: bool) -> Found:
         document = json.loads((directory / DOCUMENT).read_text(encoding="utf-8"))
         owner, text = str(document["owner"]), str(document["spec"])
         store = any_store.of_owner(owner)
-        spec = parse_spec(json.loads(text))
+        spec, origin = parse_spec(json.loads(text)), _origin(document)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if known := _known(any_store, job_id):  # a fork has a directory before its first driver has written there
+            return known
         note = f"{DOCUMENT} is missing or damaged ({type(error).__name__}); its files stay"
         return Found(job_id=job_id, finding=Finding.LOST, note=note)
-    with contextlib.suppress(JobNotFound):
-        known = store.job(job_id)
-        return Found(job_id=job_id, finding=Finding.KNOWN, owner=owner, step=known.step, note=str(known.status))
+    if known := _known(store, job_id, owners=[owner]):
+        return known
     if ended := document.get("ended"):
         return Found(job_id=job_id, finding=Finding.FINISHED, owner=owner, note=f"{ended}; its files stay")
     step = newest_whole(directory / "checkpoints")
@@ -111,11 +114,26 @@ def _recover(any_store: JobStore, directory: Path, *, dry: bool) -> Found:
         mode="json"
     )
     if not dry:
-        store.submit(text, name=spec.name, job_id=job_id, steering=steering)
+        store.submit(text, name=spec.name, job_id=job_id, steering=steering, origin=origin, priority=spec.priority)
         with contextlib.suppress(IllegalTransition):
             store.request_pause(job_id)
     note = f"from step {step}" if step else "without a checkpoint: from its beginning"
     return Found(job_id=job_id, finding=Finding.RECOVERED, owner=owner, step=step, note=note)
+
+
+def _known(store: JobStore, job_id: str, *, owners: Sequence[str] | None = None) -> Found | None:
+    """What Redis says of the job, whichever of the owners it is of: all of them if None."""
+    for owner in store.owners() if owners is None else owners:
+        with contextlib.suppress(JobNotFound):
+            job = store.of_owner(owner).job(job_id)
+            return Found(job_id=job_id, finding=Finding.KNOWN, owner=owner, step=job.step, note=str(job.status))
+    return None
+
+
+def _origin(document: Mapping[str, Any]) -> Origin | None:
+    """Where the job was forked. Raises KeyError, TypeError or ValueError for what keep_document did not write."""
+    found = document.get("origin")
+    return None if found is None else Origin(parent=str(found["parent"]), step=int(found["step"]))
 
 
 def _steering(checkpoint: Path) -> dict[str, object] | None:

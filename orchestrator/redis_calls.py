@@ -1,8 +1,12 @@
 """One way to talk to Redis for the store: commands, transactions and scripts, with one kind of failure."""
 
+import copy
+import math
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import redis
 from redis.backoff import ConstantBackoff
@@ -36,14 +40,49 @@ def connect(url: str, *, timeout_s: float = 1.0) -> redis.Redis:
     )
 
 
+class Breaker:
+    """Who asks a server that has just kept another waiting in vain is told at once, so that nobody queues for it.
+
+    Closed while the server answers. After a call without an answer, none goes out for `rest_s`, and from then on one at
+    a time, to see whether it is back.
+    """
+
+    def __init__(self, rest_s: float = 0.5) -> None:
+        self._rest_s = rest_s
+        self._lock = threading.Lock()
+        self._open = False
+        self._next_at = 0.0
+
+    def admits(self) -> bool:
+        """Whether a call may go out now. One that does must be followed by `saw`."""
+        with self._lock:
+            if self._open:
+                if time.monotonic() < self._next_at:
+                    return False
+                self._next_at = math.inf  # until this one has seen
+            return True
+
+    def saw(self, *, answered: bool) -> None:
+        with self._lock:
+            self._open = not answered
+            self._next_at = time.monotonic() + self._rest_s
+
+
 class RedisCalls:
     """Runs commands, transactions and the scripts; every failure to be served is `StoreUnavailable`."""
 
     def __init__(self, client: redis.Redis) -> None:
+        self._breaker: Breaker | None = None
         if not client.get_encoder().decode_responses:
             raise ValueError("the store reads text: make its client with connect()")
         self._client: Any = client  # its commands are typed for both sync and async use
         self._scripts = {name: client.register_script(source) for name, source in scripts.load().items()}
+
+    def failing_fast(self) -> Self:
+        """The same connection behind a breaker of its own: for a server, whose callers share a few threads."""
+        other = copy.copy(self)
+        other._breaker = Breaker()
+        return other
 
     def command(self, *words: Arg) -> Any:
         with self._reachable():
@@ -72,16 +111,24 @@ class RedisCalls:
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
+        if self._breaker is not None and not self._breaker.admits():
+            raise self._unavailable("did not answer just now", None)
+        answered = True
         try:
             yield
         except (redis.ConnectionError, redis.TimeoutError) as error:
+            answered = False
             raise self._unavailable("did not answer, tried twice", error) from error
         except ResponseError as error:
             if isinstance(error, _REFUSALS) or any(code in str(error) for code in _REFUSAL_CODES):
                 raise self._unavailable("refuses writes", error) from error
             raise
+        finally:
+            if self._breaker is not None:
+                self._breaker.saw(answered=answered)
 
-    def _unavailable(self, what: str, error: RedisError) -> StoreUnavailable:
+    def _unavailable(self, what: str, error: RedisError | None) -> StoreUnavailable:
         at = self._client.connection_pool.connection_kwargs
         place = at.get("path") or f"{at.get('host')}:{at.get('port')}"
-        return StoreUnavailable(f"Redis at {place} {what} ({error}): check that it runs, then try again")
+        why = "" if error is None else f" ({error})"
+        return StoreUnavailable(f"Redis at {place} {what}{why}: check that it runs, then try again")

@@ -105,7 +105,7 @@ class JobStore(JobReader):
             priority,
             more=[
                 keys.idempotency(idempotency_key or ""), keys.jobs, keys.spec(job_id),
-                keys.steering(job_id), keys.steering_log(job_id), OWNERS,
+                keys.steering(job_id), OWNERS,
             ],
         )  # fmt: skip
         return Submission(job_id=accepted_id, outcome=SubmitOutcome(outcome))
@@ -304,7 +304,8 @@ class JobStore(JobReader):
         """Replace the top-level keys in `change` if version `if_match` is current (None: whichever is).
 
         Takes effect two steps after the committed one, as the next may be in flight; never earlier than a
-        change acknowledged before. Who has just read the `head` saves reading it again.
+        change acknowledged before. LATE where the job ends before that. Who has just read the `head` saves reading
+        it again.
         """
         token = _token()
         while True:
@@ -314,7 +315,7 @@ class JobStore(JobReader):
             expected = head.version if if_match in (None, head.version) else 0
             code, version, effective_step = self._run(
                 "steer", job_id, token, expected, dumps(change), dumps(state), by,
-                more=[self._keys.steering(job_id), self._keys.steering_log(job_id)],
+                more=[self._keys.steering(job_id)],
             )  # fmt: skip
             outcome = SteerOutcome(code)
             if outcome is not SteerOutcome.STALE or if_match is not None:
@@ -330,7 +331,10 @@ class JobStore(JobReader):
 
     def _run(self, script: str, job_id: str, *args: Arg, more: Sequence[str] = ()) -> list[Any]:
         keys = self._keys
-        common = [keys.job(job_id), keys.events(job_id), keys.replies(job_id), keys.queue, keys.leases]
+        common = [
+            keys.job(job_id), keys.events(job_id), keys.replies(job_id), keys.queue, keys.leases,
+            keys.steering_log(job_id),
+        ]  # fmt: skip
         reply = self._calls.script(script, [*common, *more], [job_id, *args])
         if reply[0] == "NOTFOUND":
             raise JobNotFound(job_id)

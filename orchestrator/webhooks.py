@@ -20,7 +20,8 @@ from orchestrator.reader import JobReader
 from orchestrator.states import JobStatus, is_terminal
 
 EVENTS = (
-    "job.succeeded", "job.failed", "job.cancelled", "job.paused", "steering.applied", "guardrail.breached",
+    "job.succeeded", "job.failed", "job.cancelled", "job.paused", "steering.applied", "steering.rejected",
+    "guardrail.breached",
 )  # fmt: skip
 MAX_WEBHOOKS = 20  # of an owner
 _CHUNK = 500

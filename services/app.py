@@ -6,7 +6,7 @@ import threading
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from orchestrator.store import JobStore
 from services import (
@@ -28,6 +28,7 @@ from services import (
 from services.auth import RecentKeys, RequireKey
 from services.body_deadline import BodyDeadline
 from services.deps import Store
+from services.docs_page import POLICY, docs_page
 from services.errors import BodyLimit, RequestContext, StrictJSONResponse, add_handlers
 from services.event_feed import Feeds
 from services.openapi import openapi
@@ -40,6 +41,7 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
     The key of `settings` is an admin of the owner of `store`.
     """
     app = FastAPI(title="Equipoise", version="1", redirect_slashes=False, redoc_url=None, docs_url=None)
+    store = store.failing_fast()
     app.state.store = store
     app.state.keys = RecentKeys(store.calls)
     app.state.settings = settings
@@ -91,6 +93,11 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
         """The process answers and so does its Redis; 503 otherwise."""
         store.next_queued()
         return StrictJSONResponse({"status": "ok"})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        """The API as a page."""
+        return HTMLResponse(docs_page(app.openapi()), headers={"content-security-policy": POLICY})
 
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
     return app

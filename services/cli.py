@@ -116,7 +116,7 @@ def show(job: JobArgument, as_json: AsJson = False) -> None:
         if as_json:
             print_json(document)
         else:
-            output().print(job_view(document, client.steering(document["id"])))
+            output().print(job_view(document, client.steering(document["id"], log_limit=0)))
 
 
 @app.command()
@@ -150,7 +150,7 @@ def steer(
     change: dict[str, Any] = {key: value for key, value in (("mode", mode), ("blend", blend)) if value is not None}
     with connect_client(_state_dir) as client:
         job_id = find_job(client, job)
-        now = client.steering(job_id)
+        now = client.steering(job_id, log_limit=0)
         try:
             if weights:
                 change["weights"] = steer_words.weights(weights, now["weights"])

@@ -19,7 +19,7 @@ from orchestrator.states import JobStatus
 from orchestrator.store import Checkpoint, Event, JobRecord, JobStore
 from services.deps import MAX_PAGE, JobId, MaxActive, Store, page
 from services.errors import ApiProblem, StrictJSONResponse
-from services.jobs_api import JobList, Metadata, back_in_queue, jobs_with
+from services.jobs_api import EMPTY_BODY, JobList, Metadata, NoFields, back_in_queue, jobs_with
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
@@ -61,19 +61,19 @@ def get_job(job_id: JobId, store: Store) -> Response:
     return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/{job_id}/cancel", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
 def cancel_job(job_id: JobId, store: Store) -> Response:
     store.request_cancel(job_id)
     return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
 
 
-@router.post("/{job_id}/pause")
+@router.post("/{job_id}/pause", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
 def pause_job(job_id: JobId, store: Store) -> Response:
     store.request_pause(job_id)
     return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
 
 
-@router.post("/{job_id}/resume")
+@router.post("/{job_id}/resume", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
 def resume_job(job_id: JobId, store: Store, max_active: MaxActive) -> Response:
     back_in_queue(store, job_id, max_active)
     return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from services.client import ApiError, Client
+from services.client import ApiError, Client, RateLimited, Unavailable
 from services.client.flows import RESTING
 from services.text import duration, event_line, figure, is_number, plain, signed, sparkline
 
@@ -41,13 +41,14 @@ class Follower:
     def poll(self) -> tuple[list[Document], list[Document]]:
         """Fetches what is new; returns the new steps and events.
 
-        A server that does not answer is `trouble` at first, and an ApiError when it stays away.
+        A server, or a proxy before it, that does not answer now is `trouble` at first, and an ApiError when it stays
+        away.
         """
         try:
             news = self._fetch()
         except ApiError as error:
             self._away_since = self._away_since or time.monotonic()
-            if error.status not in (0, 503) or time.monotonic() - self._away_since > _PATIENCE_S:
+            if not isinstance(error, Unavailable | RateLimited) or time.monotonic() - self._away_since > _PATIENCE_S:
                 raise
             self.trouble = f"{error}; trying again"
             return [], []

@@ -298,7 +298,7 @@ def _checkpoint(store: JobStore, job_id: str, spec: JobSpec, wanted: int | str) 
         step = max(kept, default=None)
     elif wanted == "best":
         ranges = {objective.name: objective.range for objective in spec.objectives}
-        step = best_step(list(kept.values()), ranges, store.steering(job_id).current["weights"])
+        step = best_step(list(kept.values()), ranges, store.steering_head(job_id).current["weights"])
     else:
         step = int(wanted)
     if step is not None and step in kept:

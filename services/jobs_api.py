@@ -79,6 +79,17 @@ def _list_parameters() -> list[dict[str, Any]]:
     ]
 
 
+async def _no_fields(document: Annotated[Any, Depends(optional_json_body)]) -> None:
+    """A body that says something is refused: what it asks for would not happen."""
+    if document is None or document == {}:
+        return
+    field = next(iter(document)) if isinstance(document, dict) else ""
+    raise spec_problem([(field, "unknown field; this takes none" if field else "expected no body, or an object")])
+
+
+NoFields = Depends(_no_fields)
+EMPTY_BODY = body_schema({"type": "object", "additionalProperties": False}, required=False)
+
 Metadata = Annotated[dict[str, str], Depends(_wanted_metadata)]
 
 
@@ -170,7 +181,7 @@ def get_job(
     return Response(body, media_type="application/json", headers={"etag": etag})
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/{job_id}/cancel", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
 def cancel_job(job_id: JobId, store: Store) -> Response:
     """At once where it waits; a running job ends after the step in flight."""
     store.request_cancel(job_id)
@@ -199,7 +210,7 @@ def pause_job(job_id: JobId, document: Annotated[Any, Depends(optional_json_body
     return StrictJSONResponse(job_document(store.job(job_id)))
 
 
-@router.post("/{job_id}/resume")
+@router.post("/{job_id}/resume", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
 def resume_job(job_id: JobId, store: Store, max_active: MaxActive) -> Response:
     """Puts a paused job back in the queue; it goes on from its newest checkpoint."""
     back_in_queue(store, job_id, max_active)

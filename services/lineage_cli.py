@@ -50,7 +50,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         with connect_client(state_dir()) as client:
             job_id = find_job(client, job)
             if weights is not None:
-                now = client.steering(job_id)["weights"]
+                now = client.steering(job_id, log_limit=0)["weights"]
                 try:
                     body["weights"] = steer_words.weights([word.strip() for word in weights.split(",")], now)
                 except ValueError as error:

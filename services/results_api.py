@@ -13,6 +13,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response, StreamingResponse
 
 from orchestrator.checkpoints import CheckpointError, export_policy, verify
+from orchestrator.states import is_terminal
 from orchestrator.store import Checkpoint
 from rewards import registry
 from services.archive import Archive
@@ -33,14 +34,27 @@ class Export(BaseModel):
     to: str = Field(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$", description="absolute path, new or empty")
 
 
+class Metrics(Cursor):
+    """Which steps, and what of them."""
+
+    names: str | None = Query(
+        None,
+        max_length=1000,
+        description="fields by name, separated by commas (`objectives,loss`); `step` always comes too, and a name that "
+        "a step has no field of is passed over. All if absent",
+    )
+
+
 @router.get("/jobs/{job_id}/metrics")
-def get_metrics(job_id: JobId, cursor: Annotated[Cursor, Query()], store: Store) -> Response:
+def get_metrics(job_id: JobId, query: Annotated[Metrics, Query()], store: Store) -> Response:
     """Committed steps in order, each once: objectives, weights, losses, evaluations, timings."""
-    records = store.steps(job_id, after_step=cursor.after, limit=cursor.limit + 1)
+    records = store.steps(job_id, after_step=query.after, limit=query.limit + 1)
+    wanted = None if query.names is None else {"step", *query.names.split(",")}
     shown = [
-        {key: value for key, value in record.items() if key not in _INTERNAL} for record in records[: cursor.limit]
+        {key: value for key, value in record.items() if key not in _INTERNAL and (wanted is None or key in wanted)}
+        for record in records[: query.limit]
     ]
-    return StrictJSONResponse(page(shown, has_more=len(records) > cursor.limit))
+    return StrictJSONResponse(page(shown, has_more=len(records) > query.limit))
 
 
 _INTERNAL = frozenset({"fence", "digest"})
@@ -136,6 +150,9 @@ def _kept_at(store: Store, job_id: str, step: int) -> Checkpoint:
     for checkpoint in store.checkpoints(job_id):
         if checkpoint.step == step:
             return checkpoint
+    record = store.job(job_id)
+    if step > record.step and not is_terminal(record.status):
+        raise ApiProblem(425, "checkpoint_not_ready", "the job has not come to this step yet")
     raise not_found("no checkpoint is kept at this step")
 
 

@@ -16,6 +16,7 @@ _READ = (
     "GET /readyz",
     "GET /metrics",
     "GET /openapi.json",
+    "GET /docs",
     "GET /v1/jobs",
     "GET /v1/jobs/compare",
     f"GET {_JOB}",

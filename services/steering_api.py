@@ -6,8 +6,8 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Request
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from fastapi import APIRouter, Depends, Header, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -17,7 +17,7 @@ from orchestrator.spec_errors import nearest
 from orchestrator.steering import Steering, SteeringError, merge
 from orchestrator.store import JobStore, Steer, SteeringEntry, SteerOutcome
 from services.body import json_body
-from services.deps import Configuration, JobId, Store, body_schema
+from services.deps import MAX_PAGE, Configuration, JobId, Store, body_schema
 from services.errors import ApiProblem, StrictJSONResponse
 from services.rollouts_api import rollouts_of
 from services.slots import place
@@ -49,10 +49,22 @@ _CHANGE = TypeAdapter(SteeringChange)
 _FIELDS = list(SteeringChange.__annotations__)
 
 
+class Log(BaseModel):
+    """Query of the steering: which changes come with it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    log_before: int | None = Query(None, ge=1, le=2**53, description="only changes before this version")
+    log_limit: int = Query(MAX_PAGE, ge=0, le=MAX_PAGE, description="at most so many changes, the newest ones")
+
+
 @router.get("")
-def get_steering(job_id: JobId, store: Store) -> Response:
-    """The newest steering (its version is the ETag), what the strategy alone last chose, and every change so far."""
-    state = store.steering(job_id)
+def get_steering(job_id: JobId, query: Annotated[Log, Query()], store: Store) -> Response:
+    """The newest steering (its version is the ETag), what the strategy alone last chose, and the newest changes.
+
+    `log` is in order; while `log_has_more`, those before its first version are asked for with `log_before`.
+    """
+    state = store.steering(job_id, before=query.log_before, limit=query.log_limit)
     newest = store.steps(job_id, after_step=store.job(job_id).step - 1, limit=1)
     document = {
         "object": "steering",
@@ -60,6 +72,7 @@ def get_steering(job_id: JobId, store: Store) -> Response:
         **state.current,
         "strategy": newest[-1]["weights"]["strategy"] if newest else None,
         "log": [_entry(entry) for entry in state.log],
+        "log_has_more": state.log_has_more,
     }
     return StrictJSONResponse(document, headers={"etag": f'"{state.version}"'})
 
@@ -72,7 +85,11 @@ def put_steering(
     store: Store,
     if_match: Annotated[str | None, Header(alias="If-Match", description="only if this version is current")] = None,
 ) -> Response:
-    """Answers with the version that it made and the first step that follows it: never the one in flight."""
+    """Answers with the version that it made and the first step that follows it: never the one in flight.
+
+    409 `too_late` where the job's last step is in flight already; `job_over` where it has ended or is being cancelled.
+    A change that was taken is told of later: by `steering.applied`, or by `steering.rejected` where the job ends first.
+    """
     sent = checked_change(document)
     steer = _steer(store, job_id, sent, _version(if_match), request.state.key_name)
     if steer.outcome is SteerOutcome.STALE:
@@ -81,6 +98,8 @@ def put_steering(
         )
     if steer.outcome is SteerOutcome.STATE:
         raise ApiProblem(409, "job_over", f"a job that is {store.job(job_id).status} can't be steered")
+    if steer.outcome is SteerOutcome.LATE:
+        raise ApiProblem(409, "too_late", "the job's last step is in flight already, and follows what stands")
     return StrictJSONResponse(
         {"version": steer.version, "effective_step": steer.effective_step},
         status_code=202,

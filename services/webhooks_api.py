@@ -26,7 +26,13 @@ from services.slots import place
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
 EventName = Literal[
-    "job.succeeded", "job.failed", "job.cancelled", "job.paused", "steering.applied", "guardrail.breached"
+    "job.succeeded",
+    "job.failed",
+    "job.cancelled",
+    "job.paused",
+    "steering.applied",
+    "steering.rejected",
+    "guardrail.breached",
 ]
 
 

@@ -1,11 +1,11 @@
 -- Put in front of every script by the loader, so a rule that several scripts share is written once.
--- KEYS 1..5 are the same for all: job, events, replies, queue, leases. ARGV[1] is the job id.
+-- KEYS 1..6 are the same for all on a job: job, events, replies, queue, leases, steering log. ARGV[1] is the job id.
 -- Every script answers {code, ...}, takes the time from Redis, and validates before its first write
 -- (Redis does not undo the earlier writes of a script that fails).
-local JOB, EVENTS, REPLIES, QUEUE, LEASES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local JOB, EVENTS, REPLIES, QUEUE, LEASES, WLOG = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ID = ARGV[1]
 local FINAL = {succeeded = true, failed = true, cancelled = true}
-local EVENTS_KEPT, REPLIES_KEPT = 10000, 64
+local EVENTS_KEPT, REPLIES_KEPT, REJECTED_TOLD = 10000, 64, 16
 -- What one priority is worth in the queue, in us: 38 years, more than any two jobs' ages differ. Priorities go from
 -- -5 to 5, so a score stays below 2^53, where a double is exact to the microsecond, until the year 2065.
 local PRIORITY_US = 1.2e15
@@ -68,6 +68,20 @@ local function queue_score()
   return string.format('%.0f', tonumber(j.order) - (tonumber(j.priority) or 0) * PRIORITY_US)
 end
 
+-- Tells of the changes of steering, the last few, that a job which ends was promised and never reached.
+local function reject_changes(to, us)
+  local committed, rejected = tonumber(redis.call('HGET', JOB, 'step')), {}
+  for _, entry in ipairs(redis.call('XREVRANGE', WLOG, '+', '-', 'COUNT', REJECTED_TOLD)) do
+    local effective = tonumber(entry[2][2]) -- the entry's first field, eff
+    if effective <= committed then break end
+    table.insert(rejected, 1, {version = tonumber(entry[1]:match('^%d+')), effective_step = effective})
+  end
+  for _, change in ipairs(rejected) do
+    change.reason = string.format('the job ended at step %d: %s', committed, to)
+    emit('steering.rejected', 'warning', cjson.encode(change), us)
+  end
+end
+
 -- One status change with all that belongs to it: queue entry, times, event. Legality is the caller's.
 local function move(from, to, reason, us, kind, level)
   redis.call('HSET', JOB, 'status', to, 'reason', reason)
@@ -76,7 +90,10 @@ local function move(from, to, reason, us, kind, level)
   else
     redis.call('ZREM', QUEUE, ID)
   end
-  if FINAL[to] then redis.call('HSET', JOB, 'finished_at', seconds(us)) end
+  if FINAL[to] then
+    redis.call('HSET', JOB, 'finished_at', seconds(us))
+    reject_changes(to, us)
+  end
   emit(kind or 'job.' .. to, level or (to == 'failed' and 'error' or 'info'),
     cjson.encode({from = from, to = to, reason = reason}), us)
 end

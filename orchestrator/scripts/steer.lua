@@ -1,8 +1,8 @@
--- Compare-and-swap of the steering. KEYS 6, 7: steering, steering log.
+-- Compare-and-swap of the steering. KEYS 7: steering.
 -- ARGV: id, token, version expected, change, state after it, who. Answers {code, version, effective step}.
-local W, WLOG = KEYS[6], KEYS[7]
+local W = KEYS[7]
 local token, expected, change, state, who = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local j = read('status', 'step')
+local j = read('status', 'step', 'total_steps')
 if not j.status then return {'NOTFOUND'} end
 local given = kept_reply(token)
 if given then
@@ -16,6 +16,7 @@ if w[1] ~= expected then return {'STALE', tonumber(w[1]), 0} end
 -- step + 1 is in flight. Never before an earlier promise: after a rewind, step + 2 may lie below it.
 local version = tonumber(w[1]) + 1
 local effective = math.max(tonumber(j.step) + 2, tonumber(w[2]))
+if effective > (tonumber(j.total_steps) or math.huge) then return {'LATE', tonumber(w[1]), 0} end
 redis.call('XADD', WLOG, string.format('%d-1', version), 'eff', effective, 'at', seconds(now_us()),
   'who', who, 'change', change, 'state', state)
 redis.call('HSET', W, 'ver', version, 'eff', effective, 'current', state)

@@ -1,8 +1,8 @@
--- Accepts a job once. KEYS 6..11: idempotency, jobs, spec, steering, steering log, owners.
+-- Accepts a job once. KEYS 7..11: idempotency, jobs, spec, steering, owners.
 -- ARGV: id, body sha256, idempotency ttl ms (0: no key given), name, spec, steering, owner, most active jobs ('': any),
 -- the job and the step that it was forked from ('': it was not), priority (-5 to 5).
 -- Answers {NEW | REPLAY | CONFLICT | QUOTA, id}.
-local IDEM, JOBS, SPEC, W, WLOG = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local IDEM, JOBS, SPEC, W = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local OWNERS, owner, max_active = KEYS[11], ARGV[7], tonumber(ARGV[8])
 local priority = ARGV[11]
 local digest, ttl_ms, name, spec, steering = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]

@@ -126,14 +126,18 @@ class Api:
     stream_events = stream(flows.stream_events)
 
     @endpoint
-    def metrics(self, job_id: str, *, after: int = 0, limit: int = 100) -> Request[Page[types.Step]]:
-        """Committed steps, each once; `after` is a step."""
-        return _get("/v1/jobs/{job_id}/metrics", job_id=job_id, after=after, limit=limit)
+    def metrics(
+        self, job_id: str, *, after: int = 0, limit: int = 100, names: Sequence[str] | None = None
+    ) -> Request[Page[types.Step]]:
+        """Committed steps, each once; `after` is a step. Of each `step` and the fields `names`, or all of them."""
+        return _metrics(job_id, after, limit, names)
 
     @pages(by="step")
-    def iter_metrics(self, job_id: str, *, after: int = 0) -> Request[Page[types.Step]]:
+    def iter_metrics(
+        self, job_id: str, *, after: int = 0, names: Sequence[str] | None = None
+    ) -> Request[Page[types.Step]]:
         """All steps that are committed so far."""
-        return _get("/v1/jobs/{job_id}/metrics", job_id=job_id, after=after, limit=100)
+        return _metrics(job_id, after, 100, names)
 
     @endpoint
     def rollouts(
@@ -155,9 +159,12 @@ class Api:
     # -- steering --------------------------------------------------------------------------------------------
 
     @endpoint
-    def steering(self, job_id: str) -> Request[types.Steering]:
-        """The newest steering; its `version` is what `steer` takes as `if_match`."""
-        return _get("/v1/jobs/{job_id}/steering", job_id=job_id)
+    def steering(self, job_id: str, *, log_before: int | None = None, log_limit: int = 100) -> Request[types.Steering]:
+        """The newest steering; its `version` is what `steer` takes as `if_match`.
+
+        `log` are the newest changes before version `log_before`; while `log_has_more`, there are older ones.
+        """
+        return _get("/v1/jobs/{job_id}/steering", job_id=job_id, log_before=log_before, log_limit=log_limit)
 
     @endpoint
     def steer(
@@ -402,6 +409,11 @@ def _jobs(
     wanted = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
     params = {"after": after, "limit": limit, "status": status, **wanted}
     return Request(method="GET", route="/v1/jobs", params=params, is_repeatable=True)
+
+
+def _metrics(job_id: str, after: int, limit: int, names: Sequence[str] | None) -> Request[Any]:
+    wanted = None if names is None else ",".join(names)
+    return _get("/v1/jobs/{job_id}/metrics", job_id=job_id, after=after, limit=limit, names=wanted)
 
 
 def _job_request(action: str, job_id: str, *, is_repeatable: bool) -> Request[Any]:

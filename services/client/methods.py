@@ -95,7 +95,12 @@ def pages(by: str | None) -> Callable[[Callable[Concatenate[Any, P], Request[Pag
                 page = await core.call(request)
                 for item in page["data"]:
                     yield item
-                if not page["has_more"] or not page["data"]:
+                if not page["has_more"]:
+                    return
+                if (next_after := page.get("next_after")) is not None:  # a page may be empty, and yet more follow
+                    request = request.after(next_after)
+                    continue
+                if not page["data"]:
                     return
                 last: Any = page["data"][-1]
                 seen = seen + len(page["data"]) if by is None else last[by]

@@ -24,10 +24,11 @@ DatasetFormat = Literal["jsonl", "csv", "parquet"]
 
 
 class Page(TypedDict, Generic[Item]):
-    """A part of a list."""
+    """A part of a list. `next_after`: where a list of jobs goes on, which after a filter may not be its last item."""
 
     data: list[Item]
     has_more: bool
+    next_after: NotRequired[str | None]
 
 
 class RolloutPage(Page[Item], Generic[Item]):
@@ -155,6 +156,7 @@ class Steering(TypedDict):
     bounds: dict[str, list[float]]
     strategy: dict[str, float] | None
     log: list[SteeringEntry]
+    log_has_more: bool
 
 
 class Steered(TypedDict):

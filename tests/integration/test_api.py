@@ -437,6 +437,29 @@ def test_a_steer_names_the_step_at_which_it_takes_effect(client: Client, store: 
     assert steering["log"][1]["by"].startswith("key ")
 
 
+def test_the_log_of_the_steering_comes_in_pages(http: httpx.Client, client: Client, job_id: str) -> None:
+    for i in range(6):
+        client.steer(job_id, blend=i / 10)
+    newest = client.steering(job_id, log_limit=3)
+    assert ([entry["version"] for entry in newest["log"]], newest["log_has_more"]) == ([5, 6, 7], True)
+    older = client.steering(job_id, log_before=newest["log"][0]["version"])
+    assert ([entry["version"] for entry in older["log"]], older["log_has_more"]) == ([1, 2, 3, 4], False)
+    assert (older["version"], older["blend"]) == (7, 0.5)
+    assert client.steering(job_id, log_limit=0)["log"] == []
+    for query in ("log_limit=101", "log_before=0", "log_before=x", "log=1"):
+        assert_error(http.get(f"/v1/jobs/{job_id}/steering?{query}"), 422)
+
+
+def test_a_steer_in_the_last_step_is_too_late(client: Client, store: JobStore, job_id: str) -> None:
+    lease = claim(store, job_id)
+    store.set_total_steps(lease, 2)
+    store.commit(lease, step=1, digest="1", record=step_record())
+    with pytest.raises(ApiError, match="in flight") as caught:
+        client.steer(job_id, blend=0.1)
+    assert (caught.value.status, caught.value.code) == (409, "too_late")
+    assert client.steering(job_id)["version"] == 1
+
+
 def test_a_stale_version_is_412(http: httpx.Client, client: Client, job_id: str) -> None:
     path = f"/v1/jobs/{job_id}/steering"
     etag = http.get(path).headers["etag"]
@@ -526,6 +549,10 @@ def test_metrics_page_and_what_is_not_finite_is_null(client: Client, store: JobS
     assert first["data"][0]["loss"] is None
     assert "fence" not in first["data"][0]
     assert [record["step"] for record in client.metrics(job_id, after=2)["data"]] == [3]
+    some = list(client.iter_metrics(job_id, after=1, names=["loss", "objectives", "fence", "no such field"]))
+    objectives = {"accuracy": {"mean": 0.2, "std": 0.1, "zero_share": 0.0}}
+    assert some[0] == {"step": 2, "loss": None, "objectives": objectives}
+    assert client.metrics(job_id, names=[])["data"] == [{"step": step} for step in (1, 2, 3)]
 
 
 def test_the_front_is_empty_and_then_what_the_driver_wrote(client: Client, store: JobStore, job_id: str) -> None:
@@ -550,11 +577,15 @@ def test_a_checkpoint_is_verified_and_exported(client: Client, store: JobStore, 
     assert (target / "config.json").read_text() == "{}"
 
     (path / "policy" / "config.json").write_text("{ }")
-    for step, directory, status in ((1, target, 409), (1, tmp_path / "other", 409), (2, tmp_path / "other", 404)):
+    for step, directory, status in ((1, target, 409), (1, tmp_path / "other", 409), (2, tmp_path / "other", 425)):
         with pytest.raises(ApiError) as caught:
             client.export(job_id, step, str(directory))
         assert caught.value.status == status
     assert not (tmp_path / "other").exists()
+    store.finish(lease, JobStatus.FAILED, "broke")
+    with pytest.raises(ApiError, match="no checkpoint") as caught:  # and there never will be
+        client.export(job_id, 2, str(tmp_path / "other"))
+    assert caught.value.status == 404
 
 
 def test_a_checkpoint_is_downloaded_as_it_was_made(
@@ -587,7 +618,8 @@ def test_a_checkpoint_is_downloaded_as_it_was_made(
         assert len(answer.read()) == int(answer.headers["content-length"]) == (tmp_path / "one.tar").stat().st_size
     error = assert_error(http.get(f"/v1/jobs/{job_id}/checkpoints/1/download"), 409)
     assert str(tmp_path) not in error["message"]
-    assert_error(http.get(f"/v1/jobs/{job_id}/checkpoints/2/download"), 404)
+    assert_error(http.get(f"/v1/jobs/{job_id}/checkpoints/2/download"), 425)
+    assert_error(http.get(f"/v1/jobs/{job_id}/checkpoints/0/download"), 404)
 
 
 @pytest.mark.parametrize("to", ["relative/path", "", 5, None, "/nul\x00"])
@@ -640,6 +672,41 @@ def test_a_rule_whose_plugin_is_broken_is_named(http: httpx.Client, monkeypatch:
     error = assert_error(http.get("/v1/rules/absent"), 500)
     assert error["code"] == "plugin_broken"
     assert "no_such_module" in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/fine_tuning/jobs"])
+@pytest.mark.parametrize("action", ["cancel", "resume"])
+def test_a_body_that_says_something_is_not_swallowed(http: httpx.Client, job_id: str, path: str, action: str) -> None:
+    http.post(f"{path}/{job_id}/pause").raise_for_status()
+    url = f"{path}/{job_id}/{action}"
+    for body in ({"checkpoint": "latest"}, [], False, 0, "now"):
+        error = assert_error(http.post(url, json=body), 422)
+    assert_error(http.post(url, content=b"{", headers={"content-type": "application/json"}), 400)
+    assert http.get(f"/v1/jobs/{job_id}").json()["status"] == "paused"
+    error = assert_error(http.post(url, json={"checkpoint": "latest"}), 422)
+    assert error["param"] == "checkpoint"
+    assert http.post(url, json={}).status_code == 200
+
+
+def test_a_pause_of_the_other_api_takes_no_body_either(http: httpx.Client, job_id: str) -> None:
+    url = f"/v1/fine_tuning/jobs/{job_id}/pause"
+    assert_error(http.post(url, json={"checkpoint": "latest"}), 422)
+    assert http.get(f"/v1/jobs/{job_id}").json()["status"] == "queued"
+    empty = http.post(url, content=b"", headers={"content-type": "application/json"})  # as the openai package does
+    assert (empty.status_code, empty.json()["status"]) == (200, "paused")
+
+
+def test_the_docs_are_a_page_that_loads_nothing(http: httpx.Client, server: ApiServer) -> None:
+    page = http.get("/docs")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    for word in ("<script", "src=", "http://", "https://", "url(", "@import"):
+        assert word not in page.text
+    for path, methods in http.get("/openapi.json").json()["paths"].items():
+        for method in methods:
+            assert f"<code>{method.upper()} {path}</code>" in page.text
+    assert httpx.get(f"{server.url}/docs").status_code == 401
 
 
 def test_openapi_documents_the_spec(http: httpx.Client) -> None:

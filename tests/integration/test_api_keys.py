@@ -120,7 +120,11 @@ def fill(path: str, job_id: str = "job-0") -> str:
     return re.sub(r"\{\w+\}", "1", path.replace("{job_id}", job_id))
 
 
-BODIES = {"fork": {"checkpoint": "latest"}, "export": {"to": "/nowhere"}}  # others: a change of the steering
+BODIES: dict[str, dict[str, Any]] = {
+    "fork": {"checkpoint": "latest"},
+    "export": {"to": "/nowhere"},
+    **{key: {} for key in ("cancel", "pause", "resume")},
+}  # others: a change of the steering
 
 
 def ask(http: httpx.Client, method: str, path: str) -> httpx.Response:

@@ -692,6 +692,67 @@ def test_a_job_that_is_over_is_not_steered(store: JobStore) -> None:
     assert store.steering("j").version == 1
 
 
+def test_a_steer_that_no_step_could_follow_is_refused(store: JobStore) -> None:
+    lease = running(store)
+    store.set_total_steps(lease, 4)
+    commit(store, lease, 1, 2)
+    assert store.steer("j", change={"a": 1}, if_match=1, by="me").effective_step == 4
+    assert store.steer("j", change={"a": 2}, if_match=1, by="me").outcome is SteerOutcome.STALE
+    commit(store, lease, 3)
+    for if_match in (None, 2):  # step 4 is in flight, and the last
+        late = store.steer("j", change={"a": 2}, if_match=if_match, by="me")
+        assert (late.outcome, late.version, late.effective_step) == (SteerOutcome.LATE, 2, None)
+    assert store.steering("j").current["a"] == 1
+
+
+def finished(store: JobStore, lease: Lease) -> None:
+    store.finish(lease, S.FAILED, "broke")
+
+
+def cancelled(store: JobStore, lease: Lease) -> None:
+    store.request_cancel("j")
+    store.finish(lease, S.CANCELLED)
+
+
+def cancelled_and_released(store: JobStore, lease: Lease) -> None:
+    store.request_cancel("j")
+    store.release(lease)
+
+
+def cancelled_in_the_queue(store: JobStore, lease: Lease) -> None:
+    store.release(lease)
+    store.request_cancel("j")
+
+
+@pytest.mark.parametrize("end", [finished, cancelled, cancelled_and_released, cancelled_in_the_queue])
+def test_a_change_that_a_job_ended_before_is_told_as_rejected(
+    store: JobStore, end: Callable[[JobStore, Lease], None]
+) -> None:
+    lease = running(store)
+    store.steer("j", change={"a": 0}, if_match=1, by="me")  # from step 2 on
+    commit(store, lease, 1, 2)
+    for i in (1, 2):
+        assert store.steer("j", change={"a": i}, if_match=None, by="me").effective_step == 4
+    end(store, lease)
+    *_, first, second, last = store.events("j").items
+    status = store.job("j").status
+    assert [event.type for event in (first, second, last)] == ["steering.rejected"] * 2 + [f"job.{status}"]
+    why = {"effective_step": 4, "reason": f"the job ended at step 2: {status}"}
+    assert [first.data, second.data] == [{"version": 3, **why}, {"version": 4, **why}]
+    assert event_types(store).count("steering.rejected") == 2
+
+
+def test_of_many_rejected_changes_the_last_few_are_told(store: JobStore) -> None:
+    submit(store)
+    for _ in range(20):
+        store.steer("j", change={}, if_match=None, by="me")
+    store.request_pause("j")
+    assert "steering.rejected" not in event_types(store)  # it may go on
+    store.request_cancel("j")
+    told = [event.data["version"] for event in store.events("j").items if event.type == "steering.rejected"]
+    assert told == list(range(6, 22))
+
+
 @pytest.mark.parametrize("version", range(1, 4))
 def test_twenty_steer_one_version_one_wins(store: JobStore, version: int) -> None:
     submit(store)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from orchestrator.checkpoints import directory_name, write_checkpoint
 from orchestrator.errors import ActorLost, DoesNotFit
 from orchestrator.journal import StoreJournal, Wishes
 from orchestrator.launchers import NO_RESOURCES
-from orchestrator.records import Checkpoint, Claim, ClaimOutcome, Event, JobRecord, Lease, Page, Signals
+from orchestrator.records import Checkpoint, Claim, ClaimOutcome, Event, JobRecord, Lease, Origin, Page, Signals
 from orchestrator.spec import parse_spec
 from orchestrator.states import JobStatus
 from orchestrator.store import Fenced, IllegalTransition, StoreUnavailable
@@ -49,6 +50,7 @@ class FakeStore:
         self.refuse: dict[str, Exception] = {}
         self.reported: list[tuple[str, str | None]] = []
         self.step = 4
+        self.origin: Origin | None = None
 
     def claim(self, job_id: str, **options: Any) -> Claim:
         self.claimed.append({"job_id": job_id, **options})
@@ -101,6 +103,7 @@ class FakeStore:
             job_id=job_id, name="driver", status=JobStatus.RUNNING, reason=None, created_at=1.0, started_at=2.0,
             finished_at=None, step=self.step, total_steps=4, fence=5, attempts=1, checkpoint_step=4,
             checkpoint_path="p", checkpoint_digest="d", cancel_requested=False, pause_requested=False, progress={},
+            origin=self.origin,
         )  # fmt: skip
 
     def ends(self) -> list[tuple[Any, ...]]:
@@ -203,6 +206,16 @@ def test_success_is_reported_and_finished(store: FakeStore, tmp_path: Path, job:
     assert "1+1" in (folder / "samples.json").read_text()
     assert ("report.written", "info", {"path": str(folder / "report.html")}) in store.events_written
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "job.json", "report.html", "samples.json"]
+
+
+@pytest.mark.parametrize("origin", [None, Origin(parent="job-parent", step=6)])
+def test_the_directory_says_what_the_job_is(store: FakeStore, tmp_path: Path, job: Any, origin: Origin | None) -> None:
+    store.origin = origin
+    job(lambda: "succeeded")
+    assert drive(tmp_path) == 0
+    document = json.loads((tmp_path / "jobs" / "job" / "job.json").read_text())
+    forked = {} if origin is None else {"origin": {"parent": "job-parent", "step": 6}}
+    assert document == {"owner": "local", "spec": store.text, "ended": "succeeded", **forked}
 
 
 @pytest.mark.parametrize("outcome", ["paused", "cancelled"])

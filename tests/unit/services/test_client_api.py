@@ -392,6 +392,15 @@ def test_all_pages_are_gone_through(method: str, arguments: Any, key: str, after
         assert {(params["status"], params["metadata[team]"]) for params in asked} == {("running", "a b")}
 
 
+def test_a_list_goes_on_where_the_server_says_also_after_an_empty_page() -> None:
+    pages = ([], "job-7"), ([1], "job-4"), ([], None)
+    script = Script(
+        *(ok({"data": [{"id": i} for i in ids], "has_more": bool(to), "next_after": to}) for ids, to in pages)
+    )
+    assert [job["id"] for job in script.ask("iter_jobs", status="running")] == [1]
+    assert [request.url.params.get("after") for request in script.seen] == [None, "job-7", "job-4"]
+
+
 def test_a_page_that_is_empty_is_the_last() -> None:
     assert Script(ok({"data": [], "has_more": True})).ask("iter_jobs") == []
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from services import follow as module
-from services.client import ApiError
+from services.client import ApiError, RateLimited, Unavailable, Unreachable
 from services.follow import Follower, follow, front_table, outcome_line, render, step_line
 from services.text import duration, event_line, plain, sparkline
 
@@ -180,18 +180,29 @@ def test_on_a_terminal_events_scroll_above_the_view() -> None:
 @pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_server_that_is_away_for_a_while_is_waited_for(terminal: bool) -> None:
-    away = ApiError(0, "unreachable", "no server")
+    away = Unreachable(0, "unreachable", "no server")
     jobs: list[Document | ApiError] = [a_job(), away, away, a_job(status="succeeded")]
     text = followed(FakeClient(jobs, [], []), terminal=terminal)
     assert "no server; trying again" in text
     assert "succeeded" in text
 
 
+@pytest.mark.parametrize(
+    "error", [Unavailable(502, "x", "a proxy"), Unavailable(504, "x", "a proxy"), RateLimited(429, "x", "busy")]
+)
+def test_what_passes_is_waited_out(error: ApiError) -> None:
+    follower = Follower(FakeClient([a_job(), error, a_job()], [a_step(1)], []), "job-1")  # type: ignore[arg-type]
+    assert follower.poll() == ([], [])
+    assert follower.trouble == f"{error}; trying again"
+    assert follower.poll() == ([a_step(1)], [])
+    assert follower.trouble == ""
+
+
 def test_a_refusal_is_not_waited_out_and_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     gone = FakeClient([a_job(), ApiError(404, "not_found", "no such job")], [], [])
     with pytest.raises(ApiError, match="no such job"):
         Follower(gone, "job-1").poll()  # type: ignore[arg-type]
-    away = Follower(FakeClient([a_job(), ApiError(503, "x", "no Redis")], [], []), "job-1")  # type: ignore[arg-type]
+    away = Follower(FakeClient([a_job(), Unavailable(503, "x", "no Redis")], [], []), "job-1")  # type: ignore[arg-type]
     now = 1000.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     assert away.poll() == ([], [])

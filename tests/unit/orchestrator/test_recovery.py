@@ -1,0 +1,61 @@
+"""What `recover` makes of directories, without drivers: those have tests of their own (test_faults_recovery.py)."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.keys import Keys
+from orchestrator.recovery import DOCUMENT, Finding, Found, keep_document, recover
+from orchestrator.redis_calls import connect
+from orchestrator.states import JobStatus
+from orchestrator.store import JobStore, Origin
+from tests.loop_fakes import make_spec
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[JobStore]:
+    with connect(redis_url) as client:
+        yield JobStore(client, owner=f"recovery-{uuid.uuid4().hex}")
+
+
+def forget(store: JobStore, job_id: str) -> None:
+    """As a Redis does that has lost the job."""
+    keys = Keys(store.owner)
+    found = store.calls.command("KEYS", f"{keys.job(job_id).replace('{', '?').replace('}', '?')}*")
+    store.calls.command("DEL", *found)
+    store.calls.command("ZREM", keys.jobs, job_id)
+    store.calls.command("ZREM", keys.queue, job_id)
+
+
+def test_a_job_comes_back_with_its_priority_and_its_origin(store: JobStore, tmp_path: Path) -> None:
+    spec = make_spec(priority=3)
+    origin = Origin(parent="job-parent", step=7)
+    jobs = {"job-fork": origin, "job-plain": None}
+    for job_id, forked in jobs.items():
+        store.submit(spec.to_json(), name=spec.name, job_id=job_id, origin=forked, priority=spec.priority)
+        (tmp_path / "jobs" / job_id).mkdir(parents=True)
+        record = store.job(job_id)
+        keep_document(tmp_path / "jobs" / job_id, owner=store.owner, spec=store.spec(job_id), origin=record.origin)
+        forget(store, job_id)
+    assert {each.finding for each in recover(store, tmp_path)} == {Finding.RECOVERED}
+    for job_id, forked in jobs.items():
+        record = store.job(job_id)
+        assert (record.status, record.priority, record.origin) == (JobStatus.PAUSED, 3, forked)
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"owner": "local"}'])
+def test_a_directory_without_its_document_is_known_where_redis_has_the_job(
+    store: JobStore, tmp_path: Path, text: str | None
+) -> None:
+    spec, job_id = make_spec(), f"job-{uuid.uuid4().hex}"
+    store.submit(spec.to_json(), name=spec.name, job_id=job_id)
+    (tmp_path / "jobs" / job_id / "init").mkdir(parents=True)  # a fork that waits: no driver has been there
+    if text is not None:
+        (tmp_path / "jobs" / job_id / DOCUMENT).write_text(text)
+    known = Found(job_id=job_id, finding=Finding.KNOWN, owner=store.owner, note="queued")
+    operator = store.of_owner("local")
+    assert list(recover(operator, tmp_path)) == [known]
+    forget(store, job_id)
+    assert [each.finding for each in recover(operator, tmp_path)] == [Finding.LOST]
