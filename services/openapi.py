@@ -39,7 +39,7 @@ _MORE = {  # what does not follow from an operation's shape
     f"GET {_JOB}/checkpoints/{{step}}/download": (409, 429),
     "POST /v1/webhooks": (409,),
     "POST /v1/datasets": (507,),
-    "GET /v1/datasets/{dataset_id}/rows": (409,),
+    "GET /v1/datasets/{dataset_id}/rows": (409, 429),
 }
 
 
