@@ -23,6 +23,7 @@ _REFUSALS = {
     422: "a value is wrong, unknown or missing; param names it",
     425: "not there yet",
     429: "too much at once; Retry-After says when to try again",
+    431: "the head of the request is too large",
     500: "broken here; the log has the x-request-id",
     503: "Redis does not answer, or the server is busy; try again after Retry-After",
     507: "the disk is full",
@@ -83,7 +84,7 @@ def _describe_refusals(paths: dict[str, Any]) -> None:
 
 
 def _refusals(method: str, path: str, operation: dict[str, Any]) -> set[int]:
-    found = {400, 500, *_MORE.get(f"{method.upper()} {path}", ())}
+    found = {400, 431, 500, *_MORE.get(f"{method.upper()} {path}", ())}
     if path not in PUBLIC_PATHS:
         found |= {401, 403, 503}
     if method != "get":
