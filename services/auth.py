@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Asgi
 
 from orchestrator.errors import StoreUnavailable
-from orchestrator.keystore import ApiKey, KeyNotFound, KeyStore, Scope
+from orchestrator.keystore import OWNER_KEYS_WORTH, ApiKey, KeyNotFound, KeyStore, Scope
 from orchestrator.redis_calls import RedisCalls
 from services.errors import ApiProblem, problem_response, unavailable
 from services.keys import digest, key_id_in
@@ -143,9 +143,11 @@ class RequireKey:
         if needed is not None and not principal.may(needed):
             raise ApiProblem(403, "insufficient_scope", f"this needs a key with the scope '{needed}'")
         if self._writes_per_minute and scope.get("method", "GET") not in _READING:
-            wait_s = await self._in_thread(self._keys.count_write, principal.key_id, self._writes_per_minute)
+            most = self._writes_per_minute
+            wait_s = await self._in_thread(self._keys.count_write, principal.key_id, principal.owner, most)
             if wait_s:
-                message = f"this key may write {self._writes_per_minute} times a minute; try again in {wait_s} s"
+                message = f"a key may write {most} times a minute, and an owner {OWNER_KEYS_WORTH * most} times; "
+                message += f"try again in {wait_s} s"
                 raise ApiProblem(429, "rate_limited", message, headers={"retry-after": str(wait_s)})
         return principal
 

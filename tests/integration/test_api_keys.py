@@ -635,6 +635,16 @@ def test_a_key_writes_so_often_a_minute_and_reads_on(place: Place, tmp_path: Pat
             assert other.post("/v1/jobs", params={"validate_only": True}, json=SPEC).status_code == 200
 
 
+def test_an_owner_writes_no_more_with_more_keys(place: Place) -> None:
+    keys, owner = KeyStore(RedisCalls(place.client)), f"owner-{uuid.uuid4().hex[:8]}"
+    ids = [new_stored_key()[0] for _ in range(9)]
+    waits = [keys.count_write(key_id, owner, 1) for key_id in ids]
+    assert waits[:4] == [0] * 4
+    assert all(1 <= wait <= 60 for wait in waits[4:])
+    assert place.client.get(names.rate(ids[-1])) is None  # what was refused counts nowhere
+    assert keys.count_write(ids[-1], f"{owner}-2", 1) == 0
+
+
 def test_limits_come_from_the_environment() -> None:
     assert Limits.from_environment({}) == Limits(writes_per_minute=600, active_jobs=100, active_jobs_local=0)
     given = {"EQUIPOISE_MAX_WRITES_PER_MINUTE": "0", "EQUIPOISE_MAX_ACTIVE_JOBS": "3"}
