@@ -1,36 +1,178 @@
-"""Reads every row of an uploaded file, as a child process (orchestrator/children.py): its bytes are a stranger's."""
+"""Reads rows of files, as a child process (orchestrator/children.py): their bytes are a stranger's."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator import children
-from orchestrator.prompts import DatasetError, examine
+from orchestrator.prompts import DatasetError, Prompt, each_prompt, examine, in_bounds, preview
 from orchestrator.spec import Columns
 
 MAX_PROBLEMS = 20
 TIMEOUT_S = 300.0
+_SHORT_TIMEOUT_S = 30.0  # where an answer is waited for
 _MEMORY_BYTES = 4 * 1024**3  # a small Parquet file can hold much
+_LIMIT = f"can't be read, or not within {_MEMORY_BYTES >> 30} GiB of memory"
+_SHOWN_CHARACTERS = 4000
+_SHOWN_MESSAGES = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A file of a job, and what its prompts must fit into."""
+
+    path: Path
+    columns: Columns
+    limit: int | None = None  # rows
+    tokenizer: Path | None = None  # where prompts are measured
+    room: int = 0  # tokens
+
+    def document(self) -> dict[str, Any]:
+        tokenizer = None if self.tokenizer is None else str(self.tokenizer)
+        columns = self.columns.model_dump()
+        return {"path": str(self.path), "columns": columns, "limit": self.limit, "room": self.room} | {
+            "tokenizer": tokenizer
+        }
 
 
 def check(path: Path, columns: Columns) -> tuple[int, list[str]]:
-    """Rows, and what is wrong: the first problems, then how it goes on. ChildError where that can't be told."""
+    """Rows, and what is wrong: the first problems, then how it goes on. ChildBusy where that can't be told now."""
     question = {"path": str(path), "columns": columns.model_dump()}
     try:
-        answer: dict[str, Any] = children.ask(__name__, question, timeout_s=TIMEOUT_S)
+        answer: dict[str, Any] = children.ask(__name__, {"check": question}, timeout_s=TIMEOUT_S)
     except children.ChildTimeout:
         return 0, [f"can't be read within {TIMEOUT_S:g} s"]
     except children.ChildBusy:
         raise
     except children.ChildError:
-        return 0, [f"can't be read, or not within {_MEMORY_BYTES >> 30} GiB of memory"]
+        return 0, [_LIMIT]
     return answer["rows"], answer["problems"]
+
+
+def problems_of(readings: Sequence[Reading]) -> list[str | None]:
+    """What is wrong with each, or None. ChildBusy where that can't be told now.
+
+    What takes too long is not refused: the driver reads it all.
+    """
+    if not readings:
+        return []
+    question = [reading.document() for reading in readings]
+    try:
+        found: list[str | None] = children.ask(__name__, {"read": question}, timeout_s=_SHORT_TIMEOUT_S)
+    except children.ChildTimeout:
+        return [None] * len(readings)
+    except children.ChildBusy:
+        raise
+    except children.ChildError:
+        if len(readings) == 1:
+            return [_LIMIT]
+        return [problem for reading in readings for problem in problems_of([reading])]  # which of them it was
+    return found
+
+
+def shown(path: Path, columns: Columns, *, after: int, limit: int) -> list[dict[str, Any]]:
+    """Rows numbered above `after` with what is long cut. DatasetError where they can't be read, ChildBusy for now."""
+    question = {"path": str(path), "columns": columns.model_dump(), "after": after, "limit": limit}
+    try:
+        answer: dict[str, Any] = children.ask(__name__, {"show": question}, timeout_s=_SHORT_TIMEOUT_S)
+    except children.ChildBusy:
+        raise
+    except children.ChildError:
+        raise DatasetError(_LIMIT) from None
+    if "problem" in answer:
+        raise DatasetError(answer["problem"])
+    rows: list[dict[str, Any]] = answer["rows"]
+    return rows
+
+
+def read(reading: Reading) -> None:
+    """Every row, none kept. Raises DatasetError for the first that can't be used.
+
+    A prompt's length is a lower bound, without the chat template: what is too long here is so for certain.
+    """
+    tokenizer = None if reading.tokenizer is None else _tokenizer(reading.tokenizer)
+    rows = each_prompt(reading.path, reading.columns, limit=reading.limit)
+    with contextlib.closing(rows):
+        for prompt in in_bounds(reading.path, rows):
+            if (
+                tokenizer is None or len(prompt.text) <= reading.room
+            ):  # ordinary text has no more tokens than characters
+                continue
+            tokens = len(tokenizer.encode(prompt.text, add_special_tokens=False).ids)
+            if tokens > reading.room:
+                raise DatasetError(
+                    f"{reading.path}: row {prompt.row}: the prompt has {tokens} tokens, but the context leaves room "
+                    f"for {reading.room} beside rollout.max_tokens; shorten it, lower that or raise "
+                    "policy.max_model_len"
+                )
+
+
+def _tokenizer(file: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception:  # the library raises nothing narrower; the driver's own loading names what is wrong with it
+        return None
+
+
+def _checked(path: Path, columns: Columns) -> dict[str, Any]:
+    try:
+        rows, problems = examine(path, columns, most=MAX_PROBLEMS)
+    except DatasetError as error:
+        rows, problems = 0, [str(error)]
+    cleaned = [problem.removeprefix(f"{path}: ") for problem in problems]
+    return {"rows": rows, "problems": [problem[:300] for problem in cleaned]}
+
+
+def _problem(reading: Reading) -> str | None:
+    try:
+        read(reading)
+    except DatasetError as error:
+        return str(error)
+    return None
+
+
+def _shown(path: Path, columns: Columns, after: int, limit: int) -> dict[str, Any]:
+    try:
+        return {"rows": [_cut_row(prompt) for prompt in preview(path, columns, after=after, limit=limit)]}
+    except DatasetError as error:
+        return {"problem": str(error)}
+
+
+def _cut_row(prompt: Prompt) -> dict[str, Any]:
+    content: Any = prompt.content
+    if isinstance(content, str):
+        content = _cut(content)
+    else:
+        content = [{name: _cut(message[name]) for name in ("role", "content")} for message in content[:_SHOWN_MESSAGES]]
+    return {"row": prompt.row, "prompt": content, "answer": None if prompt.answer is None else _cut(prompt.answer)}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+
+
+def _answer(question: dict[str, Any]) -> Any:
+    def placed(document: dict[str, Any]) -> dict[str, Any]:
+        return {**document, "path": Path(document["path"]), "columns": Columns.model_validate(document["columns"])}
+
+    if "check" in question:
+        return _checked(**placed(question["check"]))
+    if "show" in question:
+        return _shown(**placed(question["show"]))
+    readings = [placed(document) for document in question["read"]]
+    files = [None if reading["tokenizer"] is None else Path(reading["tokenizer"]) for reading in readings]
+    return [_problem(Reading(**{**reading, "tokenizer": file})) for reading, file in zip(readings, files, strict=True)]
 
 
 def _main() -> None:
@@ -39,14 +181,7 @@ def _main() -> None:
     signal.alarm(int(TIMEOUT_S) + 30)  # whoever asked has killed us by then, unless it died itself
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    question = json.load(sys.stdin)
-    path = Path(question["path"])
-    try:
-        rows, problems = examine(path, Columns.model_validate(question["columns"]), most=MAX_PROBLEMS)
-    except DatasetError as error:
-        rows, problems = 0, [str(error)]
-    cleaned = [problem.removeprefix(f"{path}: ") for problem in problems]
-    json.dump({"rows": rows, "problems": [problem[:300] for problem in cleaned]}, answers)
+    json.dump(_answer(json.load(sys.stdin)), answers)
     answers.close()
 
 

@@ -8,6 +8,7 @@
     mo:<owner>:webhooks             hash    webhook id -> JSON: address, events, signing secret
     mo:<owner>:webhook:<id>:cursors hash    job id -> the last event dealt with
     mo:<owner>:webhook:<id>:state   hash    failures in a row, the last error, what was dropped
+    mo:<owner>:rate                 string  what its keys wrote in the present minute
     mo:<owner>:keys                 zset    the owner's API keys, as in mo:keys
     mo:<owner>:queue:default        zset    waiting jobs by priority and age (scripts/prelude.lua)
     mo:<owner>:leases               zset    held jobs by expiry, ms of Redis time
@@ -71,6 +72,7 @@ class Keys:
         self.stalled = f"{self._prefix}stalled"
         self.jobs = f"{self._prefix}jobs"
         self.api_keys = f"{self._prefix}keys"
+        self.rate = f"{self._prefix}rate"
 
     def idempotency(self, key: str) -> str:
         return f"{self._prefix}idem:{hashlib.sha256(key.encode()).hexdigest()}"

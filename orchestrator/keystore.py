@@ -17,6 +17,7 @@ from orchestrator.records import Page
 from orchestrator.redis_calls import RedisCalls
 
 TOUCH_EVERY_S = 60
+OWNER_KEYS_WORTH = 4  # an owner may write as often as so many keys, however many it has
 
 
 class Scope(StrEnum):
@@ -119,9 +120,10 @@ class KeyStore:
         if now - (key.last_used_at or 0) >= TOUCH_EVERY_S:
             self._calls.script("key_touch", [keys.api_key(key.key_id)], [])
 
-    def count_write(self, key_id: str, per_minute: int) -> int:
-        """0 if one more write fits into the key's minute, else the seconds until the next one."""
-        code, *rest = self._calls.script("key_rate", [keys.rate(key_id)], [per_minute])
+    def count_write(self, key_id: str, owner: str, per_minute: int) -> int:
+        """0 if one more write fits into the key's minute and its owner's, else the seconds until the next one."""
+        counters = [keys.rate(key_id), keys.Keys(owner).rate]
+        code, *rest = self._calls.script("key_rate", counters, [per_minute, OWNER_KEYS_WORTH * per_minute])
         return 0 if code == "OK" else max(1, math.ceil(int(rest[0]) / 1000))
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from orchestrator.access import Access
+from orchestrator.dataset_check import Reading, problems_of, read
 from orchestrator.datasets import is_reference, locate
-from orchestrator.prompts import DatasetError, Prompt, load_prompts
+from orchestrator.prompts import DatasetError
 from orchestrator.remote import RemoteAway, is_url
 from orchestrator.remote_data import TooLarge, fetch
 from orchestrator.spec import FilesData, JobSpec
@@ -27,7 +28,8 @@ NEEDS_ANSWER = frozenset({"math"})
 def preflight(spec: JobSpec, access: Access | None = None) -> list[tuple[str, str]]:
     """(dotted path of the field, what is wrong and what to do) for each problem; empty where the job can run.
 
-    `access` says whose datasets there are, and which paths; what it refuses is not opened.
+    `access` says whose datasets there are, and which paths; what it refuses is not opened. With it this is a server:
+    files are a stranger's, and are read in a child process. May then raise ChildBusy.
     """
     problems = [] if access is None else access.problems(spec)
     if problems:
@@ -70,30 +72,57 @@ def _data(
     names = {split: name for split in ("train", "validation", "test") if (name := getattr(data, split)) is not None}
     if data.columns.answer is None and not all(map(is_reference, names.values())):
         _needs_answers(spec, "data.columns.answer is null", problems)
-    for split, name in names.items():
-        path, columns = _path(name), data.columns
+    room = None if model is None else _room(spec, model)
+    refused: dict[str, tuple[str, tuple[str, ...]]] = {}  # why, and what of it the caller sent
+    readings: dict[str, Reading] = {}
+    with contextlib.ExitStack() as held:
+        for split, name in names.items():
+            path, columns = _path(name), data.columns
+            try:
+                if is_reference(name):
+                    if access is None:
+                        raise DatasetError(f"{name}: only a server has datasets")
+                    path, columns = locate(name, data.columns, access.owner, access.state_dir)
+                    if columns.answer is None:
+                        _needs_answers(spec, f"the dataset of data.{split} was uploaded without answers", problems)
+                    if room is None:
+                        continue  # its rows were checked when it was uploaded
+                if is_url(name) and access is None:
+                    raise DatasetError(f"{name}: only a server fetches data")
+                path = held.enter_context(_here(name, path))
+            except TooLarge:  # the driver reads it
+                continue
+            except (RemoteAway, DatasetError) as error:
+                refused[split] = str(error), (str(path), name, name[:64])
+                continue
+            tokenizer, tokens = room or (None, 0)
+            readings[split] = Reading(path=path, columns=columns, limit=data.limit, tokenizer=tokenizer, room=tokens)
+        found = _read_here(readings.values()) if access is None else problems_of([*readings.values()])
+    for (split, reading), problem in zip(readings.items(), found, strict=True):
+        if problem is not None:
+            refused[split] = problem, (str(reading.path), names[split], names[split][:64])
+    for split in filter(refused.__contains__, names):
+        message, sent = refused[split]
+        problems.append((f"data.{split}", _fields(_unnamed(message, *sent), data)))
+
+
+def _read_here(readings: Iterable[Reading]) -> list[str | None]:
+    found: list[str | None] = []
+    for reading in readings:
         try:
-            if is_reference(name):
-                if access is None:
-                    raise DatasetError(f"{name}: only a server has datasets")
-                path, columns = locate(name, data.columns, access.owner, access.state_dir)
-                if columns.answer is None:
-                    _needs_answers(spec, f"the dataset of data.{split} was uploaded without answers", problems)
-            if is_url(name) and access is None:
-                raise DatasetError(f"{name}: only a server fetches data")
-            with _here(name, path) as path:
-                prompts = load_prompts(path, columns, limit=data.limit)
-                if model is not None:
-                    _check_lengths(spec, path, prompts, model)
-        except (TooLarge, RemoteAway) as error:
-            if isinstance(error, RemoteAway):
-                problems.append((f"data.{split}", _unnamed(str(error), name)))
+            read(reading)
+            found.append(None)
         except DatasetError as error:
-            message = _unnamed(str(error), str(path), name, name[:64])
-            for field in ("prompt", "answer"):
-                if (column := getattr(data.columns, field)) not in (None, field):  # else it is the default's name
-                    message = message.replace(f"'{column}'", f"data.columns.{field}")
-            problems.append((f"data.{split}", message))
+            found.append(str(error))
+    return found
+
+
+def _fields(message: str, data: FilesData) -> str:
+    """With columns called by their fields, as their names are the caller's."""
+    for field in ("prompt", "answer"):
+        if (column := getattr(data.columns, field)) not in (None, field):  # else it is the default's name
+            message = message.replace(f"'{column}'", f"data.columns.{field}")
+    return message
 
 
 @contextlib.contextmanager
@@ -129,25 +158,10 @@ def _path(name: str) -> Path:
         return Path(name)
 
 
-def _check_lengths(spec: JobSpec, path: Path, prompts: list[Prompt], model: Path) -> None:
-    """A lower bound, without the chat template: what is too long here is so for certain."""
+def _room(spec: JobSpec, model: Path) -> tuple[Path, int] | None:
+    """The tokenizer's file, and how many tokens of prompt fit; None where that can't be told without loading it."""
     file = model / "tokenizer.json"
-    limits = [context_length(check_directory(model)), spec.policy.max_model_len]
-    if not file.is_file() or not any(limits):
-        return
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception:  # the library raises nothing narrower; the driver's own loading names what is wrong with it
-        return
-    room = min(limit for limit in limits if limit) - spec.rollout.max_tokens
-    for prompt in prompts:
-        if len(prompt.text) <= room:  # no token is shorter than a character's byte in ordinary text
-            continue
-        tokens = len(tokenizer.encode(prompt.text, add_special_tokens=False).ids)
-        if tokens > room:
-            raise DatasetError(
-                f"{path}: row {prompt.row}: the prompt has {tokens} tokens, but the context leaves room for {room} "
-                "beside rollout.max_tokens; shorten it, lower that or raise policy.max_model_len"
-            )
+    limits = [limit for limit in (context_length(check_directory(model)), spec.policy.max_model_len) if limit]
+    if not file.is_file() or not limits:
+        return None
+    return file, min(limits) - spec.rollout.max_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,10 @@ import numpy as np
 
 from orchestrator.spec import Columns
 
+MAX_CHARACTERS = 500_000_000  # of the prompts and answers of a file that strangers give: a job holds them all
+
 _MAX_ROW_BYTES = 1 << 24  # of a line of JSONL or a field of CSV: longer than any prompt, short enough to hold
+_PARQUET_ROWS = 64  # at once: a dictionary or a long run makes much of few bytes
 
 
 class DatasetError(ValueError):
@@ -36,25 +39,54 @@ class Prompt:
     row: int  # from 1
     tokens: tuple[int, ...] = ()
 
+    @property
+    def characters(self) -> int:
+        content = self.content
+        prompt = len(content) if isinstance(content, str) else sum(len(message["content"]) for message in content)
+        return prompt + len(self.answer or "")
+
 
 def load_prompts(path: Path, columns: Columns, *, limit: int | None = None) -> list[Prompt]:
     """Every row of a JSONL, CSV or Parquet file. Raises DatasetError."""
+    return list(each_prompt(path, columns, limit=limit))
+
+
+def each_prompt(path: Path, columns: Columns, *, limit: int | None = None) -> Generator[Prompt, None, None]:
+    """The same one by one, none of them kept."""
+    is_empty = True
     with _rows(path) as rows:
-        prompts = [_prompt(path, row, record, columns) for row, record in islice(rows, limit)]
-    if not prompts:
+        for row, record in islice(rows, limit):
+            is_empty = False
+            yield _prompt(path, row, record, columns)
+    if is_empty:
         raise _empty(path, columns)
-    return prompts
+
+
+def in_bounds(path: Path, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """The same prompts, with a DatasetError where they have above MAX_CHARACTERS."""
+    characters = 0
+    for prompt in prompts:
+        characters += prompt.characters
+        if characters > MAX_CHARACTERS:
+            raise _too_much(path, prompt.row)
+        yield prompt
 
 
 def examine(path: Path, columns: Columns, *, most: int) -> tuple[int, list[str]]:
-    """Rows, and what is wrong with the first `most` that are; it stops there. Raises DatasetError as `load_prompts`."""
-    count, problems = 0, []
+    """Rows, and what is wrong with the first `most` that are; it stops there, or above MAX_CHARACTERS.
+
+    Raises DatasetError as `load_prompts`.
+    """
+    count, characters = 0, 0
+    problems: list[str] = []
     with _rows(path) as rows:
         try:
             for row, record in rows:
                 count += 1
                 try:
-                    _prompt(path, row, record, columns)
+                    characters += _prompt(path, row, record, columns).characters
+                    if characters > MAX_CHARACTERS:
+                        return count, [*problems, str(_too_much(path, row))]
                 except DatasetError as error:
                     problems.append(str(error))
                     if len(problems) == most:
@@ -93,6 +125,10 @@ def _rows(path: Path) -> Generator[Rows, None, None]:
 
 def _empty(path: Path, columns: Columns) -> DatasetError:
     return DatasetError(f"{path}: is empty; expected at least one row with '{columns.prompt}'")
+
+
+def _too_much(path: Path, row: int) -> DatasetError:
+    return DatasetError(f"{path}: row {row}: more than {MAX_CHARACTERS} characters of text so far; use fewer rows")
 
 
 def encode(prompts: Iterable[Prompt], path: str, encoder: Callable[[Any], list[int]], *, longest: int) -> list[Prompt]:
@@ -187,7 +223,7 @@ def _read_parquet(path: Path) -> Rows:
 
     row = 0
     try:
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=_PARQUET_ROWS):
             for record in batch.to_pylist():
                 row += 1
                 yield row, record

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Asgi
 
 from orchestrator.errors import StoreUnavailable
-from orchestrator.keystore import ApiKey, KeyNotFound, KeyStore, Scope
+from orchestrator.keystore import OWNER_KEYS_WORTH, ApiKey, KeyNotFound, KeyStore, Scope
 from orchestrator.redis_calls import RedisCalls
 from services.errors import ApiProblem, problem_response, unavailable
 from services.keys import digest, key_id_in
@@ -88,8 +88,8 @@ class RequireKey:
     """Refuses every request without a valid key, whatever its path, and what the key's scopes do not reach.
 
     `key_sha256` is the installation's own key, an admin of `owner`: it is known without Redis, so that 503 and not 401
-    tells of a Redis that is away. All others are looked up by id, or were of late (RecentKeys): revoking
-    acts at once, and ends a stream within `recheck_s`. The principal goes to the request's state.
+    tells of a Redis that is away. All others are looked up by id, or were of late (RecentKeys). A stream's key is
+    looked up every `recheck_s`, whoever revoked it. The principal goes to the request's state.
     """
 
     def __init__(
@@ -143,14 +143,19 @@ class RequireKey:
         if needed is not None and not principal.may(needed):
             raise ApiProblem(403, "insufficient_scope", f"this needs a key with the scope '{needed}'")
         if self._writes_per_minute and scope.get("method", "GET") not in _READING:
-            wait_s = await self._in_thread(self._keys.count_write, principal.key_id, self._writes_per_minute)
+            most = self._writes_per_minute
+            wait_s = await self._in_thread(self._keys.count_write, principal.key_id, principal.owner, most)
             if wait_s:
-                message = f"this key may write {self._writes_per_minute} times a minute; try again in {wait_s} s"
+                message = f"a key may write {most} times a minute, and an owner {OWNER_KEYS_WORTH * most} times; "
+                message += f"try again in {wait_s} s"
                 raise ApiProblem(429, "rate_limited", message, headers={"retry-after": str(wait_s)})
         return principal
 
-    async def _principal(self, scope: Asgi) -> Principal | None:
-        """Whom the key in the header speaks for; None if it is absent, malformed, unknown, expired or revoked."""
+    async def _principal(self, scope: Asgi, *, afresh: bool = False) -> Principal | None:
+        """Whom the key in the header speaks for; None if it is absent, malformed, unknown, expired or revoked.
+
+        `afresh`: as it is now, not as it was of late.
+        """
         header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         scheme, _, rest = header.partition(b" ")
         if scheme.lower() != b"bearer":
@@ -162,7 +167,7 @@ class RequireKey:
         key_id = key_id_in(key)
         if key_id is None:
             return None
-        if recent := self._keys.recent(key_id):
+        if not afresh and (recent := self._keys.recent(key_id)):
             return _principal_of(*recent, given)
         return await self._in_thread(self._look_up, key_id, given)
 
@@ -200,7 +205,7 @@ class RequireKey:
             while True:
                 await anyio.sleep(self._recheck_s)
                 try:
-                    valid = await self._principal(scope) is not None
+                    valid = await self._principal(scope, afresh=True) is not None
                 except StoreUnavailable:
                     continue
                 if not valid:

@@ -6,11 +6,13 @@ import json
 import math
 from typing import Any, NoReturn
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from services.errors import ApiProblem
 
 _MAX_DEPTH = 64
+_LARGE_BYTES = 64 << 10  # parsed in ms, for which others would wait
 
 
 async def json_body(request: Request) -> Any:
@@ -18,7 +20,10 @@ async def json_body(request: Request) -> Any:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise ApiProblem(422, "content_type", "expected a body with 'Content-Type: application/json'")
-    return parse_json(await request.body())
+    body = await request.body()
+    if len(body) < _LARGE_BYTES:
+        return parse_json(body)
+    return await run_in_threadpool(parse_json, body)
 
 
 async def optional_json_body(request: Request) -> Any:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import errno
 from typing import Annotated, Any, Literal
 
+import anyio
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from orchestrator import children
-from orchestrator.dataset_check import MAX_PROBLEMS, check
+from orchestrator.dataset_check import MAX_PROBLEMS, check, shown
 from orchestrator.datasets import Dataset, DatasetNotFound, Datasets, Draft
-from orchestrator.prompts import DatasetError, preview
+from orchestrator.prompts import DatasetError
 from orchestrator.spec import Columns
 from services.deps import MAX_PAGE, Configuration, OwnDatasets, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
@@ -24,7 +24,6 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 _PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
 _CHUNK_BYTES = 1 << 20
-_PREVIEW_CHARS = 4000
 _PREVIEW_ROWS = 10_000
 
 
@@ -95,7 +94,8 @@ async def upload_dataset(
         raise ApiProblem(507, "storage_full", "the server has no room for this file") from None
     finally:
         if draft is not None:
-            draft.discard()
+            with anyio.CancelScope(shield=True):  # who asked may be gone
+                await run_in_threadpool(draft.discard)
     headers = {"location": f"/v1/datasets/{found.id}"}
     return StrictJSONResponse(_document(found), status_code=201 if is_new else 200, headers=headers)
 
@@ -120,11 +120,7 @@ def _keep(datasets: Datasets, draft: Draft, query: Upload, most: int) -> tuple[D
     if most and len(datasets.all()) >= most:
         message = f"this owner has {most} datasets, and may have no more; delete one"
         raise ApiProblem(429, "too_many_datasets", message, headers={"retry-after": "60"})
-    try:
-        rows, problems = check(draft.path, columns)
-    except children.ChildBusy:
-        headers = {"retry-after": "5"}
-        raise ApiProblem(503, "busy", "other files are being checked; try again shortly", headers=headers) from None
+    rows, problems = check(draft.path, columns)
     if problems:
         more = "; and maybe more" if len(problems) == MAX_PROBLEMS else ""
         raise ApiProblem(422, "invalid_dataset", "; ".join(problems) + more)
@@ -140,8 +136,8 @@ def list_datasets(query: Annotated[DatasetList, Query()], datasets: OwnDatasets)
         if place is None:
             raise ApiProblem(422, "invalid_parameter", "after: no such dataset", param="after")
         found = found[place + 1 :]
-    shown = [_document(dataset) for dataset in found[: query.limit]]
-    return StrictJSONResponse(page(shown, has_more=len(found) > query.limit))
+    listed = [_document(dataset) for dataset in found[: query.limit]]
+    return StrictJSONResponse(page(listed, has_more=len(found) > query.limit))
 
 
 @router.get("/{dataset_id}")
@@ -151,22 +147,19 @@ def get_dataset(dataset_id: str, datasets: OwnDatasets) -> Response:
 
 
 @router.get("/{dataset_id}/rows")
-def get_rows(dataset_id: str, query: Annotated[RowList, Query()], datasets: OwnDatasets) -> Response:
+def get_rows(
+    dataset_id: str,
+    query: Annotated[RowList, Query()],
+    datasets: OwnDatasets,
+    _place: Annotated[None, place("row previews", at_once=4, of_owner=2)],
+) -> Response:
     """A preview of the first rows: prompts and answers as a job gets them, what is long cut at 4,000 characters."""
     found = _find(datasets, dataset_id)
     try:
-        rows = preview(found.path, found.columns, after=query.after, limit=query.limit + 1)
+        rows = shown(found.path, found.columns, after=query.after, limit=query.limit + 1)
     except DatasetError:
         raise ApiProblem(409, "dataset_damaged", "the file of this dataset is damaged; upload it again") from None
-    shown = [
-        {
-            "row": prompt.row,
-            "prompt": _cut(prompt.content) if isinstance(prompt.content, str) else _messages(prompt.content),
-            "answer": None if prompt.answer is None else _cut(prompt.answer),
-        }
-        for prompt in rows[: query.limit]
-    ]
-    return StrictJSONResponse(page(shown, has_more=len(rows) > query.limit))
+    return StrictJSONResponse(page(rows[: query.limit], has_more=len(rows) > query.limit))
 
 
 @router.delete("/{dataset_id}")
@@ -192,11 +185,3 @@ def _absent() -> ApiProblem:
 
 def _document(dataset: Dataset) -> dict[str, Any]:
     return {"object": "dataset", **dataset.document()}
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _PREVIEW_CHARS else text[: _PREVIEW_CHARS - 1] + "…"
-
-
-def _messages(content: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [{"role": _cut(message["role"]), "content": _cut(message["content"])} for message in content[:100]]

@@ -3,6 +3,7 @@
     ApiProblem                       what our own handlers raise
     orchestrator.spec.SpecError      422, param is the first wrong field
     orchestrator.errors.JobNotFound  404
+    orchestrator.children.ChildBusy  503 with Retry-After
     orchestrator.errors.IllegalTransition  409
     orchestrator.errors.StoreUnavailable  503 with Retry-After
     anything else                    500, told to the log alone
@@ -28,6 +29,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import logs
+from orchestrator.children import ChildBusy
 from orchestrator.errors import IllegalTransition, JobNotFound, StoreUnavailable
 from orchestrator.spec_errors import SpecError
 
@@ -110,6 +112,9 @@ def add_handlers(app: FastAPI) -> None:
                 return _http_problem(error)
             case JobNotFound():
                 return not_found("no such job")
+            case ChildBusy():
+                headers = {"retry-after": "5"}
+                return ApiProblem(503, "busy", "other files are being read; try again shortly", headers=headers)
             case IllegalTransition():
                 return ApiProblem(409, "illegal_transition", str(error))
             case _:
@@ -124,6 +129,7 @@ def add_handlers(app: FastAPI) -> None:
         RequestValidationError,
         HTTPException,
         JobNotFound,
+        ChildBusy,
         IllegalTransition,
         StoreUnavailable,
     )

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, cast
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse
 from starlette.responses import Response
 from starlette.types import Send
 
 from orchestrator.states import is_terminal
-from services.deps import Cursor, JobId, Store, page
+from services.deps import Caller, Configuration, Cursor, JobId, Store, page
 from services.errors import ApiProblem, StrictJSONResponse
 from services.event_feed import Feeds, event_document
+from services.slots import held
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["events"])
+
+_STREAMS = 1000  # at once, of all owners, and more where one may have more
+
+
+async def _place(request: Request, caller: Caller, config: Configuration) -> AsyncIterator[None]:
+    """A stream holds a place until it ends or its reader is gone; a page of the list needs none."""
+    of_owner = config.limits.streams
+    if not (_wants_stream(request) and of_owner):
+        yield
+        return
+    with held(request.app, "streams of events", caller.owner, at_once=max(_STREAMS, of_owner), of_owner=of_owner):
+        yield
 
 
 @router.get("", responses={204: {"description": "the job is over, and nothing follows the cursor"}})
@@ -25,13 +38,14 @@ def get_events(
     job_id: JobId,
     cursor: Annotated[Cursor, Query()],
     store: Store,
+    _place: Annotated[None, Depends(_place)],
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
 ) -> Response:
     """`Accept: text/event-stream` streams them, each event's id its seq; Last-Event-ID is the same cursor as `after`.
 
     The stream ends with the job. Who reconnects after that gets 204, which tells an EventSource to stay away.
     """
-    if "text/event-stream" not in request.headers.get("accept", ""):
+    if not _wants_stream(request):
         found = store.events(job_id, after=cursor.after, limit=cursor.limit)
         return StrictJSONResponse(page([event_document(event) for event in found.items], has_more=found.has_more))
     after = cursor.after if last_event_id is None else _sequence(last_event_id)
@@ -43,6 +57,10 @@ def get_events(
         feeds.follow(store, job_id, after, newest),
         headers={"cache-control": "no-store", "x-accel-buffering": "no"},
     )
+
+
+def _wants_stream(request: Request) -> bool:
+    return "text/event-stream" in request.headers.get("accept", "")
 
 
 class _Stream(EventSourceResponse):

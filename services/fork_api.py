@@ -132,8 +132,8 @@ def fork_job(
     config: Configuration,
     max_active: MaxActive,
     access: FileAccess,
-    _place: Annotated[None, place("forks", at_once=4, of_owner=2)],
     find: Finder,
+    _place: Annotated[None, place("forks", at_once=4, of_owner=2)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queues jobs that start from a copy of the checkpoint's policy. Each is queued whole or not at all.

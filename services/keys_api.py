@@ -91,7 +91,7 @@ def list_keys(query: Annotated[KeyList, Query()], caller: Caller, keys: Keys) ->
 
 @router.delete("/{key_id}")
 def revoke_key(key_id: str, caller: Caller, keys: Keys) -> Response:
-    """Refused from the next request on, for good; its record stays."""
+    """Refused from the next request on, by other servers within 2 s, for good; its record stays."""
     try:
         key, _ = keys.find(key_id)
         if key.owner != caller.owner and not caller.is_operator:

@@ -23,6 +23,7 @@ _REFUSALS = {
     422: "a value is wrong, unknown or missing; param names it",
     425: "not there yet",
     429: "too much at once; Retry-After says when to try again",
+    431: "the head of the request is too large",
     500: "broken here; the log has the x-request-id",
     503: "Redis does not answer, or the server is busy; try again after Retry-After",
     507: "the disk is full",
@@ -31,6 +32,7 @@ _JOB, _ALIAS = "/v1/jobs/{job_id}", "/v1/fine_tuning/jobs/{job_id}"
 _MORE = {  # what does not follow from an operation's shape
     "GET /v1/jobs/compare": (404, 429),
     "POST /v1/jobs": (409,),
+    f"GET {_JOB}/events": (429,),
     **{f"POST {path}/{action}": (409,) for path in (_JOB, _ALIAS) for action in ("cancel", "pause", "resume")},
     f"POST {_JOB}/fork": (409, 425, 507),
     f"PUT {_JOB}/steering": (409, 412),
@@ -39,7 +41,7 @@ _MORE = {  # what does not follow from an operation's shape
     f"GET {_JOB}/checkpoints/{{step}}/download": (409, 425, 429),
     "POST /v1/webhooks": (409,),
     "POST /v1/datasets": (507,),
-    "GET /v1/datasets/{dataset_id}/rows": (409,),
+    "GET /v1/datasets/{dataset_id}/rows": (409, 429),
 }
 
 
@@ -82,7 +84,7 @@ def _describe_refusals(paths: dict[str, Any]) -> None:
 
 
 def _refusals(method: str, path: str, operation: dict[str, Any]) -> set[int]:
-    found = {400, 500, *_MORE.get(f"{method.upper()} {path}", ())}
+    found = {400, 431, 500, *_MORE.get(f"{method.upper()} {path}", ())}
     if path not in PUBLIC_PATHS:
         found |= {401, 403, 503}
     if method != "get":

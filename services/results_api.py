@@ -89,8 +89,8 @@ def export_checkpoint(
     document: Annotated[Any, Depends(json_body)],
     store: Store,
     settings: Configuration,
-    _place: Annotated[None, place("exports", at_once=2, of_owner=2)],
     find: Finder,
+    _place: Annotated[None, place("exports", at_once=2, of_owner=2)],
 ) -> Response:
     """Verifies a checkpoint and copies its policy, a Hugging Face directory, to a directory of the server's machine.
 

@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
 
 import uvicorn
@@ -22,6 +23,8 @@ from services.settings import Settings, Tls
 
 _START_TIMEOUT_S = 15.0
 _LAST_ANSWERS_S = 3  # for requests in flight when the server stops
+_MAX_HEAD_BYTES = 128 << 10
+_HEAD_S = 20.0  # from the connection, or its first byte after an answer, to the head's end
 
 
 class ServerError(Exception):
@@ -29,17 +32,101 @@ class ServerError(Exception):
 
 
 class _Http(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """What the parser refuses, as not HTTP or with a URL beyond its 64 KB, gets the shape of every refusal."""
+    """Bounds the head of a request, in size and in time, as nothing is known of who sends it.
+
+    What the parser refuses, as not HTTP or with a URL beyond its 64 KB, gets the shape of every refusal. Between
+    requests uvicorn's own timeout_keep_alive counts; while one is answered, nothing here does.
+    """
 
     transport: asyncio.Transport
+    _timer: asyncio.TimerHandle | None = None
+    _heads = 0  # begun so far
+    _in_head = False
+    _parsed = 0  # bytes of names and values of the present head
+    _fed = 0  # bytes that came after its first part, as a value is parsed when it has ended
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        begun = self._heads
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._in_head and self._heads == begun:
+            self._fed += len(data)
+            if self._fed > _MAX_HEAD_BYTES:
+                self._refuse(_head_too_large())
+                return
+        self._watch()
+
+    def on_message_begin(self) -> None:
+        self._heads += 1
+        self._in_head, self._parsed, self._fed = True, 0, 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._parse(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Trailers of a body in chunks come here too."""
+        self._parse(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
 
     def send_400_response(self, _: str) -> None:
+        if self._parsed > _MAX_HEAD_BYTES:
+            self._refuse(_head_too_large())
+        else:
+            self._refuse(ApiProblem(400, "invalid_http", "this is not HTTP, or its URL is too long"))
+
+    def _parse(self, size: int) -> None:
+        self._parsed += size
+        if self._parsed > _MAX_HEAD_BYTES:
+            raise ValueError("the head is too large")  # to the parser, which has send_400_response called
+
+    def _watch(self) -> None:
+        """A time limit for as long as neither a whole head nor an answer is under way; it is not put off by bytes."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._unwatch()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(_HEAD_S, self._late)
+
+    def _unwatch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            self._refuse(ApiProblem(408, "head_timeout", "the head of the request came too slowly"))
+        else:
+            self.transport.close()
+
+    def _refuse(self, problem: ApiProblem) -> None:
         """Ends the connection, as nobody knows where the next request would begin."""
-        answer = problem_response(ApiProblem(400, "invalid_http", "this is not HTTP, or its URL is too long"))
+        answer = problem_response(problem)
         headers = {**answer.headers, "x-request-id": uuid.uuid4().hex, "connection": "close"}
-        lines = ["HTTP/1.1 400 Bad Request", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        status = f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"
+        lines = [status, *(f"{name}: {value}" for name, value in headers.items()), "", ""]
         self.transport.write("\r\n".join(lines).encode() + bytes(answer.body))
         self.transport.close()
+
+
+def _head_too_large() -> ApiProblem:
+    return ApiProblem(431, "head_too_large", f"the head of the request has more than {_MAX_HEAD_BYTES} bytes")
 
 
 class ApiServer:

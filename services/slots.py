@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, FastAPI, Request
 
 from services.deps import Caller
 from services.errors import ApiProblem
@@ -21,16 +22,23 @@ def place(work: str, *, at_once: int, of_owner: int) -> Any:
     """
 
     async def take(request: Request, caller: Caller) -> AsyncIterator[None]:
-        taken: Counter[str] = request.app.state.places.setdefault(work, Counter())  # of the event loop's thread alone
-        if taken[caller.owner] >= of_owner or taken.total() >= at_once:
-            message = f"enough at once: {work}; try again shortly"
-            raise ApiProblem(429, "busy", message, headers={"retry-after": str(_RETRY_AFTER_S)})
-        taken[caller.owner] += 1
-        try:
+        with held(request.app, work, caller.owner, at_once=at_once, of_owner=of_owner):
             yield
-        finally:
-            taken[caller.owner] -= 1
-            if taken[caller.owner] == 0:
-                del taken[caller.owner]
 
     return Depends(take)
+
+
+@contextmanager
+def held(app: FastAPI, work: str, owner: str, *, at_once: int, of_owner: int) -> Iterator[None]:
+    """A place for as long as the context lasts. Raises ApiProblem (429) where there is none."""
+    taken: Counter[str] = app.state.places.setdefault(work, Counter())  # of the event loop's thread alone
+    if taken[owner] >= of_owner or taken.total() >= at_once:
+        message = f"enough at once: {work}; try again shortly"
+        raise ApiProblem(429, "busy", message, headers={"retry-after": str(_RETRY_AFTER_S)})
+    taken[owner] += 1
+    try:
+        yield
+    finally:
+        taken[owner] -= 1
+        if taken[owner] == 0:
+            del taken[owner]

@@ -107,13 +107,13 @@ def put_steering(
     )
 
 
-@router.post(
-    "/preview",
-    openapi_extra=body_schema(_CHANGE.json_schema()),
-    dependencies=[place("previews", at_once=4, of_owner=2)],
-)
+@router.post("/preview", openapi_extra=body_schema(_CHANGE.json_schema()))
 def preview_steering(
-    job_id: JobId, document: Annotated[Any, Depends(json_body)], store: Store, config: Configuration
+    job_id: JobId,
+    document: Annotated[Any, Depends(json_body)],
+    store: Store,
+    config: Configuration,
+    _place: Annotated[None, place("previews", at_once=4, of_owner=2)],
 ) -> Response:
     """What a change would have made of the latest rollouts that are kept. Nothing is applied.
 

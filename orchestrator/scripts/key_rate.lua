@@ -1,7 +1,12 @@
--- Counts one write of an API key, unless its minute is full. KEYS 1: the counter. ARGV: most writes a minute.
--- Answers {OK} or {LIMITED, ms until the minute ends}. A call repeated after a lost reply counts twice.
-if tonumber(redis.call('GET', KEYS[1]) or 0) >= tonumber(ARGV[1]) then
-  return {'LIMITED', redis.call('PTTL', KEYS[1])}
+-- Counts one write of an API key, unless its minute or its owner's is full. KEYS: the key's counter, its owner's.
+-- ARGV: most writes a minute of each. Answers {OK} or {LIMITED, ms until that minute ends}, and then counts in neither.
+-- A call repeated after a lost reply counts twice.
+for i, counter in ipairs(KEYS) do
+  if tonumber(redis.call('GET', counter) or 0) >= tonumber(ARGV[i]) then
+    return {'LIMITED', redis.call('PTTL', counter)}
+  end
 end
-if redis.call('INCR', KEYS[1]) == 1 then redis.call('PEXPIRE', KEYS[1], 60000) end
+for _, counter in ipairs(KEYS) do
+  if redis.call('INCR', counter) == 1 then redis.call('PEXPIRE', counter, 60000) end
+end
 return {'OK'}

@@ -373,7 +373,7 @@ class Api:
 
     @endpoint
     def revoke_key(self, key_id: str) -> Request[types.ApiKey]:
-        """Refused from the next request on."""
+        """Refused from the next request on, by other servers of the installation within 2 s."""
         return Request(method="DELETE", route="/v1/keys/{key_id}", ids={"key_id": key_id}, is_repeatable=True)
 
     # -- health ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,84 @@ def test_what_is_no_http_has_the_common_shape(server: ApiServer, sent: bytes) ->
     assert b"x-request-id: " in head
     error = json.loads(content)["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_http")
+
+
+def answered(sender: socket.socket) -> tuple[bytes, bytes]:
+    """Status line and headers, and the rest, once the server has closed the connection."""
+    head, _, content = b"".join(iter(lambda: sender.recv(65536), b"")).partition(b"\r\n\r\n")
+    return head, content
+
+
+def test_a_head_that_is_too_large_is_431(server: ApiServer) -> None:
+    with socket.create_connection((server.host, server.port), 20) as sender:
+        headers = b"".join(b"x-%d: %s\r\n" % (i, b"a" * 1000) for i in range(133))
+        sender.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n" + headers)
+        found, content = answered(sender)
+    assert found.startswith(b"HTTP/1.1 431 ")
+    assert b"x-request-id: " in found
+    assert json.loads(content)["error"]["code"] == "head_too_large"
+
+
+def test_a_header_without_end_is_cut_off(server: ApiServer) -> None:
+    sent = 0
+    with socket.create_connection((server.host, server.port), 20) as sender, suppress(ConnectionError):
+        sender.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\nx: ")
+        while sent < 1 << 30:
+            sender.sendall(b"a" * 65536)
+            sent += 65536
+    assert sent < 64 << 20  # what the kernel holds for both ends is more than what the server took
+
+
+def test_a_large_head_is_no_matter_however_it_comes(server: ApiServer) -> None:
+    head = b"GET /livez HTTP/1.1\r\nhost: x\r\n" + b"".join(b"x-%d: %s\r\n" % (i, b"a" * 1000) for i in range(100))
+    with socket.create_connection((server.host, server.port), 20) as sender:
+        for step in (len(head), 30_001):  # the size of each head counts, not theirs together
+            for start in range(0, len(head), step):
+                sender.sendall(head[start : start + step])
+            sender.sendall(b"\r\n")
+            assert sender.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_connection_has_so_long_to_send_a_head(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.server._HEAD_S", 0.3)
+    for sent in (b"", b"\r\n", b"GET /livez HTTP/1.1\r\nhost:"):
+        with socket.create_connection((server.host, server.port), 20) as sender:
+            sender.sendall(sent)
+            head, content = answered(sender)  # which waits until the server closes
+        if sent.startswith(b"GET"):
+            assert head.startswith(b"HTTP/1.1 408 ")
+            assert json.loads(content)["error"]["code"] == "head_timeout"
+        else:
+            assert head == b""
+    for left in (b"\r\n", b"GET /livez HTTP/1.1\r\n"):  # after an answer, which uvicorn's own limit no longer ends
+        with socket.create_connection((server.host, server.port), 20) as sender:
+            sender.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert sender.recv(65536).startswith(b"HTTP/1.1 200 ")
+            sender.sendall(left)
+            answered(sender)
+
+
+def test_bodies_and_streams_take_their_time(
+    server: ApiServer, job_id: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.server._HEAD_S", 0.2)
+    start = f"host: x\r\nauthorization: Bearer {KEY}\r\n"
+    body = json.dumps(SPEC).encode()
+    with socket.create_connection((server.host, server.port), 20) as sender:
+        sender.sendall(f"POST /v1/jobs?validate_only=1 HTTP/1.1\r\n{start}".encode())
+        sender.sendall(b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body))
+        time.sleep(0.5)
+        sender.sendall(body)
+        assert sender.recv(65536).startswith(b"HTTP/1.1 200 ")
+    with socket.create_connection((server.host, server.port), 20) as sender:
+        sender.sendall(f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\naccept: text/event-stream\r\n{start}\r\n".encode())
+        assert sender.recv(65536).startswith(b"HTTP/1.1 200 ")
+        time.sleep(0.5)
+        client.cancel(job_id)
+        content = b""
+        while b"event: job.cancelled" not in content:
+            content += (more := sender.recv(65536))
+            assert more, "the stream was cut off"
 
 
 @pytest.mark.parametrize("job", ["job-0", "%7Bx%7D", "a" * 300, "..", "%00", "é"])

@@ -15,10 +15,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 import redis
 from fastapi.testclient import TestClient
+from starlette.types import Message, Receive, Send
+from starlette.types import Scope as Asgi
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from typer.testing import CliRunner
 
@@ -28,7 +31,7 @@ from orchestrator.keystore import KeyStore, Scope
 from orchestrator.redis_calls import RedisCalls
 from orchestrator.store import JobStore, SubmitOutcome
 from services.app import create_app
-from services.auth import PUBLIC_PATHS, RecentKeys
+from services.auth import PUBLIC_PATHS, RecentKeys, RequireKey
 from services.cli import app as cli
 from services.keys import digest, new_key, new_stored_key
 from services.scopes import SCOPES
@@ -250,6 +253,61 @@ def test_revoking_ends_a_stream(place: Place) -> None:
             for _ in lines:
                 assert time.monotonic() - began < 5
     assert time.monotonic() - began < 5
+
+
+def test_a_stream_asks_for_its_key_afresh(place: Place) -> None:
+    """What was known of late would let a key that another process revoked read on."""
+    keys = RecentKeys(RedisCalls(place.client), fresh_s=3600)
+    key_id, text = new_stored_key()
+    keys.add(key_id=key_id, sha256=digest(text), owner="acme", name="x", scopes={Scope.READ})
+    app = create_app(JobStore(place.client), settings(place.directory))
+    sent: list[Message] = []
+
+    async def stream(_: Asgi, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        KeyStore(RedisCalls(place.client)).revoke(key_id)
+        await anyio.sleep_forever()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def ask() -> None:
+        headers = [(b"authorization", f"Bearer {text}".encode()), (b"accept", b"text/event-stream")]
+        scope = {"type": "http", "method": "GET", "path": "/v1/jobs", "headers": headers, "app": app}
+        with anyio.fail_after(20):
+            await guarded(scope, anyio.sleep_forever, send)
+
+    guarded = RequireKey(stream, key_sha256=digest(OPERATOR), owner="local", keys=keys, recheck_s=0.05)
+    anyio.run(ask)
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert keys.recent(key_id) is not None
+
+
+def test_an_owner_has_so_many_streams_and_each_is_given_back(place: Place, tmp_path: Path) -> None:
+    with serving(place.client, tmp_path, streams=1) as limited:
+        owner = f"owner-{uuid.uuid4().hex[:8]}"
+        with limited.http(limited.key("read", "submit", owner=owner)) as http:
+            path = f"/v1/jobs/{http.post('/v1/jobs', json=SPEC).json()['id']}/events"
+            accept = {"accept": "text/event-stream"}
+            with http.stream("GET", path, headers=accept) as stream:
+                assert stream.status_code == 200
+                lines = stream.iter_lines()  # kept, as the stream is closed with it
+                assert next(lines).startswith("event: job.")
+                with http.stream("GET", path, headers=accept) as refused:
+                    assert refused.status_code == 429  # a stream would have no end to read to
+                    refused.read()
+                assert error_of(refused, 429)["code"] == "busy"
+                assert int(refused.headers["retry-after"]) > 0
+                assert http.get(path).status_code == 200  # a page of the list is no stream
+                with limited.http(limited.key("read", owner=f"{owner}-2")) as other:
+                    assert other.get(path, headers=accept).status_code == 404  # not busy
+            deadline = time.monotonic() + 20
+            while True:  # the server sees in its own time that the reader is gone
+                with http.stream("GET", path, headers=accept) as stream:
+                    if stream.status_code == 200:
+                        return
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
 
 
 def test_a_stream_of_a_valid_key_outlives_the_checks(place: Place) -> None:
@@ -579,6 +637,16 @@ def test_a_key_writes_so_often_a_minute_and_reads_on(place: Place, tmp_path: Pat
             assert submit(0).status_code == 200
         with limited.http(place.key("submit")) as other:  # each key has its own minute
             assert other.post("/v1/jobs", params={"validate_only": True}, json=SPEC).status_code == 200
+
+
+def test_an_owner_writes_no_more_with_more_keys(place: Place) -> None:
+    keys, owner = KeyStore(RedisCalls(place.client)), f"owner-{uuid.uuid4().hex[:8]}"
+    ids = [new_stored_key()[0] for _ in range(9)]
+    waits = [keys.count_write(key_id, owner, 1) for key_id in ids]
+    assert waits[:4] == [0] * 4
+    assert all(1 <= wait <= 60 for wait in waits[4:])
+    assert place.client.get(names.rate(ids[-1])) is None  # what was refused counts nowhere
+    assert keys.count_write(ids[-1], f"{owner}-2", 1) == 0
 
 
 def test_limits_come_from_the_environment() -> None:

@@ -244,6 +244,16 @@ def test_a_bad_file_is_refused_whole(
     assert kept(place) == before
 
 
+def test_a_small_file_of_much_text_is_refused(place: Place, http: httpx.Client) -> None:
+    before, rows = kept(place), 5100
+    text = arrow.DictionaryArray.from_arrays(arrow.array([0] * rows, arrow.int32()), arrow.array(["x" * 100_000]))
+    parquet.write_table(arrow.table({"prompt": text, "answer": ["1"] * rows}), sink := io.BytesIO(), compression="zstd")
+    assert len(sink.getvalue()) < 5000
+    error = error_of(upload(http, sink.getvalue(), "parquet"), 422)
+    assert (error["code"], "more than 500000000 characters of text" in error["message"]) == ("invalid_dataset", True)
+    assert kept(place) == before
+
+
 def test_at_most_20_problems_are_named(http: httpx.Client) -> None:
     message = error_of(upload(http, jsonl(*({"prompt": ""} for _ in range(100)))), 422)["message"]
     assert message.count("row ") == 20

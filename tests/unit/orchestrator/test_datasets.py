@@ -1,15 +1,18 @@
 """Uploaded files, their checks and who may name which path, without a server."""
 
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 
+from orchestrator import children
 from orchestrator.access import Access
-from orchestrator.dataset_check import check
+from orchestrator.dataset_check import Reading, check, problems_of, shown
 from orchestrator.datasets import Datasets, find, locate, resolve
-from orchestrator.prompts import DatasetError, examine, load_prompts, preview
+from orchestrator.prompts import DatasetError, each_prompt, examine, in_bounds, load_prompts, preview
 from orchestrator.spec import Columns, parse_spec
 
 ROW = b'{"prompt": "1+1", "answer": "2"}\n'
@@ -125,3 +128,58 @@ def test_hub_ids_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         document = {"name": "x", "steps": 1, "policy": {"model": model}, "data": {"type": "quickstart"}}
         problems = access.problems(parse_spec({**document, "objectives": objectives}))
         assert (problems == []) is allowed, model
+
+
+def swollen(path: Path, *, characters: int, rows: int) -> Path:
+    """A Parquet file that says one long text over and over in few bytes."""
+    text = arrow.DictionaryArray.from_arrays(arrow.array([0] * rows, arrow.int32()), arrow.array(["x" * characters]))
+    parquet.write_table(arrow.table({"prompt": text, "answer": arrow.array(["1"] * rows)}), path, compression="zstd")
+    return path
+
+
+def test_a_small_file_of_much_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = swollen(tmp_path / "data.parquet", characters=10_000, rows=3000)
+    assert path.stat().st_size < 2000
+    assert examine(path, Columns(), most=9) == (3000, [])
+    monkeypatch.setattr("orchestrator.prompts.MAX_CHARACTERS", 1_000_000)
+    rows, (problem,) = examine(path, Columns(), most=9)
+    assert rows == 100  # 10,001 characters each: it stops where there are too many
+    assert problem.endswith("row 100: more than 1000000 characters of text so far; use fewer rows")
+    with pytest.raises(DatasetError, match="row 100: more than"):
+        list(in_bounds(path, each_prompt(path, Columns())))
+    assert len(list(in_bounds(path, each_prompt(path, Columns(), limit=99)))) == 99
+
+
+def test_what_a_child_says_of_a_jobs_files(tmp_path: Path) -> None:
+    good, bad = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    good.write_text('{"prompt": "1+1", "answer": "2"}\n')
+    bad.write_text('{"prompt": "1+1"}\n')
+    found = problems_of([Reading(path=path, columns=Columns()) for path in (good, bad)])
+    assert found == [None, f"{bad}: row 1: no 'answer'; found prompt"]
+    assert shown(good, Columns(), after=0, limit=5) == [{"row": 1, "prompt": "1+1", "answer": "2"}]
+    with pytest.raises(DatasetError, match="no 'answer'"):
+        shown(bad, Columns(), after=0, limit=5)
+
+
+def test_a_child_that_fails_is_a_problem_of_the_file_that_it_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = [Reading(path=tmp_path / name, columns=Columns()) for name in ("a.jsonl", "b.jsonl")]
+
+    def ask(_: str, question: dict[str, Any], **__: float) -> list[None]:
+        if any(document["path"].endswith("b.jsonl") for document in question["read"]):
+            raise children.ChildError
+        return [None for _ in question["read"]]
+
+    monkeypatch.setattr(children, "ask", ask)
+    first, second = problems_of(readings)
+    assert first is None
+    assert second is not None
+    assert "4 GiB of memory" in second
+    for error, expected in ((children.ChildTimeout, [None, None]), (children.ChildBusy, None)):
+        monkeypatch.setattr(children, "ask", Mock(side_effect=error))
+        if expected is None:
+            with pytest.raises(error):
+                problems_of(readings)
+        else:
+            assert problems_of(readings) == expected

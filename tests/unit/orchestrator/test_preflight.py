@@ -3,14 +3,18 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from orchestrator import children
+from orchestrator.access import Access
+from orchestrator.datasets import Datasets
 from orchestrator.preflight import NEEDS_ANSWER, preflight
-from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.spec import Columns, JobSpec, parse_spec
 from rewards import registry
 
 CONTEXT = 20
@@ -194,3 +198,33 @@ def test_every_problem_is_named_at_once(model: Path, data: dict[str, Any]) -> No
     Path(data["test"]).write_text("")
     (model / "config.json").unlink()
     assert [field for field, _ in preflight(make_spec(model, data))] == ["policy.model", "data.train", "data.test"]
+
+
+def test_a_server_reads_no_rows_itself(
+    model: Path, data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are a stranger's: a child reads them, and nobody those of a dataset that was checked when it came."""
+    datasets = Datasets(tmp_path / "state", "ann")
+    draft = datasets.draft("jsonl")
+    draft.write(json.dumps({"prompt": "word " * 11, "answer": "1"}).encode())
+    draft.close()
+    kept, _ = datasets.keep(draft, name="x", columns=Columns(), rows=1)
+    access = Access(owner="ann", state_dir=tmp_path / "state", roots=None)
+    referring = {**data, "train": f"dataset:{kept.id}", "validation": f"dataset:{kept.id}", "test": None}
+    ((field, message), _) = preflight(make_spec(model, referring), access)
+    assert field == "data.train"
+    assert message.startswith("row 1: the prompt has 11 tokens, but the context leaves room for 10")
+    monkeypatch.setattr("orchestrator.dataset_check.read", Mock(side_effect=AssertionError("read here")))
+    monkeypatch.setattr("orchestrator.preflight.read", Mock(side_effect=AssertionError("read here")))
+    ask = Mock(side_effect=children.ask)
+    monkeypatch.setattr(children, "ask", ask)
+    assert len(preflight(make_spec(model, referring), access)) == 2
+    assert ask.call_count == 1  # for both
+    assert preflight(make_spec("someone/model", referring), access) == []
+    assert ask.call_count == 1
+    Path(data["test"]).write_text("{}\n")
+    ((field, message),) = preflight(make_spec("someone/model", data), access)
+    assert (field, message) == ("data.test", "row 1: no 'prompt'; found ")
+    monkeypatch.setattr(children, "ask", Mock(side_effect=children.ChildBusy))
+    with pytest.raises(children.ChildBusy):
+        preflight(make_spec(model, referring), access)

@@ -1,13 +1,17 @@
 """What a JSON body may hold, beyond the table that tests/integration/test_api.py sends over a socket."""
 
 import json
+import threading
 from contextlib import suppress
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.types import Message
 
-from services.body import parse_json
+from services.body import json_body, parse_json
 from services.errors import ApiProblem, StrictJSONResponse
 
 DOCUMENTS = st.recursive(
@@ -56,3 +60,24 @@ def test_answers_have_null_for_what_is_not_finite() -> None:
     assert json.loads(bytes(StrictJSONResponse(content).body)) == {
         "loss": None, "series": [1.0, None], "pair": [2.0, None]
     }  # fmt: skip
+
+
+def test_large_bodies_are_parsed_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def parse(body: bytes) -> object:
+        threads.append(threading.current_thread())
+        return parse_json(body)
+
+    async def ask(body: bytes) -> object:
+        async def receive() -> Message:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        headers = [(b"content-type", b"application/json")]
+        return await json_body(Request({"type": "http", "headers": headers}, receive))
+
+    monkeypatch.setattr("services.body.parse_json", parse)
+    small, large = b'"x"', b'"' + b"x" * (64 << 10) + b'"'
+    for body in (small, large):
+        assert anyio.run(ask, body) == json.loads(body)
+    assert [thread is threading.current_thread() for thread in threads] == [True, False]

@@ -6,7 +6,9 @@ from typing import Any
 
 import anyio
 import pytest
+from fastapi.routing import APIRoute
 
+from services import datasets_api, events_api, fork_api, results_api, rewards_api, steering_api
 from services.errors import ApiProblem
 from services.slots import place
 
@@ -38,3 +40,16 @@ def test_places_are_counted_by_owner_and_in_all_and_given_back() -> None:
 
     anyio.run(story)
     assert request.app.state.places == {"forks": Counter()}
+
+
+def test_a_place_is_taken_after_all_else_is_known() -> None:
+    """A body that trickles in would hold one; what is refused needs none."""
+    with_place = []
+    for module in (datasets_api, events_api, fork_api, results_api, rewards_api, steering_api):
+        for route in module.router.routes:
+            assert isinstance(route, APIRoute)
+            names = [getattr(needed.call, "__qualname__", "") for needed in route.dependant.dependencies]
+            places = [name in ("place.<locals>.take", "_place") for name in names]
+            assert not any(places[:-1]), (route.path, names)
+            with_place += [route.path] * any(places)
+    assert len(with_place) >= 8, with_place
