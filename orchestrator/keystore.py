@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from orchestrator import keys
-from orchestrator.errors import StoreError
+from orchestrator.errors import QuotaReached, StoreError
 from orchestrator.records import Page
 from orchestrator.redis_calls import RedisCalls
 
@@ -64,13 +64,20 @@ class KeyStore:
         name: str,
         scopes: Collection[Scope],
         expires_in_s: int | None = None,
+        most: int | None = None,
     ) -> ApiKey:
-        """Keep a new key. `ValueError` for a malformed id or owner."""
+        """Keep a new key. `ValueError` for a malformed id or owner.
+
+        Of an owner with `most` keys the oldest that is revoked or expired is forgotten first; `QuotaReached` where all
+        are in use. Calls at the same moment may exceed it by their number.
+        """
         if not keys.is_key_id(key_id):
             raise ValueError("key id: expected 16 hexadecimal digits")
         index = keys.Keys(owner).api_keys
         seconds, micros = self._calls.command("TIME")
         now = int(seconds) + int(micros) / 1e6
+        if most is not None and self._calls.command("ZCARD", index) >= most:
+            self._forget_one(index, now)
         expiry = "" if expires_in_s is None else f"{now + expires_in_s:.6f}"
         fields = (
             "sha256", sha256, "owner", owner, "scopes", " ".join(sorted(scopes)), "name", name,
@@ -83,6 +90,18 @@ class KeyStore:
             ("ZADD", keys.API_KEYS, order, key_id),
         ])  # fmt: skip
         return self.find(key_id)[0]
+
+    def _forget_one(self, index: str, now: float) -> None:
+        """Of the keys that nobody can use any more."""
+        ids = self._calls.command("ZRANGE", index, 0, -1)
+        hashes = self._calls.together([("HGETALL", keys.api_key(key_id)) for key_id in ids])
+        for key_id, fields in zip(ids, hashes, strict=True):
+            if not fields or not _api_key(key_id, fields).is_valid_at(now):
+                self._calls.together([
+                    ("ZREM", index, key_id), ("ZREM", keys.API_KEYS, key_id), ("DEL", keys.api_key(key_id)),
+                ])  # fmt: skip
+                return
+        raise QuotaReached("every key is in use")
 
     def find(self, key_id: str) -> tuple[ApiKey, float]:
         """A key and the time by Redis. `KeyNotFound`."""

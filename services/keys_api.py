@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
+from orchestrator.errors import QuotaReached
 from orchestrator.keys import is_name
 from orchestrator.keystore import ApiKey, KeyNotFound, KeyStore, Scope
 from services.body import json_body
@@ -17,6 +18,7 @@ from services.keys import digest, new_stored_key
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
 
+MAX_KEYS = 1000  # of an owner; the operator's own count for itself
 _TEN_YEARS_S = 10 * 366 * 24 * 3600
 
 
@@ -62,14 +64,18 @@ def create_key(document: Annotated[Any, Depends(json_body)], caller: Caller, key
     if owner != caller.owner and not caller.is_operator:
         raise _other_owner()
     key_id, text = new_stored_key()
-    made = keys.add(
-        key_id=key_id,
-        sha256=digest(text),
-        owner=owner,
-        name=wanted.name,
-        scopes={Scope(scope) for scope in wanted.scopes},
-        expires_in_s=wanted.expires_in_s,
-    )
+    try:
+        made = keys.add(
+            key_id=key_id,
+            sha256=digest(text),
+            owner=owner,
+            name=wanted.name,
+            scopes={Scope(scope) for scope in wanted.scopes},
+            expires_in_s=wanted.expires_in_s,
+            most=None if caller.is_operator else MAX_KEYS,
+        )
+    except QuotaReached:
+        raise ApiProblem(409, "too_many_keys", f"{MAX_KEYS} keys are the most; revoke one first") from None
     headers = {"location": f"/v1/keys/{key_id}", "cache-control": "no-store"}
     return StrictJSONResponse({**key_document(made), "key": text}, status_code=201, headers=headers)
 

@@ -39,6 +39,7 @@ _MORE = {  # what does not follow from an operation's shape
     f"POST {_JOB}/steering/preview": (409, 425),
     f"POST {_JOB}/checkpoints/{{step}}/export": (409, 425),
     f"GET {_JOB}/checkpoints/{{step}}/download": (409, 425, 429),
+    "POST /v1/keys": (409,),
     "POST /v1/webhooks": (409,),
     "POST /v1/datasets": (507,),
     "GET /v1/datasets/{dataset_id}/rows": (409, 429),

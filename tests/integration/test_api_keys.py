@@ -30,6 +30,7 @@ from orchestrator.embedded_redis import EmbeddedRedis, connect
 from orchestrator.keystore import KeyStore, Scope
 from orchestrator.redis_calls import RedisCalls
 from orchestrator.store import JobStore, SubmitOutcome
+from services import keys_api
 from services.app import create_app
 from services.auth import PUBLIC_PATHS, RecentKeys, RequireKey
 from services.cli import app as cli
@@ -464,6 +465,22 @@ def test_keys_are_listed_page_by_page_newest_first(place: Place) -> None:
         assert {key["owner"] for key in http.get("/v1/keys", params={"limit": 100}).json()["data"]} > {owner}
         error_of(http.get("/v1/keys", params={"after": "0123456789abcdef"}), 422)
         error_of(http.get("/v1/keys", params={"owner": "a:b"}), 422)
+
+
+def test_an_owner_has_so_many_keys_and_dead_ones_make_room(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys_api, "MAX_KEYS", 3)
+    owner = f"many-{uuid.uuid4().hex[:8]}"
+    with place.http(place.key("admin", owner=owner)) as http:
+        made = [http.post("/v1/keys", json={"name": f"{i}", "scopes": ["read"]}) for i in range(3)]
+        assert [answer.status_code for answer in made] == [201, 201, 409]
+        assert error_of(made[-1], 409)["code"] == "too_many_keys"
+        dead = made[0].json()["id"]
+        assert http.delete(f"/v1/keys/{dead}").status_code == 200
+        assert http.post("/v1/keys", json={"name": "new", "scopes": ["read"]}).status_code == 201
+        kept = [key["id"] for key in http.get("/v1/keys").json()["data"]]
+        assert dead not in kept
+        assert made[1].json()["id"] in kept
+        assert http.post("/v1/keys", json={"name": "more", "scopes": ["read"]}).status_code == 409
 
 
 def test_an_admin_manages_the_keys_of_its_owner_alone(place: Place) -> None:
