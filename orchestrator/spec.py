@@ -29,6 +29,8 @@ from orchestrator.specs.weightings import FixedSpec, LagrangianSpec, WeightingSp
 from orchestrator.states import MAX_PRIORITY
 from rewards import registry
 
+MAX_OBJECTIVES = 31  # the most that moocore approximates a hypervolume for
+
 
 class PolicySpec(Spec):
     """The language model that is aligned."""
@@ -223,7 +225,7 @@ class JobSpec(Spec):
     )
     policy: PolicySpec
     data: DataSpec
-    objectives: tuple[ObjectiveSpec, ...] = Field(min_length=1, max_length=32)
+    objectives: tuple[ObjectiveSpec, ...] = Field(min_length=1, max_length=MAX_OBJECTIVES)
     rollout: RolloutSpec = RolloutSpec()
     estimator: EstimatorSpec = GdpoSpec()
     weighting: WeightingSpec = FixedSpec()

@@ -277,7 +277,7 @@ MALFORMED = {
     "wrong type": (body(steps=SECRET), 422),
     "control character in the name": (body(name="a\x1b[31m"), 422),
     "33 objectives": (
-        body(objectives=[{"name": f"o{i}", "reward": {"name": "math"}} for i in range(33)]),
+        body(objectives=[{"name": f"o{i}", "reward": {"name": "math"}} for i in range(32)]),
         422,
     ),
     "5,000-deep nesting": (b"[" * 5000 + b"]" * 5000, 400),

@@ -181,3 +181,10 @@ def test_state_round_trip_through_json():
     assert other.ranges == RANGES
     assert other.hypervolume == archive.hypervolume
     assert other.add(point(15, 0.95, -10.0)) == archive.add(point(15, 0.95, -10.0))
+
+
+def test_a_front_in_as_many_objectives_as_a_spec_may_have_has_a_volume():
+    from orchestrator.spec import MAX_OBJECTIVES
+
+    points_NK = np.random.default_rng(0).uniform(0.4, 0.9, size=(5, MAX_OBJECTIVES))
+    assert 0 < hypervolume(points_NK) < 1
