@@ -108,7 +108,7 @@ def test_a_job_from_submit_to_cancel_over_a_restart(machine: Machine, tmp_path: 
 
     weights = machine.weights("conciseness")
     assert weights[effective] == pytest.approx(0.8)
-    assert weights[effective - 1] < 0.5  # never earlier than the answer said
+    assert abs(weights[effective - 1] - 0.8) > 1e-3  # never earlier than the answer said
 
     interrupted_at = machine.job()["step"]
     machine.interrupt()
