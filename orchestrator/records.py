@@ -279,4 +279,4 @@ def ledger_step(stream_id: str, fields: Mapping[str, str]) -> tuple[int, int, Js
 
 
 def _optional(kind: type[T], text: str) -> T | None:
-    return kind(text) if text else None  # type: ignore[call-arg]
+    return kind(text) if text else None  # type: ignore[call-arg]  # int, float and str all take a text

@@ -38,6 +38,7 @@ from orchestrator.store import (
     SubmitOutcome,
     steering_at,
 )
+from tests.fault_figures import all_at_once
 from tests.lossy import LossyProxy, dump
 
 TTL_S = 30.0
@@ -90,22 +91,6 @@ def commit(store: JobStore, lease: Lease, *steps: int) -> None:
 
 def event_types(store: JobStore, job_id: str = "j") -> list[str]:
     return [event.type for event in store.events(job_id).items]
-
-
-def all_at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
-    """What `count` threads return, released by a barrier at the same moment."""
-    barrier, results = threading.Barrier(count), [None] * count
-
-    def body(i: int) -> None:
-        barrier.wait()
-        results[i] = act(i)
-
-    threads = [threading.Thread(target=body, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 # -- jobs ----------------------------------------------------------------------------------------------------
