@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import redis
+
+from orchestrator.embedded_redis import EmbeddedRedis
 
 
 class LossyProxy:
@@ -84,3 +89,14 @@ def dump(client: redis.Redis, owner: str) -> dict[str, Any]:
             value = client.get(key)
         found[key.removeprefix(f"mo:{owner}:")] = value
     return found
+
+
+@contextlib.contextmanager
+def frozen(server: EmbeddedRedis) -> Iterator[None]:
+    """A server that is there and does not answer."""
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)

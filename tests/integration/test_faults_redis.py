@@ -12,7 +12,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -28,7 +27,7 @@ from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings
 from tests.fault_figures import REPEATS, tell
-from tests.lossy import LossyProxy, dump
+from tests.lossy import LossyProxy, dump, frozen
 from tests.toy_driver import Forks, Garage, ToyDriver
 from tests.toy_jobs import audit, events_of, submit, toy_spec, weights
 from tests.toy_mutants import store_with
@@ -206,16 +205,6 @@ def test_a_redis_that_does_not_sync_is_seen_to_lose(
 
 
 # ------------------------------------------------------------------------------------------- T22: away for a while
-
-
-@contextmanager
-def frozen(server: EmbeddedRedis) -> Iterator[None]:
-    assert server.pid is not None
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
 
 
 def wait_for_step(store: JobStore, job_id: str, step: int, driver: ToyDriver) -> None:
