@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from orchestrator.prompts import Prompt
 from policies.types import Rollout
-from rewards.base import RewardBatch
+from rewards.base import RewardBatch, Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,7 @@ def reward_batch(
     )
 
 
-def stack(scores: Mapping[str, Sequence[float]], names: Sequence[str]) -> Tensor:
-    """rewards_BK from scores by name."""
-    return torch.tensor([scores[name] for name in names], dtype=torch.float64).T
+def stack(scores: Mapping[str, Scores], names: Sequence[str]) -> Tensor:
+    """rewards_BK from scores by name; NaN where an objective does not apply."""
+    columns = [[math.nan if score is None else score for score in scores[name]] for name in names]
+    return torch.tensor(columns, dtype=torch.float64).T

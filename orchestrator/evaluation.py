@@ -17,6 +17,7 @@ from orchestrator.prompts import Prompt
 from orchestrator.spec import JobSpec
 from policies.pareto import Point
 from policies.types import Rollout, RolloutRequest
+from rewards.base import Scores
 
 if TYPE_CHECKING:
     from orchestrator.loop import Loop
@@ -66,13 +67,22 @@ class Evaluator:
             reward_batch(prompts, [repeats] * len(prompts), rollouts, self.spec.rollout.max_tokens)
         )
         answers = [prompt.answer or "" for prompt in prompts for _ in range(repeats)]
+        known = {name: self.applicable(name, split, values) for name, values in scores.items()}
         return Evaluation(
-            objectives={name: fmean(values) for name, values in scores.items()},
-            standard_errors={name: pstdev(values) / math.sqrt(len(prompts)) for name, values in scores.items()},
+            objectives={name: fmean(values) for name, values in known.items()},
+            standard_errors={name: pstdev(values) / math.sqrt(len(values) / repeats) for name, values in known.items()},
             mean_tokens=fmean(len(rollout.tokens) for rollout in rollouts),
             truncated_share=fmean(rollout.truncated for rollout in rollouts),
             described=self.parts.describe([rollout.text for rollout in rollouts], answers),
         )
+
+    @staticmethod
+    def applicable(name: str, split: str, scores: Scores) -> list[float]:
+        """Without the rows that the objective does not apply to. ValueError where that leaves none."""
+        known = [score for score in scores if score is not None]
+        if not known:
+            raise ValueError(f"objective '{name}' applies to no prompt of the {split} split, so it has no figure there")
+        return known
 
     def prompts(self, split: str) -> list[Prompt]:
         if split == "test":
@@ -93,7 +103,9 @@ class Evaluator:
         ]
         return self.parts.engines.generate(requests)
 
-    def score(self, prompts: Sequence[Prompt], repeats: int, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+    def score(
+        self, prompts: Sequence[Prompt], repeats: int, rollouts: Sequence[Rollout]
+    ) -> dict[str, list[float | None]]:
         counts = [repeats] * len(prompts)
         return self.parts.rewards.score(reward_batch(prompts, counts, rollouts, self.spec.rollout.max_tokens))
 

@@ -1,5 +1,8 @@
 """What a reward is: a batch of completions in, one finite number per completion out.
 
+None in the place of a number says that the objective does not apply to that row, which is then left out of this
+objective's statistics. It is the reward's own statement, never how a failure looks.
+
     RewardError              names the objective; catch this one
     ├── RewardLengthError    not one score per completion
     ├── RewardValueError     a score that is no finite number; names the row
@@ -13,11 +16,15 @@ preference that nobody stated.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+Message = Mapping[str, str]
+"""Of a chat: `role` and `content`."""
 
 _FLOAT32_MAX = 3.4028234663852886e38
 
@@ -75,15 +82,21 @@ class RewardBatch:
     """True where the completion was cut at max_tokens."""
     max_tokens: int
     """Longest completion that was allowed, in tokens."""
+    messages: tuple[Sequence[Message], ...] = ()
+    """The prompt as a chat, without the completion; one user message of `prompts` where it is absent."""
+    domains: tuple[str | None, ...] = ()
+    """What kind of prompt it is, where the data says so."""
+    details: tuple[Mapping[str, JsonValue], ...] = ()
+    """Further columns of the prompt's row, such as the constraints of an instruction."""
 
     def __post_init__(self) -> None:
-        lengths = {
-            "prompts": len(self.prompts),
-            "completions": len(self.completions),
-            "answers": len(self.answers),
-            "completion_tokens": len(self.completion_tokens),
-            "truncated": len(self.truncated),
-        }
+        size = len(self.completions)
+        chats = tuple([{"role": "user", "content": prompt}] for prompt in self.prompts)
+        defaults: dict[str, tuple[Any, ...]] = {"messages": chats, "domains": (None,) * size, "details": ({},) * size}
+        for column, values in defaults.items():
+            if not getattr(self, column):
+                object.__setattr__(self, column, values)
+        lengths = {column: len(getattr(self, column)) for column in self._columns()}
         if len(set(lengths.values())) > 1:
             found = ", ".join(f"{column} {length}" for column, length in lengths.items())
             raise ValueError(f"the columns of a reward batch differ in length: {found}")
@@ -92,6 +105,20 @@ class RewardBatch:
 
     def __len__(self) -> int:
         return len(self.completions)
+
+    def rows(self, index: Iterable[int]) -> Self:
+        """These rows alone, in this order."""
+        chosen = list(index)
+        columns: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in chosen) for name in self._columns()}
+        return replace(self, **columns)
+
+    @classmethod
+    def _columns(cls) -> list[str]:
+        return [column.name for column in fields(cls) if column.name != "max_tokens"]
+
+
+Scores = Sequence[float | None]
+"""One for each completion; None where the objective does not apply."""
 
 
 class RewardOptions(BaseModel):
@@ -117,13 +144,31 @@ class Reward(Protocol):
         """`options` is an instance of the class's own `Options`."""
         ...
 
-    def score(self, batch: RewardBatch) -> list[float]:
-        """One finite number per completion, in the batch's order. Any exception stops the step."""
+    def score(self, batch: RewardBatch) -> Scores:
+        """One finite number per completion, in the batch's order, or None where it does not apply.
+
+        Any exception stops the step.
+        """
         ...
 
 
-def check_scores(objective: str, scores: object, size: int) -> list[float]:
-    """Returns `scores` as `size` floats, each finite in float32, which is what the learner computes in.
+class HeadedReward(Reward, Protocol):
+    """Several named scores from one pass over a batch, such as a regression model's heads.
+
+    Objectives that name the same reward with the same options, the head apart, share one of these. `score` gives the
+    column that the options' own `head` picks.
+    """
+
+    head_option: ClassVar[str]
+    """The field of Options that picks the column."""
+
+    def score_heads(self, batch: RewardBatch) -> Mapping[str, Scores]:
+        """Every head's scores, by name."""
+        ...
+
+
+def check_scores(objective: str, scores: object, size: int) -> list[float | None]:
+    """Returns `scores` as `size` floats, each finite in float32, which is what the learner computes in, or None.
 
     Takes a list or tuple of real numbers, Python's or numpy's. A bool is refused, since it is more often a
     comparison returned by mistake than a score.
@@ -136,7 +181,7 @@ def check_scores(objective: str, scores: object, size: int) -> list[float]:
         raise RewardLengthError(objective, f"{expected}, got {type(scores).__name__}")
     if len(scores) != size:
         raise RewardLengthError(objective, f"expected {size} scores, one per completion, got {len(scores)}")
-    return [_finite(objective, row, score) for row, score in enumerate(scores)]
+    return [None if score is None else _finite(objective, row, score) for row, score in enumerate(scores)]
 
 
 def _finite(objective: str, row: int, score: object) -> float:

@@ -19,6 +19,7 @@ from rewards.base import (
     RewardDeadlineError,
     RewardError,
     RewardFailedError,
+    Scores,
     check_scores,
 )
 
@@ -29,7 +30,7 @@ RewardFactory = Callable[[], Reward]
 class Scorer(Protocol):
     """Where one objective is scored: the seam between the pool and threads, Ray actors or remote services."""
 
-    def submit(self, batch: RewardBatch) -> Future[list[float]]:
+    def submit(self, batch: RewardBatch) -> Future[Scores]:
         """Starts scoring and returns at once. Whatever goes wrong comes out of the future."""
         ...
 
@@ -63,15 +64,15 @@ class RewardPool:
         self.timings_s: dict[str, float] = {}
         """Seconds from the start of the last call to each objective's answer; a late one is absent."""
 
-    def score(self, batch: RewardBatch) -> dict[str, list[float]]:
-        """Every objective's scores, each of the batch's length and finite.
+    def score(self, batch: RewardBatch) -> dict[str, list[float | None]]:
+        """Every objective's scores, each of the batch's length and finite, or None where it does not apply.
 
         Raises RewardError for the first objective that has none; the others' failures are its notes. Scorers
         that failed are ready again for the next call.
         """
         futures = {name: scorer.submit(batch) for name, scorer in self._scorers.items()}
         self._wait(futures)
-        scores: dict[str, list[float]] = {}
+        scores: dict[str, list[float | None]] = {}
         errors: list[RewardError] = []
         for name, future in futures.items():
             try:
@@ -89,7 +90,7 @@ class RewardPool:
         for scorer in self._scorers.values():
             scorer.close()
 
-    def _wait(self, futures: Mapping[str, Future[list[float]]]) -> None:
+    def _wait(self, futures: Mapping[str, Future[Scores]]) -> None:
         """Returns when all are done or the deadline has passed, and notes when each was done."""
         started = time.monotonic()
         self.timings_s = {}
@@ -100,7 +101,7 @@ class RewardPool:
         except TimeoutError:
             return  # `_collect` finds those that are late
 
-    def _collect(self, name: str, future: Future[list[float]]) -> object:
+    def _collect(self, name: str, future: Future[Scores]) -> object:
         # Decided by what `_wait` saw: an answer that comes in while others are collected is late as well.
         if name not in self.timings_s:
             self._scorers[name].recover(None)
@@ -124,8 +125,8 @@ class LocalScorer:
         self._factory = factory
         self._reward = factory()
 
-    def submit(self, batch: RewardBatch) -> Future[list[float]]:
-        future: Future[list[float]] = Future()
+    def submit(self, batch: RewardBatch) -> Future[Scores]:
+        future: Future[Scores] = Future()
         reward = self._reward
 
         def run() -> None:
@@ -152,7 +153,7 @@ class RewardActor:
     def __init__(self, factory: RewardFactory) -> None:
         self._reward = factory()
 
-    def score(self, batch: RewardBatch) -> list[float]:
+    def score(self, batch: RewardBatch) -> Scores:
         """As `Reward.score`."""
         return self._reward.score(batch)
 
@@ -170,8 +171,8 @@ class ActorScorer:
         self._start, self._kill, self._died = start, kill, died
         self._actor = start()
 
-    def submit(self, batch: RewardBatch) -> Future[list[float]]:
-        future: Future[list[float]] = self._actor.score.remote(batch).future()
+    def submit(self, batch: RewardBatch) -> Future[Scores]:
+        future: Future[Scores] = self._actor.score.remote(batch).future()
         return future
 
     def recover(self, error: BaseException | None) -> None:
