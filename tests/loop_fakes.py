@@ -30,6 +30,8 @@ from policies.collapse import CollapseWatch
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout, RolloutRequest
 from rewards.base import RewardBatch
 from rewards.gates import Gates
+from rewards.host import Incident
+from rewards.pool import Scored
 
 Profile = Callable[[int], tuple[float, float]]  # policy version -> what every held-out completion is worth
 
@@ -78,11 +80,19 @@ class FakeEngines:
         self.world = world
         self.profile = profile
         self.batches: list[list[RolloutRequest]] = []
+        self.order: Callable[[int], Sequence[int]] = lambda count: random.Random(count).sample(range(count), count)
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+    def generate(
+        self, requests: Sequence[RolloutRequest], on_end: Callable[[int, Rollout], None] | None = None
+    ) -> list[Rollout]:
+        """They end in an order of their own."""
         self.world.calls.append("generate")
         self.batches.append(list(requests))
-        return [self.sample(request) for request in requests]
+        rollouts = [self.sample(request) for request in requests]
+        if on_end is not None:
+            for place in self.order(len(requests)):
+                on_end(place, rollouts[place])
+        return rollouts
 
     def sample(self, request: RolloutRequest) -> Rollout:
         chance = random.Random(f"{request.prompt_tokens} {request.seed}")
@@ -161,16 +171,41 @@ class FakeLearner:
 
 
 class FakeRewards:
+    """A pool whose every group is scored when the round is finished."""
+
     def __init__(self, world: World) -> None:
         self.world = world
         self.error: Exception | None = None
+        self.counts: list[int] = []
+        self.groups: dict[int, RewardBatch] = {}
+        self.rounds = 0
 
-    def score(self, batch: RewardBatch) -> dict[str, list[float]]:
+    def begin(self, counts: Sequence[int], *, before: Sequence[Scored] = ()) -> "FakeRewards":
+        self.counts, self.groups, self.rounds = list(counts), {}, len(before)
+        return self
+
+    def add(self, group: int, batch: RewardBatch) -> None:
+        assert len(batch) == self.counts[group]
+        self.groups[group] = batch
+
+    def finish(self) -> Scored:
+        return Scored(scores=self.score(RewardBatch.joined([self.groups[p] for p in range(len(self.counts))])))
+
+    def cancel(self) -> None:
+        pass
+
+    def score(self, batch: RewardBatch) -> dict[str, list[float | None]]:
         self.world.calls.append("score")
         if self.error is not None:
             raise self.error
         columns = zip(*(map(float, text.split()) for text in batch.completions), strict=True)
         return dict(zip(("accuracy", "brevity"), map(list, columns), strict=True))
+
+    def told(self) -> list[Incident]:
+        return []
+
+    def health(self) -> dict[str, dict[str, float]]:
+        return {}
 
 
 class Noted:

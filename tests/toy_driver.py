@@ -48,10 +48,10 @@ def build(spec: Any, *_: Any, **__: Any) -> Any:
     from tests.loop_fakes import FakeEngines, World, make_parts
 
     class SlowEngines(FakeEngines):
-        def generate(self, requests: Sequence[Any]) -> list[Any]:
+        def generate(self, requests: Sequence[Any], on_end: Any = None) -> list[Any]:
             if requests and requests[0].seed is not None:  # not an evaluation
                 time.sleep(float(spec.metadata.get("toy.step_s", "0")))
-            return super().generate(requests)
+            return super().generate(requests, on_end)
 
     world = World()
     parts = make_parts(spec, world)
