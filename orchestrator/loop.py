@@ -22,7 +22,7 @@ from orchestrator.clock import Clock
 from orchestrator.collect import Collector
 from orchestrator.evaluation import Evaluator
 from orchestrator.failpoints import reach
-from orchestrator.figures import Update, front_document
+from orchestrator.figures import Update, front_document, measured
 from orchestrator.guardrails import Guardrails
 from orchestrator.journal import Journal
 from orchestrator.references import FILE
@@ -329,7 +329,7 @@ class Loop:
 
     def guard(self, record: Mapping[str, Any]) -> None:
         """Name what is outside a person's limits; the next step may not come."""
-        for breach in self.guardrails.observe(record):
+        for breach in self.guardrails.observe(measured(record)):
             told = {"message": breach.describe(), **asdict(breach)}
             self.journal.event("guardrail.breached", level="warning", once=breach.told_as, **told)
             if breach.action == "pause":

@@ -225,6 +225,7 @@ def _health(shares: Sequence[tuple[Share, float]]) -> dict[str, Any]:
         "calls": len(calls),
         "latency_s_p50": _quantile(latencies, 50),
         "latency_s_p95": _quantile(latencies, 95),
+        "latency_s_max": max(latencies, default=0.0),
         "queue_s_p95": _quantile([call.waited for call in calls], 95),
         "score_busy_s": busy,
         "hidden_share": 1.0 - shown / busy if busy > 0 else 0.0,
