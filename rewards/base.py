@@ -174,7 +174,8 @@ class Reward(Protocol):
     def score(self, batch: RewardBatch) -> Scores:
         """One finite number per completion, in the batch's order, or None where it does not apply.
 
-        Any exception stops the step.
+        An exception, or something else than a number, leaves the row that it comes with out of the step, under every
+        objective. For what is no row's fault there is RewardUnavailableError.
         """
         ...
 

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from orchestrator.specs.base import Fraction, Positive, Spec
 
+UNRESERVED_REPLICAS = 8
+
 
 class HostingSpec(Spec):
     """The processes of a reward, and how patient the job is with them."""
@@ -50,7 +52,12 @@ class HostingSpec(Spec):
     )
 
     @model_validator(mode="after")
-    def _gpus_can_be_given(self) -> Self:
+    def _resources_can_be_given(self) -> Self:
+        if self.replicas > UNRESERVED_REPLICAS and not self.num_cpus and not self.num_gpus:
+            raise ValueError(
+                f"replicas: {self.replicas} that reserve nothing may crowd out a machine; above {UNRESERVED_REPLICAS}, "
+                "give num_cpus or num_gpus"
+            )
         if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
             raise ValueError(f"num_gpus: expected a share below 1 or a whole number, got {self.num_gpus:g}")
         return self
