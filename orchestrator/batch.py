@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,7 @@ class Batch:
     rollouts: list[Rollout]  # B
     rewards_PGK: Tensor  # raw
     signal_PGK: Tensor  # after gates and transforms: what the estimator sees
+    dropped: int = 0  # rollouts that are not here, as they could not be scored
 
     def groups(self, kept: Sequence[int]) -> Batch:
         """These groups alone, in this order."""
@@ -56,6 +58,17 @@ def by_prompt(values_B: Tensor, counts: Sequence[int]) -> Tensor:
     for p, row in enumerate(torch.split(values_B, list(counts))):
         out[p, : len(row)] = row
     return out
+
+
+def without(
+    dropped: Collection[int], index: Sequence[int], counts: Sequence[int]
+) -> tuple[list[int], list[int], list[int]]:
+    """(index, counts, rows that stay) without these rows; a prompt that has no other leaves with them."""
+    owners = [p for p, count in enumerate(counts) for _ in range(count)]
+    rows = [row for row in range(len(owners)) if row not in dropped]
+    left = Counter(owners[row] for row in rows)
+    prompts = [p for p in range(len(counts)) if left[p]]
+    return [index[p] for p in prompts], [left[p] for p in prompts], rows
 
 
 def rollout_seed(seed: int, purpose: str, *place: int) -> int:

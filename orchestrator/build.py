@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 from orchestrator.cluster import Cluster, EnginePool, RemoteLearner
 from orchestrator.datasets import locate
+from orchestrator.hosting import hosted_rewards, reward_pool
 from orchestrator.prompts import DatasetError, Prompt, PromptOrder, encode, load_prompts
 from orchestrator.remote import LONG_PAUSES_S, is_url
 from orchestrator.remote_data import fetch, sha256_of
@@ -29,9 +29,8 @@ from policies.rollout import EngineSettings
 from policies.types import Objectives
 from policies.weight_sync import Transport
 from policies.weighting import Weighting
-from rewards import registry
 from rewards.gates import Gates
-from rewards.pool import RewardPool, remote_scorers
+from rewards.pool import RewardPool
 from rewards.transforms import TRANSFORMS, Transform
 
 
@@ -95,25 +94,26 @@ def build(
         data_dir=data_dir,
     )
     on_stage("starting Ray")
-    cluster = Cluster(address=ray_address, cpus=max(os.cpu_count() or 1, spec.rollout.engines + 1))
+    hosted = hosted_rewards(spec)
+    replicas = [options for reward in hosted for options in reward.reserved]
+    slots = spec.rollout.engines + 1 + math.ceil(sum(options["num_cpus"] for options in replicas))
+    cluster = Cluster(address=ray_address, cpus=max(os.cpu_count() or 1, slots))
+    pool: RewardPool | None = None
     try:
         # On a cluster, this process may be where no GPU is; here, a torch without CUDA can't use what Ray sees.
         gpus = cluster.gpus if cluster.grows else min(cluster.gpus, torch.cuda.device_count())
         device = resolve_device(spec, gpus, grows=cluster.grows)
         transport, engine_options, learner_options = placement(spec, device, None if cluster.grows else gpus)
-        cluster.reserve(
+        gang = cluster.reserve(
             engines=spec.rollout.engines,
             engine_options=engine_options,
             learner_options=learner_options,
+            reward_options=replicas,
             timeout_s=spec.resources.placement_timeout_s,
             on_wait=on_stage,
         )
         on_stage("starting engines and learner")
-        factories = {
-            objective.name: functools.partial(registry.build, objective.reward.name, dict(objective.reward.options))
-            for objective in spec.objectives
-        }
-        pool = RewardPool(remote_scorers(factories), deadline_s=spec.resources.reward_timeout_s)
+        pool = reward_pool(hosted, [gang.place(spec.rollout.engines + 1 + i) for i in range(len(replicas))])
         engines, learner = cluster.start(
             engine_settings(spec, model, device, transport),
             learner_settings(spec, model, device),
@@ -121,7 +121,10 @@ def build(
             engine_options=engine_options,
             learner_options=learner_options,
         )
+        pool.wait_ready()
     except BaseException:
+        if pool is not None:
+            pool.close()
         cluster.close()
         raise
 
@@ -289,6 +292,7 @@ def placement(spec: JobSpec, device: str, gpus: int | None) -> tuple[Transport, 
 
     With a GPU for each engine and one for the learner, weights go by nccl. Where they must share one GPU, by ipc: on
     one machine with fewer (`gpus`), or where a spec asks for ipc. On a cluster (None) they wait for GPUs of their own.
+    Rewards have their shares first: on the same GPU where there is no other.
     """
     environment = {"env_vars": engine_environment(spec)}
     if device == "cpu":
@@ -297,11 +301,13 @@ def placement(spec: JobSpec, device: str, gpus: int | None) -> tuple[Transport, 
         return "shared_memory", {"num_cpus": 1, "runtime_env": environment}, learner
     size = spec.rollout.tensor_parallel
     wanted = spec.rollout.engines * size + 1
-    shared = size == 1 and (spec.rollout.transport == "ipc" or (gpus is not None and wanted > gpus))
+    rewards = math.fsum(options["num_gpus"] for reward in hosted_rewards(spec) for options in reward.reserved)
+    shared = size == 1 and (spec.rollout.transport == "ipc" or (gpus is not None and wanted + rewards > gpus))
     transport: Transport = "ipc" if shared else "nccl"
     if spec.rollout.transport in ("nccl", "ipc"):
         transport = spec.rollout.transport
-    share = math.floor(10_000 / wanted) / 10_000 if shared else 1.0  # Ray counts in ten-thousandths
+    room = 1.0 - rewards if gpus == 1 and rewards < 1 else 1.0
+    share = math.floor(10_000 * room / wanted) / 10_000 if shared else 1.0  # Ray counts in ten-thousandths
     engine = {"num_cpus": 1, "num_gpus": share if shared else size, "runtime_env": environment}
     return transport, engine, {"num_cpus": 1, "num_gpus": share}
 

@@ -190,11 +190,11 @@ def run_job(
         keep_document(directory, owner=store.owner, spec=text, origin=origin)
         journal.patiently(lambda: store.set_total_steps(lease, spec.steps))
         with parts_of(spec, directory, journal, ray_address=ray_address) as parts:
-            outcome, samples = train(spec, parts, store, journal, claim, checkpoints)
+            outcome, samples, why = train(spec, parts, store, journal, claim, checkpoints)
         if outcome == "succeeded":
             journal.patiently(lambda: write_report(store, lease, spec, directory, samples))
         elif outcome != "stopped":
-            report_so_far(store, lease, directory, JobStatus(outcome), None)
+            report_so_far(store, lease, directory, JobStatus(outcome), why)
     except (StoreUnavailable, Fenced, ResourcesBusy):
         raise
     except HandedBack as error:
@@ -217,7 +217,7 @@ def run_job(
     if outcome == "stopped":
         hand_back(journal, directory, GOING_DOWN)
         return
-    end(journal, directory, JobStatus(outcome), None)
+    end(journal, directory, JobStatus(outcome), why)
 
 
 def end(journal: StoreJournal, directory: Path, status: JobStatus, reason: str | None) -> None:
@@ -275,8 +275,8 @@ def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_addre
 
 def train(
     spec: JobSpec, parts: Any, store: JobStore, journal: StoreJournal, claim: Claim, checkpoints: CheckpointStore
-) -> tuple[str, list[dict[str, Any]]]:
-    """(outcome, samples of start and end)."""
+) -> tuple[str, list[dict[str, Any]], str | None]:
+    """(outcome, samples of start and end, why it paused where nobody asked for it)."""
     from orchestrator.loop import Loop
 
     lease = journal.lease
@@ -289,7 +289,8 @@ def train(
         journal.event("job.resumed", step=step, rerun=max(0, claim.from_step - step))
     with contextlib.suppress(IllegalTransition):  # a cancel or a pause came first: the loop hears of it
         journal.patiently(lambda: store.set_status(lease, JobStatus.RUNNING))
-    return loop.run(), loop.samples
+    outcome = loop.run()
+    return outcome, loop.samples, loop.reason
 
 
 def usable_checkpoint(store: JobStore, journal: StoreJournal, checkpoints: CheckpointStore) -> int | None:

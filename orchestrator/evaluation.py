@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.batch import reward_batch, rollout_seed
+from orchestrator.batch import rollout_seed
 from orchestrator.build import Parts
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.prompts import Prompt
+from orchestrator.scoring import roll_out_and_score
 from orchestrator.spec import JobSpec
 from policies.pareto import Point
 from policies.types import Rollout, RolloutRequest
 from rewards.base import Scores
+from rewards.pool import Scored
 
 if TYPE_CHECKING:
     from orchestrator.loop import Loop
@@ -62,12 +64,11 @@ class Evaluator:
         prompts = self.prompts(split)
         repeats = 1 if greedy or self.spec.evaluation.temperature == 0 else self.spec.evaluation.rollouts_per_prompt
         seeds = [[rollout_seed(self.spec.seed, split, p, g) for g in range(repeats)] for p in range(len(prompts))]
-        rollouts = self.sample(prompts, [[None] * repeats] * len(prompts) if greedy else seeds)
-        scores = self.parts.rewards.score(
-            reward_batch(prompts, [repeats] * len(prompts), rollouts, self.spec.rollout.max_tokens)
-        )
+        rollouts, scored = self.sample(prompts, [[None] * repeats] * len(prompts) if greedy else seeds)
         answers = [prompt.answer or "" for prompt in prompts for _ in range(repeats)]
-        known = {name: self.applicable(name, split, values) for name, values in scores.items()}
+        known = {name: self.applicable(name, split, values) for name, values in scored.scores.items()}
+        kept = [row for row in range(len(rollouts)) if row not in set(scored.dropped)]
+        rollouts, answers = [rollouts[row] for row in kept], [answers[row] for row in kept]
         return Evaluation(
             objectives={name: fmean(values) for name, values in known.items()},
             standard_errors={name: pstdev(values) / math.sqrt(len(values) / repeats) for name, values in known.items()},
@@ -78,7 +79,7 @@ class Evaluator:
 
     @staticmethod
     def applicable(name: str, split: str, scores: Scores) -> list[float]:
-        """Without the rows that the objective does not apply to. ValueError where that leaves none."""
+        """Without rows that it does not apply to, or that could not be scored. ValueError where that leaves none."""
         known = [score for score in scores if score is not None]
         if not known:
             raise ValueError(f"objective '{name}' applies to no prompt of the {split} split, so it has no figure there")
@@ -89,7 +90,8 @@ class Evaluator:
             return self.parts.splits.test or self.parts.splits.validation
         return self.parts.splits.validation[: self.spec.evaluation.prompts]
 
-    def sample(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int | None]]) -> list[Rollout]:
+    def sample(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int | None]]) -> tuple[list[Rollout], Scored]:
+        """Completions of each prompt, one for each of its seeds, and their scores."""
         requests = [
             RolloutRequest(
                 prompt_tokens=prompt.tokens,
@@ -101,27 +103,25 @@ class Evaluator:
             for prompt, row in zip(prompts, seeds, strict=True)
             for seed in row
         ]
-        return self.parts.engines.generate(requests)
-
-    def score(
-        self, prompts: Sequence[Prompt], repeats: int, rollouts: Sequence[Rollout]
-    ) -> dict[str, list[float | None]]:
-        counts = [repeats] * len(prompts)
-        return self.parts.rewards.score(reward_batch(prompts, counts, rollouts, self.spec.rollout.max_tokens))
+        return roll_out_and_score(
+            self.parts.engines,
+            self.parts.rewards,
+            requests,
+            prompts,
+            [len(row) for row in seeds],
+            max_tokens=self.spec.rollout.max_tokens,
+        )
 
     def samples(self) -> dict[str, Any]:
         """Greedy completions of the first held-out prompts, with every reward."""
         prompts = self.prompts("test")[:SAMPLES]
-        rollouts = self.sample(prompts, [[None]] * len(prompts))
-        scores = self.parts.rewards.score(
-            reward_batch(prompts, [1] * len(prompts), rollouts, self.spec.rollout.max_tokens)
-        )
+        rollouts, scored = self.sample(prompts, [[None]] * len(prompts))
         return {
             str(i): {
                 "prompt": prompt.text,
                 "answer": prompt.answer,
                 "completion": rollout.text,
-                "rewards": {name: values[i] for name, values in scores.items()},
+                "rewards": {name: values[i] for name, values in scored.scores.items()},
             }
             for i, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True))
         }

@@ -207,7 +207,9 @@ class ResourcesSpec(Spec):
         description="longest wait for all of the job's CPUs and GPUs at once, before it lets others go first, seconds; "
         "on a cluster that grows, longer than a machine takes to start",
     )
-    reward_timeout_s: Positive = Field(60.0, description="longest wait for one reward on one batch, seconds")
+    reward_timeout_s: Positive = Field(
+        60.0, description="longest wait for one call of a reward, seconds, where its hosting.deadline_s is absent"
+    )
 
 
 class JobSpec(Spec):
@@ -255,6 +257,12 @@ class JobSpec(Spec):
             if name in names[:i]:
                 raise ValueError(f"objectives.{i}.name: '{name}' stands twice; every objective needs its own name")
         for i, objective in enumerate(self.objectives):
+            other = next(o for o in self.objectives if o.reward.shared_by == objective.reward.shared_by)
+            if other.reward.hosting != objective.reward.hosting:
+                raise ValueError(
+                    f"objectives.{i}.reward.hosting: '{objective.name}' and '{other.name}' share one reward, so that "
+                    "their hosting must be the same"
+                )
             if objective.gate is None:
                 continue
             if objective.gate.objective == objective.name:

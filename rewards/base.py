@@ -6,11 +6,12 @@ objective's statistics. It is the reward's own statement, never how a failure lo
     RewardError              names the objective; catch this one
     ├── RewardLengthError    not one score per completion
     ├── RewardValueError     a score that is no finite number; names the row
-    ├── RewardFailedError    the reward raised, or its process died; the cause is chained
-    └── RewardDeadlineError  no answer in time
+    ├── RewardFailedError    its process died, ran out of memory or lost its connection, more often than is allowed
+    ├── RewardDeadlineError  no answer in time, more often than is allowed
+    └── RewardDataError      more rows could not be scored than are allowed; names them
 
 A reward that cannot score ends in one of these, never in a neutral number: the update would then follow a
-preference that nobody stated.
+preference that nobody stated. Single rows that cannot be scored are left out under every objective (rewards/pool.py).
 """
 
 from __future__ import annotations
@@ -56,11 +57,27 @@ class RewardValueError(RewardError):
 
 
 class RewardFailedError(RewardError):
-    """The reward raised an exception, or the process that holds it died."""
+    """What the reward runs on failed: its process, its memory or its connection."""
 
 
 class RewardDeadlineError(RewardError):
     """The reward gave no answer before the deadline."""
+
+
+class RewardDataError(RewardError):
+    """The reward could not score `rows`, indices in the step's batch, and these are too many to leave out."""
+
+    def __init__(self, reward: str, problem: str, rows: tuple[int, ...]) -> None:
+        super().__init__(reward, problem)
+        self.args = (reward, problem, rows)
+        self.rows = rows
+
+
+class RewardUnavailableError(Exception):
+    """For a reward to raise where what it relies on does not answer, such as a judge's endpoint.
+
+    The call is then tried again, and no row is blamed. ConnectionError, TimeoutError and MemoryError say the same.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +130,16 @@ class RewardBatch:
         return replace(self, **columns)
 
     @classmethod
+    def joined(cls, batches: Sequence[Self]) -> Self:
+        """The rows of all of them, one after another; there is at least one, and all have the same max_tokens."""
+        if len(batches) == 1:
+            return batches[0]
+        columns: dict[str, Any] = {
+            name: tuple(value for batch in batches for value in getattr(batch, name)) for name in cls._columns()
+        }
+        return replace(batches[0], **columns)
+
+    @classmethod
     def _columns(cls) -> list[str]:
         return [column.name for column in fields(cls) if column.name != "max_tokens"]
 
@@ -147,7 +174,8 @@ class Reward(Protocol):
     def score(self, batch: RewardBatch) -> Scores:
         """One finite number per completion, in the batch's order, or None where it does not apply.
 
-        Any exception stops the step.
+        An exception, or something else than a number, leaves the row that it comes with out of the step, under every
+        objective. For what is no row's fault there is RewardUnavailableError.
         """
         ...
 
@@ -176,23 +204,38 @@ def check_scores(objective: str, scores: object, size: int) -> list[float | None
     Raises RewardLengthError or RewardValueError, which name the objective, the first bad row and what was
     expected.
     """
+    values, bad = read_scores(objective, scores, size)
+    for row, found in bad.items():
+        raise RewardValueError(objective, f"expected a finite number for row {row}, got {found}", row)
+    return values
+
+
+def read_scores(objective: str, scores: object, size: int) -> tuple[list[float | None], dict[int, str]]:
+    """(values, what was found in the place of a number, by row). Raises RewardLengthError alone.
+
+    A row with something else than a number has None among the values.
+    """
     if not isinstance(scores, list | tuple):
         expected = f"expected a list of {size} numbers"
         raise RewardLengthError(objective, f"{expected}, got {type(scores).__name__}")
     if len(scores) != size:
         raise RewardLengthError(objective, f"expected {size} scores, one per completion, got {len(scores)}")
-    return [None if score is None else _finite(objective, row, score) for row, score in enumerate(scores)]
+    values: list[float | None] = []
+    bad: dict[int, str] = {}
+    for row, score in enumerate(scores):
+        value = None if score is None else _number(score)
+        if isinstance(value, str):
+            bad[row] = value
+        values.append(None if isinstance(value, str) else value)
+    return values, bad
 
 
-def _finite(objective: str, row: int, score: object) -> float:
+def _number(score: object) -> float | str:
+    """As a float, or in words where it is no finite number."""
     if isinstance(score, bool) or not isinstance(score, Real):
-        found = f"a {type(score).__name__}"
-    else:
-        value = _as_float(score)
-        if abs(value) <= _FLOAT32_MAX:  # false for NaN too
-            return value
-        found = str(value)
-    raise RewardValueError(objective, f"expected a finite number for row {row}, got {found}", row)
+        return f"a {type(score).__name__}"
+    value = _as_float(score)
+    return value if abs(value) <= _FLOAT32_MAX else str(value)  # NaN fails the comparison too
 
 
 def _as_float(score: Real) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from orchestrator.journal import CLOCKED
 from orchestrator.launchers import NONCE_VARIABLE
 from orchestrator.redis_calls import connect
 from orchestrator.spec import JobSpec, parse_spec
@@ -178,7 +179,7 @@ def figures(record: dict[str, Any]) -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[path] = float(value)
 
-    walk("", {key: value for key, value in record.items() if key not in ("timings_s", "at", "fence", "digest")})
+    walk("", {key: value for key, value in record.items() if key not in (*CLOCKED, "at", "fence", "digest")})
     return found
 
 
