@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from typing import Any
 
 _READY, _SAME, _DIFFERENT = "ready\n", "same\n", "different\n"
 _MEMORY_BYTES = 4 * 1024**3  # an expression that grows without end meets this before it troubles the machine
@@ -88,6 +89,14 @@ def _serve() -> None:
 
     from math_verify import parse, verify  # only here: the parent stays light
     from math_verify.parser import LatexExtractionConfig
+    from sympy import Float, Rational
+
+    def exact(parsed: list[Any]) -> list[Any]:
+        """Decimals as the fractions that they are, or 0.333333 would be 1/3."""
+        return [
+            part if isinstance(part, str) else part.xreplace({f: Rational(str(f)) for f in part.atoms(Float)})
+            for part in parsed
+        ]
 
     def same(gold: str, answer: str, prose: bool) -> bool:
         latex = [LatexExtractionConfig()]
@@ -96,7 +105,7 @@ def _serve() -> None:
             answers = parse(answer, parsing_timeout=None)
         else:
             answers = parse(rf"\boxed{{{answer}}}", latex, parsing_timeout=None)
-        return bool(verify(golds, answers, timeout_seconds=None))
+        return bool(verify(exact(golds), exact(answers), timeout_seconds=None, allow_set_relation_comp=True))
 
     verdicts.write(_READY)
     for line in sys.stdin:

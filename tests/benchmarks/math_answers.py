@@ -463,7 +463,7 @@ def lost_component(answer: str) -> Iterator[str]:
     if found := components(answer) or members(answer):
         opening, closing = ("(", ")") if components(answer) else ("", "")
         yield f"{opening}{', '.join(found[:-1])}{closing}"
-        yield f"{opening}{', '.join([*found, '7'])}{closing}"
+        yield f"{opening}{', '.join([*found, '99'])}{closing}"
     if r"\cup" in answer:
         yield answer.split(r"\cup")[0].strip()
     if matrix := _MATRIX.fullmatch(answer):

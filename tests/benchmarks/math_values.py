@@ -40,15 +40,16 @@ def signature(answer: str) -> Signature:
     text = answer
     for glyph, spelling in _GLYPHS.items():
         text = text.replace(glyph, spelling)
+    text = re.sub(r"^(?:\\[,;:!]|\\displaystyle|[\s$])+|(?:\\[,;:!]|[\s$.])+$", "", text)
     text = _UNIT.sub("", text).replace(r"\$", "").replace("{,}", ",")
-    if word := re.fullmatch(r"(?:\\text(?:bf)?|\\mathrm)?\{?\(?([A-Za-z]{2,}|[A-H])\)?\}?", text.strip().rstrip(".")):
+    if word := re.fullmatch(r"(?:\\text(?:bf)?|\\mathrm)?\{?\s?\(?((?:not )?[A-Za-z]{2,}|[A-H])\)?\s?\}?", text):
         return ("word", word.group(1).lower())
     text = re.sub(r"\\text\{ ?(?:and|or) ?\}", ",", text)
     text = re.sub(r"\^\{?\\circ\}?", "", text)
     text = re.sub(r"\\cot\s*([a-z])", r"\\cot{\1}", text)
     text = _SPACING.sub("", re.sub(r"\\([dt])frac", r"\\frac", text)).rstrip(".").replace("+\\infty", "\\infty")
     text = re.sub(r"^[a-z]\\in", "", text)
-    if numeral := re.fullmatch(r"(\d+)_\{?(\d+)\}?", text):
+    if numeral := re.fullmatch(r"(\d+)_\{?(?:\\text\{)?(\d+)\}?\}?", text):
         return ("numeral", numeral.group(1), numeral.group(2))
     if _GROUPED.fullmatch(text):
         text = text.replace(",", "")
@@ -61,6 +62,8 @@ def _compound(text: str) -> Signature:
         return ("matrix", len(rows), [cell for row in rows for cell in row])
     if bound := re.fullmatch(r"[a-z](<|>|\\leq?|\\geq?)(.+)", text):
         return ("intervals", [_ray(*bound.groups())])
+    if named := re.fullmatch(r"(?:[a-zA-Z]\(\d\)|-?\d+\+\d+)=(.+)", text):  # f(3) = 5, 2 + 3 = 5
+        return _compound(named.group(1))
     if equation := re.fullmatch(r"([^=<>]+)=([^=<>]+)", text):
         left, right = equation.groups()
         if re.fullmatch("[a-zA-Z]", left):
