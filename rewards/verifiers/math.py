@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field
 from rewards.base import RewardBatch
 from rewards.registry import register
 from rewards.verifiers import rows
+from rewards.verifiers.bounded import Bounded
 from rewards.verifiers.boxed import last_boxed
-from rewards.verifiers.equivalence import Equivalence
 
 _MAX_ANSWER_CHARS = 300  # a final answer is short; what is longer is slow to parse and not compared
 
@@ -22,6 +22,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _GROUPED = re.compile(r"[+-]?\d{1,3}((,|\{,\})\d{3})+(\.\d*)?", re.ASCII)
 _FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:(\d)|\{(-?\d+)\})(?:(\d)|\{(\d+)\})|([+-]?\d+)/(\d+)", re.ASCII)
 _NUMERAL = re.compile(r"([0-9A-Fa-f]+)_\{?(?:\\text\{)?(\d+)\}?\}?", re.ASCII)
+_CHOICE = re.compile(r"(?:\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox)\{)?\s*\(?([A-Z])\)?\s*\}?\.?", re.ASCII)
 _WORDS = re.compile(r"(?:\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox)\{)?\s*([A-Za-z]+(?:[ -][A-Za-z]+)*)\s*\}?\.?")
 
 _SPACING = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,;:! ]|\\?\$|\s|~")
@@ -84,7 +85,7 @@ class MathAccuracy:
 
     def __init__(self, options: MathOptions) -> None:
         self._options = options
-        self._equivalence = Equivalence(options.timeout_s)
+        self._child = Bounded("equal_answers", options.timeout_s)
 
     def score(self, batch: RewardBatch) -> list[float | None]:
         correct = functools.cache(self._correct)  # the rollouts of one prompt often agree
@@ -110,7 +111,7 @@ class MathAccuracy:
 
     def _correct(self, gold: str, answer: str, prose: bool, prompt: str) -> bool:
         quick = compare_plainly(gold, answer, prompt)
-        return self._equivalence.same(spell(gold), spell(answer), prose=prose) if quick is None else quick
+        return self._child.ask(gold=spell(gold), answer=spell(answer), prose=prose) if quick is None else quick
 
 
 def compare_plainly(gold: str, answer: str, prompt: str = "") -> bool | None:
@@ -155,9 +156,10 @@ def _written_out(plain: str) -> str:
 
 
 def _words(answer: str) -> str | None:
-    """Words alone, in lower case; None for a single letter, whose case may matter."""
-    found = _WORDS.fullmatch(answer.strip().strip("$"))
-    return found.group(1).lower() if found and len(found.group(1)) > 1 else None
+    """Words alone, in lower case, or the capital letter of a choice; None for anything else."""
+    answer = answer.strip().strip("$")
+    found = _CHOICE.fullmatch(answer) or _WORDS.fullmatch(answer)
+    return found.group(1).lower() if found and not (len(found.group(1)) == 1 and found.re is _WORDS) else None
 
 
 def _numeral(plain: str) -> tuple[str, str]:

@@ -8,7 +8,6 @@ from pydantic import Field, JsonValue
 
 from rewards.base import RewardBatch, RewardOptions
 
-MAX_PATTERN_CHARS = 1000
 Missing = Literal["error", "skip"]
 
 

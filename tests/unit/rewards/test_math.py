@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.verifiers import equivalence
-from rewards.verifiers.equivalence import Equivalence
+from rewards.verifiers import bounded
+from rewards.verifiers.bounded import Bounded
 from rewards.verifiers.math import MathAccuracy, MathOptions, compare_plainly
 
 
@@ -203,8 +203,8 @@ def test_it_works_outside_the_main_thread(score):
 
 
 def test_the_child_ends_with_its_reward():
-    checker = Equivalence(1.0)
-    assert checker.same("1", r"\frac22")
+    checker = Bounded("equal_answers", 1.0)
+    assert checker.ask(gold="1", answer=r"\frac22", prose=False)
     child = checker._child
     assert child is not None
     del checker
@@ -213,10 +213,10 @@ def test_the_child_ends_with_its_reward():
 
 
 def test_a_child_that_cannot_start_is_an_error_and_not_a_wrong_answer(monkeypatch):
-    monkeypatch.setattr(equivalence, "__file__", "/nowhere/equivalence.py")
+    monkeypatch.setattr(bounded, "__file__", "/nowhere/bounded.py")
     monkeypatch.setattr(subprocess.Popen, "__init__", _silenced(subprocess.Popen.__init__))
     with pytest.raises(RuntimeError, match="did not start"):
-        Equivalence(1.0).same("1", "2")
+        Bounded("equal_answers", 1.0).ask(gold="1", answer="2", prose=False)
 
 
 def _silenced(start):
