@@ -20,8 +20,9 @@ class ExtractOptions(RowOptions):
 
     where: Where = Field(
         "completion",
-        description="what is compared: the whole `completion`, its `last_line`, the last `boxed` content, what the last "
-        "`tag` <answer>...</answer> holds, or what follows the last `marker` (Answer:, the answer is, ####) in its line",
+        description="what is compared: the whole `completion`, its `last_line`, the last `boxed` content, what the "
+        "last `tag` <answer>...</answer> holds, or what follows the last `marker` (Answer:, the answer is, ####) in "
+        "its line",
     )
 
 
@@ -47,7 +48,5 @@ def _last_tag(completion: str) -> str | None:
 
 
 def _after_marker(completion: str) -> str | None:
-    last = None
-    for last in _MARKER.finditer(completion):
-        pass
-    return completion[last.end() :].partition("\n")[0] if last else None
+    markers = list(_MARKER.finditer(completion))
+    return completion[markers[-1].end() :].partition("\n")[0] if markers else None

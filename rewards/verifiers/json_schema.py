@@ -30,7 +30,9 @@ class JsonSchemaOptions(rows.RowOptions):
     )
     invalid_json: float = Field(0.0, ge=0, le=1, description="score of what is no JSON at all")
     invalid: float = Field(0.0, ge=0, le=1, description="score of JSON that does not follow the schema")
-    timeout_s: float = Field(1.0, gt=0, le=60, description="processor time for one completion, in seconds; more scores 0")
+    timeout_s: float = Field(
+        1.0, gt=0, le=60, description="processor time for one completion, in seconds; more scores 0"
+    )
 
     @field_validator("json_schema")
     @classmethod

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 
 from pydantic import JsonValue
 
 MAX_JSON_CHARS = 100_000
+_MAX_DEPTH = 100  # of brackets, so that whoever walks through it may recur
 
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*$", re.MULTILINE)
 
@@ -22,9 +24,12 @@ def read_json(text: str) -> JsonValue:
     if len(text) > MAX_JSON_CHARS:
         raise NoJson("too long")
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite)  # type: ignore[no-any-return]
+        value: JsonValue = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError) as error:  # ValueError also for a number of too many digits
         raise NoJson(str(error)) from None
+    if _nests_deeper(value, _MAX_DEPTH):
+        raise NoJson("nests too deep")
+    return value
 
 
 def fenced(text: str) -> str:
@@ -39,6 +44,19 @@ def fenced(text: str) -> str:
 def canonical(value: JsonValue) -> str:
     """The same text for values that JSON holds equal: 1 and 1.0 are, 1 and true are not, keys have no order."""
     return json.dumps(_whole(value), sort_keys=True)
+
+
+def _nests_deeper(value: JsonValue, levels: int) -> bool:
+    layer: list[JsonValue] = [value]
+    for _ in range(levels):
+        layer = [inner for outer in layer if isinstance(outer, dict | list) for inner in _inside(outer)]
+        if not layer:
+            return False
+    return any(isinstance(outer, dict | list) for outer in layer)
+
+
+def _inside(outer: dict[str, JsonValue] | list[JsonValue]) -> Iterable[JsonValue]:
+    return outer.values() if isinstance(outer, dict) else outer
 
 
 def _whole(value: JsonValue) -> JsonValue:

@@ -13,6 +13,7 @@ from rewards.registry import register
 from rewards.verifiers import rows
 from rewards.verifiers.extract import ExtractOptions, extract
 
+_MAX_ANSWER_CHARS = 20_000  # Unicode's normal form takes time in the square of a run of accents
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b", re.IGNORECASE)
 
 
@@ -52,7 +53,8 @@ class Text:
     """1 where the answer has the ground truth's words, else 0: case, punctuation and articles aside.
 
     Both are brought to Unicode's NFKC first, so that full-width letters and ligatures are what they look like, and
-    white space is one space. Where nothing is left of the ground truth (it was punctuation alone), punctuation counts.
+    white space is one space. An answer above 20,000 characters scores 0. Where nothing is left of the ground truth
+    (it was punctuation alone), punctuation counts.
     """
 
     name: ClassVar[str] = "text"
@@ -71,7 +73,7 @@ class Text:
 
     def _same(self, truth: str, completion: str) -> bool:
         found = extract(completion, self._options.where)
-        if found is None:
+        if found is None or len(found) > _MAX_ANSWER_CHARS:
             return False
         wanted = normalise(truth, self._options)
         if not wanted:

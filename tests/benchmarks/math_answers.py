@@ -231,8 +231,8 @@ def roots(answer: str) -> Iterator[str]:
         yield rf"\sqrt{{{factor**2 * inner}}}"
         yield rf"{factor if factor > 1 else ''}\sqrt {inner}" if inner < 10 else rf"{factor}\sqrt{{{inner}}}"
         yield rf"{factor} \cdot \sqrt{{{inner}}}"
-    if found := re.fullmatch(r"(\d*)\s*\\frac\{(\d*)\\sqrt\{(\d+)\}\}\{(\d+)\}|\\frac\{(\d*)\\sqrt\{(\d+)\}\}\{(\d+)\}", answer):
-        top, inner_, bottom = found.group(5) or "1", found.group(6), found.group(7)
+    if found := re.fullmatch(r"\\frac\{(\d*)\\sqrt\{(\d+)\}\}\{(\d+)\}", answer):
+        top, inner_, bottom = found.group(1) or "1", found.group(2), found.group(3)
         yield rf"\frac{{{top}}}{{{bottom}}}\sqrt{{{inner_}}}"
         yield rf"\sqrt{{{inner_}}} \cdot {top}/{bottom}"
 
@@ -345,10 +345,10 @@ def polynomials(answer: str) -> Iterator[str]:
         yield re.sub(r"\^(\d)", r"^{\1}", answer)
     if found := re.fullmatch(r"(-?\d*)([a-zA-Z]) ?([+-]) ?(\d+)", answer):
         slope, letter, sign, constant = found.groups()
-        yield f"-({(slope[1:] if slope.startswith('-') else f'-{slope}')}{letter} {'-' if sign == '+' else '+'} {constant})"
-    if found := re.fullmatch(r"(\d)([a-zA-Z])\+(\d)", answer):
-        if found.group(1) == found.group(3):
-            yield f"{found.group(1)}({found.group(2)}+1)"
+        opposite = slope[1:] if slope.startswith("-") else f"-{slope}"
+        yield f"-({opposite}{letter} {'-' if sign == '+' else '+'} {constant})"
+    if (found := re.fullmatch(r"(\d)([a-zA-Z])\+(\d)", answer)) and found.group(1) == found.group(3):
+        yield f"{found.group(1)}({found.group(2)}+1)"
 
 
 # ------------------------------------------------------------- another value
