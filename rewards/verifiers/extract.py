@@ -12,7 +12,7 @@ from rewards.verifiers.rows import RowOptions
 
 Where = Literal["completion", "last_line", "boxed", "tag", "marker"]
 
-_MARKER = re.compile(r"(?:final answer|answer|####)(?:[ \t]+is)?[ \t]*:?", re.IGNORECASE)
+_MARKER = re.compile(r"\banswer(?:[ \t]{1,20}is\b)?[ \t]{0,20}:|\banswer[ \t]{1,20}is\b|####", re.IGNORECASE)
 
 
 class ExtractOptions(RowOptions):

@@ -49,6 +49,7 @@ _FUNCTION = re.compile(
     r"\\(?:sum|prod|int|lim|[dt]?binom|log|ln|lg|lceil|lfloor|det|gcd|lcm|max|min|arc|a?(?:sin|cos|tan|cot|sec|csc))"
     r"|(?<=[\d)}])!"
 )
+_UNIT = re.compile(r"(?:\\(?:text|mbox|mathrm)\{[^{}]*\}|\^\\circ|\\?%|[a-zA-Z]+)$")
 _MARKER = re.compile(r"(?:answer(?:\s+is)?|####)\s*:?\s*(.*\S)", re.IGNORECASE)
 
 
@@ -121,11 +122,13 @@ def compare_plainly(gold: str, answer: str, prompt: str = "") -> bool | None:
         return bool(plain)
     if len(answer) > _MAX_ANSWER_CHARS:
         return False
+    if _written_out(plain) == _written_out(plain_gold):
+        return True
     if (words := _words(gold)) and words == _words(answer):
         return True
     if _NUMERAL.fullmatch(plain_gold) or _NUMERAL.fullmatch(plain):
         return _numeral(plain_gold) == _numeral(plain)
-    if not _NUMBER.fullmatch(plain) and _written_out(plain) in _written_out(normalise(prompt)):
+    if not _NUMBER.fullmatch(_UNIT.sub("", plain)) and _written_out(plain) in _written_out(normalise(prompt)):
         return False
     if not _FUNCTION.search(gold) and _FUNCTION.search(answer.rpartition("=")[2]):
         return False
@@ -152,7 +155,8 @@ def normalise(answer: str) -> str:
 
 
 def _written_out(plain: str) -> str:
-    return re.sub(r"\\frac\{(-?\d+)\}\{(\d+)\}|\\frac(\d)(\d)", r"\1\3/\2\4", plain)
+    """Fractions of whole numbers as a/b, unless what stands around them would make it another value."""
+    return re.sub(r"(?<![\d}^_])\\frac(?:\{(\d+)\}\{(\d+)\}|(\d)(\d))", r"\1\3/\2\4", plain)
 
 
 def _words(answer: str) -> str | None:

@@ -116,7 +116,7 @@ def _fit(wanted: Call, call: Call) -> float:
 
 def _overlap(one: Iterable[Hashable], other: Iterable[Hashable]) -> float:
     """Jaccard's index of multisets; 1 where both are empty."""
-    first, second = Counter(one), Counter(other)
+    first, second = Counter(list(one)), Counter(list(other))  # of a mapping's keys, not its values
     union = (first | second).total()
     return (first & second).total() / union if union else 1.0
 
