@@ -13,7 +13,7 @@ from rewards.registry import register
 from rewards.verifiers import rows
 from rewards.verifiers.extract import ExtractOptions, extract
 
-_MAX_ANSWER_CHARS = 20_000  # Unicode's normal form takes time in the square of a run of accents
+_MAX_ANSWER_CHARS = 10_000  # Unicode's normal form takes time in the square of a run of accents
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b", re.IGNORECASE)
 
 
@@ -53,7 +53,7 @@ class Text:
     """1 where the answer has the ground truth's words, else 0: case, punctuation and articles aside.
 
     Both are brought to Unicode's NFKC first, so that full-width letters and ligatures are what they look like, and
-    white space is one space. An answer above 20,000 characters scores 0. Where nothing is left of the ground truth
+    white space is one space. An answer above 10,000 characters scores 0. Where nothing is left of the ground truth
     (it was punctuation alone), punctuation counts.
     """
 
