@@ -31,6 +31,7 @@ _MATRIX = re.compile(r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}")
 _GROUPED = re.compile(r"(?:\\\$)?\d{1,3}(?:,(?:\\!)?\s*\d{3})+")
 _SUM = re.compile(r"[^,=(){}<>\[\]]*[^,=(){}<>\[\]\s]\s*[+-][^,=<>()\[\]]*")
 _ABOVE, _BELOW = {"(": ">", "[": r"\ge"}, {")": "<", "]": r"\le"}
+_UP = {"(": "<", "[": r"\le", ")": "<", "]": r"\le"}
 _LETTERS = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])")
 
 
@@ -351,6 +352,64 @@ def polynomials(answer: str) -> Iterator[str]:
         yield f"{found.group(1)}({found.group(2)}+1)"
 
 
+@rewriting
+def powers(answer: str) -> Iterator[str]:
+    """Roots as powers, and denominators without roots."""
+    if found := _ROOT.fullmatch(answer):
+        factor, inner = found.group(1), found.group(2)
+        dot = r" \cdot " if factor else ""
+        yield f"{factor}{dot}{inner}^{{1/2}}"
+        yield rf"{factor}{dot}{inner}^{{\frac{{1}}{{2}}}}"
+        yield rf"{factor}\sqrt[2]{{{inner}}}"
+    if found := re.fullmatch(r"\\frac\{(\d*)\\sqrt\{(\d+)\}\}\{(\d+)\}", answer):
+        top, inner, bottom = int(found.group(1) or 1), int(found.group(2)), int(found.group(3))
+        yield rf"\frac{{{top * inner}}}{{{bottom}\sqrt{{{inner}}}}}"
+    if found := re.fullmatch(r"\\frac\{(\d+)\}\{\\pi\}", answer):
+        yield rf"{found.group(1)}/\pi"
+        yield rf"{found.group(1)} \cdot \pi^{{-1}}"
+
+
+@rewriting
+def double_inequality(answer: str) -> Iterator[str]:
+    if r"\cup" not in answer and "infty" not in answer and (found := _PAIR.fullmatch(answer)):
+        _, left, low, high, _, right = found.groups()
+        if "[" in left or "]" in right:
+            yield rf"{low} {_UP[left]} x {_UP[right]} {high}"
+
+
+@rewriting
+def arrays(answer: str) -> Iterator[str]:
+    if found := _MATRIX.fullmatch(answer):
+        columns = "c" * (found.group(1).split(r"\\")[0].count("&") + 1)
+        yield rf"\left(\begin{{array}}{{{columns}}}{found.group(1)}\end{{array}}\right)"
+        yield rf"\left[\begin{{array}}{{{columns}}}{found.group(1)}\end{{array}}\right]"
+
+
+@rewriting
+def equation_sides(answer: str) -> Iterator[str]:
+    if found := re.fullmatch(r"y = (-?)(\d)x(?: ([+-]) (\d))?", answer):
+        sign, slope, constant_sign, constant = found.groups()
+        minus = "+" if sign else "-"
+        yield f"y {minus} {slope}x = {constant_sign.replace('+', '') + constant if constant else '0'}"
+    if found := re.fullmatch(r"(.+) = 0", answer):
+        parts = terms(found.group(1))
+        flipped = [part[1:] if part[0] == "-" else f"-{part.removeprefix('+')}" for part in parts]
+        yield f"{' + '.join(flipped).replace('+ -', '- ')} = 0"
+        yield f"{' '.join(parts[:-1])} = {flipped[-1]}"
+
+
+@rewriting
+def common_factor(answer: str) -> Iterator[str]:
+    if found := re.fullmatch(r"(\d+)([a-z]\^2)([+-]\d+)([a-z])([+-]\d+)", answer.replace(" ", "")):
+        a, square, b, letter, c = found.groups()
+        if not (int(a) % 2 or int(b) % 2 or int(c) % 2):
+            yield f"2({int(a) // 2}{square}{int(b) // 2:+}{letter}{int(c) // 2:+})"
+        yield f"{letter}({a}{letter}{b}){c}"
+    if found := re.fullmatch(r"(\d+)([a-z]) ([+-]) (\d+)", answer):
+        slope, letter, sign, constant = found.groups()
+        yield f"{slope}({letter} {sign} \\frac{{{constant}}}{{{slope}}})"
+
+
 # ------------------------------------------------------------- another value
 
 
@@ -398,6 +457,16 @@ def tenfold(answer: str) -> Iterator[str]:
         yield f"{Decimal(answer) * 10:f}"
         yield f"{Decimal(answer) / 10:f}"
         yield f"{Decimal(answer) / 100:f}"
+
+
+@alteration
+def nearly(answer: str) -> Iterator[str]:
+    value = Fraction(answer) if _INTEGER.fullmatch(answer) or _DECIMAL.fullmatch(answer) else plain_fraction(answer)
+    if value is not None:
+        for distance in (Fraction(1, 10**4), Fraction(1, 10**7)):
+            yield frac(value + distance)
+            yield f"{float(value + distance):.9f}"
+            yield rf"{frac(value)} + 10^{{-7}}"
 
 
 @alteration

@@ -17,7 +17,7 @@ Signature = tuple[Any, ...]
 _POINTS = (0.7236, 1.3717)  # two places at which letters are evaluated
 _SPACING = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|(?<!\\)\\[,;:! ]|\\quad|\$|~|\s")
 _UNIT = re.compile(r"\\(?:text|mbox|mathrm)\{\s*(?:cm|inches|cents|degrees|units|dollars)\s*\}(?:\^\{?\d\}?)?")
-_TOKEN = re.compile(r"\d+\.?\d*|\.\d+|\\[a-zA-Z]+|[a-zA-Z]|[-+*/^_(){}]")
+_TOKEN = re.compile(r"\d+\.?\d*|\.\d+|\\[a-zA-Z]+|[a-zA-Z]|[-+*/^_(){}\[\]]")
 _GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _GLYPHS = {
     "\u2212": "-",
@@ -57,17 +57,21 @@ def signature(answer: str) -> Signature:
 
 
 def _compound(text: str) -> Signature:
+    text = re.sub(r"[(\[](\\begin\{)array\}\{c+\}(.*)(\\end\{)array\}[)\]]", r"\1pmatrix}\2\3pmatrix}", text)
     if matrix := re.fullmatch(r"\\begin\{([pb])matrix\}(.*)\\end\{\1matrix\}", text):
         rows = [[value(cell) for cell in row.split("&")] for row in matrix.group(2).split(r"\\")]
         return ("matrix", len(rows), [cell for row in rows for cell in row])
+    if bounds := re.fullmatch(r"(.+?)(<|\\le)[a-z](<|\\le)(.+)", text):
+        low, left, right, high = bounds.groups()
+        return ("intervals", [("(" if left == "<" else "[", value(low), value(high), ")" if right == "<" else "]")])
     if bound := re.fullmatch(r"[a-z](<|>|\\leq?|\\geq?)(.+)", text):
         return ("intervals", [_ray(*bound.groups())])
     if named := re.fullmatch(r"(?:[a-zA-Z]\(\d\)|-?\d+\+\d+)=(.+)", text):  # f(3) = 5, 2 + 3 = 5
         return _compound(named.group(1))
     if equation := re.fullmatch(r"([^=<>]+)=([^=<>]+)", text):
         left, right = equation.groups()
-        if re.fullmatch("[a-zA-Z]", left):
-            return _compound(right)
+        if re.fullmatch("[a-zA-Z]", left) and not re.search(r"(?<![a-zA-Z\\])x(?![a-zA-Z])", right):
+            return _compound(right)  # x = 5; but y = 2x is a line
         sides = [value(left, at) - value(right, at) for at in _POINTS]
         return ("equation", [sides[0] / sides[1]])
     parts = text.split(r"\cup")
@@ -199,6 +203,8 @@ class _Reader:
             top = self.argument()
             return top / self.argument()
         if token == r"\sqrt":
+            if self.peek() == "[":
+                self.tokens[-3:] = []  # [2]
             return cmath.sqrt(self.argument())
         if token == r"\cot":
             return 1 / cmath.tan(self.atom())
