@@ -26,7 +26,11 @@ from pydantic import BaseModel, ValidationError
 from rewards.base import Reward
 
 ENTRY_POINT_GROUP = "equipoise.rewards"
-_BUILTIN_MODULES = ("rewards.verifiers.math", "rewards.verifiers.length", "rewards.verifiers.clarity")
+_VERIFIERS = (
+    *("clarity", "format", "instructions", "json_schema", "language", "length", "math", "numeric", "regex"),
+    *("repetition", "text", "tool_call"),
+)
+_BUILTIN_MODULES = tuple(f"rewards.verifiers.{module}" for module in _VERIFIERS)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 _registered: dict[str, type[Reward]] = {}

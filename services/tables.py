@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,10 +57,10 @@ def job_view(job: Document, steering: Document) -> RenderableType:
 def rewards_table(rewards: Sequence[Document]) -> Table:
     table = _table("reward", "range", "options", "what it rewards")
     for reward in rewards:
-        low, high = reward["range"]
+        low, high = ("none" if end is None or math.isinf(end) else f"{end:g}" for end in reward["range"])
         options = ", ".join(reward["options"].get("properties", {})) or "–"
         table.add_row(
-            Text(plain(reward["name"])), f"{low:g} to {high:g}", Text(plain(options)), Text(plain(reward["summary"]))
+            Text(plain(reward["name"])), f"{low} to {high}", Text(plain(options)), Text(plain(reward["summary"]))
         )
     return table
 

@@ -234,11 +234,11 @@ class Export(TypedDict):
 
 
 class RewardInfo(TypedDict):
-    """`options` is a JSON schema."""
+    """`options` is a JSON schema; an end of the range that is null has no bound."""
 
     name: str
     summary: str
-    range: list[float]
+    range: list[float | None]
     options: dict[str, Any]
 
 
