@@ -56,6 +56,10 @@ class AddressError(Exception):
     """A host that can't be found or that may not be called; the text may be shown to whoever named it."""
 
 
+class ForbiddenAddressError(AddressError):
+    """It may not be called."""
+
+
 def check_url(url: str, *, allow_private: bool) -> SplitResult:
     """Its parts. Raises ValueError for a URL that is never called, whatever its name resolves to."""
     if len(url) > _MAX_URL_CHARS or not url.isascii() or not url.isprintable() or re.search(r'[\s\\"<>]', url):
@@ -113,7 +117,7 @@ def addresses_of(host: str, port: int, *, allow_private: bool, timeout_s: float 
         raise AddressError("the host name does not resolve") from None
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     if not all(_is_allowed(ipaddress.ip_address(address), allow_private=allow_private) for address in addresses):
-        raise AddressError("the host name resolves to an address that is not public")
+        raise ForbiddenAddressError("the host name resolves to an address that is not public")
     return addresses
 
 
