@@ -26,7 +26,12 @@ from pydantic import BaseModel, ValidationError
 from rewards.base import Reward
 
 ENTRY_POINT_GROUP = "equipoise.rewards"
-_BUILTIN_MODULES = ("rewards.verifiers.math", "rewards.verifiers.length", "rewards.verifiers.clarity")
+_BUILTIN_MODULES = (
+    "rewards.verifiers.math",
+    "rewards.verifiers.length",
+    "rewards.verifiers.clarity",
+    "rewards.judges.judge",
+)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 _registered: dict[str, type[Reward]] = {}
@@ -84,6 +89,13 @@ def parse_options(name: str, options: Mapping[str, object]) -> BaseModel:
     except ValidationError as error:
         problems = "; ".join(_explain(problem, schema) for problem in error.errors(include_input=False))
         raise ValueError(f"reward {name!r}: {problems}") from None
+
+
+def problems(name: str, options: Mapping[str, object]) -> list[tuple[str, str]]:
+    """(option, what is wrong) of valid options that can't be used on this machine, where the reward can tell."""
+    reward = resolve(name)
+    find = getattr(reward, "problems", None)
+    return [] if find is None else list(find(parse_options(name, options)))
 
 
 def build(name: str, options: Mapping[str, object]) -> Reward:

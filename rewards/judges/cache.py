@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 Answer = dict[str, float]
 _BUSY_S = 5.0
@@ -18,7 +20,8 @@ _BUSY_S = 5.0
 class AnswerCache:
     """The newest `entries` in memory; the file holds hashes and scores, no texts, and several processes may share it.
 
-    It is for one thread at a time. What the file holds is checked by whoever takes it out.
+    It is for one thread at a time. What the file holds is checked by whoever takes it out, and a file that fails is let
+    go with a warning: answers can be asked for again.
     """
 
     def __init__(self, entries: int, file: Path | None = None) -> None:
@@ -33,21 +36,33 @@ class AnswerCache:
             return self._known[key]
         if self._database is None:
             return None
-        row = self._database.execute("SELECT scores FROM answers WHERE key = ?", (key,)).fetchone()
-        if row is None:
+        try:
+            row = self._database.execute("SELECT scores FROM answers WHERE key = ?", (key,)).fetchone()
+            answer: Answer | None = None if row is None else json.loads(row[0])
+        except (sqlite3.Error, ValueError) as error:
+            self._let_go(error)
             return None
-        answer: Answer = json.loads(row[0])
-        self._remember(key, answer)
+        if answer is not None:
+            self._remember(key, answer)
         return answer
 
     def put(self, key: bytes, answer: Answer) -> None:
         self._remember(key, answer)
-        if self._database is not None:
+        if self._database is None:
+            return
+        try:
             self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
+        except sqlite3.Error as error:
+            self._let_go(error)
 
     def close(self) -> None:
         if self._database is not None:
             self._database.close()
+            self._database = None
+
+    def _let_go(self, error: Exception) -> None:
+        log.warning("a judge's cache_file is not used any more: %s", error)
+        self.close()
 
     def _remember(self, key: bytes, answer: Answer) -> None:
         self._known[key] = answer
@@ -56,7 +71,7 @@ class AnswerCache:
             self._known.popitem(last=False)
 
 
-def key_of(*question: Mapping[str, Any] | str | int) -> bytes:
+def key_of(*question: Any) -> bytes:
     """Of all that decides an answer."""
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).digest()
 

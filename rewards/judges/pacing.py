@@ -68,7 +68,7 @@ class Pace:
 def backoff_s(
     attempt: int, first_s: float, asked_s: float | None = None, draw: Callable[[], float] = random.random
 ) -> float:
-    """Wait after the failure of `attempt` (from 0): doubled each time, half of it by chance, at least what was asked."""
+    """Wait after the failure of `attempt` (from 0): doubled each time, half of it by chance, at least what is asked."""
     longest_s = min(LONGEST_BACKOFF_S, first_s * 2.0**attempt)
     return max(longest_s * (1.0 + draw()) / 2, asked_s or 0.0)
 

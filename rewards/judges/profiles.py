@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -125,6 +126,13 @@ class Profile(BaseModel):
         """Of chat completions."""
         return self.base_url.rstrip("/") + "/chat/completions"
 
+    def tls(self) -> ssl.SSLContext:
+        """Whom it trusts. ProfileFileError names the field."""
+        try:
+            return ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:  # an SSLError is one
+            raise unusable("ca_file", error.strerror or "it holds no certificate") from None
+
     def headers(self) -> dict[str, SecretStr]:
         """What is read from files. ProfileFileError names the field."""
         found = {name: _secret(f"header_files.{name}", path) for name, path in self.header_files.items()}
@@ -175,7 +183,7 @@ def problem(name: str, environment: Mapping[str, str] = os.environ) -> str | Non
     try:
         profile = find(name, environment)
         profile.headers()
-        _readable("ca_file", profile.ca_file)
+        profile.tls()
     except ProfileError as error:
         return str(error)
     return None
@@ -197,19 +205,14 @@ def _secret(field: str, path: Path) -> SecretStr:
         with path.open("rb") as file:
             content = file.read(_MAX_SECRET_BYTES + 1)
     except OSError as error:
-        raise _unreadable(field, error.strerror or "it can't be read") from None
+        raise unusable(field, error.strerror or "it can't be read") from None
     text = content.decode("latin-1").strip("\r\n \t")
     if not text or len(content) > _MAX_SECRET_BYTES or not (text.isascii() and text.isprintable()):
-        raise _unreadable(field, "expected one line of printable ASCII")
+        raise unusable(field, "expected one line of printable ASCII")
     return SecretStr(text)
 
 
-def _readable(field: str, path: Path | None) -> None:
-    if path is not None and not os.access(path, os.R_OK):
-        raise _unreadable(field, "it can't be read")
-
-
-def _unreadable(field: str, why: str) -> ProfileFileError:
+def unusable(field: str, why: str) -> ProfileFileError:
     return ProfileFileError(f"the profile's {field} can't be used: its operator must see to it", f"{field}: {why}")
 
 

@@ -11,11 +11,15 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 SINGLE = "score"
 """Name of the one criterion of a rubric that has no names."""
 FIELDS = ("prompt", "completion", "answer")
+_MOST_CRITERIA = 16
+_MAX_RUBRIC_CHARS = 8000
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 PLACEHOLDER = re.compile(r"\{(prompt|completion|answer)\}")
 _CONTROL = re.compile(
     r"<(?=\|[^|<>]{1,40}\|>|｜[^｜<>]{1,40}｜>|/?(?:s|bos|eos|think|start_of_turn|end_of_turn|system|user|assistant)>)"
@@ -77,6 +81,26 @@ def criteria_of(rubric: str | Mapping[str, str]) -> tuple[Criterion, ...]:
     """The criteria of a spec's rubric; a text that is the name of a built-in one stands for it."""
     named = {SINGLE: rubric} if isinstance(rubric, str) else rubric
     return tuple(Criterion(name=name, text=BUILT_IN.get(text, text)) for name, text in named.items())
+
+
+def check(rubric: str | Mapping[str, str], head: str) -> None:
+    """Raises ValueError, whose text begins with the option, for a rubric that can't be asked about."""
+    named = {SINGLE: rubric} if isinstance(rubric, str) else rubric
+    if not 1 <= len(named) <= _MOST_CRITERIA:
+        raise ValueError(f"rubric: expected 1 to {_MOST_CRITERIA} of them")
+    for name, text in named.items():
+        if not _NAME.fullmatch(name) or name == "reason":
+            raise ValueError("rubric: names are lower-case letters, digits and underscores, and 'reason' is taken")
+        if not text.strip() or len(text) > _MAX_RUBRIC_CHARS:
+            raise ValueError(f"rubric: expected 1 to {_MAX_RUBRIC_CHARS} characters")
+        if _NAME.fullmatch(text) and text not in BUILT_IN:
+            nearest = get_close_matches(text, BUILT_IN, n=1)
+            hint = f"did you mean '{nearest[0]}'? " if nearest else ""
+            raise ValueError(f"rubric: no built-in one; {hint}there are {', '.join(BUILT_IN)}")
+        if len(named) > 1 and PLACEHOLDER.search(text):
+            raise ValueError("rubric: several share the row's texts, so placeholders are for a single one")
+    if head not in named:
+        raise ValueError(f"head: expected one of {', '.join(named)}")
 
 
 def messages(

@@ -7,7 +7,6 @@ allowed, and connects to one of those. TLS and the Host header still carry the n
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -66,11 +65,11 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
 
 
 def client(profile: Profile, backend: httpcore.AsyncNetworkBackend | None = None) -> httpx.AsyncClient:
-    """For one profile, with its headers; to be used on one event loop. Raises ProfileFileError, ssl.SSLError."""
+    """For one profile, with its headers; to be used on one event loop. Raises ProfileFileError."""
     connections = profile.max_concurrency
     transport = httpx.AsyncHTTPTransport(trust_env=False)
     transport._pool = httpcore.AsyncConnectionPool(  # httpx has no option for the backend
-        ssl_context=ssl.create_default_context(cafile=profile.ca_file),
+        ssl_context=profile.tls(),
         max_connections=connections,
         max_keepalive_connections=connections,
         keepalive_expiry=30.0,
