@@ -31,6 +31,7 @@ _BUILTIN_MODULES = (
     "rewards.verifiers.length",
     "rewards.verifiers.clarity",
     "rewards.judges.judge",
+    "rewards.judges.pairwise",
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 

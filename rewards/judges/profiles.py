@@ -119,6 +119,8 @@ class Profile(BaseModel):
             raise ValueError(f"base_url: {error} (allow_private opens what is inside)") from None
         if parts.query:
             raise ValueError("base_url: expected no query")
+        if self.api_key_file is not None and "authorization" in map(str.lower, self.header_files):
+            raise ValueError("header_files: api_key_file is sent as authorization already")
         return self
 
     @property

@@ -129,11 +129,25 @@ def messages(
     return [{"role": "system", "content": _RULES}, {"role": "user", "content": "\n".join(lines)}]
 
 
+def comparison(question: str, texts: Mapping[str, str | None], *, reason: bool, max_chars: int) -> list[dict[str, str]]:
+    """A chat that asks which of two texts is the better one."""
+    parts = ['"reason": "one or two sentences"'] if reason else []
+    parts += ['"choice": <"first", "second" or "tie">']
+    lines = [question, "", *blocks_of(texts, max_chars).values()]
+    lines += ["", f"Answer with one JSON object of this form and nothing else: {{{', '.join(parts)}}}"]
+    return [{"role": "system", "content": _RULES}, {"role": "user", "content": "\n".join(lines)}]
+
+
 def schema(criteria: Iterable[Criterion], *, scale: tuple[int, int], reason: bool) -> dict[str, Any]:
     """JSON schema of the answer. Scores are enumerated, which every guided decoder knows."""
     low, high = scale
-    properties: dict[str, Any] = {"reason": {"type": "string"}} if reason else {}
-    properties |= {each.name: {"type": "integer", "enum": list(range(low, high + 1))} for each in criteria}
+    scores = {each.name: {"type": "integer", "enum": list(range(low, high + 1))} for each in criteria}
+    return object_schema(scores, reason=reason)
+
+
+def object_schema(properties: Mapping[str, Any], *, reason: bool) -> dict[str, Any]:
+    """Of an object with these properties, all of them, after the reason."""
+    properties = {**({"reason": {"type": "string"}} if reason else {}), **properties}
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 

@@ -69,7 +69,7 @@ def client(profile: Profile, backend: httpcore.AsyncNetworkBackend | None = None
     connections = profile.max_concurrency
     transport = httpx.AsyncHTTPTransport(trust_env=False)
     transport._pool = httpcore.AsyncConnectionPool(  # httpx has no option for the backend
-        ssl_context=profile.tls(),
+        ssl_context=profile.tls() if profile.base_url.startswith("https") else None,
         max_connections=connections,
         max_keepalive_connections=connections,
         keepalive_expiry=30.0,
