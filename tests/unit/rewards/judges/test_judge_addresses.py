@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpcore
+import httpx
 import pytest
 
 from rewards.judges import transport
@@ -83,7 +84,7 @@ def test_what_leads_inside_is_refused_in_the_file_and_on_the_wire(url: str, cana
     url = url.format(p=canary.port)
     with pytest.raises(ValueError, match="base_url"):
         Profile.model_validate({"base_url": url, "model": "m"})
-    with pytest.raises(JudgeError):
+    with pytest.raises((JudgeError, httpx.InvalidURL)):
         ask(bypassing(url))
 
 
@@ -119,12 +120,11 @@ def resolves(monkeypatch: pytest.MonkeyPatch, *found: list[str]) -> list[str]:
     return asked
 
 
-def recorded(
-    monkeypatch: pytest.MonkeyPatch, *, allow_private: bool = False, attempts: int = 1
-) -> list[tuple[str, int]]:
+def recorded(patch: pytest.MonkeyPatch, *, allow_private: bool = False, attempts: int = 1) -> list[tuple[str, int]]:
+    """Where a judge's name was connected to; it is refused in the end."""
     recorder = Recorder()
     profile = bypassing("https://judges.example.com/v1", allow_private=allow_private, attempts=attempts)
-    monkeypatch.setattr(Profile, "tls", lambda _: None)  # no handshake is come to
+    patch.setattr(Profile, "tls", lambda _: None)  # no handshake is come to
     with pytest.raises(JudgeError):
         ask(profile, backend=transport.CheckedBackend(allow_private=allow_private, inner=recorder))
     return recorder.connected
