@@ -1,4 +1,4 @@
-"""What can be found wrong with a job before it is accepted: files, rows and the model's directory.
+"""What can be found wrong with a job before it is accepted: files, rows, the model's directory, judges' profiles.
 
 Light on purpose: no torch, no model. What only the real tokenizer or a GPU can tell, the driver finds, and the
 job then fails with the same kind of line.
@@ -20,6 +20,7 @@ from orchestrator.remote import RemoteAway, is_url
 from orchestrator.remote_data import TooLarge, fetch
 from orchestrator.spec import FilesData, JobSpec
 from policies.models import ModelError, check_directory, context_length
+from rewards import registry
 
 MAX_FETCHED_BYTES = 64 << 20  # of a URL: what is larger, the driver checks
 NEEDS_ANSWER = frozenset({"math"})
@@ -32,6 +33,10 @@ def preflight(spec: JobSpec, access: Access | None = None) -> list[tuple[str, st
     files are a stranger's, and are read in a child process. May then raise ChildBusy.
     """
     problems = [] if access is None else access.problems(spec)
+    for i, objective in enumerate(spec.objectives):
+        reward = objective.reward
+        found = registry.problems(reward.name, reward.options)
+        problems += [(f"objectives.{i}.reward.options.{option}", problem) for option, problem in found]
     if problems:
         return problems
     model = _model(spec, problems)

@@ -30,7 +30,11 @@ _VERIFIERS = (
     *("clarity", "format", "instructions", "json_schema", "language", "length", "math", "numeric", "regex"),
     *("repetition", "text", "tool_call"),
 )
-_BUILTIN_MODULES = tuple(f"rewards.verifiers.{module}" for module in _VERIFIERS)
+_BUILTIN_MODULES = (
+    *(f"rewards.verifiers.{module}" for module in _VERIFIERS),
+    *(f"rewards.models.{module}" for module in ("bradley_terry", "process", "regression")),
+    *(f"rewards.judges.{module}" for module in ("judge", "pairwise")),
+)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 _registered: dict[str, type[Reward]] = {}
@@ -88,6 +92,13 @@ def parse_options(name: str, options: Mapping[str, object]) -> BaseModel:
     except ValidationError as error:
         problems = "; ".join(_explain(problem, schema) for problem in error.errors(include_input=False))
         raise ValueError(f"reward {name!r}: {problems}") from None
+
+
+def problems(name: str, options: Mapping[str, object]) -> list[tuple[str, str]]:
+    """(option, what is wrong) of valid options that can't be used on this machine, where the reward can tell."""
+    reward = resolve(name)
+    find = getattr(reward, "problems", None)
+    return [] if find is None else list(find(parse_options(name, options)))
 
 
 def build(name: str, options: Mapping[str, object]) -> Reward:

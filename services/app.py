@@ -15,6 +15,7 @@ from services import (
     events_api,
     fork_api,
     jobs_api,
+    judges_api,
     keys_api,
     metrics_api,
     models_api,
@@ -80,6 +81,7 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
         datasets_api,
         models_api,
         rewards_api,
+        judges_api,
     ):
         app.include_router(module.router)
 

@@ -13,7 +13,17 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from orchestrator.spec_errors import SpecError
-from services import cli_server, datasets_cli, keys_cli, lineage_cli, recover_cli, rules_cli, steer_words, submission
+from services import (
+    cli_server,
+    datasets_cli,
+    judges_cli,
+    keys_cli,
+    lineage_cli,
+    recover_cli,
+    rules_cli,
+    steer_words,
+    submission,
+)
 from services.client import ApiError, Client
 from services.client.types import Job
 from services.follow import follow, front_table
@@ -284,6 +294,7 @@ def rewards(as_json: AsJson = False) -> None:
 
 
 rules_cli.add_commands(app)
+judges_cli.add_commands(app)
 lineage_cli.add_commands(app, lambda: _state_dir)
 keys_cli.add_commands(app, lambda: _state_dir)
 datasets_cli.add_commands(app, lambda: _state_dir)

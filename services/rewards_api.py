@@ -12,6 +12,7 @@ from starlette.responses import Response
 from orchestrator import children
 from orchestrator.spec_errors import nearest
 from rewards import registry
+from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
 from services.body import json_body
 from services.deps import body_schema
 from services.errors import ApiProblem, StrictJSONResponse
@@ -107,7 +108,7 @@ def run_rewards(
 
 def _scores(question: dict[str, Any]) -> list[list[float]]:
     try:
-        answer = children.ask("rewards.dry_run", question, timeout_s=_TIMEOUT_S)
+        answer = children.ask("rewards.dry_run", question, timeout_s=_TIMEOUT_S, sees=(JUDGES_VARIABLE,))
     except children.ChildTimeout:
         message = f"no scores within {_TIMEOUT_S:g} s; try fewer samples or rewards"
         raise ApiProblem(503, "reward_timeout", message, param="rewards", headers={"retry-after": "30"}) from None
@@ -138,6 +139,8 @@ def _resolved(choice: RewardChoice, field: str) -> dict[str, Any]:
         options = registry.parse_options(choice.name, choice.options)
     except ValueError as error:
         raise _invalid(f"{prefix}options", str(error)) from None
+    for option, problem in registry.problems(choice.name, choice.options):
+        raise _invalid(f"{prefix}options.{option}", problem)
     return {"name": choice.name, "range": reward.range, "options": options.model_dump(mode="json")}
 
 

@@ -241,6 +241,11 @@ class Api:
         return _get("/v1/rewards")
 
     @endpoint
+    def judges(self) -> Request[Page[types.JudgeInfo]]:
+        """The operator's judges, by name."""
+        return _get("/v1/judges")
+
+    @endpoint
     def validate_reward(self, name: str, options: Document | None = None) -> Request[types.RewardValidation]:
         """A reward's options with every default; Invalid says what is wrong with them."""
         body = {"name": name, "options": options or {}}

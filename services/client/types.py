@@ -242,6 +242,13 @@ class RewardInfo(TypedDict):
     options: dict[str, Any]
 
 
+class JudgeInfo(TypedDict):
+    """What the reward `judge` may name as its profile."""
+
+    object: Literal["judge"]
+    name: str
+
+
 class RewardChoice(TypedDict):
     """A reward as a spec names it."""
 
