@@ -26,7 +26,14 @@ from pydantic import BaseModel, ValidationError
 from rewards.base import Reward
 
 ENTRY_POINT_GROUP = "equipoise.rewards"
-_BUILTIN_MODULES = ("rewards.verifiers.math", "rewards.verifiers.length", "rewards.verifiers.clarity")
+_BUILTIN_MODULES = (
+    "rewards.verifiers.math",
+    "rewards.verifiers.length",
+    "rewards.verifiers.clarity",
+    "rewards.models.regression",
+    "rewards.models.bradley_terry",
+    "rewards.models.process",
+)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 _registered: dict[str, type[Reward]] = {}
