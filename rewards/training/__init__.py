@@ -32,21 +32,29 @@ def train(
     Raises ValueError for a mistake in data (file and line), settings, model or checkpoint; FloatingPointError where
     the loss is not finite.
     """
-    raise NotImplementedError
+    from rewards.training import job
+
+    return job.train(settings, directory=directory, on_step=on_step, should_stop=should_stop)
 
 
 def evaluate(
-    model: Path,
+    model_dir: Path,
     data: Path | Sequence[Path],
     *,
     on_progress: Callable[[int, int], None],
+    head: str | None = None,
     batch_size: int = 16,
     max_length: int | None = None,
     device: str = "cpu",
 ) -> EvalReport:
     """Figures of the reward model in a directory on rows of ratings, pairs, or one chosen and three rejected.
 
-    `rejected` of a pair may be a list; rows with exactly three count for best-of-4. `on_progress` hears completions
-    scored and completions in all. Raises ValueError as `train` does.
+    `rejected` of a pair may be a list; rows with exactly three count for best-of-4. `head` is what pairs are judged by:
+    by default the gate's score, else the head that pairs trained, else the mean of the heads. `on_progress` hears
+    completions scored and completions in all. Raises ValueError as `train` does.
     """
-    raise NotImplementedError
+    from rewards.training import evaluation
+
+    return evaluation.evaluate(
+        model_dir, data, on_progress=on_progress, head=head, batch_size=batch_size, max_length=max_length, device=device
+    )
