@@ -65,7 +65,7 @@ class ClassifierModule(Classifier):
     pad: int
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        body = {id(parameter) for parameter in self.model.base_model.parameters()}  # type: ignore[union-attr, operator]
+        body = {id(parameter) for parameter in self.model.base_model.parameters()}  # type: ignore[union-attr]
         return (parameter for parameter in self.model.parameters() if id(parameter) not in body)
 
     def export(self, directory: Path) -> None:
