@@ -100,10 +100,12 @@ def write_rows(path: Path, rows: Iterable[Row]) -> Path:
     return path
 
 
-def make_backbone(directory: Path, *, kind: str = "qwen3", size: Mapping[str, int] | None = None, seed: int = 0) -> Path:
+def make_backbone(
+    directory: Path, *, kind: str = "qwen3", size: Mapping[str, int] | None = None, seed: int = 0
+) -> Path:
     """A causal language model of random weights that reads the words above, `qwen3` or `llama`."""
     vocabulary = [*PLAIN, *DIGITS, *LOUD, *POLITE, *ENDINGS, *UTILITIES]
-    tokenizer = word_tokenizer(vocabulary, r"\S+")
+    tokenizer = word_tokenizer(vocabulary, r"\w+|[.!?]")
     return save_backbone(directory, tokenizer, kind=kind, size=size, positions=64, seed=seed)
 
 
@@ -162,8 +164,8 @@ _BOX = re.compile(r"\\boxed\{(\d+)\}")
 
 
 def quickstart_rows(count: int, *, seed: int = 0, held_out: bool = False) -> list[Row]:
-    """Completions of the quickstart task in its three styles, right and wrong, with their known ratings."""
-    from policies.quickstart import Recipe, _render, is_right, sample_problems
+    """Completions of the quickstart task in its three styles, whole and spoiled, with their known ratings."""
+    from policies.quickstart import Recipe, _render, sample_problems
 
     rng, recipe = random.Random(f"quickstart rewards {seed}"), Recipe()
     problems = sample_problems(rng, held_out=held_out)
@@ -172,40 +174,56 @@ def quickstart_rows(count: int, *, seed: int = 0, held_out: bool = False) -> lis
         problem = next(problems)
         style = rng.choice(("short", "compact", "verbose"))
         text = _render(problem, style, recipe, rng)
-        if rng.random() < (0.85 if style == "short" else 0.4):
+        if rng.random() < 0.4:
             text = _spoil(text, rng)
-        known = quickstart_ratings(text) | {"correctness": float(is_right(text, problem.answer))}
+        known = quickstart_ratings(problem.prompt, text)
         rows.append({"prompt": problem.prompt, "completion": text, "ratings": known, "domain": style})
     return rows
 
 
-def quickstart_ratings(text: str) -> dict[str, float]:
-    """Conciseness by the task's tokens, and clarity: 1 for a line for each operation, less for what has none."""
+def quickstart_ratings(prompt: str, text: str) -> dict[str, float]:
+    """What is known of a completion, each in [0, 1].
+
+    correctness   an estimate by the work that is shown, as no tiny model sees through sums: the share of the problem's
+                  operations that stand on a line of their own, in order, and nothing without a box
+    conciseness   1 less the share of the 64 tokens that it takes
+    clarity       half for lines, half for lines in words; half of it without a box
+    """
     from policies.quickstart import MAX_COMPLETION_TOKENS
 
-    tokens = len(re.findall(_TOKEN, text))
-    lines = text.count("\n")
+    operations, boxed = re.findall(r"[+-]\d", prompt), bool(_BOX.search(text))
+    lines = [line for line in text.split("\n") if re.fullmatch(r"((first|then) we get \d\d)?[+-]\d=\d+", line)]
+    shown = 0
+    for line in lines:
+        if shown < len(operations) and f"{operations[shown]}=" in line:
+            shown += 1
+    worded = sum("we get" in line for line in lines) / max(1, len(lines))
     return {
-        "conciseness": max(0.0, 1 - tokens / MAX_COMPLETION_TOKENS),
-        "clarity": min(1.0, lines / 3) * (1.0 if "we get" in text else 0.6),
+        "correctness": shown / len(operations) * boxed,
+        "conciseness": max(0.0, 1 - len(re.findall(_TOKEN, text)) / MAX_COMPLETION_TOKENS),
+        "clarity": min(1.0, len(lines) / 2) * (0.5 + 0.5 * worded) * (1.0 if boxed else 0.5),
     }
 
 
 def _spoil(text: str, rng: random.Random) -> str:
-    """A slip in one number: every later total is off by as much, as when a policy miscounts."""
-    totals = list(re.finditer(r"(?<==)\d+|(?<=\{)\d+|(?<=get )\d+", text))
-    first, slip = rng.randrange(len(totals)), rng.choice([d for d in range(-9, 10) if d])
-    if totals[first].group() == (totals[first - 1].group() if first else None) and "get" not in text:
-        first -= 1  # the box repeats the last total
-    parts, position = [], 0
-    for i, total in enumerate(totals):
-        value = int(total.group()) + (slip if i >= first else 0)
-        parts += [text[position : total.start()], str(max(0, value))]
-        position = total.end()
-    return "".join(parts) + text[position:]
+    """What a policy may try: to stop early, to leave out lines, to repeat them, or to write anything."""
+    lines = text.split("\n")
+    way = rng.choice(("cut", "leave out", "repeat", "scatter"))
+    if way == "cut":
+        return text[: rng.randrange(len(text))]
+    if way == "leave out":
+        del lines[rng.randrange(len(lines))]
+    elif way == "repeat":
+        lines.insert(0, rng.choice(lines))
+    else:
+        characters = list(text)
+        for _ in range(rng.randint(1, 6)):
+            characters[rng.randrange(len(characters))] = rng.choice("0123456789+-=\n {}abxyz")
+        return "".join(characters)
+    return "\n".join(lines)
 
 
-def make_quickstart_reward_model(directory: Path, *, rows: int = 6000, epochs: int = 6) -> Path:
+def make_quickstart_reward_model(directory: Path, *, rows: int = 4000, epochs: int = 5) -> Path:
     """A reward model with the heads correctness, conciseness and clarity for the quickstart task, under `directory`.
 
     About a minute on one core. Its figures on held-out problems are in eval.json beside it.
@@ -216,7 +234,7 @@ def make_quickstart_reward_model(directory: Path, *, rows: int = 6000, epochs: i
     characters = [chr(code) for code in (10, *range(32, 127))]
     changes = [f"{sign}{digit}" for sign in "+-" for digit in range(10)]
     tokenizer = word_tokenizer(["first ", "then ", "we ", "get ", "\\boxed{", *changes, *characters], _TOKEN)
-    size = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
+    size = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     save_backbone(base, tokenizer, kind="qwen3", size=size, positions=128, seed=0)
     settings = TrainSettings.from_dict(
         {
@@ -226,7 +244,7 @@ def make_quickstart_reward_model(directory: Path, *, rows: int = 6000, epochs: i
             "heads": [{"name": name} for name in QUICKSTART_HEADS],
             "epochs": epochs,
             "batch_size": 64,
-            "lr": 3e-3,
+            "lr": 4e-3,
             "max_length": 128,
             "checkpoint_every": 1_000_000,
         }
