@@ -249,6 +249,6 @@ def make_quickstart_reward_model(directory: Path, *, rows: int = 4000, epochs: i
             "checkpoint_every": 1_000_000,
         }
     )
-    result = train(settings, directory=directory, on_step=lambda figures: None, should_stop=lambda: None)
+    result = train(settings, directory=directory, on_step=lambda _: None, should_stop=lambda: None)
     assert result.model is not None
     return result.model

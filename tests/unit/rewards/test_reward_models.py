@@ -409,7 +409,7 @@ def test_steps_of_a_regression_model_are_its_ratings(backbone, regression, tmp_p
 )
 def test_step_scores_become_one(backbone, monkeypatch, aggregate, value):
     reward, _ = step_scores(backbone, good_token="!", bad_token="?", aggregate=aggregate)
-    monkeypatch.setattr(reward, "score_steps", lambda batch: [[0.25, 0.5, 0.75]])
+    monkeypatch.setattr(reward, "score_steps", lambda _: [[0.25, 0.5, 0.75]])
     assert reward.score(batch(("count ba",), (STEPS,))) == pytest.approx([value])
 
 
