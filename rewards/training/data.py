@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from rewards.base import Message
 
+_HUGE = 1e30  # what training computes in ends at 3e38
 _ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -156,4 +156,4 @@ def _optional(document: dict[str, Any], key: str, kind: type) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
