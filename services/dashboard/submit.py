@@ -1,0 +1,6 @@
+"""To come."""
+
+from fastapi import Request
+
+
+async def page(request: Request) -> None: ...
