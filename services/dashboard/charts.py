@@ -129,7 +129,7 @@ def lines(names: Sequence[str], *, y: Json | None = None) -> Json:
     return _base(y=y, legend=len(names) > 1, series=series)
 
 
-_SHARE = {"min": 0, "max": 1, "scale": False, "splitNumber": 4}
+SHARE: Json = {"min": 0, "max": 1, "scale": False, "interval": 0.25}
 
 
 def weight_columns(names: Sequence[str]) -> list[str]:
@@ -156,7 +156,7 @@ def weights(names: Sequence[str], steered: Iterable[int] = ()) -> Json:
     ]
     if areas:
         areas[0]["markLine"] = marks(steered)
-    option = _base(y=_SHARE, legend=True, series=[*areas, *dashes])
+    option = _base(y=SHARE, legend=True, series=[*areas, *dashes])
     option["legend"]["data"] = list(names)
     return option
 
@@ -167,7 +167,7 @@ def stages() -> Json:
         _line(f"t{i}", i + 1, colour(i), name=stage, width=0.5, stack="t", areaStyle={"color": colour(i, 0.5)})
         for i, stage in enumerate(STAGES)
     ]
-    return _base(y=_SHARE, legend=True, series=series)
+    return _base(y=SHARE, legend=True, series=series)
 
 
 def stage_rows(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:

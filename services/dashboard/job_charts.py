@@ -125,13 +125,13 @@ class HealthPanel:
             self._words = text("", "muted", "p")
             with Tag("div", "", "small-charts"):
                 for i, (column, title, kind) in enumerate(_FIGURES):
-                    y: dict[str, Any] = {"min": 0, "max": 1, "scale": False} if kind == "share" else {}
+                    y: dict[str, Any] = charts.SHARE if kind == "share" else {}
                     option = charts.line(column, hue=charts.colour(i), y=y)
                     self._charts[column] = Chart(title, option, label=f"{title} by step", height=120, loading=True)
             with Tag("div", "", "two-charts"):
                 self._zero = Chart(
                     "Groups without signal",
-                    charts.lines(page.names, y={"min": 0, "max": 1, "scale": False}),
+                    charts.lines(page.names, y=charts.SHARE),
                     label="Share of groups whose rewards are all alike, by objective",
                     height=180,
                     loading=True,

@@ -67,7 +67,7 @@ class JobList:
             "name": job["name"],
             "job": {"id": job["id"], "text": job["name"]},
             "status": job["status"],
-            "reason": job["reason"] or str(job["progress"].get("stage") or "") or None,
+            "reason": job["reason"] or (None if job["status"] in FINAL else job["progress"].get("stage")),
             "progress": {
                 "text": f"{words}, {span(left)} left" if left else words,
                 "share": step / total if total else 0,
@@ -127,8 +127,9 @@ async def page(request: Request) -> Any:
             with Tag("div", "", "filters-end"):
                 newer = Button("Newer", tone="quiet")
                 older = Button("Older", tone="quiet")
-        ui.element("div")
-        table = Table(_COLUMNS, caption="Jobs", rows=found, empty=_empty(session, jobs), on_csv=lambda: _save(table))
+        table = Table(
+            _COLUMNS, caption="Jobs", rows=found, empty=_empty(session, jobs), on_csv=lambda: _save(table)
+        ).classes("jobs-table")
         text("", "updated").attributes(aria_hidden="true")
 
     def pager() -> None:

@@ -36,11 +36,11 @@ export default {
     option: Object,
     height: { type: Number, default: 180 },
     rows: Array, // of the first dataset
-    kind: String,
+    full: Boolean, // the option itself has data
   },
   emits: ["pick"],
   data() {
-    return { count: (this.rows || []).length, filled: false };
+    return { count: (this.rows || []).length, filled: Boolean(this.full) };
   },
   created() {
     // Not reactive: Vue must not walk through thousands of numbers.
@@ -120,8 +120,8 @@ export default {
     },
   },
   render() {
-    const isEmpty = this.count === 0 && !this.filled;
-    return h("figure", { class: ["chart", this.kind && `chart-${this.kind}`] }, [
+    const isEmpty = this.count === 0 && !this.filled && !this.full;
+    return h("figure", { class: "chart" }, [
       h("figcaption", [
         h("span", { class: "chart-title" }, this.title),
         this.note ? h("span", { class: "chart-note" }, this.note) : null,

@@ -7,7 +7,7 @@ export function figure(value) {
   if (size === 0) return "0";
   if (Number.isInteger(value) && size < 1e6) return value.toLocaleString();
   if (size >= 1e6 || size < 1e-3) return value.toExponential(2);
-  return size >= 1000 ? Math.round(value).toLocaleString() : String(Number(value.toPrecision(size >= 100 ? 4 : 3)));
+  return size >= 1000 ? Math.round(value).toLocaleString() : value.toPrecision(3);
 }
 
 export function percent(value) {

@@ -56,7 +56,7 @@ export default {
           h("div", { class: "slider" }, [
             h("input", {
               type: "range", min: 0, max: 1, step: 0.005, value, disabled: this.disabled || isLocked,
-              "aria-label": `Weight of ${name}`, "aria-valuetext": percent(value), style: { accentColor: `var(--s${i % 8})` },
+              "aria-label": `Weight of ${name}`, "aria-valuetext": percent(value), style: { "--hue": `var(--s${i % 8})`, "--share": `calc(9px + ${value} * (100% - 18px))` },
               onInput: (event) => this.move(name, Number(event.target.value)),
             }),
             tick("applied", this.applied?.[name]),

@@ -70,12 +70,12 @@ export default {
       ...cells(row),
     ]));
     return h("div", { class: "table-block" }, [
-      this.csv && rows.length ? h("button", { type: "button", class: "quiet small csv", "aria-label": `Save ${this.caption} as CSV`, onClick: () => this.$emit("csv") }, "CSV") : null,
       h("div", { class: "table-scroll", tabindex: rows.length ? "0" : undefined, role: "region", "aria-label": this.caption }, [
         rows.length
           ? h("table", [h("caption", { class: "unseen" }, this.caption), h("thead", [h("tr", [this.pick ? h("th", { scope: "col" }, [h("span", { class: "unseen" }, this.pick)]) : null, ...this.columns.map((column) => this.header(column))])]), h("tbody", rows)])
           : h("p", { class: ["table-empty", this.loading && "is-loading"], role: "status" }, this.loading ? "Loading" : this.empty),
       ]),
+      this.csv && rows.length ? h("button", { type: "button", class: "quiet small csv", "aria-label": `Save ${this.caption} as CSV`, onClick: () => this.$emit("csv") }, "CSV") : null,
     ]);
   },
 };
