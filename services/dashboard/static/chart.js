@@ -115,9 +115,6 @@ export default {
       link.download = `${this.title.replace(/[^A-Za-z0-9]+/g, "-").toLowerCase() || "chart"}.png`;
       link.click();
     },
-    snapshot() {
-      return { rows: this.datasets[0].length, last: this.datasets[0].at(-1), series: this.chart?.getOption().series.length };
-    },
   },
   render() {
     const isEmpty = this.count === 0 && !this.filled && !this.full;
