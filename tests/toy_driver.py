@@ -56,7 +56,14 @@ def build(spec: Any, *_: Any, **__: Any) -> Any:
     world = World()
     parts = make_parts(spec, world)
     object.__setattr__(parts, "engines", SlowEngines(world, None))
+    object.__setattr__(parts, "save_tokenizer", _save_policy_files)
     return parts
+
+
+def _save_policy_files(folder: Path) -> None:
+    """Enough for a checkpoint to be taken for a model, so that it can be forked from."""
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text("{}")
 
 
 def command(job_id: str, owner: str, state_dir: Path) -> list[str]:

@@ -40,7 +40,7 @@ class RolloutsPanel:
             self._words = text("", "muted", "p").attributes(role="status")
             self._table = Table(
                 self._columns(),
-                caption="Rollouts",
+                caption="Rollouts of the step",
                 pick="Open",
                 on_pick=self._open,
                 on_sort=self._sorted,

@@ -27,8 +27,10 @@ def page(stage: Stage, viewer: Viewer, job: str) -> Page:
     return page
 
 
-def _state(page: Page) -> str:
-    return page.locator(".steer-state").inner_text()
+_CHARTS = (
+    "Optimised total", "Applied weights", "Front", "Hypervolume", "KL to the start", "Entropy", "Tokens a completion",
+    "Cut off at the limit", "Staleness", "Tokens a second", "Share of groups", "Share of a step's time",
+)  # fmt: skip
 
 
 def _set(page: Page, name: str, share: float) -> None:
@@ -54,8 +56,7 @@ def test_charts_move_with_the_steps(page: Page, stage: Stage, job: str) -> None:
 def test_every_part_of_the_page_shows_something(page: Page) -> None:
     for name in ("Objectives", "Weights", "Front", "Rollouts", "Health", "Log", "Spec", "Steering"):
         expect(page.get_by_role("heading", name=name, exact=True).first).to_be_attached()
-    for chart in ("Optimised total", "Applied weights", "Front", "Hypervolume", "KL to the start", "Entropy",
-                  "Tokens a completion", "Cut off at the limit", "Staleness", "Tokens a second", "Where the time goes"):  # fmt: skip
+    for chart in _CHARTS:
         image = page.get_by_role("img", name=re.compile(re.escape(chart))).first
         image.scroll_into_view_if_needed()
         expect(image.locator("canvas")).to_be_visible()
@@ -174,89 +175,10 @@ def test_two_people_edit_at_once_and_the_second_keeps_an_edit(
     other.close()
 
 
-def test_a_point_of_the_front_is_selected_by_a_click_and_forked(
-    page: Page, stage: Stage, viewer: Viewer, job: str
-) -> None:
-    stage.wait(lambda: stage.client.front(job)["points"], what="a point")
-    scatter = page.get_by_role("img", name=re.compile("^Front of accuracy and brevity"))
-    scatter.scroll_into_view_if_needed()
-    page.get_by_text("All points as a table").click()
-    page.get_by_role("button", name="Select step 0").click()
-    detail = page.locator(".chosen-point")
-    expect(detail).to_contain_text("Step 0")
-    page.get_by_role("button", name="Select step 0").click()
-    expect(detail).to_have_count(0)
-
-    newest = max(p["step"] for p in stage.client.front(job)["points"] if p["on_front"])
-    _click_point(page, newest)
-    expect(detail).to_contain_text("on the front")
-    expect(detail).to_contain_text("accuracy")
-    page.get_by_role("button", name=re.compile("^Fork$")).click()
-    dialog = page.get_by_role("dialog")
-    expect(dialog.get_by_role("heading", name=re.compile("Fork"))).to_be_visible()
-    dialog.get_by_label("Name").fill("a fork of it")
-    slider = dialog.get_by_role("slider", name="Weight of accuracy")
-    slider.evaluate("box => { box.value = 0.2; box.dispatchEvent(new Event('input', {bubbles: true})) }")
-    page.wait_for_timeout(400)
-    with page.expect_navigation(url=re.compile(rf"/jobs/job-(?!{job[4:]})")):
-        dialog.get_by_role("button", name="Start the fork").click()
-    expect(page.get_by_role("heading", name="a fork of it")).to_be_visible()
-    expect(page.get_by_role("link", name=re.compile("forked from step"))).to_have_attribute("href", f"/jobs/{job}")
-    fork = page.url.rpartition("/")[2]
-    assert stage.client.steering(fork)["weights"]["accuracy"] == pytest.approx(0.2, abs=0.01)
-    expect(page.locator(".job-head .pill").first).to_have_text("queued")
-    page.goto(f"{viewer.url}/compare?ids={job},{fork}")
-    expect(page.locator(".tree .tree")).to_contain_text("a fork of it")
-    expect(page.get_by_role("region", name="Jobs compared")).to_contain_text("toy-21")
-    page.goto(f"{viewer.url}/jobs/{job}")
-    expect(page.get_by_role("heading", name="toy-21")).to_be_visible()
-
-
-def _click_point(page: Page, step: int) -> None:
-    """On the canvas, where ECharts draws that point."""
-    place = """async step => {
-        const { echarts } = await import('nicegui-echart');
-        const box = document.querySelector('[aria-label^="Front of accuracy"]');
-        const chart = echarts.getInstanceByDom(box);
-        const point = chart.getOption().series.find((one) => one.id === 'front').data.find((one) => one[2] === step);
-        return chart.convertToPixel({ seriesId: 'front' }, point.slice(0, 2));
-    }"""
-    x, y = page.evaluate(place, step)
-    box = page.locator('[aria-label^="Front of accuracy"]').bounding_box()
-    assert box is not None
-    page.mouse.click(box["x"] + x, box["y"] + y)
-
-
-def test_rollouts_by_step_sorted_by_conflict_and_by_group(page: Page, stage: Stage, job: str) -> None:
-    table = page.get_by_role("region", name="Rollouts")
-    table.scroll_into_view_if_needed()
-    expect(table).to_contain_text("train")
-    step = page.locator("#rollouts").get_by_label("Step", exact=True)
-    step.fill("3")
-    step.press("Enter")
-    expect(page.locator("#rollouts")).to_contain_text("Step 3: 12 rollouts are kept")
-    rows = stage.client.rollouts(job, step=3)["data"]
-    page.locator("#rollouts").get_by_label("Order").select_option("-r.accuracy")
-    best = max(row["rewards"]["accuracy"] for row in rows)
-    expect(table.locator("tbody tr").first).to_contain_text(f"{best:.3g}"[:4])
-    page.locator("#rollouts").get_by_label("Order").select_option("conflict:accuracy|brevity")
-    versions = f"{rows[0]['policy_version']} / {rows[0]['steering_version']}"
-    expect(table.locator("tbody tr").first).to_contain_text(versions)
-    table.get_by_role("button", name=re.compile("^Open rollout")).first.click()
-    expect(page.locator(".rollout-detail")).to_contain_text("Completion")
-    page.locator("#rollouts").get_by_label("View").select_option("groups")
-    expect(table.locator("tbody tr")).to_have_count(3)
-    step.fill("99999")
-    step.press("Enter")
-    expect(page.locator("#rollouts .problem")).to_contain_text("no rollouts are kept of this step")
-    page.locator("#rollouts").get_by_role("button", name="Latest").click()
-    expect(page.locator("#rollouts .problem")).to_have_count(0)
-
-
 def test_what_is_seen_can_be_saved(page: Page) -> None:
     page.locator("#rollouts").get_by_label("View").select_option("each")
     with page.expect_download() as saved:
-        page.get_by_role("button", name="Save Rollouts as CSV").click()
+        page.get_by_role("button", name="Save Rollouts of the step as CSV").click()
     text = Path(saved.value.path()).read_text()
     assert text.startswith('"step","rollout","group","prompt","completion","accuracy","brevity"')
     assert len(text.splitlines()) == 13
@@ -298,6 +220,106 @@ def test_pause_resume_and_cancel_ask_first(page: Page, stage: Stage, job: str) -
     expect(page.get_by_role("button", name="Cancel job")).to_be_hidden()
     expect(page.get_by_role("button", name="Apply")).to_be_disabled()
     expect(page.locator("#health")).to_contain_text("The job is cancelled")
+
+
+@pytest.fixture(scope="module")
+def finished(stage: Stage) -> str:
+    job = stage.job(steps=24, step_s=0.01, seed=22, every=3)
+    stage.wait(lambda: stage.store.job(job).status == "succeeded", what="the end")
+    return job
+
+
+@pytest.fixture(scope="module")
+def over(stage: Stage, viewer: Viewer, finished: str) -> Page:
+    page = viewer.open(f"/jobs/{finished}")
+    expect(page.locator(".job-head .pill").first).to_have_text("succeeded")
+    wait_for_points(page, "accuracy by step", 24)
+    return page
+
+
+def test_a_point_of_the_front_is_selected_by_a_click_and_forked(
+    over: Page, stage: Stage, viewer: Viewer, finished: str
+) -> None:
+    page, job = over, finished
+    scatter = page.get_by_role("img", name=re.compile("^Front of accuracy and brevity"))
+    scatter.scroll_into_view_if_needed()
+    page.get_by_text("All points as a table").click()
+    page.get_by_role("button", name="Select step 0").click()
+    detail = page.locator(".chosen-point")
+    expect(detail).to_contain_text("Step 0")
+    page.get_by_role("button", name="Select step 0").click()
+    expect(detail).to_have_count(0)
+
+    newest = max(p["step"] for p in stage.client.front(job)["points"] if p["on_front"])
+    _click_point(page, newest)
+    expect(detail).to_contain_text("on the front")
+    expect(detail).to_contain_text("accuracy")
+    page.get_by_role("button", name=re.compile("^Fork$")).click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("heading", name=re.compile("Fork"))).to_be_visible()
+    dialog.get_by_label("Name").fill("a fork of it")
+    slider = dialog.get_by_role("slider", name="Weight of accuracy")
+    slider.evaluate("box => { box.value = 0.2; box.dispatchEvent(new Event('input', {bubbles: true})) }")
+    page.wait_for_timeout(400)
+    with page.expect_navigation(url=re.compile(rf"/jobs/job-(?!{job[4:]})")):
+        dialog.get_by_role("button", name="Start the fork").click()
+    expect(page.get_by_role("heading", name="a fork of it")).to_be_visible()
+    expect(page.get_by_role("link", name=re.compile("forked from step"))).to_have_attribute("href", f"/jobs/{job}")
+    fork = page.url.rpartition("/")[2]
+    assert stage.client.steering(fork)["weights"]["accuracy"] == pytest.approx(0.2, abs=0.01)
+    expect(page.locator(".job-head .pill").first).to_have_text("queued")
+    page.goto(f"{viewer.url}/compare?ids={job},{fork}")
+    expect(page.locator(".tree .tree")).to_contain_text("a fork of it")
+    expect(page.get_by_role("region", name="Jobs compared")).to_contain_text("toy-22")
+    page.goto(f"{viewer.url}/jobs/{job}")
+    expect(page.get_by_role("heading", name="toy-22")).to_be_visible()
+
+
+def _click_point(page: Page, step: int) -> None:
+    """On the canvas, where ECharts draws that point."""
+    place = """async step => {
+        const { echarts } = await import('nicegui-echart');
+        const box = document.querySelector('[aria-label^="Front of accuracy"]');
+        box.scrollIntoView({ block: 'center' });
+        const chart = echarts.getInstanceByDom(box);
+        const found = () => chart.getOption().series.find((one) => one.id === 'front').data.find((one) => one[2] === step);
+        for (;;) {
+            const at = chart.convertToPixel({ seriesId: 'front' }, found().slice(0, 2));
+            if (at) return at;
+            await new Promise(requestAnimationFrame);
+        }
+    }"""
+    x, y = page.evaluate(place, step)
+    box = page.locator('[aria-label^="Front of accuracy"]').bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + x, box["y"] + y)
+
+
+def test_rollouts_by_step_sorted_by_conflict_and_by_group(over: Page, stage: Stage, finished: str) -> None:
+    page, job = over, finished
+    table = page.get_by_role("region", name="Rollouts of the step")
+    table.scroll_into_view_if_needed()
+    expect(table).to_contain_text("train")
+    step = page.locator("#rollouts").get_by_label("Step", exact=True)
+    step.fill("3")
+    step.press("Enter")
+    expect(page.locator("#rollouts")).to_contain_text("Step 3: 12 rollouts are kept")
+    rows = stage.client.rollouts(job, step=3)["data"]
+    page.locator("#rollouts").get_by_label("Order").select_option("-r.accuracy")
+    best = max(row["rewards"]["accuracy"] for row in rows)
+    expect(table.locator("tbody tr").first).to_contain_text(f"{best:.3g}"[:4])
+    page.locator("#rollouts").get_by_label("Order").select_option("conflict:accuracy|brevity")
+    versions = f"{rows[0]['policy_version']} / {rows[0]['steering_version']}"
+    expect(table.locator("tbody tr").first).to_contain_text(versions)
+    table.get_by_role("button", name=re.compile("^Open rollout")).first.click()
+    expect(page.locator(".rollout-detail")).to_contain_text("Completion")
+    page.locator("#rollouts").get_by_label("View").select_option("groups")
+    expect(table.locator("tbody tr")).to_have_count(3)
+    step.fill("99999")
+    step.press("Enter")
+    expect(page.locator("#rollouts .problem")).to_contain_text("no rollouts are kept of this step")
+    page.locator("#rollouts").get_by_role("button", name="Latest").click()
+    expect(page.locator("#rollouts .problem")).to_have_count(0)
 
 
 def test_nothing_went_wrong_in_the_browser(viewer: Viewer) -> None:
