@@ -274,7 +274,7 @@ def _cookie_name(scope: Scope) -> str:
     """Cookies know no ports, so that two servers of one machine would share one; under TLS the prefix binds it."""
     if scope["scheme"] in ("https", "wss"):
         return "__Host-equipoise"
-    return f"equipoise-{(scope.get('server') or ('', 0))[1]}"
+    return f"equipoise-{(scope.get('server') or ('', 0))[1] or 0}"
 
 
 def _cookie(scope: Scope) -> str | None:

@@ -8,7 +8,6 @@ another person's change comes first, theirs stands, the edit is kept, and its ma
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from services.client import ApiError, AuthenticationError, StaleVersion
@@ -17,6 +16,7 @@ from services.dashboard.elements import Button, Field, Moment, Simplex, Tag, say
 from services.dashboard.figures import figure, percent
 from services.dashboard.frame import problem
 from services.dashboard.panels import JobPage, section
+from services.dashboard.steering_edit import Edit, changed, mix, mode_name
 from services.dashboard.watch import News
 
 State = Literal["idle", "edited", "queued", "applied", "failed"]
@@ -26,50 +26,6 @@ _MODE_WORDS = {
     "blend": "A mix of your weights and the learner's choice.",
     "manual": "Your weights are applied as they are, within floors and ceilings.",
 }
-
-
-@dataclass
-class Edit:
-    """What a person wants, made on `base`. Only what differs from it is sent."""
-
-    base: Steering
-    mode: str = "auto"
-    blend: float = 0.5
-    weights: dict[str, float] = field(default_factory=dict)
-    bounds: dict[str, list[float]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, base: Steering) -> Edit:
-        bounds = {name: list(pair) for name, pair in base["bounds"].items()}
-        return cls(base, base["mode"], base["blend"], dict(base["weights"]), bounds)
-
-    def change(self) -> dict[str, Any]:
-        """The body of a steer; empty where nothing differs."""
-        found: dict[str, Any] = {}
-        if self.mode != self.base["mode"]:
-            found["mode"] = self.mode
-        if abs(self.blend - self.base["blend"]) > 1e-6:
-            found["blend"] = self.blend
-        if any(abs(self.weights[name] - weight) > 2e-4 for name, weight in self.base["weights"].items()):
-            found["weights"] = self.weights
-        bounds = {
-            name: pair
-            for name, pair in self.bounds.items()
-            if any(abs(a - b) > 1e-6 for a, b in zip(pair, self.base["bounds"].get(name, (0.0, 1.0)), strict=True))
-        }
-        return found | ({"bounds": bounds} if bounds else {})
-
-    def onto(self, base: Steering) -> Edit:
-        """The same wishes on a newer version."""
-        wanted = self.change()
-        bounds = {name: list(pair) for name, pair in base["bounds"].items()} | wanted.get("bounds", {})
-        return Edit(
-            base,
-            wanted.get("mode", base["mode"]),
-            wanted.get("blend", base["blend"]),
-            dict(wanted.get("weights", base["weights"])),
-            bounds,
-        )
 
 
 class SteeringPanel:
@@ -172,7 +128,7 @@ class SteeringPanel:
             self._simplex.set(base.weights, base.bounds)
             self._show_mode(base)
         words = {
-            "idle": f"In force: version {steering['version']}, {_mode_name(steering['mode'])}.",
+            "idle": f"In force: version {steering['version']}, {mode_name(steering['mode'])}.",
             "edited": "Edited, not applied." + (f" {self._told}" if self._told else ""),
         }.get(self._state, self._told)
         if not self._may and self._state == "idle":
@@ -384,26 +340,3 @@ def show_preview(found: Preview, names: list[str]) -> None:
                 "muted",
                 "p",
             )
-
-
-def mix(weights: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {percent(weight)}" for name, weight in weights.items())
-
-
-def _mode_name(mode: str) -> str:
-    return {"auto": "the learner decides", "blend": "a blend", "manual": "your weights"}.get(mode, mode)
-
-
-def changed(change: Mapping[str, Any]) -> str:
-    """A change in words."""
-    said = []
-    if "mode" in change:
-        said.append(_mode_name(str(change["mode"])))
-    if "blend" in change:
-        said.append(f"{percent(change['blend'])} of the person's")
-    if "weights" in change:
-        said.append(mix(change["weights"]))
-    for name, pair in (change.get("bounds") or {}).items():
-        if list(pair) != [0.0, 1.0]:
-            said.append(f"{name} between {percent(pair[0])} and {percent(pair[1])}")
-    return "; ".join(said) or "as submitted"
