@@ -67,7 +67,7 @@ class Viewer:
 
     def page(self) -> Page:
         page = self.context.new_page()
-        page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
+        page.on("pageerror", lambda error: self.problems.append(f"pageerror: {error}"))
         page.on("dialog", lambda dialog: (self.problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on(
             "console", lambda said: self.problems.append(f"{said.type}: {said.text}") if said.type == "error" else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +12,7 @@ from orchestrator.embedded_redis import EmbeddedRedis
 from orchestrator.redis_calls import connect
 from orchestrator.store import JobStore
 from services.client import Client
+from tests.browser.seeded import seed_job
 from tests.toy_api import KEY, Api
 from tests.toy_driver import Forks, Garage, ToyDriver
 from tests.toy_jobs import submit, toy_spec
@@ -25,7 +26,8 @@ class Stage:
         self.state_dir = directory / "state"
         self.state_dir.mkdir(parents=True)
         self.redis = self._stack.enter_context(EmbeddedRedis(directory / "redis"))
-        self.store = JobStore(connect(self.redis.url))
+        self.raw = connect(self.redis.url)
+        self.store = JobStore(self.raw)
         if forks is None:
             forks = Forks()
             self._stack.callback(forks.close)
@@ -44,6 +46,10 @@ class Stage:
         if start:
             self.start(job_id)
         return job_id
+
+    def seeded(self, names: Sequence[str], **options: Any) -> str:
+        """A job written straight into Redis (tests/browser/seeded.py)."""
+        return seed_job(self.store, self.raw, names, **options)
 
     def start(self, job_id: str) -> ToyDriver:
         return self.garage.start(job_id)
