@@ -73,6 +73,7 @@ class LocalServer:
                 key_sha256=key_sha256,
                 local_exports=True,
                 limits=limits,
+                dashboard=self.api.dashboard(),
                 checkpoint_store=checkpoint_store(),
             )
             self.api.start(store, settings)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.background import BackgroundTask
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 
 from orchestrator.checkpoints import CheckpointError, export_policy, verify
 from orchestrator.states import is_terminal
@@ -73,6 +73,26 @@ def get_front(job_id: JobId, store: Store) -> Response:
         "points": [],
     }
     return StrictJSONResponse({"object": "front", **(store.front(job_id) or empty)})
+
+
+@router.get(
+    "/jobs/{job_id}/report",
+    response_class=FileResponse,
+    responses={200: {"description": "one HTML file that needs no network", "content": {"text/html": {}}}},
+)
+def get_report(job_id: JobId, store: Store, settings: Configuration) -> Response:
+    """The report that the driver wrote when the job ended or paused. 425 before that."""
+    record = store.job(job_id)
+    path = settings.state_dir / "jobs" / job_id / "report.html"
+    if not path.is_file():
+        if is_terminal(record.status):
+            raise not_found("this job has no report here: it ended before its first step, or on another machine")
+        raise ApiProblem(425, "report_not_ready", "the report is written when the job ends or pauses")
+    # Never shown as a page of this origin, although what is in it is escaped and its own policy forbids it to load.
+    return FileResponse(path, media_type="text/html", filename=f"{job_id}-report.html", headers=_ASIDE)
+
+
+_ASIDE = {"content-security-policy": "sandbox allow-scripts", "x-content-type-options": "nosniff"}
 
 
 @router.get("/jobs/{job_id}/checkpoints")

@@ -32,6 +32,8 @@ _READ = (
     f"GET {_ALIAS}",
     f"GET {_ALIAS}/events",
     f"GET {_ALIAS}/checkpoints",
+    f"GET {_JOB}/report",
+    "GET /v1/key",
     "GET /v1/rewards",
     "GET /v1/judges",
     "GET /v1/rules",

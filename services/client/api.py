@@ -156,6 +156,12 @@ class Api:
         """The Pareto archive."""
         return _get("/v1/jobs/{job_id}/front", job_id=job_id)
 
+    @endpoint
+    def report(self, job_id: str) -> Request[str]:
+        """One HTML file; NotReady before the job ends or pauses."""
+        ids = {"job_id": job_id}
+        return Request(method="GET", route="/v1/jobs/{job_id}/report", ids=ids, parse=_text, is_repeatable=True)
+
     # -- steering --------------------------------------------------------------------------------------------
 
     @endpoint
@@ -370,6 +376,11 @@ class Api:
     ) -> Request[Page[types.ApiKey]]:
         """A page of the list, newest first."""
         return _get("/v1/keys", owner=owner, after=after, limit=limit)
+
+    @endpoint
+    def own_key(self) -> Request[types.OwnKey]:
+        """Whom this client's key speaks for, and what it may do."""
+        return _get("/v1/key")
 
     @pages(by="id")
     def iter_keys(self, *, owner: str | None = None) -> Request[Page[types.ApiKey]]:

@@ -386,5 +386,14 @@ class NewApiKey(ApiKey):
     key: str
 
 
+class OwnKey(TypedDict):
+    """The key that asks; `admin` among its scopes has all others beside it."""
+
+    id: str
+    name: str
+    owner: str
+    scopes: list[Scope]
+
+
 class Health(TypedDict):
     status: str
