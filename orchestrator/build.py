@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.cluster import Cluster, EnginePool, RemoteLearner
 from orchestrator.datasets import locate
+from orchestrator.placement import gpus_wanted, shares_gpu
 from orchestrator.prompts import DatasetError, Prompt, PromptOrder, encode, load_prompts
 from orchestrator.remote import LONG_PAUSES_S, is_url
 from orchestrator.remote_data import fetch, sha256_of
@@ -296,8 +297,7 @@ def placement(spec: JobSpec, device: str, gpus: int | None) -> tuple[Transport, 
         learner = {"num_cpus": 1, "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}}
         return "shared_memory", {"num_cpus": 1, "runtime_env": environment}, learner
     size = spec.rollout.tensor_parallel
-    wanted = spec.rollout.engines * size + 1
-    shared = size == 1 and (spec.rollout.transport == "ipc" or (gpus is not None and wanted > gpus))
+    wanted, shared = gpus_wanted(spec), shares_gpu(spec, gpus)
     transport: Transport = "ipc" if shared else "nccl"
     if spec.rollout.transport in ("nccl", "ipc"):
         transport = spec.rollout.transport

@@ -86,11 +86,11 @@ def quickstart_size() -> ModelSize:
         vocabulary=words,
         normed_heads=True,
     )
-    block = {f"{name}_proj": (width, width) for name in "qkvo"}
+    block: dict[str, tuple[int, ...]] = {f"{name}_proj": (width, width) for name in "qkvo"}
     block |= {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
     block |= {"before": (width,), "after": (width,)}
     block |= dict.fromkeys(("q_norm", "k_norm"), (width // recipe.heads,))
-    shapes = {"embed_tokens": (words, width), "norm": (width,)}
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens": (words, width), "norm": (width,)}
     shapes |= {f"layers.{layer}.{name}": shape for layer in range(recipe.layers) for name, shape in block.items()}
     return ModelSize(shapes=shapes, dimensions=dimensions, context=MAX_POSITIONS)
 
@@ -101,21 +101,24 @@ def _dimensions(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         raise ModelError("what a mixture of experts keeps for its update is not known")
     if config.get("kv_lora_rank"):
         raise ModelError("what latent attention keeps is not known")
-    numbers = {}
-    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"):
+
+    def number(name: str, default: int | None = None) -> int:
         value = config.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**32:
             raise ModelError(f"config.json does not say {name}")
-        numbers[name] = value
-    heads = numbers["num_attention_heads"]
-    size = config.get("head_dim") or numbers["hidden_size"] // heads
+        return value
+
+    heads, hidden = number("num_attention_heads"), number("hidden_size")
+    size = number("head_dim", hidden // heads)
     return Dimensions(
-        layers=numbers["num_hidden_layers"],
-        hidden=numbers["hidden_size"],
+        layers=number("num_hidden_layers"),
+        hidden=hidden,
         query=heads * size,
-        key_value=(config.get("num_key_value_heads") or heads) * size,
-        intermediate=numbers["intermediate_size"],
-        vocabulary=numbers["vocab_size"],
+        key_value=number("num_key_value_heads", heads) * size,
+        intermediate=number("intermediate_size"),
+        vocabulary=number("vocab_size"),
         normed_heads=any(".q_norm." in name for name in shapes),
     )
 
