@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.cluster import Cluster, EnginePool, RemoteLearner
 from orchestrator.datasets import locate
 from orchestrator.hosting import hosted_rewards, reward_pool
+from orchestrator.placement import gpus_wanted, reward_gpus, shares_gpu
 from orchestrator.prompts import DatasetError, Prompt, PromptOrder, encode, load_prompts
 from orchestrator.remote import LONG_PAUSES_S, is_url
 from orchestrator.remote_data import fetch, sha256_of
@@ -300,9 +301,7 @@ def placement(spec: JobSpec, device: str, gpus: int | None) -> tuple[Transport, 
         learner = {"num_cpus": 1, "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}}
         return "shared_memory", {"num_cpus": 1, "runtime_env": environment}, learner
     size = spec.rollout.tensor_parallel
-    wanted = spec.rollout.engines * size + 1
-    rewards = math.fsum(options["num_gpus"] for reward in hosted_rewards(spec) for options in reward.reserved)
-    shared = size == 1 and (spec.rollout.transport == "ipc" or (gpus is not None and wanted + rewards > gpus))
+    wanted, rewards, shared = gpus_wanted(spec), reward_gpus(spec), shares_gpu(spec, gpus)
     transport: Transport = "ipc" if shared else "nccl"
     if spec.rollout.transport in ("nccl", "ipc"):
         transport = spec.rollout.transport

@@ -42,9 +42,9 @@ def check_directory(path: Path) -> dict[str, Any]:
 
 def context_length(config: dict[str, Any]) -> int | None:
     """Tokens that the model was made for, where its config says so."""
-    text = config.get("text_config") or config
-    value = text.get("max_position_embeddings")
-    return int(value) if value else None
+    text = config.get("text_config")
+    value = (text if isinstance(text, dict) else config).get("max_position_embeddings")
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -36,7 +36,7 @@ STYLES: tuple[Style, ...] = ("short", "compact", "verbose", "other")
 SPLIT_SIZES: Mapping[str, int] = MappingProxyType({"train": 4000, "validation": 200, "test": 500})
 MAX_COMPLETION_TOKENS = 64
 MANIFEST = "quickstart.json"
-_MAX_POSITIONS = 128
+MAX_POSITIONS = 128
 
 _LOWEST, _HIGHEST = 10, 59  # every running total stays in this range, so that it has two digits
 _SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
@@ -85,7 +85,7 @@ class Recipe:
         rng = random.Random(0)
         problems = [problem for problem, _ in zip(sample_problems(rng, held_out=False), range(20), strict=False)]
         examples = [(p.prompt, [_render(p, style, self, rng) for style in STYLES[:3]]) for p in problems]
-        parts = [asdict(self), seed, examples, _vocabulary(), _CHAT_TEMPLATE]
+        parts = [asdict(self), seed, examples, task_vocabulary(), _CHAT_TEMPLATE]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -254,7 +254,7 @@ def _render(problem: Problem, style: str, recipe: Recipe, rng: random.Random) ->
     return f"{text}\\boxed{{{total}}}"
 
 
-def _vocabulary() -> list[str]:
+def task_vocabulary() -> list[str]:
     """Words, one-digit changes and digits of the task, then every printable character for any other text."""
     changes = [f"{sign}{digit}" for sign in "+-" for digit in range(10)]
     characters = ["\n", *(chr(code) for code in range(32, 127) if not chr(code).isdigit())]
@@ -265,7 +265,7 @@ def _make_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: index for index, token in enumerate(_vocabulary())}
+    vocabulary = {token: index for index, token in enumerate(task_vocabulary())}
     words = "|".join(re.escape(word) for word in _WORDS)
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{words}|[+-]\d(?!\d)|[\s\S]"), "isolated")
@@ -276,7 +276,7 @@ def _make_tokenizer() -> PreTrainedTokenizerFast:
         chat_template=_CHAT_TEMPLATE,
         padding_side="left",
         clean_up_tokenization_spaces=False,
-        model_max_length=_MAX_POSITIONS,
+        model_max_length=MAX_POSITIONS,
         **dict(zip(names, _SPECIAL_TOKENS, strict=True)),
     )
 
@@ -297,7 +297,7 @@ def _make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int) -
         head_dim=recipe.hidden_size // recipe.heads,
         rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
         initializer_range=recipe.initializer_range,
-        max_position_embeddings=_MAX_POSITIONS,
+        max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
         **token_ids,
     )

@@ -73,7 +73,9 @@ def _common(
 def submit(
     spec: Annotated[Path, typer.Argument(metavar="SPEC", help="a YAML or JSON file")],
     follow_it: Annotated[bool, typer.Option("--follow", help="watch it until it ends")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check it and say what would run")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check it and say what would run, and on what")] = False,
+    gpus: Annotated[int | None, typer.Option(min=0, help="of --dry-run: GPUs that there are")] = None,
+    gpu_gib: Annotated[float | None, typer.Option(min=1, help="of --dry-run: memory of each, GiB")] = None,
     name: Annotated[str | None, typer.Option(help="instead of the name in the file")] = None,
 ) -> None:
     """Queue a job.
@@ -90,7 +92,7 @@ def submit(
         fail(str(error))
     with connect_client(_state_dir) as client, submission.naming_files(document):
         if dry_run:
-            submission.print_plan(client.plan(document))
+            submission.print_plan(client.plan(document, gpus=gpus, gpu_gib=gpu_gib))
             return
         job = client.submit(document)
         print(job["id"], flush=True)

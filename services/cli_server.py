@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.settings import DEFAULT_PORT, Limits, Listen, Settings, checkpoint_store, write_credentials
+from services.settings import DEFAULT_PORT, Limits, Listen, Settings, checkpoint_store, gpu_gib, write_credentials
 from services.terminal import fail, say
 
 if TYPE_CHECKING:
@@ -202,6 +202,7 @@ def _serve(redis: str, listen: Listen, state_dir: Path) -> None:
                 limits=limits,
                 dashboard=api.dashboard(),
                 checkpoint_store=checkpoint_store(),
+                gpu_gib=gpu_gib(),
             )
             api.start(JobStore(connect(redis)), settings)
         except (ServerError, ValueError, OSError) as error:

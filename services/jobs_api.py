@@ -16,6 +16,8 @@ from starlette.responses import Response
 
 from orchestrator.access import Access
 from orchestrator.errors import JobNotFound
+from orchestrator.estimate import estimate
+from orchestrator.layout import Machine
 from orchestrator.lineage import lineage
 from orchestrator.preflight import preflight
 from orchestrator.spec import JobSpec, parse_spec
@@ -24,7 +26,7 @@ from orchestrator.states import JobStatus
 from orchestrator.steering import initial_steering
 from orchestrator.store import JobRecord, JobStore, Page, QuotaReached, SubmitOutcome
 from services.body import json_body, optional_json_body
-from services.deps import MAX_PAGE, FileAccess, JobId, MaxActive, Store, body_schema, page
+from services.deps import MAX_PAGE, Configuration, FileAccess, JobId, MaxActive, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, quota_problem, spec_problem
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -99,6 +101,14 @@ class Submit(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     validate_only: bool = Query(False, description="check, and say what would run, without running it")
+    gpus: int | None = Query(None, ge=0, le=65_536, description="of validate_only: GPUs that there are; any if absent")
+    gpu_gib: float | None = Query(
+        None,
+        ge=1,
+        le=65_536,
+        allow_inf_nan=False,
+        description="of validate_only: memory of each; as configured if absent",
+    )
 
 
 @router.post(
@@ -113,13 +123,19 @@ def submit_job(
     store: Store,
     max_active: MaxActive,
     access: FileAccess,
+    config: Configuration,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Queues a job. The body is the same document as the CLI's YAML."""
+    """Queues a job. The body is the same document as the CLI's YAML.
+
+    With validate_only it says what would run, and reckons GPUs and memory: `estimate` has a layout for each device that
+    the job may run on, its processes' bytes by part, and what does not fit with the settings that would help.
+    """
     spec = checked_spec(document, access)
     text = spec.to_json()
     if query.validate_only:
-        return StrictJSONResponse(_validated(spec, text))
+        machine = Machine(gpus=query.gpus, gpu_gib=query.gpu_gib or config.gpu_gib)
+        return StrictJSONResponse({**_validated(spec, text), "estimate": estimate(spec, machine)})
     submission = store.submit(
         text,
         name=spec.name,

@@ -29,6 +29,7 @@ from services.settings import (
     Settings,
     checkpoint_store,
     credentials_path,
+    gpu_gib,
     write_credentials,
 )
 from services.terminal import fail, say
@@ -75,6 +76,7 @@ class LocalServer:
                 limits=limits,
                 dashboard=self.api.dashboard(),
                 checkpoint_store=checkpoint_store(),
+                gpu_gib=gpu_gib(),
             )
             self.api.start(store, settings)
             started.enter_context(dispatching(store))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +13,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.checkpoint_store import STORE_VARIABLE
+from orchestrator.layout import DEFAULT_GPU_GIB
 from orchestrator.remote import RemoteError, open_filesystem
 from services.keys import new_key
 
@@ -100,6 +102,7 @@ class Settings(BaseModel):
     limits: Limits = Limits()
     dashboard: Dashboard | None = None  # None: the API alone
     checkpoint_store: str | None = None  # an fsspec URL; None: checkpoints lie in the state directory alone
+    gpu_gib: float = DEFAULT_GPU_GIB  # of a GPU that jobs get, for estimates
 
 
 def checkpoint_store(environment: Mapping[str, str] = os.environ) -> str | None:
@@ -109,6 +112,16 @@ def checkpoint_store(environment: Mapping[str, str] = os.environ) -> str | None:
         return None
     _check_url(STORE_VARIABLE, url)
     return url
+
+
+def gpu_gib(environment: Mapping[str, str] = os.environ) -> float:
+    """EQUIPOISE_GPU_GIB. Raises ValueError for what is no size."""
+    text = environment.get("EQUIPOISE_GPU_GIB")
+    if not text:
+        return DEFAULT_GPU_GIB
+    if not re.fullmatch(r"\d{1,5}(\.\d{1,3})?", text, re.ASCII) or float(text) < 1:
+        raise ValueError("EQUIPOISE_GPU_GIB: expected the memory of a GPU in GiB, such as 80")
+    return float(text)
 
 
 def _check_url(name: str, url: str) -> None:

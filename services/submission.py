@@ -12,6 +12,7 @@ from orchestrator.datasets import is_reference
 from orchestrator.remote import is_url
 from orchestrator.spec import FilesData, JobSpec, load_spec, parse_spec
 from services.client import ApiError
+from services.tables import estimate_view
 from services.terminal import Document, output
 from services.text import plain
 
@@ -72,6 +73,7 @@ def print_plan(plan: Document) -> None:
         f"evaluations  {plan['evaluations']}",
     ):
         console.print(line, markup=False)
+    console.print(estimate_view(plan["estimate"]))
 
 
 def _absolute(path: str) -> str:

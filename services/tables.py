@@ -11,10 +11,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.layout import readable
 from orchestrator.rules import NEEDS, Rule
 from services.text import ago, duration, figure, plain
 
 Document = Mapping[str, Any]
+
+_PARTS = {
+    "arriving": "new weights",
+    "kv_cache": "KV cache",
+    "moments": "AdamW",
+    "reference": "reference policy",
+    "objective_gradients": "objectives' gradients",
+    "working": "activations and logits",
+    "runtime": "runtime",
+}
 
 
 def jobs_table(jobs: Sequence[Document]) -> Table:
@@ -98,6 +109,44 @@ def checkpoints_table(checkpoints: Sequence[Document]) -> Table:
     table = _table("step", "on the front", "directory", right=("step",))
     for checkpoint in checkpoints:
         table.add_row(str(checkpoint["step"]), "yes" if checkpoint["on_front"] else "", Text(plain(checkpoint["path"])))
+    return table
+
+
+def estimate_view(estimate: Document) -> RenderableType:
+    """A dry run's GPUs and memory: a table for each device, and under it what does not fit."""
+    parts: list[RenderableType] = []
+    if estimate["parameters"] is not None:
+        parts.append(Text(f"parameters   {estimate['parameters']:,}"))
+    if estimate["unknown"]:
+        parts.append(Text(f"memory       not known: {plain(estimate['unknown'])}"))
+    for layout in estimate["layouts"]:
+        parts += [Text(), Text(_layout_line(layout), style="bold")]
+        if layout["processes"]:
+            parts.append(_processes_table(layout["processes"]))
+        cache = layout["kv_cache"]
+        if cache is not None and cache["sequences"] is not None:
+            held = f"{cache['sequences']} sequences of {cache['sequence_tokens']} tokens"
+            parts.append(Text(f"an engine's cache holds {held}, {readable(cache['token_bytes'])} each token"))
+        for problem in layout["problems"]:
+            parts.append(Text(f"does not fit: {plain(problem['message'])}", style="red"))
+            parts += [Text(f"  would help: {plain(remedy)}") for remedy in problem["remedies"]]
+    return Group(*parts)
+
+
+def _layout_line(layout: Document) -> str:
+    total = "" if layout["bytes"] is None else f", {readable(layout['bytes'])} in all"
+    if layout["device"] == "cpu":
+        return f"on CPU{total}"
+    gpus = "1 GPU" if layout["gpus"] == 1 else f"{layout['gpus']} GPUs"
+    return f"on {gpus} of {readable(layout['gpu_bytes'])}{' that all share' if layout['shared'] else ''}{total}"
+
+
+def _processes_table(processes: Sequence[Document]) -> Table:
+    table = _table("process", "GPUs", "memory", "of which", right=("GPUs", "memory"))
+    for process in processes:
+        name = process["name"] + (f" x {process['count']}" if process["count"] > 1 else "")
+        parts = ", ".join(f"{_PARTS.get(part, part)} {readable(size)}" for part, size in process["parts"].items())
+        table.add_row(Text(plain(name)), str(process["gpus"] or "–"), readable(process["bytes"]), Text(plain(parts)))
     return table
 
 

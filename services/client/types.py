@@ -79,14 +79,64 @@ class Forks(Page[ForkedJob]):
     lineage: Lineage
 
 
+class ProcessEstimate(TypedDict):
+    """Of each of `count` alike; `parts` sum to `bytes`."""
+
+    name: str
+    count: int
+    gpus: int
+    parts: dict[str, int]
+    bytes: int
+
+
+class CacheEstimate(TypedDict):
+    """Of one engine: `sequences` of `sequence_tokens` at once."""
+
+    bytes: int
+    token_bytes: int | None
+    sequence_tokens: int | None
+    sequences: int | None
+
+
+class Misfit(TypedDict):
+    """`remedies` are settings that would help, each alone unless it says more."""
+
+    about: Literal["gpus", "engine", "sharing", "learner", "kv_cache"]
+    message: str
+    remedies: list[str]
+
+
+class Layout(TypedDict):
+    """A job on one kind of device. `fits` is None where that can't be told from here."""
+
+    device: Literal["cpu", "cuda"]
+    gpus: int
+    gpu_bytes: int | None
+    shared: bool
+    processes: list[ProcessEstimate]
+    bytes: int | None
+    kv_cache: CacheEstimate | None
+    problems: list[Misfit]
+    fits: bool | None
+
+
+class Estimate(TypedDict):
+    """Reckoned, not tried. `unknown` says what can't be told, and why; parameters are None where that is all of it."""
+
+    parameters: int | None
+    unknown: str | None
+    layouts: list[Layout]
+
+
 class Plan(TypedDict):
-    """What a submission would run."""
+    """What a submission would run, and what it would take."""
 
     valid: bool
     rollouts_per_step: int
     rollouts: int
     evaluations: int
     spec: dict[str, Any]
+    estimate: Estimate
 
 
 class Event(TypedDict):

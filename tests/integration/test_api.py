@@ -65,7 +65,7 @@ def store(redis_url: str) -> Iterator[JobStore]:
 
 @pytest.fixture(scope="module")
 def server(store: JobStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    with serving(store, tmp_path_factory.mktemp("api")) as server:
+    with serving(store, tmp_path_factory.mktemp("api"), gpu_gib=48) as server:
         yield server
 
 
@@ -360,6 +360,25 @@ def test_validate_only_says_what_would_run_and_stores_nothing(client: Client) ->
     assert plan["rollouts"] == 4 * plan["rollouts_per_step"]
     assert plan["spec"]["optimizer"]["lr"] > 0
     assert len(list(client.iter_jobs())) == before
+
+
+def test_validate_only_says_what_it_would_take(http: httpx.Client, client: Client) -> None:
+    estimate = client.plan(SPEC)["estimate"]
+    assert estimate["parameters"] == 656_064
+    on_gpus, on_cpu = estimate["layouts"]
+    assert [(layout["device"], layout["gpus"], layout["fits"]) for layout in (on_gpus, on_cpu)] == [
+        ("cuda", 2, True), ("cpu", 0, None),
+    ]  # fmt: skip
+    assert on_gpus["gpu_bytes"] == 48 * 2**30  # as this server is told
+    for layout in (on_gpus, on_cpu):
+        assert layout["bytes"] == sum(found["count"] * found["bytes"] for found in layout["processes"])
+        assert all(sum(found["parts"].values()) == found["bytes"] for found in layout["processes"])
+
+    (shared,) = client.plan(SPEC, gpus=1, gpu_gib=24)["estimate"]["layouts"]
+    assert (shared["gpus"], shared["shared"], shared["gpu_bytes"]) == (1, True, 24 * 2**30)
+    for wrong in ({"gpus": "-1"}, {"gpu_gib": "nan"}, {"gpu_gib": "0"}, {"gpu_gib": "1e999"}):
+        refused = http.post("/v1/jobs", json=SPEC, params={"validate_only": "true", **wrong})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, next(iter(wrong)))
 
 
 def test_one_idempotency_key_makes_one_job(client: Client) -> None:

@@ -159,6 +159,13 @@ def test_a_dry_run_says_what_would_run_and_submits_nothing(cli: Installation) ->
     plan = cli.succeed("submit", str(cli.spec), "--dry-run")
     for part in ("tiny: valid", "accuracy, conciseness, clarity", "steps        4 of 256 completions, 1024 in all"):
         assert part in plan
+    for part in ("parameters   656,064", "on 2 GPUs of 80.0 GiB", "on CPU, ", "activations and logits"):
+        assert part in plan
+    assert "does not fit" not in plan
+    crowded = cli.succeed("submit", str(cli.spec), "--dry-run", "--gpus", "1", "--gpu-gib", "1")
+    assert "on 1 GPU of 1.0 GiB that all share" in crowded
+    assert "does not fit: " in crowded
+    assert "  would help: optimizer.tokens_per_microbatch: " in crowded
     assert cli.succeed("jobs", "--json") == "[]\n"
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from services.keys import digest, new_key
-from services.settings import credentials_path, default_state_dir, read_credentials, write_credentials
+from services.settings import credentials_path, default_state_dir, gpu_gib, read_credentials, write_credentials
 
 
 def test_the_state_directory_is_chosen_then_xdg_then_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +29,13 @@ def test_a_given_key_replaces_the_kept_one(tmp_path: Path) -> None:
     write_credentials(tmp_path, "http://x")
     given, is_new = write_credentials(tmp_path, "http://x", "eqp_mine")
     assert (given.key, is_new) == ("eqp_mine", True)
+
+
+def test_a_gpus_memory_is_the_operators_or_80() -> None:
+    assert [gpu_gib({"EQUIPOISE_GPU_GIB": text}) for text in ("", "24", "47.5")] == [80, 24, 47.5]
+    for text in ("0", "-1", "nan", "24 GiB", "1e3", "9" * 400):
+        with pytest.raises(ValueError, match=r"EQUIPOISE_GPU_GIB: expected"):
+            gpu_gib({"EQUIPOISE_GPU_GIB": text})
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"url": "http://x"}', "[]", "\xff"])

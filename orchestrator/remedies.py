@@ -1,0 +1,122 @@
+"""Which settings would make a job fit: each is tried on the estimate itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+from orchestrator.layout import GIB, Layout, readable
+from orchestrator.spec import JobSpec
+
+Change = tuple[str, Any]  # dotted path of a setting, and its value
+_FULLEST = 0.9  # of a GPU for an engine that has it alone
+
+
+def remedies(layout: Layout, about: str) -> list[str]:
+    """What to do about one misfit: settings that are enough alone, else all of them, else what none changes."""
+    changes = list(_CANDIDATES[about](layout))
+    alone = [change for change in changes if not _misfits(layout, [change], about)]
+    if alone or about != "learner":
+        return [_said(change) for change in alone]
+    if changes and not _misfits(layout, changes, about):
+        return [" together with ".join(_said(change) for change in changes)]
+    least = _with(layout, changes).learner.bytes
+    return [f"a larger GPU, or a smaller policy: the learner is on one GPU, and needs {readable(least)} at the least"]
+
+
+def _fewer_gpus(layout: Layout) -> Iterator[Change]:
+    rollout, left = layout.spec.rollout, (layout.machine.gpus or 0) - 1  # one is the learner's
+    if left >= rollout.tensor_parallel:
+        yield "rollout.engines", left // rollout.tensor_parallel
+    if left >= rollout.engines:
+        yield "rollout.tensor_parallel", left // rollout.engines
+    else:
+        yield "rollout.tensor_parallel", 1  # such engines may share
+
+
+def _engine(layout: Layout) -> Iterator[Change]:
+    rollout = layout.spec.rollout
+    if not layout.shared and rollout.gpu_memory_utilization < _FULLEST:
+        yield "rollout.gpu_memory_utilization", _FULLEST
+    size = next((n for n in (2, 4, 8) if n > rollout.tensor_parallel and _holds_one(layout, n)), None)
+    if size is not None:
+        yield "rollout.tensor_parallel", size
+    if layout.spec.policy.dtype == "float32":
+        yield "policy.dtype", "bfloat16"
+
+
+def _holds_one(layout: Layout, tensor_parallel: int) -> bool:
+    larger = _with(layout, [("rollout.tensor_parallel", tensor_parallel)])
+    return larger.cache_bytes > 0 and larger.sequences != 0
+
+
+def _cache(layout: Layout) -> Iterator[Change]:
+    if layout.token_bytes is None or layout.sequence_tokens is None:
+        return
+    if layout.on_gpu:
+        yield from _engine(layout)
+    else:
+        tenths = -(-layout.token_bytes * layout.sequence_tokens * 10 // GIB)
+        yield "rollout.kv_cache_gib", tenths / 10 if tenths < 10**6 else tenths // 10
+    shorter = layout.cache_bytes // layout.token_bytes // 16 * 16
+    if shorter > layout.spec.rollout.max_tokens:
+        yield "policy.max_model_len", shorter
+
+
+def _learner(layout: Layout) -> Iterator[Change]:
+    """From what costs least."""
+    spec = layout.spec
+    if not spec.policy.gradient_checkpointing:
+        yield "policy.gradient_checkpointing", True
+    budget = layout.update.tokens
+    smallest = min(budget, spec.rollout.max_tokens + 1)  # a completion is not cut
+    while budget > smallest:
+        budget = max(smallest, budget // 2)
+        if budget == smallest or not _misfits(layout, [("optimizer.tokens_per_microbatch", budget)], "learner"):
+            yield "optimizer.tokens_per_microbatch", budget
+            break
+    if layout.update.gramian == "exact":
+        yield "gramian.mode", "sketch"
+    yield from _share(layout)
+    if spec.loss.kl_coef > 0:
+        yield "loss.kl_coef", 0.0
+
+
+def _share(layout: Layout) -> Iterator[Change]:
+    """What the learner leaves of a GPU, for each of the engines on it."""
+    free = layout.machine.gpu_bytes - layout.learner.bytes
+    left = free * 100 // (layout.machine.gpu_bytes * layout.spec.rollout.engines)
+    if layout.shared and left >= 1:
+        yield "rollout.gpu_memory_utilization", left / 100
+
+
+_CANDIDATES: dict[str, Callable[[Layout], Iterator[Change]]] = {
+    "gpus": _fewer_gpus,
+    "engine": _engine,
+    "sharing": _share,
+    "learner": _learner,
+    "kv_cache": _cache,
+}
+
+
+def _misfits(layout: Layout, changes: list[Change], about: str) -> bool:
+    """Whether it still does not fit, or something else does not any more."""
+    before = {found for found, _ in layout.misfits()}
+    return any(found == about or found not in before for found, _ in _with(layout, changes).misfits())
+
+
+def _with(layout: Layout, changes: list[Change]) -> Layout:
+    return replace(layout, spec=reduce(_changed, changes, layout.spec))
+
+
+def _changed(spec: JobSpec, change: Change) -> JobSpec:
+    path, value = change
+    branch, name = path.split(".")
+    return spec.model_copy(update={branch: getattr(spec, branch).model_copy(update={name: value})})
+
+
+def _said(change: Change) -> str:
+    path, value = change
+    return f"{path}: {str(value).lower() if isinstance(value, bool) else value}"

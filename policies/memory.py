@@ -1,0 +1,95 @@
+"""What a policy takes of memory, in an engine and in the learner: arithmetic on its size, without torch.
+
+N parameters, M tokens in a microbatch, a bytes of a number in the policy's dtype. The learner keeps in float32
+
+    weights 4 N, AdamW's two moments 8 N, gradients 4 N, the reference policy 4 N where the loss has a KL penalty,
+    and where the gradients of K objectives are compared one by one, 4 N each (of the last block alone: last_block)
+
+and while it updates, what the backward pass needs of a dense decoder (Dimensions), for each token and layer
+
+    norms 16 H   linear layers' inputs 8 H (float32) or 10 H (bfloat16: each a cast of its own)
+    attention 4 Q a   gated MLP 4 I a   norms of queries and keys (4 + a) (Q + KV)   attention mask a t
+    H hidden size, Q all heads, KV those that are cached, I intermediate size, t the longest row
+
+or with gradient checkpointing 4 H, and the whole of one layer at a time. The last layer's logits stand beside them:
+(16 + a) V for each token that predicts one, (20 + 2 a) V with a KL penalty; V the vocabulary. In bfloat16 a copy of the
+weights, 2 N. This is what torch's own attention keeps of rows that are padded; tests compare it with the learner.
+Not counted: fragmentation, and what torch, CUDA and Python take themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from policies.sizes import Dimensions, ModelSize
+
+if TYPE_CHECKING:
+    from policies.gramian import Mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What of a job decides how much its learner keeps."""
+
+    number_bytes: int  # of a number in the policy's dtype
+    tokens: int  # of the largest microbatch, padding included
+    row: int  # tokens of its longest row, prompt and completion
+    penalty: bool = False  # KL to a reference
+    recompute: bool = False  # gradient checkpointing
+    objectives: int = 0  # K, where their gradients are compared
+    gramian: Mode | None = None
+    on_gpu: bool = False
+
+
+def engine_weights_bytes(size: ModelSize, number_bytes: int) -> int:
+    return size.parameters * number_bytes
+
+
+def cached_token_bytes(dimensions: Dimensions, number_bytes: int) -> int:
+    """A key and a value in every layer."""
+    return 2 * dimensions.layers * dimensions.key_value * number_bytes
+
+
+def learner_bytes(size: ModelSize, update: Update) -> dict[str, int]:
+    """By part. `working` is what an update, or writing a checkpoint, takes beside the others at its peak.
+
+    Without dimensions it is what is known of it, which is too little.
+    """
+    whole = 4 * size.parameters
+    held = {
+        "weights": whole,
+        "moments": 2 * whole,
+        "gradients": whole,
+        "reference": whole if update.penalty else 0,
+        "objective_gradients": _objective_bytes(size, update),
+    }
+    passes = update_bytes(size.dimensions, update) if size.dimensions else 0
+    if update.number_bytes == 2:
+        passes += 2 * size.parameters  # autocast's copies
+    if update.gramian == "exact":  # the update's own gradients are summed from the objectives' afterwards
+        inner_products = 4 * update.objectives * size.largest  # a parameter at a time
+        passes = max(passes, inner_products) - whole
+    # AdamW on a GPU goes through all parameters at once. On a CPU, a checkpoint copies the moments when no gradients
+    # are left; a GPU's go to the machine's memory.
+    other = whole if update.on_gpu else 2 * whole - held["gradients"] - held["objective_gradients"]
+    return {**held, "working": max(passes, other, 0)}
+
+
+def _objective_bytes(size: ModelSize, update: Update) -> int:
+    if update.gramian == "exact":
+        return 4 * size.parameters * (update.objectives + update.penalty)
+    return 4 * size.last_block * update.objectives if update.gramian == "last_block" else 0
+
+
+def update_bytes(dimensions: Dimensions, update: Update) -> int:
+    """Activations and logits of the largest microbatch, at the pass's peak."""
+    d, a, tokens = dimensions, update.number_bytes, update.tokens
+    inputs = 8 * d.hidden if a == 4 else 10 * d.hidden
+    layer = 16 * d.hidden + inputs + 4 * a * (d.query + d.intermediate) + a * update.row
+    if d.normed_heads:
+        layer += (4 + a) * (d.query + d.key_value)
+    head = (8 + a) * d.hidden + (16 + a + (4 + a) * update.penalty) * d.vocabulary
+    if not update.recompute:
+        return tokens * (d.layers * layer + head)
+    return tokens * (d.layers * 4 * d.hidden + max(layer, head))

@@ -1,0 +1,325 @@
+"""What a dry run reckons: GPUs, bytes by process, what does not fit, and settings that really help."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator import estimate as estimate_module
+from orchestrator.build import placement
+from orchestrator.estimate import estimate, model_size
+from orchestrator.gang import bundles_of
+from orchestrator.layout import GIB, Layout, Machine, readable
+from orchestrator.spec import JobSpec, parse_spec
+from policies.batching import microbatches
+from policies.models import ModelError
+from policies.sizes import Dimensions, ModelSize
+from tests.support import make_policy
+
+# Qwen3-1.7B, by its published configuration.
+BLOCK = {
+    "q": (2048, 2048), "k": (1024, 2048), "v": (1024, 2048), "o": (2048, 2048),
+    "gate": (6144, 2048), "up": (6144, 2048), "down": (2048, 6144),
+    "before": (2048,), "after": (2048,), "q_norm": (128,), "k_norm": (128,),
+}  # fmt: skip
+QWEN = ModelSize(
+    shapes={"embed_tokens": (151_936, 2048), "norm": (2048,)}
+    | {f"layers.{layer}.{name}": shape for layer in range(28) for name, shape in BLOCK.items()},
+    dimensions=Dimensions(
+        layers=28, hidden=2048, query=2048, key_value=1024, intermediate=6144, vocabulary=151_936, normed_heads=True
+    ),
+    context=40_960,
+)  # fmt: skip
+
+
+def spec(**changes: Any) -> JobSpec:
+    """Branch by branch over a job whose learner and engine each fill much of a GPU."""
+    document: dict[str, Any] = {
+        "name": "x",
+        "steps": 1,
+        "policy": {"model": "some/model", "max_model_len": 4096},
+        "data": {"type": "files", "train": "a", "validation": "b"},
+        "objectives": [
+            {"name": "accuracy", "reward": {"name": "math"}},
+            {"name": "conciseness", "reward": {"name": "conciseness"}},
+        ],
+        "rollout": {"max_tokens": 2048, "gpu_memory_utilization": 0.6},
+        "optimizer": {"tokens_per_microbatch": 4096},
+        "resources": {"device": "cuda"},
+    }
+    for branch, change in changes.items():
+        document[branch] = document.get(branch, {}) | change
+    return parse_spec(document)
+
+
+@pytest.fixture(autouse=True)
+def real_size(monkeypatch: pytest.MonkeyPatch) -> Callable[[JobSpec], ModelSize]:
+    """`model_size` itself, in whose place every policy is the one above."""
+    monkeypatch.setattr(estimate_module, "model_size", lambda _: QWEN)
+    return model_size
+
+
+def only(job: JobSpec, **machine: Any) -> dict[str, Any]:
+    """The one layout."""
+    (layout,) = estimate(job, Machine(**machine))["layouts"]
+    assert isinstance(layout, dict)
+    return layout
+
+
+def process(layout: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(found for found in layout["processes"] if found["name"] == name)
+    return found
+
+
+# -- where it runs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gpus", [None, 1, 2, 3, 8])
+@pytest.mark.parametrize("rollout", [
+    {}, {"engines": 2}, {"engines": 2, "transport": "ipc"}, {"engines": 2, "tensor_parallel": 2}, {"transport": "nccl"},
+])  # fmt: skip
+def test_gpus_are_those_that_the_job_will_ask_for(rollout: dict[str, Any], gpus: int | None) -> None:
+    job = spec(rollout=rollout)
+    layout = only(job, gpus=gpus)
+    _, engine, learner = placement(job, "cuda", gpus)
+    bundles, _ = bundles_of([engine] * job.rollout.engines + [learner])
+    assert layout["gpus"] == math.fsum(bundle["GPU"] for bundle in bundles)
+    assert layout["shared"] is (engine["num_gpus"] < 1)
+    assert any(problem["about"] == "gpus" for problem in layout["problems"]) is (
+        gpus is not None and layout["gpus"] > gpus
+    )
+
+
+@pytest.mark.parametrize(("device", "gpus", "expected"), [
+    ("auto", None, ["cuda", "cpu"]), ("auto", 0, ["cpu"]), ("auto", 2, ["cuda"]), ("cpu", 2, ["cpu"]),
+    ("cuda", 0, ["cuda"]),
+])  # fmt: skip
+def test_a_layout_for_each_device_that_may_be_meant(device: str, gpus: int | None, expected: list[str]) -> None:
+    found = estimate(spec(resources={"device": device}), Machine(gpus=gpus))
+    assert [layout["device"] for layout in found["layouts"]] == expected
+
+
+# -- bytes ----------------------------------------------------------------------------------------------------
+
+
+def test_parts_of_a_job_on_gpus() -> None:
+    found = estimate(spec(loss={"kl_coef": 0.1}))
+    assert found["parameters"] == 1_720_574_976  # as the model's own page says: 1.7B
+    assert found["unknown"] is None
+    (layout,) = found["layouts"]
+    engine, learner = process(layout, "engine"), process(layout, "learner")
+    weights = 2 * found["parameters"]
+    assert engine["parts"] == {"weights": weights, "kv_cache": int(0.6 * 80 * GIB) - weights}
+    assert {name: size / found["parameters"] for name, size in learner["parts"].items() if name != "working"} == {
+        "weights": 4, "moments": 8, "gradients": 4, "reference": 4,
+    }  # fmt: skip
+    cache = layout["kv_cache"]
+    assert cache["token_bytes"] == 2 * 28 * 1024 * 2
+    assert cache["sequences"] == engine["parts"]["kv_cache"] // (cache["token_bytes"] * 4096)
+    assert layout["bytes"] == engine["bytes"] + learner["bytes"]
+
+
+def test_parts_of_a_job_on_cpu() -> None:
+    layout = only(
+        spec(resources={"device": "cpu"}, rollout={"engines": 3, "kv_cache_gib": 1.5}, policy={"dtype": "float32"})
+    )
+    assert (layout["gpus"], layout["gpu_bytes"], layout["fits"]) == (0, None, None)  # this machine may not be that one
+    engine = process(layout, "engine")
+    assert engine["count"] == 3
+    assert engine["parts"]["kv_cache"] == 1.5 * GIB
+    assert engine["parts"]["weights"] == engine["parts"]["arriving"] == 4 * QWEN.parameters
+    assert layout["bytes"] == sum(found["count"] * found["bytes"] for found in layout["processes"])
+
+
+@pytest.mark.parametrize(("gramian", "factor"), [("exact", 2), ("last_block", None), ("sketch", 0)])
+def test_objectives_gradients_count_where_they_are_compared(gramian: str, factor: int | None) -> None:
+    job = spec(weighting={"name": "gradient"}, gramian={"mode": gramian})
+    parts = process(only(job), "learner")["parts"]
+    expected = 4 * 2 * QWEN.last_block if factor is None else 4 * factor * QWEN.parameters
+    assert parts.get("objective_gradients", 0) == expected
+    assert "objective_gradients" not in process(only(spec(gramian={"mode": gramian})), "learner")["parts"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    prompts=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    completions=st.integers(1, 60),
+    budget=st.integers(16, 400),
+    context=st.integers(100, 120),
+    minibatches=st.integers(1, 3),
+)
+def test_no_microbatch_is_larger_than_reckoned(
+    prompts: list[int], completions: int, budget: int, context: int, minibatches: int
+) -> None:
+    """Of any prompts that leave a completion its room in the budget, or that are short."""
+    prompts = [min(prompt, max(1, budget - completions)) for prompt in prompts]
+    groups = 2
+    minibatches = min(minibatches, groups * len(prompts))
+    job = spec(
+        policy={"max_model_len": context},
+        rollout={"prompts_per_step": len(prompts), "rollouts_per_prompt": groups, "max_tokens": completions},
+        optimizer={"tokens_per_microbatch": budget, "minibatches": minibatches},
+    )
+    tokens, row = Layout(spec=job, size=QWEN, device="cuda", machine=Machine()).microbatch
+    lengths = [prompt + completions for prompt in prompts for _ in range(groups)]
+    part = lengths[: math.ceil(len(lengths) / minibatches)]
+    for group in microbatches(part, token_budget=budget):
+        longest = max(part[i] for i in group)
+        assert longest <= row
+        assert len(group) * longest <= tokens
+
+
+# -- what does not fit ----------------------------------------------------------------------------------------
+
+
+CROWDED: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
+    "the learner's logits": ({"optimizer": {"tokens_per_microbatch": 32_768}}, {}, {"learner"}),
+    "a shared GPU": ({}, {"gpus": 1}, {"learner"}),
+    "engines on a shared GPU": ({"rollout": {"engines": 2}}, {"gpus": 1}, {"sharing"}),
+    "objectives' gradients": (
+        {"weighting": {"name": "gradient"}, "rollout": {"gpu_memory_utilization": 0.9}}, {"gpu_gib": 58}, {"learner"}
+    ),
+    "an engine's weights": ({"rollout": {"gpu_memory_utilization": 0.03}}, {}, {"engine"}),
+    "an engine's cache": ({"rollout": {"gpu_memory_utilization": 0.045}}, {}, {"kv_cache"}),
+    "too few GPUs": ({"rollout": {"engines": 4, "tensor_parallel": 2}}, {"gpus": 4}, {"gpus"}),
+    "a cache on CPU": ({"resources": {"device": "cpu"}, "rollout": {"kv_cache_gib": 0.3}}, {}, {"kv_cache"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CROWDED)
+def test_each_setting_that_is_named_helps(case: str) -> None:
+    """Tried as a person would: written into the spec, and asked again."""
+    changes, machine, about = CROWDED[case]
+    crowded = only(spec(**changes), **machine)
+    assert crowded["fits"] is False
+    assert {problem["about"] for problem in crowded["problems"]} == about
+    remedies = [remedy for problem in crowded["problems"] for remedy in problem["remedies"]]
+    assert remedies
+    for remedy in remedies:
+        path, value = remedy.split(": ")
+        branch, name = path.split(".")
+        better = only(
+            spec(**{**changes, branch: changes.get(branch, {}) | {name: json.loads(_quoted(value))}}), **machine
+        )
+        assert better["fits"] is not False, remedy
+
+
+def _quoted(value: str) -> str:
+    return value if value in ("true", "false") or value[0].isdigit() else json.dumps(value)
+
+
+def test_settings_that_help_only_together_are_named_together() -> None:
+    changes: dict[str, Any] = {"loss": {"kl_coef": 0.1}, "optimizer": {"tokens_per_microbatch": 16_384}}
+    (problem,) = only(spec(**changes), gpu_gib=36)["problems"]
+    (remedy,) = problem["remedies"]
+    assert " together with " in remedy
+    for part in remedy.split(" together with "):
+        path, value = part.split(": ")
+        branch, name = path.split(".")
+        changes[branch] = changes.get(branch, {}) | {name: json.loads(value)}
+    assert only(spec(**changes), gpu_gib=36)["fits"] is True
+
+
+def test_a_learner_that_no_setting_shrinks_says_what_it_needs() -> None:
+    (problem,) = only(spec(), gpu_gib=24, gpus=2)["problems"]
+    (remedy,) = problem["remedies"]
+    assert remedy.startswith("a larger GPU, or a smaller policy")
+    needed = float(remedy.split("needs ")[1].split(" GiB")[0])
+    assert 16 * QWEN.parameters / GIB < needed < 40
+
+
+# -- what is not known ----------------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_elsewhere_is_said_to_be_and_gpus_are_told_all_the_same(
+    real_size: Callable[[JobSpec], ModelSize], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate_module, "model_size", real_size)
+    found = estimate(spec(rollout={"engines": 2, "gpu_memory_utilization": 0.2}), Machine(gpus=2))
+    assert found["parameters"] is None
+    assert "not on this machine" in found["unknown"]
+    (layout,) = found["layouts"]
+    assert (layout["gpus"], layout["shared"]) == (1, True)
+    assert (layout["processes"], layout["bytes"], layout["kv_cache"], layout["fits"]) == ([], None, None, None)
+
+
+def test_another_architecture_has_weights_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    experts = ModelSize(shapes={"a": (1000, 1000)}, dimensions=None, no_dimensions="a mixture of experts")
+    monkeypatch.setattr(estimate_module, "model_size", lambda _: experts)
+    found = estimate(spec())
+    assert (found["parameters"], found["unknown"]) == (1_000_000, "a mixture of experts")
+    (layout,) = found["layouts"]
+    assert (layout["fits"], layout["kv_cache"]["sequences"]) == (None, None)
+
+
+def test_a_policys_files_are_read_wherever_the_spec_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    policy = make_policy(tmp_path / "policy")
+    size = model_size(spec(policy={"model": str(policy)}))
+    assert size.parameters > 0
+    assert model_size(parse_spec({**spec().model_dump(), "init_checkpoint": str(policy)})) == size
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot = tmp_path / "hub" / "models--some--model" / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    with pytest.raises(ModelError, match="not on this machine"):
+        model_size(spec())
+    policy.rename(snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    assert model_size(spec()) == size
+    assert model_size(spec(policy={"revision": "0" * 40})) == size
+    for revision in ("other", f"../snapshots/{'0' * 40}", "a" * 300):
+        with pytest.raises(ModelError, match="not on this machine"):
+            model_size(spec(policy={"revision": revision}))
+    with pytest.raises(ModelError, match="not on this machine"):
+        model_size(spec(policy={"model": "no hub id: at all"}))
+
+
+# -- of any spec ----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    size=st.sampled_from([10**3, 10**9, 10**400]),
+    device=st.sampled_from(["auto", "cpu", "cuda"]),
+    gpus=st.sampled_from([None, 0, 1, 65_536]),
+    bounded=st.booleans(),
+)
+def test_numbers_without_end_are_reckoned_with(size: int, device: str, gpus: int | None, bounded: bool) -> None:
+    job = spec(
+        policy={"max_model_len": size if bounded else None},
+        rollout={"max_tokens": size, "kv_cache_gib": 1e308, "engines": 256},
+        optimizer={"tokens_per_microbatch": size},
+        loss={"kl_coef": 1},
+        resources={"device": device},
+    )
+    unbounded = ModelSize(shapes=QWEN.shapes, dimensions=QWEN.dimensions, context=None)
+    for found in (QWEN, unbounded):
+        for name in ("cuda", "cpu"):
+            layout = Layout(spec=job, size=found, device=name, machine=Machine(gpus=gpus))
+            assert all(readable(process.bytes) for process in layout.processes)
+    json.dumps(estimate(job, Machine(gpus=gpus)), allow_nan=False)
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1.5 * GIB, "1.5 GiB")])
+def test_bytes_for_people(size: int, text: str) -> None:
+    assert readable(int(size)) == text
+
+
+def test_it_needs_nothing_heavy() -> None:
+    code = "import sys; from orchestrator.estimate import estimate; from orchestrator.spec import parse_spec\n"
+    code += f"estimate(parse_spec({spec().model_dump()!r}))\n"
+    code += "print(*sorted({'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

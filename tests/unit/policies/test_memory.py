@@ -1,0 +1,133 @@
+"""The arithmetic of a learner's memory against what a learner allocates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from policies.learner import Learner, LearnerSettings
+from policies.memory import Update, cached_token_bytes, engine_weights_bytes, learner_bytes
+from policies.sizes import Dimensions, ModelSize, size_of
+from policies.types import ObjectiveAdvantages, Rollout
+
+ROWS, PROMPT, COMPLETION = 6, 2, 94
+K = 3
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Wide enough that what a pass keeps outweighs what it takes for a moment."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    kinds: Any = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+    made = {}
+    for name, (config, model) in kinds.items():
+        made[name] = tmp_path_factory.mktemp(name)
+        torch.manual_seed(0)
+        model(
+            config(
+                vocab_size=600, hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,
+                num_key_value_heads=2, head_dim=32, max_position_embeddings=256, tie_word_embeddings=True,
+            )
+        ).save_pretrained(made[name])  # fmt: skip
+        (made[name] / "tokenizer.json").write_text("{}")
+    return made
+
+
+def rollouts() -> list[Rollout]:
+    """Two microbatches, the second with a shorter row, so that attention needs a mask."""
+    lengths = [COMPLETION] * (2 * ROWS - 1) + [COMPLETION - 1]
+    return [
+        Rollout(
+            prompt_tokens=(5,) * PROMPT, tokens=(7,) * length, logprobs=(-6.0,) * length, text="", truncated=True,
+            policy_version=0,
+        )
+        for length in lengths
+    ]  # fmt: skip
+
+
+def allocated(run: Callable[[], object]) -> int:
+    """The most bytes that torch held at once beside those that it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "qwen3": {"policy": "qwen3"},
+    "qwen3 in bfloat16": {"policy": "qwen3", "dtype": "bfloat16"},
+    "penalty": {"kl_coef": 0.1},
+    "penalty in bfloat16": {"kl_coef": 0.1, "dtype": "bfloat16"},
+    "recompute": {"gradient_checkpointing": True},
+    "exact": {"gramian": "exact"},
+    "exact with a penalty": {"gramian": "exact", "kl_coef": 0.1},
+    "last block": {"gramian": "last_block"},
+    "sketch": {"gramian": "sketch"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_update_allocates_what_was_reckoned(case: str, policies: dict[str, Path]) -> None:
+    """Two microbatches, so that the second finds the gradients of the first."""
+    settings = {"gramian": None, **CASES[case]}
+    policy = policies[settings.pop("policy", "llama")]
+    row = PROMPT + COMPLETION
+    learner = Learner(LearnerSettings(model=str(policy), threads=1, tokens_per_microbatch=ROWS * row, **settings))
+    batch, advantages_B = rollouts(), torch.linspace(-1, 1, 2 * ROWS)
+    parts = ObjectiveAdvantages(advantages_BK=torch.randn(2 * ROWS, K), weights_K=torch.ones(K) / K)
+
+    def update() -> None:
+        if settings["gramian"] == "exact":
+            learner.gramian(batch, parts.advantages_BK)
+        learner.learn(batch, advantages_B, parts=parts if settings["gramian"] else None)
+
+    update()  # the moments are made
+    reckoned = learner_bytes(
+        size_of(policy),
+        Update(
+            number_bytes=2 if settings.get("dtype") == "bfloat16" else 4,
+            tokens=ROWS * row,
+            row=row,
+            penalty="kl_coef" in settings,
+            recompute="gradient_checkpointing" in settings,
+            objectives=K,
+            gramian=settings["gramian"],
+        ),
+    )
+    held = reckoned["weights"] + reckoned["moments"] + reckoned["reference"]
+    # Sketches, and what a layer's own backward pass takes where the others' activations are not there, go uncounted.
+    tolerance = 0.03 if case in ("recompute", "sketch") else 0.005
+    assert allocated(update) == pytest.approx(sum(reckoned.values()) - held, rel=tolerance)
+
+
+def test_a_checkpoint_copies_the_moments_and_a_gpu_steps_all_parameters_at_once() -> None:
+    """Without dimensions, what is kept between the passes is unknown, and this is what is left."""
+    size = ModelSize(shapes={"a": (10, 10), "b": (50,)}, dimensions=None)
+    update = Update(number_bytes=4, tokens=8, row=8)
+    kept = {"weights": 600, "moments": 1200, "gradients": 600, "reference": 0, "objective_gradients": 0}
+    assert learner_bytes(size, update) == kept | {"working": 600}
+    assert learner_bytes(size, replace(update, on_gpu=True)) == kept | {"working": 600}
+    exact = replace(update, gramian="exact", objectives=20, penalty=True)
+    assert learner_bytes(size, exact) == kept | {"reference": 600, "objective_gradients": 12_600, "working": 7400}
+
+
+def test_an_engine_holds_weights_and_a_key_and_a_value_of_every_token() -> None:
+    """Llama 3.1 8B: 128 KiB of cache a token in bfloat16, as vLLM reports it."""
+    llama = Dimensions(
+        layers=32, hidden=4096, query=4096, key_value=1024, intermediate=14_336, vocabulary=128_256
+    )  # fmt: skip
+    assert cached_token_bytes(llama, 2) == 128 * 1024
+    assert engine_weights_bytes(ModelSize(shapes={"a": (3, 5)}, dimensions=llama), 2) == 30

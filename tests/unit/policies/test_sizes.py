@@ -1,0 +1,122 @@
+"""A model's size from its files, against the model itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from policies.models import ModelError, load_model
+from policies.quickstart import Recipe, _make_model, _make_tokenizer
+from policies.sizes import Dimensions, quickstart_size, size_of
+from tests.support import make_policy
+
+MADE = [("llama", True), ("llama", False), ("qwen3", True), ("qwen3", False)]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_policy(tmp_path_factory.mktemp("policy") / "llama", tied=False)
+
+
+@pytest.fixture
+def copy(policy: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(policy, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(("architecture", "tied"), MADE)
+def test_parameters_are_those_of_the_loaded_model(architecture: str, tied: bool, tmp_path: Path) -> None:
+    directory = make_policy(tmp_path / "policy", architecture=architecture, tied=tied)
+    size, model = size_of(directory), load_model(str(directory))
+    assert size.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert {name for name, _ in model.named_parameters()} == size.shapes.keys()
+    assert size.largest == max(parameter.numel() for parameter in model.parameters())
+    block = [p.numel() for name, p in model.named_parameters() if name.startswith("model.layers.1.")]
+    assert size.last_block == math.fsum(block)
+    assert size.context == 128
+    assert size.dimensions == Dimensions(
+        layers=2,
+        hidden=64,
+        query=64,
+        key_value=32,
+        intermediate=96,
+        vocabulary=model.config.vocab_size,
+        normed_heads=architecture == "qwen3",
+    )
+
+
+def test_the_quickstart_policy_is_known_before_it_is_made() -> None:
+    model = _make_model(Recipe(), _make_tokenizer(), seed=0)
+    size = quickstart_size()
+    assert sorted(size.shapes.values()) == sorted(tuple(parameter.shape) for parameter in model.parameters())
+    assert size.last_block == sum(p.numel() for name, p in model.named_parameters() if "layers.2." in name)
+    assert size.context == model.config.max_position_embeddings
+    assert size.dimensions is not None
+    assert size.dimensions.vocabulary == model.config.vocab_size
+
+
+def test_a_head_that_is_written_twice_counts_once(copy: Path) -> None:
+    whole = size_of(copy).parameters
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    assert size_of(copy).parameters == whole - config["vocab_size"] * config["hidden_size"]
+
+
+def test_shards_are_added_up(copy: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    whole = size_of(copy).shapes
+    model = AutoModelForCausalLM.from_pretrained(copy)
+    (copy / "model.safetensors").unlink()
+    model.save_pretrained(copy, max_shard_size="60KB")
+    assert len(list(copy.glob("model-*.safetensors"))) > 1
+    assert size_of(copy).shapes == whole
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"num_experts": 8}, "mixture of experts"),
+        ({"kv_lora_rank": 512}, "latent attention"),
+        ({"hidden_size": None}, "does not say hidden_size"),
+        ({"num_hidden_layers": "two"}, "does not say num_hidden_layers"),
+        ({"vocab_size": True}, "does not say vocab_size"),
+    ],
+)
+def test_other_architectures_have_parameters_but_no_dimensions(changes: dict, why: str, copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **changes}))
+    size = size_of(copy)
+    assert (size.dimensions, size.last_block) == (None, 0)
+    assert size.parameters > 0
+    assert why in size.no_dimensions
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("model.safetensors", b"no tensors", "its safetensors can't be read"),
+        ("model.safetensors.index.json", b"[]", "can't be read"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "../other/model.safetensors"}}', "outside"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "absent.safetensors"}}', "its safetensors can't"),
+        ("other.safetensors", b"", "neither model.safetensors nor"),
+    ],
+)
+def test_what_is_wrong_with_the_files_is_said_without_their_path(
+    name: str, content: bytes, why: str, copy: Path
+) -> None:
+    (copy / "model.safetensors").rename(copy / "kept.safetensors")
+    (copy / name).write_bytes(content)
+    with pytest.raises(ModelError, match=why) as raised:
+        size_of(copy)
+    assert str(copy) not in str(raised.value)
+
+
+@pytest.mark.parametrize("config", [{"text_config": [1]}, {"text_config": {"max_position_embeddings": "many"}}])
+def test_a_config_of_wrong_types_is_no_crash(config: dict, copy: Path) -> None:
+    kept = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(kept | config))
+    assert size_of(copy).parameters > 0
