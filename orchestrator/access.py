@@ -9,7 +9,8 @@ from pathlib import Path
 
 from orchestrator.datasets import is_reference
 from orchestrator.remote import RemoteError, is_under, is_url, parts_of
-from orchestrator.spec import FilesData, JobSpec
+from orchestrator.spec import JobSpec
+from orchestrator.specs.data import FilesData
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator import routing
 from orchestrator.cluster import Cluster, EnginePool, RemoteLearner
 from orchestrator.datasets import locate
-from orchestrator.prompts import DatasetError, Prompt, PromptOrder, encode, load_prompts
+from orchestrator.prompts import Contents, DatasetError, Prompt, PromptOrder, encode, load_prompts
 from orchestrator.remote import LONG_PAUSES_S, is_url
 from orchestrator.remote_data import fetch, sha256_of
-from orchestrator.spec import Columns, FilesData, JobSpec
+from orchestrator.spec import JobSpec
+from orchestrator.specs.data import Columns, FilesData
 from policies.budget import Budget, Knapsack, Uniform
 from policies.collapse import CollapseWatch
 from policies.estimators import Estimator
@@ -29,7 +31,7 @@ from policies.rollout import EngineSettings
 from policies.types import Objectives
 from policies.weight_sync import Transport
 from policies.weighting import Weighting
-from rewards import registry
+from rewards import routed
 from rewards.gates import Gates
 from rewards.pool import RewardPool, remote_scorers
 from rewards.transforms import TRANSFORMS, Transform
@@ -110,7 +112,9 @@ def build(
         )
         on_stage("starting engines and learner")
         factories = {
-            objective.name: functools.partial(registry.build, objective.reward.name, dict(objective.reward.options))
+            objective.name: functools.partial(
+                routed.build, objective.reward.name, dict(objective.reward.options), objective.domains
+            )
             for objective in spec.objectives
         }
         pool = RewardPool(remote_scorers(factories), deadline_s=spec.resources.reward_timeout_s)
@@ -235,6 +239,9 @@ def load_splits(
         except DatasetError as error:  # in the words of the spec, not of where its file was fetched to
             named = str(getattr(spec.data, name))
             raise DatasetError(str(error).replace(str(path), named) if is_url(named) else str(error)) from None
+    used = {**splits, "validation": splits["validation"][: spec.evaluation.prompts]}
+    for where, message in routing.problems(spec, {name: Contents.of(prompts) for name, prompts in used.items()}):
+        raise DatasetError(f"{where}: {message}")
     return Splits(train=splits["train"], validation=splits["validation"], test=splits.get("test", []), sha256=sums)
 
 

@@ -15,6 +15,7 @@ from orchestrator.build import Parts
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.clock import Clock
 from orchestrator.references import References
+from orchestrator.routing import Routes
 from orchestrator.spec import JobSpec
 from orchestrator.specs.sampling import KnapsackSpec
 from policies.budget import count_successes
@@ -56,6 +57,7 @@ class Collector:
         self.parts = parts
         self.clock = clock
         self.names = list(spec.objective_names)
+        self.routes = Routes.of(spec)
         self.known = References(references)
 
     @property
@@ -110,7 +112,8 @@ class Collector:
         """(rewards_BK raw, the same after the gates). A reward that fails raises, and names itself."""
         prompts = [self.parts.splits.train[i] for i in index]
         with self.clock("score"):
-            scores = self.parts.rewards.score(reward_batch(prompts, counts, rollouts, self.spec.rollout.max_tokens))
+            batch = reward_batch(prompts, counts, rollouts, self.spec.rollout.max_tokens)
+            scores = self.routes.mask(self.parts.rewards.score(batch), batch.domains)
         return stack(scores, self.names), stack(self.parts.gates.apply(scores), self.names)
 
     def judged(self, sampled: Sampled) -> Tensor:

@@ -14,6 +14,7 @@ from orchestrator.batch import reward_batch, rollout_seed
 from orchestrator.build import Parts
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.prompts import Prompt
+from orchestrator.routing import Routes
 from orchestrator.spec import JobSpec
 from policies.pareto import Point
 from policies.types import Rollout, RolloutRequest
@@ -57,15 +58,14 @@ class Evaluator:
     def __init__(self, spec: JobSpec, parts: Parts) -> None:
         self.spec = spec
         self.parts = parts
+        self.routes = Routes.of(spec)
 
     def evaluate(self, split: str, *, greedy: bool = False) -> Evaluation:
         prompts = self.prompts(split)
         repeats = 1 if greedy or self.spec.evaluation.temperature == 0 else self.spec.evaluation.rollouts_per_prompt
         seeds = [[rollout_seed(self.spec.seed, split, p, g) for g in range(repeats)] for p in range(len(prompts))]
         rollouts = self.sample(prompts, [[None] * repeats] * len(prompts) if greedy else seeds)
-        scores = self.parts.rewards.score(
-            reward_batch(prompts, [repeats] * len(prompts), rollouts, self.spec.rollout.max_tokens)
-        )
+        scores = self.score(prompts, repeats, rollouts)
         answers = [prompt.answer or "" for prompt in prompts for _ in range(repeats)]
         known = {name: self.applicable(name, split, values) for name, values in scores.items()}
         return Evaluation(
@@ -107,15 +107,14 @@ class Evaluator:
         self, prompts: Sequence[Prompt], repeats: int, rollouts: Sequence[Rollout]
     ) -> dict[str, list[float | None]]:
         counts = [repeats] * len(prompts)
-        return self.parts.rewards.score(reward_batch(prompts, counts, rollouts, self.spec.rollout.max_tokens))
+        batch = reward_batch(prompts, counts, rollouts, self.spec.rollout.max_tokens)
+        return self.routes.mask(self.parts.rewards.score(batch), batch.domains)
 
     def samples(self) -> dict[str, Any]:
         """Greedy completions of the first held-out prompts, with every reward."""
         prompts = self.prompts("test")[:SAMPLES]
         rollouts = self.sample(prompts, [[None]] * len(prompts))
-        scores = self.parts.rewards.score(
-            reward_batch(prompts, [1] * len(prompts), rollouts, self.spec.rollout.max_tokens)
-        )
+        scores = self.score(prompts, 1, rollouts)
         return {
             str(i): {
                 "prompt": prompt.text,

@@ -32,7 +32,7 @@ class Update:
         strategy = dict(zip(names, self.weights.weights_K.tolist(), strict=True))
         return {
             "objectives": objectives,
-            "total": sum(self.signs[name] * self.applied[name] * objectives[name]["mean"] for name in names),
+            "total": sum(self.signs[name] * self.applied[name] * (objectives[name]["mean"] or 0.0) for name in names),
             "weights": {"strategy": strategy, "applied": dict(self.applied)},
             "falling": [name for name, sign in self.signs.items() if sign < 0],
             "multiplier": self.weights.advantage_scale * self.weights.reward_scale,
@@ -40,9 +40,15 @@ class Update:
         }
 
 
-def objective_figures(rewards_PG: Tensor) -> dict[str, float]:
-    """Of one raw reward: mean and spread over the batch, and the share of groups in which it does not spread."""
+def objective_figures(rewards_PG: Tensor) -> dict[str, float | None]:
+    """Of one raw reward: mean and spread over the batch, and the share of groups in which it does not spread.
+
+    Groups that it does not apply to count for nothing; with no other, there is no figure.
+    """
     everywhere = (0, 1)
+    rewards_PG = rewards_PG[~rewards_PG.isnan().all(dim=1)]
+    if not len(rewards_PG):
+        return {"mean": None, "std": None, "zero_share": None}
     return {
         "mean": float(statistics.mean(rewards_PG, everywhere)),
         "std": float(statistics.std(rewards_PG, everywhere)),

@@ -21,6 +21,7 @@ from pydantic import (
 from orchestrator.spec_errors import SpecError, nearest, problem
 from orchestrator.specs import guardrails as guardrail_rules
 from orchestrator.specs.base import Decay, Fraction, Positive, Spec
+from orchestrator.specs.data import DataSpec, FilesData, QuickstartData
 from orchestrator.specs.estimators import EstimatorSpec, GdpoSpec
 from orchestrator.specs.guardrails import GuardrailSpec
 from orchestrator.specs.objectives import ObjectiveSpec
@@ -47,38 +48,6 @@ class PolicySpec(Spec):
         None, ge=16, description="tokens of prompt and completion together; the model's own limit when absent"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
-
-
-class QuickstartData(Spec):
-    """Generated multi-digit arithmetic for the quickstart policy."""
-
-    type: Literal["quickstart"] = "quickstart"
-    train: int = Field(2048, ge=1, le=100_000, description="prompts in the train split")
-    validation: int = Field(200, ge=1, le=10_000, description="prompts in the validation split")
-    test: int = Field(500, ge=1, le=10_000, description="prompts in the test split")
-
-
-class Columns(Spec):
-    """Where a row keeps what; a dot reaches into a struct, as in `reward_model.ground_truth`."""
-
-    prompt: str = Field("prompt", description="a string, or a list of chat messages with role and content")
-    answer: str | None = Field("answer", description="the ground truth; null where no reward needs one")
-
-
-class FilesData(Spec):
-    """Prompts from JSONL, CSV or Parquet files, or from uploaded datasets, whose own columns count."""
-
-    type: Literal["files"] = "files"
-    train: str = Field(description="path of the train split (.jsonl, .csv, .parquet), its URL, or dataset:ID")
-    validation: str = Field(description="path of the validation split")
-    test: str | None = Field(
-        None, description="path of the test split; the validation split's figures alone when absent"
-    )
-    columns: Columns = Columns()
-    limit: int | None = Field(None, ge=1, description="rows used of each split; all when absent")
-
-
-DataSpec = Annotated[QuickstartData | FilesData, Field(discriminator="type")]
 
 
 class RolloutSpec(Spec):
@@ -264,6 +233,12 @@ class JobSpec(Spec):
                     f"objectives.{i}.gate.objective: no objective '{objective.gate.objective}'"
                     f"{nearest(objective.gate.objective, names)}; objectives are {', '.join(names)}"
                 )
+            judge = self.objectives[names.index(objective.gate.objective)]
+            if objective.domains and judge.domains and not {*objective.domains} & {*judge.domains}:
+                raise ValueError(
+                    f"objectives.{i}.gate.objective: '{judge.name}' applies to no domain of '{objective.name}', so the "
+                    "gate would hold nothing back; gate by an objective that applies to the same prompts"
+                )
         try:
             scaled({objective.name: objective.weight for objective in self.objectives})
         except ValueError as error:
@@ -339,6 +314,11 @@ class JobSpec(Spec):
         groups = self.rollout.rollouts_per_prompt
         if self.optimizer.minibatches > self.rollout.prompts_per_step * groups:
             raise ValueError("optimizer.minibatches: more than there are rollouts in a step")
+        routed = [i for i, objective in enumerate(self.objectives) if objective.domains is not None]
+        if routed and not (isinstance(self.data, FilesData) and self.data.may_have_domains):
+            raise ValueError(
+                f"objectives.{routed[0]}.domains: no prompt has a domain; name the column in data.columns.domain"
+            )
         if self.policy.model == "quickstart" and not isinstance(self.data, QuickstartData):
             raise ValueError("data.type: the quickstart policy knows only the quickstart data")
         return self

@@ -10,7 +10,8 @@ from typing import Any
 
 from orchestrator.datasets import is_reference
 from orchestrator.remote import is_url
-from orchestrator.spec import FilesData, JobSpec, load_spec, parse_spec
+from orchestrator.spec import JobSpec, load_spec, parse_spec
+from orchestrator.specs.data import FilesData
 from services.client import ApiError
 from services.terminal import Document, output
 from services.text import plain

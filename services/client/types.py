@@ -283,6 +283,8 @@ class RewardRun(TypedDict):
 class Columns(TypedDict):
     prompt: str
     answer: str | None
+    domain: str | None
+    details: list[str]
 
 
 class Dataset(TypedDict):
@@ -302,6 +304,8 @@ class DatasetRow(TypedDict):
     row: int
     prompt: Any  # text, or chat messages
     answer: str | None
+    domain: NotRequired[str]
+    details: NotRequired[dict[str, Any]]
 
 
 class Deleted(TypedDict):
