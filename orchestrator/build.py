@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator import routing
 from orchestrator.cluster import Cluster, EnginePool, RemoteLearner
 from orchestrator.datasets import locate
+from orchestrator.gold import GoldScorer
 from orchestrator.prompts import Contents, DatasetError, Prompt, PromptOrder, encode, load_prompts
 from orchestrator.remote import LONG_PAUSES_S, is_url
 from orchestrator.remote_data import fetch, sha256_of
@@ -67,6 +68,7 @@ class Parts:
     save_tokenizer: Callable[[Path], None]
     describe: Callable[[list[str], list[str]], dict[str, Any]]  # extra figures of completions and answers
     close: Callable[[], None]
+    gold: GoldScorer | None = None
 
 
 def build(
@@ -118,6 +120,7 @@ def build(
             for objective in spec.objectives
         }
         pool = RewardPool(remote_scorers(factories), deadline_s=spec.resources.reward_timeout_s)
+        gold = gold_pool(spec)
         engines, learner = cluster.start(
             engine_settings(spec, model, device, transport),
             learner_settings(spec, model, device),
@@ -134,6 +137,8 @@ def build(
 
     def close() -> None:
         pool.close()
+        if gold is not None:
+            gold.close()
         cluster.close()
 
     return Parts(
@@ -153,7 +158,16 @@ def build(
         save_tokenizer=save_tokenizer,
         describe=_describer(spec),
         close=close,
+        gold=None if gold is None else lambda batch: gold.score(batch)["gold"],
     )
+
+
+def gold_pool(spec: JobSpec) -> RewardPool | None:
+    """Apart from the objectives' pool, so that its failures are its own."""
+    if spec.gold is None:
+        return None
+    factory = functools.partial(routed.build, spec.gold.reward.name, dict(spec.gold.reward.options))
+    return RewardPool(remote_scorers({"gold": factory}), deadline_s=spec.resources.reward_timeout_s)
 
 
 def make_estimator(spec: JobSpec) -> Estimator:

@@ -151,6 +151,8 @@ def _needs_answers(spec: JobSpec, why: str, problems: list[tuple[str, str]]) -> 
         if objective.reward.name in NEEDS_ANSWER:
             message = f"'{objective.reward.name}' compares with a ground truth, but {why}"
             problems.append((f"objectives.{i}.reward.name", message))
+    if spec.gold is not None and spec.gold.reward.name in NEEDS_ANSWER:
+        problems.append(("gold.reward.name", f"'{spec.gold.reward.name}' compares with a ground truth, but {why}"))
 
 
 def _unnamed(message: str, *paths: str) -> str:

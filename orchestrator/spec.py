@@ -23,6 +23,7 @@ from orchestrator.specs import guardrails as guardrail_rules
 from orchestrator.specs.base import Decay, Fraction, Positive, Spec
 from orchestrator.specs.data import DataSpec, FilesData, QuickstartData
 from orchestrator.specs.estimators import EstimatorSpec, GdpoSpec
+from orchestrator.specs.gold import GoldSpec
 from orchestrator.specs.guardrails import GuardrailSpec
 from orchestrator.specs.objectives import ObjectiveSpec
 from orchestrator.specs.sampling import SamplingSpec
@@ -207,6 +208,7 @@ class JobSpec(Spec):
     samples: SamplesSpec = SamplesSpec()
     checkpoints: CheckpointSpec = CheckpointSpec()
     collapse: CollapseSpec = CollapseSpec()
+    gold: GoldSpec | None = Field(None, description="a reward that is watched and never optimised; none when absent")
     guardrails: tuple[GuardrailSpec, ...] = Field(
         (), max_length=64, description="floors and ceilings on what a step reports"
     )
@@ -267,7 +269,7 @@ class JobSpec(Spec):
         found = {
             "weighting": self.weighting.problems(names, targets),
             "sampling.zero_signal": self.sampling.zero_signal.problems(names, groups),
-            "guardrails": guardrail_rules.problems(self.guardrails, names),
+            "guardrails": guardrail_rules.problems(self.guardrails, names, has_gold=self.gold is not None),
             "sampling.budget": self.sampling.budget.problems(names, groups),
         }
         for branch, problems in found.items():

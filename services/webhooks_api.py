@@ -33,6 +33,7 @@ EventName = Literal[
     "steering.applied",
     "steering.rejected",
     "guardrail.breached",
+    "overoptimisation.detected",
 ]
 
 

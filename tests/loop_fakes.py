@@ -21,6 +21,7 @@ from orchestrator.build import (
 )
 from orchestrator.checkpoint_store import CheckpointStore
 from orchestrator.checkpoints import Manifest, directory_name, verify
+from orchestrator.gold import GoldScorer
 from orchestrator.journal import Wishes, figures_digest
 from orchestrator.loop import Loop
 from orchestrator.prompts import Prompt, PromptOrder
@@ -290,7 +291,7 @@ def prompts(split: str, count: int) -> list[Prompt]:
     ]
 
 
-def make_parts(spec: JobSpec, world: World, profile: Profile | None = None) -> Parts:
+def make_parts(spec: JobSpec, world: World, profile: Profile | None = None, gold: GoldScorer | None = None) -> Parts:
     """Fakes for what costs: engines, learner and rewards. The rest is real."""
     return Parts(
         splits=Splits(train=prompts("train", 10), validation=prompts("validation", 4), test=prompts("test", 3)),
@@ -309,6 +310,7 @@ def make_parts(spec: JobSpec, world: World, profile: Profile | None = None) -> P
         save_tokenizer=lambda folder: (folder / "tokenizer.json").write_text("{}") and None,
         describe=lambda completions, answers: {"described": len(completions) * (len(completions) == len(answers))},
         close=lambda: None,
+        gold=gold,
     )
 
 
@@ -320,6 +322,7 @@ def start(
     journal: MemoryJournal | None = None,
     fence: int = 1,
     store: CheckpointStore | None = None,
+    gold: GoldScorer | None = None,
 ) -> Run:
     """A fresh process for a job; with the journal of an earlier one, it goes on from there."""
     spec = spec or make_spec()
@@ -327,7 +330,7 @@ def start(
     if journal is None:
         journal = MemoryJournal(spec, world)
     journal.world = world
-    parts: Any = make_parts(spec, world, profile)
+    parts: Any = make_parts(spec, world, profile, gold)
     directory.mkdir(parents=True, exist_ok=True)
     loop = Loop(spec, parts, journal, store or CheckpointStore(directory), fence=fence)
     loop.keeper.directory = directory / ".rollouts"

@@ -121,6 +121,7 @@ class Step(TypedDict):
     mean_tokens: NotRequired[float | None]
     entropy: NotRequired[float | None]
     kl: NotRequired[float | None]
+    gold: NotRequired[dict[str, Any]]
 
 
 class Rollout(TypedDict):
