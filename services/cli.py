@@ -13,12 +13,22 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from orchestrator.spec_errors import SpecError
-from services import cli_server, datasets_cli, keys_cli, lineage_cli, recover_cli, rules_cli, steer_words, submission
+from services import (
+    cli_server,
+    datasets_cli,
+    keys_cli,
+    lineage_cli,
+    recover_cli,
+    rewards_cli,
+    rules_cli,
+    steer_words,
+    submission,
+)
 from services.client import ApiError, Client
 from services.client.types import Job
 from services.follow import follow, front_table
 from services.settings import default_state_dir
-from services.tables import checkpoints_table, job_view, jobs_table, rewards_table
+from services.tables import checkpoints_table, job_view, jobs_table
 from services.terminal import Document, connect_client, fail, find_job, output, print_json, say
 from services.text import event_line, plain
 
@@ -272,18 +282,8 @@ def report(job: JobArgument, open_it: Annotated[bool, typer.Option("--open", hel
         webbrowser.open(path.as_uri())
 
 
-@app.command()
-def rewards(as_json: AsJson = False) -> None:
-    """The rewards that a spec may name, with their options."""
-    with connect_client(_state_dir) as client:
-        found = client.rewards()["data"]
-    if as_json:
-        print_json(found)
-    else:
-        output().print(rewards_table(found))
-
-
 rules_cli.add_commands(app)
+rewards_cli.add_commands(app, lambda: _state_dir)
 lineage_cli.add_commands(app, lambda: _state_dir)
 keys_cli.add_commands(app, lambda: _state_dir)
 datasets_cli.add_commands(app, lambda: _state_dir)

@@ -33,6 +33,7 @@ _READ = (
     f"GET {_ALIAS}/events",
     f"GET {_ALIAS}/checkpoints",
     "GET /v1/rewards",
+    "GET /v1/rewards/{name}",
     "GET /v1/rules",
     "GET /v1/rules/{name}",
     "GET /v1/models",

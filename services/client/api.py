@@ -236,9 +236,14 @@ class Api:
     # -- what a spec may name --------------------------------------------------------------------------------
 
     @endpoint
-    def rewards(self) -> Request[Page[types.RewardInfo]]:
-        """Every reward, with its options."""
-        return _get("/v1/rewards")
+    def rewards(self, *, details: bool | None = None) -> Request[Page[types.RewardInfo]]:
+        """Every reward, with its options; with `details` those of plug-ins too, which are imported for that."""
+        return _get("/v1/rewards", details=None if details is None else str(details).lower())
+
+    @endpoint
+    def reward(self, name: str) -> Request[types.RewardInfo]:
+        """One reward, with its options."""
+        return _get("/v1/rewards/{name}", name=name)
 
     @endpoint
     def validate_reward(self, name: str, options: Document | None = None) -> Request[types.RewardValidation]:

@@ -235,12 +235,13 @@ class Export(TypedDict):
 
 
 class RewardInfo(TypedDict):
-    """`options` is a JSON schema."""
+    """`options` is a JSON schema. A plug-in that was not imported yet has its name and module alone."""
 
     name: str
-    summary: str
-    range: list[float]
-    options: dict[str, Any]
+    summary: str | None
+    range: list[float] | None
+    options: dict[str, Any] | None
+    plugin: str | None
 
 
 class RewardChoice(TypedDict):
@@ -258,6 +259,9 @@ class Sample(TypedDict):
     answer: NotRequired[str | None]
     completion_tokens: NotRequired[int | None]
     truncated: NotRequired[bool]
+    messages: NotRequired[list[dict[str, str]]]
+    domain: NotRequired[str | None]
+    details: NotRequired[dict[str, Any]]
 
 
 class RewardValidation(TypedDict):
@@ -271,7 +275,8 @@ class ScoredReward(TypedDict):
     name: str
     range: list[float]
     options: dict[str, Any]
-    scores: list[float]
+    scores: list[float | None]
+    heads: NotRequired[dict[str, list[float | None]]]
 
 
 class RewardRun(TypedDict):
