@@ -21,13 +21,14 @@ from orchestrator.remote import RemoteAway, is_url
 from orchestrator.remote_data import TooLarge, fetch
 from orchestrator.spec import JobSpec
 from orchestrator.specs.data import FilesData
+from orchestrator.specs.reward_job import RewardJobSpec
 from policies.models import ModelError, check_directory, context_length
 
 MAX_FETCHED_BYTES = 64 << 20  # of a URL: what is larger, the driver checks
 NEEDS_ANSWER = frozenset({"math"})
 
 
-def preflight(spec: JobSpec, access: Access | None = None) -> list[tuple[str, str]]:
+def preflight(spec: JobSpec | RewardJobSpec, access: Access | None = None) -> list[tuple[str, str]]:
     """(dotted path of the field, what is wrong and what to do) for each problem; empty where the job can run.
 
     `access` says whose datasets there are, and which paths; what it refuses is not opened. With it this is a server:
@@ -36,10 +37,32 @@ def preflight(spec: JobSpec, access: Access | None = None) -> list[tuple[str, st
     problems = [] if access is None else access.problems(spec)
     if problems:
         return problems
+    if isinstance(spec, RewardJobSpec):
+        return _training_files(spec)
     model = _model(spec, problems)
     if isinstance(spec.data, FilesData):
         _data(spec, spec.data, model, problems, access)
     return problems
+
+
+def _training_files(spec: RewardJobSpec) -> list[tuple[str, str]]:
+    """What is there; the rows, the trainer reads first."""
+    problems = []
+    for split in ("train", "validation"):
+        for i, name in enumerate(getattr(spec.training, split)):
+            if not is_url(name) and not _is_file(_path(name)):
+                problems.append((f"training.{split}.{i}", "no such file"))
+    model = spec.training.model
+    if model.startswith((".", "/", "~")) and not _path(model).is_dir():
+        problems.append(("training.model", "no such directory"))
+    return problems
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # what no path can be
+        return False
 
 
 def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:

@@ -7,9 +7,9 @@ checked and shown without them, and only build.py turns it into objects.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -26,11 +26,13 @@ from orchestrator.specs.estimators import EstimatorSpec, GdpoSpec
 from orchestrator.specs.gold import GoldSpec
 from orchestrator.specs.guardrails import GuardrailSpec
 from orchestrator.specs.objectives import ObjectiveSpec
+from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.specs.sampling import SamplingSpec
 from orchestrator.specs.weightings import FixedSpec, LagrangianSpec, WeightingSpec
 from orchestrator.states import MAX_PRIORITY
 from rewards import registry
 
+KINDS = ("alignment", "reward_model")
 MAX_OBJECTIVES = 31  # the most that moocore approximates a hypervolume for
 
 
@@ -183,6 +185,7 @@ class ResourcesSpec(Spec):
 class JobSpec(Spec):
     """A job: a policy, prompts and K objectives, and how to trade them off."""
 
+    kind: Literal["alignment"] = Field("alignment", description="or `reward_model`, which is another document")
     name: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$", description="what people call it")
     seed: int = Field(0, ge=0, lt=2**31, description="of everything random: the same spec gives the same run on CPU")
     steps: int = Field(ge=1, le=1_000_000, description="training steps")
@@ -356,16 +359,33 @@ def parse_spec(document: Any) -> JobSpec:
         raise SpecError(
             [("", f"expected a mapping of fields such as name, policy and objectives, got {_kind(document)}")]
         )
+    return validated(JobSpec, lambda: JobSpec.model_validate(document))
+
+
+def parse_job(document: Any) -> JobSpec | RewardJobSpec:
+    """The spec of a job of any kind. Raises as `parse_spec`."""
+    kind = document.get("kind", "alignment") if isinstance(document, dict) else "alignment"
+    if kind == "reward_model":
+        return validated(RewardJobSpec, lambda: RewardJobSpec.model_validate(document))
+    if kind != "alignment":
+        raise SpecError([("kind", f"expected alignment or reward_model{nearest(str(kind)[:64], KINDS)}")])
+    return parse_spec(document)
+
+
+Document = TypeVar("Document", JobSpec, RewardJobSpec)
+
+
+def validated(root: type[Document], validate: Callable[[], Document]) -> Document:
+    """What `validate` gives; its mistakes as a SpecError."""
     try:
-        return JobSpec.model_validate(document)
+        return validate()
     except ValidationError as error:
-        raise SpecError(
-            [problem(JobSpec, detail) for detail in error.errors(include_url=False, include_input=False)]
-        ) from None
+        found = error.errors(include_url=False, include_input=False)
+        raise SpecError([problem(root, detail) for detail in found]) from None
 
 
-def load_spec(path: Path) -> JobSpec:
-    """A JobSpec from a YAML or JSON file. Raises SpecError, its first words the file's name where it can't be read."""
+def load_spec(path: Path) -> JobSpec | RewardJobSpec:
+    """The spec of a job from a YAML or JSON file. Raises SpecError, first the file's name where it can't be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -377,7 +397,7 @@ def load_spec(path: Path) -> JobSpec:
         raise SpecError([("", f"{path}: not valid YAML: {' '.join(str(error).split())}")]) from None
     except RecursionError:
         raise SpecError([("", f"{path}: not valid YAML: nested too deeply")]) from None
-    return parse_spec(document)
+    return parse_job(document)
 
 
 def _kind(value: Any) -> str:

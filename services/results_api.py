@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from orchestrator.states import is_terminal
 from orchestrator.store import Checkpoint
 from services.archive import Archive
 from services.body import json_body
-from services.deps import Configuration, Cursor, Finder, JobId, Store, body_schema, page
+from services.deps import Configuration, Cursor, Finder, JobId, Store, alignment_only, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.slots import place
 
@@ -61,6 +62,9 @@ _INTERNAL = frozenset({"fence", "digest"})
 @router.get("/jobs/{job_id}/front")
 def get_front(job_id: JobId, store: Store) -> Response:
     """The Pareto archive: points, hypervolume by step. Without points before the first evaluation."""
+    found = store.front(job_id)
+    if not found:
+        alignment_only(json.loads(store.spec(job_id)), "front")
     empty: dict[str, Any] = {
         "objectives": [],
         "ranges": {},
@@ -70,7 +74,7 @@ def get_front(job_id: JobId, store: Store) -> Response:
         "hypervolume_by_step": [],
         "points": [],
     }
-    return StrictJSONResponse({"object": "front", **(store.front(job_id) or empty)})
+    return StrictJSONResponse({"object": "front", **(found or empty)})
 
 
 @router.get("/jobs/{job_id}/checkpoints")

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rewards import registry
+from services import reward_training_cli
 from services.reward_runs import Run, RunError
 from services.tables import reward_view, rewards_table
 from services.terminal import fail, output, print_json, say
@@ -25,7 +26,6 @@ RewardName = Annotated[str, typer.Argument(metavar="NAME", help="as `equipoise r
 
 def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
     """`state_dir` is asked when a command runs, after the common options are read."""
-    del state_dir
     rewards = typer.Typer(name="rewards", help="The rewards that a spec may name; trying, training and judging them.")
     app.add_typer(rewards)
 
@@ -99,21 +99,23 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         if problems:
             raise typer.Exit(1)
 
+    reward_training_cli.add_commands(rewards, state_dir)
+
 
 def _run(wanted: Run) -> list[str]:
     rows = wanted.check()
-    with progress_bar(f"{wanted.name}", rows) as on_progress:
+    with progress_bar(wanted.name, rows) as on_progress:
         return wanted.run(on_progress)
 
 
 @contextlib.contextmanager
-def progress_bar(words: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """On stderr, where that is a terminal; what is yielded takes how much is done."""
+def progress_bar(words: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """On stderr, where that is a terminal; what is yielded takes how much is done, and of how much."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(words, total=total)
-        yield lambda done: progress.update(task, completed=done)
+        yield lambda done, of=total: progress.update(task, completed=done, total=of)
 
 
 def read_options(given: Sequence[str]) -> dict[str, Any]:

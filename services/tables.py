@@ -53,6 +53,26 @@ def job_view(job: Document, steering: Document) -> RenderableType:
     return Group(facts, Text(), _objectives(job["spec"], steering))
 
 
+def training_view(job: Document) -> RenderableType:
+    """A job that trains a reward model."""
+    facts, training = Table.grid(padding=(0, 2)), job["spec"]["training"]
+    rows = {
+        "job": f"{job['id']}  {plain(job['name'])}",
+        "status": job["status"] + (f": {plain(job['reason'])}" if job["reason"] else ""),
+        "step": f"{job['step']} of {job['total_steps'] or '?'}",
+        "checkpoint": "none yet" if job["checkpoint_step"] is None else f"step {job['checkpoint_step']}",
+        "stage": plain(job["progress"].get("stage", "")),
+        "created": ago(job["created_at"]),
+        "backbone": plain(training["model"]),
+        "objective": training["objective"],
+        "heads": ", ".join(plain(head["name"]) for head in training["heads"]),
+    }
+    for name, value in rows.items():
+        if value:
+            facts.add_row(Text(name, style="dim"), Text(value))
+    return facts
+
+
 def rewards_table(rewards: Sequence[Document]) -> Table:
     table = _table("reward", "range", "options", "what it rewards")
     for reward in rewards:

@@ -83,9 +83,9 @@ class Plan(TypedDict):
     """What a submission would run."""
 
     valid: bool
-    rollouts_per_step: int
-    rollouts: int
-    evaluations: int
+    rollouts_per_step: NotRequired[int]
+    rollouts: NotRequired[int]
+    evaluations: NotRequired[int]
     spec: dict[str, Any]
 
 
@@ -110,11 +110,11 @@ class StepWeights(TypedDict):
 
 
 class Step(TypedDict):
-    """A committed step. Which other figures it has depends on the job."""
+    """A committed step. Which figures it has depends on the job; one that trains a reward model has no objectives."""
 
     step: int
-    objectives: dict[str, ObjectiveFigures]
-    weights: StepWeights
+    objectives: NotRequired[dict[str, ObjectiveFigures]]
+    weights: NotRequired[StepWeights]
     evaluation: NotRequired[dict[str, Any] | None]
     timings_s: NotRequired[dict[str, float]]
     tokens: NotRequired[int]
