@@ -17,7 +17,9 @@ from orchestrator.journal import Wishes
 from orchestrator.recovery import recover
 from orchestrator.states import JobStatus
 from orchestrator.store import JobStore
-from rewards import training
+from rewards import registry, training
+from rewards.base import RewardBatch
+from rewards.dry_run import score
 from services.client import Client
 from services.follow import Follower, render, step_line
 from services.keys import digest
@@ -74,7 +76,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> FakeTrainer:
 
 
 def test_submit_pause_resume_and_take_the_model(
-    place: Place, client: Client, trainer: FakeTrainer, tmp_path: Path
+    place: Place, client: Client, trainer: FakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     document = reward_document(tmp_path)
     plan = client.plan(document)
@@ -122,9 +124,7 @@ def test_submit_pause_resume_and_take_the_model(
     assert training_view(follower.job)
 
 
-def test_what_makes_no_sense_for_it_is_refused(
-    place: Place, http: httpx.Client, client: Client, tmp_path: Path
-) -> None:
+def test_what_makes_no_sense_for_it_is_refused(http: httpx.Client, client: Client, tmp_path: Path) -> None:
     job_id = client.submit(reward_document(tmp_path))["id"]
     other = client.submit(make_spec().model_dump(mode="json"))["id"]
     job = f"/v1/jobs/{job_id}"
@@ -172,7 +172,7 @@ def test_a_failing_one_says_why_and_a_wrong_document_is_422(
 
 
 def test_one_whose_redis_is_lost_is_recovered(
-    place: Place, client: Client, trainer: FakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, client: Client, trainer: FakeTrainer, tmp_path: Path
 ) -> None:
     document = reward_document(tmp_path)
     job_id = client.submit(document)["id"]
@@ -209,19 +209,19 @@ def test_a_real_training_as_a_job(place: Place, client: Client, tmp_path: Path) 
     changes: dict[str, Any] = {
         "model": str(make_policy(tmp_path / "policy")), "train": [str(tmp_path / "rated.jsonl")],
         "validation": [str(tmp_path / "rated.jsonl")], "heads": [{"name": "kind", "range": [0, 6]}],
-        "checkpoint_every": 3, "max_steps": 4, "epochs": 9, "batch_size": 8,
+        "checkpoint_every": 3, "max_length": 100, "max_steps": 4, "epochs": 9, "batch_size": 8,
     }  # fmt: skip
     job_id = client.submit({**reward_document(tmp_path, **changes), "resources": {"device": "cpu", "threads": 1}})["id"]
     assert place.drive(job_id) == 0
     job = client.job(job_id)
     assert job["status"] == "succeeded", job["reason"]
     assert (job["step"], job["total_steps"]) == (4, 4)
-    assert (
-        "kind" in next(e for e in client.iter_events(job_id) if e["type"] == "reward_model.evaluated")["data"]["heads"]
-    )
+    (told,) = [event["data"] for event in client.iter_events(job_id) if event["type"] == "reward_model.evaluated"]
+    assert "kind" in told["heads"]
     client.export(job_id, 4, str(tmp_path / "model"))
-    score = client.run_rewards(
-        [{"name": "regression", "options": {"model": str(tmp_path / "model"), "head": "kind"}}],
-        [{"prompt": "p1", "completion": "xxx"}],
+    options = {"model": str(tmp_path / "model"), "head": "kind", "max_length": 100}
+    batch = RewardBatch(
+        prompts=("p1",), completions=("xxx",), answers=(None,), completion_tokens=(3,), truncated=(False,), max_tokens=9
     )
-    assert len(score["rewards"][0]["scores"]) == 1
+    scores, heads = score("regression", options, registry.build("regression", options), batch)
+    assert scores == heads["kind"]
