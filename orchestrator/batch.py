@@ -80,7 +80,7 @@ def rollout_seed(seed: int, purpose: str, *place: int) -> int:
 def reward_batch(
     prompts: Sequence[Prompt], counts: Sequence[int], rollouts: Sequence[Rollout], max_tokens: int
 ) -> RewardBatch:
-    """The rollouts of each prompt in a row, with its ground truth."""
+    """The rollouts of each prompt in a row, with what its row says."""
     rows = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
     return RewardBatch(
         prompts=tuple(prompt.text for prompt in rows),
@@ -89,6 +89,9 @@ def reward_batch(
         completion_tokens=tuple(len(rollout.tokens) for rollout in rollouts),
         truncated=tuple(rollout.truncated for rollout in rollouts),
         max_tokens=max_tokens,
+        messages=tuple(prompt.messages for prompt in rows),
+        domains=tuple(prompt.domain for prompt in rows),
+        details=tuple(prompt.details for prompt in rows),
     )
 
 

@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator import routing
 from orchestrator.cluster import Cluster, EnginePool, RemoteLearner
 from orchestrator.datasets import locate
-from orchestrator.hosting import hosted_rewards, reward_pool
+from orchestrator.gold import GoldScorer
+from orchestrator.hosting import GOLD, hosted_gold, hosted_rewards, reward_pool
 from orchestrator.placement import gpus_wanted, reward_gpus, shares_gpu
-from orchestrator.prompts import DatasetError, Prompt, PromptOrder, encode, load_prompts
+from orchestrator.prompts import Contents, DatasetError, Prompt, PromptOrder, encode, load_prompts
 from orchestrator.remote import LONG_PAUSES_S, is_url
 from orchestrator.remote_data import fetch, sha256_of
-from orchestrator.spec import Columns, FilesData, JobSpec
+from orchestrator.spec import JobSpec
+from orchestrator.specs.data import Columns, FilesData
 from policies.budget import Budget, Knapsack, Uniform
 from policies.collapse import CollapseWatch
 from policies.estimators import Estimator
@@ -65,6 +68,7 @@ class Parts:
     save_tokenizer: Callable[[Path], None]
     describe: Callable[[list[str], list[str]], dict[str, Any]]  # extra figures of completions and answers
     close: Callable[[], None]
+    gold: GoldScorer | None = None
 
 
 def build(
@@ -95,11 +99,11 @@ def build(
         data_dir=data_dir,
     )
     on_stage("starting Ray")
-    hosted = hosted_rewards(spec)
-    replicas = [options for reward in hosted for options in reward.reserved]
+    hosted, hosted_apart = hosted_rewards(spec), hosted_gold(spec)
+    replicas = [options for reward in (*hosted, *hosted_apart) for options in reward.reserved]
     slots = spec.rollout.engines + 1 + math.ceil(sum(options["num_cpus"] for options in replicas))
     cluster = Cluster(address=ray_address, cpus=max(os.cpu_count() or 1, slots))
-    pool: RewardPool | None = None
+    pools: list[RewardPool] = []
     try:
         # On a cluster, this process may be where no GPU is; here, a torch without CUDA can't use what Ray sees.
         gpus = cluster.gpus if cluster.grows else min(cluster.gpus, torch.cuda.device_count())
@@ -114,7 +118,10 @@ def build(
             on_wait=on_stage,
         )
         on_stage("starting engines and learner")
-        pool = reward_pool(hosted, [gang.place(spec.rollout.engines + 1 + i) for i in range(len(replicas))])
+        places = [gang.place(spec.rollout.engines + 1 + i) for i in range(len(replicas))]
+        pools.append(reward_pool(hosted, places))
+        if hosted_apart:
+            pools.append(reward_pool(hosted_apart, places[sum(len(reward.reserved) for reward in hosted) :]))
         engines, learner = cluster.start(
             engine_settings(spec, model, device, transport),
             learner_settings(spec, model, device),
@@ -122,9 +129,10 @@ def build(
             engine_options=engine_options,
             learner_options=learner_options,
         )
-        pool.wait_ready()
+        for pool in pools:
+            pool.wait_ready()
     except BaseException:
-        if pool is not None:
+        for pool in pools:
             pool.close()
         cluster.close()
         raise
@@ -133,7 +141,8 @@ def build(
         tokenizer.save_pretrained(directory)
 
     def close() -> None:
-        pool.close()
+        for pool in pools:
+            pool.close()
         cluster.close()
 
     return Parts(
@@ -141,7 +150,7 @@ def build(
         order=PromptOrder(len(splits.train), seed=spec.seed),
         engines=engines,
         learner=learner,
-        rewards=pool,
+        rewards=pools[0],
         gates=Gates({o.name: (o.gate.objective, o.gate.at_least) for o in spec.objectives if o.gate is not None}),
         transforms=make_transforms(spec),
         budget=make_budget(spec),
@@ -153,6 +162,7 @@ def build(
         save_tokenizer=save_tokenizer,
         describe=_describer(spec),
         close=close,
+        gold=(lambda batch: pools[1].score(batch).scores[GOLD]) if hosted_apart else None,
     )
 
 
@@ -239,6 +249,9 @@ def load_splits(
         except DatasetError as error:  # in the words of the spec, not of where its file was fetched to
             named = str(getattr(spec.data, name))
             raise DatasetError(str(error).replace(str(path), named) if is_url(named) else str(error)) from None
+    used = {**splits, "validation": splits["validation"][: spec.evaluation.prompts]}
+    for where, message in routing.problems(spec, {name: Contents.of(prompts) for name, prompts in used.items()}):
+        raise DatasetError(f"{where}: {message}")
     return Splits(train=splits["train"], validation=splits["validation"], test=splits.get("test", []), sha256=sums)
 
 

@@ -15,6 +15,7 @@ from orchestrator.build import Parts
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.clock import Clock
 from orchestrator.references import References
+from orchestrator.routing import Routes
 from orchestrator.scoring import roll_out_and_score
 from orchestrator.spec import JobSpec
 from orchestrator.specs.sampling import KnapsackSpec
@@ -66,6 +67,7 @@ class Collector:
         self.parts = parts
         self.clock = clock
         self.names = list(spec.objective_names)
+        self.routes = Routes.of(spec)
         self.known = References(references)
 
     @property
@@ -143,6 +145,7 @@ class Collector:
             requests,
             prompts,
             counts,
+            routes=self.routes,
             max_tokens=rollout.max_tokens,
             before=before,
             stage=self.clock,

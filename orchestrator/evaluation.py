@@ -14,6 +14,7 @@ from orchestrator.batch import rollout_seed
 from orchestrator.build import Parts
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.prompts import Prompt
+from orchestrator.routing import Routes
 from orchestrator.scoring import roll_out_and_score
 from orchestrator.spec import JobSpec
 from policies.pareto import Point
@@ -59,6 +60,7 @@ class Evaluator:
     def __init__(self, spec: JobSpec, parts: Parts) -> None:
         self.spec = spec
         self.parts = parts
+        self.routes = Routes.of(spec)
 
     def evaluate(self, split: str, *, greedy: bool = False) -> Evaluation:
         prompts = self.prompts(split)
@@ -109,6 +111,7 @@ class Evaluator:
             requests,
             prompts,
             [len(row) for row in seeds],
+            routes=self.routes,
             max_tokens=self.spec.rollout.max_tokens,
         )
 

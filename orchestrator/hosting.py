@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.spec import JobSpec
 from orchestrator.specs.hosting import HostingSpec
-from rewards import registry
+from orchestrator.specs.objectives import ObjectiveSpec, RewardSpec
+from rewards import routed
 from rewards.host import Host
 from rewards.hosting import SINGLE, Hosting, Replica, actor_replica
 from rewards.pool import RewardPool
+
+GOLD = "gold"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,8 @@ class HostedReward:
     name: str
     options: dict[str, Any]
     heads: dict[str, str]
+    domains: tuple[str, ...] | None
+    """Of the rows that it is asked about; None is all."""
     hosting: HostingSpec
     deadline_s: float
 
@@ -41,21 +47,48 @@ class HostedReward:
 
 def hosted_rewards(spec: JobSpec) -> list[HostedReward]:
     """Objectives with the same reward and options, the head apart, share one: it scores them in one pass."""
-    found: dict[str, HostedReward] = {}
+    sharing: dict[str, list[ObjectiveSpec]] = {}
     for objective in spec.objectives:
-        reward = objective.reward
-        hosted = found.setdefault(
-            reward.shared_by,
-            HostedReward(
-                name=reward.name,
-                options=dict(reward.options),
-                heads={},
-                hosting=reward.hosting,
-                deadline_s=reward.hosting.deadline_s or spec.resources.reward_timeout_s,
-            ),
+        sharing.setdefault(objective.reward.shared_by, []).append(objective)
+    return [
+        _hosted(
+            spec,
+            objectives[0].reward,
+            heads={objective.name: _column(objective.reward) for objective in objectives},
+            domains=_union([objective.domains for objective in objectives]),
         )
-        hosted.heads[objective.name] = SINGLE if reward.head is None else reward.head
-    return list(found.values())
+        for objectives in sharing.values()
+    ]
+
+
+def hosted_gold(spec: JobSpec) -> list[HostedReward]:
+    """The gold reward, if the job has one: apart from the objectives', so that its failures are its own."""
+    if spec.gold is None:
+        return []
+    return [_hosted(spec, spec.gold.reward, heads={GOLD: _column(spec.gold.reward)}, domains=None)]
+
+
+def _hosted(
+    spec: JobSpec, reward: RewardSpec, *, heads: dict[str, str], domains: tuple[str, ...] | None
+) -> HostedReward:
+    return HostedReward(
+        name=reward.name,
+        options=dict(reward.options),
+        heads=heads,
+        domains=domains,
+        hosting=reward.hosting,
+        deadline_s=reward.hosting.deadline_s or spec.resources.reward_timeout_s,
+    )
+
+
+def _column(reward: RewardSpec) -> str:
+    return SINGLE if reward.head is None else reward.head
+
+
+def _union(wanted: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    """Of all that share a reward; None, which is every row, where one of them wants that."""
+    named = [domains for domains in wanted if domains is not None]
+    return tuple(sorted({*itertools.chain(*named)})) if len(named) == len(wanted) else None
 
 
 def reward_pool(
@@ -69,7 +102,7 @@ def reward_pool(
     hosts = []
     for reward in hosted:
         reserved = reward.reserved or [{}] * reward.hosting.replicas
-        factory = functools.partial(registry.build, reward.name, reward.options)
+        factory = functools.partial(routed.build, reward.name, reward.options, reward.domains)
         replicas = [replica(factory, **one, **(next(left) if one else {})) for one in reserved]
         hosts.append(Host(reward.name, reward.heads, replicas, reward.constants))
     return RewardPool(hosts)

@@ -23,6 +23,7 @@ from orchestrator.collect import Collector
 from orchestrator.evaluation import Evaluator
 from orchestrator.failpoints import reach
 from orchestrator.figures import Update, front_document, measured
+from orchestrator.gold import GoldWatch
 from orchestrator.guardrails import Guardrails
 from orchestrator.journal import Journal
 from orchestrator.references import FILE
@@ -67,6 +68,7 @@ class Loop:
         self.collector = Collector(spec, parts, self.clock, checkpoints.root.with_name(FILE))
         self.evaluator = Evaluator(spec, parts)
         self.guardrails = Guardrails(spec.guardrails)
+        self.gold = GoldWatch(spec, parts.gold)
         self.keeper = SampleKeeper(spec, checkpoints.root.with_name(FOLDER), fence=fence)
         self.kept: set[int] = set()  # steps whose checkpoint is kept
         self.samples: list[dict[str, Any]] = []  # start and end side by side, once the run has ended
@@ -74,6 +76,7 @@ class Loop:
         self.committed = 0  # the last step in the ledger; behind `state.step` while one is being evaluated
         self._checkpoint_failures = 0
         self._samples_failed = False
+        self._gold_failed = False
 
     # ------------------------------------------------------------------- run
 
@@ -163,6 +166,7 @@ class Loop:
         if collected is None:
             return
         batch, kept = collected
+        gold = self.watch_gold(step, batch) if self.gold.due(step) else None
         with self.clock("learn"):
             update = self.improve(step, batch, kept, steering)
         reach("before_sync")
@@ -173,6 +177,7 @@ class Loop:
         self.state.step, self.state.steering = step, steering.model_dump(mode="json")
         evaluation = self.evaluate(step, steering) if self.due(step) else None
         record = self.record(step, version, batch, len(kept), update, evaluation)
+        record |= {} if gold is None else {"gold": gold}
         self.journal.commit(record | {"timings_s": self.clock.read(), "reward_health": health})
         self.committed = step
         self.guard(record)
@@ -327,6 +332,25 @@ class Loop:
             self.journal.event("collapse.over", once=f"collapse over {step}", step=step)
         self.state.collapsed = collapse is not None
 
+    def watch_gold(self, step: int, batch: Batch) -> dict[str, Any] | None:
+        """Name an objective that rises while gold falls. It is a watch: where gold has no scores, training goes on."""
+        try:
+            with self.clock("score"):
+                reading = self.gold.read(step, batch, self.parts.splits.train)
+        except RewardError as error:
+            if not self._gold_failed:  # once, until it works again
+                self.journal.event("gold.failed", level="warning", step=step, message=error.problem)
+            self._gold_failed = True
+            return None
+        self._gold_failed = False
+        for found in reading.began:
+            told = {"message": found.describe(), **asdict(found)}
+            once = f"overoptimisation {step} {found.objective}"
+            self.journal.event("overoptimisation.detected", level="warning", once=once, **told)
+            if self.spec.gold is not None and self.spec.gold.action == "pause":
+                self.journal.request_pause()
+        return reading.figures
+
     def guard(self, record: Mapping[str, Any]) -> None:
         """Name what is outside a person's limits; the next step may not come."""
         for breach in self.guardrails.observe(measured(record)):
@@ -392,6 +416,7 @@ class Loop:
             "archive": self.parts.archive.state_dict(),
             "watch": self.parts.watch.state_dict(),
             "guardrails": self.guardrails.state_dict(),
+            "gold": self.gold.state_dict(),
             "front": None if front is None else {"step": front.step, "growth": front.growth},
         }
 
@@ -408,6 +433,7 @@ class Loop:
         self.parts.watch.load_state_dict(document["watch"])
         if "guardrails" in document:  # a checkpoint of a version without them has none
             self.guardrails.load_state_dict(document["guardrails"])
+        self.gold.load_state_dict(document.get("gold"))
         self.kept = {other for other in known if other <= step}
         front = document["front"] and self.front_stats(document["front"]["step"], document["front"]["growth"])
         self.state = LoopState(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
-from orchestrator.hosting import hosted_rewards
+from orchestrator.hosting import hosted_gold, hosted_rewards
 from orchestrator.spec import JobSpec
 
 
 def reward_gpus(spec: JobSpec) -> float:
     """Of all replicas of the rewards that ask for some."""
-    return math.fsum(options["num_gpus"] for reward in hosted_rewards(spec) for options in reward.reserved)
+    hosted = [*hosted_rewards(spec), *hosted_gold(spec)]
+    return math.fsum(options["num_gpus"] for reward in hosted for options in reward.reserved)
 
 
 def gpus_wanted(spec: JobSpec) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 from orchestrator.batch import reward_batch
 from orchestrator.cluster import EnginePool
 from orchestrator.prompts import Prompt
+from orchestrator.routing import Routes
 from policies.types import Rollout, RolloutRequest
 from rewards.pool import RewardPool, Round, Scored
 
@@ -21,14 +23,15 @@ def roll_out_and_score(
     prompts: Sequence[Prompt],
     counts: Sequence[int],
     *,
+    routes: Routes,
     max_tokens: int,
     before: Sequence[Scored] = (),
     stage: Stage = lambda _: nullcontext(),
 ) -> tuple[list[Rollout], Scored]:
     """A rollout for each request, prompt by prompt, `counts` of each, and their scores.
 
-    The stage `score` is what of the scoring was not hidden behind the rollouts. `before`: rounds of the same step.
-    Raises RewardError, and what the engines raise.
+    An objective has None where it does not apply to a prompt's domain. The stage `score` is what of the scoring was not
+    hidden behind the rollouts. `before`: rounds of the same step. Raises RewardError, and what the engines raise.
     """
     round_ = rewards.begin(counts, before=before)
     groups = Groups(round_, prompts, counts, max_tokens)
@@ -39,7 +42,9 @@ def roll_out_and_score(
         round_.cancel()
         raise
     with stage("score"):
-        return rollouts, round_.finish()
+        scored = round_.finish()
+    domains = [prompt.domain for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
+    return rollouts, replace(scored, scores=routes.mask(scored.scores, domains))
 
 
 class Groups:

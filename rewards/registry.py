@@ -52,6 +52,18 @@ class RewardInfo:
     range: tuple[float, float]
     options: dict[str, Any]
     """JSON schema of the options."""
+    plugin: str | None = None
+    """Module and class, for a reward of an installed package."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A reward as it is known without importing a plugin."""
+
+    name: str
+    plugin: str | None
+    info: RewardInfo | None
+    """None for a plugin that nobody has asked for yet."""
 
 
 def register(reward: RewardType) -> RewardType:
@@ -106,6 +118,24 @@ def build(name: str, options: Mapping[str, object]) -> Reward:
     return resolve(name)(parse_options(name, options))
 
 
+def listed() -> list[Listed]:
+    """Every reward, by name; no plugin is imported."""
+    found, plugins = names(), _plugins()
+    return [
+        Listed(
+            name=name,
+            plugin=plugins[name].value if name in plugins and not _is_builtin(name) else None,
+            info=_info(_registered[name]) if name in _registered else None,
+        )
+        for name in found
+    ]
+
+
+def describe_one(name: str) -> RewardInfo:
+    """Raises as `resolve`."""
+    return _info(resolve(name))
+
+
 def describe() -> list[RewardInfo]:
     """Every reward, by name. Loads every plugin."""
     return [_info(resolve(name)) for name in names()]
@@ -114,7 +144,12 @@ def describe() -> list[RewardInfo]:
 def _info(reward: type[Reward]) -> RewardInfo:
     summary = (reward.__doc__ or "").strip().partition("\n")[0]
     schema = reward.Options.model_json_schema()
-    return RewardInfo(name=reward.name, summary=summary, range=reward.range, options=schema)
+    plugin = None if _is_builtin(reward.name) else f"{reward.__module__}:{reward.__qualname__}"
+    return RewardInfo(name=reward.name, summary=summary, range=reward.range, options=schema, plugin=plugin)
+
+
+def _is_builtin(name: str) -> bool:
+    return name in _registered and _registered[name].__module__.startswith("rewards.")
 
 
 def _load_builtins() -> None:

@@ -36,6 +36,7 @@ _READ = (
     "GET /v1/key",
     "GET /v1/rewards",
     "GET /v1/judges",
+    "GET /v1/rewards/{name}",
     "GET /v1/rules",
     "GET /v1/rules/{name}",
     "GET /v1/models",

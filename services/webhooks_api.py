@@ -34,6 +34,7 @@ EventName = Literal[
     "steering.applied",
     "steering.rejected",
     "guardrail.breached",
+    "overoptimisation.detected",
 ]
 
 

@@ -24,6 +24,7 @@ from orchestrator.build import (
 )
 from orchestrator.checkpoint_store import CheckpointStore
 from orchestrator.checkpoints import Manifest, directory_name, verify
+from orchestrator.gold import GoldScorer
 from orchestrator.hosting import hosted_rewards, reward_pool
 from orchestrator.journal import Wishes, figures_digest
 from orchestrator.loop import Loop
@@ -385,7 +386,7 @@ def prompts(split: str, count: int) -> list[Prompt]:
     ]
 
 
-def make_parts(spec: JobSpec, world: World, profile: Profile | None = None) -> Parts:
+def make_parts(spec: JobSpec, world: World, profile: Profile | None = None, gold: GoldScorer | None = None) -> Parts:
     """Fakes for what costs: engines, learner and rewards. The rest is real.
 
     With `toy.rewards` in the spec's metadata, the pool of rewards is real too, with these troubles.
@@ -409,6 +410,7 @@ def make_parts(spec: JobSpec, world: World, profile: Profile | None = None) -> P
         save_tokenizer=lambda folder: (folder / "tokenizer.json").write_text("{}") and None,
         describe=lambda completions, answers: {"described": len(completions) * (len(completions) == len(answers))},
         close=lambda: None,
+        gold=gold,
     )
 
 
@@ -420,6 +422,7 @@ def start(
     journal: MemoryJournal | None = None,
     fence: int = 1,
     store: CheckpointStore | None = None,
+    gold: GoldScorer | None = None,
 ) -> Run:
     """A fresh process for a job; with the journal of an earlier one, it goes on from there."""
     spec = spec or make_spec()
@@ -427,7 +430,7 @@ def start(
     if journal is None:
         journal = MemoryJournal(spec, world)
     journal.world = world
-    parts: Any = make_parts(spec, world, profile)
+    parts: Any = make_parts(spec, world, profile, gold)
     directory.mkdir(parents=True, exist_ok=True)
     loop = Loop(spec, parts, journal, store or CheckpointStore(directory), fence=fence)
     loop.keeper.directory = directory / ".rollouts"

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from orchestrator.specs.base import Finite, Fraction, Name, Spec
+from orchestrator.specs.data import Domain
 from orchestrator.specs.hosting import HostingSpec
 from orchestrator.specs.transforms import IdentitySpec, TransformSpec
 from rewards import registry
@@ -75,6 +76,13 @@ class ObjectiveSpec(Spec):
     bounds: tuple[Fraction, Fraction] = Field((0.0, 1.0), description="[floor, ceiling] of its applied weight")
     gate: Gate | None = Field(None, description="counts only where another objective reached a threshold")
     target: Target | None = None
+    domains: tuple[Domain, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="applies to prompts of these alone, by data.columns.domain, and is not asked about others; to all "
+        "when absent (CGPO, arXiv 2409.20370)",
+    )
 
     @field_validator("range")
     @classmethod

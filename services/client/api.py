@@ -244,9 +244,14 @@ class Api:
     # -- what a spec may name --------------------------------------------------------------------------------
 
     @endpoint
-    def rewards(self) -> Request[Page[types.RewardInfo]]:
-        """Every reward, with its options."""
-        return _get("/v1/rewards")
+    def rewards(self, *, details: bool | None = None) -> Request[Page[types.RewardInfo]]:
+        """Every reward, with its options; with `details` those of plug-ins too, which are imported for that."""
+        return _get("/v1/rewards", details=None if details is None else str(details).lower())
+
+    @endpoint
+    def reward(self, name: str) -> Request[types.RewardInfo]:
+        """One reward, with its options."""
+        return _get("/v1/rewards/{name}", name=name)
 
     @endpoint
     def judges(self) -> Request[Page[types.JudgeInfo]]:
@@ -292,15 +297,24 @@ class Api:
         format: types.DatasetFormat,
         prompt: str = "prompt",
         answer: str = "answer",
+        domain: str = "",
+        details: Sequence[str] = (),
     ) -> Request[types.Dataset]:
         """Keeps a file whose rows are all usable. `content` is read as it is sent; the same again is the same dataset.
 
-        `prompt` and `answer` are columns; '' for rows without an answer.
+        `prompt`, `answer` and `domain` are columns, the last two '' where rows have none; `details` are further ones.
         """
         return Request(
             method="POST",
             route="/v1/datasets",
-            params={"name": name, "format": format, "prompt": prompt, "answer": answer},
+            params={
+                "name": name,
+                "format": format,
+                "prompt": prompt,
+                "answer": answer,
+                "domain": domain or None,
+                "details": list(details) or None,
+            },
             content=content,
             timeout_s=LONG_S,
             is_repeatable=True,

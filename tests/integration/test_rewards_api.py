@@ -12,10 +12,12 @@ import pytest
 from orchestrator import children
 from orchestrator.embedded_redis import connect
 from orchestrator.store import JobStore
+from rewards import registry
 from services import rewards_api
 from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings
+from tests.support import install
 
 KEY = "eqp_test"
 SECRET = "hunter2-do-not-repeat"
@@ -98,6 +100,50 @@ def test_pairs_are_scored(http: httpx.Client) -> None:
     assert scores[1] == pytest.approx([0.95, 0.75, 0.0])
     assert scores[2] == pytest.approx([0.5, 0.0, 0.0])
     assert document["samples"][0] == {"completion_tokens": 10, "estimated": False}
+
+
+def test_a_sample_has_a_domain_details_and_a_chat(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def ask(_: str, question: dict[str, Any], **__: Any) -> dict[str, Any]:
+        asked.append(question)
+        return {"scores": [[None, 0.5]], "heads": [{"safe": [None, 0.5]}]}
+
+    monkeypatch.setattr(children, "ask", ask)
+    chat = [{"role": "user", "content": "hi"}]
+    first = {"prompt": "p", "completion": "c", "domain": "code", "details": {"schema": {"a": 1}}, "messages": chat}
+    document = run(http, "math", samples=[first, {"prompt": "p", "completion": "c"}]).json()
+    assert document["rewards"][0]["scores"] == [None, 0.5]
+    assert document["rewards"][0]["heads"] == {"safe": [None, 0.5]}
+    batch = asked[0]["batch"]
+    assert (batch["domains"], batch["details"]) == (["code", None], [{"schema": {"a": 1}}, {}])
+    assert batch["messages"] == [chat, [{"role": "user", "content": "p"}]]
+
+
+def test_rewards_are_listed_and_one_is_described(http: httpx.Client) -> None:
+    listed = {reward["name"]: reward for reward in http.get("/v1/rewards").json()["data"]}
+    assert listed == {reward["name"]: reward for reward in http.get("/v1/rewards?details=1").json()["data"]}
+    one = http.get("/v1/rewards/math").json()
+    assert one == {"object": "reward", **listed["math"]}
+    assert one["plugin"] is None
+    assert error_of(http.get(f"/v1/rewards/{SECRET}"), 404)
+    assert error_of(http.get("/v1/rewards?detail=1"), 422)["code"] == "unknown_parameter"
+
+
+def test_a_plugin_is_listed_without_being_imported(
+    http: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "site", "broken", {"broken": "1 / 0"}, {registry.ENTRY_POINT_GROUP: {"broken": "broken:X"}})
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    registry._plugins.cache_clear()
+    try:
+        listed = {reward["name"]: reward for reward in http.get("/v1/rewards").json()["data"]}
+        unknown = {"summary": None, "range": None, "options": None}
+        assert listed["broken"] == {"name": "broken", "plugin": "broken:X", **unknown}
+        for path in ("/v1/rewards/broken", "/v1/rewards?details=1"):
+            assert error_of(http.get(path), 500)["code"] == "plugin_broken"
+    finally:
+        registry._plugins.cache_clear()
 
 
 def test_tokens_are_estimated_where_they_are_not_given(http: httpx.Client) -> None:

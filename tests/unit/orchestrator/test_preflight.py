@@ -14,7 +14,8 @@ from orchestrator import children
 from orchestrator.access import Access
 from orchestrator.datasets import Datasets
 from orchestrator.preflight import NEEDS_ANSWER, preflight
-from orchestrator.spec import Columns, JobSpec, parse_spec
+from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.specs.data import Columns
 from rewards import registry
 
 CONTEXT = 20
