@@ -156,7 +156,7 @@ def normalise(answer: str) -> str:
 
 def _written_out(plain: str) -> str:
     """Fractions of whole numbers as a/b, unless what stands around them would make it another value."""
-    return re.sub(r"(?<![\d}^_])\\frac(?:\{(\d+)\}\{(\d+)\}|(\d)(\d))", r"\1\3/\2\4", plain)
+    return re.sub(r"(?<![\d}^_])\\frac(?:\{(\d+)\}\{(\d+)\}|(\d)(\d))(?!\d)", r"\1\3/\2\4", plain)
 
 
 def _words(answer: str) -> str | None:

@@ -4,7 +4,8 @@
 
 Sections: verifiers (the math reward on MATH-500, which lies beside the repository: reference solutions, rewritten and
 altered answers, formulas copied from the problem; a few minutes), throughput (completions a second of every verifier).
-Figures go to tests/benchmarks/results/rewards.json as each section ends.
+A section is a function that returns figures, and SECTIONS has it by name. They go to
+tests/benchmarks/results/rewards.json as each section ends, disagreements by problem and family.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def measure_verifiers(options: argparse.Namespace) -> Figures:
     solved = reward.score(batch_of([problem.solution for problem in chosen], chosen))
     symbolic = [reward._child.ask(gold=p.answer, answer=p.answer, prose=False) for p in chosen]
     figures: Figures = {
-        "problems": len(chosen),
+        "math_problems": len(chosen),
         "gold_recall": round(sum(score == 1.0 for score in solved) / len(chosen), 4),
         "gold_recall_by_algebra_alone": round(sum(symbolic) / len(chosen), 4),
         "gold_disagreements": [p.id for p, score in zip(chosen, solved, strict=True) if score != 1.0],
@@ -167,7 +168,7 @@ def measure_verifiers(options: argparse.Namespace) -> Figures:
             f"{figure}_by_family": by_family,
             f"{figure}_disagreements": wrong,
         }
-    return figures | {"left_out_by_family": dict(refused)}
+    return figures | {"math_left_out_by_family": dict(refused)}
 
 
 # ------------------------------------------------------------------------------------------------------ throughput
@@ -250,14 +251,13 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Figures]] = {
 
 
 def show(results: Figures) -> None:
-    """Plain numbers of every section, a row each."""
-    table = Table("section", "figure", "value")
-    for section in SECTIONS:
-        for figure, value in results.get(section, {}).items():
-            if isinstance(value, int | float):
-                table.add_row(section, figure, f"{value:g}")
-        for name, value in results.get(section, {}).get("completions_per_s", {}).items():
-            table.add_row(section, f"{name}, completions/s", f"{value:,}")
+    """Plain numbers, and the completions a second of each reward."""
+    table = Table("figure", "value")
+    for figure, value in results.items():
+        if isinstance(value, int | float):
+            table.add_row(figure, f"{value:g}")
+    for name, rate in results.get("completions_per_s", {}).items():
+        table.add_row(f"{name}, completions/s", f"{rate:,}")
     Console().print(table)
 
 
@@ -268,7 +268,7 @@ def main() -> None:
     options = parser.parse_args()
     results: Figures = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in options.only:
-        results[name] = {**SECTIONS[name](options), "machine": machine()}
+        results |= SECTIONS[name](options) | {"machine": machine()}
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     show(results)

@@ -62,7 +62,7 @@ def test_options_come_back_with_their_defaults(http: httpx.Client) -> None:
         "valid": True,
         "name": "math",
         "range": [0.0, 1.0],
-        "options": {"require_boxed": True, "timeout_s": 1.5},
+        "options": {"missing": "error", "require_boxed": True, "timeout_s": 1.5},
     }
     assert http.post("/v1/rewards/validate", json={"name": "clarity"}).json()["valid"] is True
 

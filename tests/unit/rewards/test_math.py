@@ -114,6 +114,7 @@ SAME_WITH_ALGEBRA = [
 DIFFERENT_WITH_ALGEBRA = [
     (r"\frac{1}{2}", r"\frac{1}{0}"),
     (r"2^\frac{1}{2}", "2^1/2"),
+    ("1/23", r"\frac{1}{2}3"),
     (r"\sqrt{5}", "2.236068"),
     (r"\pi", "3.14159265"),
     (".0000672", r"6.7201 \times 10^{-5}"),
