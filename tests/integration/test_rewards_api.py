@@ -17,6 +17,7 @@ from services import rewards_api
 from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings
+from tests.judge_server import answers, says, serving, write_profiles
 from tests.support import install
 
 KEY = "eqp_test"
@@ -180,6 +181,38 @@ def test_a_wrong_run_is_422(http: httpx.Client, change: dict[str, Any], param: s
     body = {"rewards": [{"name": "math"}], "samples": SAMPLES, **change}
     error = error_of(http.post("/v1/rewards/run", json=body), 422)
     assert (error["code"], error["param"]) == ("invalid_reward", param)
+
+
+def test_a_judge_is_listed_checked_and_asked_without_its_address(
+    http: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward = {"name": "judge", "options": {"profile": "strict", "rubric": "style"}}
+    assert "judge" in {found["name"] for found in http.get("/v1/rewards").json()["data"]}
+    monkeypatch.delenv("EQUIPOISE_JUDGES", raising=False)
+    assert http.get("/v1/judges").json()["data"] == []
+    error = error_of(run(http, reward), 422)
+    assert error["param"] == "rewards.0.options.profile"
+    assert "this installation has no judges" in error["message"]
+    (tmp_path / "key").write_text(SECRET)
+    with serving(says('{"reason": "fine", "score": 10}')) as judge:
+        profile = {"base_url": judge.url, "allow_private": True, "api_key_file": str(tmp_path / "key")}
+        monkeypatch.setenv("EQUIPOISE_JUDGES", str(write_profiles(tmp_path, strict=profile, cheap=profile)))
+        listed = http.get("/v1/judges")
+        assert listed.json()["data"] == [{"object": "judge", "name": name} for name in ("cheap", "strict")]
+        checked = http.post("/v1/rewards/validate", json=reward)
+        assert checked.status_code == 200, checked.text
+        scored = run(http, reward, "conciseness")
+        assert scored.status_code == 200, scored.text
+        assert scored.json()["rewards"][0]["scores"] == [1.0, 1.0, 1.0]
+        assert judge.headers[0]["authorization"] == f"Bearer {SECRET}"
+        judge.script = answers(401, SECRET)
+        refused = run(http, reward)
+        assert "JudgeError: judge 'strict': it answered 401" in error_of(refused, 422)["message"]
+        for answer in (listed, checked, scored, refused):
+            assert str(judge.port) not in answer.text
+    (tmp_path / "judges.yaml").write_text(f"judges: [{SECRET}]")
+    assert error_of(http.get("/v1/judges"), 500)["code"] == "judges_broken"
+    assert "equipoise judges" in error_of(http.post("/v1/rewards/validate", json=reward), 422)["message"]
 
 
 def test_algebra_without_end_is_cut_short(http: httpx.Client) -> None:

@@ -11,12 +11,19 @@ from pydantic import BaseModel, Field
 
 from rewards import registry
 from rewards.base import RewardOptions
+from tests.judge_server import write_profiles
 
 BUILTIN = [
-    *("clarity", "conciseness", "exact", "format", "instructions", "json_schema", "language", "length"),
-    *("length_within", "math", "numeric", "regex", "repetition", "text", "tool_call"),
+    *("clarity", "conciseness", "exact", "format", "instructions", "json_schema", "judge", "judge_pairwise"),
+    *("language", "length", "length_within", "math", "numeric", "regex", "repetition", "text", "tool_call"),
 ]
-NEEDED = {"json_schema": {"column": "schema"}, "language": {"language": "en"}, "regex": {"pattern": "a"}}
+NEEDED = {
+    "json_schema": {"column": "schema"},
+    "judge": {"profile": "strict", "rubric": "style"},
+    "judge_pairwise": {"profile": "strict"},
+    "language": {"language": "en"},
+    "regex": {"pattern": "a"},
+}
 
 
 class ShoutingOptions(RewardOptions):
@@ -62,7 +69,7 @@ def test_the_built_in_rewards_are_known():
 
 
 def test_importing_and_listing_needs_nothing_heavy():
-    heavy = {"torch", "ray", "vllm", "math_verify", "sympy", "numpy", "py3langid", "jsonschema"}
+    heavy = {"torch", "ray", "vllm", "math_verify", "sympy", "numpy", "py3langid", "jsonschema", "httpx"}
     script = "import sys; from rewards import registry; registry.describe(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert not heavy & set(loaded.split())
@@ -118,12 +125,16 @@ def test_a_bad_value_is_not_echoed():
 
 
 @pytest.mark.parametrize("name", BUILTIN)
-def test_options_are_frozen_closed_and_described_and_a_reward_is_built_from_what_it_needs(name):
+def test_options_are_frozen_closed_and_described_and_a_reward_is_built_from_what_it_needs(name, tmp_path, monkeypatch):
+    judges = write_profiles(tmp_path, strict={"base_url": "https://judges.example.com/v1"})
+    monkeypatch.setenv("EQUIPOISE_JUDGES", str(judges))
     schema = registry.resolve(name).Options
     assert schema.model_config["frozen"]
     assert schema.model_config["extra"] == "forbid"
     assert all(field.description for field in schema.model_fields.values())
-    assert registry.build(name, NEEDED.get(name, {})).name == name
+    reward = registry.build(name, NEEDED.get(name, {}))
+    assert reward.name == name
+    getattr(reward, "close", lambda: None)()
 
 
 def test_every_reward_is_described():
