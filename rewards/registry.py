@@ -34,6 +34,7 @@ _BUILTIN_MODULES = (
     "rewards.models.bradley_terry",
     "rewards.models.process",
 )
+MODEL_FORMAT = "model"  # of an option's JSON schema: it names a model's directory or a hub id
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 _registered: dict[str, type[Reward]] = {}
@@ -91,6 +92,16 @@ def parse_options(name: str, options: Mapping[str, object]) -> BaseModel:
     except ValidationError as error:
         problems = "; ".join(_explain(problem, schema) for problem in error.errors(include_input=False))
         raise ValueError(f"reward {name!r}: {problems}") from None
+
+
+def named_models(name: str, options: Mapping[str, object]) -> dict[str, object]:
+    """The options that name a model, by name, for whoever decides what may be read from this machine."""
+    fields = resolve(name).Options.model_fields
+    extras = {option: field.json_schema_extra for option, field in fields.items()}
+    wanted = [
+        option for option, extra in extras.items() if isinstance(extra, dict) and extra.get("format") == MODEL_FORMAT
+    ]
+    return {option: options[option] for option in wanted if option in options}
 
 
 def build(name: str, options: Mapping[str, object]) -> Reward:

@@ -436,3 +436,10 @@ def test_steps_before_the_cut_do_not_count(backbone):
     reward, _ = step_scores(backbone, **options)
     steps = reward.score_steps(batch(("count ba",), ("ba be bi . bo . " * 3,)))
     assert len(steps[0]) == 3  # of six
+
+
+def test_options_that_name_a_model_can_be_told(regression):
+    options = {"model": str(regression), "head": "good"}
+    assert registry.named_models("regression", options) == {"model": str(regression)}
+    assert registry.named_models("process", {"separator": "."}) == {}
+    assert registry.named_models("math", {"require_boxed": True}) == {}

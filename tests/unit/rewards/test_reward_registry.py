@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from rewards import registry
 from rewards.base import RewardOptions
 
-BUILTIN = ["clarity", "conciseness", "math"]
+BUILTIN = ["bradley_terry", "clarity", "conciseness", "math", "process", "regression"]
 
 
 class ShoutingOptions(RewardOptions):
@@ -65,7 +65,7 @@ def test_importing_and_listing_needs_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "hint"), [("mth", "did you mean 'math'"), ("Clarity", "'clarity'"), ("zzz", "; valid: clarity")]
+    ("wrong", "hint"), [("mth", "did you mean 'math'"), ("Clarity", "'clarity'"), ("zzz", "; valid: bradley_terry")]
 )
 def test_an_unknown_name_is_told_the_nearest_and_all_valid_ones(wrong, hint):
     with pytest.raises(ValueError, match=hint) as caught:
