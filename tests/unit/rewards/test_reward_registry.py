@@ -105,12 +105,17 @@ def test_a_bad_value_is_not_echoed():
 
 
 @pytest.mark.parametrize("name", BUILTIN)
-def test_options_are_frozen_closed_described_and_all_have_defaults(name):
+def test_options_are_frozen_closed_and_described_and_what_is_required_is_asked_for(name):
     schema = registry.resolve(name).Options
     assert schema.model_config["frozen"]
     assert schema.model_config["extra"] == "forbid"
     assert all(field.description for field in schema.model_fields.values())
-    registry.build(name, {})
+    required = [option for option, field in schema.model_fields.items() if field.is_required()]
+    if not required:
+        registry.build(name, {})
+        return
+    with pytest.raises(ValueError, match=f"option '{required[0]}': Field required"):
+        registry.build(name, {})
 
 
 def test_every_reward_is_described():
