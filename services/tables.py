@@ -56,10 +56,10 @@ def job_view(job: Document, steering: Document) -> RenderableType:
 def rewards_table(rewards: Sequence[Document]) -> Table:
     table = _table("reward", "range", "options", "what it rewards")
     for reward in rewards:
-        low, high = reward["range"]
+        low, high = ("–" if bound is None else f"{bound:g}" for bound in reward["range"])  # null is no bound
         options = ", ".join(reward["options"].get("properties", {})) or "–"
         table.add_row(
-            Text(plain(reward["name"])), f"{low:g} to {high:g}", Text(plain(options)), Text(plain(reward["summary"]))
+            Text(plain(reward["name"])), f"{low} to {high}", Text(plain(options)), Text(plain(reward["summary"]))
         )
     return table
 
