@@ -35,6 +35,7 @@ _BUILTIN_MODULES = (
     *(f"rewards.models.{module}" for module in ("bradley_terry", "process", "regression")),
     *(f"rewards.judges.{module}" for module in ("judge", "pairwise")),
 )
+MODEL_FORMAT = "model"  # of an option's JSON schema: it names a model's directory or a hub id
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 _registered: dict[str, type[Reward]] = {}
@@ -111,6 +112,16 @@ def problems(name: str, options: Mapping[str, object]) -> list[tuple[str, str]]:
     reward = resolve(name)
     find = getattr(reward, "problems", None)
     return [] if find is None else list(find(parse_options(name, options)))
+
+
+def named_models(name: str, options: Mapping[str, object]) -> dict[str, object]:
+    """The options that name a model, by name, for whoever decides what may be read from this machine."""
+    fields = resolve(name).Options.model_fields
+    extras = {option: field.json_schema_extra for option, field in fields.items()}
+    wanted = [
+        option for option, extra in extras.items() if isinstance(extra, dict) and extra.get("format") == MODEL_FORMAT
+    ]
+    return {option: options[option] for option in wanted if option in options}
 
 
 def build(name: str, options: Mapping[str, object]) -> Reward:

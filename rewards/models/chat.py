@@ -21,6 +21,7 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, overflow: Overflow) -> None:
         self.tokenizer = tokenizer
+        self._special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.max_length = max_length
         self._overflow = overflow
 
@@ -44,13 +45,22 @@ class ChatEncoder:
     def completions(self, batch: RewardBatch) -> list[list[int]]:
         """Tokens of each row: the chat with the completion as the assistant's answer."""
         return [
-            self.fit(self.encode(chat, completion), row)
+            self.fit(self.encode(chat, self.clean(completion)), row)
             for row, (chat, completion) in enumerate(zip(batch.messages, batch.completions, strict=True))
         ]
 
     def prompts(self, chats: Sequence[Chat]) -> list[list[int]]:
         """Tokens of each chat up to where the answer starts."""
         return [self.fit(self.encode(chat, None), row) for row, chat in enumerate(chats)]
+
+    def clean(self, completion: str) -> str:
+        """Without the spelling of special tokens, by which a policy could end its answer and go on as the user."""
+        before = None
+        while before != completion:  # what is left may spell another one
+            before = completion
+            for token in self._special:
+                completion = completion.replace(token, "")
+        return completion
 
     def encode(self, chat: Chat, completion: str | None) -> list[int]:
         """In full length. Raises ModelError for a chat of several messages without a template."""

@@ -7,12 +7,17 @@ from typing import Literal
 from pydantic import Field
 
 from rewards.base import RewardOptions
+from rewards.registry import MODEL_FORMAT
 
 
 class LoadOptions(RewardOptions):
     """Which model, and how it is read."""
 
-    model: str = Field(min_length=1, description="a Hugging Face directory of safetensors, or a hub id with a revision")
+    model: str = Field(
+        min_length=1,
+        description="a Hugging Face directory of safetensors, or a hub id with a revision",
+        json_schema_extra={"format": MODEL_FORMAT},
+    )
     revision: str | None = Field(None, description="commit of a hub id, which it needs; ignored for a directory")
     max_length: int | None = Field(
         None,

@@ -108,6 +108,7 @@ class Process:
     def _locate(self, row: int, chat: Chat, completion: str) -> tuple[list[int], list[int]]:
         """The row's tokens, and where its steps end."""
         separator, marker = self._options.separator, self._marker
+        completion = self._encoder.clean(completion)
         if marker != separator:
             completion = completion.replace(marker, "")
         steps = [step for step in completion.split(separator) if step.strip()] or [""]

@@ -71,7 +71,8 @@ def pairs_of(rows: Sequence[PairRow], settings: TrainSettings, encoder: ChatEnco
 def encode(encoder: ChatEncoder, row: RatingRow | PairRow, completion: str | None) -> list[int]:
     """Tokens of the row's chat with the completion, or up to where it starts; errors name the file and line."""
     try:
-        return encoder.fit(encoder.encode(row.messages, completion), 0)
+        text = None if completion is None else encoder.clean(completion)
+        return encoder.fit(encoder.encode(row.messages, text), 0)
     except ModelError as error:
         raise RowError(f"{row.where}: {error}") from None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -104,7 +105,7 @@ class TrainResult:
 def _explain(problem: Any) -> str:
     field = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        nearest = get_close_matches(field, RewardModelSpec.model_fields, n=1)
+        message = f"unknown field{f', did you mean {nearest[0]!r}?' if nearest else ''}"
     return f"{field}: {message}" if field else message
-
-
-SETTINGS_FIELDS = tuple(field.name for field in fields(TrainSettings))

@@ -14,9 +14,11 @@ from rewards.base import RewardOptions
 from tests.judge_server import write_profiles
 
 BUILTIN = [
-    *("clarity", "conciseness", "exact", "format", "instructions", "json_schema", "judge", "judge_pairwise"),
-    *("language", "length", "length_within", "math", "numeric", "regex", "repetition", "text", "tool_call"),
+    *("bradley_terry", "clarity", "conciseness", "exact", "format", "instructions", "json_schema", "judge"),
+    *("judge_pairwise", "language", "length", "length_within", "math", "numeric", "process", "regex", "regression"),
+    *("repetition", "text", "tool_call"),
 ]
+LEARNED = {"bradley_terry", "process", "regression"}  # built from a model's directory: test_reward_models
 NEEDED = {
     "json_schema": {"column": "schema"},
     "judge": {"profile": "strict", "rubric": "style"},
@@ -76,7 +78,7 @@ def test_importing_and_listing_needs_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "hint"), [("mth", "did you mean 'math'"), ("Clarity", "'clarity'"), ("zzz", "; valid: clarity")]
+    ("wrong", "hint"), [("mth", "did you mean 'math'"), ("Clarity", "'clarity'"), ("zzz", "; valid: bradley_terry")]
 )
 def test_an_unknown_name_is_told_the_nearest_and_all_valid_ones(wrong, hint):
     with pytest.raises(ValueError, match=hint) as caught:
@@ -132,6 +134,10 @@ def test_options_are_frozen_closed_and_described_and_a_reward_is_built_from_what
     assert schema.model_config["frozen"]
     assert schema.model_config["extra"] == "forbid"
     assert all(field.description for field in schema.model_fields.values())
+    if name in LEARNED:
+        with pytest.raises(ValueError, match="option 'model': Field required"):
+            registry.build(name, {})
+        return
     reward = registry.build(name, NEEDED.get(name, {}))
     assert reward.name == name
     getattr(reward, "close", lambda: None)()

@@ -130,7 +130,7 @@ def test_settings_are_the_specs_fields_with_its_defaults():
         ({"verbosity_head": "length"}, "verbosity_head: expected one of the heads, digits, polite"),
         ({"lr": 0}, "lr: "),
         ({"train": []}, "train: "),
-        ({"learning_rate": 1}, "learning_rate: "),
+        ({"epoch": 1}, "epoch: unknown field, did you mean 'epochs'"),
     ],
 )
 def test_wrong_settings_name_the_field(backbone, files, change, message):
