@@ -24,7 +24,7 @@ from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.spec_errors import SpecError, problem
 from orchestrator.states import JobStatus
 from orchestrator.steering import initial_steering
-from orchestrator.store import JobRecord, JobStore, Page, QuotaReached, SubmitOutcome
+from orchestrator.store import JobRecord, JobStore, Page, QuotaReached, Submission, SubmitOutcome
 from services.body import json_body, optional_json_body
 from services.deps import MAX_PAGE, Configuration, FileAccess, JobId, MaxActive, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, quota_problem, spec_problem
@@ -38,7 +38,7 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="the same key and body is answered with the job that was made the first time, for 24 h",
+        description="the same key and body is answered as it was the first time, for 24 h",
     ),
 ]
 
@@ -131,8 +131,13 @@ def submit_job(
     With validate_only it says what would run, and reckons GPUs and memory: `estimate` has a layout for each device that
     the job may run on, its processes' bytes by part, and what does not fit with the settings that would help.
     """
-    spec = checked_spec(document, access)
+    spec = strict_spec(document)
     text = spec.to_json()
+    if idempotency_key is not None and not query.validate_only:
+        known = store.submitted(text, idempotency_key=idempotency_key)
+        if known is not None:  # also where its files are gone meanwhile
+            return _answer(known)
+    check_files(spec, access)
     if query.validate_only:
         machine = Machine(gpus=query.gpus, gpu_gib=query.gpu_gib or config.gpu_gib)
         return StrictJSONResponse({**_validated(spec, text), "estimate": estimate(spec, machine)})
@@ -147,13 +152,18 @@ def submit_job(
     )
     if submission.outcome is SubmitOutcome.QUOTA:
         raise quota_problem(max_active)
+    return _answer(submission)
+
+
+def _answer(submission: Submission) -> Response:
     if submission.outcome is SubmitOutcome.CONFLICT:
         raise ApiProblem(
             409, "idempotency_conflict", "this Idempotency-Key was used with another body", param="Idempotency-Key"
         )
+    assert submission.job is not None
     replay = submission.outcome is SubmitOutcome.REPLAY
     return StrictJSONResponse(
-        job_document(store.job(submission.job_id)),
+        job_document(submission.job),
         status_code=201,
         headers={"location": f"/v1/jobs/{submission.job_id}", "idempotent-replayed": str(replay).lower()},
     )
@@ -243,16 +253,17 @@ def back_in_queue(store: JobStore, job_id: str, max_active: int | None) -> None:
 
 def checked_spec(document: Any, access: Access) -> JobSpec:
     """A spec that can run here: its fields fit, and so do the files that it names, which `access` allows."""
-    try:
-        spec = _strict_spec(document)
-    except RuntimeError as error:  # an installed reward plugin is broken, which the spec's author can't help
-        raise ApiProblem(500, "plugin_broken", str(error)) from error
-    if problems := preflight(spec, access):
-        raise spec_problem(problems)
+    spec = strict_spec(document)
+    check_files(spec, access)
     return spec
 
 
-def _strict_spec(document: Any) -> JobSpec:
+def check_files(spec: JobSpec, access: Access) -> None:
+    if problems := preflight(spec, access):
+        raise spec_problem(problems)
+
+
+def strict_spec(document: Any) -> JobSpec:
     """Without YAML's leniency, which takes the text 1e-6 for a number: in JSON a number is one, and true is not."""
     if not isinstance(document, dict):
         return parse_spec(document)  # which says what it is instead
@@ -261,6 +272,8 @@ def _strict_spec(document: Any) -> JobSpec:
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
         raise SpecError([problem(JobSpec, detail) for detail in found]) from None
+    except RuntimeError as error:  # an installed reward plugin is broken, which the spec's author can't help
+        raise ApiProblem(500, "plugin_broken", str(error)) from error
 
 
 def first_steering(spec: JobSpec) -> dict[str, Any]:
