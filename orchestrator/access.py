@@ -12,8 +12,10 @@ from orchestrator.remote import RemoteError, is_under, is_url, parts_of
 from orchestrator.spec import JobSpec
 from orchestrator.specs.data import FilesData
 from orchestrator.specs.reward_job import RewardJobSpec
+from rewards import registry
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_OTHER_MODELS = "use a model of GET /v1/models or a hub id"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +44,17 @@ class Access:
                     problems.append((f"data.{split}", problem))
         if self.roots is None:
             return problems
-        for field, value in (("init_checkpoint", spec.init_checkpoint), ("policy.model", spec.policy.model)):
-            if value is None or value == "quickstart" or (field == "policy.model" and _is_hub_id(value)):
-                continue
-            if not _inside(value, (*self.roots, *self.model_roots)) and not self._is_of_own_job(value):
-                problems.append((field, self._refusal("use a model of GET /v1/models or a hub id")))
-        return problems
+        if spec.init_checkpoint is not None and not self._is_open(spec.init_checkpoint):
+            problems.append(("init_checkpoint", self._refusal(_OTHER_MODELS)))
+        models = {"policy.model": spec.policy.model, **_reward_models(spec)}
+        found = {field: self.problem_of_model(value) for field, value in models.items() if value != "quickstart"}
+        return problems + [(field, problem) for field, problem in found.items() if problem]
+
+    def problem_of_model(self, model: str) -> str | None:
+        """What to do instead, where this directory may not be read. A hub id may be."""
+        if self.roots is None or _is_hub_id(model) or self._is_open(model):
+            return None
+        return self._refusal(_OTHER_MODELS)
 
     def _problems_of_training(self, spec: RewardJobSpec) -> list[tuple[str, str]]:
         problems = []
@@ -59,9 +66,8 @@ class Access:
                     problem = self._problem_of_data(name, "put the file there, or name a URL that is open to you")
                 if problem:
                     problems.append((f"training.{split}.{i}", problem))
-        model, roots = spec.training.model, (*(self.roots or ()), *self.model_roots)
-        if self.roots is not None and not (_is_hub_id(model) or _inside(model, roots) or self._is_of_own_job(model)):
-            problems.append(("training.model", self._refusal("use a model of GET /v1/models or a hub id")))
+        if problem := self.problem_of_model(spec.training.model):
+            problems.append(("training.model", problem))
         return problems
 
     def _problem_of_data(self, name: str, instead: str = "upload the file, and name it as dataset:ID") -> str | None:
@@ -81,9 +87,24 @@ class Access:
             return f"this path is not under a directory that the operator allowed; {instead}"
         return f"paths on the server's machine are not open to this owner; {instead}"
 
+    def _is_open(self, model: str) -> bool:
+        """A directory of a model, where roots bound what may be read."""
+        return _inside(model, (*(self.roots or ()), *self.model_roots)) or self._is_of_own_job(model)
+
     def _is_of_own_job(self, value: str) -> bool:
         jobs, path = self.state_dir.resolve() / "jobs", _resolved(value)
         return path is not None and path.is_relative_to(jobs) and path != jobs and self.own_job(_first(path, jobs))
+
+
+def _reward_models(spec: JobSpec) -> dict[str, str]:
+    """By field."""
+    rewards = {f"objectives.{i}.reward": objective.reward for i, objective in enumerate(spec.objectives)}
+    rewards |= {} if spec.gold is None else {"gold.reward": spec.gold.reward}
+    return {
+        f"{field}.options.{option}": str(value)
+        for field, reward in rewards.items()
+        for option, value in registry.named_models(reward.name, reward.options).items()
+    }
 
 
 def _is_below(url: str, root: str) -> bool:

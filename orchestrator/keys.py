@@ -14,7 +14,7 @@
     mo:<owner>:leases               zset    held jobs by expiry, ms of Redis time
     mo:<owner>:stalled              hash    job id -> expiry and pass of the first sweep
     mo:<owner>:jobs                 zset    all jobs by creation, us of Redis time
-    mo:<owner>:idem:<sha256>        string  job id | sha256 of the body, for 24 h
+    mo:<owner>:idem:<sha256>        string  job id | sha256 of the body | the job's fields at first, for 24 h
     mo:<owner>:job:{j}              hash    the job's one source of truth
     mo:<owner>:job:{j}:spec         string  the document as submitted
     mo:<owner>:job:{j}:events       stream  <seq>-0, seq without a gap

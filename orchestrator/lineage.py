@@ -260,13 +260,38 @@ def keep_plan(path: Path, request: Any, plan: Json) -> Json:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - other.stat().st_mtime > _PLAN_TTL_S:
                 other.unlink()
+    _keep_first(path, {**plan, "request": _digest(request)})
+    return kept_plan(path, request) or plan
+
+
+def kept_answer(path: Path, plan: Json) -> Json | None:
+    """What was answered when all of the plan had been carried out. `path` is the plan's."""
+    try:
+        answer: Json = json.loads(_answer_path(path, plan).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return answer
+
+
+def keep_answer(path: Path, plan: Json, answer: Json) -> Json:
+    """The answer that all who ask with this key get: the first that is kept."""
+    _keep_first(_answer_path(path, plan), answer)
+    return kept_answer(path, plan) or answer
+
+
+def _answer_path(path: Path, plan: Json) -> Path:
+    """Of this plan alone: one that follows it under the same key makes other jobs."""
+    return path.with_name(f"{path.stem}-{_digest([job['id'] for job in plan['jobs']])[:32]}.json")
+
+
+def _keep_first(path: Path, document: Json) -> None:
+    """On the disk, unless another is there."""
     hidden = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
-    hidden.write_text(json.dumps({**plan, "request": _digest(request)}), encoding="utf-8")
+    hidden.write_text(json.dumps(document), encoding="utf-8")
     _flush(hidden)
     with contextlib.suppress(FileExistsError):
         os.link(hidden, path)
     hidden.unlink()
-    return kept_plan(path, request) or plan
 
 
 def _digest(request: Any) -> str:

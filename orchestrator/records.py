@@ -43,10 +43,14 @@ class SteerOutcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """`job_id` is the job that the key belongs to: on REPLAY and CONFLICT, the earlier one."""
+    """`job_id` is the job that the key belongs to: on REPLAY and CONFLICT, the earlier one.
+
+    `job` as it was when it was made, for as long as its key is kept; of a job without one, as it is. None on QUOTA.
+    """
 
     job_id: str
     outcome: SubmitOutcome
+    job: "JobRecord | None"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,7 @@ a lease; each write under it carries the lease's fence and nonce, and is refused
 has claimed the job. Any method may raise `StoreUnavailable`, and `JobNotFound` where it takes a job.
 """
 
+import json
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
@@ -40,6 +41,7 @@ from orchestrator.records import (
     Submission,
     SubmitOutcome,
     dumps,
+    job_record,
     steering_at,
 )
 from orchestrator.redis_calls import Arg
@@ -80,7 +82,8 @@ class JobStore(JobReader):
     ) -> Submission:
         """Queue a job; `steering` is its first version. The body is what `spec_json` says, byte for byte.
 
-        A key (kept 24 h) or a job id seen before gives REPLAY for the same body, CONFLICT for another one.
+        A key (kept 24 h) or a job id seen before gives REPLAY for the same body, CONFLICT for another one; with a
+        key, the job comes as the first answer had it.
         So does a call whose first reply was lost: REPLAY, one job. QUOTA, and nothing stored, where it is new
         and the owner has `max_active` jobs that wait or are worked on (None: no limit). `origin`: where it was forked.
         `priority`, as in a spec, is for good: it decides among the owner's own jobs whenever this one waits.
@@ -90,7 +93,7 @@ class JobStore(JobReader):
         if not is_name(job_id):
             raise ValueError("job id: 1 to 255 letters, digits, _ or - are allowed")
         keys = self._keys
-        outcome, accepted_id = self._run(
+        outcome, accepted_id, fields = self._run(
             "submit",
             job_id,
             sha256(spec_json.encode()).hexdigest(),
@@ -108,7 +111,16 @@ class JobStore(JobReader):
                 keys.steering(job_id), OWNERS,
             ],
         )  # fmt: skip
-        return Submission(job_id=accepted_id, outcome=SubmitOutcome(outcome))
+        return _submission(outcome, accepted_id, fields)
+
+    def submitted(self, spec_json: str, *, idempotency_key: str) -> Submission | None:
+        """What `submit` answers a key that it knows: REPLAY or CONFLICT."""
+        kept = self._calls.command("GET", self._keys.idempotency(idempotency_key))
+        if kept is None:
+            return None
+        job_id, digest, fields = kept.split("|", 2)
+        same = digest == sha256(spec_json.encode()).hexdigest()
+        return _submission("REPLAY" if same else "CONFLICT", job_id, fields)
 
     # -- what people ask for ---------------------------------------------------------------------------------
 
@@ -368,6 +380,13 @@ class JobStore(JobReader):
         if code == "ILLEGAL":
             raise IllegalTransition(status, wanted)
         return JobStatus(status)
+
+
+def _submission(outcome: str, job_id: str, fields: str) -> Submission:
+    """`fields`: names and values in turns, as JSON."""
+    flat = json.loads(fields)
+    job = job_record(dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
+    return Submission(job_id=job_id, outcome=SubmitOutcome(outcome), job=job)
 
 
 def _ms(ttl_s: float) -> int:

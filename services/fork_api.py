@@ -30,7 +30,9 @@ from orchestrator.lineage import (
     fork_document,
     forking,
     is_full,
+    keep_answer,
     keep_plan,
+    kept_answer,
     kept_plan,
     lineage,
     merged,
@@ -140,7 +142,8 @@ def fork_job(
 ) -> Response:
     """Queues jobs that start from a copy of the checkpoint's policy. Each is queued whole or not at all.
 
-    An Idempotency-Key stands for the whole set: who asks again gets the same jobs, and those that were missing.
+    An Idempotency-Key stands for the whole set: who asks again gets the jobs that were missing, and once all are made
+    the same answer.
     """
     fork = _checked(document)
     store.job(job_id)
@@ -158,17 +161,21 @@ def fork_job(
         if is_full(error):
             raise _full() from None
         raise
-    _check_room(store, plan, max_active)
-    try:
-        with forking(config.state_dir):
-            again = path is not None
-            made = _carry_out(store, config, plan, max_active, again=again, find=lambda found: find(job_id, found))
-    except OSError as error:
-        if is_full(error):
-            raise _full() from None
-        raise
-    answer = {**page(made, has_more=False), "lineage": {"parent": job_id, "step": plan["step"]}}
-    headers = {"idempotent-replayed": str(replay).lower(), "location": f"/v1/jobs/{made[0]['id']}"}
+    answer = None if path is None else kept_answer(path, plan)
+    if answer is None:
+        _check_room(store, plan, max_active)
+        try:
+            with forking(config.state_dir):
+                again = path is not None
+                made = _carry_out(store, config, plan, max_active, again=again, find=lambda found: find(job_id, found))
+            answer = {**page(made, has_more=False), "lineage": {"parent": job_id, "step": plan["step"]}}
+            if path is not None:
+                answer = keep_answer(path, plan, answer)
+        except OSError as error:
+            if is_full(error):
+                raise _full() from None
+            raise
+    headers = {"idempotent-replayed": str(replay).lower(), "location": f"/v1/jobs/{plan['jobs'][0]['id']}"}
     return StrictJSONResponse(answer, status_code=201, headers=headers)
 
 
@@ -269,8 +276,8 @@ def _carry_out(
             if made:
                 problem.message += f"; made already: {', '.join(found['id'] for found in made)}"
             raise problem
-        record = store.job(job["id"])
-        made.append({**job_document(record), "lineage": lineage(record)})
+        assert submission.job is not None
+        made.append({**job_document(submission.job), "lineage": lineage(submission.job)})
     return made
 
 

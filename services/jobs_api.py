@@ -25,7 +25,7 @@ from orchestrator.spec_errors import problem
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.states import JobStatus
 from orchestrator.steering import initial_steering
-from orchestrator.store import JobRecord, JobStore, Page, QuotaReached, SubmitOutcome
+from orchestrator.store import JobRecord, JobStore, Page, QuotaReached, Submission, SubmitOutcome
 from services.body import json_body, optional_json_body
 from services.deps import MAX_PAGE, Configuration, FileAccess, JobId, MaxActive, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, quota_problem, spec_problem
@@ -39,7 +39,7 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="the same key and body is answered with the job that was made the first time, for 24 h",
+        description="the same key and body is answered as it was the first time, for 24 h",
     ),
 ]
 
@@ -135,8 +135,13 @@ def submit_job(
     each device that the job may run on, its processes' bytes by part, and what does not fit with the settings that
     would help.
     """
-    spec = checked_spec(document, access)
+    spec = strict_spec(document)
     text = spec.to_json()
+    if idempotency_key is not None and not query.validate_only:
+        known = store.submitted(text, idempotency_key=idempotency_key)
+        if known is not None:  # also where its files are gone meanwhile
+            return _answer(known)
+    check_files(spec, access)
     if query.validate_only:
         plan = _validated(spec, text)
         if isinstance(spec, JobSpec):
@@ -154,13 +159,18 @@ def submit_job(
     )
     if submission.outcome is SubmitOutcome.QUOTA:
         raise quota_problem(max_active)
+    return _answer(submission)
+
+
+def _answer(submission: Submission) -> Response:
     if submission.outcome is SubmitOutcome.CONFLICT:
         raise ApiProblem(
             409, "idempotency_conflict", "this Idempotency-Key was used with another body", param="Idempotency-Key"
         )
+    assert submission.job is not None
     replay = submission.outcome is SubmitOutcome.REPLAY
     return StrictJSONResponse(
-        job_document(store.job(submission.job_id)),
+        job_document(submission.job),
         status_code=201,
         headers={"location": f"/v1/jobs/{submission.job_id}", "idempotent-replayed": str(replay).lower()},
     )
@@ -250,23 +260,29 @@ def back_in_queue(store: JobStore, job_id: str, max_active: int | None) -> None:
 
 def checked_spec(document: Any, access: Access) -> JobSpec | RewardJobSpec:
     """A spec that can run here: its fields fit, and so do the files that it names, which `access` allows."""
-    try:
-        spec = _strict_spec(document)
-    except RuntimeError as error:  # an installed reward plugin is broken, which the spec's author can't help
-        raise ApiProblem(500, "plugin_broken", str(error)) from error
-    if problems := preflight(spec, access):
-        raise spec_problem(problems)
+    spec = strict_spec(document)
+    check_files(spec, access)
     return spec
 
 
-def _strict_spec(document: Any) -> JobSpec | RewardJobSpec:
+def check_files(spec: JobSpec | RewardJobSpec, access: Access) -> None:
+    if problems := preflight(spec, access):
+        raise spec_problem(problems)
+
+
+def strict_spec(document: Any) -> JobSpec | RewardJobSpec:
     """Without YAML's leniency, which takes the text 1e-6 for a number: in JSON a number is one, and true is not."""
     kind = document.get("kind", "alignment") if isinstance(document, dict) else None
-    if kind == "alignment":
-        return validated(JobSpec, lambda: JobSpec.model_validate_json(json.dumps(document), strict=True))
-    if kind == "reward_model":
-        return validated(RewardJobSpec, lambda: RewardJobSpec.model_validate_json(json.dumps(document), strict=True))
-    return parse_job(document)  # which says what is wrong
+    try:
+        if kind == "alignment":
+            return validated(JobSpec, lambda: JobSpec.model_validate_json(json.dumps(document), strict=True))
+        if kind == "reward_model":
+            return validated(
+                RewardJobSpec, lambda: RewardJobSpec.model_validate_json(json.dumps(document), strict=True)
+            )
+        return parse_job(document)  # which says what is wrong
+    except RuntimeError as error:  # an installed reward plugin is broken, which the spec's author can't help
+        raise ApiProblem(500, "plugin_broken", str(error)) from error
 
 
 def first_steering(spec: JobSpec | RewardJobSpec) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
 from orchestrator import children
+from orchestrator.access import Access
 from orchestrator.spec_errors import nearest
 from rewards import registry
 from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
 from services.body import json_body
-from services.deps import body_schema, page
+from services.deps import FileAccess, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.slots import place
 
@@ -119,15 +120,16 @@ def _listed(reward: registry.Listed) -> dict[str, Any]:
 
 
 @router.post("/validate", openapi_extra=body_schema(RewardChoice.model_json_schema()))
-def validate_reward(document: Annotated[Any, Depends(json_body)]) -> Response:
+def validate_reward(document: Annotated[Any, Depends(json_body)], access: FileAccess) -> Response:
     """The options with every default written out; 422 names what is wrong with them."""
     choice = _parsed(RewardChoice, document)
-    return StrictJSONResponse({"object": "reward.validation", "valid": True, **_resolved(choice, "")})
+    return StrictJSONResponse({"object": "reward.validation", "valid": True, **_resolved(choice, "", access)})
 
 
 @router.post("/run", openapi_extra=body_schema(_run_schema()))
 def run_rewards(
     document: Annotated[Any, Depends(json_body)],
+    access: FileAccess,
     _place: Annotated[None, place("dry runs of rewards", at_once=8, of_owner=2)],
 ) -> Response:
     """Scores the samples under each reward: `scores` are in the samples' order. 503 where that takes above 30 s.
@@ -135,7 +137,7 @@ def run_rewards(
     A score is null where the reward does not apply to the sample. `heads` has every head of a reward with several.
     """
     wanted = _parsed(RewardRun, document)
-    rewards = [_resolved(choice, f"rewards.{i}") for i, choice in enumerate(wanted.rewards)]
+    rewards = [_resolved(choice, f"rewards.{i}", access) for i, choice in enumerate(wanted.rewards)]
     tokens = [_tokens(sample) for sample in wanted.samples]
     question = {
         "rewards": [choice.model_dump() for choice in wanted.rewards],
@@ -193,7 +195,7 @@ def _scores(question: dict[str, Any]) -> tuple[Scores, list[dict[str, list[float
     return answer["scores"], answer["heads"]
 
 
-def _resolved(choice: RewardChoice, field: str) -> dict[str, Any]:
+def _resolved(choice: RewardChoice, field: str, access: Access) -> dict[str, Any]:
     """A reward with all its options. Raises ApiProblem under `field`."""
     prefix = f"{field}." if field else ""
     try:
@@ -208,6 +210,9 @@ def _resolved(choice: RewardChoice, field: str) -> dict[str, Any]:
         options = registry.parse_options(choice.name, choice.options)
     except ValueError as error:
         raise _invalid(f"{prefix}options", str(error)) from None
+    for option, model in registry.named_models(choice.name, choice.options).items():
+        if refusal := access.problem_of_model(str(model)):
+            raise _invalid(f"{prefix}options.{option}", refusal)
     for option, problem in registry.problems(choice.name, choice.options):
         raise _invalid(f"{prefix}options.{option}", problem)
     return {"name": choice.name, "range": reward.range, "options": options.model_dump(mode="json")}

@@ -87,6 +87,8 @@ def dump(client: redis.Redis, owner: str) -> dict[str, Any]:
             value = [entry.split(" ", 1)[1] for entry in client.lrange(key, 0, -1)]
         else:
             value = client.get(key)
+            if ":idem:" in key:  # id and digest; the rest is an answer, with its times
+                value = value.split("|")[:2]
         found[key.removeprefix(f"mo:{owner}:")] = value
     return found
 

@@ -1,7 +1,8 @@
 -- Accepts a job once. KEYS 7..11: idempotency, jobs, spec, steering, owners.
 -- ARGV: id, body sha256, idempotency ttl ms (0: no key given), name, spec, steering, owner, most active jobs ('': any),
 -- the job and the step that it was forked from ('': it was not), priority (-5 to 5).
--- Answers {NEW | REPLAY | CONFLICT | QUOTA, id}.
+-- Answers {NEW | REPLAY | CONFLICT | QUOTA, id, the job's fields as JSON}. With a key the fields are those of the first
+-- answer, for as long as the key is kept, whatever has become of the job.
 local IDEM, JOBS, SPEC, W = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local OWNERS, owner, max_active = KEYS[11], ARGV[7], tonumber(ARGV[8])
 local priority = ARGV[11]
@@ -10,15 +11,18 @@ local digest, ttl_ms, name, spec, steering = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 if ttl_ms > 0 then
   local kept = redis.call('GET', IDEM)
   if kept then
-    local job_id, body = kept:match('^([^|]+)|(.+)$')
-    return {body == digest and 'REPLAY' or 'CONFLICT', job_id}
+    local job_id, body, answer = kept:match('^([^|]+)|([^|]+)|(.+)$')
+    return {body == digest and 'REPLAY' or 'CONFLICT', job_id, answer}
   end
 end
+local function fields() return cjson.encode(redis.call('HGETALL', JOB)) end
 local existing = redis.call('HGET', JOB, 'spec_digest')
-if existing then return {existing == digest and 'REPLAY' or 'CONFLICT', ID} end
+if existing then return {existing == digest and 'REPLAY' or 'CONFLICT', ID, fields()} end
 
 -- A job is active exactly while it waits or somebody holds it.
-if max_active and redis.call('ZCARD', QUEUE) + redis.call('ZCARD', LEASES) >= max_active then return {'QUOTA', ID} end
+if max_active and redis.call('ZCARD', QUEUE) + redis.call('ZCARD', LEASES) >= max_active then
+  return {'QUOTA', ID, '[]'}
+end
 
 local us = now_us()
 -- Strictly increasing, whatever the clock does: a page cursor then points at exactly one job.
@@ -36,6 +40,7 @@ redis.call('XADD', WLOG, '1-1', 'eff', 0, 'at', seconds(us), 'who', 'submit',
   'change', steering, 'state', steering)
 redis.call('ZADD', JOBS, order, ID)
 redis.call('SADD', OWNERS, owner)
-if ttl_ms > 0 then redis.call('SET', IDEM, ID .. '|' .. digest, 'PX', ttl_ms) end
 move('validating', 'queued', '', us)
-return {'NEW', ID}
+local answer = fields()
+if ttl_ms > 0 then redis.call('SET', IDEM, ID .. '|' .. digest .. '|' .. answer, 'PX', ttl_ms) end
+return {'NEW', ID, answer}

@@ -402,6 +402,26 @@ def test_a_replay_says_so(http: httpx.Client) -> None:
     assert replayed == ["false", "true"]
 
 
+def test_a_replay_is_the_first_answer_to_the_byte(http: httpx.Client, client: Client, tmp_path: Path) -> None:
+    """Although the job has gone on, and its files are gone."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "p", "answer": "1"}\n')
+    data = {"type": "files", "train": str(rows), "validation": str(rows)}
+    spec = {**SPEC, "data": data, "policy": {"model": "some/model"}}
+    headers = {"idempotency-key": uuid.uuid4().hex}
+    first = http.post("/v1/jobs", json=spec, headers=headers)
+    assert first.status_code == 201
+    client.cancel(first.json()["id"])
+    rows.unlink()
+    again = http.post("/v1/jobs", json=spec, headers=headers)
+    assert (again.status_code, again.content) == (201, first.content)
+    assert again.headers["location"] == first.headers["location"]
+    assert client.job(first.json()["id"])["status"] == "cancelled"
+    changed = http.post("/v1/jobs", json={**spec, "steps": 5}, headers=headers)
+    assert assert_error(changed, 409)["code"] == "idempotency_conflict"
+    assert http.post("/v1/jobs", json=spec).status_code == 422
+
+
 @pytest.mark.parametrize("key", ["", "x" * 256, "with space"])
 def test_a_bad_idempotency_key_is_refused(http: httpx.Client, key: str) -> None:
     assert_error(http.post("/v1/jobs", json=SPEC, headers={"idempotency-key": key}), 422)

@@ -1,7 +1,8 @@
 """Drivers that are killed, stopped and raced, on toy jobs whose every step can be replayed: T2 to T5, T7, T16, T17,
 T26 and T30 of the reliability table. Each check is shown a mistake that it must see.
 
-Races of the store alone, zombies' every write and sweeps are in test_store.py, the worker's deaths in test_worker.py.
+Races of the store alone, zombies' every write and sweeps are in store/test_store_leases.py, the worker's deaths in
+test_worker.py.
 """
 
 import random

@@ -22,6 +22,7 @@ from orchestrator.checkpoint_store import CheckpointStore, Remote
 from orchestrator.checkpoints import write_checkpoint
 from orchestrator.embedded_redis import connect
 from orchestrator.lineage import plan_path
+from orchestrator.states import JobStatus
 from orchestrator.store import JobStore, Lease, Origin
 from services.client import Client
 from services.keys import digest
@@ -172,9 +173,13 @@ def test_a_lineage_can_not_be_forged(http: httpx.Client, parent: str) -> None:
 def test_a_disk_that_is_full_when_a_key_comes_again_costs_no_job_its_policy(
     http: httpx.Client, store: JobStore, state_dir: Path, parent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The server died before the second job, and before its answer."""
     key, body = uuid.uuid4().hex, {"checkpoint": 1, "sweep": [OTHER] * 2}
     first, second = [job["id"] for job in forked(http, parent, key, **body)["data"]]
     shutil.rmtree(state_dir / "jobs" / second)
+    plan = plan_path(state_dir, store.owner, parent, key)
+    (answer,) = plan.parent.glob(f"{plan.stem}-*.json")
+    answer.unlink()
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
@@ -324,6 +329,30 @@ def test_a_replay_keeps_the_step_although_a_later_one_came(
     assert again.headers["idempotent-replayed"] == "true"
     assert [job["id"] for job in again.json()["data"]] == [job["id"] for job in first["data"]]
     assert forked(http, parent, checkpoint="latest")["lineage"]["step"] == 4
+
+
+def test_a_replay_is_the_first_answer_to_the_byte_for_a_day(
+    http: httpx.Client, store: JobStore, state_dir: Path
+) -> None:
+    """Of the whole sweep, although a job of it has gone on and the checkpoint is gone."""
+    parent, _ = trained(http, store, state_dir)
+    key, body = uuid.uuid4().hex, {"checkpoint": 1, "sweep": [OTHER] * 2}
+
+    def ask() -> httpx.Response:
+        return http.post(f"/v1/jobs/{parent}/fork", json=body, headers={"idempotency-key": key})
+
+    first = ask()
+    made = [job["id"] for job in first.json()["data"]]
+    store.request_cancel(made[0])
+    assert store.job(made[0]).status is JobStatus.CANCELLED
+    shutil.rmtree(state_dir / "jobs" / parent)
+    again = ask()
+    assert (again.status_code, again.content) == (201, first.content)
+    assert again.headers["location"] == first.headers["location"]
+    assert [first.headers["idempotent-replayed"], again.headers["idempotent-replayed"]] == ["false", "true"]
+
+    os.utime(plan_path(state_dir, store.owner, parent, key), (0, 0))  # a day later
+    assert_error(ask(), 422)  # a new request, and there is nothing to start from
 
 
 def test_who_asks_again_gets_what_was_missing(http: httpx.Client, store: JobStore, state_dir: Path) -> None:

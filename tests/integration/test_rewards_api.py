@@ -10,10 +10,12 @@ import httpx
 import pytest
 
 from orchestrator import children
+from orchestrator.access import Access
 from orchestrator.embedded_redis import connect
 from orchestrator.store import JobStore
 from rewards import registry
 from services import rewards_api
+from services.errors import ApiProblem
 from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings
@@ -266,3 +268,14 @@ def test_a_child_knows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         children.ask("die", {}, timeout_s=20)
     with pytest.raises(children.ChildTimeout):
         children.ask("hang", {}, timeout_s=0.5)
+
+
+def test_a_model_of_this_machine_is_not_open_to_other_owners(tmp_path: Path) -> None:
+    """Neither checked nor loaded, whatever is there: the answer is the same as for nothing."""
+    (tmp_path / "model").mkdir()
+    choice = rewards_api.RewardChoice(name="regression", options={"model": str(tmp_path / "model")})
+    with pytest.raises(ApiProblem, match=r"rewards\.0\.options\.model: paths on the server's machine") as caught:
+        rewards_api._resolved(choice, "rewards.0", Access(owner="them", state_dir=tmp_path, roots=()))
+    assert caught.value.status == 422
+    open_to_all = Access(owner="local", state_dir=tmp_path, roots=None)
+    assert rewards_api._resolved(choice, "rewards.0", open_to_all)["name"] == "regression"

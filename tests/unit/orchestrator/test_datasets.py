@@ -129,6 +129,14 @@ def test_hub_ids_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         document = {"name": "x", "steps": 1, "policy": {"model": model}, "data": {"type": "quickstart"}}
         problems = access.problems(parse_spec({**document, "objectives": objectives}))
         assert (problems == []) is allowed, model
+        if model == "quickstart":
+            continue
+        learned = {"name": "b", "reward": {"name": "regression", "options": {"model": model}}, "range": [0, 1]}
+        gold = {"reward": learned["reward"]}
+        document |= {"policy": {"model": "quickstart"}, "objectives": [*objectives, learned], "gold": gold}
+        fields = [field for field, _ in access.problems(parse_spec(document))]
+        refused = ["objectives.1.reward.options.model", "gold.reward.options.model"]
+        assert fields == ([] if allowed else refused), model
 
 
 def swollen(path: Path, *, characters: int, rows: int) -> Path:

@@ -18,7 +18,9 @@ from orchestrator.lineage import (
     drop_orphans,
     forking,
     is_full,
+    keep_answer,
     keep_plan,
+    kept_answer,
     kept_plan,
     merged,
     plan_path,
@@ -101,6 +103,20 @@ def test_only_copies_that_are_nobodys_are_dropped(redis_url: str, tmp_path: Path
         left = {path.name for path in (tmp_path / "jobs").iterdir()}
         assert left == set(ids.values()) - {ids["orphan"]}
         assert drop_orphans(tmp_path / "none", store, older_than_s=0) == []
+
+
+def test_the_first_answer_to_a_plan_is_everyones_and_no_other_plans(tmp_path: Path) -> None:
+    path = plan_path(tmp_path, "owner", "job-1", "key")
+    plan, next_plan = ({"jobs": [{"id": job_id}]} for job_id in ("x", "y"))
+    keep_plan(path, {}, plan)
+    assert kept_answer(path, plan) is None
+    assert keep_answer(path, plan, {"data": 1}) == keep_answer(path, plan, {"data": 2}) == {"data": 1}
+    assert kept_answer(path, plan) == {"data": 1}
+    assert kept_answer(path, next_plan) is None
+    for file in path.parent.iterdir():
+        os.utime(file, (0, 0))
+    keep_plan(plan_path(tmp_path, "owner", "job-1", "other"), {}, {})
+    assert kept_answer(path, plan) is None
 
 
 def test_the_first_plan_of_a_key_is_everyones_for_a_day(tmp_path: Path) -> None:

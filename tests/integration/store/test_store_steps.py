@@ -1,0 +1,122 @@
+"""Steps, checkpoints, the front and events on a real redis-server."""
+
+import math
+import time
+
+import pytest
+
+from orchestrator import reader
+from orchestrator.store import Fenced, JobStore, StepGap
+from tests.fault_figures import all_at_once
+from tests.store_support import claim, commit, running, submit
+
+
+def test_commits_are_contiguous(store: JobStore) -> None:
+    lease = running(store)
+    commit(store, lease, 1, 2)
+    commit(store, lease, 2)  # the same again: its reply may have been lost
+    for step in (1, 2, 4):
+        with pytest.raises(StepGap) as caught:
+            store.commit(lease, step=step, digest="other", record={})
+        assert (caught.value.step, caught.value.expected) == (step, 3)
+    assert [r["step"] for r in store.steps("j")] == [1, 2]
+    assert store.job("j").step == 2
+
+
+def test_a_long_ledger_is_read_in_chunks(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_CHUNK", 7)
+    lease = running(store)
+    commit(store, lease, *range(1, 29))  # the last chunk is full
+    assert [r["step"] for r in store.steps("j")] == list(range(1, 29))
+    assert [r["step"] for r in store.steps("j", after_step=26)] == [27, 28]
+    assert [step for _, step, _ in store.raw_steps("j")] == list(range(1, 29))
+
+
+def test_checkpoints(store: JobStore) -> None:
+    lease = running(store)
+    commit(store, lease, 1, 2, 3)
+    for step in (1, 3):
+        store.register_checkpoint(lease, step=step, path=f"/c/{step}", digest=f"c{step}")
+    for step in (2, 4):  # older than the newest; not committed
+        with pytest.raises(StepGap):
+            store.register_checkpoint(lease, step=step, path="/c", digest="c")
+    store.update_checkpoints(lease, {1: {"metrics": {"hv": 0.5, "kl": math.nan}, "on_front": True}})
+    first, second = store.checkpoints("j")
+    assert (first.step, first.path, first.digest, first.on_front) == (1, "/c/1", "c1", True)
+    assert first.metrics == {"hv": 0.5, "kl": None}
+    assert (second.step, second.metrics, second.on_front) == (3, {}, False)
+    with pytest.raises(ValueError, match="newest"):
+        store.update_checkpoints(lease, removals=[1, 3])
+    with pytest.raises(ValueError, match="unknown"):
+        store.update_checkpoints(lease, {2: {"on_front": True}})
+    with pytest.raises(ValueError, match="unknown"):
+        store.update_checkpoints(lease, {3: {"path": "/elsewhere"}})
+    store.update_checkpoints(lease, {3: {"on_front": True}}, removals=[1])
+    assert [(c.step, c.on_front) for c in store.checkpoints("j")] == [(3, True)]
+    job = store.job("j")
+    assert (job.checkpoint_step, job.checkpoint_path, job.checkpoint_digest) == (3, "/c/3", "c3")
+
+
+def test_a_damaged_checkpoint_is_rewound_past(store: JobStore) -> None:
+    lease = running(store)
+    commit(store, lease, 1, 2, 3, 4)
+    for step in (1, 2, 4):
+        store.register_checkpoint(lease, step=step, path=f"/c/{step}", digest=f"c{step}")
+    with pytest.raises(StepGap):
+        store.rewind(lease, step=2)  # only right after a claim
+    store.release(lease)
+    lease = claim(store)
+    with pytest.raises(ValueError, match="no checkpoint"):
+        store.rewind(lease, step=3)
+    store.rewind(lease, step=2)
+    job = store.job("j")
+    assert (job.step, job.checkpoint_step, job.checkpoint_path) == (2, 2, "/c/2")
+    assert [c.step for c in store.checkpoints("j")] == [1, 2]
+    assert store.events("j").items[-1].data == {"from": 4, "to": 2}
+    commit(store, lease, 3)
+    assert [(r["fence"], r["step"]) for r in store.steps("j")] == [(1, 1), (1, 2), (2, 3)]
+
+
+def test_the_front(store: JobStore) -> None:
+    lease = running(store)
+    assert store.front("j") is None
+    store.set_front(lease, {"points": [[0.1, math.nan]], "hypervolume": 0.3})
+    assert store.front("j") == {"points": [[0.1, None]], "hypervolume": 0.3}
+
+
+def test_events_are_numbered_without_a_gap_under_concurrency(store: JobStore) -> None:
+    submit(store)
+    numbers = all_at_once(20, lambda i: [store.event("j", "note", {"i": i}) for _ in range(5)])
+    assert sorted(n for some in numbers for n in some) == list(range(2, 102))
+    page = store.events("j", after=40, limit=10)
+    assert ([event.seq for event in page.items], page.has_more) == (list(range(41, 51)), True)
+    assert not store.events("j", after=91, limit=10).has_more
+    assert store.events("j", after=101).items == ()
+
+
+def test_what_is_told_once_is_not_told_by_the_next_holder(store: JobStore) -> None:
+    """However many calls came between: the replies that are kept for retries are long gone."""
+    lease = running(store)
+    first = store.event("j", "guardrail.breached", {"step": 3}, lease, once="guardrail 3 kl")
+    for _ in range(100):
+        store.event("j", "note", {}, lease)
+    store.release(lease)
+    again = claim(store, nonce="second")
+    assert store.event("j", "guardrail.breached", {"step": 3}, again, once="guardrail 3 kl") == first
+    assert store.event("j", "guardrail.breached", {"step": 3}, again, once="guardrail 3 length") > first
+    events = [event for event in store.events("j", limit=1000).items if event.type == "guardrail.breached"]
+    assert len(events) == 2
+    with pytest.raises(Fenced):
+        store.event("j", "guardrail.breached", {"step": 3}, lease, once="guardrail 3 kl")
+
+
+def test_event_data(store: JobStore) -> None:
+    lease = running(store)
+    data = {"values": [1.5, math.nan, -math.inf], "text": "\ud800 <b>é</b>\r\n", "nested": {"x": math.inf}}
+    seq = store.event("j", "guardrail.breached", data, lease, level="warning")
+    event = store.events("j", after=seq - 1).items[0]
+    assert (event.seq, event.type, event.level) == (seq, "guardrail.breached", "warning")
+    assert event.data == {"values": [1.5, None, None], "text": data["text"], "nested": {"x": None}}
+    assert abs(event.at - time.time()) < 5
+    with pytest.raises(ValueError, match="at most"):
+        store.event("j", "big", {"text": "x" * 100_000})
