@@ -230,7 +230,7 @@ def finished(stage: Stage) -> str:
 
 
 @pytest.fixture(scope="module")
-def over(stage: Stage, viewer: Viewer, finished: str) -> Page:
+def over(viewer: Viewer, finished: str) -> Page:
     page = viewer.open(f"/jobs/{finished}")
     expect(page.locator(".job-head .pill").first).to_have_text("succeeded")
     wait_for_points(page, "accuracy by step", 24)
@@ -282,9 +282,9 @@ def _click_point(page: Page, step: int) -> None:
         const box = document.querySelector('[aria-label^="Front of accuracy"]');
         box.scrollIntoView({ block: 'center' });
         const chart = echarts.getInstanceByDom(box);
-        const found = () => chart.getOption().series.find((one) => one.id === 'front').data.find((one) => one[2] === step);
+        const points = () => chart.getOption().series.find((one) => one.id === 'front').data;
         for (;;) {
-            const at = chart.convertToPixel({ seriesId: 'front' }, found().slice(0, 2));
+            const at = chart.convertToPixel({ seriesId: 'front' }, points().find((one) => one[2] === step).slice(0, 2));
             if (at) return at;
             await new Promise(requestAnimationFrame);
         }
