@@ -232,7 +232,7 @@ def disconnected(found: Set, viewer: Viewer) -> Page:
 
 
 SHOTS: tuple[Shot, ...] = (
-    signin, signin_refused, jobs, jobs_empty, job, job_live, steering, front, rollouts, health, log, job_failed,
+    signin, signin_refused, jobs, jobs_empty, job, steering, front, rollouts, health, log, job_failed,
     job_succeeded, job_queued, job_readonly, fork, cancel, not_found, submit, submit_errors, compare, compare_choose,
     disconnected,
 )  # fmt: skip
