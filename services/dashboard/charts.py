@@ -111,8 +111,8 @@ def objective(name: str, index: int, steered: Iterable[int] = (), target: float 
         "datasetIndex": 1,
         "encode": {"x": 0, "y": 1},
         "symbol": "diamond",
-        "symbolSize": 8,
-        "itemStyle": {"color": CARD, "borderColor": INK, "borderWidth": 1.4},
+        "symbolSize": 6,
+        "itemStyle": {"color": CARD, "borderColor": INK, "borderWidth": 1.1},
     }
     mean = _line("mean", 1, colour(index), name=name, markLine=marks(steered, target))
     return _base(series=[band, spread, mean, evaluated])
@@ -300,9 +300,9 @@ def parallel(names: Sequence[str], points: Sequence[Mapping[str, Any]], chosen: 
                 "axisLine": {"lineStyle": {"color": LINE}},
                 "axisTick": {"show": False},
                 "axisLabel": {"color": MUTED, "fontSize": 10},
-                "nameTextStyle": {"color": INK, "fontSize": 11},
+                "nameTextStyle": {"color": INK, "fontSize": 10},
                 "splitLine": {"show": False},
-                "nameTruncate": {"maxWidth": 90},
+                "nameTruncate": {"maxWidth": 72},
             },
         },
         "tooltip": {"backgroundColor": CARD, "borderColor": LINE, "textStyle": {"color": INK, "fontSize": 12}},

@@ -20,7 +20,7 @@ def figure(value: Any) -> str:
 
 
 def percent(value: Any) -> str:
-    return "–" if not isinstance(value, int | float) or not math.isfinite(value) else f"{100 * value:.0f} %"
+    return "–" if not isinstance(value, int | float) or not math.isfinite(value) else f"{100 * value:.0f}%"
 
 
 def change(before: float | None, after: float | None) -> str:

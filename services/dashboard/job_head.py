@@ -38,8 +38,6 @@ class HeadPanel:
                     text(job["name"], "job-name", "h1").attributes(title=job["name"])
                     self._state = text("", "pill")
                     self._state.attributes(role="status", aria_label=None)
-                    self._banner = text("", "banner")
-                    self._banner.attributes(role="alert")
                     with Tag("div", "", "job-actions"):
                         self._pause = Button("Pause", self._ask_pause) if may("submit") else None
                         self._resume = Button("Resume", self._do_resume, "main") if may("submit") else None
@@ -56,6 +54,7 @@ class HeadPanel:
                         if lineage := job["lineage"]:
                             Tag("a", f"forked from step {lineage['step']}", href=f"/jobs/{lineage['parent']}")
                 self._reason = text("", "job-reason", "p")
+                self._banner = text("", "banner", "p").attributes(role="alert")
                 with Tag("nav", "", "anchors", aria_label="Parts of the page"):
                     for name in sections:
                         Tag("a", name, href=f"#{name.lower()}")

@@ -314,12 +314,13 @@ def show_preview(found: Preview, names: list[str]) -> None:
     with Tag("div", "", "preview"):
         text(
             f"On the {found['rollouts']} kept rollouts of step {found['step']:,}, {signs['count']} "
-            f"({percent(signs['share'])}) would have been pushed the other way. Nothing is applied.",
+            f"({percent(signs['share'])}) would have been pushed the other way. Pull is the share of the update. "
+            "Nothing is applied.",
             tag="p",
         )
         with Tag("table", "", ""):
             with Tag("thead", "", ""), Tag("tr", "", ""):
-                for head in ("", "weight", "then", "share of the update", "then"):
+                for head in ("", "weight", "then", "pull", "then"):
                     Tag("th", head, scope="col")
             with Tag("tbody", "", ""):
                 for name in names:

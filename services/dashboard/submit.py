@@ -66,6 +66,8 @@ class SubmitForm:
     def __init__(self, session: Session, client: Client, begun: str, rules: dict[str, list[str]]) -> None:
         self._session, self._client, self._rules = session, client, rules
         self._fields: dict[str, Field] = {}
+        self._choices: dict[str, Choice] = {}
+        self._known: dict[str, str] = {}  # what the text says, by path
         with Tag("div", "", "title-row"):
             Tag("h1", "Submit a job")
             self._banner = text("", "banner").attributes(role="status")
@@ -87,7 +89,7 @@ class SubmitForm:
                 with Tag("section", "", "card stack", aria_label="Form"):
                     Tag("h2", "What is changed most")
                     self._form = Tag("div", "", "stack")
-        self._shape: tuple[Any, ...] = ()
+        self._shape: list[tuple[str, str]] = []
         self._read_form()
 
     # -- the form ----------------------------------------------------------------------------------------------
@@ -107,32 +109,41 @@ class SubmitForm:
             if isinstance(found, dict)
         ][:31]
         shown = [*_FORM, *weights]
-        chosen = tuple(str(spec_text.value_at(document, path.split(".")) or "") for path, _, _ in _RULES)
-        if self._shape != (tuple(weights), chosen):
-            self._shape = (tuple(weights), chosen)
-            self._build_form(shown, document)
+        if self._shape != weights or not self._fields:
+            self._shape = weights
+            self._build_form(shown)
         for path, _ in shown:
             value = spec_text.value_at(document, path.split("."))
-            self._fields[path].set("" if value is None else str(value))
+            self._tell(path, "" if value is None else str(value))
+        for path, _, kind in _RULES:
+            now = str(spec_text.value_at(document, path.split(".")) or "")
+            offered = {} if now else {"": "the default"}
+            names = dict.fromkeys([*([now] if now else []), *self._rules[kind]])
+            self._choices[path].offer(offered | {name: name for name in names}, now)
 
-    def _build_form(self, shown: list[tuple[str, str]], document: dict[str, Any]) -> None:
+    def _tell(self, path: str, value: str) -> None:
+        """To the form's field; one whose value in the text is the old one is left alone, as somebody may be typing."""
+        if self._known.get(path) != value:
+            self._known[path] = value
+            self._fields[path].set(value)
+
+    def _build_form(self, shown: list[tuple[str, str]]) -> None:
         self._form.clear()
-        self._fields = {}
+        self._fields, self._choices, self._known = {}, {}, {}
         with self._form:
             for path, label in shown:
                 self._fields[path] = Field(
                     label, on_change=lambda path=path: self._write(path, self._fields[path].value)
                 )
-            for path, label, kind in _RULES:
-                now = str(spec_text.value_at(document, path.split(".")) or "")
-                offered = {"": "the default"} if not now else {}
-                offered |= {name: name for name in dict.fromkeys([*([now] if now else []), *self._rules[kind]])}
-                Choice(label, offered, now, lambda value, path=path: self._write(path, value))
+            for path, label, _ in _RULES:
+                write = lambda value, path=path: self._write(path, value)  # noqa: E731
+                self._choices[path] = Choice(label, {}, "", write)
 
     def _write(self, path: str, typed: str) -> None:
         """A value from the form into the text."""
         if not typed.strip():
             return
+        self._known[path] = typed
         try:
             self._yaml.set(spec_text.put(self._yaml.value, path.split("."), _scalar(typed.strip(), path)))
         except (BadText, LookupError, ValueError) as error:

@@ -134,7 +134,7 @@ def seed_job(
     spec: dict[str, Any] | None = None,
     total: int | None = None,
 ) -> str:
-    """A job of `steps` committed steps that some driver seems to hold. One pipeline: ten thousand steps take a second."""
+    """A job of `steps` committed steps that some driver seems to hold; in pipelines, as there may be thousands."""
     job_id = f"job-{secrets.token_hex(6)}"
     document = spec or spec_of(names, name=name, steps=total or steps)
     weights = {objective: 1 / len(names) for objective in names}

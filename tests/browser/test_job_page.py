@@ -100,7 +100,7 @@ def test_a_change_is_queued_then_applied_and_the_weights_follow(page: Page, stag
     applied = page.locator(".steer-state.is-applied")
     expect(queued.or_(applied)).to_be_visible()
     expect(applied).to_be_visible()
-    told = re.search(r"Applied at step (\d+): accuracy 30 %, brevity 70 %", applied.inner_text())
+    told = re.search(r"Applied at step (\d+): accuracy 30%, brevity 70%", applied.inner_text())
     assert told, applied.inner_text()
     step = int(told[1])
     entry = stage.client.steering(job)["log"][-1]
@@ -110,7 +110,7 @@ def test_a_change_is_queued_then_applied_and_the_weights_follow(page: Page, stag
     before = stage.client.metrics(job, after=entry["effective_step"] - 2, limit=1)["data"][0]
     assert before["weights"]["applied"]["accuracy"] == pytest.approx(0.75)
     expect(
-        page.get_by_role("img", name=re.compile("Applied weights by step; now accuracy 30 %, brevity 70 %"))
+        page.get_by_role("img", name=re.compile("Applied weights by step; now accuracy 30%, brevity 70%"))
     ).to_be_attached()
     expect(page.locator(".changes")).to_contain_text(f"Version {entry['version']}, from step {entry['effective_step']}")
 
@@ -170,8 +170,8 @@ def test_two_people_edit_at_once_and_the_second_keeps_an_edit(
     conflict.get_by_role("button", name="Put mine on top").click()
     expect(conflict).to_have_count(0)
     page.get_by_role("button", name="Apply").click()
-    expect(page.locator(".steer-state.is-applied")).to_contain_text("accuracy 60 %")
-    expect(other.locator(".changes")).to_contain_text("accuracy 60 %, brevity 40 %")
+    expect(page.locator(".steer-state.is-applied")).to_contain_text("accuracy 60%")
+    expect(other.locator(".changes")).to_contain_text("accuracy 60%, brevity 40%")
     other.close()
 
 
@@ -230,7 +230,7 @@ def finished(stage: Stage) -> str:
 
 
 @pytest.fixture(scope="module")
-def over(stage: Stage, viewer: Viewer, finished: str) -> Page:
+def over(viewer: Viewer, finished: str) -> Page:
     page = viewer.open(f"/jobs/{finished}")
     expect(page.locator(".job-head .pill").first).to_have_text("succeeded")
     wait_for_points(page, "accuracy by step", 24)
@@ -282,9 +282,9 @@ def _click_point(page: Page, step: int) -> None:
         const box = document.querySelector('[aria-label^="Front of accuracy"]');
         box.scrollIntoView({ block: 'center' });
         const chart = echarts.getInstanceByDom(box);
-        const found = () => chart.getOption().series.find((one) => one.id === 'front').data.find((one) => one[2] === step);
+        const points = () => chart.getOption().series.find((one) => one.id === 'front').data;
         for (;;) {
-            const at = chart.convertToPixel({ seriesId: 'front' }, found().slice(0, 2));
+            const at = chart.convertToPixel({ seriesId: 'front' }, points().find((one) => one[2] === step).slice(0, 2));
             if (at) return at;
             await new Promise(requestAnimationFrame);
         }

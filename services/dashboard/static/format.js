@@ -11,7 +11,7 @@ export function figure(value) {
 }
 
 export function percent(value) {
-  return typeof value === "number" ? `${(100 * value).toFixed(value > 0 && value < 0.1 ? 1 : 0)} %` : "–";
+  return typeof value === "number" ? `${(100 * value).toFixed(value > 0 && value < 0.1 ? 1 : 0)}%` : "–";
 }
 
 const DAY = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });

@@ -159,7 +159,7 @@ async def test_a_key_that_is_not_taken(browser: httpx.AsyncClient, key: str, sta
 
 @pytest.mark.parametrize(
     "then",
-    ["//evil.example", "/\\evil.example", "https://evil.example", "javascript:alert(1)", "/jobs\r\nset-cookie: a=b", "/%0d",
+    ["//evil.example", "/\\evil.example", "https://evil.example", "javascript:alert(1)", "/jobs\r\nx: y", "/%0d",
      "/jobs/../../x", '/"><script>alert(1)</script>', "", "jobs", "/" * 3, "/jobs?next=//evil#x"],
 )  # fmt: skip
 async def test_signing_in_leads_nowhere_else(browser: httpx.AsyncClient, then: str) -> None:

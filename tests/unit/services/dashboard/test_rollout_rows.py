@@ -21,7 +21,8 @@ ROWS = [_row(1, 0.0, 0.0), _row(2, 1.0, 0.0), _row(3, 1.0, 1.0, 1), _row(4, None
 
 @pytest.mark.parametrize(
     ("sort", "numbers"),
-    [("", [1, 2, 3, 4]), ("r.a", [1, 2, 3, 4]), ("-r.a", [2, 3, 1, 4]), ("-r.b", [3, 4, 1, 2]), ("advantage", [2, 3, 1, 4]),
+    [("", [1, 2, 3, 4]), ("r.a", [1, 2, 3, 4]), ("-r.a", [2, 3, 1, 4]), ("-r.b", [3, 4, 1, 2]),
+     ("advantage", [2, 3, 1, 4]),
      ("-tokens", [4, 3, 2, 1]), ("-r.none", [1, 2, 3, 4])],
 )  # fmt: skip
 def test_an_order_with_the_unmeasured_last(sort: str, numbers: list[int]) -> None:
