@@ -157,7 +157,8 @@ class RewardOptions(BaseModel):
 class Reward(Protocol):
     """One way to score completions. The first line of the class's docstring is what users read in a list.
 
-    It is built in the process that scores, so a learned model loads its weights in `__init__`.
+    It is built in the process that scores, so a learned model loads its weights in `__init__`. What the first call
+    would wait for may be done in a method `warm_up()`, which is called once before it.
     """
 
     name: ClassVar[str]

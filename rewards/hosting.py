@@ -27,6 +27,7 @@ GONE: frozenset[Kind] = frozenset({"died", "memory", "deadline", "broken"})
 """The process is gone, or in a state that nobody knows."""
 SINGLE = ""
 """The one column of a reward that has no heads."""
+SMALL_CALL = 8  # rows; fewer in a call cost more than they hide
 _LONGEST_TEXT = 300
 
 
@@ -35,7 +36,7 @@ class Hosting:
     """How one reward is hosted: see the job spec for the meaning of each."""
 
     replicas: int = 1
-    batch_size: int = 32
+    batch_size: int | None = None
     deadline_s: float = 60.0
     start_s: float = 600.0
     attempts: int = 5
@@ -47,6 +48,10 @@ class Hosting:
         for name in ("deadline_s", "start_s"):
             if not 0 < getattr(self, name) < math.inf:  # NaN is neither
                 raise ValueError(f"{name} must be a finite number above 0, not {getattr(self, name)}")
+
+    def together(self, counts: Sequence[int]) -> int:
+        """Most rows of one call, for groups of these sizes: one group, or some where groups are small."""
+        return max(SMALL_CALL, *counts) if self.batch_size is None else self.batch_size
 
     def tolerated(self, rows: int) -> int:
         """Of so many rows of a step, how many may be left out: the share, rounded up to a whole row."""
@@ -159,6 +164,8 @@ class RewardActor:
 
     def __init__(self, factory: RewardFactory) -> None:
         self._reward = factory()
+        if (warm_up := getattr(self._reward, "warm_up", None)) is not None:
+            warm_up()
 
     def ready(self) -> bool:
         return True

@@ -117,8 +117,7 @@ class Round:
             )
             for host in hosts
         ]
-        cuts = {host.hosting.batch_size: pieces(counts, host.hosting.batch_size) for host in hosts}
-        self._waiting = [list(cuts[host.hosting.batch_size]) for host in hosts]
+        self._waiting = [pieces(counts, host.hosting.together(counts)) for host in hosts]
 
     def add(self, group: int, batch: RewardBatch) -> None:
         """A group that has ended. Pieces that are whole by it are scored from now on."""

@@ -25,8 +25,11 @@ class HostingSpec(Spec):
     num_gpus: float = Field(
         0.0, ge=0, le=64, allow_inf_nan=False, description="GPUs reserved for a replica: a share of one, or whole ones"
     )
-    batch_size: int = Field(
-        32, ge=1, le=65_536, description="most completions in one call; groups stay together where they fit"
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=65_536,
+        description="most completions in one call, whole groups where they fit; one group at a time when absent",
     )
     deadline_s: Positive | None = Field(
         None, description="longest wait for one call, seconds; resources.reward_timeout_s when absent"

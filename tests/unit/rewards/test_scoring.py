@@ -153,6 +153,25 @@ def test_pieces_hold_every_row_once_and_whole_groups_where_they_fit(counts, size
         assert all(rows.start in starts for rows in cut)
 
 
+def test_without_a_batch_size_a_call_has_a_group_or_some_small_ones():
+    assert Hosting().together([16, 20]) == 20
+    assert Hosting().together([1] * 50) == 8
+    assert Hosting(batch_size=3).together([16]) == 3
+
+
+def test_what_the_first_call_would_wait_for_is_done_before_it(make_batch):
+    class Slow:
+        warm = False
+
+        def warm_up(self):
+            self.warm = True
+
+        def score(self, batch):
+            return [float(self.warm)] * len(batch)
+
+    assert RewardActor(Slow).answer(make_batch("a"), (SINGLE,)).columns == {SINGLE: [1.0]}
+
+
 class Sensitive:
     """A score that depends on its company in the last digits, as a model's on how its batch is padded."""
 
