@@ -65,8 +65,10 @@ class JudgeClient:
 
     def __init__(self, name: str, profile: Profile, *, backend: httpcore.AsyncNetworkBackend | None = None) -> None:
         self._name, self._profile = name, profile
-        self._http = transport.client(profile, backend)
-        self._places = asyncio.Semaphore(profile.max_concurrency)
+        self._clients = transport.clients(profile, backend)
+        self._places: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()  # the last one used is warm
+        for client in self._clients:
+            self._places.put_nowait(client)
         self._breaker = Breaker(profile.breaker_failures, profile.breaker_s)
         self._pace = Pace(profile.requests_per_minute)
         self._is_structured = profile.structured_output
@@ -74,7 +76,8 @@ class JudgeClient:
         self._latency_s = self._longest_s = 0.0
 
     async def close(self) -> None:
-        await self._http.aclose()
+        for client in self._clients:
+            await client.aclose()
 
     def figures(self) -> dict[str, float]:
         """Since the start: calls, tokens, what they cost, and the seconds that answered calls took."""
@@ -105,12 +108,13 @@ class JudgeClient:
         raise self._error(f"{error}, in {self._profile.attempts} attempts")
 
     async def _ask_once(self, question: Mapping[str, Any], schema: Mapping[str, Any], deadline: float) -> str:
-        async with self._places:
+        client = await self._places.get()
+        try:
             while (wait_s := self._breaker.wait_s()) > 0:
                 await self._sleep(wait_s, deadline, "it failed many times in a row and is left alone")
             try:
                 await self._sleep(self._pace.wait_s(), deadline, "its requests per minute are used up")
-                text = await self._call(question, schema)
+                text = await self._call(client, question, schema)
             except _FailedError as failed:
                 (self._breaker.failed if failed.is_broken else self._breaker.left)()
                 raise
@@ -119,29 +123,31 @@ class JudgeClient:
                 raise
             self._breaker.succeeded()
             return text
+        finally:
+            self._places.put_nowait(client)
 
-    async def _call(self, question: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    async def _call(self, client: httpx.AsyncClient, question: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         """With the schema where the endpoint takes one; what refuses it is asked without, and not with it again."""
         body = {"model": self._profile.model, **question, **self._profile.extra_body}
         body = {field: value for field, value in body.items() if value is not None}
         if self._is_structured:
             form = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
-            status, text = await self._post({**body, "response_format": form})
+            status, text = await self._post(client, {**body, "response_format": form})
             if status not in _REFUSED_STRUCTURE:
                 return self._said(status, text)
-        status, text = await self._post(body)
+        status, text = await self._post(client, body)
         said = self._said(status, text)
         self._is_structured = False
         return said
 
-    async def _post(self, body: Mapping[str, Any]) -> tuple[int, str | None]:
+    async def _post(self, client: httpx.AsyncClient, body: Mapping[str, Any]) -> tuple[int, str | None]:
         """Status and what the model said, of one call; raises _FailedError where another may help."""
         timeout_s = self._profile.timeout_s
         self._counts["calls"] += 1
         started = time.monotonic()
         try:
             # httpx's own timeout is of each read, so a byte a second would never end.
-            async with asyncio.timeout(timeout_s), self._http.stream("POST", self._profile.url, json=body) as response:
+            async with asyncio.timeout(timeout_s), client.stream("POST", self._profile.url, json=body) as response:
                 content = await self._read(response)
         except (TimeoutError, httpx.TimeoutException):
             raise _FailedError(f"no answer within {timeout_s:g} s") from None

@@ -7,6 +7,7 @@ allowed, and connects to one of those. TLS and the Host header still carry the n
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +20,7 @@ from rewards.judges.profiles import Profile
 
 _ADDRESSES_LAST_S = 30.0  # so that many connections at once ask the name server once
 _CONNECT_S = 10.0
+_IDLE_S = 30.0
 
 
 class CheckedBackend(httpcore.AsyncNetworkBackend):
@@ -64,23 +66,27 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
             return addresses
 
 
-def client(profile: Profile, backend: httpcore.AsyncNetworkBackend | None = None) -> httpx.AsyncClient:
-    """For one profile, with its headers; to be used on one event loop. Raises ProfileFileError."""
-    connections = profile.max_concurrency
-    transport = httpx.AsyncHTTPTransport(trust_env=False)
-    transport._pool = httpcore.AsyncConnectionPool(  # httpx has no option for the backend
-        ssl_context=profile.tls() if profile.base_url.startswith("https") else None,
-        max_connections=connections,
-        max_keepalive_connections=connections,
-        keepalive_expiry=30.0,
-        network_backend=backend or CheckedBackend(allow_private=profile.allow_private),
-    )
+def clients(profile: Profile, backend: httpcore.AsyncNetworkBackend | None = None) -> list[httpx.AsyncClient]:
+    """One for each call at once, with the profile's headers; for one event loop. Raises ProfileFileError.
+
+    Each holds one connection: a pool of httpcore looks at all its connections for each request, and for each of them
+    again, which at 64 takes ten times as long as the call.
+    """
+    secured = profile.base_url.startswith("https")
+    context = profile.tls() if secured else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which trusts nobody
+    backend = backend or CheckedBackend(allow_private=profile.allow_private)
     headers = {"user-agent": "equipoise-judge", "accept": "application/json", "accept-encoding": "identity"}
     headers |= {name: value.get_secret_value() for name, value in profile.headers().items()}
+    return [_client(profile.timeout_s, headers, context, backend) for _ in range(profile.max_concurrency)]
+
+
+def _client(
+    timeout_s: float, headers: dict[str, str], context: ssl.SSLContext, backend: httpcore.AsyncNetworkBackend
+) -> httpx.AsyncClient:
+    transport = httpx.AsyncHTTPTransport(verify=context, trust_env=False)
+    transport._pool = httpcore.AsyncConnectionPool(  # httpx has no option for the backend
+        ssl_context=context, max_connections=1, keepalive_expiry=_IDLE_S, network_backend=backend
+    )
     return httpx.AsyncClient(
-        transport=transport,
-        trust_env=False,
-        follow_redirects=False,
-        timeout=profile.timeout_s,
-        headers=headers,
+        transport=transport, trust_env=False, follow_redirects=False, timeout=timeout_s, headers=headers
     )

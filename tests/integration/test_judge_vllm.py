@@ -5,7 +5,6 @@ The model is untrained, so what its scores are says nothing; that they are parse
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import socket
@@ -25,7 +24,6 @@ from rewards import registry
 from rewards.base import RewardBatch
 from rewards.judges.client import JudgeError
 from rewards.judges.profiles import VARIABLE
-from rewards.pool import RewardPool, remote_scorers
 from tests.judge_server import write_profiles
 from tests.support import make_policy
 
@@ -143,15 +141,3 @@ def test_what_it_refuses_is_refused_once(
     with pytest.raises(JudgeError, match=f"^judge 'local': it answered {status}$"):
         judge.score(BATCH.rows([0]))
     assert judge.figures()["retries"] == 0
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_it_scores_in_a_real_actor(build: Callable[..., Any]) -> None:
-    expected = build(rubric="style").score(BATCH)
-    factory = functools.partial(registry.build, "judge", {"profile": "local", "rubric": "style", **SHORT})
-    where = {"env_vars": {VARIABLE: os.environ[VARIABLE]}}  # a path alone; a driver's actors inherit it
-    pool = RewardPool(remote_scorers({"judged": factory}, runtime_env=where), deadline_s=120)
-    try:
-        assert pool.score(BATCH) == {"judged": expected}
-    finally:
-        pool.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def recorded(patch: pytest.MonkeyPatch, *, allow_private: bool = False, attempts
     """Where a judge's name was connected to; it is refused in the end."""
     recorder = Recorder()
     profile = bypassing("https://judges.example.com/v1", allow_private=allow_private, attempts=attempts)
-    patch.setattr(Profile, "tls", lambda _: None)  # no handshake is come to
+    patch.setattr(Profile, "tls", lambda _: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # no handshake is come to
     with pytest.raises(JudgeError):
         ask(profile, backend=transport.CheckedBackend(allow_private=allow_private, inner=recorder))
     return recorder.connected

@@ -13,6 +13,7 @@ import yaml
 from rewards.judges import profiles
 from rewards.judges.profiles import VARIABLE, Profile, ProfileError, ProfileFileError
 
+EXAMPLE = Path(__file__).parents[4] / "deploy" / "judges.example.yaml"
 KEY = "sk-canary-0123456789"
 GOOD = {"base_url": "https://judges.example.com/v1", "model": "judge-1"}
 
@@ -31,6 +32,12 @@ def test_profiles_have_defaults_and_names(tmp_path: Path) -> None:
     assert (profile.allow_private, profile.max_concurrency, profile.max_response_bytes) == (False, 16, 1 << 20)
     assert profiles.problem("strict", found) is None
     assert profiles.load({}) == {}
+
+
+def test_the_example_is_a_file_of_profiles() -> None:
+    found = profiles.load({VARIABLE: str(EXAMPLE)})
+    assert sorted(found) == ["local", "strict"]
+    assert found["strict"].deadline_s < 60  # a job's reward_timeout_s
 
 
 def test_an_unknown_profile_is_told_those_that_there_are(tmp_path: Path) -> None:
