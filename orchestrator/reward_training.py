@@ -16,7 +16,6 @@ from typing import Any
 
 from orchestrator.checkpoint_store import CheckpointStore, StoreAway
 from orchestrator.checkpoints import CheckpointError, write_json
-from orchestrator.failpoints import reach
 from orchestrator.journal import Journal
 from orchestrator.remote import LONG_PAUSES_S, is_url
 from orchestrator.remote_data import fetch
@@ -181,7 +180,6 @@ class RewardTraining:
         self._failures = 0
         self._kept.add(self.step)
         self.journal.checkpoint(path, manifest)
-        reach("checkpoint_registered")
         self.retain({})
         return True
 

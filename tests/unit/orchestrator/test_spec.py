@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from orchestrator.spec import JobSpec, load_spec, parse_spec, scaled
+from orchestrator.spec import JobSpec, load_spec, parse_job, parse_spec, scaled
 from orchestrator.spec_errors import SpecError, nearest
 from orchestrator.specs.base import RuleSpec
 from orchestrator.specs.estimators import BuiltInEstimator
@@ -92,8 +92,8 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_load_and_survive_json(path: Path) -> None:
     spec = load_spec(path)
-    assert parse_spec(json.loads(spec.to_json())) == spec
-    assert parse_spec(yaml.safe_load(spec.to_json())) == spec
+    assert parse_job(json.loads(spec.to_json())) == spec
+    assert parse_job(yaml.safe_load(spec.to_json())) == spec
 
 
 @given(
