@@ -32,7 +32,7 @@ serve: setup ## API, worker and embedded Redis on this machine
 	$(BIN)/equipoise up
 
 test: setup ## every test (those that need a GPU only with DEVICE=cuda)
-	$(BIN)/python -m pytest tests $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
+	$(BIN)/python -m tests.lanes $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 
 lint: setup ## style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from orchestrator.datasets import is_reference
 from orchestrator.remote import RemoteError, is_under, is_url, parts_of
-from orchestrator.spec import FilesData, JobSpec
+from orchestrator.spec import JobSpec
+from orchestrator.specs.data import FilesData
+from orchestrator.specs.reward_job import RewardJobSpec
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
@@ -28,9 +30,11 @@ class Access:
     """The same for models alone."""
     own_job: Callable[[str], bool] = lambda _: False
 
-    def problems(self, spec: JobSpec) -> list[tuple[str, str]]:
+    def problems(self, spec: JobSpec | RewardJobSpec) -> list[tuple[str, str]]:
         """(dotted path of the field, what to do) for each path that is out of bounds. No file is opened."""
         problems = []
+        if isinstance(spec, RewardJobSpec):
+            return self._problems_of_training(spec)
         if isinstance(spec.data, FilesData):
             for split in ("train", "validation", "test"):
                 name = getattr(spec.data, split)
@@ -45,8 +49,22 @@ class Access:
                 problems.append((field, self._refusal("use a model of GET /v1/models or a hub id")))
         return problems
 
-    def _problem_of_data(self, name: str) -> str | None:
-        instead = "upload the file, and name it as dataset:ID"
+    def _problems_of_training(self, spec: RewardJobSpec) -> list[tuple[str, str]]:
+        problems = []
+        for split in ("train", "validation"):
+            for i, name in enumerate(getattr(spec.training, split)):
+                if is_reference(name):
+                    problem: str | None = "uploads are prompts, not ratings or pairs; expected a path or a URL"
+                else:
+                    problem = self._problem_of_data(name, "put the file there, or name a URL that is open to you")
+                if problem:
+                    problems.append((f"training.{split}.{i}", problem))
+        model, roots = spec.training.model, (*(self.roots or ()), *self.model_roots)
+        if self.roots is not None and not (_is_hub_id(model) or _inside(model, roots) or self._is_of_own_job(model)):
+            problems.append(("training.model", self._refusal("use a model of GET /v1/models or a hub id")))
+        return problems
+
+    def _problem_of_data(self, name: str, instead: str = "upload the file, and name it as dataset:ID") -> str | None:
         if is_reference(name):
             return None
         if not is_url(name):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from orchestrator.prompts import Prompt
 from policies.types import Rollout
-from rewards.base import RewardBatch
+from rewards.base import RewardBatch, Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ class Batch:
     rollouts: list[Rollout]  # B
     rewards_PGK: Tensor  # raw
     signal_PGK: Tensor  # after gates and transforms: what the estimator sees
+    dropped: int = 0  # rollouts that are not here, as they could not be scored
 
     def groups(self, kept: Sequence[int]) -> Batch:
         """These groups alone, in this order."""
@@ -57,6 +60,17 @@ def by_prompt(values_B: Tensor, counts: Sequence[int]) -> Tensor:
     return out
 
 
+def without(
+    dropped: Collection[int], index: Sequence[int], counts: Sequence[int]
+) -> tuple[list[int], list[int], list[int]]:
+    """(index, counts, rows that stay) without these rows; a prompt that has no other leaves with them."""
+    owners = [p for p, count in enumerate(counts) for _ in range(count)]
+    rows = [row for row in range(len(owners)) if row not in dropped]
+    left = Counter(owners[row] for row in rows)
+    prompts = [p for p in range(len(counts)) if left[p]]
+    return [index[p] for p in prompts], [left[p] for p in prompts], rows
+
+
 def rollout_seed(seed: int, purpose: str, *place: int) -> int:
     """A seed of 63 bits that no other request has, the same on every machine."""
     text = f"{seed}/{purpose}/{'/'.join(str(number) for number in place)}"
@@ -66,7 +80,7 @@ def rollout_seed(seed: int, purpose: str, *place: int) -> int:
 def reward_batch(
     prompts: Sequence[Prompt], counts: Sequence[int], rollouts: Sequence[Rollout], max_tokens: int
 ) -> RewardBatch:
-    """The rollouts of each prompt in a row, with its ground truth."""
+    """The rollouts of each prompt in a row, with what its row says."""
     rows = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
     return RewardBatch(
         prompts=tuple(prompt.text for prompt in rows),
@@ -75,9 +89,13 @@ def reward_batch(
         completion_tokens=tuple(len(rollout.tokens) for rollout in rollouts),
         truncated=tuple(rollout.truncated for rollout in rollouts),
         max_tokens=max_tokens,
+        messages=tuple(prompt.messages for prompt in rows),
+        domains=tuple(prompt.domain for prompt in rows),
+        details=tuple(prompt.details for prompt in rows),
     )
 
 
-def stack(scores: Mapping[str, Sequence[float]], names: Sequence[str]) -> Tensor:
-    """rewards_BK from scores by name."""
-    return torch.tensor([scores[name] for name in names], dtype=torch.float64).T
+def stack(scores: Mapping[str, Scores], names: Sequence[str]) -> Tensor:
+    """rewards_BK from scores by name; NaN where an objective does not apply."""
+    columns = [[math.nan if score is None else score for score in scores[name]] for name in names]
+    return torch.tensor(columns, dtype=torch.float64).T

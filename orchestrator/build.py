@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Callable
@@ -10,13 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator import routing
 from orchestrator.cluster import Cluster, EnginePool, RemoteLearner
 from orchestrator.datasets import locate
-from orchestrator.placement import gpus_wanted, shares_gpu
-from orchestrator.prompts import DatasetError, Prompt, PromptOrder, encode, load_prompts
+from orchestrator.gold import GoldScorer
+from orchestrator.hosting import GOLD, hosted_gold, hosted_rewards, reward_pool
+from orchestrator.placement import gpus_wanted, reward_gpus, shares_gpu
+from orchestrator.prompts import Contents, DatasetError, Prompt, PromptOrder, encode, load_prompts
 from orchestrator.remote import LONG_PAUSES_S, is_url
 from orchestrator.remote_data import fetch, sha256_of
-from orchestrator.spec import Columns, FilesData, JobSpec
+from orchestrator.spec import JobSpec
+from orchestrator.specs.data import Columns, FilesData
 from policies.budget import Budget, Knapsack, Uniform
 from policies.collapse import CollapseWatch
 from policies.estimators import Estimator
@@ -30,9 +33,8 @@ from policies.rollout import EngineSettings
 from policies.types import Objectives
 from policies.weight_sync import Transport
 from policies.weighting import Weighting
-from rewards import registry
 from rewards.gates import Gates
-from rewards.pool import RewardPool, remote_scorers
+from rewards.pool import RewardPool
 from rewards.transforms import TRANSFORMS, Transform
 
 
@@ -66,6 +68,7 @@ class Parts:
     save_tokenizer: Callable[[Path], None]
     describe: Callable[[list[str], list[str]], dict[str, Any]]  # extra figures of completions and answers
     close: Callable[[], None]
+    gold: GoldScorer | None = None
 
 
 def build(
@@ -96,25 +99,29 @@ def build(
         data_dir=data_dir,
     )
     on_stage("starting Ray")
-    cluster = Cluster(address=ray_address, cpus=max(os.cpu_count() or 1, spec.rollout.engines + 1))
+    hosted, hosted_apart = hosted_rewards(spec), hosted_gold(spec)
+    replicas = [options for reward in (*hosted, *hosted_apart) for options in reward.reserved]
+    slots = spec.rollout.engines + 1 + math.ceil(sum(options["num_cpus"] for options in replicas))
+    cluster = Cluster(address=ray_address, cpus=max(os.cpu_count() or 1, slots))
+    pools: list[RewardPool] = []
     try:
         # On a cluster, this process may be where no GPU is; here, a torch without CUDA can't use what Ray sees.
         gpus = cluster.gpus if cluster.grows else min(cluster.gpus, torch.cuda.device_count())
         device = resolve_device(spec, gpus, grows=cluster.grows)
         transport, engine_options, learner_options = placement(spec, device, None if cluster.grows else gpus)
-        cluster.reserve(
+        gang = cluster.reserve(
             engines=spec.rollout.engines,
             engine_options=engine_options,
             learner_options=learner_options,
+            reward_options=replicas,
             timeout_s=spec.resources.placement_timeout_s,
             on_wait=on_stage,
         )
         on_stage("starting engines and learner")
-        factories = {
-            objective.name: functools.partial(registry.build, objective.reward.name, dict(objective.reward.options))
-            for objective in spec.objectives
-        }
-        pool = RewardPool(remote_scorers(factories), deadline_s=spec.resources.reward_timeout_s)
+        places = [gang.place(spec.rollout.engines + 1 + i) for i in range(len(replicas))]
+        pools.append(reward_pool(hosted, places))
+        if hosted_apart:
+            pools.append(reward_pool(hosted_apart, places[sum(len(reward.reserved) for reward in hosted) :]))
         engines, learner = cluster.start(
             engine_settings(spec, model, device, transport),
             learner_settings(spec, model, device),
@@ -122,7 +129,11 @@ def build(
             engine_options=engine_options,
             learner_options=learner_options,
         )
+        for pool in pools:
+            pool.wait_ready()
     except BaseException:
+        for pool in pools:
+            pool.close()
         cluster.close()
         raise
 
@@ -130,7 +141,8 @@ def build(
         tokenizer.save_pretrained(directory)
 
     def close() -> None:
-        pool.close()
+        for pool in pools:
+            pool.close()
         cluster.close()
 
     return Parts(
@@ -138,7 +150,7 @@ def build(
         order=PromptOrder(len(splits.train), seed=spec.seed),
         engines=engines,
         learner=learner,
-        rewards=pool,
+        rewards=pools[0],
         gates=Gates({o.name: (o.gate.objective, o.gate.at_least) for o in spec.objectives if o.gate is not None}),
         transforms=make_transforms(spec),
         budget=make_budget(spec),
@@ -150,6 +162,7 @@ def build(
         save_tokenizer=save_tokenizer,
         describe=_describer(spec),
         close=close,
+        gold=(lambda batch: pools[1].score(batch).scores[GOLD]) if hosted_apart else None,
     )
 
 
@@ -236,6 +249,9 @@ def load_splits(
         except DatasetError as error:  # in the words of the spec, not of where its file was fetched to
             named = str(getattr(spec.data, name))
             raise DatasetError(str(error).replace(str(path), named) if is_url(named) else str(error)) from None
+    used = {**splits, "validation": splits["validation"][: spec.evaluation.prompts]}
+    for where, message in routing.problems(spec, {name: Contents.of(prompts) for name, prompts in used.items()}):
+        raise DatasetError(f"{where}: {message}")
     return Splits(train=splits["train"], validation=splits["validation"], test=splits.get("test", []), sha256=sums)
 
 
@@ -290,6 +306,7 @@ def placement(spec: JobSpec, device: str, gpus: int | None) -> tuple[Transport, 
 
     With a GPU for each engine and one for the learner, weights go by nccl. Where they must share one GPU, by ipc: on
     one machine with fewer (`gpus`), or where a spec asks for ipc. On a cluster (None) they wait for GPUs of their own.
+    Rewards have their shares first: on the same GPU where there is no other.
     """
     environment = {"env_vars": engine_environment(spec)}
     if device == "cpu":
@@ -297,11 +314,12 @@ def placement(spec: JobSpec, device: str, gpus: int | None) -> tuple[Transport, 
         learner = {"num_cpus": 1, "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}}
         return "shared_memory", {"num_cpus": 1, "runtime_env": environment}, learner
     size = spec.rollout.tensor_parallel
-    wanted, shared = gpus_wanted(spec), shares_gpu(spec, gpus)
+    wanted, rewards, shared = gpus_wanted(spec), reward_gpus(spec), shares_gpu(spec, gpus)
     transport: Transport = "ipc" if shared else "nccl"
     if spec.rollout.transport in ("nccl", "ipc"):
         transport = spec.rollout.transport
-    share = math.floor(10_000 / wanted) / 10_000 if shared else 1.0  # Ray counts in ten-thousandths
+    room = 1.0 - rewards if gpus == 1 and rewards < 1 else 1.0
+    share = math.floor(10_000 * room / wanted) / 10_000 if shared else 1.0  # Ray counts in ten-thousandths
     engine = {"num_cpus": 1, "num_gpus": share if shared else size, "runtime_env": environment}
     return transport, engine, {"num_cpus": 1, "num_gpus": share}
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 from typing import Any
 
 _AT_ONCE = 4
@@ -30,20 +31,20 @@ class ChildBusy(ChildError):
     """Too many children are at work."""
 
 
-def ask(module: str, question: Any, *, timeout_s: float) -> Any:
+def ask(module: str, question: Any, *, timeout_s: float, sees: Collection[str] = ()) -> Any:
     """The answer of `python -m module` to a JSON document; it and what it started are killed after `timeout_s`.
 
-    The child sees no variable of ours but where packages and models are: no password, no key.
+    The child sees no variable of ours but where packages and models are, and `sees`: no password, no key.
     """
     if not _slots.acquire(timeout=_PATIENCE_S):
         raise ChildBusy
     try:
-        return _ask(module, question, timeout_s)
+        return _ask(module, question, timeout_s, sees)
     finally:
         _slots.release()
 
 
-def _ask(module: str, question: Any, timeout_s: float) -> Any:
+def _ask(module: str, question: Any, timeout_s: float, sees: Collection[str]) -> Any:
     command = [sys.executable, "-m", module]
     with subprocess.Popen(
         command,
@@ -51,7 +52,7 @@ def _ask(module: str, question: Any, timeout_s: float) -> Any:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env={name: value for name, value in os.environ.items() if not name.startswith("EQUIPOISE_")},
+        env={name: value for name, value in os.environ.items() if not name.startswith("EQUIPOISE_") or name in sees},
     ) as child:
         try:
             answer, _ = child.communicate(json.dumps(question).encode(), timeout=timeout_s)

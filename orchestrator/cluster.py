@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,20 +97,43 @@ class EnginePool:
         self.engines = engines
         self.timeout_s = timeout_s
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """One rollout for each request, in order. Raises ActorLost, EngineError where an engine is stale or silent."""
+    def generate(
+        self, requests: Sequence[RolloutRequest], on_end: Callable[[int, Rollout], None] | None = None
+    ) -> list[Rollout]:
+        """One rollout for each request, in order. Raises ActorLost, EngineError where an engine is stale or silent.
+
+        `on_end` is told of each as it ends, with the request's place; what it raises ends the wait.
+        """
         count = len(self.engines)
         bounds = [len(requests) * i // count for i in range(count + 1)]
-        parts = [requests[low:high] for low, high in itertools.pairwise(bounds)]
-        pending = [engine.generate.remote(part) for engine, part in zip(self.engines, parts, strict=True) if part]
+        streams: dict[Any, int] = {
+            engine.stream.options(num_returns="streaming").remote(requests[low:high]): low
+            for engine, (low, high) in zip(self.engines, itertools.pairwise(bounds), strict=True)
+            if high > low
+        }
+        found: dict[int, Rollout] = {}
+        deadline = time.monotonic() + self.timeout_s
         try:
-            return [rollout for rollouts in ray.get(pending, timeout=self.timeout_s) for rollout in rollouts]
-        except ray.exceptions.GetTimeoutError:
-            raise EngineError(f"no rollouts within {self.timeout_s:g} s (rollout.timeout_s)") from None
+            while streams:
+                ready, _ = ray.wait(list(streams), timeout=max(0.0, deadline - time.monotonic()), fetch_local=False)
+                if not ready:
+                    raise EngineError(f"no rollouts within {self.timeout_s:g} s (rollout.timeout_s)")
+                stream: Any = ready[0]
+                low = streams[stream]
+                try:
+                    ended = ray.get(next(stream))
+                except StopIteration:
+                    del streams[stream]
+                    continue
+                for place, rollout in ended:
+                    found[low + place] = rollout
+                    if on_end is not None:
+                        on_end(low + place, rollout)
         except ray.exceptions.RayError as error:
             if _is_lost(error):
                 raise ActorLost(f"a rollout engine is gone: {last_line(error)}") from error
             raise EngineError(f"a rollout engine failed: {last_line(error)}") from error
+        return [found[place] for place in range(len(requests))]
 
 
 class RemoteLearner:
@@ -185,12 +209,16 @@ class Cluster:
         engines: int,
         engine_options: Mapping[str, Any],
         learner_options: Mapping[str, Any],
+        reward_options: Sequence[Mapping[str, Any]] = (),
         timeout_s: float = 60.0,
         on_wait: Callable[[str], None] = lambda _: None,
     ) -> Gang:
-        """Room for all that `start` starts with the same options. Raises DoesNotFit or ResourcesBusy (gang.py)."""
+        """Room for all that `start` starts with the same options, and for rewards' replicas in the places after them.
+
+        Raises DoesNotFit or ResourcesBusy (gang.py).
+        """
         actors = [*itertools.repeat(engine_options, engines), learner_options]
-        self.gang = reserve(actors, timeout_s=timeout_s, grows=self.grows, on_wait=on_wait)
+        self.gang = reserve(actors, timeout_s=timeout_s, grows=self.grows, on_wait=on_wait, apart=list(reward_options))
         return self.gang
 
     def start(

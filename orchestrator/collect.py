@@ -10,16 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestrator.batch import Batch, by_prompt, reward_batch, rollout_seed, stack
+from orchestrator.batch import Batch, by_prompt, rollout_seed, stack, without
 from orchestrator.build import Parts
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.clock import Clock
 from orchestrator.references import References
+from orchestrator.routing import Routes
+from orchestrator.scoring import roll_out_and_score
 from orchestrator.spec import JobSpec
 from orchestrator.specs.sampling import KnapsackSpec
 from policies.budget import count_successes
 from policies.signal import drop, keep, missing, signal_P
 from policies.types import Rollout, RolloutRequest
+from rewards.base import RewardError
+from rewards.pool import Scored
 from rewards.transforms import TransformContext
 
 
@@ -32,6 +36,13 @@ class Sampled:
     rollouts: list[Rollout] = field(default_factory=list)  # B
     rewards_BK: Tensor = field(default_factory=lambda: torch.empty(0))
     gated_BK: Tensor = field(default_factory=lambda: torch.empty(0))
+    prompts: int = 0  # that were rolled out: `index` is without those none of whose rollouts could be scored
+    rounds: list[Scored] = field(default_factory=list)
+
+    @property
+    def dropped(self) -> int:
+        """Rollouts that could not be scored under some objective, and count under none."""
+        return sum(len(scored.dropped) for scored in self.rounds)
 
     @property
     def tokens_PG(self) -> Tensor:
@@ -56,6 +67,7 @@ class Collector:
         self.parts = parts
         self.clock = clock
         self.names = list(spec.objective_names)
+        self.routes = Routes.of(spec)
         self.known = References(references)
 
     @property
@@ -78,10 +90,11 @@ class Collector:
             if extra_round and interrupted():
                 self.parts.order.position = start
                 return None
-            index = self.parts.order.take(need)
-            counts = self.parts.budget.allocate(index)
-            rollouts = self.roll_out(f"step {step}", index, counts, first=len(sampled.index))
-            sampled.add(index, counts, rollouts, *self.score(index, counts, rollouts))
+            try:
+                self.sample(step, need, sampled)
+            except RewardError:
+                self.parts.order.position = start  # as if the step had not begun
+                raise
             carries_P = signal_P(self.judged(sampled), counts_K)
             need = missing(carries_P, wanted)
             if need == 0:
@@ -89,29 +102,58 @@ class Collector:
         kept = keep(carries_P) if rule.name in ("keep", "copo") else drop(carries_P, wanted)
         return self.batch(sampled), kept.tolist()
 
-    def roll_out(self, purpose: str, index: Sequence[int], counts: Sequence[int], *, first: int = 0) -> list[Rollout]:
-        """`counts` rollouts of each train prompt, each with a seed of its own by its place in the step."""
+    def sample(self, step: int, prompts: int, sampled: Sampled) -> None:
+        """A round: so many prompts more. A rollout that could not be scored is left out for all objectives."""
+        index = self.parts.order.take(prompts)
+        counts = self.parts.budget.allocate(index)
+        rollouts, scored = self.roll_out(f"step {step}", index, counts, first=sampled.prompts, before=sampled.rounds)
+        sampled.prompts += prompts
+        sampled.rounds.append(scored)
+        rewards_BK, gated_BK = self.score(scored)
+        index, counts, rows = without(set(scored.dropped), index, counts)
+        sampled.add(index, counts, [rollouts[row] for row in rows], rewards_BK[rows], gated_BK[rows])
+
+    def roll_out(
+        self,
+        purpose: str,
+        index: Sequence[int],
+        counts: Sequence[int],
+        *,
+        first: int = 0,
+        before: Sequence[Scored] = (),
+    ) -> tuple[list[Rollout], Scored]:
+        """`counts` rollouts of each train prompt, each with a seed of its own by its place in the step, and scored.
+
+        A reward that fails raises, and names itself.
+        """
         rollout = self.spec.rollout
+        prompts = [self.parts.splits.train[i] for i in index]
         requests = [
             RolloutRequest(
-                prompt_tokens=self.parts.splits.train[i].tokens,
+                prompt_tokens=prompt.tokens,
                 seed=rollout_seed(self.spec.seed, purpose, first + p, g),
                 max_tokens=rollout.max_tokens,
                 temperature=rollout.temperature,
                 top_p=rollout.top_p,
             )
-            for p, (i, count) in enumerate(zip(index, counts, strict=True))
+            for p, (prompt, count) in enumerate(zip(prompts, counts, strict=True))
             for g in range(count)
         ]
-        with self.clock("rollout"):
-            return self.parts.engines.generate(requests)
+        return roll_out_and_score(
+            self.parts.engines,
+            self.parts.rewards,
+            requests,
+            prompts,
+            counts,
+            routes=self.routes,
+            max_tokens=rollout.max_tokens,
+            before=before,
+            stage=self.clock,
+        )
 
-    def score(self, index: Sequence[int], counts: Sequence[int], rollouts: Sequence[Rollout]) -> tuple[Tensor, Tensor]:
-        """(rewards_BK raw, the same after the gates). A reward that fails raises, and names itself."""
-        prompts = [self.parts.splits.train[i] for i in index]
-        with self.clock("score"):
-            scores = self.parts.rewards.score(reward_batch(prompts, counts, rollouts, self.spec.rollout.max_tokens))
-        return stack(scores, self.names), stack(self.parts.gates.apply(scores), self.names)
+    def score(self, scored: Scored) -> tuple[Tensor, Tensor]:
+        """(rewards_BK raw, the same after the gates); NaN where an objective does not apply."""
+        return stack(scored.scores, self.names), stack(self.parts.gates.apply(scored.scores), self.names)
 
     def judged(self, sampled: Sampled) -> Tensor:
         """What the estimator would see, to judge spread by. Transforms that remember batches are left for later."""
@@ -142,6 +184,7 @@ class Collector:
             rollouts=sampled.rollouts,
             rewards_PGK=rewards_PGK,
             signal_PGK=torch.stack(signals, dim=2),
+            dropped=sampled.dropped,
         )
 
     def context(self, index: Sequence[int], tokens_PG: Tensor, k: int) -> TransformContext:
@@ -169,8 +212,8 @@ class Collector:
         for first in range(self.known.prompts, size, chunk):
             index = list(range(first, min(first + chunk, size)))
             counts = [repeats] * len(index)
-            rollouts = self.roll_out("references", index, counts, first=first)
-            _, gated_BK = self.score(index, counts, rollouts)
+            _, scored = self.roll_out("references", index, counts, first=first)
+            _, gated_BK = self.score(scored)
             found_PNk = by_prompt(gated_BK[:, self.wants_references], counts)
             self.known.append({name: found_PNk[:, :, i].contiguous() for i, name in enumerate(names)})
             yield index[-1] + 1, size

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import children
-from orchestrator.prompts import DatasetError, Prompt, each_prompt, examine, in_bounds, preview
-from orchestrator.spec import Columns
+from orchestrator.prompts import Contents, DatasetError, Prompt, each_prompt, examine, in_bounds, preview
+from orchestrator.specs.data import Columns
 
 MAX_PROBLEMS = 20
 TIMEOUT_S = 300.0
@@ -58,8 +58,12 @@ def check(path: Path, columns: Columns) -> tuple[int, list[str]]:
     return answer["rows"], answer["problems"]
 
 
-def problems_of(readings: Sequence[Reading]) -> list[str | None]:
-    """What is wrong with each, or None. ChildBusy where that can't be told now.
+Outcome = Contents | str | None
+"""Of a reading: what the rows have, what is wrong with the file, or None where that took too long to tell."""
+
+
+def outcomes_of(readings: Sequence[Reading]) -> list[Outcome]:
+    """In their order. ChildBusy where they can't be read now.
 
     What takes too long is not refused: the driver reads it all.
     """
@@ -67,7 +71,7 @@ def problems_of(readings: Sequence[Reading]) -> list[str | None]:
         return []
     question = [reading.document() for reading in readings]
     try:
-        found: list[str | None] = children.ask(__name__, {"read": question}, timeout_s=_SHORT_TIMEOUT_S)
+        found: list[dict[str, Any]] = children.ask(__name__, {"read": question}, timeout_s=_SHORT_TIMEOUT_S)
     except children.ChildTimeout:
         return [None] * len(readings)
     except children.ChildBusy:
@@ -75,8 +79,8 @@ def problems_of(readings: Sequence[Reading]) -> list[str | None]:
     except children.ChildError:
         if len(readings) == 1:
             return [_LIMIT]
-        return [problem for reading in readings for problem in problems_of([reading])]  # which of them it was
-    return found
+        return [outcome for reading in readings for outcome in outcomes_of([reading])]  # which of them it was
+    return [each["problem"] or Contents(domains=set(each["domains"]), details=set(each["details"])) for each in found]
 
 
 def shown(path: Path, columns: Columns, *, after: int, limit: int) -> list[dict[str, Any]]:
@@ -94,15 +98,17 @@ def shown(path: Path, columns: Columns, *, after: int, limit: int) -> list[dict[
     return rows
 
 
-def read(reading: Reading) -> None:
-    """Every row, none kept. Raises DatasetError for the first that can't be used.
+def read(reading: Reading) -> Contents:
+    """What every row has, none kept. Raises DatasetError for the first that can't be used.
 
     A prompt's length is a lower bound, without the chat template: what is too long here is so for certain.
     """
     tokenizer = None if reading.tokenizer is None else _tokenizer(reading.tokenizer)
     rows = each_prompt(reading.path, reading.columns, limit=reading.limit)
+    contents = Contents()
     with contextlib.closing(rows):
         for prompt in in_bounds(reading.path, rows):
+            contents.add(prompt)
             if (
                 tokenizer is None or len(prompt.text) <= reading.room
             ):  # ordinary text has no more tokens than characters
@@ -114,6 +120,7 @@ def read(reading: Reading) -> None:
                     f"for {reading.room} beside rollout.max_tokens; shorten it, lower that or raise "
                     "policy.max_model_len"
                 )
+    return contents
 
 
 def _tokenizer(file: Path) -> Any:
@@ -134,12 +141,12 @@ def _checked(path: Path, columns: Columns) -> dict[str, Any]:
     return {"rows": rows, "problems": [problem[:300] for problem in cleaned]}
 
 
-def _problem(reading: Reading) -> str | None:
+def _outcome(reading: Reading) -> dict[str, Any]:
     try:
-        read(reading)
+        contents = read(reading)
     except DatasetError as error:
-        return str(error)
-    return None
+        return {"problem": str(error)}
+    return {"problem": None, "domains": [*contents.domains], "details": [*contents.details]}
 
 
 def _shown(path: Path, columns: Columns, after: int, limit: int) -> dict[str, Any]:
@@ -155,7 +162,18 @@ def _cut_row(prompt: Prompt) -> dict[str, Any]:
         content = _cut(content)
     else:
         content = [{name: _cut(message[name]) for name in ("role", "content")} for message in content[:_SHOWN_MESSAGES]]
-    return {"row": prompt.row, "prompt": content, "answer": None if prompt.answer is None else _cut(prompt.answer)}
+    shown = {"row": prompt.row, "prompt": content, "answer": None if prompt.answer is None else _cut(prompt.answer)}
+    if prompt.domain is not None:
+        shown["domain"] = prompt.domain
+    if prompt.details:
+        shown["details"] = {name: _cut_value(value) for name, value in prompt.details.items()}
+    return shown
+
+
+def _cut_value(value: Any) -> Any:
+    """What is long, as the start of its JSON."""
+    text = json.dumps(value, ensure_ascii=False)
+    return value if len(text) <= _SHOWN_CHARACTERS else _cut(text)
 
 
 def _cut(text: str) -> str:
@@ -172,7 +190,7 @@ def _answer(question: dict[str, Any]) -> Any:
         return _shown(**placed(question["show"]))
     readings = [placed(document) for document in question["read"]]
     files = [None if reading["tokenizer"] is None else Path(reading["tokenizer"]) for reading in readings]
-    return [_problem(Reading(**{**reading, "tokenizer": file})) for reading, file in zip(readings, files, strict=True)]
+    return [_outcome(Reading(**{**reading, "tokenizer": file})) for reading, file in zip(readings, files, strict=True)]
 
 
 def _main() -> None:

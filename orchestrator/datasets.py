@@ -20,10 +20,9 @@ from typing import Any
 
 from orchestrator.keys import is_name
 from orchestrator.prompts import DatasetError
-from orchestrator.spec import Columns
+from orchestrator.specs.data import REFERENCE, Columns
 
 FORMATS = ("jsonl", "csv", "parquet")
-REFERENCE = "dataset:"
 _ID = re.compile(r"ds-[0-9a-f]{12}")
 _MANIFEST = "manifest.json"
 _STALE_S = 24 * 3600
@@ -217,7 +216,9 @@ def locate(name: str, columns: Columns, owner: str, state_dir: Path) -> tuple[Pa
 
 
 def _identify(draft: Draft, columns: Columns) -> str:
-    facts = [draft.format, columns.prompt, columns.answer, draft.sha256]
+    facts: list[Any] = [draft.format, columns.prompt, columns.answer, draft.sha256]
+    if columns.domain is not None or columns.details:  # without them, an id is what it was before there were any
+        facts += [columns.domain, columns.details]
     return f"ds-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
 

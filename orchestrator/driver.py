@@ -44,7 +44,8 @@ from orchestrator.launchers import (
 from orchestrator.recovery import keep_document, keep_ending, register_found
 from orchestrator.remote import RemoteAway
 from orchestrator.report import render_report
-from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.spec import JobSpec, parse_job
+from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.states import is_terminal
 from orchestrator.store import (
     REASON_LIMIT_CHARS,
@@ -185,16 +186,13 @@ def run_job(
     lease, directory = journal.lease, checkpoints.root.parent
     try:
         text = journal.patiently(lambda: store.spec(lease.job_id))
-        spec = parse_spec(json.loads(text))
+        spec = parse_job(json.loads(text))
         origin = journal.patiently(lambda: store.job(lease.job_id)).origin
         keep_document(directory, owner=store.owner, spec=text, origin=origin)
-        journal.patiently(lambda: store.set_total_steps(lease, spec.steps))
-        with parts_of(spec, directory, journal, ray_address=ray_address) as parts:
-            outcome, samples = train(spec, parts, store, journal, claim, checkpoints)
-        if outcome == "succeeded":
-            journal.patiently(lambda: write_report(store, lease, spec, directory, samples))
-        elif outcome != "stopped":
-            report_so_far(store, lease, directory, JobStatus(outcome), None)
+        if isinstance(spec, RewardJobSpec):
+            outcome, why = train_reward_model(spec, store, journal, claim, checkpoints), None
+        else:
+            outcome, why = align(spec, store, journal, claim, checkpoints, ray_address=ray_address)
     except (StoreUnavailable, Fenced, ResourcesBusy):
         raise
     except HandedBack as error:
@@ -217,7 +215,48 @@ def run_job(
     if outcome == "stopped":
         hand_back(journal, directory, GOING_DOWN)
         return
-    end(journal, directory, JobStatus(outcome), None)
+    end(journal, directory, JobStatus(outcome), why)
+
+
+def align(
+    spec: JobSpec,
+    store: JobStore,
+    journal: StoreJournal,
+    claim: Claim,
+    checkpoints: CheckpointStore,
+    *,
+    ray_address: str | None,
+) -> tuple[str, str | None]:
+    """The loop over its parts, and the report of what came of it. Returns the outcome, and its reason if it has one."""
+    lease, directory = journal.lease, checkpoints.root.parent
+    journal.patiently(lambda: store.set_total_steps(lease, spec.steps))
+    with parts_of(spec, directory, journal, ray_address=ray_address) as parts:
+        outcome, samples, why = train(spec, parts, store, journal, claim, checkpoints)
+    if outcome == "succeeded":
+        journal.patiently(lambda: write_report(store, lease, spec, directory, samples))
+    elif outcome != "stopped":
+        report_so_far(store, lease, directory, JobStatus(outcome), why)
+    return outcome, why
+
+
+def train_reward_model(
+    spec: RewardJobSpec, store: JobStore, journal: StoreJournal, claim: Claim, checkpoints: CheckpointStore
+) -> str:
+    """In this process, from the newest checkpoint. Its evaluation is the report."""
+    from orchestrator.reward_training import RewardTraining
+
+    lease = journal.lease
+
+    def set_total(steps: int) -> None:
+        journal.patiently(lambda: store.set_total_steps(lease, steps))
+
+    training = RewardTraining(spec, journal, checkpoints, fence=lease.fence, set_total=set_total)
+    step = newest_checkpoint(store, journal, claim, checkpoints)
+    training.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])
+    if step is not None:
+        journal.event("job.resumed", step=step, rerun=max(0, claim.from_step - step))
+    start_running(store, journal)
+    return training.run()
 
 
 def end(journal: StoreJournal, directory: Path, status: JobStatus, reason: str | None) -> None:
@@ -275,21 +314,31 @@ def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_addre
 
 def train(
     spec: JobSpec, parts: Any, store: JobStore, journal: StoreJournal, claim: Claim, checkpoints: CheckpointStore
-) -> tuple[str, list[dict[str, Any]]]:
-    """(outcome, samples of start and end)."""
+) -> tuple[str, list[dict[str, Any]], str | None]:
+    """(outcome, samples of start and end, why it paused where nobody asked for it)."""
     from orchestrator.loop import Loop
 
     lease = journal.lease
     loop = Loop(spec, parts, journal, checkpoints, fence=lease.fence)
-    collect(checkpoints.root)
-    register_found(store, journal, claim, checkpoints.root)
-    step = usable_checkpoint(store, journal, checkpoints)
+    step = newest_checkpoint(store, journal, claim, checkpoints)
     if step is not None:
         loop.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])
         journal.event("job.resumed", step=step, rerun=max(0, claim.from_step - step))
+    start_running(store, journal)
+    outcome = loop.run()
+    return outcome, loop.samples, loop.reason
+
+
+def newest_checkpoint(store: JobStore, journal: StoreJournal, claim: Claim, checkpoints: CheckpointStore) -> int | None:
+    """The step to go on from, its checkpoint here and whole."""
+    collect(checkpoints.root)
+    register_found(store, journal, claim, checkpoints.root)
+    return usable_checkpoint(store, journal, checkpoints)
+
+
+def start_running(store: JobStore, journal: StoreJournal) -> None:
     with contextlib.suppress(IllegalTransition):  # a cancel or a pause came first: the loop hears of it
-        journal.patiently(lambda: store.set_status(lease, JobStatus.RUNNING))
-    return loop.run(), loop.samples
+        journal.patiently(lambda: store.set_status(journal.lease, JobStatus.RUNNING))
 
 
 def usable_checkpoint(store: JobStore, journal: StoreJournal, checkpoints: CheckpointStore) -> int | None:
@@ -322,7 +371,9 @@ def report_so_far(store: JobStore, lease: Lease, directory: Path, status: JobSta
     try:
         if store.job(lease.job_id).step == 0:
             return
-        spec = parse_spec(json.loads(store.spec(lease.job_id)))
+        spec = parse_job(json.loads(store.spec(lease.job_id)))
+        if isinstance(spec, RewardJobSpec):
+            return
         write_report(store, lease, spec, directory, [], status=status, reason=reason)
     except Fenced:
         raise

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.batch import reward_batch, rollout_seed
+from orchestrator.batch import rollout_seed
 from orchestrator.build import Parts
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.prompts import Prompt
+from orchestrator.routing import Routes
+from orchestrator.scoring import roll_out_and_score
 from orchestrator.spec import JobSpec
 from policies.pareto import Point
 from policies.types import Rollout, RolloutRequest
+from rewards.base import Scores
+from rewards.pool import Scored
 
 if TYPE_CHECKING:
     from orchestrator.loop import Loop
@@ -56,30 +60,40 @@ class Evaluator:
     def __init__(self, spec: JobSpec, parts: Parts) -> None:
         self.spec = spec
         self.parts = parts
+        self.routes = Routes.of(spec)
 
     def evaluate(self, split: str, *, greedy: bool = False) -> Evaluation:
         prompts = self.prompts(split)
         repeats = 1 if greedy or self.spec.evaluation.temperature == 0 else self.spec.evaluation.rollouts_per_prompt
         seeds = [[rollout_seed(self.spec.seed, split, p, g) for g in range(repeats)] for p in range(len(prompts))]
-        rollouts = self.sample(prompts, [[None] * repeats] * len(prompts) if greedy else seeds)
-        scores = self.parts.rewards.score(
-            reward_batch(prompts, [repeats] * len(prompts), rollouts, self.spec.rollout.max_tokens)
-        )
+        rollouts, scored = self.sample(prompts, [[None] * repeats] * len(prompts) if greedy else seeds)
         answers = [prompt.answer or "" for prompt in prompts for _ in range(repeats)]
+        known = {name: self.applicable(name, split, values) for name, values in scored.scores.items()}
+        kept = [row for row in range(len(rollouts)) if row not in set(scored.dropped)]
+        rollouts, answers = [rollouts[row] for row in kept], [answers[row] for row in kept]
         return Evaluation(
-            objectives={name: fmean(values) for name, values in scores.items()},
-            standard_errors={name: pstdev(values) / math.sqrt(len(prompts)) for name, values in scores.items()},
+            objectives={name: fmean(values) for name, values in known.items()},
+            standard_errors={name: pstdev(values) / math.sqrt(len(values) / repeats) for name, values in known.items()},
             mean_tokens=fmean(len(rollout.tokens) for rollout in rollouts),
             truncated_share=fmean(rollout.truncated for rollout in rollouts),
             described=self.parts.describe([rollout.text for rollout in rollouts], answers),
         )
+
+    @staticmethod
+    def applicable(name: str, split: str, scores: Scores) -> list[float]:
+        """Without rows that it does not apply to, or that could not be scored. ValueError where that leaves none."""
+        known = [score for score in scores if score is not None]
+        if not known:
+            raise ValueError(f"objective '{name}' applies to no prompt of the {split} split, so it has no figure there")
+        return known
 
     def prompts(self, split: str) -> list[Prompt]:
         if split == "test":
             return self.parts.splits.test or self.parts.splits.validation
         return self.parts.splits.validation[: self.spec.evaluation.prompts]
 
-    def sample(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int | None]]) -> list[Rollout]:
+    def sample(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int | None]]) -> tuple[list[Rollout], Scored]:
+        """Completions of each prompt, one for each of its seeds, and their scores."""
         requests = [
             RolloutRequest(
                 prompt_tokens=prompt.tokens,
@@ -91,25 +105,26 @@ class Evaluator:
             for prompt, row in zip(prompts, seeds, strict=True)
             for seed in row
         ]
-        return self.parts.engines.generate(requests)
-
-    def score(self, prompts: Sequence[Prompt], repeats: int, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
-        counts = [repeats] * len(prompts)
-        return self.parts.rewards.score(reward_batch(prompts, counts, rollouts, self.spec.rollout.max_tokens))
+        return roll_out_and_score(
+            self.parts.engines,
+            self.parts.rewards,
+            requests,
+            prompts,
+            [len(row) for row in seeds],
+            routes=self.routes,
+            max_tokens=self.spec.rollout.max_tokens,
+        )
 
     def samples(self) -> dict[str, Any]:
         """Greedy completions of the first held-out prompts, with every reward."""
         prompts = self.prompts("test")[:SAMPLES]
-        rollouts = self.sample(prompts, [[None]] * len(prompts))
-        scores = self.parts.rewards.score(
-            reward_batch(prompts, [1] * len(prompts), rollouts, self.spec.rollout.max_tokens)
-        )
+        rollouts, scored = self.sample(prompts, [[None]] * len(prompts))
         return {
             str(i): {
                 "prompt": prompt.text,
                 "answer": prompt.answer,
                 "completion": rollout.text,
-                "rewards": {name: values[i] for name, values in scores.items()},
+                "rewards": {name: values[i] for name, values in scored.scores.items()},
             }
             for i, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True))
         }

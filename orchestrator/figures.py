@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,7 +32,11 @@ class Update:
         strategy = dict(zip(names, self.weights.weights_K.tolist(), strict=True))
         return {
             "objectives": objectives,
-            "total": sum(self.signs[name] * self.applied[name] * objectives[name]["mean"] for name in names),
+            "total": sum(
+                self.signs[name] * self.applied[name] * mean
+                for name in names
+                if (mean := objectives[name]["mean"]) is not None
+            ),
             "weights": {"strategy": strategy, "applied": dict(self.applied)},
             "falling": [name for name, sign in self.signs.items() if sign < 0],
             "multiplier": self.weights.advantage_scale * self.weights.reward_scale,
@@ -40,14 +44,29 @@ class Update:
         }
 
 
-def objective_figures(rewards_PG: Tensor) -> dict[str, float]:
-    """Of one raw reward: mean and spread over the batch, and the share of groups in which it does not spread."""
+def objective_figures(rewards_PG: Tensor) -> dict[str, float | None]:
+    """Of one raw reward: mean and spread over the batch, and the share of groups in which it does not spread.
+
+    Over what was measured; None where the objective applied to nothing.
+    """
     everywhere = (0, 1)
+    measured_P = (~rewards_PG.isnan()).any(dim=1)
+    if not bool(measured_P.any()):
+        return {"mean": None, "std": None, "zero_share": None}
     return {
         "mean": float(statistics.mean(rewards_PG, everywhere)),
         "std": float(statistics.std(rewards_PG, everywhere)),
-        "zero_share": float((statistics.std(rewards_PG, 1) < SPREAD).double().mean()),
+        "zero_share": float((statistics.std(rewards_PG[measured_P], 1) < SPREAD).double().mean()),
     }
+
+
+def measured(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's record without the figures of objectives that applied to nothing: these are neither good nor bad."""
+    objectives = {
+        name: {key: value for key, value in figures.items() if value is not None}
+        for name, figures in record["objectives"].items()
+    }
+    return {**record, "objectives": objectives}
 
 
 def front_document(archive: Archive, kept: Collection[int]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """All of a job's actors at once, or none: two jobs that each held half of what they need would wait for ever.
 
-The actors' own Ray options say what they need, so what is reserved is what is then used. Rewards are not among them:
-they ask for no CPU (rewards/pool.py), and so fit anywhere.
+The actors' own Ray options say what they need, so what is reserved is what is then used. Rewards that ask for nothing,
+as verifiers do, are not among them: they fit anywhere.
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ class Gang:
 
 
 def reserve(
-    actors: Sequence[Options], *, timeout_s: float, grows: bool, on_wait: Callable[[str], None] = lambda _: None
+    actors: Sequence[Options],
+    *,
+    timeout_s: float,
+    grows: bool,
+    on_wait: Callable[[str], None] = lambda _: None,
+    apart: Sequence[Options] = (),
 ) -> Gang:
     """Room for all the actors at once. Ray must be initialised.
 
@@ -49,7 +54,7 @@ def reserve(
     """
     from ray.util import placement_group
 
-    bundles, places = bundles_of(actors)
+    bundles, places = bundles_of(actors, apart)
     gang = Gang(group=placement_group(bundles, strategy="PACK"), places=tuple(places))
     deadline = time.monotonic() + timeout_s
     try:
@@ -68,18 +73,19 @@ def reserve(
     return gang
 
 
-def bundles_of(actors: Sequence[Options]) -> tuple[list[dict[str, float]], list[int]]:
+def bundles_of(actors: Sequence[Options], apart: Sequence[Options] = ()) -> tuple[list[dict[str, float]], list[int]]:
     """(what must be reserved, which of it each actor gets).
 
     An actor has a bundle of its own, on one machine. Actors that share a GPU have one together, which is what puts
-    them on the same GPU: they hand weights to each other by memory addresses.
+    them on the same GPU: engines and learner hand weights to each other by memory addresses. The actors `apart`, as
+    rewards are, come last and have their own in any case.
     """
     bundles: list[dict[str, float]] = []
     places: list[int] = []
     shared: int | None = None
-    for options in actors:
+    for i, options in enumerate([*actors, *apart]):
         cpus, gpus = float(options.get("num_cpus", 1)), float(options.get("num_gpus", 0))
-        if not 0 < gpus < 1:
+        if i >= len(actors) or not 0 < gpus < 1:
             places.append(len(bundles))
             bundles.append({"CPU": cpus} | ({"GPU": gpus} if gpus else {}))
             continue
@@ -90,7 +96,8 @@ def bundles_of(actors: Sequence[Options]) -> tuple[list[dict[str, float]], list[
         bundles[shared]["CPU"] += cpus
         bundles[shared]["GPU"] += gpus
     if shared is not None:
-        bundles[shared]["GPU"] = float(math.ceil(bundles[shared]["GPU"] - 1e-3))  # shares are rounded
+        amount = round(bundles[shared]["GPU"], 4)  # what Ray counts in; equal shares are rounded down
+        bundles[shared]["GPU"] = amount if amount < 0.99 else float(math.ceil(amount - 1e-3))
     return bundles, places
 
 

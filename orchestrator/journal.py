@@ -23,6 +23,7 @@ from orchestrator.steering import Steering
 from orchestrator.store import IllegalTransition, JobStore, Lease, StoreUnavailable
 
 T = TypeVar("T")
+CLOCKED = frozenset({"timings_s", "reward_health"})
 log = logging.getLogger(__name__)
 
 
@@ -134,6 +135,6 @@ class StoreJournal:
 
 
 def figures_digest(record: Mapping[str, Any]) -> str:
-    """sha256 of what a step decided, without the clock's readings."""
-    figures = {key: value for key, value in record.items() if key != "timings_s"}
+    """sha256 of what a step decided, without what depends on the clock."""
+    figures = {key: value for key, value in record.items() if key not in CLOCKED}
     return hashlib.sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()

@@ -22,7 +22,8 @@ from orchestrator.clock import Clock
 from orchestrator.collect import Collector
 from orchestrator.evaluation import Evaluator
 from orchestrator.failpoints import reach
-from orchestrator.figures import Update, front_document
+from orchestrator.figures import Update, front_document, measured
+from orchestrator.gold import GoldWatch
 from orchestrator.guardrails import Guardrails
 from orchestrator.journal import Journal
 from orchestrator.references import FILE
@@ -31,6 +32,7 @@ from orchestrator.spec import JobSpec
 from orchestrator.steering import Steering, apply_directions, clamped
 from policies.estimators.base import finish
 from policies.types import FrontStats, ObjectiveAdvantages, StepStats, UpdateOutcome
+from rewards.base import RewardError
 
 MAX_CHECKPOINT_FAILURES = 3
 
@@ -66,16 +68,30 @@ class Loop:
         self.collector = Collector(spec, parts, self.clock, checkpoints.root.with_name(FILE))
         self.evaluator = Evaluator(spec, parts)
         self.guardrails = Guardrails(spec.guardrails)
+        self.gold = GoldWatch(spec, parts.gold)
         self.keeper = SampleKeeper(spec, checkpoints.root.with_name(FOLDER), fence=fence)
         self.kept: set[int] = set()  # steps whose checkpoint is kept
         self.samples: list[dict[str, Any]] = []  # start and end side by side, once the run has ended
+        self.reason: str | None = None  # why it paused, where nobody asked for it
+        self.committed = 0  # the last step in the ledger; behind `state.step` while one is being evaluated
         self._checkpoint_failures = 0
         self._samples_failed = False
+        self._gold_failed = False
 
     # ------------------------------------------------------------------- run
 
     def run(self) -> str:
-        """Train until the last step or until a person wishes otherwise: succeeded, paused, cancelled or stopped."""
+        """Train until the last step or until a person wishes otherwise: succeeded, paused, cancelled or stopped.
+
+        A reward that does not come back pauses the run, or fails it by raising, as its objective's hosting says.
+        """
+        try:
+            return self.train()
+        except RewardError as error:
+            return self.without_reward(error)
+
+    def train(self) -> str:
+        """As `run`. Raises RewardError, with every committed step as it was."""
         if self.state.step == 0 and self.state.front is None and (asked := self.start()):
             return asked
         while self.state.step < self.spec.steps:
@@ -91,6 +107,7 @@ class Loop:
             self.checkpoint()
         self.journal.progress(stage="testing the front", eta_s=None)
         self.evaluator.test_front(self)
+        self.tell_rewards()
         return "cancelled" if self.journal.wishes().cancel else "succeeded"
 
     def start(self) -> str | None:
@@ -116,18 +133,40 @@ class Loop:
         wishes = self.journal.wishes()
         return "cancelled" if wishes.cancel else "paused" if wishes.pause else "stopped" if wishes.stop else None
 
+    def without_reward(self, error: RewardError) -> str:
+        """The end of a run whose objective `error.reward` has no scores: nothing was learned without it."""
+        self.tell_rewards()
+        hosting = {objective.name: objective.reward.hosting for objective in self.spec.objectives}
+        if error.reward in hosting and hosting[error.reward].on_failure == "fail":
+            raise error
+        self.reason = f"paused: {error}"
+        self.journal.request_pause()
+        if 0 < self.state.step == self.committed and self.state.step not in self.kept:
+            self.checkpoint()
+        return "paused"
+
+    def tell_rewards(self) -> None:
+        """What became of calls that failed."""
+        step = min(self.committed + 1, self.spec.steps)
+        for incident in self.parts.rewards.told():
+            self.journal.event(incident.type, level=incident.level, step=step, **incident.data)
+
     def step(self, step: int) -> None:
         """Sample, roll out, score, weigh, learn, sync, evaluate when due, commit.
 
         A wish that is heard between two rounds of sampling leaves everything as it was before the step.
         """
         self.clock.begin()
+        self.parts.rewards.health()  # of what was scored since the last step's rollouts
         version, steering = self.journal.steering(step)
 
         collected = self.collector.collect(step, self.may_get_weight(steering), lambda: self.asked() is not None)
+        self.tell_rewards()
+        health = self.parts.rewards.health()
         if collected is None:
             return
         batch, kept = collected
+        gold = self.watch_gold(step, batch) if self.gold.due(step) else None
         with self.clock("learn"):
             update = self.improve(step, batch, kept, steering)
         reach("before_sync")
@@ -138,7 +177,9 @@ class Loop:
         self.state.step, self.state.steering = step, steering.model_dump(mode="json")
         evaluation = self.evaluate(step, steering) if self.due(step) else None
         record = self.record(step, version, batch, len(kept), update, evaluation)
-        self.journal.commit(record | {"timings_s": self.clock.read()})
+        record |= {} if gold is None else {"gold": gold}
+        self.journal.commit(record | {"timings_s": self.clock.read(), "reward_health": health})
+        self.committed = step
         self.guard(record)
         self.keep_samples(step, version, batch.groups(kept), update)
         self.tell_steering(step, version, steering, update)
@@ -255,6 +296,7 @@ class Loop:
             result = self.evaluator.evaluate("validation")
         if step == 0:
             self.state.samples = self.evaluator.samples()
+        self.tell_rewards()
         archive = self.parts.archive
         normalised = dict(zip(self.names, archive.normalised([result.point(step)])[0].tolist(), strict=True))
         self.watch(step, normalised, steering)
@@ -290,9 +332,28 @@ class Loop:
             self.journal.event("collapse.over", once=f"collapse over {step}", step=step)
         self.state.collapsed = collapse is not None
 
+    def watch_gold(self, step: int, batch: Batch) -> dict[str, Any] | None:
+        """Name an objective that rises while gold falls. It is a watch: where gold has no scores, training goes on."""
+        try:
+            with self.clock("score"):
+                reading = self.gold.read(step, batch, self.parts.splits.train)
+        except RewardError as error:
+            if not self._gold_failed:  # once, until it works again
+                self.journal.event("gold.failed", level="warning", step=step, message=error.problem)
+            self._gold_failed = True
+            return None
+        self._gold_failed = False
+        for found in reading.began:
+            told = {"message": found.describe(), **asdict(found)}
+            once = f"overoptimisation {step} {found.objective}"
+            self.journal.event("overoptimisation.detected", level="warning", once=once, **told)
+            if self.spec.gold is not None and self.spec.gold.action == "pause":
+                self.journal.request_pause()
+        return reading.figures
+
     def guard(self, record: Mapping[str, Any]) -> None:
         """Name what is outside a person's limits; the next step may not come."""
-        for breach in self.guardrails.observe(record):
+        for breach in self.guardrails.observe(measured(record)):
             told = {"message": breach.describe(), **asdict(breach)}
             self.journal.event("guardrail.breached", level="warning", once=breach.told_as, **told)
             if breach.action == "pause":
@@ -355,6 +416,7 @@ class Loop:
             "archive": self.parts.archive.state_dict(),
             "watch": self.parts.watch.state_dict(),
             "guardrails": self.guardrails.state_dict(),
+            "gold": self.gold.state_dict(),
             "front": None if front is None else {"step": front.step, "growth": front.growth},
         }
 
@@ -371,6 +433,7 @@ class Loop:
         self.parts.watch.load_state_dict(document["watch"])
         if "guardrails" in document:  # a checkpoint of a version without them has none
             self.guardrails.load_state_dict(document["guardrails"])
+        self.gold.load_state_dict(document.get("gold"))
         self.kept = {other for other in known if other <= step}
         front = document["front"] and self.front_stats(document["front"]["step"], document["front"]["growth"])
         self.state = LoopState(
@@ -383,6 +446,7 @@ class Loop:
             influence=document["influence"],
             samples=document["samples"],
         )
+        self.committed = self.state.step
         self.retain()  # a kill may have come between a checkpoint and this
 
     def check_data(self, trained_with: Mapping[str, str]) -> None:
@@ -431,6 +495,7 @@ class Loop:
             "tokens": sum(tokens),
             "mean_tokens": sum(tokens) / len(tokens),
             "truncated_share": sum(rollout.truncated for rollout in batch.rollouts) / len(batch.rollouts),
+            "rollouts_dropped": batch.dropped,
             "evaluation": evaluation,
         }
 

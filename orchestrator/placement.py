@@ -1,12 +1,21 @@
-"""How many GPUs a job's engines and learner take, and whether they share one. Read without torch."""
+"""How many GPUs a job's engines, learner and rewards take, and whether some share one. Read without torch."""
 
 from __future__ import annotations
 
+import math
+
+from orchestrator.hosting import hosted_gold, hosted_rewards
 from orchestrator.spec import JobSpec
 
 
+def reward_gpus(spec: JobSpec) -> float:
+    """Of all replicas of the rewards that ask for some."""
+    hosted = [*hosted_rewards(spec), *hosted_gold(spec)]
+    return math.fsum(options["num_gpus"] for reward in hosted for options in reward.reserved)
+
+
 def gpus_wanted(spec: JobSpec) -> int:
-    """Where nobody shares: those of every engine, and the learner's."""
+    """Where nobody shares: those of every engine, and the learner's; the rewards' come on top."""
     return spec.rollout.engines * spec.rollout.tensor_parallel + 1
 
 
@@ -17,4 +26,4 @@ def shares_gpu(spec: JobSpec, gpus: int | None) -> bool:
     """
     if spec.rollout.tensor_parallel > 1:
         return False
-    return spec.rollout.transport == "ipc" or (gpus is not None and gpus_wanted(spec) > gpus)
+    return spec.rollout.transport == "ipc" or (gpus is not None and gpus_wanted(spec) + reward_gpus(spec) > gpus)

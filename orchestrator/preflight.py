@@ -1,4 +1,4 @@
-"""What can be found wrong with a job before it is accepted: files, rows and the model's directory.
+"""What can be found wrong with a job before it is accepted: files, rows, the model's directory, judges' profiles.
 
 Light on purpose: no torch, no model. What only the real tokenizer or a GPU can tell, the driver finds, and the
 job then fails with the same kind of line.
@@ -12,32 +12,63 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from orchestrator import routing
 from orchestrator.access import Access
-from orchestrator.dataset_check import Reading, problems_of, read
+from orchestrator.dataset_check import Outcome, Reading, outcomes_of, read
 from orchestrator.datasets import is_reference, locate
-from orchestrator.prompts import DatasetError
+from orchestrator.prompts import Contents, DatasetError
 from orchestrator.remote import RemoteAway, is_url
 from orchestrator.remote_data import TooLarge, fetch
-from orchestrator.spec import FilesData, JobSpec
+from orchestrator.spec import JobSpec
+from orchestrator.specs.data import FilesData
+from orchestrator.specs.reward_job import RewardJobSpec
 from policies.models import ModelError, check_directory, context_length
+from rewards import registry
 
 MAX_FETCHED_BYTES = 64 << 20  # of a URL: what is larger, the driver checks
 NEEDS_ANSWER = frozenset({"math"})
 
 
-def preflight(spec: JobSpec, access: Access | None = None) -> list[tuple[str, str]]:
+def preflight(spec: JobSpec | RewardJobSpec, access: Access | None = None) -> list[tuple[str, str]]:
     """(dotted path of the field, what is wrong and what to do) for each problem; empty where the job can run.
 
     `access` says whose datasets there are, and which paths; what it refuses is not opened. With it this is a server:
     files are a stranger's, and are read in a child process. May then raise ChildBusy.
     """
     problems = [] if access is None else access.problems(spec)
+    if isinstance(spec, RewardJobSpec):
+        return problems or _training_files(spec)
+    rewards = {f"objectives.{i}.reward": objective.reward for i, objective in enumerate(spec.objectives)}
+    rewards |= {} if spec.gold is None else {"gold.reward": spec.gold.reward}
+    for field, reward in rewards.items():
+        found = registry.problems(reward.name, reward.options)
+        problems += [(f"{field}.options.{option}", problem) for option, problem in found]
     if problems:
         return problems
     model = _model(spec, problems)
     if isinstance(spec.data, FilesData):
         _data(spec, spec.data, model, problems, access)
     return problems
+
+
+def _training_files(spec: RewardJobSpec) -> list[tuple[str, str]]:
+    """What is there; the rows, the trainer reads first."""
+    problems = []
+    for split in ("train", "validation"):
+        for i, name in enumerate(getattr(spec.training, split)):
+            if not is_url(name) and not _is_file(_path(name)):
+                problems.append((f"training.{split}.{i}", "no such file"))
+    model = spec.training.model
+    if model.startswith((".", "/", "~")) and not _path(model).is_dir():
+        problems.append(("training.model", "no such directory"))
+    return problems
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # what no path can be
+        return False
 
 
 def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
@@ -73,6 +104,7 @@ def _data(
     if data.columns.answer is None and not all(map(is_reference, names.values())):
         _needs_answers(spec, "data.columns.answer is null", problems)
     room = None if model is None else _room(spec, model)
+    routed = any(objective.domains is not None for objective in spec.objectives)
     refused: dict[str, tuple[str, tuple[str, ...]]] = {}  # why, and what of it the caller sent
     readings: dict[str, Reading] = {}
     with contextlib.ExitStack() as held:
@@ -85,7 +117,7 @@ def _data(
                     path, columns = locate(name, data.columns, access.owner, access.state_dir)
                     if columns.answer is None:
                         _needs_answers(spec, f"the dataset of data.{split} was uploaded without answers", problems)
-                    if room is None:
+                    if room is None and not routed:
                         continue  # its rows were checked when it was uploaded
                 if is_url(name) and access is None:
                     raise DatasetError(f"{name}: only a server fetches data")
@@ -97,21 +129,25 @@ def _data(
                 continue
             tokenizer, tokens = room or (None, 0)
             readings[split] = Reading(path=path, columns=columns, limit=data.limit, tokenizer=tokenizer, room=tokens)
-        found = _read_here(readings.values()) if access is None else problems_of([*readings.values()])
-    for (split, reading), problem in zip(readings.items(), found, strict=True):
-        if problem is not None:
-            refused[split] = problem, (str(reading.path), names[split], names[split][:64])
+        found = _read_here(readings.values()) if access is None else outcomes_of([*readings.values()])
+    contents: dict[str, Contents] = {}
+    for (split, reading), outcome in zip(readings.items(), found, strict=True):
+        if isinstance(outcome, str):
+            refused[split] = outcome, (str(reading.path), names[split], names[split][:64])
+        elif outcome is not None:
+            contents[split] = outcome
     for split in filter(refused.__contains__, names):
         message, sent = refused[split]
         problems.append((f"data.{split}", _fields(_unnamed(message, *sent), data)))
+    if contents.keys() == names.keys():  # else the driver tells
+        problems += routing.problems(spec, contents)
 
 
-def _read_here(readings: Iterable[Reading]) -> list[str | None]:
-    found: list[str | None] = []
+def _read_here(readings: Iterable[Reading]) -> list[Outcome]:
+    found: list[Outcome] = []
     for reading in readings:
         try:
-            read(reading)
-            found.append(None)
+            found.append(read(reading))
         except DatasetError as error:
             found.append(str(error))
     return found
@@ -119,8 +155,12 @@ def _read_here(readings: Iterable[Reading]) -> list[str | None]:
 
 def _fields(message: str, data: FilesData) -> str:
     """With columns called by their fields, as their names are the caller's."""
-    for field in ("prompt", "answer"):
-        if (column := getattr(data.columns, field)) not in (None, field):  # else it is the default's name
+    fields: list[tuple[str, str | None]] = [
+        (field, getattr(data.columns, field)) for field in ("prompt", "answer", "domain")
+    ]
+    fields += [(f"details.{i}", column) for i, column in enumerate(data.columns.details)]
+    for field, column in fields:
+        if column not in (None, field):  # else it is the default's name
             message = message.replace(f"'{column}'", f"data.columns.{field}")
     return message
 
@@ -140,6 +180,8 @@ def _needs_answers(spec: JobSpec, why: str, problems: list[tuple[str, str]]) -> 
         if objective.reward.name in NEEDS_ANSWER:
             message = f"'{objective.reward.name}' compares with a ground truth, but {why}"
             problems.append((f"objectives.{i}.reward.name", message))
+    if spec.gold is not None and spec.gold.reward.name in NEEDS_ANSWER:
+        problems.append(("gold.reward.name", f"'{spec.gold.reward.name}' compares with a ground truth, but {why}"))
 
 
 def _unnamed(message: str, *paths: str) -> str:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from orchestrator.spec import Columns
+from orchestrator.specs.data import DOMAIN, Columns, detail_name
 
-MAX_CHARACTERS = 500_000_000  # of the prompts and answers of a file that strangers give: a job holds them all
+MAX_CHARACTERS = 500_000_000  # of the texts of a file that strangers give: a job holds them all
 
+MAX_DOMAINS = 1000  # of a file
 _MAX_ROW_BYTES = 1 << 24  # of a line of JSONL or a field of CSV: longer than any prompt, short enough to hold
 _PARQUET_ROWS = 64  # at once: a dictionary or a long run makes much of few bytes
 
@@ -38,17 +40,44 @@ class Prompt:
     answer: str | None
     row: int  # from 1
     tokens: tuple[int, ...] = ()
+    domain: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)  # further columns that the row has, as JSON
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        return [{"role": "user", "content": self.content}] if isinstance(self.content, str) else self.content
 
     @property
     def characters(self) -> int:
-        content = self.content
-        prompt = len(content) if isinstance(content, str) else sum(len(message["content"]) for message in content)
-        return prompt + len(self.answer or "")
+        prompt = sum(len(message["content"]) for message in self.messages)
+        return prompt + len(self.answer or "") + (len(json.dumps(self.details)) if self.details else 0)
 
 
 def load_prompts(path: Path, columns: Columns, *, limit: int | None = None) -> list[Prompt]:
     """Every row of a JSONL, CSV or Parquet file. Raises DatasetError."""
     return list(each_prompt(path, columns, limit=limit))
+
+
+@dataclass(kw_only=True)
+class Contents:
+    """Which domains (None: rows without one) and which further columns the rows of a file have."""
+
+    domains: set[str | None] = field(default_factory=set)
+    details: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, prompts: Iterable[Prompt]) -> Contents:
+        contents = cls()
+        for prompt in prompts:
+            contents.add(prompt)
+        return contents
+
+    def add(self, prompt: Prompt) -> None:
+        """Raises DatasetError where these are no domains any more."""
+        self.domains.add(prompt.domain)
+        if len(self.domains) > MAX_DOMAINS:
+            raise DatasetError(f"row {prompt.row}: more than {MAX_DOMAINS} domains so far; is this another column?")
+        self.details |= prompt.details.keys()
 
 
 def each_prompt(path: Path, columns: Columns, *, limit: int | None = None) -> Generator[Prompt, None, None]:
@@ -77,14 +106,16 @@ def examine(path: Path, columns: Columns, *, most: int) -> tuple[int, list[str]]
 
     Raises DatasetError as `load_prompts`.
     """
-    count, characters = 0, 0
+    count, characters, contents = 0, 0, Contents()
     problems: list[str] = []
     with _rows(path) as rows:
         try:
             for row, record in rows:
                 count += 1
                 try:
-                    characters += _prompt(path, row, record, columns).characters
+                    prompt = _prompt(path, row, record, columns)
+                    contents.add(prompt)
+                    characters += prompt.characters
                     if characters > MAX_CHARACTERS:
                         return count, [*problems, str(_too_much(path, row))]
                 except DatasetError as error:
@@ -95,7 +126,10 @@ def examine(path: Path, columns: Columns, *, most: int) -> tuple[int, list[str]]
             return count, [*problems, str(error)]
     if not count:
         raise _empty(path, columns)
-    return count, problems
+    unseen = [column for column in columns.details if detail_name(column) not in contents.details]
+    if columns.domain is not None and not contents.domains - {None}:
+        unseen.append(columns.domain)
+    return count, problems + [f"no row has '{column}'" for column in unseen if not problems]
 
 
 def preview(path: Path, columns: Columns, *, after: int, limit: int) -> list[Prompt]:
@@ -141,9 +175,7 @@ def encode(prompts: Iterable[Prompt], path: str, encoder: Callable[[Any], list[i
                 f"{path}: row {prompt.row}: the prompt has {len(tokens)} tokens, but the context leaves room for "
                 f"{longest} beside rollout.max_tokens; shorten it, lower that or raise policy.max_model_len"
             )
-        encoded.append(
-            Prompt(content=prompt.content, text=prompt.text, answer=prompt.answer, row=prompt.row, tokens=tokens)
-        )
+        encoded.append(replace(prompt, tokens=tokens))
     return encoded
 
 
@@ -243,7 +275,39 @@ def _prompt(path: Path, row: int, record: Mapping[str, Any] | DatasetError, colu
         text=content if isinstance(content, str) else _last_user(content),
         answer=None if answer is None else str(answer),
         row=row,
+        domain=None if columns.domain is None else _domain(path, row, record, columns.domain),
+        details=_details(path, row, record, columns.details),
     )
+
+
+def _domain(path: Path, row: int, record: Mapping[str, Any], column: str) -> str | None:
+    """None where the row has none, which an empty cell of a CSV file says as well."""
+    value = _optional(record, column)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or not re.fullmatch(DOMAIN, value):
+        expected = "at most 64 letters, digits and any of ' _./+-'"
+        found = "another text" if isinstance(value, str) else _kind(value)
+        raise DatasetError(f"{path}: row {row}: '{column}': expected a domain of {expected}, got {found}")
+    return value
+
+
+def _details(path: Path, row: int, record: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    found = {column: value for column in columns if (value := _optional(record, column)) is not None}
+    for column, value in found.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):  # a date or bytes of Parquet, or a number that JSON lacks
+            expected = "text, finite numbers, lists or mappings of them"
+            raise DatasetError(f"{path}: row {row}: '{column}': expected {expected}") from None
+    return {detail_name(column): value for column, value in found.items()}
+
+
+def _optional(record: Mapping[str, Any], column: str) -> Any:
+    value: Any = record
+    for part in column.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def _value(path: Path, row: int, record: Mapping[str, Any], column: str) -> Any:

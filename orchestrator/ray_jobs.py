@@ -21,6 +21,7 @@ from orchestrator.checkpoint_store import STORE_VARIABLE
 from orchestrator.errors import LauncherUnavailable
 from orchestrator.launchers import NO_RESOURCES, REDIS_URL_FILE_VARIABLE, driver_command, last_line
 from orchestrator.logs import FORMAT_VARIABLE
+from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
 
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 _NO_ROOM = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"  # RAY_JOB_START_TIMEOUT_SECONDS without room for a driver
@@ -129,7 +130,7 @@ class RayJobsLauncher:
             REDIS_URL_FILE_VARIABLE: str(self._redis_url_file),
             "RAY_JOB_STOP_WAIT_TIME_S": str(round(self._grace_s)),  # read by Ray, which else waits 3 s
         }
-        for name in (FORMAT_VARIABLE, STORE_VARIABLE):  # a store's URL holds no credentials
+        for name in (FORMAT_VARIABLE, STORE_VARIABLE, JUDGES_VARIABLE):  # a URL and a path, no credentials
             if value := os.environ.get(name):
                 variables[name] = value
         return variables

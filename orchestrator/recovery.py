@@ -23,7 +23,7 @@ from orchestrator.checkpoints import CheckpointError, directory_name, newest_who
 from orchestrator.errors import IllegalTransition, JobNotFound
 from orchestrator.journal import StoreJournal
 from orchestrator.keys import is_name
-from orchestrator.spec import parse_spec
+from orchestrator.spec import parse_job
 from orchestrator.states import JobStatus
 from orchestrator.steering import initial_steering
 from orchestrator.store import Claim, JobStore, Origin
@@ -99,7 +99,7 @@ def _recover(any_store: JobStore, directory: Path, *, dry: bool) -> Found:
         document = json.loads((directory / DOCUMENT).read_text(encoding="utf-8"))
         owner, text = str(document["owner"]), str(document["spec"])
         store = any_store.of_owner(owner)
-        spec, origin = parse_spec(json.loads(text)), _origin(document)
+        spec, origin = parse_job(json.loads(text)), _origin(document)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if known := _known(any_store, job_id):  # a fork has a directory before its first driver has written there
             return known

@@ -51,6 +51,7 @@ def render_report(
         marks=marks,
         objective_figures=_objective_figures(names, steps, marks),
         weight_figures=_weight_figures(names, steps, marks),
+        gold_figures=_gold_figures(names, steps, spec, marks),
         health_figures=_health_figures(steps, marks),
         hypervolume_figures=_hypervolume_figures(front or {}, marks),
         pair_figures=pairs[:PAIRS_AT_ONCE],
@@ -104,7 +105,12 @@ def _marks(steps: list[Json], events: list[Json]) -> dict[str, list[int]]:
     versions = [(step.get("step"), step.get("steering_version")) for step in steps]
     steered = [b[0] for a, b in itertools.pairwise(versions) if a[1] != b[1] and b[0] is not None]
     collapsed = [_get(event, "data", "step") for event in events if event.get("type") == "collapse.detected"]
-    return {"steered": steered, "collapsed": sorted({step for step in collapsed if isinstance(step, int)})}
+    gold = [_get(event, "data", "step") for event in events if event.get("type") == "overoptimisation.detected"]
+    return {
+        "steered": steered,
+        "collapsed": sorted({step for step in collapsed if isinstance(step, int)}),
+        "overoptimised": sorted({step for step in gold if isinstance(step, int)}),
+    }
 
 
 def _scaled(value: float | None, name: str, front: Json) -> float | None:
@@ -282,6 +288,28 @@ def _weight_figures(names: list[str], steps: list[Json], marks: dict[str, list[i
         data.append(_line(x, below, name=name, colour=INK, dash="dash", text=told, hoverinfo="text", showlegend=False))
     layout = {"yaxis": {"range": [0, 1], "tickformat": ".0%"}, "showlegend": True, "hovermode": "x unified"}
     return [_figure("Weights", data, shapes=_mark_shapes(marks), height=320, **layout)]
+
+
+def _gold_figures(names: list[str], steps: list[Json], spec: Json, marks: dict[str, list[int]]) -> list[Json]:
+    """Gold and the objectives over the same rollouts, each on the scale of its range; and how they agree."""
+    read = [step for step in steps if isinstance(step.get("gold"), dict)]
+    if not read:
+        return []
+    x = [step.get("step") for step in read]
+    objectives = spec.get("objectives") or []
+    ranges = {"ranges": {str(o.get("name")): o.get("range") for o in objectives} | {"": _get(spec, "gold", "range")}}
+    means = [_line(x, [_scaled(_get(step, "gold", "mean"), "", ranges) for step in read], name="gold", colour=INK)]
+    agree = []
+    for i, name in enumerate(names):
+        y = [_scaled(_get(step, "gold", "objectives", name), name, ranges) for step in read]
+        means.append(_line(x, y, name=name, colour=_colour(i), dash="dot"))
+        agree.append(_line(x, [_get(step, "gold", "correlation", name) for step in read], name=name, colour=_colour(i)))
+    shapes = _mark_shapes({"steered": marks["steered"], "collapsed": marks["overoptimised"]})
+    shared: Json = {"shapes": shapes, "showlegend": True, "hovermode": "x unified", "height": 320}
+    return [
+        _figure("Gold reward and objectives, in units of their ranges", means, **shared),
+        _figure("Rank correlation with the gold reward", agree, yaxis={"range": [-1.05, 1.05]}, **shared),
+    ]
 
 
 def _health_figures(steps: list[Json], marks: dict[str, list[int]]) -> list[Json]:

@@ -7,9 +7,9 @@ checked and shown without them, and only build.py turns it into objects.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -21,14 +21,18 @@ from pydantic import (
 from orchestrator.spec_errors import SpecError, nearest, problem
 from orchestrator.specs import guardrails as guardrail_rules
 from orchestrator.specs.base import Decay, Fraction, Positive, Spec
+from orchestrator.specs.data import DataSpec, FilesData, QuickstartData
 from orchestrator.specs.estimators import EstimatorSpec, GdpoSpec
+from orchestrator.specs.gold import GoldSpec
 from orchestrator.specs.guardrails import GuardrailSpec
 from orchestrator.specs.objectives import ObjectiveSpec
+from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.specs.sampling import SamplingSpec
 from orchestrator.specs.weightings import FixedSpec, LagrangianSpec, WeightingSpec
 from orchestrator.states import MAX_PRIORITY
 from rewards import registry
 
+KINDS = ("alignment", "reward_model")
 MAX_OBJECTIVES = 31  # the most that moocore approximates a hypervolume for
 
 
@@ -47,38 +51,6 @@ class PolicySpec(Spec):
         None, ge=16, description="tokens of prompt and completion together; the model's own limit when absent"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
-
-
-class QuickstartData(Spec):
-    """Generated multi-digit arithmetic for the quickstart policy."""
-
-    type: Literal["quickstart"] = "quickstart"
-    train: int = Field(2048, ge=1, le=100_000, description="prompts in the train split")
-    validation: int = Field(200, ge=1, le=10_000, description="prompts in the validation split")
-    test: int = Field(500, ge=1, le=10_000, description="prompts in the test split")
-
-
-class Columns(Spec):
-    """Where a row keeps what; a dot reaches into a struct, as in `reward_model.ground_truth`."""
-
-    prompt: str = Field("prompt", description="a string, or a list of chat messages with role and content")
-    answer: str | None = Field("answer", description="the ground truth; null where no reward needs one")
-
-
-class FilesData(Spec):
-    """Prompts from JSONL, CSV or Parquet files, or from uploaded datasets, whose own columns count."""
-
-    type: Literal["files"] = "files"
-    train: str = Field(description="path of the train split (.jsonl, .csv, .parquet), its URL, or dataset:ID")
-    validation: str = Field(description="path of the validation split")
-    test: str | None = Field(
-        None, description="path of the test split; the validation split's figures alone when absent"
-    )
-    columns: Columns = Columns()
-    limit: int | None = Field(None, ge=1, description="rows used of each split; all when absent")
-
-
-DataSpec = Annotated[QuickstartData | FilesData, Field(discriminator="type")]
 
 
 class RolloutSpec(Spec):
@@ -207,12 +179,15 @@ class ResourcesSpec(Spec):
         description="longest wait for all of the job's CPUs and GPUs at once, before it lets others go first, seconds; "
         "on a cluster that grows, longer than a machine takes to start",
     )
-    reward_timeout_s: Positive = Field(60.0, description="longest wait for one reward on one batch, seconds")
+    reward_timeout_s: Positive = Field(
+        60.0, description="longest wait for one call of a reward, seconds, where its hosting.deadline_s is absent"
+    )
 
 
 class JobSpec(Spec):
     """A job: a policy, prompts and K objectives, and how to trade them off."""
 
+    kind: Literal["alignment"] = Field("alignment", description="or `reward_model`, which is another document")
     name: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$", description="what people call it")
     seed: int = Field(0, ge=0, lt=2**31, description="of everything random: the same spec gives the same run on CPU")
     steps: int = Field(ge=1, le=1_000_000, description="training steps")
@@ -238,6 +213,7 @@ class JobSpec(Spec):
     samples: SamplesSpec = SamplesSpec()
     checkpoints: CheckpointSpec = CheckpointSpec()
     collapse: CollapseSpec = CollapseSpec()
+    gold: GoldSpec | None = Field(None, description="a reward that is watched and never optimised; none when absent")
     guardrails: tuple[GuardrailSpec, ...] = Field(
         (), max_length=64, description="floors and ceilings on what a step reports"
     )
@@ -255,6 +231,12 @@ class JobSpec(Spec):
             if name in names[:i]:
                 raise ValueError(f"objectives.{i}.name: '{name}' stands twice; every objective needs its own name")
         for i, objective in enumerate(self.objectives):
+            other = next(o for o in self.objectives if o.reward.shared_by == objective.reward.shared_by)
+            if other.reward.hosting != objective.reward.hosting:
+                raise ValueError(
+                    f"objectives.{i}.reward.hosting: '{objective.name}' and '{other.name}' share one reward, so that "
+                    "their hosting must be the same"
+                )
             if objective.gate is None:
                 continue
             if objective.gate.objective == objective.name:
@@ -263,6 +245,12 @@ class JobSpec(Spec):
                 raise ValueError(
                     f"objectives.{i}.gate.objective: no objective '{objective.gate.objective}'"
                     f"{nearest(objective.gate.objective, names)}; objectives are {', '.join(names)}"
+                )
+            judge = self.objectives[names.index(objective.gate.objective)]
+            if objective.domains and judge.domains and not {*objective.domains} & {*judge.domains}:
+                raise ValueError(
+                    f"objectives.{i}.gate.objective: '{judge.name}' applies to no domain of '{objective.name}', so the "
+                    "gate would hold nothing back; gate by an objective that applies to the same prompts"
                 )
         try:
             scaled({objective.name: objective.weight for objective in self.objectives})
@@ -292,7 +280,7 @@ class JobSpec(Spec):
         found = {
             "weighting": self.weighting.problems(names, targets),
             "sampling.zero_signal": self.sampling.zero_signal.problems(names, groups),
-            "guardrails": guardrail_rules.problems(self.guardrails, names),
+            "guardrails": guardrail_rules.problems(self.guardrails, names, has_gold=self.gold is not None),
             "sampling.budget": self.sampling.budget.problems(names, groups),
         }
         for branch, problems in found.items():
@@ -339,6 +327,11 @@ class JobSpec(Spec):
         groups = self.rollout.rollouts_per_prompt
         if self.optimizer.minibatches > self.rollout.prompts_per_step * groups:
             raise ValueError("optimizer.minibatches: more than there are rollouts in a step")
+        routed = [i for i, objective in enumerate(self.objectives) if objective.domains is not None]
+        if routed and not (isinstance(self.data, FilesData) and self.data.may_have_domains):
+            raise ValueError(
+                f"objectives.{routed[0]}.domains: no prompt has a domain; name the column in data.columns.domain"
+            )
         if self.policy.model == "quickstart" and not isinstance(self.data, QuickstartData):
             raise ValueError("data.type: the quickstart policy knows only the quickstart data")
         return self
@@ -374,16 +367,33 @@ def parse_spec(document: Any) -> JobSpec:
         raise SpecError(
             [("", f"expected a mapping of fields such as name, policy and objectives, got {_kind(document)}")]
         )
+    return validated(JobSpec, lambda: JobSpec.model_validate(document))
+
+
+def parse_job(document: Any) -> JobSpec | RewardJobSpec:
+    """The spec of a job of any kind. Raises as `parse_spec`."""
+    kind = document.get("kind", "alignment") if isinstance(document, dict) else "alignment"
+    if kind == "reward_model":
+        return validated(RewardJobSpec, lambda: RewardJobSpec.model_validate(document))
+    if kind != "alignment":
+        raise SpecError([("kind", f"expected alignment or reward_model{nearest(str(kind)[:64], KINDS)}")])
+    return parse_spec(document)
+
+
+Document = TypeVar("Document", JobSpec, RewardJobSpec)
+
+
+def validated(root: type[Document], validate: Callable[[], Document]) -> Document:
+    """What `validate` gives; its mistakes as a SpecError."""
     try:
-        return JobSpec.model_validate(document)
+        return validate()
     except ValidationError as error:
-        raise SpecError(
-            [problem(JobSpec, detail) for detail in error.errors(include_url=False, include_input=False)]
-        ) from None
+        found = error.errors(include_url=False, include_input=False)
+        raise SpecError([problem(root, detail) for detail in found]) from None
 
 
-def load_spec(path: Path) -> JobSpec:
-    """A JobSpec from a YAML or JSON file. Raises SpecError, its first words the file's name where it can't be read."""
+def load_spec(path: Path) -> JobSpec | RewardJobSpec:
+    """The spec of a job from a YAML or JSON file. Raises SpecError, first the file's name where it can't be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -395,7 +405,7 @@ def load_spec(path: Path) -> JobSpec:
         raise SpecError([("", f"{path}: not valid YAML: {' '.join(str(error).split())}")]) from None
     except RecursionError:
         raise SpecError([("", f"{path}: not valid YAML: nested too deeply")]) from None
-    return parse_spec(document)
+    return parse_job(document)
 
 
 def _kind(value: Any) -> str:

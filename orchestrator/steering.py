@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.spec import JobSpec, scaled
 from orchestrator.spec_errors import nearest
+from orchestrator.specs.reward_job import RewardJobSpec
 
 if TYPE_CHECKING:
     from policies.types import Weights
@@ -48,8 +49,10 @@ class Steering(BaseModel):
     bounds: dict[str, tuple[Share, Share]]
 
 
-def initial_steering(spec: JobSpec) -> Steering:
-    """What the spec asks for: version 1."""
+def initial_steering(spec: JobSpec | RewardJobSpec) -> Steering:
+    """What the spec asks for: version 1. A job without objectives has nothing to steer."""
+    if isinstance(spec, RewardJobSpec):
+        return Steering(mode="auto", blend=0.0, weights={}, bounds={})
     return Steering(
         mode=spec.steering.mode,
         blend=spec.steering.blend,

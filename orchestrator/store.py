@@ -81,7 +81,7 @@ class JobStore(JobReader):
         priority: int = 0,
         by: str = "submit",
     ) -> Submission:
-        """Queue a job; `steering` is its first version, and `by` who gave it. The body is what `spec_json` says, byte for byte.
+        """Queue a job; `steering` is its first version, `by` whoever gave it. The body is `spec_json`, byte for byte.
 
         A key (kept 24 h) or a job id seen before gives REPLAY for the same body, CONFLICT for another one; with a
         key, the job comes as the first answer had it.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -90,41 +91,55 @@ class RolloutEngine:
         self._ids = itertools.count()
 
     async def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """One rollout for each request, in order.
+        """One rollout for each request, in order. Raises as `stream`."""
+        found = {place: rollout async for ended in self.stream(requests) for place, rollout in ended}
+        return [found[place] for place in range(len(requests))]
 
-        Raises StaleEngineError where a weight update did not finish, TimeoutError after settings.timeout_s (the
-        engine's requests are withdrawn then), EngineDied.
+    async def stream(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[list[tuple[int, Rollout]]]:
+        """Rollouts with their requests' places, as they end: those that ended together are handed over together.
+
+        When they are taken has no influence on what they are. Raises StaleEngineError where a weight update did not
+        finish, TimeoutError after settings.timeout_s (the engine's requests are withdrawn then), EngineDied.
         """
         if self.stale:
             raise StaleEngineError("this engine saw a weight update start and not finish; send it the weights again")
         from vllm.v1.engine.exceptions import EngineDeadError
 
         version = self.policy_version
+        names = [f"{next(self._ids)}" for _ in requests]
+        waiting: dict[asyncio.Future[Any], int] = {}
+        deadline = time.monotonic() + self.settings.timeout_s
         try:
-            outputs = await self._generate(requests)
-        except EngineDeadError as error:
-            raise EngineDied(str(error)) from error
-        return [_rollout(request, out, version) for request, out in zip(requests, outputs, strict=True)]
+            queues = await self._queue(names, requests)
+            waiting = {asyncio.ensure_future(_finished(queue)): place for place, queue in enumerate(queues)}
+            while waiting:
+                left_s = max(0.0, deadline - time.monotonic())
+                done, _ = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    raise TimeoutError
+                ended = sorted(((waiting.pop(task), task.result()) for task in done), key=lambda pair: pair[0])
+                yield [(place, _rollout(requests[place], output, version)) for place, output in ended]
+        except BaseException as error:
+            for task in waiting:
+                task.cancel()
+            await self.llm.abort(names)
+            if isinstance(error, EngineDeadError):
+                raise EngineDied(str(error)) from error
+            raise
 
-    async def _generate(self, requests: Sequence[RolloutRequest]) -> list[Any]:
+    async def _queue(self, names: Sequence[str], requests: Sequence[RolloutRequest]) -> list[Any]:
+        """All requests at once, while the scheduler is paused."""
         from vllm.inputs import TokensPrompt
 
         await self.llm.pause_generation(mode="keep", clear_cache=False)
-        names = [f"{next(self._ids)}" for _ in requests]
         try:
             queues = []
-            try:
-                for name, request in zip(names, requests, strict=True):
-                    prompt = TokensPrompt(prompt_token_ids=list(request.prompt_tokens))
-                    queues.append(await self.llm.add_request(name, prompt, _sampling(request)))
-            finally:
-                await self.llm.resume_generation()
-            async with asyncio.timeout(self.settings.timeout_s):
-                outputs = [await _finished(queue) for queue in queues]
-        except BaseException:
-            await self.llm.abort(names)
-            raise
-        return outputs
+            for name, request in zip(names, requests, strict=True):
+                prompt = TokensPrompt(prompt_token_ids=list(request.prompt_tokens))
+                queues.append(await self.llm.add_request(name, prompt, _sampling(request)))
+            return queues
+        finally:
+            await self.llm.resume_generation()
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest

@@ -1,23 +1,31 @@
 """What a reward is: a batch of completions in, one finite number per completion out.
 
+None in the place of a number says that the objective does not apply to that row, which is then left out of this
+objective's statistics. It is the reward's own statement, never how a failure looks.
+
     RewardError              names the objective; catch this one
     ├── RewardLengthError    not one score per completion
     ├── RewardValueError     a score that is no finite number; names the row
-    ├── RewardFailedError    the reward raised, or its process died; the cause is chained
-    └── RewardDeadlineError  no answer in time
+    ├── RewardFailedError    its process died, ran out of memory or lost its connection, more often than is allowed
+    ├── RewardDeadlineError  no answer in time, more often than is allowed
+    └── RewardDataError      more rows could not be scored than are allowed; names them
 
 A reward that cannot score ends in one of these, never in a neutral number: the update would then follow a
-preference that nobody stated.
+preference that nobody stated. Single rows that cannot be scored are left out under every objective (rewards/pool.py).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+Message = Mapping[str, str]
+"""Of a chat: `role` and `content`."""
 
 _FLOAT32_MAX = 3.4028234663852886e38
 
@@ -49,11 +57,27 @@ class RewardValueError(RewardError):
 
 
 class RewardFailedError(RewardError):
-    """The reward raised an exception, or the process that holds it died."""
+    """What the reward runs on failed: its process, its memory or its connection."""
 
 
 class RewardDeadlineError(RewardError):
     """The reward gave no answer before the deadline."""
+
+
+class RewardDataError(RewardError):
+    """The reward could not score `rows`, indices in the step's batch, and these are too many to leave out."""
+
+    def __init__(self, reward: str, problem: str, rows: tuple[int, ...]) -> None:
+        super().__init__(reward, problem)
+        self.args = (reward, problem, rows)
+        self.rows = rows
+
+
+class RewardUnavailableError(Exception):
+    """For a reward to raise where what it relies on does not answer, such as a judge's endpoint.
+
+    The call is then tried again, and no row is blamed. ConnectionError, TimeoutError and MemoryError say the same.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +99,21 @@ class RewardBatch:
     """True where the completion was cut at max_tokens."""
     max_tokens: int
     """Longest completion that was allowed, in tokens."""
+    messages: tuple[Sequence[Message], ...] = ()
+    """The prompt as a chat, without the completion; one user message of `prompts` where it is absent."""
+    domains: tuple[str | None, ...] = ()
+    """What kind of prompt it is, where the data says so."""
+    details: tuple[Mapping[str, JsonValue], ...] = ()
+    """Further columns of the prompt's row, such as the constraints of an instruction."""
 
     def __post_init__(self) -> None:
-        lengths = {
-            "prompts": len(self.prompts),
-            "completions": len(self.completions),
-            "answers": len(self.answers),
-            "completion_tokens": len(self.completion_tokens),
-            "truncated": len(self.truncated),
-        }
+        size = len(self.completions)
+        chats = tuple([{"role": "user", "content": prompt}] for prompt in self.prompts)
+        defaults: dict[str, tuple[Any, ...]] = {"messages": chats, "domains": (None,) * size, "details": ({},) * size}
+        for column, values in defaults.items():
+            if not getattr(self, column):
+                object.__setattr__(self, column, values)
+        lengths = {column: len(getattr(self, column)) for column in self._columns()}
         if len(set(lengths.values())) > 1:
             found = ", ".join(f"{column} {length}" for column, length in lengths.items())
             raise ValueError(f"the columns of a reward batch differ in length: {found}")
@@ -92,6 +122,30 @@ class RewardBatch:
 
     def __len__(self) -> int:
         return len(self.completions)
+
+    def rows(self, index: Iterable[int]) -> Self:
+        """These rows alone, in this order."""
+        chosen = list(index)
+        columns: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in chosen) for name in self._columns()}
+        return replace(self, **columns)
+
+    @classmethod
+    def joined(cls, batches: Sequence[Self]) -> Self:
+        """The rows of all of them, one after another; there is at least one, and all have the same max_tokens."""
+        if len(batches) == 1:
+            return batches[0]
+        columns: dict[str, Any] = {
+            name: tuple(value for batch in batches for value in getattr(batch, name)) for name in cls._columns()
+        }
+        return replace(batches[0], **columns)
+
+    @classmethod
+    def _columns(cls) -> list[str]:
+        return [column.name for column in fields(cls) if column.name != "max_tokens"]
+
+
+Scores = Sequence[float | None]
+"""One for each completion; None where the objective does not apply."""
 
 
 class RewardOptions(BaseModel):
@@ -117,13 +171,32 @@ class Reward(Protocol):
         """`options` is an instance of the class's own `Options`."""
         ...
 
-    def score(self, batch: RewardBatch) -> list[float]:
-        """One finite number per completion, in the batch's order. Any exception stops the step."""
+    def score(self, batch: RewardBatch) -> Scores:
+        """One finite number per completion, in the batch's order, or None where it does not apply.
+
+        An exception, or something else than a number, leaves the row that it comes with out of the step, under every
+        objective. For what is no row's fault there is RewardUnavailableError.
+        """
         ...
 
 
-def check_scores(objective: str, scores: object, size: int) -> list[float]:
-    """Returns `scores` as `size` floats, each finite in float32, which is what the learner computes in.
+class HeadedReward(Reward, Protocol):
+    """Several named scores from one pass over a batch, such as a regression model's heads.
+
+    Objectives that name the same reward with the same options, the head apart, share one of these. `score` gives the
+    column that the options' own `head` picks.
+    """
+
+    head_option: ClassVar[str]
+    """The field of Options that picks the column."""
+
+    def score_heads(self, batch: RewardBatch) -> Mapping[str, Scores]:
+        """Every head's scores, by name."""
+        ...
+
+
+def check_scores(objective: str, scores: object, size: int) -> list[float | None]:
+    """Returns `scores` as `size` floats, each finite in float32, which is what the learner computes in, or None.
 
     Takes a list or tuple of real numbers, Python's or numpy's. A bool is refused, since it is more often a
     comparison returned by mistake than a score.
@@ -131,23 +204,38 @@ def check_scores(objective: str, scores: object, size: int) -> list[float]:
     Raises RewardLengthError or RewardValueError, which name the objective, the first bad row and what was
     expected.
     """
+    values, bad = read_scores(objective, scores, size)
+    for row, found in bad.items():
+        raise RewardValueError(objective, f"expected a finite number for row {row}, got {found}", row)
+    return values
+
+
+def read_scores(objective: str, scores: object, size: int) -> tuple[list[float | None], dict[int, str]]:
+    """(values, what was found in the place of a number, by row). Raises RewardLengthError alone.
+
+    A row with something else than a number has None among the values.
+    """
     if not isinstance(scores, list | tuple):
         expected = f"expected a list of {size} numbers"
         raise RewardLengthError(objective, f"{expected}, got {type(scores).__name__}")
     if len(scores) != size:
         raise RewardLengthError(objective, f"expected {size} scores, one per completion, got {len(scores)}")
-    return [_finite(objective, row, score) for row, score in enumerate(scores)]
+    values: list[float | None] = []
+    bad: dict[int, str] = {}
+    for row, score in enumerate(scores):
+        value = None if score is None else _number(score)
+        if isinstance(value, str):
+            bad[row] = value
+        values.append(None if isinstance(value, str) else value)
+    return values, bad
 
 
-def _finite(objective: str, row: int, score: object) -> float:
+def _number(score: object) -> float | str:
+    """As a float, or in words where it is no finite number."""
     if isinstance(score, bool) or not isinstance(score, Real):
-        found = f"a {type(score).__name__}"
-    else:
-        value = _as_float(score)
-        if abs(value) <= _FLOAT32_MAX:  # false for NaN too
-            return value
-        found = str(value)
-    raise RewardValueError(objective, f"expected a finite number for row {row}, got {found}", row)
+        return f"a {type(score).__name__}"
+    value = _as_float(score)
+    return value if abs(value) <= _FLOAT32_MAX else str(value)  # NaN fails the comparison too
 
 
 def _as_float(score: Real) -> float:

@@ -1,7 +1,7 @@
 """Scores a few pairs under a few rewards, as a process of its own: a reward that hangs is killed with it.
 
-A JSON document on stdin, one on stdout: {"scores": [[...], ...]}, by reward, or {"reward": index, "error": text}.
-What a reward prints goes to stderr.
+A JSON document on stdin, one on stdout: {"scores": [[...], ...], "heads": [{}, ...]}, by reward, or {"reward": index,
+"error": text}. What a reward prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -10,26 +10,45 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from rewards import registry
-from rewards.base import RewardBatch, check_scores
+from rewards.base import Reward, RewardBatch, check_scores
 
 _LONGEST_S = 60  # whoever asked has killed us long before, unless it died itself
 
 
+Column = list[float | None]
+
+
+def score(
+    name: str, options: Mapping[str, object], reward: Reward, batch: RewardBatch
+) -> tuple[Column, dict[str, Column]]:
+    """(scores, every head's where there are heads), in one pass where the options pick a head."""
+    size = len(batch)
+    if not hasattr(reward, "score_heads"):
+        return check_scores(name, reward.score(batch), size), {}
+    heads = {head: check_scores(f"{name}.{head}", column, size) for head, column in reward.score_heads(batch).items()}
+    picked = getattr(registry.parse_options(name, options), getattr(reward, "head_option", ""), None)
+    return (heads[picked] if picked in heads else check_scores(name, reward.score(batch), size)), heads
+
+
 def run(question: dict[str, Any]) -> dict[str, Any]:
-    """`question`: rewards (name, options) and the columns of a RewardBatch."""
+    """`question`: rewards (name, options) and the columns of a RewardBatch. `heads` are empty where there are none."""
     columns = {name: tuple(values) for name, values in question["batch"].items()}
     batch = RewardBatch(**columns, max_tokens=question["max_tokens"])
-    scores = []
+    scores: list[Column] = []
+    heads: list[dict[str, Column]] = []
     for i, wanted in enumerate(question["rewards"]):
         try:
             reward = registry.build(wanted["name"], wanted["options"])
-            scores.append(check_scores(wanted["name"], reward.score(batch), len(batch)))
+            found = score(wanted["name"], wanted["options"], reward, batch)
+            scores.append(found[0])
+            heads.append(found[1])
         except Exception as error:  # whatever a reward raises: the person who asked must hear which one
             return {"reward": i, "error": _reason(wanted["name"], error)}
-    return {"scores": scores}
+    return {"scores": scores, "heads": heads}
 
 
 def _reason(name: str, error: Exception) -> str:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+
+from rewards.base import Scores
 
 
 class Gates:
-    """R_k <- R_k * 1[R_l >= t]. Thresholds look at the raw rewards, so that gates may be chained in any order."""
+    """R_k <- R_k * 1[R_l >= t]. Thresholds look at the raw rewards, so that gates may be chained in any order.
+
+    A gate on an objective that does not apply to a row holds nothing back there.
+    """
 
     def __init__(self, gates: Mapping[str, tuple[str, float]]) -> None:
         """`gates`: objective -> (the other objective, threshold on its raw reward)."""
         self._gates = dict(gates)
 
-    def apply(self, scores: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    def apply(self, scores: Mapping[str, Scores]) -> dict[str, list[float | None]]:
         """Scores by objective, in the same order. Raises KeyError for a gate on an objective that has no scores."""
         gated = {name: list(values) for name, values in scores.items()}
         for name, (other, threshold) in self._gates.items():
             pairs = zip(scores[name], scores[other], strict=True)
-            gated[name] = [value if judge >= threshold else 0.0 for value, judge in pairs]
+            gated[name] = [_gated(value, judge, threshold) for value, judge in pairs]
         return gated
+
+
+def _gated(value: float | None, judge: float | None, threshold: float) -> float | None:
+    return value if value is None or judge is None or judge >= threshold else 0.0

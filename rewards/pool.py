@@ -1,203 +1,250 @@
-"""Scores a batch under every objective at once, or not at all.
+"""Scores a step's rollouts under every objective, while others are still being written.
 
-Each objective has a scorer of its own, so that the slowest reward sets the time and a broken one harms no
-other.
+A step never has some objectives' scores and not others': a row that one of them cannot score is left out under all, and
+above a reward's own limit, or where its process does not come back, there are no scores at all (RewardError).
+
+Rows are cut into pieces by their place in the round alone, so that the order in which groups end changes nothing.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
+import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, as_completed
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from rewards.base import (
-    Reward,
-    RewardBatch,
-    RewardDeadlineError,
-    RewardError,
-    RewardFailedError,
-    check_scores,
-)
-
-RewardFactory = Callable[[], Reward]
-"""Builds a reward where it scores, such as `functools.partial(registry.build, "math", {})`."""
+from rewards.base import RewardBatch, RewardDataError, RewardError
+from rewards.host import Host, Incident, Piece, Share
+from rewards.hosting import SINGLE, Hosting, LocalReplica, RewardFactory
 
 
-class Scorer(Protocol):
-    """Where one objective is scored: the seam between the pool and threads, Ray actors or remote services."""
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Every objective's scores of a round's rows: finite, or None where an objective does not apply.
 
-    def submit(self, batch: RewardBatch) -> Future[list[float]]:
-        """Starts scoring and returns at once. Whatever goes wrong comes out of the future."""
-        ...
+    A row in `dropped` has None under all of them: it could not be scored, and counts for nothing.
+    """
 
-    def recover(self, error: BaseException | None) -> None:
-        """Makes ready for the next batch after a failure; `error` is None where the deadline passed.
+    scores: dict[str, list[float | None]]
+    dropped: tuple[int, ...] = ()
+    by_host: dict[str, int] = field(default_factory=dict)  # rows that each host could not score
 
-        What still runs is abandoned: it must neither delay the next batch nor answer in its place.
-        """
-        ...
-
-    def close(self) -> None:
-        """Frees what the scorer holds. Safe to call twice."""
-        ...
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.scores.values())))
 
 
 class RewardPool:
-    """K objectives, by name, and a deadline for each batch.
+    """The hosts of a job's objectives.
 
-    consumes: one batch at a time, from one caller
-    waits for: every scorer, in parallel, for at most `deadline_s` in all, the start of an actor included
-    unblocked by: the last answer, or the deadline
+    consumes: one round at a time, from one caller
+    waits for: every host, in parallel
+    unblocked by: the last answer, or the first host that gives up
     """
 
-    def __init__(self, scorers: Mapping[str, Scorer], *, deadline_s: float) -> None:
-        if not scorers:
+    def __init__(self, hosts: Sequence[Host]) -> None:
+        names = [name for host in hosts for name in host.heads]
+        if not names:
             raise ValueError("a reward pool needs at least one objective")
-        if not 0 < deadline_s < math.inf:  # NaN is neither
-            raise ValueError(f"deadline_s must be a finite number above 0, not {deadline_s}")
-        self._scorers = dict(scorers)
-        self._deadline_s = deadline_s
-        self.timings_s: dict[str, float] = {}
-        """Seconds from the start of the last call to each objective's answer; a late one is absent."""
+        assert len(set(names)) == len(names), "every objective has one host"
+        self._hosts = list(hosts)
+        self._labels = _labels(hosts)
+        self._incidents: list[Incident] = []
+        self._ended: deque[Round] = deque(maxlen=64)  # more than a step has
 
-    def score(self, batch: RewardBatch) -> dict[str, list[float]]:
-        """Every objective's scores, each of the batch's length and finite.
+    def begin(self, counts: Sequence[int], *, before: Sequence[Scored] = ()) -> Round:
+        """A round of scoring: groups of `counts` rows, to be added as they end. `before`: earlier ones of the step."""
+        return Round(self, self._hosts, counts, before)
 
-        Raises RewardError for the first objective that has none; the others' failures are its notes. Scorers
-        that failed are ready again for the next call.
-        """
-        futures = {name: scorer.submit(batch) for name, scorer in self._scorers.items()}
-        self._wait(futures)
-        scores: dict[str, list[float]] = {}
-        errors: list[RewardError] = []
-        for name, future in futures.items():
-            try:
-                scores[name] = check_scores(name, self._collect(name, future), len(batch))
-            except RewardError as error:
-                errors.append(error)
-        if errors:
-            for other in errors[1:]:
-                errors[0].add_note(f"also {other}")
-            raise errors[0]
-        return scores
+    def score(self, batch: RewardBatch) -> Scored:
+        """A batch that is there as a whole."""
+        round_ = self.begin([1] * len(batch))
+        for row in range(len(batch)):
+            round_.add(row, batch.rows([row]))
+        return round_.finish()
 
-    def close(self) -> None:
-        """Frees every scorer."""
-        for scorer in self._scorers.values():
-            scorer.close()
+    def wait_ready(self) -> None:
+        """Returns when every reward can score. Raises RewardError, which names the one that can't be built."""
+        for host in self._hosts:
+            host.wait_ready()
 
-    def _wait(self, futures: Mapping[str, Future[list[float]]]) -> None:
-        """Returns when all are done or the deadline has passed, and notes when each was done."""
-        started = time.monotonic()
-        self.timings_s = {}
-        names = {future: name for name, future in futures.items()}
-        try:
-            for future in as_completed(names, timeout=self._deadline_s):
-                self.timings_s[names[future]] = time.monotonic() - started
-        except TimeoutError:
-            return  # `_collect` finds those that are late
+    def told(self) -> list[Incident]:
+        """What people should hear of since the last call."""
+        incidents, self._incidents = self._incidents, []
+        return incidents
 
-    def _collect(self, name: str, future: Future[list[float]]) -> object:
-        # Decided by what `_wait` saw: an answer that comes in while others are collected is late as well.
-        if name not in self.timings_s:
-            self._scorers[name].recover(None)
-            raise RewardDeadlineError(name, f"no scores within {self._deadline_s:g} s")
-        error = future.exception()
-        if error is not None:
-            self._scorers[name].recover(error)
-            cause = getattr(error, "cause", None) or error  # Ray wraps what the reward raised
-            raise RewardFailedError(name, f"{type(cause).__name__}: {cause}") from error
-        return future.result()
-
-
-class LocalScorer:
-    """Scores in a thread of this process: for tests, and for rewards that need no process of their own.
-
-    A thread cannot be killed. One that hangs is left behind with its reward, and the next batch gets new
-    ones.
-    """
-
-    def __init__(self, factory: RewardFactory) -> None:
-        self._factory = factory
-        self._reward = factory()
-
-    def submit(self, batch: RewardBatch) -> Future[list[float]]:
-        future: Future[list[float]] = Future()
-        reward = self._reward
-
-        def run() -> None:
-            try:
-                future.set_result(reward.score(batch))
-            except BaseException as error:  # not swallowed: the pool reads it from the future
-                future.set_exception(error)
-
-        # A daemon, unlike an executor's threads: a hang must not keep the process from ending.
-        threading.Thread(target=run, name="reward", daemon=True).start()
-        return future
-
-    def recover(self, error: BaseException | None) -> None:
-        if error is None:
-            self._reward = self._factory()
+    def health(self) -> dict[str, dict[str, float]]:
+        """Figures of each reward over the rounds since the last call."""
+        ended = list(self._ended)
+        self._ended.clear()
+        return {label: _health([(r.shares[i], r.gathered) for r in ended]) for i, label in enumerate(self._labels)}
 
     def close(self) -> None:
-        pass
+        """Ends every host. Safe to call twice."""
+        for host in self._hosts:
+            host.close()
+
+    def ended(self, round_: Round) -> None:
+        """Called by the round itself."""
+        self._ended.append(round_)
+        self._incidents += [incident for share in round_.shares for incident in share.incidents()]
 
 
-class RewardActor:
-    """Holds one reward in a process of its own; `remote_scorers` makes a Ray actor of it."""
-
-    def __init__(self, factory: RewardFactory) -> None:
-        self._reward = factory()
-
-    def score(self, batch: RewardBatch) -> list[float]:
-        """As `Reward.score`."""
-        return self._reward.score(batch)
-
-
-class ActorScorer:
-    """Scores in an actor that is killed when it hangs and replaced when it is gone."""
+class Round:
+    """Groups that are scored as they are added."""
 
     def __init__(
-        self,
-        start: Callable[[], Any],
-        kill: Callable[[Any], None],
-        died: type[BaseException],
+        self, pool: RewardPool, hosts: Sequence[Host], counts: Sequence[int], before: Sequence[Scored]
     ) -> None:
-        """`start` returns a handle of a RewardActor; `died` is the error of a call on one that is gone."""
-        self._start, self._kill, self._died = start, kill, died
-        self._actor = start()
+        self._pool = pool
+        self._changed = threading.Condition()
+        self._starts = [0, *itertools.accumulate(counts)]
+        self._groups: list[RewardBatch | None] = [None] * len(counts)
+        first = sum(scored.rows for scored in before)
+        self.rows = self._starts[-1]
+        self.gathered = 0.0  # when all had been added
+        self.shares = [
+            Share(
+                host,
+                self.rows,
+                first=first,
+                left_out=sum(scored.by_host[host.objective] for scored in before),
+                changed=self._changed,
+            )
+            for host in hosts
+        ]
+        cuts = {host.hosting.batch_size: pieces(counts, host.hosting.batch_size) for host in hosts}
+        self._waiting = [list(cuts[host.hosting.batch_size]) for host in hosts]
 
-    def submit(self, batch: RewardBatch) -> Future[list[float]]:
-        future: Future[list[float]] = self._actor.score.remote(batch).future()
-        return future
+    def add(self, group: int, batch: RewardBatch) -> None:
+        """A group that has ended. Pieces that are whole by it are scored from now on."""
+        assert self._groups[group] is None
+        assert len(batch) == self._starts[group + 1] - self._starts[group]
+        self._groups[group] = batch
+        for i, share in enumerate(self.shares):
+            whole = [rows for rows in self._waiting[i] if self._has(rows)]
+            self._waiting[i] = [rows for rows in self._waiting[i] if rows not in whole]
+            share.host.put([Piece(share=share, rows=rows, batch=self._batch(rows)) for rows in whole])
 
-    def recover(self, error: BaseException | None) -> None:
-        if error is None or isinstance(error, self._died):
-            self._kill(self._actor)
-            self._actor = self._start()
+    def finish(self) -> Scored:
+        """Waits for the rest. Raises RewardError, of the first host that gave up; what is left is then dropped."""
+        assert None not in self._groups, "every group is added before the round is finished"
+        self.gathered = time.monotonic()
+        with self._changed:
+            while not all(share.over for share in self.shares) and not self._errors():
+                self._changed.wait()
+        errors = self._errors()
+        self.cancel()
+        self._pool.ended(self)
+        if errors:
+            raise errors[0]
+        return self._scored()
 
-    def close(self) -> None:
-        self._kill(self._actor)
+    def cancel(self) -> None:
+        """Nobody will ask for the scores."""
+        for share in self.shares:
+            if not share.over:
+                share.stop()
+
+    def _errors(self) -> list[RewardError]:
+        return [share.error for share in self.shares if share.error is not None]
+
+    def _scored(self) -> Scored:
+        dropped = sorted({row for share in self.shares for row in share.bad})
+        scores = {name: column for share in self.shares for name, column in share.scores.items()}
+        if dropped and len(dropped) == self.rows:
+            worst = max(self.shares, key=lambda share: len(share.bad))
+            text = "every row could not be scored under one objective or another"
+            raise RewardDataError(worst.host.objective, text, tuple(dropped))
+        for column in scores.values():
+            for row in dropped:
+                column[row] = None
+        by_host = {share.host.objective: len(share.bad) for share in self.shares}
+        return Scored(scores=scores, dropped=tuple(dropped), by_host=by_host)
+
+    def _covers(self, rows: range) -> list[int]:
+        return [p for p in range(len(self._groups)) if self._starts[p] < rows.stop and rows.start < self._starts[p + 1]]
+
+    def _has(self, rows: range) -> bool:
+        return all(self._groups[p] is not None for p in self._covers(rows))
+
+    def _batch(self, rows: range) -> RewardBatch:
+        covers = self._covers(rows)
+        found = [group for p in covers if (group := self._groups[p]) is not None]
+        first = self._starts[covers[0]]
+        whole = RewardBatch.joined(found)
+        if len(whole) == len(rows):
+            return whole
+        return whole.rows(range(rows.start - first, rows.stop - first))
 
 
-def remote_scorers(factories: Mapping[str, RewardFactory], **actor_options: Any) -> dict[str, Scorer]:
-    """One Ray actor per objective; `actor_options` are Ray's (`num_gpus`, `scheduling_strategy`, ...).
+def pieces(counts: Sequence[int], size: int) -> list[range]:
+    """The rows of a round in order, at most `size` together; a group is cut only where it is larger than that."""
+    found, first, last = [], 0, 0
+    for count in counts:
+        if last > first and last - first + count > size:
+            found.append(range(first, last))
+            first = last
+        last += count
+        while last - first > size:
+            found.append(range(first, first + size))
+            first += size
+    return [*found, range(first, last)] if last > first else found
 
-    Ray must be initialised. The actors belong to this process and end with it.
-    """
-    import ray  # only here: rewards are used, listed and tested without Ray
 
-    options = {
-        "num_cpus": 0,  # a verifier works for milliseconds a step: a core each would starve small machines
-        "max_restarts": -1,  # a process that dies is replaced by Ray itself,
-        "max_task_retries": 1,  # and gets the batch once more, within the deadline: scoring has no effects
-    } | actor_options
-    actor = ray.remote(RewardActor).options(**options)
+def local_pool(factories: Mapping[str, RewardFactory], hosting: Hosting | None = None) -> RewardPool:
+    """Every objective in threads of this process: for tests, and for a few rows."""
+    hosting = hosting or Hosting()
+    hosts = [
+        Host(name, {name: SINGLE}, [LocalReplica(factory) for _ in range(hosting.replicas)], hosting)
+        for name, factory in factories.items()
+    ]
+    return RewardPool(hosts)
 
-    def scorer(factory: RewardFactory) -> Scorer:
-        return ActorScorer(lambda: actor.remote(factory), ray.kill, ray.exceptions.RayActorError)
 
-    return {name: scorer(factory) for name, factory in factories.items()}
+def _labels(hosts: Sequence[Host]) -> list[str]:
+    """The rewards' names, with an objective's where several hosts have the same reward."""
+    names = [host.reward for host in hosts]
+    return [host.reward if names.count(host.reward) == 1 else f"{host.reward}:{host.objective}" for host in hosts]
+
+
+def _health(shares: Sequence[tuple[Share, float]]) -> dict[str, Any]:
+    """Seconds of calls and of waiting for a free replica, and how much of the work was done before rollouts ended."""
+    calls = [call for share, _ in shares for call in share.calls]
+    latencies = [call.ended - call.began for call in calls]
+    busy = sum(_covered([(call.began, call.ended) for call in share.calls]) for share, _ in shares)
+    shown = sum(
+        _covered([(max(call.began, gathered), call.ended) for call in share.calls if call.ended > gathered])
+        for share, gathered in shares
+    )
+    return {
+        "calls": len(calls),
+        "latency_s_p50": _quantile(latencies, 50),
+        "latency_s_p95": _quantile(latencies, 95),
+        "latency_s_max": max(latencies, default=0.0),
+        "queue_s_p95": _quantile([call.waited for call in calls], 95),
+        "score_busy_s": busy,
+        "hidden_share": 1.0 - shown / busy if busy > 0 else 0.0,
+        "retries": sum(share.retries for share, _ in shares),
+        "restarts": sum(share.restarts for share, _ in shares),
+        "dropped": sum(len(share.bad) for share, _ in shares),
+    }
+
+
+def _covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Length of the union."""
+    total, until = 0.0, float("-inf")
+    for began, ended in sorted(spans):
+        total += max(0.0, ended - max(began, until))
+        until = max(until, ended)
+    return total
+
+
+def _quantile(values: Sequence[float], percent: int) -> float:
+    if len(values) < 2:
+        return values[0] if values else 0.0
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]

@@ -26,7 +26,16 @@ from pydantic import BaseModel, ValidationError
 from rewards.base import Reward
 
 ENTRY_POINT_GROUP = "equipoise.rewards"
-_BUILTIN_MODULES = ("rewards.verifiers.math", "rewards.verifiers.length", "rewards.verifiers.clarity")
+_VERIFIERS = (
+    *("clarity", "format", "instructions", "json_schema", "language", "length", "math", "numeric", "regex"),
+    *("repetition", "text", "tool_call"),
+)
+_BUILTIN_MODULES = (
+    *(f"rewards.verifiers.{module}" for module in _VERIFIERS),
+    *(f"rewards.models.{module}" for module in ("bradley_terry", "process", "regression")),
+    *(f"rewards.judges.{module}" for module in ("judge", "pairwise")),
+)
+MODEL_FORMAT = "model"  # of an option's JSON schema: it names a model's directory or a hub id
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 _registered: dict[str, type[Reward]] = {}
@@ -44,6 +53,18 @@ class RewardInfo:
     range: tuple[float, float]
     options: dict[str, Any]
     """JSON schema of the options."""
+    plugin: str | None = None
+    """Module and class, for a reward of an installed package."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A reward as it is known without importing a plugin."""
+
+    name: str
+    plugin: str | None
+    info: RewardInfo | None
+    """None for a plugin that nobody has asked for yet."""
 
 
 def register(reward: RewardType) -> RewardType:
@@ -86,9 +107,44 @@ def parse_options(name: str, options: Mapping[str, object]) -> BaseModel:
         raise ValueError(f"reward {name!r}: {problems}") from None
 
 
+def problems(name: str, options: Mapping[str, object]) -> list[tuple[str, str]]:
+    """(option, what is wrong) of valid options that can't be used on this machine, where the reward can tell."""
+    reward = resolve(name)
+    find = getattr(reward, "problems", None)
+    return [] if find is None else list(find(parse_options(name, options)))
+
+
+def named_models(name: str, options: Mapping[str, object]) -> dict[str, object]:
+    """The options that name a model, by name, for whoever decides what may be read from this machine."""
+    fields = resolve(name).Options.model_fields
+    extras = {option: field.json_schema_extra for option, field in fields.items()}
+    wanted = [
+        option for option, extra in extras.items() if isinstance(extra, dict) and extra.get("format") == MODEL_FORMAT
+    ]
+    return {option: options[option] for option in wanted if option in options}
+
+
 def build(name: str, options: Mapping[str, object]) -> Reward:
     """A reward that is ready to score. Call it where the scoring happens: it may load a model."""
     return resolve(name)(parse_options(name, options))
+
+
+def listed() -> list[Listed]:
+    """Every reward, by name; no plugin is imported."""
+    found, plugins = names(), _plugins()
+    return [
+        Listed(
+            name=name,
+            plugin=plugins[name].value if name in plugins and not _is_builtin(name) else None,
+            info=_info(_registered[name]) if name in _registered else None,
+        )
+        for name in found
+    ]
+
+
+def describe_one(name: str) -> RewardInfo:
+    """Raises as `resolve`."""
+    return _info(resolve(name))
 
 
 def describe() -> list[RewardInfo]:
@@ -99,7 +155,12 @@ def describe() -> list[RewardInfo]:
 def _info(reward: type[Reward]) -> RewardInfo:
     summary = (reward.__doc__ or "").strip().partition("\n")[0]
     schema = reward.Options.model_json_schema()
-    return RewardInfo(name=reward.name, summary=summary, range=reward.range, options=schema)
+    plugin = None if _is_builtin(reward.name) else f"{reward.__module__}:{reward.__qualname__}"
+    return RewardInfo(name=reward.name, summary=summary, range=reward.range, options=schema, plugin=plugin)
+
+
+def _is_builtin(name: str) -> bool:
+    return name in _registered and _registered[name].__module__.startswith("rewards.")
 
 
 def _load_builtins() -> None:

@@ -15,6 +15,7 @@ from services import (
     events_api,
     fork_api,
     jobs_api,
+    judges_api,
     keys_api,
     metrics_api,
     models_api,
@@ -27,6 +28,7 @@ from services import (
 )
 from services.auth import RecentKeys, RequireKey
 from services.body_deadline import BodyDeadline
+from services.dashboard.gate import Gate
 from services.deps import Store
 from services.docs_page import POLICY, docs_page
 from services.errors import BodyLimit, RequestContext, StrictJSONResponse, add_handlers
@@ -50,7 +52,8 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
     app.state.registry = CollectorRegistry()
     app.state.places = {}  # by kind of work: how many each owner has under way (services/slots.py)
     app.state.scrapes = metrics_api.Scrapes()
-    # The last one added is the outermost: an id for every answer, then the key, then the body's size.
+    # The last one added is the outermost: an id for every answer, then the dashboard, whose pages have sessions in the
+    # place of keys, then the key, then the body's size.
     uploads = {("POST", "/v1/datasets"): settings.limits.dataset_bytes}
     app.add_middleware(BodyDeadline, uploads=uploads)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, uploads=uploads)
@@ -61,6 +64,8 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
         keys=app.state.keys,
         writes_per_minute=settings.limits.writes_per_minute,
     )
+    if settings.dashboard is not None:
+        app.add_middleware(Gate, api=app, hosts=settings.dashboard.hosts)
     app.add_middleware(metrics_api.RequestMeter, registry=app.state.registry)
     app.add_middleware(RequestContext)
     add_handlers(app)
@@ -80,6 +85,7 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
         datasets_api,
         models_api,
         rewards_api,
+        judges_api,
     ):
         app.include_router(module.router)
 

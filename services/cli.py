@@ -13,12 +13,23 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from orchestrator.spec_errors import SpecError
-from services import cli_server, datasets_cli, keys_cli, lineage_cli, recover_cli, rules_cli, steer_words, submission
+from services import (
+    cli_server,
+    datasets_cli,
+    judges_cli,
+    keys_cli,
+    lineage_cli,
+    recover_cli,
+    rewards_cli,
+    rules_cli,
+    steer_words,
+    submission,
+)
 from services.client import ApiError, Client
 from services.client.types import Job
-from services.follow import follow, front_table
+from services.follow import follow_to_end, front_table
 from services.settings import default_state_dir
-from services.tables import checkpoints_table, job_view, jobs_table, rewards_table
+from services.tables import checkpoints_table, job_view, jobs_table, training_view
 from services.terminal import Document, connect_client, fail, find_job, output, print_json, say
 from services.text import event_line, plain
 
@@ -87,14 +98,14 @@ def submit(
         job = client.submit(document)
         print(job["id"], flush=True)
         if follow_it:
-            _follow(client, job["id"])
+            follow_to_end(client, job["id"])
 
 
 @app.command("follow")
 def follow_job(job: JobArgument) -> None:
     """Watch a job. Ctrl-C stops watching, not the job."""
     with connect_client(_state_dir) as client:
-        _follow(client, find_job(client, job))
+        follow_to_end(client, find_job(client, job))
 
 
 @app.command()
@@ -117,6 +128,8 @@ def show(job: JobArgument, as_json: AsJson = False) -> None:
         document = client.job(find_job(client, job))
         if as_json:
             print_json(document)
+        elif document["spec"].get("kind") == "reward_model":
+            output().print(training_view(document))
         else:
             output().print(job_view(document, client.steering(document["id"], log_limit=0)))
 
@@ -274,18 +287,9 @@ def report(job: JobArgument, open_it: Annotated[bool, typer.Option("--open", hel
         webbrowser.open(path.as_uri())
 
 
-@app.command()
-def rewards(as_json: AsJson = False) -> None:
-    """The rewards that a spec may name, with their options."""
-    with connect_client(_state_dir) as client:
-        found = client.rewards()["data"]
-    if as_json:
-        print_json(found)
-    else:
-        output().print(rewards_table(found))
-
-
 rules_cli.add_commands(app)
+judges_cli.add_commands(app)
+rewards_cli.add_commands(app, lambda: _state_dir)
 lineage_cli.add_commands(app, lambda: _state_dir)
 keys_cli.add_commands(app, lambda: _state_dir)
 datasets_cli.add_commands(app, lambda: _state_dir)
@@ -310,16 +314,6 @@ def main() -> NoReturn:
             say(f"equipoise: {message} (see `equipoise --help`)")
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _follow(client: Client, job_id: str) -> None:
-    try:
-        job = follow(client, job_id, output())
-    except KeyboardInterrupt:
-        say(f"detached, the job goes on; `equipoise follow {job_id}` shows it, `equipoise cancel {job_id}` ends it")
-        return
-    if job["status"] == "failed":
-        raise typer.Exit(1)
 
 
 def _request(job: str, ask: Callable[[Client, str], Job]) -> None:

@@ -200,6 +200,7 @@ def _serve(redis: str, listen: Listen, state_dir: Path) -> None:
                 state_dir=state_dir,
                 key_sha256=digest(credentials.key),
                 limits=limits,
+                dashboard=api.dashboard(),
                 checkpoint_store=checkpoint_store(),
                 gpu_gib=gpu_gib(),
             )

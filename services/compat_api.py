@@ -104,8 +104,8 @@ def list_checkpoints(job_id: JobId, query: Annotated[Page, Query()], store: Stor
 
 
 def _job(owner: str, record: JobRecord, text: str) -> dict[str, Any]:
-    spec = json.loads(text)
-    data, checkpoint = spec["data"], record.checkpoint_path
+    spec, checkpoint = json.loads(text), record.checkpoint_path
+    model, files, batch_size, seed = _trained(spec)
     failed, succeeded = record.status is JobStatus.FAILED, record.status is JobStatus.SUCCEEDED
     message = record.reason or "the job failed"
     return {
@@ -115,23 +115,37 @@ def _job(owner: str, record: JobRecord, text: str) -> dict[str, Any]:
         "finished_at": None if record.finished_at is None else int(record.finished_at),
         "status": STATUSES[record.status],
         "error": {"code": "job_failed", "message": message, "param": None} if failed else None,
-        "model": spec["policy"]["model"],
+        "model": model,
         "fine_tuned_model": str(Path(checkpoint) / "policy") if succeeded and checkpoint else None,
-        "training_file": data["train"] if isinstance(data["train"], str) else data["type"],
-        "validation_file": data["validation"] if isinstance(data["validation"], str) else data["type"],
+        "training_file": files[0],
+        "validation_file": files[1],
         "hyperparameters": {
             "n_epochs": "auto",
-            "batch_size": spec["rollout"]["prompts_per_step"] * spec["rollout"]["rollouts_per_prompt"],
+            "batch_size": batch_size,
             "learning_rate_multiplier": "auto",
         },
         "organization_id": owner,
         "result_files": [],
-        "seed": spec["seed"],
+        "seed": seed,
         "trained_tokens": None,
         "estimated_finish": None,
         "integrations": [],
         "metadata": spec.get("metadata", {}),
     }
+
+
+def _trained(spec: dict[str, Any]) -> tuple[str, tuple[str, str | None], int, int]:
+    """(model, files of both splits, rows of an update, seed) of a job of either kind."""
+    if spec.get("kind") == "reward_model":
+        training = spec["training"]
+        files = training["train"][0], next(iter(training["validation"]), None)
+        return training["model"], files, training["batch_size"], training["seed"]
+    data, rollout = spec["data"], spec["rollout"]
+    train, validation = (
+        data[split] if isinstance(data[split], str) else data["type"] for split in ("train", "validation")
+    )
+    batch_size = rollout["prompts_per_step"] * rollout["rollouts_per_prompt"]
+    return spec["policy"]["model"], (train, validation), batch_size, spec["seed"]
 
 
 def _event(job_id: str, event: Event) -> dict[str, Any]:

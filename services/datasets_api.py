@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import anyio
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -15,7 +15,7 @@ from starlette.responses import Response
 from orchestrator.dataset_check import MAX_PROBLEMS, check, shown
 from orchestrator.datasets import Dataset, DatasetNotFound, Datasets, Draft
 from orchestrator.prompts import DatasetError
-from orchestrator.spec import Columns
+from orchestrator.specs.data import Columns, detail_name
 from services.deps import MAX_PAGE, Configuration, OwnDatasets, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.slots import place
@@ -36,10 +36,23 @@ class Upload(BaseModel):
     format: Literal["jsonl", "csv", "parquet"] = Query(description="of the body")
     prompt: str = Query("prompt", min_length=1, max_length=256, pattern=_PRINTABLE, description="column of prompts")
     answer: str = Query("answer", max_length=256, description="column of the ground truth; empty where there is none")
+    domain: str = Query("", max_length=200, description="column of the prompts' domains; empty where there is none")
+    details: list[Annotated[str, Field(min_length=1, max_length=200)]] = Query(
+        [], max_length=32, description="further columns that a reward may read; repeated"
+    )
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> Self:
+        names = [detail_name(column) for column in self.details]
+        if len({*names}) < len(names):
+            raise ValueError("details: rewards would find two columns under one name; the last parts differ")
+        return self
 
     @property
     def columns(self) -> Columns:
-        return Columns(prompt=self.prompt, answer=self.answer or None)
+        return Columns(
+            prompt=self.prompt, answer=self.answer or None, domain=self.domain or None, details=tuple(self.details)
+        )
 
 
 class DatasetList(BaseModel):

@@ -32,6 +32,10 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         name: Annotated[str | None, typer.Option(help="what people call it; the file's name if absent")] = None,
         prompt_column: Annotated[str, typer.Option(help="where a row has its prompt")] = "prompt",
         answer_column: Annotated[str, typer.Option(help="and its ground truth; '' where it has none")] = "answer",
+        domain_column: Annotated[str, typer.Option(help="what kind of prompt it is, by which rewards are picked")] = "",
+        detail_column: Annotated[
+            list[str] | None, typer.Option(help="a further column that a reward may read; may be repeated")
+        ] = None,
     ) -> None:
         """Check every row of a file, and keep it on the server.
 
@@ -46,7 +50,13 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         try:
             with file.open("rb") as content, connect_client(state_dir()) as client:
                 made = client.upload_dataset(
-                    content, name=name or file.name, format=kind, prompt=prompt_column, answer=answer_column
+                    content,
+                    name=name or file.name,
+                    format=kind,
+                    prompt=prompt_column,
+                    answer=answer_column,
+                    domain=domain_column,
+                    details=detail_column or (),
                 )
         except OSError as error:
             fail(f"{file}: {error.strerror or error}")
@@ -104,7 +114,8 @@ def _table(datasets: Sequence[Document]) -> Table:
     for heading in ("id", "name", "format", "rows", "columns", "created"):
         table.add_column(heading, no_wrap=heading == "id", overflow="fold")
     for dataset in datasets:
-        columns = [dataset["columns"]["prompt"], dataset["columns"]["answer"] or "-"]
+        named = dataset["columns"]
+        columns = [named["prompt"], named["answer"] or "-", *filter(None, [named["domain"]]), *named["details"]]
         cells = (dataset["id"], dataset["name"], dataset["format"], str(dataset["rows"]), ", ".join(columns))
         table.add_row(*(Text(plain(cell)) for cell in cells), ago(dataset["created_at"]))
     return table

@@ -6,7 +6,7 @@ dependency by itself, as every level of them costs as much again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from orchestrator.errors import JobNotFound
 from orchestrator.keys import is_name
 from orchestrator.store import Checkpoint, JobStore
 from services.auth import Principal
+from services.errors import ApiProblem
 from services.settings import Limits, Settings
 
 MAX_PAGE = 100
@@ -108,6 +109,12 @@ Finder = Annotated[Callable[[str, Checkpoint], Path], Depends(_finder)]  # of a 
 FileAccess = Annotated[Access, Depends(_access)]
 OwnDatasets = Annotated[Datasets, Depends(_datasets)]
 JobId = Annotated[str, PathParameter(description="a job's id"), AfterValidator(_job_id)]
+
+
+def alignment_only(spec: Mapping[str, Any], what: str) -> None:
+    """Raises ApiProblem for a job that trains a reward model: it has no `what`. `spec` is the job's document."""
+    if spec.get("kind") == "reward_model":
+        raise ApiProblem(409, "wrong_kind", f"this job trains a reward model, which has no {what}")
 
 
 class Cursor(BaseModel):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import typer
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,11 +16,13 @@ from rich.text import Text
 
 from services.client import ApiError, Client, RateLimited, Unavailable
 from services.client.flows import RESTING
+from services.terminal import output, say
 from services.text import duration, event_line, figure, is_number, plain, signed, sparkline
 
 Document = Mapping[str, Any]
 
 _STAGES = (("roll out", "rollout"), ("score", "score"), ("learn", "learn"), ("sync", "sync"), ("evaluate", "evaluate"))
+_TRAINING = {"loss": "loss", "pairs right": "pair_accuracy", "gradient": "grad_norm"}
 _LEVEL_STYLES = {"warning": "yellow", "error": "bold red"}
 _SMOOTHING_STEPS = 5
 _TREND_WIDTH = 16
@@ -37,6 +40,11 @@ class Follower:
         self.events: list[Document] = []
         self.trouble = ""
         self._away_since: float | None = None
+
+    @property
+    def trains_reward(self) -> bool:
+        """A job with neither objectives nor a front."""
+        return bool(self.job.get("spec", {}).get("kind") == "reward_model")
 
     def poll(self) -> tuple[list[Document], list[Document]]:
         """Fetches what is new; returns the new steps and events.
@@ -69,6 +77,8 @@ class Follower:
             self._client.iter_metrics(job_id, after=self.steps[-1]["step"] if self.steps else 0)
         )
         self.steps += steps
+        if self.trains_reward:
+            return steps, events
         if not self.front or self.job["status"] in RESTING or any(step.get("evaluation") for step in steps):
             self.front = self._client.front(job_id)
         return steps, events
@@ -84,6 +94,17 @@ def follow(client: Client, job_id: str, console: Console, *, poll_s: float = 1.0
     if follower.front.get("points"):
         console.print(front_table(follower.front))
     return follower.job
+
+
+def follow_to_end(client: Client, job_id: str) -> None:
+    """For a command: exit code 1 where the job fails; Ctrl-C lets it go on."""
+    try:
+        job = follow(client, job_id, output())
+    except KeyboardInterrupt:
+        say(f"detached, the job goes on; `equipoise follow {job_id}` shows it, `equipoise cancel {job_id}` ends it")
+        return
+    if job["status"] == "failed":
+        raise typer.Exit(1)
 
 
 def _follow_live(follower: Follower, console: Console, poll_s: float) -> None:
@@ -130,7 +151,9 @@ def _view(follower: Follower) -> RenderableType:
 def render(job: Document, steps: list[Document], front: Document, events: list[Document]) -> RenderableType:
     """The whole view from four documents of the API; pure, so that a test can read it."""
     parts: list[RenderableType] = [_header(job), _progress(job)]
-    if steps:
+    if steps and "objectives" not in steps[-1]:
+        parts.append(_training(steps))
+    elif steps:
         parts += [_objectives(steps), _health(steps[-1], front), _times(steps)]
     warnings = [event for event in events if event["level"] in _LEVEL_STYLES][-3:]
     parts += [Text(event_line(event), style=_LEVEL_STYLES[event["level"]]) for event in warnings]
@@ -140,6 +163,9 @@ def render(job: Document, steps: list[Document], front: Document, events: list[D
 def step_line(job: Document, first: Document, step: Document) -> str:
     """One step as one line."""
     parts = [f"step {step['step']}/{job['total_steps'] or '?'}"]
+    if "objectives" not in step:  # a reward model is trained
+        parts += [f"{name} {figure(step.get(key), 4)}" for name, key in _TRAINING.items() if is_number(step.get(key))]
+        return "  ".join([*parts, f"left {duration(job['progress'].get('eta_s'))}"])
     for name, now in step["objectives"].items():
         change = _difference(now["mean"], first["objectives"][name]["mean"])
         parts.append(f"{plain(name)} {figure(now['mean'])} ({signed(change)})")
@@ -229,6 +255,19 @@ def _objectives(steps: list[Document]) -> Table:
             figure(last["weights"]["applied"].get(name), 2),
             figure(last["weights"]["strategy"].get(name), 2),
         )
+    return table
+
+
+def _training(steps: list[Document]) -> Table:
+    """What a reward model's updates say."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("figure", "now", "since start", "trend"):
+        table.add_column(column, justify="left" if column in ("figure", "trend") else "right")
+    for name, key in _TRAINING.items():
+        series = [step.get(key) for step in steps]
+        now, start = _ends(series)
+        if now is not None:
+            table.add_row(name, figure(now, 4), signed(_difference(now, start)), sparkline(series, _TREND_WIDTH))
     return table
 
 

@@ -43,7 +43,18 @@ from orchestrator.states import is_terminal
 from orchestrator.steering import SteeringError, initial_steering, merge
 from orchestrator.store import Checkpoint, JobStore, Origin, SubmitOutcome
 from services.body import json_body, parse_json
-from services.deps import Caller, Configuration, FileAccess, Finder, JobId, MaxActive, Store, body_schema, page
+from services.deps import (
+    Caller,
+    Configuration,
+    FileAccess,
+    Finder,
+    JobId,
+    MaxActive,
+    Store,
+    alignment_only,
+    body_schema,
+    page,
+)
 from services.errors import ApiProblem, StrictJSONResponse, not_found, quota_problem
 from services.jobs_api import IdempotencyKey, checked_spec, first_steering, job_document
 from services.settings import Settings
@@ -94,6 +105,8 @@ def compare_jobs(
         raise ApiProblem(422, "invalid_parameter", f"ids: at most {MAX_FORKS} jobs are compared", param="ids")
     records = {job_id: store.job(job_id) for job_id in ids}
     specs = {job_id: json.loads(store.spec(job_id)) for job_id in ids}
+    for spec in specs.values():
+        alignment_only(spec, "front to compare")
     fronts = {job_id: store.front(job_id) or {} for job_id in ids}
     scale = corners(specs[ids[0]])
     differences = [line for job_id in ids[1:] for line in _differences(ids[0], scale, job_id, corners(specs[job_id]))]
@@ -211,7 +224,9 @@ def _unusable(parent: str, step: int, error: CheckpointError) -> ApiProblem:
 
 def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: Fork, find: Finder) -> dict[str, Any]:
     """What will be made: ids and whole specs, so that carrying it out twice makes the same jobs."""
-    spec = parse_spec(parse_json(store.spec(parent).encode()))
+    document = parse_json(store.spec(parent).encode())
+    alignment_only(document, "front to fork from")
+    spec = parse_spec(document)
     checkpoint = _checkpoint(store, parent, spec, fork.checkpoint)
     wanted = merged(spec.model_dump(mode="json"), fork.changes)
     try:
@@ -219,6 +234,7 @@ def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: 
     except CheckpointError as error:
         raise _unusable(parent, checkpoint.step, error) from None
     base = checked_spec(wanted, access)
+    assert isinstance(base, JobSpec), "a document with objectives is of no other kind"
     vectors: Sequence[_Weights | None] = fork.sweep if fork.sweep is not None else [fork.weights]
     name = fork.name or f"{spec.name[:96]} from {checkpoint.step}"
     jobs = []

@@ -20,8 +20,9 @@ from orchestrator.estimate import estimate
 from orchestrator.layout import Machine
 from orchestrator.lineage import lineage
 from orchestrator.preflight import preflight
-from orchestrator.spec import JobSpec, parse_spec
-from orchestrator.spec_errors import SpecError, problem
+from orchestrator.spec import JobSpec, parse_job, validated
+from orchestrator.spec_errors import problem
+from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.states import JobStatus
 from orchestrator.steering import initial_steering
 from orchestrator.store import JobRecord, JobStore, Page, QuotaReached, Submission, SubmitOutcome
@@ -115,7 +116,9 @@ class Submit(BaseModel):
     "",
     status_code=201,
     responses={200: {"description": "with validate_only: what would run"}},
-    openapi_extra=body_schema({"$ref": "#/components/schemas/JobSpec"}),
+    openapi_extra=body_schema(
+        {"anyOf": [{"$ref": "#/components/schemas/JobSpec"}, {"$ref": "#/components/schemas/RewardJobSpec"}]}
+    ),
 )
 def submit_job(
     document: Annotated[Any, Depends(json_body)],
@@ -129,8 +132,9 @@ def submit_job(
 ) -> Response:
     """Queues a job. The body is the same document as the CLI's YAML.
 
-    With validate_only it says what would run, and reckons GPUs and memory: `estimate` has a layout for each device that
-    the job may run on, its processes' bytes by part, and what does not fit with the settings that would help.
+    With validate_only it says what would run, and of an alignment reckons GPUs and memory: `estimate` has a layout for
+    each device that the job may run on, its processes' bytes by part, and what does not fit with the settings that
+    would help.
     """
     spec = strict_spec(document)
     text = spec.to_json()
@@ -140,8 +144,11 @@ def submit_job(
             return _answer(known)
     check_files(spec, access)
     if query.validate_only:
-        machine = Machine(gpus=query.gpus, gpu_gib=query.gpu_gib or config.gpu_gib)
-        return StrictJSONResponse({**_validated(spec, text), "estimate": estimate(spec, machine)})
+        plan = _validated(spec, text)
+        if isinstance(spec, JobSpec):
+            machine = Machine(gpus=query.gpus, gpu_gib=query.gpu_gib or config.gpu_gib)
+            plan["estimate"] = estimate(spec, machine)
+        return StrictJSONResponse(plan)
     submission = store.submit(
         text,
         name=spec.name,
@@ -198,7 +205,7 @@ def get_job(
     spec = json.loads(text)
     document = {
         **job_document(record),
-        "total_steps": record.total_steps or spec["steps"],
+        "total_steps": record.total_steps or spec.get("steps"),
         "lineage": lineage(record),
     }
     # The spec is JSON already, and by far the largest part.
@@ -253,32 +260,34 @@ def back_in_queue(store: JobStore, job_id: str, max_active: int | None) -> None:
         raise quota_problem(max_active) from None
 
 
-def checked_spec(document: Any, access: Access) -> JobSpec:
+def checked_spec(document: Any, access: Access) -> JobSpec | RewardJobSpec:
     """A spec that can run here: its fields fit, and so do the files that it names, which `access` allows."""
     spec = strict_spec(document)
     check_files(spec, access)
     return spec
 
 
-def check_files(spec: JobSpec, access: Access) -> None:
+def check_files(spec: JobSpec | RewardJobSpec, access: Access) -> None:
     if problems := preflight(spec, access):
         raise spec_problem(problems)
 
 
-def strict_spec(document: Any) -> JobSpec:
+def strict_spec(document: Any) -> JobSpec | RewardJobSpec:
     """Without YAML's leniency, which takes the text 1e-6 for a number: in JSON a number is one, and true is not."""
-    if not isinstance(document, dict):
-        return parse_spec(document)  # which says what it is instead
+    kind = document.get("kind", "alignment") if isinstance(document, dict) else None
     try:
-        return JobSpec.model_validate_json(json.dumps(document), strict=True)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        raise SpecError([problem(JobSpec, detail) for detail in found]) from None
+        if kind == "alignment":
+            return validated(JobSpec, lambda: JobSpec.model_validate_json(json.dumps(document), strict=True))
+        if kind == "reward_model":
+            return validated(
+                RewardJobSpec, lambda: RewardJobSpec.model_validate_json(json.dumps(document), strict=True)
+            )
+        return parse_job(document)  # which says what is wrong
     except RuntimeError as error:  # an installed reward plugin is broken, which the spec's author can't help
         raise ApiProblem(500, "plugin_broken", str(error)) from error
 
 
-def first_steering(spec: JobSpec) -> dict[str, Any]:
+def first_steering(spec: JobSpec | RewardJobSpec) -> dict[str, Any]:
     """Version 1: whole, so that every later change has something to stand on."""
     try:
         return initial_steering(spec).model_dump(mode="json")
@@ -306,7 +315,9 @@ def job_document(record: JobRecord) -> dict[str, Any]:
     }
 
 
-def _validated(spec: JobSpec, text: str) -> dict[str, Any]:
+def _validated(spec: JobSpec | RewardJobSpec, text: str) -> dict[str, Any]:
+    if isinstance(spec, RewardJobSpec):
+        return {"object": "validation", "valid": True, "spec": json.loads(text)}
     rollouts = spec.rollout.prompts_per_step * spec.rollout.rollouts_per_prompt
     evaluations = math.ceil(spec.steps / spec.evaluation.every) + 1
     return {

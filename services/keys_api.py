@@ -16,7 +16,7 @@ from services.deps import MAX_PAGE, Caller, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.keys import digest, new_stored_key
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"])
+router = APIRouter(prefix="/v1", tags=["keys"])
 
 MAX_KEYS = 1000  # of an owner; the operator's own count for itself
 _TEN_YEARS_S = 10 * 366 * 24 * 3600
@@ -51,7 +51,7 @@ async def _keys(request: Request) -> KeyStore:
 Keys = Annotated[KeyStore, Depends(_keys)]
 
 
-@router.post("", status_code=201, openapi_extra=body_schema(NewKey.model_json_schema()))
+@router.post("/keys", status_code=201, openapi_extra=body_schema(NewKey.model_json_schema()))
 def create_key(document: Annotated[Any, Depends(json_body)], caller: Caller, keys: Keys) -> Response:
     """Makes a key. `key` in the answer is shown this once: only its SHA-256 is kept."""
     try:
@@ -80,7 +80,16 @@ def create_key(document: Annotated[Any, Depends(json_body)], caller: Caller, key
     return StrictJSONResponse({**key_document(made), "key": text}, status_code=201, headers=headers)
 
 
-@router.get("")
+@router.get("/key")
+async def get_own_key(caller: Caller) -> Response:
+    """Whom the key that asks speaks for, and what it may do."""
+    scopes = [scope for scope in Scope if caller.may(scope)]
+    return StrictJSONResponse(
+        {"object": "own_key", "id": caller.key_id, "name": caller.key_name, "owner": caller.owner, "scopes": scopes}
+    )
+
+
+@router.get("/keys")
 def list_keys(query: Annotated[KeyList, Query()], caller: Caller, keys: Keys) -> Response:
     """Newest first, those revoked and expired among them, none with its secret."""
     owner = query.owner if caller.is_operator else query.owner or caller.owner
@@ -95,7 +104,7 @@ def list_keys(query: Annotated[KeyList, Query()], caller: Caller, keys: Keys) ->
     return StrictJSONResponse(page([key_document(key) for key in found.items], has_more=found.has_more))
 
 
-@router.delete("/{key_id}")
+@router.delete("/keys/{key_id}")
 def revoke_key(key_id: str, caller: Caller, keys: Keys) -> Response:
     """Refused from the next request on, by other servers within 2 s, for good; its record stays."""
     try:

@@ -74,6 +74,7 @@ class LocalServer:
                 key_sha256=key_sha256,
                 local_exports=True,
                 limits=limits,
+                dashboard=self.api.dashboard(),
                 checkpoint_store=checkpoint_store(),
                 gpu_gib=gpu_gib(),
             )

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from orchestrator.spec import JobSpec
+from orchestrator.specs.reward_job import RewardJobSpec
 from services.auth import PUBLIC_PATHS
 
 _METHODS = frozenset({"get", "put", "post", "patch", "delete"})
@@ -51,9 +52,10 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        spec = JobSpec.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(spec.pop("$defs", {}))
-        schemas["JobSpec"] = spec
+        for root in (JobSpec, RewardJobSpec):
+            spec = root.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(spec.pop("$defs", {}))
+            schemas[root.__name__] = spec
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         schemas["Error"] = _error_schema()

@@ -1,8 +1,8 @@
-"""What a job has found so far: series by step, the Pareto front, checkpoints and their export; and the rewards."""
+"""What a job has found so far: series by step, the Pareto front, checkpoints and their export."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import logging
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,15 +10,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.background import BackgroundTask
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 
 from orchestrator.checkpoints import CheckpointError, export_policy, verify
 from orchestrator.states import is_terminal
 from orchestrator.store import Checkpoint
-from rewards import registry
 from services.archive import Archive
 from services.body import json_body
-from services.deps import Configuration, Cursor, Finder, JobId, Store, body_schema, page
+from services.deps import Configuration, Cursor, Finder, JobId, Store, alignment_only, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.slots import place
 
@@ -63,6 +62,9 @@ _INTERNAL = frozenset({"fence", "digest"})
 @router.get("/jobs/{job_id}/front")
 def get_front(job_id: JobId, store: Store) -> Response:
     """The Pareto archive: points, hypervolume by step. Without points before the first evaluation."""
+    found = store.front(job_id)
+    if not found:
+        alignment_only(json.loads(store.spec(job_id)), "front")
     empty: dict[str, Any] = {
         "objectives": [],
         "ranges": {},
@@ -72,7 +74,27 @@ def get_front(job_id: JobId, store: Store) -> Response:
         "hypervolume_by_step": [],
         "points": [],
     }
-    return StrictJSONResponse({"object": "front", **(store.front(job_id) or empty)})
+    return StrictJSONResponse({"object": "front", **(found or empty)})
+
+
+@router.get(
+    "/jobs/{job_id}/report",
+    response_class=FileResponse,
+    responses={200: {"description": "one HTML file that needs no network", "content": {"text/html": {}}}},
+)
+def get_report(job_id: JobId, store: Store, settings: Configuration) -> Response:
+    """The report that the driver wrote when the job ended or paused. 425 before that."""
+    record = store.job(job_id)
+    path = settings.state_dir / "jobs" / job_id / "report.html"
+    if not path.is_file():
+        if is_terminal(record.status):
+            raise not_found("this job has no report here: it ended before its first step, or on another machine")
+        raise ApiProblem(425, "report_not_ready", "the report is written when the job ends or pauses")
+    # Never shown as a page of this origin, although what is in it is escaped and its own policy forbids it to load.
+    return FileResponse(path, media_type="text/html", filename=f"{job_id}-report.html", headers=_ASIDE)
+
+
+_ASIDE = {"content-security-policy": "sandbox allow-scripts", "x-content-type-options": "nosniff"}
 
 
 @router.get("/jobs/{job_id}/checkpoints")
@@ -154,16 +176,6 @@ def _kept_at(store: Store, job_id: str, step: int) -> Checkpoint:
     if step > record.step and not is_terminal(record.status):
         raise ApiProblem(425, "checkpoint_not_ready", "the job has not come to this step yet")
     raise not_found("no checkpoint is kept at this step")
-
-
-@router.get("/rewards")
-def get_rewards() -> Response:
-    """Every registered reward, with the JSON schema of its options."""
-    try:
-        described = [dataclasses.asdict(reward) for reward in registry.describe()]
-    except RuntimeError as error:  # a plugin that does not load; its name is in the message
-        raise ApiProblem(500, "plugin_broken", str(error)) from error
-    return StrictJSONResponse(page(described, has_more=False))
 
 
 def _checkpoint(found: Checkpoint) -> dict[str, Any]:

@@ -1,20 +1,22 @@
-"""Rewards over HTTP: are these options right, and what does it give for these pairs? Nothing is stored."""
+"""Rewards over HTTP: which are there, are these options right, what does it give for these pairs? Nothing is stored."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
 from orchestrator import children
 from orchestrator.spec_errors import nearest
 from rewards import registry
+from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
 from services.body import json_body
-from services.deps import body_schema
-from services.errors import ApiProblem, StrictJSONResponse
+from services.deps import body_schema, page
+from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.slots import place
 
 router = APIRouter(prefix="/v1/rewards", tags=["rewards"])
@@ -34,6 +36,23 @@ class RewardChoice(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class RewardList(BaseModel):
+    """Query of the list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    details: bool = Query(False, description="summary, range and options of plug-ins too, which are imported for that")
+
+
+class ChatMessage(BaseModel):
+    """A turn of a prompt."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: str = Field(min_length=1, max_length=64)
+    content: str
+
+
 class Sample(BaseModel):
     """What is scored."""
 
@@ -44,6 +63,9 @@ class Sample(BaseModel):
     answer: str | None = Field(None, description="the ground truth, where a reward compares with one")
     completion_tokens: int | None = Field(None, ge=0, le=10_000_000, description="estimated from the text if absent")
     truncated: bool = Field(False, description="whether it was cut at max_tokens")
+    messages: list[ChatMessage] | None = Field(None, max_length=1000, description="the prompt as a chat")
+    domain: str | None = Field(None, max_length=64, description="what kind of prompt it is")
+    details: dict[str, Any] = Field(default_factory=dict, description="further columns that a reward may read")
 
 
 class RewardRun(BaseModel):
@@ -60,9 +82,40 @@ def _run_schema() -> dict[str, Any]:
     """With its parts written out: the document has no place for definitions inside a body."""
     schema = RewardRun.model_json_schema()
     parts = schema.pop("$defs")
+    messages = parts["Sample"]["properties"]["messages"]["anyOf"]
+    messages[0]["items"] = parts["ChatMessage"]
     for field, part in (("rewards", "RewardChoice"), ("samples", "Sample")):
         schema["properties"][field]["items"] = parts[part]
     return schema
+
+
+@router.get("")
+def list_rewards(query: Annotated[RewardList, Query()]) -> Response:
+    """Every reward that a spec may name. Of a plug-in that was not asked for yet, its name and module alone."""
+    try:
+        if query.details:
+            rewards = [dataclasses.asdict(reward) for reward in registry.describe()]
+        else:
+            rewards = [_listed(reward) for reward in registry.listed()]
+    except RuntimeError as error:  # a plug-in that does not load; its name is in the message
+        raise ApiProblem(500, "plugin_broken", str(error)) from error
+    return StrictJSONResponse(page(rewards, has_more=False))
+
+
+@router.get("/{name}")
+def get_reward(name: str) -> Response:
+    """One reward with the JSON schema of its options; a plug-in is imported for it."""
+    try:
+        return StrictJSONResponse({"object": "reward", **dataclasses.asdict(registry.describe_one(name))})
+    except ValueError:
+        raise not_found("no such reward") from None
+    except RuntimeError as error:
+        raise ApiProblem(500, "plugin_broken", str(error)) from error
+
+
+def _listed(reward: registry.Listed) -> dict[str, Any]:
+    unknown = {"name": reward.name, "summary": None, "range": None, "options": None, "plugin": reward.plugin}
+    return unknown if reward.info is None else dataclasses.asdict(reward.info)
 
 
 @router.post("/validate", openapi_extra=body_schema(RewardChoice.model_json_schema()))
@@ -77,7 +130,10 @@ def run_rewards(
     document: Annotated[Any, Depends(json_body)],
     _place: Annotated[None, place("dry runs of rewards", at_once=8, of_owner=2)],
 ) -> Response:
-    """Scores the samples under each reward: `scores` are in the samples' order. 503 where that takes above 30 s."""
+    """Scores the samples under each reward: `scores` are in the samples' order. 503 where that takes above 30 s.
+
+    A score is null where the reward does not apply to the sample. `heads` has every head of a reward with several.
+    """
     wanted = _parsed(RewardRun, document)
     rewards = [_resolved(choice, f"rewards.{i}") for i, choice in enumerate(wanted.rewards)]
     tokens = [_tokens(sample) for sample in wanted.samples]
@@ -90,13 +146,19 @@ def run_rewards(
             "answers": [sample.answer for sample in wanted.samples],
             "completion_tokens": tokens,
             "truncated": [sample.truncated for sample in wanted.samples],
+            "messages": [_chat(sample) for sample in wanted.samples],
+            "domains": [sample.domain for sample in wanted.samples],
+            "details": [sample.details for sample in wanted.samples],
         },
     }
-    scores = _scores(question)
+    scores, heads = _scores(question)
     return StrictJSONResponse(
         {
             "object": "reward.run",
-            "rewards": [{**reward, "scores": row} for reward, row in zip(rewards, scores, strict=True)],
+            "rewards": [
+                {**reward, "scores": row, **({"heads": columns} if columns else {})}
+                for reward, row, columns in zip(rewards, scores, heads, strict=True)
+            ],
             "samples": [
                 {"completion_tokens": count, "estimated": sample.completion_tokens is None}
                 for sample, count in zip(wanted.samples, tokens, strict=True)
@@ -105,9 +167,18 @@ def run_rewards(
     )
 
 
-def _scores(question: dict[str, Any]) -> list[list[float]]:
+def _chat(sample: Sample) -> list[dict[str, str]]:
+    if sample.messages:
+        return [message.model_dump() for message in sample.messages]
+    return [{"role": "user", "content": sample.prompt}]
+
+
+Scores = list[list[float | None]]
+
+
+def _scores(question: dict[str, Any]) -> tuple[Scores, list[dict[str, list[float | None]]]]:
     try:
-        answer = children.ask("rewards.dry_run", question, timeout_s=_TIMEOUT_S)
+        answer = children.ask("rewards.dry_run", question, timeout_s=_TIMEOUT_S, sees=(JUDGES_VARIABLE,))
     except children.ChildTimeout:
         message = f"no scores within {_TIMEOUT_S:g} s; try fewer samples or rewards"
         raise ApiProblem(503, "reward_timeout", message, param="rewards", headers={"retry-after": "30"}) from None
@@ -119,8 +190,7 @@ def _scores(question: dict[str, Any]) -> list[list[float]]:
     if "error" in answer:
         param = f"rewards.{answer['reward']}"
         raise ApiProblem(422, "reward_failed", f"{param}: {answer['error']}", param=param)
-    scores: list[list[float]] = answer["scores"]
-    return scores
+    return answer["scores"], answer["heads"]
 
 
 def _resolved(choice: RewardChoice, field: str) -> dict[str, Any]:
@@ -138,6 +208,8 @@ def _resolved(choice: RewardChoice, field: str) -> dict[str, Any]:
         options = registry.parse_options(choice.name, choice.options)
     except ValueError as error:
         raise _invalid(f"{prefix}options", str(error)) from None
+    for option, problem in registry.problems(choice.name, choice.options):
+        raise _invalid(f"{prefix}options.{option}", problem)
     return {"name": choice.name, "range": reward.range, "options": options.model_dump(mode="json")}
 
 

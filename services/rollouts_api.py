@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from orchestrator.samples import FOLDER, Row, kept_steps, read_samples
 from orchestrator.store import JobStore
-from services.deps import Configuration, Cursor, JobId, Store, page
+from services.deps import Configuration, Cursor, JobId, Store, alignment_only, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.settings import Settings
 
@@ -34,6 +34,7 @@ def get_rollouts(
 ) -> Response:
     """The rollouts that are kept of a step, numbered as they are stored. An empty list before the first."""
     spec = json.loads(store.spec(job_id))
+    alignment_only(spec, "rollouts")
     names = [objective["name"] for objective in spec["objectives"]]
     step, rows = rollouts_of(store, config, job_id, query.step)
     ordered = _sorted(rows, query.sort, names)

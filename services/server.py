@@ -19,11 +19,12 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from orchestrator.store import JobStore
 from services.app import create_app
 from services.errors import ApiProblem, problem_response
-from services.settings import Settings, Tls
+from services.settings import Dashboard, Settings, Tls
 
 _START_TIMEOUT_S = 15.0
 _LAST_ANSWERS_S = 3  # for requests in flight when the server stops
 _MAX_HEAD_BYTES = 128 << 10
+_MAX_SOCKET_BYTES = 1 << 20  # of one message of a page
 _HEAD_S = 20.0  # from the connection, or its first byte after an answer, to the head's end
 
 
@@ -40,6 +41,7 @@ class _Http(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     transport: asyncio.Transport
     _timer: asyncio.TimerHandle | None = None
+    _is_socket = False  # the connection has become a websocket, which has its own protocol
     _heads = 0  # begun so far
     _in_head = False
     _parsed = 0  # bytes of names and values of the present head
@@ -56,7 +58,7 @@ class _Http(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     def data_received(self, data: bytes) -> None:
         begun = self._heads
         super().data_received(data)
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._is_socket:
             return
         if self._in_head and self._heads == begun:
             self._fed += len(data)
@@ -64,6 +66,11 @@ class _Http(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
                 self._refuse(_head_too_large())
                 return
         self._watch()
+
+    def handle_websocket_upgrade(self) -> None:
+        self._is_socket = True
+        self._unwatch()
+        super().handle_websocket_upgrade()
 
     def on_message_begin(self) -> None:
         self._heads += 1
@@ -160,6 +167,10 @@ class ApiServer:
         """True if other machines can reach it: by the address that it is bound to, whatever its name."""
         return not is_loopback(self._socket.getsockname()[0])
 
+    def dashboard(self) -> Dashboard | None:
+        """As the environment has it. ValueError names the variable."""
+        return Dashboard.from_environment(is_local=not self.is_exposed and not self.proxies)
+
     def start(self, store: JobStore, settings: Settings) -> None:
         app = create_app(store, settings)
         self._stopping = app.state.stopping
@@ -170,7 +181,9 @@ class ApiServer:
             log_config=None,  # its lines go where ours go
             access_log=False,
             lifespan="off",
-            ws="none",
+            ws="websockets-sansio" if settings.dashboard is not None else "none",
+            ws_max_size=_MAX_SOCKET_BYTES,
+            ws_per_message_deflate=False,  # messages are small and many: the time is worth more than the bytes
             server_header=False,
             ssl_certfile=None if self.tls is None else self.tls.cert,
             ssl_keyfile=None if self.tls is None else self.tls.key,

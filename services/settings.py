@@ -65,6 +65,30 @@ def _directories(name: str, text: str) -> tuple[Path, ...]:
     return paths
 
 
+class Dashboard(BaseModel):
+    """Pages for a browser. `hosts`: names under which they are asked for; None is any."""
+
+    model_config = ConfigDict(frozen=True)
+
+    hosts: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_environment(cls, *, is_local: bool, environment: Mapping[str, str] = os.environ) -> Self | None:
+        """EQUIPOISE_DASHBOARD=0 is none; EQUIPOISE_DASHBOARD_HOSTS are names with commas.
+
+        `is_local`: nobody but this machine reaches the server, so only its own names are right: another name that
+        leads here is somebody's DNS that was turned on us.
+        """
+        chosen = environment.get("EQUIPOISE_DASHBOARD", "1")
+        if chosen not in ("0", "1"):
+            raise ValueError("EQUIPOISE_DASHBOARD: expected 1 or 0")
+        if chosen == "0":
+            return None
+        names = [name.strip().lower() for name in environment.get("EQUIPOISE_DASHBOARD_HOSTS", "").split(",")]
+        hosts = tuple(name for name in names if name)
+        return cls(hosts=hosts or (("localhost", "127.0.0.1", "[::1]") if is_local else None))
+
+
 class Settings(BaseModel):
     """Of the API process."""
 
@@ -76,6 +100,7 @@ class Settings(BaseModel):
     max_body_bytes: int = MAX_BODY_BYTES
     poll_s: float = 0.5  # of the event stream
     limits: Limits = Limits()
+    dashboard: Dashboard | None = None  # None: the API alone
     checkpoint_store: str | None = None  # an fsspec URL; None: checkpoints lie in the state directory alone
     gpu_gib: float = DEFAULT_GPU_GIB  # of a GPU that jobs get, for estimates
 

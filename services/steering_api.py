@@ -17,7 +17,7 @@ from orchestrator.spec_errors import nearest
 from orchestrator.steering import Steering, SteeringError, merge
 from orchestrator.store import JobStore, Steer, SteeringEntry, SteerOutcome
 from services.body import json_body
-from services.deps import MAX_PAGE, Configuration, JobId, Store, body_schema
+from services.deps import MAX_PAGE, Configuration, JobId, Store, alignment_only, body_schema
 from services.errors import ApiProblem, StrictJSONResponse
 from services.rollouts_api import rollouts_of
 from services.slots import place
@@ -65,6 +65,8 @@ def get_steering(job_id: JobId, query: Annotated[Log, Query()], store: Store) ->
     `log` is in order; while `log_has_more`, those before its first version are asked for with `log_before`.
     """
     state = store.steering(job_id, before=query.log_before, limit=query.log_limit)
+    if not state.current["weights"]:
+        alignment_only(json.loads(store.spec(job_id)), "steering")
     newest = store.steps(job_id, after_step=store.job(job_id).step - 1, limit=1)
     document = {
         "object": "steering",
@@ -121,7 +123,9 @@ def preview_steering(
     """
     sent = checked_change(document)
     text, head = store.spec_and_steering(job_id)
-    spec = parse_spec(json.loads(text))
+    document = json.loads(text)
+    alignment_only(document, "steering")
+    spec = parse_spec(document)
     wanted = _merged(head.current, sent, spec.objective_names)
     step, rows = rollouts_of(store, config, job_id)
     if not rows or step is None:
@@ -150,7 +154,9 @@ def _steer(store: JobStore, job_id: str, sent: dict[str, Any], expected: int | N
     """Merges and writes against one version; without an expected one, again for as long as others come first."""
     while True:
         spec, head = store.spec_and_steering(job_id)
-        objectives = tuple(objective["name"] for objective in json.loads(spec)["objectives"])
+        document = json.loads(spec)
+        alignment_only(document, "steering")
+        objectives = tuple(objective["name"] for objective in document["objectives"])
         merged = _merged(head.current, sent, objectives).model_dump(mode="json")
         change = {field: merged[field] for field in sent}
         version = head.version if expected is None else expected

@@ -10,7 +10,9 @@ from typing import Any
 
 from orchestrator.datasets import is_reference
 from orchestrator.remote import is_url
-from orchestrator.spec import FilesData, JobSpec, load_spec, parse_spec
+from orchestrator.spec import JobSpec, load_spec, parse_job
+from orchestrator.specs.data import FilesData
+from orchestrator.specs.reward_job import RewardJobSpec
 from services.client import ApiError
 from services.tables import estimate_view
 from services.terminal import Document, output
@@ -22,13 +24,20 @@ def read(path: Path, name: str | None = None) -> dict[str, Any]:
     document = anchored(load_spec(path))
     if name is not None:
         document["name"] = name
-        parse_spec(document)
+        parse_job(document)
     return document
 
 
-def anchored(spec: JobSpec) -> dict[str, Any]:
+def anchored(spec: JobSpec | RewardJobSpec) -> dict[str, Any]:
     """Relative paths are the caller's, so they are made absolute here."""
     document: dict[str, Any] = spec.model_dump(mode="json")
+    if isinstance(spec, RewardJobSpec):
+        training = document["training"]
+        for split in ("train", "validation"):
+            training[split] = [name if is_url(name) else _absolute(name) for name in training[split]]
+        if Path(training["model"]).expanduser().is_dir():  # else a hub id
+            training["model"] = _absolute(training["model"])
+        return document
     if isinstance(spec.data, FilesData):
         for split in ("train", "validation", "test"):
             name = document["data"][split]
@@ -61,6 +70,9 @@ def naming_files(document: Mapping[str, Any]) -> Iterator[None]:
 def print_plan(plan: Document) -> None:
     """What a dry run found."""
     spec = plan["spec"]
+    if spec.get("kind") == "reward_model":
+        _print_training(spec)
+        return
     names = ", ".join(plain(objective["name"]) for objective in spec["objectives"])
     console = output()
     for line in (
@@ -74,6 +86,20 @@ def print_plan(plan: Document) -> None:
     ):
         console.print(line, markup=False)
     console.print(estimate_view(plan["estimate"]))
+
+
+def _print_training(spec: Document) -> None:
+    training = spec["training"]
+    heads = ", ".join(plain(head["name"]) for head in training["heads"]) or "one score"
+    console = output()
+    for line in (
+        f"{plain(spec['name'])}: valid",
+        f"backbone     {plain(training['model'])}",
+        f"objective    {training['objective']}, {heads}",
+        f"train        {', '.join(map(plain, training['train']))}",
+        f"validation   {', '.join(map(plain, training['validation'])) or 'none'}",
+    ):
+        console.print(line, markup=False)
 
 
 def _absolute(path: str) -> str:

@@ -64,15 +64,70 @@ def job_view(job: Document, steering: Document) -> RenderableType:
     return Group(facts, Text(), _objectives(job["spec"], steering))
 
 
+def training_view(job: Document) -> RenderableType:
+    """A job that trains a reward model."""
+    facts, training = Table.grid(padding=(0, 2)), job["spec"]["training"]
+    rows = {
+        "job": f"{job['id']}  {plain(job['name'])}",
+        "status": job["status"] + (f": {plain(job['reason'])}" if job["reason"] else ""),
+        "step": f"{job['step']} of {job['total_steps'] or '?'}",
+        "checkpoint": "none yet" if job["checkpoint_step"] is None else f"step {job['checkpoint_step']}",
+        "stage": plain(job["progress"].get("stage", "")),
+        "created": ago(job["created_at"]),
+        "backbone": plain(training["model"]),
+        "objective": training["objective"],
+        "heads": ", ".join(plain(head["name"]) for head in training["heads"]),
+    }
+    for name, value in rows.items():
+        if value:
+            facts.add_row(Text(name, style="dim"), Text(value))
+    return facts
+
+
 def rewards_table(rewards: Sequence[Document]) -> Table:
     table = _table("reward", "range", "options", "what it rewards")
     for reward in rewards:
-        low, high = reward["range"]
-        options = ", ".join(reward["options"].get("properties", {})) or "–"
-        table.add_row(
-            Text(plain(reward["name"])), f"{low:g} to {high:g}", Text(plain(options)), Text(plain(reward["summary"]))
+        options = ", ".join((reward["options"] or {}).get("properties", {})) or "–"
+        summary = (
+            reward["summary"] or f"plug-in {reward['plugin']}; `equipoise rewards show {reward['name']}` imports it"
         )
+        cells = (reward["name"], _ends(reward["range"]), options, summary)
+        table.add_row(*(Text(plain(cell)) for cell in cells))
     return table
+
+
+def reward_view(reward: Document) -> RenderableType:
+    """All of one reward: what it is, its range, and its options."""
+    facts = Table.grid(padding=(0, 2))
+    known = {"range": _ends(reward["range"]), "plug-in": reward["plugin"] or ""}
+    for name, value in known.items():
+        if value:
+            facts.add_row(Text(name, style="dim"), Text(plain(value)))
+    parts: list[RenderableType] = [
+        Text(plain(reward["name"]), style="bold"),
+        Text(plain(reward["summary"])),
+        Text(),
+        facts,
+    ]
+    schema = reward["options"]
+    if schema.get("properties"):
+        table = _table("option", "default", "type", "what it is")
+        table.columns[0].no_wrap = True
+        for name, option in schema["properties"].items():
+            default = "required" if name in schema.get("required", ()) else json.dumps(option.get("default"))
+            kind = option.get("type") or " or ".join(str(one.get("type", "...")) for one in option.get("anyOf", ()))
+            cells = (name, "–" if default == "null" else default, kind, option.get("description", ""))
+            table.add_row(*(Text(plain(cell)) for cell in cells))
+        parts += [Text(), table]
+    return Group(*parts)
+
+
+def _ends(ends: Sequence[float | None] | None) -> str:
+    """`0 to 1`, or `0 to ∞`: JSON has no infinity, and says null."""
+    if ends is None:
+        return "–"
+    low, high = ("∞" if end is None else f"{end:g}" for end in ends)
+    return f"{'-' if ends[0] is None else ''}{low} to {high}"
 
 
 def rules_table(rules: list[Rule], *, wide: bool) -> Table:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
 from orchestrator.dispatcher import send_test
-from orchestrator.webhook_delivery import DeliveryError, check_url, private_allowed
+from orchestrator.webhook_delivery import DeliveryError, private_allowed
 from orchestrator.webhooks import (
     MAX_WEBHOOKS,
     TooManyWebhooks,
@@ -18,6 +18,7 @@ from orchestrator.webhooks import (
     WebhookState,
     WebhookStore,
 )
+from rewards.addresses import check_url
 from services.body import json_body
 from services.deps import Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
@@ -33,6 +34,7 @@ EventName = Literal[
     "steering.applied",
     "steering.rejected",
     "guardrail.breached",
+    "overoptimisation.detected",
 ]
 
 

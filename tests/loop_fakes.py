@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import math
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -21,6 +24,8 @@ from orchestrator.build import (
 )
 from orchestrator.checkpoint_store import CheckpointStore
 from orchestrator.checkpoints import Manifest, directory_name, verify
+from orchestrator.gold import GoldScorer
+from orchestrator.hosting import hosted_rewards, reward_pool
 from orchestrator.journal import Wishes, figures_digest
 from orchestrator.loop import Loop
 from orchestrator.prompts import Prompt, PromptOrder
@@ -30,6 +35,9 @@ from policies.collapse import CollapseWatch
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout, RolloutRequest
 from rewards.base import RewardBatch
 from rewards.gates import Gates
+from rewards.host import Incident
+from rewards.hosting import LocalReplica
+from rewards.pool import RewardPool, Scored
 
 Profile = Callable[[int], tuple[float, float]]  # policy version -> what every held-out completion is worth
 
@@ -68,6 +76,7 @@ class World:
 
     calls: list[str] = dataclasses.field(default_factory=list)
     version: int = 0
+    latest: list[str] = dataclasses.field(default_factory=list)  # the completions of the last batch
     skills: list[float] = dataclasses.field(default_factory=lambda: [0.3, 0.6])
 
 
@@ -78,11 +87,20 @@ class FakeEngines:
         self.world = world
         self.profile = profile
         self.batches: list[list[RolloutRequest]] = []
+        self.order: Callable[[int], Sequence[int]] = lambda count: random.Random(count).sample(range(count), count)
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+    def generate(
+        self, requests: Sequence[RolloutRequest], on_end: Callable[[int, Rollout], None] | None = None
+    ) -> list[Rollout]:
+        """They end in an order of their own."""
         self.world.calls.append("generate")
         self.batches.append(list(requests))
-        return [self.sample(request) for request in requests]
+        rollouts = [self.sample(request) for request in requests]
+        self.world.latest = [rollout.text for rollout in rollouts]
+        if on_end is not None:
+            for place in self.order(len(requests)):
+                on_end(place, rollouts[place])
+        return rollouts
 
     def sample(self, request: RolloutRequest) -> Rollout:
         chance = random.Random(f"{request.prompt_tokens} {request.seed}")
@@ -120,6 +138,8 @@ class FakeLearner:
 
     def learn(self, rollouts: Sequence[Rollout], advantages_B: Any, parts: ObjectiveAdvantages | None) -> LearnStats:
         self.world.calls.append("learn")
+        assert bool(torch.isfinite(advantages_B).all())
+        assert len(advantages_B) == len(rollouts)
         self.learned.append((advantages_B, parts))
         for rollout, advantage in zip(rollouts, advantages_B.tolist(), strict=True):
             values = [float(word) for word in rollout.text.split()]
@@ -161,16 +181,92 @@ class FakeLearner:
 
 
 class FakeRewards:
+    """A pool whose every group is scored when the round is finished."""
+
     def __init__(self, world: World) -> None:
         self.world = world
         self.error: Exception | None = None
+        self.counts: list[int] = []
+        self.groups: dict[int, RewardBatch] = {}
+        self.rounds = 0
 
-    def score(self, batch: RewardBatch) -> dict[str, list[float]]:
+    def begin(self, counts: Sequence[int], *, before: Sequence[Scored] = ()) -> "FakeRewards":
+        self.counts, self.groups, self.rounds = list(counts), {}, len(before)
+        return self
+
+    def add(self, group: int, batch: RewardBatch) -> None:
+        assert len(batch) == self.counts[group]
+        self.groups[group] = batch
+
+    def finish(self) -> Scored:
+        return Scored(scores=self.score(RewardBatch.joined([self.groups[p] for p in range(len(self.counts))])))
+
+    def cancel(self) -> None:
+        pass
+
+    def score(self, batch: RewardBatch) -> dict[str, list[float | None]]:
         self.world.calls.append("score")
         if self.error is not None:
             raise self.error
         columns = zip(*(map(float, text.split()) for text in batch.completions), strict=True)
         return dict(zip(("accuracy", "brevity"), map(list, columns), strict=True))
+
+    def told(self) -> list[Incident]:
+        return []
+
+    def health(self) -> dict[str, dict[str, float]]:
+        return {}
+
+
+class Worth:
+    """The k-th number of a completion, for a real pool; `trouble` says what goes wrong, and when.
+
+    how: what it does instead; rows: of the batch, all where absent; version: of the policy, always where absent;
+    times: calls that go wrong, all where absent.
+    """
+
+    VALUES: ClassVar[dict[str, Any]] = {
+        "nan": math.nan, "inf": math.inf, "-inf": -math.inf, "huge": 1e300, "text": "0.5", "none": None,
+    }  # fmt: skip
+
+    def __init__(self, world: World, k: int, trouble: dict[str, Any] | None) -> None:
+        self.world, self.k, self.trouble = world, k, trouble or {}
+
+    def score(self, batch: RewardBatch) -> Any:
+        values: list[Any] = [float(text.split()[self.k]) for text in batch.completions]
+        how, marked = self.trouble.get("how"), self.marked(batch)
+        if how is None or not marked or self.trouble.get("times", 1) == 0:
+            return values
+        if "times" in self.trouble:
+            self.trouble["times"] -= 1
+        if how == "hang":
+            time.sleep(600)
+        if how in ("raise", "memory", "connection"):
+            raise {"raise": ValueError, "memory": MemoryError, "connection": ConnectionError}[how](batch.completions[0])
+        if how == "length":
+            return values[1:]
+        return [self.VALUES[how] if row in marked else value for row, value in enumerate(values)]
+
+    def marked(self, batch: RewardBatch) -> set[int]:
+        if self.trouble.get("version", self.world.version) != self.world.version:
+            return set()
+        if self.trouble.get("how") == "none":  # of the train split, where every `nth` prompt is of the sort
+            rows = enumerate(batch.prompts)
+            return {row for row, p in rows if p.startswith("train") and int(p.split()[1]) % self.trouble["nth"] == 0}
+        rows = self.trouble.get("rows")
+        texts = set(self.world.latest) if rows is None else {self.world.latest[row] for row in rows}
+        return {row for row, text in enumerate(batch.completions) if text in texts}
+
+
+def real_rewards(spec: JobSpec, world: World, troubles: Mapping[str, dict[str, Any]]) -> RewardPool:
+    """The real pool, hosted as the spec says, in threads; `troubles` by objective."""
+    rewards = {objective.reward.name: objective.name for objective in spec.objectives}
+
+    def replica(factory: Any, **_: Any) -> LocalReplica:
+        name = rewards[factory.args[0]]
+        return LocalReplica(partial(Worth, world, spec.objective_names.index(name), troubles.get(name)))
+
+    return reward_pool(hosted_rewards(spec), replica=replica)
 
 
 class Noted:
@@ -290,14 +386,19 @@ def prompts(split: str, count: int) -> list[Prompt]:
     ]
 
 
-def make_parts(spec: JobSpec, world: World, profile: Profile | None = None) -> Parts:
-    """Fakes for what costs: engines, learner and rewards. The rest is real."""
+def make_parts(spec: JobSpec, world: World, profile: Profile | None = None, gold: GoldScorer | None = None) -> Parts:
+    """Fakes for what costs: engines, learner and rewards. The rest is real.
+
+    With `toy.rewards` in the spec's metadata, the pool of rewards is real too, with these troubles.
+    """
+    troubles = spec.metadata.get("toy.rewards")
+    rewards: Any = FakeRewards(world) if troubles is None else real_rewards(spec, world, json.loads(troubles))
     return Parts(
         splits=Splits(train=prompts("train", 10), validation=prompts("validation", 4), test=prompts("test", 3)),
         order=PromptOrder(10, seed=spec.seed),
         engines=FakeEngines(world, profile),  # type: ignore[arg-type]
         learner=FakeLearner(world, spec.gramian.mode),  # type: ignore[arg-type]
-        rewards=FakeRewards(world),  # type: ignore[arg-type]
+        rewards=rewards,
         gates=Gates({o.name: (o.gate.objective, o.gate.at_least) for o in spec.objectives if o.gate is not None}),
         transforms=make_transforms(spec),
         budget=make_budget(spec),
@@ -309,6 +410,7 @@ def make_parts(spec: JobSpec, world: World, profile: Profile | None = None) -> P
         save_tokenizer=lambda folder: (folder / "tokenizer.json").write_text("{}") and None,
         describe=lambda completions, answers: {"described": len(completions) * (len(completions) == len(answers))},
         close=lambda: None,
+        gold=gold,
     )
 
 
@@ -320,6 +422,7 @@ def start(
     journal: MemoryJournal | None = None,
     fence: int = 1,
     store: CheckpointStore | None = None,
+    gold: GoldScorer | None = None,
 ) -> Run:
     """A fresh process for a job; with the journal of an earlier one, it goes on from there."""
     spec = spec or make_spec()
@@ -327,7 +430,7 @@ def start(
     if journal is None:
         journal = MemoryJournal(spec, world)
     journal.world = world
-    parts: Any = make_parts(spec, world, profile)
+    parts: Any = make_parts(spec, world, profile, gold)
     directory.mkdir(parents=True, exist_ok=True)
     loop = Loop(spec, parts, journal, store or CheckpointStore(directory), fence=fence)
     loop.keeper.directory = directory / ".rollouts"

@@ -18,13 +18,16 @@ from typing import Any
 import psutil
 import pytest
 
+from orchestrator.journal import CLOCKED
 from orchestrator.launchers import NONCE_VARIABLE
 from orchestrator.redis_calls import connect
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.steering import initial_steering
 from orchestrator.store import JobStatus, JobStore, Lease
 
-EXAMPLE = Path(__file__).parent / "examples" / "worst_first.py"
+EXAMPLES = Path(__file__).parent / "examples"
+EXAMPLE = EXAMPLES / "worst_first.py"
+REWARD_EXAMPLE = EXAMPLES / "politeness.py"
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]
 TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
@@ -184,7 +187,7 @@ def figures(record: dict[str, Any]) -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[path] = float(value)
 
-    walk("", {key: value for key, value in record.items() if key not in ("timings_s", "at", "fence", "digest")})
+    walk("", {key: value for key, value in record.items() if key not in (*CLOCKED, "at", "fence", "digest")})
     return found
 
 
@@ -194,9 +197,9 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     return max(abs(first[key] - second[key]) for key in first)
 
 
-def offered_by_the_example() -> dict[str, dict[str, str]]:
+def offered_by_the_example(example: Path = EXAMPLE) -> dict[str, dict[str, str]]:
     """Entry points by group, as the example's docstring has them."""
-    lines = EXAMPLE.read_text().split('"""')[1].splitlines()
+    lines = example.read_text().split('"""')[1].splitlines()
     return tomllib.loads(textwrap.dedent("\n".join(line for line in lines if line.startswith("    "))))["project"][
         "entry-points"
     ]
@@ -220,3 +223,9 @@ def install(site: Path, name: str, modules: dict[str, str], groups: dict[str, di
 def install_example(site: Path) -> None:
     """tests/examples/worst_first.py as the package that its docstring describes; `site` goes on the path."""
     install(site, "my-package", {"my_package": EXAMPLE.read_text()}, offered_by_the_example())
+
+
+def install_reward_example(site: Path) -> None:
+    """tests/examples/politeness.py likewise."""
+    modules = {"polite_package": REWARD_EXAMPLE.read_text()}
+    install(site, "polite-package", modules, offered_by_the_example(REWARD_EXAMPLE))

@@ -3,8 +3,9 @@
     python -m tests.toy_driver DRIVER'S ARGUMENTS
     python -m tests.toy_driver --serve     forks a driver for each line of JSON: a start costs milliseconds
 
-EQUIPOISE_TOY is JSON: `ttl_s` and `renew_s` of the lease, `mutants` of tests/toy_mutants.py, `ahead_s` of the clock. A
-step takes as long as the spec's metadata says (`toy.step_s`).
+EQUIPOISE_TOY is JSON: `ttl_s` and `renew_s` of the lease, `mutants` of tests/toy_mutants.py, `ahead_s` of the clock,
+`rewards` are troubles of tests/loop_fakes.py for this driver alone, beside those that the spec's metadata has for every
+one (`toy.rewards`). A step takes as long as the metadata says (`toy.step_s`).
 """
 
 from __future__ import annotations
@@ -45,18 +46,27 @@ def run(arguments: list[str]) -> None:
 
 def build(spec: Any, *_: Any, **__: Any) -> Any:
     """In the place of orchestrator.build.build."""
-    from tests.loop_fakes import FakeEngines, World, make_parts
+    from tests.loop_fakes import FakeEngines, World, make_parts, real_rewards
 
     class SlowEngines(FakeEngines):
-        def generate(self, requests: Sequence[Any]) -> list[Any]:
+        def generate(self, requests: Sequence[Any], on_end: Any = None) -> list[Any]:
             if requests and requests[0].seed is not None:  # not an evaluation
                 time.sleep(float(spec.metadata.get("toy.step_s", "0")))
-            return super().generate(requests)
+            return super().generate(requests, on_end)
 
     world = World()
     parts = make_parts(spec, world)
     object.__setattr__(parts, "engines", SlowEngines(world, None))
+    if troubles := json.loads(os.environ.get(VARIABLE, "{}")).get("rewards"):
+        object.__setattr__(parts, "rewards", real_rewards(spec, world, troubles))
+    object.__setattr__(parts, "save_tokenizer", _save_policy_files)
     return parts
+
+
+def _save_policy_files(folder: Path) -> None:
+    """Enough for a checkpoint to be taken for a model, so that it can be forked from."""
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text("{}")
 
 
 def command(job_id: str, owner: str, state_dir: Path) -> list[str]:

@@ -89,11 +89,50 @@ def _no_floor() -> None:
     driver.newest_manifest = lambda _: (0, 0)
 
 
+def _neutral_scores() -> None:
+    """A row that can't be scored gets 0 and is learned from."""
+    from rewards.pool import Round, Scored
+
+    real = Round._scored
+
+    def neutral(self: Round) -> Scored:
+        found = real(self)
+        for column in found.scores.values():
+            for row in found.dropped:
+                column[row] = 0.0
+        return Scored(scores=found.scores, by_host=found.by_host)
+
+    Round._scored = neutral  # type: ignore[method-assign]
+
+
+def _score_without() -> None:
+    """Where a reward fails, its objective is 0 for all, and the others are learned from."""
+    from rewards.base import RewardError
+    from rewards.pool import Round, Scored
+
+    real = Round.finish
+
+    def without(self: Round) -> Scored:
+        try:
+            return real(self)
+        except RewardError:
+            scores: dict[str, list[float | None]] = {
+                name: [score or 0.0 for score in column]
+                for share in self.shares
+                for name, column in share.scores.items()
+            }
+            return Scored(scores=scores, by_host={share.host.objective: 0 for share in self.shares})
+
+    Round.finish = without  # type: ignore[method-assign]
+
+
 PROCESS: dict[str, Callable[[], None]] = {
     "register_before_durable": _register_before_durable,
     "forget_learner": _forget_learner,
     "park_nowhere": _park_nowhere,
     "no_floor": _no_floor,
+    "neutral_scores": _neutral_scores,
+    "score_without": _score_without,
 }
 
 

@@ -17,8 +17,9 @@ FIGURES = (
 )  # fmt: skip
 
 
-def metrics(objectives: tuple[str, ...]) -> tuple[str, ...]:
+def metrics(objectives: tuple[str, ...], *, has_gold: bool = False) -> tuple[str, ...]:
     """Every name that a guardrail of a job with these objectives may give."""
+    gold = [f"gold.{figure}.{name}" for figure in ("correlation", "trend") for name in objectives]
     of_each = (
         f"{branch}.{name}{figure}"
         for name in objectives
@@ -31,7 +32,7 @@ def metrics(objectives: tuple[str, ...]) -> tuple[str, ...]:
             ("evaluation.objectives", ""),
         )
     )
-    return (*FIGURES, *of_each)
+    return (*FIGURES, *of_each, *(["gold.mean", *gold] if has_gold else ()))
 
 
 class GuardrailSpec(Spec):
@@ -39,7 +40,8 @@ class GuardrailSpec(Spec):
 
     metric: Annotated[str, Field(min_length=1, max_length=200)] = Field(
         description="such as kl, entropy, mean_tokens, truncated_share, objectives.NAME.mean, weights.applied.NAME or "
-        "evaluation.objectives.NAME; a figure of the evaluation counts at the steps that have one"
+        "evaluation.objectives.NAME; with a gold reward gold.mean, gold.correlation.NAME or gold.trend.NAME; a figure "
+        "that not every step has counts at those that have it"
     )
     min: Finite | None = Field(None, description="breached below this")
     max: Finite | None = Field(None, description="breached above this")
@@ -55,9 +57,11 @@ class GuardrailSpec(Spec):
         return self
 
 
-def problems(guardrails: tuple[GuardrailSpec, ...], objectives: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+def problems(
+    guardrails: tuple[GuardrailSpec, ...], objectives: tuple[str, ...], *, has_gold: bool = False
+) -> Iterator[tuple[str, str]]:
     """(path below `guardrails`, message) of each metric that a job with these objectives does not report."""
-    known = metrics(objectives)
+    known = metrics(objectives, has_gold=has_gold)
     for i, guardrail in enumerate(guardrails):
         if guardrail.metric not in known:
             hint = nearest(guardrail.metric, known)

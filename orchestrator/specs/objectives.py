@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from orchestrator.specs.base import Finite, Fraction, Name, Spec
+from orchestrator.specs.data import Domain
+from orchestrator.specs.hosting import HostingSpec
 from orchestrator.specs.transforms import IdentitySpec, TransformSpec
 from rewards import registry
 
@@ -16,11 +19,26 @@ class RewardSpec(Spec):
 
     name: str = Field(description="registered name")
     options: dict[str, JsonValue] = Field(default_factory=dict, description="options of that reward")
+    hosting: HostingSpec = HostingSpec()
 
     @model_validator(mode="after")
     def _known(self) -> Self:
         registry.parse_options(self.name, self.options)
         return self
+
+    @property
+    def head(self) -> str | None:
+        """Which of the reward's heads it is; None for a reward that has none."""
+        option = getattr(registry.resolve(self.name), "head_option", None)
+        return None if option is None else str(getattr(registry.parse_options(self.name, self.options), option))
+
+    @property
+    def shared_by(self) -> str:
+        """The same for rewards that one pass scores: equal in name and options, but for the head."""
+        option = getattr(registry.resolve(self.name), "head_option", None)
+        options = registry.parse_options(self.name, self.options).model_dump(mode="json")
+        options.pop(option or "", None)
+        return json.dumps([self.name, options], sort_keys=True)
 
 
 class Gate(Spec):
@@ -58,6 +76,13 @@ class ObjectiveSpec(Spec):
     bounds: tuple[Fraction, Fraction] = Field((0.0, 1.0), description="[floor, ceiling] of its applied weight")
     gate: Gate | None = Field(None, description="counts only where another objective reached a threshold")
     target: Target | None = None
+    domains: tuple[Domain, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="applies to prompts of these alone, by data.columns.domain, and is not asked about others; to all "
+        "when absent (CGPO, arXiv 2409.20370)",
+    )
 
     @field_validator("range")
     @classmethod

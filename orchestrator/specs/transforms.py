@@ -121,7 +121,43 @@ class CosineSpec(RuleSpec):
         return self
 
 
+class GroupLengthSpec(RuleSpec):
+    """Shorter than the prompt's other rollouts: 1/2 for the shortest, -1/2 for the longest."""
+
+    source = "Kimi k1.5, arXiv 2501.12599"
+
+    name: Literal["group_length"] = "group_length"
+    correct_at: Finite | None = Field(
+        0.5, description="raw reward from which on an answer is right; a wrong one gains nothing; all gain when null"
+    )
+    add: bool = Field(False, description="add it to the reward instead of taking its place")
+
+
+class MeanLengthSpec(RuleSpec):
+    """1 for fewer tokens than the mean over all completions of the job so far, else 0."""
+
+    source = "arXiv 2509.11452"
+
+    name: Literal["mean_length"] = "mean_length"
+    decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="weight of a batch's completions beside the next one's; 1, as published, forgets nothing",
+    )
+    add: bool = Field(False, description="add it to the reward instead of taking its place, as published")
+
+
 TransformSpec = Annotated[
-    IdentitySpec | ClipSpec | ZScoreSpec | LscSpec | CalibrateSpec | SoftOverlongSpec | CosineSpec,
+    IdentitySpec
+    | ClipSpec
+    | ZScoreSpec
+    | LscSpec
+    | CalibrateSpec
+    | SoftOverlongSpec
+    | CosineSpec
+    | GroupLengthSpec
+    | MeanLengthSpec,
     Field(discriminator="name"),
 ]

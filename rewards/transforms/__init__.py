@@ -4,8 +4,10 @@ from rewards.transforms.base import Transform, TransformContext
 from rewards.transforms.calibrate import Calibrate
 from rewards.transforms.clip import Clip
 from rewards.transforms.cosine import Cosine
+from rewards.transforms.group_length import GroupLength
 from rewards.transforms.identity import Identity
 from rewards.transforms.lsc import Lsc
+from rewards.transforms.mean_length import MeanLength
 from rewards.transforms.soft_overlong import SoftOverlong
 from rewards.transforms.zscore import ZScore
 
@@ -17,6 +19,8 @@ TRANSFORMS: dict[str, type[Transform]] = {
     "calibrate": Calibrate,
     "soft_overlong": SoftOverlong,
     "cosine": Cosine,
+    "group_length": GroupLength,
+    "mean_length": MeanLength,
 }
 
 __all__ = [
@@ -24,8 +28,10 @@ __all__ = [
     "Calibrate",
     "Clip",
     "Cosine",
+    "GroupLength",
     "Identity",
     "Lsc",
+    "MeanLength",
     "SoftOverlong",
     "Transform",
     "TransformContext",

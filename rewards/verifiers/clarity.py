@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, field_validator
 from rewards.base import RewardBatch, RewardOptions
 from rewards.registry import register
 from rewards.verifiers.boxed import last_boxed
+from rewards.verifiers.patterns import Pattern
 
 # `30-1=29`, `x^2 = 4`. The bounded prefix keeps the search linear in the length of the text.
 _EQUATION = re.compile(r"[^\s=]{0,40}\d[ \t]{0,3}=[ \t]{0,3}-?\d[\d.,]{0,20}")
@@ -38,16 +39,13 @@ class ClarityOptions(RewardOptions):
         None,
         min_length=1,
         max_length=200,
-        description="regular expression (multiline): every distinct match is a step; replaces our rule",
+        description="regular expression (RE2, multiline): every distinct match is a step; replaces our rule",
     )
 
     @field_validator("step_pattern")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
+        Pattern(pattern or "", multiline=True)
         return pattern
 
 
@@ -58,9 +56,9 @@ class Clarity:
         min(1, steps / min_steps) * (1 if boxed else 0.5)
 
     So a boxed answer alone scores 0, as does an empty completion, and steps without a box score at most 0.5.
-    It grades the published rule (arXiv 2509.11452: 1 for two enumerated steps and a box, else 0), so that a
-    group that never gets everything right still has something to learn from. Whether the steps are correct it
-    does not ask: pair it with `math`.
+    It grades the published rule, which is `format`, so that a group that never gets everything right still has
+    something to learn from, and is harder to satisfy by marks alone: a step is a line, an equation or a paragraph,
+    before the box, and no other one's repetition. Whether the steps are correct it does not ask: pair it with `math`.
 
     Steps are counted before the box: equations (`digits = digits`), lines that begin like a list's (`1.`,
     `Step 2`, `-`, `Then`) or paragraphs of five words or more, whichever are most. Repeating a step does not
@@ -73,7 +71,7 @@ class Clarity:
 
     def __init__(self, options: ClarityOptions) -> None:
         self._min_steps = options.min_steps
-        self._pattern = re.compile(options.step_pattern, re.MULTILINE) if options.step_pattern else None
+        self._pattern = Pattern(options.step_pattern, multiline=True) if options.step_pattern else None
 
     def score(self, batch: RewardBatch) -> list[float]:
         return [self._score(completion) for completion in batch.completions]
@@ -81,7 +79,7 @@ class Clarity:
     def _score(self, completion: str) -> float:
         boxed = last_boxed(completion)
         work = completion[: boxed.start] if boxed else completion
-        steps = _distinct(self._pattern, work) if self._pattern else count_steps(work)
+        steps = len(set(map(str.strip, self._pattern.found(work)))) if self._pattern else count_steps(work)
         return min(1.0, steps / self._min_steps) * (1.0 if boxed else 0.5)
 
 

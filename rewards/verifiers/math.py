@@ -5,28 +5,55 @@ from __future__ import annotations
 import functools
 import re
 from decimal import Decimal
+from fractions import Fraction
 from typing import ClassVar
 
 from pydantic import BaseModel, Field
 
-from rewards.base import RewardBatch, RewardOptions
+from rewards.base import RewardBatch
 from rewards.registry import register
+from rewards.verifiers import rows
+from rewards.verifiers.bounded import Bounded
 from rewards.verifiers.boxed import last_boxed
-from rewards.verifiers.equivalence import Equivalence
 
 _MAX_ANSWER_CHARS = 300  # a final answer is short; what is longer is slow to parse and not compared
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _GROUPED = re.compile(r"[+-]?\d{1,3}((,|\{,\})\d{3})+(\.\d*)?", re.ASCII)
-_SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[,;:! ]|\\?\$|\s|~")
-_SPELLING = str.maketrans({"\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u03c0": r"\pi "})
+_FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:(\d)|\{(-?\d+)\})(?:(\d)|\{(\d+)\})|([+-]?\d+)/(\d+)", re.ASCII)
+_NUMERAL = re.compile(r"([0-9A-Fa-f]+)_\{?(?:\\text\{)?(\d+)\}?\}?", re.ASCII)
+_CHOICE = re.compile(r"(?:\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox)\{)?\s*\(?([A-Z])\)?\s*\}?\.?", re.ASCII)
+_WORDS = re.compile(r"(?:\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox)\{)?\s*([A-Za-z]+(?:[ -][A-Za-z]+)*)\s*\}?\.?")
+
+_SPACING = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,;:! ]|\\?\$|\s|~")
+_SPELLING = str.maketrans(
+    {
+        "\u2212": "-",
+        "\u2013": "-",
+        "\u00d7": r"\times ",
+        "\u00b7": r"\cdot ",
+        "\u00f7": r"\div ",
+        "\u03c0": r"\pi ",
+        "\u221a": r"\sqrt ",
+        "\u221e": r"\infty ",
+        "\u00b0": r"^\circ ",
+        "\u222a": r"\cup ",
+        "\u2264": r"\le ",
+        "\u2265": r"\ge ",
+    }
+)
 
 # An operator between two operands. A power of ten is how a large number is written, not a product left to do.
 _UNEVALUATED = re.compile(r"(?<=[\d)}\]!])(?:[-+]|(?:\*|\\times|\\cdot)(?!10\^)|\\div|\((?=[\d(]))")
+_FUNCTION = re.compile(
+    r"\\(?:sum|prod|int|lim|[dt]?binom|log|ln|lg|lceil|lfloor|det|gcd|lcm|max|min|arc|a?(?:sin|cos|tan|cot|sec|csc))"
+    r"|(?<=[\d)}])!"
+)
+_UNIT = re.compile(r"(?:\\(?:text|mbox|mathrm)\{[^{}]*\}|\^\\circ|\\?%|[a-zA-Z]+)$")
 _MARKER = re.compile(r"(?:answer(?:\s+is)?|####)\s*:?\s*(.*\S)", re.IGNORECASE)
 
 
-class MathOptions(RewardOptions):
+class MathOptions(rows.RowOptions):
     """What counts as an answer."""
 
     require_boxed: bool = Field(
@@ -42,14 +69,15 @@ class MathOptions(RewardOptions):
 class MathAccuracy:
     r"""1 where the final answer equals the ground truth, else 0.
 
-    The answer is the content of the last `\boxed{}`. Equal text (apart from spacing) and equal numbers are
-    decided at once, everything else by math-verify: fractions, roots, units, sets, intervals, matrices.
+    The answer is the content of the last `\boxed{}`. Equal text (apart from spacing), equal words and equal fractions
+    are decided at once, everything else by math-verify: roots, units, sets in any order, intervals, matrices. A
+    decimal counts where it is exact: 0.333333 is not 1/3. A numeral in a base needs that base.
 
-    Where the ground truth is a plain number the answer must be worked out: `30-1+6` or `9 \times 3` scores 0,
-    so that copying the problem into the box earns nothing. Of `x = 5` or `2 + 3 = 5` the last part counts.
+    It has to be worked out. Where the ground truth is a fraction or a plain number, `30-1+6` or `9 \times 3` scores
+    0; so does a sum, logarithm or binomial where the ground truth has none, and a formula of the prompt that equals
+    the ground truth only by algebra. Of `x = 5` or `2 + 3 = 5` the last part counts.
 
-    An answer above 300 characters, or one that takes longer than `timeout_s` to compare, scores 0. Raises
-    ValueError, which names the row, where there is no ground truth.
+    An answer above 300 characters, or one that takes longer than `timeout_s` to compare, scores 0.
     """
 
     name: ClassVar[str] = "math"
@@ -57,43 +85,65 @@ class MathAccuracy:
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def __init__(self, options: MathOptions) -> None:
-        self._require_boxed = options.require_boxed
-        self._equivalence = Equivalence(options.timeout_s)
+        self._options = options
+        self._child = Bounded("equal_answers", options.timeout_s)
 
-    def score(self, batch: RewardBatch) -> list[float]:
+    def score(self, batch: RewardBatch) -> list[float | None]:
         correct = functools.cache(self._correct)  # the rollouts of one prompt often agree
-        return [
-            float(correct(_gold(row, answer), *self._final_answer(completion)))
-            for row, (answer, completion) in enumerate(zip(batch.answers, batch.completions, strict=True))
-        ]
+        scores: list[float | None] = []
+        for row, completion in enumerate(batch.completions):
+            truth = rows.answer(batch, row, self._options.missing)
+            if truth is None:
+                scores.append(None)
+                continue
+            boxed = last_boxed(truth)
+            gold = boxed.content if boxed else truth
+            scores.append(float(correct(gold, *self._final_answer(completion), batch.prompts[row])))
+        return scores
 
     def _final_answer(self, completion: str) -> tuple[str, bool]:
         """The answer, empty where there is none, and whether it is a line of prose rather than a box."""
         boxed = last_boxed(completion)
-        if boxed or self._require_boxed:
+        if boxed or self._options.require_boxed:
             return (boxed.content if boxed else ""), False
         line = completion.strip().rpartition("\n")[2]
         marked = _MARKER.search(line)
         return (marked.group(1) if marked else line), True
 
-    def _correct(self, gold: str, answer: str, prose: bool) -> bool:
-        quick = compare_plainly(gold, answer)
-        return self._equivalence.same(gold, answer, prose=prose) if quick is None else quick
+    def _correct(self, gold: str, answer: str, prose: bool, prompt: str) -> bool:
+        quick = compare_plainly(gold, answer, prompt)
+        return self._child.ask(gold=spell(gold), answer=spell(answer), prose=prose) if quick is None else quick
 
 
-def compare_plainly(gold: str, answer: str) -> bool | None:
+def compare_plainly(gold: str, answer: str, prompt: str = "") -> bool | None:
     """Whether the two are equal, where that needs no algebra; None where it does."""
     plain_gold, plain = normalise(gold), normalise(answer)
     if not plain or plain == plain_gold:
         return bool(plain)
     if len(answer) > _MAX_ANSWER_CHARS:
         return False
-    if not _NUMBER.fullmatch(plain_gold):
+    if _written_out(plain) == _written_out(plain_gold):
+        return True
+    if (words := _words(gold)) and words == _words(answer):
+        return True
+    if _NUMERAL.fullmatch(plain_gold) or _NUMERAL.fullmatch(plain):
+        return _numeral(plain_gold) == _numeral(plain)
+    if not _NUMBER.fullmatch(_UNIT.sub("", plain)) and _written_out(plain) in _written_out(normalise(prompt)):
+        return False
+    if not _FUNCTION.search(gold) and _FUNCTION.search(answer.rpartition("=")[2]):
+        return False
+    value = _rational(plain_gold)
+    if value is None:
         return None
-    result = normalise(plain.rpartition("=")[2])
-    if _NUMBER.fullmatch(result):
-        return Decimal(plain_gold) == Decimal(result)
+    result = _rational(normalise(plain.rpartition("=")[2]))
+    if result is not None:
+        return value == result
     return False if _UNEVALUATED.search(plain) else None
+
+
+def spell(answer: str) -> str:
+    """In LaTeX's own letters, as a parser wants it."""
+    return answer.translate(_SPELLING).strip().rstrip(".")
 
 
 def normalise(answer: str) -> str:
@@ -104,8 +154,33 @@ def normalise(answer: str) -> str:
     return answer.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
 
 
-def _gold(row: int, answer: str | None) -> str:
-    if answer is None or not answer.strip():
-        raise ValueError(f"row {row} has no ground truth; this reward needs an answer for every prompt")
-    boxed = last_boxed(answer)
-    return boxed.content if boxed else answer.strip()
+def _written_out(plain: str) -> str:
+    """Fractions of whole numbers as a/b, unless what stands around them would make it another value."""
+    return re.sub(r"(?<![\d}^_])\\frac(?:\{(\d+)\}\{(\d+)\}|(\d)(\d))(?!\d)", r"\1\3/\2\4", plain)
+
+
+def _words(answer: str) -> str | None:
+    """Words alone, in lower case, or the capital letter of a choice; None for anything else."""
+    answer = answer.strip().strip("$")
+    found = _CHOICE.fullmatch(answer) or _WORDS.fullmatch(answer)
+    return found.group(1).lower() if found and not (len(found.group(1)) == 1 and found.re is _WORDS) else None
+
+
+def _numeral(plain: str) -> tuple[str, str]:
+    """Digits and base; ten where none is named."""
+    found = _NUMERAL.fullmatch(plain)
+    return (found.group(1).lower(), found.group(2)) if found else (plain, "10")
+
+
+def _rational(plain: str) -> Fraction | None:
+    r"""Of a number, a/b, \frac{a}{b} or a mixed number; None for anything else."""
+    if _NUMBER.fullmatch(plain):
+        return Fraction(Decimal(plain))
+    if not (found := _FRACTION.fullmatch(plain)):
+        return None
+    sign, whole, digit, top, digit_below, below, left, right = found.groups()
+    numerator, denominator = int(left or digit or top), int(right or digit_below or below)
+    if denominator == 0 or (whole and numerator < 0):
+        return None
+    value = Fraction(int(whole or 0) * denominator + numerator, denominator)
+    return -value if sign == "-" else value

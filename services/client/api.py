@@ -158,6 +158,12 @@ class Api:
         """The Pareto archive."""
         return _get("/v1/jobs/{job_id}/front", job_id=job_id)
 
+    @endpoint
+    def report(self, job_id: str) -> Request[str]:
+        """One HTML file; NotReady before the job ends or pauses."""
+        ids = {"job_id": job_id}
+        return Request(method="GET", route="/v1/jobs/{job_id}/report", ids=ids, parse=_text, is_repeatable=True)
+
     # -- steering --------------------------------------------------------------------------------------------
 
     @endpoint
@@ -238,9 +244,19 @@ class Api:
     # -- what a spec may name --------------------------------------------------------------------------------
 
     @endpoint
-    def rewards(self) -> Request[Page[types.RewardInfo]]:
-        """Every reward, with its options."""
-        return _get("/v1/rewards")
+    def rewards(self, *, details: bool | None = None) -> Request[Page[types.RewardInfo]]:
+        """Every reward, with its options; with `details` those of plug-ins too, which are imported for that."""
+        return _get("/v1/rewards", details=None if details is None else str(details).lower())
+
+    @endpoint
+    def reward(self, name: str) -> Request[types.RewardInfo]:
+        """One reward, with its options."""
+        return _get("/v1/rewards/{name}", name=name)
+
+    @endpoint
+    def judges(self) -> Request[Page[types.JudgeInfo]]:
+        """The operator's judges, by name."""
+        return _get("/v1/judges")
 
     @endpoint
     def validate_reward(self, name: str, options: Document | None = None) -> Request[types.RewardValidation]:
@@ -281,15 +297,24 @@ class Api:
         format: types.DatasetFormat,
         prompt: str = "prompt",
         answer: str = "answer",
+        domain: str = "",
+        details: Sequence[str] = (),
     ) -> Request[types.Dataset]:
         """Keeps a file whose rows are all usable. `content` is read as it is sent; the same again is the same dataset.
 
-        `prompt` and `answer` are columns; '' for rows without an answer.
+        `prompt`, `answer` and `domain` are columns, the last two '' where rows have none; `details` are further ones.
         """
         return Request(
             method="POST",
             route="/v1/datasets",
-            params={"name": name, "format": format, "prompt": prompt, "answer": answer},
+            params={
+                "name": name,
+                "format": format,
+                "prompt": prompt,
+                "answer": answer,
+                "domain": domain or None,
+                "details": list(details) or None,
+            },
             content=content,
             timeout_s=LONG_S,
             is_repeatable=True,
@@ -367,6 +392,11 @@ class Api:
     ) -> Request[Page[types.ApiKey]]:
         """A page of the list, newest first."""
         return _get("/v1/keys", owner=owner, after=after, limit=limit)
+
+    @endpoint
+    def own_key(self) -> Request[types.OwnKey]:
+        """Whom this client's key speaks for, and what it may do."""
+        return _get("/v1/key")
 
     @pages(by="id")
     def iter_keys(self, *, owner: str | None = None) -> Request[Page[types.ApiKey]]:

@@ -132,11 +132,11 @@ class Plan(TypedDict):
     """What a submission would run, and what it would take."""
 
     valid: bool
-    rollouts_per_step: int
-    rollouts: int
-    evaluations: int
+    rollouts_per_step: NotRequired[int]
+    rollouts: NotRequired[int]
+    evaluations: NotRequired[int]
     spec: dict[str, Any]
-    estimate: Estimate
+    estimate: NotRequired[Estimate]
 
 
 class Event(TypedDict):
@@ -160,17 +160,18 @@ class StepWeights(TypedDict):
 
 
 class Step(TypedDict):
-    """A committed step. Which other figures it has depends on the job."""
+    """A committed step. Which figures it has depends on the job; one that trains a reward model has no objectives."""
 
     step: int
-    objectives: dict[str, ObjectiveFigures]
-    weights: StepWeights
+    objectives: NotRequired[dict[str, ObjectiveFigures]]
+    weights: NotRequired[StepWeights]
     evaluation: NotRequired[dict[str, Any] | None]
     timings_s: NotRequired[dict[str, float]]
     tokens: NotRequired[int]
     mean_tokens: NotRequired[float | None]
     entropy: NotRequired[float | None]
     kl: NotRequired[float | None]
+    gold: NotRequired[dict[str, Any]]
 
 
 class Rollout(TypedDict):
@@ -284,12 +285,23 @@ class Export(TypedDict):
 
 
 class RewardInfo(TypedDict):
-    """`options` is a JSON schema."""
+    """`options` is a JSON schema; an end of the range that is null has no bound.
+
+    A plug-in that was not imported yet has its name and module alone.
+    """
 
     name: str
-    summary: str
-    range: list[float]
-    options: dict[str, Any]
+    summary: str | None
+    range: list[float | None] | None
+    options: dict[str, Any] | None
+    plugin: str | None
+
+
+class JudgeInfo(TypedDict):
+    """What the reward `judge` may name as its profile."""
+
+    object: Literal["judge"]
+    name: str
 
 
 class RewardChoice(TypedDict):
@@ -307,6 +319,9 @@ class Sample(TypedDict):
     answer: NotRequired[str | None]
     completion_tokens: NotRequired[int | None]
     truncated: NotRequired[bool]
+    messages: NotRequired[list[dict[str, str]]]
+    domain: NotRequired[str | None]
+    details: NotRequired[dict[str, Any]]
 
 
 class RewardValidation(TypedDict):
@@ -320,7 +335,8 @@ class ScoredReward(TypedDict):
     name: str
     range: list[float]
     options: dict[str, Any]
-    scores: list[float]
+    scores: list[float | None]
+    heads: NotRequired[dict[str, list[float | None]]]
 
 
 class RewardRun(TypedDict):
@@ -333,6 +349,8 @@ class RewardRun(TypedDict):
 class Columns(TypedDict):
     prompt: str
     answer: str | None
+    domain: str | None
+    details: list[str]
 
 
 class Dataset(TypedDict):
@@ -352,6 +370,8 @@ class DatasetRow(TypedDict):
     row: int
     prompt: Any  # text, or chat messages
     answer: str | None
+    domain: NotRequired[str]
+    details: NotRequired[dict[str, Any]]
 
 
 class Deleted(TypedDict):
@@ -427,6 +447,15 @@ class NewApiKey(ApiKey):
     """`key` is shown this once."""
 
     key: str
+
+
+class OwnKey(TypedDict):
+    """The key that asks; `admin` among its scopes has all others beside it."""
+
+    id: str
+    name: str
+    owner: str
+    scopes: list[Scope]
 
 
 class Health(TypedDict):

@@ -160,7 +160,7 @@ def test_the_same_content_is_the_same_dataset(http: httpx.Client) -> None:
     assert second.json() == first.json()
     other = upload(http, content, answer="")  # read in another way: another dataset
     assert other.status_code == 201
-    assert other.json()["columns"] == {"prompt": "prompt", "answer": None}
+    assert other.json()["columns"] == {"prompt": "prompt", "answer": None, "domain": None, "details": []}
     assert other.json()["id"] != first.json()["id"]
 
 
@@ -185,11 +185,23 @@ def test_columns_and_chat_messages(http: httpx.Client) -> None:
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x" * 5000}]
     content = jsonl({"question": chat, "extra": {"truth": 7}})
     made = upload(http, content, prompt="question", answer="extra.truth").json()
-    assert made["columns"] == {"prompt": "question", "answer": "extra.truth"}
+    assert made["columns"] == {"prompt": "question", "answer": "extra.truth", "domain": None, "details": []}
     (row,) = http.get(f"/v1/datasets/{made['id']}/rows").json()["data"]
     assert row["answer"] == "7"
     assert row["prompt"][0] == chat[0]
     assert len(row["prompt"][1]["content"]) == 4000
+
+
+def test_domains_and_details(http: httpx.Client) -> None:
+    content = jsonl({"prompt": "p", "answer": "1", "kind": "math", "x": {"schema": {"a": 1}}, "k": [2]})
+    columns = {"domain": "kind", "details": ["x.schema", "k"]}
+    made = upload(http, content, **columns).json()
+    assert made["columns"] == {"prompt": "prompt", "answer": "answer", **columns}
+    (row,) = http.get(f"/v1/datasets/{made['id']}/rows").json()["data"]
+    assert (row["domain"], row["details"]) == ("math", {"schema": {"a": 1}, "k": [2]})
+    assert "no row has 'sort'" in error_of(upload(http, content, domain="sort"), 422)["message"]
+    assert error_of(upload(http, content, details=["a.k", "b.k"]), 422)
+    assert upload(http, content).json()["id"] != made["id"]
 
 
 def test_lists_and_deletes(place: Place) -> None:

@@ -8,6 +8,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,24 @@ def test_actors_run_on_what_is_reserved_for_them_though_nothing_else_is_free(gan
     gangs.pop().close()
     assert ray.get(waiting, timeout=60) == "None"
     ray.kill(outsider)
+
+
+def test_a_reward_that_is_lost_starts_again_in_its_own_place(gangs: list[Gang]) -> None:
+    """Though nothing else is free: what a restart needs was never given back."""
+    from rewards import registry
+    from rewards.base import RewardBatch
+    from rewards.hosting import SINGLE, actor_replica
+
+    gang = reserve([CPU] * 7, apart=[CPU], timeout_s=60, grows=False)
+    gangs.append(gang)
+    replica = actor_replica(partial(registry.build, "clarity", {}), **CPU, **gang.place(7))
+    batch = RewardBatch(
+        prompts=("1+1=",), completions=("2",), answers=("2",), completion_tokens=(1,), truncated=(False,), max_tokens=9
+    )
+    for _ in range(2):
+        assert replica.start(60) is None
+        assert replica.call(batch, [SINGLE], 60).failure is None
+        replica.kill()
 
 
 @pytest.mark.parametrize("grows", [False, True])
@@ -175,6 +194,10 @@ def test_a_process_that_is_gone_is_told_from_one_that_says_what_is_wrong() -> No
 
         def generate(self, requests: list[RolloutRequest]) -> None:
             self._end("killed" if len(requests) == 1 else "vllm" if len(requests) == 2 else "wrong")
+
+        def stream(self, requests: list[RolloutRequest]) -> Iterator[list[Any]]:
+            yield []
+            self.generate(requests)
 
         def sync(self, version: int) -> None:
             """As the learner does: what becomes of an engine meanwhile is told by the learner."""

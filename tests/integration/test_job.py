@@ -29,6 +29,7 @@ def finished(policy, redis_url, state_dir, tmp_path_factory) -> tuple[JobStore, 
     document = spec.model_dump(mode="json")  # this process does not know the package; the driver shall
     document["estimator"] = {"name": "plain_sum"}
     document["weighting"] = {"name": "worst_first", "options": {"sharpness": 2.0}}
+    document["objectives"][2]["reward"]["hosting"] = {"replicas": 2, "num_cpus": 0.5, "batch_size": 4}
     store, job_id = JobStore(connect(redis_url)), "job-undisturbed"
     steering = initial_steering(spec).model_dump(mode="json")
     store.submit(json.dumps(document), name=spec.name, job_id=job_id, steering=steering)
@@ -69,6 +70,19 @@ def test_the_time_of_a_step_is_accounted_for(finished):
     for step in store.steps(job_id):
         timings = step["timings_s"]
         assert timings["step"] == pytest.approx(sum(value for key, value in timings.items() if key != "step"), rel=1e-3)
+
+
+def test_every_reward_says_how_it_fares(finished):
+    store, job_id, _ = finished
+    for step in store.steps(job_id):
+        health = step["reward_health"]
+        assert set(health) == {"math", "conciseness", "clarity"}
+        assert [health[name]["calls"] for name in health] == [1, 1, 4]  # 16 rows, at most 32 or 4 together
+        for figures in health.values():
+            assert 0 <= figures["latency_s_p50"] <= figures["latency_s_p95"] <= figures["latency_s_max"]
+            assert 0 <= figures["hidden_share"] <= 1
+            assert (figures["retries"], figures["restarts"], figures["dropped"]) == (0, 0, 0)
+        assert step["rollouts_dropped"] == 0
 
 
 def test_the_front_has_the_initial_policy_and_test_figures(finished):

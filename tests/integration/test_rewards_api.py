@@ -12,10 +12,13 @@ import pytest
 from orchestrator import children
 from orchestrator.embedded_redis import connect
 from orchestrator.store import JobStore
+from rewards import registry
 from services import rewards_api
 from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings
+from tests.judge_server import answers, says, serving, write_profiles
+from tests.support import install
 
 KEY = "eqp_test"
 SECRET = "hunter2-do-not-repeat"
@@ -60,7 +63,7 @@ def test_options_come_back_with_their_defaults(http: httpx.Client) -> None:
         "valid": True,
         "name": "math",
         "range": [0.0, 1.0],
-        "options": {"require_boxed": True, "timeout_s": 1.5},
+        "options": {"missing": "error", "require_boxed": True, "timeout_s": 1.5},
     }
     assert http.post("/v1/rewards/validate", json={"name": "clarity"}).json()["valid"] is True
 
@@ -100,6 +103,50 @@ def test_pairs_are_scored(http: httpx.Client) -> None:
     assert document["samples"][0] == {"completion_tokens": 10, "estimated": False}
 
 
+def test_a_sample_has_a_domain_details_and_a_chat(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def ask(_: str, question: dict[str, Any], **__: Any) -> dict[str, Any]:
+        asked.append(question)
+        return {"scores": [[None, 0.5]], "heads": [{"safe": [None, 0.5]}]}
+
+    monkeypatch.setattr(children, "ask", ask)
+    chat = [{"role": "user", "content": "hi"}]
+    first = {"prompt": "p", "completion": "c", "domain": "code", "details": {"schema": {"a": 1}}, "messages": chat}
+    document = run(http, "math", samples=[first, {"prompt": "p", "completion": "c"}]).json()
+    assert document["rewards"][0]["scores"] == [None, 0.5]
+    assert document["rewards"][0]["heads"] == {"safe": [None, 0.5]}
+    batch = asked[0]["batch"]
+    assert (batch["domains"], batch["details"]) == (["code", None], [{"schema": {"a": 1}}, {}])
+    assert batch["messages"] == [chat, [{"role": "user", "content": "p"}]]
+
+
+def test_rewards_are_listed_and_one_is_described(http: httpx.Client) -> None:
+    listed = {reward["name"]: reward for reward in http.get("/v1/rewards").json()["data"]}
+    assert listed == {reward["name"]: reward for reward in http.get("/v1/rewards?details=1").json()["data"]}
+    one = http.get("/v1/rewards/math").json()
+    assert one == {"object": "reward", **listed["math"]}
+    assert one["plugin"] is None
+    assert error_of(http.get(f"/v1/rewards/{SECRET}"), 404)
+    assert error_of(http.get("/v1/rewards?detail=1"), 422)["code"] == "unknown_parameter"
+
+
+def test_a_plugin_is_listed_without_being_imported(
+    http: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "site", "broken", {"broken": "1 / 0"}, {registry.ENTRY_POINT_GROUP: {"broken": "broken:X"}})
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    registry._plugins.cache_clear()
+    try:
+        listed = {reward["name"]: reward for reward in http.get("/v1/rewards").json()["data"]}
+        unknown = {"summary": None, "range": None, "options": None}
+        assert listed["broken"] == {"name": "broken", "plugin": "broken:X", **unknown}
+        for path in ("/v1/rewards/broken", "/v1/rewards?details=1"):
+            assert error_of(http.get(path), 500)["code"] == "plugin_broken"
+    finally:
+        registry._plugins.cache_clear()
+
+
 def test_tokens_are_estimated_where_they_are_not_given(http: httpx.Client) -> None:
     samples = [{"prompt": "p", "completion": "x" * 41}]
     document = run(http, "conciseness", samples=samples, max_tokens=110).json()
@@ -134,6 +181,38 @@ def test_a_wrong_run_is_422(http: httpx.Client, change: dict[str, Any], param: s
     body = {"rewards": [{"name": "math"}], "samples": SAMPLES, **change}
     error = error_of(http.post("/v1/rewards/run", json=body), 422)
     assert (error["code"], error["param"]) == ("invalid_reward", param)
+
+
+def test_a_judge_is_listed_checked_and_asked_without_its_address(
+    http: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward = {"name": "judge", "options": {"profile": "strict", "rubric": "style"}}
+    assert "judge" in {found["name"] for found in http.get("/v1/rewards").json()["data"]}
+    monkeypatch.delenv("EQUIPOISE_JUDGES", raising=False)
+    assert http.get("/v1/judges").json()["data"] == []
+    error = error_of(run(http, reward), 422)
+    assert error["param"] == "rewards.0.options.profile"
+    assert "this installation has no judges" in error["message"]
+    (tmp_path / "key").write_text(SECRET)
+    with serving(says('{"reason": "fine", "score": 10}')) as judge:
+        profile = {"base_url": judge.url, "allow_private": True, "api_key_file": str(tmp_path / "key")}
+        monkeypatch.setenv("EQUIPOISE_JUDGES", str(write_profiles(tmp_path, strict=profile, cheap=profile)))
+        listed = http.get("/v1/judges")
+        assert listed.json()["data"] == [{"object": "judge", "name": name} for name in ("cheap", "strict")]
+        checked = http.post("/v1/rewards/validate", json=reward)
+        assert checked.status_code == 200, checked.text
+        scored = run(http, reward, "conciseness")
+        assert scored.status_code == 200, scored.text
+        assert scored.json()["rewards"][0]["scores"] == [1.0, 1.0, 1.0]
+        assert judge.headers[0]["authorization"] == f"Bearer {SECRET}"
+        judge.script = answers(401, SECRET)
+        refused = run(http, reward)
+        assert "JudgeError: judge 'strict': it answered 401" in error_of(refused, 422)["message"]
+        for answer in (listed, checked, scored, refused):
+            assert str(judge.port) not in answer.text
+    (tmp_path / "judges.yaml").write_text(f"judges: [{SECRET}]")
+    assert error_of(http.get("/v1/judges"), 500)["code"] == "judges_broken"
+    assert "equipoise judges" in error_of(http.post("/v1/rewards/validate", json=reward), 422)["message"]
 
 
 def test_algebra_without_end_is_cut_short(http: httpx.Client) -> None:

@@ -28,8 +28,10 @@ from orchestrator.dispatcher import LOCK, Dispatcher
 from orchestrator.embedded_redis import EmbeddedRedis, connect
 from orchestrator.states import JobStatus
 from orchestrator.store import JobStore
-from orchestrator.webhook_delivery import DeliveryError, addresses_of, check_url, is_public, post
+from orchestrator.webhook_delivery import DeliveryError, post
 from orchestrator.webhooks import EVENTS, MAX_WEBHOOKS, TooManyWebhooks, WebhookNotFound, WebhookStore
+from rewards import addresses as addresses_module
+from rewards.addresses import AddressError, addresses_of, check_url, is_public
 from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings
@@ -410,7 +412,7 @@ def test_a_name_server_that_is_silent_is_left_in_time(monkeypatch: pytest.Monkey
         over.wait(30)
         raise OSError("too late")
 
-    monkeypatch.setattr(webhook_delivery, "_resolvers", threading.BoundedSemaphore(2))
+    monkeypatch.setattr(addresses_module, "_resolvers", threading.BoundedSemaphore(2))
     monkeypatch.setattr(socket, "getaddrinfo", silent)
     started = time.monotonic()
     with pytest.raises(DeliveryError, match="did not resolve in time"):
@@ -528,13 +530,13 @@ def resolves_to(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[st
         found = answers[min(len(asked), len(answers)) - 1]
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
 
-    monkeypatch.setattr(webhook_delivery.socket, "getaddrinfo", answer)
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
     return asked
 
 
 def test_one_inner_address_among_public_ones_is_enough_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     resolves_to(monkeypatch, ["93.184.216.34", "10.0.0.1"])
-    with pytest.raises(DeliveryError, match="not public"):
+    with pytest.raises(AddressError, match="not public"):
         addresses_of("example.com", 443, allow_private=False)
 
 

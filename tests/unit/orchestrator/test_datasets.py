@@ -10,10 +10,11 @@ import pytest
 
 from orchestrator import children
 from orchestrator.access import Access
-from orchestrator.dataset_check import Reading, check, problems_of, shown
+from orchestrator.dataset_check import Reading, check, outcomes_of, shown
 from orchestrator.datasets import Datasets, find, locate, resolve
-from orchestrator.prompts import DatasetError, each_prompt, examine, in_bounds, load_prompts, preview
-from orchestrator.spec import Columns, parse_spec
+from orchestrator.prompts import Contents, DatasetError, each_prompt, examine, in_bounds, load_prompts, preview
+from orchestrator.spec import parse_spec
+from orchestrator.specs.data import Columns
 
 ROW = b'{"prompt": "1+1", "answer": "2"}\n'
 
@@ -154,8 +155,8 @@ def test_what_a_child_says_of_a_jobs_files(tmp_path: Path) -> None:
     good, bad = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     good.write_text('{"prompt": "1+1", "answer": "2"}\n')
     bad.write_text('{"prompt": "1+1"}\n')
-    found = problems_of([Reading(path=path, columns=Columns()) for path in (good, bad)])
-    assert found == [None, f"{bad}: row 1: no 'answer'; found prompt"]
+    found = outcomes_of([Reading(path=path, columns=Columns()) for path in (good, bad)])
+    assert found == [Contents(domains={None}), f"{bad}: row 1: no 'answer'; found prompt"]
     assert shown(good, Columns(), after=0, limit=5) == [{"row": 1, "prompt": "1+1", "answer": "2"}]
     with pytest.raises(DatasetError, match="no 'answer'"):
         shown(bad, Columns(), after=0, limit=5)
@@ -166,20 +167,20 @@ def test_a_child_that_fails_is_a_problem_of_the_file_that_it_read(
 ) -> None:
     readings = [Reading(path=tmp_path / name, columns=Columns()) for name in ("a.jsonl", "b.jsonl")]
 
-    def ask(_: str, question: dict[str, Any], **__: float) -> list[None]:
+    def ask(_: str, question: dict[str, Any], **__: float) -> list[Any]:
         if any(document["path"].endswith("b.jsonl") for document in question["read"]):
             raise children.ChildError
-        return [None for _ in question["read"]]
+        return [{"problem": None, "domains": ["math"], "details": []} for _ in question["read"]]
 
     monkeypatch.setattr(children, "ask", ask)
-    first, second = problems_of(readings)
-    assert first is None
-    assert second is not None
+    first, second = outcomes_of(readings)
+    assert first == Contents(domains={"math"})
+    assert isinstance(second, str)
     assert "4 GiB of memory" in second
     for error, expected in ((children.ChildTimeout, [None, None]), (children.ChildBusy, None)):
         monkeypatch.setattr(children, "ask", Mock(side_effect=error))
         if expected is None:
             with pytest.raises(error):
-                problems_of(readings)
+                outcomes_of(readings)
         else:
-            assert problems_of(readings) == expected
+            assert outcomes_of(readings) == expected

@@ -137,7 +137,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
 
     def stands(training: Callable[[], Any]) -> None:
         monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
-        monkeypatch.setattr(driver, "train", lambda *_: (training(), [{"prompt": "1+1"}]))
+        monkeypatch.setattr(driver, "train", lambda *_: (training(), [{"prompt": "1+1"}], None))
 
     return stands
 
@@ -389,7 +389,7 @@ def test_sigterm_asks_the_loop_to_stop(store: FakeStore, tmp_path: Path, monkeyp
     def train(_spec: Any, _parts: Any, _store: Any, journal: StoreJournal, *_: Any) -> Any:
         assert journal.wishes() == Wishes()
         signal.raise_signal(signal.SIGTERM)
-        return "stopped" if journal.wishes() == Wishes(stop=True) else "succeeded", []
+        return "stopped" if journal.wishes() == Wishes(stop=True) else "succeeded", [], None
 
     monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(driver, "train", train)
@@ -462,6 +462,7 @@ class FakeLoop:
         self.directory, self.fence = checkpoints.root, fence
         self.resumed: tuple[int, list[int]] | None = None
         self.samples: list[Any] = []
+        self.reason = None
         FakeLoop.made.append(self)
 
     def resume(self, step: int, known: list[int]) -> None:

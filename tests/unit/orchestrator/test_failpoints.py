@@ -22,7 +22,7 @@ def test_every_name_is_a_place_and_every_place_has_a_name() -> None:
         for path in ORCHESTRATOR.rglob("*.py")
         for name in re.findall(r"\breach\(\"(\w+)\"\)", path.read_text(encoding="utf-8"))
     ]
-    assert sorted(reached) == sorted(POINTS)
+    assert set(reached) == set(POINTS)  # both kinds of job come by some of them
 
 
 def test_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

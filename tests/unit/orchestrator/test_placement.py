@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from orchestrator.build import placement, resolve_device
 from orchestrator.gang import bundles_of
+from orchestrator.hosting import hosted_rewards
 from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.spec_errors import SpecError
+from rewards import registry
+from rewards.base import RewardOptions
+from rewards.hosting import SINGLE
+from rewards.hosting import Hosting as HostedDefaults
 
 
 def spec(*, device: str = "auto", **rollout: Any) -> JobSpec:
@@ -83,6 +89,96 @@ def test_bundles_hold_what_their_actors_ask_for(actors: list[dict[str, float]]) 
         gpus = math.fsum(actor.get("num_gpus", 0) for actor in mine)
         assert gpus <= bundle.get("GPU", 0) + 1e-9 < gpus + 1
         assert len(mine) == 1 or all(0 < actor["num_gpus"] < 1 for actor in mine)
+
+
+def with_rewards(*hosting: dict[str, Any], **rollout: Any) -> JobSpec:
+    """A reward for each; every one needs a name of its own not to be shared."""
+    rewards = [{"name": "conciseness", "options": {"free_tokens": i}, "hosting": one} for i, one in enumerate(hosting)]
+    objectives = [{"name": f"o{i}", "reward": reward} for i, reward in enumerate(rewards)]
+    document = spec(**rollout).model_dump(mode="json") | {"objectives": objectives}
+    return parse_spec(document)
+
+
+def whole_gang(job: JobSpec, device: str, gpus: int | None) -> list[dict[str, float]]:
+    _, engine, learner = placement(job, device, gpus)
+    replicas = [options for reward in hosted_rewards(job) for options in reward.reserved]
+    return bundles_of([engine] * job.rollout.engines + [learner], replicas)[0]
+
+
+def test_rewards_that_ask_for_something_have_a_place_of_their_own() -> None:
+    job = with_rewards({}, {"num_cpus": 2, "replicas": 2}, {"num_gpus": 0.5})
+    assert whole_gang(job, "cpu", 0) == [{"CPU": 1}, {"CPU": 1}, {"CPU": 2}, {"CPU": 2}, {"CPU": 0, "GPU": 0.5}]
+    assert whole_gang(job, "cuda", None)[-1] == {"CPU": 0, "GPU": 0.5}
+    assert placement(job, "cuda", 3)[0] == "nccl"  # all have whole GPUs, and the reward half of the third
+
+
+@pytest.mark.parametrize("engines", range(1, 6))
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.3, 0.5])
+def test_a_reward_and_a_job_fit_on_one_gpu_together(engines: int, share: float) -> None:
+    job = with_rewards({"num_gpus": share}, engines=engines)
+    transport, engine, learner = placement(job, "cuda", 1)
+    together, apart = whole_gang(job, "cuda", 1)
+    assert (transport, apart) == ("ipc", {"CPU": 0, "GPU": share})
+    assert together["GPU"] == pytest.approx(engine["num_gpus"] * engines + learner["num_gpus"])
+    assert together["GPU"] + apart["GPU"] <= 1 + 1e-9
+    for amount in (engine["num_gpus"], together["GPU"]):
+        assert amount * 10_000 == pytest.approx(round(amount * 10_000), abs=1e-6)  # Ray can count it
+
+
+def test_of_two_gpus_a_reward_has_one_and_the_job_the_other() -> None:
+    job = with_rewards({"num_gpus": 1})
+    assert whole_gang(job, "cuda", 2) == [{"CPU": 2, "GPU": 1}, {"CPU": 0, "GPU": 1}]
+    assert whole_gang(job, "cuda", 3) == [{"CPU": 1, "GPU": 1}] * 2 + [{"CPU": 0, "GPU": 1}]
+
+
+def test_objectives_of_one_reward_are_hosted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal but for the head, where a reward has heads; equal as its options are read, not as they are written."""
+
+    class Options(RewardOptions):
+        model: str = "here"
+        head: str = "helpfulness"
+
+    headed = type("Headed", (), {"name": "headed_for_a_test", "Options": Options, "head_option": "head"})
+    monkeypatch.setitem(registry._registered, "headed_for_a_test", headed)
+    rewards = [{"options": {"head": "a"}}, {"options": {"model": "here", "head": "b"}}, {"options": {"model": "there"}}]
+    objectives = [{"name": f"o{i}", "reward": {"name": "headed_for_a_test", **r}} for i, r in enumerate(rewards)]
+    objectives += [{"name": name, "reward": {"name": "clarity"}} for name in ("c", "d")]
+    document = spec().model_dump(mode="json") | {"objectives": objectives}
+    hosted = hosted_rewards(parse_spec(document))
+    assert [reward.heads for reward in hosted] == [
+        {"o0": "a", "o1": "b"}, {"o2": "helpfulness"}, {"c": SINGLE, "d": SINGLE},
+    ]  # fmt: skip
+    objectives[1]["reward"]["hosting"] = {"replicas": 2}
+    with pytest.raises(SpecError, match=r"objectives\.1\.reward\.hosting: 'o1' and 'o0' share one reward"):
+        parse_spec(document)
+
+
+def test_hosting_goes_to_the_host_as_the_spec_has_it() -> None:
+    hosting = {"replicas": 3, "batch_size": 7, "attempts": 2, "row_attempts": 4, "max_bad_share": 0.5, "backoff_s": 2.0}
+    (reward,) = hosted_rewards(with_rewards(hosting))
+    constants = reward.constants
+    assert {name: getattr(constants, name) for name in hosting} == hosting
+    assert constants.deadline_s == 60  # resources.reward_timeout_s
+    (reward,) = hosted_rewards(with_rewards({"deadline_s": 5}))
+    assert reward.constants.deadline_s == 5
+    assert HostedDefaults() == hosted_rewards(with_rewards({}))[0].constants  # one default, wherever it is read
+
+
+@pytest.mark.parametrize(
+    ("hosting", "told"),
+    [
+        ({"num_gpus": 1.5}, r"expected a share below 1 or a whole number, got 1\.5"),
+        ({"replicas": 0}, "replicas"),
+        ({"replicas": 9}, "replicas: 9 that reserve nothing"),
+        ({"deadline_s": 0}, "deadline_s"),
+        ({"max_bad_share": 1.1}, "max_bad_share"),
+        ({"on_failure": "ignore"}, "on_failure"),
+        ({"retries": 5}, "retries"),
+    ],
+)
+def test_hosting_that_cannot_be_is_refused(hosting: dict[str, Any], told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        with_rewards(hosting)
 
 
 def test_where_a_job_runs() -> None:

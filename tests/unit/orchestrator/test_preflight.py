@@ -14,8 +14,10 @@ from orchestrator import children
 from orchestrator.access import Access
 from orchestrator.datasets import Datasets
 from orchestrator.preflight import NEEDS_ANSWER, preflight
-from orchestrator.spec import Columns, JobSpec, parse_spec
+from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.specs.data import Columns
 from rewards import registry
+from tests.judge_server import write_profiles
 
 CONTEXT = 20
 
@@ -74,6 +76,23 @@ def test_the_quickstart_needs_no_files() -> None:
 
 def test_a_hub_id_is_not_looked_up(data: dict[str, Any]) -> None:
     assert preflight(make_spec("someone/model", data)) == []
+
+
+def test_a_judge_that_the_operator_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = {"name": "judged", "reward": {"name": "judge", "options": {"profile": "strikt", "rubric": "style"}}}
+    brief = {"name": "brief", "reward": {"name": "conciseness"}}
+    spec = make_spec("quickstart", {"type": "quickstart"}, objectives=[brief, judged])
+    field = "objectives.1.reward.options.profile"
+    monkeypatch.delenv("EQUIPOISE_JUDGES", raising=False)
+    assert problem(spec) == (
+        field, "this installation has no judges; its operator names a file of profiles by EQUIPOISE_JUDGES",
+    )  # fmt: skip
+    file = write_profiles(tmp_path, strict={"base_url": "https://judges.example.com/v1", "api_key_file": "/no/such"})
+    monkeypatch.setenv("EQUIPOISE_JUDGES", str(file))
+    assert problem(spec) == (field, "no such profile; did you mean 'strict'? there are strict")
+    judged["reward"]["options"]["profile"] = "strict"
+    spec = make_spec("quickstart", {"type": "quickstart"}, objectives=[brief, judged])
+    assert problem(spec) == (field, "the profile's api_key_file can't be used: its operator must see to it")
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.prompts import DatasetError, PromptOrder, encode, load_prompts
-from orchestrator.spec import Columns
+from orchestrator.specs.data import Columns
 
 GOOD = {"prompt": "1+1", "answer": "2"}
 NESTED = Columns(prompt="prompt", answer="reward_model.ground_truth")

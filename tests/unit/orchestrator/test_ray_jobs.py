@@ -82,6 +82,7 @@ def test_what_ray_is_told_of_a_job_holds_no_secret(
     monkeypatch.setenv("EQUIPOISE_REDIS_URL", "redis://:canary@redis:6379/0")
     monkeypatch.setenv("EQUIPOISE_API_KEY", "canary")
     monkeypatch.setenv("EQUIPOISE_CHECKPOINT_STORE", "s3://bucket/checkpoints")
+    monkeypatch.setenv("EQUIPOISE_JUDGES", "/etc/equipoise/judges.yaml")
     launcher.start("job-1", "ann", fence=4)
     [document] = server.submitted
     assert document["entrypoint"] == (
@@ -90,6 +91,7 @@ def test_what_ray_is_told_of_a_job_holds_no_secret(
     assert document["runtime_env"] == {
         "env_vars": {
             "EQUIPOISE_CHECKPOINT_STORE": "s3://bucket/checkpoints",
+            "EQUIPOISE_JUDGES": "/etc/equipoise/judges.yaml",
             "EQUIPOISE_REDIS_URL_FILE": str(SECRET),
             "RAY_JOB_STOP_WAIT_TIME_S": "90",
         }

@@ -126,6 +126,35 @@ def test_rollouts_that_a_prompt_did_not_get_change_nothing(rule, batch, seed):
 
 
 @EVERY_RULE
+@SOME
+@given(batch=batches((2, 3, 8)))
+def test_an_objective_that_applies_to_nothing_contributes_nothing(rule, batch):
+    """The advantages are those of a job without it."""
+    rewards, weights = batch
+    others = rewards[..., :-1], weights[:-1]
+    if isinstance(rule, Hvo):  # its exponents count all objectives
+        others = rewards[..., :-1], weights[:-1] * len(weights) / (len(weights) - 1)
+    rewards = torch.cat([rewards[..., :-1], torch.full_like(rewards[..., -1:], torch.nan)], dim=2)
+    torch.testing.assert_close(rule(rewards, weights), rule(*others), atol=1e-5, rtol=1e-4)
+    if not isinstance(rule, Hvo):
+        torch.testing.assert_close(rule.per_objective(rewards)[..., :-1], rule.per_objective(others[0]))
+
+
+@pytest.mark.parametrize("name", ["corr_grpo", "dr_grpo", "dvao", "grpo", "mo_grpo", "rloo"])
+@SOME
+@given(batch=batches((2, 3)))
+def test_an_objective_that_applies_to_some_prompts_trains_on_these_alone(name, batch):
+    """For the rules that look at one prompt at a time: the others' advantages are those of a job without it."""
+    rule, (rewards, weights) = RULES[name], batch
+    absent = torch.arange(len(rewards)) % 2 == 1
+    partly = rewards.clone()
+    partly[absent, :, -1] = torch.nan
+    advantages = rule(partly, weights)
+    torch.testing.assert_close(advantages[~absent], rule(rewards, weights)[~absent])
+    torch.testing.assert_close(advantages[absent], rule(rewards[..., :-1], weights[:-1])[absent])
+
+
+@EVERY_RULE
 @pytest.mark.parametrize("seed", range(5))
 def test_missing_an_objective_in_which_a_prompt_ties_changes_nothing(rule, seed):
     """It counts as the prompt's mean there, not as 0 and not as the batch's."""

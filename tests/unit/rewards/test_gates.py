@@ -63,3 +63,9 @@ def test_each_score_is_kept_or_zero_and_gating_again_changes_nothing(
     assert all(new in (old, 0.0) for new, old in zip(gated["a"], scores["a"], strict=True))
     assert {name: gated[name] for name in "bc"} == {name: scores[name] for name in "bc"}
     assert gates.apply(gated) == gated
+
+
+def test_what_does_not_apply_is_not_gated_and_gates_nothing():
+    gates = Gates({"length": ("accuracy", 1.0)})
+    scores = {"accuracy": [1.0, None, 0.0, 0.0], "length": [0.5, 0.5, None, 0.5]}
+    assert gates.apply(scores)["length"] == [0.5, 0.5, None, 0.0]

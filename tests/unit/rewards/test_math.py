@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.verifiers import equivalence
-from rewards.verifiers.equivalence import Equivalence
+from rewards.verifiers import bounded
+from rewards.verifiers.bounded import Bounded
 from rewards.verifiers.math import MathAccuracy, MathOptions, compare_plainly
 
 
@@ -23,8 +23,8 @@ def accuracy():
 
 @pytest.fixture
 def score(accuracy, make_batch):
-    def score_one(gold: str | None, completion: str) -> float:
-        return accuracy.score(make_batch(completion, answers=[gold]))[0]
+    def score_one(gold: str | None, completion: str, prompt: str = "") -> float:
+        return accuracy.score(make_batch(completion, answers=[gold], prompts=[prompt]))[0]
 
     return score_one
 
@@ -48,6 +48,18 @@ SAME_WITHOUT_ALGEBRA = [
     ("(1,2)", r"\left( 1, 2 \right)"),
     (r"\frac{1}{2}", r"\dfrac{1}{2}"),
     (r"\text{even}", r"\text{even}"),
+    (r"\text{Evelyn}", "Evelyn."),
+    (r"\text{even}", r"\textbf{Even}"),
+    (r"\text{(B)}", "B"),
+    ("(B)", r"\mathrm{(B)}"),
+    (r"\frac{1}{2}", "0.5"),
+    ("0.5", r"\frac12"),
+    ("1/2", r"\dfrac{2}{4}"),
+    (r"-\frac{3}{8}", r"\frac{-3}{8}"),
+    (r"\frac{3}{2}", r"1\frac{1}{2}"),
+    ("137 \\frac{1}{2}", "275/2"),
+    ("52_8", "52_{8}"),
+    ("52", r"52_{10}"),
 ]
 DIFFERENT_WITHOUT_ALGEBRA = [
     ("27", "28"),
@@ -65,12 +77,18 @@ DIFFERENT_WITHOUT_ALGEBRA = [
     ("27", "(9)(3)"),
     ("27", r"\frac{20+7}{1}"),
     ("27", "1" * 301),
+    (r"\frac{1}{2}", r"\frac{1}{3}"),
+    (r"\frac{1}{2}", r"\frac{3}{4}-\frac{1}{4}"),
+    (r"\frac{1}{2}", r"\frac{1}{6} \times 3"),
+    (r"\frac{1}{3}", "0.333333"),
+    ("52_8", "52"),
+    ("52_8", "52_9"),
+    ("52", "52_8"),
+    ("28", r"\binom{8}{2}"),
+    ("6", r"\log_2 64"),
+    ("120", "5!"),
 ]
 SAME_WITH_ALGEBRA = [
-    (r"\frac{1}{2}", "0.5"),
-    ("0.5", r"\frac12"),
-    ("1/2", r"\dfrac{2}{4}"),
-    (r"\frac{3}{2}", r"1\frac{1}{2}"),
     ("10", r"10 \text{ cm}"),
     (r"90^\circ", "90"),
     (r"50\%", "50"),
@@ -84,13 +102,22 @@ SAME_WITH_ALGEBRA = [
     ("6 - 5i", "-5i + 6"),
     (r"\{1, 2\}", "2, 1"),
     ("[0,1)", r"\left[0, 1\right)"),
-    (r"\text{Evelyn}", "Evelyn"),
-    (r"\text{(B)}", "B"),
+    (r"(2,\infty)", "x > 2"),
+    (r"(2,\infty)", "(2, \u221e)"),
+    (r"30^\circ", "30\u00b0"),
+    (r"\sqrt{5}", "\u221a5"),
+    (".0000672", r"6.72 \times 10^{-5}"),
+    (r"1 \pm \sqrt{19}", r"1-\sqrt{19}, 1+\sqrt{19}"),
+    (r"\cot x", r"\frac{\cos x}{\sin x}"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}"),
 ]
 DIFFERENT_WITH_ALGEBRA = [
-    (r"\frac{1}{2}", r"\frac{1}{3}"),
-    (r"\frac{1}{3}", "0.33"),
+    (r"\frac{1}{2}", r"\frac{1}{0}"),
+    (r"2^\frac{1}{2}", "2^1/2"),
+    ("1/23", r"\frac{1}{2}3"),
+    (r"\sqrt{5}", "2.236068"),
+    (r"\pi", "3.14159265"),
+    (".0000672", r"6.7201 \times 10^{-5}"),
     ("27", "27, 28"),
     ("27", r"27 \text{ or } 28"),
     ("27", r"\infty"),
@@ -168,6 +195,28 @@ def test_without_require_boxed_the_last_line_stands_in(make_batch, completion, e
     assert reward.score(make_batch(completion, answers=["27"])) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer", "prompt", "expected"),
+    [
+        ("2k+2", "(-k+4)+(-2+3k)", r"Simplify $(-k + 4) + (-2 + 3k)$.", 0.0),
+        ("2k+2", "2(k+1)", r"Simplify $(-k + 4) + (-2 + 3k)$.", 1.0),
+        ("(a+5)(b+2)", "ab + 5b+2a+10", "Factor $ab+5b+2a+10$.", 0.0),
+        (".15", r"\frac{3}{20}", r"Write $\frac{3}{20}$ as a decimal.", 0.0),
+        (".15", r"0.15", r"Write $\frac{3}{20}$ as a decimal.", 1.0),
+        ("1/2", r"\frac{1}{2}", "Is it 1/2 or 1/3?", 1.0),
+        ("7", "7", "Is it 7 or 8?", 1.0),
+        ("7", "7 cm", "A side of 7 cm grows to 9 cm and back.", 1.0),
+    ],
+)
+def test_a_formula_of_the_prompt_is_no_answer_unless_it_is_the_ground_truth(score, gold, answer, prompt, expected):
+    assert score(gold, box(answer), prompt) == expected
+
+
+def test_a_row_without_ground_truth_may_be_left_out(make_batch):
+    reward = MathAccuracy(MathOptions(missing="skip"))
+    assert reward.score(make_batch(box("1"), box("2"), answers=[None, "2"])) == [None, 1.0]
+
+
 @pytest.mark.parametrize("missing", [None, "", "  "])
 def test_a_missing_ground_truth_names_the_row(accuracy, make_batch, missing):
     with pytest.raises(ValueError, match="row 1 has no ground truth"):
@@ -203,8 +252,8 @@ def test_it_works_outside_the_main_thread(score):
 
 
 def test_the_child_ends_with_its_reward():
-    checker = Equivalence(1.0)
-    assert checker.same("1", r"\frac22")
+    checker = Bounded("equal_answers", 1.0)
+    assert checker.ask(gold="1", answer=r"\frac22", prose=False)
     child = checker._child
     assert child is not None
     del checker
@@ -213,10 +262,10 @@ def test_the_child_ends_with_its_reward():
 
 
 def test_a_child_that_cannot_start_is_an_error_and_not_a_wrong_answer(monkeypatch):
-    monkeypatch.setattr(equivalence, "__file__", "/nowhere/equivalence.py")
+    monkeypatch.setattr(bounded, "__file__", "/nowhere/bounded.py")
     monkeypatch.setattr(subprocess.Popen, "__init__", _silenced(subprocess.Popen.__init__))
     with pytest.raises(RuntimeError, match="did not start"):
-        Equivalence(1.0).same("1", "2")
+        Bounded("equal_answers", 1.0).ask(gold="1", answer="2", prose=False)
 
 
 def _silenced(start):

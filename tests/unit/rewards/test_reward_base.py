@@ -28,6 +28,23 @@ def test_a_batch_refuses_columns_of_different_lengths(make_batch, column):
         replace(batch, **{column: getattr(batch, column)[:1]})
 
 
+def test_columns_that_are_absent_say_nothing(make_batch):
+    batch = make_batch("a", "b")
+    assert batch.domains == (None, None)
+    assert batch.details == ({}, {})
+    assert [chat[0]["content"] for chat in batch.messages] == list(batch.prompts)
+
+
+def test_rows_keep_every_column_in_the_order_asked_for(make_batch):
+    batch = replace(make_batch("a", "b", "c", answers=["1", "2", "3"]), domains=("x", "y", "z"))
+    chosen = batch.rows([2, 0])
+    assert chosen.completions == ("c", "a")
+    assert chosen.answers == ("3", "1")
+    assert chosen.domains == ("z", "x")
+    assert chosen.max_tokens == batch.max_tokens
+    assert len(batch.rows([])) == 0
+
+
 def test_a_batch_refuses_a_limit_below_one_token(make_batch):
     with pytest.raises(ValueError, match="max_tokens"):
         make_batch("a", max_tokens=0)
@@ -49,6 +66,10 @@ def test_finite_numbers_pass_unchanged(scores):
     assert check_scores("accuracy", scores, len(scores)) == scores
 
 
+def test_what_does_not_apply_stays_none():
+    assert check_scores("accuracy", [1, None, 0.5], 3) == [1.0, None, 0.5]
+
+
 @pytest.mark.parametrize("one", [1, 1.0, np.float32(1), np.float64(1), np.int64(1), Fraction(1)])
 def test_any_real_number_becomes_a_float(one):
     checked = check_scores("accuracy", (one,), 1)
@@ -65,7 +86,6 @@ def test_any_real_number_becomes_a_float(one):
         (np.float32("nan"), "nan"),
         (1e39, "1e\\+39"),  # finite here, infinite in the learner's float32
         (10**400, "inf"),
-        (None, "a NoneType"),
         (True, "a bool"),
         (np.bool_(True), "a bool"),
         ("0.5", "a str"),

@@ -11,8 +11,21 @@ from pydantic import BaseModel, Field
 
 from rewards import registry
 from rewards.base import RewardOptions
+from tests.judge_server import write_profiles
 
-BUILTIN = ["clarity", "conciseness", "math"]
+BUILTIN = [
+    *("bradley_terry", "clarity", "conciseness", "exact", "format", "instructions", "json_schema", "judge"),
+    *("judge_pairwise", "language", "length", "length_within", "math", "numeric", "process", "regex", "regression"),
+    *("repetition", "text", "tool_call"),
+]
+LEARNED = {"bradley_terry", "process", "regression"}  # built from a model's directory: test_reward_models
+NEEDED = {
+    "json_schema": {"column": "schema"},
+    "judge": {"profile": "strict", "rubric": "style"},
+    "judge_pairwise": {"profile": "strict"},
+    "language": {"language": "en"},
+    "regex": {"pattern": "a"},
+}
 
 
 class ShoutingOptions(RewardOptions):
@@ -58,14 +71,14 @@ def test_the_built_in_rewards_are_known():
 
 
 def test_importing_and_listing_needs_nothing_heavy():
-    heavy = {"torch", "ray", "vllm", "math_verify", "sympy", "numpy"}
+    heavy = {"torch", "ray", "vllm", "math_verify", "sympy", "numpy", "py3langid", "jsonschema", "httpx"}
     script = "import sys; from rewards import registry; registry.describe(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert not heavy & set(loaded.split())
 
 
 @pytest.mark.parametrize(
-    ("wrong", "hint"), [("mth", "did you mean 'math'"), ("Clarity", "'clarity'"), ("zzz", "; valid: clarity")]
+    ("wrong", "hint"), [("mth", "did you mean 'math'"), ("Clarity", "'clarity'"), ("zzz", "; valid: bradley_terry")]
 )
 def test_an_unknown_name_is_told_the_nearest_and_all_valid_ones(wrong, hint):
     with pytest.raises(ValueError, match=hint) as caught:
@@ -89,6 +102,15 @@ def test_a_long_unknown_name_is_not_echoed_in_full():
         ("conciseness", {"free_tokens": "5"}, "option 'free_tokens': .*integer"),
         ("conciseness", {"free_tokens": 9, "max_tokens": 9}, "must be below max_tokens"),
         ("clarity", {"step_pattern": "("}, "option 'step_pattern': not a regular expression"),
+        ("regex", {}, "give one of `pattern` and `column`"),
+        ("regex", {"pattern": "a", "column": "b"}, "give one of `pattern` and `column`"),
+        ("regex", {"pattern": "(?=a)"}, "option 'pattern': not a regular expression that RE2 takes"),
+        ("regex", {"pattern": "((a{900}){900}){900}"}, "option 'pattern': not a regular expression"),
+        ("language", {"language": "xx"}, "option 'language': expected one of ace, "),
+        ("json_schema", {"json_schema": {"type": 7}}, "option 'json_schema': .* found a fault at 'type'"),
+        ("json_schema", {"json_schema": {"$ref": "http://x/y"}}, "option 'json_schema': .*references inside"),
+        ("instructions", {"constraints": [{"id": "no"}]}, "option 'constraints': unknown constraint 'no'"),
+        ("length_within", {"min_tokens": 9, "max_tokens": 8}, "must not exceed max_tokens"),
         ("clarity", {"min_steps": 0, "steps": 1}, "option 'min_steps': .*; unknown option 'steps'"),
         ("mth", {}, "did you mean 'math'"),
     ],
@@ -105,12 +127,20 @@ def test_a_bad_value_is_not_echoed():
 
 
 @pytest.mark.parametrize("name", BUILTIN)
-def test_options_are_frozen_closed_described_and_all_have_defaults(name):
+def test_options_are_frozen_closed_and_described_and_a_reward_is_built_from_what_it_needs(name, tmp_path, monkeypatch):
+    judges = write_profiles(tmp_path, strict={"base_url": "https://judges.example.com/v1"})
+    monkeypatch.setenv("EQUIPOISE_JUDGES", str(judges))
     schema = registry.resolve(name).Options
     assert schema.model_config["frozen"]
     assert schema.model_config["extra"] == "forbid"
     assert all(field.description for field in schema.model_fields.values())
-    registry.build(name, {})
+    if name in LEARNED:
+        with pytest.raises(ValueError, match="option 'model': Field required"):
+            registry.build(name, {})
+        return
+    reward = registry.build(name, NEEDED.get(name, {}))
+    assert reward.name == name
+    getattr(reward, "close", lambda: None)()
 
 
 def test_every_reward_is_described():

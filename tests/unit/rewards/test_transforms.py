@@ -16,8 +16,10 @@ from rewards.transforms import (
     Calibrate,
     Clip,
     Cosine,
+    GroupLength,
     Identity,
     Lsc,
+    MeanLength,
     SoftOverlong,
     TransformContext,
     ZScore,
@@ -35,6 +37,11 @@ MAKE = {
     "soft_overlong": lambda: SoftOverlong(max_tokens=100, buffer_tokens=40),
     "soft_overlong add": lambda: SoftOverlong(max_tokens=100, buffer_tokens=40, add=True),
     "cosine": lambda: Cosine(max_tokens=100),
+    "group_length": GroupLength,
+    "group_length for all": lambda: GroupLength(correct_at=None),
+    "group_length add": lambda: GroupLength(add=True),
+    "mean_length": MeanLength,
+    "mean_length add": lambda: MeanLength(decay=0.5, add=True),
 }
 STRICT = ("identity", "zscore", "lsc")  # different rewards stay different
 SPECS = TypeAdapter(TransformSpec)
@@ -227,6 +234,43 @@ def test_cosine_pinned():
     torch.testing.assert_close(transformed, tensor([2.0, 1.5, -10.0, -5.0, -10.0]))
 
 
+def test_group_length_pinned():
+    values = tensor([1.0, 0.0, 1.0, 0.0, math.nan], [1.0, 1.0, 0.0, 0.0, 1.0])
+    context = context_of(values, tensor([10.0, 20.0, 30.0, 50.0, 90.0], [7.0] * 5))
+    expected = tensor([0.5, 0.0, 0.0, -0.5, math.nan], [0.0] * 5)  # of 10 to 50, as the last was not measured
+    torch.testing.assert_close(GroupLength()(values, context), expected, equal_nan=True)
+    for_all = GroupLength(correct_at=None)(values, context)
+    torch.testing.assert_close(for_all[0, :4], tensor([0.5, 0.25, 0.0, -0.5])[0])
+    torch.testing.assert_close(GroupLength(add=True)(values, context), expected + values, equal_nan=True)
+
+
+def test_group_length_of_a_prompt_that_was_not_measured():
+    values = tensor([math.nan, math.nan], [1.0, 1.0])
+    transformed = GroupLength()(values, context_of(values, tensor([1.0, 2.0], [1.0, 2.0])))
+    torch.testing.assert_close(transformed, tensor([math.nan, math.nan], [0.5, -0.5]), equal_nan=True)
+
+
+def test_mean_length_pinned_over_two_batches():
+    """The published mean is over all completions so far; the second batch is judged by 20, not by its own 25."""
+    transform, values = MeanLength(), tensor([1.0, 0.0])
+    assert transform(values, context_of(values, tensor([10.0, 20.0]))).tolist() == [[1.0, 0.0]]
+    assert transform(values, context_of(values, tensor([15.0, 35.0]))).tolist() == [[1.0, 0.0]]
+    assert transform.state_dict() == {"weight": 4.0, "tokens": 80.0}
+    assert transform(values, context_of(values, tensor([19.0, 21.0]))).tolist() == [[1.0, 0.0]]
+    forgetful = MeanLength(decay=0.5, add=True)
+    forgetful(values, context_of(values, tensor([10.0, 20.0])))
+    assert forgetful(values, context_of(values, tensor([20.0, 40.0]))).tolist() == [[2.0, 0.0]]
+    assert forgetful.state_dict() == {"weight": 3.0, "tokens": 75.0}
+
+
+def test_mean_length_counts_what_was_measured_alone():
+    transform = MeanLength()
+    values = tensor([math.nan, 1.0, 1.0])
+    transformed = transform(values, context_of(values, tensor([900.0, 10.0, 20.0])))
+    torch.testing.assert_close(transformed, tensor([math.nan, 1.0, 0.0]), equal_nan=True)
+    assert transform.state_dict() == {"weight": 2.0, "tokens": 30.0}
+
+
 # ------------------------------------------------------------- traps
 
 
@@ -272,6 +316,7 @@ def test_a_spec_makes_the_transform_of_its_name(name):
         {"name": "calibrate", "transform": "square"},
         {"name": "soft_overlong", "max_tokens": 10, "buffer_tokens": 11},
         {"name": "cosine", "max_tokens": 10, "wrong": [-1.0, 3.0]},
+        {"name": "mean_length", "decay": 0.0},
         {"name": "identity", "lo": 0.0},
     ],
 )

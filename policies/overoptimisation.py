@@ -1,0 +1,144 @@
+"""Sees a proxy being over-optimised: its mean goes on rising while a gold reward falls (arXiv 2210.10760).
+
+The rule. A reading has the mean of each objective and of the gold reward over the same rollouts, each in units of its
+range. Gold's level is the mean of its last `window` readings, an objective's likewise of those that it has. Once a
+window is full, gold's best level is remembered, and every objective's level beside it. An objective is over-optimised
+from the reading at which, since that best,
+
+    gold has fallen by `drop` or more, and the objective has risen by `rise` or more,
+
+until gold is less than drop / 2 below its best, or the objective less than rise / 2 above where it was then. The two
+thresholds keep noise from telling it over and over; a new best of gold ends it for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_EPS = 1e-9  # rounding is neither a rise nor a fall
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overoptimised:
+    """What rose while gold fell. Levels are in units of the ranges."""
+
+    step: int
+    objective: str
+    before: float
+    now: float
+    best_step: int  # where gold was at its best: take the checkpoint from near here
+    gold_best: float
+    gold_now: float
+
+    def describe(self) -> str:
+        return (
+            f"{self.objective} rose from {self.before:.2f} to {self.now:.2f} while the gold reward fell from "
+            f"{self.gold_best:.2f} to {self.gold_now:.2f}; it was at its best at step {self.best_step}"
+        )
+
+
+class OveroptimisationWatch:
+    """Reads one step after another; `active` are the objectives that are over-optimised now."""
+
+    def __init__(self, objectives: Sequence[str], *, window: int, drop: float, rise: float) -> None:
+        self.objectives = tuple(objectives)
+        self.window, self.drop, self.rise = window, drop, rise
+        self.active: tuple[str, ...] = ()
+        self._recent: list[dict[str, Any]] = []  # at most `window` readings
+        self._best: dict[str, Any] | None = None
+        self._moments = {name: [0.0] * 6 for name in self.objectives}  # of proxy and gold over the whole training
+
+    def observe(self, step: int, gold: float, proxies: Mapping[str, float | None]) -> list[Overoptimised]:
+        """Those that begin with this reading; an objective without a value (it applied nowhere) has no reading."""
+        readings = {name: proxies[name] for name in self.objectives}
+        for name, value in readings.items():
+            if value is not None:
+                self._moments[name] = _moments_with(self._moments[name], value, gold)
+        self._recent = [*self._recent, {"gold": gold, "proxies": readings}][-self.window :]
+        if len(self._recent) < self.window:
+            return []
+        gold_now = math.fsum(one["gold"] for one in self._recent) / self.window
+        levels = {name: self._level(name) for name in self.objectives}
+        if self._best is None or gold_now > self._best["gold"]:
+            self._best = {"step": step, "gold": gold_now, "levels": levels}
+        fall = self._best["gold"] - gold_now
+        found: dict[str, Overoptimised] = {}
+        for name, now in levels.items():
+            before = self._best["levels"][name]
+            if now is None or before is None:
+                continue
+            share = 0.5 if name in self.active else 1.0
+            if fall >= share * self.drop - _EPS and now - before >= share * self.rise - _EPS:
+                found[name] = Overoptimised(
+                    step=step,
+                    objective=name,
+                    before=before,
+                    now=now,
+                    best_step=self._best["step"],
+                    gold_best=self._best["gold"],
+                    gold_now=gold_now,
+                )
+        began = [one for name, one in found.items() if name not in self.active]
+        self.active = tuple(found)
+        return began
+
+    def trends(self) -> dict[str, float | None]:
+        """Pearson correlation of each objective's means with gold's, over all readings so far; None without spread."""
+        return {name: _correlation(moments) for name, moments in self._moments.items()}
+
+    def _level(self, name: str) -> float | None:
+        known = [value for one in self._recent if (value := one["proxies"][name]) is not None]
+        return math.fsum(known) / len(known) if known else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "active": list(self.active),
+            "recent": self._recent,
+            "best": self._best,
+            "moments": self._moments,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError for the state of other objectives."""
+        if set(state["moments"]) != set(self.objectives):
+            raise ValueError(f"the checkpoint watches {', '.join(state['moments'])}, not {', '.join(self.objectives)}")
+        self.active = tuple(state["active"])
+        self._recent, self._best = list(state["recent"]), state["best"]
+        self._moments = {name: list(values) for name, values in state["moments"].items()}
+
+
+def rank_correlation(one: Sequence[float | None], other: Sequence[float | None]) -> float | None:
+    """Spearman's, ties sharing their mean rank, over the places where both have a value; None where one is constant."""
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+    if len(pairs) < 2:
+        return None
+    first, second = (_ranks(column) for column in zip(*pairs, strict=True))
+    spread = float(np.sqrt((first**2).sum() * (second**2).sum()))
+    return None if spread == 0 else float(np.clip(first @ second / spread, -1.0, 1.0))
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Centred."""
+    _, place, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return np.asarray(ranks - (len(values) + 1) / 2, dtype=np.float64)
+
+
+def _moments_with(moments: Sequence[float], x: float, y: float) -> list[float]:
+    """Count, means, centred squares and product, one pair more (Welford)."""
+    n, mean_x, mean_y, xx, yy, xy = moments
+    n += 1
+    dx, dy = x - mean_x, y - mean_y
+    mean_x, mean_y = mean_x + dx / n, mean_y + dy / n
+    return [n, mean_x, mean_y, xx + dx * (x - mean_x), yy + dy * (y - mean_y), xy + dx * (y - mean_y)]
+
+
+def _correlation(moments: Sequence[float]) -> float | None:
+    n, _, _, xx, yy, xy = moments
+    spread = math.sqrt(xx * yy)
+    return None if n < 3 or spread < _EPS**2 else max(-1.0, min(1.0, xy / spread))

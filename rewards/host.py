@@ -1,0 +1,326 @@
+"""One reward on its replicas: pieces of batches go to whichever is free, and what fails is tried again within budgets.
+
+    infrastructure   the piece goes to another replica, up to `attempts` tries in all; a replica that is gone is started
+                     again, after a pause that doubles
+    data             a piece that can't be scored is halved until single rows remain; a row that alone still can't be
+                     scored is left out after `row_attempts` tries
+
+The two budgets never count against each other. What exhausts one ends the host's share of the round.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewards.base import RewardBatch, RewardDataError, RewardDeadlineError, RewardError, RewardFailedError
+from rewards.hosting import DATA, GONE, SINGLE, Answer, Failure, Hosting, Kind, Replica
+
+LISTED_ROWS = 100  # of those that were left out, in an event
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incident:
+    """Something that people should hear of, for an event of the job. It quotes no row."""
+
+    type: str
+    level: str
+    data: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Piece:
+    """Rows that are scored in one call."""
+
+    share: Share
+    rows: range | list[int]  # of the round
+    batch: RewardBatch
+    attempts: int = 0  # that failed by infrastructure
+    row_attempts: int = 0  # that failed by these very rows
+    tried: set[int] = field(default_factory=set)  # replicas on which it failed
+    queued: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """When a replica was at work, and for how long the piece had waited."""
+
+    began: float
+    ended: float
+    waited: float
+
+
+class Share:
+    """What one host does of one round of scoring: scores by objective, and the rows that have none."""
+
+    def __init__(self, host: Host, rows: int, *, first: int, left_out: int, changed: threading.Condition) -> None:
+        """`first` rows of the step came in earlier rounds, of which `left_out` could not be scored."""
+        self.host = host
+        self.rows = rows
+        self.first = first
+        self.tolerated = host.hosting.tolerated(first + rows) - left_out
+        self.scores: dict[str, list[float | None]] = {name: [None] * rows for name in host.heads}
+        self.bad: dict[int, str] = {}
+        self.left = rows
+        self.calls: list[Call] = []
+        self.failures: Counter[Kind] = Counter()
+        self.row_tries: Counter[int] = Counter()  # calls with a row alone or known as bad, by row
+        self.retries = 0
+        self.restarts = 0
+        self.error: RewardError | None = None
+        self.cancelled = False
+        self._changed = changed
+
+    @property
+    def over(self) -> bool:
+        return self.left == 0 or self.error is not None or self.cancelled
+
+    def take(self, piece: Piece, found: Answer, call: Call) -> list[Piece]:
+        """Notes an answer; what is to be tried again comes back, the first first."""
+        with self._changed:
+            self.calls.append(call)
+            if self.over:
+                return []
+            again = self._settle(piece, found)
+            self._changed.notify_all()
+            return again
+
+    def charge(self, piece: Piece, failure: Failure) -> list[Piece]:
+        """As `take`, where there was no replica to call."""
+        with self._changed:
+            self.failures[failure.kind] += 1
+            again = [] if self.over else self._infrastructure(piece, failure)
+            self._changed.notify_all()
+            return again
+
+    def stop(self, error: RewardError | None = None) -> None:
+        """What is still to be scored is of no use."""
+        with self._changed:
+            self.error = self.error or error
+            self.cancelled = True
+            self._changed.notify_all()
+
+    def _settle(self, piece: Piece, found: Answer) -> list[Piece]:
+        failure = found.failure
+        if failure is None:
+            return self._scored(piece, found)
+        self.failures[failure.kind] += 1
+        self.restarts += failure.kind in GONE
+        if failure.kind not in DATA:
+            return self._infrastructure(piece, failure, hopeless=failure.kind == "broken")
+        if len(piece.rows) == 1:
+            return self._row(piece, {piece.rows[0]: failure.text})
+        middle = len(piece.rows) // 2
+        return [self._part(piece, range(middle)), self._part(piece, range(middle, len(piece.rows)))]
+
+    def _scored(self, piece: Piece, found: Answer) -> list[Piece]:
+        for i, row in enumerate(piece.rows):
+            if i not in found.bad:
+                for name, head in self.host.heads.items():
+                    self.scores[name][row] = found.columns[head][i]
+                self.left -= 1
+        if not found.bad:
+            return []
+        self.failures["value"] += 1
+        return self._row(
+            self._part(piece, sorted(found.bad)), {piece.rows[i]: f"got {words}" for i, words in found.bad.items()}
+        )
+
+    def _row(self, piece: Piece, problems: Mapping[int, str]) -> list[Piece]:
+        """Rows that are known to be the trouble: once more, or left out."""
+        piece.row_attempts += 1
+        self.row_tries.update(piece.rows)
+        if piece.row_attempts < self.host.hosting.row_attempts:
+            return [piece]
+        self.bad |= problems
+        self.left -= len(problems)
+        if len(self.bad) > self.tolerated or len(self.bad) == self.rows:
+            rows = tuple(self.first + row for row in sorted(self.bad))
+            text = f"{len(rows)} of {self.first + self.rows} rows could not be scored ({_counted(self.problems)})"
+            self.error = RewardDataError(self.host.objective, text, rows)
+        return []
+
+    def _infrastructure(self, piece: Piece, failure: Failure, *, hopeless: bool = False) -> list[Piece]:
+        hosting = self.host.hosting
+        piece.attempts += 1
+        if piece.attempts >= hosting.attempts or hopeless:
+            kind = RewardDeadlineError if failure.kind == "deadline" else RewardFailedError
+            times = "" if piece.attempts == 1 else f" ({piece.attempts} times)"
+            self.error = kind(self.host.objective, f"{failure.text}{times}")
+            return []
+        self.retries += 1
+        return [piece]
+
+    def _part(self, piece: Piece, index: Sequence[int]) -> Piece:
+        rows = [piece.rows[i] for i in index]
+        batch = piece.batch.rows(index)
+        return Piece(share=self, rows=rows, batch=batch, row_attempts=piece.row_attempts, queued=piece.queued)
+
+    # ------------------------------------------------------------- what is told
+
+    @property
+    def problems(self) -> Counter[str]:
+        return Counter(self.bad.values())
+
+    def incidents(self) -> list[Incident]:
+        """Failed, rows left out, recovered."""
+        about = {"reward": self.host.reward, "objectives": list(self.host.heads)}
+        infrastructure = {kind: count for kind, count in sorted(self.failures.items()) if kind not in DATA}
+        told: list[Incident] = []
+        if self.error is not None:
+            about_error = {"message": str(self.error), "failures": infrastructure, "retries": self.retries}
+            about_error |= self._left_out() if self.bad else {}
+            told.append(Incident(type="reward.failed", level="error", data=about | about_error))
+        elif self.bad:
+            told.append(Incident(type="reward.rows_dropped", level="warning", data=about | self._left_out()))
+        if infrastructure and self.error is None and not self.cancelled:
+            data = {"failures": infrastructure, "retries": self.retries, "restarts": self.restarts}
+            told.append(Incident(type="reward.recovered", level="warning", data=about | data))
+        return told
+
+    def _left_out(self) -> dict[str, Any]:
+        rows = [self.first + row for row in sorted(self.bad)]
+        return {
+            "rows": rows[:LISTED_ROWS],
+            "count": len(rows),
+            "of": self.first + self.rows,
+            "problems": dict(self.problems),
+            "attempts": max(self.row_tries[row] for row in self.bad),
+        }
+
+
+def _counted(problems: Counter[str]) -> str:
+    return ", ".join(f"{words}: {count}" for words, count in problems.most_common(3))
+
+
+class Host:
+    """One reward on its replicas, a thread for each of them.
+
+    consumes: pieces, the first first; those that failed come before new ones
+    waits for: an answer at most `deadline_s`, a start at most `start_s`
+    unblocked by: `close`
+    """
+
+    def __init__(
+        self, reward: str, heads: Mapping[str, str], replicas: Sequence[Replica], hosting: Hosting | None = None
+    ) -> None:
+        """`heads`: which of the reward's columns each objective gets; SINGLE where it has only one."""
+        assert heads
+        assert replicas
+        self.reward = reward
+        self.heads = dict(heads)
+        self.objective = next(iter(heads))  # names the reward in an error
+        self.hosting = hosting or Hosting()
+        self._columns = tuple(dict.fromkeys(heads.values()))
+        self._replicas = list(replicas)
+        self._queue: deque[Piece] = deque()
+        self._up: set[int] = set()
+        self._failures = [0] * len(replicas)  # in a row
+        self._broken: Failure | None = None
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(i,), name=f"reward {reward} {i}", daemon=True)
+            for i in range(len(replicas))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, pieces: Sequence[Piece], *, first: bool = False) -> None:
+        with self._changed:
+            if first:
+                self._queue.extendleft(reversed(pieces))
+            else:
+                self._queue.extend(pieces)
+            self._changed.notify_all()
+
+    def wait_ready(self) -> None:
+        """Returns when a replica can score. RewardFailedError where the reward can't be built, or does not start."""
+        with self._changed:
+            while not self._up and not self._hopeless():
+                self._changed.wait()
+            if not self._up and self._broken is not None:
+                raise RewardFailedError(self.objective, self._broken.text)
+
+    def _hopeless(self) -> bool:
+        broken = self._broken is not None and self._broken.kind == "broken"
+        return broken or min(self._failures) >= self.hosting.attempts
+
+    def close(self) -> None:
+        """Ends the replicas. Safe to call twice."""
+        self._closing.set()
+        with self._changed:
+            self._changed.notify_all()
+        for replica in self._replicas:
+            replica.kill()
+
+    def _run(self, i: int) -> None:
+        piece = None
+        try:
+            while not self._closing.is_set():
+                if i in self._up or self._start(i):
+                    piece = self._next(i)
+                    if piece is not None:
+                        self._call(i, piece)
+        except Exception as error:  # ours: nobody may wait for ever for what a thread has dropped
+            if piece is not None:
+                piece.share.stop(RewardFailedError(self.objective, f"{type(error).__name__}: {error}"))
+            raise
+
+    def _start(self, i: int) -> bool:
+        if self._closing.wait(self.hosting.pause_s(self._failures[i])):
+            return False
+        failure = self._replicas[i].start(self.hosting.start_s)
+        if self._closing.is_set():  # meanwhile, so that `close` may have missed it
+            self._replicas[i].kill()
+            return False
+        with self._changed:
+            self._broken = failure
+            if failure is None:
+                self._up.add(i)
+            else:
+                self._failures[i] += 1
+            self._changed.notify_all()
+            waits = failure is not None and not self._up and self._queue
+            piece = self._queue.popleft() if waits else None
+        if piece is not None and failure is not None:
+            self.put(piece.share.charge(piece, failure), first=True)
+        return failure is None
+
+    def _next(self, i: int) -> Piece | None:
+        """The first piece that is for this replica; one that failed on it is left to the others that are up."""
+        with self._changed:
+            while not self._closing.is_set():
+                for piece in list(self._queue):
+                    if piece.share.over:
+                        self._queue.remove(piece)
+                    elif i not in piece.tried or self._up <= piece.tried:
+                        self._queue.remove(piece)
+                        return piece
+                self._changed.wait()
+            return None
+
+    def _call(self, i: int, piece: Piece) -> None:
+        began = time.monotonic()
+        found = self._replicas[i].call(piece.batch, self._columns, self.hosting.deadline_s)
+        call = Call(began=began, ended=time.monotonic(), waited=began - piece.queued)
+        failure = found.failure
+        lost = failure is not None and failure.kind not in DATA
+        self._failures[i] = self._failures[i] + 1 if lost else 0
+        gone = failure is not None and failure.kind in GONE
+        if gone:
+            with self._changed:
+                self._up.discard(i)
+            self._replicas[i].kill()
+        if lost:
+            piece.tried.add(i)
+        self.put(piece.share.take(piece, found, call), first=True)
+        if lost and not gone:  # a connection: the process is all right
+            self._closing.wait(self.hosting.pause_s(self._failures[i]))
+
+
+__all__ = ["SINGLE", "Call", "Host", "Incident", "Piece", "Share"]

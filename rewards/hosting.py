@@ -1,0 +1,223 @@
+"""Where a reward scores: in a process of its own, which is watched, killed when it hangs, and started again.
+
+What went wrong has a kind. Infrastructure: the process died, ran out of memory, lost its connection, gave no answer in
+time, or can't be built at all. Data: the reward raised on these rows, or gave something else than their scores. What a
+reward raises may quote the rows, so of a failure of the data only the exception's type and place are kept.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, Literal, Protocol
+
+from rewards.base import Reward, RewardBatch, RewardLengthError, RewardUnavailableError, read_scores
+
+RewardFactory = Callable[[], Reward]
+"""Builds a reward where it scores, such as `functools.partial(registry.build, "math", {})`."""
+
+Kind = Literal["died", "memory", "connection", "deadline", "broken", "raised", "length", "value"]
+DATA: frozenset[Kind] = frozenset({"raised", "length", "value"})
+GONE: frozenset[Kind] = frozenset({"died", "memory", "deadline", "broken"})
+"""The process is gone, or in a state that nobody knows."""
+SINGLE = ""
+"""The one column of a reward that has no heads."""
+_LONGEST_TEXT = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hosting:
+    """How one reward is hosted: see the job spec for the meaning of each."""
+
+    replicas: int = 1
+    batch_size: int = 32
+    deadline_s: float = 60.0
+    start_s: float = 600.0
+    attempts: int = 5
+    row_attempts: int = 2
+    backoff_s: float = 0.5
+    max_bad_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("deadline_s", "start_s"):
+            if not 0 < getattr(self, name) < math.inf:  # NaN is neither
+                raise ValueError(f"{name} must be a finite number above 0, not {getattr(self, name)}")
+
+    def tolerated(self, rows: int) -> int:
+        """Of so many rows of a step, how many may be left out: the share, rounded up to a whole row."""
+        return math.ceil(self.max_bad_share * rows - 1e-9)
+
+    def pause_s(self, failures: int) -> float:
+        """Before the next try, after so many failures in a row."""
+        return min(self.backoff_s * 2.0 ** (failures - 1), 30.0) if failures else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a call gave no scores, in words that quote no row."""
+
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a call gave: a column for each head, and in words what stands in the place of a number, by row."""
+
+    columns: dict[str, list[float | None]] = field(default_factory=dict)
+    bad: dict[int, str] = field(default_factory=dict)
+    failure: Failure | None = None
+
+
+def answer(reward: Any, batch: RewardBatch, heads: Sequence[str]) -> Answer:
+    """Scores a batch; whatever the reward raises becomes a Failure."""
+    try:
+        found = {SINGLE: reward.score(batch)} if tuple(heads) == (SINGLE,) else reward.score_heads(batch)
+        if unknown := [head for head in heads if head not in found]:
+            text = f"the reward has no head {unknown[0]!r}; it has {', '.join(sorted(map(str, found)))}"
+            return Answer(failure=Failure(kind="broken", text=text[:_LONGEST_TEXT]))
+        columns: dict[str, list[float | None]] = {}
+        bad: dict[int, str] = {}
+        for head in heads:
+            columns[head], wrong = read_scores(head, found[head], len(batch))
+            bad |= wrong
+        return Answer(columns=columns, bad=bad)
+    except RewardLengthError as error:
+        return Answer(failure=Failure(kind="length", text=error.problem))
+    except (Exception, SystemExit) as error:
+        return Answer(failure=_failure(error))
+
+
+def _failure(error: BaseException) -> Failure:
+    name = type(error).__name__
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError":  # the latter is CUDA's
+        return Failure(kind="memory", text=name)
+    if isinstance(error, ConnectionError | TimeoutError | RewardUnavailableError):
+        return Failure(kind="connection", text=f"{name}: {error}"[:_LONGEST_TEXT])
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return Failure(kind="raised", text=f"{name}{where}")
+
+
+class Replica(Protocol):
+    """One place where a reward scores: the seam between the pool and threads or Ray actors."""
+
+    def start(self, timeout_s: float) -> Failure | None:
+        """Returns when it can score, or why it can't."""
+        ...
+
+    def call(self, batch: RewardBatch, heads: Sequence[str], timeout_s: float) -> Answer:
+        """Never raises, and returns at the deadline."""
+        ...
+
+    def kill(self) -> None:
+        """Ends it, whatever it is at. Safe to call twice."""
+        ...
+
+
+class LocalReplica:
+    """Scores in a thread of this process: for tests, and for rewards that need no process of their own.
+
+    A thread cannot be killed. One that hangs is left behind with its reward.
+    """
+
+    def __init__(self, factory: RewardFactory) -> None:
+        self._factory = factory
+        self._reward: Reward | None = None
+
+    def start(self, timeout_s: float) -> Failure | None:
+        del timeout_s
+        try:
+            self._reward = self._factory()
+        except Exception as error:  # it is told to whoever hosts the reward
+            return Failure(kind="broken", text=f"{type(error).__name__}: {error}"[:_LONGEST_TEXT])
+        return None
+
+    def call(self, batch: RewardBatch, heads: Sequence[str], timeout_s: float) -> Answer:
+        future: Future[Answer] = Future()
+        reward = self._reward
+        # A daemon, unlike an executor's threads: a hang must not keep the process from ending.
+        threading.Thread(
+            target=lambda: future.set_result(answer(reward, batch, heads)), name="reward", daemon=True
+        ).start()
+        try:
+            return future.result(timeout_s)
+        except TimeoutError:
+            return Answer(failure=_late(timeout_s))
+
+    def kill(self) -> None:
+        self._reward = None
+
+
+class RewardActor:
+    """Holds one reward in a process of its own; `actor_replica` makes a Ray actor of it."""
+
+    def __init__(self, factory: RewardFactory) -> None:
+        self._reward = factory()
+
+    def ready(self) -> bool:
+        return True
+
+    def answer(self, batch: RewardBatch, heads: Sequence[str]) -> Answer:
+        return answer(self._reward, batch, heads)
+
+
+class ActorReplica:
+    """Scores in an actor."""
+
+    def __init__(
+        self, create: Callable[[], Any], end: Callable[[Any], None], lost: type[BaseException] | tuple[Any, ...]
+    ) -> None:
+        """`create` returns a handle of a RewardActor, `lost` is what a call raises whose actor is no more."""
+        self._create, self._end, self._lost = create, end, lost
+        self._actor: Any = None
+
+    def start(self, timeout_s: float) -> Failure | None:
+        try:
+            self._actor = self._create()
+            self._actor.ready.remote().future().result(timeout_s)
+        except TimeoutError:
+            self.kill()
+            return Failure(kind="deadline", text=f"it did not start within {timeout_s:g} s")
+        except self._lost as error:
+            broken = getattr(error, "actor_init_failed", False)
+            return Failure(kind="broken" if broken else "died", text=_last_line(error))
+        return None
+
+    def call(self, batch: RewardBatch, heads: Sequence[str], timeout_s: float) -> Answer:
+        try:
+            found: Answer = self._actor.answer.remote(batch, tuple(heads)).future().result(timeout_s)
+        except TimeoutError:
+            return Answer(failure=_late(timeout_s))
+        except self._lost as error:
+            return Answer(failure=Failure(kind="died", text=_last_line(error)))
+        return found
+
+    def kill(self) -> None:
+        if self._actor is not None:
+            self._end(self._actor)
+
+
+def actor_replica(factory: RewardFactory, **actor_options: Any) -> ActorReplica:
+    """A Ray actor, which belongs to this process and ends with it. `actor_options` are Ray's (`num_gpus`, ...)."""
+    import ray  # only here: rewards are used, listed and tested without Ray
+
+    # A verifier works for milliseconds a step: a core each would starve small machines. Restarts are the host's.
+    options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0} | actor_options
+    actor = ray.remote(RewardActor).options(**options)
+    return ActorReplica(lambda: actor.remote(factory), ray.kill, ray.exceptions.RayError)
+
+
+def _late(timeout_s: float) -> Failure:
+    return Failure(kind="deadline", text=f"no scores within {timeout_s:g} s")
+
+
+def _last_line(error: BaseException) -> str:
+    """The line of a remote traceback that says what was wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:_LONGEST_TEXT]

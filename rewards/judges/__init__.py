@@ -1,0 +1,1 @@
+"""Judges: a model behind an OpenAI-compatible endpoint scores completions by a rubric."""

@@ -1,0 +1,80 @@
+"""Directories of reward models: safetensors only, no code of their own. Read without torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]  # of a hub id; never code or pickles
+
+
+class ModelError(ValueError):
+    """A reward model that can't be used; the message says what was expected and what to do."""
+
+
+def locate(model: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
+    """The model's directory on this machine and its config, checked. A hub id is downloaded at its commit.
+
+    Raises ModelError where there is no safe, loadable model.
+    """
+    path = Path(model)
+    if not path.is_dir():
+        path = _download(model, revision)
+    return path, check_directory(path)
+
+
+def check_directory(path: Path) -> dict[str, Any]:
+    """The config of a Hugging Face directory with safetensors and a tokenizer. Raises ModelError."""
+    config = read_json(path / "config.json", "save a model there: model.save_pretrained(directory)")
+    if "auto_map" in config:
+        raise ModelError(f"{path} wants to run code of its own (auto_map in config.json), which is never allowed")
+    if not any(path.glob("*.safetensors")):
+        pickled = sorted(file.name for pattern in _PICKLED for file in path.glob(pattern))
+        found = f"only pickled weights ({', '.join(pickled[:3])}), which can run code" if pickled else "no weights"
+        raise ModelError(f"{path} has {found}; save it with safetensors: model.save_pretrained(directory)")
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        raise ModelError(f"{path} has no tokenizer; save it there: tokenizer.save_pretrained(directory)")
+    return config
+
+
+def read_json(file: Path, advice: str) -> dict[str, Any]:
+    """A file that holds one JSON object. Raises ModelError, with `advice` where there is no file."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelError(f"{file.parent} has no {file.name}; {advice}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ModelError(f"{file} is not valid JSON") from None
+    if not isinstance(document, dict):
+        raise ModelError(f"{file} is not a JSON object")
+    return document
+
+
+def context_length(config: dict[str, Any]) -> int | None:
+    """Tokens that the model was made for, where its config says so."""
+    value = (config.get("text_config") or config).get("max_position_embeddings")
+    return int(value) if value else None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in a line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _download(model: str, revision: str | None) -> Path:
+    if not _HUB_ID.fullmatch(model):
+        raise ModelError("model: no such directory; give a Hugging Face directory, or a hub id with a revision")
+    if revision is None or not _COMMIT.fullmatch(revision):
+        raise ModelError(f"model: no directory {model}; a hub id needs `revision`, a commit of 40 hexadecimal digits")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_WANTED))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"can't download {model}: {first_line(error)}") from None

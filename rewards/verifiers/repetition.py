@@ -1,0 +1,48 @@
+"""Repetition: a text that goes round in circles scores low."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, Field
+
+from rewards.base import RewardBatch, RewardOptions
+from rewards.registry import register
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class RepetitionOptions(RewardOptions):
+    """What is counted."""
+
+    n: int = Field(4, ge=1, le=50, description="length of the runs that are compared, in units")
+    unit: Literal["words", "characters"] = Field("words", description="words with punctuation, or characters")
+
+
+@register
+class Repetition:
+    """The share of runs of n words that are not repetitions: 1 where none is, towards 0 for a loop.
+
+        distinct runs / runs
+
+    (1 plus the n-gram penalty of arXiv 2502.03373). 1 for a text of fewer than n + 1 words, the empty one included:
+    pair it with a reward for the answer.
+    """
+
+    name: ClassVar[str] = "repetition"
+    Options: ClassVar[type[BaseModel]] = RepetitionOptions
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    def __init__(self, options: RepetitionOptions) -> None:
+        self._options = options
+
+    def score(self, batch: RewardBatch) -> list[float]:
+        return [self._score(completion.lower()) for completion in batch.completions]
+
+    def _score(self, text: str) -> float:
+        units, n = (_WORD.findall(text) if self._options.unit == "words" else text), self._options.n
+        runs = len(units) - n + 1
+        if runs < 2:
+            return 1.0
+        return len({tuple(units[start : start + n]) for start in range(runs)}) / runs

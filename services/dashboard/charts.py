@@ -1,0 +1,370 @@
+"""Documents for ECharts. Colours are names of the theme, which static/chart.js looks up; no name is ever HTML."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Json = dict[str, Any]
+
+COLOURS = 8
+INK, MUTED, LINE, CARD, BAD = "var(--ink)", "var(--muted)", "var(--line)", "var(--card)", "var(--bad)"
+STAGES = ("rollout", "score", "learn", "sync", "evaluate", "checkpoint", "other")
+
+
+def colour(index: int, alpha: float | None = None) -> str:
+    name = f"--s{index % COLOURS}"
+    return f"var({name})" if alpha is None else f"var({name}, {alpha})"
+
+
+def _base(*, y: Json | None = None, x_name: str = "", legend: bool = False, zoom: bool = True, **more: Any) -> Json:
+    axis = {
+        "type": "value",
+        "axisLine": {"lineStyle": {"color": LINE}},
+        "axisTick": {"show": False},
+        "axisLabel": {"color": MUTED, "fontSize": 11, "hideOverlap": True},
+        "splitLine": {"lineStyle": {"color": LINE, "opacity": 0.6}},
+        "nameTextStyle": {"color": MUTED, "fontSize": 11},
+    }
+    x = axis | {
+        "min": "dataMin",
+        "max": "dataMax",
+        "minInterval": 1,
+        "splitLine": {"show": False},
+        "name": x_name,
+        "nameLocation": "middle",
+        "nameGap": 22,
+    }
+    return {
+        "animation": False,
+        "textStyle": {"fontFamily": "system-ui, sans-serif"},
+        "grid": {
+            "left": 8,
+            "right": 14,
+            "top": 34 if legend else 12,
+            "bottom": 26 if x_name else 8,
+            "containLabel": True,
+        },
+        "legend": {
+            "show": legend,
+            "type": "scroll",
+            "top": 0,
+            "left": 4,
+            "itemWidth": 14,
+            "itemHeight": 8,
+            "textStyle": {"color": MUTED, "fontSize": 11},
+            "pageTextStyle": {"color": MUTED},
+            "pageIconColor": INK,
+            "pageIconInactiveColor": LINE,
+        },
+        "tooltip": {
+            "trigger": "axis",
+            "backgroundColor": CARD,
+            "borderColor": LINE,
+            "textStyle": {"color": INK, "fontSize": 12},
+            "axisPointer": {"lineStyle": {"color": MUTED}},
+        },
+        "xAxis": x,
+        "yAxis": axis | {"scale": True, "splitNumber": 4} | (y or {}),
+        "dataZoom": [{"type": "inside", "zoomOnMouseWheel": "ctrl", "moveOnMouseWheel": False}] if zoom else [],
+    } | more
+
+
+def _line(id_: str, column: int, hue: str, *, name: str = "", width: float = 2, **more: Any) -> Json:
+    return {
+        "id": id_,
+        "name": name or id_,
+        "type": "line",
+        "showSymbol": False,
+        "symbol": "circle",
+        "symbolSize": 4,
+        "encode": {"x": 0, "y": column},
+        "lineStyle": {"width": width, "color": hue},
+        "itemStyle": {"color": hue},
+        "emphasis": {"disabled": True},
+    } | more
+
+
+def marks(steered: Iterable[int], target: float | None = None) -> Json:
+    """Vertical lines where someone steered; a horizontal one at the objective's target."""
+    lines: list[Json] = [{"xAxis": step} for step in steered]
+    if target is not None:
+        lines.append({"yAxis": target, "lineStyle": {"type": "solid", "opacity": 0.5}})
+    style = {"color": MUTED, "type": "dotted", "width": 1.2}
+    return {"silent": True, "symbol": "none", "label": {"show": False}, "lineStyle": style, "data": lines}
+
+
+def objective_columns(name: str) -> list[str]:
+    return [f"{name}.mean", f"{name}.low", f"{name}.spread"]
+
+
+def objective(name: str, index: int, steered: Iterable[int] = (), target: float | None = None) -> Json:
+    """Mean with a band of one standard deviation; the evaluations, of the second dataset, as points."""
+    hidden: Json = {"lineStyle": {"width": 0}, "stack": "band", "tooltip": {"show": False}, "silent": True}
+    band = _line("low", 2, colour(index), **hidden)
+    spread = _line("spread", 3, colour(index), **hidden, areaStyle={"color": colour(index, 0.16)})
+    evaluated = {
+        "id": "held-out",
+        "name": "held out",
+        "type": "scatter",
+        "datasetIndex": 1,
+        "encode": {"x": 0, "y": 1},
+        "symbol": "diamond",
+        "symbolSize": 8,
+        "itemStyle": {"color": CARD, "borderColor": INK, "borderWidth": 1.4},
+    }
+    mean = _line("mean", 1, colour(index), name=name, markLine=marks(steered, target))
+    return _base(series=[band, spread, mean, evaluated])
+
+
+def line(column_name: str, *, hue: str = "var(--s0)", steered: Iterable[int] = (), y: Json | None = None) -> Json:
+    """One figure over steps."""
+    return _base(y=y, series=[_line(column_name, 1, hue, markLine=marks(steered))])
+
+
+def lines(names: Sequence[str], *, y: Json | None = None) -> Json:
+    """Several figures over steps, in the order of the columns."""
+    series = [_line(f"l{i}", i + 1, colour(i), name=name, width=1.6) for i, name in enumerate(names)]
+    return _base(y=y, legend=len(names) > 1, series=series)
+
+
+SHARE: Json = {"min": 0, "max": 1, "scale": False, "interval": 0.25}
+
+
+def weight_columns(names: Sequence[str]) -> list[str]:
+    return [f"{name}.applied" for name in names] + [f"{name}.below" for name in names[:-1]]
+
+
+def weights(names: Sequence[str], steered: Iterable[int] = ()) -> Json:
+    """Applied weights as a stack that fills the unit; over it, dashed, where the learner alone would part it."""
+    areas = [
+        _line(f"w{i}", i + 1, colour(i), name=name, width=0.5, stack="w", areaStyle={"color": colour(i, 0.5)})
+        for i, name in enumerate(names)
+    ]
+    dashes = [
+        _line(
+            f"d{i}",
+            len(names) + i + 1,
+            INK,
+            name=f"learner's edge above {name}",
+            width=1.4,
+            lineStyle={"width": 1.4, "color": INK, "type": "dashed"},
+            tooltip={"show": False},
+        )
+        for i, name in enumerate(names[:-1])
+    ]
+    if areas:
+        areas[0]["markLine"] = marks(steered)
+    option = _base(y=SHARE, legend=True, series=[*areas, *dashes])
+    option["legend"]["data"] = list(names)
+    return option
+
+
+def stages() -> Json:
+    """Shares of a step's time, stacked."""
+    series = [
+        _line(f"t{i}", i + 1, colour(i), name=stage, width=0.5, stack="t", areaStyle={"color": colour(i, 0.5)})
+        for i, stage in enumerate(STAGES)
+    ]
+    return _base(y=SHARE, legend=True, series=series)
+
+
+def stage_rows(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Seconds of stages as shares of their sum."""
+    shared = []
+    for step, *seconds in rows:
+        total = sum(value or 0.0 for value in seconds)
+        shared.append([step, *((value or 0.0) / total if total else None for value in seconds)])
+    return shared
+
+
+# The front ------------------------------------------------------------------------------------------------------------
+
+
+def front(
+    x: str, y: str, points: Sequence[Mapping[str, Any]], reference: Mapping[str, float], chosen: int | None
+) -> Json:
+    """Points of two objectives: the dominated dimmed, the front joined, the newest ringed. A value is [x, y, step]."""
+    shown = [point for point in points if None not in (point["objectives"].get(x), point["objectives"].get(y))]
+
+    def values(found: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
+        return [[point["objectives"][x], point["objectives"][y], point["step"]] for point in found]
+
+    best = sorted((point for point in shown if point["on_front"]), key=lambda point: point["objectives"][x])
+    rest = [point for point in shown if not point["on_front"]]
+    newest = max(shown, key=lambda point: point["step"], default=None)
+    picked = [point for point in shown if point["step"] == chosen]
+    corner = [[reference.get(x), reference.get(y), -1]] if reference.get(x) is not None else []
+    dot = {
+        "type": "scatter",
+        "cursor": "pointer",
+        "encode": {"x": 0, "y": 1, "tooltip": [0, 1, 2]},
+        "dimensions": [x, y, "step"],
+    }
+    ring = {"color": "transparent", "borderWidth": 2}
+    series = [
+        dot
+        | {
+            "id": "dominated",
+            "name": "dominated",
+            "data": values(rest),
+            "symbolSize": 9,
+            "itemStyle": {"color": MUTED, "opacity": 0.45},
+        },
+        {
+            "id": "edge",
+            "type": "line",
+            "data": [value[:2] for value in values(best)],
+            "symbol": "none",
+            "silent": True,
+            "lineStyle": {"color": "var(--s0)", "width": 1.4, "opacity": 0.6},
+            "tooltip": {"show": False},
+            "z": 1,
+        },
+        dot
+        | {
+            "id": "front",
+            "name": "front",
+            "data": values(best),
+            "symbolSize": 12,
+            "itemStyle": {"color": "var(--s0)", "borderColor": CARD, "borderWidth": 1.5},
+        },
+        dot
+        | {
+            "id": "now",
+            "name": "newest",
+            "data": values([newest] if newest else []),
+            "symbolSize": 20,
+            "silent": True,
+            "itemStyle": ring | {"borderColor": "var(--s1)"},
+        },
+        dot
+        | {
+            "id": "chosen",
+            "name": "selected",
+            "data": values(picked),
+            "symbolSize": 26,
+            "silent": True,
+            "itemStyle": ring | {"borderColor": INK},
+        },
+        {
+            "id": "reference",
+            "name": "reference",
+            "type": "scatter",
+            "data": corner,
+            "symbol": "diamond",
+            "symbolSize": 9,
+            "itemStyle": {"color": MUTED},
+            "silent": True,
+        },
+    ]
+    option = _base(x_name=x, legend=True, zoom=False, series=series)
+    option["xAxis"] |= {"scale": True, "min": None, "max": None, "minInterval": 0}
+    option["yAxis"] |= {
+        "name": y,
+        "nameLocation": "end",
+        "nameTextStyle": {"color": MUTED, "align": "left", "fontSize": 11},
+    }
+    option["grid"] |= {"top": 52}
+    option["legend"]["data"] = ["front", "dominated", "newest", "reference"]
+    option["tooltip"] |= {"trigger": "item"}
+    return option
+
+
+def parallel(names: Sequence[str], points: Sequence[Mapping[str, Any]], chosen: int | None) -> Json:
+    """A line for each point across all objectives; the last axis is its step."""
+    axes = [{"dim": i, "name": name, "scale": True} for i, name in enumerate(names)]
+    axes.append({"dim": len(names), "name": "step", "minInterval": 1})
+
+    def line_of(point: Mapping[str, Any]) -> Json:
+        is_chosen, on_front = point["step"] == chosen, point["on_front"]
+        hue = INK if is_chosen else "var(--s0)" if on_front else MUTED
+        style = {
+            "color": hue,
+            "width": 3 if is_chosen else 1.8 if on_front else 1,
+            "opacity": 1 if is_chosen else 0.75 if on_front else 0.25,
+        }
+        return {"value": [*(point["objectives"].get(name) for name in names), point["step"]], "lineStyle": style}
+
+    ordered = sorted(points, key=lambda point: (point["step"] == chosen, point["on_front"]))
+    return {
+        "animation": False,
+        "parallelAxis": axes,
+        "parallel": {
+            "left": 40,
+            "right": 48,
+            "top": 34,
+            "bottom": 16,
+            "parallelAxisDefault": {
+                "axisLine": {"lineStyle": {"color": LINE}},
+                "axisTick": {"show": False},
+                "axisLabel": {"color": MUTED, "fontSize": 10},
+                "nameTextStyle": {"color": INK, "fontSize": 11},
+                "splitLine": {"show": False},
+                "nameTruncate": {"maxWidth": 90},
+            },
+        },
+        "tooltip": {"backgroundColor": CARD, "borderColor": LINE, "textStyle": {"color": INK, "fontSize": 12}},
+        "series": [
+            {
+                "id": "points",
+                "type": "parallel",
+                "data": [line_of(point) for point in ordered],
+                "cursor": "pointer",
+                "lineStyle": {"width": 2},
+                "emphasis": {"lineStyle": {"width": 4, "opacity": 1}},
+            }
+        ],
+    }
+
+
+def hypervolume() -> Json:
+    """Over steps; it moves only where there was an evaluation."""
+    return _base(series=[_line("hypervolume", 1, "var(--s2)", step="end", areaStyle={"color": "var(--s2, 0.12)"})])
+
+
+# Several jobs ---------------------------------------------------------------------------------------------------------
+
+
+def fronts(x: str, y: str, jobs: Sequence[Mapping[str, Any]]) -> Json:
+    """Each job's front for a pair; `jobs` have a label and points."""
+    series: list[Json] = []
+    for i, job in enumerate(jobs):
+        known = [p for p in job["front"] if None not in (p["objectives"].get(x), p["objectives"].get(y))]
+        data = sorted([p["objectives"][x], p["objectives"][y], p["step"]] for p in known)
+        series.append(
+            {
+                "id": f"f{i}",
+                "name": job["label"],
+                "type": "line",
+                "data": data,
+                "symbol": "circle",
+                "symbolSize": 10,
+                "showSymbol": True,
+                "lineStyle": {"color": colour(i), "width": 1.4, "opacity": 0.6},
+                "itemStyle": {"color": colour(i)},
+                "encode": {"x": 0, "y": 1, "tooltip": [0, 1, 2]},
+                "dimensions": [x, y, "step"],
+            }
+        )
+    option = _base(x_name=x, legend=True, zoom=False, series=series)
+    option["xAxis"] |= {"scale": True, "min": None, "max": None, "minInterval": 0}
+    option["yAxis"] |= {"name": y, "nameTextStyle": {"color": MUTED, "align": "left", "fontSize": 11}}
+    option["grid"] |= {"top": 52}
+    option["tooltip"] |= {"trigger": "item"}
+    return option
+
+
+def hypervolumes(jobs: Sequence[Mapping[str, Any]]) -> Json:
+    """Each job's hypervolume over its steps; `jobs` have a label and pairs of step and value."""
+    series = [
+        _line(f"h{i}", 1, colour(i), name=job["label"], step="end")
+        | {"data": list(job["growth"]), "encode": {"x": 0, "y": 1}}
+        for i, job in enumerate(jobs)
+    ]
+    return _base(x_name="step", legend=True, zoom=False, series=series)
+
+
+def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    return list(itertools.combinations(names, 2))

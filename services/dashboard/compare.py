@@ -1,0 +1,209 @@
+"""Several jobs on one plot: their fronts, their hypervolumes, and which was forked from which."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import Request
+from nicegui import ui
+
+from services.client import ApiError
+from services.client.types import Comparison, JobDetail
+from services.dashboard import charts
+from services.dashboard.elements import Button, Chart, Choice, Field, Table, Tag, text
+from services.dashboard.exports import csv_text
+from services.dashboard.figures import figure
+from services.dashboard.frame import failed, frame, session_of
+from services.dashboard.sessions import Session
+
+MOST = 8  # as many as there are colours
+OFFERED = 50
+
+
+async def page(request: Request, ids: str = "") -> Any:
+    """`/compare?ids=one,other`; without ids, the choice of them."""
+    session = session_of(request)
+    wanted = [part for part in dict.fromkeys(ids.split(",")) if part][:MOST]
+    with frame(session, "Compare", "/compare"):
+        try:
+            offered = (await session.client.jobs(limit=OFFERED))["data"]
+            found = await session.client.compare(wanted) if wanted else None
+            details = await asyncio.gather(*(session.client.job(job_id) for job_id in wanted))
+            fronts = await asyncio.gather(*(session.client.front(job_id) for job_id in wanted))
+        except ApiError as error:
+            return await failed(session, error)
+        Tag("h1", "Compare jobs")
+        _Choose(offered, wanted)
+        if found is not None:
+            growths = {job: front["hypervolume_by_step"] for job, front in zip(wanted, fronts, strict=True)}
+            _Plots(found, growths)
+            await _tree(session, details)
+    return None
+
+
+class _Choose:
+    """Which jobs; the address then names them, so that it can be kept and sent."""
+
+    def __init__(self, offered: Sequence[Any], wanted: list[str]) -> None:
+        self._chosen = list(wanted)
+        self._client = ui.context.client
+        rows = [
+            {
+                "id": job["id"],
+                "name": job["name"],
+                "job": {"id": job["id"], "text": job["name"]},
+                "status": job["status"],
+                "step": job["step"],
+                "created": job["created_at"],
+            }
+            for job in offered
+        ]
+        columns: list[dict[str, Any]] = [
+            {"key": "job", "label": "Job", "kind": "link"},
+            {"key": "id", "label": "Id", "kind": "code"},
+            {"key": "status", "label": "State", "kind": "status"},
+            {"key": "step", "label": "Step", "kind": "number"},
+            {"key": "created", "label": "Created", "kind": "time"},
+        ]
+        with Tag("details", "", "card chooser", open=None if len(wanted) > 1 else True):
+            Tag("summary", f"Which jobs ({MOST} at most)")
+            with Tag("div", "", "filters"):
+                self._more = Field("Another by its id", placeholder="job-...", on_change=self._typed)
+                self._go = Button("Compare", self._open, "main")
+                self._words = text("", "muted").attributes(role="status")
+            self._table = Table(
+                columns, caption="Jobs to compare", rows=rows, pick="Add", on_pick=self._pick, chosen=list(wanted)
+            )
+        self._show()
+
+    def _pick(self, job_id: str) -> None:
+        if job_id in self._chosen:
+            self._chosen.remove(job_id)
+        elif len(self._chosen) < MOST:
+            self._chosen.append(job_id)
+        self._show()
+
+    def _typed(self) -> None:
+        job_id = self._more.value.strip()
+        if job_id and job_id not in self._chosen:
+            self._pick(job_id)
+
+    def _show(self) -> None:
+        self._table.change(chosen=list(self._chosen))
+        self._words.set_text(f"{len(self._chosen)} chosen")
+        self._go.enable(bool(self._chosen), "choose jobs first")
+
+    def _open(self) -> None:
+        self._client.open(f"/compare?ids={','.join(self._chosen)}")
+
+
+class _Plots:
+    """Fronts of a pair, hypervolume over steps, and the figures."""
+
+    def __init__(self, found: Comparison, growths: Mapping[str, Sequence[Any]]) -> None:
+        self._jobs = [
+            {"label": f"{job['name'][:40]} ({job['id'][-6:]})", "front": job["front"], "growth": growths[job["id"]]}
+            for job in found["data"]
+        ]
+        self._found = found
+        names = found["objectives"]
+        pairs = {f"{x}|{y}": f"{x} and {y}" for x, y in charts.pairs(names)}
+        if not found["comparable"]:
+            with Tag("section", "", "card", role="note"):
+                Tag("h2", "These have no common scale")
+                for line in found["differences"][:10]:
+                    text(line, "muted", "p")
+        x, y = charts.pairs(names)[0] if len(names) > 1 else (names[0], names[0])
+        with Tag("section", "", "card", aria_label="Fronts and hypervolumes"):
+            with Tag("div", "", "section-head"):
+                Tag("h2", "Fronts")
+                if found["hypervolume"] is not None:
+                    text(f"all together reach a hypervolume of {figure(found['hypervolume'])}", "muted")
+                if len(pairs) > 1:
+                    with Tag("div", "", "section-tools"):
+                        Choice("Pair", pairs, f"{x}|{y}", self._choose, hidden=True)
+            with Tag("div", "", "two-charts"):
+                shown = any(job["front"] for job in self._jobs)
+                grown = any(job["growth"] for job in self._jobs)
+                empty = "None of them has been evaluated yet."
+                self._fronts = Chart(
+                    "Fronts", charts.fronts(x, y, self._jobs), label="Fronts of the jobs", height=360, empty=empty
+                )
+                volumes = charts.hypervolumes(self._jobs)
+                self._volumes = Chart("Hypervolume", volumes, label="Hypervolume by step", height=360, empty=empty)
+                self._fronts.change(full=shown)
+                self._volumes.change(full=grown)
+            self._table = Table(
+                [
+                    {"key": "job", "label": "Job", "kind": "link"},
+                    {"key": "status", "label": "State", "kind": "status"},
+                    {"key": "step", "label": "Step", "kind": "number"},
+                    {"key": "volume", "label": "Hypervolume", "kind": "number"},
+                    {"key": "adds", "label": "Adds to the others", "kind": "number"},
+                    {"key": "points", "label": "Points on its front", "kind": "number"},
+                ],
+                caption="Jobs compared",
+                on_csv=self._save,
+                rows=[
+                    {
+                        "id": job["id"],
+                        "name": job["name"],
+                        "job": {"id": job["id"], "text": job["name"]},
+                        "status": job["status"],
+                        "step": job["step"],
+                        "volume": job["hypervolume"],
+                        "adds": job["adds"],
+                        "points": len(job["front"]),
+                    }
+                    for job in found["data"]
+                ],
+            )
+
+    def _choose(self, value: str) -> None:
+        x, _, y = value.partition("|")
+        self._fronts.merge(charts.fronts(x, y, self._jobs), replace=True)
+
+    def _save(self) -> None:
+        rows = [
+            [row["id"], row["name"], row["status"], row["step"], row["volume"], row["adds"], row["points"]]
+            for row in self._table.rows
+        ]
+        header = ["id", "name", "state", "step", "hypervolume", "adds", "points"]
+        ui.download.content(csv_text(header, rows), "comparison.csv", "text/csv")
+
+
+async def _tree(session: Session, details: Sequence[JobDetail]) -> None:
+    """The jobs and those that they come from, each below its parent."""
+    known: dict[str, JobDetail] = {job["id"]: job for job in details}
+    for job in details:
+        parent = job["lineage"]
+        while parent is not None and parent["parent"] not in known and len(known) < 64:
+            try:
+                found = await session.client.job(parent["parent"])
+            except ApiError:  # it is gone, or was another owner's
+                break
+            known[found["id"]] = found
+            parent = found["lineage"]
+    children: dict[str | None, list[JobDetail]] = {}
+    for job in known.values():
+        origin = job["lineage"]["parent"] if job["lineage"] and job["lineage"]["parent"] in known else None
+        children.setdefault(origin, []).append(job)
+    with Tag("section", "", "card", aria_label="Forks"):
+        with Tag("div", "", "section-head"):
+            Tag("h2", "Forks")
+            text("which came from which", "muted")
+        _branch(children, None, {job["id"] for job in details})
+
+
+def _branch(children: Mapping[str | None, Sequence[JobDetail]], parent: str | None, asked: set[str]) -> None:
+    if parent not in children:
+        return
+    with Tag("ul", "", "tree"):
+        for job in children[parent]:
+            with Tag("li", "", ""):
+                Tag("a", job["name"], href=f"/jobs/{job['id']}", dir="auto")
+                origin = f", from step {job['lineage']['step']}" if job["lineage"] else ""
+                text(f" {job['status']}, step {job['step']:,}{origin}", "muted" if job["id"] in asked else "faint")
+                _branch(children, job["id"], asked)

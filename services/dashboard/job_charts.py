@@ -1,0 +1,174 @@
+"""Objectives, weights and health over steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.dashboard import charts
+from services.dashboard.charts import STAGES
+from services.dashboard.elements import Chart, Tag, text
+from services.dashboard.figures import figure, percent, span
+from services.dashboard.panels import JobPage, section
+from services.dashboard.watch import News
+
+
+def steered_steps(page: JobPage) -> list[int]:
+    """Where a change of the weights took effect."""
+    steps = {event["data"].get("step") for event in page.watch.steered if event["type"] == "steering.applied"}
+    return sorted(step for step in steps if isinstance(step, int))
+
+
+class _Marked:
+    """Charts with a line at every step where someone steered."""
+
+    def __init__(self, page: JobPage) -> None:
+        self.page = page
+        self._marked: list[int] = []
+
+    def new_marks(self) -> list[int] | None:
+        steps = steered_steps(self.page)
+        if steps == self._marked:
+            return None
+        self._marked = steps
+        return steps
+
+
+class ObjectivesPanel(_Marked):
+    """The raw mean of each with its spread, on one step axis, and the optimised total."""
+
+    def __init__(self, page: JobPage) -> None:
+        super().__init__(page)
+        targets = {o["name"]: (o.get("target") or {}).get("value") for o in page.watch.job["spec"]["objectives"]}
+        self._charts: dict[str, Chart] = {}
+        self._targets: dict[str, float | None] = targets
+        self._evaluations = (0, 0)
+        note = "mean of each batch, one standard deviation around it; diamonds are held out"
+        with section("Objectives", note), Tag("div", "", "small-charts"):
+            for i, name in enumerate(page.names):
+                option = charts.objective(name, i, (), targets[name])
+                self._charts[name] = Chart(name, option, label=f"{name} by step", height=150, loading=True)
+            self._total = Chart(
+                "Optimised total",
+                charts.line("total", hue=charts.MUTED),
+                label="Optimised total by step",
+                height=150,
+                loading=True,
+            )
+
+    async def update(self, news: News) -> None:
+        page = self.page
+        if "steps" in news:
+            for name, chart in self._charts.items():
+                page.grow(chart, charts.objective_columns(name))
+                mean = page.latest(f"{name}.mean")
+                chart.change(loading=False, note=figure(mean), label=f"{name} by step; the latest is {figure(mean)}")
+            page.grow(self._total, ["total"])
+            self._total.change(loading=False, note=figure(page.latest("total")))
+            self._update_evaluations()
+        if (steps := self.new_marks()) is not None:
+            for i, (name, chart) in enumerate(self._charts.items()):
+                chart.merge({"series": charts.objective(name, i, steps, self._targets[name])["series"]})
+            self._total.merge({"series": charts.line("total", hue=charts.MUTED, steered=steps)["series"]})
+
+    def _update_evaluations(self) -> None:
+        found, generation = self.page.watch.evaluations, self.page.watch.generation
+        if self._evaluations == (len(found), generation):
+            return
+        self._evaluations = (len(found), generation)
+        for name, chart in self._charts.items():
+            points = [[point["step"], point["objectives"].get(name)] for point in found]
+            self.page.put(chart, 0, points, dataset=1)
+
+
+class WeightsPanel(_Marked):
+    """Applied weights as a stack, the learner's own choice dashed; who changed what stands beside it."""
+
+    def __init__(self, page: JobPage) -> None:
+        super().__init__(page)
+        with section("Weights", "as they were applied; dashed, where the learner alone would have parted them"):
+            self._chart = Chart(
+                "Applied weights", charts.weights(page.names), label="Applied weights by step", height=230, loading=True
+            )
+            self._now = text("", "legend-line")
+
+    async def update(self, news: News) -> None:
+        page = self.page
+        if "steps" in news:
+            page.grow(self._chart, charts.weight_columns(page.names))
+            now = ", ".join(f"{name} {percent(page.latest(f'{name}.applied'))}" for name in page.names)
+            self._chart.change(loading=False, label=f"Applied weights by step; now {now}")
+            version, step = page.latest("steering_version"), page.watch.columns.last
+            self._now.set_text(f"step {step:,}: {now} (steering version {version})" if step else "")
+        if (steps := self.new_marks()) is not None:
+            self._chart.merge({"series": charts.weights(page.names, steps)["series"]})
+
+
+_FIGURES: tuple[tuple[str, str, str], ...] = (
+    ("kl", "KL to the start", ""),
+    ("entropy", "Entropy", ""),
+    ("mean_tokens", "Tokens a completion", ""),
+    ("truncated_share", "Cut off at the limit", "share"),
+    ("staleness", "Staleness, in steps", ""),
+    ("tokens_per_s", "Tokens a second", ""),
+    ("grad_norm", "Gradient norm", ""),
+    ("loss", "Loss", ""),
+)
+
+
+class HealthPanel:
+    """Whether training is well, and where its time goes."""
+
+    def __init__(self, page: JobPage) -> None:
+        self.page = page
+        self._charts: dict[str, Chart] = {}
+        with section("Health"):
+            self._words = text("", "muted", "p")
+            with Tag("div", "", "small-charts"):
+                for i, (column, title, kind) in enumerate(_FIGURES):
+                    y: dict[str, Any] = charts.SHARE if kind == "share" else {}
+                    option = charts.line(column, hue=charts.colour(i), y=y)
+                    self._charts[column] = Chart(title, option, label=f"{title} by step", height=120, loading=True)
+            with Tag("div", "", "two-charts"):
+                self._zero = Chart(
+                    "Groups without signal",
+                    charts.lines(page.names, y=charts.SHARE),
+                    label="Share of groups whose rewards are all alike, by objective",
+                    height=180,
+                    loading=True,
+                )
+                self._time = Chart(
+                    "Where the time goes",
+                    charts.stages(),
+                    label="Share of a step's time by stage",
+                    height=180,
+                    loading=True,
+                )
+
+    async def update(self, news: News) -> None:
+        page = self.page
+        if "job" in news or "steps" in news:
+            self._words.set_text(self._said())
+        if "steps" not in news:
+            return
+        for column, chart in self._charts.items():
+            page.grow(chart, [column])
+            chart.change(loading=False, note=figure(page.latest(column)))
+        page.grow(self._zero, [f"{name}.zero_share" for name in page.names])
+        page.grow(self._time, [f"time.{stage}" for stage in STAGES], charts.stage_rows)
+        self._zero.change(loading=False)
+        self._time.change(loading=False)
+
+    def _said(self) -> str:
+        """Of the parts that serve the job the API tells no more than its state and stage."""
+        job, seconds = self.page.watch.job, self.page.latest("time.step")
+        stage = job["progress"].get("stage")
+        words = {
+            "running": f"The driver holds the job, at the stage '{stage}'." if stage else "The driver holds the job.",
+            "starting": "Engines and reward models are being placed and started.",
+            "queued": "No driver works on it: it waits for a worker.",
+            "paused": "No driver works on it: it is paused.",
+        }.get(job["status"], f"The job is {job['status']}.")
+        restarts = f" It was started anew {job['attempts']} times." if job["attempts"] > 1 else ""
+        return f"{words}{restarts}" + (
+            f" The last step took {span(seconds) if seconds >= 1 else f'{1000 * seconds:.0f} ms'}." if seconds else ""
+        )

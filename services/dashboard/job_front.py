@@ -1,0 +1,205 @@
+"""The Pareto front: which trade-offs were reached, and the checkpoint that one of them is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nicegui import ui
+
+from services.dashboard import charts
+from services.dashboard.elements import Button, Chart, Choice, Table, Tag, text
+from services.dashboard.exports import csv_text
+from services.dashboard.figures import figure
+from services.dashboard.panels import JobPage, section
+from services.dashboard.watch import News
+
+
+class FrontPanel:
+    """A scatter of any pair, parallel coordinates from three objectives on, hypervolume, and the chosen point."""
+
+    def __init__(self, page: JobPage) -> None:
+        self.page = page
+        self._chosen: int | None = None
+        names = page.names
+        pairs = {f"{x}|{y}": f"{x} and {y}" for x, y in charts.pairs(names)}
+        self._pair: tuple[str, str] = charts.pairs(names)[0] if len(names) > 1 else (names[0], names[0])
+        with section("Front", "held-out values of every evaluation; select one to see it") as tools:
+            with tools:
+                if len(pairs) > 1:
+                    Choice("Pair", pairs, "|".join(self._pair), self._choose_pair, hidden=True)
+            with Tag("div", "", "two-charts"):
+                empty = "The first evaluation gives the first point."
+                option = charts.front(*self._pair, [], {}, None)
+                self._scatter = Chart(
+                    "Front", option, label="Front", height=320, on_pick=self._picked, empty=empty, loading=True
+                )
+                if len(names) > 2:
+                    self._parallel: Chart | None = Chart(
+                        "All objectives",
+                        charts.parallel(names, [], None),
+                        label="All objectives of every point",
+                        height=320,
+                        on_pick=self._picked_line,
+                        empty=empty,
+                        loading=True,
+                    )
+                else:
+                    self._parallel = None
+                self._volume = Chart(
+                    "Hypervolume",
+                    charts.hypervolume(),
+                    label="Hypervolume by step",
+                    height=320 if len(names) < 3 else 200,
+                    empty=empty,
+                    loading=True,
+                )
+            columns: list[dict[str, Any]] = [
+                {"key": "step", "label": "Step", "kind": "number", "sortable": True},
+                *({"key": f"o.{name}", "label": name, "kind": "number", "sortable": True} for name in names),
+                {"key": "tokens", "label": "Tokens", "kind": "number"},
+                {"key": "on_front", "label": "On the front", "kind": "yes"},
+                {"key": "kept", "label": "Checkpoint", "kind": "yes"},
+            ]
+            self._sort = "-step"
+            with Tag("details", "", "points-block"):
+                Tag("summary", "All points as a table")
+                self._table = Table(
+                    columns,
+                    caption="Points of the front",
+                    pick="Select",
+                    on_pick=self._select,
+                    on_sort=self._sorted,
+                    on_csv=self._save,
+                    empty=empty,
+                    sort=self._sort,
+                )
+            self._detail = Tag("div", "", "stack point-detail", aria_live="polite")
+
+    async def update(self, news: News) -> None:
+        if "front" in news:
+            self._draw()
+        elif "checkpoints" in news and self._chosen is not None:
+            self._show_detail()
+
+    def _points(self) -> list[Any]:
+        return list(self.page.watch.front["points"]) if self.page.watch.front else []
+
+    def _draw(self) -> None:
+        points, front = self._points(), self.page.watch.front
+        for chart in (self._scatter, self._parallel, self._volume):
+            if chart is not None:
+                chart.change(loading=False)
+        if front is None or not points:
+            return
+        best = sum(point["on_front"] for point in points)
+        self._scatter.change(
+            note=f"{best} of {len(points)} points",
+            label=f"Front of {self._pair[0]} and {self._pair[1]}: {best} of {len(points)} points are not dominated",
+        )
+        self._scatter.merge(charts.front(*self._pair, points, front["reference"], self._chosen), replace=True)
+        if self._parallel is not None:
+            self._parallel.merge(charts.parallel(self.page.names, points, self._chosen), replace=True)
+        self.page.put(self._volume, 0, front["hypervolume_by_step"])
+        self._volume.change(
+            note=figure(front["hypervolume"]), label=f"Hypervolume by step; now {figure(front['hypervolume'])}"
+        )
+        self._fill_table(points)
+
+    def _fill_table(self, points: list[Any]) -> None:
+        key, down = self._sort.removeprefix("-"), self._sort.startswith("-")
+        kept = {found["step"] for found in self.page.watch.checkpoints}
+
+        def value(point: Any) -> float:
+            found = point["step"] if key == "step" else point["objectives"].get(key.removeprefix("o."))
+            return float("-inf") if found is None else found
+
+        rows = [
+            {
+                "id": p["step"],
+                "name": f"step {p['step']}",
+                "step": p["step"],
+                "tokens": p.get("mean_tokens"),
+                "on_front": p["on_front"],
+                "kept": p["step"] in kept,
+                **{f"o.{name}": p["objectives"].get(name) for name in self.page.names},
+            }
+            for p in sorted(points, key=value, reverse=down)
+        ]
+        self._table.change(rows=rows, sort=self._sort, chosen=self._chosen)
+
+    # -- what a person does ------------------------------------------------------------------------------------
+
+    def _choose_pair(self, value: str) -> None:
+        x, _, y = value.partition("|")
+        self._pair = (x, y)
+        self._draw()
+        self.page.flush()
+
+    def _sorted(self, sort: str) -> None:
+        self._sort = sort
+        self._fill_table(self._points())
+
+    def _picked(self, event: dict[str, Any]) -> None:
+        value = event.get("value")
+        if isinstance(value, list) and len(value) > 2 and isinstance(value[2], int):
+            self._select(value[2])
+
+    def _picked_line(self, event: dict[str, Any]) -> None:
+        value = event.get("value")
+        if isinstance(value, list) and value and isinstance(value[-1], int):
+            self._select(value[-1])
+
+    def _select(self, step: Any) -> None:
+        if step not in [point["step"] for point in self._points()]:
+            return
+        self._chosen = None if step == self._chosen else step
+        self._draw()
+        self.page.flush()
+        self._show_detail()
+
+    def _show_detail(self) -> None:
+        """The chosen point: its figures, its tests, its checkpoint, and a way on from there."""
+        self._detail.clear()
+        point = next((point for point in self._points() if point["step"] == self._chosen), None)
+        if point is None:
+            return
+        kept = next((found for found in self.page.watch.checkpoints if found["step"] == self._chosen), None)
+        with self._detail, Tag("div", "", "card chosen-point"):
+            with Tag("div", "", "section-head"):
+                Tag("h3", f"Step {point['step']:,}")
+                text("on the front" if point["on_front"] else "dominated", "pill")
+                with Tag("div", "", "section-tools"):
+                    if kept is not None and self.page.session.may("submit"):
+                        Button(f"Fork from step {point['step']}", lambda: self._fork(point["step"]), "main")
+                    Button("Rollouts of this step", lambda: self._samples(point["step"]))
+            with Tag("dl", "", "facts"):
+                errors = point.get("standard_errors") or {}
+                for name in self.page.names:
+                    error = errors.get(name)
+                    _fact(name, figure(point["objectives"].get(name)) + (f" ± {figure(error)}" if error else ""))
+                _fact("tokens a completion", figure(point.get("mean_tokens")))
+                for split, words in (("sampled", "test, sampled"), ("greedy", "test, greedy")):
+                    tested = ((point.get("test") or {}).get(split) or {}).get("objectives")
+                    if tested:
+                        _fact(words, ", ".join(f"{k} {figure(v)}" for k, v in tested.items()))
+                _fact("checkpoint", str(kept["path"]) if kept else "not kept: a dominated point's is dropped")
+
+    async def _fork(self, step: int) -> None:
+        await self.page.ask_fork(step)
+
+    async def _samples(self, step: int) -> None:
+        await self.page.show_rollouts(step)
+
+    def _save(self) -> None:
+        names = self.page.names
+        rows = [
+            [row["step"], *(row[f"o.{name}"] for name in names), row["tokens"], row["on_front"], row["kept"]]
+            for row in self._table.rows
+        ]
+        header = ["step", *names, "tokens", "on the front", "checkpoint"]
+        ui.download.content(csv_text(header, rows), f"{self.page.watch.job_id}-front.csv", "text/csv")
+
+
+def _fact(term: str, told: str) -> None:
+    Tag("dt", term)
+    text(told, tag="dd")

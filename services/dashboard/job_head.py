@@ -1,0 +1,254 @@
+"""The header of a job's page, which never scrolls away: its state, how far it is, and what may be done with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
+
+from nicegui import ui
+
+from services.client.flows import FINAL
+from services.dashboard.elements import Button, Choice, Field, Simplex, Table, Tag, say, text
+from services.dashboard.figures import change, figure, span
+from services.dashboard.frame import attempt
+from services.dashboard.panels import JobPage
+from services.dashboard.watch import News
+
+_TONES = {
+    "running": "live",
+    "starting": "live",
+    "validating": "live",
+    "succeeded": "good",
+    "failed": "bad",
+    "cancelled": "off",
+}
+
+
+class HeadPanel:
+    """State, step, progress, hypervolume; pause, resume, cancel, checkpoints, fork and report."""
+
+    def __init__(self, page: JobPage, sections: Sequence[str]) -> None:
+        self.page = page
+        page.ask_fork = self.ask_fork
+        job, may = page.watch.job, page.session.may
+        with Tag("div", "", "job-head") as head:
+            with Tag("div", "", "job-head-in"):
+                with Tag("div", "", "job-line"):
+                    text(job["name"], "job-name", "h1").attributes(title=job["name"])
+                    self._state = text("", "pill")
+                    self._state.attributes(role="status", aria_label=None)
+                    self._banner = text("", "banner")
+                    self._banner.attributes(role="alert")
+                    with Tag("div", "", "job-actions"):
+                        self._pause = Button("Pause", self._ask_pause) if may("submit") else None
+                        self._resume = Button("Resume", self._do_resume, "main") if may("submit") else None
+                        Button("Checkpoints", self._show_checkpoints)
+                        self._fork = Button("Fork", lambda: self.ask_fork()) if may("submit") else None
+                        self._report = Button("Report", self._save_report)
+                        self._cancel = Button("Cancel job", self._ask_cancel, "danger") if may("submit") else None
+                with Tag("div", "", "job-facts"):
+                    self._step, self._left = text("", "num"), text("", "num")
+                    self._volume, self._fresh = text("", "num"), text("", "num")
+                    self._origin = Tag("span", "", "")
+                    text(job["id"], "muted").attributes(title="the job's id")
+                    with self._origin:
+                        if lineage := job["lineage"]:
+                            Tag("a", f"forked from step {lineage['step']}", href=f"/jobs/{lineage['parent']}")
+                self._reason = text("", "job-reason", "p")
+                with Tag("nav", "", "anchors", aria_label="Parts of the page"):
+                    for name in sections:
+                        Tag("a", name, href=f"#{name.lower()}")
+            with Tag("div", "", "job-bar", aria_hidden="true"):
+                self._bar = Tag("div", "")
+        # The bar and the header are children of the page, beside its main part, so that the header may stick.
+        head.move(target_container=page.client.content, target_index=2)
+        self._show()
+
+    async def update(self, news: News) -> None:
+        if news & {"job", "steps", "front", "connection"}:
+            self._show()
+
+    def _show(self) -> None:
+        watch, job = self.page.watch, self.page.watch.job
+        status = job["status"]
+        self._state.set_text(status)
+        self._state.classes(replace=f"pill pill-{_TONES.get(status, 'wait')}")
+        self._reason.set_text(job["reason"] or "")
+        step, total = max(job["step"], watch.columns.last), job["total_steps"]
+        self._step.set_text(f"step {step:,} of {total:,}" if total else f"step {step:,}")
+        left = job["progress"].get("eta_s") if status not in (*FINAL, "paused") else None
+        self._left.set_text(f"about {span(left)} left" if left else _lasted(job))
+        front = watch.front
+        if front and front["hypervolume"] is not None:
+            gain = change(front["hypervolume_base"], front["hypervolume"])
+            self._volume.set_text(
+                f"hypervolume {figure(front['hypervolume'])}" + (f" ({gain} to the base)" if gain else "")
+            )
+        else:
+            self._volume.set_text("no evaluation yet")
+        self._bar.style(f"width: {100 * min(1.0, step / total) if total else 0:.1f}%")
+        if watch.trouble:
+            self._banner.set_text(f"Nothing new: {watch.trouble}. What is below is the last that was known.")
+        else:
+            self._banner.set_text("")
+        self._show_actions(status)
+
+    def _show_actions(self, status: str) -> None:
+        is_over = status in FINAL
+        if self._pause is not None:
+            self._pause.set_visibility(status in ("queued", "starting", "running", "validating"))
+        if self._resume is not None:
+            self._resume.set_visibility(status == "paused")
+        if self._cancel is not None:
+            self._cancel.set_visibility(not is_over)
+            self._cancel.enable(status != "cancelling", "it is being cancelled")
+        has_points = bool(self.page.watch.checkpoints)
+        if self._fork is not None:
+            self._fork.enable(has_points, "there is no checkpoint to fork from yet")
+        self._report.enable(is_over or status == "paused", "the report is written when the job ends or pauses")
+
+    # -- what may be done --------------------------------------------------------------------------------------
+
+    async def _after(self, action: Callable[[], Awaitable[Any]], done: str) -> Any:
+        found = await attempt(self.page.session, action, done)
+        self.page.watch.poke()
+        return found
+
+    async def _do_resume(self) -> None:
+        watch = self.page.watch
+        await self._after(lambda: self.page.session.client.resume(watch.job_id), "It waits for a worker again.")
+
+    def _ask_pause(self) -> None:
+        async def pause(checkpoint: Literal["save", "latest"]) -> None:
+            client, job_id = self.page.session.client, self.page.watch.job_id
+            dialog.close()
+            await self._after(
+                lambda: client.pause(job_id, checkpoint=checkpoint), "It pauses after the step in flight."
+            )
+
+        with _dialog("Pause this job?") as dialog:
+            newest = self.page.watch.job["checkpoint_step"]
+            text("It lets go of its engines, and goes on from where it paused when somebody resumes it.", tag="p")
+            with Tag("div", "", "dialog-buttons"):
+                Button("Keep running", dialog.close, autofocus=True)
+                if newest is not None:
+                    Button(f"Back to step {newest}", lambda: pause("latest"))
+                Button("Save and pause", lambda: pause("save"), "main")
+        dialog.open()
+
+    def _ask_cancel(self) -> None:
+        async def cancel() -> None:
+            dialog.close()
+            client, job_id = self.page.session.client, self.page.watch.job_id
+            await self._after(lambda: client.cancel(job_id), "It ends after the step in flight.")
+
+        with _dialog("Cancel this job for good?") as dialog:
+            text("Its checkpoints stay, but it can't go on. A pause can be taken back; this can't.", tag="p")
+            with Tag("div", "", "dialog-buttons"):
+                Button("Keep it", dialog.close, autofocus=True)
+                Button("Cancel the job", cancel, "danger main")
+        dialog.open()
+
+    def _show_checkpoints(self) -> None:
+        rows = [
+            {
+                "id": found["step"],
+                "name": f"step {found['step']}",
+                "step": found["step"],
+                "on_front": found["on_front"],
+                "figures": ", ".join(f"{k} {figure(v)}" for k, v in (found["metrics"].get("objectives") or {}).items()),
+                "path": found["path"],
+            }
+            for found in self.page.watch.checkpoints
+        ]
+        columns = [
+            {"key": "step", "label": "Step", "kind": "number"},
+            {"key": "on_front", "label": "On the front", "kind": "yes"},
+            {"key": "figures", "label": "Held out"},
+            {"key": "path", "label": "Where it lies", "kind": "code"},
+        ]
+
+        async def pick(step: int) -> None:
+            dialog.close()
+            await self.ask_fork(int(step))
+
+        with _dialog("Checkpoints that are kept") as dialog:
+            text("The newest, and those on the front. A pause with a save writes one more.", "muted", "p")
+            forks: dict[str, Any] = {"pick": "Fork", "on_pick": pick} if self.page.session.may("submit") else {}
+            Table(columns, caption="Checkpoints", rows=rows, empty="None yet.", **forks)
+            with Tag("div", "", "dialog-buttons"):
+                Button("Close", dialog.close, autofocus=True)
+        dialog.open()
+
+    async def ask_fork(self, step: int | None = None) -> None:
+        """A dialog for a new job from a checkpoint, with other weights."""
+        page, watch = self.page, self.page.watch
+        steering = watch.steering
+        weights = dict(steering["weights"]) if steering else {name: 1 / len(page.names) for name in page.names}
+        edited = {"weights": weights}
+        kept = {str(found["step"]): f"step {found['step']}" for found in watch.checkpoints}
+        offered = {"best": "the front's best by the weights now", "latest": "the newest"} | kept
+
+        def edit(now: dict[str, Any]) -> None:
+            edited["weights"] = now["weights"]
+
+        async def fork() -> None:
+            chosen: Any = start.value if start.value in ("best", "latest") else int(start.value)
+            made = await attempt(
+                page.session,
+                lambda: page.session.client.fork(
+                    watch.job_id, checkpoint=chosen, weights=edited["weights"], name=name.value.strip() or None
+                ),
+            )
+            if made is not None:
+                dialog.close()
+                page.client.open(f"/jobs/{made['data'][0]['id']}")
+
+        with _dialog("Fork: a new job from a checkpoint") as dialog:
+            start = Choice("From", offered, str(step) if str(step) in kept else "best")
+            name = Field("Name", f"{watch.job['name'][:100]} fork", maxlength=120)
+            text("Weights it begins with", "choice-label")
+            unbound = {objective: [0.0, 1.0] for objective in page.names}
+            Simplex(page.names, edit, weights=weights, bounds=unbound).classes("no-bounds")
+            with Tag("div", "", "dialog-buttons"):
+                Button("Close", dialog.close)
+                Button("Start the fork", fork, "main")
+        dialog.open()
+
+    async def _save_report(self) -> None:
+        watch = self.page.watch
+        report = await attempt(self.page.session, lambda: self.page.session.client.report(watch.job_id))
+        if report is not None:
+            ui.download.content(report, f"{watch.job_id}-report.html", "text/html")
+            say("The report is one file that needs no network.", "good")
+
+
+def _dialog(title: str) -> Any:
+    """A dialog that is gone when it is closed."""
+    dialog = ui.dialog()
+    dialog.on("hide", dialog.delete, args=[])
+    return _Inside(dialog, title)
+
+
+class _Inside:
+    def __init__(self, dialog: ui.dialog, title: str) -> None:
+        self._dialog = dialog.props(f'aria-label="{title}"')
+        with dialog:
+            self._box = Tag("div", "", "dialog")
+        with self._box:
+            Tag("h2", title)
+
+    def __enter__(self) -> ui.dialog:
+        self._box.__enter__()
+        return self._dialog
+
+    def __exit__(self, *error: Any) -> None:
+        self._box.__exit__(*error)
+
+
+def _lasted(job: Any) -> str:
+    began, ended = job["started_at"], job["finished_at"]
+    if began is None:
+        return ""
+    return f"ran for {span((ended or time.time()) - began)}" if ended else ""

@@ -1,0 +1,342 @@
+"""A hand on the weights: edit, preview, apply, and be told what became of it.
+
+A change lives through idle -> edited -> queued -> applied, or failed. What is shown as applied is the server's word
+with the step at which it took effect, never what was asked for. An edit is made on one version of the steering; where
+another person's change comes first, theirs stands, the edit is kept, and its maker decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from services.client import ApiError, AuthenticationError, StaleVersion
+from services.client.types import Preview, Steering
+from services.dashboard.elements import Button, Field, Moment, Simplex, Tag, say, text
+from services.dashboard.figures import figure, percent
+from services.dashboard.frame import problem
+from services.dashboard.panels import JobPage, section
+from services.dashboard.steering_edit import Edit, changed, mix, mode_name
+from services.dashboard.watch import News
+
+State = Literal["idle", "edited", "queued", "applied", "failed"]
+_MODES = (("auto", "Learner"), ("blend", "Blend"), ("manual", "Manual"))
+_MODE_WORDS = {
+    "auto": "The learner's strategy decides, within floors and ceilings. Your weights are its preference.",
+    "blend": "A mix of your weights and the learner's choice.",
+    "manual": "Your weights are applied as they are, within floors and ceilings.",
+}
+
+
+class SteeringPanel:
+    """At the side of the page, so that the charts are in sight while a hand moves."""
+
+    def __init__(self, page: JobPage) -> None:
+        self.page = page
+        self._state: State = "idle"
+        self._told = ""
+        self._edit: Edit | None = None
+        self._queued: tuple[int, int] | None = None  # version, effective step
+        self._seen = 0  # of watch.steered
+        self._may = page.session.may("steer")
+        with section("Steering"), Tag("div", "", "steer"):
+            self._line = text("", "steer-state", "p").attributes(role="status")
+            self._conflict = Tag("div", "", "")
+            self._now = text("", "legend-line", "p")
+            if self._may:
+                self._build_controls()
+            self._preview = Tag("div", "", "", aria_live="polite")
+        with Tag("section", "", "card", aria_label="Changes"):
+            with Tag("div", "", "section-head"):
+                Tag("h2", "Who changed what")
+            self._changes = Tag("ul", "", "changes")
+        self._shown_version = 0
+        self._show()
+
+    def _build_controls(self) -> None:
+        page = self.page
+        self._controls = Tag("div", "", "stack")
+        with self._controls:
+            with Tag("div", "", "segments", role="group", aria_label="Who decides"):
+                self._modes = {mode: Button(words, lambda mode=mode: self._choose_mode(mode)) for mode, words in _MODES}
+            self._mode_words = text("", "legend-line", "p")
+            with Tag("div", "", "") as self._blend_row:
+                self._blend = Field("Your share of the blend, in percent", "50", self._typed_blend)
+            even = {name: 1 / len(page.names) for name in page.names}
+            self._simplex = Simplex(page.names, self._moved, weights=even, bounds={n: [0.0, 1.0] for n in page.names})
+            text("Above a slider: the weight that is applied. Below it: the learner's own choice.", "legend-line", "p")
+            with Tag("div", "", "steer-buttons"):
+                self._apply = Button("Apply", self._do_apply, "main")
+                self._try = Button("Preview", self._do_preview)
+                self._reset = Button("Discard", self._do_reset)
+                self._back = Button("Hand back to the learner", self._hand_back, "quiet")
+
+    async def update(self, news: News) -> None:
+        if "steering" in news or "events" in news or "job" in news:
+            self._follow()
+            self._show()
+        elif "steps" in news:
+            self._show_now()
+
+    # -- the life of a change ----------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        """What the server tells of the change that is under way."""
+        new, self._seen = self.page.watch.steered[self._seen :], len(self.page.watch.steered)
+        for event in new:
+            if self._queued is None:
+                continue
+            version, data = event["data"].get("version"), event["data"]
+            if event["type"] == "steering.rejected" and version == self._queued[0]:
+                self._enter(
+                    "failed", f"Version {version} was not applied: {data.get('reason') or 'the job ended before it'}."
+                )
+                self._queued = None
+            elif event["type"] == "steering.applied" and version == self._queued[0]:
+                held = [name for name, was in (data.get("clamped") or {}).items() if was]
+                limits = f" Floors or ceilings held {', '.join(held)}." if held else ""
+                self._enter("applied", f"Applied at step {data.get('step')}: {mix(data.get('applied') or {})}.{limits}")
+                self._queued = None
+            elif event["type"] == "steering.applied" and isinstance(version, int) and version > self._queued[0]:
+                self._enter(
+                    "failed", f"Version {self._queued[0]} was replaced by version {version} before its step came."
+                )
+                self._queued = None
+        if self.page.watch.is_over and self._queued is not None:
+            self._enter("failed", f"The job ended before version {self._queued[0]} was applied.")
+            self._queued = None
+
+    def _enter(self, state: State, told: str) -> None:
+        if state in ("applied", "failed") and self._edit is not None and self._edit.change():
+            self._told = told  # an edit goes on: what became of the one before is said beside it
+            return
+        self._state, self._told = state, told
+
+    # -- what is shown -----------------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        steering = self.page.watch.steering
+        if steering is None:
+            self._line.set_text("Loading")
+            return
+        is_stale = self._edit is not None and self._edit.base["version"] != steering["version"]
+        if self._edit is not None and not self._edit.change():
+            self._edit = None
+            is_stale = False
+        if self._edit is None and self._may:
+            base = Edit.of(steering)
+            self._simplex.set(base.weights, base.bounds)
+            self._show_mode(base)
+        words = {
+            "idle": f"In force: version {steering['version']}, {mode_name(steering['mode'])}.",
+            "edited": "Edited, not applied." + (f" {self._told}" if self._told else ""),
+        }.get(self._state, self._told)
+        if not self._may and self._state == "idle":
+            words += " This key may look, not steer."
+        self._line.set_text(words)
+        self._line.classes(replace=f"steer-state is-{self._state}")
+        self._show_conflict(steering if is_stale else None)
+        self._show_now()
+        self._show_buttons()
+        if self._shown_version != steering["version"]:
+            self._shown_version = steering["version"]
+            self._show_changes(steering)
+
+    def _show_now(self) -> None:
+        page = self.page
+        applied = {name: page.latest(f"{name}.applied") for name in page.names}
+        strategy = {name: page.latest(f"{name}.strategy") for name in page.names}
+        step = page.watch.columns.last
+        self._now.set_text(f"Applied at step {step:,}: {mix(applied)}" if step else "No step is committed yet.")
+        if self._may:
+            self._simplex.change(applied=applied, strategy=strategy)
+
+    def _show_buttons(self) -> None:
+        if not self._may:
+            return
+        over = self.page.watch.is_over or self.page.watch.job["status"] == "cancelling"
+        has_edit = self._edit is not None
+        why = f"the job is {self.page.watch.job['status']}" if over else "nothing is edited"
+        self._apply.enable(has_edit and not over, why)
+        self._try.enable(has_edit, "nothing is edited")
+        self._reset.enable(has_edit, "nothing is edited")
+        steering = self.page.watch.steering
+        self._back.enable(
+            not over and steering is not None and steering["mode"] != "auto", "the learner decides already"
+        )
+        self._simplex.change(disabled=over)
+
+    def _show_mode(self, edit: Edit) -> None:
+        for mode, button in self._modes.items():
+            button.attributes(aria_pressed="true" if mode == edit.mode else "false")
+        self._mode_words.set_text(_MODE_WORDS.get(edit.mode, ""))
+        self._blend_row.set_visibility(edit.mode == "blend")
+        shown = f"{100 * edit.blend:g}"
+        if self._blend.value != shown:
+            self._blend.set(shown)
+
+    def _show_conflict(self, theirs: Steering | None) -> None:
+        self._conflict.clear()
+        if theirs is None or self._edit is None:
+            return
+        newest = theirs["log"][-1] if theirs["log"] else None
+        with self._conflict, Tag("div", "", "conflict", role="alert"):
+            text(
+                f"Someone else steered meanwhile: version {theirs['version']}"
+                + (f" by {newest['by']}: {changed(newest['change'])}." if newest else ".")
+                + " Yours is kept here, and not applied.",
+                tag="p",
+            )
+            with Tag("div", "", "steer-buttons"):
+                Button("Put mine on top", lambda: self._rebase(theirs))
+                Button("Take theirs", self._do_reset)
+
+    def _show_changes(self, steering: Steering) -> None:
+        self._changes.clear()
+        with self._changes:
+            for entry in reversed(steering["log"][-12:]):
+                with Tag("li", "", ""):
+                    begun = f"Version {entry['version']}, from step {entry['effective_step']:,} on"
+                    text(f"{begun}: {changed(entry['change'])}")
+                    Tag("br")
+                    text(f"{entry['by']}, ", "muted")
+                    Moment(entry["at"]).classes("muted")
+        if len(steering["log"]) > 12 or steering["log_has_more"]:
+            with self._changes, Tag("li", "", ""):
+                text("Older changes are in the log.", "muted")
+
+    # -- what a person does ------------------------------------------------------------------------------------
+
+    def _editing(self) -> Edit | None:
+        steering = self.page.watch.steering
+        if self._edit is None and steering is not None:
+            self._edit = Edit.of(steering)
+            self._told = ""
+        return self._edit
+
+    def _edited(self) -> None:
+        if self._edit is not None:
+            self._state = "edited" if self._edit.change() else "idle"
+            self._show_mode(self._edit)
+        self._preview.clear()
+        self._show()
+
+    def _choose_mode(self, mode: str) -> None:
+        if (edit := self._editing()) is not None:
+            edit.mode = mode
+            self._edited()
+
+    def _moved(self, now: Mapping[str, Any]) -> None:
+        edit = self._editing()
+        if edit is None:
+            return
+        edit.weights = {name: float(now["weights"][name]) for name in self.page.names}
+        edit.bounds = {name: [float(end) for end in now["bounds"][name]] for name in self.page.names}
+        if edit.mode == "auto" and "weights" in edit.change():
+            edit.mode = "manual"  # who moves a weight wants it to count
+        self._edited()
+
+    def _typed_blend(self) -> None:
+        edit = self._editing()
+        try:
+            share = float(self._blend.value) / 100
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1:
+            self._blend.problem("expected 0 to 100")
+            return
+        self._blend.problem("")
+        if edit is not None:
+            edit.blend = share
+            self._edited()
+
+    def _do_reset(self) -> None:
+        self._edit, self._state, self._told = None, "idle", ""
+        self._preview.clear()
+        self._show()
+
+    def _rebase(self, theirs: Steering) -> None:
+        if self._edit is not None:
+            self._edit = self._edit.onto(theirs)
+            self._simplex.set(self._edit.weights, self._edit.bounds)
+            self._edited()
+
+    async def _hand_back(self) -> None:
+        """The strategy alone decides again; floors and ceilings stay."""
+        steering = self.page.watch.steering
+        if steering is not None:
+            self._edit = Edit.of(steering)
+            self._edit.mode = "auto"
+            await self._do_apply()
+
+    async def _do_apply(self) -> None:
+        edit = self._edit
+        if edit is None or not (change := edit.change()):
+            return
+        client, job_id = self.page.session.client, self.page.watch.job_id
+        self._apply.enable(False, "it is being sent")
+        try:
+            taken = await client.steer(job_id, if_match=edit.base["version"], **change)
+        except StaleVersion:
+            self.page.watch.poke()  # what comes back shows whose change was first; this edit stays
+            say("Someone else steered meanwhile; your edit is kept.", "bad")
+        except AuthenticationError:
+            await self.page.session.end()
+            return
+        except ApiError as error:
+            self._state, self._told = "failed", f"Refused: {problem(error)}"
+        else:
+            self._edit = None
+            self._preview.clear()
+            self._queued = (taken["version"], taken["effective_step"])
+            self._state = "queued"
+            self._told = f"Queued: version {taken['version']} takes effect at step {taken['effective_step']:,}."
+            self.page.watch.poke()
+        self._show()
+
+    async def _do_preview(self) -> None:
+        if self._edit is None or not (change := self._edit.change()):
+            return
+        self._preview.clear()
+        try:
+            found = await self.page.session.client.preview(self.page.watch.job_id, **change)
+        except ApiError as error:
+            with self._preview:
+                text(f"No preview: {problem(error)}", "problem", "p")
+            return
+        with self._preview:
+            show_preview(found, self.page.names)
+
+
+def show_preview(found: Preview, names: list[str]) -> None:
+    """What the change would have made of the latest kept rollouts."""
+    signs = found["sign_changes"]
+    with Tag("div", "", "preview"):
+        text(
+            f"On the {found['rollouts']} kept rollouts of step {found['step']:,}, {signs['count']} "
+            f"({percent(signs['share'])}) would have been pushed the other way. Nothing is applied.",
+            tag="p",
+        )
+        with Tag("table", "", ""):
+            with Tag("thead", "", ""), Tag("tr", "", ""):
+                for head in ("", "weight", "then", "share of the update", "then"):
+                    Tag("th", head, scope="col")
+            with Tag("tbody", "", ""):
+                for name in names:
+                    with Tag("tr", "", ""):
+                        Tag("th", name, scope="row")
+                        for part in ("weights", "effective_share"):
+                            for side in ("before", "after"):
+                                shares: Any = found[part]
+                                Tag("td", percent(shares[side].get(name)))
+        held = [name for name, was in (found["clamped"] or {}).items() if was]
+        if held:
+            text(f"Floors or ceilings hold {', '.join(held)}.", tag="p")
+        for pair in found["pairs"]:
+            one, other = pair["objectives"]
+            text(
+                f"{one} and {other}: correlation {figure(pair['correlation'])}, they disagree in "
+                f"{percent(pair['conflicting_share'])} of the rollouts.",
+                "muted",
+                "p",
+            )

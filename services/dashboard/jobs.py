@@ -1,0 +1,217 @@
+"""All jobs of the key's owner: how each is doing, at a glance."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi import Request
+from nicegui import ui
+
+from services.client import ApiError, AuthenticationError
+from services.client.flows import FINAL
+from services.client.types import Front, Job
+from services.dashboard.elements import Button, Choice, Field, Table, Tag, text
+from services.dashboard.exports import csv_text
+from services.dashboard.figures import span
+from services.dashboard.frame import failed, frame, problem, session_of
+from services.dashboard.series import Columns, rows
+from services.dashboard.sessions import Session
+from services.dashboard.watch import figures
+
+POLL_S = 2.0
+PAGE = 25
+SPARK_STEPS = 100  # the newest
+_STATES = ("running", "queued", "paused", "succeeded", "failed", "cancelled")
+_COLUMNS: list[dict[str, Any]] = [
+    {"key": "job", "label": "Job", "kind": "link"},
+    {"key": "status", "label": "State", "kind": "status"},
+    {"key": "reason", "label": "Why", "kind": "text"},
+    {"key": "progress", "label": "Progress", "kind": "progress"},
+    {"key": "objectives", "label": "Objectives", "kind": "sparks"},
+    {"key": "hypervolume", "label": "Hypervolume", "kind": "number"},
+    {"key": "weights", "label": "Weights now", "kind": "mix"},
+    {"key": "owner", "label": "Owner", "kind": "text"},
+    {"key": "created", "label": "Created", "kind": "time"},
+]
+
+
+class JobList:
+    """What the table shows; details of a job are read again when it has moved."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.status, self.name, self.after = "", "", [""]  # the last of `after` is the page's cursor
+        self.has_more, self.next_after = False, ""
+        self._details: dict[str, tuple[Any, dict[str, Any]]] = session.shared.setdefault("job details", {})
+
+    async def read(self) -> list[dict[str, Any]]:
+        status: Any = self.status or None
+        page = await self._session.client.jobs(after=self.after[-1] or None, limit=PAGE, status=status)
+        self.has_more = page["has_more"]
+        self.next_after = str(page.get("next_after") or (page["data"][-1]["id"] if page["data"] else ""))
+        wanted = [job for job in page["data"] if self.name.lower() in f"{job['name']} {job['id']}".lower()]
+        return list(await asyncio.gather(*(self._row(job) for job in wanted)))
+
+    async def _row(self, job: Job) -> dict[str, Any]:
+        state = (job["status"], job["step"])
+        known = self._details.get(job["id"])
+        if known is None or known[0] != state:
+            known = self._details[job["id"]] = (state, await self._details_of(job))
+        step, total = job["step"], job["total_steps"] or known[1]["total"]
+        left = job["progress"].get("eta_s") if job["status"] not in FINAL else None
+        words = f"{step:,} of {total:,}" if total else f"{step:,}"
+        return {
+            "id": job["id"],
+            "name": job["name"],
+            "job": {"id": job["id"], "text": job["name"]},
+            "status": job["status"],
+            "reason": job["reason"] or (None if job["status"] in FINAL else job["progress"].get("stage")),
+            "progress": {
+                "text": f"{words}, {span(left)} left" if left else words,
+                "share": step / total if total else 0,
+            },
+            "owner": self._session.key["owner"],
+            "created": job["created_at"],
+            **{key: known[1][key] for key in ("objectives", "hypervolume", "weights")},
+        }
+
+    async def _details_of(self, job: Job) -> dict[str, Any]:
+        client, step = self._session.client, job["step"]
+        front, steps = await asyncio.gather(
+            client.front(job["id"]),
+            client.metrics(job["id"], after=max(0, step - SPARK_STEPS), names=("objectives", "weights")),
+        )
+        columns, newest = Columns(), {}
+        for record in steps["data"]:
+            columns.append(record["step"], figures(record))
+            newest = record
+        total = job["total_steps"]
+        if not total or not newest:
+            detail = await client.job(job["id"])
+            total = detail["total_steps"]
+        names = list(newest.get("objectives") or {})
+        drawn = rows(columns, [f"{name}.mean" for name in names], most=32)
+        return {
+            "total": total,
+            "objectives": [{"name": n, "values": [row[i + 1] for row in drawn]} for i, n in enumerate(names)],
+            "hypervolume": _hypervolume(front),
+            "weights": [
+                {"name": name, "weight": weight}
+                for name, weight in (newest.get("weights") or {}).get("applied", {}).items()
+            ],
+        }
+
+
+def _hypervolume(front: Front) -> float | None:
+    return front["hypervolume"]
+
+
+async def page(request: Request) -> Any:
+    """`/`"""
+    session = session_of(request)
+    jobs = JobList(session)
+    with frame(session, "Jobs", "/") as client:
+        try:
+            found = await jobs.read()
+        except ApiError as error:
+            return await failed(session, error)
+        with Tag("div", "", "title-row"):
+            Tag("h1", "Jobs")
+            banner = text("", "banner")
+            banner.attributes(role="status")
+        with Tag("div", "", "filters"):
+            state = Choice("State", {"": "all states"} | {name: name for name in _STATES}, "")
+            name = Field("Name or id on this page", placeholder="any")
+            with Tag("div", "", "filters-end"):
+                newer = Button("Newer", tone="quiet")
+                older = Button("Older", tone="quiet")
+        table = Table(
+            _COLUMNS, caption="Jobs", rows=found, empty=_empty(session, jobs), on_csv=lambda: _save(table)
+        ).classes("jobs-table")
+        text("", "updated").attributes(aria_hidden="true")
+
+    def pager() -> None:
+        newer.enable(len(jobs.after) > 1)
+        older.enable(jobs.has_more)
+
+    async def refresh() -> None:
+        try:
+            shown = await jobs.read()
+        except AuthenticationError:
+            await session.end()
+            return
+        except ApiError as error:
+            banner.set_text(problem(error))
+            return
+        banner.set_text("")
+        table.change(rows=shown, empty=_empty(session, jobs))
+        pager()
+
+    async def choose(value: str) -> None:
+        jobs.status, jobs.after = value, [""]
+        await refresh()
+
+    async def typed() -> None:
+        jobs.name = name.value.strip()
+        await refresh()
+
+    async def turn(step: int) -> None:
+        if step > 0:
+            jobs.after.append(jobs.next_after)
+        elif len(jobs.after) > 1:
+            jobs.after.pop()
+        await refresh()
+
+    state.on("choose", lambda event: choose(str(event.args)))
+    name.on("change", lambda _: typed(), args=[])
+    newer.on("click", lambda _: turn(-1), args=[])
+    older.on("click", lambda _: turn(1), args=[])
+    pager()
+
+    async def follow() -> None:
+        while not client.is_deleted and not session.is_over:
+            await asyncio.sleep(POLL_S)
+            if client.has_socket_connection:
+                with client:
+                    await refresh()
+
+    client.on_connect(_once(follow))
+    return None
+
+
+def _once(start: Any) -> Any:
+    """A task that a reconnection does not start again."""
+    tasks: list[asyncio.Task[None]] = []
+
+    def begin() -> None:
+        if not tasks:
+            tasks.append(asyncio.create_task(start()))
+
+    return begin
+
+
+def _empty(session: Session, jobs: JobList) -> str:
+    if jobs.status or jobs.name:
+        return "No job on this page is like that."
+    return "No jobs yet. Submit one, or run `equipoise demo`." if session.may("submit") else "No jobs yet."
+
+
+def _save(table: Table) -> None:
+    header = ["id", "name", "state", "reason", "progress", "hypervolume", "weights", "owner", "created"]
+    rows_ = [
+        [
+            row["id"],
+            row["name"],
+            row["status"],
+            row["reason"],
+            row["progress"]["text"],
+            row["hypervolume"],
+            "; ".join(f"{part['name']}={part['weight']:.4g}" for part in row["weights"]),
+            row["owner"],
+            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(row["created"])),
+        ]
+        for row in table.rows
+    ]
+    ui.download.content(csv_text(header, rows_), "jobs.csv", "text/csv")

@@ -1,0 +1,97 @@
+"""What a chart is given of a long series: at most some hundred buckets of steps, each with its mean.
+
+A bucket holds a power of two of steps, so a series grows by appending, and only when the power changes is it sent anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+Value = float | int | None
+MOST = 512  # buckets; a chart is narrower than that in pixels, or not by much
+
+
+@dataclass
+class Columns:
+    """Figures of committed steps by name; `steps` rises by one from its first."""
+
+    steps: list[int] = field(default_factory=list)
+    values: dict[str, list[Value]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def last(self) -> int:
+        return self.steps[-1] if self.steps else 0
+
+    def append(self, step: int, figures: dict[str, Value]) -> None:
+        """A name that is new has no value at the steps before, one that is missing none at this."""
+        count = len(self.steps)
+        self.steps.append(step)
+        for name, value in figures.items():
+            self.values.setdefault(name, [None] * count).append(value)
+        for name in self.values.keys() - figures.keys():
+            self.values[name].append(None)
+
+    def truncate(self, step: int) -> None:
+        """Forgets what came after a step."""
+        keep = sum(found <= step for found in self.steps)
+        del self.steps[keep:]
+        for column in self.values.values():
+            del column[keep:]
+
+
+def stride(count: int, most: int = MOST) -> int:
+    """Steps in a bucket, so that there are at most `most` of them."""
+    return 1 if count <= most else 2 ** math.ceil(math.log2(count / most))
+
+
+def rows(columns: Columns, names: Sequence[str], start: int = 0, *, most: int = MOST) -> list[list[Value]]:
+    """[last step of a bucket, then each name's mean in it] from bucket `start` on; None where nothing is known."""
+    width = stride(len(columns), most)
+    found: list[list[Value]] = []
+    for first in range(start * width, len(columns), width):
+        end = min(first + width, len(columns))
+        parts = (columns.values.get(name, _NOTHING)[first:end] for name in names)
+        found.append([columns.steps[end - 1], *(_mean(part) for part in parts)])
+    return found
+
+
+_NOTHING: list[Value] = []
+
+
+def _mean(values: Sequence[Value]) -> Value:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return known[0] if len(known) == 1 else math.fsum(known) / len(known)
+
+
+@dataclass
+class Tail:
+    """What a chart has already: how many buckets, of what width, of which generation of the series."""
+
+    sent: int = 0
+    width: int = 1
+    generation: int = 0
+
+    def next_rows(
+        self, columns: Columns, names: Sequence[str], generation: int, *, most: int = MOST
+    ) -> tuple[int, list[list[Value]]] | None:
+        """(first bucket, rows from there on) to replace and append; None where there is nothing new.
+
+        A generation is over when steps were taken back: what was sent before may be wrong anywhere.
+        """
+        width = stride(len(columns), most)
+        buckets = -(-len(columns) // width)
+        if width != self.width or generation != self.generation:
+            start = 0
+        elif buckets == self.sent and width == 1:
+            return None
+        else:
+            start = self.sent if width == 1 else max(0, self.sent - 1)  # the last one may not have been full
+        self.sent, self.width, self.generation = buckets, width, generation
+        return start, rows(columns, names, start, most=most)

@@ -1,0 +1,83 @@
+"""Who is signed in: a random token in a cookie stands for a key, which stays here, in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.client import AsyncClient
+from services.client.types import OwnKey
+
+LIFETIME_S = 12 * 3600.0
+_MOST = 10_000
+
+
+@dataclass(eq=False)
+class Session:
+    """Ends with `end`: by a sign-out, with its time, or when the API no longer takes its key."""
+
+    key: OwnKey
+    client: AsyncClient
+    until: float  # by time.monotonic
+    pages: set[str] = field(default_factory=set)  # ids of NiceGUI's clients that it opened
+    shared: dict[Any, Any] = field(default_factory=dict)  # what its pages share, such as the watch of a job
+    ending: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
+    is_over: bool = False
+
+    def may(self, scope: str) -> bool:
+        return scope in self.key["scopes"]
+
+    async def end(self) -> None:
+        if self.is_over:
+            return
+        self.is_over = True
+        for callback in self.ending:
+            with contextlib.suppress(Exception):  # one page that can't be told keeps no other signed in
+                await callback()
+        await self.client.aclose()
+
+
+class Sessions:
+    """Of this process; others on the same Redis have their own, so a balancer in front keeps a browser with one."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Session] = {}  # by the token's SHA-256
+
+    async def begin(self, key: OwnKey, client: AsyncClient) -> str:
+        """The token of a new session. The oldest makes room where there are too many."""
+        await self._sweep()
+        if len(self._found) >= _MOST:
+            await self._found.pop(next(iter(self._found))).end()
+        token = secrets.token_urlsafe(32)
+        self._found[_digest(token)] = Session(key, client, time.monotonic() + LIFETIME_S)
+        return token
+
+    def find(self, token: str | None) -> Session | None:
+        session = self._found.get(_digest(token)) if token else None
+        if session is None or session.is_over or session.until <= time.monotonic():
+            return None
+        return session
+
+    def has_page(self, page: str) -> bool:
+        """True if any session opened it."""
+        return any(page in session.pages for session in self._found.values())
+
+    async def end(self, token: str | None) -> None:
+        if token and (session := self._found.pop(_digest(token), None)):
+            await session.end()
+
+    async def _sweep(self) -> None:
+        now = time.monotonic()
+        for digest, session in list(self._found.items()):
+            if session.is_over or session.until <= now:
+                del self._found[digest]
+                await session.end()
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,42 @@
+"""The page that asks for a key: plain HTML without any script."""
+
+from __future__ import annotations
+
+import re
+from html import escape
+
+POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+# A path of ours and nothing that a browser takes for another host (//, /\), with an optional query.
+_NEXT = re.compile(r"/(?:[A-Za-z0-9_-][A-Za-z0-9_/-]*)?(?:\?[A-Za-z0-9_=&,%.-]*)?")
+
+
+def next_path(given: str) -> str:
+    """Where to go after signing in; the job table where `given` is no page of ours."""
+    return given if len(given) <= 1000 and _NEXT.fullmatch(given) else "/"
+
+
+def signin_page(*, then: str, problem: str = "", signed_out: bool = False) -> str:
+    """`problem` is ours, and so is `then` once next_path has passed it."""
+    told = f'<p class="signin-problem" role="alert">{escape(problem)}</p>' if problem else ""
+    if signed_out and not problem:
+        told = '<p class="signin-note" role="status">You are signed out.</p>'
+    described = ' aria-invalid="true" aria-describedby="problem"' if problem else ""
+    told = told.replace("<p ", '<p id="problem" ', 1)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>Sign in - Equipoise</title>
+<link rel="icon" href="/assets/mark.svg" type="image/svg+xml"><link rel="stylesheet" href="/assets/theme.css">
+<link rel="stylesheet" href="/assets/signin.css"></head>
+<body class="signin"><main>
+<img src="/assets/mark.svg" alt="" width="44" height="44"><h1>Equipoise</h1>
+<p class="signin-lead">Watch the trade-off, and keep a hand on it.</p>
+<form method="post" action="/signin"><input type="hidden" name="next" value="{escape(then)}">
+<label for="key">API key</label>
+<input id="key" name="key" type="password" autocomplete="current-password" required autofocus
+ maxlength="512" spellcheck="false" placeholder="eqp_..."{described}>{told}
+<button type="submit">Sign in</button></form>
+<p class="signin-help">The server keeps its own key in <code>api.json</code> of its state directory.
+<code>equipoise keys create</code> makes others, with fewer rights.</p>
+</main></body></html>"""

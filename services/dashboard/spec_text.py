@@ -1,0 +1,122 @@
+"""A spec as a person writes it: YAML whose comments stay while a form changes its values, and errors at their lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from orchestrator.spec import parse_spec
+from orchestrator.spec_errors import SpecError
+
+MAX_CHARS = 64 << 10
+Path = Sequence[str]
+
+
+class BadText(ValueError):
+    """No YAML that could be a spec; `line` counts from 1, 0 where there is none."""
+
+    def __init__(self, message: str, line: int = 0) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def read(text: str) -> dict[str, Any]:
+    """The document. Raises BadText. Aliases are refused: a short text could stand for an endless one."""
+    if len(text) > MAX_CHARS:
+        raise BadText(f"longer than {MAX_CHARS:,} characters")
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise BadText("YAML's anchors and aliases are not taken here; write the value out")
+        document = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise BadText(f"not valid YAML: {error.problem or error.context}", line) from None
+    except BadText:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
+        raise BadText(f"not valid YAML: {' '.join(str(error).split())[:300]}") from None
+    except RecursionError:
+        raise BadText("nested too deeply") from None
+    if not isinstance(document, dict):
+        raise BadText("expected a mapping of fields, such as name and objectives", 1)
+    return document
+
+
+def checked(text: str) -> dict[str, Any]:
+    """The document to submit, as the command line reads it. Raises BadText or SpecError."""
+    resolved: dict[str, Any] = parse_spec(read(text)).model_dump(mode="json")
+    return resolved
+
+
+def line_of(text: str, path: str) -> int:
+    """Where a dotted path stands, or the nearest part of it that does; 0 where none."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return 0
+    line = 0
+    for part in path.split("."):
+        found = _child(node, part)
+        if found is None:
+            break
+        key, node = found
+        line = key.start_mark.line + 1
+    return line
+
+
+def value_at(document: Any, path: Path) -> Any:
+    """None where it is not."""
+    for part in path:
+        if isinstance(document, dict):
+            document = document.get(part)
+        elif isinstance(document, list) and part.isdigit() and int(part) < len(document):
+            document = document[int(part)]
+        else:
+            return None
+    return document
+
+
+def put(text: str, path: Path, value: str | float | int) -> str:
+    """The text with another scalar at a path. Where there is none yet, the document is written anew. Raises BadText."""
+    document = read(text)
+    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    for part in path:
+        found = _child(node, part)
+        node = found[1] if found else None
+    if isinstance(node, yaml.ScalarNode) and node.style not in ("|", ">"):
+        written = yaml.safe_dump(value, allow_unicode=True, width=10**6).removesuffix("\n...\n").strip()
+        return text[: node.start_mark.index] + written + text[node.end_mark.index :]
+    return _anew(document, path, value)
+
+
+def _anew(document: Any, path: Path, value: Any) -> str:
+    place = document
+    for part in path[:-1]:
+        if isinstance(place, list):
+            place = place[int(part)]
+        else:
+            if not isinstance(place.get(part), dict | list):
+                place[part] = {}
+            place = place[part]
+    if isinstance(place, list):
+        place[int(path[-1])] = value
+    else:
+        place[path[-1]] = value
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _child(node: Any, part: str) -> tuple[Any, Any] | None:
+    """(where it is named, its value)."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value == part:
+                return key, value
+    if isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+        item = node.value[int(part)]
+        return item, item
+    return None
+
+
+__all__ = ["BadText", "SpecError", "checked", "line_of", "put", "read", "value_at"]

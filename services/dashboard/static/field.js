@@ -1,0 +1,37 @@
+// A text field whose value is its own until it is read: typing never waits for the server.
+import { h } from "vue";
+
+export default {
+  props: { label: String, value: { type: String, default: "" }, rows: { type: Number, default: 1 }, problem: String, hint: String, placeholder: String, code: Boolean, maxlength: Number },
+  emits: ["change", "input"],
+  data() {
+    return { text: this.value, own: `f${Math.random().toString(36).slice(2)}` };
+  },
+  methods: {
+    set(text) {
+      this.text = text;
+    },
+    // Puts the cursor at a line, counted from 1, and marks it.
+    go(line) {
+      const box = this.$refs.box;
+      const lines = this.text.split("\n");
+      const start = lines.slice(0, line - 1).reduce((sum, one) => sum + one.length + 1, 0);
+      box.focus();
+      box.setSelectionRange(start, start + (lines[line - 1] || "").length);
+      box.scrollTop = Math.max(0, (line - 6) * parseFloat(getComputedStyle(box).lineHeight));
+    },
+  },
+  render() {
+    const shared = {
+      id: this.own, ref: "box", value: this.text, placeholder: this.placeholder, maxlength: this.maxlength, spellcheck: "false", autocomplete: "off",
+      "aria-invalid": this.problem ? "true" : undefined, "aria-describedby": this.problem || this.hint ? `${this.own}-note` : undefined,
+      onInput: (event) => { this.text = event.target.value; this.$emit("input", this.text); },
+      onChange: (event) => this.$emit("change", event.target.value),
+    };
+    return h("div", { class: ["field", this.code && "field-code", this.problem && "field-bad"] }, [
+      h("label", { for: this.own }, this.label),
+      this.rows > 1 ? h("textarea", { ...shared, rows: this.rows }) : h("input", { ...shared, type: "text" }),
+      this.problem || this.hint ? h("p", { id: `${this.own}-note`, class: this.problem ? "problem" : "hint" }, this.problem || this.hint) : null,
+    ]);
+  },
+};

@@ -1,0 +1,83 @@
+// Weights on the simplex: moving one takes from, or gives to, those that aren't locked, in their present proportion.
+import { h } from "vue";
+import { percent } from "/assets/format.js";
+
+const round = (value) => Math.round(value * 1e4) / 1e4;
+
+// The weights after `name` is set to `wanted`; the locked ones stay as they are.
+export function moved(weights, locked, name, wanted) {
+  const free = Object.keys(weights).filter((other) => other !== name && !locked[other]);
+  const pinned = Object.keys(weights).filter((other) => other !== name && locked[other]);
+  const room = Math.max(0, 1 - pinned.reduce((sum, other) => sum + weights[other], 0));
+  const value = free.length ? Math.min(Math.max(0, wanted), room) : room;
+  const rest = room - value;
+  const total = free.reduce((sum, other) => sum + weights[other], 0);
+  const result = { ...weights, [name]: value };
+  for (const other of free) result[other] = total > 1e-9 ? (rest * weights[other]) / total : rest / free.length;
+  return result;
+}
+
+export default {
+  props: { names: Array, weights: Object, bounds: Object, applied: Object, strategy: Object, disabled: Boolean, dims: Boolean },
+  emits: ["edit"],
+  data() {
+    return { now: { ...this.weights }, limits: copy(this.bounds), locked: {} };
+  },
+  methods: {
+    // The server's word, unless a person is in the middle of an edit, which Python knows.
+    set(weights, bounds) {
+      this.now = { ...weights };
+      this.limits = copy(bounds);
+    },
+    tell() {
+      this.$emit("edit", {
+        weights: Object.fromEntries(this.names.map((name) => [name, round(this.now[name])])),
+        bounds: copy(this.limits),
+      });
+    },
+    move(name, value) {
+      this.now = moved(this.now, this.locked, name, value);
+      this.tell();
+    },
+    limit(name, end, text) {
+      const value = Number(text);
+      if (text === "" || !Number.isFinite(value)) return;
+      this.limits = { ...this.limits, [name]: this.limits[name].map((old, i) => (i === end ? Math.min(1, Math.max(0, value / 100)) : old)) };
+      this.tell();
+    },
+    row(name, i) {
+      const isLocked = Boolean(this.locked[name]);
+      const value = this.now[name];
+      const tick = (kind, share) => (typeof share === "number" ? h("span", { class: ["tick", `tick-${kind}`], style: { left: `calc(9px + ${share} * (100% - 18px))` }, title: `${kind}: ${percent(share)}` }) : null);
+      const [floor, ceiling] = this.limits[name];
+      return h("fieldset", { class: "weight", key: name, disabled: this.disabled }, [
+        h("legend", { class: "weight-name" }, [h("span", { class: "swatch", style: { background: `var(--s${i % 8})` } }), name]),
+        h("div", { class: "weight-line" }, [
+          h("div", { class: "slider" }, [
+            h("input", {
+              type: "range", min: 0, max: 1, step: 0.005, value, disabled: this.disabled || isLocked,
+              "aria-label": `Weight of ${name}`, "aria-valuetext": percent(value), style: { "--hue": `var(--s${i % 8})`, "--share": `calc(9px + ${value} * (100% - 18px))` },
+              onInput: (event) => this.move(name, Number(event.target.value)),
+            }),
+            tick("applied", this.applied?.[name]),
+            tick("learner", this.strategy?.[name]),
+          ]),
+          h("output", { class: "weight-value" }, percent(value)),
+          h("button", {
+            type: "button", class: ["quiet", "small", "lock"], "aria-pressed": String(isLocked), "aria-label": `Lock ${name}`, title: isLocked ? "Unlock" : "Lock at this weight",
+            onClick: () => { this.locked = { ...this.locked, [name]: !isLocked }; },
+          }, isLocked ? "Locked" : "Lock"),
+        ]),
+        h("div", { class: "weight-bounds" }, [["floor", floor, 0], ["ceiling", ceiling, 1]].map(([kind, share, end]) =>
+          h("label", [kind, h("input", { type: "number", min: 0, max: 100, step: 1, value: Math.round(share * 1000) / 10, "aria-label": `${kind} of ${name} in percent`, onChange: (event) => this.limit(name, end, event.target.value) }), "%"]))),
+      ]);
+    },
+  },
+  render() {
+    return h("div", { class: ["simplex", this.dims && "simplex-dim"] }, this.names.map((name, i) => this.row(name, i)));
+  },
+};
+
+function copy(bounds) {
+  return Object.fromEntries(Object.entries(bounds || {}).map(([name, pair]) => [name, [...pair]]));
+}

@@ -1,0 +1,269 @@
+"""A new job: YAML, a form for what is changed most, a dry run, and errors at their fields."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from importlib import resources
+from typing import Any
+
+import yaml
+from fastapi import Request
+from nicegui import Client
+
+from services.client import ApiError, AuthenticationError
+from services.client.types import Plan
+from services.dashboard import spec_text
+from services.dashboard.elements import Button, Choice, Field, Tag, text
+from services.dashboard.frame import failed, frame, problem, session_of
+from services.dashboard.sessions import Session
+from services.dashboard.spec_text import BadText, SpecError
+
+Problems = list[tuple[str, str, int]]  # path, message, line
+_FORM: tuple[tuple[str, str], ...] = (
+    ("name", "Name"),
+    ("steps", "Steps"),
+    ("policy.model", "Policy"),
+    ("optimizer.lr", "Learning rate"),
+)
+_RULES = (("weighting.name", "Weighting", "weighting"), ("estimator.name", "Advantages", "estimator"))
+
+
+async def page(request: Request, like: str = "") -> Any:
+    """`/submit`, and `/submit?like=JOB` for another one like it."""
+    session = session_of(request)
+    with frame(session, "Submit", "/submit") as client:
+        if not session.may("submit"):
+            with Tag("section", "", "card notice"):
+                Tag("h1", "Submit")
+                text("This key may look, not submit. Sign in with one that has the scope submit.", tag="p")
+            return None
+        try:
+            rules = {kind: await _rules(session, kind) for _, _, kind in _RULES}
+            begun = await _like(session, like) if like else example("quickstart")
+        except ApiError as error:
+            return await failed(session, error)
+        SubmitForm(session, client, begun, rules)
+    return None
+
+
+async def _rules(session: Session, kind: str) -> list[str]:
+    return [rule["name"] for rule in (await session.client.rules(kind=kind))["data"]]
+
+
+async def _like(session: Session, job_id: str) -> str:
+    spec = (await session.client.job(job_id))["spec"]
+    return yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=100)
+
+
+def example(name: str) -> str:
+    return resources.files("deploy").joinpath(f"jobs/{name}.yaml").read_text(encoding="utf-8")
+
+
+class SubmitForm:
+    """The YAML is the truth; the form writes into it, and is read from it."""
+
+    def __init__(self, session: Session, client: Client, begun: str, rules: dict[str, list[str]]) -> None:
+        self._session, self._client, self._rules = session, client, rules
+        self._fields: dict[str, Field] = {}
+        with Tag("div", "", "title-row"):
+            Tag("h1", "Submit a job")
+            self._banner = text("", "banner").attributes(role="status")
+        with Tag("div", "", "columns"):
+            with Tag("section", "", "card stack", aria_label="Spec"):
+                with Tag("div", "", "filters"):
+                    names = sorted(
+                        path.name.removesuffix(".yaml") for path in resources.files("deploy").joinpath("jobs").iterdir()
+                    )
+                    Choice("Start from", {"": "what is here"} | {name: name for name in names}, "", self._start_from)
+                hint = "the same document as `equipoise submit` takes"
+                self._yaml = Field("Spec, as YAML", begun, self._read_form, rows=30, code=True, hint=hint)
+            with Tag("div", "", "stack"):
+                with Tag("section", "", "card stack", aria_label="Check and submit"):
+                    with Tag("div", "", "steer-buttons"):
+                        self._check = Button("Dry run", self._dry_run)
+                        self._submit = Button("Submit", self._do_submit, "main")
+                    self._result = Tag("div", "", "stack", aria_live="polite")
+                with Tag("section", "", "card stack", aria_label="Form"):
+                    Tag("h2", "What is changed most")
+                    self._form = Tag("div", "", "stack")
+        self._shape: tuple[Any, ...] = ()
+        self._read_form()
+
+    # -- the form ----------------------------------------------------------------------------------------------
+
+    def _read_form(self) -> None:
+        """The form as the YAML has it; a text that is no YAML leaves it as it was."""
+        try:
+            document = spec_text.read(self._yaml.value)
+        except BadText as error:
+            self._yaml.problem(f"line {error.line}: {error}" if error.line else str(error))
+            return
+        self._yaml.problem("")
+        objectives = document.get("objectives")
+        weights = [
+            (f"objectives.{i}.weight", f"Weight of {str(found.get('name'))[:40]}")
+            for i, found in enumerate(objectives if isinstance(objectives, list) else [])
+            if isinstance(found, dict)
+        ][:31]
+        shown = [*_FORM, *weights]
+        chosen = tuple(str(spec_text.value_at(document, path.split(".")) or "") for path, _, _ in _RULES)
+        if self._shape != (tuple(weights), chosen):
+            self._shape = (tuple(weights), chosen)
+            self._build_form(shown, document)
+        for path, _ in shown:
+            value = spec_text.value_at(document, path.split("."))
+            self._fields[path].set("" if value is None else str(value))
+
+    def _build_form(self, shown: list[tuple[str, str]], document: dict[str, Any]) -> None:
+        self._form.clear()
+        self._fields = {}
+        with self._form:
+            for path, label in shown:
+                self._fields[path] = Field(
+                    label, on_change=lambda path=path: self._write(path, self._fields[path].value)
+                )
+            for path, label, kind in _RULES:
+                now = str(spec_text.value_at(document, path.split(".")) or "")
+                offered = {"": "the default"} if not now else {}
+                offered |= {name: name for name in dict.fromkeys([*([now] if now else []), *self._rules[kind]])}
+                Choice(label, offered, now, lambda value, path=path: self._write(path, value))
+
+    def _write(self, path: str, typed: str) -> None:
+        """A value from the form into the text."""
+        if not typed.strip():
+            return
+        try:
+            self._yaml.set(spec_text.put(self._yaml.value, path.split("."), _scalar(typed.strip(), path)))
+        except (BadText, LookupError, ValueError) as error:
+            self._banner.set_text(f"The form can't write into this text: {error}")
+            return
+        self._banner.set_text("")
+        self._read_form()
+
+    async def _start_from(self, name: str) -> None:
+        if name:
+            self._yaml.set(example(name))
+            self._read_form()
+
+    # -- checking and submitting -------------------------------------------------------------------------------
+
+    async def _checked(self) -> dict[str, Any] | None:
+        """The document, if its own fields are right; else its problems are shown."""
+        self._result.clear()
+        for field in self._fields.values():
+            field.problem("")
+        source = self._yaml.value
+        try:
+            return await asyncio.to_thread(spec_text.checked, source)
+        except BadText as error:
+            self._show([("", str(error), error.line)])
+        except SpecError as error:
+            self._show([(path, message, spec_text.line_of(source, path)) for path, message in error.problems])
+        return None
+
+    async def _dry_run(self) -> None:
+        document = await self._checked()
+        if document is None:
+            return
+        try:
+            plan = await self._session.client.plan(document)
+        except ApiError as error:
+            await self._refused(error)
+            return
+        with self._result:
+            show_plan(plan)
+
+    async def _do_submit(self) -> None:
+        document = await self._checked()
+        if document is None:
+            return
+        self._submit.enable(False, "it is being sent")
+        try:
+            job = await self._session.client.submit(document)
+        except ApiError as error:
+            await self._refused(error)
+        else:
+            self._client.open(f"/jobs/{job['id']}")
+        finally:
+            self._submit.enable(True)
+
+    async def _refused(self, error: ApiError) -> None:
+        if isinstance(error, AuthenticationError):
+            await self._session.end()
+        elif error.code == "invalid_spec":
+            source = self._yaml.value
+            self._show([(path, said, spec_text.line_of(source, path)) for path, said in parted(error)])
+        else:
+            self._show([("", problem(error), 0)])
+
+    def _show(self, problems: Problems) -> None:
+        """In a list whose entries lead to their lines, and at the form's fields."""
+        with self._result:
+            Tag(
+                "h3",
+                "Not submitted: mend this first" if len(problems) == 1 else f"Not submitted: {len(problems)} problems",
+            )
+            with Tag("ul", "", "problems", role="list"):
+                for path, message, line in problems[:20]:
+                    place = f"line {line}: " if line else ""
+                    with Tag("li", "", ""):
+                        button = Button("", (lambda line=line: self._go(line)) if line else None)
+                        with button:
+                            text(place)
+                            if path:
+                                text(path, tag="code")
+                                text(": ")
+                            text(message)
+        for path, message, _ in problems:
+            if path in self._fields:
+                self._fields[path].problem(message)
+        first = problems[0]
+        self._yaml.problem(f"{first[0]}: {first[1]}" if first[0] else first[1])
+
+    def _go(self, line: int) -> None:
+        self._yaml.run_method("go", line)
+
+
+def show_plan(plan: Plan) -> None:
+    """What would run."""
+    spec = plan["spec"]
+    Tag("h3", "Nothing is wrong with it. It would run:")
+    with Tag("dl", "", "facts"):
+        for term, told in (
+            ("steps", f"{spec['steps']:,}"),
+            ("rollouts a step", f"{plan['rollouts_per_step']:,}"),
+            ("rollouts in all", f"{plan['rollouts']:,}"),
+            ("evaluations", f"{plan['evaluations']:,}"),
+            ("objectives", ", ".join(objective["name"] for objective in spec["objectives"])),
+            ("weighting", spec["weighting"]["name"]),
+        ):
+            Tag("dt", term)
+            text(told, tag="dd")
+    with Tag("details", "", ""):
+        Tag("summary", "The whole spec, every default written out")
+        text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=100), "spec", "pre").attributes(
+            tabindex="0"
+        )
+
+
+def parted(error: ApiError) -> list[tuple[str, str]]:
+    """(field, what is wrong) of the API's one line for a spec."""
+    found = []
+    for part in re.split(r"; (?=[a-z_]+(?:\.[A-Za-z0-9_]+)*: )", error.message):
+        path, colon, message = part.partition(": ")
+        is_path = bool(colon) and re.fullmatch(r"[a-z_]+(?:\.[A-Za-z0-9_]+)*", path) is not None
+        found.append((path, message) if is_path else ("", part))
+    return found
+
+
+def _scalar(typed: str, path: str) -> str | float | int:
+    """A number where the field has one; what isn't is written as it is, and refused where it is checked."""
+    if path in ("name", "policy.model") or path.endswith(".name"):
+        return typed
+    for kind in (int, float):
+        try:
+            return kind(typed)
+        except ValueError:
+            continue
+    return typed

@@ -1,0 +1,263 @@
+"""A job as it happens, read from the API once for all pages of a session that show it.
+
+Every POLL_S it asks for the steps and events after those that it has; what else there is, it asks for when one of them
+says that it has changed. Pages are told by `on_news`, in the event loop, and read what they show from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Literal
+
+from services.client import ApiError, AuthenticationError, NotFound, PermissionDenied, Unavailable
+from services.client.flows import FINAL
+from services.client.types import Checkpoint, Event, Front, JobDetail, Steering
+from services.dashboard.series import Columns, Value
+from services.dashboard.sessions import Session
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.8
+REST_POLL_S = 4.0  # of a job at whose figures nothing changes by itself
+LINGER_S = 20.0  # after the last page has gone: one that is reloaded finds everything here
+_PAGE = 100
+_EVENTS = 1000  # the newest that are kept to be shown
+
+News = frozenset[Literal["job", "steps", "events", "front", "steering", "checkpoints", "connection"]]
+Listener = Callable[[News], Coroutine[Any, Any, None]]
+# What an event changes besides the job itself.
+_CHANGES = {
+    "evaluated": {"front", "checkpoints"},
+    "steering.applied": {"steering"},
+    "steering.rejected": {"steering"},
+    "job.rewound": {"front", "checkpoints"},
+    "job.succeeded": {"front", "checkpoints"},
+    "job.cancelled": {"front", "checkpoints"},
+    "job.failed": {"front", "checkpoints"},
+    "job.paused": {"front", "checkpoints"},
+}
+_HEALTH = (
+    "total",
+    "kl",
+    "entropy",
+    "mean_tokens",
+    "truncated_share",
+    "grad_norm",
+    "clip_share",
+    "loss",
+    "lr",
+    "tokens",
+    "steering_version",
+    "policy_version",
+    "sampler_gap",
+)
+
+
+class JobWatch:
+    """`job` is there from the start; the rest comes, and `loaded` says when all that there was has."""
+
+    def __init__(self, session: Session, job_id: str, job: JobDetail) -> None:
+        self._session, self._client, self.job_id = session, session.client, job_id
+        self.job = job
+        self.columns = Columns()
+        self.generation = 0  # of the columns: another one when steps were taken back
+        self.evaluations: list[dict[str, Any]] = []  # step and objectives
+        self.events: deque[Event] = deque(maxlen=_EVENTS)
+        self.steered: list[Event] = []  # of steering.applied and .rejected, all of them
+        self.front: Front | None = None
+        self.steering: Steering | None = None
+        self.checkpoints: list[Checkpoint] = []
+        self.loaded = False
+        self.trouble = ""  # why nothing new comes; empty while it does
+        self.newest_step_at: float | None = None
+        self._seen_events = 0
+        self._listeners: list[Listener] = []
+        self._task: asyncio.Task[None] | None = None
+        self._poke = asyncio.Event()
+        self._wanted = {"front", "steering", "checkpoints"}
+
+    @classmethod
+    async def of(cls, session: Session, job_id: str) -> JobWatch:
+        """The session's watch of a job, begun if need be. Raises ApiError."""
+        watches: dict[str, JobWatch] = session.shared.setdefault("watches", {})
+        if job_id not in watches:
+            made = cls(session, job_id, await session.client.job(job_id))
+            watches.setdefault(job_id, made)
+            session.ending.append(made.stop)
+        return watches[job_id]
+
+    @property
+    def objectives(self) -> list[str]:
+        return [objective["name"] for objective in self.job["spec"]["objectives"]]
+
+    @property
+    def is_over(self) -> bool:
+        return self.job["status"] in FINAL
+
+    def on_news(self, listener: Listener) -> Callable[[], None]:
+        """Returns what ends it."""
+        self._listeners.append(listener)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+
+        def end() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return end
+
+    def poke(self) -> None:
+        """Something was asked for: look at once."""
+        self._wanted |= {"steering", "job"}
+        self._poke.set()
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        alone_since: float | None = None
+        while True:
+            try:
+                news = await self._fetch()
+                if self.trouble:
+                    self.trouble, news = "", news | {"connection"}
+            except (AuthenticationError, PermissionDenied):
+                await self._tell({"connection"}, "this key is no longer taken")
+                await self._session.end()
+                return
+            except NotFound:
+                await self._tell({"connection"}, "this job is gone")
+                return
+            except ApiError as error:
+                news = set()
+                away = isinstance(error, Unavailable) or error.status in (0, 429)
+                told = "the server's Redis does not answer" if away else str(error)
+                if told != self.trouble:
+                    await self._tell({"connection"}, told)
+            if news:
+                await self._tell(news, self.trouble)
+            now = time.monotonic()
+            alone_since = None if self._listeners else (alone_since or now)
+            if alone_since is not None and now - alone_since > LINGER_S:
+                self._session.shared.get("watches", {}).pop(self.job_id, None)
+                if self.stop in self._session.ending:
+                    self._session.ending.remove(self.stop)
+                return
+            resting = self.job["status"] in (*FINAL, "paused")
+            self._poke.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._poke.wait(), REST_POLL_S if resting else POLL_S)
+
+    async def _tell(self, news: set[Any], trouble: str) -> None:
+        self.trouble = trouble
+        for listener in list(self._listeners):
+            try:
+                await listener(frozenset(news))
+            except Exception:  # one page that breaks must not stop the others
+                log.exception("a page of %s could not show what is new", self.job_id)
+
+    async def _fetch(self) -> set[Any]:
+        """What changed."""
+        news = await self._fetch_events()
+        if news or self._wanted & {"job"} or not self.loaded:
+            self.job = await self._client.job(self.job_id)
+            news |= {"job"}
+        if await self._fetch_steps():
+            news |= {"steps", "job"}
+            self.job = await self._client.job(self.job_id)
+        wanted, self._wanted = self._wanted | news, set()
+        if "front" in wanted:
+            self.front = await self._client.front(self.job_id)
+        if "checkpoints" in wanted:
+            self.checkpoints = (await self._client.checkpoints(self.job_id))["data"]
+        if "steering" in wanted or "steps" in news:
+            found = await self._client.steering(self.job_id, log_limit=50)
+            if found != self.steering:
+                self.steering = found
+                news |= {"steering"}
+        if not self.loaded:
+            self.loaded = True
+            news |= {"job", "steps", "events", "front", "steering", "checkpoints"}
+        return news | (wanted & {"front", "checkpoints"})
+
+    async def _fetch_events(self) -> set[Any]:
+        changed: set[Any] = set()
+        while True:
+            page = await self._client.events(self.job_id, after=self._seen_events, limit=_PAGE)
+            for event in page["data"]:
+                self._seen_events = event["seq"]
+                self.events.append(event)
+                changed |= {"events", "job"} | _CHANGES.get(event["type"], set())
+                if event["type"] in ("steering.applied", "steering.rejected"):
+                    self.steered.append(event)
+                if event["type"] in ("job.claimed", "job.rewound"):
+                    self._rewind(event["data"].get("to"))
+            if not page["has_more"]:
+                return changed
+
+    def _rewind(self, step: Any) -> None:
+        """A claim goes on from a checkpoint: the steps after it are run again."""
+        if isinstance(step, int) and step < self.columns.last:
+            self.columns.truncate(step)
+            self.evaluations = [found for found in self.evaluations if found["step"] <= step]
+            self.generation += 1
+
+    async def _fetch_steps(self) -> bool:
+        before = len(self.columns)
+        while True:
+            page = await self._client.metrics(self.job_id, after=self.columns.last, limit=_PAGE)
+            for record in page["data"]:
+                self._add(record)
+            if not page["has_more"]:
+                return len(self.columns) != before
+            await asyncio.sleep(0)
+
+    def _add(self, record: Mapping[str, Any]) -> None:
+        step = record["step"]
+        self.columns.append(step, figures(record))
+        self.newest_step_at = record.get("at")
+        if evaluation := record.get("evaluation"):
+            self.evaluations.append({"step": step, "objectives": evaluation.get("objectives") or {}})
+
+
+def figures(record: Mapping[str, Any]) -> dict[str, Value]:
+    """A step's numbers under flat names: `accuracy.mean`, `accuracy.applied`, `time.rollout`, `kl`."""
+    found: dict[str, Value] = {}
+    for name, values in (record.get("objectives") or {}).items():
+        mean, std = number(values.get("mean")), number(values.get("std"))
+        found[f"{name}.mean"] = mean
+        found[f"{name}.low"] = None if mean is None else mean - (std or 0.0)
+        found[f"{name}.spread"] = None if mean is None else 2 * (std or 0.0)
+        found[f"{name}.zero_share"] = number(values.get("zero_share"))
+    for kind in ("applied", "strategy"):
+        for name, value in ((record.get("weights") or {}).get(kind) or {}).items():
+            found[f"{name}.{kind}"] = number(value)
+    below = 0.0
+    for name, value in ((record.get("weights") or {}).get("strategy") or {}).items():
+        below += number(value) or 0.0
+        found[f"{name}.below"] = below  # the learner's own weights, one on the other
+    for stage, seconds in (record.get("timings_s") or {}).items():
+        found[f"time.{stage}"] = number(seconds)
+    for name in _HEALTH:
+        found[name] = number(record.get(name))
+    seconds, tokens = found.get("time.step"), found.get("tokens")
+    found["tokens_per_s"] = tokens / seconds if seconds and tokens is not None else None
+    policy = found.get("policy_version")
+    found["staleness"] = None if policy is None else max(0, record["step"] - 1 - policy)
+    return found
+
+
+def number(value: Any) -> Value:
+    """None for what is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value

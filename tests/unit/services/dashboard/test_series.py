@@ -1,0 +1,74 @@
+"""Long series for charts: bounded, true to the whole, and sent once."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.dashboard.series import Columns, Tail, rows, stride
+
+
+def _columns(values: list[float | None]) -> Columns:
+    columns = Columns()
+    for step, value in enumerate(values, start=1):
+        columns.append(step, {"a": value})
+    return columns
+
+
+@given(st.integers(1, 20_000), st.integers(1, 600))
+def test_there_are_never_more_buckets_than_asked_for(count: int, most: int) -> None:
+    width = stride(count, most)
+    assert -(-count // width) <= most
+    assert width == 1 or -(-count // (width // 2)) > most, "no wider than need be"
+    assert math.log2(width).is_integer()
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6)), min_size=1, max_size=300), st.integers(1, 64))
+def test_a_bucket_is_the_mean_of_what_is_known(values: list[float | None], most: int) -> None:
+    found = rows(_columns(values), ["a"], most=most)
+    width = stride(len(values), most)
+    assert [row[0] for row in found] == [min((i + 1) * width, len(values)) for i in range(len(found))]
+    for i, (_, mean) in enumerate(found):
+        known = [value for value in values[i * width : (i + 1) * width] if value is not None]
+        assert mean == (pytest.approx(math.fsum(known) / len(known)) if known else None)
+
+
+@pytest.mark.parametrize("most", [4, 7, 512])
+def test_what_was_sent_piece_by_piece_is_what_is_drawn_at_once(most: int) -> None:
+    chance, columns, tail, drawn = random.Random(0), Columns(), Tail(), []
+    for step in range(1, 200):
+        columns.append(step, {"a": float(step), **({"late": 1.0} if step > 50 else {})})
+        if chance.random() < 0.5:
+            continue
+        sent = tail.next_rows(columns, ["a", "late"], 0, most=most)
+        if sent is not None:
+            start, new = sent
+            drawn = drawn[:start] + new
+        assert drawn == rows(columns, ["a", "late"], most=most)
+
+
+def test_nothing_new_is_not_sent() -> None:
+    columns, tail = _columns([1.0, 2.0]), Tail()
+    assert tail.next_rows(columns, ["a"], 0) == (0, [[1, 1.0], [2, 2.0]])
+    assert tail.next_rows(columns, ["a"], 0) is None
+    columns.append(3, {"a": 3.0})
+    assert tail.next_rows(columns, ["a"], 0) == (2, [[3, 3.0]])
+
+
+def test_steps_that_are_taken_back_are_sent_anew() -> None:
+    columns, tail = _columns([1.0, 2.0, 3.0]), Tail()
+    tail.next_rows(columns, ["a"], 0)
+    columns.truncate(1)
+    columns.append(2, {"a": 20.0})
+    columns.append(3, {"a": 30.0})
+    assert tail.next_rows(columns, ["a"], 1) == (0, [[1, 1.0], [2, 20.0], [3, 30.0]])
+
+
+def test_names_come_and_go() -> None:
+    columns = _columns([1.0])
+    columns.append(2, {"b": 5})
+    assert rows(columns, ["a", "b", "none"]) == [[1, 1.0, None, None], [2, None, 5, None]]
