@@ -5,18 +5,19 @@ For what strangers give us to parse or to run: a hang, a crash or a leak stays i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator
 from typing import Any
 
 _AT_ONCE = 4
 _PATIENCE_S = 10.0  # for a place among those
-_slots = threading.BoundedSemaphore(_AT_ONCE)
 
 
 class ChildError(RuntimeError):
@@ -31,17 +32,50 @@ class ChildBusy(ChildError):
     """Too many children are at work."""
 
 
-def ask(module: str, question: Any, *, timeout_s: float, sees: Collection[str] = ()) -> Any:
+class Places:
+    """So many at once, and all but one of them for one owner. One that is free is for whoever has fewest."""
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once, self._most = at_once, max(1, at_once - 1)
+        self._taken: Counter[str] = Counter()
+        self._waiting: Counter[str] = Counter()
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def one(self, owner: str, *, patience_s: float) -> Iterator[None]:
+        """A place for as long as the context lasts. Raises ChildBusy where there was none in time."""
+        with self._changed:
+            self._waiting[owner] += 1
+            got = self._changed.wait_for(lambda: self._may(owner), timeout=patience_s)
+            self._waiting -= Counter([owner])  # which also forgets those that have none
+            self._changed.notify_all()
+            if not got:
+                raise ChildBusy
+            self._taken[owner] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= Counter([owner])
+                self._changed.notify_all()
+
+    def _may(self, owner: str) -> bool:
+        mine = self._taken[owner]
+        fewest = min(self._taken[other] for other in self._waiting)
+        return self._taken.total() < self._at_once and mine < self._most and mine <= fewest
+
+
+_places = Places(_AT_ONCE)
+
+
+def ask(module: str, question: Any, *, timeout_s: float, owner: str = "", sees: Collection[str] = ()) -> Any:
     """The answer of `python -m module` to a JSON document; it and what it started are killed after `timeout_s`.
 
-    The child sees no variable of ours but where packages and models are, and `sees`: no password, no key.
+    `owner` is for whom: owners share the places for children. The child sees no variable of ours but where packages
+    and models are, and `sees`: no password, no key.
     """
-    if not _slots.acquire(timeout=_PATIENCE_S):
-        raise ChildBusy
-    try:
+    with _places.one(owner, patience_s=_PATIENCE_S):
         return _ask(module, question, timeout_s, sees)
-    finally:
-        _slots.release()
 
 
 def _ask(module: str, question: Any, timeout_s: float, sees: Collection[str]) -> Any:

@@ -44,11 +44,11 @@ class Reading:
         }
 
 
-def check(path: Path, columns: Columns) -> tuple[int, list[str]]:
+def check(path: Path, columns: Columns, *, owner: str = "") -> tuple[int, list[str]]:
     """Rows, and what is wrong: the first problems, then how it goes on. ChildBusy where that can't be told now."""
     question = {"path": str(path), "columns": columns.model_dump()}
     try:
-        answer: dict[str, Any] = children.ask(__name__, {"check": question}, timeout_s=TIMEOUT_S)
+        answer: dict[str, Any] = children.ask(__name__, {"check": question}, timeout_s=TIMEOUT_S, owner=owner)
     except children.ChildTimeout:
         return 0, [f"can't be read within {TIMEOUT_S:g} s"]
     except children.ChildBusy:
@@ -62,7 +62,7 @@ Outcome = Contents | str | None
 """Of a reading: what the rows have, what is wrong with the file, or None where that took too long to tell."""
 
 
-def outcomes_of(readings: Sequence[Reading]) -> list[Outcome]:
+def outcomes_of(readings: Sequence[Reading], *, owner: str = "") -> list[Outcome]:
     """In their order. ChildBusy where they can't be read now.
 
     What takes too long is not refused: the driver reads it all.
@@ -71,7 +71,9 @@ def outcomes_of(readings: Sequence[Reading]) -> list[Outcome]:
         return []
     question = [reading.document() for reading in readings]
     try:
-        found: list[dict[str, Any]] = children.ask(__name__, {"read": question}, timeout_s=_SHORT_TIMEOUT_S)
+        found: list[dict[str, Any]] = children.ask(
+            __name__, {"read": question}, timeout_s=_SHORT_TIMEOUT_S, owner=owner
+        )
     except children.ChildTimeout:
         return [None] * len(readings)
     except children.ChildBusy:
@@ -79,15 +81,17 @@ def outcomes_of(readings: Sequence[Reading]) -> list[Outcome]:
     except children.ChildError:
         if len(readings) == 1:
             return [_LIMIT]
-        return [outcome for reading in readings for outcome in outcomes_of([reading])]  # which of them it was
+        return [
+            outcome for reading in readings for outcome in outcomes_of([reading], owner=owner)
+        ]  # which of them it was
     return [each["problem"] or Contents(domains=set(each["domains"]), details=set(each["details"])) for each in found]
 
 
-def shown(path: Path, columns: Columns, *, after: int, limit: int) -> list[dict[str, Any]]:
+def shown(path: Path, columns: Columns, *, after: int, limit: int, owner: str = "") -> list[dict[str, Any]]:
     """Rows numbered above `after` with what is long cut. DatasetError where they can't be read, ChildBusy for now."""
     question = {"path": str(path), "columns": columns.model_dump(), "after": after, "limit": limit}
     try:
-        answer: dict[str, Any] = children.ask(__name__, {"show": question}, timeout_s=_SHORT_TIMEOUT_S)
+        answer: dict[str, Any] = children.ask(__name__, {"show": question}, timeout_s=_SHORT_TIMEOUT_S, owner=owner)
     except children.ChildBusy:
         raise
     except children.ChildError:

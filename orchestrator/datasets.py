@@ -99,6 +99,7 @@ class Datasets:
     def __init__(self, state_dir: Path, owner: str) -> None:
         if not is_name(owner):
             raise ValueError("owner: 1 to 255 letters, digits, _ or - are allowed")
+        self.owner = owner
         self._folder = state_dir / "datasets" / owner
 
     def draft(self, format: str) -> Draft:

@@ -129,7 +129,9 @@ def _data(
                 continue
             tokenizer, tokens = room or (None, 0)
             readings[split] = Reading(path=path, columns=columns, limit=data.limit, tokenizer=tokenizer, room=tokens)
-        found = _read_here(readings.values()) if access is None else outcomes_of([*readings.values()])
+        found = (
+            _read_here(readings.values()) if access is None else outcomes_of([*readings.values()], owner=access.owner)
+        )
     contents: dict[str, Contents] = {}
     for (split, reading), outcome in zip(readings.items(), found, strict=True):
         if isinstance(outcome, str):

@@ -114,7 +114,15 @@ def _recover(any_store: JobStore, directory: Path, *, dry: bool) -> Found:
         mode="json"
     )
     if not dry:
-        store.submit(text, name=spec.name, job_id=job_id, steering=steering, origin=origin, priority=spec.priority)
+        store.submit(
+            text,
+            name=spec.name,
+            job_id=job_id,
+            steering=steering,
+            origin=origin,
+            priority=spec.priority,
+            by="recover",
+        )
         with contextlib.suppress(IllegalTransition):
             store.request_pause(job_id)
     note = f"from step {step}" if step else "without a checkpoint: from its beginning"

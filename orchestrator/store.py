@@ -79,8 +79,9 @@ class JobStore(JobReader):
         max_active: int | None = None,
         origin: Origin | None = None,
         priority: int = 0,
+        by: str = "submit",
     ) -> Submission:
-        """Queue a job; `steering` is its first version. The body is what `spec_json` says, byte for byte.
+        """Queue a job; `steering` is its first version, `by` whoever gave it. The body is `spec_json`, byte for byte.
 
         A key (kept 24 h) or a job id seen before gives REPLAY for the same body, CONFLICT for another one; with a
         key, the job comes as the first answer had it.
@@ -106,6 +107,7 @@ class JobStore(JobReader):
             "" if origin is None else origin.parent,
             "" if origin is None else origin.step,
             priority,
+            by,
             more=[
                 keys.idempotency(idempotency_key or ""), keys.jobs, keys.spec(job_id),
                 keys.steering(job_id), OWNERS,

@@ -77,6 +77,11 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
     def chosen(option: Path | None) -> Path:
         return option.expanduser().absolute() if option else state_dir()
 
+    for add in (_add_up, _add_demo, _add_serve, _add_worker):
+        add(app, chosen)
+
+
+def _add_up(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
     @app.command()
     def up(
         host: Host = "127.0.0.1",
@@ -96,6 +101,8 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         _log_to_stderr(log_format)
         run_until_stopped(chosen(state_dir), _listen(host, port, tls_cert, tls_key, behind_proxy))
 
+
+def _add_demo(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
     @app.command()
     def demo(
         device: Annotated[Device | None, typer.Option(help="where it trains; found by itself if absent")] = None,
@@ -115,6 +122,8 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         code = run_demo(chosen(state_dir), device=device, steps=steps, weighting=weighting)
         raise typer.Exit(code)
 
+
+def _add_serve(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
     @app.command()
     def serve(
         redis: RedisUrl,
@@ -136,6 +145,8 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         _check_redis(redis, accept_redis_settings)
         _serve(redis, listen, chosen(state_dir))
 
+
+def _add_worker(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
     @app.command()
     def worker(
         redis: RedisUrl,

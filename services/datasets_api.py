@@ -133,7 +133,7 @@ def _keep(datasets: Datasets, draft: Draft, query: Upload, most: int) -> tuple[D
     if most and len(datasets.all()) >= most:
         message = f"this owner has {most} datasets, and may have no more; delete one"
         raise ApiProblem(429, "too_many_datasets", message, headers={"retry-after": "60"})
-    rows, problems = check(draft.path, columns)
+    rows, problems = check(draft.path, columns, owner=datasets.owner)
     if problems:
         more = "; and maybe more" if len(problems) == MAX_PROBLEMS else ""
         raise ApiProblem(422, "invalid_dataset", "; ".join(problems) + more)
@@ -169,7 +169,7 @@ def get_rows(
     """A preview of the first rows: prompts and answers as a job gets them, what is long cut at 4,000 characters."""
     found = _find(datasets, dataset_id)
     try:
-        rows = shown(found.path, found.columns, after=query.after, limit=query.limit + 1)
+        rows = shown(found.path, found.columns, after=query.after, limit=query.limit + 1, owner=datasets.owner)
     except DatasetError:
         raise ApiProblem(409, "dataset_damaged", "the file of this dataset is damaged; upload it again") from None
     return StrictJSONResponse(page(rows[: query.limit], has_more=len(rows) > query.limit))

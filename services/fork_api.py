@@ -43,7 +43,18 @@ from orchestrator.states import is_terminal
 from orchestrator.steering import SteeringError, initial_steering, merge
 from orchestrator.store import Checkpoint, JobStore, Origin, SubmitOutcome
 from services.body import json_body, parse_json
-from services.deps import Configuration, FileAccess, Finder, JobId, MaxActive, Store, alignment_only, body_schema, page
+from services.deps import (
+    Caller,
+    Configuration,
+    FileAccess,
+    Finder,
+    JobId,
+    MaxActive,
+    Store,
+    alignment_only,
+    body_schema,
+    page,
+)
 from services.errors import ApiProblem, StrictJSONResponse, not_found, quota_problem
 from services.jobs_api import IdempotencyKey, checked_spec, first_steering, job_document
 from services.settings import Settings
@@ -137,6 +148,7 @@ def fork_job(
     max_active: MaxActive,
     access: FileAccess,
     find: Finder,
+    caller: Caller,
     _place: Annotated[None, place("forks", at_once=4, of_owner=2)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
@@ -166,8 +178,15 @@ def fork_job(
         _check_room(store, plan, max_active)
         try:
             with forking(config.state_dir):
-                again = path is not None
-                made = _carry_out(store, config, plan, max_active, again=again, find=lambda found: find(job_id, found))
+                made = _carry_out(
+                    store,
+                    config,
+                    plan,
+                    max_active,
+                    again=path is not None,
+                    by=caller.key_name,
+                    find=lambda found: find(job_id, found),
+                )
             answer = {**page(made, has_more=False), "lineage": {"parent": job_id, "step": plan["step"]}}
             if path is not None:
                 answer = keep_answer(path, plan, answer)
@@ -245,6 +264,7 @@ def _carry_out(
     max_active: int | None,
     *,
     again: bool,
+    by: str,
     find: Callable[[Checkpoint], Path],
 ) -> list[dict[str, Any]]:
     """First the policies, which must outlive the parent's, then the jobs. `again`: the caller can ask for the rest."""
@@ -269,6 +289,7 @@ def _carry_out(
             max_active=max_active,
             origin=Origin(parent=plan["parent"], step=plan["step"]),
             priority=spec.priority,
+            by=by,
         )
         if submission.outcome is SubmitOutcome.QUOTA:
             _forget(config, [] if again else ids[i:])

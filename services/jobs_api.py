@@ -27,7 +27,7 @@ from orchestrator.states import JobStatus
 from orchestrator.steering import initial_steering
 from orchestrator.store import JobRecord, JobStore, Page, QuotaReached, Submission, SubmitOutcome
 from services.body import json_body, optional_json_body
-from services.deps import MAX_PAGE, Configuration, FileAccess, JobId, MaxActive, Store, body_schema, page
+from services.deps import MAX_PAGE, Caller, Configuration, FileAccess, JobId, MaxActive, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, quota_problem, spec_problem
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -127,6 +127,7 @@ def submit_job(
     max_active: MaxActive,
     access: FileAccess,
     config: Configuration,
+    caller: Caller,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queues a job. The body is the same document as the CLI's YAML.
@@ -156,6 +157,7 @@ def submit_job(
         idempotency_key=idempotency_key,
         max_active=max_active,
         priority=spec.priority,
+        by=caller.key_name,
     )
     if submission.outcome is SubmitOutcome.QUOTA:
         raise quota_problem(max_active)

@@ -16,7 +16,7 @@ from orchestrator.spec_errors import nearest
 from rewards import registry
 from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
 from services.body import json_body
-from services.deps import FileAccess, body_schema, page
+from services.deps import Caller, FileAccess, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.slots import place
 
@@ -130,6 +130,7 @@ def validate_reward(document: Annotated[Any, Depends(json_body)], access: FileAc
 def run_rewards(
     document: Annotated[Any, Depends(json_body)],
     access: FileAccess,
+    caller: Caller,
     _place: Annotated[None, place("dry runs of rewards", at_once=8, of_owner=2)],
 ) -> Response:
     """Scores the samples under each reward: `scores` are in the samples' order. 503 where that takes above 30 s.
@@ -153,7 +154,7 @@ def run_rewards(
             "details": [sample.details for sample in wanted.samples],
         },
     }
-    scores, heads = _scores(question)
+    scores, heads = _scores(question, caller.owner)
     return StrictJSONResponse(
         {
             "object": "reward.run",
@@ -178,9 +179,9 @@ def _chat(sample: Sample) -> list[dict[str, str]]:
 Scores = list[list[float | None]]
 
 
-def _scores(question: dict[str, Any]) -> tuple[Scores, list[dict[str, list[float | None]]]]:
+def _scores(question: dict[str, Any], owner: str) -> tuple[Scores, list[dict[str, list[float | None]]]]:
     try:
-        answer = children.ask("rewards.dry_run", question, timeout_s=_TIMEOUT_S, sees=(JUDGES_VARIABLE,))
+        answer = children.ask("rewards.dry_run", question, timeout_s=_TIMEOUT_S, owner=owner, sees=(JUDGES_VARIABLE,))
     except children.ChildTimeout:
         message = f"no scores within {_TIMEOUT_S:g} s; try fewer samples or rewards"
         raise ApiProblem(503, "reward_timeout", message, param="rewards", headers={"retry-after": "30"}) from None

@@ -167,6 +167,12 @@ def descendants(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
+def one_of(pid: int, title: str) -> psutil.Process:
+    """The process below `pid` with this title, such as VLLM::EngineCore."""
+    (found,) = (process for process in descendants(pid) if " ".join(process.cmdline()).startswith(title))
+    return found
+
+
 def figures(record: dict[str, Any]) -> dict[str, float]:
     """Every number of a committed step by its path, without what a clock or a claim decides."""
     found: dict[str, float] = {}

@@ -1,6 +1,6 @@
 -- Accepts a job once. KEYS 7..11: idempotency, jobs, spec, steering, owners.
 -- ARGV: id, body sha256, idempotency ttl ms (0: no key given), name, spec, steering, owner, most active jobs ('': any),
--- the job and the step that it was forked from ('': it was not), priority (-5 to 5).
+-- the job and the step that it was forked from ('': it was not), priority (-5 to 5), who submits it.
 -- Answers {NEW | REPLAY | CONFLICT | QUOTA, id, the job's fields as JSON}. With a key the fields are those of the first
 -- answer, for as long as the key is kept, whatever has become of the job.
 local IDEM, JOBS, SPEC, W = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
@@ -36,7 +36,7 @@ redis.call('HSET', JOB, 'schema_v', 1, 'id', ID, 'name', name, 'status', 'valida
   'ckpt_step', '', 'ckpt_path', '', 'ckpt_digest', '', 'parent', ARGV[9], 'parent_step', ARGV[10])
 redis.call('SET', SPEC, spec)
 redis.call('HSET', W, 'ver', 1, 'eff', 0, 'current', steering)
-redis.call('XADD', WLOG, '1-1', 'eff', 0, 'at', seconds(us), 'who', 'submit',
+redis.call('XADD', WLOG, '1-1', 'eff', 0, 'at', seconds(us), 'who', ARGV[12],
   'change', steering, 'state', steering)
 redis.call('ZADD', JOBS, order, ID)
 redis.call('SADD', OWNERS, owner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,23 @@ def test_an_engine_that_saw_half_an_update_refuses_to_serve(synced):
     ray.get(cluster.actors[0].start_weight_update.remote())
     with pytest.raises(EngineError, match="send it the weights again"):
         engines.generate(requests)
+
+
+def test_an_engine_whose_process_is_killed_is_lost_to_everyone(synced):
+    """After the others of this file: nothing is left of the engine. A job restarts from its checkpoint then."""
+    import ray
+
+    from orchestrator.errors import ActorLost
+    from tests.support import one_of
+
+    _, engines, learner, _, requests, cluster = synced
+    ray.get(cluster.actors[0].finish_weight_update.remote("3"))  # so that it serves again
+    pid = ray.get(cluster.actors[0].__ray_call__.remote(lambda _: os.getpid()))
+    one_of(pid, "VLLM::EngineCore").kill()
+    with pytest.raises(ActorLost, match="a rollout engine is gone"):
+        engines.generate(requests)
+    with pytest.raises(ActorLost, match="the learner or an engine is gone"):
+        learner.sync(4)
 
 
 def test_two_steps_on_competition_mathematics(math500: Path, tmp_path, redis_url, state_dir):

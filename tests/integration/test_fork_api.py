@@ -123,6 +123,8 @@ def test_a_fork_starts_from_a_copy_that_outlives_its_parent(http: httpx.Client, 
     assert init == state_dir / "jobs" / new["id"] / "init"
     assert (init / "model.safetensors").read_text() == "weights of step 2"
     assert [path.name for path in init.parent.iterdir()] == ["init"]
+    (first,) = http.get(f"/v1/jobs/{new['id']}/steering").json()["log"]
+    assert first["by"] == f"key {digest(KEY)[:8]}"
     assert [objective["weight"] for objective in job["spec"]["objectives"]] == [0.6, 0.4]
     assert http.get(f"/v1/jobs/{parent}").json()["lineage"] is None
 

@@ -59,6 +59,7 @@ def test_every_weight_that_was_ever_in_force_is_in_the_log(redis_url: str, tmp_p
 
     assert [entry["version"] for entry in log] == list(range(1, len(accepted) + 2))
     assert 7 < len(accepted) < 42
+    assert log[0]["by"] == f"key {digest(KEY)[:8]}"  # who submitted
     current = dict(log[0]["change"])
     for before, entry, kept in zip(log, log[1:], state.log[1:], strict=False):
         share, key_id, effective = accepted[entry["version"]]

@@ -12,7 +12,7 @@ from tests.store_support import claim, commit, event_types, running, submit
 
 
 def test_steering_takes_effect_after_the_step_in_flight(store: JobStore) -> None:
-    submit(store, steering={"mode": "auto", "preference": {"a": 0.5, "b": 0.5}})
+    submit(store, steering={"mode": "auto", "preference": {"a": 0.5, "b": 0.5}}, by="key-0")
     lease = claim(store)
     commit(store, lease, 1, 2, 3)
     got = store.steer("j", change={"mode": "manual"}, if_match=1, by="key-1")
@@ -23,7 +23,7 @@ def test_steering_takes_effect_after_the_step_in_flight(store: JobStore) -> None
     state = store.steering("j")
     assert (state.version, state.current) == (3, {"mode": "manual", "preference": {"a": 1}})
     assert [(e.version, e.effective_step, e.by) for e in state.log] == [
-        (1, 0, "submit"), (2, 5, "key-1"), (3, 5, "key-2"),
+        (1, 0, "key-0"), (2, 5, "key-1"), (3, 5, "key-2"),
     ]  # fmt: skip
     assert state.log[1].change == {"mode": "manual"}
     assert state.log[1].state == {"mode": "manual", "preference": {"a": 0.5, "b": 0.5}}

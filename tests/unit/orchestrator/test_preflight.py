@@ -239,6 +239,7 @@ def test_a_server_reads_no_rows_itself(
     monkeypatch.setattr(children, "ask", ask)
     assert len(preflight(make_spec(model, referring), access)) == 2
     assert ask.call_count == 1  # for both
+    assert ask.call_args.kwargs["owner"] == "ann"
     assert preflight(make_spec("someone/model", referring), access) == []
     assert ask.call_count == 1
     Path(data["test"]).write_text("{}\n")
