@@ -36,6 +36,7 @@ def create_shell() -> FastAPI:
         ui.page(path, response_timeout=20)(page)
     nicegui_app.config.socket_io_js_transports = ["websocket"]
     nicegui_app.config.quasar_config["brand"] = {"primary": "#4453c4", "positive": "#1f7a55", "negative": "#b3372b"}
+    nicegui_app.config.quasar_config["loadingBar"] = {"color": "primary", "skipHijack": True}  # we show what loads
     ui.run_with(
         shell,
         title="Equipoise",

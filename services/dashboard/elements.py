@@ -159,7 +159,7 @@ def _options(options: Mapping[str, str]) -> list[Json]:
 
 
 class Field(Component, component="static/field.js"):
-    """A text field; `value` is what was typed when the field was last left, or 0.3 s ago."""
+    """A text field; `value` is what was typed when the field was last left, which a click on a button does too."""
 
     def __init__(self, label: str, value: str = "", on_change: Handler | None = None, **properties: Any) -> None:
         super().__init__(label=label, value=value, **properties)
@@ -168,7 +168,6 @@ class Field(Component, component="static/field.js"):
         def changed(event: GenericEventArguments) -> None:
             self.value = str(event.args)
 
-        self.on("input", changed, throttle=0.3, leading_events=False)
         self.on("change", changed)
         if on_change is not None:
             self.on("change", lambda _: on_change(), args=[])

@@ -3,7 +3,7 @@ import { h } from "vue";
 
 export default {
   props: { label: String, value: { type: String, default: "" }, rows: { type: Number, default: 1 }, problem: String, hint: String, placeholder: String, code: Boolean, maxlength: Number },
-  emits: ["change", "input"],
+  emits: ["change"],
   data() {
     return { text: this.value, own: `f${Math.random().toString(36).slice(2)}` };
   },
@@ -25,7 +25,7 @@ export default {
     const shared = {
       id: this.own, ref: "box", value: this.text, placeholder: this.placeholder, maxlength: this.maxlength, spellcheck: "false", autocomplete: "off",
       "aria-invalid": this.problem ? "true" : undefined, "aria-describedby": this.problem || this.hint ? `${this.own}-note` : undefined,
-      onInput: (event) => { this.text = event.target.value; this.$emit("input", this.text); },
+      onInput: (event) => { this.text = event.target.value; },
       onChange: (event) => this.$emit("change", event.target.value),
     };
     return h("div", { class: ["field", this.code && "field-code", this.problem && "field-bad"] }, [
