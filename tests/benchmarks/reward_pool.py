@@ -1,6 +1,6 @@
 """Hosting of rewards, measured: what hides behind generation, what the pool costs, what a second replica gives.
 
-    python -m tests.benchmarks.reward_pool [PART ...] [--steps 12] [--policy DIR]
+    python -m tests.benchmarks.reward_pool [PART ...] [--steps 25] [--policy DIR]
 
 Parts: hidden (the quickstart job by the real driver), overhead, replicas. The last line is JSON.
 """
@@ -55,11 +55,17 @@ def hidden_figures(steps: list[Figures]) -> Figures:
         for name, found in health.items()
     }
     timings = [step["timings_s"] for step in steps]
+    by_step = [
+        sum(f["score_busy_s"] * f["hidden_share"] for f in step["reward_health"].values())
+        / sum(f["score_busy_s"] for f in step["reward_health"].values())
+        for step in steps
+    ]
     return {
         "hidden_share": round(sum(hidden.values()) / sum(busy.values()), 4),
+        "hidden_share_median_step": round(median(by_step), 4),
         "hidden_share_by_reward": {name: round(hidden[name] / busy[name], 4) for name in busy},
         "busy_s_per_step": {name: round(busy[name] / len(steps), 4) for name in busy},
-        "latency_s_p95": {name: median(round(f["latency_s_p95"], 4) for f in found) for name, found in health.items()},
+        "latency_s_p95": {name: round(median(f["latency_s_p95"] for f in found), 4) for name, found in health.items()},
         "score_s_median": round(median(timing["score"] for timing in timings), 4),
         "score_share_of_step": round(sum(t["score"] for t in timings) / sum(t["step"] for t in timings), 4),
         "rollout_s_median": round(median(timing["rollout"] for timing in timings), 3),
@@ -147,7 +153,7 @@ PARTS = {"hidden": measure_hidden, "overhead": measure_overhead, "replicas": mea
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.reward_pool", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--policy", type=Path, help="a trained quickstart policy, which else takes a minute or two")
     options = parser.parse_args()
     parts = options.parts or list(PARTS)
