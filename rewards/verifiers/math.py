@@ -88,6 +88,10 @@ class MathAccuracy:
         self._options = options
         self._child = Bounded("equal_answers", options.timeout_s)
 
+    def warm_up(self) -> None:
+        """Starts the child, whose algebra takes seconds to load, while no step waits for it."""
+        self._child.ask(gold="x + 1", answer="1 + x", prose=False)
+
     def score(self, batch: RewardBatch) -> list[float | None]:
         correct = functools.cache(self._correct)  # the rollouts of one prompt often agree
         scores: list[float | None] = []

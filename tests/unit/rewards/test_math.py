@@ -270,3 +270,10 @@ def test_a_child_that_cannot_start_is_an_error_and_not_a_wrong_answer(monkeypatc
 
 def _silenced(start):
     return lambda *args, **options: start(*args, stderr=subprocess.DEVNULL, **options)
+
+
+def test_what_it_warms_up_with_is_a_question_of_algebra():
+    assert compare_plainly("x + 1", "1 + x") is None
+    reward = MathAccuracy(MathOptions())
+    reward.warm_up()
+    assert reward._child._child is not None
