@@ -28,6 +28,7 @@ from tests.benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 Figures = dict[str, Any]
+ANSWER = "answer "
 SLOPE = 12.0  # of the generated preferences: some are noise, so that calibration means something
 
 
@@ -203,7 +204,8 @@ def throughput(folder: Path, rounds: int = 5) -> Figures:
         ]
         environment = os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-        figures[name] = json.loads(done.stdout.splitlines()[-1])
+        (answer,) = (line for line in done.stdout.splitlines() if line.startswith(ANSWER))  # vLLM prints around it
+        figures[name] = json.loads(answer.removeprefix(ANSWER))
     return figures
 
 
@@ -254,7 +256,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure_one(*json.loads(options.one))))
+        print(ANSWER + json.dumps(measure_one(*json.loads(options.one))), flush=True)
         return
     path = RESULTS / "reward_models.json"
     before = json.loads(path.read_text()) if options.parts and path.is_file() else {}
