@@ -1,7 +1,8 @@
 """One endpoint of chat completions: asked under its profile's limits, again where that may help, and counted.
 
-JudgeError                 the judge can't be asked, or says nothing of use; names the profile, never where it is
-└── JudgeDeadlineError     not within the time that a batch has
+JudgeError                      it says nothing of use about a row; names the profile, never where it is
+└── JudgeUnavailableError       it can't be asked at all, which is no row's fault
+    └── JudgeDeadlineError      not within the time that a batch has
 """
 
 from __future__ import annotations
@@ -22,14 +23,19 @@ from rewards.judges.pacing import Breaker, Pace, backoff_s, retry_after_s
 from rewards.judges.profiles import Profile
 
 _REFUSED_STRUCTURE = (400, 422)
+_OF_A_ROW = (400, 413, 422)  # such as a text that is too long for the model
 _MOST_TOKENS = 10**9  # that one call may claim to have used
 
 
-class JudgeError(RuntimeError):
+class JudgeError(Exception):
     """The text says what happened and repeats nothing that was sent or received."""
 
 
-class JudgeDeadlineError(JudgeError):
+class JudgeUnavailableError(JudgeError, ConnectionError):
+    """A ConnectionError, so that whoever hosts the reward blames no row for it."""
+
+
+class JudgeDeadlineError(JudgeUnavailableError):
     """The batch's time is over, or would be before the next attempt."""
 
 
@@ -196,7 +202,8 @@ class JudgeClient:
         if text is not None:
             return text
         redirect = ", and redirects are not followed" if 300 <= status < 400 else ""
-        raise self._error(f"it answered {status}{redirect}")
+        told = f"judge '{self._name}': it answered {status}{redirect}"
+        raise (JudgeError if status in _OF_A_ROW else JudgeUnavailableError)(told)
 
     async def _sleep(self, seconds: float, deadline: float, why: str) -> None:
         if seconds <= 0:
@@ -205,5 +212,5 @@ class JudgeClient:
             raise JudgeDeadlineError(f"judge '{self._name}': {why}; the batch's time is over before another attempt")
         await asyncio.sleep(seconds)
 
-    def _error(self, why: str) -> JudgeError:
-        return JudgeError(f"judge '{self._name}': {why}")
+    def _error(self, why: str) -> JudgeUnavailableError:
+        return JudgeUnavailableError(f"judge '{self._name}': {why}")

@@ -42,7 +42,7 @@ class JudgeOptions(RewardOptions):
         24_000, ge=100, le=1_000_000, description="of each text that is shown; of a longer one, its beginning and end"
     )
     unparsed: Literal["error", "lowest"] = Field(
-        "error", description="what an answer without a score is, asked three times: it stops the step, or scores 0"
+        "error", description="what an answer without a score is, asked for three times: an error of its row, or a 0"
     )
 
     @model_validator(mode="after")
@@ -70,8 +70,8 @@ class Judge:
     or, with a threshold, 1 where that score of the judge's scale reaches it, else 0. Rubrics that need a reference
     answer don't apply to a row without one. Objectives that differ in `head` alone share their calls.
 
-    Raises ProfileError where it is built, and JudgeError where the judge gives no scores; neither says where the judge
-    is or what was sent.
+    Raises ProfileError where it is built, JudgeError where the judge gives no scores for a row, and
+    JudgeUnavailableError where it does not answer; none says where the judge is or what was sent.
     """
 
     name: ClassVar[str] = "judge"

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from rewards.judges import profiles
 from rewards.judges.answers import Verdict
 from rewards.judges.cache import AnswerCache, key_of
-from rewards.judges.client import JudgeClient, JudgeDeadlineError, JudgeError
+from rewards.judges.client import JudgeClient, JudgeDeadlineError, JudgeError, JudgeUnavailableError
 
 Unparsed = Literal["error", "lowest"]
 _ASKED = 3  # times in all, where an answer holds no score
@@ -89,7 +89,7 @@ class Panel:
         deadline = asyncio.get_running_loop().time() + self._profile.deadline_s
         keys = [[self._key(question, vote) for vote in range(self._votes)] for question in questions]
         answers: dict[bytes, dict[str, float]] = {}
-        tasks: dict[bytes, asyncio.Task[dict[str, float]]] = {}
+        tasks: dict[bytes, asyncio.Task[dict[str, float] | JudgeError]] = {}
         for question, row in zip(questions, keys, strict=True):
             for key in row:
                 if key in answers or key in tasks:
@@ -110,10 +110,23 @@ class Panel:
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
-        answers |= {key: task.result() for key, task in tasks.items()}
+        for key, task in tasks.items():
+            answer = task.result()
+            if isinstance(answer, JudgeError):
+                raise answer
+            answers[key] = answer
         return [[answers[key] for key in row] for row in keys]
 
-    async def _ask(self, key: bytes, question: Question, deadline: float) -> dict[str, float]:
+    async def _ask(self, key: bytes, question: Question, deadline: float) -> dict[str, float] | JudgeError:
+        """An error of this row comes back, so that the others' answers are there when they are asked for without it."""
+        try:
+            return await self._scores(key, question, deadline)
+        except JudgeUnavailableError:
+            raise
+        except JudgeError as error:
+            return error
+
+    async def _scores(self, key: bytes, question: Question, deadline: float) -> dict[str, float]:
         for asked in range(_ASKED):
             chat = question if asked == 0 else _reminded(question)
             body = {"messages": chat.messages, **self._settings}

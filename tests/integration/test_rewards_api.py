@@ -209,7 +209,7 @@ def test_a_judge_is_listed_checked_and_asked_without_its_address(
         assert judge.headers[0]["authorization"] == f"Bearer {SECRET}"
         judge.script = answers(401, SECRET)
         refused = run(http, reward)
-        assert "JudgeError: judge 'strict': it answered 401" in error_of(refused, 422)["message"]
+        assert "JudgeUnavailableError: judge 'strict': it answered 401" in error_of(refused, 422)["message"]
         for answer in (listed, checked, scored, refused):
             assert str(judge.port) not in answer.text
     (tmp_path / "judges.yaml").write_text(f"judges: [{SECRET}]")

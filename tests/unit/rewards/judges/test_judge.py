@@ -17,7 +17,7 @@ import pytest
 from rewards import registry
 from rewards.base import RewardBatch
 from rewards.judges import profiles
-from rewards.judges.client import JudgeDeadlineError, JudgeError
+from rewards.judges.client import JudgeDeadlineError, JudgeError, JudgeUnavailableError
 from rewards.judges.judge import Judge, JudgeOptions
 from rewards.judges.rubrics import BUILT_IN
 from tests.judge_server import ScriptedJudge, answers, completion, hangs, reply, says
@@ -297,6 +297,33 @@ def test_an_endpoint_that_is_not_there_is_an_error(make_judge, make_batch) -> No
     judge = make_judge(profile={"base_url": "http://127.0.0.1:1/v1", "attempts": 2})
     with pytest.raises(JudgeError, match=r"the connection failed \(ConnectError\), in 2 attempts"):
         judge.score(make_batch("a"))
+
+
+@pytest.mark.parametrize(
+    ("script", "of_a_row"),
+    [
+        (answers(503), False), (answers(401), False), (answers(302), False), (answers(200, "x"), False),
+        (answers(429, retry_after="3600"), False), (answers(400), True), (answers(413), True), (says("?"), True),
+    ],
+)  # fmt: skip
+def test_an_error_says_whether_it_is_a_rows_fault(
+    make_judge, server: ScriptedJudge, make_batch, script: Any, of_a_row: bool
+) -> None:
+    server.script = script
+    with pytest.raises(JudgeError) as caught:
+        make_judge().score(make_batch("a"))
+    assert isinstance(caught.value, ConnectionError) is not of_a_row
+    assert isinstance(caught.value, JudgeUnavailableError) is not of_a_row
+
+
+def test_a_row_that_cannot_be_scored_costs_the_others_nothing(make_judge, server: ScriptedJudge, make_batch) -> None:
+    server.script = says(lambda body: GOOD if "bad" not in score_in(body["messages"][-1]["content"]) else "?")
+    judge = make_judge(profile={"max_concurrency": 1})
+    with pytest.raises(JudgeError, match="held no scores"):
+        judge.score(make_batch("bad", "a", "b"))
+    assert len(server.bodies) == 5  # the bad one three times
+    assert judge.score(make_batch("a", "b")) == [6 / 9] * 2
+    assert len(server.bodies) == 5
 
 
 # -- answers that hold no score ---------------------------------------------------------------------------------
