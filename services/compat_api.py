@@ -58,23 +58,27 @@ def list_jobs(query: Annotated[Page, Query()], metadata: Metadata, store: Store)
 
 @router.get("/{job_id}")
 def get_job(job_id: JobId, store: Store) -> Response:
+    """A job in this API's shape."""
     return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
 
 
 @router.post("/{job_id}/cancel", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
 def cancel_job(job_id: JobId, store: Store) -> Response:
+    """At once where it waits; a running job ends after the step in flight."""
     store.request_cancel(job_id)
     return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
 
 
 @router.post("/{job_id}/pause", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
 def pause_job(job_id: JobId, store: Store) -> Response:
+    """A running job writes a checkpoint first."""
     store.request_pause(job_id)
     return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
 
 
 @router.post("/{job_id}/resume", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
 def resume_job(job_id: JobId, store: Store, max_active: MaxActive) -> Response:
+    """Back in the queue; it goes on from its newest checkpoint."""
     back_in_queue(store, job_id, max_active)
     return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
 from typing import Any
 
@@ -41,13 +42,21 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
         )
         for found in operation.get("parameters", [])
     ]
+    examples: dict[str, Any] = {}
     if body := operation.get("requestBody"):
         takes.append((f"body{', required' if body.get('required') else ''}", ", ".join(body["content"])))
+        examples = next(iter(body["content"].values())).get("examples", {})
     answers = [(status, found["description"]) for status, found in operation["responses"].items()]
     return (
         f"<h3><code>{escape(f'{method} {path}')}</code></h3><p>{escape(about)}</p>"
-        f"{_list(takes)}<details><summary>answers</summary>{_list(answers)}</details>"
+        f"{_list(takes)}{''.join(_example(name, found['value']) for name, found in examples.items())}"
+        f"<details><summary>answers</summary>{_list(answers)}</details>"
     )
+
+
+def _example(name: str, value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, indent=2)
+    return f"<details><summary>example: {escape(name)}</summary><pre>{escape(text)}</pre></details>"
 
 
 def _list(pairs: list[tuple[str, str]]) -> str:

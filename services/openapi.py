@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's, with every refusal of every route, and what a made thing's id is good for."""
+"""The OpenAPI document: FastAPI's, with every refusal of every route, what a made id is good for, and examples."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from orchestrator.spec import JobSpec
 from orchestrator.specs.reward_job import RewardJobSpec
 from services.auth import PUBLIC_PATHS
+from services.openapi_examples import show_examples
 
 _METHODS = frozenset({"get", "put", "post", "patch", "delete"})
 _REFUSALS = {
@@ -61,6 +62,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         schemas["Error"] = _error_schema()
         _describe_refusals(document["paths"])
         _link(document["paths"])
+        show_examples(document["paths"])
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
         for path in PUBLIC_PATHS:

@@ -168,6 +168,7 @@ def test_the_document_has_the_errors_that_are_given(world: World) -> None:
     assert "HTTPValidationError" not in json.dumps(document)
     for path, methods in document["paths"].items():
         for operation in methods.values():
+            assert operation["description"]
             refusals = {int(status): told for status, told in operation["responses"].items() if int(status) >= 400}
             assert path == "/livez" or refusals.keys() >= {401, 403, 500, 503}
             assert "requestBody" not in operation or refusals.keys() >= {400, 413, 422}
@@ -525,6 +526,39 @@ def test_another_media_type_is_refused(world: World, target: str, media_type: by
     number = f'"{"s" * 20}"' if target == "webhook" else "1"
     content = TARGETS[target][2].replace("@", number).encode()
     refuse(world, target, content, 422, **{"content-type": media_type})
+
+
+# -- examples ------------------------------------------------------------------------------------------------
+
+
+def test_the_documents_examples_are_accepted(world: World, tmp_path: Path) -> None:
+    """Every body that must be there has some; each is sent as it stands, but for where a checkpoint is exported to."""
+    headers = {"authorization": f"Bearer {KEY}"}
+    paths = world.client.get("/openapi.json", headers=headers).json()["paths"]
+    sent = 0
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            body = operation.get("requestBody", {"content": {}})
+            for media_type, content in body["content"].items():
+                examples = content.get("examples", {})
+                assert examples or not body["required"], (method, path)
+                for name, example in examples.items():
+                    value = example["value"]
+                    if path.endswith("/export"):
+                        value = {"to": str(tmp_path / name)}
+                    job = submitted(world.client) if path.endswith("/pause") else world.trained
+                    answer = world.client.request(
+                        method,
+                        path.replace("{job_id}", job).replace("{step}", "1"),
+                        params={"name": "x", "format": "jsonl"} if path == "/v1/datasets" else None,
+                        content=value if isinstance(value, str) else json.dumps(value),
+                        headers={**headers, "content-type": media_type},
+                    )
+                    assert answer.status_code in (200, 201, 202), (method, path, name, answer.text)
+                    sent += 1
+    assert sent > 12
+    page = world.client.get("/docs", headers=headers).text
+    assert "example: your own weights" in page
 
 
 # -- 50 MB --------------------------------------------------------------------------------------------------
