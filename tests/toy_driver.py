@@ -4,12 +4,13 @@
     python -m tests.toy_driver --serve     forks a driver for each line of JSON: a start costs milliseconds
 
 EQUIPOISE_TOY is JSON: `ttl_s` and `renew_s` of the lease, `mutants` of tests/toy_mutants.py, `ahead_s` of the clock. A
-step takes as long as the spec's metadata says (`toy.step_s`).
+step sleeps as long as the spec's metadata says (`toy.step_s`), and hashes so many MiB (`toy.work_mib`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from typing import Any, Self
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch
 VARIABLE = "EQUIPOISE_TOY"
+_MEBIBYTE = bytes(1 << 20)
 
 
 def run(arguments: list[str]) -> None:
@@ -51,6 +53,8 @@ def build(spec: Any, *_: Any, **__: Any) -> Any:
         def generate(self, requests: Sequence[Any]) -> list[Any]:
             if requests and requests[0].seed is not None:  # not an evaluation
                 time.sleep(float(spec.metadata.get("toy.step_s", "0")))
+                for _ in range(int(spec.metadata.get("toy.work_mib", "0"))):
+                    hashlib.sha256(_MEBIBYTE)
             return super().generate(requests)
 
     world = World()
