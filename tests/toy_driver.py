@@ -5,12 +5,13 @@
 
 EQUIPOISE_TOY is JSON: `ttl_s` and `renew_s` of the lease, `mutants` of tests/toy_mutants.py, `ahead_s` of the clock,
 `rewards` are troubles of tests/loop_fakes.py for this driver alone, beside those that the spec's metadata has for every
-one (`toy.rewards`). A step takes as long as the metadata says (`toy.step_s`).
+one (`toy.rewards`). A step sleeps as long as the metadata says (`toy.step_s`), and hashes so many MiB (`toy.work_mib`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from typing import Any, Self
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch
 VARIABLE = "EQUIPOISE_TOY"
+_MEBIBYTE = bytes(1 << 20)
 
 
 def run(arguments: list[str]) -> None:
@@ -52,6 +54,8 @@ def build(spec: Any, *_: Any, **__: Any) -> Any:
         def generate(self, requests: Sequence[Any], on_end: Any = None) -> list[Any]:
             if requests and requests[0].seed is not None:  # not an evaluation
                 time.sleep(float(spec.metadata.get("toy.step_s", "0")))
+                for _ in range(int(spec.metadata.get("toy.work_mib", "0"))):
+                    hashlib.sha256(_MEBIBYTE)
             return super().generate(requests, on_end)
 
     world = World()

@@ -40,9 +40,22 @@ class Stage:
     def url(self) -> str:
         return self.api.url
 
-    def job(self, *, step_s: float = 0.2, steps: int = 400, seed: int = 7, start: bool = True, **spec: Any) -> str:
+    def job(
+        self,
+        *,
+        step_s: float = 0.2,
+        steps: int = 400,
+        seed: int = 7,
+        start: bool = True,
+        work_mib: int = 0,
+        **spec: Any,
+    ) -> str:
         """Its id; with `start`, a toy driver works on it."""
-        job_id = submit(self.store, toy_spec(steps=steps, step_s=step_s, seed=seed, **spec))
+        document = toy_spec(steps=steps, step_s=step_s, seed=seed, **spec)
+        if work_mib:
+            metadata = {**document.metadata, "toy.work_mib": str(work_mib)}
+            document = document.model_copy(update={"metadata": metadata})
+        job_id = submit(self.store, document)
         if start:
             self.start(job_id)
         return job_id
