@@ -16,7 +16,7 @@ RESOLVE = PATH="$(CURDIR)/$(BIN):$$PATH" uv pip compile pyproject.toml - --extra
 TIDY = sed -E -e 's/^(torch==[0-9.]+).*/\1/' -e "/== '(win32|emscripten)'/d"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format bench lock clean
+.PHONY: help setup demo serve test lint format bench screenshots lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
@@ -28,7 +28,7 @@ setup: ## make .venv from the lock (once; instant when nothing changed)
 demo: setup ## align a tiny model to three rewards on this machine and write a report
 	$(BIN)/equipoise demo --device $(DEVICE)
 
-serve: setup ## API, worker and embedded Redis on this machine
+serve: setup ## API, dashboard, worker and embedded Redis on this machine
 	$(BIN)/equipoise up
 
 test: setup ## every test (those that need a GPU only with DEVICE=cuda)
@@ -46,6 +46,9 @@ format: setup ## let ruff rewrite the tree
 
 bench: setup ## measure (BENCH=name for one of tests/benchmarks)
 	$(BIN)/python -m tests.benchmarks.$(BENCH)
+
+screenshots: setup ## pictures of every page of the dashboard, into deploy/screenshots
+	$(BIN)/python -m tests.browser.screenshots
 
 lock: ## resolve both locks again from pyproject.toml (needs uv, which setup installs)
 	@printf $(CPU_EXTRAS) | $(CPU_WHEELS) $(RESOLVE) --extra cpu --override requirements/overrides.txt > .lock

@@ -166,6 +166,8 @@ def _only_one(path: Path) -> Iterator[None]:
 def announce(api: ApiServer, state_dir: Path, new_key: str | None) -> None:
     """Where it is and how to get in. The key is shown once: when it is made."""
     say(f"Equipoise listens on {api.url}")
+    if api.dashboard() is not None:
+        say(f"the dashboard: {api.url}/ in a browser, signed in with a key")
     if new_key is not None:
         say(f"its key, shown this once: {new_key}")
     say(f"commands on this machine find both in {credentials_path(state_dir)}")

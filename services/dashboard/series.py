@@ -32,7 +32,10 @@ class Columns:
         count = len(self.steps)
         self.steps.append(step)
         for name, value in figures.items():
-            self.values.setdefault(name, [None] * count).append(value)
+            column = self.values.get(name)
+            if column is None:
+                column = self.values[name] = [None] * count
+            column.append(value)
         for name in self.values.keys() - figures.keys():
             self.values[name].append(None)
 

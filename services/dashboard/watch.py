@@ -258,6 +258,8 @@ def figures(record: Mapping[str, Any]) -> dict[str, Value]:
 
 def number(value: Any) -> Value:
     """None for what is no finite number."""
+    if type(value) is float:  # nearly all of them are, and there may be half a million
+        return value if math.isfinite(value) else None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value

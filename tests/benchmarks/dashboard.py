@@ -1,9 +1,9 @@
 """What the dashboard costs and how soon it shows what happened, in a real Chromium on this machine.
 
-    python -m tests.benchmarks.dashboard [PART ...] [--pages 25] [--window-s 12] [--rounds 4] [--updates 60]
+    python -m tests.benchmarks.dashboard [PART ...] [--pages 25] [--window-s 12] [--rounds 3] [--updates 60]
 
-Parts: start (serve until /readyz, with the dashboard and without), load (a first visit with an empty cache until a job's
-charts are drawn), update (from a step's commit by Redis' clock until its chart is drawn), long (10,000 steps of 5
+Parts: start (serve until /readyz, with the dashboard and without), load (a first visit with an empty cache until a
+job's charts are drawn), update (from a step's commit by Redis' clock until its chart is drawn), long (10,000 steps of 5
 objectives: until all charts in sight are drawn, and the longest gap between frames while scrolling through), slowdown
 (steps a second of a job that hashes, without and with open pages, in turns; then its server is killed under it).
 Server, driver, Redis and browser share the machine; in the part slowdown the browser runs at nice 19, as it stands for
@@ -142,8 +142,12 @@ def measure_long(stage: Stage, browser: Browser, options: argparse.Namespace) ->
         times.append(took_s)
         frames += page.evaluate(SCROLL)
         context.close()
-    return {"long_job_s": median(times), "long_job_max_s": max(times),
-            "scroll_frame_p95_ms": quantiles(frames, n=20)[18], "scroll_frame_max_ms": max(frames)}  # fmt: skip
+    return {
+        "long_job_s": median(times),
+        "long_job_max_s": max(times),
+        "scroll_frame_p95_ms": quantiles(frames, n=20)[18],
+        "scroll_frame_max_ms": max(frames),
+    }
 
 
 def measure_slowdown(stage: Stage, browser: Browser, options: argparse.Namespace) -> Figures:
@@ -172,8 +176,14 @@ def measure_slowdown(stage: Stage, browser: Browser, options: argparse.Namespace
     stage.api.start()
     stage.client.cancel(job)
     alone, watched = median(rates["alone"]), median(rates["watched"])
-    return {"steps_per_s": alone, "steps_per_s_watched": watched, "slowdown": 1 - watched / alone,
-            "steps_per_s_server_killed": after, "killed_slowdown": 1 - after / alone, "pages": options.pages}  # fmt: skip
+    return {
+        "steps_per_s": alone,
+        "steps_per_s_watched": watched,
+        "slowdown": 1 - watched / alone,
+        "steps_per_s_server_killed": after,
+        "killed_slowdown": 1 - after / alone,
+        "pages": options.pages,
+    }
 
 
 def rate(stage: Stage, job: str, window_s: float) -> float:
@@ -225,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when absent")
     parser.add_argument("--pages", type=int, default=25, help="that are open at once")
     parser.add_argument("--window-s", type=float, default=12.0, help="over which steps are counted")
-    parser.add_argument("--rounds", type=int, default=4, help="of what is measured several times")
+    parser.add_argument("--rounds", type=int, default=3, help="of what is measured several times")
     parser.add_argument("--updates", type=int, default=60, help="steps whose way to the chart is timed")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)

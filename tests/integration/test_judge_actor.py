@@ -40,7 +40,9 @@ def test_it_scores_in_an_actor_whose_errors_hold_no_secret(tmp_path: Path) -> No
             assert server.headers[0]["authorization"] == f"Bearer {KEY}"
             server.script = answers(401, KEY)
             other = BATCH.rows([0, 1])
-            with pytest.raises(RewardFailedError, match="JudgeUnavailableError: judge 'strict': it answered 401") as caught:
+            with pytest.raises(
+                RewardFailedError, match="JudgeUnavailableError: judge 'strict': it answered 401"
+            ) as caught:
                 pool.score(RewardBatch(**{**vars(other), "completions": ("c", "d")}))
             for secret in (KEY, str(server.port)):
                 assert secret not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__cause__}"
