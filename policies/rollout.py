@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from policies.types import Rollout, RolloutRequest
 from policies.weight_sync import Transport
+
+_LOOK_EVERY_S = 0.5
 
 
 class EngineDied(RuntimeError):
@@ -103,8 +105,6 @@ class RolloutEngine:
         """
         if self.stale:
             raise StaleEngineError("this engine saw a weight update start and not finish; send it the weights again")
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         version = self.policy_version
         names = [f"{next(self._ids)}" for _ in requests]
         waiting: dict[asyncio.Future[Any], int] = {}
@@ -123,7 +123,7 @@ class RolloutEngine:
             for task in waiting:
                 task.cancel()
             await self.llm.abort(names)
-            if isinstance(error, EngineDeadError):
+            if _is_death(error):
                 raise EngineDied(str(error)) from error
             raise
 
@@ -131,7 +131,7 @@ class RolloutEngine:
         """All requests at once, while the scheduler is paused."""
         from vllm.inputs import TokensPrompt
 
-        await self.llm.pause_generation(mode="keep", clear_cache=False)
+        await self._call(self.llm.pause_generation(mode="keep", clear_cache=False))
         try:
             queues = []
             for name, request in zip(names, requests, strict=True):
@@ -139,33 +139,56 @@ class RolloutEngine:
                 queues.append(await self.llm.add_request(name, prompt, _sampling(request)))
             return queues
         finally:
-            await self.llm.resume_generation()
+            await self._call(self.llm.resume_generation())
+
+    async def _call(self, call: Coroutine[Any, Any, None]) -> None:
+        """Something that vLLM's own process is to do and to confirm. Raises EngineDied where it ends before that.
+
+        vLLM tells only those of its death who wait for completions; all others would wait for ever.
+        """
+        task = asyncio.ensure_future(call)
+        try:
+            while not (await asyncio.wait([task], timeout=_LOOK_EVERY_S))[0]:
+                if self.llm.errored:
+                    raise EngineDied("vLLM's process ended before it answered")
+            task.result()
+        except BaseException as error:
+            task.cancel()
+            if _is_death(error):
+                raise EngineDied(str(error)) from error
+            raise
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        await self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+        await self._call(self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info)))
 
     async def start_weight_update(self) -> None:
         """From here until `finish_weight_update` the weights are mixed."""
-        await self.llm.pause_generation(mode="keep", clear_cache=True)
+        await self._call(self.llm.pause_generation(mode="keep", clear_cache=True))
         self.stale = True
-        await self.llm.start_weight_update()
+        await self._call(self.llm.start_weight_update())
 
     async def update_weights(self, update_info: Any) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        await self.llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+        await self._call(self.llm.update_weights(WeightTransferUpdateRequest(update_info=update_info)))
 
     async def finish_weight_update(self, weight_version: str | None = None) -> None:
-        await self.llm.finish_weight_update(weight_version)
+        await self._call(self.llm.finish_weight_update(weight_version))
         if weight_version is not None:
             self.policy_version = int(weight_version)
         self.stale = False
-        await self.llm.resume_generation()
+        await self._call(self.llm.resume_generation())
 
     def close(self) -> None:
         self.llm.shutdown()
+
+
+def _is_death(error: BaseException) -> bool:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    return isinstance(error, EngineDeadError)
 
 
 def _sampling(request: RolloutRequest) -> Any:

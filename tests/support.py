@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from orchestrator.journal import CLOCKED
-from orchestrator.launchers import NONCE_VARIABLE
+from orchestrator.launchers import NONCE_VARIABLE, REDIS_URL_VARIABLE
 from orchestrator.redis_calls import connect
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.steering import initial_steering
@@ -101,17 +101,23 @@ def submit(store: JobStore, spec: JobSpec) -> str:
 
 
 class Drive:
-    """A real driver process on a job."""
+    """A real driver process on a job. `as_worker`: told where Redis is as its worker does."""
 
-    def __init__(self, job_id: str, url: str, state_dir: Path, owner: str = "local") -> None:
+    def __init__(
+        self, job_id: str, url: str, state_dir: Path, owner: str = "local", *, as_worker: bool = False
+    ) -> None:
         self.store = JobStore(connect(url), owner=owner)
         self.job_id = job_id
         self.log = state_dir / "jobs" / job_id / "driver.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "orchestrator.driver", "--job", job_id, "--redis", url]
+        command = [sys.executable, "-m", "orchestrator.driver", "--job", job_id]
         command += ["--state-dir", str(state_dir), "--owner", owner]
         self.nonce = secrets.token_hex(16)
         environment = os.environ | {NONCE_VARIABLE: self.nonce}
+        if as_worker:
+            environment[REDIS_URL_VARIABLE] = url
+        else:
+            command += ["--redis", url]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
 

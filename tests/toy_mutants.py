@@ -19,6 +19,7 @@ SCRIPTS: dict[str, list[tuple[str | None, str, str]]] = {
     "claim_held": [("claim", "if held and tonumber(redis.call('ZSCORE', LEASES, ID) or 0) > us / 1000", "if false")],
     "clock_of_client": [("claim", "> us / 1000 then", "> us / 1000 + 3600000 then")],
     "no_poison": [("claim", "tonumber(j.attempts) >= allowed", "false")],
+    "key_forgotten": [("submit", "if kept then", "if false then")],
     "finish_from_anywhere": [("request", "if ARGV[i] == from then", "if ARGV[i] == from or i == 7 then")],
 }
 

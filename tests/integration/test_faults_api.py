@@ -1,4 +1,4 @@
-"""API processes that are killed or told to go while they work: T1 and T6 of the reliability table."""
+"""API processes that are killed, told to go, or asked many times at once: T1, T6 and T27 of the reliability table."""
 
 import contextlib
 import json
@@ -6,19 +6,25 @@ import random
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from orchestrator.redis_calls import connect
 from orchestrator.states import JobStatus
 from orchestrator.store import JobStore
 from services.client import ApiError, Client
-from tests.fault_figures import REPEATS, tell
+from services.keys import digest
+from services.server import ApiServer
+from services.settings import Limits, Settings
+from tests.fault_figures import REPEATS, all_at_once, tell
 from tests.toy_api import KEY, Api
 from tests.toy_driver import Forks, Garage
 from tests.toy_jobs import audit, events_of, submit, toy_spec
+from tests.toy_mutants import store_with
 
 
 @pytest.fixture
@@ -124,3 +130,64 @@ def test_a_driver_that_is_told_to_stop_hands_over_at_once(
             found = audit(store, job_id, spec, tmp_path)
             assert (store.job(job_id).status, found.violations, found.rerun) == (JobStatus.SUCCEEDED, (), 0)
     tell("T6", handovers=len(takeovers), takeover_s_max=round(max(takeovers), 2), steps_rerun=0)
+
+
+# ------------------------------------------------------------------------------------------- T27: one key, one job
+
+PER_KEY = 10
+
+
+def submit_all(store: JobStore, directory: Path, keys: list[str]) -> list[httpx.Response]:
+    """Every key ten times, all at once; answers in the order of the keys."""
+    api = ApiServer("127.0.0.1", 0)
+    limits = Limits(writes_per_minute=0, active_jobs_local=0)
+    api.start(store, Settings(state_dir=directory, key_sha256=digest(KEY), limits=limits))
+    body = toy_spec().to_json()
+    try:
+        with httpx.Client(
+            base_url=api.url,
+            headers={"authorization": f"Bearer {KEY}", "content-type": "application/json"},
+            limits=httpx.Limits(max_connections=100),
+            timeout=60,
+        ) as http:
+
+            def submit(i: int) -> httpx.Response:
+                headers = {"idempotency-key": keys[i // PER_KEY]}
+                return http.post("/v1/jobs", content=body, headers=headers)
+
+            answers: list[httpx.Response] = all_at_once(len(keys) * PER_KEY, submit)
+            changed = http.post("/v1/jobs", content=toy_spec(steps=8).to_json(), headers={"idempotency-key": keys[0]})
+            assert changed.status_code == 409
+        return answers
+    finally:
+        api.stop()
+
+
+def test_of_many_submits_with_one_key_one_makes_a_job(redis_url: str, tmp_path: Path) -> None:
+    """The others get its answer, to the byte."""
+    keys = [f"key-{i}" for i in range(10 * REPEATS)]
+    with connect(redis_url) as client:
+        store = JobStore(client, owner=f"once-{tmp_path.name}")
+        answers = submit_all(store, tmp_path, keys)
+        statuses = Counter(answer.status_code for answer in answers)
+        jobs = store.jobs(limit=10_000).items
+        tell(
+            "T27",
+            submits=len(answers),
+            keys=len(keys),
+            jobs_created=len(jobs),
+            other_statuses=len(answers) - statuses[201],
+        )
+        assert (statuses, len(jobs)) == ({201: len(answers)}, len(keys))
+        for i in range(len(keys)):
+            mine = answers[PER_KEY * i : PER_KEY * (i + 1)]
+            assert len({answer.content for answer in mine}) == 1
+            assert Counter(answer.headers["idempotent-replayed"] for answer in mine) == {
+                "false": 1,
+                "true": PER_KEY - 1,
+            }
+
+        wrong = store_with(JobStore(client, owner=f"twice-{tmp_path.name}"), "key_forgotten")
+        for job_id in ("a", "b"):
+            wrong.submit("{}", name="x", job_id=job_id, idempotency_key="k")
+        assert len(wrong.jobs().items) == 2  # the mistake is seen

@@ -1,4 +1,4 @@
-"""Keys and secrets are sent, stored, refused and crashed with; then every log is searched for them."""
+"""Keys and secrets are sent, stored, refused and crashed with; then every log and answer is searched for them."""
 
 import io
 import json
@@ -7,16 +7,19 @@ import os
 import subprocess
 import sys
 import uuid
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from orchestrator import logs
 from orchestrator.embedded_redis import EmbeddedRedis, connect
 from orchestrator.store import JobStore
+from services.app import create_app
 from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings
@@ -96,3 +99,40 @@ def test_a_driver_that_crashes_writes_neither_its_password_nor_raw_lines(tmp_pat
     if format == "json":
         crash = json.loads(done.stderr.splitlines()[-1])
         assert (crash["level"], crash["job_id"]) == ("critical", "job-1")
+
+
+def test_no_answer_holds_a_secret_once_it_was_shown(tmp_path: Path) -> None:
+    """Every GET of the document, the refusals of a wrong key and of a Redis that is gone, and every event."""
+    password = f"canary{uuid.uuid4().hex}"
+    answers: list[httpx.Response] = []
+    with EmbeddedRedis(tmp_path / "redis") as redis:
+        with connect(redis.url) as admin:
+            admin.execute_command("ACL", "SETUSER", "api", "on", f">{password}", "~*", "&*", "+@all")
+        with connect(redis.url.replace("unix://", f"unix://api:{password}@")) as client:
+            settings = Settings(state_dir=tmp_path, key_sha256=digest(KEY))
+            app = create_app(JobStore(client), settings)
+            with TestClient(app, headers={"authorization": f"Bearer {KEY}", "accept": "application/json"}) as http:
+                job = http.post("/v1/jobs", json={**SPEC, "name": "a job"}).json()["id"]
+                made = http.post("/v1/keys", json={"name": "other", "scopes": ["admin"]}).json()
+                hook = {"url": "https://example.com/", "events": ["job.failed"], "secret": SECRET}
+                ids = {
+                    "job_id": job,
+                    "key_id": made["id"],
+                    "webhook_id": http.post("/v1/webhooks", json=hook).json()["id"],
+                }
+                http.put(f"/v1/jobs/{job}/steering", json={"mode": "manual"}, headers={"x-request-id": "r"})
+                http.post(f"/v1/jobs/{job}/cancel")
+                for path, methods in http.get("/openapi.json").json()["paths"].items():
+                    if "get" in methods:
+                        asked = path.format_map(defaultdict(lambda: "x", ids))
+                        answers.append(http.get(asked, params={"ids": job} if path.endswith("compare") else None))
+                answers.append(http.get("/v1/jobs", headers={"authorization": f"Bearer {OTHER}"}))
+                redis.stop()
+                answers.append(http.get("/v1/jobs"))
+    statuses = Counter(answer.status_code for answer in answers)
+    assert statuses[200] > 15
+    assert statuses[401] == statuses[503] == 1
+    assert max(statuses) == 503
+    for answer in answers:
+        for canary in (KEY, OTHER, made["key"], SECRET, password, digest(KEY), digest(made["key"])):
+            assert canary not in answer.text + str(answer.headers), answer.request.url
