@@ -167,17 +167,21 @@ def measure_cache(calls: int) -> Figures:
     return figures
 
 
+def measure(calls: int = 512, delay_s: float = 0.02) -> Figures:
+    """All of it: `calls` of every measurement, of an endpoint that answers after `delay_s`."""
+    figures = measure_overhead(calls) | measure_throughput(calls, delay_s) | measure_cache(calls)
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=512, help="of every measurement")
     parser.add_argument("--delay-ms", type=float, default=20.0, help="of the endpoint's answers")
     options = parser.parse_args()
-    figures = measure_overhead(options.calls)
-    figures |= measure_throughput(options.calls, options.delay_ms / 1e3)
-    figures |= measure_cache(options.calls)
+    figures = measure(options.calls, options.delay_ms / 1e3)
     for name, value in figures.items():
         print(f"{name:24} {value:10.3f}")
-    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -150,6 +150,18 @@ def arithmetic(size: int, *, distinct: bool = False) -> RewardBatch:
 PARTS = {"hidden": measure_hidden, "overhead": measure_overhead, "replicas": measure_replicas}
 
 
+def on_ray(parts: list[str], options: argparse.Namespace) -> Figures:
+    """What needs actors, and no job."""
+    if not parts:
+        return {}
+    import ray
+
+    ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="error")
+    figures = {part: PARTS[part](options) for part in parts}
+    ray.shutdown()
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.reward_pool", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
@@ -160,12 +172,7 @@ def main() -> None:
     figures: Figures = {"machine": machine()}
     if "hidden" in parts:  # first: the driver starts a Ray of its own
         figures["hidden"] = measure_hidden(options)
-    if local := [part for part in parts if part != "hidden"]:
-        import ray
-
-        ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="error")
-        figures |= {part: PARTS[part](options) for part in local}
-        ray.shutdown()
+    figures |= on_ray([part for part in parts if part != "hidden"], options)
     print(json.dumps(figures))
 
 

@@ -1,9 +1,12 @@
 """What rewards agree with, and how fast they are.
 
-    python -m tests.benchmarks.rewards [--only verifiers throughput] [--problems 500]
+    python -m tests.benchmarks.rewards [--only verifiers throughput] [--problems 500] [--steps 40]
 
 Sections: verifiers (the math reward on MATH-500, which lies beside the repository: reference solutions, rewritten and
-altered answers, formulas copied from the problem; a few minutes), throughput (completions a second of every verifier).
+altered answers, formulas copied from the problem; a few minutes), throughput (completions a second of every verifier),
+models (reward models trained on generated data, and what they score a second), hidden (the share of scoring that is
+done while the engines of a quickstart job still write), hosting (cost of the pool), judges (against a local endpoint),
+job (a whole job that a learned reward model drives). All but the first two have modules of their own, reward_*.py.
 A section is a function that returns figures, and SECTIONS has it by name. They go to
 tests/benchmarks/results/rewards.json as each section ends, disagreements by problem and family.
 """
@@ -244,9 +247,50 @@ def measure_throughput(options: argparse.Namespace) -> Figures:
 
 # ------------------------------------------------------------------------------------------------------------ main
 
+# --------------------------------------------------------------------------------------------- measured elsewhere
+
+
+def measure_models(_options: argparse.Namespace) -> Figures:
+    from tests.benchmarks.reward_models import models
+
+    found = models()
+    top = {figure: found.pop(figure) for figure in ("r2_min", "pairwise_accuracy", "ece")}
+    return {**top, "models": found}
+
+
+def measure_hidden(options: argparse.Namespace) -> Figures:
+    from tests.benchmarks import reward_pool
+
+    found = reward_pool.measure_hidden(argparse.Namespace(steps=options.steps, policy=None))
+    return {"hidden_share": found["hidden_share"], "hidden": found}
+
+
+def measure_hosting(options: argparse.Namespace) -> Figures:
+    from tests.benchmarks import reward_pool
+
+    return {"hosting": reward_pool.on_ray(["overhead", "replicas"], options)}
+
+
+def measure_judges(_options: argparse.Namespace) -> Figures:
+    from tests.benchmarks import reward_judges
+
+    return {"judges": reward_judges.measure()}
+
+
+def measure_job(options: argparse.Namespace) -> Figures:
+    from tests.benchmarks import reward_job
+
+    return {"job": reward_job.measure_job(options.steps)}
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Figures]] = {
     "verifiers": measure_verifiers,
     "throughput": measure_throughput,
+    "models": measure_models,
+    "hidden": measure_hidden,
+    "hosting": measure_hosting,
+    "judges": measure_judges,
+    "job": measure_job,
 }
 
 
@@ -265,6 +309,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections; all when absent")
     parser.add_argument("--problems", type=int, default=500, help="of MATH-500, the first so many")
+    parser.add_argument("--steps", type=int, default=40, help="of the jobs that are run")
     options = parser.parse_args()
     results: Figures = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in options.only:
