@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rewards.models.chat import ChatEncoder, unique
-from rewards.models.directory import locate
+from rewards.models.directory import context_length, locate
 from rewards.models.runners import PooledBackbone, TransformersRunner, pick_device
 from rewards.training.batches import check_data, encode, pairs_of, rated_texts
 from rewards.training.data import Rows, read_rows
@@ -53,11 +53,16 @@ def train(settings: TrainSettings, *, directory: Path, on_step: Listener, should
         settings.validation,
         on_progress=lambda *_: None,
         batch_size=settings.microbatch_size or settings.batch_size,
-        max_length=settings.max_length,
+        max_length=_longest(config, settings),
         device=settings.device,
     )
     report.write(directory)
     return TrainResult(model=result.model, step=result.step, total_steps=result.total_steps, evaluation=report)
+
+
+def _longest(config: dict[str, Any], settings: TrainSettings) -> int:
+    """Tokens of a row: no more than the model was made for."""
+    return min(settings.max_length, context_length(config) or settings.max_length)
 
 
 class _Job:
@@ -67,8 +72,7 @@ class _Job:
         self, settings: TrainSettings, directory: Path, path: Path, config: dict[str, Any], rows: Rows, digest: str
     ) -> None:
         self._settings, self._directory, self._rows, self._digest = settings, directory, rows, digest
-        limit = (config.get("text_config") or config).get("max_position_embeddings") or settings.max_length
-        self._encoder = ChatEncoder.load(path, config, min(settings.max_length, limit), settings.overflow)
+        self._encoder = ChatEncoder.load(path, config, _longest(config, settings), settings.overflow)
         objective = settings.objective
         rated = rated_texts(rows.ratings, settings, self._encoder) if objective != "bradley_terry" else None
         self._pairs = pairs_of(rows.pairs, settings, self._encoder) if rows.pairs else None

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from rewards import registry
-from rewards.base import RewardBatch, RewardFailedError
+from rewards.base import RewardBatch, RewardError
+from rewards.host import Host
+from rewards.hosting import SINGLE, Hosting, actor_replica
 from rewards.judges.profiles import VARIABLE
-from rewards.pool import RewardPool, remote_scorers
+from rewards.pool import RewardPool
 from tests.judge_server import answers, says, serving, write_profiles
 
 KEY = "sk-canary-0123456789"
@@ -32,17 +34,17 @@ def test_it_scores_in_an_actor_whose_errors_hold_no_secret(tmp_path: Path) -> No
         file = write_profiles(tmp_path, strict=profile)
         options = {"profile": "strict", "rubric": "style"}
         where = {"env_vars": {VARIABLE: str(file)}}  # a path alone; the actors of a driver inherit it
-        factories = {"judged": functools.partial(registry.build, "judge", options)}
-        pool = RewardPool(remote_scorers(factories, runtime_env=where), deadline_s=120)
+        factory = functools.partial(registry.build, "judge", options)
+        hosting = Hosting(deadline_s=120, attempts=1)
+        pool = RewardPool([Host("judge", {"judged": SINGLE}, [actor_replica(factory, runtime_env=where)], hosting)])
         try:
-            assert pool.score(BATCH) == {"judged": [1.0] * 3}
+            pool.wait_ready()
+            assert pool.score(BATCH).scores == {"judged": [1.0] * 3}
             assert len(server.bodies) == 2
             assert server.headers[0]["authorization"] == f"Bearer {KEY}"
             server.script = answers(401, KEY)
             other = BATCH.rows([0, 1])
-            with pytest.raises(
-                RewardFailedError, match="JudgeUnavailableError: judge 'strict': it answered 401"
-            ) as caught:
+            with pytest.raises(RewardError, match="JudgeUnavailableError: judge 'strict': it answered 401") as caught:
                 pool.score(RewardBatch(**{**vars(other), "completions": ("c", "d")}))
             for secret in (KEY, str(server.port)):
                 assert secret not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__cause__}"

