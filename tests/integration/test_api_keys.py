@@ -348,6 +348,41 @@ def test_a_key_reaches_what_its_scope_says_and_no_more(place: Place, tmp_path: P
                 assert f"'{needed}'" in error["message"]
 
 
+def test_a_key_may_ask_whom_it_speaks_for(place: Place) -> None:
+    made = place.make("read", "steer")
+    with place.http(made["key"]) as http:
+        own = http.get("/v1/key").json()
+    assert own == {
+        "object": "own_key",
+        "id": made["id"],
+        "name": f"key {made['id']} (made)",
+        "owner": "acme",
+        "scopes": ["read", "steer"],
+    }
+    with place.http(place.key("admin")) as http:
+        assert set(http.get("/v1/key").json()["scopes"]) == {"read", "submit", "steer", "admin"}
+    assert place.status(place.key("submit"), path="/v1/key") == 403
+    assert place.status(None, path="/v1/key") == 401
+
+
+def test_a_report_is_its_owners_alone(place: Place) -> None:
+    job = JobStore(place.client, owner="acme")
+    job.submit("{}", name="r", job_id="job-report", steering={"mode": "auto"})
+    with place.http(place.key("read")) as http:
+        error_of(http.get("/v1/jobs/job-report/report"), 425)
+        job.request_cancel("job-report")
+        error_of(http.get("/v1/jobs/job-report/report"), 404)
+        folder = place.directory / "jobs" / "job-report"
+        folder.mkdir(parents=True)
+        (folder / "report.html").write_text("<!doctype html><p>it</p>")
+        answer = http.get("/v1/jobs/job-report/report")
+        assert answer.text == "<!doctype html><p>it</p>"
+        assert answer.headers["content-disposition"].startswith("attachment")
+        assert answer.headers["content-security-policy"] == "sandbox allow-scripts"
+    with place.http(place.key("read", owner="other")) as http:
+        error_of(http.get("/v1/jobs/job-report/report"), 404)
+
+
 def test_what_changes_a_job_is_never_open_to_readers() -> None:
     for route, scope in SCOPES.items():
         if scope is Scope.READ:
