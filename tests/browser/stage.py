@@ -71,7 +71,7 @@ class Stage:
         self.wait(lambda: self.store.job(job_id).step >= step, timeout_s, f"step {step} of {job_id}")
 
     @staticmethod
-    def wait(condition: Callable[[], object], timeout_s: float = 30, what: str = "it") -> None:
+    def wait(condition: Callable[[], object], timeout_s: float = 90, what: str = "it") -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, f"{what} did not come within {timeout_s} s"
