@@ -117,7 +117,7 @@ class Simplex(Component, component="static/simplex.js"):
 
     def __init__(self, names: Sequence[str], on_edit: Handler, **properties: Any) -> None:
         super().__init__(names=list(names), **properties)
-        self.on("edit", lambda event: on_edit(event.args), throttle=0.15)
+        self.on("edit", lambda event: on_edit(event.args))
 
     def set(self, weights: Mapping[str, float], bounds: Mapping[str, Sequence[float]]) -> None:
         """Also the properties, for a page that is drawn anew."""

@@ -149,6 +149,16 @@ def test_a_steer_that_is_refused_has_failed_and_says_why(page: Page) -> None:
     page.get_by_role("button", name="Discard").click()
 
 
+def test_what_is_applied_is_the_last_that_was_shown(page: Page, stage: Stage, job: str) -> None:
+    """Many edits within a moment, and Apply at once: none is lost on the way."""
+    for share in (0.9, 0.8, 0.35, 0.65, 0.55):
+        _set(page, "accuracy", share)
+    page.get_by_role("slider", name="Weight of accuracy").dispatch_event("change")
+    page.get_by_role("button", name="Apply").click()
+    expect(page.locator(".steer-state.is-applied")).to_contain_text("accuracy 55%")
+    assert stage.client.steering(job)["weights"]["accuracy"] == pytest.approx(0.55, abs=1e-3)
+
+
 def test_two_people_edit_at_once_and_the_second_keeps_an_edit(
     page: Page, stage: Stage, job: str, new_viewer: NewViewer
 ) -> None:

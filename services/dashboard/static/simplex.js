@@ -26,10 +26,28 @@ export default {
   methods: {
     // The server's word, unless a person is in the middle of an edit, which Python knows.
     set(weights, bounds) {
+      clearTimeout(this.timer);
+      this.timer = null;
+      this.isLate = false;
       this.now = { ...weights };
       this.limits = copy(bounds);
     },
+    // A drag is told of every 150 ms. `flush` comes when it ends or the focus leaves, which is before any click elsewhere:
+    // nobody applies less than is shown.
+    drag() {
+      if (this.timer) {
+        this.isLate = true;
+        return;
+      }
+      this.tell();
+      this.timer = setTimeout(() => { this.timer = null; this.flush(); }, 150);
+    },
+    flush() {
+      if (!this.isLate) return;
+      this.tell();
+    },
     tell() {
+      this.isLate = false;
       this.$emit("edit", {
         weights: Object.fromEntries(this.names.map((name) => [name, round(this.now[name])])),
         bounds: copy(this.limits),
@@ -37,7 +55,7 @@ export default {
     },
     move(name, value) {
       this.now = moved(this.now, this.locked, name, value);
-      this.tell();
+      this.drag();
     },
     limit(name, end, text) {
       const value = Number(text);
@@ -58,6 +76,7 @@ export default {
               type: "range", min: 0, max: 1, step: 0.005, value, disabled: this.disabled || isLocked,
               "aria-label": `Weight of ${name}`, "aria-valuetext": percent(value), style: { "--hue": `var(--s${i % 8})`, "--share": `calc(9px + ${value} * (100% - 18px))` },
               onInput: (event) => this.move(name, Number(event.target.value)),
+              onChange: () => this.flush(),
             }),
             tick("applied", this.applied?.[name]),
             tick("learner", this.strategy?.[name]),
@@ -74,7 +93,7 @@ export default {
     },
   },
   render() {
-    return h("div", { class: ["simplex", this.dims && "simplex-dim"] }, this.names.map((name, i) => this.row(name, i)));
+    return h("div", { class: ["simplex", this.dims && "simplex-dim"], onFocusout: () => this.flush() }, this.names.map((name, i) => this.row(name, i)));
   },
 };
 
