@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -126,8 +127,8 @@ def _ends(ends: Sequence[float | None] | None) -> str:
     """`0 to 1`, or `0 to ∞`: JSON has no infinity, and says null."""
     if ends is None:
         return "–"
-    low, high = ("∞" if end is None else f"{end:g}" for end in ends)
-    return f"{'-' if ends[0] is None else ''}{low} to {high}"
+    low, high = ("∞" if end is None or math.isinf(end) else f"{end:g}" for end in ends)
+    return f"{'-' if low == '∞' else ''}{low} to {high}"
 
 
 def rules_table(rules: list[Rule], *, wide: bool) -> Table:
