@@ -31,6 +31,7 @@ FOLDER = Path(__file__).parents[2] / "deploy" / "screenshots"
 MOST_BYTES = 1 << 20  # of the folder, with the report's picture
 WIDE, NARROW = (1280, 720), (390, 780)
 SCALE = 0.8  # of the wide ones, to fit the room
+COLOURS = 24  # of one picture
 TOP_PX = 430  # of pages whose state is told in their upper half
 
 Colour = tuple[int, int, int]
@@ -276,7 +277,10 @@ def save(png: bytes, path: Path) -> None:
     palette = Image.new("P", (1, 1))
     flat = [part for colour in dict.fromkeys([*hues, *shades]) for part in colour]
     palette.putpalette(flat + flat[:3] * (256 - len(flat) // 3))
-    image.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
+    plain = image.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB")
+    plain.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
 
 
 def themes() -> dict[str, dict[str, Colour]]:
