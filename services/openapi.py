@@ -41,6 +41,7 @@ _MORE = {  # what does not follow from an operation's shape
     f"POST {_JOB}/steering/preview": (409, 425),
     f"POST {_JOB}/checkpoints/{{step}}/export": (409, 425),
     f"GET {_JOB}/checkpoints/{{step}}/download": (409, 425, 429),
+    f"GET {_JOB}/report": (425,),
     "POST /v1/keys": (409,),
     "POST /v1/webhooks": (409,),
     "POST /v1/datasets": (507,),
