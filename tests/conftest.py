@@ -100,7 +100,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     code = "import sys; from pathlib import Path; from policies.quickstart import ensure_policy\n"
     code += "ensure_policy(Path(sys.argv[1]), show_progress=False)"
     session.config.stash[TRAINING] = subprocess.Popen(
-        ["nice", "-n", "10", sys.executable, "-c", code, str(POLICY_CACHE)],
+        ["nice", "-n", "19", sys.executable, "-c", code, str(POLICY_CACHE)],
         cwd=PROJECT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
         stdin=subprocess.DEVNULL,

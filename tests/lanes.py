@@ -2,7 +2,8 @@
 
     python -m tests.lanes [PYTEST'S OPTIONS]
 
-The unit tests yield to the others, some of which wait for real servers with a limit. Their output comes at the end.
+The unit tests yield to the others, some of which wait for real servers with a limit, and to the workers of Ray, which
+yield themselves. Their output comes at the end.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def main(options: list[str]) -> int:
     pytest = [sys.executable, "-m", "pytest"]
     with tempfile.TemporaryFile("w+") as output:
         beside = subprocess.Popen(
-            ["nice", "-n", "10", *pytest, units, "-o", "cache_dir=.pytest_cache/unit", *options],
+            ["nice", "-n", "19", *pytest, units, "-o", "cache_dir=.pytest_cache/unit", *options],
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
