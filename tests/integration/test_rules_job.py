@@ -75,22 +75,21 @@ def test_every_step_has_what_the_rules_made(finished) -> None:
 def test_killed_and_resumed_gives_the_same_figures(
     finished, spec, redis_url: str, state_dir: Path, gone_in_the_end: dict[psutil.Process, str]
 ) -> None:
-    """vLLM's own process, then the learner's, then the driver: the rest equals the undisturbed run, every step once."""
+    """vLLM's own process, then the driver: the rest equals the undisturbed run, every step once."""
     store, undisturbed = finished
     job_id = submit(JobStore(connect(redis_url)), spec)
-    for step, victim in ((1, "VLLM::EngineCore"), (3, "ray::LearnerActor")):
-        driver = Drive(job_id, redis_url, state_dir, as_worker=True)
-        driver.wait_for_step(step)
-        assert not [process for process in descendants(driver.process.pid) if REDIS_URL_VARIABLE in process.environ()]
-        one_of(driver.process.pid, victim).kill()
-        driver.wait()
-        job = store.job(job_id)
-        assert job.status is JobStatus.QUEUED, job.reason
-        assert job.reason is not None
-        assert "gone" in job.reason
+    first = Drive(job_id, redis_url, state_dir, as_worker=True)
+    first.wait_for_step(1)
+    assert not [process for process in descendants(first.process.pid) if REDIS_URL_VARIABLE in process.environ()]
+    one_of(first.process.pid, "VLLM::EngineCore").kill()
+    first.wait()
+    job = store.job(job_id)
+    assert job.status is JobStatus.QUEUED, job.reason
+    assert job.reason is not None
+    assert "gone" in job.reason
 
     last = Drive(job_id, redis_url, state_dir)
-    last.wait_for_step(3)
+    last.wait_for_step(3, fence=2)
     family = descendants(last.process.pid)
     names = {process.pid: " ".join(process.cmdline()) for process in family}
     last.kill()
@@ -105,10 +104,10 @@ def test_killed_and_resumed_gives_the_same_figures(
     expected, resumed = store.steps(undisturbed), store.steps(job_id)
     assert [step["step"] for step in resumed] == [1, 2, 3, 4]
     assert max(map(largest_difference, expected, resumed)) < 1e-5
-    assert {fence for fence, _, _ in store.raw_steps(job_id)} == {1, 2, 3, 4}
+    assert {fence for fence, _, _ in store.raw_steps(job_id)} == {1, 2, 3}
     claims = [event.data for event in store.events(job_id).items if event.type == "job.claimed"]
     rerun = [claim["from"] - claim["to"] for claim in claims]
-    tell("T8", engines_killed=1, learners_killed=1, drivers_killed=1, rerun=rerun, different_figures=0)
+    tell("T8", engines_killed=1, drivers_killed=1, rerun=rerun, different_figures=0)
     assert max(rerun) <= 2  # the checkpoint interval
 
 
