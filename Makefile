@@ -16,7 +16,7 @@ RESOLVE = PATH="$(CURDIR)/$(BIN):$$PATH" uv pip compile pyproject.toml - --extra
 TIDY = sed -E -e 's/^(torch==[0-9.]+).*/\1/' -e "/== '(win32|emscripten)'/d"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format bench screenshots lock clean
+.PHONY: help setup demo serve test browser lint format bench screenshots lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
@@ -31,8 +31,11 @@ demo: setup ## align a tiny model to three rewards on this machine and write a r
 serve: setup ## API, dashboard, worker and embedded Redis on this machine
 	$(BIN)/equipoise up
 
-test: setup ## every test (those that need a GPU only with DEVICE=cuda)
-	$(BIN)/python -m tests.lanes $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
+test: setup ## every test but the browser's (those that need a GPU only with DEVICE=cuda)
+	$(BIN)/python -m tests.lanes -m "not browser$(if $(filter cuda,$(DEVICE)),, and not gpu)"
+
+browser: setup ## the dashboard in a real Chromium (installed where apt-get can)
+	$(BIN)/python -m pytest tests/browser
 
 lint: setup ## style, types and the direction of imports
 	$(BIN)/ruff check .
