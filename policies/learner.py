@@ -94,7 +94,7 @@ class Learner:
         torch.manual_seed(settings.seed)
         self.device = torch.device(settings.device)
         # transformers wraps `to`, which hides its signature from the checker
-        self.model: Any = load_model(settings.model, revision=settings.revision).to(settings.device)  # type: ignore[arg-type]
+        self.model: Any = load_model(settings.model, revision=settings.revision).to(settings.device)  # type: ignore[arg-type]  # a name
         self.model.train()
         for module in self.model.modules():  # dropout would make the ratio differ from 1 on fresh rollouts
             if isinstance(module, torch.nn.Dropout):

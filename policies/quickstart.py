@@ -390,7 +390,7 @@ def _measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe:
         torch.manual_seed(0)
         for name, options in decodings.items():
             # transformers' mixin leaves the method's type open
-            ids_BT = model.generate(**batch, max_new_tokens=MAX_COMPLETION_TOKENS, **options)  # type: ignore[operator]
+            ids_BT = model.generate(**batch, max_new_tokens=MAX_COMPLETION_TOKENS, **options)  # type: ignore[operator]  # a mixin hides it
             completions = tokenizer.batch_decode(ids_BT[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
             by_style = style_figures(completions, [problem.answer for problem in problems])
             figures[name] = {style: asdict(figure) for style, figure in by_style.items()}

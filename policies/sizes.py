@@ -131,7 +131,7 @@ def _shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     try:
         for name in _files(directory):
             with safe_open(directory / name, framework="numpy") as file:
-                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  # no mapping: it has no iterator
     except (SafetensorError, OSError):
         raise ModelError("its safetensors can't be read") from None
     return shapes

@@ -57,7 +57,7 @@ class RegressionRewardModel:
     @torch.no_grad()
     def gate_inputs(self, chats: Sequence[Sequence[object]]) -> Tensor:
         """The prompts' hidden states, [B, H]. Equal prompts are run once."""
-        rows, index = unique(self._encoder.prompts(chats))  # type: ignore[arg-type]
+        rows, index = unique(self._encoder.prompts(chats))  # type: ignore[arg-type]  # chats are read alone
         return self._runner(rows)[index]
 
     @torch.no_grad()
