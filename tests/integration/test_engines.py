@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support import make_policy
+from tests.support import make_policy, small_spec
 
 PROMPTS = [f"{start}-1+6-9+1=" for start in range(30, 38)]
+
+
+def _engine_options(policy: Path) -> dict[str, Any]:
+    """What a job asks of Ray for its engines."""
+    from orchestrator.build import placement
+
+    return placement(small_spec(policy), "cpu", 0)[1]
 
 
 @pytest.fixture(scope="module", params=[("llama", True), ("qwen3", False)], ids=["llama-tied", "qwen3-untied"])
@@ -37,7 +45,7 @@ def synced(request, tmp_path_factory):
         EngineSettings(model=str(policy), kv_cache_gib=0.1),
         LearnerSettings(model=str(policy), lr=1e-2, threads=1),
         engines=2 if tied else 1,
-        engine_options={"num_cpus": 1},
+        engine_options=_engine_options(policy),
         learner_options={"num_cpus": 1},
     )
     first = engines.generate(requests)
@@ -83,7 +91,7 @@ def test_equals_a_fresh_engine_on_the_exported_checkpoint(synced):
         EngineSettings(model=str(exported), kv_cache_gib=0.1),
         LearnerSettings(model=str(exported), threads=1),
         engines=1,
-        engine_options={"num_cpus": 1},
+        engine_options=_engine_options(exported),
         learner_options={"num_cpus": 1},
     )
     try:

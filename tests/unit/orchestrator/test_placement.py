@@ -48,6 +48,15 @@ def test_each_actor_has_a_place_of_its_own_where_none_shares_a_gpu() -> None:
     ]
 
 
+def test_a_cpu_engine_keeps_its_worker_in_its_core_unless_it_has_several() -> None:
+    def variables(device: str, **rollout: Any) -> dict[str, str]:
+        return placement(spec(**rollout), device, 2)[1]["runtime_env"]["env_vars"]
+
+    assert variables("cpu")["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in variables("cpu", tensor_parallel=2)
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in variables("cuda")
+
+
 @pytest.mark.parametrize("engines", range(1, 13))
 def test_who_shares_the_gpu_of_one_machine_shares_one_place(engines: int) -> None:
     """Every share is one that Ray can count, so that all fit on one GPU."""
