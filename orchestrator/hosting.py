@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.spec import JobSpec
 from orchestrator.specs.hosting import HostingSpec
 from orchestrator.specs.objectives import ObjectiveSpec, RewardSpec
-from rewards import routed
+from rewards import registry, routed
 from rewards.host import Host
 from rewards.hosting import SINGLE, Hosting, Replica, actor_replica
 from rewards.pool import RewardPool
@@ -42,7 +42,8 @@ class HostedReward:
     def constants(self) -> Hosting:
         """As its host takes them."""
         own = self.hosting.model_dump(exclude={"num_cpus", "num_gpus", "deadline_s", "on_failure"})
-        return Hosting(deadline_s=self.deadline_s, **own)
+        rowwise = getattr(registry.resolve(self.name), "rowwise", False)
+        return Hosting(deadline_s=self.deadline_s, rowwise=rowwise, **own)
 
 
 def hosted_rewards(spec: JobSpec) -> list[HostedReward]:

@@ -158,7 +158,9 @@ class Reward(Protocol):
     """One way to score completions. The first line of the class's docstring is what users read in a list.
 
     It is built in the process that scores, so a learned model loads its weights in `__init__`. What the first call
-    would wait for may be done in a method `warm_up()`, which is called once before it.
+    would wait for may be done in a method `warm_up()`, which is called once before it. A class attribute
+    `rowwise = True` says that a row's score depends on that row alone, to the last bit: what waits may be scored in one
+    call then.
     """
 
     name: ClassVar[str]

@@ -42,7 +42,17 @@ class Piece:
     attempts: int = 0  # that failed by infrastructure
     row_attempts: int = 0  # that failed by these very rows
     tried: set[int] = field(default_factory=set)  # replicas on which it failed
+    is_part: bool = False  # of a piece that failed
     queued: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_new(self) -> bool:
+        return not (self.is_part or self.attempts or self.row_attempts)
+
+    def joined(self, other: Piece) -> Piece:
+        """Both as one; of the same share."""
+        batch = RewardBatch.joined([self.batch, other.batch])
+        return Piece(share=self.share, rows=[*self.rows, *other.rows], batch=batch, queued=self.queued)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +168,9 @@ class Share:
     def _part(self, piece: Piece, index: Sequence[int]) -> Piece:
         rows = [piece.rows[i] for i in index]
         batch = piece.batch.rows(index)
-        return Piece(share=self, rows=rows, batch=batch, row_attempts=piece.row_attempts, queued=piece.queued)
+        return Piece(
+            share=self, rows=rows, batch=batch, row_attempts=piece.row_attempts, queued=piece.queued, is_part=True
+        )
 
     # ------------------------------------------------------------- what is told
 
@@ -300,9 +312,20 @@ class Host:
                         self._queue.remove(piece)
                     elif i not in piece.tried or self._up <= piece.tried:
                         self._queue.remove(piece)
-                        return piece
+                        return self._with_more(piece)
                 self._changed.wait()
             return None
+
+    def _with_more(self, piece: Piece) -> Piece:
+        """The piece, with those that wait behind it where their scores are the same in one call: a call has its cost.
+
+        What has failed before is called by itself.
+        """
+        while self._queue and piece.is_new and (after := self._queue[0]).is_new and after.share is piece.share:
+            if not self.hosting.merges(len(piece.rows) + len(after.rows)):
+                break
+            piece = piece.joined(self._queue.popleft())
+        return piece
 
     def _call(self, i: int, piece: Piece) -> None:
         began = time.monotonic()

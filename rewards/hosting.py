@@ -28,6 +28,7 @@ GONE: frozenset[Kind] = frozenset({"died", "memory", "deadline", "broken"})
 SINGLE = ""
 """The one column of a reward that has no heads."""
 SMALL_CALL = 8  # rows; fewer in a call cost more than they hide
+MERGED_CALL = 64  # rows; of more, the first would wait long for their scores
 _LONGEST_TEXT = 300
 
 
@@ -43,6 +44,7 @@ class Hosting:
     row_attempts: int = 2
     backoff_s: float = 0.5
     max_bad_share: float = 0.05
+    rowwise: bool = False  # a row's score depends on that row alone, so what waits may go into one call
 
     def __post_init__(self) -> None:
         for name in ("deadline_s", "start_s"):
@@ -52,6 +54,10 @@ class Hosting:
     def together(self, counts: Sequence[int]) -> int:
         """Most rows of one call, for groups of these sizes: one group, or some where groups are small."""
         return max(SMALL_CALL, *counts) if self.batch_size is None else self.batch_size
+
+    def merges(self, rows: int) -> bool:
+        """Whether so many rows may be called together although they became ready one by one."""
+        return self.rowwise and rows <= (MERGED_CALL if self.batch_size is None else self.batch_size)
 
     def tolerated(self, rows: int) -> int:
         """Of so many rows of a step, how many may be left out: the share, rounded up to a whole row."""

@@ -68,6 +68,7 @@ class Clarity:
     name: ClassVar[str] = "clarity"
     Options: ClassVar[type[BaseModel]] = ClarityOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, options: ClarityOptions) -> None:
         self._min_steps = options.min_steps

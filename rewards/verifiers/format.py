@@ -34,6 +34,7 @@ class Format:
     name: ClassVar[str] = "format"
     Options: ClassVar[type[BaseModel]] = RewardOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, options: RewardOptions) -> None:
         del options

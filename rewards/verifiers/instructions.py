@@ -54,6 +54,7 @@ class Instructions:
     name: ClassVar[str] = "instructions"
     Options: ClassVar[type[BaseModel]] = InstructionsOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, options: InstructionsOptions) -> None:
         self._options = options

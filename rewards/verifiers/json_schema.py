@@ -59,6 +59,7 @@ class JsonSchema:
     name: ClassVar[str] = "json_schema"
     Options: ClassVar[type[BaseModel]] = JsonSchemaOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, options: JsonSchemaOptions) -> None:
         self._options = options

@@ -65,6 +65,7 @@ class Language:
     name: ClassVar[str] = "language"
     Options: ClassVar[type[BaseModel]] = LanguageOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, options: LanguageOptions) -> None:
         self._options = options

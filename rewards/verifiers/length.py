@@ -46,6 +46,7 @@ class Conciseness:
     name: ClassVar[str] = "conciseness"
     Options: ClassVar[type[BaseModel]] = ConcisenessOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, options: ConcisenessOptions) -> None:
         self._options = options
@@ -82,6 +83,7 @@ class Length:
     name: ClassVar[str] = "length"
     Options: ClassVar[type[BaseModel]] = LengthOptions
     range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, options: LengthOptions) -> None:
         self._sign = -1 if options.better == "shorter" else 1
@@ -112,6 +114,7 @@ class LengthWithin:
     name: ClassVar[str] = "length_within"
     Options: ClassVar[type[BaseModel]] = LengthWithinOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, options: LengthWithinOptions) -> None:
         self._options = options

@@ -83,6 +83,7 @@ class MathAccuracy:
     name: ClassVar[str] = "math"
     Options: ClassVar[type[BaseModel]] = MathOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, options: MathOptions) -> None:
         self._options = options

@@ -46,6 +46,7 @@ class Numeric:
     name: ClassVar[str] = "numeric"
     Options: ClassVar[type[BaseModel]] = NumericOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, options: NumericOptions) -> None:
         self._options = options

@@ -51,6 +51,7 @@ class Regex:
     name: ClassVar[str] = "regex"
     Options: ClassVar[type[BaseModel]] = RegexOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, options: RegexOptions) -> None:
         self._options = options

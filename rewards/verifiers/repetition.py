@@ -33,6 +33,7 @@ class Repetition:
     name: ClassVar[str] = "repetition"
     Options: ClassVar[type[BaseModel]] = RepetitionOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, options: RepetitionOptions) -> None:
         self._options = options

@@ -28,6 +28,7 @@ class Exact:
     name: ClassVar[str] = "exact"
     Options: ClassVar[type[BaseModel]] = ExactOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, options: ExactOptions) -> None:
         self._options = options
@@ -60,6 +61,7 @@ class Text:
     name: ClassVar[str] = "text"
     Options: ClassVar[type[BaseModel]] = TextOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, options: TextOptions) -> None:
         self._options = options

@@ -64,6 +64,7 @@ class ToolCall:
     name: ClassVar[str] = "tool_call"
     Options: ClassVar[type[BaseModel]] = ToolCallOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, options: ToolCallOptions) -> None:
         self._options = options

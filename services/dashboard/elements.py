@@ -117,12 +117,18 @@ class Simplex(Component, component="static/simplex.js"):
 
     def __init__(self, names: Sequence[str], on_edit: Handler, **properties: Any) -> None:
         super().__init__(names=list(names), **properties)
-        self.on("edit", lambda event: on_edit(event.args))
+        self._seen = 0  # edits that have come here: a page takes no word that was said before its own newest
+
+        def edited(event: GenericEventArguments) -> Awaitable[None] | None:
+            self._seen = self._props["seen"] = int(event.args["edits"])
+            return on_edit(event.args)
+
+        self.on("edit", edited)
 
     def set(self, weights: Mapping[str, float], bounds: Mapping[str, Sequence[float]]) -> None:
         """Also the properties, for a page that is drawn anew."""
         self._props.update(weights=dict(weights), bounds=dict(bounds))
-        self.run_method("set", dict(weights), {name: list(pair) for name, pair in bounds.items()})
+        self.run_method("set", dict(weights), {n: list(pair) for n, pair in bounds.items()}, self._seen)
 
 
 class Choice(Component, component="static/choice.js"):

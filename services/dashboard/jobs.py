@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from typing import Any
 
@@ -136,7 +137,12 @@ async def page(request: Request) -> Any:
         newer.enable(len(jobs.after) > 1)
         older.enable(jobs.has_more)
 
+    asked = itertools.count()
+    newest = -1
+
     async def refresh() -> None:
+        nonlocal newest
+        mine = next(asked)
         try:
             shown = await jobs.read()
         except AuthenticationError:
@@ -145,6 +151,9 @@ async def page(request: Request) -> Any:
         except ApiError as error:
             banner.set_text(problem(error))
             return
+        if mine < newest:  # of another filter, and late
+            return
+        newest = mine
         banner.set_text("")
         table.change(rows=shown, empty=_empty(session, jobs))
         pager()

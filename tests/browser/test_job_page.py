@@ -185,6 +185,36 @@ def test_two_people_edit_at_once_and_the_second_keeps_an_edit(
     other.close()
 
 
+def test_an_edit_on_its_way_outlives_what_the_server_said_before_it_came(
+    stage: Stage, job: str, new_viewer: NewViewer
+) -> None:
+    page = new_viewer().page()
+    held: list[tuple[WebSocketRoute, str | bytes]] = []
+    is_slow = False
+
+    def through(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+        socket.on_message(lambda said: held.append((server, said)) if is_slow else server.send(said))
+
+    page.route_web_socket(re.compile("socket.io"), through)
+    page.goto(f"{stage.url}/jobs/{job}")
+    expect(page.locator(".steer-state")).to_contain_text("In force")
+    is_slow = True
+    _set(page, "accuracy", 0.7)
+    version = stage.client.steering(job)["version"]
+    stage.client.steer(job, if_match=version, weights={"accuracy": 0.3, "brevity": 0.7})
+    expect(page.locator(".changes")).to_contain_text("accuracy 30%")
+    assert _value(page, "accuracy") == pytest.approx(0.7, abs=0.01)
+    is_slow = False
+    for server, said in held:
+        server.send(said)
+    expect(page.locator(".conflict, .steer-state.is-edited").first).to_be_visible()
+    assert _value(page, "accuracy") == pytest.approx(0.7, abs=0.01)
+    page.get_by_role("button", name="Discard").click()
+    expect(page.get_by_role("slider", name="Weight of accuracy")).to_have_value("0.3")
+    page.close()
+
+
 def test_what_is_seen_can_be_saved(page: Page) -> None:
     page.locator("#rollouts").get_by_label("View").select_option("each")
     with page.expect_download() as saved:

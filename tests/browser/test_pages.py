@@ -191,9 +191,9 @@ def test_it_is_usable_on_a_phone_and_with_a_keyboard(new_viewer: NewViewer, many
     viewer = new_viewer(viewport={"width": 390, "height": 780}, has_touch=True)
     for path in ("/", f"/jobs/{many}", "/submit", f"/compare?ids={many}"):
         page = viewer.open(path)
-        page.wait_for_timeout(300)
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        assert wide <= 390, f"{path} is {wide} px wide"
+        expect(page.get_by_role("heading").first).to_be_visible()
+        page.wait_for_load_state("networkidle")
+        page.wait_for_function("document.documentElement.scrollWidth <= 390")
         page.close()
     page = viewer.open(f"/jobs/{many}")
     expect(page.locator(".steer-state")).to_contain_text("In force")

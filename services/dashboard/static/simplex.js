@@ -18,14 +18,16 @@ export function moved(weights, locked, name, wanted) {
 }
 
 export default {
-  props: { names: Array, weights: Object, bounds: Object, applied: Object, strategy: Object, disabled: Boolean, dims: Boolean },
+  props: { names: Array, weights: Object, bounds: Object, applied: Object, strategy: Object, disabled: Boolean, dims: Boolean, seen: { type: Number, default: 0 } },
   emits: ["edit"],
   data() {
-    return { now: { ...this.weights }, limits: copy(this.bounds), locked: {} };
+    return { now: { ...this.weights }, limits: copy(this.bounds), locked: {}, edits: this.seen };
   },
   methods: {
-    // The server's word, unless a person is in the middle of an edit, which Python knows.
-    set(weights, bounds) {
+    // The server's word, unless it was said before the server knew of the newest edit, of which `seen` is the count.
+    set(weights, bounds, seen) {
+      if (seen < this.edits) return;
+      this.edits = seen;
       clearTimeout(this.timer);
       this.timer = null;
       this.isLate = false;
@@ -51,15 +53,18 @@ export default {
       this.$emit("edit", {
         weights: Object.fromEntries(this.names.map((name) => [name, round(this.now[name])])),
         bounds: copy(this.limits),
+        edits: this.edits,
       });
     },
     move(name, value) {
+      this.edits += 1;
       this.now = moved(this.now, this.locked, name, value);
       this.drag();
     },
     limit(name, end, text) {
       const value = Number(text);
       if (text === "" || !Number.isFinite(value)) return;
+      this.edits += 1;
       this.limits = { ...this.limits, [name]: this.limits[name].map((old, i) => (i === end ? Math.min(1, Math.max(0, value / 100)) : old)) };
       this.tell();
     },

@@ -159,6 +159,48 @@ def test_without_a_batch_size_a_call_has_a_group_or_some_small_ones():
     assert Hosting(batch_size=3).together([16]) == 3
 
 
+def sizes_behind_a_held_call(pool_of, make_batch, hosting):
+    """Rows of each call, where the first is held until ten groups of eight wait behind it."""
+    sizes, begun, waiting = [], threading.Event(), threading.Event()
+
+    def hold(batch):
+        sizes.append(len(batch))
+        begun.set()
+        assert waiting.wait(5)
+        return lengths(batch)
+
+    pool = pool_of(hosting, a=hold)
+    whole = make_batch(*["x" * (i % 7) for i in range(88)])
+    round_ = pool.begin([8] * 11)
+    for group in range(11):
+        round_.add(group, whole.rows(range(8 * group, 8 * group + 8)))
+        assert begun.wait(5)
+    waiting.set()
+    assert round_.finish().scores == {"a": [float(i % 7) for i in range(88)]}
+    return sizes
+
+
+def test_what_waits_goes_into_one_call_where_rows_are_scored_by_themselves(pool_of, make_batch):
+    assert sizes_behind_a_held_call(pool_of, make_batch, hosting()) == [8] * 11
+    assert sizes_behind_a_held_call(pool_of, make_batch, hosting(rowwise=True)) == [8, 64, 16]
+    assert sizes_behind_a_held_call(pool_of, make_batch, hosting(rowwise=True, batch_size=8)) == [8] * 11
+
+
+def test_what_failed_is_tried_again_by_itself(pool_of, make_batch):
+    """The row of the trouble is found, and costs no other row, as without merging."""
+
+    def picky(batch):
+        if "bad" in batch.completions:
+            raise ValueError
+        return lengths(batch)
+
+    pool = pool_of(hosting(rowwise=True, max_bad_share=0.1), a=picky)
+    texts = ["bad" if i == 21 else "good" for i in range(40)]
+    scored = pool.score(make_batch(*texts))
+    assert scored.dropped == (21,)
+    assert scored.scores == {"a": [None if text == "bad" else 4.0 for text in texts]}
+
+
 def test_what_the_first_call_would_wait_for_is_done_before_it(make_batch):
     class Slow:
         warm = False
