@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, WebSocketRoute, expect
 
 from services.client import Client
 from tests.browser.conftest import NewViewer, Viewer, wait_for_points
