@@ -31,10 +31,10 @@ demo: setup ## align a tiny model to three rewards on this machine and write a r
 serve: setup ## API, dashboard, worker and embedded Redis on this machine
 	$(BIN)/equipoise up
 
-test: setup ## every test but the browser's (those that need a GPU only with DEVICE=cuda)
-	$(BIN)/python -m tests.lanes -m "not browser$(if $(filter cuda,$(DEVICE)),, and not gpu)"
+test: setup ## every test (those that need a GPU only with DEVICE=cuda)
+	$(BIN)/python -m tests.lanes $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 
-browser: setup ## the dashboard in a real Chromium (installed where apt-get can)
+browser: setup ## of the tests, the dashboard's alone: a real Chromium, installed where apt-get can
 	$(BIN)/python -m pytest tests/browser
 
 lint: setup ## style, types and the direction of imports

@@ -35,9 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     What needs a GPU is skipped without one.
     """
     items.sort(key=lambda item: ("unit" not in item.path.parts, "browser" in item.path.parts))
-    for item in items:
-        if "browser" in item.path.parts:
-            item.add_marker("browser")
     needing_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if needing_gpu and not _has_cuda():
         for item in needing_gpu:

@@ -1,9 +1,10 @@
-"""Every test, in two runs of pytest side by side: the unit tests, and all others, which often leave a core idle.
+"""Every test, in three runs of pytest side by side, as each of them often leaves a core idle.
 
     python -m tests.lanes [PYTEST'S OPTIONS]
 
-The unit tests yield to the others, some of which wait for real servers with a limit, and to the workers of Ray, which
-yield themselves. Their output comes at the end.
+What starts Ray, vLLM or a learner has a run of its own, which is shown as it goes; then comes what the others printed.
+The unit tests yield to both, some of which wait for real servers with a limit, and to Ray's workers, which yield
+themselves.
 """
 
 from __future__ import annotations
@@ -11,32 +12,45 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 TESTS = Path(__file__).parent
+UNIT, CLUSTER = TESTS / "unit", TESTS / "integration" / "cluster"
+LEAST_PRIORITY = 19
 NO_TESTS = 5  # pytest's exit status where the options leave none of a run's
 
 
 def main(options: list[str]) -> int:
-    units = str(TESTS / "unit")
-    pytest = [sys.executable, "-m", "pytest"]
-    with tempfile.TemporaryFile("w+") as output:
-        beside = subprocess.Popen(
-            ["nice", "-n", "19", *pytest, units, "-o", "cache_dir=.pytest_cache/unit", *options],
-            stdout=output,
-            stderr=output,
-            stdin=subprocess.DEVNULL,
-        )
-        try:
-            status = subprocess.call([*pytest, str(TESTS), f"--ignore={units}", *options])
-            statuses = {status, beside.wait()}
-        finally:
-            beside.kill()
-            beside.wait()
-        output.seek(0)
-        sys.stdout.write(output.read())
+    with ExitStack() as started:
+        beside = [
+            _start(started, "others", [TESTS, f"--ignore={UNIT}", f"--ignore={CLUSTER}", *options]),
+            _start(started, "unit", [UNIT, *options], niceness=LEAST_PRIORITY),
+        ]
+        statuses = {subprocess.call(_pytest("cluster", [CLUSTER, *options]))}
+        for lane, output in beside:
+            statuses.add(lane.wait())
+            output.seek(0)
+            sys.stdout.write(output.read())
     failed = statuses - {0, NO_TESTS}
-    return max(failed) if failed else min(statuses)  # NO_TESTS only where neither had any
+    return max(failed) if failed else min(statuses)  # NO_TESTS only where none had any
+
+
+def _pytest(name: str, arguments: Sequence[object]) -> list[str]:
+    return [sys.executable, "-m", "pytest", "-o", f"cache_dir=.pytest_cache/{name}", *map(str, arguments)]
+
+
+def _start(
+    started: ExitStack, name: str, arguments: Sequence[object], niceness: int = 0
+) -> tuple[subprocess.Popen[bytes], IO[str]]:
+    output = started.enter_context(tempfile.TemporaryFile("w+"))
+    command = ["nice", "-n", str(niceness), *_pytest(name, arguments)]
+    lane = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+    started.callback(lane.wait)
+    started.callback(lane.kill)
+    return lane, output
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def test_a_zombie_that_wakes_at_its_commit_is_fenced(garage: Garage, store: JobS
     """The generators need no fence of their own: engines are actors of their driver's own Ray session and end with it.
 
     No engine ever hears from another driver, so a zombie's weights reach only its own engines, whose rollouts only it
-    could commit (tests/integration/test_job.py counts what a killed driver leaves behind).
+    could commit (tests/integration/cluster/test_job.py counts what a killed driver leaves behind).
     """
     exits = []
     for _ in range(REPEATS):

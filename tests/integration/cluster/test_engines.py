@@ -137,7 +137,7 @@ def test_two_steps_on_competition_mathematics(math500: Path, tmp_path, redis_url
 
     from tests.support import parse_spec, run_job
 
-    spec = yaml.safe_load((Path(__file__).parents[2] / "deploy" / "jobs" / "math.yaml").read_text())
+    spec = yaml.safe_load((Path(__file__).parents[3] / "deploy" / "jobs" / "math.yaml").read_text())
     policy = make_policy(tmp_path / "policy", architecture="qwen3", context=2048)
     spec |= {"steps": 2, "policy": {"model": str(policy), "dtype": "float32"}}
     spec["data"] |= {"train": str(math500 / "train.parquet"), "validation": str(math500 / "val.parquet")}

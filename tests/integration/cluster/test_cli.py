@@ -23,7 +23,7 @@ from services.server import ApiServer
 from services.settings import Settings, read_credentials, write_credentials
 from tests.support import self_signed
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 SPEC = """
 name: tiny
 steps: 4

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.spec import load_spec
 from tests.support import parse_spec, run_job
 
-JOB = Path(__file__).parents[2] / "deploy" / "jobs" / "quickstart.yaml"
+JOB = Path(__file__).parents[3] / "deploy" / "jobs" / "quickstart.yaml"
 
 
 def test_twelve_steps_make_the_policy_visibly_better(quickstart_policy, redis_url, state_dir):

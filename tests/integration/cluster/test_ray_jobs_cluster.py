@@ -86,7 +86,7 @@ def address(token: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
                 f"--temp-dir={folder}", "--disable-usage-stats",
             ],
             env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
-                 "PYTHONPATH": str(Path(__file__).parents[2])},
+                 "PYTHONPATH": str(Path(__file__).parents[3])},
             start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
     try:
