@@ -45,7 +45,7 @@ def _pytest(name: str, arguments: Sequence[object]) -> list[str]:
 def _start(
     started: ExitStack, name: str, arguments: Sequence[object], niceness: int = 0
 ) -> tuple[subprocess.Popen[bytes], IO[str]]:
-    output = started.enter_context(tempfile.TemporaryFile("w+"))
+    output = started.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115  # the stack closes it
     command = ["nice", "-n", str(niceness), *_pytest(name, arguments)]
     lane = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
     started.callback(lane.wait)
