@@ -129,6 +129,7 @@ def lines(names: Sequence[str], *, y: Json | None = None) -> Json:
     return _base(y=y, legend=len(names) > 1, series=series)
 
 
+_RING: Json = {"color": "transparent", "borderWidth": 2}
 SHARE: Json = {"min": 0, "max": 1, "scale": False, "interval": 0.25}
 
 
@@ -191,83 +192,50 @@ def front(
     def values(found: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
         return [[point["objectives"][x], point["objectives"][y], point["step"]] for point in found]
 
+    def dots(id_: str, name: str, data: list[list[Any]], size: int, look: Json, **more: Any) -> Json:
+        about = {"cursor": "pointer", "encode": {"x": 0, "y": 1, "tooltip": [0, 1, 2]}, "dimensions": [x, y, "step"]}
+        drawn = {"id": id_, "name": name, "type": "scatter", "data": data, "symbolSize": size, "itemStyle": look}
+        return drawn | about | more
+
     best = sorted((point for point in shown if point["on_front"]), key=lambda point: point["objectives"][x])
     rest = [point for point in shown if not point["on_front"]]
-    newest = max(shown, key=lambda point: point["step"], default=None)
+    newest = sorted(shown, key=lambda point: point["step"])[-1:]
     picked = [point for point in shown if point["step"] == chosen]
     corner = [[reference.get(x), reference.get(y), -1]] if reference.get(x) is not None else []
-    dot = {
-        "type": "scatter",
-        "cursor": "pointer",
-        "encode": {"x": 0, "y": 1, "tooltip": [0, 1, 2]},
-        "dimensions": [x, y, "step"],
-    }
-    ring = {"color": "transparent", "borderWidth": 2}
     series = [
-        dot
-        | {
-            "id": "dominated",
-            "name": "dominated",
-            "data": values(rest),
-            "symbolSize": 9,
-            "itemStyle": {"color": MUTED, "opacity": 0.45},
-        },
-        {
-            "id": "edge",
-            "type": "line",
-            "data": [value[:2] for value in values(best)],
-            "symbol": "none",
-            "silent": True,
-            "lineStyle": {"color": "var(--s0)", "width": 1.4, "opacity": 0.6},
-            "tooltip": {"show": False},
-            "z": 1,
-        },
-        dot
-        | {
-            "id": "front",
-            "name": "front",
-            "data": values(best),
-            "symbolSize": 12,
-            "itemStyle": {"color": "var(--s0)", "borderColor": CARD, "borderWidth": 1.5},
-        },
-        dot
-        | {
-            "id": "now",
-            "name": "newest",
-            "data": values([newest] if newest else []),
-            "symbolSize": 20,
-            "silent": True,
-            "itemStyle": ring | {"borderColor": "var(--s1)"},
-        },
-        dot
-        | {
-            "id": "chosen",
-            "name": "selected",
-            "data": values(picked),
-            "symbolSize": 26,
-            "silent": True,
-            "itemStyle": ring | {"borderColor": INK},
-        },
-        {
-            "id": "reference",
-            "name": "reference",
-            "type": "scatter",
-            "data": corner,
-            "symbol": "diamond",
-            "symbolSize": 9,
-            "itemStyle": {"color": MUTED},
-            "silent": True,
-        },
+        dots("dominated", "dominated", values(rest), 9, {"color": MUTED, "opacity": 0.45}),
+        _edge([value[:2] for value in values(best)]),
+        dots("front", "front", values(best), 12, {"color": "var(--s0)", "borderColor": CARD, "borderWidth": 1.5}),
+        dots("now", "newest", values(newest), 20, _RING | {"borderColor": "var(--s1)"}, silent=True),
+        dots("chosen", "selected", values(picked), 26, _RING | {"borderColor": INK}, silent=True),
+        dots("reference", "reference", corner, 9, {"color": MUTED}, silent=True, symbol="diamond"),
     ]
+    option = _plane(x, y, series)
+    option["yAxis"]["nameLocation"] = "end"
+    option["legend"]["data"] = ["front", "dominated", "newest", "reference"]
+    return option
+
+
+def _edge(data: list[list[Any]]) -> Json:
+    """What joins the front's points."""
+    return {
+        "id": "edge",
+        "type": "line",
+        "data": data,
+        "symbol": "none",
+        "silent": True,
+        "lineStyle": {"color": "var(--s0)", "width": 1.4, "opacity": 0.6},
+        "tooltip": {"show": False},
+        "z": 1,
+    }
+
+
+def _plane(x: str, y: str, series: list[Json]) -> Json:
+    """Two objectives against each other."""
     option = _base(x_name=x, legend=True, zoom=False, series=series)
     option["xAxis"] |= {"scale": True, "min": None, "max": None, "minInterval": 0}
-    option["yAxis"] |= {
-        "name": y,
-        "nameLocation": "end",
-        "nameTextStyle": {"color": MUTED, "align": "left", "fontSize": 11},
-    }
+    option["yAxis"] |= {"name": y, "nameTextStyle": {"color": MUTED, "align": "left", "fontSize": 11}}
     option["grid"] |= {"top": 52}
-    option["legend"]["data"] = ["front", "dominated", "newest", "reference"]
     option["tooltip"] |= {"trigger": "item"}
     return option
 
@@ -348,12 +316,7 @@ def fronts(x: str, y: str, jobs: Sequence[Mapping[str, Any]]) -> Json:
                 "dimensions": [x, y, "step"],
             }
         )
-    option = _base(x_name=x, legend=True, zoom=False, series=series)
-    option["xAxis"] |= {"scale": True, "min": None, "max": None, "minInterval": 0}
-    option["yAxis"] |= {"name": y, "nameTextStyle": {"color": MUTED, "align": "left", "fontSize": 11}}
-    option["grid"] |= {"top": 52}
-    option["tooltip"] |= {"trigger": "item"}
-    return option
+    return _plane(x, y, series)
 
 
 def hypervolumes(jobs: Sequence[Mapping[str, Any]]) -> Json:

@@ -118,76 +118,75 @@ async def page(request: Request) -> Any:
             found = await jobs.read()
         except ApiError as error:
             return await failed(session, error)
-        with Tag("div", "", "title-row"):
-            Tag("h1", "Jobs")
-            banner = text("", "banner")
-            banner.attributes(role="status")
-        with Tag("div", "", "filters"):
-            state = Choice("State", {"": "all states"} | {name: name for name in _STATES}, "")
-            name = Field("Name or id on this page", placeholder="any")
-            with Tag("div", "", "filters-end"):
-                newer = Button("Newer", tone="quiet")
-                older = Button("Older", tone="quiet")
-        table = Table(
-            _COLUMNS, caption="Jobs", rows=found, empty=_empty(session, jobs), on_csv=lambda: _save(table)
-        ).classes("jobs-table")
-        text("", "updated").attributes(aria_hidden="true")
-
-    def pager() -> None:
-        newer.enable(len(jobs.after) > 1)
-        older.enable(jobs.has_more)
-
-    asked = itertools.count()
-    newest = -1
-
-    async def refresh() -> None:
-        nonlocal newest
-        mine = next(asked)
-        try:
-            shown = await jobs.read()
-        except AuthenticationError:
-            await session.end()
-            return
-        except ApiError as error:
-            banner.set_text(problem(error))
-            return
-        if mine < newest:  # of another filter, and late
-            return
-        newest = mine
-        banner.set_text("")
-        table.change(rows=shown, empty=_empty(session, jobs))
-        pager()
-
-    async def choose(value: str) -> None:
-        jobs.status, jobs.after = value, [""]
-        await refresh()
-
-    async def typed() -> None:
-        jobs.name = name.value.strip()
-        await refresh()
-
-    async def turn(step: int) -> None:
-        if step > 0:
-            jobs.after.append(jobs.next_after)
-        elif len(jobs.after) > 1:
-            jobs.after.pop()
-        await refresh()
-
-    state.on("choose", lambda event: choose(str(event.args)))
-    name.on("change", lambda _: typed(), args=[])
-    newer.on("click", lambda _: turn(-1), args=[])
-    older.on("click", lambda _: turn(1), args=[])
-    pager()
+        shown = JobsPage(session, jobs, found)
 
     async def follow() -> None:
         while not client.is_deleted and not session.is_over:
             await asyncio.sleep(POLL_S)
             if client.has_socket_connection:
                 with client:
-                    await refresh()
+                    await shown.refresh()
 
     client.on_connect(_once(follow))
     return None
+
+
+class JobsPage:
+    """The table, and what chooses among its rows."""
+
+    def __init__(self, session: Session, jobs: JobList, found: list[dict[str, Any]]) -> None:
+        self._session, self._jobs = session, jobs
+        self._asked, self._newest = itertools.count(), -1
+        with Tag("div", "", "title-row"):
+            Tag("h1", "Jobs")
+            self._banner = text("", "banner").attributes(role="status")
+        with Tag("div", "", "filters"):
+            Choice("State", {"": "all states"} | {name: name for name in _STATES}, "", self._choose)
+            self._name = Field("Name or id on this page", on_change=self._typed, placeholder="any")
+            with Tag("div", "", "filters-end"):
+                self._newer = Button("Newer", lambda: self._turn(-1), "quiet")
+                self._older = Button("Older", lambda: self._turn(1), "quiet")
+        self._table = Table(
+            _COLUMNS, caption="Jobs", rows=found, empty=_empty(session, jobs), on_csv=lambda: _save(self._table)
+        ).classes("jobs-table")
+        text("", "updated").attributes(aria_hidden="true")
+        self._show_pager()
+
+    async def refresh(self) -> None:
+        mine = next(self._asked)
+        try:
+            shown = await self._jobs.read()
+        except AuthenticationError:
+            await self._session.end()
+            return
+        except ApiError as error:
+            self._banner.set_text(problem(error))
+            return
+        if mine < self._newest:  # of another filter, and late
+            return
+        self._newest = mine
+        self._banner.set_text("")
+        self._table.change(rows=shown, empty=_empty(self._session, self._jobs))
+        self._show_pager()
+
+    def _show_pager(self) -> None:
+        self._newer.enable(len(self._jobs.after) > 1)
+        self._older.enable(self._jobs.has_more)
+
+    async def _choose(self, status: str) -> None:
+        self._jobs.status, self._jobs.after = status, [""]
+        await self.refresh()
+
+    async def _typed(self) -> None:
+        self._jobs.name = self._name.value.strip()
+        await self.refresh()
+
+    async def _turn(self, step: int) -> None:
+        if step > 0:
+            self._jobs.after.append(self._jobs.next_after)
+        elif len(self._jobs.after) > 1:
+            self._jobs.after.pop()
+        await self.refresh()
 
 
 def _once(start: Any) -> Any:
