@@ -255,6 +255,7 @@ def train_reward_model(
     training.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])
     if step is not None:
         journal.event("job.resumed", step=step, rerun=max(0, claim.from_step - step))
+    hold_gpus(journal, float(training.device() == "cuda"))
     start_running(store, journal)
     return training.run()
 
@@ -302,7 +303,13 @@ def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_addre
     try:
         state_dir, owner = directory.parent.parent, journal.store.owner
         parts = build(
-            spec, state_dir, owner=owner, ray_address=ray_address, on_stage=on_stage, data_dir=directory / "data"
+            spec,
+            state_dir,
+            owner=owner,
+            ray_address=ray_address,
+            on_stage=on_stage,
+            on_gpus=lambda gpus: hold_gpus(journal, gpus),
+            data_dir=directory / "data",
         )
     finally:
         signal.signal(signal.SIGTERM, heard)
@@ -327,6 +334,12 @@ def train(
     start_running(store, journal)
     outcome = loop.run()
     return outcome, loop.samples, loop.reason
+
+
+def hold_gpus(journal: StoreJournal, gpus: float) -> None:
+    """From now on the job's GPU time counts. A job on CPU has none to tell of."""
+    if gpus:
+        journal.patiently(lambda: journal.store.hold_gpus(journal.lease, gpus))
 
 
 def newest_checkpoint(store: JobStore, journal: StoreJournal, claim: Claim, checkpoints: CheckpointStore) -> int | None:

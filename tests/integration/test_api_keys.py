@@ -352,6 +352,9 @@ def test_a_key_may_ask_whom_it_speaks_for(place: Place) -> None:
     made = place.make("read", "steer")
     with place.http(made["key"]) as http:
         own = http.get("/v1/key").json()
+    hours = own.pop("gpu_hours")
+    assert (hours["quota"], hours["used"]) == (None, 0)
+    assert hours["renews_at"] > time.time()
     assert own == {
         "object": "own_key",
         "id": made["id"],
