@@ -2,8 +2,8 @@
 
     python -m orchestrator.driver --job ID --owner NAME --state-dir DIR
 
-The Redis URL is EQUIPOISE_REDIS_URL, or in the file EQUIPOISE_REDIS_URL_FILE; --redis is for people, as everyone on a
-machine can read its arguments.
+The Redis URL is EQUIPOISE_REDIS_URL, or in the file EQUIPOISE_REDIS_URL_FILE, whose password may change; --redis is for
+people, as everyone on a machine can read its arguments.
 Killing the API or the worker does not stop it. SIGTERM makes it checkpoint at the next step and hand the job back.
 Exit codes: 0 done with the job (whatever its end), 3 another holder took the job, 4 it was handed back for want of
 resources or of its checkpoint store, 1 a crash: its worker takes the job back, or else its lease runs out.
@@ -42,6 +42,7 @@ from orchestrator.launchers import (
     REDIS_URL_VARIABLE,
 )
 from orchestrator.recovery import keep_document, keep_ending, register_found
+from orchestrator.redis_secret import file_url, resolve
 from orchestrator.remote import RemoteAway
 from orchestrator.report import render_report
 from orchestrator.spec import JobSpec, parse_job
@@ -454,9 +455,10 @@ def redis_url_from(environment: MutableMapping[str, str]) -> str | None:
     if url or not file:
         return url
     try:
-        return Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        sys.exit(f"{REDIS_URL_FILE_VARIABLE}: {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}")
+        resolve(named := file_url(Path(file)))
+    except ValueError as error:
+        sys.exit(f"{REDIS_URL_FILE_VARIABLE}: {error}")
+    return named
 
 
 def main(arguments: list[str] | None = None, *, exit_process: Callable[[int], Any] = sys.exit) -> None:
