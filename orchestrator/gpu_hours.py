@@ -56,6 +56,12 @@ def read(calls: RedisCalls, owner: str) -> GpuHours:
     )
 
 
+def is_owner(calls: RedisCalls, owner: str) -> bool:
+    """True if keys or jobs of it were ever made."""
+    keys = Keys(owner)
+    return bool(calls.command("EXISTS", keys.api_keys, keys.jobs))
+
+
 def set_quota(calls: RedisCalls, owner: str, hours: float | None) -> None:
     """From now on; None: no limit. `ValueError` for a quota that is not above 0, or above MAX_QUOTA_HOURS."""
     key = Keys(owner).gpu_time

@@ -10,6 +10,8 @@ from starlette.responses import Response
 
 from orchestrator import gpu_hours
 from orchestrator.gpu_hours import MAX_QUOTA_HOURS, GpuHours
+from orchestrator.store import JobStore
+from services.auth import Principal
 from services.body import json_body
 from services.deps import Caller, Store, body_schema
 from services.errors import ApiProblem, StrictJSONResponse, not_found
@@ -32,8 +34,8 @@ class Quota(BaseModel):
 @router.get("/{owner}")
 def get_quota(owner: Owner, caller: Caller, store: Store) -> Response:
     """An owner's GPU-hours: its quota, and what its jobs took this month."""
-    if owner != caller.owner and not caller.is_operator:
-        raise not_found("no such owner")
+    if owner != caller.owner:
+        _check_known(store, owner, caller)
     return StrictJSONResponse(_document(owner, gpu_hours.read(store.calls, owner)))
 
 
@@ -52,8 +54,16 @@ def set_quota(owner: Owner, document: Annotated[Any, Depends(json_body)], caller
         raise ApiProblem(422, "invalid_quota", f"{param or 'body'}: {first['msg']}", param=param) from None
     if not caller.is_operator:
         raise ApiProblem(403, "operator_only", "only the installation's own key sets quotas")
+    if owner != caller.owner:
+        _check_known(store, owner, caller)
     gpu_hours.set_quota(store.calls, owner, wanted.gpu_hours)
     return StrictJSONResponse(_document(owner, gpu_hours.read(store.calls, owner)))
+
+
+def _check_known(store: JobStore, owner: str, caller: Principal) -> None:
+    """An owner is one who has keys or jobs, so that a slip of the pen gives nobody a quota."""
+    if not caller.is_operator or not gpu_hours.is_owner(store.calls, owner):
+        raise not_found("no such owner: it has neither keys nor jobs")
 
 
 def hours_document(hours: GpuHours) -> dict[str, Any]:

@@ -100,17 +100,21 @@ def test_a_job_that_uses_the_quota_up_pauses_with_a_checkpoint_and_goes_on_later
 
 
 def test_only_the_operator_sets_quotas_and_owners_see_their_own(place: Place) -> None:
-    with place.operator() as operator:
-        assert operator.quota(place.owner)["gpu_hours"]["quota"] is None
-        assert operator.set_quota(place.owner, gpu_hours=12.5)["gpu_hours"]["quota"] == 12.5
+    operator = place.operator()
+    assert operator.quota(place.owner)["gpu_hours"]["quota"] is None
+    assert operator.set_quota(place.owner, gpu_hours=12.5)["gpu_hours"]["quota"] == 12.5
     assert place.team.quota(place.owner)["gpu_hours"]["quota"] == 12.5
     for call, status, code in (
         (lambda: place.team.set_quota(place.owner, gpu_hours=1000), 403, "operator_only"),
         (lambda: place.team.quota("somebody"), 404, "not_found"),
+        (lambda: place.team.quota(place.store.owner), 404, "not_found"),
+        (lambda: operator.quota("somebody"), 404, "not_found"),
+        (lambda: operator.set_quota("somebody", gpu_hours=1), 404, "not_found"),
     ):
         with pytest.raises(ApiError) as refused:
             call()
         assert (refused.value.status, refused.value.code) == (status, code)
+    operator.close()
     assert place.team.own_key()["gpu_hours"]["quota"] == 12.5
 
 
