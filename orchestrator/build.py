@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator import routing
 from orchestrator.cluster import Cluster, EnginePool, RemoteLearner
 from orchestrator.datasets import locate
+from orchestrator.gang import gpus_reserved
 from orchestrator.gold import GoldScorer
 from orchestrator.hosting import GOLD, hosted_gold, hosted_rewards, reward_pool
 from orchestrator.placement import gpus_wanted, reward_gpus, shares_gpu
@@ -78,11 +79,12 @@ def build(
     owner: str = "local",
     ray_address: str | None = None,
     on_stage: Callable[[str], None] = lambda _: None,
+    on_gpus: Callable[[float], None] = lambda _: None,
     data_dir: Path | None = None,
 ) -> Parts:
     """Start everything that a job needs; `on_stage` hears what takes long. ValueError where the spec can't run.
 
-    `data_dir` is where the job keeps what it fetches.
+    `on_gpus` hears how many GPUs are reserved, as soon as they are. `data_dir` is where the job keeps what it fetches.
     """
     import torch
 
@@ -117,6 +119,7 @@ def build(
             timeout_s=spec.resources.placement_timeout_s,
             on_wait=on_stage,
         )
+        on_gpus(gpus_reserved([engine_options] * spec.rollout.engines + [learner_options], replicas))
         on_stage("starting engines and learner")
         places = [gang.place(spec.rollout.engines + 1 + i) for i in range(len(replicas))]
         pools.append(reward_pool(hosted, places))

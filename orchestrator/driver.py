@@ -2,8 +2,8 @@
 
     python -m orchestrator.driver --job ID --owner NAME --state-dir DIR
 
-The Redis URL is EQUIPOISE_REDIS_URL, or in the file EQUIPOISE_REDIS_URL_FILE; --redis is for people, as everyone on a
-machine can read its arguments.
+The Redis URL is EQUIPOISE_REDIS_URL, or in the file EQUIPOISE_REDIS_URL_FILE, whose password may change; --redis is for
+people, as everyone on a machine can read its arguments.
 Killing the API or the worker does not stop it. SIGTERM makes it checkpoint at the next step and hand the job back.
 Exit codes: 0 done with the job (whatever its end), 3 another holder took the job, 4 it was handed back for want of
 resources or of its checkpoint store, 1 a crash: its worker takes the job back, or else its lease runs out.
@@ -42,6 +42,7 @@ from orchestrator.launchers import (
     REDIS_URL_VARIABLE,
 )
 from orchestrator.recovery import keep_document, keep_ending, register_found
+from orchestrator.redis_secret import file_url, resolve
 from orchestrator.remote import RemoteAway
 from orchestrator.report import render_report
 from orchestrator.spec import JobSpec, parse_job
@@ -255,6 +256,7 @@ def train_reward_model(
     training.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])
     if step is not None:
         journal.event("job.resumed", step=step, rerun=max(0, claim.from_step - step))
+    hold_gpus(journal, float(training.device() == "cuda"))
     start_running(store, journal)
     return training.run()
 
@@ -302,7 +304,13 @@ def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_addre
     try:
         state_dir, owner = directory.parent.parent, journal.store.owner
         parts = build(
-            spec, state_dir, owner=owner, ray_address=ray_address, on_stage=on_stage, data_dir=directory / "data"
+            spec,
+            state_dir,
+            owner=owner,
+            ray_address=ray_address,
+            on_stage=on_stage,
+            on_gpus=lambda gpus: hold_gpus(journal, gpus),
+            data_dir=directory / "data",
         )
     finally:
         signal.signal(signal.SIGTERM, heard)
@@ -327,6 +335,12 @@ def train(
     start_running(store, journal)
     outcome = loop.run()
     return outcome, loop.samples, loop.reason
+
+
+def hold_gpus(journal: StoreJournal, gpus: float) -> None:
+    """From now on the job's GPU time counts. A job on CPU has none to tell of."""
+    if gpus:
+        journal.patiently(lambda: journal.store.hold_gpus(journal.lease, gpus))
 
 
 def newest_checkpoint(store: JobStore, journal: StoreJournal, claim: Claim, checkpoints: CheckpointStore) -> int | None:
@@ -441,9 +455,10 @@ def redis_url_from(environment: MutableMapping[str, str]) -> str | None:
     if url or not file:
         return url
     try:
-        return Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        sys.exit(f"{REDIS_URL_FILE_VARIABLE}: {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}")
+        resolve(named := file_url(Path(file)))
+    except ValueError as error:
+        sys.exit(f"{REDIS_URL_FILE_VARIABLE}: {error}")
+    return named
 
 
 def main(arguments: list[str] | None = None, *, exit_process: Callable[[int], Any] = sys.exit) -> None:

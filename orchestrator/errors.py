@@ -5,6 +5,7 @@
     ├── JobNotFound         no such job for this owner (404)
     ├── IllegalTransition   the job's status does not allow it (409)
     ├── QuotaReached        the owner has as many active jobs as it may have (429)
+    ├── gpu_hours.GpuQuotaReached  the owner has used its GPU-hours of the month up (429)
     ├── Fenced              another holder has the job: exit, write nothing more
     └── StepGap             a commit or checkpoint that does not continue the ledger
 

@@ -101,6 +101,11 @@ def bundles_of(actors: Sequence[Options], apart: Sequence[Options] = ()) -> tupl
     return bundles, places
 
 
+def gpus_reserved(actors: Sequence[Options], apart: Sequence[Options] = ()) -> float:
+    """GPUs that nobody else gets while these actors have theirs."""
+    return math.fsum(bundle.get("GPU", 0.0) for bundle in bundles_of(actors, apart)[0])
+
+
 def lack(bundles: Sequence[Mapping[str, float]]) -> str | None:
     """Why the machines that there are can't hold the bundles even when nothing else runs; None where they may."""
     import ray

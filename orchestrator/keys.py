@@ -10,6 +10,7 @@
     mo:<owner>:webhook:<id>:state   hash    failures in a row, the last error, what was dropped
     mo:<owner>:rate                 string  what its keys wrote in the present minute
     mo:<owner>:keys                 zset    the owner's API keys, as in mo:keys
+    mo:<owner>:gpus                 hash    limit, and <year>-<month> -> GPU time used, in millionths of a GPU second
     mo:<owner>:queue:default        zset    waiting jobs by priority and age (scripts/prelude.lua)
     mo:<owner>:leases               zset    held jobs by expiry, ms of Redis time
     mo:<owner>:stalled              hash    job id -> expiry and pass of the first sweep
@@ -73,6 +74,7 @@ class Keys:
         self.jobs = f"{self._prefix}jobs"
         self.api_keys = f"{self._prefix}keys"
         self.rate = f"{self._prefix}rate"
+        self.gpu_time = f"{self._prefix}gpus"
 
     def idempotency(self, key: str) -> str:
         return f"{self._prefix}idem:{hashlib.sha256(key.encode()).hexdigest()}"

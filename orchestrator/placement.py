@@ -6,12 +6,18 @@ import math
 
 from orchestrator.hosting import hosted_gold, hosted_rewards
 from orchestrator.spec import JobSpec
+from orchestrator.specs.reward_job import RewardJobSpec
 
 
 def reward_gpus(spec: JobSpec) -> float:
     """Of all replicas of the rewards that ask for some."""
     hosted = [*hosted_rewards(spec), *hosted_gold(spec)]
     return math.fsum(options["num_gpus"] for reward in hosted for options in reward.reserved)
+
+
+def may_take_gpus(spec: JobSpec | RewardJobSpec) -> bool:
+    """Whether the job's GPU time may count; known before the machine is that it will run on."""
+    return spec.resources.device != "cpu"
 
 
 def gpus_wanted(spec: JobSpec) -> int:

@@ -256,11 +256,33 @@ def _read_parquet(path: Path) -> Rows:
     row = 0
     try:
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=_PARQUET_ROWS):
-            for record in batch.to_pylist():
+            names = batch.schema.names
+            if len(set(names)) != len(names):
+                raise DatasetError(f"{path}: two of its columns have the same name")
+            columns = {name: _parquet_values(column) for name, column in zip(names, batch.columns, strict=True)}
+            for i in range(batch.num_rows):
                 row += 1
-                yield row, record
+                yield row, {name: values[i] for name, values in columns.items()}
     except (arrow.ArrowException, OSError, UnicodeDecodeError):
         raise DatasetError(f"{path}: not a Parquet file, or a damaged one (after row {row})") from None
+
+
+@dataclass(frozen=True)
+class _Foreign:
+    """A value of a Parquet type that Python has nothing for, such as a time in ns: wrong only where it is asked for."""
+
+    type: str
+
+
+def _parquet_values(column: Any) -> list[Any]:
+    import pyarrow as arrow
+
+    try:
+        return list(column.to_pylist())
+    except (arrow.ArrowException, UnicodeDecodeError):
+        raise
+    except (ValueError, OverflowError):
+        return [_Foreign(str(column.type))] * len(column)
 
 
 def _prompt(path: Path, row: int, record: Mapping[str, Any] | DatasetError, columns: Columns) -> Prompt:
@@ -342,4 +364,6 @@ def _last_user(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, _Foreign):
+        return value.type
     return "nothing" if value is None else type(value).__name__

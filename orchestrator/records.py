@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
+from orchestrator.gpu_hours import UNITS_PER_HOUR
 from orchestrator.states import JobStatus
 
 Json = dict[str, Any]
@@ -113,6 +114,7 @@ class JobRecord:
     pause_requested: bool
     progress: Json
     origin: Origin | None = None
+    gpu_hours: float = 0.0  # so far: of a job at work, up to its last renewal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,6 +240,7 @@ def job_record(fields: Mapping[str, str]) -> JobRecord:
         pause_requested=status in (JobStatus.PAUSING, JobStatus.PAUSED),
         progress=json.loads(fields["progress"]),
         origin=_origin(fields),
+        gpu_hours=int(fields.get("gpu_used", 0)) / UNITS_PER_HOUR,
     )
 
 

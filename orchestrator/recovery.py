@@ -121,7 +121,7 @@ def _recover(any_store: JobStore, directory: Path, *, dry: bool) -> Found:
             steering=steering,
             origin=origin,
             priority=spec.priority,
-            by="recover",
+            by="recover",  # whatever its owner's quota: if it is used up, the job is paused again once it has GPUs
         )
         with contextlib.suppress(IllegalTransition):
             store.request_pause(job_id)

@@ -15,6 +15,7 @@ from redis.retry import Retry
 
 from orchestrator import scripts
 from orchestrator.errors import StoreUnavailable
+from orchestrator.redis_secret import resolve
 
 Arg = str | int | float
 
@@ -28,10 +29,13 @@ def connect(url: str, *, timeout_s: float = 1.0) -> redis.Redis:
     """A client that gives up soon: each call waits `timeout_s` and is tried at most twice.
 
     The library's own defaults would wait about a minute on a frozen server and repeat a command ten times.
-    Every write of the store is safe to repeat. Connects lazily: raises nothing for a server that is down.
+    Every write of the store is safe to repeat. Connects lazily: raises nothing for a server that is down. `url` may
+    name a file that holds it, file:///path, whose password may change meanwhile. ValueError for what is no URL.
     """
+    address, credentials = resolve(url)
     return redis.Redis.from_url(
-        url,
+        address,
+        credential_provider=credentials,
         decode_responses=True,
         protocol=2,  # what a 6.2 server and every later one answer alike
         socket_timeout=timeout_s,

@@ -21,6 +21,8 @@ from orchestrator.errors import (
     StoreError,
     StoreUnavailable,
 )
+from orchestrator.gpu_hours import GpuQuotaReached
+from orchestrator.gpu_hours import read as read_gpu_hours
 from orchestrator.keys import OWNERS, is_name
 from orchestrator.reader import JobReader
 from orchestrator.records import (
@@ -48,7 +50,7 @@ from orchestrator.redis_calls import Arg
 from orchestrator.states import CANCEL, MAX_PRIORITY, PAUSE, RESUME, JobStatus, sources
 
 __all__ = [
-    "Checkpoint", "Claim", "ClaimOutcome", "Event", "Fenced", "IllegalTransition", "JobNotFound",
+    "Checkpoint", "Claim", "ClaimOutcome", "Event", "Fenced", "GpuQuotaReached", "IllegalTransition", "JobNotFound",
     "JobRecord", "JobStatus", "JobStore", "Lease", "Origin", "Page", "QuotaReached", "Signals", "Steer", "SteerOutcome",
     "SteeringEntry", "SteeringState", "StepGap", "StoreError", "StoreUnavailable", "Submission",
     "SubmitOutcome", "steering_at",
@@ -80,6 +82,7 @@ class JobStore(JobReader):
         origin: Origin | None = None,
         priority: int = 0,
         by: str = "submit",
+        may_take_gpus: bool = False,
     ) -> Submission:
         """Queue a job; `steering` is its first version, `by` whoever gave it. The body is `spec_json`, byte for byte.
 
@@ -88,6 +91,7 @@ class JobStore(JobReader):
         So does a call whose first reply was lost: REPLAY, one job. QUOTA, and nothing stored, where it is new
         and the owner has `max_active` jobs that wait or are worked on (None: no limit). `origin`: where it was forked.
         `priority`, as in a spec, is for good: it decides among the owner's own jobs whenever this one waits.
+        A job that `may_take_gpus` is `GpuQuotaReached`, and nothing stored, where its owner's GPU-hours are used up.
         """
         if abs(priority) > MAX_PRIORITY:
             raise ValueError(f"priority: {-MAX_PRIORITY} to {MAX_PRIORITY} are allowed")
@@ -108,11 +112,14 @@ class JobStore(JobReader):
             "" if origin is None else origin.step,
             priority,
             by,
+            int(may_take_gpus),
             more=[
                 keys.idempotency(idempotency_key or ""), keys.jobs, keys.spec(job_id),
                 keys.steering(job_id), OWNERS,
             ],
         )  # fmt: skip
+        if outcome == "GPU_QUOTA":
+            raise GpuQuotaReached(read_gpu_hours(self._calls, self.owner))
         return _submission(outcome, accepted_id, fields)
 
     def submitted(self, spec_json: str, *, idempotency_key: str) -> Submission | None:
@@ -139,7 +146,7 @@ class JobStore(JobReader):
         return self._request(job_id, PAUSE, JobStatus.PAUSED, "paused on request", how=how)
 
     def resume(self, job_id: str, *, max_active: int | None = None) -> JobStatus:
-        """Back to the queue, with all its attempts again. `QuotaReached` as `submit` has it."""
+        """Back to the queue, with all its attempts again. `QuotaReached` and `GpuQuotaReached` as `submit` has them."""
         return self._request(job_id, RESUME, JobStatus.QUEUED, "", fresh_attempts=True, max_active=max_active)
 
     # -- the lease -------------------------------------------------------------------------------------------
@@ -149,7 +156,8 @@ class JobStore(JobReader):
 
         The job restarts at its newest registered checkpoint. The floors are the fence and step of the newest
         checkpoint manifest on disk, for a Redis restored from an older backup: a fence never repeats.
-        The fourth claim without a new checkpoint between fails the job (reason "poison").
+        The fourth claim without a new checkpoint between fails the job (reason "poison"). One that may take GPUs is
+        paused instead of claimed where its owner's GPU-hours are used up.
         """
         code, fence, step, from_step = self._run(
             "claim", job_id, nonce, _ms(ttl_s), floor_fence, floor_step, MAX_ATTEMPTS
@@ -208,6 +216,10 @@ class JobStore(JobReader):
         if status not in _HELD:
             raise ValueError(f"{status} is not set under a lease: use claim, finish or release")
         self._change("set_status", lease, status, reason)
+
+    def hold_gpus(self, lease: Lease, gpus: float) -> None:
+        """So many are reserved for the job from now on, until its lease ends: they count as its owner's GPU time."""
+        self._write("gpus", lease, round(1000 * gpus))
 
     def set_progress(self, lease: Lease, progress: Mapping[str, Any]) -> None:
         """The live line that people see, at most 16 KiB; `ValueError` above."""
@@ -347,7 +359,7 @@ class JobStore(JobReader):
         keys = self._keys
         common = [
             keys.job(job_id), keys.events(job_id), keys.replies(job_id), keys.queue, keys.leases,
-            keys.steering_log(job_id),
+            keys.steering_log(job_id), keys.gpu_time,
         ]  # fmt: skip
         reply = self._calls.script(script, [*common, *more], [job_id, *args])
         if reply[0] == "NOTFOUND":
@@ -379,6 +391,8 @@ class JobStore(JobReader):
         code, status = self._run("request", job_id, _token(), reason, int(fresh_attempts), max_active or 0, how, *pairs)
         if code == "QUOTA":
             raise QuotaReached("too many active jobs")
+        if code == "GPU_QUOTA":
+            raise GpuQuotaReached(read_gpu_hours(self._calls, self.owner))
         if code == "ILLEGAL":
             raise IllegalTransition(status, wanted)
         return JobStatus(status)

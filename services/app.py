@@ -19,6 +19,7 @@ from services import (
     keys_api,
     metrics_api,
     models_api,
+    quotas_api,
     results_api,
     rewards_api,
     rollouts_api,
@@ -34,6 +35,7 @@ from services.docs_page import POLICY, docs_page
 from services.errors import BodyLimit, RequestContext, StrictJSONResponse, add_handlers
 from services.event_feed import Feeds
 from services.openapi import openapi
+from services.own_key import OwnKey
 from services.settings import Settings
 
 
@@ -59,7 +61,7 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, uploads=uploads)
     app.add_middleware(
         RequireKey,
-        key_sha256=settings.key_sha256,
+        own=OwnKey(settings),
         owner=store.owner,
         keys=app.state.keys,
         writes_per_minute=settings.limits.writes_per_minute,
@@ -78,6 +80,7 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
         results_api,
         rules_api,
         keys_api,
+        quotas_api,
         metrics_api,
         rollouts_api,
         compat_api,

@@ -20,6 +20,7 @@ from orchestrator.keystore import OWNER_KEYS_WORTH, ApiKey, KeyNotFound, KeyStor
 from orchestrator.redis_calls import RedisCalls
 from services.errors import ApiProblem, problem_response, unavailable
 from services.keys import digest, key_id_in
+from services.own_key import OwnKey
 from services.scopes import scope_needed
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class RecentKeys(KeyStore):
 class RequireKey:
     """Refuses every request without a valid key, whatever its path, and what the key's scopes do not reach.
 
-    `key_sha256` is the installation's own key, an admin of `owner`: it is known without Redis, so that 503 and not 401
+    `own` is the installation's own key, an admin of `owner`: it is known without Redis, so that 503 and not 401
     tells of a Redis that is away. All others are looked up by id, or were of late (RecentKeys). A stream's key is
     looked up every `recheck_s`, whoever revoked it. The principal goes to the request's state.
     """
@@ -96,25 +97,19 @@ class RequireKey:
         self,
         app: ASGIApp,
         *,
-        key_sha256: str,
+        own: OwnKey,
         owner: str,
         keys: RecentKeys,
         writes_per_minute: int = 0,
         recheck_s: float = 3.0,
     ) -> None:
         self._app = app
-        self._key_sha256 = key_sha256
+        self._own = own
+        self._owner = owner
         self._keys = keys
         self._writes_per_minute = writes_per_minute
         self._recheck_s = recheck_s
         self._threads: anyio.CapacityLimiter | None = None  # made in the event loop that it belongs to
-        self._operator = Principal(
-            key_id=key_sha256[:16],
-            key_name=f"key {key_sha256[:8]}",
-            owner=owner,
-            scopes=frozenset({Scope.ADMIN}),
-            is_operator=True,
-        )
 
     async def __call__(self, scope: Asgi, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope["path"] in PUBLIC_PATHS:
@@ -129,7 +124,7 @@ class RequireKey:
             await _refuse(unavailable(), scope, receive, send)
             return
         scope.setdefault("state", {}).update(principal=principal, key_name=principal.key_name)
-        if principal.is_operator or not _streams(scope):
+        if not _streams(scope) or (principal.is_operator and not self._own.may_change):
             await self._app(scope, receive, send)
         else:
             await self._while_valid(scope, receive, send)
@@ -162,8 +157,8 @@ class RequireKey:
             return None
         key = rest.strip().decode("utf-8", "surrogateescape")
         given = digest(key)
-        if hmac.compare_digest(given, self._key_sha256):
-            return self._operator
+        if hmac.compare_digest(given, self._own.sha256):
+            return _operator(given, self._owner)
         key_id = key_id_in(key)
         if key_id is None:
             return None
@@ -225,6 +220,16 @@ class RequireKey:
             await _refuse(_unauthenticated(), scope, receive, send)
         elif not ended:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _operator(sha256: str, owner: str) -> Principal:
+    return Principal(
+        key_id=sha256[:16],
+        key_name=f"key {sha256[:8]}",
+        owner=owner,
+        scopes=frozenset({Scope.ADMIN}),
+        is_operator=True,
+    )
 
 
 def _principal_of(key: ApiKey, now: float, given: str) -> Principal | None:

@@ -16,7 +16,13 @@ from services.terminal import fail, say
 if TYPE_CHECKING:
     from orchestrator.launchers import Launcher
 
-RedisUrl = Annotated[str, typer.Option(help="such as redis://:password@host:6379/0", envvar="EQUIPOISE_REDIS_URL")]
+RedisUrl = Annotated[
+    str,
+    typer.Option(
+        help="such as redis://:password@host:6379/0, or file:///path of a file that holds it",
+        envvar="EQUIPOISE_REDIS_URL",
+    ),
+]
 Host = Annotated[str, typer.Option(help="address to listen on; anything but loopback opens it to other machines")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")]
 
@@ -210,6 +216,7 @@ def _serve(redis: str, listen: Listen, state_dir: Path) -> None:
             settings = Settings(
                 state_dir=state_dir,
                 key_sha256=digest(credentials.key),
+                follow_key_file=True,
                 limits=limits,
                 dashboard=api.dashboard(),
                 checkpoint_store=checkpoint_store(),

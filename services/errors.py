@@ -5,6 +5,7 @@
     orchestrator.errors.JobNotFound  404
     orchestrator.children.ChildBusy  503 with Retry-After
     orchestrator.errors.IllegalTransition  409
+    orchestrator.gpu_hours.GpuQuotaReached  429 with Retry-After
     orchestrator.errors.StoreUnavailable  503 with Retry-After
     anything else                    500, told to the log alone
 
@@ -19,6 +20,7 @@ import math
 import re
 import uuid
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -31,6 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator import logs
 from orchestrator.children import ChildBusy
 from orchestrator.errors import IllegalTransition, JobNotFound, StoreUnavailable
+from orchestrator.gpu_hours import GpuHours, GpuQuotaReached
 from orchestrator.spec_errors import SpecError
 
 log = logging.getLogger(__name__)
@@ -97,6 +100,14 @@ def quota_problem(max_active: int | None) -> ApiProblem:
     return ApiProblem(429, "too_many_jobs", message, headers={"retry-after": str(_QUOTA_RETRY_AFTER_S)})
 
 
+def gpu_quota_problem(hours: GpuHours) -> ApiProblem:
+    renewal = f"{datetime.fromtimestamp(hours.renews_at, UTC):%Y-%m-%d} (UTC)"
+    message = f"this owner has used {hours.used:.6g} of its {hours.quota:.6g} GPU-hours of this month; they renew on "
+    message += f"{renewal}; until then only jobs with resources.device: cpu are taken"
+    wait_s = max(1, math.ceil(hours.renews_at - hours.now))
+    return ApiProblem(429, "gpu_hours_used_up", message, headers={"retry-after": str(wait_s)})
+
+
 def add_handlers(app: FastAPI) -> None:
     """Turns what the handlers raise into answers."""
 
@@ -115,6 +126,8 @@ def add_handlers(app: FastAPI) -> None:
             case ChildBusy():
                 headers = {"retry-after": "5"}
                 return ApiProblem(503, "busy", "other files are being read; try again shortly", headers=headers)
+            case GpuQuotaReached():
+                return gpu_quota_problem(error.hours)
             case IllegalTransition():
                 return ApiProblem(409, "illegal_transition", str(error))
             case _:
@@ -130,6 +143,7 @@ def add_handlers(app: FastAPI) -> None:
         HTTPException,
         JobNotFound,
         ChildBusy,
+        GpuQuotaReached,
         IllegalTransition,
         StoreUnavailable,
     )

@@ -18,6 +18,8 @@ from orchestrator.access import Access
 from orchestrator.census import Census
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.errors import JobNotFound
+from orchestrator.gpu_hours import GpuQuotaReached
+from orchestrator.gpu_hours import read as read_gpu_hours
 from orchestrator.lineage import (
     MAX_FORKS,
     NoRoom,
@@ -38,6 +40,7 @@ from orchestrator.lineage import (
     merged,
     plan_path,
 )
+from orchestrator.placement import may_take_gpus
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.states import is_terminal
 from orchestrator.steering import SteeringError, initial_steering, merge
@@ -281,16 +284,21 @@ def _carry_out(
     made: list[dict[str, Any]] = []
     for i, job in enumerate(plan["jobs"]):
         spec = parse_spec(json.loads(job["spec"]))
-        submission = store.submit(
-            job["spec"],
-            name=spec.name,
-            job_id=job["id"],
-            steering=first_steering(spec),
-            max_active=max_active,
-            origin=Origin(parent=plan["parent"], step=plan["step"]),
-            priority=spec.priority,
-            by=by,
-        )
+        try:
+            submission = store.submit(
+                job["spec"],
+                name=spec.name,
+                job_id=job["id"],
+                steering=first_steering(spec),
+                max_active=max_active,
+                origin=Origin(parent=plan["parent"], step=plan["step"]),
+                priority=spec.priority,
+                by=by,
+                may_take_gpus=may_take_gpus(spec),
+            )
+        except GpuQuotaReached:
+            _forget(config, [] if again else ids[i:])
+            raise
         if submission.outcome is SubmitOutcome.QUOTA:
             _forget(config, [] if again else ids[i:])
             problem = quota_problem(max_active)
@@ -304,10 +312,12 @@ def _carry_out(
 
 def _check_room(store: JobStore, plan: dict[str, Any], max_active: int | None) -> None:
     """Before anything is copied; each submission is checked again, as others may come first."""
-    if max_active is None:
-        return
     missing = sum(not _is_job(store, job["id"]) for job in plan["jobs"])
-    if missing and Census(store).active() + missing > max_active:
+    if missing and any(may_take_gpus(parse_spec(json.loads(job["spec"]))) for job in plan["jobs"]):
+        hours = read_gpu_hours(store.calls, store.owner)
+        if hours.is_used_up:
+            raise GpuQuotaReached(hours)
+    if max_active is not None and missing and Census(store).active() + missing > max_active:
         problem = quota_problem(max_active)
         problem.message = f"{missing} more would be above the {max_active} jobs of an owner that may wait or run"
         raise problem

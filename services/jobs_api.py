@@ -19,6 +19,7 @@ from orchestrator.errors import JobNotFound
 from orchestrator.estimate import estimate
 from orchestrator.layout import Machine
 from orchestrator.lineage import lineage
+from orchestrator.placement import may_take_gpus
 from orchestrator.preflight import preflight
 from orchestrator.spec import JobSpec, parse_job, validated
 from orchestrator.spec_errors import problem
@@ -158,6 +159,7 @@ def submit_job(
         max_active=max_active,
         priority=spec.priority,
         by=caller.key_name,
+        may_take_gpus=may_take_gpus(spec),
     )
     if submission.outcome is SubmitOutcome.QUOTA:
         raise quota_problem(max_active)
@@ -311,6 +313,7 @@ def job_document(record: JobRecord) -> dict[str, Any]:
         "total_steps": record.total_steps,
         "attempts": record.attempts,
         "checkpoint_step": record.checkpoint_step,
+        "gpu_hours": record.gpu_hours,
         "progress": record.progress,
     }
 

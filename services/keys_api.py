@@ -8,13 +8,15 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
+from orchestrator import gpu_hours
 from orchestrator.errors import QuotaReached
 from orchestrator.keys import is_name
 from orchestrator.keystore import ApiKey, KeyNotFound, KeyStore, Scope
 from services.body import json_body
-from services.deps import MAX_PAGE, Caller, body_schema, page
+from services.deps import MAX_PAGE, Caller, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.keys import digest, new_stored_key
+from services.quotas_api import hours_document
 
 router = APIRouter(prefix="/v1", tags=["keys"])
 
@@ -81,11 +83,18 @@ def create_key(document: Annotated[Any, Depends(json_body)], caller: Caller, key
 
 
 @router.get("/key")
-async def get_own_key(caller: Caller) -> Response:
-    """Whom the key that asks speaks for, and what it may do."""
+def get_own_key(caller: Caller, store: Store) -> Response:
+    """Whom the key that asks speaks for, what it may do, and its owner's GPU-hours of this month."""
     scopes = [scope for scope in Scope if caller.may(scope)]
     return StrictJSONResponse(
-        {"object": "own_key", "id": caller.key_id, "name": caller.key_name, "owner": caller.owner, "scopes": scopes}
+        {
+            "object": "own_key",
+            "id": caller.key_id,
+            "name": caller.key_name,
+            "owner": caller.owner,
+            "scopes": scopes,
+            "gpu_hours": hours_document(gpu_hours.read(store.calls, caller.owner)),
+        }
     )
 
 

@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.gpu_hours import MAX_QUOTA_HOURS
 from orchestrator.keystore import Scope
 from services.terminal import Document, connect_client, fail, output, print_json, say
 from services.text import plain
@@ -25,7 +26,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the API's own docume
 
 def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
     """`state_dir` is asked when a command runs, after the common options are read."""
-    keys = typer.Typer(name="keys", no_args_is_help=True, help="API keys: make, list, revoke.")
+    keys = typer.Typer(
+        name="keys", no_args_is_help=True, help="API keys: make, list, revoke; GPU-hours of their owners."
+    )
     app.add_typer(keys)
 
     @keys.command()
@@ -74,6 +77,36 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
             fail(f"'{key_id}' is no key's id: `equipoise keys list` shows them")
         with connect_client(state_dir()) as client:
             print(f"{client.revoke_key(key_id)['id']} revoked")
+
+    @keys.command()
+    def quota(
+        owner: Annotated[str | None, typer.Argument(help="whose; yours if absent")] = None,
+        gpu_hours: Annotated[float | None, typer.Option(help="of a month that it may take from now on")] = None,
+        no_limit: Annotated[bool, typer.Option("--no-limit", help="it may take any number")] = False,
+        as_json: AsJson = False,
+    ) -> None:
+        """Show the GPU-hours that an owner took this month, and may take; or set how many it may.
+
+        For example:
+
+            equipoise keys quota acme --gpu-hours 200
+        """
+        if gpu_hours is not None and no_limit:
+            fail("give --gpu-hours or --no-limit, not both")
+        if gpu_hours is not None and not 0 < gpu_hours <= MAX_QUOTA_HOURS:
+            fail(f"--gpu-hours: expected a number above 0, at most {MAX_QUOTA_HOURS:,}; --no-limit takes a quota away")
+        with connect_client(state_dir()) as client:
+            found: Document
+            if gpu_hours is not None or no_limit:
+                found = client.set_quota(owner or client.own_key()["owner"], gpu_hours=gpu_hours)
+            else:
+                found = client.own_key() if owner is None else client.quota(owner)
+        name, hours = found["owner"], found["gpu_hours"]
+        if as_json:
+            print_json({"owner": name, "gpu_hours": hours})
+            return
+        limit = "any number" if hours["quota"] is None else f"{hours['quota']:.6g}"
+        print(f"{plain(name)}: {hours['used']:.6g} GPU-hours this month, of {limit}; renews {_day(hours['renews_at'])}")
 
 
 def _seconds(text: str) -> int:

@@ -72,6 +72,7 @@ class LocalServer:
             settings = Settings(
                 state_dir=self.state_dir,
                 key_sha256=key_sha256,
+                follow_key_file=True,
                 local_exports=True,
                 limits=limits,
                 dashboard=self.api.dashboard(),

@@ -40,6 +40,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "POST /v1/keys": {
         "for a script": {"name": "ci", "scopes": ["read", "submit"], "owner": "acme", "expires_in_s": 7_776_000}
     },
+    "PUT /v1/quotas/{owner}": {"of a month": {"gpu_hours": 200}, "no limit": {"gpu_hours": None}},
     "POST /v1/webhooks": {
         "ends of jobs": {"url": "https://example.com/hooks/jobs", "events": ["job.succeeded", "job.failed"]}
     },

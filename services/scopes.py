@@ -64,6 +64,8 @@ _ADMIN = (
     "POST /v1/keys",
     "GET /v1/keys",
     "DELETE /v1/keys/{key_id}",
+    "GET /v1/quotas/{owner}",
+    "PUT /v1/quotas/{owner}",
     "POST /v1/webhooks",
     "GET /v1/webhooks",
     "DELETE /v1/webhooks/{webhook_id}",

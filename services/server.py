@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import socket
 import ssl
 import threading
@@ -20,11 +21,15 @@ from orchestrator.store import JobStore
 from services.app import create_app
 from services.errors import ApiProblem, problem_response
 from services.settings import Dashboard, Settings, Tls
+from services.watched import Mark, mark
+
+log = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 15.0
 _LAST_ANSWERS_S = 3  # for requests in flight when the server stops
 _MAX_HEAD_BYTES = 128 << 10
 _MAX_SOCKET_BYTES = 1 << 20  # of one message of a page
+_TICKS_TO_LOOK = 10  # of a tenth of a second, between looks at the certificate's files
 _HEAD_S = 20.0  # from the connection, or its first byte after an answer, to the head's end
 
 
@@ -136,6 +141,36 @@ def _head_too_large() -> ApiProblem:
     return ApiProblem(431, "head_too_large", f"the head of the request has more than {_MAX_HEAD_BYTES} bytes")
 
 
+class _Server(uvicorn.Server):
+    """Takes a new certificate and key from their files as soon as they fit together; what is connected goes on."""
+
+    def __init__(self, config: uvicorn.Config, tls: Tls | None) -> None:
+        super().__init__(config)
+        self._tls = tls
+        self._seen = None if tls is None else _marks(tls)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Every tenth of a second, in the event loop: nothing is half taken while a connection begins."""
+        if self._tls is not None and counter % _TICKS_TO_LOOK == 0 and (now := _marks(self._tls)) != self._seen:
+            self._seen = now
+            self._take(self._tls)
+        return await super().on_tick(counter)
+
+    def _take(self, tls: Tls) -> None:
+        try:
+            _check(tls)
+        except ServerError as error:  # one of the two may still be the old one
+            log.warning("%s; the certificate from before stays in use", error)
+            return
+        assert self.config.ssl is not None
+        self.config.ssl.load_cert_chain(tls.cert, tls.key, password="")
+        log.warning("a new certificate is in use, from %s", tls.cert)
+
+
+def _marks(tls: Tls) -> list[Mark | None]:
+    return [mark(path) for path in (tls.cert, tls.key) if path is not None]
+
+
 class ApiServer:
     """Bound when constructed, so that a port that is taken is told before anything else starts."""
 
@@ -191,7 +226,7 @@ class ApiServer:
             forwarded_allow_ips=self.proxies,
             timeout_graceful_shutdown=_LAST_ANSWERS_S,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config, self.tls)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="api", daemon=True
         )

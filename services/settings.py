@@ -96,6 +96,7 @@ class Settings(BaseModel):
 
     state_dir: Path
     key_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    follow_key_file: bool = False  # take another key when the state directory's api.json has one
     local_exports: bool = False  # the API may write to directories that its caller names
     max_body_bytes: int = MAX_BODY_BYTES
     poll_s: float = 0.5  # of the event stream

@@ -6,6 +6,7 @@
 EQUIPOISE_TOY is JSON: `ttl_s` and `renew_s` of the lease, `mutants` of tests/toy_mutants.py, `ahead_s` of the clock,
 `rewards` are troubles of tests/loop_fakes.py for this driver alone, beside those that the spec's metadata has for every
 one (`toy.rewards`). A step sleeps as long as the metadata says (`toy.step_s`), and hashes so many MiB (`toy.work_mib`).
+`toy.gpus` is how many GPUs are said to be reserved.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def run(arguments: list[str]) -> None:
     driver.main(arguments)
 
 
-def build(spec: Any, *_: Any, **__: Any) -> Any:
+def build(spec: Any, *_: Any, on_gpus: Any = None, **__: Any) -> Any:
     """In the place of orchestrator.build.build."""
     from tests.loop_fakes import FakeEngines, World, make_parts, real_rewards
 
@@ -58,6 +59,8 @@ def build(spec: Any, *_: Any, **__: Any) -> Any:
                     hashlib.sha256(_MEBIBYTE)
             return super().generate(requests, on_end)
 
+    if gpus := float(spec.metadata.get("toy.gpus", "0")):
+        on_gpus(gpus)
     world = World()
     parts = make_parts(spec, world)
     object.__setattr__(parts, "engines", SlowEngines(world, None))

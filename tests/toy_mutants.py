@@ -20,6 +20,12 @@ SCRIPTS: dict[str, list[tuple[str | None, str, str]]] = {
     "clock_of_client": [("claim", "> us / 1000 then", "> us / 1000 + 3600000 then")],
     "no_poison": [("claim", "tonumber(j.attempts) >= allowed", "false")],
     "key_forgotten": [("submit", "if kept then", "if false then")],
+    "gpus_twice": [(None, "redis.call('HSET', JOB, 'gpu_at', string.format('%.0f', to))", "")],
+    "gpus_past_expiry": [(None, "return math.min(us, 1000 *", "return us + 0 * (0 *")],
+    "no_gpu_quota": [
+        ("submit", "if ARGV[13] == '1' and used_up(us)", "if false"),
+        ("renew", "at_work and", "false and"),
+    ],
     "finish_from_anywhere": [("request", "if ARGV[i] == from then", "if ARGV[i] == from or i == 7 then")],
 }
 

@@ -4,7 +4,7 @@ local nonce, ttl_ms = ARGV[2], ARGV[3]
 local floor_fence, floor_step, allowed = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 
 local j = read('status', 'fence', 'nonce', 'closed', 'step', 'ckpt_step', 'attempts', 'claim_from',
-  'started_at', 'finished_at', 'floor')
+  'started_at', 'finished_at', 'floor', 'may_take_gpus')
 if not j.status then return {'NOTFOUND'} end
 local committed = tonumber(j.step)
 if j.finished_at ~= '' then
@@ -23,19 +23,27 @@ end
 local abandoned = held and (j.status == 'starting' or j.status == 'running')
 if j.status ~= 'queued' and not abandoned then return {'NOT_QUEUED', 0, committed, committed} end
 
+local why = j.status == 'queued' and j.may_take_gpus == '1' and used_up(us)
+if why then
+  move(j.status, 'paused', why, us)
+  return {'NOT_QUEUED', 0, committed, committed}
+end
+
 if tonumber(j.attempts) >= allowed then
   move(j.status, 'failed', 'poison', us)
   close('poison:' .. nonce)
   return {'POISON', 0, committed, committed}
 end
 
+if held then charge(until_expiry(us)) end
 local fence = math.max(tonumber(j.fence), floor_fence) + 1
 -- What a disk ahead of Redis says holds until a holder has registered it (rewind), however many die before that.
 local floor = math.max(floor_step, tonumber(j.floor or 0))
 local start = math.max(tonumber(j.ckpt_step) or 0, floor)
 redis.call('HSET', JOB, 'status', 'starting', 'reason', '', 'fence', fence, 'nonce', nonce, 'closed', '',
   'attempts', tonumber(j.attempts) + 1, 'ttl_ms', ttl_ms, 'claim_from', committed,
-  'step', start, 'digest', '', 'floor', floor)
+  'step', start, 'digest', '', 'floor', floor, 'gpu_milli', 0)
+redis.call('HDEL', JOB, 'pause_why')
 if j.started_at == '' then redis.call('HSET', JOB, 'started_at', seconds(us)) end
 redis.call('ZREM', QUEUE, ID)
 extend(us, ttl_ms)

@@ -1,4 +1,4 @@
--- Adds a step to the ledger. KEYS 7: steps. ARGV: id, fence, nonce, step, digest, record.
+-- Adds a step to the ledger. KEYS 8: steps. ARGV: id, fence, nonce, step, digest, record.
 -- Answers {OK} or {GAP, step expected}.
 local fence, step, digest = ARGV[2], tonumber(ARGV[4]), ARGV[5]
 local refused = refusal(fence, ARGV[3])
@@ -10,7 +10,7 @@ if step ~= last + 1 then return {'GAP', last + 1} end
 
 local us = now_us()
 -- The ID is a second fence: Redis itself refuses one that is not above all before it.
-local added = redis.pcall('XADD', KEYS[7], string.format('%s-%d', fence, step),
+local added = redis.pcall('XADD', KEYS[8], string.format('%s-%d', fence, step),
   'digest', digest, 'at', seconds(us), 'record', ARGV[6])
 if type(added) == 'table' and added.err then
   if added.err:find('equal or smaller', 1, true) then return {'FENCED'} end

@@ -1,6 +1,6 @@
--- Appends one event. KEYS 7: told. ARGV: id, token, fence, nonce (both empty: no lease asked for), type, level, data,
+-- Appends one event. KEYS 8: told. ARGV: id, token, fence, nonce (both empty: no lease asked for), type, level, data,
 -- what it tells (empty: nothing that is told only once). Answers {OK, number}.
-local TOLD = KEYS[7]
+local TOLD = KEYS[8]
 local token, fence, nonce, once = ARGV[2], ARGV[3], ARGV[4], ARGV[8]
 if redis.call('EXISTS', JOB) == 0 then return {'NOTFOUND'} end
 local given = kept_reply(token)

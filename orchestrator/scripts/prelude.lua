@@ -1,14 +1,16 @@
 -- Put in front of every script by the loader, so a rule that several scripts share is written once.
--- KEYS 1..6 are the same for all on a job: job, events, replies, queue, leases, steering log. ARGV[1] is the job id.
+-- KEYS 1..7 are the same for all on a job: job, events, replies, queue, leases, steering log, GPU time. ARGV[1] is the job id.
 -- Every script answers {code, ...}, takes the time from Redis, and validates before its first write
 -- (Redis does not undo the earlier writes of a script that fails).
 local JOB, EVENTS, REPLIES, QUEUE, LEASES, WLOG = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local GPU_TIME = KEYS[7]
 local ID = ARGV[1]
 local FINAL = {succeeded = true, failed = true, cancelled = true}
 local EVENTS_KEPT, REPLIES_KEPT, REJECTED_TOLD = 10000, 64, 16
 -- What one priority is worth in the queue, in us: 38 years, more than any two jobs' ages differ. Priorities go from
 -- -5 to 5, so a score stays below 2^53, where a double is exact to the microsecond, until the year 2065.
 local PRIORITY_US = 1.2e15
+local DAY_MS, GPU_HOUR = 86400000, 3.6e9 -- the latter in millionths of a GPU second
 
 local function now_us()
   local t = redis.call('TIME')
@@ -51,13 +53,57 @@ local function emit(kind, level, json, us)
   return seq
 end
 
+-- The UTC month that holds a time: its name, such as 2026-11, and where it ends, both times in ms since 1970.
+local function month(ms)
+  local day, first, year = math.floor(ms / DAY_MS), 0, 1970
+  local function length() return (year % 4 == 0 and (year % 100 ~= 0 or year % 400 == 0)) and 366 or 365 end
+  while first + length() <= day do first, year = first + length(), year + 1 end
+  for number, days in ipairs({31, length() - 337, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31}) do
+    first = first + days
+    if day < first then return string.format('%d-%02d', year, number), first * DAY_MS end
+  end
+end
+
+-- Counts what the holder's GPUs took since they were last counted, once: in the job, and in its owner's month. In
+-- millionths of a GPU second, so that thousandths of a GPU for a ms are whole numbers.
+local function charge(us)
+  local j, to = read('gpu_milli', 'gpu_at'), math.floor(us / 1000)
+  local gpus, from = tonumber(j.gpu_milli) or 0, tonumber(j.gpu_at) or 0
+  if gpus == 0 or from >= to then return end
+  redis.call('HSET', JOB, 'gpu_at', string.format('%.0f', to))
+  redis.call('HINCRBY', JOB, 'gpu_used', string.format('%.0f', gpus * (to - from)))
+  while from < to do
+    local name, ends = month(from)
+    local part = math.min(to, ends) - from
+    redis.call('HINCRBY', GPU_TIME, name, string.format('%.0f', gpus * part))
+    from = from + part
+  end
+end
+
+-- Why the owner may take no more GPUs this month; nil while it may.
+local function used_up(us)
+  local limit = tonumber(redis.call('HGET', GPU_TIME, 'limit') or nil)
+  if not limit then return end
+  local name, ends = month(math.floor(us / 1000))
+  if (tonumber(redis.call('HGET', GPU_TIME, name)) or 0) < limit then return end
+  return string.format("the owner's %.6g GPU-hours of %s are used up; they renew on %s-01 (UTC): resume the job then",
+    limit / GPU_HOUR, name, (month(ends)))
+end
+
 local function extend(us, ttl_ms)
+  charge(us)
   redis.call('ZADD', LEASES, string.format('%.0f', math.floor(us / 1000) + tonumber(ttl_ms)), ID)
+end
+
+-- Until when GPUs of a holder count that wrote no more: at most until its lease ran out.
+local function until_expiry(us)
+  return math.min(us, 1000 * (tonumber(redis.call('ZSCORE', LEASES, ID) or 0) or 0))
 end
 
 -- Ends the holder's right to write; `how` lets a retry of the same ending be told from a zombie.
 local function close(how)
-  redis.call('HSET', JOB, 'closed', how)
+  charge(until_expiry(now_us()))
+  redis.call('HSET', JOB, 'closed', how, 'gpu_milli', 0)
   redis.call('ZREM', LEASES, ID)
 end
 
@@ -84,6 +130,11 @@ end
 
 -- One status change with all that belongs to it: queue entry, times, event. Legality is the caller's.
 local function move(from, to, reason, us, kind, level)
+  if to == 'paused' then -- for want of GPU-hours, whatever the holder says of it
+    local why = redis.call('HGET', JOB, 'pause_why')
+    if why then reason = why end
+    redis.call('HDEL', JOB, 'pause_why')
+  end
   redis.call('HSET', JOB, 'status', to, 'reason', reason)
   if to == 'queued' then
     redis.call('ZADD', QUEUE, queue_score(), ID)

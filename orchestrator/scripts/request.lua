@@ -1,7 +1,7 @@
 -- What a person asks of a job: cancel, pause, resume. KEYS as common.
 -- ARGV: id, token, reason, reset attempts (0|1), jobs allowed in queue and at work (0: any), how a pause is made
 -- (save: with a checkpoint, latest: at the newest one), then pairs from, to.
--- Answers {OK, status}, {ILLEGAL, status} or {QUOTA, status}.
+-- Answers {OK, status}, {ILLEGAL, status}, {QUOTA, status} or {GPU_QUOTA, status}.
 local token, reason, reset, max_active, how = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6]
 local from = redis.call('HGET', JOB, 'status')
 if not from then return {'NOTFOUND'} end
@@ -14,6 +14,9 @@ for i = 7, #ARGV, 2 do
     if from ~= to then
       if to == 'queued' and max_active > 0 and redis.call('ZCARD', QUEUE) + redis.call('ZCARD', LEASES) >= max_active then
         return {'QUOTA', from}
+      end
+      if to == 'queued' and redis.call('HGET', JOB, 'may_take_gpus') == '1' and used_up(now_us()) then
+        return {'GPU_QUOTA', from}
       end
       if reset == '1' then redis.call('HSET', JOB, 'attempts', 0) end
       move(from, to, reason, now_us())

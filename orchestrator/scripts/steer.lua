@@ -1,6 +1,6 @@
--- Compare-and-swap of the steering. KEYS 7: steering.
+-- Compare-and-swap of the steering. KEYS 8: steering.
 -- ARGV: id, token, version expected, change, state after it, who. Answers {code, version, effective step}.
-local W = KEYS[7]
+local W = KEYS[8]
 local token, expected, change, state, who = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local j = read('status', 'step', 'total_steps')
 if not j.status then return {'NOTFOUND'} end

@@ -1,10 +1,10 @@
--- Accepts a job once. KEYS 7..11: idempotency, jobs, spec, steering, owners.
+-- Accepts a job once. KEYS 8..12: idempotency, jobs, spec, steering, owners.
 -- ARGV: id, body sha256, idempotency ttl ms (0: no key given), name, spec, steering, owner, most active jobs ('': any),
--- the job and the step that it was forked from ('': it was not), priority (-5 to 5), who submits it.
--- Answers {NEW | REPLAY | CONFLICT | QUOTA, id, the job's fields as JSON}. With a key the fields are those of the first
+-- the job and the step that it was forked from ('': it was not), priority (-5 to 5), who submits it, whether it may take
+-- GPUs (0|1). Answers {NEW | REPLAY | CONFLICT | QUOTA | GPU_QUOTA, id, the job's fields as JSON}. With a key the fields are those of the first
 -- answer, for as long as the key is kept, whatever has become of the job.
-local IDEM, JOBS, SPEC, W = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local OWNERS, owner, max_active = KEYS[11], ARGV[7], tonumber(ARGV[8])
+local IDEM, JOBS, SPEC, W = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local OWNERS, owner, max_active = KEYS[12], ARGV[7], tonumber(ARGV[8])
 local priority = ARGV[11]
 local digest, ttl_ms, name, spec, steering = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
 
@@ -23,8 +23,9 @@ if existing then return {existing == digest and 'REPLAY' or 'CONFLICT', ID, fiel
 if max_active and redis.call('ZCARD', QUEUE) + redis.call('ZCARD', LEASES) >= max_active then
   return {'QUOTA', ID, '[]'}
 end
-
 local us = now_us()
+if ARGV[13] == '1' and used_up(us) then return {'GPU_QUOTA', ID, '[]'} end
+
 -- Strictly increasing, whatever the clock does: a page cursor then points at exactly one job.
 local newest = redis.call('ZREVRANGE', JOBS, 0, 0, 'WITHSCORES')[2]
 local order = string.format('%.0f', math.max(us, newest and tonumber(newest) + 1 or 0))
@@ -33,7 +34,8 @@ redis.call('HSET', JOB, 'schema_v', 1, 'id', ID, 'name', name, 'status', 'valida
   'order', order, 'priority', priority, 'created_at', seconds(us), 'started_at', '', 'finished_at', '', 'spec_digest', digest,
   'fence', 0, 'nonce', '', 'closed', 'new', 'attempts', 0, 'ttl_ms', 0, 'claim_from', 0,
   'step', 0, 'digest', '', 'total_steps', '', 'progress', '{}', 'seq', 0,
-  'ckpt_step', '', 'ckpt_path', '', 'ckpt_digest', '', 'parent', ARGV[9], 'parent_step', ARGV[10])
+  'ckpt_step', '', 'ckpt_path', '', 'ckpt_digest', '', 'parent', ARGV[9], 'parent_step', ARGV[10],
+  'may_take_gpus', ARGV[13], 'gpu_milli', 0, 'gpu_at', 0, 'gpu_used', 0)
 redis.call('SET', SPEC, spec)
 redis.call('HSET', W, 'ver', 1, 'eff', 0, 'current', steering)
 redis.call('XADD', WLOG, '1-1', 'eff', 0, 'at', seconds(us), 'who', ARGV[12],

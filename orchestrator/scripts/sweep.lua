@@ -1,8 +1,8 @@
 -- One job whose lease may have expired: marked on the first pass, taken back on the second, so a holder
--- that is only late has the time between them to renew. KEYS 7: stalled. ARGV: id, token of this pass, least time
+-- that is only late has the time between them to renew. KEYS 8: stalled. ARGV: id, token of this pass, least time
 -- between the two in ms: several workers sweep.
 -- Answers {LIVE}, {MARKED} or {TAKEN}.
-local STALLED, token = KEYS[7], ARGV[2]
+local STALLED, token = KEYS[8], ARGV[2]
 if kept_reply(token) then return {'TAKEN'} end
 local expiry = redis.call('ZSCORE', LEASES, ID)
 local status = redis.call('HGET', JOB, 'status')

@@ -7,16 +7,17 @@ allowed, and connects to one of those. TLS and the Host header still carry the n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import httpcore
 import httpx
 
 from rewards.addresses import addresses_of
-from rewards.judges.profiles import Profile
+from rewards.judges.profiles import Profile, ProfileFileError
 
 _ADDRESSES_LAST_S = 30.0  # so that many connections at once ask the name server once
 _CONNECT_S = 10.0
@@ -66,6 +67,24 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
             return addresses
 
 
+class FileHeaders(httpx.Auth):
+    """The headers that a profile has in files, as they are at each call: a key may be replaced while jobs run.
+
+    A file that is away or empty, as one that is being replaced may be, leaves what was read before.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        """Raises ProfileFileError where they can't be read at first."""
+        self._profile = profile
+        self._known = profile.headers()
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        with contextlib.suppress(ProfileFileError):
+            self._known = self._profile.headers()
+        request.headers.update({name: value.get_secret_value() for name, value in self._known.items()})
+        yield request
+
+
 def clients(profile: Profile, backend: httpcore.AsyncNetworkBackend | None = None) -> list[httpx.AsyncClient]:
     """One for each call at once, with the profile's headers; for one event loop. Raises ProfileFileError.
 
@@ -76,17 +95,26 @@ def clients(profile: Profile, backend: httpcore.AsyncNetworkBackend | None = Non
     context = profile.tls() if secured else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which trusts nobody
     backend = backend or CheckedBackend(allow_private=profile.allow_private)
     headers = {"user-agent": "equipoise-judge", "accept": "application/json", "accept-encoding": "identity"}
-    headers |= {name: value.get_secret_value() for name, value in profile.headers().items()}
-    return [_client(profile.timeout_s, headers, context, backend) for _ in range(profile.max_concurrency)]
+    secrets = FileHeaders(profile)
+    return [_client(profile.timeout_s, headers, secrets, context, backend) for _ in range(profile.max_concurrency)]
 
 
 def _client(
-    timeout_s: float, headers: dict[str, str], context: ssl.SSLContext, backend: httpcore.AsyncNetworkBackend
+    timeout_s: float,
+    headers: dict[str, str],
+    secrets: httpx.Auth,
+    context: ssl.SSLContext,
+    backend: httpcore.AsyncNetworkBackend,
 ) -> httpx.AsyncClient:
     transport = httpx.AsyncHTTPTransport(verify=context, trust_env=False)
     transport._pool = httpcore.AsyncConnectionPool(  # httpx has no option for the backend
         ssl_context=context, max_connections=1, keepalive_expiry=_IDLE_S, network_backend=backend
     )
     return httpx.AsyncClient(
-        transport=transport, trust_env=False, follow_redirects=False, timeout=timeout_s, headers=headers
+        transport=transport,
+        trust_env=False,
+        follow_redirects=False,
+        timeout=timeout_s,
+        headers=headers,
+        auth=secrets,
     )

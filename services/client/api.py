@@ -395,8 +395,19 @@ class Api:
 
     @endpoint
     def own_key(self) -> Request[types.OwnKey]:
-        """Whom this client's key speaks for, and what it may do."""
+        """Whom this client's key speaks for, what it may do, and its owner's GPU-hours of this month."""
         return _get("/v1/key")
+
+    @endpoint
+    def quota(self, owner: str) -> Request[types.Quota]:
+        """An owner's GPU-hours: what it may take in a month, and took in this one."""
+        return _get("/v1/quotas/{owner}", owner=owner)
+
+    @endpoint
+    def set_quota(self, owner: str, *, gpu_hours: float | None) -> Request[types.Quota]:
+        """How many GPU-hours it may take in a month; None is no limit. For the installation's own key."""
+        body = {"gpu_hours": gpu_hours}
+        return Request(method="PUT", route="/v1/quotas/{owner}", ids={"owner": owner}, body=body, is_repeatable=True)
 
     @pages(by="id")
     def iter_keys(self, *, owner: str | None = None) -> Request[Page[types.ApiKey]]:

@@ -59,6 +59,7 @@ class Job(TypedDict):
     total_steps: int | None
     attempts: int
     checkpoint_step: int | None
+    gpu_hours: float
     progress: dict[str, Any]
 
 
@@ -449,6 +450,14 @@ class NewApiKey(ApiKey):
     key: str
 
 
+class GpuHours(TypedDict):
+    """Of an owner, this month in UTC; without a quota there is no limit."""
+
+    quota: float | None
+    used: float
+    renews_at: float
+
+
 class OwnKey(TypedDict):
     """The key that asks; `admin` among its scopes has all others beside it."""
 
@@ -456,6 +465,14 @@ class OwnKey(TypedDict):
     name: str
     owner: str
     scopes: list[Scope]
+    gpu_hours: GpuHours
+
+
+class Quota(TypedDict):
+    """What an owner may take."""
+
+    owner: str
+    gpu_hours: GpuHours
 
 
 class Health(TypedDict):

@@ -35,6 +35,7 @@ from services.app import create_app
 from services.auth import PUBLIC_PATHS, RecentKeys, RequireKey
 from services.cli import app as cli
 from services.keys import digest, new_key, new_stored_key
+from services.own_key import OwnKey
 from services.scopes import SCOPES
 from services.server import ApiServer
 from services.settings import Limits, Settings
@@ -278,7 +279,8 @@ def test_a_stream_asks_for_its_key_afresh(place: Place) -> None:
         with anyio.fail_after(20):
             await guarded(scope, anyio.sleep_forever, send)
 
-    guarded = RequireKey(stream, key_sha256=digest(OPERATOR), owner="local", keys=keys, recheck_s=0.05)
+    own = OwnKey(Settings(state_dir=Path("unused"), key_sha256=digest(OPERATOR)))
+    guarded = RequireKey(stream, own=own, owner="local", keys=keys, recheck_s=0.05)
     anyio.run(ask)
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert keys.recent(key_id) is not None
@@ -352,6 +354,9 @@ def test_a_key_may_ask_whom_it_speaks_for(place: Place) -> None:
     made = place.make("read", "steer")
     with place.http(made["key"]) as http:
         own = http.get("/v1/key").json()
+    hours = own.pop("gpu_hours")
+    assert (hours["quota"], hours["used"]) == (None, 0)
+    assert hours["renews_at"] > time.time()
     assert own == {
         "object": "own_key",
         "id": made["id"],

@@ -549,7 +549,7 @@ def test_the_documents_examples_are_accepted(world: World, tmp_path: Path) -> No
                     job = submitted(world.client) if path.endswith("/pause") else world.trained
                     answer = world.client.request(
                         method,
-                        path.replace("{job_id}", job).replace("{step}", "1"),
+                        path.replace("{job_id}", job).replace("{step}", "1").replace("{owner}", world.store.owner),
                         params={"name": "x", "format": "jsonl"} if path == "/v1/datasets" else None,
                         content=value if isinstance(value, str) else json.dumps(value),
                         headers={**headers, "content-type": media_type},

@@ -122,7 +122,7 @@ def test_every_route_of_the_server_has_a_method_that_reaches_it(tmp_path: Path) 
 
 REPEATED = {
     "submit", "fork", "cancel", "pause", "plan", "preview", "validate_reward", "run_rewards", "upload_dataset",
-    "revoke_key",
+    "revoke_key", "set_quota",
 }  # fmt: skip
 
 

@@ -499,3 +499,23 @@ def test_a_batch_without_rows_asks_nothing(make_judge, make_pairwise, server: Sc
         prompts=(), completions=(), answers=(), completion_tokens=(), truncated=(), max_tokens=1,
     )  # fmt: skip
     assert (make_judge().score(empty), make_pairwise().score(empty), server.bodies) == ([], [], [])
+
+
+def test_a_key_that_is_replaced_is_sent_from_the_next_call_on(
+    make_judge, server: ScriptedJudge, make_batch, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("first\n")
+    judge = make_judge(profile={"api_key_file": str(key), "cache_entries": 0})
+
+    def sent() -> str:
+        judge.score(make_batch("one"))
+        return str(server.headers[-1]["authorization"])
+
+    assert sent() == "Bearer first"
+    key.write_text("second\n")
+    assert sent() == "Bearer second"
+    key.unlink()  # as while it is being replaced
+    assert sent() == "Bearer second"
+    key.write_text("third")
+    assert sent() == "Bearer third"
