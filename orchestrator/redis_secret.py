@@ -56,7 +56,7 @@ class _FileCredentials(CredentialProvider):
     def _read_credentials(self) -> tuple[str] | tuple[str, str]:
         url = _read(self._path)
         logs.hide_password(url)
-        found = parse_url(url)
+        found = parse_url(url)  # type: ignore[no-untyped-call]  # redis gives it no types
         if not found.get("password"):
             raise ValueError("no password")
         password = str(found["password"])
