@@ -145,7 +145,7 @@ class People:
         with Client(self.plant.api.url, KEY, timeout_s=5) as client:
             while not self._stopping.wait(0.3):
                 try:
-                    active = [job["id"] for job in client.all_jobs() if not is_terminal(job["status"])]
+                    active = [job["id"] for job in client.iter_jobs() if not is_terminal(job["status"])]
                     while self.open and len(active) < AT_ONCE:
                         active.append(self._submit(client))
                     if time.monotonic() >= next_steer and active:
@@ -263,7 +263,7 @@ class Punisher:
         return True
 
     def _running(self) -> str | None:
-        listed = self.people.ask(lambda client: client.all_jobs()) or []
+        listed = self.people.ask(lambda client: client.iter_jobs()) or []
         ids = sorted(job["id"] for job in listed if job["status"] == "running")
         return self.random.choice(ids) if ids else None
 
