@@ -263,7 +263,7 @@ class Punisher:
         return True
 
     def _running(self) -> str | None:
-        listed = self.people.ask(lambda client: client.iter_jobs()) or []
+        listed = self.people.ask(lambda client: list(client.iter_jobs())) or []
         ids = sorted(job["id"] for job in listed if job["status"] == "running")
         return self.random.choice(ids) if ids else None
 
