@@ -35,6 +35,9 @@ EventName = Literal[
     "steering.rejected",
     "guardrail.breached",
     "overoptimisation.detected",
+    "reward.failed",
+    "reward.rows_dropped",
+    "reward.recovered",
 ]
 
 
