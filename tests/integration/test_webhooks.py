@@ -151,6 +151,34 @@ def test_what_happens_is_told_signed_and_once(store: JobStore, receiver: Receive
     assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 4
 
 
+def test_a_secret_that_is_replaced_signs_what_comes_after(store: JobStore, receiver: Receiver) -> None:
+    webhooks = WebhookStore(store)
+    first = webhooks.add(receiver.url, ["job.paused"])
+    job_id = submit(store)
+
+    def signed_with(secret: str) -> bool:
+        headers, body = receiver.got[-1]
+        sent = dict(part.split("=") for part in headers["webhook-signature"].split(","))
+        signed = f"{headers['webhook-id']}.{sent['t']}.".encode() + body
+        return sent["v1"] == hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()
+
+    with dispatching(store):
+        store.request_pause(job_id)
+        wait(lambda: len(receiver.got) == 1)
+        assert signed_with(first.secret)
+        second = webhooks.set_secret(first.webhook_id)
+        assert second.secret != first.secret
+        store.resume(job_id)
+        store.request_pause(job_id)
+        wait(lambda: len(receiver.got) == 2)
+        assert signed_with(second.secret)
+    assert webhooks.all() == [second]
+    webhooks.remove(first.webhook_id)
+    with pytest.raises(WebhookNotFound):
+        webhooks.set_secret(first.webhook_id)
+    assert webhooks.all() == []
+
+
 def test_what_the_api_offers_is_what_is_told() -> None:
     assert get_args(EventName) == EVENTS
 
@@ -596,10 +624,19 @@ def test_a_webhook_from_making_to_deleting(
     receiver.answer = lambda handler: handler.send_response(410)
     tried = http.post(f"/v1/webhooks/{document['id']}/test").json()
     assert (tried["delivered"], tried["error"]) == (False, "answered 410")
+    renewed = http.post(f"/v1/webhooks/{document['id']}/secret")
+    assert (renewed.status_code, renewed.headers["cache-control"]) == (200, "no-store")
+    assert renewed.json()["secret"].startswith("whsec_")
+    assert renewed.json()["secret"] != document["secret"]
+    own = http.post(f"/v1/webhooks/{document['id']}/secret", json={"secret": "a-secret-of-my-own"}).json()
+    assert (own["secret"], own["events"]) == ("a-secret-of-my-own", document["events"])
+    for wrong in ({"secret": "short"}, {"extra": 1}, []):
+        assert http.post(f"/v1/webhooks/{document['id']}/secret", json=wrong).status_code == 422
     assert http.delete(f"/v1/webhooks/{document['id']}").status_code == 204
     for response in (
         http.delete(f"/v1/webhooks/{document['id']}"),
         http.post(f"/v1/webhooks/{document['id']}/test"),
+        http.post(f"/v1/webhooks/{document['id']}/secret"),
         http.post("/v1/webhooks/%7Bx%7D/test"),
     ):
         assert response.status_code == 404
