@@ -57,6 +57,7 @@ def _document(layout: Layout) -> dict[str, Any]:
     return {
         "device": layout.device,
         "gpus": layout.gpus,
+        "reward_gpus": layout.reward_gpus,
         "gpu_bytes": layout.machine.gpu_bytes if layout.on_gpu else None,
         "shared": layout.shared,
         "processes": processes,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.placement import gpus_wanted, shares_gpu
+from orchestrator.placement import gpus_wanted, reward_gpus, shares_gpu
 from orchestrator.spec import JobSpec
 from policies.memory import Update, cached_token_bytes, engine_weights_bytes, learner_bytes
 from policies.sizes import ModelSize
@@ -69,8 +69,16 @@ class Layout:
         return self.on_gpu and shares_gpu(self.spec, self.machine.gpus)
 
     @property
-    def gpus(self) -> int:
-        return 0 if not self.on_gpu else 1 if self.shared else gpus_wanted(self.spec)
+    def gpus(self) -> float:
+        """Of all processes at once, the rewards' among them whatever the policy runs on."""
+        own = 0 if not self.on_gpu else 1 if self.shared else gpus_wanted(self.spec)
+        beside = self.shared and self.machine.gpus == 1 and self.reward_gpus < 1  # rewards and the rest, on one GPU
+        total = 1.0 if beside else own + self.reward_gpus
+        return int(total) if total.is_integer() else total
+
+    @property
+    def reward_gpus(self) -> float:
+        return reward_gpus(self.spec)
 
     @property
     def number_bytes(self) -> int:
@@ -170,6 +178,10 @@ class Layout:
 
     def misfits(self) -> Iterator[tuple[str, str]]:
         """(what does not fit, why)."""
+        machine = self.machine
+        if machine.gpus is not None and self.gpus > machine.gpus:
+            rewards = f", {self.reward_gpus:g} of them for its rewards" if self.reward_gpus else ""
+            yield "gpus", f"the job needs {self.gpus:g} GPUs at once{rewards}, and there are {machine.gpus}"
         if self.on_gpu:
             yield from self._misfits_on_gpu()
         if self.sequences == 0 and not (self.on_gpu and self.cache_bytes == 0):
@@ -181,8 +193,6 @@ class Layout:
 
     def _misfits_on_gpu(self) -> Iterator[tuple[str, str]]:
         machine = self.machine
-        if machine.gpus is not None and self.gpus > machine.gpus:
-            yield "gpus", f"the job needs {self.gpus} GPUs at once, and there are {machine.gpus}"
         if self.cache_bytes == 0:
             weights = readable(self.engine.parts["weights"])
             yield (

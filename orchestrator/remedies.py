@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import reduce
@@ -27,7 +28,8 @@ def remedies(layout: Layout, about: str) -> list[str]:
 
 
 def _fewer_gpus(layout: Layout) -> Iterator[Change]:
-    rollout, left = layout.spec.rollout, (layout.machine.gpus or 0) - 1  # one is the learner's
+    rollout = layout.spec.rollout
+    left = math.floor((layout.machine.gpus or 0) - layout.reward_gpus - 1)  # one is the learner's
     if left >= rollout.tensor_parallel:
         yield "rollout.engines", left // rollout.tensor_parallel
     if left >= rollout.engines:

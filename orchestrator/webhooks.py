@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.errors import StoreError
 from orchestrator.keys import Keys, is_name
@@ -21,7 +21,7 @@ from orchestrator.states import JobStatus, is_terminal
 
 EVENTS = (
     "job.succeeded", "job.failed", "job.cancelled", "job.paused", "steering.applied", "steering.rejected",
-    "guardrail.breached", "overoptimisation.detected",
+    "guardrail.breached", "overoptimisation.detected", "reward.failed", "reward.rows_dropped", "reward.recovered",
 )  # fmt: skip
 MAX_WEBHOOKS = 20  # of an owner
 _CHUNK = 500
@@ -37,7 +37,7 @@ class TooManyWebhooks(StoreError):
 
 @dataclass(frozen=True, kw_only=True)
 class Webhook:
-    """What is kept of one; `secret` is shown once, when it is made."""
+    """What is kept of one; `secret` is shown once, when it is made or set."""
 
     webhook_id: str
     url: str
@@ -72,19 +72,13 @@ class WebhookStore:
             webhook_id=f"wh-{secrets.token_hex(12)}",
             url=url,
             events=tuple(event for event in EVENTS if event in events),
-            secret=secret or f"whsec_{secrets.token_urlsafe(32)}",
+            secret=secret or _new_secret(),
             created_at=int(seconds) + int(microseconds) / 1e6,
         )
         told = {job_id: seq for job_id, (seq, _) in self._last_events().items()}
         pairs = [word for pair in told.items() for word in pair]
-        document = {
-            "url": webhook.url,
-            "events": webhook.events,
-            "secret": webhook.secret,
-            "created_at": webhook.created_at,
-        }
         keys = [f"{self._prefix}s", self._cursors(webhook.webhook_id)]
-        words = [webhook.webhook_id, json.dumps(document), MAX_WEBHOOKS, *pairs]
+        words = [webhook.webhook_id, _document(webhook), MAX_WEBHOOKS, *pairs]
         if self._calls.script("webhook_add", keys, words)[0] == "FULL":
             raise TooManyWebhooks
         return webhook
@@ -99,6 +93,13 @@ class WebhookStore:
         if document is None:
             raise WebhookNotFound(webhook_id)
         return _webhook(webhook_id, document)
+
+    def set_secret(self, webhook_id: str, secret: str | None = None) -> Webhook:
+        """Deliveries that begin from now on are signed with another one. Raises WebhookNotFound."""
+        webhook = replace(self.get(webhook_id), secret=secret or _new_secret())
+        if self._calls.script("webhook_secret", [f"{self._prefix}s"], [webhook_id, _document(webhook)])[0] == "GONE":
+            raise WebhookNotFound(webhook_id)
+        return webhook
 
     def remove(self, webhook_id: str) -> None:
         """Nothing is delivered any more, what waited included. A second call is WebhookNotFound."""
@@ -169,6 +170,15 @@ class WebhookStore:
 
     def _state(self, webhook_id: str) -> str:
         return f"{self._prefix}:{webhook_id}:state"
+
+
+def _new_secret() -> str:
+    return f"whsec_{secrets.token_urlsafe(32)}"
+
+
+def _document(webhook: Webhook) -> str:
+    names = ("url", "events", "secret", "created_at")
+    return json.dumps({name: getattr(webhook, name) for name in names})
 
 
 def _webhook(webhook_id: str, document: str) -> Webhook:

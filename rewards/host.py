@@ -57,11 +57,12 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """When a replica was at work, and for how long the piece had waited."""
+    """When a replica was at work, for how long the piece had waited, and what the answer cost; a lost one, nothing."""
 
     began: float
     ended: float
     waited: float
+    cost: float = 0.0
 
 
 class Share:
@@ -330,7 +331,7 @@ class Host:
     def _call(self, i: int, piece: Piece) -> None:
         began = time.monotonic()
         found = self._replicas[i].call(piece.batch, self._columns, self.hosting.deadline_s)
-        call = Call(began=began, ended=time.monotonic(), waited=began - piece.queued)
+        call = Call(began=began, ended=time.monotonic(), waited=began - piece.queued, cost=found.cost)
         failure = found.failure
         lost = failure is not None and failure.kind not in DATA
         self._failures[i] = self._failures[i] + 1 if lost else 0

@@ -7,12 +7,13 @@ reward raises may quote the rows, so of a failure of the data only the exception
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal, Protocol
 
@@ -83,10 +84,24 @@ class Answer:
     columns: dict[str, list[float | None]] = field(default_factory=dict)
     bad: dict[int, str] = field(default_factory=dict)
     failure: Failure | None = None
+    cost: float = 0.0  # of the call, where the reward has a price, as judges have
 
 
 def answer(reward: Any, batch: RewardBatch, heads: Sequence[str]) -> Answer:
-    """Scores a batch; whatever the reward raises becomes a Failure."""
+    """Scores a batch; whatever the reward raises becomes a Failure. Its `figures()`, if any, say what that cost."""
+    before = _cost(reward)
+    found = _answer(reward, batch, heads)
+    return replace(found, cost=max(0.0, _cost(reward) - before))
+
+
+def _cost(reward: Any) -> float:
+    """Since the reward's start. One that gives no such figure, or none that is a number, costs nothing."""
+    with contextlib.suppress(Exception):  # a plug-in may call anything figures
+        return float(reward.figures()["cost"])
+    return 0.0
+
+
+def _answer(reward: Any, batch: RewardBatch, heads: Sequence[str]) -> Answer:
     try:
         found = {SINGLE: reward.score(batch)} if tuple(heads) == (SINGLE,) else reward.score_heads(batch)
         if unknown := [head for head in heads if head not in found]:

@@ -230,7 +230,9 @@ def _health(shares: Sequence[tuple[Share, float]]) -> dict[str, Any]:
         "hidden_share": 1.0 - shown / busy if busy > 0 else 0.0,
         "retries": sum(share.retries for share, _ in shares),
         "restarts": sum(share.restarts for share, _ in shares),
+        "failures": sum(share.failures.total() for share, _ in shares),
         "dropped": sum(len(share.bad) for share, _ in shares),
+        "cost": sum(call.cost for call in calls),
     }
 
 

@@ -16,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orchestrator import gpu_hours
 from orchestrator.census import COUNTED_JOBS, Census, Pulse
 from orchestrator.errors import StoreUnavailable
 from orchestrator.reader import JobReader
@@ -29,6 +30,15 @@ MAX_JOBS = 50  # running ones, of all owners together
 MAX_AGE_S = 3.0  # of figures of jobs: a scrape reads them, and all that follow within this time are given the same
 _FEWEST_COUNTED = 100  # of an owner, however many owners share the count
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_OF_REWARDS = {  # figures of a step's reward_health, of each reward
+    "calls": "Calls at that step.",
+    "failures": "Calls at that step that gave no scores, or none for some rows.",
+    "retries": "Calls at that step that were tried again.",
+    "restarts": "Processes that were started again at that step.",
+    "dropped": "Completions of that step that could not be scored.",
+    "cost": "What judges asked for that step's answers, in their operator's currency.",
+}
+_LATENCIES = {"0.5": "latency_s_p50", "0.95": "latency_s_p95", "1": "latency_s_max"}
 _BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
@@ -98,6 +108,8 @@ class JobFigures:
         jobs = GaugeMetricFamily("equipoise_jobs", "Jobs, the newest ones of each owner.", labels=("owner", "status"))
         queued = GaugeMetricFamily("equipoise_queue_length", "Jobs that wait.", labels=("owner",))
         leases = GaugeMetricFamily("equipoise_leases", "Jobs that a driver holds.", labels=("owner",))
+        used = GaugeMetricFamily("equipoise_gpu_hours_used", "This month (UTC).", labels=("owner",))
+        quota = GaugeMetricFamily("equipoise_gpu_hours_quota", "Of a month, where there is one.", labels=("owner",))
         running = _RunningJobs()
         room = MAX_JOBS
         readers = self._readers()
@@ -108,11 +120,14 @@ class JobFigures:
                 jobs.add_metric([reader.owner, status], counts.by_status.get(status, 0))
             queued.add_metric([reader.owner], counts.queued)
             leases.add_metric([reader.owner], counts.leases)
+            hours = gpu_hours.read(reader.calls, reader.owner)
+            used.add_metric([reader.owner], hours.used)
+            _add(quota, [reader.owner], hours.quota)
             held = counts.held[:room]
             room -= len(held)
             for job_id, pulse in census.pulses(held).items():
                 running.add(reader.owner, job_id, pulse)
-        yield from (jobs, queued, leases, *running.families)
+        yield from (jobs, queued, leases, used, quota, *running.families)
 
 
 class Scrapes:
@@ -141,13 +156,21 @@ class _RunningJobs:
     """Gauges of jobs that a driver holds; a figure that is not there (or no number) gives no sample."""
 
     def __init__(self) -> None:
-        job, by_objective = ("owner", "job"), ("owner", "job", "objective")
+        job, by_objective, by_reward = ("owner", "job"), ("owner", "job", "objective"), ("owner", "job", "reward")
         self.step = GaugeMetricFamily("equipoise_job_step", "Last committed step.", labels=job)
         self.objective = GaugeMetricFamily("equipoise_job_objective", "Raw mean at that step.", labels=by_objective)
         self.weight = GaugeMetricFamily("equipoise_job_weight", "Applied weight at that step.", labels=by_objective)
         self.hypervolume = GaugeMetricFamily("equipoise_job_hypervolume", "Of the front so far.", labels=job)
         self.speed = GaugeMetricFamily("equipoise_job_tokens_per_second", "At that step.", labels=job)
-        self.families = (self.step, self.objective, self.weight, self.hypervolume, self.speed)
+        self.rewards = {
+            name: GaugeMetricFamily(f"equipoise_job_reward_{name}", meaning, labels=by_reward)
+            for name, meaning in _OF_REWARDS.items()
+        }
+        self.latency = GaugeMetricFamily(
+            "equipoise_job_reward_latency_seconds", "Of its calls at that step.", labels=(*by_reward, "quantile")
+        )
+        figures = (self.step, self.objective, self.weight, self.hypervolume, self.speed)
+        self.families = (*figures, *self.rewards.values(), self.latency)
 
     def add(self, owner: str, job_id: str, pulse: Pulse) -> None:
         labels = [owner, job_id]
@@ -157,6 +180,11 @@ class _RunningJobs:
             _add(self.objective, [*labels, name], figures.get("mean"))
         for name, weight in record.get("weights", {}).get("applied", {}).items():
             _add(self.weight, [*labels, name], weight)
+        for reward, health in record.get("reward_health", {}).items():
+            for name, family in self.rewards.items():
+                _add(family, [*labels, reward], health.get(name))
+            for quantile, name in _LATENCIES.items():
+                _add(self.latency, [*labels, reward, quantile], health.get(name))
         _add(self.hypervolume, labels, pulse.hypervolume)
         _add(self.speed, labels, pulse.tokens_per_s)
 

@@ -69,6 +69,7 @@ _ADMIN = (
     "POST /v1/webhooks",
     "GET /v1/webhooks",
     "DELETE /v1/webhooks/{webhook_id}",
+    "POST /v1/webhooks/{webhook_id}/secret",
     "POST /v1/webhooks/{webhook_id}/test",
     f"POST {_JOB}/checkpoints/{{step}}/export",  # writes where its caller says, on the server's machine
 )

@@ -191,9 +191,14 @@ def estimate_view(estimate: Document) -> RenderableType:
 def _layout_line(layout: Document) -> str:
     total = "" if layout["bytes"] is None else f", {readable(layout['bytes'])} in all"
     if layout["device"] == "cpu":
-        return f"on CPU{total}"
-    gpus = "1 GPU" if layout["gpus"] == 1 else f"{layout['gpus']} GPUs"
-    return f"on {gpus} of {readable(layout['gpu_bytes'])}{' that all share' if layout['shared'] else ''}{total}"
+        return f"on CPU{f', rewards on {_gpus(layout)}' if layout['gpus'] else ''}{total}"
+    shared = " that all share" if layout["shared"] else ""
+    rewards = f", {layout['reward_gpus']:g} for rewards" if layout["reward_gpus"] else ""
+    return f"on {_gpus(layout)} of {readable(layout['gpu_bytes'])}{shared}{rewards}{total}"
+
+
+def _gpus(layout: Document) -> str:
+    return "1 GPU" if layout["gpus"] == 1 else f"{layout['gpus']:g} GPUs"
 
 
 def _processes_table(processes: Sequence[Document]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,12 +19,14 @@ from orchestrator.webhooks import (
     WebhookStore,
 )
 from rewards.addresses import check_url
-from services.body import json_body
+from services.body import json_body, optional_json_body
 from services.deps import Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.slots import place
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+
+Body = TypeVar("Body", bound=BaseModel)
 
 EventName = Literal[
     "job.succeeded",
@@ -35,6 +37,20 @@ EventName = Literal[
     "steering.rejected",
     "guardrail.breached",
     "overoptimisation.detected",
+    "reward.failed",
+    "reward.rows_dropped",
+    "reward.recovered",
+]
+
+
+Secret = Annotated[
+    str | None,
+    Field(
+        min_length=16,
+        max_length=256,
+        pattern=r"^[\x21-\x7e]+$",
+        description="signs the deliveries; one is made if absent",
+    ),
 ]
 
 
@@ -45,13 +61,15 @@ class NewWebhook(BaseModel):
 
     url: str = Field(min_length=1, max_length=2048, description="https, port 443, a public host")
     events: list[EventName] = Field(min_length=1, max_length=16)
-    secret: str | None = Field(
-        None,
-        min_length=16,
-        max_length=256,
-        pattern=r"^[\x21-\x7e]+$",
-        description="signs the deliveries; one is made if absent",
-    )
+    secret: Secret = None
+
+
+class NewSecret(BaseModel):
+    """In the place of the one that it has."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    secret: Secret = None
 
 
 async def _webhooks(store: Store) -> WebhookStore:
@@ -68,12 +86,7 @@ def create_webhook(document: Annotated[Any, Depends(json_body)], webhooks: Webho
     A delivery is a POST with `webhook-id`, the same for every try, and `webhook-signature: t=...,v1=...`, where v1 is
     the HMAC-SHA256 of `<webhook-id>.<t>.<body>` under the secret. Any 2xx within 5 s takes it; else it comes again.
     """
-    try:
-        wanted = NewWebhook.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
-        raise ApiProblem(422, "invalid_webhook", f"{param or 'body'}: {first['msg']}", param=param) from None
+    wanted = _validated(NewWebhook, document)
     try:
         check_url(wanted.url, allow_private=private_allowed())
     except ValueError as error:
@@ -85,6 +98,23 @@ def create_webhook(document: Annotated[Any, Depends(json_body)], webhooks: Webho
     document = {**_document(made, WebhookState()), "secret": made.secret}
     headers = {"location": f"/v1/webhooks/{made.webhook_id}", "cache-control": "no-store"}
     return StrictJSONResponse(document, status_code=201, headers=headers)
+
+
+@router.post("/{webhook_id}/secret", openapi_extra=body_schema(NewSecret.model_json_schema(), required=False))
+def set_webhook_secret(
+    webhook_id: str, document: Annotated[Any, Depends(optional_json_body)], webhooks: Webhooks
+) -> Response:
+    """Another secret, for every delivery that begins from now on. It is shown this once.
+
+    One that is under way, and a try of it that was lost on the way, may still come with the one before.
+    """
+    wanted = _validated(NewSecret, {} if document is None else document)
+    try:
+        webhook = webhooks.set_secret(webhook_id, wanted.secret)
+    except WebhookNotFound:
+        raise not_found("no such webhook") from None
+    document = {**_document(webhook, webhooks.state(webhook_id)), "secret": webhook.secret}
+    return StrictJSONResponse(document, headers={"cache-control": "no-store"})
 
 
 @router.get("")
@@ -117,6 +147,15 @@ def test_webhook(webhook_id: str, webhooks: Webhooks) -> Response:
     except DeliveryError as error:
         answer |= {"delivered": False, "error": str(error)}
     return StrictJSONResponse(answer)
+
+
+def _validated(model: type[Body], document: Any) -> Body:
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        param = ".".join(str(part) for part in first["loc"]) or None
+        raise ApiProblem(422, "invalid_webhook", f"{param or 'body'}: {first['msg']}", param=param) from None
 
 
 def _document(webhook: Webhook, state: WebhookState) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from typing import Any
 
 from orchestrator import scripts
-from orchestrator.store import JobStore
+from orchestrator.store import JobStore, SteerOutcome
 
 # name -> [(script, what it says, what it says instead)]; None for every script.
 SCRIPTS: dict[str, list[tuple[str | None, str, str]]] = {
@@ -49,6 +51,17 @@ def apply(name: str) -> None:
         scripts.load = lambda: sources  # type: ignore[assignment]
     else:
         PROCESS[name]()
+
+
+def app_with(create: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """`create_app` of an app that makes the mistake."""
+
+    def make(*arguments: Any) -> Any:
+        app = create(*arguments)
+        API[name](app)
+        return app
+
+    return make
 
 
 def _register_before_durable() -> None:
@@ -133,6 +146,71 @@ def _score_without() -> None:
     Round.finish = without  # type: ignore[method-assign]
 
 
+def _needs_api() -> None:
+    """A driver that asks the API at every step, and so ends with it."""
+    import httpx
+
+    from orchestrator.journal import StoreJournal
+    from tests.toy_driver import VARIABLE
+
+    real, url = StoreJournal.commit, json.loads(os.environ[VARIABLE])["api"]
+
+    def commit(self: StoreJournal, record: Any) -> None:
+        httpx.get(f"{url}/livez", timeout=5)
+        real(self, record)
+
+    StoreJournal.commit = commit  # type: ignore[method-assign]
+
+
+def _write_behind() -> None:
+    """An API that acknowledges a steer before it is written."""
+    import threading
+
+    from orchestrator.records import Steer
+
+    real = JobStore.steer
+
+    def steer(self: JobStore, job_id: str, **options: Any) -> Steer:
+        head = self.steering_head(job_id)
+        later = threading.Timer(3600, lambda: real(self, job_id, **options))
+        later.daemon = True
+        later.start()
+        step = self.job(job_id).step
+        return Steer(outcome=SteerOutcome.OK, version=head.version + 1, effective_step=step + 2)
+
+    JobStore.steer = steer  # type: ignore[method-assign]
+
+
+def _livez_asks_redis(app: Any) -> None:
+    """A liveness that fails with Redis: whoever watches it restarts a server that is well."""
+    _replace(app, "/livez", lambda: app.state.store.next_queued())
+
+
+def _readyz_asks_nobody(app: Any) -> None:
+    """A readiness that is there without Redis: requests go on to a server that can answer none."""
+    _replace(app, "/readyz", lambda: None)
+
+
+def _no_retry_after(app: Any) -> None:
+    """A 503 that does not say when to come back."""
+    from orchestrator.errors import StoreUnavailable
+    from services.errors import ApiProblem, problem_response
+
+    async def answer(*_: Any) -> Any:
+        return problem_response(ApiProblem(503, "store_unavailable", "Redis does not answer"))
+
+    app.add_exception_handler(StoreUnavailable, answer)
+
+
+def _replace(app: Any, path: str, ask: Callable[[], Any]) -> None:
+    def handle() -> dict[str, str]:
+        ask()
+        return {"status": "ok"}
+
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") != path]
+    app.get(path)(handle)
+
+
 PROCESS: dict[str, Callable[[], None]] = {
     "register_before_durable": _register_before_durable,
     "forget_learner": _forget_learner,
@@ -140,6 +218,14 @@ PROCESS: dict[str, Callable[[], None]] = {
     "no_floor": _no_floor,
     "neutral_scores": _neutral_scores,
     "score_without": _score_without,
+    "needs_api": _needs_api,
+    "write_behind": _write_behind,
+}
+
+API: dict[str, Callable[[Any], None]] = {
+    "livez_asks_redis": _livez_asks_redis,
+    "readyz_asks_nobody": _readyz_asks_nobody,
+    "no_retry_after": _no_retry_after,
 }
 
 

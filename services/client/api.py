@@ -367,6 +367,12 @@ class Api:
         return Request(method="DELETE", route="/v1/webhooks/{webhook_id}", ids=ids, parse=_nothing)
 
     @endpoint
+    def set_webhook_secret(self, webhook_id: str, *, secret: str | None = None) -> Request[types.NewWebhook]:
+        """Another one, for deliveries from now on; made by the server if absent, and shown this once."""
+        ids, body = {"webhook_id": webhook_id}, given(secret=secret)
+        return Request(method="POST", route="/v1/webhooks/{webhook_id}/secret", ids=ids, body=body)
+
+    @endpoint
     def test_webhook(self, webhook_id: str) -> Request[types.WebhookTest]:
         """Delivers an event of type `webhook.test` now, once, and says how it went."""
         return Request(

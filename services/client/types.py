@@ -111,7 +111,9 @@ class Layout(TypedDict):
     """A job on one kind of device. `fits` is None where that can't be told from here."""
 
     device: Literal["cpu", "cuda"]
-    gpus: int
+    gpus: float
+    """At once, `reward_gpus` of them for rewards; a share of one is not whole."""
+    reward_gpus: float
     gpu_bytes: int | None
     shared: bool
     processes: list[ProcessEstimate]

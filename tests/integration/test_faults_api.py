@@ -39,7 +39,7 @@ def test_a_killed_api_stops_no_training(forks: Forks, redis_url: str, store: Job
     steps = 20 + 60 * (REPEATS - 1)
     spec = toy_spec(steps=steps, step_s=0.1)
     fragile, other = Api(redis_url, tmp_path), Api(redis_url, tmp_path)
-    errors, ready = 0, []
+    errors, ready, acknowledged = 0, list[float](), list[int]()
     try:
         with Garage(forks, redis_url, tmp_path, ttl_s=30.0) as garage, Client(other.url, KEY) as client:
             job_id = client.submit(json.loads(spec.to_json()))["id"]
@@ -50,12 +50,12 @@ def test_a_killed_api_stops_no_training(forks: Forks, redis_url: str, store: Job
                     time.sleep(0.02)
                 with socket.create_connection(("127.0.0.1", fragile.port), timeout=30) as cut_off:
                     cut_off.sendall(head(9))
-                    fragile.kill()
+                    acknowledged.append(steer_and_kill(fragile, job_id))
                     with contextlib.suppress(ConnectionResetError):  # what T6 must not see
                         assert cut_off.recv(65536) == b""
                 try:
                     client.events(job_id)
-                    client.steer(job_id, weights={"accuracy": 0.5, "brevity": 0.5})
+                    acknowledged.append(client.steer(job_id, weights={"accuracy": 0.5, "brevity": 0.5})["version"])
                 except ApiError as error:
                     errors += error.status != 409
                 ready.append(fragile.start())
@@ -64,12 +64,49 @@ def test_a_killed_api_stops_no_training(forks: Forks, redis_url: str, store: Job
         found = audit(store, job_id, spec, tmp_path)
         assert (store.job(job_id).status, found.violations, found.claims) == (JobStatus.SUCCEEDED, (), 1)
         assert listed == list(range(1, len(listed) + 1))
+        lost = lost_steers(store, job_id, acknowledged)
         figures = {"steps_delayed": found.rerun, "errors_of_the_other": errors, "ready_s_max": round(max(ready), 2)}
-        tell("T1", kills=len(ready), **figures)
-        assert errors == 0
+        tell("T1", kills=len(ready), acknowledged=len(acknowledged), lost_acks=lost, **figures)
+        assert (errors, lost) == (0, 0)
     finally:
         for api in (fragile, other):
             api.kill()
+
+
+def steer_and_kill(api: Api, job_id: str) -> int:
+    """The version that its last answer before the end acknowledged."""
+    with Client(api.url, KEY) as client:
+        version = client.steer(job_id, weights={"accuracy": 0.6, "brevity": 0.4})["version"]
+    api.kill()
+    return version
+
+
+def lost_steers(store: JobStore, job_id: str, acknowledged: list[int]) -> int:
+    known = {entry.version for entry in store.steering(job_id).log}
+    return sum(version not in known for version in acknowledged)
+
+
+def test_a_driver_that_needs_the_api_and_an_api_that_writes_behind_are_seen(
+    forks: Forks, redis_url: str, store: JobStore, tmp_path: Path
+) -> None:
+    """The mistakes of T1: training ends with the API, and an answer that it gave is worth nothing."""
+    spec = toy_spec(steps=200, step_s=0.05)
+    api = Api(redis_url, tmp_path, mutant="write_behind")
+    try:
+        with Garage(forks, redis_url, tmp_path, ttl_s=30.0) as garage:
+            job_id = submit(store, spec)
+            driver = garage.start(job_id, mutants=["needs_api"], api=api.url)
+            deadline = time.monotonic() + 60
+            while store.job(job_id).step < 2:
+                assert time.monotonic() < deadline, driver.tail()
+                time.sleep(0.01)
+            acknowledged = steer_and_kill(api, job_id)
+            assert lost_steers(store, job_id, [acknowledged]) == 1
+            driver.wait()
+            assert store.job(job_id).status is JobStatus.FAILED
+            assert store.job(job_id).step < spec.steps
+    finally:
+        api.kill()
 
 
 def head(length: int) -> bytes:

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from orchestrator import gpu_hours
 from orchestrator.census import Census
 from orchestrator.embedded_redis import EmbeddedRedis, connect
 from orchestrator.states import JobStatus
@@ -22,7 +23,7 @@ from services.server import ApiServer
 from services.settings import Settings
 
 KEY = "eqp_test"
-LABELS = ("owner", "job", "objective", "method", "route", "status")
+LABELS = ("owner", "job", "objective", "reward", "quantile", "method", "route", "status")
 
 
 @pytest.fixture
@@ -47,6 +48,20 @@ def record(step: int) -> dict[str, Any]:
         "weights": {"applied": {"accuracy": 0.6, "brevity": 0.4}},
         "tokens": 300,
         "timings_s": {"step": 2.0},
+        "reward_health": {
+            "judge:helpful": {
+                "calls": 8,
+                "failures": 2,
+                "retries": 2,
+                "restarts": 1,
+                "dropped": 1,
+                "cost": 0.25,
+                "latency_s_p50": 0.5,
+                "latency_s_p95": 1.5,
+                "latency_s_max": 2.0,
+            },
+            "math": {"calls": 4, "latency_s_p50": 0.01, "cost": 0.0},
+        },
     }
 
 
@@ -99,6 +114,23 @@ def test_jobs_are_counted_by_owner_and_running_ones_shown(http: httpx.Client, st
     assert found["equipoise_job_weight"] == {("ann", running, "accuracy"): 0.6, ("ann", running, "brevity"): 0.4}
     assert found["equipoise_job_hypervolume"] == {("ann", running): 0.25}
     assert found["equipoise_job_tokens_per_second"] == {("ann", running): 150}
+    judge, math = ("ann", running, "judge:helpful"), ("ann", running, "math")
+    assert found["equipoise_job_reward_calls"] == {judge: 8, math: 4}
+    assert found["equipoise_job_reward_cost"] == {judge: 0.25, math: 0}
+    for name, value in (("failures", 2), ("retries", 2), ("restarts", 1), ("dropped", 1)):
+        assert found[f"equipoise_job_reward_{name}"] == {judge: value}
+    assert found["equipoise_job_reward_latency_seconds"] == {
+        (*judge, "0.5"): 0.5, (*judge, "0.95"): 1.5, (*judge, "1"): 2.0, (*math, "0.5"): 0.01,
+    }  # fmt: skip
+
+
+def test_gpu_hours_of_owners_are_shown(http: httpx.Client, store: JobStore) -> None:
+    submit(store)
+    submit(store.of_owner("bob"))
+    gpu_hours.set_quota(store.calls, "ann", 12)
+    found = scrape(http)
+    assert found["equipoise_gpu_hours_used"] == {("ann",): 0, ("bob",): 0}
+    assert found["equipoise_gpu_hours_quota"] == {("ann",): 12}
 
 
 def test_requests_are_labelled_by_route_template(http: httpx.Client, store: JobStore) -> None:

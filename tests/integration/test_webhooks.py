@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -35,6 +35,7 @@ from rewards.addresses import AddressError, addresses_of, check_url, is_public
 from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings
+from services.webhooks_api import EventName
 
 KEY = "eqp_test"
 
@@ -122,18 +123,22 @@ def wait(met: Callable[[], Any], timeout_s: float = 10) -> None:
 def test_what_happens_is_told_signed_and_once(store: JobStore, receiver: Receiver) -> None:
     before = submit(store)
     store.request_cancel(before)
-    webhook = WebhookStore(store).add(receiver.url, ["job.cancelled", "job.paused", "guardrail.breached"])
+    wanted = ["job.cancelled", "job.paused", "guardrail.breached", "reward.rows_dropped"]
+    webhook = WebhookStore(store).add(receiver.url, wanted)
     job_id = submit(store)
     with dispatching(store):
         store.request_pause(job_id)
         store.event(job_id, "guardrail.breached", {"metric": "kl"})
         store.event(job_id, "evaluated", {})
+        store.event(job_id, "reward.rows_dropped", {"reward": "math", "count": 2})
         store.resume(job_id)
         store.request_cancel(job_id)
-        wait(lambda: len(receiver.got) >= 3)
+        wait(lambda: len(receiver.got) >= 4)
         time.sleep(0.2)
     documents = receiver.documents()
-    assert [document["type"] for document in documents] == ["job.paused", "guardrail.breached", "job.cancelled"]
+    assert [document["type"] for document in documents] == [
+        "job.paused", "guardrail.breached", "reward.rows_dropped", "job.cancelled",
+    ]  # fmt: skip
     assert {document["job_id"] for document in documents} == {job_id}
     assert documents[1]["data"] == {"metric": "kl"}
     for headers, body in receiver.got:
@@ -143,7 +148,39 @@ def test_what_happens_is_told_signed_and_once(store: JobStore, receiver: Receive
         assert abs(time.time() - int(sent["t"])) < 30
         assert json.loads(body)["id"] == headers["webhook-id"]
         assert webhook.secret not in str(headers) + body.decode()
-    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 3
+    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 4
+
+
+def test_a_secret_that_is_replaced_signs_what_comes_after(store: JobStore, receiver: Receiver) -> None:
+    webhooks = WebhookStore(store)
+    first = webhooks.add(receiver.url, ["job.paused"])
+    job_id = submit(store)
+
+    def signed_with(secret: str) -> bool:
+        headers, body = receiver.got[-1]
+        sent = dict(part.split("=") for part in headers["webhook-signature"].split(","))
+        signed = f"{headers['webhook-id']}.{sent['t']}.".encode() + body
+        return sent["v1"] == hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()
+
+    with dispatching(store):
+        store.request_pause(job_id)
+        wait(lambda: len(receiver.got) == 1)
+        assert signed_with(first.secret)
+        second = webhooks.set_secret(first.webhook_id)
+        assert second.secret != first.secret
+        store.resume(job_id)
+        store.request_pause(job_id)
+        wait(lambda: len(receiver.got) == 2)
+        assert signed_with(second.secret)
+    assert webhooks.all() == [second]
+    webhooks.remove(first.webhook_id)
+    with pytest.raises(WebhookNotFound):
+        webhooks.set_secret(first.webhook_id)
+    assert webhooks.all() == []
+
+
+def test_what_the_api_offers_is_what_is_told() -> None:
+    assert get_args(EventName) == EVENTS
 
 
 def test_a_restart_neither_loses_nor_floods(store: JobStore, receiver: Receiver) -> None:
@@ -587,10 +624,19 @@ def test_a_webhook_from_making_to_deleting(
     receiver.answer = lambda handler: handler.send_response(410)
     tried = http.post(f"/v1/webhooks/{document['id']}/test").json()
     assert (tried["delivered"], tried["error"]) == (False, "answered 410")
+    renewed = http.post(f"/v1/webhooks/{document['id']}/secret")
+    assert (renewed.status_code, renewed.headers["cache-control"]) == (200, "no-store")
+    assert renewed.json()["secret"].startswith("whsec_")
+    assert renewed.json()["secret"] != document["secret"]
+    own = http.post(f"/v1/webhooks/{document['id']}/secret", json={"secret": "a-secret-of-my-own"}).json()
+    assert (own["secret"], own["events"]) == ("a-secret-of-my-own", document["events"])
+    for wrong in ({"secret": "short"}, {"extra": 1}, []):
+        assert http.post(f"/v1/webhooks/{document['id']}/secret", json=wrong).status_code == 422
     assert http.delete(f"/v1/webhooks/{document['id']}").status_code == 204
     for response in (
         http.delete(f"/v1/webhooks/{document['id']}"),
         http.post(f"/v1/webhooks/{document['id']}/test"),
+        http.post(f"/v1/webhooks/{document['id']}/secret"),
         http.post("/v1/webhooks/%7Bx%7D/test"),
     ):
         assert response.status_code == 404

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from orchestrator import estimate as estimate_module
 from orchestrator.build import placement
 from orchestrator.estimate import estimate, model_size
-from orchestrator.gang import bundles_of
+from orchestrator.gang import gpus_reserved
+from orchestrator.hosting import hosted_rewards
 from orchestrator.layout import GIB, Layout, Machine, readable
 from orchestrator.spec import JobSpec, parse_spec
 from policies.batching import microbatches
@@ -90,13 +91,61 @@ def process(layout: dict[str, Any], name: str) -> dict[str, Any]:
 def test_gpus_are_those_that_the_job_will_ask_for(rollout: dict[str, Any], gpus: int | None) -> None:
     job = spec(rollout=rollout)
     layout = only(job, gpus=gpus)
-    _, engine, learner = placement(job, "cuda", gpus)
-    bundles, _ = bundles_of([engine] * job.rollout.engines + [learner])
-    assert layout["gpus"] == math.fsum(bundle["GPU"] for bundle in bundles)
+    assert layout["gpus"] == reserved(job, "cuda", gpus)
+    _, engine, _ = placement(job, "cuda", gpus)
     assert layout["shared"] is (engine["num_gpus"] < 1)
     assert any(problem["about"] == "gpus" for problem in layout["problems"]) is (
         gpus is not None and layout["gpus"] > gpus
     )
+
+
+def reserved(job: JobSpec, device: str, gpus: int | None) -> float:
+    """What nobody else gets while the job runs."""
+    _, engine, learner = placement(job, device, gpus)
+    replicas = [options for reward in hosted_rewards(job) for options in reward.reserved]
+    return gpus_reserved([engine] * job.rollout.engines + [learner], replicas)
+
+
+def hosting(*gpus: float) -> dict[str, Any]:
+    """Objectives whose rewards have so many GPUs, the last of them two replicas."""
+    made = [
+        {
+            "name": f"reward_{i}",
+            "reward": {
+                "name": "conciseness",
+                "options": {"free_tokens": i + 1},
+                "hosting": {"num_gpus": share, "replicas": 1 + (i == len(gpus) - 1)},
+            },
+        }
+        for i, share in enumerate(gpus)
+    ]
+    return {"objectives": made}
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("gpus", [None, 1, 2, 3, 8])
+@pytest.mark.parametrize("rewards", [(0.25,), (0.5,), (0.25, 0.2), (1,), (2, 0.5)])
+@pytest.mark.parametrize("rollout", [{}, {"engines": 2}, {"engines": 2, "transport": "ipc"}, {"tensor_parallel": 2}])
+def test_gpus_of_rewards_are_among_them(
+    rollout: dict[str, Any], rewards: tuple[float, ...], gpus: int | None, device: str
+) -> None:
+    job = parse_spec(spec(rollout=rollout, resources={"device": device}).model_dump(mode="json") | hosting(*rewards))
+    layout = only(job, gpus=gpus)
+    assert layout["reward_gpus"] == math.fsum([*rewards, rewards[-1]])
+    assert layout["gpus"] == pytest.approx(reserved(job, device, gpus), abs=0.001)  # shares of one are rounded down
+    said = [problem["message"] for problem in layout["problems"] if problem["about"] == "gpus"]
+    assert bool(said) is (gpus is not None and layout["gpus"] > gpus)
+    assert all("for its rewards" in message for message in said)
+
+
+def test_a_gpu_that_rewards_take_is_missed_by_the_engines() -> None:
+    job = parse_spec(spec(rollout={"engines": 3}).model_dump(mode="json") | hosting(0.5))
+    layout = only(job, gpus=4)  # enough without the rewards: engines and learner then share one
+    assert (layout["gpus"], layout["reward_gpus"], layout["shared"]) == (2, 1, True)
+    apart = only(parse_spec(job.model_dump(mode="json") | {"rollout": {"engines": 2, "tensor_parallel": 2}}), gpus=5)
+    (problem,) = [problem for problem in apart["problems"] if problem["about"] == "gpus"]
+    assert problem["message"] == "the job needs 6 GPUs at once, 1 of them for its rewards, and there are 5"
+    assert "rollout.engines: 1" in problem["remedies"]
 
 
 @pytest.mark.parametrize(("device", "gpus", "expected"), [

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import example, given, settings
@@ -483,8 +483,35 @@ def test_a_call_that_fails_is_tried_again_and_told(failure, batch):
     assert (told.type, told.data["failures"]) == ("reward.recovered", {failure.kind: 2})
     assert (told.data["retries"], told.data["restarts"]) == (2, restarts)
     health = pool.health()["reward"]
-    assert (health["retries"], health["restarts"], health["dropped"]) == (2, restarts, 0)
+    assert (health["failures"], health["retries"], health["restarts"], health["dropped"]) == (2, 2, restarts, 0)
     pool.close()
+
+
+class Priced:
+    """A reward whose calls cost something, or whose `figures` are something else."""
+
+    name = "priced"
+
+    def __init__(self, figures: Any) -> None:
+        self.figures, self.spent = (figures or (lambda: {"cost": self.spent})), 3.0  # by others before
+
+    def score(self, batch: RewardBatch) -> list[float]:
+        self.spent += 0.25 * len(batch)
+        return [1.0] * len(batch)
+
+
+def test_what_a_reward_cost_is_in_its_health(batch):
+    pool = RewardPool([Host("priced", {"a": SINGLE}, [LocalReplica(lambda: Priced(None))], QUICK)])
+    for _ in range(2):
+        pool.score(batch)
+        assert pool.health()["priced"]["cost"] == 0.25 * len(batch)  # of each step alone
+    pool.close()
+
+
+@pytest.mark.parametrize("figures", [7, lambda: 7, lambda: {"cost": "much"}, lambda: 1 / 0, lambda: {"cost": -1}])
+def test_figures_that_are_no_cost_cost_nothing(batch, figures):
+    found = answer(Priced(figures), batch, (SINGLE,))
+    assert (found.cost, found.failure) == (0.0, None)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 
 from rewards import registry
 from rewards.base import RewardBatch
+from rewards.hosting import SINGLE, answer
 from rewards.judges import profiles
 from rewards.judges.client import JudgeDeadlineError, JudgeError, JudgeUnavailableError
 from rewards.judges.judge import Judge, JudgeOptions
@@ -140,6 +141,9 @@ def test_figures_count_calls_tokens_and_cost(make_judge, server: ScriptedJudge, 
     assert figures["cost"] == pytest.approx((300 * 2 + 30 * 10) / 1e6)
     assert (figures["clamped"], figures["unparsed"], figures["cache_hits"]) == (1, 1, 0)
     assert 0 < figures["latency_s"] <= figures["longest_s"]
+    server.scripts = [says('{"score": 7}')]
+    assert answer(judge, make_batch("c"), (SINGLE,)).cost == pytest.approx((100 * 2 + 10 * 10) / 1e6)
+    assert answer(judge, make_batch("c"), (SINGLE,)).cost == 0  # it is remembered
 
 
 @pytest.mark.parametrize("used", [-5, 10**30, "many", None, 1.5, True, [1]])
