@@ -11,7 +11,7 @@ from torch import Tensor
 from policies import statistics
 from policies.pareto import Archive, Point
 from policies.signal import SPREAD
-from policies.types import LearnStats, Weights
+from policies.types import LearnStats, Rollout, Weights
 
 NOT_RECORDED = {"surviving_B", "gramian_KK", "influence_K"}  # as long as the batch, or recorded averaged
 
@@ -58,6 +58,14 @@ def objective_figures(rewards_PG: Tensor) -> dict[str, float | None]:
         "std": float(statistics.std(rewards_PG, everywhere)),
         "zero_share": float((statistics.std(rewards_PG[measured_P], 1) < SPREAD).double().mean()),
     }
+
+
+def staleness_figures(rollouts: Sequence[Rollout], version: int) -> dict[str, float]:
+    """Of tokens: weight updates between the policy that wrote them and the one that learns from them, `version`."""
+    found = [span for rollout in rollouts for span in rollout.staleness(version)]
+    tokens = sum(count for _, count in found)
+    mean = sum(updates * count for updates, count in found) / max(1, tokens)
+    return {"mean": mean, "max": max((updates for updates, count in found if count), default=0)}
 
 
 def measured(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,6 +74,30 @@ class RolloutSpec(Spec):
         "auto", description="how weights reach the engines; auto: shared_memory on CPU, nccl on GPUs"
     )
     timeout_s: Positive = Field(1800.0, description="longest wait for a batch of rollouts or a weight sync, seconds")
+    stall_s: Positive = Field(
+        120.0, description="an engine that has requests and makes no token for so many seconds is replaced"
+    )
+    mode: Literal["sync", "overlapped", "async"] = Field(
+        "sync",
+        description="sync: roll out, then learn; overlapped: the next step is rolled out while one is learned from; "
+        "async: engines never wait, and weights change under rollouts that go on",
+    )
+    max_staleness: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="async: updates that a rollout's weights may be behind those that learn from it, at most",
+    )
+
+    @property
+    def most_stale(self) -> int:
+        """Updates between the weights that begin a rollout and those that learn from it, at most."""
+        return {"sync": 0, "overlapped": 1, "async": self.max_staleness}[self.mode]
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether weights change under rollouts that go on."""
+        return self.mode == "async"
 
 
 class LossSpec(Spec):
@@ -83,7 +107,7 @@ class LossSpec(Spec):
     clip_high: float = Field(0.28, ge=0, le=10, allow_inf_nan=False, description="ratio is clipped at 1 + clip_high")
     importance_cap: Positive = Field(
         2.0,
-        description="truncation of learner/sampler probability ratios (they differ by the engines' rounding)",
+        description="truncation of learner/sampler probability ratios (engines round, and their weights may be older)",
     )
     kl_coef: float = Field(
         0.0,

@@ -25,14 +25,20 @@ class RolloutRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
-    """A sampled completion with the sampler's own log-probabilities and the policy version that wrote it."""
+    """A sampled completion with the sampler's own log-probabilities and the policy versions that wrote it."""
 
     prompt_tokens: tuple[int, ...]
     tokens: tuple[int, ...]  # T, end-of-sequence included where the policy wrote one
     logprobs: tuple[float, ...]  # T
     text: str
     truncated: bool  # ran into max_tokens
-    policy_version: int
+    policy_version: int  # of the first token: the oldest
+    version_spans: tuple[tuple[int, int], ...] = ()  # (version, tokens that it wrote) in order; () where one wrote all
+
+    def staleness(self, version: int) -> list[tuple[int, int]]:
+        """(versions that a policy is behind this one, tokens that it wrote), in order."""
+        spans = self.version_spans or ((self.policy_version, len(self.tokens)),)
+        return [(version - wrote, count) for wrote, count in spans]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
