@@ -208,18 +208,18 @@ def test_an_engine_that_still_comes_up_holds_no_refit_up() -> None:
 def test_an_engine_that_hangs_is_retired_by_its_silence() -> None:
     """T9."""
     fleet = Fleet(up=False, trouble={0: ("hang", 1)})
-    pool = fleet.pool(2, stall_s=0.1)
+    pool = fleet.pool(2, stall_s=1.0)
     assert len(pool.generate(requests_of(4, 2))) == 8
     (incident,) = pool.told()
-    assert incident.data["message"] == "no new token for 0.1 s (rollout.stall_s)"
+    assert incident.data["message"] == "no new token for 1 s (rollout.stall_s)"
     assert incident.data["resent"] == 3
     assert fleet.engines[0].killed.is_set()
 
 
 def test_a_slow_engine_that_shows_tokens_is_left_alone() -> None:
-    fleet = Fleet(tokens_s=0.01)
-    pool = fleet.pool(1, stall_s=0.15)
-    assert len(pool.generate(requests_of(4, 2, max_tokens=10))) == 8  # 0.8 s, 0.1 s each
+    fleet = Fleet(tokens_s=0.02)
+    pool = fleet.pool(1, stall_s=1.0)
+    assert len(pool.generate(requests_of(4, 2, max_tokens=10))) == 8  # 1.6 s
     assert types(pool) == []
 
 
