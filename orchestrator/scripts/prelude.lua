@@ -82,7 +82,7 @@ end
 
 -- Why the owner may take no more GPUs this month; nil while it may.
 local function used_up(us)
-  local limit = tonumber(redis.call('HGET', GPU_TIME, 'limit') or nil)
+  local limit = tonumber(redis.call('HGET', GPU_TIME, 'limit') or '')
   if not limit then return end
   local name, ends = month(math.floor(us / 1000))
   if (tonumber(redis.call('HGET', GPU_TIME, name)) or 0) < limit then return end
@@ -97,7 +97,7 @@ end
 
 -- Until when GPUs of a holder count that wrote no more: at most until its lease ran out.
 local function until_expiry(us)
-  return math.min(us, 1000 * (tonumber(redis.call('ZSCORE', LEASES, ID) or 0) or 0))
+  return math.min(us, 1000 * tonumber(redis.call('ZSCORE', LEASES, ID) or 0))
 end
 
 -- Ends the holder's right to write; `how` lets a retry of the same ending be told from a zombie.
