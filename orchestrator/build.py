@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import routing
-from orchestrator.cluster import Cluster, EnginePool, RemoteLearner
+from orchestrator.cluster import Cluster, RemoteLearner
 from orchestrator.datasets import locate
+from orchestrator.engines import EnginePool
 from orchestrator.gang import gpus_reserved
 from orchestrator.gold import GoldScorer
 from orchestrator.hosting import GOLD, hosted_gold, hosted_rewards, reward_pool
@@ -355,6 +356,7 @@ def engine_settings(spec: JobSpec, model: str, device: str, transport: Transport
         enforce_eager=rollout.enforce_eager,
         transport=transport,
         timeout_s=rollout.timeout_s,
+        stall_s=rollout.stall_s,
     )
 
 

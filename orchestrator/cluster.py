@@ -5,29 +5,31 @@ The driver's process owns every actor, so nothing outlives a driver that dies.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
+import torch
 from torch import Tensor
 
-from orchestrator.errors import ActorLost
+from orchestrator.engines import Engine, EngineError, EngineLost, EnginePool
+from orchestrator.errors import ActorLost, LearnerOutOfMemory
 from orchestrator.gang import Gang, reserve
 from policies.learner import Learner, LearnerSettings
-from policies.rollout import EngineDied, EngineSettings, RolloutEngine
+from policies.rollout import EngineDied, EngineSettings, RolloutEngine, StaleEngineError
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout, RolloutRequest
 from policies.weight_sync import Transport, make_sender
 
 OBJECT_STORE_BYTES = 256 * 2**20  # on one machine; batches of tokens are small
-
-
-class EngineError(RuntimeError):
-    """A rollout engine did not answer as it should."""
+PATIENCE_S = 60.0  # with an engine, in each phase of a weight update
+END_S = 5.0  # an engine's process ends vLLM's before it is ended itself
 
 
 class LearnerError(RuntimeError):
@@ -37,8 +39,68 @@ class LearnerError(RuntimeError):
 class EngineActor(RolloutEngine):
     """A RolloutEngine in a process of its own."""
 
+    def __init__(self, settings: EngineSettings, *, serving: bool = True) -> None:
+        """Not `serving`: it takes another's place, whose policy is not the initial one, and waits for its weights."""
+        super().__init__(settings)
+        self.stale = not serving
+
     async def ready(self) -> bool:
         return True
+
+    async def end_core(self) -> None:
+        """vLLM's process would end with this one, but not where it is stopped."""
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+class ActorEngine:
+    """An Engine (engines.py) in a Ray actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self._ready = actor.ready.remote()
+
+    def started(self) -> bool:
+        with _as_an_engine():
+            return bool(ray.wait([self._ready], timeout=0)[0]) and ray.get(self._ready)
+
+    def stream(self, requests: Sequence[RolloutRequest]) -> Iterator[list[tuple[int, Rollout]]]:
+        with _as_an_engine():
+            for reference in self.actor.stream.options(num_returns="streaming").remote(requests):
+                yield ray.get(reference)
+
+    def version(self) -> Callable[[float], int | None]:
+        reference = self.actor.version.remote()
+
+        def answer(timeout_s: float) -> int | None:
+            try:
+                found: int | None = ray.get(reference, timeout=timeout_s)
+            except (ray.exceptions.RayError, TimeoutError):  # what the next call says, too
+                return None
+            return found
+
+        return answer
+
+    def kill(self) -> None:
+        def end() -> None:
+            with contextlib.suppress(Exception):  # it is to end in any case
+                ray.wait([self.actor.end_core.remote()], timeout=END_S)
+            with contextlib.suppress(Exception):
+                ray.kill(self.actor)
+
+        threading.Thread(target=end, name="end-engine", daemon=True).start()
+
+
+@contextlib.contextmanager
+def _as_an_engine() -> Iterator[None]:
+    """Ray's errors in the pool's words."""
+    try:
+        yield
+    except StaleEngineError as error:
+        raise StaleEngineError(last_line(error)) from error
+    except ray.exceptions.RayError as error:
+        raise (EngineLost if _is_lost(error) else EngineError)(last_line(error)) from error
 
 
 class LearnerActor:
@@ -49,7 +111,9 @@ class LearnerActor:
         self.sender: Any = None
 
     def connect(self, engines: list[Any], transport: Transport, world_size: int) -> None:
-        self.sender = make_sender(self.learner, EngineFanout(engines), transport=transport, world_size=world_size)
+        patience_s = PATIENCE_S if transport == "shared_memory" else None  # the others make ranks of one group
+        engine = EngineFanout(engines, patience_s=patience_s)
+        self.sender = make_sender(self.learner, engine, transport=transport, world_size=world_size)
 
     def gramian(self, rollouts: Sequence[Rollout], advantages_BK: Tensor) -> Tensor:
         return self.learner.gramian(rollouts, advantages_BK)
@@ -72,68 +136,45 @@ class LearnerActor:
 
 
 class EngineFanout:
-    """Every engine as one, for the sender: each call returns when all have answered."""
+    """Every engine as one, for the sender: each call returns when all have answered.
 
-    def __init__(self, engines: list[Any]) -> None:
+    With `patience_s`, an engine that fails, is lost or does not answer in that time is left out from then on: the
+    others' update comes to its end, and this one is found without the new version. Without it the first error is
+    raised, as where engines and learner are ranks of one group.
+    """
+
+    def __init__(self, engines: list[Any], *, patience_s: float | None = None) -> None:
         self.engines = engines
+        self.patience_s = patience_s
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        ray.get([engine.init_weight_transfer_engine.remote(init_info) for engine in self.engines])
+        self._all(lambda engine: engine.init_weight_transfer_engine.remote(init_info))
 
     def start_weight_update(self) -> None:
-        ray.get([engine.start_weight_update.remote() for engine in self.engines])
+        self._all(lambda engine: engine.start_weight_update.remote())
 
     def update_weights(self, update_info: Any) -> None:
-        ray.get([engine.update_weights.remote(update_info) for engine in self.engines])
+        self._all(lambda engine: engine.update_weights.remote(update_info))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        ray.get([engine.finish_weight_update.remote(weight_version) for engine in self.engines])
+        self._all(lambda engine: engine.finish_weight_update.remote(weight_version))
 
-
-class EnginePool:
-    """Engines that share a batch. Which engine gets which request depends on nothing but their number."""
-
-    def __init__(self, engines: list[Any], *, timeout_s: float) -> None:
-        self.engines = engines
-        self.timeout_s = timeout_s
-
-    def generate(
-        self, requests: Sequence[RolloutRequest], on_end: Callable[[int, Rollout], None] | None = None
-    ) -> list[Rollout]:
-        """One rollout for each request, in order. Raises ActorLost, EngineError where an engine is stale or silent.
-
-        `on_end` is told of each as it ends, with the request's place; what it raises ends the wait.
-        """
-        count = len(self.engines)
-        bounds = [len(requests) * i // count for i in range(count + 1)]
-        streams: dict[Any, int] = {
-            engine.stream.options(num_returns="streaming").remote(requests[low:high]): low
-            for engine, (low, high) in zip(self.engines, itertools.pairwise(bounds), strict=True)
-            if high > low
-        }
-        found: dict[int, Rollout] = {}
-        deadline = time.monotonic() + self.timeout_s
-        try:
-            while streams:
-                ready, _ = ray.wait(list(streams), timeout=max(0.0, deadline - time.monotonic()), fetch_local=False)
-                if not ready:
-                    raise EngineError(f"no rollouts within {self.timeout_s:g} s (rollout.timeout_s)")
-                stream: Any = ready[0]
-                low = streams[stream]
-                try:
-                    ended = ray.get(next(stream))
-                except StopIteration:
-                    del streams[stream]
-                    continue
-                for place, rollout in ended:
-                    found[low + place] = rollout
-                    if on_end is not None:
-                        on_end(low + place, rollout)
-        except ray.exceptions.RayError as error:
-            if _is_lost(error):
-                raise ActorLost(f"a rollout engine is gone: {last_line(error)}") from error
-            raise EngineError(f"a rollout engine failed: {last_line(error)}") from error
-        return [found[place] for place in range(len(requests))]
+    def _all(self, call: Callable[[Any], Any]) -> None:
+        calls = {call(engine): engine for engine in self.engines}
+        if self.patience_s is None:
+            ray.get(list(calls))
+            return
+        answered, _ = ray.wait(list(calls), num_returns=len(calls), timeout=self.patience_s)
+        self.engines, problem = [], TimeoutError(f"no engine answered within {self.patience_s:g} s")
+        for reference in answered:
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayError as error:
+                problem = error
+            else:
+                self.engines.append(calls[reference])
+        if not self.engines:
+            raise problem
 
 
 class RemoteLearner:
@@ -171,6 +212,8 @@ class RemoteLearner:
             cause = getattr(error, "cause", None)
             if isinstance(cause, OSError):  # the disk's own words, for the checkpoint's error
                 raise cause from None
+            if isinstance(error, ray.exceptions.OutOfMemoryError) or is_out_of_memory(cause):
+                raise LearnerOutOfMemory(f"the learner is out of memory: {last_line(error)}") from error
             if _is_lost(error):  # itself, or in a sync an engine
                 raise ActorLost(f"the learner or an engine is gone: {last_line(error)}") from error
             raise LearnerError(f"the learner failed: {last_line(error)}") from error
@@ -234,25 +277,43 @@ class Cluster:
         gang = self.gang or self.reserve(
             engines=engines, engine_options=engine_options, learner_options=learner_options
         )
-        pool: list[Any] = [
-            ray.remote(EngineActor).options(**engine_options, **gang.place(i)).remote(engine) for i in range(engines)
-        ]
         trainer: Any = ray.remote(LearnerActor).options(**learner_options, **gang.place(engines)).remote(learner)
-        self.actors = [*pool, trainer]
+
+        def start_engine(number: int, *, serving: bool = False) -> ActorEngine:
+            factory = ray.remote(EngineActor).options(**engine_options, **gang.place(number))
+            actor = factory.remote(engine, serving=serving)
+            self.actors.append(actor)
+            return ActorEngine(actor)
+
+        world_size = 1 + engines * engine.tensor_parallel
+
+        def connect(members: list[Engine]) -> None:
+            actors = [member.actor for member in members if isinstance(member, ActorEngine)]
+            try:
+                ray.get(trainer.connect.remote(actors, engine.transport, world_size))
+            except ray.exceptions.RayError as error:
+                if _is_lost(error):
+                    raise ActorLost(f"the learner or an engine is gone: {last_line(error)}") from error
+                raise LearnerError(f"the learner did not start: {last_line(error)}") from error
+
+        first = [start_engine(i, serving=True) for i in range(engines)]
+        self.actors.append(trainer)
         try:
-            ray.get([actor.ready.remote() for actor in pool])
+            ray.get([actor.ready.remote() for actor in self.actors[:engines]])
         except ray.exceptions.RayError as error:
             if _is_lost(error):
                 raise ActorLost(f"a rollout engine is gone: {last_line(error)}") from error
             raise EngineError(f"a rollout engine did not start: {last_line(error)}") from error
-        world_size = 1 + engines * engine.tensor_parallel
-        try:
-            ray.get(trainer.connect.remote(pool, engine.transport, world_size))
-        except ray.exceptions.RayError as error:
-            if _is_lost(error):
-                raise ActorLost(f"the learner or an engine is gone: {last_line(error)}") from error
-            raise LearnerError(f"the learner did not start: {last_line(error)}") from error
-        return EnginePool(pool, timeout_s=engine.timeout_s), RemoteLearner(trainer, timeout_s=engine.timeout_s)
+        pool = EnginePool(
+            first,
+            timeout_s=engine.timeout_s,
+            stall_s=engine.stall_s,
+            room=engine.max_num_seqs,
+            start=start_engine if engine.transport == "shared_memory" else None,  # a group of ranks has no newcomers
+            connect=connect,
+        )
+        pool.open()
+        return pool, RemoteLearner(trainer, timeout_s=engine.timeout_s)
 
     def close(self) -> None:
         """Ends the actors, and Ray where this cluster started it."""
@@ -271,6 +332,12 @@ def _is_lost(error: BaseException) -> bool:
     if isinstance(error, ray.exceptions.RayActorError):
         return not error.actor_init_failed
     return isinstance(error, EngineDied)  # Ray gives a task's error the class of its cause as well
+
+
+def is_out_of_memory(cause: object) -> bool:
+    """Python's own error, or torch's, of a GPU and of the machine: it names the latter in words alone."""
+    known = isinstance(cause, MemoryError | torch.OutOfMemoryError)
+    return known or (isinstance(cause, RuntimeError) and "can't allocate memory" in str(cause))
 
 
 def last_line(error: BaseException) -> str:

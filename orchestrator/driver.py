@@ -31,7 +31,7 @@ from orchestrator import logs
 from orchestrator.checkpoint_store import CheckpointStore, StoreAway, open_store
 from orchestrator.checkpoints import CheckpointError, collect, newest_manifest, newest_whole
 from orchestrator.embedded_redis import connect
-from orchestrator.errors import ActorLost, DoesNotFit, ResourcesBusy
+from orchestrator.errors import ActorLost, DoesNotFit, LearnerOutOfMemory, ResourcesBusy
 from orchestrator.failpoints import reach
 from orchestrator.journal import StoreJournal, Wishes
 from orchestrator.launchers import (
@@ -64,6 +64,7 @@ from orchestrator.store import (
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve a small machine
 LEASE_TTL_S = 30.0
 GOING_DOWN = "handed back: the machine is going down"
+MAX_OUT_OF_MEMORY = 3  # tries from one checkpoint
 RENEW_EVERY_S = 2.0  # also how soon a cancel is heard
 log = logging.getLogger("equipoise.driver")
 
@@ -203,6 +204,12 @@ def run_job(
         raise ResourcesBusy(f"handed back: {error}") from error
     except ActorLost as error:
         log.error("%s", error)
+        tries = 1 + journal.patiently(lambda: store.job(lease.job_id)).attempts  # a checkpoint sets these to 0
+        if isinstance(error, LearnerOutOfMemory) and tries >= MAX_OUT_OF_MEMORY:
+            reason = f"oom: {error}; {tries} tries from the same checkpoint; see optimizer.tokens_per_microbatch"
+            report_so_far(store, lease, directory, JobStatus.FAILED, reason)
+            end(journal, directory, JobStatus.FAILED, reason)
+            return
         hand_back(journal, directory, str(error), crashed=True)  # three without a new checkpoint between, and it ends
         return
     except Exception as error:  # the job's own end: every reason goes to the person who submitted it

@@ -76,5 +76,9 @@ class ActorLost(Exception):
     """An engine's or the learner's process, or its machine, is gone; the job can go on from its checkpoint."""
 
 
+class LearnerOutOfMemory(ActorLost):
+    """The learner's memory did not suffice. Another try from the checkpoint may have more, but not for ever."""
+
+
 class ResourcesBusy(Exception):
     """The job fits, but not beside what runs now; it holds nothing and waits in the queue."""

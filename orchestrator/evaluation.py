@@ -159,7 +159,7 @@ class Evaluator:
                     loop.journal.event("checkpoint.damaged", level="error", step=step, message=str(error))
                     continue
                 learner.load(directory)
-                learner.sync(step)
+                self.parts.engines.refit(learner, step)
             self.test(step)
             loop.journal.progress(stage="testing the front", eta_s=None, tested=step)
             loop.journal.front(loop.front_document())

@@ -23,7 +23,7 @@ from orchestrator.steering import Steering
 from orchestrator.store import IllegalTransition, JobStore, Lease, StoreUnavailable
 
 T = TypeVar("T")
-CLOCKED = frozenset({"timings_s", "reward_health"})
+CLOCKED = frozenset({"timings_s", "reward_health", "engine_health"})
 log = logging.getLogger(__name__)
 
 

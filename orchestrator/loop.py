@@ -107,7 +107,7 @@ class Loop:
             self.checkpoint()
         self.journal.progress(stage="testing the front", eta_s=None)
         self.evaluator.test_front(self)
-        self.tell_rewards()
+        self.tell_incidents()
         return "cancelled" if self.journal.wishes().cancel else "succeeded"
 
     def start(self) -> str | None:
@@ -135,7 +135,7 @@ class Loop:
 
     def without_reward(self, error: RewardError) -> str:
         """The end of a run whose objective `error.reward` has no scores: nothing was learned without it."""
-        self.tell_rewards()
+        self.tell_incidents()
         hosting = {objective.name: objective.reward.hosting for objective in self.spec.objectives}
         if error.reward in hosting and hosting[error.reward].on_failure == "fail":
             raise error
@@ -145,10 +145,10 @@ class Loop:
             self.checkpoint()
         return "paused"
 
-    def tell_rewards(self) -> None:
-        """What became of calls that failed."""
+    def tell_incidents(self) -> None:
+        """What became of rewards' calls that failed, and of engines."""
         step = min(self.committed + 1, self.spec.steps)
-        for incident in self.parts.rewards.told():
+        for incident in [*self.parts.engines.told(), *self.parts.rewards.told()]:
             self.journal.event(incident.type, level=incident.level, step=step, **incident.data)
 
     def step(self, step: int) -> None:
@@ -161,7 +161,7 @@ class Loop:
         version, steering = self.journal.steering(step)
 
         collected = self.collector.collect(step, self.may_get_weight(steering), lambda: self.asked() is not None)
-        self.tell_rewards()
+        self.tell_incidents()
         health = self.parts.rewards.health()
         if collected is None:
             return
@@ -171,19 +171,25 @@ class Loop:
             update = self.improve(step, batch, kept, steering)
         reach("before_sync")
         with self.clock("sync"):
-            self.parts.learner.sync(step)
+            self.parts.engines.refit(self.parts.learner, step)
         reach("after_sync")
 
         self.state.step, self.state.steering = step, steering.model_dump(mode="json")
         evaluation = self.evaluate(step, steering) if self.due(step) else None
         record = self.record(step, version, batch, len(kept), update, evaluation)
         record |= {} if gold is None else {"gold": gold}
-        self.journal.commit(record | {"timings_s": self.clock.read(), "reward_health": health})
+        clocked = {
+            "timings_s": self.clock.read(),
+            "reward_health": health,
+            "engine_health": self.parts.engines.health(),
+        }
+        self.journal.commit(record | clocked)
         self.committed = step
         self.guard(record)
         self.keep_samples(step, version, batch.groups(kept), update)
         self.tell_steering(step, version, steering, update)
-        self.journal.progress(stage="training", eta_s=self.clock.eta_s(self.spec.steps - step))
+        engines = {"serving": self.parts.engines.serving, "of": self.spec.rollout.engines}
+        self.journal.progress(stage="training", eta_s=self.clock.eta_s(self.spec.steps - step), engines=engines)
         on_front = evaluation is not None and evaluation["on_front"]
         if step % self.spec.checkpoints.every == 0 or step == self.spec.steps or on_front:
             self.checkpoint()
@@ -296,7 +302,7 @@ class Loop:
             result = self.evaluator.evaluate("validation")
         if step == 0:
             self.state.samples = self.evaluator.samples()
-        self.tell_rewards()
+        self.tell_incidents()
         archive = self.parts.archive
         normalised = dict(zip(self.names, archive.normalised([result.point(step)])[0].tolist(), strict=True))
         self.watch(step, normalised, steering)
@@ -426,7 +432,7 @@ class Loop:
         document = json.loads((directory / "state.json").read_text())
         self.check_data(document.get("data", {}))
         self.parts.learner.load(directory)
-        self.parts.learner.sync(step)
+        self.parts.engines.refit(self.parts.learner, step)
         self.collector.load(document["collector"], self.checkpoints.fetch_beside)
         self.parts.weighting.load_state_dict(document["weighting"])
         self.parts.archive.load_state_dict(document["archive"])

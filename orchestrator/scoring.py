@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from orchestrator.batch import reward_batch
-from orchestrator.cluster import EnginePool
+from orchestrator.engines import EnginePool
 from orchestrator.prompts import Prompt
 from orchestrator.routing import Routes
 from policies.types import Rollout, RolloutRequest

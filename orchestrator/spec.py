@@ -74,6 +74,9 @@ class RolloutSpec(Spec):
         "auto", description="how weights reach the engines; auto: shared_memory on CPU, nccl on GPUs"
     )
     timeout_s: Positive = Field(1800.0, description="longest wait for a batch of rollouts or a weight sync, seconds")
+    stall_s: Positive = Field(
+        120.0, description="an engine that has requests and makes no token for so many seconds is replaced"
+    )
 
 
 class LossSpec(Spec):

@@ -13,6 +13,7 @@ from policies.types import Rollout, RolloutRequest
 from policies.weight_sync import Transport
 
 _LOOK_EVERY_S = 0.5
+_SIGN_EVERY_S = 1.0  # of life, where no rollout ends
 
 
 class EngineDied(RuntimeError):
@@ -41,6 +42,7 @@ class EngineSettings:
     enforce_eager: bool = False
     transport: Transport = "shared_memory"
     timeout_s: float = 1800.0
+    stall_s: float = 120.0
 
 
 class RolloutEngine:
@@ -91,6 +93,7 @@ class RolloutEngine:
         self.policy_version = 0
         self.stale = False
         self._ids = itertools.count()
+        self._gate = asyncio.Lock()  # one at a time pauses and resumes the scheduler
 
     async def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
         """One rollout for each request, in order. Raises as `stream`."""
@@ -100,25 +103,28 @@ class RolloutEngine:
     async def stream(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[list[tuple[int, Rollout]]]:
         """Rollouts with their requests' places, as they end: those that ended together are handed over together.
 
-        When they are taken has no influence on what they are. Raises StaleEngineError where a weight update did not
-        finish, TimeoutError after settings.timeout_s (the engine's requests are withdrawn then), EngineDied.
+        An empty list in between says that tokens were made, about once a second. When they are taken has no influence
+        on what they are. Raises StaleEngineError where a weight update did not finish, TimeoutError after
+        settings.timeout_s (the engine's requests are withdrawn then), EngineDied.
         """
-        if self.stale:
-            raise StaleEngineError("this engine saw a weight update start and not finish; send it the weights again")
-        version = self.policy_version
         names = [f"{next(self._ids)}" for _ in requests]
         waiting: dict[asyncio.Future[Any], int] = {}
         deadline = time.monotonic() + self.settings.timeout_s
         try:
             queues = await self._queue(names, requests)
             waiting = {asyncio.ensure_future(_finished(queue)): place for place, queue in enumerate(queues)}
+            made = -1
             while waiting:
-                left_s = max(0.0, deadline - time.monotonic())
-                done, _ = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
                     raise TimeoutError
+                wait_s = min(left_s, _SIGN_EVERY_S)
+                done, _ = await asyncio.wait(waiting, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                before, made = made, self._tokens_under_way() if not done else -1
+                if not done and made == before:
+                    continue
                 ended = sorted(((waiting.pop(task), task.result()) for task in done), key=lambda pair: pair[0])
-                yield [(place, _rollout(requests[place], output, version)) for place, output in ended]
+                yield [(place, _rollout(requests[place], output, self.policy_version)) for place, output in ended]
         except BaseException as error:
             for task in waiting:
                 task.cancel()
@@ -131,15 +137,23 @@ class RolloutEngine:
         """All requests at once, while the scheduler is paused."""
         from vllm.inputs import TokensPrompt
 
-        await self._call(self.llm.pause_generation(mode="keep", clear_cache=False))
-        try:
-            queues = []
-            for name, request in zip(names, requests, strict=True):
-                prompt = TokensPrompt(prompt_token_ids=list(request.prompt_tokens))
-                queues.append(await self.llm.add_request(name, prompt, _sampling(request)))
-            return queues
-        finally:
-            await self._call(self.llm.resume_generation())
+        async with self._gate:
+            if self.stale:
+                raise StaleEngineError("this engine's weights are mixed or unknown; send it the weights again")
+            await self._call(self.llm.pause_generation(mode="keep", clear_cache=False))
+            try:
+                queues = []
+                for name, request in zip(names, requests, strict=True):
+                    prompt = TokensPrompt(prompt_token_ids=list(request.prompt_tokens))
+                    queues.append(await self.llm.add_request(name, prompt, _sampling(request)))
+                return queues
+            finally:
+                await self._call(self.llm.resume_generation())
+
+    def _tokens_under_way(self) -> int:
+        """Of completions that have not ended; it changes where any engine step made one."""
+        states = self.llm.output_processor.request_states.values()
+        return sum(state.detokenizer.num_output_tokens() for state in states if state.detokenizer is not None)
 
     async def _call(self, call: Coroutine[Any, Any, None]) -> None:
         """Something that vLLM's own process is to do and to confirm. Raises EngineDied where it ends before that.
@@ -165,8 +179,9 @@ class RolloutEngine:
 
     async def start_weight_update(self) -> None:
         """From here until `finish_weight_update` the weights are mixed."""
-        await self._call(self.llm.pause_generation(mode="keep", clear_cache=True))
-        self.stale = True
+        async with self._gate:
+            self.stale = True
+            await self._call(self.llm.pause_generation(mode="keep", clear_cache=True))
         await self._call(self.llm.start_weight_update())
 
     async def update_weights(self, update_info: Any) -> None:
@@ -180,6 +195,12 @@ class RolloutEngine:
             self.policy_version = int(weight_version)
         self.stale = False
         await self._call(self.llm.resume_generation())
+
+    async def version(self) -> int | None:
+        """Of the policy that it samples from; None where it is stale. Raises EngineDied."""
+        if self.llm.errored:
+            raise EngineDied("vLLM's process ended")
+        return None if self.stale else self.policy_version
 
     def close(self) -> None:
         self.llm.shutdown()
@@ -215,7 +236,10 @@ async def _finished(queue: Any) -> Any:
 
 
 def _rollout(request: RolloutRequest, output: Any, version: int) -> Rollout:
+    """`version`: of the policy, where vLLM's spans don't say: it has no label before the first weight update."""
     completion = output.outputs[0]
+    labels = [(span.version, span.end - span.start) for span in completion.weight_versions or ()]
+    spans = tuple((int(label) if label.isdigit() else 0, length) for label, length in labels if length)
     tokens = tuple(completion.token_ids)
     logprobs = tuple(step[token].logprob for step, token in zip(completion.logprobs, tokens, strict=True))
     return Rollout(
@@ -224,5 +248,6 @@ def _rollout(request: RolloutRequest, output: Any, version: int) -> Rollout:
         logprobs=logprobs,
         text=completion.text,
         truncated=completion.finish_reason == "length",
-        policy_version=version,
+        policy_version=spans[0][0] if spans else version,
+        version_spans=spans,
     )

@@ -25,14 +25,20 @@ class RolloutRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
-    """A sampled completion with the sampler's own log-probabilities and the policy version that wrote it."""
+    """A sampled completion with the sampler's own log-probabilities and the policy versions that wrote it."""
 
     prompt_tokens: tuple[int, ...]
     tokens: tuple[int, ...]  # T, end-of-sequence included where the policy wrote one
     logprobs: tuple[float, ...]  # T
     text: str
     truncated: bool  # ran into max_tokens
-    policy_version: int
+    policy_version: int  # of the first token: the oldest
+    version_spans: tuple[tuple[int, int], ...] = ()  # (version, tokens that it wrote) in order; () where one wrote all
+
+    def staleness(self, version: int) -> list[int]:
+        """How far each token's policy is behind this version, in versions. T."""
+        spans = self.version_spans or ((self.policy_version, len(self.tokens)),)
+        return [version - wrote for wrote, count in spans for _ in range(count)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -88,6 +88,8 @@ class FakeEngines:
         self.profile = profile
         self.batches: list[list[RolloutRequest]] = []
         self.order: Callable[[int], Sequence[int]] = lambda count: random.Random(count).sample(range(count), count)
+        self.in_flight: list[bool] = []  # of each refit
+        self.serving = 1
 
     def generate(
         self, requests: Sequence[RolloutRequest], on_end: Callable[[int, Rollout], None] | None = None
@@ -101,6 +103,16 @@ class FakeEngines:
             for place in self.order(len(requests)):
                 on_end(place, rollouts[place])
         return rollouts
+
+    def refit(self, learner: "FakeLearner", version: int, *, in_flight: bool = False) -> None:
+        self.in_flight.append(in_flight)
+        learner.sync(version)
+
+    def told(self) -> list[Incident]:
+        return []
+
+    def health(self) -> dict[str, dict[str, Any]]:
+        return {}
 
     def sample(self, request: RolloutRequest) -> Rollout:
         chance = random.Random(f"{request.prompt_tokens} {request.seed}")

@@ -5,7 +5,8 @@
 
 EQUIPOISE_TOY is JSON: `ttl_s` and `renew_s` of the lease, `mutants` of tests/toy_mutants.py, `ahead_s` of the clock,
 `rewards` are troubles of tests/loop_fakes.py for this driver alone, beside those that the spec's metadata has for every
-one (`toy.rewards`). A step sleeps as long as the metadata says (`toy.step_s`), and hashes so many MiB (`toy.work_mib`).
+one (`toy.rewards`), `oom_step` is where its learner runs out of memory with half of the update made. A step sleeps as
+long as the metadata says (`toy.step_s`), and hashes so many MiB (`toy.work_mib`).
 `toy.gpus` is how many GPUs are said to be reserved.
 """
 
@@ -49,7 +50,8 @@ def run(arguments: list[str]) -> None:
 
 def build(spec: Any, *_: Any, on_gpus: Any = None, **__: Any) -> Any:
     """In the place of orchestrator.build.build."""
-    from tests.loop_fakes import FakeEngines, World, make_parts, real_rewards
+    from orchestrator.errors import LearnerOutOfMemory
+    from tests.loop_fakes import FakeEngines, FakeLearner, World, make_parts, real_rewards
 
     class SlowEngines(FakeEngines):
         def generate(self, requests: Sequence[Any], on_end: Any = None) -> list[Any]:
@@ -61,10 +63,21 @@ def build(spec: Any, *_: Any, on_gpus: Any = None, **__: Any) -> Any:
 
     if gpus := float(spec.metadata.get("toy.gpus", "0")):
         on_gpus(gpus)
+    toy = json.loads(os.environ.get(VARIABLE, "{}"))
+
+    class FullLearner(FakeLearner):
+        def learn(self, rollouts: Sequence[Any], advantages_B: Any, parts: Any) -> Any:
+            if self.world.version == toy["oom_step"] - 1:
+                super().learn(rollouts[::2], advantages_B[::2], parts)
+                raise LearnerOutOfMemory("the learner is out of memory: tried to allocate 2 GiB")
+            return super().learn(rollouts, advantages_B, parts)
+
     world = World()
     parts = make_parts(spec, world)
     object.__setattr__(parts, "engines", SlowEngines(world, None))
-    if troubles := json.loads(os.environ.get(VARIABLE, "{}")).get("rewards"):
+    if "oom_step" in toy:
+        object.__setattr__(parts, "learner", FullLearner(world, spec.gramian.mode))
+    if troubles := toy.get("rewards"):
         object.__setattr__(parts, "rewards", real_rewards(spec, world, troubles))
     object.__setattr__(parts, "save_tokenizer", _save_policy_files)
     return parts

@@ -1,5 +1,5 @@
-"""Drivers that are killed, stopped and raced, on toy jobs whose every step can be replayed: T2 to T5, T7, T16, T17,
-T26 and T30 of the reliability table. Each check is shown a mistake that it must see.
+"""Drivers that are killed, stopped and raced, on toy jobs whose every step can be replayed: T2 to T5, T7, T14, T16,
+T17, T26 and T30 of the reliability table. Each check is shown a mistake that it must see.
 
 Races of the store alone, zombies' every write and sweeps are in store/test_store_leases.py, the worker's deaths in
 test_worker.py.
@@ -329,6 +329,31 @@ def test_a_job_that_kills_its_drivers_is_given_up_and_holds_up_no_other(garage: 
         claim = mutant.claim(endless, nonce=str(i), ttl_s=0.01)
         time.sleep(0.03)
     assert claim.outcome is ClaimOutcome.OK  # a fourth attempt: the job would go round for ever
+
+
+# ------------------------------------------------------------------------------------------- T14: out of memory
+
+
+def test_a_learner_out_of_memory_is_tried_again_and_given_up_at_the_third(garage: Garage, store: JobStore) -> None:
+    """The checkpoint is at step 3; what half an update did at step 5 is nowhere afterwards."""
+    lucky, hopeless = submit(store, SPEC), submit(store, SPEC)
+    for tries in (1, 2):
+        for job_id in (lucky, hopeless):
+            assert garage.start(job_id, owner=store.owner, oom_step=5).wait() == 0
+            job = store.job(job_id)
+            assert (job.status, job.step, job.attempts) == (JobStatus.QUEUED, 4, tries - 1)
+            assert job.reason == "the learner is out of memory: tried to allocate 2 GiB"
+    finish(garage, store, lucky)
+    assert store.job(lucky).status is JobStatus.SUCCEEDED
+    found = audit(store, lucky, SPEC, garage.state_dir)
+    assert found.violations == ()
+
+    assert garage.start(hopeless, owner=store.owner, oom_step=5).wait() == 0
+    job = store.job(hopeless)
+    assert job.status is JobStatus.FAILED
+    assert (job.reason or "").startswith("oom: the learner is out of memory")
+    assert audit(store, hopeless, SPEC, garage.state_dir).violations == ()
+    tell("T14", tries_before_failed=3, half_applied_updates=found.mismatches, rerun=found.rerun)
 
 
 # ------------------------------------------------------------------------------------------- T26: steering

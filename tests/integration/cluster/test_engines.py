@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from tests.fault_figures import tell
 from tests.support import make_policy, small_spec
 
 PROMPTS = [f"{start}-1+6-9+1=" for start in range(30, 38)]
@@ -52,7 +58,7 @@ def synced(request, tmp_path_factory):
     for version in (1, 2, 3):
         rollouts = engines.generate(requests)
         learner.learn(rollouts, torch.linspace(-1, 1, len(rollouts)), None)
-        learner.sync(version)
+        engines.refit(learner, version)
     exported = folder / "exported"
     exported.mkdir()
     learner.save(exported)
@@ -77,8 +83,6 @@ def test_the_same_requests_give_the_same_rollouts(synced):
 
 def test_equals_a_fresh_engine_on_the_exported_checkpoint(synced):
     """Same greedy tokens, log-probabilities within 1e-3."""
-    from dataclasses import replace
-
     from orchestrator.cluster import Cluster
     from policies.learner import LearnerSettings
     from policies.rollout import EngineSettings
@@ -102,33 +106,116 @@ def test_equals_a_fresh_engine_on_the_exported_checkpoint(synced):
         fresh.close()
 
 
-def test_an_engine_that_saw_half_an_update_refuses_to_serve(synced):
-    """Last in this file: the engine is stale until it gets a whole update, and then serves again."""
-    import ray
-
-    from orchestrator.cluster import EngineError
-
-    _, engines, _, _, requests, cluster = synced
-    ray.get(cluster.actors[0].start_weight_update.remote())
-    with pytest.raises(EngineError, match="send it the weights again"):
-        engines.generate(requests)
-
-
-def test_an_engine_whose_process_is_killed_is_lost_to_everyone(synced):
-    """After the others of this file: nothing is left of the engine. A job restarts from its checkpoint then."""
+def test_an_engine_that_saw_half_an_update_serves_after_a_whole_one(synced):
+    """The others make its rollouts meanwhile; where there is none, the job goes back to its checkpoint."""
     import ray
 
     from orchestrator.errors import ActorLost
-    from tests.support import one_of
 
     _, engines, learner, _, requests, cluster = synced
-    ray.get(cluster.actors[0].finish_weight_update.remote("3"))  # so that it serves again
+    ray.get(cluster.actors[0].start_weight_update.remote())
+    if len(engines.places) == 1:
+        with pytest.raises(ActorLost, match="engine 0 is stale: .*weights are mixed"):
+            engines.generate(requests)
+    else:
+        assert len(engines.generate(requests)) == len(requests)
+    assert engines.health()["0"]["health"] == "stale"
+    ray.get(cluster.actors[0].finish_weight_update.remote(None))
+    engines.refit(learner, 3)
+    assert {figures["health"] for figures in engines.health().values()} == {"healthy"}
+
+
+def _at_first_end(act: Callable[[], Any]) -> Callable[[int, Any], None]:
+    """Does something once, when the first rollout of a batch has ended."""
+    acts = iter([act])
+    return lambda _place, _rollout: next(acts, lambda: None)()
+
+
+def test_an_engine_killed_in_the_middle_of_a_batch_costs_its_own_rollouts_alone(synced):
+    """T8: the others make them, and the engine in its place serves once it has the current weights, not before."""
+    import ray
+
+    from orchestrator.errors import ActorLost
+
+    _, engines, learner, _, requests, cluster = synced
+    many = [replace(request, seed=seed, max_tokens=90) for seed, request in enumerate(requests * 8)]
     pid = ray.get(cluster.actors[0].__ray_call__.remote(lambda _: os.getpid()))
-    one_of(pid, "VLLM::EngineCore").kill()
-    with pytest.raises(ActorLost, match="a rollout engine is gone"):
-        engines.generate(requests)
-    with pytest.raises(ActorLost, match="the learner or an engine is gone"):
-        learner.sync(4)
+    killed = [0.0]
+
+    def kill() -> None:
+        killed[0] = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+
+    if len(engines.places) == 1:  # T10
+        with pytest.raises(ActorLost, match="no rollout engine is left"):
+            engines.generate(many, _at_first_end(kill))
+        with pytest.raises(ActorLost, match="no rollout engine is left"):
+            engines.refit(learner, 4)
+        tell("T10", steps_with_no_samples=0)
+        return
+    engines.health(), engines.told()
+    rollouts = engines.generate(many, _at_first_end(kill))
+    assert [rollout.prompt_tokens for rollout in rollouts] == [request.prompt_tokens for request in many]
+    assert {rollout.policy_version for rollout in rollouts} == {3}
+    (retired,) = engines.told()
+    assert (retired.type, retired.data["engine"], retired.data["given_up"]) == ("engine.retired", 0, False)
+    resent = retired.data["resent"]
+    assert 0 < resent <= len(many)
+    assert engines.health()["0"]["health"] == "starting"
+
+    _await_start(engines)
+    assert engines.health()["0"]["health"] == "stale"
+    assert ray.get(cluster.actors[-1].version.remote()) is None  # it has the initial policy, and says nothing of it
+    assert {rollout.policy_version for rollout in engines.generate(requests)} == {3}
+    assert engines.health()["0"]["rollouts"] == 0
+    engines.refit(learner, 4)
+    assert [incident.type for incident in engines.told()] == ["engine.restarted", "engine.back"]
+    rollouts = engines.generate(requests)
+    assert engines.health()["0"]["rollouts"] > 0
+    assert {rollout.policy_version for rollout in rollouts} == {4}
+    for rollout, scores in zip(rollouts, learner.logprobs(rollouts), strict=True):
+        assert rollout.logprobs == pytest.approx(scores, abs=1e-4)
+    tell("T8", actors_killed=1, resent=resent, of=len(many), samples_of_another_version=0)
+
+
+def _await_start(engines: Any) -> None:
+    deadline = time.monotonic() + 120
+    while not engines.places[0].engine.started():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_an_engine_whose_core_stands_still_is_retired(synced):
+    """T9: its actor answers, its core does not. Last in this file: then all are lost."""
+    from orchestrator.errors import ActorLost
+    from tests.support import one_of
+
+    _, engines, _, _, requests, _ = synced
+    if len(engines.places) == 1:
+        pytest.skip("its engine is gone")
+    import ray
+
+    many = [replace(request, seed=seed, max_tokens=90) for seed, request in enumerate(requests * 8)]
+    pids = [ray.get(place.engine.actor.__ray_call__.remote(lambda _: os.getpid())) for place in engines.places]
+    core = one_of(pids[0], "VLLM::EngineCore")
+    engines.stall_s = 3.0
+    stopped = [0.0]
+
+    def stop() -> None:
+        stopped[0] = time.monotonic()
+        core.suspend()
+
+    rollouts = engines.generate(many, _at_first_end(stop))
+    assert len(rollouts) == len(many)
+    (retired,) = engines.told()
+    assert "no new token for 3 s" in retired.data["message"]
+    tell("T9", stall_s=3.0, batch_after_stop_s=round(time.monotonic() - stopped[0], 2), resent=retired.data["resent"])
+    core.wait(30)  # stopped as it was, it is ended all the same
+
+    for process in (pid for pid in pids if psutil.pid_exists(pid)):
+        os.kill(process, signal.SIGKILL)
+    with pytest.raises(ActorLost, match="no rollout engine is left"):
+        engines.generate(many)
 
 
 def test_two_steps_on_competition_mathematics(math500: Path, tmp_path, redis_url, state_dir):

@@ -180,17 +180,23 @@ def test_a_cancel_is_heard_while_a_job_waits_for_room(
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_process_that_is_gone_is_told_from_one_that_says_what_is_wrong() -> None:
     import ray
+    import torch
 
-    from orchestrator.cluster import EngineError, EnginePool, LearnerError, RemoteLearner
-    from orchestrator.errors import ActorLost
+    from orchestrator.cluster import ActorEngine, LearnerError, RemoteLearner
+    from orchestrator.engines import EngineError, EnginePool
+    from orchestrator.errors import ActorLost, LearnerOutOfMemory
     from policies.rollout import EngineDied
     from policies.types import RolloutRequest
 
     class Part:
+        def ready(self) -> bool:
+            return True
+
         def _end(self, how: str) -> None:
             if how == "killed":
                 os._exit(1)
-            raise {"vllm": EngineDied("the core is gone"), "wrong": ValueError("an odd token")}[how]
+            errors = {"vllm": EngineDied("the core is gone"), "wrong": ValueError("an odd token")}
+            raise errors[how]
 
         def generate(self, requests: list[RolloutRequest]) -> None:
             self._end("killed" if len(requests) == 1 else "vllm" if len(requests) == 2 else "wrong")
@@ -202,6 +208,8 @@ def test_a_process_that_is_gone_is_told_from_one_that_says_what_is_wrong() -> No
         def sync(self, version: int) -> None:
             """As the learner does: what becomes of an engine meanwhile is told by the learner."""
             other = ray.remote(Part).options(num_cpus=0).remote()
+            if version > 3:
+                raise torch.OutOfMemoryError("2 GiB") if version == 4 else MemoryError
             ray.get(other.generate.remote([None] * version))
 
     def part() -> Any:
@@ -209,8 +217,11 @@ def test_a_process_that_is_gone_is_told_from_one_that_says_what_is_wrong() -> No
 
     request = RolloutRequest(prompt_tokens=(1,), seed=0, max_tokens=1)
     for count, expected in ((1, ActorLost), (2, ActorLost), (3, EngineError)):
+        pool = EnginePool([ActorEngine(part())], timeout_s=60)
+        pool.open()
         with pytest.raises(expected):
-            EnginePool([part()], timeout_s=60).generate([request] * count)
-    for count, expected in ((1, ActorLost), (2, ActorLost), (3, LearnerError)):
+            pool.generate([request] * count)
+    full = LearnerOutOfMemory
+    for count, expected in ((1, ActorLost), (2, ActorLost), (3, LearnerError), (4, full), (5, full)):
         with pytest.raises(expected):
             RemoteLearner(part(), timeout_s=60).sync(count)

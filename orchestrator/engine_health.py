@@ -1,0 +1,90 @@
+"""What is known of each rollout engine, and which ways lead from one state to another.
+
+    starting -> stale -> healthy -> stale ...          any of them -> retired -> starting
+
+There is no way from retired to healthy: an engine that was started again serves only once it has said that it holds
+the current weights (NeMo-RL's rule, reliability.md fact 7).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Health(StrEnum):
+    """Only a healthy engine gets requests."""
+
+    STARTING = "starting"  # its process is coming up
+    STALE = "stale"  # up, its weights old, mixed or unknown
+    HEALTHY = "healthy"  # it said that it holds the current weights
+    RETIRED = "retired"  # gone, or given up
+
+
+MOVES: dict[Health, frozenset[Health]] = {
+    Health.STARTING: frozenset({Health.STALE, Health.RETIRED}),
+    Health.STALE: frozenset({Health.HEALTHY, Health.RETIRED}),
+    Health.HEALTHY: frozenset({Health.STALE, Health.RETIRED}),
+    Health.RETIRED: frozenset({Health.STARTING}),
+}
+
+
+@dataclass(kw_only=True)
+class Place:
+    """Where one engine works, and after it those that replace it. Its owner holds a lock."""
+
+    number: int
+    engine: Any  # an Engine (engines.py)
+    health: Health = Health.STARTING
+    reason: str | None = None  # why the last engine here was retired
+    version: int | None = None  # of the policy that it serves
+    held: int = 0  # rollouts that it was asked for and has not ended
+    failures: int = 0  # failed calls since its last rollout
+    starts: int = 1  # without having become healthy in between
+    restarts: int = 0
+    heard: float = field(default_factory=time.monotonic)  # when it last showed that it is at work
+    rollouts: int = 0  # that it ended, since the last reading
+    resent: int = 0  # rollouts that another engine had to make, likewise
+
+    def move(self, health: Health) -> None:
+        assert health in MOVES[self.health], f"engine {self.number}: no way from {self.health} to {health}"
+        self.health = health
+
+    def retire(self, reason: str) -> None:
+        self.move(Health.RETIRED)
+        self.reason, self.version, self.failures = reason, None, 0
+
+    def replace(self, start: Callable[[int], Any]) -> None:
+        """Another engine, coming up in the background."""
+        self.move(Health.STARTING)
+        self.engine = start(self.number)
+        self.starts += 1
+        self.restarts += 1
+
+    def up(self) -> None:
+        """It answers; what it samples from is another question."""
+        self.move(Health.STALE)
+
+    def serve(self, version: int) -> bool:
+        """It said that it holds these weights. Whether it does so for the first time."""
+        first = self.starts > 0
+        self.move(Health.HEALTHY)
+        self.version, self.starts = version, 0
+        return first
+
+    def figures(self) -> dict[str, Any]:
+        """For a step's record: counts are since the last reading."""
+        found = {
+            "health": str(self.health),
+            "policy_version": self.version,
+            "rollouts": self.rollouts,
+            "resent": self.resent,
+            "failures": self.failures,
+            "restarts": self.restarts,
+            "reason": self.reason if self.health is not Health.HEALTHY else None,
+        }
+        self.rollouts = self.resent = 0
+        return found

@@ -1,0 +1,322 @@
+"""The pool of engines over stand-ins: who gets what, and what becomes of a batch whose engines fail."""
+
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator import engines
+from orchestrator.engine_health import MOVES, Health, Place
+from orchestrator.engines import EngineError
+from orchestrator.errors import ActorLost
+from policies.types import Rollout
+from tests.engine_fakes import Fleet, StandIn, requests_of
+from tests.fault_figures import tell
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_LOOK_EVERY_S", 0.01)
+
+
+def seeds(rollouts: list[Rollout]) -> list[str]:
+    return [rollout.text for rollout in rollouts]
+
+
+def calls(fleet: Fleet, number: int) -> list[list[int]]:
+    """Prompts of each call at a place."""
+    return [[request.prompt_tokens[1] for request in call] for call in fleet.asked.get(number, [])]
+
+
+def types(pool: engines.EnginePool) -> list[str]:
+    return [incident.type for incident in pool.told()]
+
+
+# ------------------------------------------------------------------ the states
+
+
+def test_no_way_leads_from_retired_to_healthy_but_through_new_weights() -> None:
+    """T8's rule, of the table itself: every path from retired passes stale, after which only a refit leads on."""
+    reached = {Health.RETIRED}
+    while True:
+        further = reached | {to for state in reached - {Health.STALE} for to in MOVES[state]}
+        if further == reached:
+            break
+        reached = further
+    assert reached == {Health.RETIRED, Health.STARTING, Health.STALE}
+
+
+@pytest.mark.parametrize("there", Health)
+@pytest.mark.parametrize("wanted", Health)
+def test_a_move_that_is_none_is_refused(there: Health, wanted: Health) -> None:
+    place = Place(number=0, engine=None, health=there)
+    if wanted in MOVES[there]:
+        place.move(wanted)
+        assert place.health is wanted
+    else:
+        with pytest.raises(AssertionError, match=f"no way from {there} to {wanted}"):
+            place.move(wanted)
+
+
+# -------------------------------------------------------------------- dispatch
+
+
+def test_groups_stay_whole_and_go_to_the_engine_that_holds_least() -> None:
+    fleet = Fleet()
+    pool = fleet.pool(3)
+    requests = requests_of(1, 6) + requests_of(5, 2)[2:]
+    assert seeds(pool.generate(requests)) == [str(request.seed) for request in requests]
+    assert [calls(fleet, n) for n in range(3)] == [[[0] * 6], [[1, 1, 3, 3]], [[2, 2, 4, 4]]]
+
+
+def test_who_gets_what_depends_on_the_requests_alone() -> None:
+    asked = []
+    for _ in range(2):
+        fleet = Fleet()
+        pool = fleet.pool(4)
+        pool.generate(requests_of(11, 3))
+        asked.append({n: calls(fleet, n) for n in range(4)})
+    assert asked[0] == asked[1]
+    assert all(len(found) == 1 for found in asked[0].values())  # one call each: a batch that fits is planned at once
+
+
+def test_one_engine_gets_a_batch_as_a_whole_whatever_its_room() -> None:
+    """vLLM itself lets what does not fit wait, and forms the same batches each time."""
+    fleet = Fleet()
+    fleet.pool(1, room=4).generate(requests_of(6, 3))
+    assert [len(call) for call in fleet.asked[0]] == [18]
+
+
+def test_what_does_not_fit_waits_for_room() -> None:
+    fleet = Fleet(tokens_s=0.0005)
+    pool = fleet.pool(2, room=4)
+    most = [0]
+    original = StandIn.stream
+
+    def stream(self: StandIn, requests: Any) -> Any:
+        most[0] = max(most[0], *(place.held for place in pool.places))
+        return original(self, requests)
+
+    StandIn.stream = stream  # type: ignore[method-assign]
+    try:
+        rollouts = pool.generate(requests_of(20, 2))
+    finally:
+        StandIn.stream = original  # type: ignore[method-assign]
+    assert seeds(rollouts) == [str(request.seed) for request in requests_of(20, 2)]
+    assert 0 < most[0] <= 4
+    assert all(place.held == 0 for place in pool.places)
+
+
+def test_a_group_larger_than_the_room_is_not_left_waiting_for_ever() -> None:
+    assert len(Fleet().pool(2, room=2).generate(requests_of(3, 5))) == 15
+
+
+def test_batches_of_several_threads_share_the_engines() -> None:
+    fleet = Fleet(tokens_s=0.0002)
+    pool = fleet.pool(3, room=6)
+    found: dict[int, list[Rollout]] = {}
+
+    def make(i: int) -> None:
+        found[i] = pool.generate(requests_of(5 + i, 2))
+
+    threads = [threading.Thread(target=make, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {i: seeds(r) for i, r in found.items()} == {
+        i: [str(request.seed) for request in requests_of(5 + i, 2)] for i in range(6)
+    }
+    assert all(place.held == 0 for place in pool.places)
+
+
+def test_what_on_end_raises_ends_the_batch_and_leaves_the_pool_whole() -> None:
+    pool = Fleet().pool(2)
+
+    def stop(_place: int, _rollout: Rollout) -> None:
+        raise KeyError("enough")
+
+    with pytest.raises(KeyError):
+        pool.generate(requests_of(4, 2), stop)
+    assert all(place.held == 0 for place in pool.places)
+    assert len(pool.generate(requests_of(4, 2))) == 8
+
+
+def test_a_batch_of_nothing() -> None:
+    assert Fleet().pool(2).generate([]) == []
+
+
+# ------------------------------------------------------------------------ T8-T10
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_whatever_engines_die_or_fail_every_rollout_is_made_once_while_one_is_left(data: st.DataObject) -> None:
+    count = data.draw(st.integers(2, 3))  # a request that fails at three engines is the job's mistake
+    doomed = data.draw(st.sets(st.integers(0, count - 1), max_size=count - 1))
+    what = st.tuples(st.sampled_from(["die", "fail"]), st.integers(0, 6))
+    fleet = Fleet(up=False, trouble={number: data.draw(what) for number in sorted(doomed)})
+    pool = fleet.pool(count, room=data.draw(st.integers(2, 20)))
+    ended: list[int] = []
+    requests = requests_of(7, 3)
+    rollouts = pool.generate(requests, lambda place, _: ended.append(place))
+    assert seeds(rollouts) == [str(request.seed) for request in requests]
+    assert sorted(ended) == list(range(len(requests)))
+    assert all(place.held == 0 for place in pool.places)
+
+
+def test_an_engine_that_dies_is_replaced_and_serves_after_a_refit_alone() -> None:
+    """T8."""
+    fleet = Fleet(trouble={1: ("die", 2)})
+    pool = fleet.pool(3)
+    pool.refit(fleet, 5)
+    assert {rollout.policy_version for rollout in pool.generate(requests_of(9, 2))} == {5}
+    (incident,) = pool.told()
+    assert (incident.type, incident.level) == ("engine.retired", "warning")
+    assert incident.data == {"engine": 1, "message": "its process is gone", "resent": 4, "given_up": False}
+    figures = pool.health()
+    assert [figures[str(n)]["health"] for n in range(3)] == ["healthy", "stale", "healthy"]
+    assert (figures["1"]["restarts"], figures["1"]["resent"], figures["1"]["policy_version"]) == (1, 4, None)
+    assert sum(figures[n]["rollouts"] for n in figures) == 18
+    before = len(fleet.asked[1])
+    pool.generate(requests_of(9, 2))
+    assert len(fleet.asked[1]) == before  # up, but without weights
+
+    pool.refit(fleet, 6)
+    assert types(pool) == ["engine.restarted", "engine.back"]
+    assert {rollout.policy_version for rollout in pool.generate(requests_of(9, 2))} == {6}
+    assert len(fleet.asked[1]) == before + 1
+    assert fleet.connected[-1] == [place.engine for place in pool.places]
+
+
+def test_an_engine_that_still_comes_up_holds_no_refit_up() -> None:
+    fleet = Fleet(up=False, trouble={0: ("die", 0)})
+    pool = fleet.pool(2)
+    pool.generate(requests_of(2, 1))
+    pool.refit(fleet, 1)
+    assert pool.health()["0"]["health"] == "starting"
+    assert pool.serving == 1
+    fleet.up = True
+    pool.refit(fleet, 2)
+    assert pool.serving == 2
+
+
+def test_an_engine_that_hangs_is_retired_by_its_silence() -> None:
+    """T9."""
+    fleet = Fleet(up=False, trouble={0: ("hang", 1)})
+    pool = fleet.pool(2, stall_s=0.1)
+    assert len(pool.generate(requests_of(4, 2))) == 8
+    (incident,) = pool.told()
+    assert incident.data["message"] == "no new token for 0.1 s (rollout.stall_s)"
+    assert incident.data["resent"] == 3
+    assert fleet.engines[0].killed.is_set()
+
+
+def test_a_slow_engine_that_shows_tokens_is_left_alone() -> None:
+    fleet = Fleet(tokens_s=0.01)
+    pool = fleet.pool(1, stall_s=0.15)
+    assert len(pool.generate(requests_of(4, 2, max_tokens=10))) == 8  # 0.8 s, 0.1 s each
+    assert types(pool) == []
+
+
+def test_a_streak_of_failures_retires_an_engine_and_one_that_ends_something_begins_anew() -> None:
+    fleet = Fleet(trouble={0: ("fail", 0)})
+    pool = fleet.pool(2)
+    for _ in range(2):
+        pool.generate(requests_of(4, 1))
+    assert pool.health()["0"]["failures"] == 2
+    del fleet.trouble[0]
+    pool.generate(requests_of(4, 1))
+    assert pool.health()["0"]["failures"] == 0
+    fleet.trouble[0] = ("fail", 0)
+    for _ in range(3):
+        pool.generate(requests_of(4, 1))
+    (incident,) = pool.told()
+    assert incident.data["message"] == "3 calls in a row failed, the last: an odd token"
+
+
+def test_a_request_that_no_engine_can_make_is_the_jobs_mistake() -> None:
+    fleet = Fleet(trouble=dict.fromkeys(range(4), ("fail", 0)))
+    pool = fleet.pool(4)
+    with pytest.raises(EngineError, match="an odd token"):
+        pool.generate(requests_of(1, 1))
+    assert sum(len(found) for found in fleet.asked.values()) == 3
+    assert len(fleet.asked) == 3  # another engine each time
+
+
+def test_no_engine_left_is_no_empty_batch() -> None:
+    """T10: the job goes back to its checkpoint."""
+    fleet = Fleet(trouble={n: ("die", n) for n in range(3)})
+    pool = fleet.pool(3)
+    with pytest.raises(ActorLost, match=r"no rollout engine is left \(engine 0 is st.*its process is gone"):
+        pool.generate(requests_of(6, 2))
+    tell("T10", stand_ins_killed=3, batches_of_less=0)
+
+
+def test_where_weights_go_by_a_group_of_ranks_one_loss_is_the_jobs() -> None:
+    fleet = Fleet(trouble={1: ("die", 1)})
+    pool = fleet.pool(2)
+    pool._start = None
+    with pytest.raises(ActorLost, match="a rollout engine is gone: its process is gone"):
+        pool.generate(requests_of(6, 2))
+
+
+def test_an_engine_that_does_not_take_the_weights_is_retired() -> None:
+    fleet = Fleet()
+    pool = fleet.pool(2)
+    fleet.deaf = {1}
+    pool.refit(fleet, 3)
+    (incident,) = pool.told()
+    assert incident.data["message"] == "it did not take the weights of step 3"
+    assert {rollout.policy_version for rollout in pool.generate(requests_of(4, 1))} == {3}
+    fleet.deaf = {0, 1}
+    with pytest.raises(ActorLost, match="no rollout engine is left"):
+        pool.refit(fleet, 4)
+
+
+def test_an_engine_that_never_comes_up_is_given_up() -> None:
+    fleet = Fleet(trouble={0: ("die", 0)})
+    pool = fleet.pool(2)
+    started = pool._start
+    assert started is not None
+
+    def start(number: int) -> Any:
+        engine = started(number)
+        fleet.trouble[number] = ("never", 0)
+        return engine
+
+    pool._start = start
+    for _ in range(6):
+        assert len(pool.generate(requests_of(2, 1))) == 2
+        pool.health()
+    told = pool.told()
+    assert [incident.data["given_up"] for incident in told] == [False, False, False, True]
+    assert told[-1].level == "error"
+    assert pool.health()["0"]["health"] == "retired"
+    assert "it did not start: it did not come up" in str(pool.health()["0"]["reason"])
+
+
+def test_a_refit_waits_for_the_batch_under_way_unless_it_is_in_flight() -> None:
+    fleet = Fleet(tokens_s=0.002)
+    pool = fleet.pool(2)
+    first = threading.Event()
+    found: list[Rollout] = []
+    thread = threading.Thread(target=lambda: found.extend(pool.generate(requests_of(8, 2), lambda *_: first.set())))
+    thread.start()
+    first.wait(5)
+    pool.refit(fleet, 1)
+    thread.join(0.2)
+    assert {rollout.policy_version for rollout in found} == {0}
+    assert len(found) == 16
+
+    first.clear()
+    found.clear()
+    thread = threading.Thread(target=lambda: found.extend(pool.generate(requests_of(8, 2), lambda *_: first.set())))
+    thread.start()
+    first.wait(5)
+    pool.refit(fleet, 2, in_flight=True)
+    thread.join(5)
+    assert {rollout.policy_version for rollout in found} == {1, 2}
+    assert seeds(found) == [str(request.seed) for request in requests_of(8, 2)]
