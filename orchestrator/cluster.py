@@ -165,7 +165,8 @@ class EngineFanout:
             ray.get(list(calls))
             return
         answered, _ = ray.wait(list(calls), num_returns=len(calls), timeout=self.patience_s)
-        self.engines, problem = [], TimeoutError(f"no engine answered within {self.patience_s:g} s")
+        self.engines = []
+        problem: Exception = TimeoutError(f"no engine answered within {self.patience_s:g} s")
         for reference in answered:
             try:
                 ray.get(reference)
@@ -226,6 +227,7 @@ class Cluster:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own coming default
         self.actors: list[Any] = []
         self.gang: Gang | None = None
+        self.pool: EnginePool | None = None
         self.grows = address is not None  # machines may join a cluster; our own Ray is this one
         self.owns_ray = not ray.is_initialized()
         if not self.owns_ray:
@@ -304,7 +306,7 @@ class Cluster:
             if _is_lost(error):
                 raise ActorLost(f"a rollout engine is gone: {last_line(error)}") from error
             raise EngineError(f"a rollout engine did not start: {last_line(error)}") from error
-        pool = EnginePool(
+        pool = self.pool = EnginePool(
             first,
             timeout_s=engine.timeout_s,
             stall_s=engine.stall_s,
@@ -317,6 +319,8 @@ class Cluster:
 
     def close(self) -> None:
         """Ends the actors, and Ray where this cluster started it."""
+        if self.pool is not None:
+            self.pool.close()
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []

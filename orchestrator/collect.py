@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from orchestrator.ahead import Ahead, FirstRound
 from orchestrator.batch import Batch, by_prompt, rollout_seed, stack, without
 from orchestrator.build import Parts
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.clock import Clock
 from orchestrator.references import References
 from orchestrator.routing import Routes
-from orchestrator.scoring import roll_out_and_score
+from orchestrator.scoring import Stage, roll_out_and_score
 from orchestrator.spec import JobSpec
 from orchestrator.specs.sampling import KnapsackSpec
 from policies.budget import count_successes
@@ -69,6 +71,7 @@ class Collector:
         self.names = list(spec.objective_names)
         self.routes = Routes.of(spec)
         self.known = References(references)
+        self.ahead = Ahead(spec.rollout.most_stale, spec.steps)
 
     @property
     def references(self) -> dict[str, Tensor]:
@@ -84,16 +87,21 @@ class Collector:
         None where it was `interrupted` between two rounds: then it is as if the step had not begun.
         """
         rule, wanted = self.spec.sampling.zero_signal, self.spec.rollout.prompts_per_step
-        sampled, start = Sampled(), self.parts.order.position
+        begun = self.ahead.take(step)
+        sampled, start = Sampled(), self.parts.order.position if begun is None else begun.start
         need = wanted
         for extra_round in range(1 + (rule.max_rounds if rule.name == "refill" else 0)):
             if extra_round and interrupted():
-                self.parts.order.position = start
+                self.leave(start)
                 return None
             try:
-                self.sample(step, need, sampled)
+                if begun is not None and not extra_round:
+                    with self.clock("rollout"):  # what of it is not hidden behind earlier steps
+                        self.add(sampled, begun.index, begun.counts, *begun.result.result())
+                else:
+                    self.sample(step, need, sampled)
             except RewardError:
-                self.parts.order.position = start  # as if the step had not begun
+                self.leave(start)
                 raise
             carries_P = signal_P(self.judged(sampled), counts_K)
             need = missing(carries_P, wanted)
@@ -102,16 +110,48 @@ class Collector:
         kept = keep(carries_P) if rule.name in ("keep", "copo") else drop(carries_P, wanted)
         return self.batch(sampled), kept.tolist()
 
+    def leave(self, start: int) -> None:
+        """As if the step had not begun, nor any after it."""
+        self.parts.order.position = start
+        self.ahead.forget()
+
+    def look_ahead(self, served: int, taken: int) -> None:
+        """Begin the first rounds of the steps whose turn it may be (ahead.py).
+
+        Their prompts are taken in order, and the budget allocates by what it has seen so far. Further rounds and
+        everything that remembers, such as transforms, wait for the step's own turn.
+        """
+        for step in self.ahead.due(served, taken):
+            start, index = self.parts.order.position, self.parts.order.take(self.spec.rollout.prompts_per_step)
+            counts = self.parts.budget.allocate(index)
+            begun = FirstRound(start=start, index=index, counts=counts)
+            self.ahead.put(step, begun.begin(partial(self._roll_out_ahead, step, begun)))
+
+    def _roll_out_ahead(self, step: int, begun: FirstRound, stage: Stage) -> tuple[list[Rollout], Scored]:
+        return self.roll_out(f"step {step}", begun.index, begun.counts, stage=stage)
+
+    def settle(self) -> None:
+        """Before the weights change: unless they may under rollouts that go on, these come to their end."""
+        if not self.spec.rollout.in_flight:
+            self.ahead.settle()
+
     def sample(self, step: int, prompts: int, sampled: Sampled) -> None:
-        """A round: so many prompts more. A rollout that could not be scored is left out for all objectives."""
+        """A round: so many prompts more."""
         index = self.parts.order.take(prompts)
         counts = self.parts.budget.allocate(index)
-        rollouts, scored = self.roll_out(f"step {step}", index, counts, first=sampled.prompts, before=sampled.rounds)
-        sampled.prompts += prompts
+        rolled = self.roll_out(f"step {step}", index, counts, first=sampled.prompts, before=sampled.rounds)
+        self.add(sampled, index, counts, *rolled)
+
+    def add(
+        self, sampled: Sampled, index: Sequence[int], counts: Sequence[int], rollouts: list[Rollout], scored: Scored
+    ) -> None:
+        """What came of a round. A rollout that could not be scored is left out for all objectives."""
+        sampled.prompts += len(index)
         sampled.rounds.append(scored)
         rewards_BK, gated_BK = self.score(scored)
-        index, counts, rows = without(set(scored.dropped), index, counts)
-        sampled.add(index, counts, [rollouts[row] for row in rows], rewards_BK[rows], gated_BK[rows])
+        left_index, left_counts, rows = without(set(scored.dropped), index, counts)
+        rollouts = [rollouts[row] for row in rows]
+        sampled.add(left_index, left_counts, rollouts, rewards_BK[rows], gated_BK[rows])
 
     def roll_out(
         self,
@@ -121,6 +161,7 @@ class Collector:
         *,
         first: int = 0,
         before: Sequence[Scored] = (),
+        stage: Stage | None = None,
     ) -> tuple[list[Rollout], Scored]:
         """`counts` rollouts of each train prompt, each with a seed of its own by its place in the step, and scored.
 
@@ -148,7 +189,7 @@ class Collector:
             routes=self.routes,
             max_tokens=rollout.max_tokens,
             before=before,
-            stage=self.clock,
+            stage=stage or self.clock,
         )
 
     def score(self, scored: Scored) -> tuple[Tensor, Tensor]:
@@ -227,7 +268,8 @@ class Collector:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "prompt_position": self.parts.order.position,
+            # What was begun ahead is begun again by who goes on from here, with newer weights.
+            "prompt_position": self.parts.order.position if self.ahead.start is None else self.ahead.start,
             "budget": self.parts.budget.state_dict(),
             "transforms": [transform.state_dict() for transform in self.parts.transforms],
             "references": self.known.digest if self.references else None,

@@ -131,7 +131,7 @@ class EnginePool:
         self._connect = connect
         self._connected: list[Engine] = []
         self._works: list[_Work] = []  # in the order in which they came
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
         self._refitting = False
         self._incidents: list[Incident] = []
 
@@ -139,13 +139,13 @@ class EnginePool:
 
     def told(self) -> list[Incident]:
         """What people should hear of since the last call."""
-        with self._changed:
+        with self._lock:
             incidents, self._incidents = self._incidents, []
         return incidents
 
     def health(self) -> dict[str, dict[str, Any]]:
         """Every engine's state, and its figures since the last call."""
-        with self._changed:
+        with self._lock:
             self._look()
             return {str(place.number): place.figures() for place in self.places}
 
@@ -164,16 +164,13 @@ class EnginePool:
         for place in self.places:
             place.serve(0)
 
-    def refit(self, learner: Syncs, version: int, *, in_flight: bool = False) -> None:
+    def refit(self, learner: Syncs, version: int) -> None:
         """Every engine that is up samples from the learner's weights when this returns, under this version.
 
-        Waits until no batch is under way, unless `in_flight`: then rollouts that have begun go on under the new
-        weights. An engine that does not say that it has them is retired. Raises ActorLost where that leaves none, and
-        what the learner raises.
+        Rollouts that have begun go on under the new weights. An engine that does not say that it has them is retired.
+        Raises ActorLost where that leaves none, and what the learner raises.
         """
-        with self._changed:
-            while self._works and not in_flight:
-                self._changed.wait()
+        with self._lock:
             self._look()
             members = self._in(Health.STALE, Health.HEALTHY)
             if not members:
@@ -188,10 +185,10 @@ class EnginePool:
             learner.sync(version)
             self._take_back(members, engines, version)
         finally:
-            with self._changed:
+            with self._lock:
                 self._refitting = False
                 self._wake()
-        with self._changed:
+        with self._lock:
             if not self._in(Health.HEALTHY):
                 raise self._none_left()
 
@@ -206,7 +203,7 @@ class EnginePool:
         answers = [engine.version() for engine in engines]
         deadline = time.monotonic() + ANSWER_S
         versions = [answer(max(0.0, deadline - time.monotonic())) for answer in answers]
-        with self._changed:
+        with self._lock:
             for place, engine, found in zip(members, engines, versions, strict=True):
                 place.heard = time.monotonic()
                 if place.engine is not engine or place.health is not Health.STALE:
@@ -215,6 +212,11 @@ class EnginePool:
                     self._retire(place, f"it did not take the weights of step {version}")
                 elif place.serve(version) and place.restarts:
                     self._tell("engine.back", "info", place, policy_version=version)
+
+    def close(self) -> None:
+        """No engine is started any more, and batches under way end with ActorLost where theirs are killed."""
+        with self._lock:
+            self._start = None
 
     # --------------------------------------------------------------- rollouts
 
@@ -228,11 +230,11 @@ class EnginePool:
         """
         work = _Work(requests=requests, waiting=deque(groups(requests, range(len(requests)))))
         deadline, looked = time.monotonic() + self.timeout_s, 0.0
-        with self._changed:
+        with self._lock:
             self._works.append(work)
         try:
             while len(work.found) < len(requests):
-                with self._changed:
+                with self._lock:
                     if time.monotonic() - looked > _LOOK_EVERY_S:
                         looked = time.monotonic()
                         self._look()
@@ -243,7 +245,7 @@ class EnginePool:
                 if time.monotonic() > deadline:
                     raise EngineError(f"no rollouts within {self.timeout_s:g} s (rollout.timeout_s)")
         finally:
-            with self._changed:
+            with self._lock:
                 for call in work.calls:
                     self._close(call)
                 self._works.remove(work)
@@ -290,7 +292,7 @@ class EnginePool:
         if news is _WAKE:
             return
         call, said = news
-        with self._changed:
+        with self._lock:
             if call.over:
                 return
             if isinstance(said, BaseException):
@@ -363,7 +365,7 @@ class EnginePool:
         place.engine.kill()
         held, old = place.held, place.engine
         for work in self._works:
-            for call in [call for call in work.calls if call.engine is old]:
+            for call in [call for call in work.calls if call.engine is old and not call.over]:
                 self._give_back(work, call)
         place.resent += held
         place.retire(reason)
@@ -390,7 +392,6 @@ class EnginePool:
             call.place.held -= len(call.left)
 
     def _wake(self, but: _Work | None = None) -> None:
-        self._changed.notify_all()
         for work in self._works:
             if work is not but and work.waiting:
                 work.inbox.put(_WAKE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from policies import statistics
 from policies.pareto import Archive, Point
 from policies.signal import SPREAD
-from policies.types import LearnStats, Weights
+from policies.types import LearnStats, Rollout, Weights
 
 NOT_RECORDED = {"surviving_B", "gramian_KK", "influence_K"}  # as long as the batch, or recorded averaged
 
@@ -58,6 +59,12 @@ def objective_figures(rewards_PG: Tensor) -> dict[str, float | None]:
         "std": float(statistics.std(rewards_PG, everywhere)),
         "zero_share": float((statistics.std(rewards_PG[measured_P], 1) < SPREAD).double().mean()),
     }
+
+
+def staleness_figures(rollouts: Sequence[Rollout], version: int) -> dict[str, float]:
+    """Of tokens: weight updates between the policy that wrote them and the one that learns from them, `version`."""
+    found = [updates for rollout in rollouts for updates in rollout.staleness(version)]
+    return {"mean": fmean(found), "max": max(found)} if found else {"mean": 0.0, "max": 0}
 
 
 def measured(record: Mapping[str, Any]) -> dict[str, Any]:

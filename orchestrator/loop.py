@@ -22,7 +22,7 @@ from orchestrator.clock import Clock
 from orchestrator.collect import Collector
 from orchestrator.evaluation import Evaluator
 from orchestrator.failpoints import reach
-from orchestrator.figures import Update, front_document, measured
+from orchestrator.figures import Update, front_document, measured, staleness_figures
 from orchestrator.gold import GoldWatch
 from orchestrator.guardrails import Guardrails
 from orchestrator.journal import Journal
@@ -166,9 +166,12 @@ class Loop:
         if collected is None:
             return
         batch, kept = collected
+        self.collector.look_ahead(served=step - 1, taken=step)
         gold = self.watch_gold(step, batch) if self.gold.due(step) else None
         with self.clock("learn"):
             update = self.improve(step, batch, kept, steering)
+        with self.clock("rollout"):
+            self.collector.settle()
         reach("before_sync")
         with self.clock("sync"):
             self.parts.engines.refit(self.parts.learner, step)
@@ -185,6 +188,7 @@ class Loop:
         }
         self.journal.commit(record | clocked)
         self.committed = step
+        self.collector.look_ahead(served=step, taken=step)
         self.guard(record)
         self.keep_samples(step, version, batch.groups(kept), update)
         self.tell_steering(step, version, steering, update)
@@ -495,7 +499,8 @@ class Loop:
             "gramian": self.state.gramian,
             "influence": self.state.influence,
             "steering_version": version,
-            "policy_version": batch.rollouts[0].policy_version,
+            "policy_version": min(rollout.policy_version for rollout in batch.rollouts),
+            "staleness": staleness_figures(batch.rollouts, step - 1),
             "groups": len(batch.counts),
             "groups_learned": groups_learned,
             "tokens": sum(tokens),

@@ -77,6 +77,27 @@ class RolloutSpec(Spec):
     stall_s: Positive = Field(
         120.0, description="an engine that has requests and makes no token for so many seconds is replaced"
     )
+    mode: Literal["sync", "overlapped", "async"] = Field(
+        "sync",
+        description="sync: roll out, then learn; overlapped: the next step is rolled out while one is learned from; "
+        "async: engines never wait, and weights change under rollouts that go on",
+    )
+    max_staleness: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="async: updates that a rollout's weights may be behind those that learn from it, at most",
+    )
+
+    @property
+    def most_stale(self) -> int:
+        """Updates between the weights that begin a rollout and those that learn from it, at most."""
+        return {"sync": 0, "overlapped": 1, "async": self.max_staleness}[self.mode]
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether weights change under rollouts that go on."""
+        return self.mode == "async"
 
 
 class LossSpec(Spec):

@@ -41,7 +41,7 @@ class Scored:
 class RewardPool:
     """The hosts of a job's objectives.
 
-    consumes: one round at a time, from one caller
+    consumes: rounds, which several threads may begin and finish
     waits for: every host, in parallel
     unblocked by: the last answer, or the first host that gives up
     """
@@ -54,6 +54,7 @@ class RewardPool:
         self._hosts = list(hosts)
         self._labels = _labels(hosts)
         self._incidents: list[Incident] = []
+        self._telling = threading.Lock()
         self._ended: deque[Round] = deque(maxlen=64)  # more than a step has
 
     def begin(self, counts: Sequence[int], *, before: Sequence[Scored] = ()) -> Round:
@@ -74,7 +75,8 @@ class RewardPool:
 
     def told(self) -> list[Incident]:
         """What people should hear of since the last call."""
-        incidents, self._incidents = self._incidents, []
+        with self._telling:
+            incidents, self._incidents = self._incidents, []
         return incidents
 
     def health(self) -> dict[str, dict[str, float]]:
@@ -91,7 +93,8 @@ class RewardPool:
     def ended(self, round_: Round) -> None:
         """Called by the round itself."""
         self._ended.append(round_)
-        self._incidents += [incident for share in round_.shares for incident in share.incidents()]
+        with self._telling:
+            self._incidents += [incident for share in round_.shares for incident in share.incidents()]
 
 
 class Round:

@@ -88,7 +88,6 @@ class FakeEngines:
         self.profile = profile
         self.batches: list[list[RolloutRequest]] = []
         self.order: Callable[[int], Sequence[int]] = lambda count: random.Random(count).sample(range(count), count)
-        self.in_flight: list[bool] = []  # of each refit
         self.serving = 1
 
     def generate(
@@ -104,8 +103,7 @@ class FakeEngines:
                 on_end(place, rollouts[place])
         return rollouts
 
-    def refit(self, learner: "FakeLearner", version: int, *, in_flight: bool = False) -> None:
-        self.in_flight.append(in_flight)
+    def refit(self, learner: "FakeLearner", version: int) -> None:
         learner.sync(version)
 
     def told(self) -> list[Incident]:
@@ -193,28 +191,14 @@ class FakeLearner:
 
 
 class FakeRewards:
-    """A pool whose every group is scored when the round is finished."""
+    """A pool whose every group is scored when its round is finished."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.error: Exception | None = None
-        self.counts: list[int] = []
-        self.groups: dict[int, RewardBatch] = {}
-        self.rounds = 0
 
-    def begin(self, counts: Sequence[int], *, before: Sequence[Scored] = ()) -> "FakeRewards":
-        self.counts, self.groups, self.rounds = list(counts), {}, len(before)
-        return self
-
-    def add(self, group: int, batch: RewardBatch) -> None:
-        assert len(batch) == self.counts[group]
-        self.groups[group] = batch
-
-    def finish(self) -> Scored:
-        return Scored(scores=self.score(RewardBatch.joined([self.groups[p] for p in range(len(self.counts))])))
-
-    def cancel(self) -> None:
-        pass
+    def begin(self, counts: Sequence[int], **_: Any) -> "FakeRound":
+        return FakeRound(self, list(counts))
 
     def score(self, batch: RewardBatch) -> dict[str, list[float | None]]:
         self.world.calls.append("score")
@@ -228,6 +212,23 @@ class FakeRewards:
 
     def health(self) -> dict[str, dict[str, float]]:
         return {}
+
+
+@dataclasses.dataclass
+class FakeRound:
+    pool: FakeRewards
+    counts: list[int]
+    groups: dict[int, RewardBatch] = dataclasses.field(default_factory=dict)
+
+    def add(self, group: int, batch: RewardBatch) -> None:
+        assert len(batch) == self.counts[group]
+        self.groups[group] = batch
+
+    def finish(self) -> Scored:
+        return Scored(scores=self.pool.score(RewardBatch.joined([self.groups[p] for p in range(len(self.counts))])))
+
+    def cancel(self) -> None:
+        pass
 
 
 class Worth:

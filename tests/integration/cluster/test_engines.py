@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -115,7 +116,7 @@ def test_an_engine_that_saw_half_an_update_serves_after_a_whole_one(synced):
     _, engines, learner, _, requests, cluster = synced
     ray.get(cluster.actors[0].start_weight_update.remote())
     if len(engines.places) == 1:
-        with pytest.raises(ActorLost, match="engine 0 is stale: .*weights are mixed"):
+        with pytest.raises(ActorLost, match=r"engine 0 is stale: .*weights are mixed"):
             engines.generate(requests)
     else:
         assert len(engines.generate(requests)) == len(requests)
@@ -123,6 +124,25 @@ def test_an_engine_that_saw_half_an_update_serves_after_a_whole_one(synced):
     ray.get(cluster.actors[0].finish_weight_update.remote(None))
     engines.refit(learner, 3)
     assert {figures["health"] for figures in engines.health().values()} == {"healthy"}
+
+
+def test_weights_change_under_rollouts_that_go_on(synced):
+    """They say which policy wrote which of their tokens, each with that policy's own probability."""
+    _, engines, learner, _, requests, _ = synced
+    many = [replace(request, seed=seed, max_tokens=90) for seed, request in enumerate(requests * 8)]
+    ended, found = threading.Event(), []
+    thread = threading.Thread(target=lambda: found.extend(engines.generate(many, lambda *_: ended.set())))
+    thread.start()
+    ended.wait(60)
+    engines.refit(learner, 4)  # the same weights under another name, so that the learner can check every token
+    thread.join(60)
+    assert all(sum(count for _, count in rollout.version_spans) == len(rollout.tokens) for rollout in found)
+    carried = [rollout for rollout in found if [version for version, _ in rollout.version_spans] == [3, 4]]
+    assert carried
+    assert max(carried[0].staleness(4)) == 1
+    for rollout, scores in zip(carried, learner.logprobs(carried), strict=True):
+        assert rollout.logprobs == pytest.approx(scores, abs=1e-4)
+    engines.refit(learner, 3)
 
 
 def _at_first_end(act: Callable[[], Any]) -> Callable[[int, Any], None]:
@@ -219,7 +239,10 @@ def test_an_engine_whose_core_stands_still_is_retired(synced):
 
 
 def test_two_steps_on_competition_mathematics(math500: Path, tmp_path, redis_url, state_dir):
-    """deploy/jobs/math.yaml with a tiny policy: Parquet, chat prompts, ground truth inside a struct."""
+    """deploy/jobs/math.yaml with a tiny policy: Parquet, chat prompts, ground truth inside a struct.
+
+    Rolled out ahead: the second step's rollouts begin while the first is learned from, and go on under its weights.
+    """
     import yaml
 
     from tests.support import parse_spec, run_job
@@ -229,10 +252,18 @@ def test_two_steps_on_competition_mathematics(math500: Path, tmp_path, redis_url
     spec |= {"steps": 2, "policy": {"model": str(policy), "dtype": "float32"}}
     spec["data"] |= {"train": str(math500 / "train.parquet"), "validation": str(math500 / "val.parquet")}
     spec["data"] |= {"test": str(math500 / "test.parquet"), "limit": 12}
-    spec["rollout"] = {"prompts_per_step": 4, "rollouts_per_prompt": 4, "max_tokens": 64, "kv_cache_gib": 0.2}
+    spec["rollout"] = {
+        "mode": "async",
+        "prompts_per_step": 4,
+        "rollouts_per_prompt": 4,
+        "max_tokens": 64,
+        "kv_cache_gib": 0.2,
+    }
     spec["objectives"][1]["reward"]["options"] = {"free_tokens": 8}
     spec["optimizer"]["minibatches"] = 2
     spec["evaluation"] = {"every": 2, "test_points": 1}
     store, job_id = run_job(parse_spec(spec), redis_url, state_dir)
     assert len(store.steps(job_id)) == 2
     assert store.steps(job_id)[-1]["updates"] == 2
+    assert [step["staleness"]["max"] for step in store.steps(job_id)] in ([0, 0], [0, 1])
+    assert [step["engine_health"]["0"]["health"] for step in store.steps(job_id)] == ["healthy"] * 2
