@@ -371,11 +371,11 @@ class EnginePool:
         place.retire(reason)
         if self._start is None:
             raise ActorLost(f"a rollout engine is gone: {reason}")
-        again = place.starts < STARTS
-        level = "warning" if again else "error"
-        self._tell("engine.retired", level, place, message=reason, resent=held, given_up=not again)
+        given_up = place.starts >= STARTS
+        level = "error" if given_up else "warning"
+        self._tell("engine.retired", level, place, message=reason, resent=held, given_up=given_up)
         log.warning("engine %d is retired: %s", place.number, reason)
-        if again:
+        if not given_up and self._in(Health.HEALTHY, Health.STALE):  # else all begins anew, from the checkpoint
             place.replace(self._start)
 
     def _give_back(self, work: _Work, call: Call) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -63,8 +62,10 @@ def objective_figures(rewards_PG: Tensor) -> dict[str, float | None]:
 
 def staleness_figures(rollouts: Sequence[Rollout], version: int) -> dict[str, float]:
     """Of tokens: weight updates between the policy that wrote them and the one that learns from them, `version`."""
-    found = [updates for rollout in rollouts for updates in rollout.staleness(version)]
-    return {"mean": fmean(found), "max": max(found)} if found else {"mean": 0.0, "max": 0}
+    found = [span for rollout in rollouts for span in rollout.staleness(version)]
+    tokens = sum(count for _, count in found)
+    mean = sum(updates * count for updates, count in found) / max(1, tokens)
+    return {"mean": mean, "max": max((updates for updates, count in found if count), default=0)}
 
 
 def measured(record: Mapping[str, Any]) -> dict[str, Any]:

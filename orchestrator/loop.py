@@ -35,6 +35,7 @@ from policies.types import FrontStats, ObjectiveAdvantages, StepStats, UpdateOut
 from rewards.base import RewardError
 
 MAX_CHECKPOINT_FAILURES = 3
+NEWEST = 2  # checkpoints that are kept whether or not they are on the front
 
 
 @dataclass(kw_only=True)
@@ -394,9 +395,12 @@ class Loop:
             self.retain()
 
     def retain(self) -> None:
-        """Keep the newest checkpoint and the front's; the others leave the ledger first and then the disk."""
+        """Keep the front's checkpoints and the newest, with the one before it in case the newest is found damaged.
+
+        The others leave the ledger first and then the disk.
+        """
         front = {point.step for point in self.parts.archive.front}
-        dropped = self.kept - front - {max(self.kept)}
+        dropped = self.kept - front - set(sorted(self.kept)[-NEWEST:])
         self.kept -= dropped
         changes = {step: {"on_front": step in front, "metrics": self.metrics(step)} for step in sorted(self.kept)}
         self.journal.checkpoints(changes, sorted(dropped))

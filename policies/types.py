@@ -35,10 +35,10 @@ class Rollout:
     policy_version: int  # of the first token: the oldest
     version_spans: tuple[tuple[int, int], ...] = ()  # (version, tokens that it wrote) in order; () where one wrote all
 
-    def staleness(self, version: int) -> list[int]:
-        """How far each token's policy is behind this version, in versions. T."""
+    def staleness(self, version: int) -> list[tuple[int, int]]:
+        """(versions that a policy is behind this one, tokens that it wrote), in order."""
         spans = self.version_spans or ((self.policy_version, len(self.tokens)),)
-        return [version - wrote for wrote, count in spans for _ in range(count)]
+        return [(version - wrote, count) for wrote, count in spans]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -251,8 +251,7 @@ def figures(record: Mapping[str, Any]) -> dict[str, Value]:
         found[name] = number(record.get(name))
     seconds, tokens = found.get("time.step"), found.get("tokens")
     found["tokens_per_s"] = tokens / seconds if seconds and tokens is not None else None
-    policy = found.get("policy_version")
-    found["staleness"] = None if policy is None else max(0, record["step"] - 1 - policy)
+    found["staleness"] = number((record.get("staleness") or {}).get("mean"))
     return found
 
 

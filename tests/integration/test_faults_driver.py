@@ -1,5 +1,5 @@
 """Drivers that are killed, stopped and raced, on toy jobs whose every step can be replayed: T2 to T5, T7, T14, T16,
-T17, T26 and T30 of the reliability table. Each check is shown a mistake that it must see.
+T17, T19, T26 and T30 of the reliability table. Each check is shown a mistake that it must see.
 
 Races of the store alone, zombies' every write and sweeps are in store/test_store_leases.py, the worker's deaths in
 test_worker.py.
@@ -112,6 +112,25 @@ def test_a_checkpoint_that_was_never_registered_is_not_chosen(garage: Garage, st
     assert not [event for event in events_of(store, job_id) if event.type == "job.recovered"]
     assert audit(store, job_id, SPEC, garage.state_dir).violations == ()
     assert [record["fence"] for record in store.steps(job_id)] == [1] * 3 + [3] * 6
+
+
+def test_a_flipped_bit_in_the_newest_checkpoint_costs_the_steps_since_the_one_before(
+    garage: Garage, store: JobStore
+) -> None:
+    """T19: it is named and passed over, and the steps after the one before it give the same figures again."""
+    job_id = submit(store, SPEC)
+    assert garage.start(job_id, owner=store.owner, failpoints="after_commit=kill@8").wait() == -signal.SIGKILL
+    newest = garage.state_dir / "jobs" / job_id / "checkpoints" / "step-000006" / "learner.json"
+    content = newest.read_bytes()
+    newest.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    finish(garage, store, job_id)
+    told = {event.type: event.data for event in events_of(store, job_id)}
+    assert told["checkpoint.damaged"]["step"] == 6
+    assert told["job.resumed"] == {"step": 3, "rerun": 5}
+    found = audit(store, job_id, SPEC, garage.state_dir)
+    assert found.mismatches == 0
+    assert store.job(job_id).status is JobStatus.SUCCEEDED
+    tell("T19", rerun=5, allowed=2 * SPEC.checkpoints.every, mismatches=found.mismatches)
 
 
 def test_a_driver_killed_at_random(garage: Garage, store: JobStore) -> None:

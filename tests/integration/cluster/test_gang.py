@@ -207,9 +207,9 @@ def test_a_process_that_is_gone_is_told_from_one_that_says_what_is_wrong() -> No
 
         def sync(self, version: int) -> None:
             """As the learner does: what becomes of an engine meanwhile is told by the learner."""
-            other = ray.remote(Part).options(num_cpus=0).remote()
             if version > 3:
                 raise torch.OutOfMemoryError("2 GiB") if version == 4 else MemoryError
+            other = ray.remote(Part).options(num_cpus=0).remote()
             ray.get(other.generate.remote([None] * version))
 
     def part() -> Any:
@@ -221,7 +221,7 @@ def test_a_process_that_is_gone_is_told_from_one_that_says_what_is_wrong() -> No
         pool.open()
         with pytest.raises(expected):
             pool.generate([request] * count)
-    full = LearnerOutOfMemory
+    learner, full = RemoteLearner(part(), timeout_s=60), LearnerOutOfMemory
     for count, expected in ((1, ActorLost), (2, ActorLost), (3, LearnerError), (4, full), (5, full)):
         with pytest.raises(expected):
-            RemoteLearner(part(), timeout_s=60).sync(count)
+            learner.sync(count)

@@ -86,7 +86,7 @@ def test_killed_and_resumed_gives_the_same_figures(
     job = store.job(job_id)
     assert job.status is JobStatus.QUEUED, job.reason
     assert job.reason is not None
-    assert "gone" in job.reason
+    assert "no rollout engine is left" in job.reason
 
     last = Drive(job_id, redis_url, state_dir)
     last.wait_for_step(3, fence=2)

@@ -1,6 +1,7 @@
 """Steps that are sampled ahead: how stale rollouts get, what a step's steering decides, and what a resume does."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.ahead import Ahead, FirstRound
+from orchestrator.figures import staleness_figures
 from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import SpecError
 from orchestrator.steering import Steering
@@ -73,7 +75,11 @@ def test_staleness_is_counted_token_by_token() -> None:
         prompt_tokens=(1,), tokens=(2, 3, 4), logprobs=(0.0,) * 3, text="", truncated=False, policy_version=4,
         version_spans=((4, 1), (6, 2)),
     )  # fmt: skip
-    assert rollout.staleness(6) == [2, 0, 0]
+    assert rollout.staleness(6) == [(2, 1), (0, 2)]
+    whole = replace(rollout, version_spans=())
+    assert whole.staleness(6) == [(2, 3)]
+    assert staleness_figures([rollout, whole], 6) == {"mean": 8 / 6, "max": 2}
+    assert staleness_figures([replace(whole, tokens=(), logprobs=())], 6) == {"mean": 0, "max": 0}
 
 
 def test_a_mode_that_there_is_not() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from orchestrator.checkpoints import (
     write_checkpoint,
     write_json,
 )
+from tests.fault_figures import tell
 
 
 @pytest.fixture(autouse=True)
@@ -243,18 +245,22 @@ def full() -> OSError:
     return OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS], ids=["full", "broken", "read-only"])
 @pytest.mark.parametrize("step", [10, 20], ids=["same", "next"])
-def test_a_full_disk_at_every_boundary(tmp_path: Path, step: int) -> None:
+def test_a_disk_that_fails_at_every_boundary(tmp_path: Path, step: int, code: int) -> None:
+    """T18: the last good one is never touched before the next is whole."""
     root = tmp_path / "checkpoints"
     write(root, 10, "old", fence=1)
     errors = 0
-    for failed in every_boundary(root, lambda: write(root, step, "new", fence=2), full, after=False):
+    error = partial(OSError, code, os.strerror(code))
+    for failed in every_boundary(root, lambda: write(root, step, "new", fence=2), error, after=False):
         errors += failed
         assert hidden(root) == []
         if failed:  # as if nothing had been tried
             assert visible(root) == ["step-000010"]
             assert text_of(root, 10) == "old"
     assert errors > 10
+    tell("T18", errors_at_each_disk_fault=errors, fewest_valid_checkpoints=1)
 
 
 @pytest.mark.parametrize("where", ["fill", "fsync"])
@@ -305,6 +311,7 @@ def test_every_flipped_byte_is_seen(tmp_path: Path) -> None:
             assert str(caught.value) == f"{file} does not match its sha256; take another checkpoint"
         file.write_bytes(content)
     assert verify(directory) == manifest
+    tell("T19", flipped=sum((directory / name).stat().st_size for name in manifest.files), wrong_loads=0)
 
 
 @pytest.mark.parametrize("bit", [1, 32, 128])
