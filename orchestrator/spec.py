@@ -107,7 +107,7 @@ class LossSpec(Spec):
     clip_high: float = Field(0.28, ge=0, le=10, allow_inf_nan=False, description="ratio is clipped at 1 + clip_high")
     importance_cap: Positive = Field(
         2.0,
-        description="truncation of learner/sampler probability ratios (they differ by the engines' rounding)",
+        description="truncation of learner/sampler probability ratios (engines round, and their weights may be older)",
     )
     kl_coef: float = Field(
         0.0,

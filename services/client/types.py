@@ -175,6 +175,9 @@ class Step(TypedDict):
     entropy: NotRequired[float | None]
     kl: NotRequired[float | None]
     gold: NotRequired[dict[str, Any]]
+    policy_version: NotRequired[int]
+    staleness: NotRequired[dict[str, float]]
+    engine_health: NotRequired[dict[str, dict[str, Any]]]
 
 
 class Rollout(TypedDict):

@@ -1,6 +1,7 @@
 """The pool of engines over stand-ins: who gets what, and what becomes of a batch whose engines fail."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from orchestrator.errors import ActorLost
 from policies.types import Rollout
 from tests.engine_fakes import Fleet, StandIn, requests_of
 from tests.fault_figures import tell
+from tests.loop_fakes import Run, make_spec, start
 
 
 @pytest.fixture(autouse=True)
@@ -311,3 +313,53 @@ def test_rollouts_under_way_go_on_under_new_weights_and_say_so() -> None:
     assert {rollout.policy_version for rollout in found} == {0, 1}
     assert seeds(found) == [str(request.seed) for request in requests_of(8, 2)]
     assert pool.told() == []
+
+
+# -------------------------------------------------------------------- in a job
+
+
+def job(folder: Path, trouble: dict[int, tuple[str, int]] | None = None, *, at: int = 3) -> Run:
+    """A loop over three stand-ins; the trouble begins when step `at` is rolled out."""
+    run = start(
+        folder, make_spec(rollout={"engines": 3, "prompts_per_step": 3, "rollouts_per_prompt": 4, "max_tokens": 9})
+    )
+    fleet = Fleet(write=run.engines.sample)
+    pool = fleet.pool(3)
+    steering = run.journal.steering
+
+    def steered(step: int) -> Any:
+        if step == at and trouble:
+            fleet.trouble = dict(trouble)
+        return steering(step)
+
+    def sync(version: int) -> None:
+        learn(version)
+        fleet.sync(version)
+
+    run.journal.steering = steered  # type: ignore[method-assign]
+    learn, run.learner.sync = run.learner.sync, sync  # type: ignore[method-assign]
+    for part in (run.loop.parts, run.loop.collector.parts, run.loop.evaluator.parts):
+        object.__setattr__(part, "engines", pool)
+    return run
+
+
+def test_a_job_whose_engine_dies_makes_the_same_figures_and_tells_of_it(tmp_path: Path) -> None:
+    undisturbed, run = job(tmp_path / "one"), job(tmp_path / "other", {1: ("die", 2)})
+    assert undisturbed.loop.run() == run.loop.run() == "succeeded"
+    assert run.figures() == undisturbed.figures()
+    (retired,) = run.journal.named("engine.retired")
+    assert retired == {"engine": 1, "step": 3, "message": "its process is gone", "resent": 2, "given_up": False}
+    assert [len(run.journal.named(f"engine.{what}")) for what in ("restarted", "back")] == [1, 1]
+    healths = {step: record["engine_health"]["1"]["health"] for step, record in run.journal.records.items()}
+    assert healths == dict.fromkeys(range(1, 7), "healthy")  # back within its step's own sync
+    assert run.journal.records[3]["engine_health"]["1"]["restarts"] == 1
+    lines = [line["engines"] for line in run.journal.lines if "engines" in line]
+    assert lines == [{"serving": 3, "of": 3}] * 6
+
+
+def test_a_job_that_loses_all_engines_makes_no_step_of_less(tmp_path: Path) -> None:
+    """T10: the driver hands it back, and the next goes on from the checkpoint."""
+    run = job(tmp_path, dict.fromkeys(range(3), ("die", 1)))
+    with pytest.raises(ActorLost, match="no rollout engine is left"):
+        run.loop.run()
+    assert list(run.journal.records) == [1, 2]

@@ -134,3 +134,31 @@ def test_token_weights_sum_to_one_or_to_the_share_of_the_longest(lengths):
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
 def test_nothing_but_empty_completions_weighs_nothing(aggregation):
     assert torch.equal(token_weights(torch.zeros(2, 3).bool(), aggregation, max_tokens=3), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(("cap", "exact"), [(1e6, True), (1.5, False)])
+def test_older_samplers_are_corrected_for_in_expectation(cap: float, exact: bool) -> None:
+    """Over all tokens of a softmax, weighed by an older policy's probabilities: the gradient of the policy itself.
+
+    For rollouts whose weights changed under way, each token counts with the policy that wrote it. The cap gives up the
+    equality for bounded weights: it takes from tokens that the older policy hardly ever wrote.
+    """
+    generator = torch.Generator().manual_seed(3)
+    logits, older, oldest = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(3))
+    rewards = torch.randn(6, generator=generator, dtype=torch.float64)
+    surrogate = ClippedSurrogate(importance_cap=cap)
+
+    def gradient(sampler: torch.Tensor) -> torch.Tensor:
+        parameters = logits.clone().requires_grad_()
+        logprobs = torch.log_softmax(parameters, 0)
+        sampled = torch.log_softmax(sampler, 0)
+        losses = surrogate.token_losses(logprobs[:, None], logprobs.detach()[:, None], sampled[:, None], rewards)
+        (sampled.exp() * losses[:, 0]).sum().backward()
+        assert parameters.grad is not None
+        return parameters.grad
+
+    expected = gradient(logits)
+    for sampler in (older, oldest):
+        assert torch.allclose(gradient(sampler), expected, atol=1e-12) is exact
+        uncorrected = torch.softmax(sampler, 0) * rewards
+        assert not torch.allclose(-(uncorrected - torch.softmax(logits, 0) * uncorrected.sum()), expected, atol=1e-3)
