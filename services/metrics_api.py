@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import gpu_hours
 from orchestrator.census import COUNTED_JOBS, Census, Pulse
+from orchestrator.engine_health import Health
 from orchestrator.errors import StoreUnavailable
 from orchestrator.reader import JobReader
 from orchestrator.states import JobStatus
@@ -169,8 +170,10 @@ class _RunningJobs:
         self.latency = GaugeMetricFamily(
             "equipoise_job_reward_latency_seconds", "Of its calls at that step.", labels=(*by_reward, "quantile")
         )
+        self.engines = GaugeMetricFamily("equipoise_job_engines", "At that step.", labels=(*job, "health"))
+        self.staleness = GaugeMetricFamily("equipoise_job_staleness", "Updates, mean over tokens.", labels=job)
         figures = (self.step, self.objective, self.weight, self.hypervolume, self.speed)
-        self.families = (*figures, *self.rewards.values(), self.latency)
+        self.families = (*figures, *self.rewards.values(), self.latency, self.engines, self.staleness)
 
     def add(self, owner: str, job_id: str, pulse: Pulse) -> None:
         labels = [owner, job_id]
@@ -187,6 +190,10 @@ class _RunningJobs:
                 _add(self.latency, [*labels, reward, quantile], health.get(name))
         _add(self.hypervolume, labels, pulse.hypervolume)
         _add(self.speed, labels, pulse.tokens_per_s)
+        if healths := [engine.get("health") for engine in record.get("engine_health", {}).values()]:
+            for health in Health:
+                self.engines.add_metric([*labels, health], healths.count(health))
+        _add(self.staleness, labels, record.get("staleness", {}).get("mean"))
 
 
 def _add(family: GaugeMetricFamily, labels: list[str], value: float | None) -> None:

@@ -23,7 +23,7 @@ from services.server import ApiServer
 from services.settings import Settings
 
 KEY = "eqp_test"
-LABELS = ("owner", "job", "objective", "reward", "quantile", "method", "route", "status")
+LABELS = ("owner", "job", "objective", "reward", "quantile", "method", "route", "status", "health")
 
 
 @pytest.fixture
@@ -62,6 +62,8 @@ def record(step: int) -> dict[str, Any]:
             },
             "math": {"calls": 4, "latency_s_p50": 0.01, "cost": 0.0},
         },
+        "staleness": {"mean": 0.5, "max": 1},
+        "engine_health": {"0": {"health": "healthy"}, "1": {"health": "starting"}, "2": {"health": "healthy"}},
     }
 
 
@@ -114,6 +116,9 @@ def test_jobs_are_counted_by_owner_and_running_ones_shown(http: httpx.Client, st
     assert found["equipoise_job_weight"] == {("ann", running, "accuracy"): 0.6, ("ann", running, "brevity"): 0.4}
     assert found["equipoise_job_hypervolume"] == {("ann", running): 0.25}
     assert found["equipoise_job_tokens_per_second"] == {("ann", running): 150}
+    assert found["equipoise_job_staleness"] == {("ann", running): 0.5}
+    engines = {"starting": 1, "stale": 0, "healthy": 2, "retired": 0}
+    assert found["equipoise_job_engines"] == {("ann", running, state): count for state, count in engines.items()}
     judge, math = ("ann", running, "judge:helpful"), ("ann", running, "math")
     assert found["equipoise_job_reward_calls"] == {judge: 8, math: 4}
     assert found["equipoise_job_reward_cost"] == {judge: 0.25, math: 0}
