@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import anyio
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PUBLIC_PATHS = frozenset({"/livez"})
+PUBLIC_PATHS = frozenset({"/livez", "/readyz"})  # probes carry no key, and hear yes or no
 _THREADS = 16
 _RECENT_KEYS = 10_000
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -89,8 +89,9 @@ class RequireKey:
     """Refuses every request without a valid key, whatever its path, and what the key's scopes do not reach.
 
     `own` is the installation's own key, an admin of `owner`: it is known without Redis, so that 503 and not 401
-    tells of a Redis that is away. All others are looked up by id, or were of late (RecentKeys). A stream's key is
-    looked up every `recheck_s`, whoever revoked it. The principal goes to the request's state.
+    tells of a Redis that is away. `metrics_key_sha256` is one that GET /metrics alone takes, with everyone's figures.
+    All others are looked up by id, or were of late (RecentKeys). A stream's key is looked up every `recheck_s`, whoever
+    revoked it. The principal goes to the request's state.
     """
 
     def __init__(
@@ -100,12 +101,14 @@ class RequireKey:
         own: OwnKey,
         owner: str,
         keys: RecentKeys,
+        metrics_key_sha256: str | None = None,
         writes_per_minute: int = 0,
         recheck_s: float = 3.0,
     ) -> None:
         self._app = app
         self._own = own
         self._owner = owner
+        self._metrics_key_sha256 = metrics_key_sha256
         self._keys = keys
         self._writes_per_minute = writes_per_minute
         self._recheck_s = recheck_s
@@ -159,6 +162,9 @@ class RequireKey:
         given = digest(key)
         if hmac.compare_digest(given, self._own.sha256):
             return _operator(given, self._owner)
+        if self._metrics_key_sha256 and hmac.compare_digest(given, self._metrics_key_sha256):
+            is_scrape = (scope.get("method"), scope["path"]) == ("GET", "/metrics")
+            return _scraper(given, self._owner) if is_scrape else None
         key_id = key_id_in(key)
         if key_id is None:
             return None
@@ -230,6 +236,10 @@ def _operator(sha256: str, owner: str) -> Principal:
         scopes=frozenset({Scope.ADMIN}),
         is_operator=True,
     )
+
+
+def _scraper(sha256: str, owner: str) -> Principal:
+    return replace(_operator(sha256, owner), key_name="metrics key", scopes=frozenset({Scope.READ}))
 
 
 def _principal_of(key: ApiKey, now: float, given: str) -> Principal | None:

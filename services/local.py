@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.embedded_redis import EmbeddedRedis
@@ -126,14 +127,22 @@ class StopSignals:
                 signal.signal(number, handler)
 
 
+class Turning(Protocol):
+    """What works in a thread of its own until it is told to stop."""
+
+    def run(self) -> None: ...
+
+    def request_stop(self) -> None: ...
+
+
 @contextmanager
-def running(worker: Worker) -> Iterator[None]:
-    thread = threading.Thread(target=worker.run, name="worker")
+def running(work: Turning) -> Iterator[None]:
+    thread = threading.Thread(target=work.run, name=type(work).__name__.lower())
     thread.start()
     try:
         yield
     finally:
-        worker.request_stop()
+        work.request_stop()
         thread.join()
 
 

@@ -139,9 +139,9 @@ def secrets_come_from_files(rendered: Rendered) -> Iterator[str]:
         for item in container.get("env", []):
             if "secretKeyRef" in item.get("valueFrom", {}):
                 yield f"{where}: {item['name']} holds a secret"
-            if _SECRET_NAME.search(item["name"]) and not item.get("value", "").startswith("/run/secrets/"):
-                if (item["name"], item.get("value")) != ("RAY_AUTH_MODE", "token"):
-                    yield f"{where}: {item['name']} looks like a secret"
+            from_file = item.get("value", "").startswith("/run/secrets/")
+            if _SECRET_NAME.search(item["name"]) and not from_file:
+                yield f"{where}: {item['name']} looks like a secret"
         if any("secretRef" in source for source in container.get("envFrom", [])):
             yield f"{where}: its environment comes from a Secret"
     for item in rendered.objects:
@@ -304,11 +304,8 @@ def nothing_is_reachable_by_default(rendered: Rendered) -> Iterator[str]:
 
 @rule
 def gpus_only_where_they_are_used(rendered: Rendered) -> Iterator[str]:
-    wanted = (
-        {"ray-learner", "ray-rollout"}
-        if any("registry.example.com" in str(pod.spec) for pod in rendered.pods)
-        else set()
-    )
+    on_gpus = rendered.of("Ingress") != []  # of the overlays, that for GPU machines alone has one
+    wanted = {"ray-learner", "ray-rollout"} if on_gpus else set()
     for pod in rendered.pods:
         has = any("nvidia.com/gpu" in container["resources"]["limits"] for container in pod.containers)
         if has != (pod.name in wanted):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -109,6 +110,13 @@ def ray_pods(cluster: str, spec: Object) -> Iterator[Pod]:
             "ray.io/group": group,
         }
         yield Pod(name=f"{cluster}-{group}", labels=labels, spec=found["template"]["spec"], on_ray=True)
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
 
 
 def selects(selector: Object, labels: dict[str, str]) -> bool:
