@@ -111,6 +111,10 @@ class RayJobLauncher:
                 self.delete(metadata["name"])
         return drivers
 
+    def close(self) -> None:
+        """No more is heard of drivers; they go on."""
+        self._watch.stop()
+
     def state(self, name: str) -> Any | None:
         """The RayJob as it was last told of; None where there is none any more."""
         self._follow()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from http import HTTPStatus
 from typing import Any
 
@@ -27,7 +28,7 @@ class RayJobWatch:
 
     consumes: the API server's list and its changes.
     waits for: nothing; a server that is away is asked again after `pause_s`.
-    unblocked by: the process's end, as the thread is a daemon.
+    unblocked by: `stop`, and the process's end, as the thread is a daemon.
     """
 
     def __init__(self, api: CustomObjectsApi, namespace: str, selector: str, *, pause_s: float = 1.0) -> None:
@@ -41,6 +42,8 @@ class RayJobWatch:
         self._problem: str | None = "it was not asked yet"
         self._listed = threading.Event()
         self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._stream = watch.Watch()
 
     @property
     def problem(self) -> str | None:
@@ -54,6 +57,10 @@ class RayJobWatch:
             self._thread.start()
         self._listed.wait(timeout_s)
 
+    def stop(self) -> None:
+        self._stopping.set()
+        self._stream.stop()
+
     def get(self, name: str) -> Any | None:
         with self._lock:
             return self._known.get(name)
@@ -64,12 +71,15 @@ class RayJobWatch:
 
     def _run(self) -> None:
         listed = False
-        while True:
+        while not self._stopping.is_set():
             try:
                 if not listed:
                     self._list()
                     listed = True
+                began = time.monotonic()
                 self._follow()
+                if time.monotonic() - began < self._pause_s:  # a server that ends watches at once is not pressed
+                    self._stopping.wait(self._pause_s)
             except ApiException as error:
                 listed = False
                 if error.status == HTTPStatus.GONE:
@@ -90,7 +100,7 @@ class RayJobWatch:
         self._listed.set()
 
     def _follow(self) -> None:
-        changes = watch.Watch().stream(
+        changes = self._stream.stream(
             self._api.list_namespaced_custom_object,
             *RAY_JOBS,
             self._namespace,
@@ -114,4 +124,4 @@ class RayJobWatch:
         if self._problem is None:
             log.warning("the watch on RayJobs ended: %s; trying again", problem)
         self._problem = problem
-        threading.Event().wait(self._pause_s)
+        self._stopping.wait(self._pause_s)

@@ -125,11 +125,7 @@ def test_who_trusts_another_authority_does_not_connect(server: DeployedRedis, pa
 def test_the_users_may_call_what_the_code_calls_and_nothing_else(server: DeployedRedis, passwords: Path) -> None:
     """A command that is new in the code belongs into deploy/kubernetes/secrets/commands.acl, an old one out of it."""
     with server.client("admin", passwords) as admin:
-        known = (
-            {str(name).upper() for name in admin.command_list()}
-            if _has(admin, "COMMAND", "LIST")
-            else {str(name).upper() for name in admin.command()}
-        )
+        known = {str(name).upper() for name in admin.command()}
     called = set()
     for path in [*(ROOT / "orchestrator").rglob("*.py"), *(ROOT / "services").rglob("*.py")]:
         constants = (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
@@ -139,14 +135,6 @@ def test_the_users_may_call_what_the_code_calls_and_nothing_else(server: Deploye
     text = (passwords.parent / "commands.acl").read_text()
     allowed = {word[1:].upper() for word in text.split()}
     assert allowed - {"EVALSHA", "MULTI", "EXEC", "DISCARD"} == called
-
-
-def _has(client: redis.Redis, *words: str) -> bool:
-    try:
-        client.execute_command(*words)
-    except redis.ResponseError:
-        return False
-    return True
 
 
 def test_its_settings_keep_what_it_acknowledged(server: DeployedRedis, passwords: Path) -> None:
