@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PUBLIC_PATHS = frozenset({"/livez", "/readyz"})  # probes carry no key, and hear yes or no
+PUBLIC_PATHS = frozenset({"/livez"})
+_PROBED = "/readyz"  # public to who shows no key, as probes have none: it says yes or no. A key that is shown is checked
 _THREADS = 16
 _RECENT_KEYS = 10_000
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -115,7 +116,7 @@ class RequireKey:
         self._threads: anyio.CapacityLimiter | None = None  # made in the event loop that it belongs to
 
     async def __call__(self, scope: Asgi, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in PUBLIC_PATHS:
+        if scope["type"] == "lifespan" or scope["path"] in PUBLIC_PATHS or _is_probe(scope):
             await self._app(scope, receive, send)
             return
         try:
@@ -252,6 +253,11 @@ def _principal_of(key: ApiKey, now: float, given: str) -> Principal | None:
         owner=key.owner,
         scopes=key.scopes,
     )
+
+
+def _is_probe(scope: Asgi) -> bool:
+    shows_key = any(name == b"authorization" for name, _ in scope["headers"])
+    return bool(scope["path"] == _PROBED and scope.get("method") in ("GET", "HEAD") and not shows_key)
 
 
 def _streams(scope: Asgi) -> bool:

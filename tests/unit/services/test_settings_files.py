@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from services.keys import digest, new_key
-from services.settings import credentials_path, default_state_dir, gpu_gib, read_credentials, write_credentials
+from services.settings import credentials_path, default_state_dir, gpu_gib, read_credentials, secret, write_credentials
 
 
 def test_the_state_directory_is_chosen_then_xdg_then_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,3 +50,23 @@ def test_keys_are_long_and_unlike() -> None:
     assert len(keys) == 100
     assert all(key.startswith("eqp_") and len(key) > 40 for key in keys)
     assert len(digest("x")) == 64
+
+
+def test_a_secret_is_the_variable_or_the_file_that_it_names(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("from-file\n")
+    named = {"EQUIPOISE_API_KEY_FILE": str(file)}
+    assert secret("EQUIPOISE_API_KEY", {}) is None
+    assert secret("EQUIPOISE_API_KEY", named) == "from-file"
+    assert secret("EQUIPOISE_API_KEY", {**named, "EQUIPOISE_API_KEY": "given"}) == "given"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "No such file"), (b"\xff\xfe", "not UTF-8"), (b" \n", "is empty")]
+)
+def test_a_file_of_a_secret_that_holds_none_is_named(tmp_path: Path, content: bytes | None, why: str) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"EQUIPOISE_REDIS_URL_FILE: {file}.*{why}"):
+        secret("EQUIPOISE_REDIS_URL", {"EQUIPOISE_REDIS_URL_FILE": str(file)})
