@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PUBLIC_PATHS = frozenset({"/livez"})
-_PROBED = "/readyz"  # public to who shows no key, as probes have none: it says yes or no. A key that is shown is checked
+_PROBED = (
+    "/readyz"  # public to who shows no key, as probes have none: it says yes or no. A key that is shown is checked
+)
 _THREADS = 16
 _RECENT_KEYS = 10_000
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -61,9 +61,7 @@ def test_a_secret_is_the_variable_or_the_file_that_it_names(tmp_path: Path) -> N
     assert secret("EQUIPOISE_API_KEY", {**named, "EQUIPOISE_API_KEY": "given"}) == "given"
 
 
-@pytest.mark.parametrize(
-    ("content", "why"), [(None, "No such file"), (b"\xff\xfe", "not UTF-8"), (b" \n", "is empty")]
-)
+@pytest.mark.parametrize(("content", "why"), [(None, "No such file"), (b"\xff\xfe", "not UTF-8"), (b" \n", "is empty")])
 def test_a_file_of_a_secret_that_holds_none_is_named(tmp_path: Path, content: bytes | None, why: str) -> None:
     file = tmp_path / "key"
     if content is not None:
