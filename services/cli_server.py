@@ -190,7 +190,9 @@ def _add_worker(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None
         ] = None,
         redis_url_file: Annotated[
             Path | None,
-            typer.Option(help="of ray-jobs and ray-job: the Redis URL's file on the cluster", envvar="EQUIPOISE_REDIS_URL_FILE"),
+            typer.Option(
+                help="of ray-jobs and ray-job: the Redis URL's file on the cluster", envvar="EQUIPOISE_REDIS_URL_FILE"
+            ),
         ] = None,
         ray_cluster: Annotated[
             str,

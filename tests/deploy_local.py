@@ -76,6 +76,11 @@ class Installation:
         self.processes[name] = self._run(name, [str(BIN / words[0]), *words[1:]], given)
         return self.processes[name]
 
+    def start_worker(self) -> None:
+        """It tells drivers where their Redis URL is: under its own path in Kubernetes, in another folder here."""
+        theirs = self.directory / "pods" / "ray-headgroup" / "run" / "secrets" / "equipoise" / "redis-url"
+        self.start("worker", EQUIPOISE_REDIS_URL_FILE=str(theirs))
+
     def start_ray(self) -> None:
         """KubeRay's part: the head's parameters, the token in its variable, and the environment of its container."""
         spec = self.rendered.named("RayCluster", "ray")["spec"]
@@ -126,8 +131,9 @@ class Installation:
 
     def _text(self, name: str, text: str) -> str:
         pod = self.directory / "pods" / name
-        if text.startswith(("/run/", "/etc/", "/tmp/")):
-            return f"{pod}{text}"
+        scheme, path = ("file://", text[7:]) if text.startswith("file://") else ("", text)
+        if path.startswith(("/run/", "/etc/", "/tmp/")):
+            return f"{scheme}{pod}{path}"
         text = text.replace("/var/lib/equipoise", str(self.state))
         text = text.replace("http://ray-head-svc:8265", self.ray_url)
         return "127.0.0.1" if text == "0.0.0.0" else text

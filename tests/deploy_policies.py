@@ -191,7 +191,8 @@ def _claim_templates(rendered: Rendered, name: str) -> list[Object]:
 def files_that_are_named_are_mounted(rendered: Rendered) -> Iterator[str]:
     """Paths in the environment, in arguments, in redis.conf and in the URLs of Redis."""
     for pod, container, where in _each(rendered):
-        named = [value for value in rendered.settings(container).values() if value.startswith(("/run/", "/etc/"))]
+        values = [value.removeprefix("file://") for value in rendered.settings(container).values()]
+        named = [value for value in values if value.startswith(("/run/", "/etc/"))]
         named += [word for word in [*container.get("command", []), *container.get("args", [])] if word.startswith("/")]
         probe = container.get("livenessProbe", {}).get("exec", {}).get("command", [])
         named += [word for word in probe if word.startswith("/")]

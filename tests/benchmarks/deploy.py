@@ -128,7 +128,7 @@ def measure_takeover(directory: Path) -> Figures:
     with installation(directory) as place:
         place.start_ray()
         place.start("serve")
-        _start_worker(place)
+        place.start_worker()
         wait_for(lambda: _is_ready(place), 60)
         policy = make_policy(directory / "policy")
         spec = small_spec(policy, steps=1).model_dump(mode="json", exclude_unset=True)
@@ -138,7 +138,7 @@ def measure_takeover(directory: Path) -> Figures:
                 place.stop("worker", signal.SIGKILL)
                 began = time.perf_counter()
                 job_id = client.submit(spec)["id"]
-                _start_worker(place)
+                place.start_worker()
                 wait_for(lambda job_id=job_id: client.job(job_id)["status"] != "queued", 120)  # type: ignore[misc]
                 took.append(time.perf_counter() - began)
                 _claimed(client, job_id)
@@ -149,14 +149,6 @@ def _claimed(client: Client, job_id: str) -> None:
     wait_for(lambda: client.job(job_id)["status"] != "queued", 120)
     client.cancel(job_id)
     wait_for(lambda: client.job(job_id)["status"] == "cancelled", 120)
-
-
-def _start_worker(place: Installation) -> None:
-    place.start(
-        "worker",
-        EQUIPOISE_REDIS_URL=place.redis.url("worker", place.secrets),
-        EQUIPOISE_REDIS_URL_FILE=str(place.directory / "pods/ray-headgroup/run/secrets/equipoise/redis-url"),
-    )
 
 
 def measure_sizing(_: Path) -> Figures:

@@ -24,12 +24,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
         place.start_ray()
         for name in ("scripts", "serve"):
             place.start(name)
-        # The worker's file has the driver's URL on Ray's machines, under the same path: here one path has one content.
-        place.start(
-            "worker",
-            EQUIPOISE_REDIS_URL=place.redis.url("worker", place.secrets),
-            EQUIPOISE_REDIS_URL_FILE=str(place.directory / "pods/ray-headgroup/run/secrets/equipoise/redis-url"),
-        )
+        place.start_worker()
         yield place
 
 
