@@ -290,7 +290,7 @@ def _serve(redis: str, listen: Listen, state_dir: Path) -> None:
             api.start(JobStore(connect(redis)), settings)
         except (ServerError, ValueError, OSError) as error:
             fail(str(error))
-        announce(api, state_dir, credentials.key if is_new else None)
+        announce(api, state_dir, credentials.key if is_new else None, key_file=key_file)
         signals.received.wait()
         api.stop()
 

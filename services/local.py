@@ -173,14 +173,17 @@ def _only_one(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def announce(api: ApiServer, state_dir: Path, new_key: str | None) -> None:
-    """Where it is and how to get in. The key is shown once: when it is made."""
+def announce(api: ApiServer, state_dir: Path, new_key: str | None, *, key_file: Path | None = None) -> None:
+    """Where it is and how to get in. The key is shown once, when it is made. `key_file`: of one that we do not keep."""
     say(f"Equipoise listens on {api.url}")
     if api.dashboard() is not None:
         say(f"the dashboard: {api.url}/ in a browser, signed in with a key")
     if new_key is not None:
         say(f"its key, shown this once: {new_key}")
-    say(f"commands on this machine find both in {credentials_path(state_dir)}")
+    if key_file is None:
+        say(f"commands on this machine find both in {credentials_path(state_dir)}")
+    else:
+        say(f"its key is the one in {key_file}")
     if api.proxies:
         say(f"{', '.join(api.proxies)} is believed about where requests come from; let nobody else reach this port")
     elif api.is_exposed and api.tls is None:

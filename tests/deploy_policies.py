@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from services.settings import DEFAULT_PORT
-from tests.deploy_support import Object, Pod, Rendered, selects
+from tests.deploy_support import DEPLOY, Object, Pod, Rendered, selects
 
 RULES: dict[str, Callable[[Rendered], Iterator[str]]] = {}
 _VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
@@ -107,6 +107,20 @@ def images_are_pinned(rendered: Rendered) -> Iterator[str]:
         image = container["image"]
         if "@sha256:" not in image and not re.search(r":\d+\.\d+\.\d+(-[\w.]+)?$", image):
             yield f"{where}: {image} names no version"
+
+
+@rule
+def versions_have_the_fixes_that_we_rely_on(rendered: Rendered) -> Iterator[str]:
+    """Redis: the faults in its Lua of October 2025. Ray: tokens from 2.54, and the version that our lock has."""
+    image = rendered.pod("redis").containers[0]["image"]
+    found = re.search(r":(\d+)\.(\d+)\.(\d+)", image)
+    if found is None or tuple(map(int, found.groups())) < (8, 2, 2):
+        yield f"redis: {image} is older than 8.2.2"
+    lock = (DEPLOY.parent / "requirements" / "gpu.txt").read_text()
+    locked = re.search(r"(?m)^ray==(\S+)", lock)
+    for cluster in rendered.of("RayCluster"):
+        if locked is None or cluster["spec"]["rayVersion"] != locked[1]:
+            yield f"RayCluster: {cluster['spec']['rayVersion']} is not the lock's"
 
 
 @rule

@@ -92,6 +92,10 @@ MUTANTS: dict[str, list[Callable[[Rendered], Any]]] = {
         lambda f: first(f, "redis").update(image="redis:latest"),
         lambda f: first(f, "redis").update(image="redis"),
     ],
+    "versions_have_the_fixes_that_we_rely_on": [
+        lambda f: first(f, "redis").update(image="redis:8.0.3"),
+        lambda f: ray(f).update(rayVersion="2.53.0"),
+    ],
     "probes_ask_what_exists": [
         lambda f: first(f, "worker").pop("livenessProbe"),
         lambda f: first(f, "serve")["readinessProbe"]["httpGet"].update(path="/livez"),
