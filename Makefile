@@ -58,7 +58,11 @@ lock: ## resolve both locks again from pyproject.toml (needs uv, which setup ins
 	@$(TIDY) .lock | uniq > requirements/cpu.txt
 	@printf $(GPU_EXTRAS) | $(RESOLVE) --extra gpu > .lock
 	@$(TIDY) .lock | uniq > requirements/gpu.txt
-	@rm .lock; wc -l requirements/*.txt
+	@grep -vE '^(torch|vllm)' requirements/cpu.txt > .constraints
+	@uv pip compile requirements/control.in --constraint .constraints --universal --python-version 3.11 \
+		--index-strategy unsafe-best-match --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet > .lock
+	@$(TIDY) .lock > requirements/control.txt
+	@rm .lock .constraints; wc -l requirements/*.txt
 
 clean: ## remove caches and build output; the environment and the jobs' state stay
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -64,7 +64,7 @@ def hide(*secrets: str | None) -> None:
 
 def hide_environment(environment: Mapping[str, str]) -> None:
     """The API key, and the password in the Redis URL."""
-    hide(environment.get("EQUIPOISE_API_KEY"))
+    hide(environment.get("EQUIPOISE_API_KEY"))  # of secrets in files, whoever reads them
     hide_password(environment.get("EQUIPOISE_REDIS_URL", ""))
 
 

@@ -58,7 +58,7 @@ class RayJobsLauncher:
         self._redis_url_file = redis_url_file
         self._cpus = cpus
         self._grace_s = grace_s
-        self._command = command or _driver_command
+        self._command = command or cluster_driver_command
         try:
             self._client = httpx.Client(
                 base_url=address,
@@ -111,7 +111,7 @@ class RayJobsLauncher:
         document = {
             "entrypoint": shlex.join(self._command(job_id, owner, self._state_dir)),
             "submission_id": name,
-            "runtime_env": {"env_vars": self._environment()},
+            "runtime_env": {"env_vars": shown_environment(self._redis_url_file, self._grace_s)},
             "metadata": {"equipoise_job": job_id, "equipoise_owner": owner, "equipoise_fence": str(fence)},
             "entrypoint_num_cpus": self._cpus,
         }
@@ -123,17 +123,6 @@ class RayJobsLauncher:
                 raise
             return known
         return {"status": "PENDING"}
-
-    def _environment(self) -> dict[str, str]:
-        """Only what a driver needs: all of it is shown in Ray's dashboard, and inherited by the job's actors."""
-        variables = {
-            REDIS_URL_FILE_VARIABLE: str(self._redis_url_file),
-            "RAY_JOB_STOP_WAIT_TIME_S": str(round(self._grace_s)),  # read by Ray, which else waits 3 s
-        }
-        for name in (FORMAT_VARIABLE, STORE_VARIABLE, JUDGES_VARIABLE):  # a URL and a path, no credentials
-            if value := os.environ.get(name):
-                variables[name] = value
-        return variables
 
     def _call(self, method: str, path: str, *, json: Any = None, missing_ok: bool = False) -> httpx.Response:
         try:
@@ -196,7 +185,19 @@ class RayJob:
         return self._said
 
 
-def _driver_command(job_id: str, owner: str, state_dir: Path) -> list[str]:
+def shown_environment(redis_url_file: Path, grace_s: float) -> dict[str, str]:
+    """Only what a driver needs: all of it is shown in Ray's dashboard, and inherited by the job's actors."""
+    variables = {
+        REDIS_URL_FILE_VARIABLE: str(redis_url_file),
+        "RAY_JOB_STOP_WAIT_TIME_S": str(round(grace_s)),  # read by Ray, which else waits 3 s
+    }
+    for name in (FORMAT_VARIABLE, STORE_VARIABLE, JUDGES_VARIABLE):  # a URL and a path, no credentials
+        if value := os.environ.get(name):
+            variables[name] = value
+    return variables
+
+
+def cluster_driver_command(job_id: str, owner: str, state_dir: Path) -> list[str]:
     """The cluster's own Python, and the Ray that the driver is part of."""
     return [*driver_command(job_id, owner, state_dir, python="python"), "--ray-address", "auto"]
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import redis
 from redis.backoff import ConstantBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from redis.retry import Retry
 
 from orchestrator import scripts
@@ -124,6 +124,8 @@ class RedisCalls:
             answered = False
             raise self._unavailable("did not answer, tried twice", error) from error
         except ResponseError as error:
+            if isinstance(error, NoPermissionError):
+                raise self._unavailable("forbids this, or was not given its scripts yet", error) from error
             if isinstance(error, _REFUSALS) or any(code in str(error) for code in _REFUSAL_CODES):
                 raise self._unavailable("refuses writes", error) from error
             raise

@@ -64,6 +64,7 @@ class Worker:
 
     Without `owners`, the jobs of all of them. With `state_dir`, what a fork that crashed left there is deleted. A job
     that found no resources is tried again after 2 `resources_s`, then after twice that, and so on up to a minute.
+    `alive_file` is touched at every poll, for whoever watches that this does not hang.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Worker:
         sweep_s: float = 5.0,
         resources_s: float = 5.0,
         hung_s: float = 30.0,
+        alive_file: Path | None = None,
     ) -> None:
         self._any = store
         self._owners = owners
@@ -90,6 +92,7 @@ class Worker:
         self._sweep_s = sweep_s
         self._resources_s = resources_s
         self._hung_s = hung_s
+        self._alive_file = alive_file
         self._stores: dict[str, JobStore] = {}
         self._drivers: dict[tuple[str, str], Handle] = {}
         self._histories: dict[tuple[str, str], _History] = {}
@@ -110,6 +113,8 @@ class Worker:
         try:
             while not self._stopping.wait(self._poll_s):
                 try:
+                    if self._alive_file is not None:
+                        self._alive_file.touch()
                     if time.monotonic() >= next_sweep:
                         next_sweep = time.monotonic() + self._sweep_s
                         self._sweep()

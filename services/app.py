@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
 from starlette.responses import HTMLResponse, Response
 
@@ -30,17 +30,17 @@ from services import (
 from services.auth import RecentKeys, RequireKey
 from services.body_deadline import BodyDeadline
 from services.dashboard.gate import Gate
-from services.deps import Store
 from services.docs_page import POLICY, docs_page
 from services.errors import BodyLimit, RequestContext, StrictJSONResponse, add_handlers
 from services.event_feed import Feeds
 from services.openapi import openapi
 from services.own_key import OwnKey
+from services.readiness import Readiness
 from services.settings import Settings
 
 
 def create_app(store: JobStore, settings: Settings) -> FastAPI:
-    """Every route but /livez needs a key, whoever adds it, and an admin's unless services/scopes.py says less.
+    """Every route but /livez and /readyz needs a key, and an admin's unless services/scopes.py says less.
 
     The key of `settings` is an admin of the owner of `store`.
     """
@@ -54,6 +54,7 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
     app.state.registry = CollectorRegistry()
     app.state.places = {}  # by kind of work: how many each owner has under way (services/slots.py)
     app.state.scrapes = metrics_api.Scrapes()
+    app.state.readiness = Readiness(store)
     # The last one added is the outermost: an id for every answer, then the dashboard, whose pages have sessions in the
     # place of keys, then the key, then the body's size.
     uploads = {("POST", "/v1/datasets"): settings.limits.dataset_bytes}
@@ -64,6 +65,7 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
         own=OwnKey(settings),
         owner=store.owner,
         keys=app.state.keys,
+        metrics_key_sha256=settings.metrics_key_sha256,
         writes_per_minute=settings.limits.writes_per_minute,
     )
     if settings.dashboard is not None:
@@ -98,9 +100,9 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
         return StrictJSONResponse({"status": "ok"})
 
     @app.get("/readyz", tags=["health"])
-    def readyz(store: Store) -> Response:
-        """The process answers and so does its Redis; 503 otherwise."""
-        store.next_queued()
+    def readyz(request: Request) -> Response:
+        """The process answers and so does its Redis; 503 otherwise. Redis is asked once a second, whoever asks here."""
+        request.app.state.readiness.check()
         return StrictJSONResponse({"status": "ok"})
 
     @app.get("/docs", include_in_schema=False)

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import anyio
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PUBLIC_PATHS = frozenset({"/livez"})
+_PROBED = (
+    "/readyz"  # public to who shows no key, as probes have none: it says yes or no. A key that is shown is checked
+)
 _THREADS = 16
 _RECENT_KEYS = 10_000
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -89,8 +92,9 @@ class RequireKey:
     """Refuses every request without a valid key, whatever its path, and what the key's scopes do not reach.
 
     `own` is the installation's own key, an admin of `owner`: it is known without Redis, so that 503 and not 401
-    tells of a Redis that is away. All others are looked up by id, or were of late (RecentKeys). A stream's key is
-    looked up every `recheck_s`, whoever revoked it. The principal goes to the request's state.
+    tells of a Redis that is away. `metrics_key_sha256` is one that GET /metrics alone takes, with everyone's figures.
+    All others are looked up by id, or were of late (RecentKeys). A stream's key is looked up every `recheck_s`, whoever
+    revoked it. The principal goes to the request's state.
     """
 
     def __init__(
@@ -100,19 +104,21 @@ class RequireKey:
         own: OwnKey,
         owner: str,
         keys: RecentKeys,
+        metrics_key_sha256: str | None = None,
         writes_per_minute: int = 0,
         recheck_s: float = 3.0,
     ) -> None:
         self._app = app
         self._own = own
         self._owner = owner
+        self._metrics_key_sha256 = metrics_key_sha256
         self._keys = keys
         self._writes_per_minute = writes_per_minute
         self._recheck_s = recheck_s
         self._threads: anyio.CapacityLimiter | None = None  # made in the event loop that it belongs to
 
     async def __call__(self, scope: Asgi, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in PUBLIC_PATHS:
+        if scope["type"] == "lifespan" or scope["path"] in PUBLIC_PATHS or _is_probe(scope):
             await self._app(scope, receive, send)
             return
         try:
@@ -159,6 +165,9 @@ class RequireKey:
         given = digest(key)
         if hmac.compare_digest(given, self._own.sha256):
             return _operator(given, self._owner)
+        if self._metrics_key_sha256 and hmac.compare_digest(given, self._metrics_key_sha256):
+            is_scrape = (scope.get("method"), scope["path"]) == ("GET", "/metrics")
+            return _scraper(given, self._owner) if is_scrape else None
         key_id = key_id_in(key)
         if key_id is None:
             return None
@@ -232,6 +241,10 @@ def _operator(sha256: str, owner: str) -> Principal:
     )
 
 
+def _scraper(sha256: str, owner: str) -> Principal:
+    return replace(_operator(sha256, owner), key_name="metrics key", scopes=frozenset({Scope.READ}))
+
+
 def _principal_of(key: ApiKey, now: float, given: str) -> Principal | None:
     """Whom the key speaks for; None if its secret is another one than was given, or it isn't valid `now`."""
     if not hmac.compare_digest(given, key.sha256) or not key.is_valid_at(now):
@@ -242,6 +255,11 @@ def _principal_of(key: ApiKey, now: float, given: str) -> Principal | None:
         owner=key.owner,
         scopes=key.scopes,
     )
+
+
+def _is_probe(scope: Asgi) -> bool:
+    shows_key = any(name == b"authorization" for name, _ in scope["headers"])
+    return bool(scope["path"] == _PROBED and scope.get("method") in ("GET", "HEAD") and not shows_key)
 
 
 def _streams(scope: Asgi) -> bool:

@@ -10,11 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.settings import DEFAULT_PORT, Limits, Listen, Settings, checkpoint_store, gpu_gib, write_credentials
+from services.settings import (
+    DEFAULT_PORT,
+    Credentials,
+    Limits,
+    Listen,
+    Settings,
+    checkpoint_store,
+    gpu_gib,
+    secret,
+    write_credentials,
+)
 from services.terminal import fail, say
 
 if TYPE_CHECKING:
     from orchestrator.launchers import Launcher
+    from services.server import ApiServer
 
 RedisUrl = Annotated[
     str,
@@ -22,6 +33,10 @@ RedisUrl = Annotated[
         help="such as redis://:password@host:6379/0, or file:///path of a file that holds it",
         envvar="EQUIPOISE_REDIS_URL",
     ),
+]
+AliveFile = Annotated[
+    Path | None,
+    typer.Option(help="touched at every turn, for whoever watches that this works", envvar="EQUIPOISE_ALIVE_FILE"),
 ]
 Host = Annotated[str, typer.Option(help="address to listen on; anything but loopback opens it to other machines")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")]
@@ -69,6 +84,7 @@ class Device(StrEnum):
 class LauncherName(StrEnum):
     subprocess = "subprocess"
     ray_jobs = "ray-jobs"
+    ray_job = "ray-job"
 
 
 class Weighting(StrEnum):
@@ -83,7 +99,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
     def chosen(option: Path | None) -> Path:
         return option.expanduser().absolute() if option else state_dir()
 
-    for add in (_add_up, _add_demo, _add_serve, _add_worker):
+    for add in (_add_up, _add_demo, _add_serve, _add_worker, _add_scripts):
         add(app, chosen)
 
 
@@ -144,7 +160,8 @@ def _add_serve(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
     ) -> None:
         """Serve the API alone, on a Redis of yours.
 
-        Its key is EQUIPOISE_API_KEY, else one that is kept in the state directory.
+        Its key is EQUIPOISE_API_KEY, or in the file EQUIPOISE_API_KEY_FILE, else one that is kept in the state
+        directory. A key in EQUIPOISE_METRICS_KEY_FILE is good for GET /metrics alone.
         """
         _log_to_stderr(log_format, redis)
         listen = _listen(host, port, tls_cert, tls_key, behind_proxy)
@@ -164,7 +181,8 @@ def _add_worker(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None
         accept_redis_settings: Accepted = "",
         log_format: LogFormat = None,
         launcher: Annotated[
-            LauncherName, typer.Option(help="where drivers run: on this machine, or as jobs of a Ray cluster")
+            LauncherName,
+            typer.Option(help="where drivers run: here, as jobs of a Ray cluster, or each as a RayJob of Kubernetes"),
         ] = LauncherName.subprocess,
         ray_address: Annotated[
             str | None,
@@ -172,22 +190,54 @@ def _add_worker(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None
         ] = None,
         redis_url_file: Annotated[
             Path | None,
-            typer.Option(help="of ray-jobs: the Redis URL's file on the cluster", envvar="EQUIPOISE_REDIS_URL_FILE"),
+            typer.Option(
+                help="of ray-jobs and ray-job: the Redis URL's file on the cluster", envvar="EQUIPOISE_REDIS_URL_FILE"
+            ),
         ] = None,
+        ray_cluster: Annotated[
+            str,
+            typer.Option(help="of ray-job: the RayCluster that each job's is like", envvar="EQUIPOISE_RAY_CLUSTER"),
+        ] = "ray",
+        alive_file: AliveFile = None,
     ) -> None:
         """Run queued jobs, on this machine or on a Ray cluster, from a Redis of yours.
 
         Several workers may share one Redis. It works for all owners, in turns. It also delivers webhooks.
-        With ray-jobs, the state directory is a volume that the cluster shares, and drivers go on when this stops.
+        With ray-jobs or ray-job, the state directory is a volume that the cluster shares, and drivers go on when this
+        stops.
         """
         _log_to_stderr(log_format, redis)
         state = chosen(state_dir)
         if launcher is LauncherName.ray_jobs:
             drivers = _ray_jobs(ray_address, redis_url_file, state)
+        elif launcher is LauncherName.ray_job:
+            drivers = _ray_job(ray_cluster, redis_url_file, state)
         else:
             drivers = _subprocesses(redis, state)
         _check_redis(redis, accept_redis_settings)
-        _work(redis, capacity, drivers, state, owner)
+        _work(redis, capacity, drivers, state, owner, alive_file)
+
+
+def _add_scripts(app: typer.Typer, _chosen: Callable[[Path | None], Path]) -> None:
+    @app.command()
+    def scripts(
+        redis: RedisUrl,
+        alive_file: AliveFile = None,
+        accept_redis_settings: Accepted = "",
+        log_format: LogFormat = None,
+    ) -> None:
+        """Keep the store's scripts in a Redis whose other users may load none (deploy/README.md)."""
+        from orchestrator.redis_calls import connect
+        from orchestrator.script_keeper import ScriptKeeper
+        from services.local import StopSignals, running
+
+        _log_to_stderr(log_format, redis)
+        _check_redis(redis, accept_redis_settings)
+        signals = StopSignals()
+        keeper = ScriptKeeper(connect(redis), alive_file=alive_file)
+        with signals.handled(), running(keeper):
+            say("scripts: watching Redis (Ctrl-C stops it)")
+            signals.received.wait()
 
 
 def _listen(host: str, port: int, tls_cert: Path | None, tls_key: Path | None, proxies: str) -> Listen:
@@ -197,7 +247,20 @@ def _listen(host: str, port: int, tls_cert: Path | None, tls_key: Path | None, p
         fail(str(error))
 
 
+def _credentials(api: ApiServer, state_dir: Path) -> tuple[Credentials, bool, Path | None]:
+    """With whether they are new, and the file of a key that somebody keeps in one of his own.
+
+    Such a key is not written to another file, where drivers could read it too.
+    """
+    key = secret("EQUIPOISE_API_KEY")
+    if key and not os.environ.get("EQUIPOISE_API_KEY"):
+        file = Path(os.environ["EQUIPOISE_API_KEY_FILE"])
+        return Credentials(url=api.url, key=key, ca_file=api.ca_file), False, file
+    return *write_credentials(state_dir, api.url, key, ca_file=api.ca_file), None
+
+
 def _serve(redis: str, listen: Listen, state_dir: Path) -> None:
+    from orchestrator import logs
     from orchestrator.redis_calls import connect
     from orchestrator.store import JobStore
     from services.keys import digest
@@ -209,14 +272,16 @@ def _serve(redis: str, listen: Listen, state_dir: Path) -> None:
         try:
             state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             api = api_server(listen)
-            credentials, is_new = write_credentials(
-                state_dir, api.url, os.environ.get("EQUIPOISE_API_KEY"), ca_file=api.ca_file
-            )
+            credentials, is_new, key_file = _credentials(api, state_dir)
+            metrics_key = secret("EQUIPOISE_METRICS_KEY")
+            logs.hide(credentials.key, metrics_key)
             limits = Limits.from_environment()
             settings = Settings(
                 state_dir=state_dir,
                 key_sha256=digest(credentials.key),
-                follow_key_file=True,
+                follow_key_file=key_file is None,
+                key_file=key_file,
+                metrics_key_sha256=digest(metrics_key) if metrics_key else None,
                 limits=limits,
                 dashboard=api.dashboard(),
                 checkpoint_store=checkpoint_store(),
@@ -225,7 +290,7 @@ def _serve(redis: str, listen: Listen, state_dir: Path) -> None:
             api.start(JobStore(connect(redis)), settings)
         except (ServerError, ValueError, OSError) as error:
             fail(str(error))
-        announce(api, state_dir, credentials.key if is_new else None)
+        announce(api, state_dir, credentials.key if is_new else None, key_file=key_file)
         signals.received.wait()
         api.stop()
 
@@ -248,7 +313,26 @@ def _ray_jobs(address: str | None, redis_url_file: Path | None, state_dir: Path)
         fail(f"--ray-address: {error}")
 
 
-def _work(redis: str, capacity: int, launcher: Launcher, state_dir: Path, owners: list[str] | None) -> None:
+def _ray_job(cluster: str, redis_url_file: Path | None, state_dir: Path) -> Launcher:
+    from orchestrator.kube_jobs import RayJobLauncher, in_cluster
+
+    if redis_url_file is None:
+        fail("--launcher ray-job needs --redis-url-file")
+    try:
+        api, namespace = in_cluster()
+    except ValueError as error:
+        fail(f"--launcher ray-job: {error}")
+    return RayJobLauncher(api, namespace, cluster, state_dir, redis_url_file=redis_url_file)
+
+
+def _work(
+    redis: str,
+    capacity: int,
+    launcher: Launcher,
+    state_dir: Path,
+    owners: list[str] | None,
+    alive_file: Path | None,
+) -> None:
     from orchestrator.keys import is_name
     from orchestrator.redis_calls import connect
     from orchestrator.store import JobStore
@@ -264,7 +348,15 @@ def _work(redis: str, capacity: int, launcher: Launcher, state_dir: Path, owners
         fail(str(error))
     store = JobStore(connect(redis))
     poll_s = 2.0 if launcher.survives_worker else 0.5  # each poll is a request to the cluster
-    worker = Worker(store, launcher, state_dir=state_dir, capacity=capacity, owners=owners, poll_s=poll_s)
+    worker = Worker(
+        store,
+        launcher,
+        state_dir=state_dir,
+        capacity=capacity,
+        owners=owners,
+        poll_s=poll_s,
+        alive_file=alive_file,
+    )
     signals = StopSignals()
     signals.on_second = worker.request_kill
     with signals.handled(), dispatching(store), running(worker):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.embedded_redis import EmbeddedRedis
@@ -126,14 +127,22 @@ class StopSignals:
                 signal.signal(number, handler)
 
 
+class Turning(Protocol):
+    """What works in a thread of its own until it is told to stop."""
+
+    def run(self) -> None: ...
+
+    def request_stop(self) -> None: ...
+
+
 @contextmanager
-def running(worker: Worker) -> Iterator[None]:
-    thread = threading.Thread(target=worker.run, name="worker")
+def running(work: Turning) -> Iterator[None]:
+    thread = threading.Thread(target=work.run, name=type(work).__name__.lower())
     thread.start()
     try:
         yield
     finally:
-        worker.request_stop()
+        work.request_stop()
         thread.join()
 
 
@@ -164,14 +173,17 @@ def _only_one(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def announce(api: ApiServer, state_dir: Path, new_key: str | None) -> None:
-    """Where it is and how to get in. The key is shown once: when it is made."""
+def announce(api: ApiServer, state_dir: Path, new_key: str | None, *, key_file: Path | None = None) -> None:
+    """Where it is and how to get in. The key is shown once, when it is made. `key_file`: of one that we do not keep."""
     say(f"Equipoise listens on {api.url}")
     if api.dashboard() is not None:
         say(f"the dashboard: {api.url}/ in a browser, signed in with a key")
     if new_key is not None:
         say(f"its key, shown this once: {new_key}")
-    say(f"commands on this machine find both in {credentials_path(state_dir)}")
+    if key_file is None:
+        say(f"commands on this machine find both in {credentials_path(state_dir)}")
+    else:
+        say(f"its key is the one in {key_file}")
     if api.proxies:
         say(f"{', '.join(api.proxies)} is believed about where requests come from; let nobody else reach this port")
     elif api.is_exposed and api.tls is None:

@@ -27,6 +27,7 @@ _REFUSALS = {
     429: "too much at once; Retry-After says when to try again",
     431: "the head of the request is too large",
     500: "broken here; the log has the x-request-id",
+    501: "this server was installed without what that needs",
     503: "Redis does not answer, or the server is busy; try again after Retry-After",
     507: "the disk is full",
 }
@@ -38,7 +39,7 @@ _MORE = {  # what does not follow from an operation's shape
     **{f"POST {path}/{action}": (409,) for path in (_JOB, _ALIAS) for action in ("cancel", "pause", "resume")},
     f"POST {_JOB}/fork": (409, 425, 507),
     f"PUT {_JOB}/steering": (409, 412),
-    f"POST {_JOB}/steering/preview": (409, 425),
+    f"POST {_JOB}/steering/preview": (409, 425, 501),
     f"POST {_JOB}/checkpoints/{{step}}/export": (409, 425),
     f"GET {_JOB}/checkpoints/{{step}}/download": (409, 425, 429),
     f"GET {_JOB}/report": (425,),
@@ -68,6 +69,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         document["security"] = [{"key": []}]
         for path in PUBLIC_PATHS:
             document["paths"][path]["get"]["security"] = []
+        document["paths"]["/readyz"]["get"]["security"] = [{}, {"key": []}]  # a probe has none
         app.openapi_schema = document
     return app.openapi_schema
 

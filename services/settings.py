@@ -65,6 +65,21 @@ def _directories(name: str, text: str) -> tuple[Path, ...]:
     return paths
 
 
+def secret(name: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """What the variable holds, else what the file holds that NAME_FILE names. ValueError where it can't be read."""
+    if text := environment.get(name):
+        return text
+    if not (file := environment.get(f"{name}_FILE")):
+        return None
+    try:
+        text = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}_FILE: {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    if not text:
+        raise ValueError(f"{name}_FILE: {file} is empty")
+    return text
+
+
 class Dashboard(BaseModel):
     """Pages for a browser. `hosts`: names under which they are asked for; None is any."""
 
@@ -97,6 +112,8 @@ class Settings(BaseModel):
     state_dir: Path
     key_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     follow_key_file: bool = False  # take another key when the state directory's api.json has one
+    key_file: Path | None = None  # holds the key; another one there is taken
+    metrics_key_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")  # of a key for GET /metrics alone
     local_exports: bool = False  # the API may write to directories that its caller names
     max_body_bytes: int = MAX_BODY_BYTES
     poll_s: float = 0.5  # of the event stream

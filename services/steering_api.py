@@ -135,7 +135,13 @@ def preview_steering(
     records = store.steps(job_id, after_step=step - 1, limit=1)
     if not records:  # a claim has just taken the job back behind that step
         raise ApiProblem(425, "no_rollouts_yet", "the job was taken back to an earlier step; try again after a step")
-    found = preview(spec, rows, records[0]["weights"]["applied"], wanted)
+    try:
+        found = preview(spec, rows, records[0]["weights"]["applied"], wanted)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        message = "this server has no torch, with which a preview reckons; steering itself needs none"
+        raise ApiProblem(501, "no_previews", message) from None
     return StrictJSONResponse({"object": "steering.preview", **found})
 
 

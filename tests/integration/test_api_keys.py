@@ -147,7 +147,7 @@ def test_every_route_but_livez_is_401_without_a_key(place: Place, tmp_path: Path
     with place.http(None, accept=accept) as http:
         for method, path in [*declared(tmp_path, place.client), ("GET", "/docs"), ("GET", "/redoc"), ("PATCH", "/x")]:
             answer = http.request(method, fill(path))
-            if path in PUBLIC_PATHS:
+            if path in PUBLIC_PATHS or path == "/readyz":
                 assert answer.status_code == 200
             else:
                 assert error_of(answer, 401)["type"] == "authentication_error", (method, path)
@@ -171,6 +171,34 @@ def test_a_websocket_without_a_key_that_may_is_closed(place: Place, tmp_path: Pa
     headers = {"authorization": f"Bearer {place.key('admin')}"}
     with client.websocket_connect("/v1/socket", headers=headers) as connection:
         assert connection.receive_text() == "reached"
+
+
+def test_the_metrics_key_is_good_for_metrics_alone(place: Place, tmp_path: Path) -> None:
+    key = new_key()
+    app = create_app(JobStore(place.client), settings(tmp_path).model_copy(update={"metrics_key_sha256": digest(key)}))
+    client = TestClient(app, headers={"authorization": f"Bearer {key}"})
+    figures = client.get("/metrics")
+    assert figures.status_code == 200
+    assert "equipoise_requests_total" in figures.text  # what the installation's own key sees
+    for method, path in declared(tmp_path, place.client):
+        if path not in (*PUBLIC_PATHS, "/metrics"):
+            assert client.request(method, fill(path)).status_code == 401, (method, path)
+    assert client.post("/metrics").status_code == 401
+
+
+def test_probes_of_readiness_ask_redis_once_a_second(place: Place, tmp_path: Path) -> None:
+    """Whoever reaches it may call it without a key, however often."""
+    store = JobStore(place.client)
+    app = create_app(store, settings(tmp_path))
+    asked = []
+    app.state.readiness._ask = lambda: asked.append(time.monotonic())
+    client = TestClient(app)
+    until = time.monotonic() + 1.5
+    while time.monotonic() < until:
+        assert client.get("/readyz").status_code == 200
+    assert len(asked) == 2
+    assert client.get("/readyz", headers={"authorization": "Bearer eqp_wrong"}).status_code == 401
+    assert client.post("/readyz").status_code == 401
 
 
 def test_malformed_and_unknown_keys_are_401(place: Place) -> None:

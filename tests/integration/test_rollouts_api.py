@@ -1,6 +1,7 @@
 """Kept rollouts and the preview of a steer over HTTP, on a real Redis and real files."""
 
 import json
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,14 @@ def test_a_job_without_rollouts_has_an_empty_list(http: httpx.Client, store: Job
 
 
 # -- preview ------------------------------------------------------------------------------------------------
+
+
+def test_a_server_without_torch_says_that_it_has_no_previews(
+    http: httpx.Client, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import of it is a ModuleNotFoundError
+    refused = http.post(f"/v1/jobs/{job_id}/steering/preview", json={"mode": "manual"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (501, "no_previews")
 
 
 def test_a_preview_says_what_would_change_and_applies_nothing(http: httpx.Client, store: JobStore, job_id: str) -> None:

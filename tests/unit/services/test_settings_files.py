@@ -3,8 +3,17 @@ from pathlib import Path
 
 import pytest
 
+from services import own_key
 from services.keys import digest, new_key
-from services.settings import credentials_path, default_state_dir, gpu_gib, read_credentials, write_credentials
+from services.settings import (
+    Settings,
+    credentials_path,
+    default_state_dir,
+    gpu_gib,
+    read_credentials,
+    secret,
+    write_credentials,
+)
 
 
 def test_the_state_directory_is_chosen_then_xdg_then_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,3 +59,39 @@ def test_keys_are_long_and_unlike() -> None:
     assert len(keys) == 100
     assert all(key.startswith("eqp_") and len(key) > 40 for key in keys)
     assert len(digest("x")) == 64
+
+
+def test_a_secret_is_the_variable_or_the_file_that_it_names(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("from-file\n")
+    named = {"EQUIPOISE_API_KEY_FILE": str(file)}
+    assert secret("EQUIPOISE_API_KEY", {}) is None
+    assert secret("EQUIPOISE_API_KEY", named) == "from-file"
+    assert secret("EQUIPOISE_API_KEY", {**named, "EQUIPOISE_API_KEY": "given"}) == "given"
+
+
+@pytest.mark.parametrize(("content", "why"), [(None, "No such file"), (b"\xff\xfe", "not UTF-8"), (b" \n", "is empty")])
+def test_a_file_of_a_secret_that_holds_none_is_named(tmp_path: Path, content: bytes | None, why: str) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"EQUIPOISE_REDIS_URL_FILE: {file}.*{why}"):
+        secret("EQUIPOISE_REDIS_URL", {"EQUIPOISE_REDIS_URL_FILE": str(file)})
+
+
+def test_a_key_in_a_file_of_its_own_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a mounted Secret is: replaced by a rename. A file that is away or empty changes nothing."""
+    monkeypatch.setattr(own_key, "_LOOK_EVERY_S", 0.0)
+    first, second = new_key(), new_key()
+    file = tmp_path / "api-key"
+    file.write_text(f"{first}\n")
+    own = own_key.OwnKey(Settings(state_dir=tmp_path, key_sha256=digest(first), key_file=file))
+    assert own.may_change
+    assert own.sha256 == digest(first)
+    (tmp_path / "next").write_text(f"{second}\n")
+    (tmp_path / "next").rename(file)
+    assert own.sha256 == digest(second)
+    file.write_text("\n")
+    assert own.sha256 == digest(second)
+    file.unlink()
+    assert own.sha256 == digest(second)

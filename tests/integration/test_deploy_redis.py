@@ -1,0 +1,173 @@
+"""The rendered Redis, for real: what each of its users may do, and what the code asks of it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+import orchestrator
+from orchestrator import scripts
+from orchestrator.errors import StoreUnavailable
+from orchestrator.redis_safety import check_settings
+from orchestrator.script_keeper import ScriptKeeper
+from orchestrator.store import JobStore
+from tests.deploy_redis import DeployedRedis, deployed_redis
+from tests.deploy_support import Rendered, prepare, render, wait_for
+
+ROOT = Path(orchestrator.__file__).parent.parent
+APPS = ("api", "worker", "driver")
+USERS = (*APPS, "scripts", "probe")
+NOT_CALLED = {"POST", "READONLY"}  # words of HTTP, and of an error's text
+JOB = "mo:local:job:{job-1}"
+# Each is refused to every user but admin, whatever the key.
+FORBIDDEN = [
+    ("FLUSHALL",), ("FLUSHDB",), ("CONFIG", "SET", "appendfsync", "no"), ("EVAL", "return 1", "0"), ("KEYS", "*"),
+    ("SCRIPT", "FLUSH"), ("DEBUG", "SLEEP", "0"), ("MODULE", "LIST"), ("ACL", "LIST"), ("ACL", "SETUSER", "api", "on"),
+    ("SHUTDOWN", "NOSAVE"), ("REPLICAOF", "127.0.0.1", "1"), ("CLIENT", "LIST"), ("MONITOR",), ("SCAN", "0"),
+    ("RENAME", JOB, "x"), ("DUMP", JOB), ("RESTORE", JOB, "0", "x"), ("MIGRATE", "h", "1", JOB, "0", "1"),
+    ("PUBLISH", "mo:x", "x"), ("SUBSCRIBE", "mo:x"), ("BGREWRITEAOF",), ("SAVE",), ("WAIT", "0", "0"), ("SELECT", "1"),
+    ("SET", "other", "x"), ("GET", "other"),
+]  # fmt: skip
+# Of the keys of the store: who may touch which, by the users' own patterns.
+KEYS = {
+    "mo:key:0123456789abcdef": {"api"},
+    "mo:keys": {"api"},
+    "mo:rl:0123456789abcdef": {"api"},
+    "mo:local:keys": {"api"},
+    "mo:local:rate": {"api"},
+    "mo:local:idem:abc": {"api"},
+    "mo:local:webhooks": {"api", "worker"},
+    "mo:local:webhook:wh-1:cursors": {"api", "worker"},
+    "mo:webhooks:dispatcher": {"api", "worker"},
+    "mo:owners": set(APPS),
+    "mo:local:queue:default": set(APPS),
+    "mo:local:leases": set(APPS),
+    "mo:local:stalled": set(APPS),
+    "mo:local:jobs": set(APPS),
+    JOB: set(APPS),
+    f"{JOB}:steps": set(APPS),
+    f"{JOB}:wlog": set(APPS),
+}
+
+
+@pytest.fixture(scope="module")
+def passwords(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("deploy")) / "secrets" / "files"
+
+
+@pytest.fixture(scope="module")
+def server(passwords: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeployedRedis]:
+    rendered = Rendered(render(passwords.parent.parent, "kind"))
+    with deployed_redis(rendered, tmp_path_factory.mktemp("redis")) as found:
+        yield found
+
+
+def refused(client: redis.Redis, *words: str) -> bool:
+    """Whether the server says NOPERM, or that its settings forbid it, to a command that is really sent."""
+    try:
+        client.execute_command(*words)
+    except redis.exceptions.NoPermissionError:
+        return True
+    except redis.ResponseError as error:
+        return "command not allowed" in str(error)  # DEBUG and MODULE of Redis 7
+    return False
+
+
+@pytest.mark.parametrize("user", APPS)
+@pytest.mark.parametrize("words", FORBIDDEN, ids=" ".join)
+def test_no_app_may(server: DeployedRedis, passwords: Path, user: str, words: tuple[str, ...]) -> None:
+    with server.client(user, passwords) as client:
+        assert refused(client, *words)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_whose_keys(server: DeployedRedis, passwords: Path, key: str) -> None:
+    allowed = set()
+    for user in USERS[:-1]:
+        with server.client(user, passwords) as client:
+            if not refused(client, "EXISTS", key):
+                allowed.add(user)
+    assert allowed == KEYS[key]
+
+
+def test_the_dry_run_says_the_same(server: DeployedRedis, passwords: Path) -> None:
+    """From Redis 7 on, which has ACL DRYRUN."""
+    with server.client("admin", passwords) as admin:
+        if int(admin.info("server")["redis_version"].split(".")[0]) < 7:
+            pytest.skip("this redis-server has no ACL DRYRUN; the commands themselves are sent above")
+        for user in APPS:
+            for words in FORBIDDEN:
+                assert "permissions" in str(admin.execute_command("ACL", "DRYRUN", user, *words)), (user, words)
+
+
+def test_who_has_no_password_gets_nothing(server: DeployedRedis) -> None:
+    base = f"localhost:{server.port}/0?ssl_ca_certs={server.secrets / 'ca.crt'}"
+    for who in ("", ":x@", "default:x@", "api:x@", "nobody:x@"):
+        with redis.Redis.from_url(f"rediss://{who}{base}") as client, pytest.raises(redis.AuthenticationError):
+            client.ping()
+    with redis.Redis.from_url(f"rediss://probe:probe@{base}") as client:
+        assert client.ping()
+        assert refused(client, "GET", JOB)
+
+
+def test_who_trusts_another_authority_does_not_connect(server: DeployedRedis, passwords: Path) -> None:
+    url = server.url("api", passwords).partition("?")[0]
+    with redis.Redis.from_url(url) as client, pytest.raises(redis.ConnectionError, match="certificate verify failed"):
+        client.ping()
+
+
+def test_the_users_may_call_what_the_code_calls_and_nothing_else(server: DeployedRedis, passwords: Path) -> None:
+    """A command that is new in the code belongs into deploy/kubernetes/secrets/commands.acl, an old one out of it."""
+    with server.client("admin", passwords) as admin:
+        known = {str(name).upper() for name in admin.command()}
+    called = set()
+    for path in [*(ROOT / "orchestrator").rglob("*.py"), *(ROOT / "services").rglob("*.py")]:
+        constants = (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
+        called |= {value for value in constants if isinstance(value, str) and value in known - NOT_CALLED}
+    for source in scripts.load().values():
+        called |= set(re.findall(r"redis\.p?call\(\s*['\"]([A-Z]+)", source))
+    text = (passwords.parent / "commands.acl").read_text()
+    allowed = {word[1:].upper() for word in text.split()}
+    assert allowed - {"EVALSHA", "MULTI", "EXEC", "DISCARD"} == called
+
+
+def test_its_settings_keep_what_it_acknowledged(server: DeployedRedis, passwords: Path) -> None:
+    with server.client("scripts", passwords) as client:
+        assert check_settings(client) == []
+    with server.client("api", passwords) as client:
+        assert "does not show its settings" in check_settings(client)[0]
+
+
+def test_scripts_are_there_once_their_keeper_runs_and_again_after_they_are_lost(
+    server: DeployedRedis, passwords: Path, tmp_path: Path
+) -> None:
+    with (
+        server.client("api", passwords) as api,
+        server.client("scripts", passwords) as keeping,
+        server.client("admin", passwords) as admin,
+    ):
+        admin.script_flush()
+        store = JobStore(api)
+        submit = {"name": "x", "job_id": "job-x", "steering": {}}
+        with pytest.raises(StoreUnavailable, match="was not given its scripts"):
+            store.submit("{}", **submit)
+        keeper = ScriptKeeper(keeping, poll_s=0.05, alive_file=tmp_path / "alive")
+        thread = threading.Thread(target=keeper.run)
+        thread.start()
+        try:
+            wait_for(lambda: (tmp_path / "alive").exists())
+            store.submit("{}", **submit)
+            admin.script_flush()  # as a restart does
+            wait_for(lambda: keeper.load_missing() == 0 and admin.script_exists(*keeper._sources) != [])
+            assert store.job("job-x").name == "x"
+            store.request_cancel("job-x")
+        finally:
+            keeper.request_stop()
+            thread.join(10)
+        assert refused(keeping, "EVALSHA", next(iter(keeper._sources)), "0")

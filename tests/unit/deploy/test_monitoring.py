@@ -1,0 +1,80 @@
+"""Alerts and the Grafana dashboard ask for figures that exist, and every alert stands in the runbook."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.metrics_api import RequestMeter, _RunningJobs
+from tests.deploy_support import DEPLOY, Object, Rendered
+
+# Of figures that we don't export: Prometheus's own and the kubelet's.
+THEIRS = {"up", "kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes"}
+WORDS = {"absent", "and", "by", "changes", "delta", "histogram_quantile", "le", "max", "min", "rate", "sum"}
+
+
+def exported() -> set[str]:
+    registry = CollectorRegistry()
+    RequestMeter(lambda *_: None, registry=registry)  # type: ignore[arg-type]
+    names = {f"{found.name}_total" for found in registry.collect() if found.type == "counter"}
+    names |= {f"{found.name}_bucket" for found in registry.collect() if found.type == "histogram"}
+    names |= {family.name for family in _RunningJobs().families}
+    source = (DEPLOY.parent / "services" / "metrics_api.py").read_text()
+    return names | set(re.findall(r'GaugeMetricFamily\(\s*"(\w+)"', source))
+
+
+def figures(expression: str) -> set[str]:
+    """The names of figures in an expression: not functions, labels, durations or quoted values."""
+    bare = re.sub(r'"[^"]*"|\[[^]]*\]|\{[^}]*\}|\(([a-z_, ]+)\)(?=\s*\()', " ", expression)
+    return set(re.findall(r"[a-z_]\w*", bare)) - WORDS
+
+
+@pytest.fixture
+def gpu(rendered: Callable[[str], list[Object]]) -> Rendered:
+    return Rendered(rendered("gpu"))
+
+
+def test_alerts_ask_for_figures_that_exist(gpu: Rendered) -> None:
+    (rules,) = gpu.of("PrometheusRule")
+    for item in rules["spec"]["groups"][0]["rules"]:
+        asked = figures(item["expr"])
+        assert asked
+        assert asked <= exported() | THEIRS, item["alert"]
+
+
+def test_the_dashboard_asks_for_figures_that_exist(gpu: Rendered) -> None:
+    config = gpu.named("ConfigMap", "dashboard")
+    assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
+    dashboard = json.loads(config["data"]["equipoise.json"])
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(expressions) >= 10
+    for expression in expressions:
+        assert figures(expression) <= exported(), expression
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_a_figure_that_is_none_is_seen() -> None:
+    assert figures('sum by (le) (rate(equipoise_nothing_total{a="b"}[5m])) > 0.5') == {"equipoise_nothing_total"}
+    assert not figures("max(equipoise_nothing)") <= exported()
+
+
+def test_every_alert_is_explained(gpu: Rendered) -> None:
+    (rules,) = gpu.of("PrometheusRule")
+    runbook = (DEPLOY / "README.md").read_text()
+    for item in rules["spec"]["groups"][0]["rules"]:
+        assert f"| `{item['alert']}` |" in runbook
+
+
+def test_the_scraper_shows_the_key_that_is_good_for_figures_alone(gpu: Rendered) -> None:
+    (monitor,) = gpu.of("ServiceMonitor")
+    (endpoint,) = monitor["spec"]["endpoints"]
+    credentials = endpoint["authorization"]["credentials"]
+    assert gpu.keys("Secret", credentials["name"]) == {credentials["key"]}
+    assert gpu.named("Secret", "serve")["data"]["metrics-key"] == gpu.named("Secret", "metrics")["data"]["metrics-key"]
+    service = gpu.named("Service", "serve")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
