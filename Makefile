@@ -55,7 +55,7 @@ screenshots: setup ## pictures of every page of the dashboard, into deploy/scree
 
 lock: ## resolve both locks again from pyproject.toml (needs uv, which setup installs)
 	@printf $(CPU_EXTRAS) | $(CPU_WHEELS) $(RESOLVE) --extra cpu --override requirements/overrides.txt > .lock
-	@$(TIDY) .lock | uniq > requirements/cpu.txt
+	@$(TIDY) .lock | uniq | grep -vE '^(nvidia|cuda)-' > requirements/cpu.txt
 	@printf $(GPU_EXTRAS) | $(RESOLVE) --extra gpu > .lock
 	@$(TIDY) .lock | uniq > requirements/gpu.txt
 	@grep -vE '^(torch|vllm)' requirements/cpu.txt > .constraints
