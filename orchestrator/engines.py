@@ -254,9 +254,8 @@ class EnginePool:
 
     def _dispatch(self, work: _Work) -> None:
         """Groups that wait go to the engine that holds least, as long as there is room."""
-        if not work.waiting or any(
-            other.waiting for other in itertools.takewhile(lambda o: o is not work, self._works)
-        ):
+        earlier = itertools.takewhile(lambda other: other is not work, self._works)
+        if not work.waiting or any(other.waiting for other in earlier):
             return
         serving = self._in(Health.HEALTHY)
         if not serving:
@@ -287,6 +286,8 @@ class EnginePool:
             call = Call(place=place, engine=place.engine, rows=rows, left=set(rows))
             work.calls.append(call)
             threading.Thread(target=_follow, args=(call, work), name=f"engine-{number}", daemon=True).start()
+        if not work.waiting:
+            self._wake(but=work)  # it is the next one's turn
 
     def _hear(self, work: _Work, news: Any, on_end: Callable[[int, Rollout], None] | None) -> None:
         if news is _WAKE:
