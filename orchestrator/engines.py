@@ -102,11 +102,11 @@ class _Work:
 class EnginePool:
     """Any number of engines behind one `generate`, which several threads may call.
 
-    Groups go to the engine that holds least, the lower number first. An engine of several gets no more than `room`
-    rollouts at a time; what is left waits, the earlier batch first. So where a batch fits (or one engine serves), who
-    gets what depends on the requests and on which engines are healthy alone, and the same requests under the same
-    weights give the same rollouts. Above that, who has room first decides: every rollout has its own seed, but the
-    batches that vLLM forms around it may change low bits of its probabilities.
+    Groups go to the engine that holds least, the lower number first. An engine of several gets a group only while it
+    holds fewer than `room` rollouts; what is left waits, the earlier batch first. So where a batch fits (or one engine
+    serves), who gets what depends on the requests and on which engines are healthy alone, and the same requests under
+    the same weights give the same rollouts. Above that, who has room first decides: every rollout has its own seed, but
+    the batches that vLLM forms around it may change low bits of its probabilities.
     """
 
     def __init__(
@@ -271,7 +271,7 @@ class EnginePool:
             while (group[0], least[0][1]) in work.failed_at and len(least) > 1:
                 passed.append(heapq.heappop(least))
             held, number = least[0]
-            if len(serving) > 1 and held and held + len(group) > self.room:
+            if len(serving) > 1 and held >= self.room:
                 break
             heapq.heapreplace(least, (held + len(group), number))
             for entry in passed:
