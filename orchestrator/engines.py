@@ -102,11 +102,11 @@ class _Work:
 class EnginePool:
     """Any number of engines behind one `generate`, which several threads may call.
 
-    Groups go to the engine that holds least, the lower number first. An engine of several gets no more than `room`
-    rollouts at a time; what is left waits, the earlier batch first. So where a batch fits (or one engine serves), who
-    gets what depends on the requests and on which engines are healthy alone, and the same requests under the same
-    weights give the same rollouts. Above that, who has room first decides: every rollout has its own seed, but the
-    batches that vLLM forms around it may change low bits of its probabilities.
+    Groups go to the engine that holds least, the lower number first. An engine of several gets a group only while it
+    holds fewer than `room` rollouts; what is left waits, the earlier batch first. So where a batch fits (or one engine
+    serves), who gets what depends on the requests and on which engines are healthy alone, and the same requests under
+    the same weights give the same rollouts. Above that, who has room first decides: every rollout has its own seed, but
+    the batches that vLLM forms around it may change low bits of its probabilities.
     """
 
     def __init__(
@@ -254,9 +254,8 @@ class EnginePool:
 
     def _dispatch(self, work: _Work) -> None:
         """Groups that wait go to the engine that holds least, as long as there is room."""
-        if not work.waiting or any(
-            other.waiting for other in itertools.takewhile(lambda o: o is not work, self._works)
-        ):
+        earlier = itertools.takewhile(lambda other: other is not work, self._works)
+        if not work.waiting or any(other.waiting for other in earlier):
             return
         serving = self._in(Health.HEALTHY)
         if not serving:
@@ -272,7 +271,7 @@ class EnginePool:
             while (group[0], least[0][1]) in work.failed_at and len(least) > 1:
                 passed.append(heapq.heappop(least))
             held, number = least[0]
-            if len(serving) > 1 and held and held + len(group) > self.room:
+            if len(serving) > 1 and held >= self.room:
                 break
             heapq.heapreplace(least, (held + len(group), number))
             for entry in passed:
@@ -287,6 +286,8 @@ class EnginePool:
             call = Call(place=place, engine=place.engine, rows=rows, left=set(rows))
             work.calls.append(call)
             threading.Thread(target=_follow, args=(call, work), name=f"engine-{number}", daemon=True).start()
+        if not work.waiting:
+            self._wake(but=work)  # it is the next one's turn
 
     def _hear(self, work: _Work, news: Any, on_end: Callable[[int, Rollout], None] | None) -> None:
         if news is _WAKE:

@@ -22,6 +22,7 @@ from orchestrator.states import JobStatus, is_terminal
 EVENTS = (
     "job.succeeded", "job.failed", "job.cancelled", "job.paused", "steering.applied", "steering.rejected",
     "guardrail.breached", "overoptimisation.detected", "reward.failed", "reward.rows_dropped", "reward.recovered",
+    "engine.retired", "engine.back",
 )  # fmt: skip
 MAX_WEBHOOKS = 20  # of an owner
 _CHUNK = 500

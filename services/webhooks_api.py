@@ -40,6 +40,8 @@ EventName = Literal[
     "reward.failed",
     "reward.rows_dropped",
     "reward.recovered",
+    "engine.retired",
+    "engine.back",
 ]
 
 

@@ -16,11 +16,13 @@ Figures go to tests/benchmarks/results/growth.json; the last line is them as JSO
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -53,19 +55,26 @@ Figures = dict[str, Any]
 
 
 class Clockwork:
-    """An engine whose rollouts take the seconds that their seed says."""
+    """An engine of so many slots. A rollout holds one for the seconds that its seed says, or waits for one."""
 
-    def __init__(self, world: World, seconds: Callable[[RolloutRequest], float]) -> None:
+    def __init__(self, world: World, seconds: Callable[[RolloutRequest], float], slots: int) -> None:
         self.world = world
         self.seconds = seconds
+        self.free = [0.0] * slots  # since when each is, or from when on it will be
+        self.lock = threading.Lock()
 
     def started(self) -> bool:
         return True
 
     def stream(self, requests: Sequence[RolloutRequest]) -> Iterator[list[tuple[int, Rollout]]]:
         began, version = time.perf_counter(), self.world.version
-        for ends_s, place in sorted((self.seconds(request), place) for place, request in enumerate(requests)):
-            time.sleep(max(0.0, began + ends_s - time.perf_counter()))
+        ends = []
+        with self.lock:
+            for place, request in enumerate(requests):
+                ends.append((max(began, self.free[0]) + self.seconds(request), place))
+                heapq.heapreplace(self.free, ends[-1][0])
+        for end, place in sorted(ends):
+            time.sleep(max(0.0, end - time.perf_counter()))
             yield [(place, sample(requests[place], version))]
 
     def version(self) -> Callable[[float], int | None]:
@@ -107,7 +116,7 @@ def run(spec: JobSpec, seconds: Callable[[RolloutRequest], float], *, slots: int
     """The records of a job over stand-ins."""
     world = World()
     journal = MemoryJournal(spec, world)
-    engines: list[Engine] = [Clockwork(world, seconds) for _ in range(spec.rollout.engines)]
+    engines: list[Engine] = [Clockwork(world, seconds, slots) for _ in range(spec.rollout.engines)]
     pool = EnginePool(engines, timeout_s=600, room=slots)
     pool.open()
     held_out = prompts("validation", 4)
