@@ -97,8 +97,10 @@ class RayJobLauncher:
         now, drivers = datetime.datetime.now(datetime.UTC), []
         for found in self._watch.all():
             metadata = found["metadata"]
+            told = metadata.get("annotations") or {}
+            if "equipoise/fence" not in told:
+                continue  # somebody else's, with our label
             if not _is_over(found):
-                told = metadata["annotations"]
                 driver = RayJob(
                     launcher=self,
                     owner=told["equipoise/owner"],

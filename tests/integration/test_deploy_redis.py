@@ -6,6 +6,7 @@ import ast
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,18 @@ import redis
 
 import orchestrator
 from orchestrator import scripts
-from orchestrator.errors import StoreUnavailable
+from orchestrator.dispatcher import Dispatcher
+from orchestrator.errors import Fenced, IllegalTransition, StepGap, StoreUnavailable
+from orchestrator.gpu_hours import set_quota
+from orchestrator.keystore import KeyStore, Scope
 from orchestrator.redis_safety import check_settings
 from orchestrator.script_keeper import ScriptKeeper
+from orchestrator.states import JobStatus
 from orchestrator.store import JobStore
+from orchestrator.webhooks import WebhookStore
 from tests.deploy_redis import DeployedRedis, deployed_redis
 from tests.deploy_support import Rendered, prepare, render, wait_for
+from tests.store_support import claim, submit, writes_under
 
 ROOT = Path(orchestrator.__file__).parent.parent
 APPS = ("api", "worker", "driver")
@@ -45,11 +52,12 @@ KEYS = {
     "mo:local:webhooks": {"api", "worker"},
     "mo:local:webhook:wh-1:cursors": {"api", "worker"},
     "mo:webhooks:dispatcher": {"api", "worker"},
-    "mo:owners": set(APPS),
+    "mo:owners": {"api", "worker"},
     "mo:local:queue:default": set(APPS),
     "mo:local:leases": set(APPS),
-    "mo:local:stalled": set(APPS),
-    "mo:local:jobs": set(APPS),
+    "mo:local:stalled": {"api", "worker"},
+    "mo:local:jobs": {"api", "worker"},
+    "mo:local:gpus": set(APPS),
     JOB: set(APPS),
     f"{JOB}:steps": set(APPS),
     f"{JOB}:wlog": set(APPS),
@@ -171,3 +179,54 @@ def test_scripts_are_there_once_their_keeper_runs_and_again_after_they_are_lost(
             keeper.request_stop()
             thread.join(10)
         assert refused(keeping, "EVALSHA", next(iter(keeper._sources)), "0")
+
+
+def test_each_user_may_do_all_of_its_own_part(server: DeployedRedis, passwords: Path) -> None:
+    """Every write of the store, and nothing that Redis noted as refused but the client's own greeting."""
+    with (
+        server.client("api", passwords) as api,
+        server.client("worker", passwords) as working,
+        server.client("driver", passwords) as driving,
+        server.client("scripts", passwords) as keeping,
+        server.client("admin", passwords) as admin,
+    ):
+        ScriptKeeper(keeping).load_missing()
+        admin.execute_command("ACL", "LOG", "RESET")
+        front, worker, driver = JobStore(api), JobStore(working), JobStore(driving)
+        told: list[str] = []
+        webhook = WebhookStore(front).add("https://hooks.example.com/x", ["job.succeeded", "job.failed"])
+        WebhookStore(front).set_secret(webhook.webhook_id)
+        for job_id in ("part-1", "part-2"):
+            submit(front, job_id, idempotency_key=job_id)
+        front.request_pause("part-2")
+        front.resume("part-2")
+        set_quota(front.calls, front.owner, 10.0)
+        keys = KeyStore(front.calls)
+        keys.add(key_id="0123456789abcdef", sha256="0" * 64, owner="local", name="x", scopes={Scope.READ})
+        keys.touch(*keys.find("0123456789abcdef"))
+        keys.count_write("0123456789abcdef", "local", 600)
+        keys.revoke("0123456789abcdef")
+        assert {"part-1", "part-2"} <= set(worker.queued())
+        assert "local" in worker.owners()
+        lease = claim(driver, "part-1")
+        driver.hold_gpus(lease, 1.0)
+        for write in writes_under(driver, lease):
+            with suppress(Fenced, IllegalTransition, StepGap, ValueError):  # those after the job's end
+                write()
+        worker.sweep()
+        worker.event("part-2", "job.driver_died", {}, level="error")
+        lease = claim(worker, "part-2")  # gives up on one whose driver does not start
+        worker.finish(lease, JobStatus.FAILED, "x")
+        dispatcher = Dispatcher(
+            worker, allow_private=True, poll_s=0.02, deliver=lambda url, *_, **__: told.append(url) or 200
+        )
+        thread = threading.Thread(target=dispatcher.run)
+        thread.start()
+        try:
+            wait_for(lambda: told)
+        finally:
+            dispatcher.request_stop()
+            thread.join(20)
+        WebhookStore(front).remove(webhook.webhook_id)
+        refusals = {(entry["username"], entry["object"]) for entry in admin.acl_log()}
+        assert {what for _, what in refusals} <= {"client", "client|setinfo"}, refusals

@@ -30,7 +30,7 @@ for user in api worker driver scripts admin; do
   random | make "$user.password"
   password="$(cat "$out/$user.password")"
   echo "rediss://$user:$password@$host/0?ssl_ca_certs=/run/secrets/redis-ca/ca.crt" | make "$user.url"
-  rules="${rules//@${user^^}@/$(sha256 "$password")}"
+  rules="${rules//@$(tr '[:lower:]' '[:upper:]' <<< "$user")@/$(sha256 "$password")}"
 done
 printf '%s\n' "$rules" > "$out/users.acl"
 

@@ -50,12 +50,12 @@ def ray_status(place: Installation, token: str | None) -> int:
 
 
 def test_a_job_that_is_submitted_through_the_api_ends_well(place: Installation, tmp_path: Path) -> None:
-    wait_for(lambda: ready(place), 60)
+    wait_for(lambda: ready(place), 120)
     policy = make_policy(tmp_path / "policy")
     spec = small_spec(policy, steps=2, weighting={"name": "fixed"}).model_dump(mode="json", exclude_unset=True)
     with Client(place.url, key(place)) as client:
         job_id = client.submit(spec)["id"]
-        wait_for(lambda: client.job(job_id)["status"] not in ("queued", "starting", "running"), 240)
+        wait_for(lambda: client.job(job_id)["status"] not in ("queued", "starting", "running"), 480)
         job = client.job(job_id)
         told = place.log("worker") + place.log("serve") + place.log("scripts")
         assert job["status"] == "succeeded", f"{job['reason']}\n{told[-4000:]}"
@@ -68,7 +68,7 @@ def test_a_job_that_is_submitted_through_the_api_ends_well(place: Installation, 
 
 
 def test_ray_refuses_who_has_no_token(place: Installation) -> None:
-    wait_for(lambda: ray_status(place, key(place, "auth_token")) == 200, 60)
+    wait_for(lambda: ray_status(place, key(place, "auth_token")) == 200, 120)
     assert ray_status(place, None) in (401, 403)
     assert ray_status(place, "wrong") in (401, 403)
     submitted = httpx.post(f"{place.ray_url}/api/jobs/", json={"entrypoint": "id"})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -288,3 +290,21 @@ def test_slim_takes_out_nothing_that_is_used(tmp_path: Path) -> None:
     missing = subprocess.run([DEPLOY / "slim.sh", str(site / "services")], capture_output=True, text=True, check=False)
     assert missing.returncode == 1
     assert "no pyarrow" in missing.stderr
+
+
+def test_what_is_installed_has_every_file() -> None:
+    """The images have the packages as installed, not the folder: what pyproject.toml does not name is not there."""
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    data = {name: [fnmatch.translate(one) for one in found] for name, found in named["package-data"].items()}
+    missing = []
+    for top in ("services", "orchestrator", "policies", "rewards"):
+        for path in (ROOT / top).rglob("*"):
+            if path.is_dir() or "__pycache__" in path.parts:
+                continue
+            package = next(p for p in path.parents if (p / "__init__.py").exists())
+            name = ".".join(package.relative_to(ROOT).parts)
+            inside = str(path.relative_to(package))
+            kept = path.suffix == ".py" or any(re.fullmatch(one, inside) for one in data.get(name, []))
+            if name not in named["packages"] or not kept:
+                missing.append(str(path.relative_to(ROOT)))
+    assert missing == []

@@ -202,9 +202,11 @@ def test_a_worker_that_starts_finds_what_runs_and_deletes_what_ended_long_ago(
         at = (now - datetime.timedelta(seconds=age_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
         server.set_status(job.name, jobDeploymentStatus="Complete", endTime=at)
     server.jobs["someones"] = {"metadata": {"name": "someones", "labels": {}}}
+    ours = server.jobs[running.name]["metadata"]["labels"]
+    server.jobs["by-hand"] = {"metadata": {"name": "by-hand", "labels": ours}}
     [found] = make(server).running()
     assert (found.owner, found.job_id, found.fence, found.name) == ("ann", "job-1", 7, running.name)
-    assert set(server.jobs) == {running.name, ended.name, "someones"}
+    assert set(server.jobs) == {running.name, ended.name, "someones", "by-hand"}
 
 
 @pytest.mark.parametrize("end", ["terminate", "kill"])
