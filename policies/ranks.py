@@ -52,7 +52,8 @@ class Ranks:
             options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         for block in blocks:
             fully_shard(block, **options)
-        fully_shard(root, **options)
+        # Else a pass without gradient would leave the root's weights gathered, and the next would not see an update.
+        fully_shard(root, reshard_after_forward=True, **options)
         for module in root.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # a sum: each rank's loss has only its own rollouts' shares
