@@ -38,45 +38,93 @@ def minibatches(size: int, *, count: int, order: Sequence[int]) -> list[list[int
     return [list(order[size * part // count : size * (part + 1) // count]) for part in range(count)]
 
 
+def shards(lengths: Sequence[int], *, ranks: int) -> list[list[int]]:
+    """Indices for each rank, so that all have about as many tokens: the longest first, to whoever has the fewest.
+
+    The difference between two ranks is at most the longest row. Deterministic, so that every rank knows all parts.
+    """
+    parts: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        rank = loads.index(min(loads))
+        parts[rank].append(i)
+        loads[rank] += lengths[i]
+    return [sorted(part) for part in parts]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """A microbatch on the device; b rows, t tokens of prompt and completion, padded on the right."""
+    """A microbatch on the device: b rollouts in r rows of t tokens, padded on the right; packed, several in one row."""
 
-    index: list[int]  # rows of the whole batch
-    input_ids_bt: Tensor
-    attention_bt: Tensor
-    keep: int  # last positions of every row that hold a completion token's prediction
-    position_bT: Tensor  # where among the kept positions each completion token is predicted
+    index: list[int]  # b, of the whole batch
+    input_ids_rt: Tensor
+    attention_rt: Tensor | None  # packed: None, as positions that start again tell the rollouts of a row apart
+    position_ids_rt: Tensor | None
+    owner_rt: Tensor | None  # packed: whose token it is, of the b; padding is the first's
+    place_bT: Tensor  # where among all r x t tokens each completion token is predicted
     target_bT: Tensor
     mask_bT: Tensor
     sampler_logprobs_bT: Tensor
+    real: int  # tokens that are no padding
+    idle: bool = False  # nothing is learned or reported of it: it keeps a rank in step with the others
 
 
-def make_rows(rollouts: Sequence[Rollout], index: list[int], device: torch.device) -> Rows:
-    """Prompt and completion side by side, padded on the right; only positions that predict a completion are kept."""
-    prompts = [len(r.prompt_tokens) for r in rollouts]
+def make_rows(
+    rollouts: Sequence[Rollout],
+    index: list[int],
+    device: torch.device,
+    *,
+    packed: Sequence[Sequence[int]] | None = None,
+    idle: bool = False,
+) -> Rows:
+    """Prompt and completion side by side, padded on the right. `packed`: which rollouts stand in each row."""
     lengths = [len(r.prompt_tokens) + len(r.tokens) for r in rollouts]
-    width, completion = max(lengths), max(1, max(len(r.tokens) for r in rollouts))
-    keep = width - min(prompts) + 1
-    input_ids_bt = torch.zeros(len(rollouts), width, dtype=torch.long)
-    attention_bt = torch.zeros(len(rollouts), width, dtype=torch.long)
-    for row, (rollout, length) in enumerate(zip(rollouts, lengths, strict=True)):
-        input_ids_bt[row, :length] = torch.tensor(rollout.prompt_tokens + rollout.tokens)
-        attention_bt[row, :length] = 1
+    layout = packed or [[i] for i in range(len(rollouts))]
+    width, completion = max(sum(lengths[i] for i in row) for row in layout), max(1, *(len(r.tokens) for r in rollouts))
+    input_ids_rt, attention_rt, position_ids_rt, owner_rt = torch.zeros(4, len(layout), width, dtype=torch.long)
+    starts_b = torch.zeros(len(rollouts), dtype=torch.long)
+    for at, row in enumerate(layout):
+        start = 0
+        for i in row:
+            end = start + lengths[i]
+            input_ids_rt[at, start:end] = torch.tensor(rollouts[i].prompt_tokens + rollouts[i].tokens)
+            attention_rt[at, start:end] = 1
+            position_ids_rt[at, start:end] = torch.arange(lengths[i])
+            owner_rt[at, start:end] = i
+            # The token at place prompt + i is predicted at place prompt + i - 1.
+            starts_b[i] = at * width + start + len(rollouts[i].prompt_tokens) - 1
+            start = end
     mask_bT = pad([torch.ones(len(r.tokens)) for r in rollouts], completion).bool()
-    # The token at place prompt + i is predicted at place prompt + i - 1, counted from the first kept one.
-    start_b1 = torch.tensor(prompts)[:, None] - 1 - (width - keep)
-    position_bT = torch.where(mask_bT, start_b1 + torch.arange(completion)[None, :], 0)
+    place_bT = torch.where(mask_bT, starts_b[:, None] + torch.arange(completion)[None, :], 0)
+    several = packed is not None and len(layout) < len(rollouts)
     return Rows(
         index=index,
-        input_ids_bt=input_ids_bt.to(device),
-        attention_bt=attention_bt.to(device),
-        keep=keep,
-        position_bT=position_bT.to(device),
+        input_ids_rt=input_ids_rt.to(device),
+        attention_rt=None if several else attention_rt.to(device),
+        position_ids_rt=position_ids_rt.to(device) if several else None,
+        owner_rt=owner_rt.to(device) if several else None,
+        place_bT=place_bT.to(device),
         target_bT=pad([torch.tensor(r.tokens) for r in rollouts], completion).long().to(device),
-        mask_bT=mask_bT.to(device),
+        mask_bT=(mask_bT & (not idle)).to(device),
         sampler_logprobs_bT=pad([torch.tensor(r.logprobs) for r in rollouts], completion).to(device),
+        real=sum(lengths),
+        idle=idle,
     )
+
+
+def packing(lengths: Sequence[int], *, width: int) -> list[list[int]]:
+    """Rows of at most `width` tokens, or of one that is longer, with little left over: first fit, longest first."""
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = next((row for row, room in enumerate(free) if room >= lengths[i]), None)
+        if at is None:
+            rows.append([])
+            free.append(max(width, lengths[i]))
+            at = len(rows) - 1
+        rows[at].append(i)
+        free[at] -= lengths[i]
+    return rows
 
 
 def pad(rows: Sequence[Tensor], width: int) -> Tensor:

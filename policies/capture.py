@@ -63,17 +63,22 @@ class Capture:
         self.parameters = [p for p in model.parameters() if id(p) in captured]  # tied ones once
         self._layers = [(module, self._instrument(name, module)) for name, module in layers]
         self._ratios_bK: Tensor | None = None
+        self._owner_rt: Tensor | None = None
         self._sink: Sink | None = None
         self._weight_gradients = True
 
     @contextlib.contextmanager
-    def recording(self, sink: Sink, ratios_bK: Tensor, *, weight_gradients: bool = True) -> Iterator[None]:
+    def recording(
+        self, sink: Sink, ratios_bK: Tensor, *, owner_rt: Tensor | None = None, weight_gradients: bool = True
+    ) -> Iterator[None]:
         """Everything run forward and backward inside reports to the sink.
 
-        ratios_bK: A_bk over the advantage with which the loss was made. Without weight_gradients the matrices' own
-        .grad is not made, which saves its cost.
+        ratios_bK: A_bk over the advantage with which the loss was made. owner_rt: where rows hold several rollouts,
+        whose each token is; it is then reported by itself. Without weight_gradients the matrices' own .grad is not
+        made, which saves its cost.
         """
         self._sink, self._ratios_bK, self._weight_gradients = sink, ratios_bK, weight_gradients
+        self._owner_rt = owner_rt
         try:
             for module, forward in self._layers:
                 module.forward = forward
@@ -81,7 +86,7 @@ class Capture:
         finally:
             for module, _ in self._layers:
                 del module.forward  # the class's own is visible again
-            self._sink = self._ratios_bK = None
+            self._sink = self._ratios_bK = self._owner_rt = None
 
     @contextlib.contextmanager
     def muted(self) -> Iterator[None]:
@@ -115,13 +120,24 @@ class Capture:
         def forward(x: Tensor) -> Tensor:
             # A copy of the weight for each rollout: autograd then gives each rollout's gradient, and their sum.
             weight: Tensor = module.weight
-            shape = (x.shape[0], *[1] * (x.dim() - 2), weight.shape[0])
+            alone = 2 if self._packs(x) else 1
+            shape = (*x.shape[:alone], *[1] * (x.dim() - 1 - alone), weight.shape[0])
             copies = weight.expand(shape).clone()
-            copies.register_hook(lambda gradients: self._rows(place, gradients.flatten(1)))
+            copies.register_hook(lambda gradients: self._rows(place, gradients.flatten(0, alone - 1).flatten(1)))
             out: Tensor = functional_call(bare, {"module.weight": copies}, (x,))
             return out
 
         return forward
+
+    def _packs(self, values: Tensor) -> bool:
+        """Whether the layer sees rows of several rollouts; the head may be given them one by one again."""
+        return self._owner_rt is not None and values.shape[:2] == self._owner_rt.shape
+
+    def _units(self, values: Tensor) -> Tensor:
+        """(rollouts, or single tokens of packed rows) x tokens x features."""
+        if self._packs(values):
+            return values.reshape(values.shape[0] * values.shape[1], -1, values.shape[-1])
+        return values.reshape(values.shape[0], -1, values.shape[-1])
 
     def _rows(self, place: int | None, gradients_bn: Tensor) -> None:
         if place is not None:
@@ -131,9 +147,12 @@ class Capture:
         if self._sink is None:
             return
         assert self._ratios_bK is not None
-        if values.shape[0] != self._ratios_bK.shape[0]:
+        ratios_uK = self._ratios_bK
+        if self._owner_rt is not None and values.shape[0] == self._owner_rt.numel():
+            ratios_uK = ratios_uK[self._owner_rt.flatten()]
+        if values.shape[0] != ratios_uK.shape[0]:
             raise UnsupportedLayerError("a layer mixes rollouts: its first dimension is not the batch's")
-        tell(self._sink, self._ratios_bK)
+        tell(self._sink, ratios_uK)
 
 
 class _Bare(nn.Module):
@@ -146,11 +165,6 @@ class _Bare(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = type(self.module).forward(self.module, x)
         return out
-
-
-def _tokens(values: Tensor) -> Tensor:
-    """Everything between the batch's dimension and the last one as one."""
-    return values.reshape(values.shape[0], -1, values.shape[-1])
 
 
 class _Linear(torch.autograd.Function):
@@ -176,12 +190,12 @@ class _Linear(torch.autograd.Function):
         (dy,) = grads
         x, cast = ctx.saved_tensors
         capture: Capture = ctx.capture
-        x_bTn, dy_bTm = _tokens(x), _tokens(dy)
+        x_bTn, dy_bTm = capture._units(x), capture._units(dy)
         dx = dy @ cast if ctx.needs_input_grad[0] else None
         dweight = dbias = None
         at_weight, at_bias = ctx.places
         if at_weight is not None:
-            capture._report(x, lambda sink, ratios_bK: sink.product(at_weight, dy_bTm, x_bTn, ratios_bK))
+            capture._report(x_bTn, lambda sink, ratios_bK: sink.product(at_weight, dy_bTm, x_bTn, ratios_bK))
             if capture._weight_gradients:
                 dweight = (dy_bTm.flatten(0, 1).T @ x_bTn.flatten(0, 1)).to(ctx.dtype)
         if at_bias is not None:
@@ -208,8 +222,9 @@ class _Embedding(torch.autograd.Function):
         capture: Capture = ctx.capture
         if ctx.padding is not None:
             dy = torch.where((index == ctx.padding).unsqueeze(-1), 0.0, dy)
-        index_bT, dy_bTn = index.flatten(1), _tokens(dy)
-        capture._report(index, lambda sink, ratios_bK: sink.lookup(ctx.place, index_bT, dy_bTn, ratios_bK))
+        dy_bTn = capture._units(dy)
+        index_bT = index.reshape(dy_bTn.shape[:2])
+        capture._report(index_bT, lambda sink, ratios_bK: sink.lookup(ctx.place, index_bT, dy_bTn, ratios_bK))
         dweight = None
         if capture._weight_gradients:
             dweight = torch.zeros(ctx.shape, dtype=ctx.dtype, device=dy.device)

@@ -32,7 +32,7 @@ Gradients = list[Tensor]  # one tensor for each parameter
 class FullGradients:
     """Every g_k as it is; a sink of policies.capture. Sums over microbatches.
 
-    Of parameters that FSDP2 shards each rank keeps its shards, averaged over the ranks as FSDP2 does with gradients.
+    Of parameters that FSDP2 shards each rank keeps its shards, added up over the ranks (policies/ranks.py).
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], objectives: int) -> None:
@@ -69,8 +69,9 @@ class FullGradients:
     def _add(self, k: int, place: int, part: Tensor) -> None:
         total = self.gradients[k][place]
         if isinstance(total, DTensor):  # a reduce-scatter
-            mean = part.to(total.dtype) / total.device_mesh.size()
-            mine = DTensor.from_local(mean, total.device_mesh, [Partial("sum")] * total.device_mesh.ndim)
+            mine = DTensor.from_local(
+                part.to(total.dtype), total.device_mesh, [Partial("sum")] * total.device_mesh.ndim
+            )
             total.add_(mine.redistribute(placements=total.placements))
         else:
             total += part
@@ -174,12 +175,17 @@ def separable(advantages_B: Tensor, advantages_BK: Tensor) -> tuple[Tensor, Tens
     return made_B, torch.where(advantages_BK == 0, 0.0, advantages_BK / divisors_B1)
 
 
+def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The model's transformer blocks, and the name of their list."""
+    stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    assert stacks, "a transformer has a list of blocks"
+    return max(stacks, key=lambda pair: len(pair[1]))
+
+
 def in_last_block(model: nn.Module) -> Callable[[str], bool]:
     """Whether a module, by its name, is in the last of the model's transformer blocks."""
-    stacks = [(name, len(module)) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    assert stacks, "a transformer has a list of blocks"
-    stack, size = max(stacks, key=lambda pair: pair[1])
-    prefix = f"{stack}.{size - 1}."
+    name, stack = blocks(model)
+    prefix = f"{name}.{len(stack) - 1}."
     return lambda name: name.startswith(prefix)
 
 

@@ -6,63 +6,39 @@ Weights are kept in float32 and used in the policy's dtype (autocast), so that s
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from policies.batching import Rows, make_rows, microbatches, minibatches, pad
+from policies.batching import Rows, make_rows, microbatches, minibatches, packing, pad, shards
 from policies.capture import Capture, Sink, UnsupportedLayerError
 from policies.gramian import (
     FullGradients,
     Gradients,
-    Mode,
     SketchedGradients,
     backward_passes,
+    blocks,
     in_last_block,
     influence_of_response,
     inner_products,
     response,
     separable,
 )
+from policies.learner_settings import LearnerSettings as LearnerSettings  # its users know it by this module
+from policies.learner_settings import learning_rate
 from policies.learner_state import disk_errors, load_state, save_state
-from policies.losses import Aggregation, ClippedSurrogate, k3, token_weights
+from policies.losses import k3, token_weights
 from policies.meter import Meter
 from policies.models import load_model
+from policies.ranks import Ranks, whole
+from policies.scorer import Scorer
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout
 
-
-@dataclass(frozen=True, kw_only=True)
-class LearnerSettings:
-    """Plain constants of the learner; see the job spec for their meaning."""
-
-    model: str
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    device: str = "cpu"
-    threads: int | None = None
-    seed: int = 0
-    temperature: float = 1.0
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    total_updates: int = 1000
-    max_grad_norm: float = 1.0
-    minibatches: int = 1
-    tokens_per_microbatch: int = 16_384
-    surrogate: ClippedSurrogate = field(default_factory=ClippedSurrogate)
-    aggregation: Aggregation = "token_mean"
-    max_tokens: int = 1024
-    kl_coef: float = 0.0
-    gradient_checkpointing: bool = False
-    gramian: Mode | None = "exact"  # None: nobody asks for the objectives' gradients
-    sketch_width: int = 16
+PACKED_ROW = 2  # of the longest rollout: attention's cost grows with the row
 
 
 @dataclass(kw_only=True)
@@ -85,7 +61,11 @@ class _Held:
 
 
 class Learner:
-    """A causal language model, its optimiser, and how a batch of rollouts changes it."""
+    """A causal language model, its optimiser, and how a batch of rollouts changes it.
+
+    Where torch's default process group has several ranks, each has a Learner, all are called alike with the whole
+    batch, and together they do what one would.
+    """
 
     def __init__(self, settings: LearnerSettings) -> None:
         self.settings = settings
@@ -94,6 +74,7 @@ class Learner:
         torch.manual_seed(settings.seed)
         self.device = torch.device(settings.device)
         # transformers wraps `to`, which hides its signature from the checker
+        self.ranks = Ranks(self.device)
         self.model: Any = load_model(settings.model, revision=settings.revision).to(settings.device)  # type: ignore[arg-type]  # a name
         self.model.train()
         for module in self.model.modules():  # dropout would make the ratio differ from 1 on fresh rollouts
@@ -103,6 +84,7 @@ class Learner:
                 module.attention_dropout = 0.0
         if settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.scorer = self._scorer(self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.reference = self._load_reference() if settings.kl_coef > 0 else None
         self.optimizer = torch.optim.AdamW(
@@ -125,9 +107,16 @@ class Learner:
                 raise ValueError(f"gramian.mode: {mode} can't read this model: {error}; use exact") from None
             return None
 
-    def _load_reference(self) -> torch.nn.Module:
+    def _scorer(self, model: Any) -> Scorer:
+        """Sharded over the ranks."""
+        settings = self.settings
+        scorer = Scorer(model, temperature=settings.temperature, chunk_logits=settings.chunk_logits)
+        self.ranks.shard(scorer, blocks(model)[1], settings.dtype)
+        return scorer
+
+    def _load_reference(self) -> Scorer:
         reference: Any = load_model(self.settings.model, revision=self.settings.revision)
-        return reference.to(self.device).eval().requires_grad_(False)
+        return self._scorer(reference.to(self.device).eval().requires_grad_(False))
 
     # ------------------------------------------------------------------ learn
 
@@ -165,7 +154,7 @@ class Learner:
         """All objectives' gradients of a microbatch from one pass, made with advantage 1 everywhere."""
         assert self._capture is not None
         ratios_bK = advantages_BK[rows.index].to(self.device, torch.float32)
-        with self._capture.recording(sink, ratios_bK, weight_gradients=False):
+        with self._capture.recording(sink, ratios_bK, owner_rt=rows.owner_rt, weight_gradients=False):
             logprobs_bT, entropy_bT = self._logprobs(rows)
             kl_bT, penalty = self._penalty(rows, logprobs_bT, weights_bT)
             losses_bT = self._surrogate(rows, logprobs_bT, None, torch.ones(len(advantages_BK)))
@@ -223,7 +212,7 @@ class Learner:
             else:
                 self._backward(rollouts, mini, advantages_B, old, meter)
                 self._step(meter)
-        return meter.result()
+        return meter.result(self.ranks)
 
     def _measured_step(
         self,
@@ -266,8 +255,8 @@ class Learner:
         *,
         sink: Sink | None = None,
         ratios_BK: Tensor | None = None,
-    ) -> list[Tensor]:
-        """Gradients of the minibatch's loss into .grad; the log-probabilities of its rollouts, in order."""
+    ) -> dict[int, Tensor]:
+        """Gradients of the minibatch's loss into .grad; the log-probabilities of this rank's rollouts."""
         weights_BT = self._token_weights(rollouts, mini)
         scores: dict[int, Tensor] = {}
         for rows in self._microbatches(rollouts, mini):
@@ -287,35 +276,39 @@ class Learner:
                     loss.backward()
             clipped_bT = self._clipped(rows, logprobs_bT, old_bT, advantages_B)
             meter.add(rows, loss, logprobs_bT, old_bT, clipped_bT, entropy_bT, kl_bT)
-            scores.update(zip(rows.index, logprobs_bT.detach(), strict=True))
-        return [scores[i] for i in mini]
+            if not rows.idle:
+                scores.update(zip(rows.index, logprobs_bT.detach(), strict=True))
+        return scores
 
     def _recording(
         self, sink: Sink | None, ratios_BK: Tensor | None, rows: Rows
     ) -> contextlib.AbstractContextManager[None]:
         if sink is None or ratios_BK is None or self._capture is None:
             return contextlib.nullcontext()
-        return self._capture.recording(sink, ratios_BK[rows.index].to(self.device, torch.float32))
+        ratios_bK = ratios_BK[rows.index].to(self.device, torch.float32)
+        return self._capture.recording(sink, ratios_bK, owner_rt=rows.owner_rt)
 
     def _influence(
         self,
         rollouts: Sequence[Rollout],
         mini: list[int],
-        before: list[Tensor],
+        before: dict[int, Tensor],
         parts: ObjectiveAdvantages,
         grad_norm: float,
     ) -> Tensor:
         """influence_K from how the minibatch's log-probabilities moved in the update just made."""
         weights_BT = self._token_weights(rollouts, mini)
-        before_of = dict(zip(mini, before, strict=True))
         response_K = torch.zeros(parts.advantages_BK.shape[1], dtype=torch.float64)
         for rows in self._microbatches(rollouts, mini):
             with torch.no_grad():
                 after_bT, _ = self._logprobs(rows)
-            before_bT = torch.stack([before_of[i] for i in rows.index])
+            if rows.idle:
+                continue
+            before_bT = torch.stack([before[i] for i in rows.index])
             weights_bT = weights_BT(rows) * self.settings.surrogate.importance(before_bT, rows.sampler_logprobs_bT)
             advantages_bK = parts.advantages_BK[rows.index].to(self.device)
             response_K += response(before_bT, after_bT, weights_bT, advantages_bK).cpu()
+        response_K = self.ranks.sum(response_K)
         weights_K = torch.ones_like(response_K) / len(response_K) if parts.weights_K is None else parts.weights_K
         return influence_of_response(response_K, weights_K, grad_norm)
 
@@ -341,7 +334,7 @@ class Learner:
             meter.add(rows, (losses_bT * weights_BT(rows)).sum(), logprobs_bT, None, clipped_bT, entropy_bT, kl_bT)
 
     def _step(self, meter: Meter) -> None:
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
         if not bool(torch.isfinite(norm)):
             self.optimizer.zero_grad()
             raise ValueError("the gradient is not finite; the policy was left as it was")
@@ -363,23 +356,11 @@ class Learner:
         old_bT = logprobs_bT if old_bT is None else old_bT
         return self.settings.surrogate.clipped(logprobs_bT, old_bT, advantages_B[rows.index].to(self.device))
 
-    def _logprobs(self, rows: Rows, model: torch.nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def _logprobs(self, rows: Rows, scorer: Scorer | None = None) -> tuple[Tensor, Tensor]:
         """(log-probabilities_bT with gradient, entropy_bT without) of the completions at the sampling temperature."""
         with self._precision():
-            logits = (model or self.model)(
-                input_ids=rows.input_ids_bt,
-                attention_mask=rows.attention_bt,
-                logits_to_keep=rows.keep,
-                use_cache=False,
-            ).logits
-        index_bT1 = rows.position_bT.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
-        logits_bTV = logits.gather(1, index_bT1).float() / (self.settings.temperature or 1.0)
-        logprobs_bTV = torch.log_softmax(logits_bTV, dim=-1)
-        with torch.no_grad():
-            entropy_bT = -(logprobs_bTV.exp() * logprobs_bTV).sum(dim=-1)
-        logprobs_bT = logprobs_bTV.gather(2, rows.target_bT.unsqueeze(-1)).squeeze(-1)
-        # Padding gets the sampler's own value, 0, so that every ratio there is 1 whatever the model says.
-        return torch.where(rows.mask_bT, logprobs_bT, 0.0), entropy_bT
+            found: tuple[Tensor, Tensor] = (scorer or self.scorer)(rows)
+        return found
 
     def _reference_logprobs(self, rows: Rows) -> Tensor:
         with torch.no_grad():
@@ -388,12 +369,14 @@ class Learner:
     @torch.no_grad()
     def _score(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
         """The policy's log-probabilities before the first update, one tensor for each rollout."""
-        scores: list[Tensor] = [torch.empty(0)] * len(rollouts)
+        lengths = [len(rollout.tokens) for rollout in rollouts]
+        scores_BT = torch.zeros(len(rollouts), max(lengths, default=0))
         for rows in self._microbatches(rollouts, list(range(len(rollouts)))):
             logprobs_bT, _ = self._logprobs(rows)
-            for i, row, mask in zip(rows.index, logprobs_bT.cpu(), rows.mask_bT.cpu(), strict=True):
-                scores[i] = row[mask]
-        return scores
+            if not rows.idle:
+                scores_BT[rows.index, : logprobs_bT.shape[1]] = logprobs_bT.cpu()
+        scores_BT = self.ranks.sum(scores_BT)
+        return [row[:length] for row, length in zip(scores_BT, lengths, strict=True)]
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """Log-probability of each completion token under the policy as it is now."""
@@ -405,10 +388,28 @@ class Learner:
             yield
 
     def _microbatches(self, rollouts: Sequence[Rollout], part: list[int]) -> Iterator[Rows]:
+        """This rank's. All ranks have as many: a forward or backward pass of one needs the others'."""
         lengths = [len(rollouts[i].prompt_tokens) + len(rollouts[i].tokens) for i in part]
-        for group in microbatches(lengths, token_budget=self.settings.tokens_per_microbatch):
-            index = sorted(part[i] for i in group)
-            yield make_rows([rollouts[i] for i in index], index, self.device)
+        shares = [
+            self._groups([lengths[i] for i in mine], [part[i] for i in mine])
+            for mine in shards(lengths, ranks=self.ranks.size)
+        ]
+        mine, most = shares[self.ranks.rank], max(map(len, shares))
+        for n in range(most):
+            idle = n >= len(mine)
+            group = [part[:1]] if idle else mine[n]
+            index = sorted(i for row in group for i in row)
+            packed = [[index.index(i) for i in row] for row in group] if self.settings.packing else None
+            yield make_rows([rollouts[i] for i in index], index, self.device, packed=packed, idle=idle)
+
+    def _groups(self, lengths: list[int], index: list[int]) -> list[list[list[int]]]:
+        """Microbatches of rows of rollouts."""
+        budget = self.settings.tokens_per_microbatch
+        if not self.settings.packing:
+            return [[[index[i]] for i in group] for group in microbatches(lengths, token_budget=budget)]
+        rows = packing(lengths, width=min(budget, PACKED_ROW * max(lengths, default=1)))
+        filled = [sum(lengths[i] for i in row) for row in rows]
+        return [[[index[i] for i in rows[row]] for row in group] for group in microbatches(filled, token_budget=budget)]
 
     def _token_weights(self, rollouts: Sequence[Rollout], part: list[int]) -> Callable[[Rows], Tensor]:
         """For a microbatch, the share of each token in the aggregated loss of the whole minibatch."""
@@ -419,7 +420,7 @@ class Learner:
 
         def of(rows: Rows) -> Tensor:
             kept = weights_BT[[row_of[i] for i in rows.index], : rows.mask_bT.shape[1]]
-            return kept.to(self.device)
+            return kept.to(self.device) * rows.mask_bT
 
         return of
 
@@ -434,15 +435,18 @@ class Learner:
     # ------------------------------------------------------------------ state
 
     def weights(self) -> dict[str, Tensor]:
-        """What an engine loads: the Hugging Face names, in the policy's dtype, tied tensors once."""
+        """What an engine loads: the Hugging Face names, in the policy's dtype, tied tensors once. Of all ranks."""
         dtype = getattr(torch, self.settings.dtype)
-        return {name: p.detach().to(dtype).contiguous() for name, p in self.model.named_parameters()}
+        return {name: whole(p.detach()).to(dtype).contiguous() for name, p in self.model.named_parameters()}
 
     def save_policy(self, directory: Path) -> None:
-        """A plain Hugging Face directory without the tokenizer."""
+        """A plain Hugging Face directory without the tokenizer, which the first rank writes."""
         dtype = getattr(torch, self.settings.dtype)
         tied = self.model.all_tied_weights_keys  # converted copies would no longer be seen as one tensor
-        state = {name: tensor.to(dtype) for name, tensor in self.model.state_dict().items() if name not in tied}
+        tensors = self.model.state_dict().items()
+        state = {name: whole(tensor).to(dtype) for name, tensor in tensors if name not in tied}
+        if not self.ranks.first:
+            return
         with disk_errors():
             self.model.save_pretrained(directory, state_dict=state)
         self.model.config.dtype = self.settings.dtype  # save_pretrained writes that of the float32 weights
@@ -454,21 +458,6 @@ class Learner:
     def load_state(self, directory: Path) -> None:
         load_state(self, directory)
         self._held = None
-
-
-def learning_rate(settings: LearnerSettings) -> Callable[[int], float]:
-    """Factor on the peak rate after n updates: linear warm-up from 1/warmup, then the schedule down to 0."""
-
-    def factor(update: int) -> float:
-        if update < settings.warmup_steps:
-            return (update + 1) / settings.warmup_steps
-        if settings.schedule == "constant":
-            return 1.0
-        done = (update - settings.warmup_steps) / max(1, settings.total_updates - settings.warmup_steps)
-        done = min(1.0, done)
-        return 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-
-    return factor
 
 
 def _plus(total: Gradients | None, part: Gradients) -> Gradients:

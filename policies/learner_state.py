@@ -1,49 +1,59 @@
-"""A learner's state on disk: what the next update depends on, beside the exported policy."""
+"""A learner's state on disk: what the next update depends on, beside the exported policy.
+
+One rank alone writes a file; several write their parts side by side. Either is read by any number of ranks.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from policies.ranks import like
 
 if TYPE_CHECKING:
     from policies.learner import Learner
 
+FILE = "learner.safetensors"
+PARTS = "learner"  # a directory of torch.distributed.checkpoint
+
 
 def save_state(learner: Learner, directory: Path) -> None:
     """What the next update depends on: float32 weights, optimiser, schedule, random states."""
-    tensors = {f"weights.{name}": p.detach().cpu() for name, p in learner.model.named_parameters()}
+    tensors = {f"weights.{name}": p.detach() for name, p in learner.model.named_parameters()}
     for i, parameter in enumerate(learner.parameters):
         for key, value in learner.optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{i}.{key}"] = torch.as_tensor(value).detach().cpu().clone()
+            tensors[f"optimizer.{i}.{key}"] = torch.as_tensor(value).detach()
     tensors["schedule.updates"] = torch.tensor(learner.scheduler.last_epoch)
     tensors["random.torch"] = torch.get_rng_state()
     tensors["random.order"] = learner.generator.get_state()
+    if learner.ranks.size > 1:
+        dcp.save(tensors, checkpoint_id=directory / PARTS)
+        return
     with disk_errors():
-        save_file(tensors, directory / "learner.safetensors")
+        save_file({name: tensor.cpu().clone() for name, tensor in tensors.items()}, directory / FILE)
 
 
 def load_state(learner: Learner, directory: Path) -> None:
     """Continue exactly where `save_state` was. Raises KeyError where it is of another model."""
-    tensors = load_file(directory / "learner.safetensors")
-    names = {f"weights.{name}" for name, _ in learner.model.named_parameters()}
-    if names != {key for key in tensors if key.startswith("weights.")}:
-        raise KeyError(f"{directory} holds the state of another model")
+    tensors = _read(learner, directory)
     with torch.no_grad():
         for name, parameter in learner.model.named_parameters():
             parameter.copy_(tensors[f"weights.{name}"])
     learner.optimizer.state.clear()  # a state saved before the first update has no moments
     for i, parameter in enumerate(learner.parameters):
         prefix = f"optimizer.{i}."
-        state: dict[str, Any] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if state:
-            moved = {k: v if k == "step" else v.to(learner.device) for k, v in state.items()}
-            learner.optimizer.state[parameter] = moved
+            learner.optimizer.state[parameter] = state
     updates = int(tensors["schedule.updates"])
     learner.scheduler.last_epoch = updates
     rates = [learner.scheduler.lr_lambdas[0](updates) * base for base in learner.scheduler.base_lrs]
@@ -52,6 +62,35 @@ def load_state(learner: Learner, directory: Path) -> None:
         group["lr"] = rate
     torch.set_rng_state(tensors["random.torch"])
     learner.generator.set_state(tensors["random.order"])
+
+
+def _read(learner: Learner, directory: Path) -> dict[str, Tensor]:
+    """The tensors by name, this rank's parts of those that are sharded. Nothing of the learner has changed yet."""
+    parts = directory / PARTS
+    if not parts.is_dir():
+        found = load_file(directory / FILE)
+        targets = _targets(learner, directory, found.keys())
+        return {name: like(targets[name], value) if name in targets else value for name, value in found.items()}
+    stored = dcp.FileSystemReader(parts).read_metadata().state_dict_metadata
+    targets = _targets(learner, directory, stored.keys())
+    read: dict[str, Tensor] = {}
+    for name, about in stored.items():
+        assert isinstance(about, TensorStorageMetadata), "only tensors were saved"
+        alike = name in targets and targets[name].shape == about.size
+        read[name] = torch.empty_like(targets[name]) if alike else torch.empty(about.size, dtype=about.properties.dtype)
+    dcp.load(read, checkpoint_id=parts, no_dist=learner.ranks.size == 1)
+    return read
+
+
+def _targets(learner: Learner, directory: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensor that each stored one belongs to or is shaped like; steps, schedule and random states have none."""
+    targets = {f"weights.{name}": p.detach() for name, p in learner.model.named_parameters()}
+    if targets.keys() != {name for name in names if name.startswith("weights.")}:
+        raise KeyError(f"{directory} holds the state of another model")
+    for i, parameter in enumerate(learner.parameters):
+        moments = (name for name in names if name.startswith(f"optimizer.{i}.") and not name.endswith(".step"))
+        targets |= dict.fromkeys(moments, parameter.detach())
+    return targets
 
 
 @contextlib.contextmanager

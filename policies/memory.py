@@ -11,9 +11,14 @@ and while it updates, what the backward pass needs of a dense decoder (Dimension
     attention 4 Q a   gated MLP 4 I a   norms of queries and keys (4 + a) (Q + KV)   attention mask a t
     H hidden size, Q all heads, KV those that are cached, I intermediate size, t the longest row
 
-or with gradient checkpointing 4 H, and the whole of one layer at a time. The last layer's logits stand beside them:
-(16 + a) V for each token that predicts one, (20 + 2 a) V with a KL penalty; V the vocabulary. In bfloat16 a copy of the
-weights, 2 N. This is what torch's own attention keeps of rows that are padded; tests compare it with the learner.
+or with gradient checkpointing 4 H, and the whole of one layer at a time. The logits stand beside them: 20 V for each
+token of a chunk of the head (policies/scorer.py), and 4 H V with more than one; V the vocabulary. In bfloat16 a copy of
+the weights, 2 N.
+
+Ranks share N evenly, and each has a microbatch of its own. While it updates, a rank has whole what is in no block
+(embedding, head), and two blocks, the second while it is fetched.
+
+This is what torch's own attention keeps of rows that are padded; tests compare it with the learner.
 Not counted: fragmentation, and what torch, CUDA and Python take themselves.
 """
 
@@ -27,6 +32,8 @@ from policies.sizes import Dimensions, ModelSize
 if TYPE_CHECKING:
     from policies.gramian import Mode
 
+CHUNK_LOGITS = 2**24  # of one chunk of the head: 64 MiB in float32; smaller ones save little, and repeat more
+
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
@@ -39,6 +46,8 @@ class Update:
     recompute: bool = False  # gradient checkpointing
     objectives: int = 0  # K, where their gradients are compared
     gramian: Mode | None = None
+    chunk_logits: int = CHUNK_LOGITS
+    ranks: int = 1
     on_gpu: bool = False
 
 
@@ -56,7 +65,7 @@ def learner_bytes(size: ModelSize, update: Update) -> dict[str, int]:
 
     Without dimensions it is what is known of it, which is too little.
     """
-    whole = 4 * size.parameters
+    whole = -(-4 * size.parameters // update.ranks)
     held = {
         "weights": whole,
         "moments": 2 * whole,
@@ -65,7 +74,10 @@ def learner_bytes(size: ModelSize, update: Update) -> dict[str, int]:
         "objective_gradients": _objective_bytes(size, update),
     }
     passes = update_bytes(size.dimensions, update) if size.dimensions else 0
-    if update.number_bytes == 2:
+    if update.ranks > 1:
+        blocks = (size.dimensions.layers if size.dimensions else 0) * size.last_block
+        passes += update.number_bytes * (size.parameters - blocks + 2 * size.last_block)
+    elif update.number_bytes == 2:
         passes += 2 * size.parameters  # autocast's copies
     if update.gramian == "exact":  # the update's own gradients are summed from the objectives' afterwards
         inner_products = 4 * update.objectives * size.largest  # a parameter at a time
@@ -77,9 +89,8 @@ def learner_bytes(size: ModelSize, update: Update) -> dict[str, int]:
 
 
 def _objective_bytes(size: ModelSize, update: Update) -> int:
-    if update.gramian == "exact":
-        return 4 * size.parameters * (update.objectives + update.penalty)
-    return 4 * size.last_block * update.objectives if update.gramian == "last_block" else 0
+    compared = {"exact": size.parameters, "last_block": size.last_block}.get(update.gramian or "", 0)
+    return -(-4 * compared // update.ranks) * (update.objectives + (update.penalty and update.gramian == "exact"))
 
 
 def update_bytes(dimensions: Dimensions, update: Update) -> int:
@@ -89,7 +100,10 @@ def update_bytes(dimensions: Dimensions, update: Update) -> int:
     layer = 16 * d.hidden + inputs + 4 * a * (d.query + d.intermediate) + a * update.row
     if d.normed_heads:
         layer += (4 + a) * (d.query + d.key_value)
-    head = (8 + a) * d.hidden + (16 + a + (4 + a) * update.penalty) * d.vocabulary
+    chunk = min(tokens, max(1, update.chunk_logits // d.vocabulary))
+    head = tokens * (8 + a) * d.hidden + chunk * 20 * d.vocabulary
+    if chunk < tokens:  # a chunk's part of the head's gradient, and the hidden states' collected from all chunks
+        head += 4 * d.hidden * (d.vocabulary + tokens)
     if not update.recompute:
-        return tokens * (d.layers * layer + head)
-    return tokens * (d.layers * 4 * d.hidden + max(layer, head))
+        return tokens * d.layers * layer + head
+    return tokens * d.layers * 4 * d.hidden + max(tokens * layer, head)

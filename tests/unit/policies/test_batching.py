@@ -1,5 +1,6 @@
 """Microbatches under a token budget, minibatches, and rows whose kept positions predict the right tokens."""
 
+import itertools
 import random
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.batching import make_rows, microbatches, minibatches, pad
+from policies.batching import make_rows, microbatches, minibatches, packing, pad, shards
 from policies.types import Rollout
 
 VOCABULARY = 11
@@ -82,39 +83,60 @@ def test_minibatches_take_only_a_permutation():
 def test_rows_by_hand():
     rows = make_rows([rollout([7, 8], [1, 2, 3]), rollout([9], [4])], [5, 2], CPU)
     assert rows.index == [5, 2]
-    assert rows.input_ids_bt.tolist() == [[7, 8, 1, 2, 3], [9, 4, 0, 0, 0]]
-    assert rows.attention_bt.tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
-    assert rows.keep == 5  # the first token of the shortest prompt's completion is predicted at place 0
-    assert rows.position_bT.tolist() == [[1, 2, 3], [0, 0, 0]]
+    assert rows.input_ids_rt.tolist() == [[7, 8, 1, 2, 3], [9, 4, 0, 0, 0]]
+    assert rows.attention_rt.tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
+    assert rows.place_bT.tolist() == [[1, 2, 3], [5, 0, 0]]
+    assert (rows.position_ids_rt, rows.owner_rt, rows.real) == (None, None, 7)
     assert rows.target_bT.tolist() == [[1, 2, 3], [4, 0, 0]]
     assert rows.mask_bT.tolist() == [[True, True, True], [True, False, False]]
     torch.testing.assert_close(rows.sampler_logprobs_bT, torch.tensor([[-0.5, -0.6, -0.7], [-0.5, 0.0, 0.0]]))
 
 
+def test_packed_rows_by_hand():
+    batch = [rollout([7, 8], [1, 2]), rollout([9], [4]), rollout([5], [6])]
+    rows = make_rows(batch, [5, 2, 3], CPU, packed=[[0], [2, 1]])
+    assert rows.input_ids_rt.tolist() == [[7, 8, 1, 2], [5, 6, 9, 4]]
+    assert rows.position_ids_rt.tolist() == [[0, 1, 2, 3], [0, 1, 0, 1]]
+    assert rows.owner_rt.tolist() == [[0, 0, 0, 0], [2, 2, 1, 1]]
+    assert rows.place_bT.tolist() == [[1, 2], [6, 0], [4, 0]]
+    assert rows.attention_rt is None  # transformers would not look at the positions
+
+
 @settings(max_examples=100, deadline=None)
-@given(batch=rollouts())
-def test_kept_positions_predict_the_completion(batch):
+@given(batch=rollouts(), width=st.integers(1, 30), packed=st.booleans())
+def test_places_predict_the_completion(batch, width, packed):
     """As a full forward without padding: place n predicts token n + 1, here of a model that sees one token back."""
     table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-    rows = make_rows(batch, list(range(len(batch))), CPU)
-    kept = table[rows.input_ids_bt][:, -rows.keep :]
-    predicted = kept.gather(1, rows.position_bT.unsqueeze(-1).expand(-1, -1, VOCABULARY))
+    lengths = [len(one.prompt_tokens) + len(one.tokens) for one in batch]
+    layout = packing(lengths, width=width) if packed else None
+    rows = make_rows(batch, list(range(len(batch))), CPU, packed=layout)
+    predicted = table[rows.input_ids_rt].flatten(0, 1)[rows.place_bT]
     found = predicted.gather(2, rows.target_bT.unsqueeze(-1)).squeeze(-1)
+    assert rows.real == sum(lengths)
     for i, one in enumerate(batch):
         sequence = one.prompt_tokens + one.tokens
         expected = table[list(sequence[:-1]), list(sequence[1:])][len(one.prompt_tokens) - 1 :]
         assert torch.equal(found[i][rows.mask_bT[i]], expected)
-        assert int(rows.attention_bt[i].sum()) == len(sequence)
 
 
-@settings(max_examples=50, deadline=None)
-@given(batch=rollouts())
-def test_no_more_is_kept_than_some_row_needs(batch):
-    rows = make_rows(batch, list(range(len(batch))), CPU)
-    assert rows.keep <= rows.input_ids_bt.shape[1]
-    if any(one.tokens for one in batch):
-        shortest = min(len(one.prompt_tokens) for one in batch)
-        assert rows.keep == rows.input_ids_bt.shape[1] - shortest + 1
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), max_size=30), width=st.integers(1, 120))
+def test_packing_takes_each_once_and_stays_within_the_row(lengths, width):
+    rows = packing(lengths, width=width)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    filled = [sum(lengths[i] for i in row) for row in rows]
+    assert all(tokens <= width or len(row) == 1 for row, tokens in zip(rows, filled, strict=True))
+    assert all(sum(pair) > width for pair in itertools.combinations(filled, 2))  # no two rows would go into one
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), max_size=30), ranks=st.integers(1, 5))
+def test_ranks_have_about_as_many_tokens(lengths, ranks):
+    parts = shards(lengths, ranks=ranks)
+    assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
+    loads = [sum(lengths[i] for i in part) for part in parts]
+    assert len(parts) == ranks
+    assert max(loads) - min(loads) <= max(lengths, default=0)
 
 
 def test_large_token_ids_survive_the_padding():

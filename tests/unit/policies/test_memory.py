@@ -76,6 +76,7 @@ CASES: dict[str, dict[str, Any]] = {
     "exact with a penalty": {"gramian": "exact", "kl_coef": 0.1},
     "last block": {"gramian": "last_block"},
     "sketch": {"gramian": "sketch"},
+    "a head in chunks": {"chunk_logits": 16 * ROWS * 600},
 }
 
 
@@ -105,6 +106,7 @@ def test_an_update_allocates_what_was_reckoned(case: str, policies: dict[str, Pa
             recompute="gradient_checkpointing" in settings,
             objectives=K,
             gramian=settings["gramian"],
+            chunk_logits=settings.get("chunk_logits", 2**24),
         ),
     )
     held = reckoned["weights"] + reckoned["moments"] + reckoned["reference"]

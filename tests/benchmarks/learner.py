@@ -1,0 +1,174 @@
+"""The learner's memory and speed: chunks of the head, packed rows, ranks.
+
+    python -m tests.benchmarks.learner [logprobs] [packing]
+
+logprobs: a head over 150,000 words, its gradient included, in chunks and at once; each in a process of its own, so that
+its peak is its own. packing: an update on rollouts of the quickstart's lengths, with and without rows of several
+rollouts. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.machine import machine
+
+Figures = dict[str, Any]
+RESULTS = Path(__file__).parent / "results" / "learner.json"
+VOCABULARY, HIDDEN, ROWS, COMPLETION = 150_000, 896, 8, 256  # the head of a policy of half a billion parameters
+
+
+def head_pass(chunk_logits: int) -> tuple[float, float]:
+    """(peak of memory beside what was there before, GiB; seconds) of log-probabilities and their gradient."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from policies.batching import make_rows
+    from policies.scorer import Scorer
+    from policies.types import Rollout
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)
+    scorer = Scorer(LlamaForCausalLM(config), chunk_logits=chunk_logits)
+    one = Rollout(
+        prompt_tokens=(5,), tokens=tuple(range(COMPLETION)), logprobs=(-12.0,) * COMPLETION, text="", truncated=True,
+        policy_version=0,
+    )  # fmt: skip
+    rows = make_rows([one] * ROWS, list(range(ROWS)), torch.device("cpu"))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = _status_kib("VmRSS")
+    start = time.perf_counter()
+    scorer(rows)[0].sum().backward()
+    taken = time.perf_counter() - start
+    return (_status_kib("VmHWM") - before) / 2**20, taken
+
+
+def _status_kib(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def measure_logprobs() -> Figures:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    from policies.memory import CHUNK_LOGITS
+
+    found = {}
+    for name, chunk in {"at_once": 10**15, "chunks": CHUNK_LOGITS}.items():
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            found[name] = pool.submit(head_pass, chunk).result()
+    (whole_gib, whole_s), (chunked_gib, chunked_s) = found["at_once"], found["chunks"]
+    return {
+        "logprob_peak_gib": [round(whole_gib, 2), round(chunked_gib, 2)],
+        "logprob_s": [round(whole_s, 2), round(chunked_s, 2)],
+        "logprob_memory_ratio": round(chunked_gib / whole_gib, 3),
+        "logprob_slowdown": round(chunked_s / whole_s, 3),
+    }
+
+
+def quickstart_rollouts(count: int, seed: int = 0) -> list[Any]:
+    """Of the lengths that the quickstart's policy writes: mostly compact answers, some short, some verbose."""
+    from policies.quickstart import Recipe
+    from policies.types import Rollout
+
+    rng = random.Random(seed)
+    recipe = Recipe()
+    made = []
+    for _ in range(count):
+        draw = rng.random()
+        short, compact = draw < recipe.short_share, draw < recipe.short_share + recipe.compact_share
+        length = rng.randint(4, 7) if short else rng.randint(16, 32) if compact else rng.randint(32, 48)
+        prompt = tuple(rng.randrange(5, 20) for _ in range(rng.randint(8, 20)))
+        tokens = tuple(rng.randrange(5, 20) for _ in range(length))
+        made.append(
+            Rollout(
+                prompt_tokens=prompt, tokens=tokens, logprobs=(-3.0,) * length, text="", truncated=False,
+                policy_version=0,
+            )
+        )  # fmt: skip
+    return made
+
+
+def quickstart_sized_policy(folder: Path) -> str:
+    """An untrained policy of the quickstart's size; its tokenizer is never used."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from policies.quickstart import MAX_POSITIONS, Recipe
+
+    recipe = Recipe()
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=64, hidden_size=recipe.hidden_size, intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads,
+        head_dim=recipe.hidden_size // recipe.heads, max_position_embeddings=MAX_POSITIONS, tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return str(folder)
+
+
+def measure_packing(rounds: int = 9) -> Figures:
+    """Tokens a second of an update of 256 rollouts, alternating, so that both see the same machine."""
+    import torch
+
+    from policies.learner import Learner, LearnerSettings
+
+    batch = quickstart_rollouts(256)
+    tokens = sum(len(one.prompt_tokens) + len(one.tokens) for one in batch)
+    advantages_B = torch.linspace(-1, 1, len(batch))
+    with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
+        policy = quickstart_sized_policy(Path(folder))
+        learners = {
+            packs: Learner(LearnerSettings(model=policy, packing=packs, gramian=None)) for packs in (False, True)
+        }
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    padding = {}
+    for _ in range(rounds + 1):
+        for packs, learner in learners.items():
+            start = time.perf_counter()
+            padding[packs] = learner.learn(batch, advantages_B).padding_share
+            seconds[packs].append(time.perf_counter() - start)
+    speeds = {packs: tokens / median(times[1:]) for packs, times in seconds.items()}
+    return {
+        "tokens_per_s": [round(speeds[False]), round(speeds[True])],
+        "padding_share": [round(padding[False], 3), round(padding[True], 3)],
+        "packing_gain": round(speeds[True] / speeds[False], 3),
+    }
+
+
+SECTIONS = {"logprobs": measure_logprobs, "packing": measure_packing}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="all when absent")
+    chosen = parser.parse_args().sections or list(SECTIONS)
+    kept: Figures = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in chosen:
+        kept[name] = {**SECTIONS[name](), "machine": machine()}
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    table = Table("section", "figure", "value")
+    figures: Figures = {}
+    for section in chosen:
+        for name, value in kept[section].items():
+            table.add_row(section, name, str(value))
+            figures[name] = value
+    Console().print(table)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Two ranks are one learner: the same losses, Gramians, weights and checkpoints as one process has."""
+
+import datetime
+import functools
+import os
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+
+from policies.learner import Learner, LearnerSettings
+from policies.types import ObjectiveAdvantages, Rollout
+from tests.support import make_policy
+
+RANKS, ROLLOUTS, OBJECTIVES, STEPS = 2, 10, 3, 4
+WEIGHTS_K = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+MODES = ("exact", "sketch", "last_block", "step_response")
+VARIANTS = {
+    "exact": {"kl_coef": 0.1, "minibatches": 2},
+    "sketch": {"packing": True},
+    "last_block": {"gradient_checkpointing": True, "chunk_logits": 300},
+    "step_response": {"tokens_per_microbatch": 24},
+}
+
+
+def batch(seed: int) -> list[Rollout]:
+    """One of them much longer than the others, so that one rank has it and another microbatch more or less."""
+    rng = random.Random(seed)
+    made = []
+    for length in (30, *(rng.randint(2, 12) for _ in range(ROLLOUTS - 1))):
+        made.append(
+            Rollout(
+                prompt_tokens=tuple(rng.randrange(90) for _ in range(rng.randint(1, 6))),
+                tokens=tuple(rng.randrange(90) for _ in range(length)),
+                logprobs=tuple(-4.6 + rng.uniform(-0.3, 0.3) for _ in range(length)),
+                text="",
+                truncated=False,
+                policy_version=0,
+            )
+        )
+    return made
+
+
+def step(learner: Learner, seed: int) -> dict[str, object]:
+    rollouts = batch(seed)
+    advantages_BK = torch.randn(ROLLOUTS, OBJECTIVES, generator=torch.Generator().manual_seed(seed))
+    exact = learner.settings.gramian == "exact"
+    gramian_KK = learner.gramian(rollouts, advantages_BK).tolist() if exact else None
+    parts = ObjectiveAdvantages(advantages_BK=advantages_BK, weights_K=WEIGHTS_K)
+    stats = learner.learn(rollouts, advantages_BK @ WEIGHTS_K.float(), parts=parts)
+    figures = ("loss", "grad_norm", "entropy", "kl", "clip_share", "importance_mean", "sampler_gap", "surviving_B")
+    measured = gramian_KK or stats.gramian_KK or stats.influence_K
+    return {name: getattr(stats, name) for name in figures} | {"measured": measured}
+
+
+def make_learner(policy: str, mode: str) -> Learner:
+    settings = LearnerSettings(model=policy, threads=1, lr=3e-3, gramian=mode)
+    return Learner(replace(settings, **VARIANTS[mode]))
+
+
+def story(policy: str, folder: Path) -> dict[str, object]:
+    """Steps in every mode; then, exactly resumed in the middle, the last of them once more; and a batch of one."""
+    told: dict[str, object] = {}
+    for mode in MODES:
+        learner = make_learner(policy, mode)
+        told[mode] = [step(learner, seed) for seed in range(STEPS)]
+        told[f"{mode} weights"] = learner.weights()
+        if mode == "exact":
+            told["scores"] = learner.logprobs(batch(0))
+            folder.mkdir(exist_ok=True)
+            learner.save_state(folder)
+            learner.save_policy(folder / "policy")
+            told["after"] = step(learner, STEPS)
+            told["resumed"] = after(policy, folder)
+    told["one rollout"] = make_learner(policy, "sketch").learn(batch(0)[:1], torch.ones(1)).loss
+    return told
+
+
+def after(policy: str, folder: Path) -> dict[str, object]:
+    learner = make_learner(policy, "exact")
+    learner.load_state(folder)
+    return step(learner, STEPS)
+
+
+def rank_main(rank: int, policy: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    patience = datetime.timedelta(seconds=60)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=RANKS, timeout=patience
+    )
+    told = story(policy, Path(folder) / "ranks")
+    told["of one"] = after(policy, Path(folder) / "alone")
+    torch.save(told, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return str(make_policy(tmp_path_factory.mktemp("policy"), architecture="qwen3"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def alone(policy, folder):
+    return story(policy, folder / "alone")
+
+
+@pytest.fixture(scope="module")
+def ranks(policy, folder, alone):  # noqa: ARG001  # resumes what it saved
+    mp.spawn(functools.partial(rank_main, policy=policy, folder=str(folder)), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+def close(found, expected, tolerance=1e-4):
+    """Figures by name, the measured ones by their size."""
+    for name, value in expected.items():
+        one, other = torch.tensor(found[name]).double(), torch.tensor(value).double()
+        scale = max(1.0, float(other.abs().max())) if name != "measured" else float(other.abs().max())
+        assert float((one - other).abs().max()) <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ranks_report_what_one_does(ranks, alone, mode):
+    for told in ranks:
+        for found, expected in zip(told[mode], alone[mode], strict=True):
+            close(found, expected, 1e-3 if mode == "step_response" else 1e-4)
+    assert alone[mode][0]["measured"] is not None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ranks_have_the_weights_that_one_has(ranks, alone, mode):
+    expected = alone[f"{mode} weights"]
+    for told in ranks:
+        found = told[f"{mode} weights"]
+        assert found.keys() == expected.keys()
+        for name, tensor in found.items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_every_rank_has_all_scores(ranks, alone):
+    for told in ranks:
+        for found, expected in zip(told["scores"], alone["scores"], strict=True):
+            assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_exported_policy_is_whole(ranks, folder):
+    exported = load_file(folder / "ranks" / "policy" / "model.safetensors")
+    weights = ranks[0]["exact weights"]
+    assert exported.keys() == weights.keys()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in weights.items())
+
+
+def test_a_checkpoint_is_resumed_exactly_by_as_many(ranks, alone):
+    for told in (*ranks, alone):
+        assert told["resumed"] == told["after"]
+
+
+def test_a_checkpoint_is_resumed_by_another_number_of_ranks(ranks, alone, policy, folder):
+    """Two write shards that one goes on from, and the other way round."""
+    assert {path.suffix for path in (folder / "ranks" / "learner").glob("*.distcp")} == {".distcp"}
+    close(after(policy, folder / "ranks"), ranks[0]["after"])
+    for told in ranks:
+        close(told["of one"], alone["after"])
+
+
+def test_a_rank_without_a_rollout_keeps_in_step(ranks, alone):
+    assert {told["one rollout"] for told in ranks} == {pytest.approx(alone["one rollout"], abs=1e-5)}
