@@ -1,4 +1,4 @@
-"""Drivers as jobs of a real Ray with its job server, with small programs in the place of drivers."""
+"""Drivers as jobs of a real Ray with its job server: small programs in their place, and the real one in long runs."""
 
 import os
 import signal
@@ -20,8 +20,11 @@ from orchestrator.errors import LauncherUnavailable
 from orchestrator.ray_jobs import RayJob, RayJobsLauncher
 from orchestrator.redis_calls import connect
 from orchestrator.states import JobStatus
+from orchestrator.steering import initial_steering
 from orchestrator.store import JobStore
 from orchestrator.worker import Worker
+from tests.fault_figures import REPEATS
+from tests.support import make_policy, small_spec
 
 T = TypeVar("T")
 
@@ -80,13 +83,14 @@ def address(token: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         head = subprocess.Popen(
             [
                 str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port=0",
-                "--node-ip-address=127.0.0.1", "--num-cpus=2", "--num-gpus=2", "--object-store-memory=80000000",
+                "--node-ip-address=127.0.0.1", "--num-cpus=3", "--num-gpus=2", "--object-store-memory=80000000",
                 "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
                 f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
                 f"--temp-dir={folder}", "--disable-usage-stats",
             ],
             env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
-                 "PYTHONPATH": str(Path(__file__).parents[3])},
+                 "PYTHONPATH": str(Path(__file__).parents[3]),
+                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
     try:
@@ -269,3 +273,32 @@ except DoesNotFit as error:
     )
     assert ended(job) == 1
     assert job.last_line() == "resources: the job needs 4 GPUs at once, the cluster has 2"
+
+
+@pytest.mark.skipif(REPEATS == 1, reason="it takes a minute or more: EQUIPOISE_FAULT_REPEATS=2 and above run it")
+def test_a_policy_is_trained_by_the_real_driver_on_the_cluster(bench: Bench, tmp_path: Path) -> None:
+    """The command that workers send; engine, learner and rewards are actors of the cluster that runs the driver."""
+    policy = make_policy(tmp_path / "policy")
+    data = {"type": "quickstart", "train": 8, "validation": 4, "test": 4}
+    spec = small_spec(policy, steps=2, data=data, weighting={"name": "fixed"})
+    job_id = f"job-{uuid.uuid4().hex[:12]}"
+    steering = initial_steering(spec).model_dump(mode="json")
+    bench.store.submit(spec.to_json(), name="real", job_id=job_id, steering=steering)
+    launcher = RayJobsLauncher(bench.address, tmp_path, redis_url_file=bench.url_file, cpus=0.1)
+
+    def started() -> RayJob | None:
+        with suppress(LauncherUnavailable):  # no machine can take a job yet
+            return launcher.start(job_id, bench.store.owner, fence=0)
+        return None
+
+    driver = wait_for(started)
+    wait_for(lambda: driver.poll() is not None, timeout_s=240)
+    record = bench.store.job(job_id)
+    assert (driver.poll(), record.status) == (0, JobStatus.SUCCEEDED), (record.reason, driver.last_line())
+    steps = bench.store.steps(job_id)
+    assert [step["policy_version"] for step in steps] == [0, 1]
+    assert all(step["sampler_gap"] < 1e-4 for step in steps)  # the engine has what the learner made of the weights
+    newest = max(bench.store.checkpoints(job_id), key=lambda checkpoint: checkpoint.step)
+    learned = Path(newest.path) / "policy" / "model.safetensors"
+    assert learned.read_bytes() != (policy / "model.safetensors").read_bytes()
+    assert record.gpu_hours == 0  # the cluster has GPUs, and the job is on CPU
