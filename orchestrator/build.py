@@ -104,7 +104,8 @@ def build(
     on_stage("starting Ray")
     hosted, hosted_apart = hosted_rewards(spec), hosted_gold(spec)
     replicas = [options for reward in (*hosted, *hosted_apart) for options in reward.reserved]
-    slots = spec.rollout.engines + 1 + math.ceil(sum(options["num_cpus"] for options in replicas))
+    actors = spec.rollout.engines + spec.resources.learner_ranks
+    slots = actors + math.ceil(sum(options["num_cpus"] for options in replicas))
     cluster = Cluster(address=ray_address, cpus=max(os.cpu_count() or 1, slots))
     pools: list[RewardPool] = []
     try:
@@ -116,13 +117,15 @@ def build(
             engines=spec.rollout.engines,
             engine_options=engine_options,
             learner_options=learner_options,
+            learner_ranks=spec.resources.learner_ranks,
             reward_options=replicas,
             timeout_s=spec.resources.placement_timeout_s,
             on_wait=on_stage,
         )
-        on_gpus(gpus_reserved([engine_options] * spec.rollout.engines + [learner_options], replicas))
+        ranks = [learner_options] * spec.resources.learner_ranks
+        on_gpus(gpus_reserved([engine_options] * spec.rollout.engines + ranks, replicas))
         on_stage("starting engines and learner")
-        places = [gang.place(spec.rollout.engines + 1 + i) for i in range(len(replicas))]
+        places = [gang.place(actors + i) for i in range(len(replicas))]
         pools.append(reward_pool(hosted, places))
         if hosted_apart:
             pools.append(reward_pool(hosted_apart, places[sum(len(reward.reserved) for reward in hosted) :]))
@@ -132,6 +135,7 @@ def build(
             engines=spec.rollout.engines,
             engine_options=engine_options,
             learner_options=learner_options,
+            learner_ranks=spec.resources.learner_ranks,
         )
         for pool in pools:
             pool.wait_ready()
@@ -367,7 +371,8 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
         revision=spec.policy.revision,
         dtype=spec.policy.dtype,
         device=device,
-        threads=spec.resources.learner_threads or (os.cpu_count() or 1 if device == "cpu" else None),
+        threads=spec.resources.learner_threads
+        or (max(1, (os.cpu_count() or 1) // spec.resources.learner_ranks) if device == "cpu" else None),
         seed=spec.seed,
         temperature=spec.rollout.temperature,
         lr=optimizer.lr,
@@ -379,6 +384,7 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
         max_grad_norm=optimizer.max_grad_norm,
         minibatches=optimizer.minibatches,
         tokens_per_microbatch=optimizer.tokens_per_microbatch,
+        packing=optimizer.packing,
         surrogate=ClippedSurrogate(
             clip_low=loss.clip_low, clip_high=loss.clip_high, importance_cap=loss.importance_cap
         ),

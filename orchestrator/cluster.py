@@ -1,4 +1,4 @@
-"""The Ray side of a job: one actor around each engine and the learner, and the handles that the loop calls.
+"""The Ray side of a job: an actor around each engine and each rank of the learner, and the handles for the loop.
 
 The driver's process owns every actor, so nothing outlives a driver that dies.
 """
@@ -6,6 +6,7 @@ The driver's process owns every actor, so nothing outlives a driver that dies.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -22,10 +23,10 @@ from torch import Tensor
 from orchestrator.engines import Engine, EngineError, EngineLost, EnginePool
 from orchestrator.errors import ActorLost, LearnerOutOfMemory
 from orchestrator.gang import Gang, reserve
-from policies.learner import Learner, LearnerSettings
+from orchestrator.learner_group import LearnerRanks, meet, start_ranks
+from policies.learner import LearnerSettings
 from policies.rollout import EngineDied, EngineSettings, RolloutEngine, StaleEngineError
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout, RolloutRequest
-from policies.weight_sync import Transport, make_sender
 
 OBJECT_STORE_BYTES = 256 * 2**20  # on one machine; batches of tokens are small
 PATIENCE_S = 60.0  # with an engine, in each phase of a weight update
@@ -103,38 +104,6 @@ def _as_an_engine() -> Iterator[None]:
         raise (EngineLost if _is_lost(error) else EngineError)(last_line(error)) from error
 
 
-class LearnerActor:
-    """A Learner in a process of its own, with its sender."""
-
-    def __init__(self, settings: LearnerSettings) -> None:
-        self.learner = Learner(settings)
-        self.sender: Any = None
-
-    def connect(self, engines: list[Any], transport: Transport, world_size: int) -> None:
-        patience_s = PATIENCE_S if transport == "shared_memory" else None  # the others make ranks of one group
-        engine = EngineFanout(engines, patience_s=patience_s)
-        self.sender = make_sender(self.learner, engine, transport=transport, world_size=world_size)
-
-    def gramian(self, rollouts: Sequence[Rollout], advantages_BK: Tensor) -> Tensor:
-        return self.learner.gramian(rollouts, advantages_BK)
-
-    def learn(self, rollouts: Sequence[Rollout], advantages_B: Tensor, parts: ObjectiveAdvantages | None) -> LearnStats:
-        return self.learner.learn(rollouts, advantages_B, parts=parts)
-
-    def sync(self, version: int) -> None:
-        self.sender.send(version)
-
-    def save(self, directory: Path) -> None:
-        self.learner.save_policy(directory / "policy")
-        self.learner.save_state(directory)
-
-    def load(self, directory: Path) -> None:
-        self.learner.load_state(directory)
-
-    def logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
-        return self.learner.logprobs(rollouts)
-
-
 class EngineFanout:
     """Every engine as one, for the sender: each call returns when all have answered.
 
@@ -181,32 +150,32 @@ class EngineFanout:
 class RemoteLearner:
     """The learner as the loop sees it. Raises ActorLost, or LearnerError with the learner's own reason."""
 
-    def __init__(self, actor: Any, *, timeout_s: float) -> None:
-        self.actor = actor
+    def __init__(self, *ranks: Any, timeout_s: float) -> None:
+        self.ranks = LearnerRanks(ranks)
         self.timeout_s = timeout_s
 
     def gramian(self, rollouts: Sequence[Rollout], advantages_BK: Tensor) -> Tensor:
-        return self._get(self.actor.gramian.remote(rollouts, advantages_BK))
+        return self._call("gramian", ray.put(rollouts), advantages_BK)
 
     def learn(self, rollouts: Sequence[Rollout], advantages_B: Tensor, parts: ObjectiveAdvantages | None) -> LearnStats:
-        return self._get(self.actor.learn.remote(rollouts, advantages_B, parts))
+        return self._call("learn", ray.put(rollouts), advantages_B, parts)
 
     def sync(self, version: int) -> None:
         """Every engine samples from the learner's weights when this returns."""
-        self._get(self.actor.sync.remote(version), self.timeout_s)
+        self._call("sync", version, timeout_s=self.timeout_s)
 
     def save(self, directory: Path) -> None:
-        self._get(self.actor.save.remote(directory))
+        self._call("save", directory)
 
     def load(self, directory: Path) -> None:
-        self._get(self.actor.load.remote(directory))
+        self._call("load", directory)
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
-        return self._get(self.actor.logprobs.remote(rollouts))
+        return self._call("logprobs", ray.put(rollouts))
 
-    def _get(self, reference: Any, timeout_s: float | None = None) -> Any:
+    def _call(self, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
         try:
-            return ray.get(reference, timeout=timeout_s)
+            return self.ranks.call(method, *arguments, timeout_s=timeout_s)
         except ray.exceptions.GetTimeoutError:
             raise LearnerError(f"the weights did not reach the engines within {self.timeout_s:g} s") from None
         except ray.exceptions.RayError as error:
@@ -254,6 +223,7 @@ class Cluster:
         engines: int,
         engine_options: Mapping[str, Any],
         learner_options: Mapping[str, Any],
+        learner_ranks: int = 1,
         reward_options: Sequence[Mapping[str, Any]] = (),
         timeout_s: float = 60.0,
         on_wait: Callable[[str], None] = lambda _: None,
@@ -262,7 +232,7 @@ class Cluster:
 
         Raises DoesNotFit or ResourcesBusy (gang.py).
         """
-        actors = [*itertools.repeat(engine_options, engines), learner_options]
+        actors = [*itertools.repeat(engine_options, engines), *itertools.repeat(learner_options, learner_ranks)]
         self.gang = reserve(actors, timeout_s=timeout_s, grows=self.grows, on_wait=on_wait, apart=list(reward_options))
         return self.gang
 
@@ -274,12 +244,18 @@ class Cluster:
         engines: int,
         engine_options: Mapping[str, Any],
         learner_options: Mapping[str, Any],
+        learner_ranks: int = 1,
     ) -> tuple[EnginePool, RemoteLearner]:
         """Everything at once, then connected; returns when all can serve. Raises EngineError or LearnerError."""
         gang = self.gang or self.reserve(
-            engines=engines, engine_options=engine_options, learner_options=learner_options
+            engines=engines,
+            engine_options=engine_options,
+            learner_options=learner_options,
+            learner_ranks=learner_ranks,
         )
-        trainer: Any = ray.remote(LearnerActor).options(**learner_options, **gang.place(engines)).remote(learner)
+        trainer = start_ranks(
+            learner, ranks=learner_ranks, options=learner_options, place=lambda rank: gang.place(engines + rank)
+        )
 
         def start_engine(number: int, *, serving: bool = False) -> ActorEngine:
             factory = ray.remote(EngineActor).options(**engine_options, **gang.place(number))
@@ -292,14 +268,20 @@ class Cluster:
         def connect(members: list[Engine]) -> None:
             actors = [member.actor for member in members if isinstance(member, ActorEngine)]
             try:
-                ray.get(trainer.connect.remote(actors, engine.transport, world_size))
+                patience_s = PATIENCE_S if engine.transport == "shared_memory" else None  # others make one group
+                fanout = functools.partial(EngineFanout, actors, patience_s=patience_s)
+                trainer.call("connect", fanout, engine.transport, world_size)
             except ray.exceptions.RayError as error:
                 if _is_lost(error):
                     raise ActorLost(f"the learner or an engine is gone: {last_line(error)}") from error
                 raise LearnerError(f"the learner did not start: {last_line(error)}") from error
 
         first = [start_engine(i, serving=True) for i in range(engines)]
-        self.actors.append(trainer)
+        self.actors += trainer.actors
+        try:
+            meet(trainer)
+        except ray.exceptions.RayError as error:
+            raise LearnerError(f"the learner did not start: {last_line(error)}") from error
         try:
             ray.get([actor.ready.remote() for actor in self.actors[:engines]])
         except ray.exceptions.RayError as error:
@@ -315,7 +297,7 @@ class Cluster:
             connect=connect,
         )
         pool.open()
-        return pool, RemoteLearner(trainer, timeout_s=engine.timeout_s)
+        return pool, RemoteLearner(*trainer.actors, timeout_s=engine.timeout_s)
 
     def close(self) -> None:
         """Ends the actors, and Ray where this cluster started it."""

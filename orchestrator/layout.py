@@ -134,7 +134,7 @@ class Layout:
         parts = learner_bytes(self.size, self.update)
         if not self.on_gpu:
             parts["runtime"] = LEARNER_BYTES
-        return Process(name="learner", count=1, gpus=int(self.on_gpu), parts=parts)
+        return Process(name="learner", count=self.spec.resources.learner_ranks, gpus=int(self.on_gpu), parts=parts)
 
     @property
     def update(self) -> Update:
@@ -149,6 +149,7 @@ class Layout:
             recompute=spec.policy.gradient_checkpointing,
             objectives=len(spec.objectives) if compares else 0,
             gramian=spec.gramian.mode if compares else None,
+            ranks=spec.resources.learner_ranks,
             on_gpu=self.on_gpu,
         )
 

@@ -21,15 +21,15 @@ def may_take_gpus(spec: JobSpec | RewardJobSpec) -> bool:
 
 
 def gpus_wanted(spec: JobSpec) -> int:
-    """Where nobody shares: those of every engine, and the learner's; the rewards' come on top."""
-    return spec.rollout.engines * spec.rollout.tensor_parallel + 1
+    """Where nobody shares: those of every engine, and the learner's ranks; the rewards' come on top."""
+    return spec.rollout.engines * spec.rollout.tensor_parallel + spec.resources.learner_ranks
 
 
 def shares_gpu(spec: JobSpec, gpus: int | None) -> bool:
     """On one machine with fewer than wanted (`gpus`; None: a cluster, where they wait), or where a spec asks for it.
 
-    An engine of several GPUs never shares them.
+    An engine or a learner of several GPUs never shares them.
     """
-    if spec.rollout.tensor_parallel > 1:
+    if spec.rollout.tensor_parallel > 1 or spec.resources.learner_ranks > 1:
         return False
     return spec.rollout.transport == "ipc" or (gpus is not None and gpus_wanted(spec) + reward_gpus(spec) > gpus)

@@ -24,12 +24,13 @@ def remedies(layout: Layout, about: str) -> list[str]:
     if changes and not _misfits(layout, changes, about):
         return [" together with ".join(_said(change) for change in changes)]
     least = _with(layout, changes).learner.bytes
-    return [f"a larger GPU, or a smaller policy: the learner is on one GPU, and needs {readable(least)} at the least"]
+    needed = f"{readable(least)} at the least"
+    return [f"a larger GPU, or a smaller policy: each rank of the learner is on one GPU, and needs {needed}"]
 
 
 def _fewer_gpus(layout: Layout) -> Iterator[Change]:
     rollout = layout.spec.rollout
-    left = math.floor((layout.machine.gpus or 0) - layout.reward_gpus - 1)  # one is the learner's
+    left = math.floor((layout.machine.gpus or 0) - layout.reward_gpus) - layout.spec.resources.learner_ranks
     if left >= rollout.tensor_parallel:
         yield "rollout.engines", left // rollout.tensor_parallel
     if left >= rollout.engines:
@@ -82,8 +83,19 @@ def _learner(layout: Layout) -> Iterator[Change]:
     if layout.update.gramian == "exact":
         yield "gramian.mode", "sketch"
     yield from _share(layout)
+    yield from _more_ranks(layout)
     if spec.loss.kl_coef > 0:
         yield "loss.kl_coef", 0.0
+
+
+def _more_ranks(layout: Layout) -> Iterator[Change]:
+    """The fewest that are enough: each is a GPU more."""
+    if layout.shared:
+        return
+    ranks = (n for n in (2, 4, 8, 16) if n > layout.spec.resources.learner_ranks)
+    enough = next((n for n in ranks if not _misfits(layout, [("resources.learner_ranks", n)], "learner")), None)
+    if enough is not None:
+        yield "resources.learner_ranks", enough
 
 
 def _share(layout: Layout) -> Iterator[Change]:

@@ -131,7 +131,12 @@ class OptimizerSpec(Spec):
     schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="after the warm-up")
     max_grad_norm: Positive = Field(1.0, description="clipping of the combined gradient's norm")
     minibatches: int = Field(1, ge=1, le=1024, description="updates made from one batch of rollouts")
-    tokens_per_microbatch: int = Field(16_384, ge=16, description="tokens of one forward pass, padding included")
+    tokens_per_microbatch: int = Field(
+        16_384, ge=16, description="tokens of one forward pass of a rank, padding included"
+    )
+    packing: bool = Field(
+        False, description="several short rollouts in one row of a forward pass, none of which sees another: no padding"
+    )
 
 
 class GramianSpec(Spec):
@@ -196,7 +201,15 @@ class ResourcesSpec(Spec):
     """What the job runs on."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    learner_threads: int | None = Field(None, ge=1, description="CPU threads of the learner; all cores when absent")
+    learner_ranks: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="processes of the learner, on GPUs one each, that share weights, moments and every batch (FSDP2)",
+    )
+    learner_threads: int | None = Field(
+        None, ge=1, description="CPU threads of each rank of the learner; all cores, shared evenly, when absent"
+    )
     engine_threads: int | None = Field(None, ge=1, description="CPU threads of an engine; all cores when absent")
     placement_timeout_s: Positive = Field(
         60.0,
@@ -351,6 +364,11 @@ class JobSpec(Spec):
         groups = self.rollout.rollouts_per_prompt
         if self.optimizer.minibatches > self.rollout.prompts_per_step * groups:
             raise ValueError("optimizer.minibatches: more than there are rollouts in a step")
+        if self.resources.learner_ranks > 1 and self.rollout.transport == "ipc":
+            raise ValueError(
+                "rollout.transport: ipc hands weights over inside one GPU, but the learner has several "
+                "(resources.learner_ranks); use auto or nccl"
+            )
         routed = [i for i, objective in enumerate(self.objectives) if objective.domains is not None]
         if routed and not (isinstance(self.data, FilesData) and self.data.may_have_domains):
             raise ValueError(

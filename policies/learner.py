@@ -435,16 +435,28 @@ class Learner:
     # ------------------------------------------------------------------ state
 
     def weights(self) -> dict[str, Tensor]:
-        """What an engine loads: the Hugging Face names, in the policy's dtype, tied tensors once. Of all ranks."""
+        """What an engine loads: the Hugging Face names, in the policy's dtype, tied tensors once.
+
+        Of several ranks all must ask, and the first is given them; the others keep none.
+        """
         dtype = getattr(torch, self.settings.dtype)
-        return {name: whole(p.detach()).to(dtype).contiguous() for name, p in self.model.named_parameters()}
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            tensor = whole(parameter.detach())
+            if self.ranks.first:
+                found[name] = tensor.to(dtype).contiguous()
+        return found
 
     def save_policy(self, directory: Path) -> None:
         """A plain Hugging Face directory without the tokenizer, which the first rank writes."""
         dtype = getattr(torch, self.settings.dtype)
         tied = self.model.all_tied_weights_keys  # converted copies would no longer be seen as one tensor
         tensors = self.model.state_dict().items()
-        state = {name: whole(tensor).to(dtype) for name, tensor in tensors if name not in tied}
+        state: dict[str, Tensor] = {}
+        for name, tensor in tensors:
+            gathered = whole(tensor)
+            if self.ranks.first and name not in tied:
+                state[name] = gathered.to(dtype)
         if not self.ranks.first:
             return
         with disk_errors():

@@ -6,16 +6,20 @@ One rank alone writes a file; several write their parts side by side. Either is 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from policies.ranks import like
 
@@ -35,10 +39,10 @@ def save_state(learner: Learner, directory: Path) -> None:
     tensors["schedule.updates"] = torch.tensor(learner.scheduler.last_epoch)
     tensors["random.torch"] = torch.get_rng_state()
     tensors["random.order"] = learner.generator.get_state()
-    if learner.ranks.size > 1:
-        dcp.save(tensors, checkpoint_id=directory / PARTS)
-        return
     with disk_errors():
+        if learner.ranks.size > 1:
+            save(tensors, checkpoint_id=directory / PARTS)
+            return
         save_file({name: tensor.cpu().clone() for name, tensor in tensors.items()}, directory / FILE)
 
 
@@ -71,14 +75,16 @@ def _read(learner: Learner, directory: Path) -> dict[str, Tensor]:
         found = load_file(directory / FILE)
         targets = _targets(learner, directory, found.keys())
         return {name: like(targets[name], value) if name in targets else value for name, value in found.items()}
-    stored = dcp.FileSystemReader(parts).read_metadata().state_dict_metadata
+    stored = FileSystemReader(parts).read_metadata().state_dict_metadata
     targets = _targets(learner, directory, stored.keys())
     read: dict[str, Tensor] = {}
     for name, about in stored.items():
         assert isinstance(about, TensorStorageMetadata), "only tensors were saved"
         alike = name in targets and targets[name].shape == about.size
         read[name] = torch.empty_like(targets[name]) if alike else torch.empty(about.size, dtype=about.properties.dtype)
-    dcp.load(read, checkpoint_id=parts, no_dist=learner.ranks.size == 1)
+    with disk_errors(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank alone, as it is meant
+        load(read, checkpoint_id=parts, no_dist=learner.ranks.size == 1)
     return read
 
 
@@ -95,8 +101,11 @@ def _targets(learner: Learner, directory: Path, names: Iterable[str]) -> dict[st
 
 @contextlib.contextmanager
 def disk_errors() -> Iterator[None]:
-    """safetensors has an error of its own for what the disk refuses."""
+    """safetensors and torch have errors of their own for what the disk refuses; torch's is no Exception."""
     try:
         yield
     except SafetensorError as error:
         raise OSError(str(error)) from error
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values() if isinstance(cause, OSError)]
+        raise (causes[0] if causes else RuntimeError(str(error))) from None

@@ -36,6 +36,31 @@ class EngineClient(Protocol):
     def finish_weight_update(self, weight_version: str | None = None) -> None: ...
 
 
+class WeightSource(Protocol):
+    """What has the weights that engines are to load."""
+
+    def weights(self) -> dict[str, Tensor]: ...
+
+
+class Collected:
+    """A learner's weights, collected from all its ranks at a moment of their own: senders may ask for them twice.
+
+    A rank alone keeps none, and gives them as they are.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self._kept: dict[str, Tensor] = {}
+
+    def collect(self) -> None:
+        """On every rank; the first has them afterwards, until the next time."""
+        if self.learner.ranks.size > 1:
+            self._kept = self.learner.weights()
+
+    def weights(self) -> dict[str, Tensor]:
+        return self._kept or self.learner.weights()
+
+
 class WeightSender(Protocol):
     """The learner's side of a transport."""
 
@@ -47,7 +72,7 @@ class WeightSender(Protocol):
 class SharedMemorySender:
     """A safetensors file in shared memory, read by every engine on this machine."""
 
-    def __init__(self, learner: Learner, client: EngineClient) -> None:
+    def __init__(self, learner: WeightSource, client: EngineClient) -> None:
         self.learner = learner
         self.client = client
         client.init_weight_transfer_engine({})
@@ -71,7 +96,9 @@ class VllmSender:
     world_size counts the learner and every engine's GPUs.
     """
 
-    def __init__(self, learner: Learner, client: EngineClient, *, transport: Literal["nccl", "ipc"], world_size: int):
+    def __init__(
+        self, learner: WeightSource, client: EngineClient, *, transport: Literal["nccl", "ipc"], world_size: int
+    ):
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
         self.client = _VersionedClient(client)
@@ -112,13 +139,15 @@ def _init_info(transport: Literal["nccl", "ipc"], world_size: int) -> Any:
     return NCCLTrainerInitInfo(rank=0, master_address=address, master_port=port, world_size=world_size)
 
 
-def _source(learner: Learner) -> Any:
+def _source(learner: WeightSource) -> Any:
     """The learner's weights in the engines' dtype, as vLLM's trainer reads them."""
-    from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+    from vllm.distributed.weight_transfer import base
 
-    class LearnerSource(WeightSource):
-        def metadata(self) -> list[ParamMeta]:
-            return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in learner.weights().items()]
+    class LearnerSource(base.WeightSource):
+        def metadata(self) -> list[base.ParamMeta]:
+            return [
+                base.ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in learner.weights().items()
+            ]
 
         def __iter__(self) -> Iterator[tuple[str, Tensor]]:
             return iter(learner.weights().items())
@@ -126,7 +155,7 @@ def _source(learner: Learner) -> Any:
     return LearnerSource()
 
 
-def make_sender(learner: Learner, client: EngineClient, *, transport: Transport, world_size: int) -> WeightSender:
+def make_sender(learner: WeightSource, client: EngineClient, *, transport: Transport, world_size: int) -> WeightSender:
     if transport == "shared_memory":
         return SharedMemorySender(learner, client)
     return VllmSender(learner, client, transport=transport, world_size=world_size)

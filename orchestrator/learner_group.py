@@ -1,0 +1,140 @@
+"""The learner's ranks as Ray actors: one process alone, or several in a group of torch's.
+
+    rank 0 says where they meet -> all join -> each has its Learner -> rank 0 alone has a sender
+
+Every call goes to all ranks: a pass through a sharded model needs the others, and so does collecting its weights.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import torch.distributed as dist
+from torch import Tensor
+
+from policies.learner import Learner, LearnerSettings
+from policies.types import LearnStats, ObjectiveAdvantages, Rollout
+from policies.weight_sync import Collected, EngineClient, Transport, make_sender
+
+MEETING_S = 1800.0  # for all ranks to have started, and in any exchange: the slowest may have a large model to load
+LOSS_S = 5.0  # until Ray knows that an actor is gone
+
+
+class LearnerActor:
+    """A Learner in a process of its own; the first rank's has the sender."""
+
+    def __init__(self, settings: LearnerSettings, *, rank: int = 0, ranks: int = 1) -> None:
+        self.settings, self.rank, self.ranks = settings, rank, ranks
+        self.sender: Any = None
+        if ranks == 1:
+            self._load()
+
+    def meeting_place(self) -> str:
+        """An address at which the ranks can find the first."""
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"tcp://{address}:{probe.getsockname()[1]}"
+
+    def join(self, place: str) -> None:
+        """Returns when all ranks are there and have loaded the model."""
+        interface = _interface_of(ray.util.get_node_ip_address())
+        if interface is not None:  # gloo would ask for the machine's name, which need not be known
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        backend = "nccl" if self.settings.device == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, init_method=place, rank=self.rank, world_size=self.ranks, timeout=timedelta(seconds=MEETING_S)
+        )
+        self._load()
+
+    def _load(self) -> None:
+        self.learner = Learner(self.settings)
+        self.weights = Collected(self.learner)
+
+    def connect(self, engines: Callable[[], EngineClient], transport: Transport, world_size: int) -> None:
+        self.weights.collect()
+        if self.rank == 0:
+            self.sender = make_sender(self.weights, engines(), transport=transport, world_size=world_size)
+
+    def gramian(self, rollouts: Sequence[Rollout], advantages_BK: Tensor) -> Tensor:
+        return self.learner.gramian(rollouts, advantages_BK)
+
+    def learn(self, rollouts: Sequence[Rollout], advantages_B: Tensor, parts: ObjectiveAdvantages | None) -> LearnStats:
+        return self.learner.learn(rollouts, advantages_B, parts=parts)
+
+    def sync(self, version: int) -> None:
+        self.weights.collect()
+        if self.rank == 0:
+            self.sender.send(version)
+
+    def save(self, directory: Path) -> None:
+        self.learner.save_policy(directory / "policy")
+        self.learner.save_state(directory)
+
+    def load(self, directory: Path) -> None:
+        self.learner.load_state(directory)
+
+    def logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
+        return self.learner.logprobs(rollouts)
+
+
+class LearnerRanks:
+    """All ranks as one actor. Arguments are put into Ray's store once, answers are the first rank's."""
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self.actors = list(actors)
+
+    def call(self, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
+        """Raises what the first rank to fail raises: the others may wait for it for ever. Ray's GetTimeoutError
+        after `timeout_s`.
+        """
+        calls = [getattr(actor, method).remote(*arguments) for actor in self.actors]
+        waiting = list(calls)
+        while waiting:
+            ready, waiting = ray.wait(waiting, timeout=timeout_s)
+            if not ready:
+                raise ray.exceptions.GetTimeoutError(f"{method} took longer than {timeout_s:g} s")
+            try:
+                ray.get(ready)
+            except ray.exceptions.RayTaskError:  # perhaps that another is not there any more
+                self._raise_loss(waiting)
+                raise
+        return ray.get(calls[0])
+
+    def _raise_loss(self, waiting: list[Any]) -> None:
+        """RayActorError where a rank's process is gone, which Ray may learn a moment after the other ranks do."""
+        ended, _ = ray.wait(waiting, num_returns=len(waiting), timeout=LOSS_S) if waiting else ([], [])
+        for reference in ended:
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayTaskError:
+                continue
+
+
+def start_ranks(
+    settings: LearnerSettings, *, ranks: int, options: Mapping[str, Any], place: Callable[[int], Mapping[str, Any]]
+) -> LearnerRanks:
+    """Actors with these Ray options, each in its place; returns before they have met (`meet`)."""
+    actor: Any = ray.remote(LearnerActor)
+    return LearnerRanks(
+        [actor.options(**options, **place(rank)).remote(settings, rank=rank, ranks=ranks) for rank in range(ranks)]
+    )
+
+
+def meet(learner: LearnerRanks) -> None:
+    """All ranks become one group; nothing where there is one alone."""
+    if len(learner.actors) > 1:
+        learner.call("join", ray.get(learner.actors[0].meeting_place.remote()))
+
+
+def _interface_of(address: str) -> str | None:
+    """The network interface that has the address."""
+    found = (name for name, entries in psutil.net_if_addrs().items() if any(e.address == address for e in entries))
+    return next(found, None)
