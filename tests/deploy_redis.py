@@ -121,7 +121,7 @@ class Forwarder:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(secrets / "tls.crt", secrets / "tls.key")
         self._to = to
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._open: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._run, args=(port,), daemon=True)
         self._thread.start()
 
@@ -136,7 +136,10 @@ class Forwarder:
         server.close()
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
+        for writer in self._open:
+            writer.transport.abort()
         self._loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True))
+        self._loop.run_until_complete(asyncio.sleep(0.05))  # transports close in turns of the loop
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -145,7 +148,9 @@ class Forwarder:
         except OSError:
             writer.close()
             return
+        self._open |= {writer, inner_writer}
         await asyncio.gather(_copy(reader, inner_writer), _copy(inner_reader, writer))
+        self._open -= {writer, inner_writer}
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

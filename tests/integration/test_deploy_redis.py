@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,23 +15,27 @@ import pytest
 import redis
 
 import orchestrator
-from orchestrator import scripts
+from orchestrator import driver, scripts
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.errors import Fenced, IllegalTransition, StepGap, StoreUnavailable
 from orchestrator.gpu_hours import set_quota
 from orchestrator.keystore import KeyStore, Scope
 from orchestrator.redis_safety import check_settings
+from orchestrator.redis_secret import file_url
 from orchestrator.script_keeper import ScriptKeeper
 from orchestrator.states import JobStatus
 from orchestrator.store import JobStore
 from orchestrator.webhooks import WebhookStore
+from rewards import training
 from tests.deploy_redis import DeployedRedis, deployed_redis
 from tests.deploy_support import Rendered, prepare, render, wait_for
+from tests.reward_trainer import FakeTrainer, reward_document
 from tests.store_support import claim, submit, writes_under
 
 ROOT = Path(orchestrator.__file__).parent.parent
 APPS = ("api", "worker", "driver")
 USERS = (*APPS, "scripts", "probe")
+GREETING = {"client", "client|setinfo"}  # what redis-py says of itself, and does without
 NOT_CALLED = {"POST", "READONLY"}  # words of HTTP, and of an error's text
 JOB = "mo:local:job:{job-1}"
 # Each is refused to every user but admin, whatever the key.
@@ -228,5 +234,30 @@ def test_each_user_may_do_all_of_its_own_part(server: DeployedRedis, passwords: 
             dispatcher.request_stop()
             thread.join(20)
         WebhookStore(front).remove(webhook.webhook_id)
-        refusals = {(entry["username"], entry["object"]) for entry in admin.acl_log()}
-        assert {what for _, what in refusals} <= {"client", "client|setinfo"}, refusals
+        assert {entry["object"] for entry in admin.acl_log()} <= GREETING
+
+
+def test_a_driver_runs_a_whole_job_as_its_user(
+    server: DeployedRedis, passwords: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real driver, with its URL in a file; what it trains is a stand-in, which needs neither Ray nor vLLM."""
+    monkeypatch.setattr(training, "train", FakeTrainer())
+    heard = signal.getsignal(signal.SIGTERM)
+    with (
+        server.client("api", passwords) as api,
+        server.client("scripts", passwords) as keeping,
+        server.client("admin", passwords) as admin,
+    ):
+        ScriptKeeper(keeping).load_missing()
+        admin.execute_command("ACL", "LOG", "RESET")
+        store = JobStore(api)
+        store.submit(json.dumps(reward_document(tmp_path)), name="rated", job_id="job-whole")
+        (tmp_path / "redis-url").write_text(server.url("driver", passwords))
+        url = file_url(tmp_path / "redis-url")
+        try:
+            assert driver.drive("job-whole", url, tmp_path / "state", owner="local", ray_address=None) == 0
+        finally:
+            signal.signal(signal.SIGTERM, heard)
+        job = store.job("job-whole")
+        assert (job.status, job.reason) == (JobStatus.SUCCEEDED, None)
+        assert {entry["object"] for entry in admin.acl_log()} <= GREETING
