@@ -152,7 +152,7 @@ def _claimed(client: Client, job_id: str) -> None:
 
 
 def measure_sizing(_: Path) -> Figures:
-    """GiB of the learner and of an engine's weights, and what fits, by the estimator that a dry run uses."""
+    """GiB of one learner and of an engine's weights, and the fewest ranks that fit, by the dry run's estimator."""
     document = {
         "name": "sizing",
         "steps": 1,
@@ -171,14 +171,16 @@ def measure_sizing(_: Path) -> Figures:
         size = _model(*shape)
         row: Figures = {"parameters": size.parameters}
         for gpu_gib in (80.0, 141.0):
-            layout = Layout(spec=parse_spec(document), size=size, device="cuda", machine=Machine(gpu_gib=gpu_gib))
-            for process in layout.processes:
-                needed = (
-                    process.parts["weights"] if process.name == "engine" else process.bytes
-                )  # its cache takes the rest
-                row[f"{process.name}_gib"] = round(needed / GIB, 1)
-            row[f"fits_{gpu_gib:.0f}"] = not list(layout.misfits())
-            row["gpus"] = layout.gpus
+            for ranks in (1, 2, 4, 8):
+                spec = parse_spec(document | {"resources": {"device": "cuda", "learner_ranks": ranks}})
+                layout = Layout(spec=spec, size=size, device="cuda", machine=Machine(gpu_gib=gpu_gib))
+                for process in layout.processes if ranks == 1 else ():
+                    # Of an engine its weights: what is left of its share goes to the cache.
+                    needed = process.parts["weights"] if process.name == "engine" else process.bytes
+                    row[f"{process.name}_gib"] = round(needed / GIB, 1)
+                if not list(layout.misfits()):
+                    row[f"ranks_{gpu_gib:.0f}"] = ranks
+                    break
         rows[name] = row
     return {"sizing": rows}
 
