@@ -3,6 +3,7 @@
     step-000010/
       policy/               a plain Hugging Face directory: what is exported and served
       learner.safetensors   float32 weights, optimiser, schedule, random states
+      learner/              the same in parts, in its stead, where the learner has several ranks
       state.json            weighting, steering position, archive, prompt position, watch, policy version
       manifest.json         step, fence, and the sum of every other file; written last
 

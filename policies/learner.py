@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.batching import Rows, make_rows, microbatches, minibatches, packing, pad, shards
+from policies.batching import Rows, minibatches, pad
 from policies.capture import Capture, Sink, UnsupportedLayerError
 from policies.gramian import (
     FullGradients,
@@ -31,14 +31,13 @@ from policies.gramian import (
 from policies.learner_settings import LearnerSettings as LearnerSettings  # its users know it by this module
 from policies.learner_settings import learning_rate
 from policies.learner_state import disk_errors, load_state, save_state
-from policies.losses import k3, token_weights
+from policies.losses import k3
 from policies.meter import Meter
 from policies.models import load_model
+from policies.rank_rows import rank_rows, token_shares
 from policies.ranks import Ranks, whole
 from policies.scorer import Scorer
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout
-
-PACKED_ROW = 2  # of the longest rollout: attention's cost grows with the row
 
 
 @dataclass(kw_only=True)
@@ -388,41 +387,10 @@ class Learner:
             yield
 
     def _microbatches(self, rollouts: Sequence[Rollout], part: list[int]) -> Iterator[Rows]:
-        """This rank's. All ranks have as many: a forward or backward pass of one needs the others'."""
-        lengths = [len(rollouts[i].prompt_tokens) + len(rollouts[i].tokens) for i in part]
-        shares = [
-            self._groups([lengths[i] for i in mine], [part[i] for i in mine])
-            for mine in shards(lengths, ranks=self.ranks.size)
-        ]
-        mine, most = shares[self.ranks.rank], max(map(len, shares))
-        for n in range(most):
-            idle = n >= len(mine)
-            group = [part[:1]] if idle else mine[n]
-            index = sorted(i for row in group for i in row)
-            packed = [[index.index(i) for i in row] for row in group] if self.settings.packing else None
-            yield make_rows([rollouts[i] for i in index], index, self.device, packed=packed, idle=idle)
-
-    def _groups(self, lengths: list[int], index: list[int]) -> list[list[list[int]]]:
-        """Microbatches of rows of rollouts."""
-        budget = self.settings.tokens_per_microbatch
-        if not self.settings.packing:
-            return [[[index[i]] for i in group] for group in microbatches(lengths, token_budget=budget)]
-        rows = packing(lengths, width=min(budget, PACKED_ROW * max(lengths, default=1)))
-        filled = [sum(lengths[i] for i in row) for row in rows]
-        return [[[index[i] for i in rows[row]] for row in group] for group in microbatches(filled, token_budget=budget)]
+        return rank_rows(rollouts, part, self.settings, self.ranks)
 
     def _token_weights(self, rollouts: Sequence[Rollout], part: list[int]) -> Callable[[Rows], Tensor]:
-        """For a microbatch, the share of each token in the aggregated loss of the whole minibatch."""
-        lengths = torch.tensor([len(rollouts[i].tokens) for i in part])
-        mask_BT = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
-        weights_BT = token_weights(mask_BT, self.settings.aggregation, max_tokens=self.settings.max_tokens)
-        row_of = {i: row for row, i in enumerate(part)}
-
-        def of(rows: Rows) -> Tensor:
-            kept = weights_BT[[row_of[i] for i in rows.index], : rows.mask_bT.shape[1]]
-            return kept.to(self.device) * rows.mask_bT
-
-        return of
+        return token_shares(rollouts, part, self.settings)
 
     def _minibatches(self, order: list[int]) -> list[list[int]]:
         return minibatches(len(order), count=min(self.settings.minibatches, len(order)), order=order)

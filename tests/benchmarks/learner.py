@@ -1,16 +1,18 @@
 """The learner's memory and speed: chunks of the head, packed rows, ranks.
 
-    python -m tests.benchmarks.learner [logprobs] [packing]
+    python -m tests.benchmarks.learner [logprobs] [packing] [ranks]
 
-logprobs: a head over 150,000 words, its gradient included, in chunks and at once; each in a process of its own, so that
-its peak is its own. packing: an update on rollouts of the quickstart's lengths, with and without rows of several
-rollouts. The last line is JSON.
+logprobs: the memory of a head over 150,000 words, its gradient included, in chunks and at once, and the time of both in
+a pass through a policy of half a billion parameters, of which the head is a quarter; each in a process of its own, so
+that its peak is its own. packing: an update on rollouts of the quickstart's lengths, with and without rows of several
+rollouts. ranks: 20 steps of two ranks and of one, and how far their losses are apart. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import tempfile
 import time
@@ -25,10 +27,11 @@ from tests.benchmarks.machine import machine
 
 Figures = dict[str, Any]
 RESULTS = Path(__file__).parent / "results" / "learner.json"
-VOCABULARY, HIDDEN, ROWS, COMPLETION = 150_000, 896, 8, 256  # the head of a policy of half a billion parameters
+VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS = 150_000, 896, 4864, 24  # as Qwen2.5-0.5B
+ROWS = 8
 
 
-def head_pass(chunk_logits: int) -> tuple[float, float]:
+def timed_pass(chunk_logits: int, layers: int, completion: int) -> tuple[float, float]:
     """(peak of memory beside what was there before, GiB; seconds) of log-probabilities and their gradient."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -38,11 +41,13 @@ def head_pass(chunk_logits: int) -> tuple[float, float]:
     from policies.types import Rollout
 
     torch.manual_seed(0)
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 1}
-    config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=layers,
+        num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
     scorer = Scorer(LlamaForCausalLM(config), chunk_logits=chunk_logits)
     one = Rollout(
-        prompt_tokens=(5,), tokens=tuple(range(COMPLETION)), logprobs=(-12.0,) * COMPLETION, text="", truncated=True,
+        prompt_tokens=(5,), tokens=tuple(range(completion)), logprobs=(-12.0,) * completion, text="", truncated=True,
         policy_version=0,
     )  # fmt: skip
     rows = make_rows([one] * ROWS, list(range(ROWS)), torch.device("cpu"))
@@ -65,16 +70,18 @@ def measure_logprobs() -> Figures:
 
     from policies.memory import CHUNK_LOGITS
 
-    found = {}
-    for name, chunk in {"at_once": 10**15, "chunks": CHUNK_LOGITS}.items():
+    def measure(chunk_logits: int, layers: int, completion: int) -> tuple[float, float]:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            found[name] = pool.submit(head_pass, chunk).result()
-    (whole_gib, whole_s), (chunked_gib, chunked_s) = found["at_once"], found["chunks"]
+            return pool.submit(timed_pass, chunk_logits, layers, completion).result()
+
+    whole, chunked = (measure(chunk, 1, 384) for chunk in (10**15, CHUNK_LOGITS))
+    whole_s, chunked_s = (measure(chunk, LAYERS, 64)[1] for chunk in (10**15, CHUNK_LOGITS))
     return {
-        "logprob_peak_gib": [round(whole_gib, 2), round(chunked_gib, 2)],
-        "logprob_s": [round(whole_s, 2), round(chunked_s, 2)],
-        "logprob_memory_ratio": round(chunked_gib / whole_gib, 3),
+        "logprob_peak_gib": [round(whole[0], 2), round(chunked[0], 2)],
+        "logprob_memory_ratio": round(chunked[0] / whole[0], 3),
+        "logprob_pass_s": [round(whole_s, 2), round(chunked_s, 2)],
         "logprob_slowdown": round(chunked_s / whole_s, 3),
+        "logprob_head_alone_slowdown": round(chunked[1] / whole[1], 3),
     }
 
 
@@ -149,7 +156,51 @@ def measure_packing(rounds: int = 9) -> Figures:
     }
 
 
-SECTIONS = {"logprobs": measure_logprobs, "packing": measure_packing}
+def twenty_steps(policy: str) -> list[float]:
+    """Losses of steps with three objectives whose gradients are compared exactly."""
+    import torch
+
+    from policies.learner import Learner, LearnerSettings
+    from policies.types import ObjectiveAdvantages
+
+    learner = Learner(LearnerSettings(model=policy, threads=1, lr=3e-4, kl_coef=0.05, minibatches=2))
+    losses = []
+    for seed in range(20):
+        batch = quickstart_rollouts(32, seed)
+        advantages_BK = torch.randn(32, 3, generator=torch.Generator().manual_seed(seed))
+        weights_K = torch.ones(3) / 3
+        learner.gramian(batch, advantages_BK)
+        parts = ObjectiveAdvantages(advantages_BK=advantages_BK, weights_K=weights_K)
+        losses.append(learner.learn(batch, advantages_BK @ weights_K, parts=parts).loss)
+    return losses
+
+
+def rank_main(rank: int, policy: str, folder: str) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    losses = twenty_steps(policy)
+    if rank == 0:
+        Path(folder, "losses.json").write_text(json.dumps(losses))
+    dist.destroy_process_group()
+
+
+def measure_ranks() -> Figures:
+    import torch.multiprocessing as mp
+
+    with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
+        policy = quickstart_sized_policy(Path(folder))
+        alone = twenty_steps(policy)
+        mp.spawn(rank_main, args=(policy, folder), nprocs=2)
+        together = json.loads(Path(folder, "losses.json").read_text())
+    apart = max(abs(one - other) for one, other in zip(alone, together, strict=True))
+    return {"steps": len(alone), "fsdp_max_diff": apart, "loss_range": [min(alone), max(alone)]}
+
+
+SECTIONS = {"logprobs": measure_logprobs, "packing": measure_packing, "ranks": measure_ranks}
 
 
 def main() -> None:

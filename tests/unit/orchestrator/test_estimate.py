@@ -235,7 +235,7 @@ CROWDED: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "a shared GPU": ({}, {"gpus": 1}, {"learner"}),
     "engines on a shared GPU": ({"rollout": {"engines": 2}}, {"gpus": 1}, {"sharing"}),
     "objectives' gradients": (
-        {"weighting": {"name": "gradient"}, "rollout": {"gpu_memory_utilization": 0.9}}, {"gpu_gib": 58}, {"learner"}
+        {"weighting": {"name": "gradient"}, "rollout": {"gpu_memory_utilization": 0.9}}, {"gpu_gib": 50}, {"learner"}
     ),
     "an engine's weights": ({"rollout": {"gpu_memory_utilization": 0.03}}, {}, {"engine"}),
     "an engine's cache": ({"rollout": {"gpu_memory_utilization": 0.045}}, {}, {"kv_cache"}),
@@ -284,6 +284,18 @@ def test_a_learner_that_no_setting_shrinks_says_what_it_needs() -> None:
     assert remedy.startswith("a larger GPU, or a smaller policy")
     needed = float(remedy.split("needs ")[1].split(" GiB")[0])
     assert 16 * QWEN.parameters / GIB < needed < 40
+
+
+def test_ranks_share_what_a_learner_keeps_and_each_has_its_gpu() -> None:
+    job = {"weighting": {"name": "gradient"}}
+    one, four = (only(spec(**job, resources={"learner_ranks": n}), gpu_gib=32) for n in (1, 4))
+    assert (one["fits"], four["fits"]) == (False, True)
+    assert "resources.learner_ranks: 4" in one["problems"][0]["remedies"]
+    assert four["gpus"] == one["gpus"] + 3
+    alone, rank = process(one, "learner"), process(four, "learner")
+    assert (alone["count"], rank["count"], rank["gpus"]) == (1, 4, 1)
+    for part in ("weights", "moments", "gradients", "objective_gradients"):
+        assert rank["parts"][part] == pytest.approx(alone["parts"][part] / 4, abs=32)
 
 
 # -- what is not known ----------------------------------------------------------------------------------------

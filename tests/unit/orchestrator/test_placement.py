@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from orchestrator.build import placement, resolve_device
 from orchestrator.gang import bundles_of
 from orchestrator.hosting import hosted_rewards
-from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.placement import gpus_wanted, shares_gpu
+from orchestrator.spec import JobSpec, ResourcesSpec, parse_spec
 from orchestrator.spec_errors import SpecError
 from rewards import registry
 from rewards.base import RewardOptions
@@ -78,6 +79,16 @@ def test_on_a_cluster_nobody_shares_a_gpu_unless_the_spec_asks_for_it() -> None:
 
 def test_an_engine_of_several_gpus_does_not_share_them() -> None:
     assert placement(spec(tensor_parallel=2), "cuda", 1)[1]["num_gpus"] == 2
+
+
+def test_ranks_of_the_learner_have_a_gpu_each_and_share_none() -> None:
+    """One machine with too few waits for more, or never fits: ranks on one GPU would save nothing."""
+    job = spec().model_copy(update={"resources": ResourcesSpec(learner_ranks=3)})
+    assert gpus_wanted(job) == 4
+    for gpus in (None, 1, 8):
+        assert not shares_gpu(job, gpus)
+        transport, _, learner = placement(job, "cuda", gpus)
+        assert (transport, learner["num_gpus"]) == ("nccl", 1)
 
 
 @given(

@@ -296,6 +296,7 @@ def test_every_wrong_field_is_named() -> None:
             "below rollout.max_tokens, which is 64",
         ),
         ({"optimizer__minibatches": 300}, "optimizer.minibatches", "more than there are rollouts"),
+        ({"resources__learner_ranks": 0}, "resources.learner_ranks", "greater than or equal to 1"),
         ({"optimizer__betas": [0.9, 1.0]}, "optimizer.betas.1", "less than 1"),
         ({"rollout__gpu_memory_utilization": 1.5}, "rollout.gpu_memory_utilization", "0.98"),
         ({"rollout__temperature": 0}, "rollout.temperature", "greater than 0"),
