@@ -24,6 +24,7 @@ Not counted: fragmentation, and what torch, CUDA and Python take themselves.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ from policies.sizes import Dimensions, ModelSize
 if TYPE_CHECKING:
     from policies.gramian import Mode
 
-CHUNK_LOGITS = 2**24  # of one chunk of the head: 64 MiB in float32; smaller ones save little, and repeat more
+CHUNK_LOGITS = 2**24  # of one chunk of the head: 64 MiB in float32; smaller ones save little
+MAX_CHUNKS = 12  # of a microbatch: each adds its part to the whole gradient of the head, which takes its time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,7 @@ def update_bytes(dimensions: Dimensions, update: Update) -> int:
     layer = 16 * d.hidden + inputs + 4 * a * (d.query + d.intermediate) + a * update.row
     if d.normed_heads:
         layer += (4 + a) * (d.query + d.key_value)
-    chunk = min(tokens, max(1, update.chunk_logits // d.vocabulary))
+    chunk = min(tokens, max(update.chunk_logits // d.vocabulary, math.ceil(tokens / MAX_CHUNKS)))
     head = tokens * (8 + a) * d.hidden + chunk * 20 * d.vocabulary
     if chunk < tokens:  # a chunk's part of the head's gradient, and the hidden states' collected from all chunks
         head += 4 * d.hidden * (d.vocabulary + tokens)

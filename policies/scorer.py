@@ -7,6 +7,7 @@ backward pass. The values and the gradients are those of the plain way, for one 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from policies.batching import Rows
-from policies.memory import CHUNK_LOGITS
+from policies.memory import CHUNK_LOGITS, MAX_CHUNKS
 
 
 class Scorer(nn.Module):
@@ -53,7 +54,8 @@ class Scorer(nn.Module):
     def _in_chunks(self, hidden_bTn: Tensor, target_bT: Tensor) -> tuple[Tensor, Tensor]:
         head = self.model.get_output_embeddings()
         rollouts, tokens = target_bT.shape
-        width = max(1, self.chunk_logits // (rollouts * self.model.config.get_text_config().vocab_size))
+        at_least = self.chunk_logits // (rollouts * self.model.config.get_text_config().vocab_size)
+        width = max(1, at_least, math.ceil(tokens / MAX_CHUNKS))
 
         def scores(hidden_bTn: Tensor, target_bT: Tensor) -> tuple[Tensor, Tensor]:
             return _scores(head(hidden_bTn), target_bT, self.temperature)

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.learner [logprobs] [packing] [ranks]
 
 logprobs: the memory of a head over 150,000 words, its gradient included, in chunks and at once, and the time of both in
-a pass through a policy of half a billion parameters, of which the head is a quarter; each in a process of its own, so
-that its peak is its own. packing: an update on rollouts of the quickstart's lengths, with and without rows of several
-rollouts. ranks: 20 steps of two ranks and of one, and how far their losses are apart. The last line is JSON.
+a pass through a policy of half a billion parameters, of which the head is a quarter. packing: an update on rollouts of
+the quickstart's lengths, with and without rows of several. ranks: 20 steps of two ranks and of one, and how far their
+losses are apart. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import random
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,10 +30,11 @@ Figures = dict[str, Any]
 RESULTS = Path(__file__).parent / "results" / "learner.json"
 VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS = 150_000, 896, 4864, 24  # as Qwen2.5-0.5B
 ROWS = 8
+WHOLE = 10**15  # logits in a chunk: all
 
 
-def timed_pass(chunk_logits: int, layers: int, completion: int) -> tuple[float, float]:
-    """(peak of memory beside what was there before, GiB; seconds) of log-probabilities and their gradient."""
+def make_pass(layers: int, completion: int) -> Callable[[int], float]:
+    """Seconds that log-probabilities and their gradient take, for a number of logits in a chunk."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -45,18 +47,30 @@ def timed_pass(chunk_logits: int, layers: int, completion: int) -> tuple[float, 
         vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=layers,
         num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True,
     )  # fmt: skip
-    scorer = Scorer(LlamaForCausalLM(config), chunk_logits=chunk_logits)
+    model = LlamaForCausalLM(config)
     one = Rollout(
         prompt_tokens=(5,), tokens=tuple(range(completion)), logprobs=(-12.0,) * completion, text="", truncated=True,
         policy_version=0,
     )  # fmt: skip
     rows = make_rows([one] * ROWS, list(range(ROWS)), torch.device("cpu"))
+
+    def run(chunk_logits: int) -> float:
+        model.zero_grad()
+        scorer = Scorer(model, chunk_logits=chunk_logits)
+        start = time.perf_counter()
+        scorer(rows)[0].sum().backward()
+        return time.perf_counter() - start
+
+    return run
+
+
+def peak_gib(chunk_logits: int) -> float:
+    """Memory beside what was there before, of a head and one layer."""
+    run = make_pass(layers=1, completion=384)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = _status_kib("VmRSS")
-    start = time.perf_counter()
-    scorer(rows)[0].sum().backward()
-    taken = time.perf_counter() - start
-    return (_status_kib("VmHWM") - before) / 2**20, taken
+    run(chunk_logits)
+    return (_status_kib("VmHWM") - before) / 2**20
 
 
 def _status_kib(name: str) -> int:
@@ -64,24 +78,23 @@ def _status_kib(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def measure_logprobs() -> Figures:
+def measure_logprobs(rounds: int = 3) -> Figures:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     from policies.memory import CHUNK_LOGITS
 
-    def measure(chunk_logits: int, layers: int, completion: int) -> tuple[float, float]:
+    peaks = []
+    for chunk in (WHOLE, CHUNK_LOGITS):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(timed_pass, chunk_logits, layers, completion).result()
-
-    whole, chunked = (measure(chunk, 1, 384) for chunk in (10**15, CHUNK_LOGITS))
-    whole_s, chunked_s = (measure(chunk, LAYERS, 64)[1] for chunk in (10**15, CHUNK_LOGITS))
+            peaks.append(pool.submit(peak_gib, chunk).result())
+    run = make_pass(LAYERS, completion=64)
+    pairs = [(run(WHOLE), run(CHUNK_LOGITS)) for _ in range(rounds + 1)][1:]  # in turns: both see the same machine
     return {
-        "logprob_peak_gib": [round(whole[0], 2), round(chunked[0], 2)],
-        "logprob_memory_ratio": round(chunked[0] / whole[0], 3),
-        "logprob_pass_s": [round(whole_s, 2), round(chunked_s, 2)],
-        "logprob_slowdown": round(chunked_s / whole_s, 3),
-        "logprob_head_alone_slowdown": round(chunked[1] / whole[1], 3),
+        "logprob_peak_gib": [round(peak, 2) for peak in peaks],
+        "logprob_memory_ratio": round(peaks[1] / peaks[0], 3),
+        "logprob_pass_s": [round(median(times), 2) for times in zip(*pairs, strict=True)],
+        "logprob_slowdown": round(median(chunked / whole for whole, chunked in pairs), 3),
     }
 
 
