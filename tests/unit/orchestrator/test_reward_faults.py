@@ -114,7 +114,7 @@ def test_rewards_in_a_pool_give_the_figures_of_rewards_at_the_end(tmp_path: Path
     assert run.figures() == undisturbed(tmp_path / "end", spec).figures()
     health = run.journal.records[1]["reward_health"]
     assert set(health) == {"math", "conciseness"}
-    assert health["math"]["calls"] == 2  # 12 rows in groups of 4, some together as they are small
+    assert health["math"]["calls"] in (1, 2)  # 12 rows, 8 together as they are small; what waits goes with the others
     assert health["conciseness"]["calls"] == 3
     assert 0 <= health["math"]["hidden_share"] <= 1
 
