@@ -77,11 +77,8 @@ def test_every_reward_says_how_it_fares(finished):
     for step in store.steps(job_id):
         health = step["reward_health"]
         assert set(health) == {"math", "conciseness", "clarity"}
-        assert [health[name]["calls"] for name in health] == [
-            2,
-            2,
-            4,
-        ]  # 16 rows in groups of 4, at most 8 or 4 together
+        assert health["clarity"]["calls"] == 4  # 16 rows in groups of 4, and no more in a call
+        assert {health[name]["calls"] for name in ("math", "conciseness")} <= {1, 2}  # what waits goes together
         for figures in health.values():
             assert 0 <= figures["latency_s_p50"] <= figures["latency_s_p95"] <= figures["latency_s_max"]
             assert 0 <= figures["hidden_share"] <= 1
