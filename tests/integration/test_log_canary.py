@@ -82,7 +82,7 @@ def test_a_driver_that_crashes_writes_neither_its_password_nor_raw_lines(tmp_pat
     password = f"canary{uuid.uuid4().hex}"
     with EmbeddedRedis(tmp_path / "redis") as redis:
         with connect(redis.url) as admin:
-            admin.execute_command("ACL", "SETUSER", "driver", "on", f">{password}", "~*", "&*", "+@all", "-evalsha")
+            admin.execute_command("ACL", "SETUSER", "driver", "on", f">{password}", "~*", "&*", "+@all")
             JobStore(admin).submit("{}", name="x", job_id="job-1", steering={})
         done = subprocess.run(
             [sys.executable, "-m", "orchestrator.driver", "--job", "job-1", "--state-dir", str(tmp_path)],
@@ -90,11 +90,12 @@ def test_a_driver_that_crashes_writes_neither_its_password_nor_raw_lines(tmp_pat
                 **os.environ,
                 "EQUIPOISE_REDIS_URL": redis.url.replace("unix://", f"unix://driver:{password}@"),
                 "EQUIPOISE_LOG_FORMAT": format,
+                "EQUIPOISE_FAILPOINTS": "after_claim=raise",
             },
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     assert done.returncode == 1
-    assert "NoPermission" in done.stderr
+    assert "FailpointError" in done.stderr
     assert password not in done.stdout + done.stderr
     if format == "json":
         crash = json.loads(done.stderr.splitlines()[-1])

@@ -96,11 +96,12 @@ def test_the_front_has_the_initial_policy_and_test_figures(finished):
     assert set(tested[0]["test"]) == {"sampled", "greedy"}
 
 
-def test_checkpoints_of_the_front_and_the_last_are_whole(finished):
+def test_checkpoints_of_the_front_and_the_last_two_are_whole(finished):
     store, job_id, directory = finished
     kept = {checkpoint.step for checkpoint in store.checkpoints(job_id)}
     on_front = {point["step"] for point in store.front(job_id)["points"] if point["on_front"]}
-    assert kept == on_front | {6}
+    assert on_front | {6} <= kept
+    assert len(kept - on_front - {6}) <= 1  # the one before the last
     assert {path.name for path in (directory / "checkpoints").iterdir()} == {directory_name(step) for step in kept}
     for step in kept:
         assert verify(directory / "checkpoints" / directory_name(step)).step == step

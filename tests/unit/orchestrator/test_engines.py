@@ -224,7 +224,7 @@ def test_a_slow_engine_that_shows_tokens_is_left_alone() -> None:
 
 
 def test_a_streak_of_failures_retires_an_engine_and_one_that_ends_something_begins_anew() -> None:
-    fleet = Fleet(trouble={0: ("fail", 0)})
+    fleet = Fleet(up=False, trouble={0: ("fail", 0)})
     pool = fleet.pool(2)
     for _ in range(2):
         pool.generate(requests_of(4, 1))
@@ -266,7 +266,7 @@ def test_where_weights_go_by_a_group_of_ranks_one_loss_is_the_jobs() -> None:
 
 
 def test_an_engine_that_does_not_take_the_weights_is_retired() -> None:
-    fleet = Fleet()
+    fleet = Fleet(up=False)
     pool = fleet.pool(2)
     fleet.deaf = {1}
     pool.refit(fleet, 3)
