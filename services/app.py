@@ -40,7 +40,7 @@ from services.settings import Settings
 
 
 def create_app(store: JobStore, settings: Settings) -> FastAPI:
-    """Every route but /livez and /readyz needs a key, and an admin's unless services/scopes.py says less.
+    """Every route but /livez needs a key, and an admin's unless services/scopes.py says less.
 
     The key of `settings` is an admin of the owner of `store`.
     """
@@ -66,6 +66,7 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
         owner=store.owner,
         keys=app.state.keys,
         metrics_key_sha256=settings.metrics_key_sha256,
+        keyless_probes=settings.keyless_probes,
         writes_per_minute=settings.limits.writes_per_minute,
     )
     if settings.dashboard is not None:

@@ -28,9 +28,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PUBLIC_PATHS = frozenset({"/livez"})
-_PROBED = (
-    "/readyz"  # public to who shows no key, as probes have none: it says yes or no. A key that is shown is checked
-)
+_PROBED = "/readyz"
 _THREADS = 16
 _RECENT_KEYS = 10_000
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -94,7 +92,8 @@ class RequireKey:
     `own` is the installation's own key, an admin of `owner`: it is known without Redis, so that 503 and not 401
     tells of a Redis that is away. `metrics_key_sha256` is one that GET /metrics alone takes, with everyone's figures.
     All others are looked up by id, or were of late (RecentKeys). A stream's key is looked up every `recheck_s`, whoever
-    revoked it. The principal goes to the request's state.
+    revoked it. The principal goes to the request's state. With `keyless_probes` whoever shows no key may ask /readyz,
+    as Kubernetes' probes have none: it says yes or no. A key that is shown is checked.
     """
 
     def __init__(
@@ -105,6 +104,7 @@ class RequireKey:
         owner: str,
         keys: RecentKeys,
         metrics_key_sha256: str | None = None,
+        keyless_probes: bool = False,
         writes_per_minute: int = 0,
         recheck_s: float = 3.0,
     ) -> None:
@@ -112,13 +112,15 @@ class RequireKey:
         self._own = own
         self._owner = owner
         self._metrics_key_sha256 = metrics_key_sha256
+        self._keyless_probes = keyless_probes
         self._keys = keys
         self._writes_per_minute = writes_per_minute
         self._recheck_s = recheck_s
         self._threads: anyio.CapacityLimiter | None = None  # made in the event loop that it belongs to
 
     async def __call__(self, scope: Asgi, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in PUBLIC_PATHS or _is_probe(scope):
+        is_open = scope["type"] == "lifespan" or scope["path"] in PUBLIC_PATHS
+        if is_open or (self._keyless_probes and _is_probe(scope)):
             await self._app(scope, receive, send)
             return
         try:

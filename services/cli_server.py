@@ -282,6 +282,7 @@ def _serve(redis: str, listen: Listen, state_dir: Path) -> None:
                 follow_key_file=key_file is None,
                 key_file=key_file,
                 metrics_key_sha256=digest(metrics_key) if metrics_key else None,
+                keyless_probes=os.environ.get("EQUIPOISE_KEYLESS_PROBES") == "1",
                 limits=limits,
                 dashboard=api.dashboard(),
                 checkpoint_store=checkpoint_store(),

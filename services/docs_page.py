@@ -29,7 +29,7 @@ def docs_page(document: dict[str, Any]) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head>"
         f"<body><h1>{title}</h1><p>Every request needs the header <code>Authorization: Bearer KEY</code>, but for "
-        f"/livez and probes of /readyz. The schemas of bodies are in <code>/openapi.json</code>.</p>"
+        f"/livez. The schemas of bodies are in <code>/openapi.json</code>.</p>"
         f"{''.join(parts)}</body></html>"
     )
 

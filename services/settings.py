@@ -114,6 +114,7 @@ class Settings(BaseModel):
     follow_key_file: bool = False  # take another key when the state directory's api.json has one
     key_file: Path | None = None  # holds the key; another one there is taken
     metrics_key_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")  # of a key for GET /metrics alone
+    keyless_probes: bool = False  # GET /readyz answers who shows no key
     local_exports: bool = False  # the API may write to directories that its caller names
     max_body_bytes: int = MAX_BODY_BYTES
     poll_s: float = 0.5  # of the event stream
