@@ -26,7 +26,7 @@ PAYLOADS = (
     f"</title><script>{HIT}</script>",
     f"</textarea><img src=x onerror={HIT}>",
     f"</style><svg/onload={HIT}>",
-    "<iframe srcdoc='<script>parent.hit=1</script>'>",
+    "<iframe srcdoc='<script>parent.hit=(parent.hit||0)+1</script>'>",
     f"<details open ontoggle={HIT}>x",
     f"<input autofocus onfocus={HIT}>",
     f"<body onload={HIT}>",
