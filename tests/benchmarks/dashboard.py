@@ -159,10 +159,11 @@ def measure_slowdown(stage: Stage, browser: Browser, options: argparse.Namespace
         for _ in range(options.rounds):
             rates["alone"].append(rate(stage, job, options.window_s))
             context = signed_in(patient, stage)
-            pages = [opened(context, stage, job, 1)[0] for _ in range(options.pages)]
+            for _ in range(options.pages):
+                page, _ = opened(context, stage, job, 1)
+                page.wait_for_function("document.querySelectorAll('canvas').length > 3")
             time.sleep(2)
             rates["watched"].append(rate(stage, job, options.window_s))
-            assert all(page.evaluate("document.querySelectorAll('canvas').length") > 3 for page in pages)
             context.close()
             time.sleep(1)
         context = signed_in(patient, stage)
