@@ -6,9 +6,9 @@ Parts: start (serve until /readyz, with the dashboard and without), load (a firs
 job's charts are drawn), update (from a step's commit by Redis' clock until its chart is drawn), long (10,000 steps of 5
 objectives: until all charts in sight are drawn, and the longest gap between frames while scrolling through), slowdown
 (steps a second of a job that hashes, without and with open pages, in turns; then its server is killed under it).
-Server, driver, Redis and browser share the machine; in the part slowdown the browser gets idle time alone (SCHED_IDLE: it
-sets niceness itself), as it stands for other people's computers. Figures go to tests/benchmarks/results/dashboard.json as
-each part ends; the last line is all of them as JSON.
+Server, driver, Redis and browser share the machine; in the part slowdown the browser gets idle time alone (SCHED_IDLE,
+as it sets its niceness itself), since it stands for other people's computers. Figures go to
+tests/benchmarks/results/dashboard.json as each part ends; the last line is all of them as JSON.
 """
 
 from __future__ import annotations
