@@ -17,7 +17,7 @@ class Budget:
 
     def allocate(self, prompt_index: Sequence[int]) -> list[int]:
         """Rollouts of each prompt, in order; they sum to exactly len(prompt_index) * rollouts_per_prompt."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each subclass has its own
 
     def observe(self, prompt_index: Sequence[int], successes: Sequence[int], counts: Sequence[int]) -> None:
         """What became of a step's rollouts: of `counts[i]` that were measured, `successes[i]` succeeded."""

@@ -23,7 +23,7 @@ class Estimator:
 
         Finite for every input, also with one rollout per prompt or without spread.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each subclass has its own
 
     def per_objective(self, rewards_PGK: Tensor) -> Tensor:
         """advantages_PGK, float64: what each objective alone asks for; NaN where it was not measured.

@@ -20,7 +20,7 @@ class Weighting:
 
     def update(self, stats: StepStats) -> Weights:
         """The choice for this step's update. Called once a step, in order."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each subclass has its own
 
     def observe(self, outcome: UpdateOutcome) -> None:
         """What the update did; called after it where the strategy needs "credit"."""

@@ -36,7 +36,7 @@ class GramianRule(Weighting):
 
     def combine(self, gramian_KK: Tensor, step: int) -> Tensor:
         """alpha for a positive semi-definite Gramian of trace 1; NaN or 0 where the rule has no answer."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each subclass has its own
 
     def update(self, stats: StepStats) -> Weights:
         preference_K = stats.preference_K.double()
