@@ -113,6 +113,7 @@ class JobRecord:
     cancel_requested: bool
     pause_requested: bool
     progress: Json
+    spec_digest: str  # sha256 of the document's text
     origin: Origin | None = None
     gpu_hours: float = 0.0  # so far: of a job at work, up to its last renewal
 
@@ -235,6 +236,7 @@ def job_record(fields: Mapping[str, str]) -> JobRecord:
         attempts=int(fields["attempts"]),
         checkpoint_step=_optional(int, fields["ckpt_step"]),
         checkpoint_path=fields["ckpt_path"] or None,
+        spec_digest=fields["spec_digest"],
         checkpoint_digest=fields["ckpt_digest"] or None,
         cancel_requested=status in (JobStatus.CANCELLING, JobStatus.CANCELLED),
         pause_requested=status in (JobStatus.PAUSING, JobStatus.PAUSED),

@@ -163,6 +163,7 @@ def _is_builtin(name: str) -> bool:
     return name in _registered and _registered[name].__module__.startswith("rewards.")
 
 
+@cache
 def _load_builtins() -> None:
     for module in _BUILTIN_MODULES:
         importlib.import_module(module)

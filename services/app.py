@@ -36,6 +36,7 @@ from services.event_feed import Feeds
 from services.openapi import openapi
 from services.own_key import OwnKey
 from services.readiness import Readiness
+from services.recent_specs import RecentSpecs
 from services.settings import Settings
 
 
@@ -52,6 +53,7 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
     app.state.stopping = threading.Event()  # set before the server stops, to end the streams
     app.state.feeds = Feeds(settings.poll_s, app.state.stopping)
     app.state.registry = CollectorRegistry()
+    app.state.specs = RecentSpecs()
     app.state.places = {}  # by kind of work: how many each owner has under way (services/slots.py)
     app.state.scrapes = metrics_api.Scrapes()
     app.state.readiness = Readiness(store)

@@ -7,6 +7,7 @@ dependency by itself, as every level of them costs as much again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,10 +43,14 @@ async def _principal(request: Request) -> Principal:
     return principal
 
 
-async def _store(request: Request) -> JobStore:
+def store_of(request: Request) -> JobStore:
     """The jobs of the key's owner: another owner's job does not exist here."""
     store: JobStore = request.app.state.store
     return store.of_owner(_owner(request))
+
+
+async def _store(request: Request) -> JobStore:
+    return store_of(request)
 
 
 async def _settings(request: Request) -> Settings:
@@ -61,7 +66,7 @@ async def _max_active(request: Request) -> int | None:
 async def _access(request: Request) -> Access:
     """Which files a spec may name: any for the installation's own owner, none for others, or those of the roots."""
     settings: Settings = request.app.state.settings
-    limits, store = settings.limits, await _store(request)
+    limits, store = settings.limits, store_of(request)
 
     def is_own(job_id: str) -> bool:
         try:
@@ -76,6 +81,28 @@ async def _access(request: Request) -> Access:
         model_roots=limits.model_roots,
         urls=limits.data_urls,
         own_job=is_own,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitter:
+    """Whom new jobs come from, and what they may be."""
+
+    store: JobStore
+    settings: Settings
+    access: Access
+    max_active: int | None
+    name: str  # of the key, as the steering log has it
+
+
+async def _submitter(request: Request) -> Submitter:
+    principal: Principal = request.state.principal
+    return Submitter(
+        store=store_of(request),
+        settings=request.app.state.settings,
+        access=await _access(request),
+        max_active=await _max_active(request),
+        name=principal.key_name,
     )
 
 
@@ -108,6 +135,7 @@ Configuration = Annotated[Settings, Depends(_settings)]
 Finder = Annotated[Callable[[str, Checkpoint], Path], Depends(_finder)]  # of a checkpoint's policy on this machine
 FileAccess = Annotated[Access, Depends(_access)]
 OwnDatasets = Annotated[Datasets, Depends(_datasets)]
+From = Annotated[Submitter, Depends(_submitter)]  # one dependency, as each costs a request as much again
 JobId = Annotated[str, PathParameter(description="a job's id"), AfterValidator(_job_id)]
 
 

@@ -47,12 +47,9 @@ from orchestrator.steering import SteeringError, initial_steering, merge
 from orchestrator.store import Checkpoint, JobStore, Origin, SubmitOutcome
 from services.body import json_body, parse_json
 from services.deps import (
-    Caller,
-    Configuration,
-    FileAccess,
     Finder,
+    From,
     JobId,
-    MaxActive,
     Store,
     alignment_only,
     body_schema,
@@ -146,12 +143,8 @@ def compare_jobs(
 def fork_job(
     job_id: JobId,
     document: Annotated[Any, Depends(json_body)],
-    store: Store,
-    config: Configuration,
-    max_active: MaxActive,
-    access: FileAccess,
+    by: From,
     find: Finder,
-    caller: Caller,
     _place: Annotated[None, place("forks", at_once=4, of_owner=2)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
@@ -161,13 +154,14 @@ def fork_job(
     the same answer.
     """
     fork = _checked(document)
+    store, config = by.store, by.settings
     store.job(job_id)
     path = None if idempotency_key is None else plan_path(config.state_dir, store.owner, job_id, idempotency_key)
     try:
         plan = None if path is None else kept_plan(path, document)
         replay = plan is not None
         if plan is None:
-            plan = _plan(store, config, access, job_id, fork, find)
+            plan = _plan(store, config, by.access, job_id, fork, find)
             if path is not None:
                 plan = keep_plan(path, document, plan)
     except PlanConflict as error:
@@ -178,16 +172,16 @@ def fork_job(
         raise
     answer = None if path is None else kept_answer(path, plan)
     if answer is None:
-        _check_room(store, plan, max_active)
+        _check_room(store, plan, by.max_active)
         try:
             with forking(config.state_dir):
                 made = _carry_out(
                     store,
                     config,
                     plan,
-                    max_active,
+                    by.max_active,
                     again=path is not None,
-                    by=caller.key_name,
+                    by=by.name,
                     find=lambda found: find(job_id, found),
                 )
             answer = {**page(made, has_more=False), "lineage": {"parent": job_id, "step": plan["step"]}}

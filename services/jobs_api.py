@@ -28,7 +28,7 @@ from orchestrator.states import JobStatus
 from orchestrator.steering import initial_steering
 from orchestrator.store import JobRecord, JobStore, Page, QuotaReached, Submission, SubmitOutcome
 from services.body import json_body, optional_json_body
-from services.deps import MAX_PAGE, Caller, Configuration, FileAccess, JobId, MaxActive, Store, body_schema, page
+from services.deps import MAX_PAGE, From, JobId, MaxActive, Store, body_schema, page, store_of
 from services.errors import ApiProblem, StrictJSONResponse, quota_problem, spec_problem
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -124,11 +124,7 @@ class Submit(BaseModel):
 def submit_job(
     document: Annotated[Any, Depends(json_body)],
     query: Annotated[Submit, Query()],
-    store: Store,
-    max_active: MaxActive,
-    access: FileAccess,
-    config: Configuration,
-    caller: Caller,
+    by: From,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queues a job. The body is the same document as the CLI's YAML.
@@ -140,29 +136,29 @@ def submit_job(
     spec = strict_spec(document)
     text = spec.to_json()
     if idempotency_key is not None and not query.validate_only:
-        known = store.submitted(text, idempotency_key=idempotency_key)
+        known = by.store.submitted(text, idempotency_key=idempotency_key)
         if known is not None:  # also where its files are gone meanwhile
             return _answer(known)
-    check_files(spec, access)
+    check_files(spec, by.access)
     if query.validate_only:
         plan = _validated(spec, text)
         if isinstance(spec, JobSpec):
-            machine = Machine(gpus=query.gpus, gpu_gib=query.gpu_gib or config.gpu_gib)
+            machine = Machine(gpus=query.gpus, gpu_gib=query.gpu_gib or by.settings.gpu_gib)
             plan["estimate"] = estimate(spec, machine)
         return StrictJSONResponse(plan)
-    submission = store.submit(
+    submission = by.store.submit(
         text,
         name=spec.name,
         job_id=f"job-{secrets.token_hex(6)}",
         steering=first_steering(spec),
         idempotency_key=idempotency_key,
-        max_active=max_active,
+        max_active=by.max_active,
         priority=spec.priority,
-        by=caller.key_name,
+        by=by.name,
         may_take_gpus=may_take_gpus(spec),
     )
     if submission.outcome is SubmitOutcome.QUOTA:
-        raise quota_problem(max_active)
+        raise quota_problem(by.max_active)
     return _answer(submission)
 
 
@@ -199,19 +195,18 @@ def jobs_with(store: JobStore, query: JobList, metadata: dict[str, str]) -> Page
 @router.get("/{job_id}", responses={304: {"description": "If-None-Match names the current state"}})
 def get_job(
     job_id: JobId,
-    store: Store,
+    request: Request,
     if_none_match: Annotated[str | None, Header(alias="If-None-Match", description="304 where it is current")] = None,
 ) -> Response:
     """A job with its spec, every default written out, and the job that it was forked from. The ETag is its state's."""
-    record, text = store.job_and_spec(job_id)
-    spec = json.loads(text)
+    record, spec = request.app.state.specs.job_and_spec(store_of(request), job_id)
     document = {
         **job_document(record),
-        "total_steps": record.total_steps or spec.get("steps"),
+        "total_steps": record.total_steps or spec.steps,
         "lineage": lineage(record),
     }
     # The spec is JSON already, and by far the largest part.
-    body = bytes(StrictJSONResponse(document).body[:-1]) + b',"spec":' + text.encode() + b"}"
+    body = bytes(StrictJSONResponse(document).body[:-1]) + b',"spec":' + spec.body + b"}"
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     if if_none_match is not None and etag in [part.strip().removeprefix("W/") for part in if_none_match.split(",")]:
         return Response(status_code=304, headers={"etag": etag})

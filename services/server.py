@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 
+import anyio.to_thread
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -30,6 +32,7 @@ _LAST_ANSWERS_S = 3  # for requests in flight when the server stops
 _MAX_HEAD_BYTES = 128 << 10
 _MAX_SOCKET_BYTES = 1 << 20  # of one message of a page
 _TICKS_TO_LOOK = 10  # of a tenth of a second, between looks at the certificate's files
+_HANDLERS_AT_ONCE = 16  # in threads, which take turns anyway: with more of them everyone's answer is later
 _HEAD_S = 20.0  # from the connection, or its first byte after an answer, to the head's end
 
 
@@ -142,12 +145,21 @@ def _head_too_large() -> ApiProblem:
 
 
 class _Server(uvicorn.Server):
-    """Takes a new certificate and key from their files as soon as they fit together; what is connected goes on."""
+    """Starts with what makes answers even, and takes a new certificate and key from their files while it runs.
+
+    They are taken as soon as they fit together; what is connected goes on.
+    """
 
     def __init__(self, config: uvicorn.Config, tls: Tls | None) -> None:
         super().__init__(config)
         self._tls = tls
         self._seen = None if tls is None else _marks(tls)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = _HANDLERS_AT_ONCE
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: without it the collector walks all of it, and all wait 80 ms
+        await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Every tenth of a second, in the event loop: nothing is half taken while a connection begins."""
