@@ -153,12 +153,36 @@ def build(
             pool.close()
         cluster.close()
 
+    return assemble(
+        spec,
+        splits,
+        engines,
+        learner,
+        rewards=pools[0],
+        save_tokenizer=save_tokenizer,
+        close=close,
+        gold=(lambda batch: pools[1].score(batch).scores[GOLD]) if hosted_apart else None,
+    )
+
+
+def assemble(
+    spec: JobSpec,
+    splits: Splits,
+    engines: EnginePool,
+    learner: RemoteLearner,
+    *,
+    rewards: RewardPool,
+    save_tokenizer: Callable[[Path], None],
+    close: Callable[[], None],
+    gold: GoldScorer | None = None,
+) -> Parts:
+    """The parts of a job around processes that run: everything else is made from the spec, and remembers nothing."""
     return Parts(
         splits=splits,
         order=PromptOrder(len(splits.train), seed=spec.seed),
         engines=engines,
         learner=learner,
-        rewards=pools[0],
+        rewards=rewards,
         gates=Gates({o.name: (o.gate.objective, o.gate.at_least) for o in spec.objectives if o.gate is not None}),
         transforms=make_transforms(spec),
         budget=make_budget(spec),
@@ -170,7 +194,7 @@ def build(
         save_tokenizer=save_tokenizer,
         describe=_describer(spec),
         close=close,
-        gold=(lambda batch: pools[1].score(batch).scores[GOLD]) if hosted_apart else None,
+        gold=gold,
     )
 
 

@@ -173,6 +173,10 @@ class RemoteLearner:
     def logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         return self._call("logprobs", ray.put(rollouts))
 
+    def renew(self, settings: LearnerSettings) -> None:
+        """As new, for another job; engines have the old weights until the next sync."""
+        self._call("renew", settings)
+
     def _call(self, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
         try:
             return self.ranks.call(method, *arguments, timeout_s=timeout_s)

@@ -58,6 +58,16 @@ class LearnerActor:
         self.learner = Learner(self.settings)
         self.weights = Collected(self.learner)
 
+    def renew(self, settings: LearnerSettings) -> None:
+        """Everything afresh but the process and its way to the engines, as a new actor with these settings would be.
+
+        For a rank alone, whose sender keeps nothing of the old weights.
+        """
+        assert self.ranks == 1
+        self.settings = settings
+        self.learner = Learner(settings)
+        self.weights.learner = self.learner
+
     def connect(self, engines: Callable[[], EngineClient], transport: Transport, world_size: int) -> None:
         self.weights.collect()
         if self.rank == 0:

@@ -28,7 +28,7 @@ from rewards.base import Reward
 ENTRY_POINT_GROUP = "equipoise.rewards"
 _VERIFIERS = (
     *("clarity", "format", "instructions", "json_schema", "language", "length", "math", "numeric", "regex"),
-    *("repetition", "text", "tool_call"),
+    *("repetition", "text", "tool_call", "worked"),
 )
 _BUILTIN_MODULES = (
     *(f"rewards.verifiers.{module}" for module in _VERIFIERS),

@@ -14,6 +14,7 @@ import typer
 
 from orchestrator.spec_errors import SpecError
 from services import (
+    arena_cli,
     cli_server,
     datasets_cli,
     judges_cli,
@@ -294,6 +295,7 @@ lineage_cli.add_commands(app, lambda: _state_dir)
 keys_cli.add_commands(app, lambda: _state_dir)
 datasets_cli.add_commands(app, lambda: _state_dir)
 recover_cli.add_commands(app, lambda: _state_dir)
+arena_cli.add_commands(app, lambda: _state_dir)
 cli_server.add_commands(app, lambda: _state_dir)
 
 

@@ -1,0 +1,141 @@
+"""Which runs there are, in which order, and what makes one run the same as another.
+
+Seed by seed, and in each seed all entries of the first task, then of the second: wherever it stops, what is there is
+paired by seed and nearly whole.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.arena.entries import Entry, entries
+from orchestrator.arena.protocol import VERSION, Preset
+from orchestrator.arena.tasks import TASKS, Task
+from orchestrator.spec import JobSpec
+from orchestrator.spec_errors import nearest
+from policies.pareto import normalise
+
+Json = dict[str, Any]
+UNDECIDED = ("name", "metadata", "priority", "resources")
+"""Fields of a spec that decide nothing of what a run comes to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A run to be made."""
+
+    task: Task
+    entry: Entry
+    preset: Preset
+    seed: int
+    steps: int
+
+    @property
+    def policy_seed(self) -> int:
+        return self.seed if self.preset.policy_for_each_seed else 0
+
+    @property
+    def title(self) -> str:
+        return f"{self.task.name} {self.entry.name} seed {self.seed}"
+
+    def spec(self, runs: Iterable[Mapping[str, Any]]) -> JobSpec | None:
+        """The job. None where it waits for others among the `runs`: targets come from the static ones."""
+        targets: Mapping[str, float] = {}
+        if self.entry.targets_from_statics:
+            found = self._targets(runs)
+            if found is None:
+                return None
+            targets = found
+        return self.task.spec(self.entry, self.preset, seed=self.seed, steps=self.steps, targets=targets)
+
+    def _targets(self, runs: Iterable[Mapping[str, Any]]) -> dict[str, float] | None:
+        """What the first objective is maximised under: in all others, what the best static policy reached.
+
+        Of all policies that the statics of the same estimator, task and seed validated, the one whose normalised
+        objectives have the highest mean: so that the targets can be reached together.
+        """
+        wanted = {e.name for e in entries(len(self.task.objectives)) if self._is_static_of_mine(e)}
+        digests = {
+            name: digest(
+                self.task.spec(entry, self.preset, seed=self.seed, steps=self.steps), self.task, self.policy_seed
+            )
+            for entry in entries(len(self.task.objectives))
+            if (name := entry.name) in wanted
+        }
+        mine = [run for run in runs if digests.get(run["entry"]) == run["digest"]]
+        if wanted - {run["entry"] for run in mine}:
+            return None
+        names = [objective["name"] for objective in self.task.objectives]
+        spans = [objective["range"] for objective in self.task.objectives]
+        reached = [
+            [point["objectives"][name] for name in names]
+            for run in mine
+            if run["status"] == "done"
+            for point in run["validation"]
+        ]
+        if not reached:
+            return None
+        best = max(reached, key=lambda values_K: float(normalise(values_K, spans).mean()))
+        return dict(zip(names[1:], best[1:], strict=True))
+
+    def _is_static_of_mine(self, entry: Entry) -> bool:
+        return entry.role == "static" and entry.estimator == self.entry.estimator
+
+
+def digest(spec: JobSpec, task: Task, policy_seed: int) -> str:
+    """Of everything that decides what a run comes to: its spec, how its policy was made, the protocol's version."""
+    deciding = spec.model_dump(mode="json", exclude=set(UNDECIDED))
+    text = json.dumps([VERSION, task.recipe.digest(policy_seed), deciding], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plan(
+    preset: Preset,
+    *,
+    tasks: Sequence[str] | None = None,
+    rules: Sequence[str] | None = None,
+    seeds: int | None = None,
+    steps: int | None = None,
+    held_out: bool = False,
+) -> list[Planned]:
+    """Every run, in order. What is None is the preset's. Raises ValueError naming the option that can't be."""
+    chosen = [_task(name, held_out) for name in (tasks if tasks is not None else _usual(preset, held_out))]
+    patterns = rules if rules is not None else preset.rules
+    by_task = {task.name: entries(len(task.objectives)) for task in chosen}
+    for pattern in patterns:
+        names = [entry.name for found in by_task.values() for entry in found]
+        if not any(_matches(name, pattern) for name in names):
+            raise ValueError(
+                f"--rules: no entry '{pattern}'{nearest(pattern, names)}; `equipoise arena --list` has all"
+            )
+    return [
+        Planned(task=task, entry=entry, preset=preset, seed=seed, steps=preset.steps if steps is None else steps)
+        for seed in range(preset.seeds if seeds is None else seeds)
+        for task in chosen
+        for entry in sorted(by_task[task.name], key=lambda entry: entry.targets_from_statics)
+        if any(_matches(entry.name, pattern) for pattern in patterns)
+    ]
+
+
+def _usual(preset: Preset, held_out: bool) -> list[str]:
+    return [task.name for task in TASKS.values() if task.held_out] if held_out else list(preset.tasks)
+
+
+def _task(name: str, held_out: bool) -> Task:
+    if name not in TASKS:
+        raise ValueError(f"--tasks: no task '{name}'{nearest(name, list(TASKS))}; there are {', '.join(TASKS)}")
+    if TASKS[name].held_out and not held_out:
+        raise ValueError(
+            f"--tasks: {name} is kept for the end, so that no rule is tuned to it; once all is decided, add --held-out"
+        )
+    return TASKS[name]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """As in a shell (`gdpo/*`), or the part behind the estimator alone."""
+    return fnmatch.fnmatchcase(name, pattern) or name == pattern or name.partition("/")[2] == pattern

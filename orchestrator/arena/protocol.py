@@ -1,0 +1,71 @@
+"""What is the same for every run of the arena, so that nothing but the rule differs.
+
+Whoever changes what a run does, here or in the tasks, raises VERSION: runs of another one are never taken for the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How much of everything a run gets."""
+
+    steps: int
+    seeds: int
+    prompts_per_step: int = 32
+    rollouts_per_prompt: int = 8
+    validation: int = 200
+    test: int = 500
+    evaluate_every: int = 5
+    policy_for_each_seed: bool = True  # otherwise all start from that of seed 0
+    rules: tuple[str, ...] = ("*",)
+    tasks: tuple[str, ...] = ("sums3", "sums5")
+
+    def sections(self, steps: int) -> dict[str, Any]:
+        """Of a job's spec. Every point counts: a collapse is seen in the figures, not taken out of them."""
+        return {
+            "steps": steps,
+            "policy": {"model": "quickstart", "dtype": "float32"},
+            "data": {
+                "type": "quickstart",
+                "train": max(64, steps * self.prompts_per_step),
+                "validation": self.validation,
+                "test": self.test,
+            },
+            "rollout": {
+                "prompts_per_step": self.prompts_per_step,
+                "rollouts_per_prompt": self.rollouts_per_prompt,
+                "max_tokens": 64,
+                "kv_cache_gib": 0.5,
+            },
+            "optimizer": {"lr": 1e-4, "warmup_steps": 5, "tokens_per_microbatch": 2048},
+            "evaluation": {"every": self.evaluate_every, "greedy": False, "test_points": 6},
+            "checkpoints": {"every": steps},
+            "collapse": {"action": "off"},
+            "samples": {"every": 0},
+        }
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "full": Preset(steps=40, seeds=5),
+        "smoke": Preset(
+            steps=15,
+            seeds=2,
+            prompts_per_step=8,
+            rollouts_per_prompt=4,
+            validation=32,
+            test=64,
+            policy_for_each_seed=False,
+            rules=("gdpo/fixed", "gdpo/gradient", "grpo/static(4,1,1)"),
+            tasks=("sums3",),
+        ),
+    }
+)

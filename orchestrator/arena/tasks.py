@@ -1,0 +1,102 @@
+"""On what is compared: three tasks of running sums, each an ordinary job but for the rule.
+
+sums3     the quickstart's own: accuracy, conciseness, clarity
+sums5     five objectives on scales from 1 to 64: one sparse, one soon saturated, one noisy; words cost length
+held_out  other objectives, and a policy that prefers words; never looked at while rules are made
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from orchestrator.arena.entries import Entry
+from orchestrator.arena.protocol import Preset
+from orchestrator.spec import JobSpec, parse_spec
+from policies.quickstart import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Objectives, without weights, and the policy that is to be aligned."""
+
+    name: str
+    objectives: tuple[Mapping[str, Any], ...]
+    recipe: Recipe = field(default_factory=Recipe)
+    held_out: bool = False
+
+    def spec(self, *arguments: Any, **options: Any) -> JobSpec:
+        """The document's job. Raises SpecError where the entry does not fit the task."""
+        return parse_spec(self.document(*arguments, **options))
+
+    def document(
+        self,
+        entry: Entry,
+        preset: Preset,
+        *,
+        seed: int,
+        steps: int,
+        targets: Mapping[str, float] = MappingProxyType({}),
+    ) -> dict[str, Any]:
+        """An ordinary job, as a person would write it."""
+        proportions = entry.proportions or (1,) * len(self.objectives)
+        objectives = []
+        for objective, weight in zip(self.objectives, proportions, strict=True):
+            target = targets.get(objective["name"])
+            extra = {} if target is None else {"target": {"op": ">=", "value": target}}
+            objectives.append({**objective, "weight": weight, **extra})
+        return {
+            "name": f"arena {self.name} {entry.name} seed {seed}",
+            "seed": seed,
+            **preset.sections(steps),
+            "objectives": objectives,
+            "estimator": {"name": entry.estimator},
+            "weighting": dict(entry.weighting),
+            **entry.sections,
+        }
+
+
+def _objective(name: str, reward: str, span: tuple[float, float] = (0.0, 1.0), **options: Any) -> dict[str, Any]:
+    return {"name": name, "reward": {"name": reward, "options": options}, "range": list(span), "reference": span[0]}
+
+
+ACCURACY = _objective("accuracy", "math")
+
+TASKS: Mapping[str, Task] = MappingProxyType(
+    {
+        task.name: task
+        for task in (
+            Task(
+                name="sums3",
+                objectives=(
+                    ACCURACY,
+                    _objective("conciseness", "conciseness"),
+                    _objective("clarity", "clarity"),
+                ),
+            ),
+            Task(
+                name="sums5",
+                objectives=(
+                    ACCURACY,
+                    _objective("length", "length", (-64.0, 0.0)),  # tokens
+                    _objective("clarity", "clarity"),  # saturates within some ten steps
+                    _objective("brief", "right_within", max_tokens=20),  # right in 20 tokens: rare at first
+                    _objective("words", "worded", (0.0, 10.0), noise=8.0),  # its noise is twice its spread
+                ),
+            ),
+            Task(
+                name="held_out",
+                objectives=(
+                    ACCURACY,
+                    _objective("band", "length_within", min_tokens=12, max_tokens=24),
+                    _objective("steps", "clarity", min_steps=4),
+                    _objective("words", "worded", (0.0, 10.0)),
+                ),
+                recipe=Recipe(short_share=0.2, compact_share=0.3, merge_probability=0.25, max_greedy_accuracy=1.0),
+                held_out=True,
+            ),
+        )
+    }
+)

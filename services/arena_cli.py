@@ -1,0 +1,188 @@
+"""`equipoise arena`: every weighting rule on the same tasks, seeds and budget; stopped and resumed at will."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.live import Live
+from rich.table import Table
+
+from orchestrator.arena import protocol
+from orchestrator.arena.conduct import Arena, ArenaStopped
+from orchestrator.arena.entries import entries
+from orchestrator.arena.ledger import FILE, Ledger, LedgerError
+from orchestrator.arena.plan import Planned, plan
+from orchestrator.arena.processes import ProcessWorker
+from orchestrator.arena.tasks import TASKS
+from orchestrator.spec_errors import nearest
+from services.terminal import fail, output, say
+
+arena_app = typer.Typer(help="Compare every weighting rule on the same tasks.", invoke_without_command=True)
+STATES = ("done", "running", "failed", "left", "waiting")
+
+
+def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
+    @arena_app.callback()
+    def arena(
+        context: typer.Context,
+        preset: Annotated[str, typer.Option(help=f"how much: {', '.join(protocol.PRESETS)}")] = "full",
+        rules: Annotated[
+            list[str] | None, typer.Option(help="entries: a name, `saw`, or a pattern such as `gdpo/*`; repeat it")
+        ] = None,
+        tasks: Annotated[list[str] | None, typer.Option(help="tasks; repeat it")] = None,
+        seeds: Annotated[int | None, typer.Option(min=1, max=100, help="runs of each entry and task")] = None,
+        steps: Annotated[int | None, typer.Option(min=1, max=100_000, help="training steps of a run")] = None,
+        workers: Annotated[int | None, typer.Option(min=1, max=64, help="runs side by side")] = None,
+        out: Annotated[Path | None, typer.Option(help="directory of the results")] = None,
+        resume: Annotated[bool, typer.Option("--resume", help="go on with what is there")] = False,
+        retry_failed: Annotated[
+            bool, typer.Option("--retry-failed", help="with --resume: also those that failed")
+        ] = False,
+        limit: Annotated[int | None, typer.Option(min=1, help="stop after so many runs")] = None,
+        held_out: Annotated[bool, typer.Option("--held-out", help="the task that is kept for the end, once")] = False,
+        list_them: Annotated[bool, typer.Option("--list", help="the runs and what has become of them")] = False,
+        task_spec: Annotated[str | None, typer.Option(help="print a task as a job that can be submitted")] = None,
+    ) -> None:
+        """Compare every weighting rule on the same tasks, seeds and budget.
+
+        A run is an ordinary job of 40 steps, a minute or two on two cores; all of them take a day. Each is written to
+        runs.jsonl of the directory when it ends. For example:
+
+            equipoise arena --preset smoke
+            equipoise arena --rules gdpo/fixed --rules gradient --seeds 3
+            equipoise arena --resume --limit 10
+        """
+        if context.invoked_subcommand is not None:
+            return
+        if task_spec is not None:
+            _print_task(task_spec)
+            return
+        runs = _planned(preset, tasks, rules, seeds, steps, held_out)
+        directory = (out or state_dir() / "arena").expanduser().absolute()
+        try:
+            with Ledger(directory) as ledger:
+                lanes = workers or default_workers()
+                threads = max(1, (os.cpu_count() or 1) // lanes)
+                arena = Arena(
+                    runs=runs,
+                    ledger=ledger,
+                    hire=lambda number: ProcessWorker(number, directory, state_dir(), threads=threads),
+                    workers=lanes,
+                    limit=limit,
+                    retry_failed=retry_failed,
+                )
+                if list_them:
+                    _print_list(arena)
+                    return
+                if ledger.runs and not resume:
+                    fail(_what_is_there(arena, directory))
+                _run(arena, directory)
+        except (LedgerError, ArenaStopped) as error:
+            fail(str(error))
+
+    app.add_typer(arena_app, name="arena")
+
+
+def default_workers() -> int:
+    """One for each core: an engine and a learner take turns, so that a run keeps about one core busy."""
+    return max(1, os.cpu_count() or 1)
+
+
+def _planned(
+    preset: str,
+    tasks: list[str] | None,
+    rules: list[str] | None,
+    seeds: int | None,
+    steps: int | None,
+    held_out: bool,
+) -> list[Planned]:
+    if preset not in protocol.PRESETS:
+        fail(
+            f"--preset: no preset '{preset}'{nearest(preset, list(protocol.PRESETS))}; "
+            f"there are {', '.join(protocol.PRESETS)}"
+        )
+    try:
+        return plan(protocol.PRESETS[preset], tasks=tasks, rules=rules, seeds=seeds, steps=steps, held_out=held_out)
+    except ValueError as error:
+        fail(str(error))
+
+
+def _print_task(name: str) -> None:
+    if name not in TASKS:
+        fail(f"--task-spec: no task '{name}'{nearest(name, list(TASKS))}; there are {', '.join(TASKS)}")
+    task, preset = TASKS[name], protocol.PRESETS["full"]
+    document = task.document(entries(len(task.objectives))[0], preset, seed=0, steps=preset.steps)
+    print(yaml.safe_dump(document, sort_keys=False), end="")
+
+
+def _what_is_there(arena: Arena, directory: Path) -> str:
+    counts = Counter(run["status"] for run in arena.ledger.runs)
+    there = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    return (
+        f"{directory / FILE} has {len(arena.ledger.runs)} runs already ({there}); --resume makes the {arena.left} of "
+        "yours that are left, another --out begins anew"
+    )
+
+
+def _run(arena: Arena, directory: Path) -> None:
+    console = output()
+    if console.is_terminal:
+        with Live(progress(arena), console=console, refresh_per_second=1) as live:
+            arena.on_change = lambda changed: live.update(progress(changed))
+            arena.run()
+    else:
+        told = 0
+
+        def tell(changed: Arena) -> None:
+            nonlocal told
+            for run in changed.made[told:]:
+                what = f"{run['seconds']['total']:.0f} s" if run["status"] == "done" else f"failed: {run['reason']}"
+                say(f"{run['task']} {run['entry']} seed {run['seed']}: {what}; {left_words(changed)}")
+            told = len(changed.made)
+
+        arena.on_change = tell
+        arena.run()
+    for planned, state in arena.states():
+        if state == "waiting" and arena.limit is None:
+            say(f"{planned.title}: not made, as it takes its targets from static runs that are not there")
+    for run in arena.made:
+        if run["status"] == "failed":
+            say(f"{run['task']} {run['entry']} seed {run['seed']} failed: {run['reason']}")
+    console.print(f"{len(arena.made)} runs made, {arena.left} left: {directory / FILE}", markup=False)
+
+
+def progress(arena: Arena) -> Table:
+    """Runs by task and state, those under way, and the time left."""
+    table = Table("task", *STATES, title=left_words(arena), title_justify="left")
+    counts: dict[str, Counter[str]] = {}
+    running = []
+    for planned, state in arena.states():
+        counts.setdefault(planned.task.name, Counter())[state] += 1
+        if state == "running":
+            running.append(planned.title)
+    for task, states in counts.items():
+        table.add_row(task, *(str(states[state] or "") for state in STATES))
+    table.caption = "\n".join(running)
+    return table
+
+
+def left_words(arena: Arena) -> str:
+    seconds = arena.left_s
+    if seconds is None:
+        return f"{arena.left} runs left"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{arena.left} runs left, about {f'{hours} h ' if hours else ''}{minutes} min"
+
+
+def _print_list(arena: Arena) -> None:
+    table = Table("task", "entry", "role", "seed", "steps", "state")
+    for planned, state in arena.states():
+        entry = planned.entry
+        table.add_row(planned.task.name, entry.name, entry.role, str(planned.seed), str(planned.steps), state)
+    output().print(table)
