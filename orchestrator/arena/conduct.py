@@ -106,7 +106,7 @@ class Arena:
     # -------------------------------------------------------------------- run
 
     def run(self) -> None:
-        """Until nothing is left, or the limit is reached. Raises ArenaStopped or LedgerError once workers are closed."""
+        """Until nothing is left, or the limit is reached. Raises ArenaStopped, LedgerError once workers are closed."""
         self.on_change(self)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="arena") as pool:
             lanes = [pool.submit(self._lane, number) for number in range(self.workers)]

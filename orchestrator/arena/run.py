@@ -130,7 +130,7 @@ def run_job(spec: JobSpec, parts: Parts, scratch: Path) -> Json:
 
 
 def chosen_step(archive: Archive, preference: Mapping[str, float]) -> int:
-    """Of the validated policy with the highest preference-weighted sum of normalised objectives, the first of equals."""
+    """Of the validated policy of highest preference-weighted sum of normalised objectives; of equals the first."""
     totals_N = archive.normalised(archive.points) @ [preference[name] for name in archive.ranges]
     return archive.points[int(totals_N.argmax())].step
 
