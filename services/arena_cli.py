@@ -65,24 +65,27 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
             return
         runs = _planned(preset, tasks, rules, seeds, steps, held_out)
         directory = (out or state_dir() / "arena").expanduser().absolute()
+        lanes = workers or default_workers()
+        threads = max(1, (os.cpu_count() or 1) // lanes)
+
+        def arena_on(ledger: Ledger) -> Arena:
+            return Arena(
+                runs=runs,
+                ledger=ledger,
+                hire=lambda number: ProcessWorker(number, directory, state_dir(), threads=threads),
+                workers=lanes,
+                limit=limit,
+                retry_failed=retry_failed,
+            )
+
         try:
+            if list_them:
+                _print_list(arena_on(Ledger.peek(directory)))
+                return
             with Ledger(directory) as ledger:
-                lanes = workers or default_workers()
-                threads = max(1, (os.cpu_count() or 1) // lanes)
-                arena = Arena(
-                    runs=runs,
-                    ledger=ledger,
-                    hire=lambda number: ProcessWorker(number, directory, state_dir(), threads=threads),
-                    workers=lanes,
-                    limit=limit,
-                    retry_failed=retry_failed,
-                )
-                if list_them:
-                    _print_list(arena)
-                    return
                 if ledger.runs and not resume:
-                    fail(_what_is_there(arena, directory))
-                _run(arena, directory)
+                    fail(_what_is_there(arena_on(ledger), directory))
+                _run(arena_on(ledger), directory)
         except (LedgerError, ArenaStopped) as error:
             fail(str(error))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
@@ -39,6 +40,10 @@ class Worker(Protocol):
         """The figures. Raises RunFailed, ArenaStopped."""
         ...
 
+    def kill(self) -> None:
+        """Ends what it is at, from another thread; `make` then raises."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -60,7 +65,9 @@ class Arena:
     _running: set[int] = field(default_factory=set)
     _ended: dict[int, State] = field(default_factory=dict)  # by this call, or found in the ledger
     _specs: dict[int, JobSpec] = field(default_factory=dict)  # that are known
+    _hired: list[Worker] = field(default_factory=list)
     _stopped: bool = False
+    _interrupted: bool = False
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition(threading.RLock())
@@ -113,15 +120,21 @@ class Arena:
             try:
                 for lane in lanes:
                     lane.result()
-            except BaseException:
+            except BaseException as error:
                 self._stop()
+                if not isinstance(error, Exception):  # a person's: nobody waits for the runs under way
+                    self._interrupted = True
+                    for worker in list(self._hired):
+                        worker.kill()
                 raise
 
     def _lane(self, number: int) -> None:
         worker: Worker | None = None
         try:
             while (taken := self._take()) is not None:
-                worker = worker or self.hire(number)
+                if worker is None:
+                    worker = self.hire(number)
+                    self._hired.append(worker)
                 self._make(worker, *taken)
         except (ArenaStopped, LedgerError):
             self._stop()
@@ -152,6 +165,8 @@ class Arena:
             try:
                 came_to: Json = {"status": "done", "reason": None, **worker.make(planned, spec)}
             except RunFailed as error:
+                if self._interrupted:
+                    return
                 came_to = {"status": "failed", "reason": str(error)}
             record = {
                 **heading(planned, spec),
@@ -209,8 +224,19 @@ def surroundings() -> Mapping[str, Json]:
     processors = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     memory_gib = round(psutil.virtual_memory().total / 2**30, 1)
     processor = processors[0] if processors else platform.processor()
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "vllm", "transformers", "moocore")}
+    versions = {name: _version(name) for name in ("torch", "vllm", "transformers", "moocore")}
     return {
         "machine": {"processor": processor, "cores": os.cpu_count(), "memory_gib": memory_gib},
         "versions": {"python": platform.python_version(), **versions},
     }
+
+
+def _version(module: str) -> str:
+    """Of the package that brings a module; vLLM's has another name without CUDA."""
+    packages = _packages().get(module)
+    return importlib.metadata.version(packages[0]) if packages else "unknown"
+
+
+@functools.cache
+def _packages() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()

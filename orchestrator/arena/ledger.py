@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -34,7 +35,7 @@ class Ledger:
     def __enter__(self) -> Self:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+b")
+            self._file = self.path.open("a+b", buffering=0)
         except OSError as error:
             raise LedgerError(f"can't write {self.path}: {error.strerror or error}") from error
         try:
@@ -53,31 +54,37 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
+    @classmethod
+    def peek(cls, directory: Path) -> Self:
+        """The runs as they are, to be looked at while an arena may be writing. Raises LedgerError."""
+        ledger = cls(directory)
+        try:
+            text = ledger.path.read_bytes()
+        except FileNotFoundError:
+            return ledger
+        except OSError as error:
+            raise LedgerError(f"can't read {ledger.path}: {error.strerror or error}") from error
+        ledger.runs = ledger._parse(text[: text.rfind(b"\n") + 1])
+        return ledger
+
     def add(self, run: Mapping[str, Any]) -> None:
         """On disk when this returns. Raises LedgerError, with everything before this run as it was."""
         line = json.dumps(run, allow_nan=False).encode() + b"\n"
         with self._lock:
             end = self._file.seek(0, os.SEEK_END)
             try:
-                self._file.write(line)
-                self._file.flush()
+                left = memoryview(line)
+                while left:  # a disk that is nearly full takes a part
+                    left = left[self._file.write(left) :]
                 os.fsync(self._file.fileno())
             except OSError as error:
-                self._take_back(end)
+                with contextlib.suppress(OSError):
+                    self._file.truncate(end)
                 reason = error.strerror or str(error)
                 raise LedgerError(
                     f"can't write {self.path}: {reason}; what was finished stays, and --resume goes on from there"
                 ) from error
             self.runs.append(dict(run))
-
-    def _take_back(self, end: int) -> None:
-        """Half a line, and what Python still holds of it."""
-        descriptor = os.dup(self._file.fileno())
-        try:
-            os.ftruncate(descriptor, end)
-            self._file = os.fdopen(descriptor, "a+b")
-        except OSError:
-            os.close(descriptor)
 
     def _read(self) -> list[Json]:
         self._file.seek(0)
@@ -85,6 +92,9 @@ class Ledger:
         whole = text[: text.rfind(b"\n") + 1]
         if len(whole) < len(text):
             self._file.truncate(len(whole))
+        return self._parse(whole)
+
+    def _parse(self, whole: bytes) -> list[Json]:
         runs = []
         for number, line in enumerate(whole.splitlines(), start=1):
             try:

@@ -35,6 +35,10 @@ class ProcessWorker:
         figures: dict[str, Any] = answer["figures"]
         return figures
 
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
     def close(self) -> None:
         if self._process is None:
             return
@@ -75,6 +79,7 @@ class ProcessWorker:
                     stdout=subprocess.PIPE,
                     stderr=log,
                     text=True,
+                    start_new_session=True,  # Ctrl-C is the arena's to hear
                     env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
                 )
         except OSError as error:
