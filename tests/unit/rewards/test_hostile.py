@@ -47,8 +47,11 @@ OPTIONS = [
     ("regex", {"pattern": "(a|a)*b$"}),
     ("repetition", {}),
     ("repetition", {"unit": "characters", "n": 2}),
+    ("right_within", {}),
     *(("text", {"where": where}) for where in ("completion", "tag")),
     ("tool_call", {}),
+    ("worded", {}),
+    ("worded", {"noise": 10}),
 ]
 BY_NAME = pytest.mark.parametrize(
     "reward", [pytest.param(pair, id=f"{pair[0]}-{'-'.join(pair[1])}") for pair in OPTIONS], indirect=True
