@@ -1,0 +1,219 @@
+"""From runs to conclusions: the default's gains, the targets, and the claims, over all tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from orchestrator.arena.claims import CLAIMS, Judged, judge
+from orchestrator.arena.comparison import Task, beaten_by, best, compare
+from orchestrator.arena.results import Results
+from orchestrator.arena.statistics import Interval, Mean, Paired, paired
+
+HELD_OUT = "held_out"
+TASKS_ASKED = 3
+MAX_OVERHEAD = 1.05
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """The default on one task. `rival`: the best published rule, other than the default itself."""
+
+    task: str
+    static: Paired | None
+    static_unseen: Paired | None
+    published: Paired | None
+    rival: str | None
+    beaten_by: list[str]
+    overhead: Mean | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What was aimed for; `met` is None where it cannot be told yet, and `words` say why."""
+
+    name: str
+    met: bool | None
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """All that the report says."""
+
+    results: Results
+    tasks: list[Task]
+    default: str | None
+    default_is: str
+    gains: list[Gain]
+    targets: list[Target]
+    claims: list[Judged]
+    missing: list[str]
+
+
+def analyse(results: Results, default: str | None = None) -> Analysis:
+    """Compare what was run. `default`: the entry whose gains are told; without it `auto`'s, if there is one, else the
+    published rule with the best validation hypervolume over the tasks that may be tuned on."""
+    if not results.done:
+        reasons = "; ".join(f"{run.entry}: {run.reason}" for run in results.failed[:3])
+        raise ValueError(f"no run has finished, so there is nothing to compare ({reasons or 'no runs'})")
+    names = list(dict.fromkeys(run.task for run in results.done))
+    tasks = [compare(name, [run for run in results.done if run.task == name]) for name in sorted(names, key=_order)]
+    everybody = {name for task in tasks for name in task.entries}
+    if default is not None and default not in everybody:
+        raise ValueError(f"no finished run of entry {default!r}; there are {', '.join(sorted(everybody))}")
+    chosen, why = (default, "as asked for") if default else _default(tasks)
+    gains = [_gain(task, chosen) for task in tasks if chosen in task.entries] if chosen else []
+    return Analysis(
+        results=results,
+        tasks=tasks,
+        default=chosen,
+        default_is=why,
+        gains=gains,
+        targets=_targets(gains),
+        claims=[judge(claim, tasks) for claim in CLAIMS],
+        missing=_missing(tasks),
+    )
+
+
+def _order(task: str) -> tuple[bool, str]:
+    return task == HELD_OUT, task
+
+
+def _default(tasks: list[Task]) -> tuple[str | None, str]:
+    autos = [e.name for task in tasks for e in task.entries.values() if e.role == "auto"]
+    if autos:
+        return autos[0], "our own rule"
+    tuned = [task for task in tasks if task.name != HELD_OUT] or tasks
+    everywhere = set.intersection(*({n for n, e in task.entries.items() if e.published} for task in tuned))
+    if not everywhere:
+        return None, "no published rule has run on every task"
+
+    def level(name: str) -> float:
+        entries = [task.entries[name] for task in tuned]
+        return float(np.mean([entry.validation_mean(entry.runs) for entry in entries]))
+
+    return max(
+        sorted(everywhere), key=level
+    ), "the published rule that is best on validation, as no rule of our own ran"
+
+
+def _gain(task: Task, default: str) -> Gain:
+    row = task.row(default)
+    rival = best(entry for entry in task.entries.values() if entry.published and entry.name != default)
+    return Gain(
+        task=task.name,
+        static=row.against.get("static"),
+        static_unseen=row.against.get("static_unseen"),
+        published=paired(row.entry.hypervolumes, rival.hypervolumes) if rival else None,
+        rival=rival.name if rival else None,
+        beaten_by=beaten_by(task, default),
+        overhead=row.figures["overhead"],
+    )
+
+
+def _targets(gains: list[Gain]) -> list[Target]:
+    """Missed on one task is missed; met only once every task has been run with enough seeds for an interval."""
+    lows = {g.task: g.static.interval[0] if g.static and g.static.interval else None for g in gains}
+    beaten = {g.task: bool(g.beaten_by) if g.static and g.static.p is not None else None for g in gains}
+    costs = {g.task: g.overhead.mean if g.overhead else None for g in gains}
+    return [
+        Target(
+            name="beats the best static weights, the interval's low end above 0, on all three tasks",
+            met=_all({task: None if low is None else low > 0 for task, low in lows.items()}),
+            words=_by_task({task: None if low is None else f"low end {low:+.3f}" for task, low in lows.items()}),
+        ),
+        Target(
+            name="is not significantly beaten by any rule on any task",
+            met=_all({task: None if lost is None else not lost for task, lost in beaten.items()}),
+            words=_by_task({g.task: f"beaten by {', '.join(g.beaten_by) or 'nobody'}" for g in gains}),
+        ),
+        Target(
+            name=f"a step takes at most {MAX_OVERHEAD} times that of fixed weights",
+            met=_all({task: None if cost is None else cost <= MAX_OVERHEAD for task, cost in costs.items()}),
+            words=_by_task({task: None if cost is None else f"{cost:.2f}" for task, cost in costs.items()}),
+        ),
+    ]
+
+
+def _all(held: dict[str, bool | None]) -> bool | None:
+    if any(value is False for value in held.values()):
+        return False
+    return True if len(held) >= TASKS_ASKED and all(held.values()) else None
+
+
+def _by_task(told: dict[str, str | None]) -> str:
+    lacking = TASKS_ASKED - len(told)
+    words = [f"{task}: {text or 'not known with these seeds'}" for task, text in told.items()]
+    return "; ".join([*words, f"{lacking} of {TASKS_ASKED} tasks not run"] if lacking > 0 else words)
+
+
+def _missing(tasks: list[Task]) -> list[str]:
+    """Incomplete sets: what a comparison leaves out, in words."""
+    everybody = {name for task in tasks for name in task.entries if "static(" not in name}
+    lines = [line for task in tasks for line in task.missing]
+    lines += [f"{t.name} {name}: no finished run" for t in tasks for name in sorted(everybody - set(t.entries))]
+    lines += [f"{t.name}: {len(t.seeds)} seeds, so intervals are wide" for t in tasks if 1 < len(t.seeds) < 5]
+    lines += [f"{t.name}: one seed, so there are no intervals" for t in tasks if len(t.seeds) == 1]
+    if HELD_OUT not in {task.name for task in tasks}:
+        lines.append(f"{HELD_OUT}: not run")
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------------------ summary
+
+
+def summary(analysis: Analysis) -> Json:
+    """The figures that targets are stated in, as one JSON document."""
+    return {
+        "runs": len(analysis.results.done),
+        "failed": len(analysis.results.failed),
+        "seeds": max(len(task.seeds) for task in analysis.tasks),
+        "rules": len({name for task in analysis.tasks for name in task.entries}),
+        "tasks": [task.name for task in analysis.tasks],
+        "default": analysis.default,
+        "gain_tasks": [gain.task for gain in analysis.gains],
+        "gain_static": [_mean(gain.static) for gain in analysis.gains],
+        "gain_static_low": [_low(gain.static) for gain in analysis.gains],
+        "gain_static_t_low": [
+            _rounded(_first(gain.static.t_interval if gain.static else None)) for gain in analysis.gains
+        ],
+        "gain_static_unseen": [_mean(gain.static_unseen) for gain in analysis.gains],
+        "gain_published": [_mean(gain.published) for gain in analysis.gains],
+        "gain_published_low": [_low(gain.published) for gain in analysis.gains],
+        "published": [gain.rival for gain in analysis.gains],
+        "targets": {target.name: target.met for target in analysis.targets},
+        "claims": {f"{j.claim.source}: {j.claim.text}": j.verdict for j in analysis.claims},
+        "by_rule": {task.name: {row.entry.name: _row(row) for row in task.rows} for task in analysis.tasks},
+    }
+
+
+def _row(row: Any) -> Json:
+    overhead, interval = row.figures["overhead"], row.hypervolume.interval
+    return {
+        "hypervolume": _rounded(row.hypervolume.mean),
+        "interval": None if interval is None else [_rounded(end) for end in interval],
+        "seeds": len(row.hypervolume.seeds),
+        "steps_to_static": row.reached.steps if row.reached else None,
+        "reached_static": [row.reached.reached, row.reached.of] if row.reached else None,
+        "overhead": _rounded(overhead.mean) if overhead else None,
+    }
+
+
+def _first(interval: Interval | None) -> float | None:
+    return None if interval is None else interval[0]
+
+
+def _mean(difference: Paired | None) -> float | None:
+    return None if difference is None else _rounded(difference.mean)
+
+
+def _low(difference: Paired | None) -> float | None:
+    return None if difference is None else _rounded(_first(difference.interval))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,0 +1,287 @@
+"""Entries of one task beside each other, paired by seed, and beside the baselines that a rule has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+
+from orchestrator.arena.results import Run
+from orchestrator.arena.run_figures import RunFigures, union_hypervolume
+from orchestrator.arena.statistics import ALPHA, Mean, Paired, holm, mean_over, paired
+
+FIXED = "gdpo/fixed"
+BySeed = dict[int, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One rule's finished runs on one task."""
+
+    name: str
+    role: str
+    estimator: str
+    runs: dict[int, RunFigures]
+
+    @property
+    def static(self) -> bool:
+        return self.role == "static"
+
+    @property
+    def published(self) -> bool:
+        return self.role in ("strategy", "aggregator")
+
+    @property
+    def hypervolumes(self) -> BySeed:
+        return {seed: run.hypervolume for seed, run in self.runs.items()}
+
+    def validation_mean(self, seeds: Iterable[int]) -> float:
+        return float(np.mean([self.runs[seed].validation_hypervolume for seed in seeds]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """Hypervolumes to beat, by seed; `entry` where they are one entry's own."""
+
+    words: str
+    hypervolumes: BySeed
+    entry: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reached:
+    """Median steps to the best static weights' validation hypervolume; None where half of the runs ended before."""
+
+    steps: float | None
+    seconds: float | None
+    reached: int
+    of: int
+
+
+@dataclass(kw_only=True)
+class Row:
+    """All that the table says of an entry."""
+
+    entry: Entry
+    hypervolume: Mean
+    figures: dict[str, Mean | None]
+    reached: Reached | None
+    against: dict[str, Paired | None]
+    holm: dict[str, float] = field(default_factory=dict)  # by baseline
+
+    def significant(self, baseline: str) -> str:
+        """`+` or `-` where the difference holds after Holm's correction, else an empty text."""
+        difference = self.against.get(baseline)
+        if difference is None or self.holm.get(baseline, 1.0) >= ALPHA:
+            return ""
+        return "+" if difference.mean > 0 else "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task's comparison, best entry first."""
+
+    name: str
+    objectives: list[str]
+    seeds: list[int]
+    entries: dict[str, Entry]
+    baselines: dict[str, Baseline]
+    rows: list[Row]
+    missing: list[str]
+    calibration: dict[str, Mean | None]  # of each estimator's static grid
+
+    def row(self, entry: str) -> Row:
+        return next(row for row in self.rows if row.entry.name == entry)
+
+
+def compare(name: str, runs: list[Run]) -> Task:
+    """The comparison of a task's finished runs. At least one run."""
+    entries: dict[str, Entry] = {}
+    for run in runs:
+        entry = entries.setdefault(run.entry, Entry(name=run.entry, role=run.role, estimator=run.estimator, runs={}))
+        entry.runs[run.seed] = RunFigures(run)
+    seeds = sorted({run.seed for run in runs})
+    baselines = _baselines(entries, seeds)
+    rows = [_row(entry, baselines, entries) for entry in entries.values()]
+    _correct(rows, baselines)
+    rows.sort(key=lambda row: -row.hypervolume.mean)
+    return Task(
+        name=name,
+        objectives=list(runs[0].objectives),
+        seeds=seeds,
+        entries=entries,
+        baselines=baselines,
+        rows=rows,
+        missing=[
+            f"{name} {entry.name}: no finished run of seed {', '.join(map(str, lacking))}"
+            for entry in entries.values()
+            if (lacking := [seed for seed in seeds if seed not in entry.runs])
+        ],
+        calibration={
+            estimator: grid_calibration([e for e in entries.values() if e.static and e.estimator == estimator])
+            for estimator in sorted({entry.estimator for entry in entries.values() if entry.static})
+        },
+    )
+
+
+def best(candidates: Iterable[Entry], *, without: int | None = None) -> Entry | None:
+    """The highest mean validation hypervolume, among the entries with the most seeds and over the seeds they share.
+
+    `without` a seed: the choice as somebody makes it who has not seen that seed.
+    """
+    found = {entry.name: (entry, set(entry.runs) - {without}) for entry in candidates}
+    most = max((len(seeds) for _, seeds in found.values()), default=0)
+    full = [(entry, seeds) for entry, seeds in found.values() if len(seeds) == most]
+    shared = set.intersection(*(seeds for _, seeds in full)) if full else set()
+    if not shared:
+        return None
+    return max((entry for entry, _ in full), key=lambda entry: entry.validation_mean(shared))
+
+
+def _baselines(entries: dict[str, Entry], seeds: list[int]) -> dict[str, Baseline]:
+    """In the order in which the report shows them; those without runs are left out."""
+    found: dict[str, Baseline] = {}
+    statics = [entry for entry in entries.values() if entry.static]
+    if chosen := best(statics):
+        found["static"] = Baseline(
+            words=f"best static weights ({chosen.name}, chosen on validation)",
+            hypervolumes=chosen.hypervolumes,
+            entry=chosen.name,
+        )
+    elsewhere = {seed: best(statics, without=seed) for seed in seeds}
+    left_out = {s: e.runs[s].hypervolume for s, e in elsewhere.items() if e is not None and s in e.runs}
+    if left_out:
+        found["static_unseen"] = Baseline(
+            words="best static weights, chosen on the validation of the other seeds", hypervolumes=left_out
+        )
+    if statics:
+        whole = [seed for seed in seeds if all(seed in entry.runs for entry in statics)]
+        found["front"] = Baseline(
+            words=f"front of all {len(statics)} static runs together ({len(statics)} times the budget)",
+            hypervolumes={s: union_hypervolume([entry.runs[s] for entry in statics]) for s in whole},
+        )
+    if FIXED in entries:
+        found["fixed"] = Baseline(words="fixed equal weights", hypervolumes=entries[FIXED].hypervolumes, entry=FIXED)
+    if published := best(entry for entry in entries.values() if entry.published):
+        found["published"] = Baseline(
+            words=f"best published rule ({published.name}, chosen on validation)",
+            hypervolumes=published.hypervolumes,
+            entry=published.name,
+        )
+    return found
+
+
+FIGURES: dict[str, Callable[[RunFigures], float | None]] = {
+    "area": lambda run: run.area,
+    "worst": lambda run: run.worst,
+    "outcome_calibration": lambda run: run.outcome_calibration,
+    "weight_calibration": lambda run: run.weight_calibration,
+    "step_s": lambda run: run.step_s,
+}
+
+
+def _row(entry: Entry, baselines: dict[str, Baseline], entries: dict[str, Entry]) -> Row:
+    hypervolume = mean_over(entry.hypervolumes)
+    assert hypervolume is not None  # an entry has a run
+    figures = {
+        name: mean_over({s: value for s, run in entry.runs.items() if (value := figure(run)) is not None})
+        for name, figure in FIGURES.items()
+    }
+    fixed = entries[FIXED].runs if FIXED in entries else {}
+    figures["overhead"] = mean_over(
+        {s: run.step_s / fixed[s].step_s for s, run in entry.runs.items() if s in fixed and fixed[s].step_s > 0}
+    )
+    figures["overhead_per_token"] = mean_over(
+        {s: cost / base for s, run in entry.runs.items()
+         if s in fixed and (cost := _token_s(run)) and (base := _token_s(fixed[s]))}
+    )  # fmt: skip
+    static = baselines.get("static")
+    return Row(
+        entry=entry,
+        hypervolume=hypervolume,
+        figures=figures,
+        reached=_reached(entry, entries[static.entry]) if static is not None and static.entry else None,
+        against={
+            key: None if baseline.entry == entry.name else paired(entry.hypervolumes, baseline.hypervolumes)
+            for key, baseline in baselines.items()
+        },
+    )
+
+
+def _token_s(run: RunFigures) -> float | None:
+    """Seconds of a median step for each token of a mean completion: a rule that writes more is no slower rule."""
+    told = [point.mean_tokens for point in run.run.validation if point.mean_tokens]
+    return run.step_s / float(np.mean(told)) if told else None
+
+
+def _reached(entry: Entry, static: Entry) -> Reached | None:
+    shared = sorted(set(entry.runs) & set(static.runs))
+    if not shared:
+        return None
+    found = {seed: entry.runs[seed].reached(static.runs[seed].validation_hypervolume) for seed in shared}
+    steps = [float("inf") if step is None else float(step) for step in found.values()]
+    seconds = [float("inf") if step is None else entry.runs[s].seconds_until(step) for s, step in found.items()]
+    middle, middle_s = median(steps), median(seconds)  # with censored runs a median, if it is known, stays a median
+    return Reached(
+        steps=middle if np.isfinite(middle) else None,
+        seconds=middle_s if np.isfinite(middle_s) else None,
+        reached=sum(step is not None for step in found.values()),
+        of=len(shared),
+    )
+
+
+def _correct(rows: list[Row], baselines: dict[str, Baseline]) -> None:
+    """Holm over every entry that is compared with the same baseline."""
+    for key in baselines:
+        known = {r.entry.name: d.p for r in rows if (d := r.against.get(key)) is not None and d.p is not None}
+        for row in rows:
+            if row.entry.name in (adjusted := holm(known)):
+                row.holm[key] = adjusted[row.entry.name]
+
+
+def beaten_by(task: Task, entry: str) -> list[str]:
+    """The entries that are significantly better, Holm over all that are compared with it."""
+    own = task.entries[entry].hypervolumes
+    differences = {name: paired(other.hypervolumes, own) for name, other in task.entries.items() if name != entry}
+    known = {name: d for name, d in differences.items() if d is not None and d.p is not None}
+    adjusted = holm({name: d.p for name, d in known.items() if d.p is not None})
+    return [name for name, d in known.items() if d.mean > 0 and adjusted[name] < ALPHA]
+
+
+def grid_calibration(grid: list[Entry]) -> Mean | None:
+    """Does asking more for an objective give more of it? By seed, over a static grid's runs: rank correlation of the
+    weight with the outcome (test, normalised, at the chosen step), mean over the objectives."""
+    by_seed: BySeed = {}
+    for seed in sorted({seed for entry in grid for seed in entry.runs}):
+        runs = [entry.runs[seed] for entry in grid if seed in entry.runs]
+        if len(runs) < 4:
+            continue
+        asked_NK = np.array([_asked(run) for run in runs])
+        outcome_NK = np.array([run.outcome_K for run in runs])
+        columns = zip(asked_NK.T, outcome_NK.T, strict=True)
+        known = [r for asked_N, outcome_N in columns if (r := rank_correlation(asked_N, outcome_N)) is not None]
+        if known:
+            by_seed[seed] = float(np.mean(known))
+    return mean_over(by_seed)
+
+
+def _asked(run: RunFigures) -> np.ndarray:
+    """Static weights, from what was applied: the preference may be the same for every entry."""
+    weights_K = np.mean(run.run.weights, axis=0) if run.run.weights else run.preference_K
+    return np.asarray(weights_K)
+
+
+def rank_correlation(x_N: np.ndarray, y_N: np.ndarray) -> float | None:
+    """Spearman's, equal values at their mean rank; None where one side does not vary."""
+    ranks = [_ranks(np.round(values_N, 9)) for values_N in (x_N, y_N)]
+    if min(r.std() for r in ranks) < 1e-12:
+        return None
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _ranks(values_N: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[inverse])

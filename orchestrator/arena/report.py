@@ -1,0 +1,220 @@
+"""The arena's report: one HTML page that needs neither network nor script, and the same as Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from orchestrator.arena.analysis import Analysis, analyse, summary
+from orchestrator.arena.charts import (
+    Figure,
+    attainment_figures,
+    cost_figure,
+    hypervolume_figure,
+    shown_entries,
+    weight_figures,
+)
+from orchestrator.arena.claims import RULE
+from orchestrator.arena.comparison import Reached, Task
+from orchestrator.arena.results import Run, read_results
+from orchestrator.arena.statistics import Interval, Mean, Paired
+
+Json = dict[str, Any]
+
+PROTOCOL = (
+    "Every run of a task has the same prompts by seed, the same number of rollouts and the same learning rate; a "
+    "rule has its documented defaults.",
+    "Checkpoints are chosen on validation prompts; the figures are those of the test prompts. A run's hypervolume "
+    "is that of its test front: values normalised by the declared ranges, clipped, measured from the declared "
+    "references, as a share of the box above them.",
+    "Area: mean validation hypervolume over the steps, a step having what the last evaluation found. Worst: the "
+    "lowest normalised objective, on test, at the step that the preference chooses on validation.",
+    "Steps to static: the first evaluation at which a run's validation hypervolume reaches what the best static "
+    "weights had at the end with the same seed. A run that ends before is censored: the median over seeds is told "
+    "where it is known, and how many got there.",
+    "Outcome calibration: cosine between the preference and the normalised improvement. Weight calibration: 1 "
+    "minus the total variation distance of the mean applied weights from the preference.",
+    "Differences are paired by seed; a seed that one side lacks is dropped, and told. Intervals are 95 % "
+    "bootstrap intervals of the mean (percentile, 10,000 resamples): with 5 seeds they are too narrow, covering "
+    "about 83 %, so t intervals stand beside those that decide something. Marks + and - are paired t tests after "
+    "Holm's correction over all entries that are compared with the same baseline.",
+    "The best static weights and the best published rule are chosen by mean validation hypervolume, over all "
+    "estimators and weights. The choice saw the same seeds, which flatters it; beside it stands one that never "
+    "saw the seed it is compared on.",
+    "Overhead: median step, generation to weights without evaluation, over that of gdpo/fixed with the same seed. "
+    "Runs that share the machine disturb each other, and longer completions take longer under any rule: beside "
+    "it, the same for each token of a mean completion.",
+)
+
+
+def write_report(runs: Path, html: Path | None, markdown: Path | None, default: str | None = None) -> Json:
+    """Read the runs, write the report where asked for, and return its figures.
+
+    `default`: the entry whose gains are told; see `analysis.analyse`. `ValueError` names what does not fit.
+    """
+    analysis = analyse(read_results(runs), default)
+    for path, text in ((html, render_html), (markdown, render_markdown)):
+        if path is not None:
+            path.write_text(text(analysis), encoding="utf-8")
+    return summary(analysis)
+
+
+def render_html(analysis: Analysis) -> str:
+    figures = {task.name: _figures(task, analysis.default) for task in analysis.tasks}
+    return _environment(escape=True).get_template("arena.html.j2").render(**_context(analysis), figures=figures)
+
+
+def render_markdown(analysis: Analysis) -> str:
+    return _environment(escape=False).get_template("arena.md.j2").render(**_context(analysis))
+
+
+def _environment(*, escape: bool) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("orchestrator"), autoescape=escape, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "mean": _mean, "difference": _difference, "spread": _spread, "cell": _cell, "seeds": _seeds, "steps": _steps,
+        "seconds": _seconds, "signed": "{:+.3f}".format,
+        "interval": lambda interval: "" if interval is None else _interval(interval, signed=False),
+    }  # fmt: skip
+    return environment
+
+
+def _context(analysis: Analysis) -> Json:
+    done = analysis.results.done
+    return {
+        "analysis": analysis,
+        "protocol": PROTOCOL,
+        "claims_rule": RULE,
+        "conditions": _conditions(done),
+        "tested": sorted({point.prompts for run in done for point in run.test if point.prompts}),
+        "story": _story(analysis),
+        "lost": {task.name: _lost(task) for task in analysis.tasks},
+        "dates": (min(run.started for run in done)[:10], max(run.started for run in done)[:10]),
+    }
+
+
+def _figures(task: Task, default: str | None) -> dict[str, list[Figure]]:
+    colours = shown_entries(task, default)
+    compared = [default, *(b.entry for key in ("static", "fixed") if (b := task.baselines.get(key)))]
+    adaptive = [row.entry.name for row in task.rows if row.entry.role in ("strategy", "auto")]
+    cost = cost_figure(task, colours)
+    return {
+        "overview": [hypervolume_figure(task, colours), *([cost] if cost else [])],
+        "fronts": attainment_figures(task, colours, [name for name in compared if name is not None][:2]),
+        "weights": weight_figures(task, adaptive),
+    }
+
+
+# Words --------------------------------------------------------------------------------------------------------------
+
+
+def _story(analysis: Analysis) -> list[str]:
+    """The result in sentences, the bad news included."""
+    results = analysis.results
+    lines = [
+        f"{len(results.done)} finished runs of {len({run.entry for run in results.done})} entries on "
+        f"{', '.join(task.name for task in analysis.tasks)}; {len(results.failed)} failed."
+    ]
+    if analysis.default is None:
+        return [*lines, f"There is no default to judge: {analysis.default_is}."]
+    lines.append(f"The default that is judged here: {analysis.default} ({analysis.default_is}).")
+    if _is_published(analysis):
+        lines.append(
+            "It was picked from these very runs, which flatters its gains, but for those of the held-out task."
+        )
+    for gain in analysis.gains:
+        rival = f"the best {'other ' if _is_published(analysis) else ''}published rule, {gain.rival}"
+        parts = [f"{words}: {_difference(difference)}" for words, difference in (
+            ("the best static weights", gain.static), (rival, gain.published)) if difference is not None]  # fmt: skip
+        lines.append(f"{gain.task}: test hypervolume against {'; against '.join(parts) or 'nothing that was run'}.")
+    verdicts = {True: "met", False: "missed", None: "open"}
+    lines += [f"Target {verdicts[t.met]}: the default {t.name} ({t.words})." if "takes" not in t.name
+              else f"Target {verdicts[t.met]}: {t.name} ({t.words})." for t in analysis.targets]  # fmt: skip
+    return lines
+
+
+def _is_published(analysis: Analysis) -> bool:
+    return any(task.entries[analysis.default].published for task in analysis.tasks if analysis.default in task.entries)
+
+
+def _lost(task: Task) -> list[str]:
+    """Rules whose mean is below fixed equal weights, the significant ones marked."""
+    lines = []
+    for row in reversed(task.rows):
+        difference = row.against.get("fixed")
+        if row.entry.static or difference is None or difference.mean >= 0:
+            continue
+        sure = "significantly" if row.significant("fixed") else "not significantly"
+        lines.append(f"{row.entry.name}: {_difference(difference)}, {sure}")
+    return lines
+
+
+def _conditions(done: list[Run]) -> list[tuple[str, str]]:
+    """Hardware, versions and side-by-side runs, each with how many runs had them where they differ."""
+
+    def told(values: list[str]) -> str:
+        counts = Counter(values).most_common()
+        return counts[0][0] if len(counts) == 1 else "; ".join(f"{value} ({n} runs)" for value, n in counts)
+
+    def pairs(document: Json) -> str:
+        return ", ".join(f"{key} {value}" for key, value in document.items() if key != "date") or "not told"
+
+    return [
+        ("machine", told([pairs(run.machine) for run in done])),
+        ("versions", told([pairs(run.versions) for run in done])),
+        ("runs side by side", told([str(run.workers) for run in done])),
+        ("steps of a run", told([str(run.steps) for run in done])),
+    ]
+
+
+def _interval(interval: Interval, signed: bool = True) -> str:
+    return "[{:+.3f}, {:+.3f}]".format(*interval) if signed else "[{:.3f}, {:.3f}]".format(*interval)
+
+
+def _mean(mean: Mean | None, digits: int = 3, interval: bool = False) -> str:
+    if mean is None:
+        return "–"
+    return f"{mean.mean:.{digits}f}" + (
+        f" {_interval(mean.interval, signed=False)}" if interval and mean.interval else ""
+    )
+
+
+def _difference(difference: Paired | None) -> str:
+    if difference is None:
+        return "–"
+    return f"{difference.mean:+.3f} {_spread(difference)}"
+
+
+def _spread(difference: Paired) -> str:
+    """The interval, and the seeds that are not in it."""
+    dropped = f", without seed {_seeds(difference.dropped)}" if difference.dropped else ""
+    interval = "(one seed, no interval)" if difference.interval is None else _interval(difference.interval)
+    return interval + dropped
+
+
+def _steps(reached: Reached | None) -> str:
+    """The median, or where half of the runs never got there, that it is later than all of them."""
+    if reached is None:
+        return "–"
+    told = "not reached" if reached.steps is None else f"{reached.steps:g}"
+    return f"{told} ({reached.reached} of {reached.of})"
+
+
+def _seconds(reached: Reached | None) -> str:
+    return "–" if reached is None or reached.seconds is None else f"{reached.seconds:.0f}"
+
+
+def _seeds(seeds: tuple[int, ...] | list[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _cell(text: object) -> str:
+    """Text that stays in its cell of a Markdown table and is no HTML."""
+    flat = " ".join(str(text).split())
+    for sign, written in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "\\`"), ("](", "]\\(")):
+        flat = flat.replace(sign, written)
+    return flat

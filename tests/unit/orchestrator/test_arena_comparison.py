@@ -1,0 +1,257 @@
+"""Who wins: a planted winner is found, a planted tie is none, and baselines are chosen without looking at the test."""
+
+import pytest
+
+from orchestrator.arena.analysis import analyse, summary
+from orchestrator.arena.claims import CLAIMS, judge
+from orchestrator.arena.comparison import Task, beaten_by, best, compare
+from orchestrator.arena.results import Results, Run
+from tests.arena_records import Json, arena, failed, record
+
+
+def runs(records: list[Json]) -> list[Run]:
+    return [Run.model_validate(one) for one in records]
+
+
+def results(records: list[Json]) -> Results:
+    whole = runs(records)
+    done, lost = ([run for run in whole if run.status == status] for status in ("done", "failed"))
+    return Results(done=done, failed=lost, left_out=[])
+
+
+def task(records: list[Json]) -> Task:
+    return compare("sums3", runs(records))
+
+
+@pytest.fixture(scope="module")
+def planted() -> Task:
+    """saw is better by far, dara worse by far, and gradient is fixed weights under another name."""
+    return task(arena({"gdpo/saw": 0.06, "gdpo/gradient": 0.0, "gdpo/dara": -0.06}))
+
+
+def test_a_planted_winner_is_found(planted: Task) -> None:
+    assert planted.rows[0].entry.name == "gdpo/saw"
+    row = planted.row("gdpo/saw")
+    for baseline in ("static", "static_unseen", "fixed"):
+        assert row.significant(baseline) == "+"
+        difference = row.against[baseline]
+        assert difference is not None
+        assert difference.above
+    assert planted.row("gdpo/dara").significant("fixed") == "-"
+    assert planted.baselines["published"].entry == "gdpo/saw"
+    assert row.against["published"] is None  # it is that baseline
+
+
+def test_a_planted_tie_is_not_significant(planted: Task) -> None:
+    row = planted.row("gdpo/gradient")
+    assert row.significant("fixed") == ""
+    assert abs(row.against["fixed"].mean) < 0.01  # type: ignore[union-attr]
+    assert row.holm["fixed"] > 0.05
+
+
+def test_who_is_beaten(planted: Task) -> None:
+    assert beaten_by(planted, "gdpo/saw") == []
+    assert "gdpo/saw" in beaten_by(planted, "gdpo/gradient")
+    assert "gdpo/dara" not in beaten_by(planted, "gdpo/gradient")
+
+
+def test_ties_alone_are_rarely_significant() -> None:
+    """Twenty entries that are all the same: without Holm's correction about one of them would be marked."""
+    names = {f"gdpo/rule{i}": 0.0 for i in range(20)}
+    marked = [row.significant("fixed") for row in task(arena(names)).rows if row.entry.name in names]
+    plain = [row.against["fixed"].p for row in task(arena(names)).rows if row.entry.name in names]  # type: ignore[union-attr]
+    assert marked == [""] * 20
+    assert min(p for p in plain if p is not None) < 0.1  # so that the correction had something to do
+
+
+def test_the_best_static_weights_are_chosen_on_validation() -> None:
+    """grpo/fixed has the best test values by luck, and gdpo/static(4,1,1) the best validation."""
+    records = arena({})
+    for one in records:
+        if one["entry"] == "grpo/fixed":
+            one["test"][0]["objectives"] = dict.fromkeys(one["objectives"], 0.99)
+        if one["entry"] == "gdpo/static(4,1,1)":
+            one["validation"][-1]["hypervolume"] = 0.9
+    found = task(records)
+    assert found.baselines["static"].entry == "gdpo/static(4,1,1)"
+    assert found.rows[0].entry.name == "grpo/fixed"
+
+
+def test_the_choice_for_a_seed_never_saw_that_seed() -> None:
+    """In seed 2 alone, one vector's validation soars: it is chosen for the others, and not for seed 2 itself."""
+    records = arena({}, seeds=range(3))
+    for one in records:
+        if one["entry"] == "gdpo/static(4,1,1)" and one["seed"] == 2:
+            one["validation"][-1]["hypervolume"] = 1.0
+            one["test"][0]["objectives"] = dict.fromkeys(one["objectives"], 0.99)
+    found = task(records)
+    assert found.baselines["static"].entry == "gdpo/static(4,1,1)"
+    assert found.baselines["static"].hypervolumes[2] == pytest.approx(0.99**3)
+    unseen = found.baselines["static_unseen"].hypervolumes
+    assert unseen[2] < 0.5
+    assert unseen[0] == found.entries["gdpo/static(4,1,1)"].hypervolumes[0]
+
+
+def test_an_entry_with_few_seeds_is_not_chosen() -> None:
+    records = [
+        one for one in arena({"gdpo/saw": 0.1, "gdpo/dara": 0.0}) if one["entry"] != "gdpo/saw" or one["seed"] == 0
+    ]
+    found = task(records)
+    chosen = best(entry for entry in found.entries.values() if entry.published)
+    assert chosen is not None
+    assert chosen.name == "gdpo/dara"
+    assert found.missing == ["sums3 gdpo/saw: no finished run of seed 1, 2, 3, 4"]
+    difference = found.row("gdpo/saw").against["fixed"]
+    assert difference is not None
+    assert (difference.seeds, difference.dropped) == ((0,), (1, 2, 3, 4))
+
+
+def test_runs_that_never_reach_the_static_front_are_censored(planted: Task) -> None:
+    never, always = planted.row("gdpo/dara").reached, planted.row("gdpo/saw").reached
+    assert never is not None
+    assert always is not None
+    assert (never.steps, never.seconds, never.reached, never.of) == (None, None, 0, 5)
+    assert (always.steps, always.seconds, always.reached) == (20, 20.0, 5)
+
+
+def test_a_median_is_known_while_fewer_than_half_are_censored() -> None:
+    records = arena({"gdpo/saw": 0.06})
+    for one in records:
+        if one["entry"] == "gdpo/saw" and one["seed"] < 2:
+            for point in one["validation"]:
+                point["hypervolume"] = 0.0
+    reached = task(records).row("gdpo/saw").reached
+    assert reached is not None
+    assert (reached.steps, reached.reached, reached.of) == (20, 3, 5)
+
+
+def test_overhead_is_told_beside_that_of_each_token() -> None:
+    """Half as slow again, with completions that are half as long again: no slower for each token."""
+    records = arena({})
+    slow = [record("gdpo/gradient", seed=seed, step_s=1.5) for seed in range(5)]
+    for one in slow:
+        for point in one["validation"]:
+            point["mean_tokens"] = 30.0
+    figures = task(records + slow).row("gdpo/gradient").figures
+    assert figures["overhead"].mean == pytest.approx(1.5)  # type: ignore[union-attr]
+    assert figures["overhead_per_token"].mean == pytest.approx(1.0)  # type: ignore[union-attr]
+
+
+def test_weights_of_the_grid_are_calibrated_where_more_gives_more() -> None:
+    found = task(arena({}, noise=0.0)).calibration
+    assert set(found) == {"gdpo", "grpo"}
+    assert found["gdpo"].mean > 0.9  # type: ignore[union-attr]
+    records = arena({}, noise=0.0)
+    for one in records:
+        one["test"][0]["objectives"] = {name: 0.9 - v for name, v in one["test"][0]["objectives"].items()}
+    assert task(records).calibration["gdpo"].mean < -0.9  # type: ignore[union-attr]
+
+
+# Conclusions over tasks ---------------------------------------------------------------------------------------------
+
+THREE = ("sums3", "sums5", "held_out")
+
+
+def test_the_default_is_auto_where_it_ran() -> None:
+    found = analyse(results(arena({"gdpo/auto": 0.06, "gdpo/saw": 0.02}, tasks=THREE)))
+    assert found.default == "gdpo/auto"
+    assert [gain.task for gain in found.gains] == ["sums3", "sums5", "held_out"]
+    assert [target.met for target in found.targets] == [True, True, True]
+    assert {gain.rival for gain in found.gains} == {"gdpo/saw"}
+
+
+def test_the_default_is_never_chosen_on_the_held_out_task() -> None:
+    records = arena({"gdpo/saw": 0.03, "gdpo/dara": 0.0}, tasks=("sums3", "sums5"))
+    records += arena({"gdpo/saw": -0.2, "gdpo/dara": 0.2}, tasks=("held_out",))
+    found = analyse(results(records))
+    assert found.default == "gdpo/saw"
+    assert [target.met for target in found.targets] == [False, False, True]
+    assert found.gains[-1].beaten_by
+    assert found.gains[0].rival == "gdpo/dara"  # the best other than itself
+
+
+def test_targets_stay_open_until_every_task_has_run() -> None:
+    found = analyse(results(arena({"gdpo/auto": 0.06})))
+    assert [target.met for target in found.targets] == [None, None, None]
+    assert "2 of 3 tasks not run" in found.targets[0].words
+    assert "held_out: not run" in found.missing
+
+
+def test_a_slow_default_misses_its_target() -> None:
+    records = arena({}) + [record("gdpo/auto", seed=seed, lift=0.05, step_s=1.06) for seed in range(5)]
+    assert analyse(results(records)).targets[2].met is False
+
+
+def test_a_default_that_did_not_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="no finished run of entry 'gdpo/none'; there are gdpo/fixed"):
+        analyse(results(arena({})), "gdpo/none")
+
+
+def test_statics_alone_have_no_default() -> None:
+    found = analyse(results(arena({})))
+    assert found.default is None
+    assert summary(found)["gain_static"] == []
+
+
+def test_nothing_finished_is_said_with_the_reason() -> None:
+    with pytest.raises(ValueError, match=r"no run has finished.*gdpo/pama: nan in weights"):
+        analyse(results([failed("gdpo/pama", "nan in weights")]))
+
+
+VERDICTS = [
+    ({"grpo/gradient": 0.06}, range(5), "reproduced"),
+    ({"grpo/gradient": 0.0}, range(5), "not reproduced"),
+    ({"grpo/gradient": 0.06}, range(2), "not testable here"),  # two seeds prove nothing
+    ({"gdpo/gradient": 0.06}, range(5), "not testable here"),  # the other side did not run
+]
+
+
+@pytest.mark.parametrize(("lifts", "seeds", "verdict"), VERDICTS)
+def test_verdicts_follow_the_stated_rule(lifts: dict[str, float], seeds: range, verdict: str) -> None:
+    assert judge(CLAIMS[0], [task(arena(lifts, seeds=seeds))]).verdict == verdict
+
+
+def test_one_task_against_a_claim_is_enough() -> None:
+    judged = judge(
+        CLAIMS[0], [task(arena({"grpo/gradient": 0.06})), compare("sums5", runs(arena({"grpo/gradient": -0.06})))]
+    )
+    assert judged.verdict == "not reproduced"
+    assert "the opposite holds" in judged.numbers[1]
+
+
+def test_gdpo_over_grpo_is_judged_over_the_whole_grid() -> None:
+    claim = next(claim for claim in CLAIMS if claim.source.startswith("GDPO"))
+    lifted = [record(one["entry"], seed=one["seed"], lift=0.05 * (one["estimator"] == "gdpo")) for one in arena({})]
+    assert judge(claim, [task(lifted)]).verdict == "reproduced"
+    assert judge(claim, [task(arena({}))]).verdict == "not reproduced"
+
+
+def test_fewer_steps_and_higher_cost_are_judged_by_their_own_figures() -> None:
+    steps, cost = (next(c for c in CLAIMS if word in c.text) for word in ("fewer steps", "costs more"))
+    records = arena({})
+    quick = [record("grpo/gradient", seed=seed, lift=0.3, step_s=2.0) for seed in range(5)]
+    plain = [record("grpo/hypervolume(faithful)", seed=seed) for seed in range(5)]
+    found = task(records + quick + plain)
+    assert judge(steps, [found]).verdict == "reproduced"
+    assert judge(cost, [found]).verdict == "reproduced"
+    assert "+1.000" in judge(cost, [found]).numbers[0]
+
+
+def test_every_claim_names_entries_that_the_arena_has_or_says_why_not() -> None:
+    """A claim that compares entries must be decidable once those have run."""
+    from orchestrator.arena import claims as module
+
+    names = [
+        "grpo/gradient",
+        "gdpo/gradient",
+        "gdpo/saw",
+        "gdpo/dara",
+        "gdpo/saturation",
+        "gdpo/covariance",
+        "gdpo/pama",
+    ]
+    names += [f"{estimator}/hypervolume(faithful)" for estimator in ("gdpo", "grpo", "rloo")]
+    names += [f"{name}/aggregate" for name in ("softmin", "gd2po", "mo_grpo", "dvao", "corr_grpo", "rloo")]
+    found = task(arena(dict.fromkeys(names, 0.0), seeds=range(3)))
+    open_ones = [claim.text for claim in module.CLAIMS if judge(claim, [found]).verdict == "not testable here"]
+    assert open_ones == ["The published sizes of the effect, with Qwen3-8B on Math500"]

@@ -1,0 +1,137 @@
+"""The arena's report: complete in itself, safe with hostile text, and plain about what failed and what is missing."""
+
+import json
+import math
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from orchestrator.arena import svg
+from orchestrator.arena.analysis import Analysis, analyse
+from orchestrator.arena.report import render_html, render_markdown, write_report
+from orchestrator.arena.results import read_results
+from tests.arena_records import Json, arena, failed, record, write
+
+HOSTILE = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>|`{{ 7*7 }}` [a](javascript:alert(1))\n# &amp;"""
+RULES = {"gdpo/saw": 0.05, "gdpo/gradient": 0.0, "gdpo/dara": -0.05}
+
+
+def analysed(folder: Path, records: list[Json]) -> Analysis:
+    return analyse(read_results(write(folder / "runs.jsonl", records)))
+
+
+def pictures(page: str) -> list[ElementTree.Element]:
+    return [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+
+
+def test_report_tells_result_claims_failures_and_how_to_repeat(tmp_path: Path) -> None:
+    records = [*arena(RULES), failed("gdpo/pama", "weights are not finite", seed=3)]
+    figures = write_report(write(tmp_path / "runs.jsonl", records), tmp_path / "a.html", tmp_path / "a.md")
+    html, markdown = (tmp_path / "a.html").read_text(), (tmp_path / "a.md").read_text()
+    assert len(html) < 2**20
+    for text in (html, markdown):
+        assert "The default that is judged here: gdpo/saw" in text
+        assert "best static weights" in text
+        assert "gdpo/pama seed 3 failed: weights are not finite" in text
+        assert "held_out: not run" in text
+        assert "python -m tests.benchmarks.arena" in text
+        assert "not testable here" in text
+        assert "a CPU" in text
+        assert "torch 2.13" in text
+        assert "2026-11-28" in text
+        assert re.search(r"gdpo/dara: -0\.\d+ \[.*\], significantly", text)  # what lost
+    json.dumps(figures, allow_nan=False)
+    assert figures["runs"] == 55
+    assert figures["seeds"] == 5
+    assert figures["rules"] == 11
+    assert figures["default"] == "gdpo/saw"
+    assert figures["gain_static_low"][0] > 0
+    assert figures["by_rule"]["sums3"]["gdpo/dara"]["reached_static"] == [0, 5]
+
+
+def test_tables_of_the_markdown_have_even_rows(tmp_path: Path) -> None:
+    text = render_markdown(analysed(tmp_path, arena({**RULES, "gdpo/a|b": 0.0}, tasks=("sums3", "sums5"))))
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) == 4  # two tasks, claims, conditions
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
+
+
+@pytest.mark.parametrize("objectives", [2, 3, 5])
+def test_every_pair_of_objectives_has_its_bands(tmp_path: Path, objectives: int) -> None:
+    names = tuple(f"o{i}" for i in range(objectives))
+    page = render_html(analysed(tmp_path, arena(RULES, seeds=range(2), objectives=names)))
+    titles = [picture.get("aria-label") or "" for picture in pictures(page)]
+    assert sum(" and o" in title for title in titles) == math.comb(objectives, 2)
+    assert sum("weights of" in title for title in titles) == 3
+    assert {"sums3: cost against gain", "sums3: hypervolume over steps (validation)"} <= set(titles)
+    bands = [p for p in pictures(page) if " and o" in (p.get("aria-label") or "")]
+    assert all(len(p.findall("polygon")) == len(p.findall("polyline")) == 2 for p in bands)
+
+
+def test_hostile_text_is_shown_as_text(tmp_path: Path) -> None:
+    names = (HOSTILE + "1", HOSTILE + "2")
+    records = arena(
+        {f"gdpo/{HOSTILE}": 0.05}, seeds=range(2), tasks=(HOSTILE,), objectives=names, versions={HOSTILE: HOSTILE}
+    )
+    records.append(failed("gdpo/pama", HOSTILE, task=HOSTILE))
+    found = analysed(tmp_path, records)
+    page, markdown = render_html(found), render_markdown(found)
+    assert "alert(" in page  # it is there,
+    assert "<script" not in page  # as text
+    assert "<img" not in page
+    assert "49" not in re.findall(r"<h2>(.*?)</h2>", page, re.DOTALL)[0]
+    assert pictures(page)  # and well-formed
+    assert "<script" not in markdown
+    assert "<img" not in markdown
+    assert "](javascript" not in markdown
+    assert not re.search(r"^# &", markdown, re.MULTILINE)
+
+
+def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path) -> None:
+    page = render_html(analysed(tmp_path, arena(RULES)))
+    assert "default-src 'none'; style-src 'unsafe-inline'" in page
+    assert not re.findall(r"""(?:src|href)=["']|url\(|@import|<script|<link""", page)
+
+
+def test_one_seed_has_means_without_intervals(tmp_path: Path) -> None:
+    found = analysed(tmp_path, arena(RULES, seeds=[4]))
+    for text in (render_html(found), render_markdown(found)):
+        assert "one seed, so there are no intervals" in text
+        assert "one seed, no interval" in text
+        assert "nan" not in text
+
+
+def test_a_single_run_has_a_report(tmp_path: Path) -> None:
+    """What an arena leaves that was stopped at once: no baseline, no default, no pairs."""
+    found = analysed(tmp_path, [record("gdpo/static(4,1,1)", weights=[])])
+    assert "There is no default to judge" in render_html(found)
+    assert "Nothing is missing" not in render_markdown(found)
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [
+    (0.0, 1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (-3.0, 44.0, [0, 10, 20, 30, 40]),
+    (0.211, 0.219, [0.212, 0.214, 0.216, 0.218]),
+])  # fmt: skip
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    assert svg.ticks(low, high) == pytest.approx(expected)
+
+
+def test_points_lie_where_their_values_say() -> None:
+    series = svg.Series(name="s", colour="red", line=[(0, 0), (10, 1)], points=[(5, 0.5, "middle")])
+    picture = ElementTree.fromstring(svg.chart("t", [series], across="x", up="y", x_range=(0, 10), y_range=(0, 1)))
+    line, dot = picture.find("polyline"), picture.find("circle")
+    assert line is not None
+    assert dot is not None
+    (x0, y0), (x1, y1) = ([float(v) for v in pair.split(",")] for pair in line.get("points", "").split())
+    assert float(dot.get("cx", "")) == pytest.approx((x0 + x1) / 2)
+    assert float(dot.get("cy", "")) == pytest.approx((y0 + y1) / 2)
+    assert y1 < y0  # up is more
+    assert (dot.find("title")).text == "middle"  # type: ignore[union-attr]
+
+
+def test_a_chart_of_one_value_is_no_error() -> None:
+    assert "<svg" in svg.chart("t", [svg.Series(name="s", colour="red", points=[(1, 0.0, "")])], across="x", up="y")
+    assert "<svg" in svg.chart("t", [], across="x", up="y")

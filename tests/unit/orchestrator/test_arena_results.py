@@ -1,0 +1,99 @@
+"""Reading runs: what is whole is read, and what is not is named by its line and field."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.arena.results import read_results
+from tests.arena_records import failed, record, write
+
+
+def test_runs_are_read_plain_and_compressed(tmp_path: Path) -> None:
+    path = write(tmp_path / "runs.jsonl", [record(seed=0), record(seed=1), failed("gdpo/pama", "nan")])
+    packed = tmp_path / "runs.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    for source in (path, packed):
+        results = read_results(source)
+        assert [run.seed for run in results.done] == [0, 1]
+        assert [run.reason for run in results.failed] == ["nan"]
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out_and_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "runs.jsonl", [record(seed=0), record(seed=1)])
+    path.write_bytes(path.read_bytes()[:-100])
+    results = read_results(path)
+    assert [run.seed for run in results.done] == [0]
+    assert results.left_out == ["line 2: cut short, as by a kill while it was written"]
+
+
+def test_half_a_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "runs.jsonl", [record()])
+    path.write_text('{"schema": 1, \n' + path.read_text())
+    with pytest.raises(ValueError, match=r"runs\.jsonl, line 1: not JSON"):
+        read_results(path)
+
+
+BROKEN: list[tuple[dict[str, Any], str]] = [
+    ({"schema": 2}, r"line 2: schema: this version reads 1 alone, got 2"),
+    ({"role": "winner"}, r"line 2: role: .*'static'"),
+    ({"seed": "x"}, r"line 2: seed: "),
+    ({"step_seconds": []}, r"line 2: run: step_seconds is empty"),
+    ({"test": []}, r"line 2: run: test is empty"),
+    ({"preference": {"accuracy": 1.0}}, r"line 2: run: preference must give each of"),
+    ({"chosen_step": 7}, r"line 2: run: chosen_step 7 has no test figures"),
+    ({"weights": [[1.0, 2.0]]}, r"line 2: run: weights must have 3 columns"),
+    ({"objectives": {"accuracy": {"range": [1, 1]}}}, r"line 2: objectives\.accuracy: range must rise"),
+    ({"validation": [{"step": 0, "objectives": {"accuracy": float("nan")}, "hypervolume": 0.1}]},
+     r"line 2: validation\.0\.objectives\.accuracy: .*finite"),
+    ({"validation": [{"step": 0, "objectives": {"speed": 0.1}, "hypervolume": 0.1}]},
+     r"validation at step 0 has objectives \['speed'\], expected"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN)
+def test_foreign_records_are_named_by_line_and_field(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = write(tmp_path / "runs.jsonl", [record(), record(seed=1) | change])
+    with pytest.raises(ValueError, match=message):
+        read_results(path)
+
+
+@pytest.mark.parametrize(("line", "message"), [("[]", "expected an object, got list"), ("{}", "got None")])
+def test_lines_of_other_kinds_are_refused(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(ValueError, match=message):
+        read_results(path)
+
+
+def test_a_file_without_runs_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "runs.jsonl", [])
+    with pytest.raises(ValueError, match="has no runs"):
+        read_results(path)
+
+
+def test_other_ranges_are_never_compared(tmp_path: Path) -> None:
+    other = record(seed=1)
+    other["objectives"]["accuracy"]["reference"] = 0.2
+    path = write(tmp_path / "runs.jsonl", [record(), other])
+    with pytest.raises(ValueError, match=r"sums3: gdpo/gradient \(seed 1\) has other objectives, ranges or references"):
+        read_results(path)
+
+
+def test_runs_with_another_budget_are_left_out_and_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "runs.jsonl", [record(seed=0), record(seed=1), record(seed=2, steps=10)])
+    results = read_results(path)
+    assert [run.seed for run in results.done] == [0, 1]
+    assert results.left_out == ["sums3 gdpo/gradient seed 2: 10 steps, where most runs of sums3 have 20"]
+
+
+def test_a_run_that_was_tried_again_counts_once(tmp_path: Path) -> None:
+    again = record(seed=0, lift=0.1)
+    records = [failed("gdpo/gradient", "full disk"), record(seed=0), again, failed("gdpo/gradient", "late")]
+    results = read_results(write(tmp_path / "runs.jsonl", records))
+    assert [run.test[0].objectives for run in results.done] == [again["test"][0]["objectives"]]
+    assert results.failed == []
+    assert results.left_out == ["sums3 gdpo/gradient seed 0: run twice; the later one counts"]
+    json.dumps(results.done[0].model_dump())  # what was read is plain
