@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import median
@@ -13,6 +14,7 @@ from orchestrator.arena.run_figures import RunFigures, union_hypervolume
 from orchestrator.arena.statistics import ALPHA, Mean, Paired, holm, mean_over, paired
 
 FIXED = "gdpo/fixed"
+MOST = 0.75
 BySeed = dict[int, float]
 
 
@@ -71,12 +73,9 @@ class Row:
     against: dict[str, Paired | None]
     holm: dict[str, float] = field(default_factory=dict)  # by baseline
 
-    def significant(self, baseline: str) -> str:
-        """`+` or `-` where the difference holds after Holm's correction, else an empty text."""
-        difference = self.against.get(baseline)
-        if difference is None or self.holm.get(baseline, 1.0) >= ALPHA:
-            return ""
-        return "+" if difference.mean > 0 else "-"
+    def significant(self, baseline: str) -> bool:
+        """The difference holds after Holm's correction over all entries with the same baseline."""
+        return self.holm.get(baseline, 1.0) < ALPHA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,18 +125,30 @@ def compare(name: str, runs: list[Run]) -> Task:
     )
 
 
+def comparable(candidates: Iterable[Entry], *, without: int | None = None) -> tuple[list[Entry], list[int]]:
+    """The seeds that at least three quarters of the candidates have, and the candidates that have all of these.
+
+    So neither one entry that failed nor a seed that has just begun decides for all. Where no seed is that common, the
+    entries with the most seeds, over those that they share.
+    """
+    found = {entry.name: (entry, set(entry.runs) - {without}) for entry in candidates}
+    counts = Counter(seed for _, seeds in found.values() for seed in seeds)
+    shared = {seed for seed, count in counts.items() if count >= MOST * len(found)}
+    kept = [entry for entry, seeds in found.values() if shared <= seeds]
+    if not shared or not kept:
+        most = max((len(seeds) for _, seeds in found.values()), default=0)
+        kept = [entry for entry, seeds in found.values() if len(seeds) == most > 0]
+        shared = set.intersection(*(set(entry.runs) - {without} for entry in kept)) if kept else set()
+    return (kept, sorted(shared)) if shared else ([], [])
+
+
 def best(candidates: Iterable[Entry], *, without: int | None = None) -> Entry | None:
-    """The highest mean validation hypervolume, among the entries with the most seeds and over the seeds they share.
+    """The highest mean validation hypervolume among comparable entries.
 
     `without` a seed: the choice as somebody makes it who has not seen that seed.
     """
-    found = {entry.name: (entry, set(entry.runs) - {without}) for entry in candidates}
-    most = max((len(seeds) for _, seeds in found.values()), default=0)
-    full = [(entry, seeds) for entry, seeds in found.values() if len(seeds) == most]
-    shared = set.intersection(*(seeds for _, seeds in full)) if full else set()
-    if not shared:
-        return None
-    return max((entry for entry, _ in full), key=lambda entry: entry.validation_mean(shared))
+    kept, seeds = comparable(candidates, without=without)
+    return max(kept, key=lambda entry: entry.validation_mean(seeds), default=None)
 
 
 def _baselines(entries: dict[str, Entry], seeds: list[int]) -> dict[str, Baseline]:
@@ -179,6 +190,7 @@ FIGURES: dict[str, Callable[[RunFigures], float | None]] = {
     "outcome_calibration": lambda run: run.outcome_calibration,
     "weight_calibration": lambda run: run.weight_calibration,
     "step_s": lambda run: run.step_s,
+    "weigh_share": lambda run: run.weigh_share,
 }
 
 
@@ -193,10 +205,6 @@ def _row(entry: Entry, baselines: dict[str, Baseline], entries: dict[str, Entry]
     figures["overhead"] = mean_over(
         {s: run.step_s / fixed[s].step_s for s, run in entry.runs.items() if s in fixed and fixed[s].step_s > 0}
     )
-    figures["overhead_per_token"] = mean_over(
-        {s: cost / base for s, run in entry.runs.items()
-         if s in fixed and (cost := _token_s(run)) and (base := _token_s(fixed[s]))}
-    )  # fmt: skip
     static = baselines.get("static")
     return Row(
         entry=entry,
@@ -208,12 +216,6 @@ def _row(entry: Entry, baselines: dict[str, Baseline], entries: dict[str, Entry]
             for key, baseline in baselines.items()
         },
     )
-
-
-def _token_s(run: RunFigures) -> float | None:
-    """Seconds of a median step for each token of a mean completion: a rule that writes more is no slower rule."""
-    told = [point.mean_tokens for point in run.run.validation if point.mean_tokens]
-    return run.step_s / float(np.mean(told)) if told else None
 
 
 def _reached(entry: Entry, static: Entry) -> Reached | None:

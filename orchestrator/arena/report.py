@@ -39,14 +39,14 @@ PROTOCOL = (
     "minus the total variation distance of the mean applied weights from the preference.",
     "Differences are paired by seed; a seed that one side lacks is dropped, and told. Intervals are 95 % "
     "bootstrap intervals of the mean (percentile, 10,000 resamples): with 5 seeds they are too narrow, covering "
-    "about 83 %, so t intervals stand beside those that decide something. Marks + and - are paired t tests after "
+    "about 83 %, so t intervals stand beside those that decide something. Marks * are paired t tests after "
     "Holm's correction over all entries that are compared with the same baseline.",
     "The best static weights and the best published rule are chosen by mean validation hypervolume, over all "
     "estimators and weights. The choice saw the same seeds, which flatters it; beside it stands one that never "
     "saw the seed it is compared on.",
-    "Overhead: median step, generation to weights without evaluation, over that of gdpo/fixed with the same seed. "
-    "Runs that share the machine disturb each other, and longer completions take longer under any rule: beside "
-    "it, the same for each token of a mean completion.",
+    "Overhead: median step, generation to weights without evaluation, over that of gdpo/fixed with the same seed. It "
+    "is disturbed by runs side by side, and longer completions take longer under any rule; beside it, the share of "
+    "all steps' seconds that the rule needs beside rollouts, scores and the update.",
 )
 
 
@@ -78,6 +78,7 @@ def _environment(*, escape: bool) -> jinja2.Environment:
     environment.filters |= {
         "mean": _mean, "difference": _difference, "spread": _spread, "cell": _cell, "seeds": _seeds, "steps": _steps,
         "seconds": _seconds, "signed": "{:+.3f}".format,
+        "share": lambda mean: "–" if mean is None else f"{mean.mean:.1%}",
         "interval": lambda interval: "" if interval is None else _interval(interval, signed=False),
     }  # fmt: skip
     return environment

@@ -114,6 +114,12 @@ class RunFigures:
         """Median seconds from generation to weights, evaluation left out."""
         return median(self.run.step_seconds)
 
+    @property
+    def weigh_share(self) -> float | None:
+        """What the rule needs beside rollouts, scores and the update, as a share of all steps' seconds."""
+        weigh_s = self.run.seconds.get("weigh")
+        return None if weigh_s is None or not sum(self.run.step_seconds) else weigh_s / sum(self.run.step_seconds)
+
     def reached(self, volume: float) -> int | None:
         """The first evaluated step whose validation hypervolume is at least that; None where the run ended before."""
         return next((step for step, found in self.curve if found >= volume - 1e-12), None)

@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.arena.analysis import analyse, summary
 from orchestrator.arena.claims import CLAIMS, judge
-from orchestrator.arena.comparison import Task, beaten_by, best, compare
+from orchestrator.arena.comparison import Task, beaten_by, best, comparable, compare
 from orchestrator.arena.results import Results, Run
 from tests.arena_records import Json, arena, failed, record
 
@@ -33,18 +33,19 @@ def test_a_planted_winner_is_found(planted: Task) -> None:
     assert planted.rows[0].entry.name == "gdpo/saw"
     row = planted.row("gdpo/saw")
     for baseline in ("static", "static_unseen", "fixed"):
-        assert row.significant(baseline) == "+"
+        assert row.significant(baseline)
         difference = row.against[baseline]
         assert difference is not None
         assert difference.above
-    assert planted.row("gdpo/dara").significant("fixed") == "-"
+    assert planted.row("gdpo/dara").significant("fixed")
+    assert planted.row("gdpo/dara").against["fixed"].below  # type: ignore[union-attr]
     assert planted.baselines["published"].entry == "gdpo/saw"
     assert row.against["published"] is None  # it is that baseline
 
 
 def test_a_planted_tie_is_not_significant(planted: Task) -> None:
     row = planted.row("gdpo/gradient")
-    assert row.significant("fixed") == ""
+    assert not row.significant("fixed")
     assert abs(row.against["fixed"].mean) < 0.01  # type: ignore[union-attr]
     assert row.holm["fixed"] > 0.05
 
@@ -60,7 +61,7 @@ def test_ties_alone_are_rarely_significant() -> None:
     names = {f"gdpo/rule{i}": 0.0 for i in range(20)}
     marked = [row.significant("fixed") for row in task(arena(names)).rows if row.entry.name in names]
     plain = [row.against["fixed"].p for row in task(arena(names)).rows if row.entry.name in names]  # type: ignore[union-attr]
-    assert marked == [""] * 20
+    assert marked == [False] * 20
     assert min(p for p in plain if p is not None) < 0.1  # so that the correction had something to do
 
 
@@ -93,10 +94,9 @@ def test_the_choice_for_a_seed_never_saw_that_seed() -> None:
 
 
 def test_an_entry_with_few_seeds_is_not_chosen() -> None:
-    records = [
-        one for one in arena({"gdpo/saw": 0.1, "gdpo/dara": 0.0}) if one["entry"] != "gdpo/saw" or one["seed"] == 0
-    ]
-    found = task(records)
+    others = {f"gdpo/rule{i}": -0.01 for i in range(3)}
+    records = arena({"gdpo/saw": 0.1, "gdpo/dara": 0.0, **others})
+    found = task([one for one in records if one["entry"] != "gdpo/saw" or one["seed"] == 0])
     chosen = best(entry for entry in found.entries.values() if entry.published)
     assert chosen is not None
     assert chosen.name == "gdpo/dara"
@@ -104,6 +104,23 @@ def test_an_entry_with_few_seeds_is_not_chosen() -> None:
     difference = found.row("gdpo/saw").against["fixed"]
     assert difference is not None
     assert (difference.seeds, difference.dropped) == ((0,), (1, 2, 3, 4))
+
+
+def test_a_seed_that_has_just_begun_does_not_decide() -> None:
+    """Two of eight static vectors have a second seed: the choice is still among all eight, over the first."""
+    records = arena({}, seeds=[0]) + [record(name, seed=1) for name in ("gdpo/fixed", "grpo/fixed")]
+    for one in records:
+        if one["entry"] == "gdpo/static(4,1,1)":
+            one["validation"][-1]["hypervolume"] = 0.9
+    entries, seeds = comparable(task(records).entries.values())
+    assert (len(entries), seeds) == (8, [0])
+    assert task(records).baselines["static"].entry == "gdpo/static(4,1,1)"
+
+
+def test_nothing_in_common_is_no_choice() -> None:
+    found = task([record("gdpo/saw", seed=0), record("gdpo/dara", seed=1)])
+    assert best(found.entries.values()) is None
+    assert "published" not in found.baselines
 
 
 def test_runs_that_never_reach_the_static_front_are_censored(planted: Task) -> None:
@@ -125,16 +142,11 @@ def test_a_median_is_known_while_fewer_than_half_are_censored() -> None:
     assert (reached.steps, reached.reached, reached.of) == (20, 3, 5)
 
 
-def test_overhead_is_told_beside_that_of_each_token() -> None:
-    """Half as slow again, with completions that are half as long again: no slower for each token."""
-    records = arena({})
+def test_overhead_is_told_beside_the_share_of_weighing() -> None:
     slow = [record("gdpo/gradient", seed=seed, step_s=1.5) for seed in range(5)]
-    for one in slow:
-        for point in one["validation"]:
-            point["mean_tokens"] = 30.0
-    figures = task(records + slow).row("gdpo/gradient").figures
+    figures = task(arena({}) + slow).row("gdpo/gradient").figures
     assert figures["overhead"].mean == pytest.approx(1.5)  # type: ignore[union-attr]
-    assert figures["overhead_per_token"].mean == pytest.approx(1.0)  # type: ignore[union-attr]
+    assert figures["weigh_share"].mean == pytest.approx(0.1)  # type: ignore[union-attr]
 
 
 def test_weights_of_the_grid_are_calibrated_where_more_gives_more() -> None:
