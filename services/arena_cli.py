@@ -1,4 +1,5 @@
-"""`equipoise arena`: every weighting rule on the same tasks, seeds and budget; stopped and resumed at will."""
+"""`equipoise arena`: every weighting rule on the same tasks, seeds and budget; stopped and resumed at will, and told
+by `equipoise arena report`."""
 
 from __future__ import annotations
 
@@ -57,6 +58,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
             equipoise arena --preset smoke
             equipoise arena --rules gdpo/fixed --rules gradient --seeds 3
             equipoise arena --resume --limit 10
+            equipoise arena report
         """
         if context.invoked_subcommand is not None:
             return
@@ -89,7 +91,36 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         except (LedgerError, ArenaStopped) as error:
             fail(str(error))
 
+    @arena_app.command("report")
+    def report(
+        directory: Annotated[Path | None, typer.Argument(help="of the results, or a file of runs")] = None,
+        out: Annotated[Path | None, typer.Option(help="the HTML file; the Markdown goes beside it")] = None,
+        default: Annotated[
+            str | None, typer.Option(help="the entry whose gains are told; auto, or else the best published rule")
+        ] = None,
+    ) -> None:
+        """What the runs say: which rule is better than which, with intervals and what is significant; at any time."""
+        runs = (directory or state_dir() / "arena").expanduser()
+        runs = runs / FILE if runs.is_dir() or directory is None else runs
+        _report(runs, out or runs.with_name("arena.html"), default)
+
     app.add_typer(arena_app, name="arena")
+
+
+def _report(runs: Path, html: Path, default: str | None) -> None:
+    """Reads the runs, writes both files, and prints where they are."""
+    from orchestrator.arena.report import write_report
+
+    if html.suffix == ".md":
+        fail(f"--out: {html} would be the Markdown's own name; expected the HTML file's, such as {html.stem}.html")
+    if not runs.is_file():
+        fail(f"no file {runs}; `equipoise arena` writes runs to {FILE} of its directory")
+    try:
+        figures = write_report(runs, html, html.with_suffix(".md"), default)
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    say(f"{figures['runs']} runs of {figures['rules']} entries, {figures['failed']} failed")
+    output().print(f"{html}\n{html.with_suffix('.md')}", markup=False)
 
 
 def default_workers() -> int:

@@ -11,7 +11,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-SCHEMA = 1
+from orchestrator.arena.entries import Role
+from orchestrator.arena.ledger import SCHEMA
+
 Json = dict[str, Any]
 
 
@@ -59,7 +61,7 @@ class Run(_Part):
 
     task: str
     entry: str
-    role: Literal["static", "strategy", "aggregator", "auto"]
+    role: Role
     estimator: str
     weighting: str
     preference: dict[str, float] = {}

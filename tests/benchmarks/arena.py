@@ -65,7 +65,7 @@ def main() -> None:
         parser.error(f"no file {runs}; `equipoise arena --out DIR` writes DIR/runs.jsonl")
     try:
         figures = write_report(runs, RESULTS / "arena.html", RESULTS / "arena.md", options.default)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     keep(runs)
     if (RESULTS / "arena.html").stat().st_size > LARGEST_PAGE:
