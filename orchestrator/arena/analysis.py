@@ -128,7 +128,7 @@ def _targets(gains: list[Gain]) -> list[Target]:
         Target(
             name="beats the best static weights, the interval's low end above 0, on all three tasks",
             met=_all({task: None if low is None else low > 0 for task, low in lows.items()}),
-            words=_by_task({task: None if low is None else f"low end {low:+.3f}" for task, low in lows.items()}),
+            words=_by_task({gain.task: _low_words(gain.static) for gain in gains}),
         ),
         Target(
             name="is not significantly beaten by any rule on any task",
@@ -141,6 +141,12 @@ def _targets(gains: list[Gain]) -> list[Target]:
             words=_by_task({gain.task: _cost_words(gain) for gain in gains}),
         ),
     ]
+
+
+def _low_words(difference: Paired | None) -> str | None:
+    if difference is None or difference.interval is None or difference.t_interval is None:
+        return None
+    return f"low end {difference.interval[0]:+.3f}, of the t interval {difference.t_interval[0]:+.3f}"
 
 
 def _cost_words(gain: Gain) -> str | None:

@@ -124,17 +124,21 @@ def read_results(path: Path) -> Results:
     seed the later counts; runs with another number of steps than most of their task have another budget and are left
     out. `ValueError` names the line and the field that does not fit.
     """
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    lines = data.decode("utf-8", errors="replace").split("\n")
-    left_out: list[str] = []
-    if lines[-1].strip() and not _is_json(lines[-1]):
-        left_out.append(f"line {len(lines)}: cut short, as by a kill while it was written")
-        lines.pop()
+    lines, left_out = whole_lines(path)
     runs = [_run(line, f"{path.name}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
     if not runs:
         raise ValueError(f"{path.name} has no runs; `equipoise arena` writes them")
     _check_ranges([run for run in runs if run.status == "done"], path.name)
     return _comparable(runs, left_out)
+
+
+def whole_lines(path: Path) -> tuple[list[str], list[str]]:
+    """The file's lines, and what was left out of them: a last one that was cut short."""
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    lines = data.decode("utf-8", errors="replace").split("\n")
+    if lines[-1].strip() and not _is_json(lines[-1]):
+        return lines[:-1], [f"line {len(lines)}: cut short, as by a kill while it was written"]
+    return lines, []
 
 
 def _is_json(line: str) -> bool:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.arena.report import write_report
+from orchestrator.arena.results import read_results, whole_lines
 from tests.benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -26,10 +27,20 @@ LARGEST_PAGE = 2**20
 
 
 def keep(runs: Path) -> None:
-    """Store the runs with the project, compressed and the same bytes for the same runs."""
-    if runs.resolve() != KEPT.resolve():
-        data = gzip.decompress(runs.read_bytes()) if runs.suffix == ".gz" else runs.read_bytes()
-        KEPT.write_bytes(gzip.compress(data, mtime=0))
+    """Store the runs with the project, small: six digits, and without training rewards, which no figure uses."""
+    read_results(runs)  # what can't be read is not kept
+    lines, _ = whole_lines(runs)
+    records = [{k: v for k, v in json.loads(line).items() if k != "train_rewards"} for line in lines if line.strip()]
+    text = "".join(json.dumps(shortened(record)) + "\n" for record in records)
+    KEPT.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def shortened(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: shortened(item) for key, item in value.items()}
+    return [shortened(item) for item in value] if isinstance(value, list) else value
 
 
 def print_tables(figures: dict[str, Any]) -> None:
@@ -60,14 +71,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="runs.jsonl of an arena, plain or .gz; kept with the results")
     parser.add_argument("--default", help="the entry whose gains are told; auto, or else the best published rule")
     options = parser.parse_args()
-    runs = options.runs or KEPT
-    if not runs.is_file():
-        parser.error(f"no file {runs}; `equipoise arena --out DIR` writes DIR/runs.jsonl")
     try:
-        figures = write_report(runs, RESULTS / "arena.html", RESULTS / "arena.md", options.default)
+        if options.runs is not None:
+            keep(options.runs)
+        figures = write_report(KEPT, RESULTS / "arena.html", RESULTS / "arena.md", options.default)
+    except FileNotFoundError as error:
+        parser.error(f"no file {error.filename}; `equipoise arena --out DIR` writes DIR/runs.jsonl")
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    keep(runs)
     if (RESULTS / "arena.html").stat().st_size > LARGEST_PAGE:
         (RESULTS / "arena.html").unlink()
         print("arena.html is larger than 1 MiB and is not kept; `equipoise arena report` writes it elsewhere")

@@ -1,5 +1,6 @@
 """The arena's report: complete in itself, safe with hostile text, and plain about what failed and what is missing."""
 
+import gzip
 import json
 import math
 import re
@@ -13,6 +14,7 @@ from orchestrator.arena.analysis import Analysis, analyse
 from orchestrator.arena.report import render_html, render_markdown, write_report
 from orchestrator.arena.results import read_results
 from tests.arena_records import Json, arena, failed, record, write
+from tests.benchmarks import arena as benchmark
 
 HOSTILE = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>|`{{ 7*7 }}` [a](javascript:alert(1))\n# &amp;"""
 RULES = {"gdpo/saw": 0.05, "gdpo/gradient": 0.0, "gdpo/dara": -0.05}
@@ -109,6 +111,52 @@ def test_a_single_run_has_a_report(tmp_path: Path) -> None:
     found = analysed(tmp_path, [record("gdpo/static(4,1,1)", weights=[])])
     assert "There is no default to judge" in render_html(found)
     assert "Nothing is missing" not in render_markdown(found)
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the benchmark keeps what it finds."""
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    monkeypatch.setattr(benchmark, "KEPT", tmp_path / "arena_runs.jsonl.gz")
+    return tmp_path
+
+
+def benchmark_run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["arena", *words])
+    benchmark.main()
+
+
+def test_benchmark_keeps_the_runs_and_says_the_same_of_them_again(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [*arena(RULES, seeds=range(3), train_rewards=[[1 / 3] * 3]), failed("gdpo/pama", "nan")]
+    source = write(results / "runs.jsonl", records)
+    source.write_text(source.read_text() + '{"schema": 1, "ta')
+    benchmark_run(monkeypatch, "--runs", str(source))
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (first["runs"], first["failed"], first["seeds"]) == (33, 1, 3)
+    kept = gzip.decompress((results / "arena_runs.jsonl.gz").read_bytes()).decode()
+    assert "train_rewards" not in kept
+    assert len(kept.splitlines()) == 34
+    source.unlink()
+    benchmark_run(monkeypatch)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == first
+    assert json.loads((results / "arena.json").read_text())["machine"]["cores"]
+    assert (results / "arena.html").exists()
+    assert (results / "arena.md").exists()
+
+
+def test_benchmark_never_replaces_what_it_keeps_by_what_it_cannot_read(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark_run(monkeypatch, "--runs", str(write(results / "runs.jsonl", arena(RULES, seeds=[0]))))
+    before = (results / "arena_runs.jsonl.gz").read_bytes()
+    for foreign, words in (("foreign.jsonl", "schema: this version reads 1"), ("absent.jsonl", "no file")):
+        (results / "foreign.jsonl").write_text('{"schema": 9}\n')
+        with pytest.raises(SystemExit):
+            benchmark_run(monkeypatch, "--runs", str(results / foreign))
+        assert words in capsys.readouterr().err
+    assert (results / "arena_runs.jsonl.gz").read_bytes() == before
 
 
 @pytest.mark.parametrize(("low", "high", "expected"), [
