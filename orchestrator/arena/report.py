@@ -123,23 +123,17 @@ def _story(analysis: Analysis) -> list[str]:
     if analysis.default is None:
         return [*lines, f"There is no default to judge: {analysis.default_is}."]
     lines.append(f"The default that is judged here: {analysis.default} ({analysis.default_is}).")
-    if _is_published(analysis):
-        lines.append(
-            "It was picked from these very runs, which flatters its gains, but for those of the held-out task."
-        )
+    other = "other " if any(gain.itself_published for gain in analysis.gains) else ""
     for gain in analysis.gains:
-        rival = f"the best {'other ' if _is_published(analysis) else ''}published rule, {gain.rival}"
-        parts = [f"{words}: {_difference(difference)}" for words, difference in (
-            ("the best static weights", gain.static), (rival, gain.published)) if difference is not None]  # fmt: skip
+        sides = (
+            ("the best static weights", gain.static),
+            (f"the best {other}published rule, {gain.rival}", gain.published),
+        )
+        parts = [f"{words}: {_difference(difference)}" for words, difference in sides if difference is not None]
         lines.append(f"{gain.task}: test hypervolume against {'; against '.join(parts) or 'nothing that was run'}.")
     verdicts = {True: "met", False: "missed", None: "open"}
-    lines += [f"Target {verdicts[t.met]}: the default {t.name} ({t.words})." if "takes" not in t.name
-              else f"Target {verdicts[t.met]}: {t.name} ({t.words})." for t in analysis.targets]  # fmt: skip
+    lines += [f"Target {verdicts[target.met]}: {target.name} ({target.words})." for target in analysis.targets]
     return lines
-
-
-def _is_published(analysis: Analysis) -> bool:
-    return any(task.entries[analysis.default].published for task in analysis.tasks if analysis.default in task.entries)
 
 
 def _lost(task: Task) -> list[str]:
