@@ -1,13 +1,13 @@
 """What the dashboard costs and how soon it shows what happened, in a real Chromium on this machine.
 
-    python -m tests.benchmarks.dashboard [PART ...] [--pages 25] [--window-s 12] [--rounds 3] [--updates 60]
+    python -m tests.benchmarks.dashboard [PART ...] [--pages 25] [--window-s 20] [--rounds 3] [--updates 60]
 
 Parts: start (serve until /readyz, with the dashboard and without), load (a first visit with an empty cache until a
 job's charts are drawn), update (from a step's commit by Redis' clock until its chart is drawn), long (10,000 steps of 5
 objectives: until all charts in sight are drawn, and the longest gap between frames while scrolling through), slowdown
 (steps a second of a job that hashes, without and with open pages, in turns; then its server is killed under it).
-Server, driver, Redis and browser share the machine; in the part slowdown the browser gets idle time alone (SCHED_IDLE,
-as it sets its niceness itself), since it stands for other people's computers. Figures go to
+Server, driver, Redis and browser share the machine; in the part slowdown pages are open without a browser, as other
+people's computers draw them (watchers.py), and one real page says whether they are sent what it is sent. Figures go to
 tests/benchmarks/results/dashboard.json as each part ends; the last line is all of them as JSON.
 """
 
@@ -17,21 +17,22 @@ import argparse
 import json
 import os
 import shutil
-import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+import psutil
+from playwright.sync_api import Browser, BrowserContext, Page, WebSocket, sync_playwright
 from rich.console import Console
 from rich.table import Table
 
+from services.dashboard.watch import LINGER_S
 from tests.benchmarks.machine import machine
-from tests.browser.chromium import executable, launch
+from tests.benchmarks.watchers import watching
+from tests.browser.chromium import launch
 from tests.browser.conftest import wait_for_points
 from tests.browser.seeded import names_of
 from tests.browser.stage import Stage
@@ -152,60 +153,76 @@ def measure_long(stage: Stage, browser: Browser, options: argparse.Namespace) ->
 
 def measure_slowdown(stage: Stage, browser: Browser, options: argparse.Namespace) -> Figures:
     """A job that keeps a core busy, alone and watched, in turns; and what the death of its server does."""
-    job = stage.job(step_s=0.0, steps=1_000_000, seed=33, work_mib=40)
+    job = stage.job(step_s=0.0, steps=1_000_000, seed=33, work_mib=200)
     stage.wait_for_step(job, 5)
-    rates: dict[str, list[float]] = {"alone": [], "watched": []}
-    with niced_browser(browser) as patient:
-        for _ in range(options.rounds):
-            rates["alone"].append(rate(stage, job, options.window_s))
-            context = signed_in(patient, stage)
-            for _ in range(options.pages):
-                page, _ = opened(context, stage, job, 1)
-                page.wait_for_function("document.querySelectorAll('canvas').length > 3")
+    found: dict[str, list[Figures]] = {"alone": [], "watched": []}
+    messages = []
+    for _ in range(options.rounds):
+        found["alone"].append(load(stage, job, options.window_s))
+        with watching(stage.url, KEY, f"/jobs/{job}", options.pages) as watchers:
             time.sleep(2)
-            rates["watched"].append(rate(stage, job, options.window_s))
-            context.close()
-            time.sleep(1)
-        context = signed_in(patient, stage)
-        opened(context, stage, job, 1)
+            watchers.reset()
+            found["watched"].append(load(stage, job, options.window_s))
+            messages += [page.messages / options.window_s for page in watchers.pages]
+        time.sleep(LINGER_S + 2)  # the server goes on reading for pages that may come back
+    seen = browser_messages(stage, browser, job, options.window_s)
+    with watching(stage.url, KEY, f"/jobs/{job}", 1):
         fence = stage.store.job(job).fence
         stage.api.kill()
-        after = rate(stage, job, options.window_s)
-        context.close()
+        killed = rate(stage, job, options.window_s)
     record = stage.store.job(job)
     assert (record.status, record.fence) == ("running", fence), "the job did not go on as if nothing had happened"
     stage.api.start()
     stage.client.cancel(job)
-    alone, watched = median(rates["alone"]), median(rates["watched"])
+    alone, watched = (
+        {name: median(each[name] for each in found[kind]) for name in ("rate", "server")} for kind in found
+    )
     return {
-        "steps_per_s": alone,
-        "steps_per_s_watched": watched,
-        "slowdown": 1 - watched / alone,
-        "steps_per_s_server_killed": after,
-        "killed_slowdown": 1 - after / alone,
+        "steps_per_s": alone["rate"],
+        "steps_per_s_watched": watched["rate"],
+        "slowdown": 1 - watched["rate"] / alone["rate"],
+        "steps_per_s_server_killed": killed,
+        "killed_slowdown": 1 - killed / alone["rate"],
+        "server_cores": alone["server"],
+        "server_cores_watched": watched["server"],
+        "messages_per_s": median(messages),
+        "messages_per_s_browser": seen,
         "pages": options.pages,
     }
+
+
+def browser_messages(stage: Stage, browser: Browser, job: str, window_s: float) -> float:
+    """What a real page of that job is sent a second: pages without a screen must be sent as much."""
+    context = signed_in(browser, stage)
+    page = context.new_page()
+    frames: list[str] = []
+
+    def listen(socket: WebSocket) -> None:
+        socket.on("framereceived", lambda data: frames.append(str(data)))
+
+    page.on("websocket", listen)
+    page.goto(f"{stage.url}/jobs/{job}", wait_until="commit")
+    wait_for_points(page, "", 1)
+    page.wait_for_timeout(2_000)
+    before = len(frames)
+    page.wait_for_timeout(1_000 * window_s)
+    told = sum(frame.startswith("42") for frame in frames[before:])  # socket.io's events, without pings
+    context.close()
+    return told / window_s
+
+
+def load(stage: Stage, job: str, window_s: float) -> Figures:
+    """Steps a second of the job, and cores that the server keeps busy meanwhile."""
+    server = psutil.Process(stage.api.process.pid)
+    before = sum(server.cpu_times()[:2])
+    found = rate(stage, job, window_s)
+    return {"rate": found, "server": (sum(server.cpu_times()[:2]) - before) / window_s}
 
 
 def rate(stage: Stage, job: str, window_s: float) -> float:
     began, first = time.monotonic(), stage.store.job(job).step
     time.sleep(window_s)
     return (stage.store.job(job).step - first) / (time.monotonic() - began)
-
-
-@contextmanager
-def niced_browser(browser: Browser) -> Iterator[Browser]:
-    """Another Chromium that takes what the others leave."""
-    folder = Path(tempfile.mkdtemp(prefix="equipoise-nice-"))
-    script = folder / "chromium"
-    script.write_text(f'#!/bin/sh\nexec chrt --idle 0 {executable()} "$@"\n')
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    patient = launch(browser.browser_type, str(script))
-    try:
-        yield patient
-    finally:
-        patient.close()
-        shutil.rmtree(folder)
 
 
 PARTS: dict[str, Callable[[Stage, Browser, argparse.Namespace], Figures]] = {
@@ -235,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when absent")
     parser.add_argument("--pages", type=int, default=25, help="that are open at once")
-    parser.add_argument("--window-s", type=float, default=12.0, help="over which steps are counted")
+    parser.add_argument("--window-s", type=float, default=20.0, help="over which steps are counted")
     parser.add_argument("--rounds", type=int, default=3, help="of what is measured several times")
     parser.add_argument("--updates", type=int, default=60, help="steps whose way to the chart is timed")
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -8,7 +8,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from playwright.sync_api import Browser, BrowserType, Playwright
+from playwright.sync_api import Browser, Playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 # As root it has no sandbox; the rest keeps it from looking for a network.
@@ -51,10 +51,9 @@ def executable() -> str:
     raise Missing("apt-get installed Chromium, and it is not on PATH")
 
 
-def launch(playwright: Playwright | BrowserType, path: str | None = None) -> Browser:
-    """`path`: of another program that is given its arguments. Raises Missing."""
-    kind = playwright if isinstance(playwright, BrowserType) else playwright.chromium
-    return kind.launch(executable_path=path or executable(), args=FLAGS)
+def launch(playwright: Playwright) -> Browser:
+    """Raises Missing."""
+    return playwright.chromium.launch(executable_path=executable(), args=FLAGS)
 
 
 def axe(cache: Path) -> str:
