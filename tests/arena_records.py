@@ -50,7 +50,7 @@ def record(
         "weighting": rule, "preference": dict.fromkeys(objectives, 1 / len(objectives)), "seed": seed, "steps": steps,
         "digest": "d", "status": "done", "reason": None,
         "objectives": {name: {"range": [0.0, 1.0], "reference": 0.0} for name in objectives},
-        "started": f"2026-11-28T1{seed % 10}:00:00+00:00", "seconds": {"total": 30.0, "weigh": 0.1 * steps * step_s},
+        "started": f"2026-11-28T1{seed % 10}:00:00+00:00", "seconds": {"total": 30.0, "generate": 10.0, "learn": 5.0},
         "step_seconds": [step_s] * steps,
         "workers": 1, "machine": {"processor": "a CPU", "cores": 2}, "versions": {"torch": "2.13"},
         "validation": validation, "test": test, "chosen_step": steps, "weights": [weights_K.tolist()] * steps,

@@ -114,7 +114,7 @@ def weight_figures(task: Task, entries: Sequence[str]) -> list[Figure]:
 
 
 def cost_figure(task: Task, colours: Mapping[str, str]) -> Figure | None:
-    """Gain over fixed equal weights against the time of a step; one point for each entry."""
+    """Gain over fixed equal weights against the time of a step at equal rollouts; one point for each entry."""
     rest, told = [], []
     for row in task.rows:
         point = _cost_and_gain(row)
@@ -123,19 +123,19 @@ def cost_figure(task: Task, colours: Mapping[str, str]) -> Figure | None:
         name = row.entry.name
         words = f"{name}: {point[1]:+.3f} hypervolume at {point[0]:.2f} times the time of a step"
         if name in colours:
-            told.append(Series(name=name, colour=colours[name], points=[(*point, words)], labelled=True))
+            told.append(Series(name=name, colour=colours[name], points=[(*point, words)]))
         else:
             rest.append(Series(name=name, colour=MUTED, points=[(*point, words)], faint=True))
     if not rest and not told:
         return None
     title = f"{task.name}: cost against gain"
     up = "gain in test hypervolume over fixed"
-    picture = svg.chart(title, [*rest, *told], across="time of a step, fixed = 1", up=up)
+    picture = svg.chart(title, [*rest, *told], across="time of a step at equal rollouts, fixed = 1", up=up)
     return Figure(title=title, svg=picture, legend=_legend(colours, rest))
 
 
 def _cost_and_gain(row: Row) -> tuple[float, float] | None:
-    cost, gain = row.figures.get("overhead"), row.against.get("fixed")
+    cost, gain = row.figures.get("overhead_equal"), row.against.get("fixed")
     return None if cost is None or gain is None else (cost.mean, gain.mean)
 
 

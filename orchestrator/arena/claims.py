@@ -114,14 +114,15 @@ def steps_saved(entry: str, estimator: str) -> Callable[[Task], Paired | None]:
     return difference
 
 
-def slower(entry: str, other: str) -> Callable[[Task], Paired | None]:
-    """Seconds of a median step more than another's, as a share of the other's."""
+def costlier(entry: str, other: str) -> Callable[[Task], Paired | None]:
+    """What a step costs more than another's, at equal rollouts, as a share of the other's."""
 
     def difference(task: Task) -> Paired | None:
         if entry not in task.entries or other not in task.entries:
             return None
-        base = {s: run.step_s for s, run in task.entries[other].runs.items()}
-        shares = {s: run.step_s / base[s] for s, run in task.entries[entry].runs.items() if base.get(s)}
+        costs = {s: run.relative_cost for s, run in task.entries[entry].runs.items()}
+        bases = {s: run.relative_cost for s, run in task.entries[other].runs.items()}
+        shares = {s: cost / base for s, cost in costs.items() if cost and (base := bases.get(s))}
         return paired(shares, dict.fromkeys(shares, 1.0))
 
     return difference
@@ -180,8 +181,8 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         source=DRW, text="Gradient weighting costs more than hypervolume weighting (24 h to 14 h on 8 H200)",
-        test="median step of grpo/gradient over that of grpo/hypervolume(faithful), minus 1",
-        difference=slower("grpo/gradient", "grpo/hypervolume(faithful)"),
+        test="a step of grpo/gradient at equal rollouts over that of grpo/hypervolume(faithful), minus 1",
+        difference=costlier("grpo/gradient", "grpo/hypervolume(faithful)"),
     ),
     Claim(
         source="GDPO, arXiv 2601.05242",

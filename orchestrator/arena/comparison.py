@@ -190,7 +190,6 @@ FIGURES: dict[str, Callable[[RunFigures], float | None]] = {
     "outcome_calibration": lambda run: run.outcome_calibration,
     "weight_calibration": lambda run: run.weight_calibration,
     "step_s": lambda run: run.step_s,
-    "weigh_share": lambda run: run.weigh_share,
 }
 
 
@@ -203,7 +202,18 @@ def _row(entry: Entry, baselines: dict[str, Baseline], entries: dict[str, Entry]
     }
     fixed = entries[FIXED].runs if FIXED in entries else {}
     figures["overhead"] = mean_over(
-        {s: run.step_s / fixed[s].step_s for s, run in entry.runs.items() if s in fixed and fixed[s].step_s > 0}
+        {
+            s: run.step_s / fixed[s].step_s
+            for s, run in entry.runs.items()
+            if s in fixed and fixed[s].step_s > 0 and fixed[s].run.workers == run.run.workers
+        }
+    )
+    figures["overhead_equal"] = mean_over(
+        {
+            s: cost / base
+            for s, run in entry.runs.items()
+            if s in fixed and (cost := run.relative_cost) and (base := fixed[s].relative_cost)
+        }
     )
     static = baselines.get("static")
     return Row(

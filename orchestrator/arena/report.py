@@ -44,9 +44,10 @@ PROTOCOL = (
     "The best static weights and the best published rule are chosen by mean validation hypervolume, over all "
     "estimators and weights. The choice saw the same seeds, which flatters it; beside it stands one that never "
     "saw the seed it is compared on.",
-    "Overhead: median step, generation to weights without evaluation, over that of gdpo/fixed with the same seed. It "
-    "is disturbed by runs side by side, and longer completions take longer under any rule; beside it, the share of "
-    "all steps' seconds that the rule needs beside rollouts, scores and the update.",
+    "Overhead: median step, generation to weights without evaluation, over that of gdpo/fixed with the same seed, "
+    "where as many runs went side by side. They disturb each other, and a rule that makes longer completions pays for "
+    "them. At equal rollouts: rolling out, weighing and learning in units of rolling out, over the same of gdpo/fixed: "
+    "what the rule itself costs.",
 )
 
 
@@ -78,7 +79,6 @@ def _environment(*, escape: bool) -> jinja2.Environment:
     environment.filters |= {
         "mean": _mean, "difference": _difference, "spread": _spread, "cell": _cell, "seeds": _seeds, "steps": _steps,
         "seconds": _seconds, "signed": "{:+.3f}".format,
-        "share": lambda mean: "–" if mean is None else f"{mean.mean:.1%}",
         "interval": lambda interval: "" if interval is None else _interval(interval, signed=False),
     }  # fmt: skip
     return environment
@@ -187,7 +187,7 @@ def _difference(difference: Paired | None) -> str:
 def _spread(difference: Paired) -> str:
     """The interval, and the seeds that are not in it."""
     dropped = f", without seed {_seeds(difference.dropped)}" if difference.dropped else ""
-    interval = "(one seed, no interval)" if difference.interval is None else _interval(difference.interval)
+    interval = "(1 seed)" if difference.interval is None else _interval(difference.interval)
     return interval + dropped
 
 

@@ -115,10 +115,12 @@ class RunFigures:
         return median(self.run.step_seconds)
 
     @property
-    def weigh_share(self) -> float | None:
-        """What the rule needs beside rollouts, scores and the update, as a share of all steps' seconds."""
-        weigh_s = self.run.seconds.get("weigh")
-        return None if weigh_s is None or not sum(self.run.step_seconds) else weigh_s / sum(self.run.step_seconds)
+    def relative_cost(self) -> float | None:
+        """Rolling out, weighing and learning, in units of rolling out: a cost that long texts do not raise."""
+        rollout_s = self.run.seconds.get("generate", 0.0)
+        if rollout_s <= 0:
+            return None
+        return 1 + (self.run.seconds.get("learn", 0.0) + self.run.seconds.get("weigh", 0.0)) / rollout_s
 
     def reached(self, volume: float) -> int | None:
         """The first evaluated step whose validation hypervolume is at least that; None where the run ended before."""

@@ -12,7 +12,7 @@ XY = tuple[float, float]
 WIDE, SMALL = 540, 350  # as wide as they are shown, so that text keeps its size
 HEIGHT = 290
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
-INK, MUTED = "var(--ink)", "var(--muted)"
+MUTED = "var(--muted)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,6 @@ class Series:
     points: Sequence[tuple[float, float, str]] = ()
     dash: bool = False
     faint: bool = False
-    labelled: bool = False  # the name beside the first point
 
 
 def chart(
@@ -116,7 +115,3 @@ def _draw(svg: ElementTree.Element, plane: _Plane, series: Series) -> None:
         look = {"fill": series.colour, "fill-opacity": opacity, "r": "3.5" if series.faint else "5"}
         dot = ElementTree.SubElement(svg, "circle", {"cx": f"{across:.1f}", "cy": f"{up:.1f}"} | look)
         ElementTree.SubElement(dot, "title").text = told
-    if series.labelled and series.points:
-        across, up = plane.at(*series.points[0][:2])
-        right = across < plane.width * 0.7
-        _text(svg, series.name, across + (8 if right else -8), up - 6, "start" if right else "end", fill=INK)

@@ -142,11 +142,19 @@ def test_a_median_is_known_while_fewer_than_half_are_censored() -> None:
     assert (reached.steps, reached.reached, reached.of) == (20, 3, 5)
 
 
-def test_overhead_is_told_beside_the_share_of_weighing() -> None:
-    slow = [record("gdpo/gradient", seed=seed, step_s=1.5) for seed in range(5)]
+def test_overhead_is_told_as_the_clock_saw_it_and_at_equal_rollouts() -> None:
+    """Texts and steps are twice as long; the rest of a step is 1.6 / 2 of rolling out, where that of fixed is 1 / 2."""
+    seconds = {"generate": 20.0, "learn": 10.0, "weigh": 6.0}
+    slow = [record("gdpo/gradient", seed=seed, step_s=2.0, seconds=seconds) for seed in range(5)]
     figures = task(arena({}) + slow).row("gdpo/gradient").figures
-    assert figures["overhead"].mean == pytest.approx(1.5)  # type: ignore[union-attr]
-    assert figures["weigh_share"].mean == pytest.approx(0.1)  # type: ignore[union-attr]
+    assert figures["overhead"].mean == pytest.approx(2.0)  # type: ignore[union-attr]
+    assert figures["overhead_equal"].mean == pytest.approx(1.8 / 1.5)  # type: ignore[union-attr]
+
+
+def test_a_run_beside_others_is_not_timed_against_one_alone() -> None:
+    figures = task([*arena({}), record("gdpo/gradient", workers=2)]).row("gdpo/gradient").figures
+    assert figures["overhead"] is None
+    assert figures["overhead_equal"] is not None
 
 
 def test_weights_of_the_grid_are_calibrated_where_more_gives_more() -> None:
@@ -190,7 +198,8 @@ def test_targets_stay_open_until_every_task_has_run() -> None:
 
 
 def test_a_slow_default_misses_its_target() -> None:
-    records = arena({}) + [record("gdpo/auto", seed=seed, lift=0.05, step_s=1.06) for seed in range(5)]
+    seconds = {"generate": 10.0, "learn": 5.0, "weigh": 0.9}
+    records = arena({}) + [record("gdpo/auto", seed=seed, lift=0.05, seconds=seconds) for seed in range(5)]
     assert analyse(results(records)).targets[2].met is False
 
 
@@ -241,7 +250,9 @@ def test_gdpo_over_grpo_is_judged_over_the_whole_grid() -> None:
 def test_fewer_steps_and_higher_cost_are_judged_by_their_own_figures() -> None:
     steps, cost = (next(c for c in CLAIMS if word in c.text) for word in ("fewer steps", "costs more"))
     records = arena({})
-    quick = [record("grpo/gradient", seed=seed, lift=0.3, step_s=2.0) for seed in range(5)]
+    quick = [
+        record("grpo/gradient", seed=seed, lift=0.3, seconds={"generate": 5.0, "learn": 10.0}) for seed in range(5)
+    ]
     plain = [record("grpo/hypervolume(faithful)", seed=seed) for seed in range(5)]
     found = task(records + quick + plain)
     assert judge(steps, [found]).verdict == "reproduced"

@@ -102,7 +102,7 @@ def test_one_seed_has_means_without_intervals(tmp_path: Path) -> None:
     found = analysed(tmp_path, arena(RULES, seeds=[4]))
     for text in (render_html(found), render_markdown(found)):
         assert "one seed, so there are no intervals" in text
-        assert "one seed, no interval" in text
+        assert "(1 seed)" in text
         assert "nan" not in text
 
 
