@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
+from orchestrator.arena.conduct import Arena, RunFailed
+from orchestrator.arena.ledger import FILE, Ledger
+from orchestrator.arena.plan import Planned, plan
+from orchestrator.arena.protocol import PRESETS
 from orchestrator.arena.results import read_results
+from orchestrator.spec import JobSpec
 from tests.arena_records import failed, record, write
 
 
@@ -34,6 +39,34 @@ def test_half_a_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
     path.write_text('{"schema": 1, \n' + path.read_text())
     with pytest.raises(ValueError, match=r"runs\.jsonl, line 1: not JSON"):
         read_results(path)
+
+
+class Hand:
+    """A worker that makes up its runs' figures, and fails at one rule."""
+
+    def make(self, planned: Planned, spec: JobSpec) -> dict[str, Any]:
+        if planned.entry.name == "gdpo/dara":
+            raise RunFailed("weights are not finite")
+        whole = record(planned.entry.name, steps=planned.steps, objectives=tuple(spec.objective_names))
+        made = ("seconds", "step_seconds", "validation", "test", "chosen_step", "weights", "train_rewards")
+        return {key: whole[key] for key in made}
+
+    def kill(self) -> None: ...
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("task", ["sums3", "sums5"])
+def test_what_the_arena_writes_is_read(tmp_path: Path, task: str) -> None:
+    with Ledger(tmp_path) as ledger:
+        runs = plan(PRESETS["full"], tasks=[task], rules=["gdpo/fixed", "gdpo/saw", "gdpo/dara"], seeds=2)
+        Arena(runs=runs, ledger=ledger, hire=lambda _number: Hand()).run()
+    results = read_results(tmp_path / FILE)
+    assert [(run.entry, run.role, run.seed) for run in results.done] == [
+        ("gdpo/fixed", "static", 0), ("gdpo/saw", "strategy", 0),
+        ("gdpo/fixed", "static", 1), ("gdpo/saw", "strategy", 1),
+    ]  # fmt: skip
+    assert [(run.entry, run.reason) for run in results.failed] == [("gdpo/dara", "weights are not finite")] * 2
+    assert set(results.done[0].versions) > {"python", "torch"}
 
 
 BROKEN: list[tuple[dict[str, Any], str]] = [
