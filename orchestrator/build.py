@@ -27,6 +27,7 @@ from policies.collapse import CollapseWatch
 from policies.estimators import Estimator
 from policies.estimators.copo import Copo
 from policies.learner import LearnerSettings
+from policies.lora import Lora
 from policies.losses import ClippedSurrogate
 from policies.models import ModelError, check_directory, context_length, encode_prompt, load_tokenizer
 from policies.pareto import Archive
@@ -416,6 +417,7 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
         max_tokens=spec.rollout.max_tokens,
         kl_coef=loss.kl_coef,
         gradient_checkpointing=spec.policy.gradient_checkpointing,
+        lora=None if spec.policy.lora is None else Lora(**spec.policy.lora.model_dump()),
         gramian=spec.gramian.mode if spec.weighting.needs & {"gramian", "influence"} else None,
         sketch_width=spec.gramian.sketch_width,
     )

@@ -1,8 +1,9 @@
 """Checkpoints on disk: whole or not there, proved by a manifest of sha256 sums.
 
     step-000010/
-      policy/               a plain Hugging Face directory: what is exported and served
-      learner.safetensors   float32 weights, optimiser, schedule, random states
+      policy/               a plain Hugging Face directory: what is exported and served, adapters merged
+      adapter/              an adapter alone, where that learns (policy.lora), as PEFT loads it beside its base
+      learner.safetensors   float32 weights of what learns, optimiser, schedule, random states
       learner/              the same in parts, in its stead, where the learner has several ranks
       state.json            weighting, steering position, archive, prompt position, watch, policy version
       manifest.json         step, fence, and the sum of every other file; written last

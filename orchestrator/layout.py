@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from orchestrator.placement import gpus_wanted, reward_gpus, shares_gpu
 from orchestrator.spec import JobSpec
 from policies.memory import Update, cached_token_bytes, engine_weights_bytes, learner_bytes
-from policies.sizes import ModelSize
+from policies.sizes import ModelSize, adapter_size
 
 GIB = 2**30
 DEFAULT_GPU_GIB = 80.0
@@ -131,7 +131,9 @@ class Layout:
 
     @property
     def learner(self) -> Process:
-        parts = learner_bytes(self.size, self.update)
+        lora = self.spec.policy.lora
+        trained = None if lora is None else adapter_size(self.size, rank=lora.rank, targets=lora.targets)
+        parts = learner_bytes(self.size, self.update, trained=trained)
         if not self.on_gpu:
             parts["runtime"] = LEARNER_BYTES
         return Process(name="learner", count=self.spec.resources.learner_ranks, gpus=int(self.on_gpu), parts=parts)

@@ -56,7 +56,6 @@ class LearnerActor:
 
     def _load(self) -> None:
         self.learner = Learner(self.settings)
-        self.weights = Collected(self.learner)
 
     def renew(self, settings: LearnerSettings) -> None:
         """Everything afresh but the process and its way to the engines, as a new actor with these settings would be.
@@ -69,6 +68,7 @@ class LearnerActor:
         self.weights.learner = self.learner
 
     def connect(self, engines: Callable[[], EngineClient], transport: Transport, world_size: int) -> None:
+        self.weights = Collected(self.learner, transport)
         self.weights.collect()
         if self.rank == 0:
             self.sender = make_sender(self.weights, engines(), transport=transport, world_size=world_size)

@@ -20,9 +20,11 @@ from orchestrator.prompts import Contents, DatasetError
 from orchestrator.remote import RemoteAway, is_url
 from orchestrator.remote_data import TooLarge, fetch
 from orchestrator.spec import JobSpec
+from orchestrator.spec_errors import nearest
 from orchestrator.specs.data import FilesData
 from orchestrator.specs.reward_job import RewardJobSpec
 from policies.models import ModelError, check_directory, context_length
+from policies.sizes import linear_layers, size_of
 from rewards import registry
 
 MAX_FETCHED_BYTES = 64 << 20  # of a URL: what is larger, the driver checks
@@ -93,8 +95,21 @@ def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
                 )
             )
             return None
+        _lora(spec, path, problems)
         return path
     return None
+
+
+def _lora(spec: JobSpec, model: Path, problems: list[tuple[str, str]]) -> None:
+    """Targets that the policy has no layer for, as far as its files tell; all else is for the start of the job."""
+    if spec.policy.lora is None or spec.policy.lora.targets is None:
+        return
+    with contextlib.suppress(ModelError):
+        there = linear_layers(size_of(model))
+        for i, target in enumerate(spec.policy.lora.targets):
+            if there and target not in there:
+                said = f"no linear layer '{target}' in the policy's blocks{nearest(target, there)}"
+                problems.append((f"policy.lora.targets.{i}", f"{said}; there are {', '.join(there)}"))
 
 
 def _data(

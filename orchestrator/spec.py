@@ -26,6 +26,7 @@ from orchestrator.specs.estimators import EstimatorSpec, GdpoSpec
 from orchestrator.specs.gold import GoldSpec
 from orchestrator.specs.guardrails import GuardrailSpec
 from orchestrator.specs.objectives import ObjectiveSpec
+from orchestrator.specs.policy import PolicySpec
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.specs.sampling import SamplingSpec
 from orchestrator.specs.weightings import FixedSpec, LagrangianSpec, WeightingSpec
@@ -34,23 +35,6 @@ from rewards import registry
 
 KINDS = ("alignment", "reward_model")
 MAX_OBJECTIVES = 31  # the most that moocore approximates a hypervolume for
-
-
-class PolicySpec(Spec):
-    """The language model that is aligned."""
-
-    model: str = Field(
-        min_length=1,
-        description="`quickstart` (a tiny model that is trained on first use), a Hugging Face directory, or a hub id",
-    )
-    revision: str | None = Field(None, description="commit of a hub id; ignored for a directory")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="of the engines and of the learner's arithmetic; the learner keeps float32 weights"
-    )
-    max_model_len: int | None = Field(
-        None, ge=16, description="tokens of prompt and completion together; the model's own limit when absent"
-    )
-    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
 
 
 class RolloutSpec(Spec):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from policies.batching import Rows, minibatches, pad
 from policies.capture import Capture, Sink, UnsupportedLayerError
 from policies.gramian import (
     FullGradients,
-    Gradients,
     SketchedGradients,
     backward_passes,
     blocks,
@@ -28,9 +26,11 @@ from policies.gramian import (
     response,
     separable,
 )
+from policies.held import Held
 from policies.learner_settings import LearnerSettings as LearnerSettings  # its users know it by this module
 from policies.learner_settings import learning_rate
-from policies.learner_state import disk_errors, load_state, save_state
+from policies.learner_state import load_state, save_policy, save_state
+from policies.lora import adapter, attach, base_digest, base_parameters, merged, switched_off
 from policies.losses import k3
 from policies.meter import Meter
 from policies.models import load_model
@@ -38,25 +38,6 @@ from policies.rank_rows import rank_rows, token_shares
 from policies.ranks import Ranks, whole
 from policies.scorer import Scorer
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout
-
-
-@dataclass(kw_only=True)
-class _Held:
-    """What `gramian` leaves for `learn`: the first minibatch's gradients and figures."""
-
-    order: list[int]
-    first: list[int]
-    gradients: list[Gradients]  # K objectives, every parameter
-    penalty: Gradients | None = None  # of the KL penalty
-    scored: list[tuple[Rows, Tensor, Tensor, Tensor | None]] = field(default_factory=list)
-
-    def add(self, *, gradients: list[Gradients] | None = None, penalty: Gradients | None = None) -> None:
-        """Sums over microbatches."""
-        if gradients is not None:
-            pairs = zip(self.gradients, gradients, strict=True)
-            self.gradients = [_plus(old, new) for old, new in pairs] if self.gradients else gradients
-        if penalty is not None:
-            self.penalty = _plus(self.penalty, penalty)
 
 
 class Learner:
@@ -72,9 +53,13 @@ class Learner:
             torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         self.device = torch.device(settings.device)
-        # transformers wraps `to`, which hides its signature from the checker
         self.ranks = Ranks(self.device)
-        self.model: Any = load_model(settings.model, revision=settings.revision).to(settings.device)  # type: ignore[arg-type]  # a name
+        self.model: Any = self._load()
+        self.base_sha256: bytes | None = None  # of the frozen weights that an adapter belongs to
+        if settings.lora is not None:
+            attach(self.model, settings.lora)
+            self.base_sha256 = base_digest(self.model)
+        self.model.to(self.device)
         self.model.train()
         for module in self.model.modules():  # dropout would make the ratio differ from 1 on fresh rollouts
             if isinstance(module, torch.nn.Dropout):
@@ -84,14 +69,15 @@ class Learner:
         if settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.scorer = self._scorer(self.model)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.parameters = list(self.trained.values())
         self.reference = self._load_reference() if settings.kl_coef > 0 else None
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(settings))
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self._held: _Held | None = None
+        self._held: Held | None = None
         self._capture = self._instrument()
 
     def _instrument(self) -> Capture | None:
@@ -109,13 +95,20 @@ class Learner:
     def _scorer(self, model: Any) -> Scorer:
         """Sharded over the ranks."""
         settings = self.settings
-        scorer = Scorer(model, temperature=settings.temperature, chunk_logits=settings.chunk_logits)
+        with self._precision():  # it tries the model
+            scorer = Scorer(model, temperature=settings.temperature, chunk_logits=settings.chunk_logits)
         self.ranks.shard(scorer, blocks(model)[1], settings.dtype)
         return scorer
 
+    def _load(self) -> Any:
+        settings = self.settings
+        dtype = settings.dtype if settings.lora is not None else "float32"  # what is frozen has nothing to round away
+        return load_model(settings.model, revision=settings.revision, dtype=dtype)
+
     def _load_reference(self) -> Scorer:
-        reference: Any = load_model(self.settings.model, revision=self.settings.revision)
-        return self._scorer(reference.to(self.device).eval().requires_grad_(False))
+        if self.settings.lora is not None:
+            return self.scorer  # with the adapter switched off
+        return self._scorer(self._load().to(self.device).eval().requires_grad_(False))
 
     # ------------------------------------------------------------------ learn
 
@@ -134,7 +127,7 @@ class Learner:
 
     def _hold(self, rollouts: Sequence[Rollout], advantages_BK: Tensor, order: list[int]) -> Tensor:
         first = self._minibatches(order)[0]
-        held = _Held(order=order, first=first, gradients=[])
+        held = Held(order=order, first=first, gradients=[])
         sink = None if self._capture is None else FullGradients(self._capture.parameters, advantages_BK.shape[1])
         weights_BT = self._token_weights(rollouts, first)
         for rows in self._microbatches(rollouts, first):
@@ -148,14 +141,15 @@ class Learner:
         return inner_products(held.gradients)
 
     def _shared_backward(
-        self, rows: Rows, advantages_BK: Tensor, weights_bT: Tensor, sink: FullGradients, held: _Held
+        self, rows: Rows, advantages_BK: Tensor, weights_bT: Tensor, sink: FullGradients, held: Held
     ) -> None:
         """All objectives' gradients of a microbatch from one pass, made with advantage 1 everywhere."""
         assert self._capture is not None
         ratios_bK = advantages_BK[rows.index].to(self.device, torch.float32)
+        reference_bT = self._reference_logprobs(rows)
         with self._capture.recording(sink, ratios_bK, owner_rt=rows.owner_rt, weight_gradients=False):
             logprobs_bT, entropy_bT = self._logprobs(rows)
-            kl_bT, penalty = self._penalty(rows, logprobs_bT, weights_bT)
+            kl_bT, penalty = self._penalty(logprobs_bT, reference_bT, weights_bT)
             losses_bT = self._surrogate(rows, logprobs_bT, None, torch.ones(len(advantages_BK)))
             (losses_bT * weights_bT).sum().backward(retain_graph=penalty is not None)
             self.optimizer.zero_grad()
@@ -164,10 +158,11 @@ class Learner:
                     held.add(penalty=backward_passes([penalty], self.parameters)[0])
         held.scored.append((rows, logprobs_bT.detach(), entropy_bT, None if kl_bT is None else kl_bT.detach()))
 
-    def _repeated_backward(self, rows: Rows, advantages_BK: Tensor, weights_bT: Tensor, held: _Held) -> None:
+    def _repeated_backward(self, rows: Rows, advantages_BK: Tensor, weights_bT: Tensor, held: Held) -> None:
         """The same from one forward and K backward passes, for models with layers that can't be captured."""
+        reference_bT = self._reference_logprobs(rows)
         logprobs_bT, entropy_bT = self._logprobs(rows)
-        kl_bT, penalty = self._penalty(rows, logprobs_bT, weights_bT)
+        kl_bT, penalty = self._penalty(logprobs_bT, reference_bT, weights_bT)
         losses = [
             (self._surrogate(rows, logprobs_bT, None, advantages_B) * weights_bT).sum()
             for advantages_B in advantages_BK.T
@@ -176,11 +171,13 @@ class Learner:
         held.add(gradients=found[: len(losses)], penalty=None if penalty is None else found[-1])
         held.scored.append((rows, logprobs_bT.detach(), entropy_bT, None if kl_bT is None else kl_bT.detach()))
 
-    def _penalty(self, rows: Rows, logprobs_bT: Tensor, weights_bT: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _penalty(
+        self, logprobs_bT: Tensor, reference_bT: Tensor | None, weights_bT: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
         """(k3 estimate per token, its part of the loss); None twice without a reference."""
-        if self.reference is None:
+        if reference_bT is None:
             return None, None
-        kl_bT = k3(logprobs_bT, self._reference_logprobs(rows))
+        kl_bT = k3(logprobs_bT, reference_bT)
         return kl_bT, (self.settings.kl_coef * kl_bT * weights_bT).sum()
 
     def learn(
@@ -260,11 +257,11 @@ class Learner:
         scores: dict[int, Tensor] = {}
         for rows in self._microbatches(rollouts, mini):
             old_bT = None if old is None else pad([old[i] for i in rows.index], rows.mask_bT.shape[1]).to(self.device)
-            weights_bT = weights_BT(rows)
+            weights_bT, reference_bT = weights_BT(rows), self._reference_logprobs(rows)
             with self._recording(sink, ratios_BK, rows):
                 logprobs_bT, entropy_bT = self._logprobs(rows)
                 loss = (self._surrogate(rows, logprobs_bT, old_bT, advantages_B) * weights_bT).sum()
-                kl_bT, penalty = self._penalty(rows, logprobs_bT, weights_bT)
+                kl_bT, penalty = self._penalty(logprobs_bT, reference_bT, weights_bT)
                 if sink is not None and penalty is not None and self._capture is not None:
                     loss.backward(retain_graph=True)
                     with self._capture.muted():  # the penalty is not linear in the advantages
@@ -314,7 +311,7 @@ class Learner:
     def _combine(
         self,
         rollouts: Sequence[Rollout],
-        held: _Held,
+        held: Held,
         weights_K: Tensor,
         advantages_B: Tensor,
         meter: Meter,
@@ -361,8 +358,12 @@ class Learner:
             found: tuple[Tensor, Tensor] = (scorer or self.scorer)(rows)
         return found
 
-    def _reference_logprobs(self, rows: Rows) -> Tensor:
-        with torch.no_grad():
+    def _reference_logprobs(self, rows: Rows) -> Tensor | None:
+        """None without a reference. Asked for before the policy's own, whose graph a switched adapter would disturb."""
+        if self.reference is None:
+            return None
+        base = switched_off(self.model) if self.reference is self.scorer else contextlib.nullcontext()
+        with torch.no_grad(), base:
             return self._logprobs(rows, self.reference)[0]
 
     @torch.no_grad()
@@ -403,34 +404,32 @@ class Learner:
     # ------------------------------------------------------------------ state
 
     def weights(self) -> dict[str, Tensor]:
-        """What an engine loads: the Hugging Face names, in the policy's dtype, tied tensors once.
+        """What an engine loads: the Hugging Face names, in the policy's dtype, tied tensors once, adapters merged.
 
         Of several ranks all must ask, and the first is given them; the others keep none.
         """
-        dtype = getattr(torch, self.settings.dtype)
         found: dict[str, Tensor] = {}
-        for name, parameter in self.model.named_parameters():
-            tensor = whole(parameter.detach())
+        for name, parameter in base_parameters(self.model):
+            tensor = whole(parameter)
             if self.ranks.first:
-                found[name] = tensor.to(dtype).contiguous()
+                found[name] = tensor.to(self._dtype).contiguous()
+        return dict(merged(found.items(), self.adapter()))
+
+    def adapter(self) -> dict[str, Tensor]:
+        """What policies.lora.merged adds to the base, in the policy's dtype; asked for and given as `weights`."""
+        if self.settings.lora is None:
+            return {}
+        found = adapter(self.model, dtype=self._dtype, gather=whole)
+        return found if self.ranks.first else {}
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        found: torch.dtype = getattr(torch, self.settings.dtype)
         return found
 
     def save_policy(self, directory: Path) -> None:
         """A plain Hugging Face directory without the tokenizer, which the first rank writes."""
-        dtype = getattr(torch, self.settings.dtype)
-        tied = self.model.all_tied_weights_keys  # converted copies would no longer be seen as one tensor
-        tensors = self.model.state_dict().items()
-        state: dict[str, Tensor] = {}
-        for name, tensor in tensors:
-            gathered = whole(tensor)
-            if self.ranks.first and name not in tied:
-                state[name] = gathered.to(dtype)
-        if not self.ranks.first:
-            return
-        with disk_errors():
-            self.model.save_pretrained(directory, state_dict=state)
-        self.model.config.dtype = self.settings.dtype  # save_pretrained writes that of the float32 weights
-        self.model.config.save_pretrained(directory)
+        save_policy(self, directory)
 
     def save_state(self, directory: Path) -> None:
         save_state(self, directory)
@@ -438,10 +437,3 @@ class Learner:
     def load_state(self, directory: Path) -> None:
         load_state(self, directory)
         self._held = None
-
-
-def _plus(total: Gradients | None, part: Gradients) -> Gradients:
-    if total is None:
-        return part
-    torch._foreach_add_(total, part)
-    return total

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from policies.gramian import Mode
+from policies.lora import Lora
 from policies.losses import Aggregation, ClippedSurrogate
 from policies.memory import CHUNK_LOGITS
 
@@ -39,6 +40,7 @@ class LearnerSettings:
     max_tokens: int = 1024
     kl_coef: float = 0.0
     gradient_checkpointing: bool = False
+    lora: Lora | None = None  # None: every parameter learns
     gramian: Mode | None = "exact"  # None: nobody asks for the objectives' gradients
     sketch_width: int = 16
 

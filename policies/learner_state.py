@@ -21,21 +21,53 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from policies.ranks import like
+from policies.lora import merged, plain_name, save_adapter
+from policies.ranks import like, whole
 
 if TYPE_CHECKING:
     from policies.learner import Learner
 
 FILE = "learner.safetensors"
 PARTS = "learner"  # a directory of torch.distributed.checkpoint
+BASE = "base.sha256"
+ADAPTER = "adapter"  # a directory beside the policy's
+
+
+def save_policy(learner: Learner, directory: Path) -> None:
+    """A plain Hugging Face directory without the tokenizer, adapters merged; and an adapter alone beside it."""
+    settings, ranks, adapter = learner.settings, learner.ranks, learner.adapter()
+    dtype = getattr(torch, settings.dtype)
+    tied = learner.model.all_tied_weights_keys  # converted copies would no longer be seen as one tensor
+    state: dict[str, Tensor] = {}
+    for name, tensor in learner.model.state_dict().items():
+        plain = plain_name(name)
+        if plain is None:
+            continue
+        gathered = whole(tensor)
+        if ranks.first and plain not in tied:
+            state[plain] = gathered.to(dtype)
+    if not ranks.first:
+        return
+    with disk_errors():
+        learner.model.save_pretrained(directory, state_dict=dict(merged(state.items(), adapter)))
+        if settings.lora is not None and learner.base_sha256 is not None:
+            beside = directory.with_name(ADAPTER)
+            save_adapter(adapter, settings.lora, beside, base=settings.model, digest=learner.base_sha256)
+    learner.model.config.dtype = settings.dtype  # save_pretrained writes that of the float32 weights
+    learner.model.config.save_pretrained(directory)
 
 
 def save_state(learner: Learner, directory: Path) -> None:
-    """What the next update depends on: float32 weights, optimiser, schedule, random states."""
-    tensors = {f"weights.{name}": p.detach() for name, p in learner.model.named_parameters()}
+    """What the next update depends on: float32 weights, optimiser, schedule, random states.
+
+    Of an adapter its own alone, with the sum of the base that it belongs to.
+    """
+    tensors = {f"weights.{name}": p.detach() for name, p in learner.trained.items()}
     for i, parameter in enumerate(learner.parameters):
         for key, value in learner.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{i}.{key}"] = torch.as_tensor(value).detach()
+    if learner.base_sha256 is not None:
+        tensors[BASE] = torch.tensor(list(learner.base_sha256), dtype=torch.uint8)
     tensors["schedule.updates"] = torch.tensor(learner.scheduler.last_epoch)
     tensors["random.torch"] = torch.get_rng_state()
     tensors["random.order"] = learner.generator.get_state()
@@ -49,8 +81,13 @@ def save_state(learner: Learner, directory: Path) -> None:
 def load_state(learner: Learner, directory: Path) -> None:
     """Continue exactly where `save_state` was. Raises KeyError where it is of another model."""
     tensors = _read(learner, directory)
+    base = bytes(tensors[BASE].tolist()) if BASE in tensors else None
+    if base != learner.base_sha256:
+        raise KeyError(
+            f"{directory} holds an adapter of other base weights; start from the base that it was trained on"
+        )
     with torch.no_grad():
-        for name, parameter in learner.model.named_parameters():
+        for name, parameter in learner.trained.items():
             parameter.copy_(tensors[f"weights.{name}"])
     learner.optimizer.state.clear()  # a state saved before the first update has no moments
     for i, parameter in enumerate(learner.parameters):
@@ -90,7 +127,7 @@ def _read(learner: Learner, directory: Path) -> dict[str, Tensor]:
 
 def _targets(learner: Learner, directory: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """The tensor that each stored one belongs to or is shaped like; steps, schedule and random states have none."""
-    targets = {f"weights.{name}": p.detach() for name, p in learner.model.named_parameters()}
+    targets = {f"weights.{name}": p.detach() for name, p in learner.trained.items()}
     if targets.keys() != {name for name in names if name.startswith("weights.")}:
         raise KeyError(f"{directory} holds the state of another model")
     for i, parameter in enumerate(learner.parameters):

@@ -15,6 +15,9 @@ or with gradient checkpointing 4 H, and the whole of one layer at a time. The lo
 token of a chunk of the head (policies/scorer.py), and 4 H V with more than one; V the vocabulary. In bfloat16 a copy of
 the weights, 2 N.
 
+With an adapter (policies/lora.py) of n parameters the base is kept once, a N, and is its own reference; all else is
+n's, and norms, which do not learn, keep half.
+
 Ranks share N evenly, and each has a microbatch of its own. While it updates, a rank has whole what is in no block
 (embedding, head), and two blocks, the second while it is fetched.
 
@@ -62,27 +65,29 @@ def cached_token_bytes(dimensions: Dimensions, number_bytes: int) -> int:
     return 2 * dimensions.layers * dimensions.key_value * number_bytes
 
 
-def learner_bytes(size: ModelSize, update: Update) -> dict[str, int]:
+def learner_bytes(size: ModelSize, update: Update, *, trained: ModelSize | None = None) -> dict[str, int]:
     """By part. `working` is what an update, or writing a checkpoint, takes beside the others at its peak.
 
-    Without dimensions it is what is known of it, which is too little.
+    Without dimensions it is what is known of it, which is too little. `trained`: of an adapter, where that learns.
     """
-    whole = -(-4 * size.parameters // update.ranks)
+    frozen = 0 if trained is None else -(-update.number_bytes * size.parameters // update.ranks)
+    learns = trained or size
+    whole = -(-4 * learns.parameters // update.ranks)
     held = {
-        "weights": whole,
+        "weights": frozen + whole,
         "moments": 2 * whole,
         "gradients": whole,
-        "reference": whole if update.penalty else 0,
-        "objective_gradients": _objective_bytes(size, update),
+        "reference": whole if update.penalty and trained is None else 0,
+        "objective_gradients": _objective_bytes(learns, update),
     }
-    passes = update_bytes(size.dimensions, update) if size.dimensions else 0
+    passes = update_bytes(size.dimensions, update, whole=trained is None) if size.dimensions else 0
     if update.ranks > 1:
         blocks = (size.dimensions.layers if size.dimensions else 0) * size.last_block
         passes += update.number_bytes * (size.parameters - blocks + 2 * size.last_block)
     elif update.number_bytes == 2:
-        passes += 2 * size.parameters  # autocast's copies
+        passes += 2 * learns.parameters  # autocast's copies
     if update.gramian == "exact":  # the update's own gradients are summed from the objectives' afterwards
-        inner_products = 4 * update.objectives * size.largest  # a parameter at a time
+        inner_products = 4 * update.objectives * learns.largest  # a parameter at a time
         passes = max(passes, inner_products) - whole
     # AdamW on a GPU goes through all parameters at once. On a CPU, a checkpoint copies the moments when no gradients
     # are left; a GPU's go to the machine's memory.
@@ -95,17 +100,18 @@ def _objective_bytes(size: ModelSize, update: Update) -> int:
     return -(-4 * compared // update.ranks) * (update.objectives + (update.penalty and update.gramian == "exact"))
 
 
-def update_bytes(dimensions: Dimensions, update: Update) -> int:
-    """Activations and logits of the largest microbatch, at the pass's peak."""
+def update_bytes(dimensions: Dimensions, update: Update, *, whole: bool = True) -> int:
+    """Activations and logits of the largest microbatch, at the pass's peak. Not `whole`: an adapter alone learns."""
     d, a, tokens = dimensions, update.number_bytes, update.tokens
+    norm = 8 if whole else 4
     inputs = 8 * d.hidden if a == 4 else 10 * d.hidden
-    layer = 16 * d.hidden + inputs + 4 * a * (d.query + d.intermediate) + a * update.row
+    layer = 2 * norm * d.hidden + inputs + 4 * a * (d.query + d.intermediate) + a * update.row
     if d.normed_heads:
         layer += (4 + a) * (d.query + d.key_value)
     chunk = min(tokens, max(update.chunk_logits // d.vocabulary, math.ceil(tokens / MAX_CHUNKS)))
-    head = tokens * (8 + a) * d.hidden + chunk * 20 * d.vocabulary
+    head = tokens * (norm + a) * d.hidden + chunk * 20 * d.vocabulary
     if chunk < tokens:  # a chunk's part of the head's gradient, and the hidden states' collected from all chunks
-        head += 4 * d.hidden * (d.vocabulary + tokens)
+        head += 4 * d.hidden * (tokens + (d.vocabulary if whole else 0))
     if not update.recompute:
         return tokens * d.layers * layer + head
     return tokens * d.layers * 4 * d.hidden + max(tokens * layer, head)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,9 +60,10 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedToke
     return tokenizer
 
 
-def load_model(model: str, *, revision: str | None = None) -> PreTrainedModel:
-    """The policy in float32, from safetensors, without its directory's code. Raises ModelError."""
-    import torch
+def load_model(
+    model: str, *, revision: str | None = None, dtype: Literal["float32", "bfloat16"] = "float32"
+) -> PreTrainedModel:
+    """The policy, from safetensors, without its directory's code. Raises ModelError."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -72,7 +73,7 @@ def load_model(model: str, *, revision: str | None = None) -> PreTrainedModel:
         answer: Any = AutoModelForCausalLM.from_pretrained(
             model,
             revision=revision,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,

@@ -6,17 +6,23 @@ packs again around it; weights arrive as a safetensors file in shared memory.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader import get_model_loader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from policies.lora import is_adapter, merged
 
 
 @dataclass
@@ -26,7 +32,7 @@ class SharedMemoryInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """One file with every parameter, by its Hugging Face name."""
+    """One file with every parameter, by its Hugging Face name; or an adapter alone (policies/lora.py)."""
 
     path: str
 
@@ -49,7 +55,16 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        self.model.load_weights(iter(load_file(update_info.path).items()))
+        arrived = load_file(update_info.path)
+        weights = merged(self._base(), arrived) if is_adapter(arrived) else iter(arrived.items())
+        self.model.load_weights(weights)
+
+    def _base(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights that the engine started with, from their files again: beside the packed ones it keeps none."""
+        loader = get_model_loader(self.vllm_config.load_config)
+        assert isinstance(loader, DefaultModelLoader), "load_format is safetensors"
+        for name, tensor in loader.get_all_weights(self.model_config, self.model):
+            yield name, tensor.to(self.model_config.dtype)
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)

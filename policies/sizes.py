@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,35 @@ def quickstart_size() -> ModelSize:
         normed_heads=True,
     )
     block: dict[str, tuple[int, ...]] = {f"{name}_proj": (width, width) for name in "qkvo"}
-    block |= {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
+    block |= {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
     block |= {"before": (width,), "after": (width,)}
     block |= dict.fromkeys(("q_norm", "k_norm"), (width // recipe.heads,))
     shapes: dict[str, tuple[int, ...]] = {"embed_tokens": (words, width), "norm": (width,)}
     shapes |= {f"layers.{layer}.{name}": shape for layer in range(recipe.layers) for name, shape in block.items()}
     return ModelSize(shapes=shapes, dimensions=dimensions, context=MAX_POSITIONS)
+
+
+def linear_layers(size: ModelSize) -> list[str]:
+    """Those of the transformer blocks, by the last part of their names; each once."""
+    return sorted({_last(name) for name in _matrices(size)})
+
+
+def adapter_size(size: ModelSize, *, rank: int, targets: Sequence[str] | None = None) -> ModelSize:
+    """Of what learns in an adapter (policies/lora.py): A and B of each target, or of every linear layer."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (outputs, inputs) in _matrices(size).items():
+        if targets is None or _last(name) in targets:
+            shapes |= {f"{name}.lora_A": (rank, inputs), f"{name}.lora_B": (outputs, rank)}
+    return replace(size, shapes=shapes)
+
+
+def _matrices(size: ModelSize) -> dict[str, tuple[int, int]]:
+    found = {name.removesuffix(".weight"): shape for name, shape in size.shapes.items() if "layers." in name}
+    return {name: (shape[0], shape[1]) for name, shape in found.items() if len(shape) == 2}
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _dimensions(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Dimensions:

@@ -45,20 +45,22 @@ class WeightSource(Protocol):
 class Collected:
     """A learner's weights, collected from all its ranks at a moment of their own: senders may ask for them twice.
 
-    A rank alone keeps none, and gives them as they are.
+    A rank alone keeps none, and gives them as they are. Of an adapter, its own alone where the transport takes that.
     """
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: Learner, transport: Transport) -> None:
         self.learner = learner
         self._kept: dict[str, Tensor] = {}
+        alone = learner.settings.lora is not None and transport == "shared_memory"
+        self._ask = learner.adapter if alone else learner.weights
 
     def collect(self) -> None:
         """On every rank; the first has them afterwards, until the next time."""
         if self.learner.ranks.size > 1:
-            self._kept = self.learner.weights()
+            self._kept = self._ask()
 
     def weights(self) -> dict[str, Tensor]:
-        return self._kept or self.learner.weights()
+        return self._kept or self._ask()
 
 
 class WeightSender(Protocol):
@@ -70,7 +72,7 @@ class WeightSender(Protocol):
 
 
 class SharedMemorySender:
-    """A safetensors file in shared memory, read by every engine on this machine."""
+    """A safetensors file in shared memory, read by every engine on this machine: the policy, or an adapter alone."""
 
     def __init__(self, learner: WeightSource, client: EngineClient) -> None:
         self.learner = learner

@@ -1,11 +1,11 @@
 """The learner's memory and speed: chunks of the head, packed rows, ranks.
 
-    python -m tests.benchmarks.learner [logprobs] [packing] [ranks]
+    python -m tests.benchmarks.learner [logprobs] [packing] [ranks] [lora]
 
 logprobs: the memory of a head over 150,000 words, its gradient included, in chunks and at once, and the time of both in
 a pass through a policy of half a billion parameters, of which the head is a quarter. packing: an update on rollouts of
 the quickstart's lengths, with and without rows of several. ranks: 20 steps of two ranks and of one, and how far their
-losses are apart. The last line is JSON.
+losses are apart. lora: what a sync hands to an engine of an adapter, and of the whole policy. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -213,7 +213,69 @@ def measure_ranks() -> Figures:
     return {"steps": len(alone), "fsdp_max_diff": apart, "loss_range": [min(alone), max(alone)]}
 
 
-SECTIONS = {"logprobs": measure_logprobs, "packing": measure_packing, "ranks": measure_ranks}
+class _Measured:
+    """An engine that takes an update, and remembers what it was handed."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+    def start_weight_update(self) -> None: ...
+    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self.bytes = Path(update_info["path"]).stat().st_size
+
+
+def measure_lora() -> Figures:
+    """Bytes that a sync hands to an engine on this machine: the adapter alone, beside the whole policy.
+
+    Of the quickstart policy as files; reckoned for one with the dimensions of Qwen2.5-0.5B, where rank weighs less.
+    """
+    import torch
+
+    from policies.learner import Learner, LearnerSettings
+    from policies.lora import Lora
+    from policies.sizes import adapter_size, size_of
+    from policies.weight_sync import Collected, SharedMemorySender
+
+    sent: dict[int, int] = {}
+    state: dict[int, int] = {}
+    with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
+        policy = quickstart_sized_policy(Path(folder, "policy"))
+        for rank in (0, 4, 16):
+            lora = Lora(rank=rank, alpha=2.0 * rank) if rank else None
+            learner, engine = Learner(LearnerSettings(model=policy, gramian=None, lora=lora)), _Measured()
+            learner.learn(quickstart_rollouts(8), torch.linspace(-1, 1, 8))
+            SharedMemorySender(Collected(learner, "shared_memory"), engine).send(1)
+            sent[rank] = engine.bytes
+            kept = Path(folder, f"state-{rank}")
+            kept.mkdir()
+            learner.save_state(kept)
+            state[rank] = sum(file.stat().st_size for file in kept.iterdir())
+        size = size_of(Path(policy))
+    larger = larger_size()
+    return {
+        "bytes_sent": sent,
+        "lora_bytes_ratio": round(sent[4] / sent[0], 4),
+        "lora_bytes_ratio_rank_16": round(sent[16] / sent[0], 4),
+        "learner_state_ratio": round(state[4] / state[0], 4),
+        "reckoned_ratio": round(adapter_size(size, rank=4).parameters / size.parameters, 4),
+        "reckoned_ratio_0.5B_rank_16": round(adapter_size(larger, rank=16).parameters / larger.parameters, 4),
+    }
+
+
+def larger_size() -> Any:
+    """Of a policy as Qwen2.5-0.5B, by its published dimensions."""
+    from policies.sizes import ModelSize
+
+    width, cached, inner = HIDDEN, 128, INTERMEDIATE
+    block = {"q_proj": (width, width), "k_proj": (cached, width), "v_proj": (cached, width), "o_proj": (width, width)}
+    block |= {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
+    shapes = {f"layers.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in block.items()}
+    return ModelSize(shapes=shapes | {"embed_tokens": (VOCABULARY, width)}, dimensions=None)
+
+
+SECTIONS = {"logprobs": measure_logprobs, "packing": measure_packing, "ranks": measure_ranks, "lora": measure_lora}
 
 
 def main() -> None:

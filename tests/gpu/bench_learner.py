@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from policies.learner import Learner, LearnerSettings
+from policies.lora import Lora
 from policies.types import ObjectiveAdvantages, Rollout
 
 K = 3
@@ -44,6 +45,7 @@ class Size:
     rollouts: int = 16
 
 
+LORA = Lora(rank=16, alpha=32)
 SIZES = {
     "0.5B": Size(hidden=896, intermediate=4864, layers=24, heads=14, cached=2),
     "1.5B": Size(hidden=1536, intermediate=8960, layers=28, heads=12, cached=2),
@@ -95,7 +97,9 @@ def timed(run: Callable[[], object], device: str, rounds: int) -> float:
     return median(seconds[1:])
 
 
-def measure_mode(policy: str, batch: list[Rollout], mode: Any, device: str, rounds: int) -> Figures:
+def measure_mode(
+    policy: str, batch: list[Rollout], mode: Any, device: str, rounds: int, lora: Lora | None = None
+) -> Figures:
     """Of an update with the objectives' gradients compared in this way, or not at all."""
     tokens = len(batch[0].prompt_tokens) + len(batch[0].tokens)
     if device == "cuda":
@@ -103,7 +107,7 @@ def measure_mode(policy: str, batch: list[Rollout], mode: Any, device: str, roun
         torch.cuda.reset_peak_memory_stats()
     settings = LearnerSettings(
         model=policy, device=device, dtype="bfloat16", lr=1e-6, gramian=mode, gradient_checkpointing=True,
-        tokens_per_microbatch=4 * tokens,
+        tokens_per_microbatch=4 * tokens, lora=lora,
     )  # fmt: skip
     learner = Learner(settings)
     advantages_BK = torch.randn(len(batch), K, generator=torch.Generator().manual_seed(1))
@@ -123,21 +127,29 @@ def measure_mode(policy: str, batch: list[Rollout], mode: Any, device: str, roun
 
 
 def measure(size: Size, device: str, rounds: int = 3) -> Figures:
-    """Of one size, by mode; `mfu` counts 6 operations a parameter and token, not what is computed twice."""
+    """Of one size, by mode, and of a plain update with an adapter.
+
+    `mfu` counts 6 operations a parameter and token, 4 where the parameters get no gradient; not what is computed twice.
+    """
     batch = make_rollouts(size)
     found: Figures = {"rollouts": size.rollouts, "tokens": size.tokens}
-    name = torch.cuda.get_device_name() if device == "cuda" else ""
-    peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+    card = torch.cuda.get_device_name() if device == "cuda" else ""
+    peak = next((flops for part, flops in PEAK_FLOPS.items() if part in card), None)
     with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
         found["parameters"] = write_policy(size, Path(folder))
-        for mode in (None, "exact", "sketch", "last_block", "step_response"):
+        for name in ("plain", "lora", "exact", "sketch", "last_block", "step_response"):
+            mode = None if name in ("plain", "lora") else name
             figures: Figures = {"fits": False}
             with contextlib.suppress(torch.OutOfMemoryError):
-                figures = measure_mode(folder, batch, mode, device, rounds)
+                figures = measure_mode(folder, batch, mode, device, rounds, LORA if name == "lora" else None)
                 plain = found.get("plain", figures)
                 figures["times_plain"] = figures["update_s"] / plain["update_s"] if "update_s" in plain else None
-                figures["mfu"] = 6 * found["parameters"] * figures["tokens_per_s"] / peak if peak else None
-            found[mode or "plain"] = figures
+                figures["mfu"] = (
+                    (4 if name == "lora" else 6) * found["parameters"] * figures["tokens_per_s"] / peak
+                    if peak
+                    else None
+                )
+            found[name] = figures
     return found
 
 

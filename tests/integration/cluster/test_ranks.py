@@ -5,7 +5,6 @@ import datetime
 import functools
 import os
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,18 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from policies.learner import Learner, LearnerSettings
+from policies.lora import Lora
 from policies.types import ObjectiveAdvantages, Rollout
 from tests.support import make_policy
 
 RANKS, ROLLOUTS, OBJECTIVES, STEPS = 2, 10, 3, 4
 WEIGHTS_K = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-MODES = ("exact", "sketch", "last_block", "step_response")
 VARIANTS = {
     "exact": {"kl_coef": 0.1, "minibatches": 2},
     "sketch": {"packing": True},
     "last_block": {"gradient_checkpointing": True, "chunk_logits": 300},
     "step_response": {"tokens_per_microbatch": 24},
+    "adapter": {"gramian": "exact", "kl_coef": 0.1, "minibatches": 2, "lora": Lora(rank=4, alpha=8)},
 }
 
 
@@ -60,14 +60,13 @@ def step(learner: Learner, seed: int) -> dict[str, object]:
 
 
 def make_learner(policy: str, mode: str) -> Learner:
-    settings = LearnerSettings(model=policy, threads=1, lr=3e-3, gramian=mode)
-    return Learner(replace(settings, **VARIANTS[mode]))
+    return Learner(LearnerSettings(model=policy, threads=1, lr=3e-3, **{"gramian": mode, **VARIANTS[mode]}))
 
 
 def story(policy: str, folder: Path) -> dict[str, object]:
     """Steps in every mode; then, exactly resumed in the middle, the last of them once more; and a batch of one."""
     told: dict[str, object] = {}
-    for mode in MODES:
+    for mode in VARIANTS:
         learner = make_learner(policy, mode)
         told[mode] = [step(learner, seed) for seed in range(STEPS)]
         told[f"{mode} weights"] = {name: tensor.clone() for name, tensor in learner.weights().items()}
@@ -78,12 +77,17 @@ def story(policy: str, folder: Path) -> dict[str, object]:
             learner.save_policy(folder / "policy")
             told["after"] = step(learner, STEPS)
             told["resumed"] = after(policy, folder)
+        if mode == "adapter":
+            (folder / mode).mkdir(exist_ok=True)  # every rank does
+            learner.save_state(folder / mode)
+            told["adapter after"] = step(learner, STEPS)
+            told["adapter resumed"] = after(policy, folder / mode, mode)
     told["one rollout"] = make_learner(policy, "sketch").learn(batch(0)[:1], torch.ones(1)).loss
     return told
 
 
-def after(policy: str, folder: Path) -> dict[str, object]:
-    learner = make_learner(policy, "exact")
+def after(policy: str, folder: Path, mode: str = "exact") -> dict[str, object]:
+    learner = make_learner(policy, mode)
     learner.load_state(folder)
     return step(learner, STEPS)
 
@@ -95,6 +99,7 @@ def rank_main(rank: int, policy: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=RANKS, timeout=patience)
     told = story(policy, Path(folder) / "ranks")
     told["of one"] = after(policy, Path(folder) / "alone")
+    told["adapter of one"] = after(policy, Path(folder) / "alone" / "adapter", "adapter")
     torch.save(told, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -128,7 +133,7 @@ def close(found, expected, tolerance=1e-4):
         assert float((one - other).abs().max()) <= tolerance * scale, name
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", VARIANTS)
 def test_ranks_report_what_one_does(ranks, alone, mode):
     for told in ranks:
         for found, expected in zip(told[mode], alone[mode], strict=True):
@@ -136,7 +141,7 @@ def test_ranks_report_what_one_does(ranks, alone, mode):
     assert alone[mode][0]["measured"] is not None
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", VARIANTS)
 def test_ranks_have_the_weights_that_one_has(ranks, alone, mode):
     expected = alone[f"{mode} weights"]
     found = ranks[0][f"{mode} weights"]
@@ -162,6 +167,7 @@ def test_the_exported_policy_is_whole(ranks, folder):
 def test_a_checkpoint_is_resumed_exactly_by_as_many(ranks, alone):
     for told in (*ranks, alone):
         assert told["resumed"] == told["after"]
+        assert told["adapter resumed"] == told["adapter after"]
 
 
 def test_a_checkpoint_is_resumed_by_another_number_of_ranks(ranks, alone, policy, folder):
@@ -170,6 +176,7 @@ def test_a_checkpoint_is_resumed_by_another_number_of_ranks(ranks, alone, policy
     close(after(policy, folder / "ranks"), ranks[0]["after"])
     for told in ranks:
         close(told["of one"], alone["after"])
+        close(told["adapter of one"], alone["adapter after"])
 
 
 def test_a_rank_without_a_rollout_keeps_in_step(ranks, alone):

@@ -286,6 +286,22 @@ def test_a_learner_that_no_setting_shrinks_says_what_it_needs() -> None:
     assert 16 * QWEN.parameters / GIB < needed < 40
 
 
+def test_an_adapter_keeps_its_base_once_and_learns_little() -> None:
+    """Rank 16 on all seven layers of a block: r (m + n) parameters each, by hand."""
+    job = {"loss": {"kl_coef": 0.1}, "weighting": {"name": "gradient"}}
+    lora = {"policy": {"lora": {"targets": list(BLOCK)[:7]}}}
+    small = 28 * 16 * sum(sum(BLOCK[name]) for name in list(BLOCK)[:7])
+    found = process(only(spec(**job, **lora)), "learner")["parts"]
+    assert found["weights"] == 2 * QWEN.parameters + 4 * small
+    assert (found["moments"], found["gradients"]) == (8 * small, 4 * small)
+    assert "reference" not in found
+    assert found["objective_gradients"] == 3 * 4 * small  # two objectives and the penalty
+    whole = process(only(spec(**job)), "learner")
+    assert sum(found.values()) < whole["bytes"] / 3
+    every = only(spec(**job, policy={"lora": {}}))
+    assert process(every, "learner")["parts"] == found
+
+
 def test_ranks_share_what_a_learner_keeps_and_each_has_its_gpu() -> None:
     job = {"weighting": {"name": "gradient"}}
     one, four = (only(spec(**job, resources={"learner_ranks": n}), gpu_gib=32) for n in (1, 4))

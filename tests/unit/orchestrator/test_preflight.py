@@ -18,6 +18,7 @@ from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.specs.data import Columns
 from rewards import registry
 from tests.judge_server import write_profiles
+from tests.support import make_policy
 
 CONTEXT = 20
 
@@ -206,6 +207,19 @@ def test_a_reward_without_its_ground_truth(model: Path, data: dict[str, Any]) ->
     field, message = problem(make_spec(model, {**data, "columns": {"answer": None}}))
     assert field == "objectives.1.reward.name"
     assert "data.columns.answer is null" in message
+
+
+def test_targets_that_the_policy_does_not_have(data: dict[str, Any], tmp_path: Path) -> None:
+    policy = make_policy(tmp_path / "policy")
+
+    def found(*targets: str) -> list[tuple[str, str]]:
+        lora = {"targets": list(targets)}
+        return preflight(make_spec(policy, data, policy={"model": str(policy), "lora": lora}))
+
+    assert found("q_proj", "down_proj") == []
+    ((field, message),) = found("q_proj", "v_prj")
+    assert field == "policy.lora.targets.1"
+    assert message.startswith("no linear layer 'v_prj' in the policy's blocks, did you mean 'v_proj'?; there are down_")
 
 
 def test_rewards_that_need_an_answer_exist() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from tests.gpu.bench_learner import SIZES, measure
 
-MODES = ("plain", "exact", "sketch", "last_block", "step_response")
+MODES = ("plain", "lora", "exact", "sketch", "last_block", "step_response")
 
 
 def test_every_mode_has_its_figures():

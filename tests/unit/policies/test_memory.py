@@ -12,12 +12,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from policies.learner import Learner, LearnerSettings
+from policies.lora import Lora
 from policies.memory import Update, cached_token_bytes, engine_weights_bytes, learner_bytes
-from policies.sizes import Dimensions, ModelSize, size_of
+from policies.sizes import Dimensions, ModelSize, adapter_size, size_of
 from policies.types import ObjectiveAdvantages, Rollout
 
 ROWS, PROMPT, COMPLETION = 6, 2, 94
 K = 3
+LORA = Lora(rank=8, alpha=16)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,9 @@ CASES: dict[str, dict[str, Any]] = {
     "last block": {"gramian": "last_block"},
     "sketch": {"gramian": "sketch"},
     "a head in chunks": {"chunk_logits": 16 * ROWS * 600},
+    "adapter": {"lora": LORA},
+    "adapter in bfloat16": {"lora": LORA, "dtype": "bfloat16"},
+    "adapter, exact with a penalty": {"lora": LORA, "gramian": "exact", "kl_coef": 0.1},
 }
 
 
@@ -108,10 +113,13 @@ def test_an_update_allocates_what_was_reckoned(case: str, policies: dict[str, Pa
             gramian=settings["gramian"],
             chunk_logits=settings.get("chunk_logits", 2**24),
         ),
+        trained=adapter_size(size_of(policy), rank=LORA.rank) if "lora" in settings else None,
     )
     held = reckoned["weights"] + reckoned["moments"] + reckoned["reference"]
     # Sketches, and what a layer's own backward pass takes where the others' activations are not there, go uncounted.
-    tolerance = 0.03 if case in ("recompute", "sketch") else 0.005
+    # With an adapter, the first block's input has no gradient, and in bfloat16 nothing is in float32 between blocks.
+    tolerances = {"recompute": 0.03, "sketch": 0.03, "adapter in bfloat16": 0.12}
+    tolerance = tolerances.get(case, 0.01 if "lora" in settings else 0.005)
     assert allocated(update) == pytest.approx(sum(reckoned.values()) - held, rel=tolerance)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from policies.lora import Lora, attach, layers
 from policies.models import ModelError, load_model
 from policies.quickstart import Recipe, _make_model, _make_tokenizer
-from policies.sizes import Dimensions, quickstart_size, size_of
+from policies.sizes import Dimensions, adapter_size, linear_layers, quickstart_size, size_of
 from tests.support import make_policy
 
 MADE = [("llama", True), ("llama", False), ("qwen3", True), ("qwen3", False)]
@@ -56,6 +57,24 @@ def test_the_quickstart_policy_is_known_before_it_is_made() -> None:
     assert size.context == model.config.max_position_embeddings
     assert size.dimensions is not None
     assert size.dimensions.vocabulary == model.config.vocab_size
+
+
+@pytest.mark.parametrize("targets", [None, ("q_proj", "down_proj")])
+def test_an_adapter_has_the_parameters_that_learn(policy: Path, targets: tuple[str, ...] | None) -> None:
+    size, model = size_of(policy), load_model(str(policy))
+    attach(model, Lora(rank=3, alpha=3, targets=targets))
+    trained = adapter_size(size, rank=3, targets=targets)
+    found = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.replace(".default.weight", ""): shape for name, shape in found.items()} == trained.shapes
+    assert trained.last_block == trained.parameters / 2
+
+
+def test_the_quickstart_policys_layers_are_known_by_their_names() -> None:
+    model = _make_model(Recipe(), _make_tokenizer(), seed=0)
+    attach(model, Lora(rank=2, alpha=2))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert adapter_size(quickstart_size(), rank=2).parameters == trained
+    assert set(linear_layers(quickstart_size())) == {name.rpartition(".")[2] for name in layers(model)}
 
 
 def test_a_head_that_is_written_twice_counts_once(copy: Path) -> None:

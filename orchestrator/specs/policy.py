@@ -1,0 +1,59 @@
+"""What a spec says of the language model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from orchestrator.specs.base import Positive, Spec
+
+Target = Annotated[str, Field(pattern=r"^[A-Za-z_]\w{0,63}$")]
+
+
+class LoraSpec(Spec):
+    """A low-rank adapter (arXiv 2106.09685) learns in the policy's place: W + alpha / rank B A."""
+
+    rank: int = Field(16, ge=1, le=1024, description="of each adapted layer's change")
+    alpha: Positive = Field(32.0, le=65_536, description="the change is scaled by alpha / rank")
+    targets: tuple[Target, ...] | None = Field(
+        None,
+        max_length=64,
+        description="adapted layers, by the last part of their names, such as q_proj; every linear layer of the "
+        "transformer blocks when absent",
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _once(cls, targets: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if targets is None:
+            return None
+        if not targets:
+            raise ValueError("name a layer at least, or leave targets out for all of them")
+        for i, target in enumerate(targets):
+            if target in targets[:i]:
+                raise ValueError(f"'{target}' stands twice; name every layer once")
+        return targets
+
+
+class PolicySpec(Spec):
+    """The language model that is aligned."""
+
+    model: str = Field(
+        min_length=1,
+        description="`quickstart` (a tiny model that is trained on first use), a Hugging Face directory, or a hub id",
+    )
+    revision: str | None = Field(None, description="commit of a hub id; ignored for a directory")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16",
+        description="of the engines and of the learner's arithmetic; what learns is kept in float32",
+    )
+    max_model_len: int | None = Field(
+        None, ge=16, description="tokens of prompt and completion together; the model's own limit when absent"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    lora: LoraSpec | None = Field(
+        None,
+        description="train an adapter instead of every parameter: a fraction of the memory, and small checkpoints of "
+        "the learner; wants a higher optimizer.lr. `{}` takes the defaults",
+    )

@@ -1,0 +1,162 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): y = x W^T + s x A^T B^T in linear layers, where only A and B learn.
+
+W stays what was loaded; with the adapter off the policy is the one that training began with. What engines load and what
+is exported is merged, W' = W + s B A, each time from that W, so that rounding never adds up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from policies.gramian import blocks
+
+_A, _B, _SCALE = ".lora_A", ".lora_B", ".lora_scale"  # after a layer's name; the scale has no dimensions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """An adapter's constants; see the job spec for their meaning."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] | None = None  # last parts of layers' names; None: every linear layer of the blocks
+
+
+def attach(model: nn.Module, lora: Lora) -> None:
+    """Adapters into the model's blocks, in float32, with B = 0. All else is frozen.
+
+    Raises ValueError for a target that isn't there.
+    """
+    from peft import inject_adapter_in_model
+
+    name, stack = blocks(model)
+    linear = [f"{name}.{path}" for path, module in stack.named_modules() if type(module) is nn.Linear]
+    there = sorted({_last(path) for path in linear})
+    wanted = lora.targets or there
+    for target in wanted:
+        if target not in there:
+            raise ValueError(
+                f"policy.lora.targets: no linear layer '{target}' in the policy's blocks; {_listed(there)}"
+            )
+    if not linear:
+        raise ValueError(f"policy.lora: the policy's blocks have no plain linear layers to adapt; {_listed(there)}")
+    inject_adapter_in_model(_config(lora, [path for path in linear if _last(path) in wanted]), model)
+    for layer in layers(model).values():
+        layer.cast_input_dtype_enabled = False  # autocast does it
+        for parameter in (layer.lora_A.default.weight, layer.lora_B.default.weight):
+            parameter.data = parameter.data.float()
+
+
+def layers(model: nn.Module) -> dict[str, Any]:
+    """Adapted layers by the names that they have without adapters."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+@contextlib.contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """The base alone. For passes without gradient: of the adapters' parameters none would get one."""
+    found = list(layers(model).values())
+    for layer in found:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in found:
+            layer.enable_adapters(True)
+
+
+def plain_name(name: str) -> str | None:
+    """Of a parameter as it is called without adapters; None for an adapter's own."""
+    return None if ".lora_" in name else name.replace(".base_layer.", ".")
+
+
+def base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All but the adapters', by their plain names; tied ones once."""
+    for name, parameter in model.named_parameters():
+        plain = plain_name(name)
+        if plain is not None:
+            yield plain, parameter.detach()
+
+
+def base_digest(model: nn.Module) -> bytes:
+    """sha256 of the base's names, types and numbers, before they are sharded."""
+    found = hashlib.sha256()
+    for name, tensor in base_parameters(model):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.digest()
+
+
+def adapter(model: nn.Module, *, dtype: torch.dtype, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """A r x n, B m x r and s of every adapted layer, as `merged` takes them. `gather` makes shards whole."""
+    found = {}
+    for name, layer in layers(model).items():
+        found[name + _A] = gather(layer.lora_A.default.weight.detach()).to(dtype).contiguous()
+        found[name + _B] = gather(layer.lora_B.default.weight.detach()).to(dtype).contiguous()
+        found[name + _SCALE] = torch.tensor(layer.scaling["default"])
+    return found
+
+
+def is_adapter(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether they are `adapter`'s rather than a policy's own."""
+    return any(name.endswith(_A) for name in tensors)
+
+
+def merged(base: Iterable[tuple[str, Tensor]], adapter: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The base's weights by name, W + s B A in an adapted layer's place; summed in float32, in the type of W.
+
+    Raises ValueError where a layer of the adapter is not in the base: at the end, when all others have been given.
+    """
+    left = {name.removesuffix(_A) for name in adapter if name.endswith(_A)}
+    for name, weight_mn in base:
+        layer = name.removesuffix(".weight")
+        if layer not in left:
+            yield name, weight_mn
+            continue
+        left.remove(layer)
+        a_rn, b_mr = (adapter[layer + part].to(weight_mn.device).float() for part in (_A, _B))
+        yield name, (weight_mn.float() + float(adapter[layer + _SCALE]) * (b_mr @ a_rn)).to(weight_mn.dtype)
+    if left:
+        raise ValueError(f"the adapter is for another model: it has no layer {min(left)}")
+
+
+def save_adapter(adapter: Mapping[str, Tensor], lora: Lora, directory: Path, *, base: str, digest: bytes) -> None:
+    """As PEFT and vLLM load it beside its base, whose id is in the config, and whose sum is in the weights' header."""
+    from safetensors.torch import save_file
+
+    directory.mkdir()
+    names = {name.removesuffix(_A) for name in adapter if name.endswith(_A)}
+    targets = sorted({_last(name) for name in names})
+    config = _config(lora, targets)
+    config.target_modules = targets  # in order, where PEFT makes a set of them
+    config.base_model_name_or_path = base
+    config.save_pretrained(directory)
+    tensors = {
+        f"base_model.model.{name}{part}.weight": adapter[name + part].cpu() for name in names for part in (_A, _B)
+    }
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt", "base_sha256": digest.hex()})
+
+
+def _config(lora: Lora, targets: list[str]) -> Any:
+    from peft import LoraConfig
+
+    alpha: Any = int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha  # PEFT's files have whole ones
+    return LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _listed(names: list[str]) -> str:
+    return f"there are {', '.join(names)}" if names else "train it in full: leave policy.lora out"
