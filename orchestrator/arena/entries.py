@@ -3,6 +3,7 @@
     ESTIMATOR/fixed              the preference, which is equal weights
     ESTIMATOR/static(4,1,1)      fixed weights in that proportion, in the order of the task's objectives
     ESTIMATOR/RULE[(faithful)]   a weighting strategy, from equal weights
+    gdpo/log_volume              our own, which is to earn its place as the default
     ESTIMATOR/aggregate          equal weights under an estimator that trades objectives off by itself
 
 Options are the rules' own defaults.
@@ -58,7 +59,7 @@ class Entry:
 
 def entries(objectives: int) -> list[Entry]:
     """Everybody, for a task with K objectives; the statics first, as others rely on them."""
-    return [*statics("gdpo", objectives), *statics("grpo", objectives), *strategies(), *aggregators()]
+    return [*statics("gdpo", objectives), *statics("grpo", objectives), *ours(), *strategies(), *aggregators()]
 
 
 def statics(estimator: str, objectives: int) -> Iterator[Entry]:
@@ -85,6 +86,11 @@ def grid(objectives: int) -> Iterator[tuple[int, ...]]:
         yield tuple(6 if k == heavy else 1 for k in range(objectives))
     for other in range(1, objectives):
         yield tuple(4 if k in (0, other) else 1 for k in range(objectives))
+
+
+def ours() -> Iterator[Entry]:
+    """The candidate for the default."""
+    yield Entry(name="gdpo/log_volume", role="auto", estimator="gdpo", weighting={"name": "log_volume"})
 
 
 def strategies() -> Iterator[Entry]:

@@ -275,6 +275,15 @@ class SaturationSpec(WeightingRule):
     )
 
 
+class LogVolumeSpec(WeightingRule):
+    """Weight by what each objective's own improvement would add to the volume below the policy's point."""
+
+    source = "ours"
+    name: Literal["log_volume"] = "log_volume"
+    rate: Rate = Field(0.3, description="share of the newest batch in the exponential means; 1 is the newest alone")
+    least: Fraction = Field(0.05, gt=0, description="place in its range below which an objective asks for no more")
+
+
 class CovarianceSpec(WeightingRule):
     """Weight to the objectives that the updates do not follow yet."""
 
@@ -331,6 +340,7 @@ BuiltInWeighting = (
     | CovarianceSpec
     | PamaSpec
     | TchebycheffSpec
+    | LogVolumeSpec
 )
 
 

@@ -1,4 +1,4 @@
-"""Weighting strategies: one file per published rule; the file list is the list of rules."""
+"""Weighting strategies: one file per rule; the file list is the list of rules."""
 
 from policies.weighting.base import Weighting
 from policies.weighting.covariance import CovarianceTarget
@@ -9,6 +9,7 @@ from policies.weighting.gramian_rules import GRAMIAN_RULES
 from policies.weighting.hv_gradient import HypervolumeGradient
 from policies.weighting.hypervolume import HypervolumeGuided
 from policies.weighting.lagrangian import Lagrangian
+from policies.weighting.log_volume import LogVolume
 from policies.weighting.pama import LeastAdvantage
 from policies.weighting.saturation import SaturationAware
 from policies.weighting.saw import CoefficientOfVariation
@@ -29,6 +30,7 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
     "covariance": CovarianceTarget,
     "pama": LeastAdvantage,
     "tchebycheff": Tchebycheff,
+    "log_volume": LogVolume,
 }
 
 __all__ = ["WEIGHTINGS", "Fixed", "GradientInfluence", "HypervolumeGuided", "Weighting"]

@@ -47,7 +47,7 @@ class HeadPanel:
                         self._cancel = Button("Cancel job", self._ask_cancel, "danger") if may("submit") else None
                 with Tag("div", "", "job-facts"):
                     self._step, self._left = text("", "num"), text("", "num")
-                    self._volume, self._fresh = text("", "num"), text("", "num")
+                    self._volume, self._engines = text("", "num"), text("", "num")
                     self._origin = Tag("span", "", "")
                     text(job["id"], "muted").attributes(title="the job's id")
                     with self._origin:
@@ -86,6 +86,7 @@ class HeadPanel:
             )
         else:
             self._volume.set_text("no evaluation yet")
+        self._engines.set_text("" if status in FINAL else engines_told(job["progress"].get("engines")))
         self._bar.style(f"width: {100 * min(1.0, step / total) if total else 0:.1f}%")
         if watch.trouble:
             self._banner.set_text(f"Nothing new: {watch.trouble}. What is below is the last that was known.")
@@ -244,6 +245,13 @@ class _Inside:
 
     def __exit__(self, *error: Any) -> None:
         self._box.__exit__(*error)
+
+
+def engines_told(told: Any) -> str:
+    """How many serve; nothing of a single one that does."""
+    if not told or told["of"] == 1 == told["serving"]:
+        return ""
+    return f"{told['serving']} of {told['of']} engines serve"
 
 
 def _lasted(job: Any) -> str:

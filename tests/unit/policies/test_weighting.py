@@ -34,8 +34,9 @@ SPECS = {spec.model_fields["name"].default: spec for spec in get_args(get_args(W
 
 # --- what each rule claims -------------------------------------------------------------------------------------------
 
-FROM_REWARDS = ["saw", "dara", "saturation", "covariance", "lagrangian"]
-MULTIPLIERS = ["saw", "dara", "saturation", "covariance", "hv_gradient"]  # w proportional to preference * factor
+FROM_REWARDS = ["saw", "dara", "saturation", "covariance", "lagrangian", "log_volume"]
+# w proportional to preference * factor
+MULTIPLIERS = ["saw", "dara", "saturation", "covariance", "hv_gradient", "log_volume"]
 NO_PERMUTATION = ["gramian:pcgrad"]  # its order is drawn by position
 
 
