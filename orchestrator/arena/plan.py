@@ -88,8 +88,12 @@ class Planned:
 
 
 def digest(spec: JobSpec, task: Task, policy_seed: int) -> str:
-    """Of everything that decides what a run comes to: its spec, how its policy was made, the protocol's version."""
-    deciding = spec.model_dump(mode="json", exclude=set(UNDECIDED))
+    """Of everything that decides what a run comes to: its spec, how its policy was made, the protocol's version.
+
+    Of the spec what its document says: runs stay what they were when specs learn to say more. Whoever changes what is
+    meant where a document says nothing raises VERSION.
+    """
+    deciding = spec.model_dump(mode="json", exclude=set(UNDECIDED), exclude_unset=True)
     text = json.dumps([VERSION, task.recipe.digest(policy_seed), deciding], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
