@@ -251,8 +251,9 @@ class JobSpec(Spec):
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise ValueError(f"objectives.{i}.name: '{name}' stands twice; every objective needs its own name")
+        shared = [objective.reward.shared_by for objective in self.objectives]
         for i, objective in enumerate(self.objectives):
-            other = next(o for o in self.objectives if o.reward.shared_by == objective.reward.shared_by)
+            other = self.objectives[shared.index(shared[i])]
             if other.reward.hosting != objective.reward.hosting:
                 raise ValueError(
                     f"objectives.{i}.reward.hosting: '{objective.name}' and '{other.name}' share one reward, so that "
