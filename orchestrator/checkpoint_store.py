@@ -174,13 +174,27 @@ class CheckpointStore:
         self, *, step: int, fence: int, fill: Callable[[Path], None], beside: Sequence[Path] = ()
     ) -> tuple[Path, Manifest]:
         """A checkpoint, whole here and in the store, with the files `beside` that it relies on. CheckpointError."""
-        path, manifest = checkpoints.write_checkpoint(self.root, step=step, fence=fence, fill=fill)
-        try:
-            self._copy(path, manifest, beside)
-        except StoreAway as error:  # the run goes on without this one; only a start has to wait for the store
-            raise CheckpointError(str(error)) from error
-        self.registered[step] = manifest.digest
-        return path, manifest
+        return self.begin(step=step, fence=fence, fill=fill, beside=beside)()
+
+    def begin(
+        self, *, step: int, fence: int, fill: Callable[[Path], None], beside: Sequence[Path] = ()
+    ) -> Callable[[], tuple[Path, Manifest]]:
+        """The files of `write`, and what makes them durable: to be called once, by any thread, before the next `begin`.
+
+        Both raise CheckpointError.
+        """
+        checkpoints.fill_hidden(self.root, step=step, fence=fence, fill=fill)
+
+        def finish() -> tuple[Path, Manifest]:
+            path, manifest = checkpoints.make_whole(self.root, step=step, fence=fence)
+            try:
+                self._copy(path, manifest, beside)
+            except StoreAway as error:  # the run goes on without this one; only a start has to wait for the store
+                raise CheckpointError(str(error)) from error
+            self.registered[step] = manifest.digest
+            return path, manifest
+
+        return finish
 
     def restore(self, step: int) -> bool:
         """See that a registered checkpoint is here as it was registered; True where it had to be fetched.

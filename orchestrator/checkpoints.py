@@ -48,29 +48,53 @@ def directory_name(step: int) -> str:
 
 
 def write_checkpoint(root: Path, *, step: int, fence: int, fill: Callable[[Path], None]) -> tuple[Path, Manifest]:
-    """Make root/step-N whole. `fill` writes the files into the directory that it is given.
+    """Make root/step-N whole: `fill_hidden`, then `make_whole`. Raises CheckpointError as they do."""
+    fill_hidden(root, step=step, fence=fence, fill=fill)
+    return make_whole(root, step=step, fence=fence)
 
-    Raises CheckpointError where the disk does not take it (full, read-only): nothing half done is left, and an older
-    checkpoint stays as it was.
+
+def fill_hidden(root: Path, *, step: int, fence: int, fill: Callable[[Path], None]) -> None:
+    """What must be done before the next step: `fill` writes the files into the directory that it is given.
+
+    Raises CheckpointError where the disk does not take them (full, read-only): nothing half done is left.
     """
-    final = root / directory_name(step)
-    hidden = root / f".{directory_name(step)}-{fence}"
-    try:
+    hidden = _hidden(root, step, fence)
+    with _disk(root, step, fence):
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir()
         reach("checkpoint_begun")
         fill(hidden)
         reach("checkpoint_filled")
+
+
+def make_whole(root: Path, *, step: int, fence: int) -> tuple[Path, Manifest]:
+    """Sums, flushes and renames what `fill_hidden` wrote, beside other steps if need be.
+
+    Raises CheckpointError as that does; an older checkpoint stays as it was.
+    """
+    final, hidden = root / directory_name(step), _hidden(root, step, fence)
+    with _disk(root, step, fence):
         manifest = _seal(hidden, step=step, fence=fence)
         reach("checkpoint_sealed")
         put_in_place(hidden, final)
-    except OSError as error:
-        shutil.rmtree(hidden, ignore_errors=True)
-        reason = error.strerror or str(error)
-        raise CheckpointError(f"can't write checkpoint {final}: {reason}; free space or fix the directory") from error
     reach("checkpoint_placed")
     return final, manifest
+
+
+def _hidden(root: Path, step: int, fence: int) -> Path:
+    return root / f".{directory_name(step)}-{fence}"
+
+
+@contextlib.contextmanager
+def _disk(root: Path, step: int, fence: int) -> Iterator[None]:
+    """An OSError as CheckpointError, with nothing half done left."""
+    try:
+        yield
+    except OSError as error:
+        shutil.rmtree(_hidden(root, step, fence), ignore_errors=True)
+        where, reason = root / directory_name(step), error.strerror or str(error)
+        raise CheckpointError(f"can't write checkpoint {where}: {reason}; free space or fix the directory") from error
 
 
 def verify(directory: Path, *, under: str = "") -> Manifest:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from orchestrator.batch import Batch
 from orchestrator.build import Parts
-from orchestrator.checkpoint_store import CheckpointStore, StoreAway
-from orchestrator.checkpoints import CheckpointError, write_json
+from orchestrator.checkpoint_store import CheckpointStore
+from orchestrator.checkpoint_writer import CheckpointWriter
+from orchestrator.checkpoints import write_json
 from orchestrator.clock import Clock
 from orchestrator.collect import Collector
 from orchestrator.evaluation import Evaluator
@@ -34,7 +35,6 @@ from policies.estimators.base import finish
 from policies.types import FrontStats, ObjectiveAdvantages, StepStats, UpdateOutcome
 from rewards.base import RewardError
 
-MAX_CHECKPOINT_FAILURES = 3
 NEWEST = 2  # checkpoints that are kept whether or not they are on the front
 
 
@@ -63,6 +63,7 @@ class Loop:
         self.journal = journal
         self.checkpoints = checkpoints
         self.fence = fence
+        self.writer = CheckpointWriter(checkpoints, journal, fence=fence, registered=self.registered)
         self.names = list(spec.objective_names)
         self.state = LoopState()
         self.clock = Clock()
@@ -75,7 +76,6 @@ class Loop:
         self.samples: list[dict[str, Any]] = []  # start and end side by side, once the run has ended
         self.reason: str | None = None  # why it paused, where nobody asked for it
         self.committed = 0  # the last step in the ledger; behind `state.step` while one is being evaluated
-        self._checkpoint_failures = 0
         self._samples_failed = False
         self._gold_failed = False
 
@@ -97,6 +97,7 @@ class Loop:
             return asked
         while self.state.step < self.spec.steps:
             wishes = self.journal.wishes()
+            self.settle(wait=wishes.cancel or wishes.pause or wishes.stop)
             if wishes.cancel:
                 return "cancelled"
             if wishes.pause or wishes.stop:
@@ -104,6 +105,7 @@ class Loop:
                     self.checkpoint()
                 return "paused" if wishes.pause else "stopped"
             self.step(self.state.step + 1)
+        self.settle()
         while self.state.step not in self.kept:  # the last policy is the result: not without it
             self.checkpoint()
         self.journal.progress(stage="testing the front", eta_s=None)
@@ -137,6 +139,7 @@ class Loop:
     def without_reward(self, error: RewardError) -> str:
         """The end of a run whose objective `error.reward` has no scores: nothing was learned without it."""
         self.tell_incidents()
+        self.settle()
         hosting = {objective.name: objective.reward.hosting for objective in self.spec.objectives}
         if error.reward in hosting and hosting[error.reward].on_failure == "fail":
             raise error
@@ -197,7 +200,7 @@ class Loop:
         self.journal.progress(stage="training", eta_s=self.clock.eta_s(self.spec.steps - step), engines=engines)
         on_front = evaluation is not None and evaluation["on_front"]
         if step % self.spec.checkpoints.every == 0 or step == self.spec.steps or on_front:
-            self.checkpoint()
+            self.checkpoint(wait=not self.spec.checkpoints.asynchronous or step == self.spec.steps)
 
     # ----------------------------------------------------------------- phases
 
@@ -372,27 +375,23 @@ class Loop:
 
     # ------------------------------------------------------------------ state
 
-    def checkpoint(self) -> None:
-        """Make the state durable, register it, and drop what neither a restart nor the front needs."""
-        step = self.state.step
+    def checkpoint(self, *, wait: bool = True) -> None:
+        """Make the state durable, register it, and drop what neither a restart nor the front needs.
+
+        Not to `wait`: beside the next steps, until `settle` finds it durable.
+        """
         with self.clock("checkpoint"):
-            try:
-                path, manifest = self.checkpoints.write(
-                    step=step, fence=self.fence, fill=self.fill, beside=self.collector.files
-                )
-            except CheckpointError as error:
-                self._checkpoint_failures += 1
-                self.journal.event("checkpoint.failed", level="error", step=step, message=str(error))
-                if self._checkpoint_failures < MAX_CHECKPOINT_FAILURES:
-                    return
-                if isinstance(error.__cause__, StoreAway):
-                    raise error.__cause__ from None  # not the job's end: it waits for the store and goes on
-                raise
-            self._checkpoint_failures = 0
-            self.kept.add(step)
-            self.journal.checkpoint(path, manifest)
-            reach("checkpoint_registered")
-            self.retain()
+            self.writer.write(self.state.step, self.fill, beside=self.collector.files, wait=wait)
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Hear of the checkpoint that is under way; or wait for it."""
+        with self.clock("checkpoint"):
+            self.writer.settle(wait=wait)
+
+    def registered(self, step: int) -> None:
+        """A restart may use its checkpoint."""
+        self.kept.add(step)
+        self.retain()
 
     def retain(self) -> None:
         """Keep the front's checkpoints and the newest, with the one before it in case the newest is found damaged.

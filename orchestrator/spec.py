@@ -169,6 +169,11 @@ class CheckpointSpec(Spec):
     """What a crash can cost, and what is kept."""
 
     every: int = Field(10, ge=1, description="steps between checkpoints: the most that a crash re-runs")
+    asynchronous: bool = Field(
+        False,
+        description="a checkpoint's sums, flushes and copy in a store are made beside the next steps; a crash "
+        "meanwhile goes back to the checkpoint before",
+    )
 
 
 class CollapseSpec(Spec):
