@@ -19,8 +19,9 @@ EVERY = 3  # K, the checkpoint interval
 
 
 def toy_spec(*, steps: int = 9, step_s: float = 0.02, seed: int = 7, every: int = EVERY, **sections: Any) -> JobSpec:
+    checkpoints = {"every": every, **sections.pop("checkpoints", {})}
     return make_spec(
-        name=f"toy-{seed}", steps=steps, seed=seed, checkpoints={"every": every}, evaluation={"every": 2 * every},
+        name=f"toy-{seed}", steps=steps, seed=seed, checkpoints=checkpoints, evaluation={"every": 2 * every},
         metadata={"toy.step_s": str(step_s)}, **sections,
     )  # fmt: skip
 
@@ -40,7 +41,7 @@ def replay(spec: JobSpec, log: tuple[SteeringEntry, ...], directory: Path) -> di
     """The digest of every step of an undisturbed run under the same steering."""
     run = start(directory / f"replay-{secrets.token_hex(4)}", spec)
     run.journal.log = [(entry.version, entry.effective_step, Steering.model_validate(entry.state)) for entry in log]
-    run.loop.checkpoint = lambda: run.loop.kept.add(run.loop.state.step)  # type: ignore[method-assign]
+    run.loop.checkpoint = lambda **_: run.loop.kept.add(run.loop.state.step)  # type: ignore[method-assign]
     run.loop.evaluator.test_front = lambda _loop: None  # type: ignore[method-assign]
     run.loop.run()
     return run.figures()

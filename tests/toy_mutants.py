@@ -65,25 +65,17 @@ def app_with(create: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def _register_before_durable() -> None:
-    from orchestrator import loop
-    from orchestrator.checkpoint_store import CheckpointStore
+    from orchestrator.checkpoint_writer import CheckpointWriter
     from orchestrator.checkpoints import Manifest, directory_name
 
-    real = CheckpointStore.write
-    where: dict[str, Any] = {}
+    real = CheckpointWriter.write
 
-    class Early(loop.Loop):
-        def checkpoint(self) -> None:
-            where["journal"] = self.journal
-            super().checkpoint()
+    def early(self: CheckpointWriter, step: int, *arguments: Any, **options: Any) -> None:
+        manifest = Manifest(step=step, fence=self.fence, files={}, digest="")
+        self.journal.checkpoint(self.store.root / directory_name(step), manifest)
+        real(self, step, *arguments, **options)
 
-    def early(self: CheckpointStore, *, step: int, fence: int, **options: Any) -> Any:
-        manifest = Manifest(step=step, fence=fence, files={}, digest="")
-        where["journal"].checkpoint(self.root / directory_name(step), manifest)
-        return real(self, step=step, fence=fence, **options)
-
-    loop.Loop = Early  # type: ignore[misc]
-    CheckpointStore.write = early  # type: ignore[method-assign,assignment]
+    CheckpointWriter.write = early  # type: ignore[method-assign,assignment]
 
 
 def _forget_learner() -> None:

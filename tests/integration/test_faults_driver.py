@@ -26,7 +26,7 @@ from orchestrator.worker import Worker
 from tests import toy_driver
 from tests.fault_figures import REPEATS, all_at_once, tell
 from tests.toy_driver import Forks, Garage, ToyDriver
-from tests.toy_jobs import audit, events_of, submit, toy_spec, weights
+from tests.toy_jobs import EVERY, audit, events_of, submit, toy_spec, weights
 from tests.toy_mutants import store_with
 
 SPEC = toy_spec()
@@ -99,6 +99,22 @@ def test_a_driver_killed_anywhere_costs_at_most_the_steps_since_its_checkpoint(g
     tell("T2", failpoint_kills=len(reruns), max_lost=max(reruns), mean_lost=round(sum(reruns) / len(reruns), 2))
     tell("T16", double_applied=duplicates)
     tell("T17", load_failures=0, boundaries=sum(place.startswith("checkpoint") for place in PLACES))
+
+
+def test_one_that_is_written_beside_the_steps_is_lost_whole_or_kept_whole(garage: Garage, store: JobStore) -> None:
+    """Killed anywhere in it: the run goes back to the one before, at most two intervals."""
+    spec = toy_spec(checkpoints={"asynchronous": True})
+    places = [place for place in PLACES if place.startswith("checkpoint")]
+    jobs = {place: submit(store, spec) for place in places}
+    first = {place: garage.start(jobs[place], owner=store.owner, failpoints=f"{place}=kill@3") for place in places}
+    for place, driver in first.items():
+        assert driver.wait() == -signal.SIGKILL, (place, driver.tail())
+    second = [garage.start(job_id, owner=store.owner) for job_id in jobs.values()]
+    for driver in second:
+        assert driver.wait() == 0, driver.tail()
+    audits = {place: audit(store, jobs[place], spec, garage.state_dir, every=2 * EVERY) for place in places}
+    assert {place: found.violations for place, found in audits.items() if found.violations} == {}
+    assert all(store.job(job_id).status is JobStatus.SUCCEEDED for job_id in jobs.values())
 
 
 def test_a_checkpoint_that_was_never_registered_is_not_chosen(garage: Garage, store: JobStore) -> None:
