@@ -52,7 +52,10 @@ def save_policy(learner: Learner, directory: Path) -> None:
         learner.model.save_pretrained(directory, state_dict=dict(merged(state.items(), adapter)))
         if settings.lora is not None and learner.base_sha256 is not None:
             beside = directory.with_name(ADAPTER)
-            save_adapter(adapter, settings.lora, beside, base=settings.model, digest=learner.base_sha256)
+            save_adapter(
+                adapter, settings.lora, beside, base=settings.model, revision=settings.revision,
+                digest=learner.base_sha256,
+            )  # fmt: skip
     learner.model.config.dtype = settings.dtype  # save_pretrained writes that of the float32 weights
     learner.model.config.save_pretrained(directory)
 

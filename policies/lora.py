@@ -130,7 +130,9 @@ def merged(base: Iterable[tuple[str, Tensor]], adapter: Mapping[str, Tensor]) ->
         raise ValueError(f"the adapter is for another model: it has no layer {min(left)}")
 
 
-def save_adapter(adapter: Mapping[str, Tensor], lora: Lora, directory: Path, *, base: str, digest: bytes) -> None:
+def save_adapter(
+    adapter: Mapping[str, Tensor], lora: Lora, directory: Path, *, base: str, revision: str | None, digest: bytes
+) -> None:
     """As PEFT and vLLM load it beside its base, whose id is in the config, and whose sum is in the weights' header."""
     from safetensors.torch import save_file
 
@@ -139,7 +141,7 @@ def save_adapter(adapter: Mapping[str, Tensor], lora: Lora, directory: Path, *, 
     targets = sorted({_last(name) for name in names})
     config = _config(lora, targets)
     config.target_modules = targets  # in order, where PEFT makes a set of them
-    config.base_model_name_or_path = base
+    config.base_model_name_or_path, config.revision = base, revision
     config.save_pretrained(directory)
     tensors = {
         f"base_model.model.{name}{part}.weight": adapter[name + part].cpu() for name in names for part in (_A, _B)

@@ -72,7 +72,7 @@ def make_policy(
     return directory
 
 
-def small_spec(policy: Path, **changes: Any) -> JobSpec:
+def small_spec(policy: Path, /, **changes: Any) -> JobSpec:
     """A job of seconds: 4 prompts, 4 rollouts each, an evaluation every second step. `changes` replace whole fields."""
     document: dict[str, Any] = {
         "name": "small",

@@ -1,4 +1,7 @@
-"""A job with many rules at once on real parts, undisturbed and killed: they work together and lose nothing."""
+"""A job with many rules at once on real parts, undisturbed and killed: they work together and lose nothing.
+
+Its learner has two ranks, and trains an adapter.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.checkpoints import directory_name
 from orchestrator.launchers import REDIS_URL_VARIABLE
 from orchestrator.samples import FOLDER
 from orchestrator.store import JobStatus, JobStore
@@ -33,6 +37,8 @@ def spec(tmp_path_factory):
     return small_spec(
         policy,
         name="rules",
+        policy={"model": str(policy), "dtype": "float32", "lora": {"rank": 4, "targets": ["q_proj", "v_proj"]}},
+        resources={"device": "cpu", "learner_threads": 1, "learner_ranks": 2},
         data={"type": "quickstart", "train": 16, "validation": 8, "test": 8},
         objectives=[
             {"name": "accuracy", "reward": {"name": "math"}, "weight": 0.3, "bounds": [0.1, 1.0]},
@@ -70,6 +76,27 @@ def test_every_step_has_what_the_rules_made(finished) -> None:
     weights = [step["weights"]["strategy"] for step in steps]
     assert weights[0] == pytest.approx({"accuracy": 0.3, "conciseness": 0.5, "clarity": 0.2})  # nothing measured yet
     assert weights[1]["conciseness"] > weights[0]["conciseness"]  # the only one that a random policy can move
+
+
+def test_a_checkpoint_has_the_ranks_parts_the_adapter_and_the_merged_policy(finished, spec, state_dir: Path) -> None:
+    """The policy loads by itself; the adapter's sum names the base that the job started from."""
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    from policies.lora import base_digest
+    from policies.models import load_model
+
+    _, job_id = finished
+    directory = state_dir / "jobs" / job_id / "checkpoints" / directory_name(4)
+    assert len([*(directory / "learner").glob("*.distcp")]) == 2
+    with safe_open(directory / "adapter" / "adapter_model.safetensors", framework="pt") as file:
+        assert file.metadata()["base_sha256"] == base_digest(load_model(spec.policy.model)).hex()
+    merged = dict(AutoModelForCausalLM.from_pretrained(directory / "policy", dtype=torch.float32).named_parameters())
+    base = dict(load_model(spec.policy.model).named_parameters())
+    changed = {name for name, tensor in base.items() if not torch.equal(tensor, merged[name])}
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "v_proj"}
+    assert len(changed) == 4
 
 
 def test_killed_and_resumed_gives_the_same_figures(
