@@ -5,6 +5,7 @@ Requests are labelled by route template, never by what was asked; jobs and owner
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
@@ -58,6 +59,8 @@ class RequestMeter:
             buckets=_BUCKETS_S,
             registry=registry,
         )
+        self._counted = functools.cache(lambda *labels: self._requests.labels(*labels))
+        self._timed = functools.cache(lambda *labels: self._latency.labels(*labels))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,8 +75,8 @@ class RequestMeter:
             noted = True
             method = scope["method"] if scope["method"] in _METHODS else "other"
             route = getattr(scope.get("route"), "path", "none")
-            self._requests.labels(method, route, str(status)).inc()
-            self._latency.labels(method, route).observe(time.perf_counter() - began)
+            self._counted(method, route, str(status)).inc()
+            self._timed(method, route).observe(time.perf_counter() - began)
 
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,7 +1,8 @@
 """A job as it happens, read from the API once for all pages of a session that show it.
 
-Every POLL_S it asks for the steps and events after those that it has; what else there is, it asks for when one of them
-says that it has changed. Pages are told by `on_news`, in the event loop, and read what they show from here.
+Every POLL_S, or later where many jobs are watched, it asks for the steps and events after those that it has; what else
+there is, it asks for when one of them says that it has changed. Pages are told by `on_news`, in the event loop, and
+read what they show from here.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from services.dashboard.sessions import Session
 log = logging.getLogger(__name__)
 
 POLL_S = 0.8
+SHARE_S = 0.06  # of each watch that runs in this process: a hundred of them see news every six seconds
+STEERING_S = 3.0  # others' changes are no events until they act
 REST_POLL_S = 4.0  # of a job at whose figures nothing changes by itself
 LINGER_S = 20.0  # after the last page has gone: one that is reloaded finds everything here
 _PAGE = 100
@@ -81,6 +84,7 @@ class JobWatch:
         self._task: asyncio.Task[None] | None = None
         self._poke = asyncio.Event()
         self._wanted = {"front", "steering", "checkpoints"}
+        self._steering_read_at = 0.0
 
     @classmethod
     async def of(cls, session: Session, job_id: str) -> JobWatch:
@@ -124,6 +128,13 @@ class JobWatch:
     # -- reading ---------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
+        _running.add(self)
+        try:
+            await self._follow()
+        finally:
+            _running.discard(self)
+
+    async def _follow(self) -> None:
         alone_since: float | None = None
         while True:
             try:
@@ -155,7 +166,7 @@ class JobWatch:
             resting = self.job["status"] in (*FINAL, "paused")
             self._poke.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._poke.wait(), REST_POLL_S if resting else POLL_S)
+                await asyncio.wait_for(self._poke.wait(), REST_POLL_S if resting else pause_s(len(_running)))
 
     async def _tell(self, news: set[Any], trouble: str) -> None:
         self.trouble = trouble
@@ -168,18 +179,19 @@ class JobWatch:
     async def _fetch(self) -> set[Any]:
         """What changed."""
         news = await self._fetch_events()
+        if await self._fetch_steps():
+            news |= {"steps"}
         if news or self._wanted & {"job"} or not self.loaded:
             self.job = await self._client.job(self.job_id)
             news |= {"job"}
-        if await self._fetch_steps():
-            news |= {"steps", "job"}
-            self.job = await self._client.job(self.job_id)
         wanted, self._wanted = self._wanted | news, set()
         if "front" in wanted:
             self.front = await self._client.front(self.job_id)
         if "checkpoints" in wanted:
             self.checkpoints = (await self._client.checkpoints(self.job_id))["data"]
-        if "steering" in wanted or "steps" in news:
+        late = "steps" in news and time.monotonic() - self._steering_read_at > STEERING_S
+        if "steering" in wanted or late:
+            self._steering_read_at = time.monotonic()
             found = await self._client.steering(self.job_id, log_limit=50)
             if found != self.steering:
                 self.steering = found
@@ -227,6 +239,14 @@ class JobWatch:
         self.newest_step_at = record.get("at")
         if evaluation := record.get("evaluation"):
             self.evaluations.append({"step": step, "objectives": evaluation.get("objectives") or {}})
+
+
+_running: set[JobWatch] = set()
+
+
+def pause_s(watches: int) -> float:
+    """Between two looks of a watch, of as many as run: a server's time is not all for pages."""
+    return max(POLL_S, SHARE_S * watches)
 
 
 def figures(record: Mapping[str, Any]) -> dict[str, Value]:

@@ -1,0 +1,97 @@
+"""What a watch asks of the API, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from services.dashboard import watch
+from services.dashboard.watch import JobWatch, pause_s
+
+
+class FakeClient:
+    """A job whose every look finds another step."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self.version = 1
+
+    async def job(self, _: str) -> dict[str, Any]:
+        self.asked["job"] += 1
+        return {"status": "running", "spec": {"objectives": []}}
+
+    async def events(self, *_: Any, **__: Any) -> dict[str, Any]:
+        self.asked["events"] += 1
+        return {"data": [], "has_more": False}
+
+    async def metrics(self, _: str, *, after: int, **__: Any) -> dict[str, Any]:
+        self.asked["metrics"] += 1
+        return {"data": [{"step": after + 1, "at": 0.0}], "has_more": False}
+
+    async def front(self, _: str) -> dict[str, Any]:
+        return {"points": []}
+
+    async def checkpoints(self, _: str) -> dict[str, Any]:
+        return {"data": []}
+
+    async def steering(self, _: str, **__: Any) -> dict[str, Any]:
+        self.asked["steering"] += 1
+        return {"version": self.version}
+
+
+class FakeSession:
+    def __init__(self) -> None:
+        self.client = FakeClient()
+        self.shared: dict[str, Any] = {}
+        self.ending: list[Any] = []
+
+
+@pytest.mark.parametrize(("watches", "pause"), [(0, 0.8), (1, 0.8), (13, 0.8), (25, 1.5), (100, 6.0)])
+def test_many_watches_look_more_seldom(watches: int, pause: float) -> None:
+    assert pause_s(watches) == pytest.approx(pause)
+
+
+def test_a_look_at_a_new_step_asks_for_each_thing_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def look_twice() -> Counter[str]:
+        session = FakeSession()
+        found = await JobWatch.of(session, "job-1")  # type: ignore[arg-type]
+        await found._fetch()
+        session.client.asked.clear()
+        assert await found._fetch() == {"steps", "job"}
+        return session.client.asked
+
+    assert asyncio.run(look_twice()) == {"events": 1, "metrics": 1, "job": 1}
+    monkeypatch.setattr(watch, "STEERING_S", 0.0)
+    assert asyncio.run(look_twice()) == {"events": 1, "metrics": 1, "job": 1, "steering": 1}
+
+
+def test_a_change_of_the_steering_that_somebody_else_made_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "STEERING_S", 0.0)
+
+    async def look() -> set[str]:
+        session = FakeSession()
+        found = await JobWatch.of(session, "job-1")  # type: ignore[arg-type]
+        await found._fetch()
+        session.client.version = 2
+        return await found._fetch()
+
+    assert "steering" in asyncio.run(look())
+
+
+def test_watches_count_while_they_run() -> None:
+    async def watched() -> tuple[int, int]:
+        found = await JobWatch.of(FakeSession(), "job-1")  # type: ignore[arg-type]
+
+        async def listen(_: Any) -> None: ...
+
+        found.on_news(listen)
+        await asyncio.sleep(0.01)
+        running = len(watch._running)
+        await found.stop()
+        await asyncio.sleep(0.01)
+        return running, len(watch._running)
+
+    assert asyncio.run(watched()) == (1, 0)
