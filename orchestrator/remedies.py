@@ -10,8 +10,10 @@ from typing import Any
 
 from orchestrator.layout import GIB, Layout, readable
 from orchestrator.spec import JobSpec
+from orchestrator.specs.policy import LoraSpec
 
 Change = tuple[str, Any]  # dotted path of a setting, and its value
+_ADAPTER: Change = ("policy.lora", LoraSpec())
 _FULLEST = 0.9  # of a GPU for an engine that has it alone
 
 
@@ -23,6 +25,11 @@ def remedies(layout: Layout, about: str) -> list[str]:
         return [_said(change) for change in alone]
     if changes and not _misfits(layout, changes, about):
         return [" together with ".join(_said(change) for change in changes)]
+    if layout.spec.policy.lora is None:  # last: it is another training
+        for tried in ([_ADAPTER], [*changes, _ADAPTER]):
+            if not _misfits(layout, tried, about):
+                return [" together with ".join(_said(change) for change in tried)]
+        changes.append(_ADAPTER)
     least = _with(layout, changes).learner.bytes
     needed = f"{readable(least)} at the least"
     return [f"a larger GPU, or a smaller policy: each rank of the learner is on one GPU, and needs {needed}"]
@@ -133,4 +140,6 @@ def _changed(spec: JobSpec, change: Change) -> JobSpec:
 
 def _said(change: Change) -> str:
     path, value = change
+    if isinstance(value, LoraSpec):
+        return f"{path}: {{rank: {value.rank}}}"
     return f"{path}: {str(value).lower() if isinstance(value, bool) else value}"
