@@ -15,7 +15,7 @@ from orchestrator.build import Parts
 from orchestrator.checkpoint_store import CheckpointStore
 from orchestrator.checkpoints import Manifest
 from orchestrator.cluster import RemoteLearner
-from orchestrator.evaluation import Evaluator
+from orchestrator.evaluation import Evaluation, Evaluator
 from orchestrator.journal import Wishes
 from orchestrator.loop import Loop
 from orchestrator.spec import JobSpec
@@ -81,7 +81,24 @@ class TimedLearner:
 
 
 class FrontTester(Evaluator):
-    """Tests those of the validated front that cover most of it together, the chosen policy and the last."""
+    """Tests those of the validated front that cover most of it together, the chosen policy and the last.
+
+    `initial`: figures of the initial policy by split, which are the same in every run of a task and a seed; a loop
+    begins with them.
+    """
+
+    def __init__(self, spec: JobSpec, parts: Parts, initial: dict[str, Evaluation]) -> None:
+        super().__init__(spec, parts)
+        self._initial = initial
+        self._begun: set[str] = set()
+
+    def evaluate(self, split: str, *, greedy: bool = False) -> Evaluation:
+        if split in self._begun or greedy:
+            return super().evaluate(split, greedy=greedy)
+        self._begun.add(split)
+        if split not in self._initial:
+            self._initial[split] = super().evaluate(split)
+        return self._initial[split]
 
     def tested(self, loop: Loop) -> list[int]:
         """Steps, the last first. One point after another, each the one that adds most to the hypervolume."""
@@ -95,13 +112,16 @@ class FrontTester(Evaluator):
         return sorted((chosen & loop.kept) - {0}, reverse=True)
 
 
-def run_job(spec: JobSpec, parts: Parts, scratch: Path) -> Json:
-    """Train, evaluate and test as any job; the figures of the record. Raises RunFailed, or what the loop raises."""
+def run_job(spec: JobSpec, parts: Parts, scratch: Path, initial: dict[str, Evaluation]) -> Json:
+    """Train, evaluate and test as any job; the figures of the record. Raises RunFailed, or what the loop raises.
+
+    `initial` is filled by the first run of a task and a seed, and read by the others.
+    """
     started = time.perf_counter()
     notes, learner = Notes(spec), TimedLearner(parts.learner)
     parts = replace(parts, learner=cast(RemoteLearner, learner))
     loop = Loop(spec, parts, notes, CheckpointStore(scratch / "checkpoints"), fence=1)
-    loop.evaluator = FrontTester(spec, parts)
+    loop.evaluator = FrontTester(spec, parts, initial)
     outcome = loop.run()
     if outcome != "succeeded":
         raise RunFailed(loop.reason or f"it ended as {outcome}")

@@ -7,9 +7,11 @@ later ones     the learner's model, optimiser and settings anew; rewards anew wh
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from orchestrator.build import Parts, Splits, assemble, build, learner_settings, load_splits
+from orchestrator.evaluation import Evaluation
 from orchestrator.hosting import HostedReward, hosted_rewards, reward_pool
 from orchestrator.spec import JobSpec
 from policies.models import encode_prompt, load_tokenizer
@@ -25,6 +27,7 @@ class Workshop:
         self._hosted: list[HostedReward] = []
         self._rewards: RewardPool | None = None  # in place of those that were built
         self._splits: dict[str, Splits] = {}
+        self._initial: dict[str, dict[str, Evaluation]] = {}
 
     def parts(self, spec: JobSpec, model: str) -> Parts:
         """Everything that the job needs, as if it had been built for it alone; `model`: the initial policy's folder."""
@@ -45,6 +48,12 @@ class Workshop:
             save_tokenizer=warm.save_tokenizer,
             close=self.close,
         )
+
+    def initial(self, spec: JobSpec, model: str) -> dict[str, Evaluation]:
+        """Figures of the initial policy that jobs share if they differ in nothing that an evaluation depends on."""
+        same = spec.model_dump_json(include={"seed", "data", "evaluation", "rollout"})
+        rewards = [objective.model_dump(mode="json", include={"name", "reward"}) for objective in spec.objectives]
+        return self._initial.setdefault(json.dumps([model, same, rewards]), {})
 
     def close(self) -> None:
         """Ends every process; the next job starts them again."""

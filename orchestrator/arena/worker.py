@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +65,8 @@ class Maker:
         )
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True)
-        return run_job(spec, self.workshop.parts(spec, str(model)), self.scratch)
+        parts = self.workshop.parts(spec, str(model))
+        return run_job(spec, parts, self.scratch, self.workshop.initial(spec, str(model)))
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -84,8 +86,6 @@ def serve(maker: Maker, requests: TextIO, answers: TextIO) -> None:
 
 def _end_without(parent: int) -> None:
     """A parent that was killed says nothing: without this, a run would go on beside those of the next arena."""
-    import time
-
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
