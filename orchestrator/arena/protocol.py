@@ -59,10 +59,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "smoke": Preset(
             steps=15,
             seeds=2,
-            prompts_per_step=8,
+            prompts_per_step=6,
             rollouts_per_prompt=4,
-            validation=32,
-            test=64,
+            validation=24,
+            test=48,
             policy_for_each_seed=False,
             rules=("gdpo/fixed", "gdpo/gradient", "grpo/static(4,1,1)"),
             tasks=("sums3",),

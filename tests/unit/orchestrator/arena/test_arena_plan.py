@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.arena import plan as planning
 from orchestrator.arena.entries import entries, grid
 from orchestrator.arena.plan import Planned, digest, plan
-from orchestrator.arena.protocol import PRESETS
+from orchestrator.arena.protocol import PRESETS, VERSION
 from orchestrator.arena.tasks import TASKS
 from orchestrator.specs.estimators import BuiltInEstimator
 from orchestrator.specs.weightings import BuiltInWeighting
@@ -116,7 +115,7 @@ def test_a_digest_is_of_what_decides_a_run(monkeypatch: pytest.MonkeyPatch) -> N
         digest(spec, TASKS["held_out"], 0),  # another recipe
         mark(run_of("gdpo/dara")),
     }
-    monkeypatch.setattr(planning, "VERSION", planning.VERSION + 1)
+    monkeypatch.setattr("orchestrator.arena.plan.VERSION", VERSION + 1)
     others.add(digest(spec, planned.task, 0))
     assert len(others | {first}) == 8
 
