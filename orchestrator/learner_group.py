@@ -65,7 +65,7 @@ class LearnerActor:
         assert self.ranks == 1
         self.settings = settings
         self.learner = Learner(settings)
-        self.weights.learner = self.learner
+        self.weights.follow(self.learner)
 
     def connect(self, engines: Callable[[], EngineClient], transport: Transport, world_size: int) -> None:
         self.weights = Collected(self.learner, transport)

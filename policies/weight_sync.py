@@ -49,9 +49,14 @@ class Collected:
     """
 
     def __init__(self, learner: Learner, transport: Transport) -> None:
+        self._transport = transport
+        self.follow(learner)
+
+    def follow(self, learner: Learner) -> None:
+        """From now on this learner's weights, whoever has been handed this object."""
         self.learner = learner
         self._kept: dict[str, Tensor] = {}
-        alone = learner.settings.lora is not None and transport == "shared_memory"
+        alone = learner.settings.lora is not None and self._transport == "shared_memory"
         self._ask = learner.adapter if alone else learner.weights
 
     def collect(self) -> None:

@@ -26,6 +26,7 @@ from policies.types import LearnStats, ObjectiveAdvantages, Rollout
 Json = dict[str, Any]
 STAGES = {"rollout": "generate", "score": "score", "learn": "learn", "sync": "sync", "evaluate": "evaluate",
           "checkpoint": "checkpoint", "other": "other"}  # fmt: skip
+MOST_GAP = 1e-3  # between sampler's and learner's log-probabilities, which round apart by 1e-6 in float32
 
 
 class RunFailed(RuntimeError):
@@ -125,6 +126,9 @@ def run_job(spec: JobSpec, parts: Parts, scratch: Path, initial: dict[str, Evalu
     outcome = loop.run()
     if outcome != "succeeded":
         raise RunFailed(loop.reason or f"it ended as {outcome}")
+    gap = max(record["sampler_gap"] for record in notes.steps)
+    if gap > MOST_GAP:
+        raise RunFailed(f"the engine did not sample from the learner's weights: log-probabilities {gap:.2g} apart")
     names = spec.objective_names
     points = parts.archive.points
     front = {point.step for point in parts.archive.front}
@@ -145,6 +149,7 @@ def run_job(spec: JobSpec, parts: Parts, scratch: Path, initial: dict[str, Evalu
         "chosen_step": chosen_step(parts.archive, spec.preference),
         "weights": [[record["weights"]["applied"][name] for name in names] for record in notes.steps],
         "train_rewards": [[record["objectives"][name]["mean"] for name in names] for record in notes.steps],
+        "sampler_gap": gap,
         "warnings": [type for type, _ in notes.events],
     }
 
