@@ -1,5 +1,6 @@
 """One run over stand-ins for engines and learner: what is tested, what is chosen, and what the record says."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -73,4 +74,17 @@ def test_a_reward_that_fails_is_the_runs_reason(tmp_path: Path) -> None:
     parts = parts_of(spec, world)
     parts.rewards.error = RewardFailedError("brevity", "its process ended")  # type: ignore[attr-defined]  # a stand-in
     with pytest.raises(RunFailed, match="paused: objective 'brevity': its process ended"):
+        run_job(spec, parts, tmp_path, {})
+
+
+def test_a_run_whose_engine_had_other_weights_fails(tmp_path: Path) -> None:
+    spec = spec_of()
+    parts = parts_of(spec)
+    learn = parts.learner.learn
+
+    def learn_apart(*arguments: Any) -> Any:
+        return dataclasses.replace(learn(*arguments), sampler_gap=0.02)
+
+    parts.learner.learn = learn_apart  # type: ignore[method-assign]
+    with pytest.raises(RunFailed, match=r"did not sample from the learner's weights: .* 0\.02 apart"):
         run_job(spec, parts, tmp_path, {})
