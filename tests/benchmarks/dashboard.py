@@ -1,11 +1,11 @@
 """What the dashboard costs and how soon it shows what happened, in a real Chromium on this machine.
 
-    python -m tests.benchmarks.dashboard [PART ...] [--pages 25] [--window-s 20] [--rounds 3] [--updates 60]
+    python -m tests.benchmarks.dashboard [PART ...] [--pages 25] [--window-s 5] [--turns 24] [--rounds 3] [--updates 60]
 
 Parts: start (serve until /readyz, with the dashboard and without), load (a first visit with an empty cache until a
 job's charts are drawn), update (from a step's commit by Redis' clock until its chart is drawn), long (10,000 steps of 5
 objectives: until all charts in sight are drawn, and the longest gap between frames while scrolling through), slowdown
-(steps a second of a job that hashes, without and with open pages, in turns; then its server is killed under it).
+(steps a second of a job that hashes, with open pages and their server stopped or running, in turns; then it is killed).
 Server, driver, Redis and browser share the machine; in the part slowdown pages are open without a browser, as other
 people's computers draw them (watchers.py), and one real page says whether they are sent what it is sent. Figures go to
 tests/benchmarks/results/dashboard.json as each part ends; the last line is all of them as JSON.
@@ -152,43 +152,63 @@ def measure_long(stage: Stage, browser: Browser, options: argparse.Namespace) ->
 
 
 def measure_slowdown(stage: Stage, browser: Browser, options: argparse.Namespace) -> Figures:
-    """A job that keeps a core busy, alone and watched, in turns; and what the death of its server does."""
+    """A job that keeps a core busy, with open pages, its server stopped and let go in turns; then it is killed."""
     job = stage.job(step_s=0.0, steps=1_000_000, seed=33, work_mib=200)
     stage.wait_for_step(job, 5)
-    found: dict[str, list[Figures]] = {"alone": [], "watched": []}
-    messages = []
-    for _ in range(options.rounds):
-        found["alone"].append(load(stage, job, options.window_s))
-        with watching(stage.url, KEY, f"/jobs/{job}", options.pages) as watchers:
-            time.sleep(2)
-            watchers.reset()
-            found["watched"].append(load(stage, job, options.window_s))
-            messages += [page.messages / options.window_s for page in watchers.pages]
-        time.sleep(LINGER_S + 2)  # the server goes on reading for pages that may come back
     seen = browser_messages(stage, browser, job, options.window_s)
-    with watching(stage.url, KEY, f"/jobs/{job}", 1):
+    server, driver = psutil.Process(stage.api.process.pid), psutil.Process(busiest(stage))
+    rates: dict[str, list[float]] = {"stopped": [], "watched": [], "killed": []}
+    cores: dict[str, list[float]] = {kind: [] for kind in rates}  # that the job has: what others leave it
+
+    def count(kind: str) -> None:
+        before = sum(driver.cpu_times()[:2])
+        rates[kind].append(rate(stage, job, options.window_s))
+        cores[kind].append((sum(driver.cpu_times()[:2]) - before) / options.window_s)
+
+    with watching(stage.url, KEY, f"/jobs/{job}", options.pages) as watchers:
+        time.sleep(LINGER_S)  # the real page's reading ends
+        watchers.reset()
+        before, watched_s = sum(server.cpu_times()[:2]), 0.0
+        for _ in range(options.turns):
+            for kind, turn in (("stopped", server.suspend), ("watched", server.resume)):
+                turn()
+                time.sleep(0.5)
+                count(kind)
+            watched_s += options.window_s + 0.5
+        server_cores = (sum(server.cpu_times()[:2]) - before) / watched_s
+        messages = [page.messages / watched_s for page in watchers.pages]
         fence = stage.store.job(job).fence
         stage.api.kill()
-        killed = rate(stage, job, options.window_s)
+        for _ in range(options.turns // 2):
+            count("killed")
     record = stage.store.job(job)
     assert (record.status, record.fence) == ("running", fence), "the job did not go on as if nothing had happened"
     stage.api.start()
     stage.client.cancel(job)
-    alone, watched = (
-        {name: median(each[name] for each in found[kind]) for name in ("rate", "server")} for kind in found
-    )
+    stopped = median(rates["stopped"])
+    losses = [1 - watched / alone for alone, watched in zip(rates["stopped"], rates["watched"], strict=True)]
     return {
-        "steps_per_s": alone["rate"],
-        "steps_per_s_watched": watched["rate"],
-        "slowdown": 1 - watched["rate"] / alone["rate"],
-        "steps_per_s_server_killed": killed,
-        "killed_slowdown": 1 - killed / alone["rate"],
-        "server_cores": alone["server"],
-        "server_cores_watched": watched["server"],
+        "steps_per_s_server_stopped": stopped,
+        "steps_per_s_watched": median(rates["watched"]),
+        "slowdown": median(losses),
+        "slowdown_quartiles": [round(cut, 3) for cut in quantiles(losses, n=4)],
+        "steps_per_s_server_killed": median(rates["killed"]),
+        "job_cores": {kind: round(median(found), 3) for kind, found in cores.items()},
+        "killed_cores_lost": 1 - median(cores["killed"]) / median(cores["stopped"]),
+        "server_cores_watched": server_cores,
         "messages_per_s": median(messages),
         "messages_per_s_browser": seen,
         "pages": options.pages,
+        "turns": options.turns,
     }
+
+
+def busiest(stage: Stage) -> int:
+    """The process that does the job's work: of the stage's, the one that has had most of the processor lately."""
+    own = [process for process in psutil.Process().children(recursive=True) if process.pid != stage.api.process.pid]
+    before = {process.pid: sum(process.cpu_times()[:2]) for process in own}
+    time.sleep(1)
+    return max(own, key=lambda process: sum(process.cpu_times()[:2]) - before[process.pid]).pid
 
 
 def browser_messages(stage: Stage, browser: Browser, job: str, window_s: float) -> float:
@@ -209,14 +229,6 @@ def browser_messages(stage: Stage, browser: Browser, job: str, window_s: float) 
     told = sum(frame.startswith("42") for frame in frames[before:])  # socket.io's events, without pings
     context.close()
     return told / window_s
-
-
-def load(stage: Stage, job: str, window_s: float) -> Figures:
-    """Steps a second of the job, and cores that the server keeps busy meanwhile."""
-    server = psutil.Process(stage.api.process.pid)
-    before = sum(server.cpu_times()[:2])
-    found = rate(stage, job, window_s)
-    return {"rate": found, "server": (sum(server.cpu_times()[:2]) - before) / window_s}
 
 
 def rate(stage: Stage, job: str, window_s: float) -> float:
@@ -252,7 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when absent")
     parser.add_argument("--pages", type=int, default=25, help="that are open at once")
-    parser.add_argument("--window-s", type=float, default=20.0, help="over which steps are counted")
+    parser.add_argument("--window-s", type=float, default=5.0, help="over which steps are counted")
+    parser.add_argument("--turns", type=int, default=24, help="of the server in the part slowdown")
     parser.add_argument("--rounds", type=int, default=3, help="of what is measured several times")
     parser.add_argument("--updates", type=int, default=60, help="steps whose way to the chart is timed")
     parser.add_argument("--results", type=Path, default=RESULTS)
