@@ -3,7 +3,10 @@
     python -m tests.benchmarks.arena [--runs FILE] [--default ENTRY]
 
 Without --runs those that are kept with the project, results/arena_runs.jsonl.gz. Nothing is trained here; it takes
-seconds. The report goes to results/arena.md and arena.html, the figures to arena.json.
+seconds. The report goes to results/arena.md and arena.html, the figures to arena.json. To go on from the kept runs:
+
+    mkdir DIR && gunzip -c tests/benchmarks/results/arena_runs.jsonl.gz > DIR/runs.jsonl
+    equipoise arena --out DIR --resume
 """
 
 from __future__ import annotations
