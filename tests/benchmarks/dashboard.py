@@ -152,8 +152,11 @@ def measure_long(stage: Stage, browser: Browser, options: argparse.Namespace) ->
 
 
 def measure_slowdown(stage: Stage, browser: Browser, options: argparse.Namespace) -> Figures:
-    """A job that keeps a core busy, with open pages, its server stopped and let go in turns; then it is killed."""
-    job = stage.job(step_s=0.0, steps=1_000_000, seed=33, work_mib=200)
+    """A job that keeps a core busy, with open pages, its server stopped and let go in turns; then it is killed.
+
+    Some six steps a second, a checkpoint every four seconds and an evaluation every eight: as fast as jobs come.
+    """
+    job = stage.job(step_s=0.0, steps=1_000_000, seed=33, work_mib=200, every=25)
     stage.wait_for_step(job, 5)
     seen = browser_messages(stage, browser, job, options.window_s)
     server, driver = psutil.Process(stage.api.process.pid), psutil.Process(busiest(stage))
