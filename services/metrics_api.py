@@ -59,6 +59,7 @@ class RequestMeter:
             buckets=_BUCKETS_S,
             registry=registry,
         )
+        # Routes, methods and statuses are few, and finding a child by its labels takes longer than counting.
         self._counted = functools.cache(lambda *labels: self._requests.labels(*labels))
         self._timed = functools.cache(lambda *labels: self._latency.labels(*labels))
 
