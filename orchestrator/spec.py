@@ -7,7 +7,7 @@ checked and shown without them, and only build.py turns it into objects.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -421,7 +421,13 @@ def validated(root: type[Document], validate: Callable[[], Document]) -> Documen
         return validate()
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
-        raise SpecError([problem(root, detail) for detail in found]) from None
+        raise SpecError([problem(root, detail) for detail in found if not _follows(detail["loc"], found)]) from None
+
+
+def _follows(place: tuple[int | str, ...], found: Sequence[Any]) -> bool:
+    """Whether a list is called too short only because its wrong items, which are told of, were taken out."""
+    within = [other["loc"] for other in found if other["loc"][: len(place)] == place]
+    return len(within) > 1 and any(other["type"] == "too_short" and other["loc"] == place for other in found)
 
 
 def load_spec(path: Path) -> JobSpec | RewardJobSpec:

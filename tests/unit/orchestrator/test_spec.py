@@ -320,6 +320,16 @@ def test_what_is_refused(changes: dict[str, Any], path: str, words: str) -> None
     assert any(word in found[path] for word in words.split("|"))
 
 
+def test_a_list_whose_only_item_is_wrong_is_not_called_short() -> None:
+    wrong = document(objectives=[{"name": "accuracy", "reward": {"name": "mth"}}])
+    with pytest.raises(SpecError) as caught:
+        parse_spec(wrong)
+    assert [path for path, _ in caught.value.problems] == ["objectives.0.reward"]
+    with pytest.raises(SpecError) as caught:
+        parse_spec(document(objectives=[]))
+    assert [path for path, _ in caught.value.problems] == ["objectives"]
+
+
 def test_one_rollout_is_enough_for_reinforce() -> None:
     parse_spec(document(rollout__rollouts_per_prompt=1, estimator={"name": "reinforce"}))
 
