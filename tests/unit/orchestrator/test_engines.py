@@ -171,13 +171,14 @@ def test_whatever_engines_die_or_fail_every_rollout_is_made_once_while_one_is_le
 
 def test_an_engine_that_dies_is_replaced_and_serves_after_a_refit_alone() -> None:
     """T8."""
-    fleet = Fleet(trouble={1: ("die", 2)})
+    fleet = Fleet(up=False, trouble={1: ("die", 2)})
     pool = fleet.pool(3)
     pool.refit(fleet, 5)
     assert {rollout.policy_version for rollout in pool.generate(requests_of(9, 2))} == {5}
     (incident,) = pool.told()
     assert (incident.type, incident.level) == ("engine.retired", "warning")
     assert incident.data == {"engine": 1, "message": "its process is gone", "resent": 4, "given_up": False}
+    fleet.up = True
     figures = pool.health()
     assert [figures[str(n)]["health"] for n in range(3)] == ["healthy", "stale", "healthy"]
     assert (figures["1"]["restarts"], figures["1"]["resent"], figures["1"]["policy_version"]) == (1, 4, None)

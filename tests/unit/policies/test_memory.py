@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,7 @@ def rollouts() -> list[Rollout]:
 
 def allocated(run: Callable[[], object]) -> int:
     """The most bytes that torch held at once beside those that it held before."""
+    gc.collect()  # else an earlier learner, held by a cycle, may be freed meanwhile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
