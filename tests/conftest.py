@@ -30,11 +30,11 @@ RAY_OBJECT_STORE_BYTES = 200 * 1024**2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests first, as they say most per second, and a browser last, when nothing else is at work beside it.
+    """Unit tests first, as they say most per second, and what starts Ray or vLLM last, as it takes longest.
 
     What needs a GPU is skipped without one.
     """
-    items.sort(key=lambda item: ("unit" not in item.path.parts, "browser" in item.path.parts))
+    items.sort(key=lambda item: ("unit" not in item.path.parts, "cluster" in item.path.parts))
     needing_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if needing_gpu and not _has_cuda():
         for item in needing_gpu:

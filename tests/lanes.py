@@ -3,8 +3,8 @@
     python -m tests.lanes [PYTEST'S OPTIONS]
 
 What starts Ray, vLLM or a learner has a run of its own, which is shown as it goes; then comes what the others printed.
-The unit tests yield to both, some of which wait for real servers with a limit, and to Ray's workers, which yield
-themselves.
+Some of it comes last in the others' run, so that both end at about the same time. The unit tests yield to both, some of
+which wait for real servers with a limit, and to Ray's workers, which yield themselves.
 """
 
 from __future__ import annotations
@@ -19,23 +19,29 @@ from typing import IO
 
 TESTS = Path(__file__).parent
 UNIT, CLUSTER = TESTS / "unit", TESTS / "integration" / "cluster"
+WITH_OTHERS = [CLUSTER / "test_engines.py", CLUSTER / "test_up.py"]
 LEAST_PRIORITY = 19
 NO_TESTS = 5  # pytest's exit status where the options leave none of a run's
 
 
 def main(options: list[str]) -> int:
+    alone = sorted(set(CLUSTER.glob("test_*.py")) - set(WITH_OTHERS))
     with ExitStack() as started:
         beside = [
-            _start(started, "others", [TESTS, f"--ignore={UNIT}", f"--ignore={CLUSTER}", *options]),
+            _start(started, "others", [TESTS, *_without([UNIT, *alone]), *options]),
             _start(started, "unit", [UNIT, *options], niceness=LEAST_PRIORITY),
         ]
-        statuses = {subprocess.call(_pytest("cluster", [CLUSTER, *options]))}
+        statuses = {subprocess.call(_pytest("cluster", [CLUSTER, *_without(WITH_OTHERS), *options]))}
         for lane, output in beside:
             statuses.add(lane.wait())
             output.seek(0)
             sys.stdout.write(output.read())
     failed = statuses - {0, NO_TESTS}
     return max(failed) if failed else min(statuses)  # NO_TESTS only where none had any
+
+
+def _without(paths: Sequence[Path]) -> list[str]:
+    return [f"--ignore={path}" for path in paths]
 
 
 def _pytest(name: str, arguments: Sequence[object]) -> list[str]:
