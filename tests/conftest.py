@@ -32,9 +32,15 @@ RAY_OBJECT_STORE_BYTES = 200 * 1024**2
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Unit tests first, as they say most per second, and what starts Ray or vLLM last, as it takes longest.
 
-    What needs a GPU is skipped without one.
+    Of that comes last what wants the quickstart policy, which is trained meanwhile. What needs a GPU is skipped without
+    one.
     """
-    items.sort(key=lambda item: ("unit" not in item.path.parts, "cluster" in item.path.parts))
+
+    def place(item: pytest.Item) -> tuple[bool, ...]:
+        wants_policy = "quickstart_policy" in getattr(item, "fixturenames", ())
+        return "unit" not in item.path.parts, "cluster" in item.path.parts, wants_policy
+
+    items.sort(key=place)
     needing_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if needing_gpu and not _has_cuda():
         for item in needing_gpu:

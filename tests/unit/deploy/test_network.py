@@ -1,82 +1,19 @@
 """Who may reach whom, by what the NetworkPolicies say together: every pair of pods and every port.
 
-This is the rule of the API (a pair may talk if the one may go out and the other takes it in), worked out on
-the rendered objects. That a cluster's plug-in enforces it is not shown here: that takes a cluster.
+Worked out on the rendered objects; tests/integration/test_network_namespaces.py has real processes try.
 """
 
 from __future__ import annotations
 
 import copy
-import ipaddress
 from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import pytest
 
-from tests.deploy_support import Object, Pod, Rendered, selects
-
-PORTS = {"redis": 6379, "serve": 8740, "ray-head": 8265, "ray-gcs": 6379, "ray-machine": 10002}
-OUTSIDE = {
-    "ingress": Pod(name="ingress", labels={"app": "nginx"}, spec={"namespace": "ingress-nginx"}),
-    "prometheus": Pod(name="prometheus", labels={"app": "prometheus"}, spec={"namespace": "monitoring"}),
-    "operator": Pod(name="operator", labels={"app": "kuberay"}, spec={"namespace": "kuberay-system"}),
-    "stranger": Pod(name="stranger", labels={"app.kubernetes.io/component": "serve"}, spec={"namespace": "default"}),
-}
-
-
-def _takes(peer: Object, pod: Pod | None, address: str | None) -> bool:
-    if "ipBlock" in peer:
-        if address is None:
-            return False  # of a pod no address is known here, and none lies outside of the cluster's own networks
-        block = peer["ipBlock"]
-        inside = ipaddress.ip_address(address)
-        return inside in ipaddress.ip_network(block["cidr"]) and not any(
-            inside in ipaddress.ip_network(part) for part in block.get("except", [])
-        )
-    if pod is None:
-        return False
-    namespace = pod.spec.get("namespace", "equipoise")
-    if "namespaceSelector" in peer:
-        if not selects(peer["namespaceSelector"], {"kubernetes.io/metadata.name": namespace}):
-            return False
-    elif namespace != "equipoise":
-        return False
-    return selects(peer.get("podSelector", {}), pod.labels)
-
-
-def _open(rendered: Rendered, direction: str, at: Pod, peer: Pod | None, address: str | None, port: int) -> bool:
-    if at.spec.get("namespace", "equipoise") != "equipoise":
-        return True  # what other namespaces forbid is theirs
-    policies = [
-        policy["spec"] for policy in rendered.of("NetworkPolicy") if selects(policy["spec"]["podSelector"], at.labels)
-    ]
-    if not any(direction.capitalize() in spec["policyTypes"] for spec in policies):
-        return True
-    side = "from" if direction == "ingress" else "to"
-    for spec in policies:
-        for item in spec.get(direction, []) if direction.capitalize() in spec["policyTypes"] else []:
-            fits = not item.get("ports") or any(found["port"] == port for found in item["ports"])
-            if fits and any(_takes(found, peer, address) for found in item[side]):
-                return True
-    return False
-
-
-def may(rendered: Rendered, source: Pod, target: Pod, port: int) -> bool:
-    return _open(rendered, "egress", source, target, None, port) and _open(
-        rendered, "ingress", target, source, None, port
-    )
-
-
-def pairs(rendered: Rendered) -> set[tuple[str, str, int]]:
-    pods = {pod.name: pod for pod in rendered.pods} | OUTSIDE
-    targets = [name for name in pods if name not in OUTSIDE]
-    return {
-        (source, target, port)
-        for source, target, port in product(pods, targets, sorted(set(PORTS.values())))
-        if source != target and may(rendered, pods[source], pods[target], port)
-    }
-
+from tests.deploy_support import Object, Rendered
+from tests.network_policies import PORTS, is_open, pairs
 
 RAY = ("ray-headgroup", "ray-learner", "ray-rollout", "ray-reward")
 AMONG_RAY = {(one, other, port) for one, other, port in product(RAY, RAY, set(PORTS.values())) if one != other}
@@ -116,13 +53,13 @@ def test_what_lies_outside(
     source: str, address: str, port: int, reaches: bool, rendered: Callable[[str], list[Object]]
 ) -> None:
     found = Rendered(rendered("gpu"))
-    assert _open(found, "egress", found.pod(source), None, address, port) is reaches
+    assert is_open(found, "egress", found.pod(source), None, address, port) is reaches
 
 
 def test_a_worker_that_makes_rayjobs_reaches_the_api_server(rendered: Callable[[str], list[Object]]) -> None:
     found = Rendered(rendered("kind-ray-job"))
-    assert _open(found, "egress", found.pod("worker"), None, "10.96.0.1", 443)
-    assert not _open(found, "egress", found.pod("serve"), None, "10.96.0.1", 443)
+    assert is_open(found, "egress", found.pod("worker"), None, "10.96.0.1", 443)
+    assert not is_open(found, "egress", found.pod("serve"), None, "10.96.0.1", 443)
 
 
 @pytest.mark.parametrize("name", ["default-deny", "redis", "to-redis", "serve", "ray-head", "worker", "ray"])
