@@ -2,6 +2,7 @@
 DEVICE ?= cpu
 BENCH ?= main_job
 SETUP_FLAGS ?=
+LOCKS ?= control cpu gpu
 export EQUIPOISE_STATE_DIR ?= $(CURDIR)/.equipoise
 
 BIN := .venv/bin
@@ -16,7 +17,7 @@ RESOLVE = PATH="$(CURDIR)/$(BIN):$$PATH" uv pip compile pyproject.toml - --extra
 TIDY = sed -E -e 's/^(torch==[0-9.]+).*/\1/' -e "/== '(win32|emscripten)'/d"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test browser lint format bench screenshots lock clean
+.PHONY: help setup demo serve test browser lint format bench screenshots audit lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
@@ -52,6 +53,11 @@ bench: setup ## measure (BENCH=name for one of tests/benchmarks)
 
 screenshots: setup ## pictures of every page of the dashboard, into deploy/screenshots
 	$(BIN)/python -m tests.browser.screenshots
+
+audit: setup ## known vulnerabilities of all packages in the locks (asks osv.dev; LOCKS=control for one)
+	@for lock in $(LOCKS); do echo "requirements/$$lock.txt"; $(BIN)/uv tool run --quiet --python $(BIN)/python \
+		pip-audit==2.10.1 --requirement requirements/$$lock.txt --no-deps --disable-pip --progress-spinner off \
+		--vulnerability-service osv || exit 1; done
 
 lock: ## resolve both locks again from pyproject.toml (needs uv, which setup installs)
 	@printf $(CPU_EXTRAS) | $(CPU_WHEELS) $(RESOLVE) --extra cpu --override requirements/overrides.txt > .lock

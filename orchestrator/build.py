@@ -13,7 +13,7 @@ from orchestrator import routing
 from orchestrator.cluster import Cluster, RemoteLearner
 from orchestrator.datasets import locate
 from orchestrator.engines import EnginePool
-from orchestrator.gang import gpus_reserved
+from orchestrator.gang import gpus_reserved, members
 from orchestrator.gold import GoldScorer
 from orchestrator.hosting import GOLD, hosted_gold, hosted_rewards, reward_pool
 from orchestrator.placement import gpus_wanted, reward_gpus, shares_gpu
@@ -123,8 +123,8 @@ def build(
             timeout_s=spec.resources.placement_timeout_s,
             on_wait=on_stage,
         )
-        ranks = [learner_options] * spec.resources.learner_ranks
-        on_gpus(gpus_reserved([engine_options] * spec.rollout.engines + ranks, replicas))
+        ranks = spec.resources.learner_ranks
+        on_gpus(gpus_reserved(members(engine_options, spec.rollout.engines, learner_options, ranks, replicas)))
         on_stage("starting engines and learner")
         places = [gang.place(actors + i) for i in range(len(replicas))]
         pools.append(reward_pool(hosted, places))

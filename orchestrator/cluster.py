@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 import os
 import threading
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from orchestrator.engines import Engine, EngineError, EngineLost, EnginePool
 from orchestrator.errors import ActorLost, LearnerOutOfMemory
-from orchestrator.gang import Gang, reserve
+from orchestrator.gang import ROLE_LABEL_VARIABLE, Gang, members, reserve
 from orchestrator.learner_group import LearnerRanks, meet, start_ranks
 from policies.learner import LearnerSettings
 from policies.rollout import EngineDied, EngineSettings, RolloutEngine, StaleEngineError
@@ -236,8 +235,9 @@ class Cluster:
 
         Raises DoesNotFit or ResourcesBusy (gang.py).
         """
-        actors = [*itertools.repeat(engine_options, engines), *itertools.repeat(learner_options, learner_ranks)]
-        self.gang = reserve(actors, timeout_s=timeout_s, grows=self.grows, on_wait=on_wait, apart=list(reward_options))
+        actors = members(engine_options, engines, learner_options, learner_ranks, reward_options)
+        label = os.environ.get(ROLE_LABEL_VARIABLE) if self.grows else None
+        self.gang = reserve(actors, timeout_s=timeout_s, grows=self.grows, on_wait=on_wait, role_label=label)
         return self.gang
 
     def start(

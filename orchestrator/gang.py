@@ -1,20 +1,25 @@
 """All of a job's actors at once, or none: two jobs that each held half of what they need would wait for ever.
 
 The actors' own Ray options say what they need, so what is reserved is what is then used. Rewards that ask for nothing,
-as verifiers do, are not among them: they fit anywhere.
+as verifiers do, are not among them: they fit anywhere. Where an operator has labelled a cluster's machines by the role
+that they are for (EQUIPOISE_RAY_ROLE_LABEL), each actor has its room on those of its own.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.errors import DoesNotFit, ResourcesBusy
 
+ROLE_LABEL_VARIABLE = "EQUIPOISE_RAY_ROLE_LABEL"  # of a cluster: the label that says what a machine is for
 Options = Mapping[str, Any]
+Role = Literal["rollout", "learner", "reward"]
+Label = tuple[str, str]
 _LOOK_EVERY_S = 1  # Ray waits whole seconds
 
 
@@ -39,27 +44,42 @@ class Gang:
         remove_placement_group(self.group)
 
 
+def members(
+    engine: Options, engines: int, learner: Options, ranks: int, rewards: Sequence[Options]
+) -> list[tuple[Role, Options]]:
+    """A job's actors in the order of their places: engines, the learner's ranks, rewards' replicas."""
+    return [
+        *(("rollout", engine) for _ in range(engines)),
+        *(("learner", learner) for _ in range(ranks)),
+        *(("reward", options) for options in rewards),
+    ]
+
+
 def reserve(
-    actors: Sequence[Options],
+    actors: Sequence[tuple[Role, Options]],
     *,
     timeout_s: float,
     grows: bool,
     on_wait: Callable[[str], None] = lambda _: None,
-    apart: Sequence[Options] = (),
+    role_label: str | None = None,
 ) -> Gang:
     """Room for all the actors at once. Ray must be initialised.
 
     Waits `timeout_s`, holding nothing, then raises ResourcesBusy where it would fit beside less, or DoesNotFit where
     it never will: at once on a cluster that does not grow. `on_wait` hears every second why it waits, and may raise.
+    With a `role_label`, on machines whose label of that name is the actor's role.
     """
     from ray.util import placement_group
 
-    bundles, places = bundles_of(actors, apart)
-    gang = Gang(group=placement_group(bundles, strategy="PACK"), places=tuple(places))
+    bundles, places = bundles_of(actors)
+    labels = labels_of([role for role, _ in actors], places, role_label)
+    selectors = [dict([label]) if label else {} for label in labels] if role_label else None
+    group = placement_group(bundles, strategy="PACK", bundle_label_selector=selectors)
+    gang = Gang(group=group, places=tuple(places))
     deadline = time.monotonic() + timeout_s
     try:
         while not gang.group.wait(_LOOK_EVERY_S):
-            problem = lack(bundles)
+            problem = lack(bundles, labels)
             waited = time.monotonic() >= deadline
             if problem and (waited or not grows):
                 raise DoesNotFit(f"resources: {problem}")
@@ -73,19 +93,18 @@ def reserve(
     return gang
 
 
-def bundles_of(actors: Sequence[Options], apart: Sequence[Options] = ()) -> tuple[list[dict[str, float]], list[int]]:
+def bundles_of(actors: Sequence[tuple[Role, Options]]) -> tuple[list[dict[str, float]], list[int]]:
     """(what must be reserved, which of it each actor gets).
 
-    An actor has a bundle of its own, on one machine. Actors that share a GPU have one together, which is what puts
-    them on the same GPU: engines and learner hand weights to each other by memory addresses. The actors `apart`, as
-    rewards are, come last and have their own in any case.
+    An actor has a bundle of its own, on one machine. Engines and learner that share a GPU have one together, which is
+    what puts them on the same GPU: they hand weights to each other by memory addresses.
     """
     bundles: list[dict[str, float]] = []
     places: list[int] = []
     shared: int | None = None
-    for i, options in enumerate([*actors, *apart]):
+    for role, options in actors:
         cpus, gpus = float(options.get("num_cpus", 1)), float(options.get("num_gpus", 0))
-        if i >= len(actors) or not 0 < gpus < 1:
+        if role == "reward" or not 0 < gpus < 1:
             places.append(len(bundles))
             bundles.append({"CPU": cpus} | ({"GPU": gpus} if gpus else {}))
             continue
@@ -101,25 +120,39 @@ def bundles_of(actors: Sequence[Options], apart: Sequence[Options] = ()) -> tupl
     return bundles, places
 
 
-def gpus_reserved(actors: Sequence[Options], apart: Sequence[Options] = ()) -> float:
+def labels_of(roles: Sequence[Role], places: Sequence[int], name: str | None) -> list[Label | None]:
+    """Of the machines that each bundle may be on; a GPU that is shared is one for learners."""
+    found: list[Label | None] = [None] * (max(places, default=-1) + 1)
+    if name is not None:
+        for role, place in zip(roles, places, strict=True):
+            if found[place] is None or role == "learner":
+                found[place] = (name, role)
+    return found
+
+
+def gpus_reserved(actors: Sequence[tuple[Role, Options]]) -> float:
     """GPUs that nobody else gets while these actors have theirs."""
-    return math.fsum(bundle.get("GPU", 0.0) for bundle in bundles_of(actors, apart)[0])
+    return math.fsum(bundle.get("GPU", 0.0) for bundle in bundles_of(actors)[0])
 
 
-def lack(bundles: Sequence[Mapping[str, float]]) -> str | None:
+def lack(bundles: Sequence[Mapping[str, float]], labels: Sequence[Label | None] = ()) -> str | None:
     """Why the machines that there are can't hold the bundles even when nothing else runs; None where they may."""
     import ray
 
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    machines = [node for node in ray.nodes() if node["Alive"]]
     needed = _total(bundles)
     for kind in ("GPU", "CPU"):
-        there = sum(machine.get(kind, 0) for machine in machines)
+        there = sum(machine["Resources"].get(kind, 0) for machine in machines)
         if needed.get(kind, 0) > there:
             return f"the job needs {_count(needed[kind], kind)} at once, the cluster has {_number(there)}"
-    for bundle in bundles:
-        if not any(all(machine.get(kind, 0) >= amount for kind, amount in bundle.items()) for machine in machines):
+    for bundle, label in itertools.zip_longest(bundles, labels):
+        fitting = [machine for machine in machines if label is None or label in machine["Labels"].items()]
+        if not any(
+            all(machine["Resources"].get(kind, 0) >= amount for kind, amount in bundle.items()) for machine in fitting
+        ):
             whole = " and ".join(_count(amount, kind) for kind, amount in sorted(bundle.items(), reverse=True))
-            return f"an actor needs {whole} on one machine, and none has them"
+            where = f" with the label {'='.join(label)}" if label else ""
+            return f"an actor needs {whole} on one machine{where}, and none has them"
     return None
 
 

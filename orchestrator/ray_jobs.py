@@ -19,6 +19,7 @@ import httpx
 
 from orchestrator.checkpoint_store import STORE_VARIABLE
 from orchestrator.errors import LauncherUnavailable
+from orchestrator.gang import ROLE_LABEL_VARIABLE
 from orchestrator.launchers import NO_RESOURCES, REDIS_URL_FILE_VARIABLE, driver_command, last_line
 from orchestrator.logs import FORMAT_VARIABLE
 from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
@@ -115,6 +116,8 @@ class RayJobsLauncher:
             "metadata": {"equipoise_job": job_id, "equipoise_owner": owner, "equipoise_fence": str(fence)},
             "entrypoint_num_cpus": self._cpus,
         }
+        if label := os.environ.get(ROLE_LABEL_VARIABLE):  # a machine without GPU is good enough
+            document["entrypoint_label_selector"] = {label: "reward"}
         try:
             self._call("POST", "/api/jobs/", json=document)
         except LauncherUnavailable:
@@ -191,7 +194,7 @@ def shown_environment(redis_url_file: Path, grace_s: float) -> dict[str, str]:
         REDIS_URL_FILE_VARIABLE: str(redis_url_file),
         "RAY_JOB_STOP_WAIT_TIME_S": str(round(grace_s)),  # read by Ray, which else waits 3 s
     }
-    for name in (FORMAT_VARIABLE, STORE_VARIABLE, JUDGES_VARIABLE):  # a URL and a path, no credentials
+    for name in (FORMAT_VARIABLE, STORE_VARIABLE, JUDGES_VARIABLE, ROLE_LABEL_VARIABLE):  # no credentials
         if value := os.environ.get(name):
             variables[name] = value
     return variables

@@ -9,6 +9,7 @@ import base64
 import re
 from collections.abc import Callable, Iterator
 
+from orchestrator.gang import ROLE_LABEL_VARIABLE
 from services.settings import DEFAULT_PORT
 from tests.deploy_support import DEPLOY, Object, Pod, Rendered, selects
 
@@ -403,10 +404,15 @@ def ray_asks_for_a_token_and_grows_from_zero(rendered: Rendered) -> Iterator[str
             yield f"RayCluster {name}: work runs on the head"
         if not spec.get("enableInTreeAutoscaling"):
             yield f"RayCluster {name}: does not grow"
+        if spec["autoscalerOptions"].get("version") != "v2":
+            yield f"RayCluster {name}: its autoscaler knows no labels"
+        label = rendered.settings(spec["headGroupSpec"]["template"]["spec"]["containers"][0])[ROLE_LABEL_VARIABLE]
         groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
         if set(groups) != {"learner", "rollout", "reward"}:
             yield f"RayCluster {name}: groups {sorted(groups)}"
         for group in groups.values():
+            if group.get("labels", {}).get(label) != group["groupName"]:
+                yield f"RayCluster {name}: no actor waits for {group['groupName']}"
             if group["minReplicas"] != 0 or group["replicas"] != 0 or group["maxReplicas"] < 1:
                 yield f"RayCluster {name}: {group['groupName']} does not start from zero"
     for pod in rendered.pods:

@@ -22,7 +22,7 @@ from orchestrator.redis_calls import connect
 from orchestrator.states import JobStatus
 from orchestrator.store import JobStore
 
-CPU = {"num_cpus": 1}
+CPU = ("rollout", {"num_cpus": 1})
 
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -74,9 +74,9 @@ def test_actors_run_on_what_is_reserved_for_them_though_nothing_else_is_free(gan
 
     gang = reserve([CPU] * 8, timeout_s=60, grows=False)
     gangs.append(gang)
-    actors = [ray.remote(Actor).options(**CPU, **gang.place(i)).remote() for i in (0, 7)]
+    actors = [ray.remote(Actor).options(**CPU[1], **gang.place(i)).remote() for i in (0, 7)]
     assert set(ray.get([actor.where.remote() for actor in actors], timeout=60)) == {gang.group.id.hex()}
-    outsider = ray.remote(Actor).options(**CPU).remote()
+    outsider = ray.remote(Actor).options(**CPU[1]).remote()
     waiting = outsider.where.remote()
     assert ray.wait([waiting], timeout=1)[0] == []
     gangs.pop().close()
@@ -90,9 +90,9 @@ def test_a_reward_that_is_lost_starts_again_in_its_own_place(gangs: list[Gang]) 
     from rewards.base import RewardBatch
     from rewards.hosting import SINGLE, actor_replica
 
-    gang = reserve([CPU] * 7, apart=[CPU], timeout_s=60, grows=False)
+    gang = reserve([CPU] * 7 + [("reward", CPU[1])], timeout_s=60, grows=False)
     gangs.append(gang)
-    replica = actor_replica(partial(registry.build, "clarity", {}), **CPU, **gang.place(7))
+    replica = actor_replica(partial(registry.build, "clarity", {}), **CPU[1], **gang.place(7))
     batch = RewardBatch(
         prompts=("1+1=",), completions=("2",), answers=("2",), completion_tokens=(1,), truncated=(False,), max_tokens=9
     )
@@ -104,9 +104,9 @@ def test_a_reward_that_is_lost_starts_again_in_its_own_place(gangs: list[Gang]) 
 
 @pytest.mark.parametrize("grows", [False, True])
 def test_what_never_fits_is_refused_with_what_is_needed_and_what_is_there(grows: bool) -> None:
-    gpu = {"num_cpus": 1, "num_gpus": 2}
+    gpu = ("rollout", {"num_cpus": 1, "num_gpus": 2})
     with pytest.raises(DoesNotFit, match="the job needs 5 GPUs at once, the cluster has 0"):
-        reserve([gpu, gpu, {"num_cpus": 1, "num_gpus": 1}], timeout_s=0.1 if grows else 600, grows=grows)
+        reserve([gpu, gpu, ("learner", {"num_cpus": 1, "num_gpus": 1})], timeout_s=0.1 if grows else 600, grows=grows)
     with pytest.raises(DoesNotFit, match="the job needs 9 CPUs at once, the cluster has 8"):
         reserve([CPU] * 9, timeout_s=0.1 if grows else 600, grows=grows)
 

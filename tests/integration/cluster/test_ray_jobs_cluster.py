@@ -84,7 +84,8 @@ def address(token: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
             [
                 str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port=0",
                 "--node-ip-address=127.0.0.1", "--num-cpus=3", "--num-gpus=2", "--object-store-memory=80000000",
-                "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
+                "--labels=equipoise.io/role=learner", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
+                f"--dashboard-port={port}",
                 f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
                 f"--temp-dir={folder}", "--disable-usage-stats",
             ],
@@ -261,18 +262,42 @@ class Actor:
     def gpus(self):
         return ray.get_gpu_ids()
 actors = [{"num_cpus": 0.1, "num_gpus": 0.3333}] * 3
-gang = reserve(actors, timeout_s=60, grows=True)
+gang = reserve([("rollout", actor) for actor in actors], timeout_s=60, grows=True)
 started = [ray.remote(Actor).options(**actor, **gang.place(i)).remote() for i, actor in enumerate(actors)]
 used = ray.get([actor.gpus.remote() for actor in started])
 assert len(used[0]) == 1 and used == [used[0]] * 3, used
 try:
-    reserve([{"num_cpus": 0.1, "num_gpus": 2}] * 2, timeout_s=1, grows=True)
+    reserve([("rollout", {"num_cpus": 0.1, "num_gpus": 2})] * 2, timeout_s=1, grows=True)
 except DoesNotFit as error:
     sys.exit(f"{error}")
 """
     )
     assert ended(job) == 1
     assert job.last_line() == "resources: the job needs 4 GPUs at once, the cluster has 2"
+
+
+def test_actors_go_to_machines_that_are_labelled_for_their_role(bench: Bench) -> None:
+    """The cluster has one, for learners."""
+    job = bench.start(
+        """
+import ray
+from orchestrator.errors import DoesNotFit
+from orchestrator.gang import reserve
+ray.init(address="auto", log_to_driver=False)
+one = {"num_cpus": 0.1}
+reserve([("learner", one)], timeout_s=60, grows=True, role_label="equipoise.io/role").close()
+heard = set()
+try:
+    reserve([("learner", one), ("rollout", one)], timeout_s=1, grows=True, role_label="equipoise.io/role",
+        on_wait=heard.add)
+except DoesNotFit as error:
+    assert heard == {str(error).replace("resources:", "waiting for resources:")}, heard
+    sys.exit(f"{error}")
+"""
+    )
+    assert ended(job) == 1
+    wanted = "an actor needs 0.1 CPUs on one machine with the label equipoise.io/role=rollout, and none has them"
+    assert job.last_line() == f"resources: {wanted}"
 
 
 @pytest.mark.skipif(REPEATS == 1, reason="it takes a minute or more: EQUIPOISE_FAULT_REPEATS=2 and above run it")

@@ -181,6 +181,8 @@ MUTANTS: dict[str, list[Callable[[Rendered], Any]]] = {
         lambda f: f.named("Secret", "ray-token")["data"].clear(),
         lambda f: ray(f)["headGroupSpec"]["rayStartParams"].pop("num-cpus"),
         lambda f: ray(f).pop("enableInTreeAutoscaling"),
+        lambda f: ray(f)["autoscalerOptions"].pop("version"),
+        lambda f: ray(f)["workerGroupSpecs"][1].pop("labels"),
         lambda f: ray(f)["workerGroupSpecs"].pop(),
         lambda f: ray(f)["workerGroupSpecs"][0].update(minReplicas=1),
         lambda f: spec_of(f, "ray-learner")["volumes"][2].update(emptyDir={"sizeLimit": "1Gi"}),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from orchestrator import estimate as estimate_module
 from orchestrator.build import placement
 from orchestrator.estimate import estimate, model_size
-from orchestrator.gang import gpus_reserved
+from orchestrator.gang import gpus_reserved, members
 from orchestrator.hosting import hosted_rewards
 from orchestrator.layout import GIB, Layout, Machine, readable
 from orchestrator.spec import JobSpec, parse_spec
@@ -103,7 +103,7 @@ def reserved(job: JobSpec, device: str, gpus: int | None) -> float:
     """What nobody else gets while the job runs."""
     _, engine, learner = placement(job, device, gpus)
     replicas = [options for reward in hosted_rewards(job) for options in reward.reserved]
-    return gpus_reserved([engine] * job.rollout.engines + [learner], replicas)
+    return gpus_reserved(members(engine, job.rollout.engines, learner, 1, replicas))
 
 
 def hosting(*gpus: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.build import placement, resolve_device
-from orchestrator.gang import bundles_of
+from orchestrator.gang import bundles_of, labels_of, members
 from orchestrator.hosting import hosted_rewards
 from orchestrator.placement import gpus_wanted, shares_gpu
 from orchestrator.spec import JobSpec, ResourcesSpec, parse_spec
@@ -37,7 +37,7 @@ def spec(*, device: str = "auto", **rollout: Any) -> JobSpec:
 
 def bundles(job: JobSpec, device: str, gpus: int | None) -> list[dict[str, float]]:
     _, engine, learner = placement(job, device, gpus)
-    return bundles_of([engine] * job.rollout.engines + [learner])[0]
+    return bundles_of(members(engine, job.rollout.engines, learner, 1, []))[0]
 
 
 def test_each_actor_has_a_place_of_its_own_where_none_shares_a_gpu() -> None:
@@ -101,7 +101,7 @@ def test_ranks_of_the_learner_have_a_gpu_each_and_share_none() -> None:
     )
 )
 def test_bundles_hold_what_their_actors_ask_for(actors: list[dict[str, float]]) -> None:
-    made, places = bundles_of(actors)
+    made, places = bundles_of([("rollout", actor) for actor in actors])
     assert sorted(set(places)) == list(range(len(made)))
     for i, bundle in enumerate(made):
         mine = [actor for actor, place in zip(actors, places, strict=True) if place == i]
@@ -109,6 +109,18 @@ def test_bundles_hold_what_their_actors_ask_for(actors: list[dict[str, float]]) 
         gpus = math.fsum(actor.get("num_gpus", 0) for actor in mine)
         assert gpus <= bundle.get("GPU", 0) + 1e-9 < gpus + 1
         assert len(mine) == 1 or all(0 < actor["num_gpus"] < 1 for actor in mine)
+
+
+def test_each_actor_is_on_machines_for_its_role_and_a_shared_gpu_is_one_for_learners() -> None:
+    def labels(engine: dict[str, Any], learner: dict[str, Any], name: str | None) -> list[Any]:
+        actors = members(engine, 2, learner, 1, [{"num_cpus": 1, "num_gpus": 0.5}])
+        return labels_of([role for role, _ in actors], bundles_of(actors)[1], name)
+
+    own, share = {"num_cpus": 1, "num_gpus": 1}, {"num_cpus": 1, "num_gpus": 0.3333}
+    roles = [("x/role", role) for role in ("rollout", "rollout", "learner", "reward")]
+    assert labels(own, own, "x/role") == roles
+    assert labels(share, share, "x/role") == roles[2:]
+    assert labels(own, own, None) == [None] * 4
 
 
 def with_rewards(*hosting: dict[str, Any], **rollout: Any) -> JobSpec:
@@ -122,7 +134,7 @@ def with_rewards(*hosting: dict[str, Any], **rollout: Any) -> JobSpec:
 def whole_gang(job: JobSpec, device: str, gpus: int | None) -> list[dict[str, float]]:
     _, engine, learner = placement(job, device, gpus)
     replicas = [options for reward in hosted_rewards(job) for options in reward.reserved]
-    return bundles_of([engine] * job.rollout.engines + [learner], replicas)[0]
+    return bundles_of(members(engine, job.rollout.engines, learner, 1, replicas))[0]
 
 
 def test_rewards_that_ask_for_something_have_a_place_of_their_own() -> None:

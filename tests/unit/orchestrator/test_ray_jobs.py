@@ -83,6 +83,7 @@ def test_what_ray_is_told_of_a_job_holds_no_secret(
     monkeypatch.setenv("EQUIPOISE_API_KEY", "canary")
     monkeypatch.setenv("EQUIPOISE_CHECKPOINT_STORE", "s3://bucket/checkpoints")
     monkeypatch.setenv("EQUIPOISE_JUDGES", "/etc/equipoise/judges.yaml")
+    monkeypatch.setenv("EQUIPOISE_RAY_ROLE_LABEL", "equipoise.io/role")
     launcher.start("job-1", "ann", fence=4)
     [document] = server.submitted
     assert document["entrypoint"] == (
@@ -92,11 +93,13 @@ def test_what_ray_is_told_of_a_job_holds_no_secret(
         "env_vars": {
             "EQUIPOISE_CHECKPOINT_STORE": "s3://bucket/checkpoints",
             "EQUIPOISE_JUDGES": "/etc/equipoise/judges.yaml",
+            "EQUIPOISE_RAY_ROLE_LABEL": "equipoise.io/role",
             "EQUIPOISE_REDIS_URL_FILE": str(SECRET),
             "RAY_JOB_STOP_WAIT_TIME_S": "90",
         }
     }
     assert document["entrypoint_num_cpus"] == 1
+    assert document["entrypoint_label_selector"] == {"equipoise.io/role": "reward"}  # no machine with a GPU
     assert "canary" not in json.dumps(document)
 
 
