@@ -384,6 +384,7 @@ def engine_settings(spec: JobSpec, model: str, device: str, transport: Transport
         prefix_caching=rollout.prefix_caching,
         enforce_eager=rollout.enforce_eager,
         transport=transport,
+        sleep=rollout.sleep,
         timeout_s=rollout.timeout_s,
         stall_s=rollout.stall_s,
     )

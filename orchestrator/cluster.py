@@ -19,7 +19,7 @@ import ray
 import torch
 from torch import Tensor
 
-from orchestrator.engines import Engine, EngineError, EngineLost, EnginePool
+from orchestrator.engines import Answer, Engine, EngineError, EngineLost, EnginePool
 from orchestrator.errors import ActorLost, LearnerOutOfMemory
 from orchestrator.gang import ROLE_LABEL_VARIABLE, Gang, members, reserve
 from orchestrator.learner_group import LearnerRanks, meet, start_ranks
@@ -70,17 +70,14 @@ class ActorEngine:
             for reference in self.actor.stream.options(num_returns="streaming").remote(requests):
                 yield ray.get(reference)
 
-    def version(self) -> Callable[[float], int | None]:
-        reference = self.actor.version.remote()
+    def version(self) -> Answer[int]:
+        return _answer(self.actor.version.remote())
 
-        def answer(timeout_s: float) -> int | None:
-            try:
-                found: int | None = ray.get(reference, timeout=timeout_s)
-            except (ray.exceptions.RayError, TimeoutError):  # what the next call says, too
-                return None
-            return found
+    def rest(self) -> Answer[bool]:
+        return _answer(self.actor.rest.remote())
 
-        return answer
+    def rise(self) -> Answer[bool]:
+        return _answer(self.actor.rise.remote())
 
     def kill(self) -> None:
         def end() -> None:
@@ -90,6 +87,16 @@ class ActorEngine:
                 ray.kill(self.actor)
 
         threading.Thread(target=end, name="end-engine", daemon=True).start()
+
+
+def _answer(reference: Any) -> Answer[Any]:
+    def answer(timeout_s: float) -> Any:
+        try:
+            return ray.get(reference, timeout=timeout_s)
+        except (ray.exceptions.RayError, TimeoutError):  # what the next call says, too
+            return None
+
+    return answer
 
 
 @contextlib.contextmanager

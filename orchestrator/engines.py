@@ -21,7 +21,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from orchestrator.engine_health import Health, Place
 from orchestrator.errors import ActorLost
@@ -33,8 +33,11 @@ FAILURES_IN_A_ROW = 3  # calls, before an engine is retired
 TRIES = 3  # of one request, before its error is the job's
 STARTS = 3  # of engines in one place that never became healthy, before it is given up
 ANSWER_S = 30.0  # an engine says which weights it has
+WAKE_S = 120.0  # an engine moves its weights between a GPU and the host
 _LOOK_EVERY_S = 0.5
 _WAKE = None
+T = TypeVar("T")
+Answer = Callable[[float], T | None]  # waits so many seconds for it
 log = logging.getLogger(__name__)
 
 
@@ -60,9 +63,15 @@ class Engine(Protocol):
         """
         ...
 
-    def version(self) -> Callable[[float], int | None]:
-        """Asks which weights it serves; what is returned waits that many seconds. None: stale, or no answer."""
+    def version(self) -> Answer[int]:
+        """Asks which weights it serves. None: stale, or no answer."""
         ...
+
+    def rest(self) -> Answer[bool]:
+        """To give a GPU's memory up. It has no requests, and gets none and no weights before it is to `rise`."""
+        ...
+
+    def rise(self) -> Answer[bool]: ...
 
     def kill(self) -> None:
         """Ends it, whatever it is at, without waiting. Safe to call twice."""
@@ -133,6 +142,7 @@ class EnginePool:
         self._works: list[_Work] = []  # in the order in which they came
         self._lock = threading.RLock()
         self._refitting = False
+        self._resting: set[Engine] = set()
         self._incidents: list[Incident] = []
 
     # ------------------------------------------------------------- for people
@@ -170,6 +180,7 @@ class EnginePool:
         Rollouts that have begun go on under the new weights. An engine that does not say that it has them is retired.
         Raises ActorLost where that leaves none, and what the learner raises.
         """
+        self._rise()
         with self._lock:
             self._look()
             members = self._in(Health.STALE, Health.HEALTHY)
@@ -191,6 +202,28 @@ class EnginePool:
         with self._lock:
             if not self._in(Health.HEALTHY):
                 raise self._none_left()
+
+    def rest(self) -> None:
+        """Engines that serve give a GPU's memory up until the next refit. Raises as `refit`."""
+        with self._lock:
+            members = self._in(Health.HEALTHY)
+            self._resting = {place.engine for place in members}
+        self._all(members, lambda engine: engine.rest(), "it did not go to sleep")
+
+    def _rise(self) -> None:
+        asleep = [place for place in self.places if place.engine in self._resting]
+        self._resting = set()
+        self._all(asleep, lambda engine: engine.rise(), "it did not wake up")
+
+    def _all(self, members: Sequence[Place], ask: Callable[[Engine], Answer[bool]], problem: str) -> None:
+        """Each does what it is asked to, or is retired."""
+        asked = [(place, place.engine, ask(place.engine)) for place in members]
+        deadline = time.monotonic() + WAKE_S
+        for place, engine, answer in asked:
+            if not answer(max(0.0, deadline - time.monotonic())):
+                with self._lock:
+                    if place.engine is engine:
+                        self._retire(place, problem)
 
     def _reconnect(self, members: Sequence[Place]) -> None:
         engines = [place.engine for place in members]

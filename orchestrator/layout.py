@@ -139,6 +139,17 @@ class Layout:
         return Process(name="learner", count=self.spec.resources.learner_ranks, gpus=int(self.on_gpu), parts=parts)
 
     @property
+    def sleeps(self) -> bool:
+        """Whether engines leave a shared GPU to the learner while it learns."""
+        return self.shared and self.spec.rollout.sleep
+
+    @property
+    def kept_bytes(self) -> int:
+        """What the learner has between two updates."""
+        parts = self.learner.parts
+        return parts["weights"] + parts["moments"] + parts["reference"]
+
+    @property
     def update(self) -> Update:
         spec = self.spec
         compares = bool(spec.weighting.needs & {"gramian", "influence"})
@@ -206,10 +217,17 @@ class Layout:
         if taken > machine.gpu_bytes:
             share = self.spec.rollout.gpu_memory_utilization
             yield "sharing", f"{self.spec.rollout.engines} engines with {share:g} of a GPU each do not fit on one"
-        elif self.learner.bytes + taken > machine.gpu_bytes:
-            beside = f" beside engines with {readable(taken)}" if self.shared else ""
+        elif self.learner.bytes + (0 if self.sleeps else taken) > machine.gpu_bytes:
+            beside = f" beside engines with {readable(taken)}" if taken and not self.sleeps else ""
             needed = readable(self.learner.bytes)
             yield "learner", f"{needed}{beside} do not fit on a GPU of {readable(machine.gpu_bytes)}"
+        elif self.kept_bytes + taken > machine.gpu_bytes:
+            kept = readable(self.kept_bytes)
+            yield (
+                "sharing",
+                f"{kept} that the learner keeps while engines with {readable(taken)} roll out do not fit on a GPU of "
+                f"{readable(machine.gpu_bytes)}",
+            )
 
 
 def readable(size: int) -> str:

@@ -172,6 +172,9 @@ class Loop:
         batch, kept = collected
         self.collector.look_ahead(served=step - 1, taken=step)
         gold = self.watch_gold(step, batch) if self.gold.due(step) else None
+        if self.spec.rollout.sleep:
+            with self.clock("sync"):
+                self.parts.engines.rest()
         with self.clock("learn"):
             update = self.improve(step, batch, kept, steering)
         with self.clock("rollout"):

@@ -89,6 +89,8 @@ def _learner(layout: Layout) -> Iterator[Change]:
             break
     if layout.update.gramian == "exact":
         yield "gramian.mode", "sketch"
+    if layout.shared and layout.spec.rollout.mode == "sync" and not layout.spec.rollout.sleep:
+        yield "rollout.sleep", True
     yield from _share(layout)
     yield from _more_ranks(layout)
     if spec.loss.kl_coef > 0:
@@ -107,7 +109,7 @@ def _more_ranks(layout: Layout) -> Iterator[Change]:
 
 def _share(layout: Layout) -> Iterator[Change]:
     """What the learner leaves of a GPU, for each of the engines on it."""
-    free = layout.machine.gpu_bytes - layout.learner.bytes
+    free = layout.machine.gpu_bytes - (layout.kept_bytes if layout.sleeps else layout.learner.bytes)
     left = free * 100 // (layout.machine.gpu_bytes * layout.spec.rollout.engines)
     if layout.shared and left >= 1:
         yield "rollout.gpu_memory_utilization", left / 100

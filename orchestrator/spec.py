@@ -66,6 +66,11 @@ class RolloutSpec(Spec):
         description="sync: roll out, then learn; overlapped: the next step is rolled out while one is learned from; "
         "async: engines never wait, and weights change under rollouts that go on",
     )
+    sleep: bool = Field(
+        False,
+        description="on GPUs, engines give their memory up while the learner learns: weights wait on the host, caches "
+        "are dropped (mode: sync)",
+    )
     max_staleness: int = Field(
         1,
         ge=0,
@@ -359,6 +364,8 @@ class JobSpec(Spec):
                 "rollout.transport: ipc hands weights over inside one GPU, but the learner has several "
                 "(resources.learner_ranks); use auto or nccl"
             )
+        if self.rollout.sleep and self.rollout.mode != "sync":
+            raise ValueError("rollout.sleep: engines that roll out while the learner learns can't; use mode: sync")
         routed = [i for i, objective in enumerate(self.objectives) if objective.domains is not None]
         if routed and not (isinstance(self.data, FilesData) and self.data.may_have_domains):
             raise ValueError(

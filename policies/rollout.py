@@ -41,6 +41,7 @@ class EngineSettings:
     prefix_caching: bool = True
     enforce_eager: bool = False
     transport: Transport = "shared_memory"
+    sleep: bool = False
     timeout_s: float = 1800.0
     stall_s: float = 120.0
 
@@ -81,6 +82,7 @@ class RolloutEngine:
                 tensor_parallel_size=settings.tensor_parallel,
                 enable_prefix_caching=settings.prefix_caching,
                 enforce_eager=settings.enforce_eager or on_cpu,
+                enable_sleep_mode=settings.sleep and not on_cpu,
                 trust_remote_code=False,
                 load_format="safetensors",
                 logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
@@ -92,6 +94,7 @@ class RolloutEngine:
         )
         self.policy_version = 0
         self.stale = False
+        self.resting = False
         self._ids = itertools.count()
         self._gate = asyncio.Lock()  # one at a time pauses and resumes the scheduler
 
@@ -140,6 +143,7 @@ class RolloutEngine:
         async with self._gate:
             if self.stale:
                 raise StaleEngineError("this engine's weights are mixed or unknown; send it the weights again")
+            assert not self.resting
             await self._call(self.llm.pause_generation(mode="keep", clear_cache=False))
             try:
                 queues = []
@@ -155,7 +159,7 @@ class RolloutEngine:
         states = self.llm.output_processor.request_states.values()
         return sum(state.detokenizer.num_output_tokens() for state in states if state.detokenizer is not None)
 
-    async def _call(self, call: Coroutine[Any, Any, None]) -> None:
+    async def _call(self, call: Coroutine[Any, Any, Any]) -> None:
         """Something that vLLM's own process is to do and to confirm. Raises EngineDied where it ends before that.
 
         vLLM tells only those of its death who wait for completions; all others would wait for ever.
@@ -180,6 +184,7 @@ class RolloutEngine:
     async def start_weight_update(self) -> None:
         """From here until `finish_weight_update` the weights are mixed."""
         async with self._gate:
+            assert not self.resting  # vLLM's weights are not where they would be written
             self.stale = True
             await self._call(self.llm.pause_generation(mode="keep", clear_cache=True))
         await self._call(self.llm.start_weight_update())
@@ -195,6 +200,19 @@ class RolloutEngine:
             self.policy_version = int(weight_version)
         self.stale = False
         await self._call(self.llm.resume_generation())
+
+    async def rest(self) -> bool:
+        """Gives a GPU's memory up until it is to `rise`: weights wait on the host, the cache is dropped."""
+        async with self._gate:
+            self.resting = True
+            await self._call(self.llm.sleep(level=1))
+        return True
+
+    async def rise(self) -> bool:
+        async with self._gate:
+            await self._call(self.llm.wake_up())
+            self.resting = False
+        return True
 
     async def version(self) -> int | None:
         """Of the policy that it samples from; None where it is stale. Raises EngineDied."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.engines import Engine, EngineError, EngineLost, EnginePool
+from orchestrator.engines import Answer, Engine, EngineError, EngineLost, EnginePool
 from policies.rollout import StaleEngineError
 from policies.types import Rollout, RolloutRequest
 
@@ -23,6 +23,8 @@ class Fleet:
     trouble: dict[int, tuple[str, int]] = field(default_factory=dict)  # what, after how many rollouts of a call
     asked: dict[int, list[list[RolloutRequest]]] = field(default_factory=dict)  # calls by place
     engines: list["StandIn"] = field(default_factory=list)
+    stiff: set[int] = field(default_factory=set)  # places that do not go to sleep, or do not wake up
+    said: list[str] = field(default_factory=list)  # sleep, wake and sync in their order
     connected: list[list[Engine]] = field(default_factory=list)
     tokens_s: float = 0.0  # seconds that a token takes
     write: Callable[[RolloutRequest], Rollout] | None = None  # in the place of `sample`
@@ -40,8 +42,10 @@ class Fleet:
     def sync(self, version: int) -> None:
         """As a learner does."""
         self.version = version
+        self.said.append("sync")
         for engine in self.connected[-1]:
             assert isinstance(engine, StandIn)
+            assert not engine.resting
             if engine.number not in self.deaf and not engine.killed.is_set():
                 engine.has = version
 
@@ -53,9 +57,11 @@ class StandIn:
         self.fleet, self.number = fleet, number
         self.has: int | None = 0 if serving else None
         self.killed = threading.Event()
+        self.resting = False
         fleet.engines.append(self)
         if not serving:
             fleet.trouble.pop(number, None)
+            fleet.stiff.discard(number)
 
     def started(self) -> bool:
         what, _ = self.fleet.trouble.get(self.number, ("", 0))
@@ -65,6 +71,7 @@ class StandIn:
 
     def stream(self, requests: Sequence[RolloutRequest]) -> Iterator[list[tuple[int, Rollout]]]:
         self.fleet.asked.setdefault(self.number, []).append(list(requests))
+        assert not self.resting
         if self.has is None:
             raise StaleEngineError("the weights are unknown")
         for place, request in enumerate(requests):
@@ -87,8 +94,21 @@ class StandIn:
             self.killed.wait(30)
             raise EngineLost("it was killed")
 
-    def version(self) -> Callable[[float], int | None]:
+    def version(self) -> Answer[int]:
         return lambda _timeout_s: self.has
+
+    def rest(self) -> Answer[bool]:
+        return self._move(resting=True)
+
+    def rise(self) -> Answer[bool]:
+        return self._move(resting=False)
+
+    def _move(self, *, resting: bool) -> Answer[bool]:
+        self.fleet.said.append(f"{'sleep' if resting else 'wake'} {self.number}")
+        if self.number in self.fleet.stiff:
+            return lambda _timeout_s: None
+        self.resting = resting
+        return lambda _timeout_s: True
 
     def kill(self) -> None:
         self.killed.set()

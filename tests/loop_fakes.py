@@ -103,6 +103,9 @@ class FakeEngines:
                 on_end(place, rollouts[place])
         return rollouts
 
+    def rest(self) -> None:
+        self.world.calls.append("rest")
+
     def refit(self, learner: "FakeLearner", version: int) -> None:
         learner.sync(version)
 

@@ -9,9 +9,10 @@ from tests.support import make_policy
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("transport", ["ipc", "nccl"])
+@pytest.mark.parametrize(("transport", "sleep"), [("ipc", False), ("ipc", True), ("nccl", False)])
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_engine_has_the_learners_weights(transport, tmp_path):
+def test_the_engine_has_the_learners_weights(transport, sleep, tmp_path):
+    """An engine that sleeps gives its cache's memory back meanwhile."""
     import torch
 
     from orchestrator.cluster import Cluster
@@ -31,7 +32,7 @@ def test_the_engine_has_the_learners_weights(transport, tmp_path):
     share = 0.5 if transport == "ipc" else 1
     cluster = Cluster()
     engines, learner = cluster.start(
-        EngineSettings(model=str(policy), device="cuda", transport=transport, enforce_eager=True),
+        EngineSettings(model=str(policy), device="cuda", transport=transport, sleep=sleep, enforce_eager=True),
         LearnerSettings(model=str(policy), device="cuda", lr=1e-2),
         engines=1,
         engine_options={"num_gpus": share},
@@ -40,8 +41,12 @@ def test_the_engine_has_the_learners_weights(transport, tmp_path):
     try:
         for version in (1, 2):
             rollouts = engines.generate(requests)
+            if sleep:
+                before, total = torch.cuda.mem_get_info()
+                engines.rest()
+                assert torch.cuda.mem_get_info()[0] - before > 0.2 * total  # of the 0.4 that it has
             learner.learn(rollouts, torch.linspace(-1, 1, len(rollouts)), None)
-            learner.sync(version)
+            engines.refit(learner, version)
         rollouts = engines.generate(requests)
         assert {rollout.policy_version for rollout in rollouts} == {2}
         for rollout, scores in zip(rollouts, learner.logprobs(rollouts), strict=True):

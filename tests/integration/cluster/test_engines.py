@@ -82,6 +82,16 @@ def test_the_same_requests_give_the_same_rollouts(synced):
     assert engines.generate(requests) == engines.generate(requests)
 
 
+def test_engines_that_slept_sample_what_they_would_have(synced):
+    """On CPU they keep their memory. What shows is that vLLM goes through it, and that weights find them awake."""
+    _, engines, learner, _, requests, _ = synced
+    expected = engines.generate(requests)
+    engines.rest()
+    engines.refit(learner, 3)
+    assert engines.generate(requests) == expected
+    assert not [incident for incident in engines.told() if incident.type == "engine.retired"]
+
+
 def test_equals_a_fresh_engine_on_the_exported_checkpoint(synced):
     """Same greedy tokens, log-probabilities within 1e-3."""
     from orchestrator.cluster import Cluster

@@ -279,6 +279,31 @@ def test_an_engine_that_does_not_take_the_weights_is_retired() -> None:
         pool.refit(fleet, 4)
 
 
+def test_engines_sleep_until_they_are_sent_weights() -> None:
+    """An update while one sleeps would break it (vLLM issue 57853): the stand-ins refuse it."""
+    fleet = Fleet()
+    pool = fleet.pool(2)
+    pool.rest()
+    pool.refit(fleet, 1)
+    pool.refit(fleet, 2)
+    assert fleet.said == ["sleep 0", "sleep 1", "wake 0", "wake 1", "sync", "sync"]
+    assert {rollout.policy_version for rollout in pool.generate(requests_of(4, 1))} == {2}
+
+
+@pytest.mark.parametrize(("at", "said"), [("sleep", "it did not go to sleep"), ("wake", "it did not wake up")])
+def test_an_engine_that_does_not_sleep_or_wake_is_replaced(at: str, said: str) -> None:
+    fleet = Fleet()
+    pool = fleet.pool(2)
+    fleet.stiff = {1} if at == "sleep" else set()
+    pool.rest()
+    fleet.stiff = {1} if at == "wake" else set()
+    pool.refit(fleet, 1)
+    incidents = pool.told()
+    assert [incident.type for incident in incidents] == ["engine.retired", "engine.restarted", "engine.back"]
+    assert incidents[0].data["message"] == said
+    assert {rollout.policy_version for rollout in pool.generate(requests_of(4, 1))} == {1}
+
+
 def test_an_engine_that_never_comes_up_is_given_up() -> None:
     fleet = Fleet(trouble={0: ("die", 0)})
     pool = fleet.pool(2)
@@ -319,11 +344,10 @@ def test_rollouts_under_way_go_on_under_new_weights_and_say_so() -> None:
 # -------------------------------------------------------------------- in a job
 
 
-def job(folder: Path, trouble: dict[int, tuple[str, int]] | None = None, *, at: int = 3) -> Run:
+def job(folder: Path, trouble: dict[int, tuple[str, int]] | None = None, *, at: int = 3, **rollout: Any) -> Run:
     """A loop over three stand-ins; the trouble begins when step `at` is rolled out."""
-    run = start(
-        folder, make_spec(rollout={"engines": 3, "prompts_per_step": 3, "rollouts_per_prompt": 4, "max_tokens": 9})
-    )
+    rollout |= {"engines": 3, "prompts_per_step": 3, "rollouts_per_prompt": 4, "max_tokens": 9}
+    run = start(folder, make_spec(rollout=rollout))
     fleet = Fleet(write=run.engines.sample)
     pool = fleet.pool(3)
     steering = run.journal.steering
@@ -356,6 +380,25 @@ def test_a_job_whose_engine_dies_makes_the_same_figures_and_tells_of_it(tmp_path
     assert run.journal.records[3]["engine_health"]["1"]["restarts"] == 1
     lines = [line["engines"] for line in run.journal.lines if "engines" in line]
     assert lines == [{"serving": 3, "of": 3}] * 6
+
+
+def test_a_job_whose_engines_sleep_while_it_learns_makes_the_same_figures(tmp_path: Path) -> None:
+    """Also where one does not wake up."""
+    undisturbed, asleep = job(tmp_path / "one"), job(tmp_path / "other", sleep=True)
+    pool: Any = asleep.loop.parts.engines
+    fleet = pool.places[0].engine.fleet
+    learn = asleep.learner.learn
+
+    def learns(*arguments: Any) -> Any:
+        assert all(place.engine.resting for place in pool.places)
+        fleet.stiff = {2} if len(asleep.journal.records) == 3 else set()  # until it is replaced
+        return learn(*arguments)
+
+    asleep.learner.learn = learns  # type: ignore[method-assign]
+    assert undisturbed.loop.run() == asleep.loop.run() == "succeeded"
+    assert asleep.figures() == undisturbed.figures()
+    (retired,) = asleep.journal.named("engine.retired")
+    assert (retired["step"], retired["message"]) == (4, "it did not wake up")
 
 
 def test_a_job_that_loses_all_engines_makes_no_step_of_less(tmp_path: Path) -> None:

@@ -234,6 +234,9 @@ CROWDED: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "the learner's logits": ({"optimizer": {"tokens_per_microbatch": 32_768}}, {}, {"learner"}),
     "a shared GPU": ({}, {"gpus": 1}, {"learner"}),
     "engines on a shared GPU": ({"rollout": {"engines": 2}}, {"gpus": 1}, {"sharing"}),
+    "a shared GPU that engines leave while the learner learns": (
+        {"rollout": {"sleep": True, "gpu_memory_utilization": 0.9}}, {"gpus": 1}, {"sharing"}
+    ),
     "objectives' gradients": (
         {"weighting": {"name": "gradient"}, "rollout": {"gpu_memory_utilization": 0.9}}, {"gpu_gib": 50}, {"learner"}
     ),
@@ -264,6 +267,14 @@ def test_each_setting_that_is_named_helps(case: str) -> None:
 
 def _quoted(value: str) -> str:
     return value if value in ("true", "false") or value[0].isdigit() else json.dumps(value)
+
+
+def test_engines_that_sleep_leave_a_shared_gpu_to_the_learner() -> None:
+    """An update and what engines have, never both: each alone fits, and together they would not."""
+    job = {"gpu_memory_utilization": 0.5}
+    (problem,) = only(spec(rollout=job), gpus=1)["problems"]
+    assert "rollout.sleep: true" in problem["remedies"]
+    assert only(spec(rollout=job | {"sleep": True}), gpus=1)["fits"] is True
 
 
 def test_settings_that_help_only_together_are_named_together() -> None:
