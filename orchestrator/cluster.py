@@ -290,7 +290,7 @@ class Cluster:
         first = [start_engine(i, serving=True) for i in range(engines)]
         self.actors += trainer.actors
         try:
-            meet(trainer)
+            meet(trainer, learner)
         except ray.exceptions.RayError as error:
             raise LearnerError(f"the learner did not start: {last_line(error)}") from error
         try:

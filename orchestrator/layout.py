@@ -152,7 +152,7 @@ class Layout:
     @property
     def update(self) -> Update:
         spec = self.spec
-        compares = bool(spec.weighting.needs & {"gramian", "influence"})
+        compares = spec.measures_gradients
         tokens, row = self.microbatch
         return Update(
             number_bytes=self.number_bytes,
@@ -164,6 +164,7 @@ class Layout:
             gramian=spec.gramian.mode if compares else None,
             ranks=spec.resources.learner_ranks,
             on_gpu=self.on_gpu,
+            offloaded=self.on_gpu and spec.policy.cpu_offload,
         )
 
     @property

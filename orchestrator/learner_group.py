@@ -33,7 +33,7 @@ class LearnerActor:
     def __init__(self, settings: LearnerSettings, *, rank: int = 0, ranks: int = 1) -> None:
         self.settings, self.rank, self.ranks = settings, rank, ranks
         self.sender: Any = None
-        if ranks == 1:
+        if not in_group(settings, ranks):
             self._load()
 
     def meeting_place(self) -> str:
@@ -48,7 +48,7 @@ class LearnerActor:
         interface = _interface_of(ray.util.get_node_ip_address())
         if interface is not None:  # gloo would ask for the machine's name, which need not be known
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        backend = "nccl" if self.settings.device == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if self.settings.device == "cuda" else "gloo"
         dist.init_process_group(
             backend, init_method=place, rank=self.rank, world_size=self.ranks, timeout=timedelta(seconds=MEETING_S)
         )
@@ -138,9 +138,14 @@ def start_ranks(
     )
 
 
-def meet(learner: LearnerRanks) -> None:
-    """All ranks become one group; nothing where there is one alone."""
-    if len(learner.actors) > 1:
+def in_group(settings: LearnerSettings, ranks: int) -> bool:
+    """Whether the learner is sharded, which takes a group of torch's even for one rank."""
+    return ranks > 1 or settings.cpu_offload
+
+
+def meet(learner: LearnerRanks, settings: LearnerSettings) -> None:
+    """All ranks become one group, where they need one."""
+    if in_group(settings, len(learner.actors)):
         learner.call("join", ray.get(learner.actors[0].meeting_place.remote()))
 
 

@@ -18,19 +18,19 @@ _FULLEST = 0.9  # of a GPU for an engine that has it alone
 
 
 def remedies(layout: Layout, about: str) -> list[str]:
-    """What to do about one misfit: settings that are enough alone, else all of them, else what none changes."""
+    """What to do about one misfit: settings that are enough alone, else all of them, else what costs most."""
     changes = list(_CANDIDATES[about](layout))
     alone = [change for change in changes if not _misfits(layout, [change], about)]
     if alone or about != "learner":
         return [_said(change) for change in alone]
     if changes and not _misfits(layout, changes, about):
         return [" together with ".join(_said(change) for change in changes)]
-    if layout.spec.policy.lora is None:  # last: it is another training
-        for tried in ([_ADAPTER], [*changes, _ADAPTER]):
-            if not _misfits(layout, tried, about):
-                return [" together with ".join(_said(change) for change in tried)]
-        changes.append(_ADAPTER)
-    least = _with(layout, changes).learner.bytes
+    resorts = list(_last_resorts(layout))
+    for beside in ([], changes):
+        tried = [[*beside, resort] for resort in resorts if not _misfits(layout, [*beside, resort], about)]
+        if tried:
+            return [" together with ".join(_said(change) for change in together) for together in tried]
+    least = _with(layout, [*changes, *resorts]).learner.bytes
     needed = f"{readable(least)} at the least"
     return [f"a larger GPU, or a smaller policy: each rank of the learner is on one GPU, and needs {needed}"]
 
@@ -95,6 +95,15 @@ def _learner(layout: Layout) -> Iterator[Change]:
     yield from _more_ranks(layout)
     if spec.loss.kl_coef > 0:
         yield "loss.kl_coef", 0.0
+
+
+def _last_resorts(layout: Layout) -> Iterator[Change]:
+    """A much slower training, and another one."""
+    spec = layout.spec
+    if not spec.policy.cpu_offload and (not spec.measures_gradients or spec.gramian.mode == "step_response"):
+        yield "policy.cpu_offload", True
+    if spec.policy.lora is None:
+        yield _ADAPTER
 
 
 def _more_ranks(layout: Layout) -> Iterator[Change]:

@@ -364,6 +364,11 @@ class JobSpec(Spec):
                 "rollout.transport: ipc hands weights over inside one GPU, but the learner has several "
                 "(resources.learner_ranks); use auto or nccl"
             )
+        if self.policy.cpu_offload and self.measures_gradients and self.gramian.mode != "step_response":
+            raise ValueError(
+                f"policy.cpu_offload: '{self.weighting.name}' compares the objectives' gradients, and with "
+                f"gramian.mode {self.gramian.mode} they are on the GPU; use gramian.mode: step_response"
+            )
         if self.rollout.sleep and self.rollout.mode != "sync":
             raise ValueError("rollout.sleep: engines that roll out while the learner learns can't; use mode: sync")
         routed = [i for i, objective in enumerate(self.objectives) if objective.domains is not None]
@@ -374,6 +379,11 @@ class JobSpec(Spec):
         if self.policy.model == "quickstart" and not isinstance(self.data, QuickstartData):
             raise ValueError("data.type: the quickstart policy knows only the quickstart data")
         return self
+
+    @property
+    def measures_gradients(self) -> bool:
+        """Whether the weighting wants to know the objectives' gradients, or what they do."""
+        return bool(self.weighting.needs & {"gramian", "influence"})
 
     @property
     def objective_names(self) -> tuple[str, ...]:

@@ -53,13 +53,13 @@ class Learner:
             torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         self.device = torch.device(settings.device)
-        self.ranks = Ranks(self.device)
+        self.ranks = Ranks(self.device, offload=settings.cpu_offload)
         self.model: Any = self._load()
         self.base_sha256: bytes | None = None  # of the frozen weights that an adapter belongs to
         if settings.lora is not None:
             attach(self.model, settings.lora)
             self.base_sha256 = base_digest(self.model)
-        self.model.to(self.device)
+        self._place(self.model)
         self.model.train()
         for module in self.model.modules():  # dropout would make the ratio differ from 1 on fresh rollouts
             if isinstance(module, torch.nn.Dropout):
@@ -108,7 +108,11 @@ class Learner:
     def _load_reference(self) -> Scorer:
         if self.settings.lora is not None:
             return self.scorer  # with the adapter switched off
-        return self._scorer(self._load().to(self.device).eval().requires_grad_(False))
+        return self._scorer(self._place(self._load()).eval().requires_grad_(False))
+
+    def _place(self, model: Any) -> Any:
+        """On the device, unless it is brought there block by block."""
+        return model if self.settings.cpu_offload else model.to(self.device)
 
     # ------------------------------------------------------------------ learn
 
@@ -412,7 +416,7 @@ class Learner:
         for name, parameter in base_parameters(self.model):
             tensor = whole(parameter)
             if self.ranks.first:
-                found[name] = tensor.to(self._dtype).contiguous()
+                found[name] = tensor.to(self.device, self._dtype).contiguous()
         return dict(merged(found.items(), self.adapter()))
 
     def adapter(self) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ def save_state(learner: Learner, directory: Path) -> None:
         if learner.ranks.size > 1:
             save(tensors, checkpoint_id=directory / PARTS)
             return
-        save_file({name: tensor.cpu().clone() for name, tensor in tensors.items()}, directory / FILE)
+        save_file({name: whole(tensor).cpu().clone() for name, tensor in tensors.items()}, directory / FILE)
 
 
 def load_state(learner: Learner, directory: Path) -> None:

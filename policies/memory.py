@@ -19,7 +19,8 @@ With an adapter (policies/lora.py) of n parameters the base is kept once, a N, a
 n's, and norms, which do not learn, keep half.
 
 Ranks share N evenly, and each has a microbatch of its own. While it updates, a rank has whole what is in no block
-(embedding, head), and two blocks, the second while it is fetched.
+(embedding, head), and two blocks, the second while it is fetched. So does a GPU whose weights are the host's, and it
+keeps nothing of its share.
 
 This is what torch's own attention keeps of rows that are padded; tests compare it with the learner.
 Not counted: fragmentation, and what torch, CUDA and Python take themselves.
@@ -54,6 +55,7 @@ class Update:
     chunk_logits: int = CHUNK_LOGITS
     ranks: int = 1
     on_gpu: bool = False
+    offloaded: bool = False  # weights, gradients and moments are the host's
 
 
 def engine_weights_bytes(size: ModelSize, number_bytes: int) -> int:
@@ -80,8 +82,10 @@ def learner_bytes(size: ModelSize, update: Update, *, trained: ModelSize | None 
         "reference": whole if update.penalty and trained is None else 0,
         "objective_gradients": _objective_bytes(learns, update),
     }
+    if update.offloaded:
+        held = dict.fromkeys(held, 0)
     passes = update_bytes(size.dimensions, update, whole=trained is None) if size.dimensions else 0
-    if update.ranks > 1:
+    if update.ranks > 1 or update.offloaded:
         blocks = (size.dimensions.layers if size.dimensions else 0) * size.last_block
         passes += update.number_bytes * (size.parameters - blocks + 2 * size.last_block)
     elif update.number_bytes == 2:
@@ -91,7 +95,13 @@ def learner_bytes(size: ModelSize, update: Update, *, trained: ModelSize | None 
         passes = max(passes, inner_products) - whole
     # AdamW on a GPU goes through all parameters at once. On a CPU, a checkpoint copies the moments when no gradients
     # are left; a GPU's go to the machine's memory.
-    other = whole if update.on_gpu else 2 * whole - held["gradients"] - held["objective_gradients"]
+    other = (
+        0
+        if update.offloaded
+        else whole
+        if update.on_gpu
+        else 2 * whole - held["gradients"] - held["objective_gradients"]
+    )
     return {**held, "working": max(passes, other, 0)}
 
 

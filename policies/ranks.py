@@ -12,18 +12,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class Ranks:
     """This process among those of torch's default group, where there is one."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, offload: bool = False) -> None:
+        """To `offload`: what is sharded is kept in the host's memory, also by one rank alone in its group."""
         grouped = dist.is_available() and dist.is_initialized()
         self.device = device
         self.rank = dist.get_rank() if grouped else 0
         self.size = dist.get_world_size() if grouped else 1
+        self.offload = offload
+        assert grouped or not offload
 
     @property
     def first(self) -> bool:
@@ -45,11 +48,13 @@ class Ranks:
 
     def shard(self, root: nn.Module, blocks: nn.ModuleList, dtype: Literal["float32", "bfloat16"]) -> None:
         """Parameters, gradients and moments in `size` parts, gathered block by block while they are used."""
-        if self.size == 1:
+        if self.size == 1 and not self.offload:
             return
         options: dict[str, Any] = {"mesh": init_device_mesh(self.device.type, (self.size,))}
         if dtype == "bfloat16":  # gathered in half the bytes, added up in full precision
             options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        if self.offload:
+            options["offload_policy"] = CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
         for block in blocks:
             fully_shard(block, **options)
         # Else a pass without gradient would leave the root's weights gathered, and the next would not see an update.
@@ -70,4 +75,4 @@ def like(tensor: Tensor, values: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return values.to(tensor.device)
     mesh: DeviceMesh = tensor.device_mesh
-    return distribute_tensor(values.to(tensor.device), mesh, tensor.placements)
+    return distribute_tensor(values.to(tensor.device), mesh, tensor.placements).to(tensor.device)

@@ -52,6 +52,11 @@ class PolicySpec(Spec):
         None, ge=16, description="tokens of prompt and completion together; the model's own limit when absent"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    cpu_offload: bool = Field(
+        False,
+        description="on GPUs, the learner's weights, gradients and moments are the host's, and a block's weights come "
+        "when it is their turn (FSDP2): slower, for policies that fit no other way",
+    )
     lora: LoraSpec | None = Field(
         None,
         description="train an adapter instead of every parameter: a fraction of the memory, and small checkpoints of "

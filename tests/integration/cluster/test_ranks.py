@@ -26,6 +26,7 @@ VARIANTS = {
     "last_block": {"gradient_checkpointing": True, "chunk_logits": 300},
     "step_response": {"tokens_per_microbatch": 24},
     "adapter": {"gramian": "exact", "kl_coef": 0.1, "minibatches": 2, "lora": Lora(rank=4, alpha=8)},
+    "offload": {"gramian": "step_response", "kl_coef": 0.1, "cpu_offload": True},
 }
 
 
@@ -60,7 +61,10 @@ def step(learner: Learner, seed: int) -> dict[str, object]:
 
 
 def make_learner(policy: str, mode: str) -> Learner:
-    return Learner(LearnerSettings(model=policy, threads=1, lr=3e-3, **{"gramian": mode, **VARIANTS[mode]}))
+    options = {"gramian": mode, **VARIANTS[mode]}
+    if not dist.is_initialized():  # what has no group keeps its weights where it uses them
+        options.pop("cpu_offload", None)
+    return Learner(LearnerSettings(model=policy, threads=1, lr=3e-3, **options))
 
 
 def story(policy: str, folder: Path) -> dict[str, object]:
@@ -137,7 +141,7 @@ def close(found, expected, tolerance=1e-4):
 def test_ranks_report_what_one_does(ranks, alone, mode):
     for told in ranks:
         for found, expected in zip(told[mode], alone[mode], strict=True):
-            close(found, expected, 1e-3 if mode == "step_response" else 1e-4)
+            close(found, expected, 1e-3 if VARIANTS[mode].get("gramian", mode) == "step_response" else 1e-4)
     assert alone[mode][0]["measured"] is not None
 
 
@@ -149,6 +153,25 @@ def test_ranks_have_the_weights_that_one_has(ranks, alone, mode):
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
     assert ranks[1][f"{mode} weights"] == {}  # one copy is enough
+
+
+def test_one_rank_in_a_group_of_its_own_may_offload(policy, alone, tmp_path, monkeypatch):
+    """And a checkpoint of it is one process's."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        learner = make_learner(policy, "offload")
+        for found, expected in zip([step(learner, seed) for seed in range(STEPS)], alone["offload"], strict=True):
+            close(found, expected, 1e-3)
+        for name, tensor in learner.weights().items():
+            torch.testing.assert_close(tensor, alone["offload weights"][name], rtol=1e-3, atol=1e-4)
+        learner.save_state(tmp_path)
+        learner.save_policy(tmp_path / "policy")
+        further = step(learner, STEPS)
+        assert after(policy, tmp_path, "offload") == further
+    finally:
+        dist.destroy_process_group()
+    close(after(policy, tmp_path, "offload"), further, 1e-3)
 
 
 def test_every_rank_has_all_scores(ranks, alone):

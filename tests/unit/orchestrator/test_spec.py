@@ -304,6 +304,12 @@ def test_every_wrong_field_is_named() -> None:
         ({"policy__lora": {"targets": []}}, "policy.lora.targets", "name a layer at least"),
         ({"policy__lora": {"targets": ["q_proj", "q_proj"]}}, "policy.lora.targets", "'q_proj' stands twice"),
         ({"policy__lora": {"targets": ["model.*"]}}, "policy.lora.targets.0", "match pattern"),
+        ({"rollout__sleep": True, "rollout__mode": "async"}, "rollout.sleep", "use mode: sync"),
+        (
+            {"policy__cpu_offload": True, "weighting": {"name": "gradient"}, "gramian__mode": "sketch"},
+            "policy.cpu_offload",
+            "use gramian.mode: step_response",
+        ),
         ({"resources__learner_ranks": 0}, "resources.learner_ranks", "greater than or equal to 1"),
         ({"optimizer__betas": [0.9, 1.0]}, "optimizer.betas.1", "less than 1"),
         ({"rollout__gpu_memory_utilization": 1.5}, "rollout.gpu_memory_utilization", "0.98"),
