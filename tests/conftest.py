@@ -30,15 +30,16 @@ RAY_OBJECT_STORE_BYTES = 200 * 1024**2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests first, as they say most per second, and what starts Ray or vLLM last, as it takes longest.
+    """Unit tests first, as they say most per second; then what starts Ray or vLLM after what doesn't, as it takes longer.
 
-    Of that comes last what wants the quickstart policy, which is trained meanwhile. What needs a GPU is skipped without
-    one.
+    Of that comes last what wants the quickstart policy, which is trained meanwhile; and last of all what drives a
+    browser, whose library leaves an event loop running. What needs a GPU is skipped without one.
     """
 
     def place(item: pytest.Item) -> tuple[bool, ...]:
+        parts = item.path.parts
         wants_policy = "quickstart_policy" in getattr(item, "fixturenames", ())
-        return "unit" not in item.path.parts, "cluster" in item.path.parts, wants_policy
+        return "unit" not in parts, "browser" in parts, "cluster" in parts, wants_policy
 
     items.sort(key=place)
     needing_gpu = [item for item in items if item.get_closest_marker("gpu")]
