@@ -30,10 +30,10 @@ RAY_OBJECT_STORE_BYTES = 200 * 1024**2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests first, as they say most per second; then what starts Ray or vLLM after what doesn't, as it takes longer.
+    """Unit tests first, as they say most per second, and what starts Ray or vLLM after what does not.
 
-    Of that comes last what wants the quickstart policy, which is trained meanwhile; and last of all what drives a
-    browser, whose library leaves an event loop running. What needs a GPU is skipped without one.
+    Then comes what wants the quickstart policy, which is trained meanwhile, and last what drives a browser, whose
+    library leaves an event loop running. What needs a GPU is skipped without one.
     """
 
     def place(item: pytest.Item) -> tuple[bool, ...]:
