@@ -225,6 +225,21 @@ def test_a_resumed_adapter_goes_on_bit_for_bit(policy, tmp_path, minibatches):
     assert_identical(other.weights(), learner.weights())
 
 
+def test_a_fork_begins_where_its_parent_was_with_an_adapter_of_its_own(policy, tmp_path):
+    """From the merged policy, as every fork does; the parent is then the base, and the KL reference."""
+    from transformers import AutoTokenizer
+
+    parent = updated(policy)
+    parent.save_policy(tmp_path / "policy")
+    AutoTokenizer.from_pretrained(policy).save_pretrained(tmp_path / "policy")
+    fork = make_learner(str(tmp_path / "policy"), lora=Lora(rank=2, alpha=2), kl_coef=0.1)
+    assert largest(logits(fork.model), logits(parent.model)) < 1e-5
+    assert fork.learn(ROLLOUTS, ADVANTAGES_B).kl == 0.0
+    assert largest(logits(fork.model), logits(parent.model)) > 1e-4
+    with switched_off(fork.model):
+        assert largest(logits(fork.model), logits(parent.model)) < 1e-5
+
+
 def test_only_the_adapters_state_is_kept(policy, tmp_path):
     learner = updated(policy)
     learner.save_state(tmp_path)
