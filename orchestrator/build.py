@@ -363,8 +363,11 @@ def engine_environment(spec: JobSpec, device: str) -> dict[str, str]:
     if device == "cpu" and spec.rollout.tensor_parallel == 1:
         # The worker inside the engine core: a process and an import of torch less, the same tokens, 12 s sooner up.
         variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    if spec.resources.engine_threads is not None:
-        variables["OMP_NUM_THREADS"] = str(spec.resources.engine_threads)
+    threads = spec.resources.engine_threads
+    if threads is None and device == "cpu" and spec.policy.model == "quickstart":
+        threads = 1  # its layers are too small to share out: on 2 cores a batch took .70 s, with both threads .86 s
+    if threads is not None:
+        variables["OMP_NUM_THREADS"] = str(threads)
     return variables
 
 

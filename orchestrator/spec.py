@@ -204,7 +204,9 @@ class ResourcesSpec(Spec):
     learner_threads: int | None = Field(
         None, ge=1, description="CPU threads of each rank of the learner; all cores, shared evenly, when absent"
     )
-    engine_threads: int | None = Field(None, ge=1, description="CPU threads of an engine; all cores when absent")
+    engine_threads: int | None = Field(
+        None, ge=1, description="CPU threads of an engine; when absent all cores, or 1 for the quickstart policy"
+    )
     placement_timeout_s: Positive = Field(
         60.0,
         description="longest wait for all of the job's CPUs and GPUs at once, before it lets others go first, seconds; "

@@ -1,15 +1,17 @@
 """A whole training step, ours beside TRL's GRPOTrainer: completions a second, and where the time goes.
 
-    python -m tests.benchmarks.step --trl-python PATH [--policies quickstart 3m] [--rounds 5] [--steps 2]
+    python -m tests.benchmarks.step --trl-python PATH [--policies quickstart 3m] [--rounds 5] [--steps 5]
 
-Two processes on the same machine take turns, `steps` steps each in every round, so that both see the same load; the
-first round is not counted. Both train the same policy in float32 with AdamW on the same prompts in the same order, 32
-prompts x 8 completions of at most 64 tokens, three rewards by the same code, advantages normalised by objective and
-then summed, one clipped update a step. Ours is the loop of a job on one vLLM engine and one learner, without Redis (a
-few ms a step) and held-out evaluations. The learning rate is so small that both keep the lengths of the policy they
-began with; an update costs what it costs. TRL generates with transformers: its vLLM mode starts on CPU, but its first
-weight sync fails on weights that vLLM has packed. Policies: the quickstart's, whose completions are of mixed lengths,
-and an untrained one of 3.4 M parameters.
+Processes on the same machine take turns, `steps` steps each in every round, so that all see the same load; the first
+round is not counted. Beside TRL's and ours there is ours one step off (`rollout.mode: overlapped`), with a thread each
+for engine and learner: what it has begun for its next turn is waited for in this one. All train the same policy in
+float32 with AdamW on the same prompts in the same order, 32 prompts x 8 completions of at most 64 tokens, three rewards
+by the same code, advantages normalised by objective and then summed, one clipped update a step. Ours is the loop of a
+job on one vLLM engine and one learner, without Redis (a few ms a step) and held-out evaluations. The learning rate is
+so small that both keep the lengths of the policy they began with; an update costs what it costs. TRL generates with
+transformers: its vLLM mode starts on CPU, but its first weight sync fails on weights that vLLM has packed. Policies:
+the quickstart's, whose completions are of mixed lengths, and an untrained one of 3.4 M parameters. `ratio` is ours,
+step by step, over TRL's.
 
 PATH is a Python that has trl and datasets beside what is in requirements/cpu.txt; without it nothing is measured. The
 last line is JSON.
@@ -34,25 +36,32 @@ from typing import Any
 Figures = dict[str, Any]
 RESULTS = Path(__file__).parent / "results" / "step.json"
 POLICIES = ("quickstart", "3m")
+SIDES = ("ours", "overlapped", "trl")
 PROMPTS, GROUP, MAX_TOKENS = 32, 8, 64
 REWARDS = {"math": 0.6, "conciseness": 0.2, "clarity": 0.2}
 LR, BETAS = 1e-9, (0.9, 0.95)  # a policy that moved would write longer or shorter completions on one side
 READY_S, ROUND_S = 600.0, 600.0
+SETTLE = "settle"
 MARK = "figures:"  # before a worker's line; libraries write to the same stream
 
 
 # ---------------------------------------------------------------------------------------------------------- workers
 
 
-def spec_of(policy: str, dtype: str = "float32") -> Any:
-    """The job, as both sides run it."""
+def spec_of(policy: str, mode: str = "sync") -> Any:
+    """The job, as all sides run it."""
     from orchestrator.spec import parse_spec
 
+    threads: dict[str, int] = {}
+    if mode == "overlapped":
+        threads = {"engine_threads": 1, "learner_threads": 1}
+    elif Path(policy).name.startswith("quickstart"):
+        threads = {"engine_threads": 1}  # as jobs with it have by themselves
     return parse_spec(
         {
             "name": "step",
             "steps": 100_000,
-            "policy": {"model": policy, "dtype": dtype},
+            "policy": {"model": policy, "dtype": "float32"},
             "data": {"type": "quickstart"},
             "objectives": [
                 {"name": name, "reward": {"name": name}, "weight": weight} for name, weight in REWARDS.items()
@@ -62,12 +71,13 @@ def spec_of(policy: str, dtype: str = "float32") -> Any:
                 "rollouts_per_prompt": GROUP,
                 "max_tokens": MAX_TOKENS,
                 "kv_cache_gib": 0.5,
+                "mode": mode,
             },
             "weighting": {"name": "fixed"},
             "optimizer": {"lr": LR, "betas": BETAS, "tokens_per_microbatch": 2048},
             "evaluation": {"every": 100_000},
             "checkpoints": {"every": 100_000},
-            "resources": {"device": "cpu"},
+            "resources": {"device": "cpu", **threads},
         }
     )
 
@@ -83,20 +93,25 @@ def train_prompts(state_dir: Path, spec: Any) -> list[Any]:
     return [prompts[i] for i in PromptOrder(len(prompts), seed=spec.seed).take(len(prompts))]
 
 
-def serve_steps(steps: Iterator[Figures]) -> None:
-    """Says that it is ready; then a line of figures for each step that a line of input asks for."""
+def serve_steps(steps: Iterator[Figures], settle: Callable[[], None]) -> None:
+    """Says that it is ready; then a line of figures for each step that a line of input asks for, or when all rests."""
     print(MARK, json.dumps({"ready": True}), flush=True)
-    for _ in sys.stdin:
-        print(MARK, json.dumps(next(steps)), flush=True)
+    for line in sys.stdin:
+        if line.strip() == SETTLE:
+            start = time.perf_counter()
+            settle()
+            print(MARK, json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+        else:
+            print(MARK, json.dumps(next(steps)), flush=True)
 
 
-def ours(policy: str, state_dir: Path) -> None:
+def ours(policy: str, state_dir: Path, mode: str) -> None:
     from orchestrator.build import build
     from orchestrator.checkpoint_store import CheckpointStore
     from orchestrator.loop import Loop
     from tests.loop_fakes import MemoryJournal, World
 
-    spec = spec_of(policy)
+    spec = spec_of(policy, mode)
     parts = build(spec, state_dir)
     folder = state_dir / "checkpoints"
     folder.mkdir(exist_ok=True)
@@ -119,7 +134,7 @@ def ours(policy: str, state_dir: Path) -> None:
             }
 
     try:
-        serve_steps(steps())
+        serve_steps(steps(), loop.collector.ahead.settle)
     finally:
         parts.close()
 
@@ -229,9 +244,16 @@ class Worker:
                 return found
         raise SystemExit(f"{self.side} ended: {self.log.read_text()[-3000:]}")
 
-    def step(self) -> Figures:
+    def turn(self, steps: int) -> list[Figures]:
+        """So many steps; the last one's seconds have in them what was begun beyond it."""
+        found = [self._ask("") for _ in range(steps)]
+        if self.side == "overlapped":
+            found[-1]["seconds"] += self._ask(SETTLE)["seconds"]
+        return found
+
+    def _ask(self, line: str) -> Figures:
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         return self.read()
 
@@ -276,37 +298,42 @@ def measure(name: str, trl_python: str, rounds: int, steps: int) -> Figures:
         policy = str(directory_of(name, state_dir))
         workers = []
         try:
-            for side, python in (("ours", sys.executable), ("trl", trl_python)):
+            for side in SIDES:
+                python = trl_python if side == "trl" else sys.executable
                 (state_dir / side).mkdir()
                 workers.append(Worker(side, python, policy, state_dir / side, state_dir / f"{side}.log"))
                 workers[-1].read()
-            told: dict[str, list[Figures]] = {worker.side: [] for worker in workers}
+            told: dict[str, list[list[Figures]]] = {worker.side: [] for worker in workers}
             for i in range(rounds + 1):
                 for worker in workers:
-                    found = [worker.step() for _ in range(steps)]
-                    told[worker.side] += found if i else []
+                    turn = worker.turn(steps)
+                    told[worker.side] += [turn] if i else []
         finally:
             for worker in workers:
                 worker.close()
     sides = {side: summary(found) for side, found in told.items()}
-    ratio = sides["ours"]["completions_per_s"] / sides["trl"]["completions_per_s"]
-    return {**sides, "ratio": round(ratio, 2), "rounds": rounds, "steps_per_round": steps}
+    speeds = {side: found["completions_per_s"] for side, found in sides.items()}
+    ratios = {
+        "ratio": round(speeds["ours"] / speeds["trl"], 2),
+        "ratio_overlapped": round(speeds["overlapped"] / speeds["trl"], 2),
+    }
+    return {**sides, **ratios, "rounds": rounds, "steps_per_round": steps}
 
 
-def summary(found: list[Figures]) -> Figures:
-    """Medians of the steps, and the spread of their speed."""
-    speeds = sorted(PROMPTS * GROUP / step["seconds"] for step in found)
+def summary(turns: list[list[Figures]]) -> Figures:
+    """Medians of the turns, and the spread of their speed."""
+    found = [step for turn in turns for step in turn]
+    speeds = sorted(PROMPTS * GROUP * len(turn) / sum(step["seconds"] for step in turn) for turn in turns)
     total = sum(step["seconds"] for step in found)
     stages = [name for name in ("generate", "score", "learn", "sync") if name in found[0]]
     shares = {name: round(sum(step[name] for step in found) / total, 3) for name in stages}
     lengths = [step["tokens"] for step in found]
-    tokens = sorted(PROMPTS * GROUP * step["tokens"] / step["seconds"] for step in found)
     return {
         "completions_per_s": round(median(speeds), 1),
         "slowest_and_fastest": [round(speeds[0], 1), round(speeds[-1], 1)],
-        "step_s": round(median(step["seconds"] for step in found), 3),
+        "step_s": round(PROMPTS * GROUP / median(speeds), 3),
         "shares": shares | {"other": round(1 - sum(shares.values()), 3)},
-        "tokens_per_s": round(median(tokens)),
+        "tokens_per_s": round(PROMPTS * GROUP * sum(step["tokens"] for step in found) / total),
         "tokens_per_completion": [round(min(lengths), 1), round(median(lengths), 1), round(max(lengths), 1)],
     }
 
@@ -316,13 +343,16 @@ def main() -> None:
     parser.add_argument("--trl-python", help="a Python that has trl")
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2, help="of one side, before the other's turn")
-    parser.add_argument("--worker", choices=("ours", "trl"), help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=5, help="of one side, before the other's turn")
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--policy-dir", help=argparse.SUPPRESS)
     parser.add_argument("--state-dir", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        {"ours": ours, "trl": trl}[options.worker](options.policy_dir, options.state_dir)
+        if options.worker == "trl":
+            trl(options.policy_dir, options.state_dir)
+        else:
+            ours(options.policy_dir, options.state_dir, "sync" if options.worker == "ours" else "overlapped")
         return
     why = missing(options.trl_python)
     if why:
@@ -352,7 +382,8 @@ def report(options: Any) -> None:
         found = measure(name, options.trl_python, options.rounds, options.steps)
         kept[name] = {**found, "load_before": [round(load, 1) for load in os.getloadavg()], "machine": machine()}
         line[f"ratio_vs_trl_{name}"] = found["ratio"]
-        for side in ("ours", "trl"):
+        line[f"ratio_vs_trl_{name}_overlapped"] = found["ratio_overlapped"]
+        for side in SIDES:
             for figure, value in found[side].items():
                 table.add_row(name, side, figure, str(value))
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")

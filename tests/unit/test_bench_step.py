@@ -12,10 +12,11 @@ def test_figures_of_a_side() -> None:
         {"seconds": 2.0, "tokens": 10.0, "generate": 1.0, "learn": 0.5},
         {"seconds": 4.0, "tokens": 30.0, "generate": 2.0, "learn": 1.0},
     ]
-    found = summary(steps)
+    found = summary([steps[:1], steps[1:], steps])
     assert PROMPTS * GROUP == 256
-    assert found["completions_per_s"] == (256 / 2 + 256 / 4) / 2
-    assert found["tokens_per_s"] == (256 * 10 / 2 + 256 * 30 / 4) / 2
+    assert found["slowest_and_fastest"] == [256 / 4, 256 / 2]
+    assert found["completions_per_s"] == round(2 * 256 / 6, 1)  # the turn of both
+    assert found["tokens_per_s"] == round(256 * (10 + 30) / 6)
     assert found["shares"] == {"generate": 0.5, "learn": 0.25, "other": 0.25}
     assert found["tokens_per_completion"] == [10, 20, 30]
 

@@ -123,6 +123,17 @@ def test_each_actor_is_on_machines_for_its_role_and_a_shared_gpu_is_one_for_lear
     assert labels(own, own, None) == [None] * 4
 
 
+def test_an_engine_has_the_threads_that_it_is_given_and_one_for_the_quickstart_policy() -> None:
+    def threads(model: str, given: int | None) -> str | None:
+        changes = {"policy": {"model": model}, "resources": {"device": "cpu", "engine_threads": given}}
+        _, engine, _ = placement(parse_spec(spec().model_dump(mode="json") | changes), "cpu", 0)
+        found: str | None = engine["runtime_env"]["env_vars"].get("OMP_NUM_THREADS")
+        return found
+
+    assert [threads("quickstart", given) for given in (None, 2)] == ["1", "2"]
+    assert [threads("some/model", given) for given in (None, 3)] == [None, "3"]
+
+
 def with_rewards(*hosting: dict[str, Any], **rollout: Any) -> JobSpec:
     """A reward for each; every one needs a name of its own not to be shared."""
     rewards = [{"name": "conciseness", "options": {"free_tokens": i}, "hosting": one} for i, one in enumerate(hosting)]
