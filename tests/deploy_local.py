@@ -2,7 +2,7 @@
 
 What is mapped: hosts and ports to this machine's, `/var/lib/equipoise` and `/tmp` to folders, and each pod's mounted
 Secrets and ConfigMaps to folders of its own. The control plane's processes can't import what their image lacks. Ray is
-started as KubeRay does from what is rendered, but with one machine that has all the CPUs.
+started as KubeRay does from what is rendered, but with one machine for each group.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from tests.deploy_redis import DeployedRedis, deployed_redis, free_port, mapped, write_secret
-from tests.deploy_support import Rendered
+from tests.deploy_support import Rendered, wait_for
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
@@ -82,23 +82,37 @@ class Installation:
         self.start("worker", EQUIPOISE_REDIS_URL_FILE=str(theirs))
 
     def start_ray(self) -> None:
-        """KubeRay's part: the head's parameters, the token in its variable, and the environment of its container."""
+        """KubeRay's part: the token in its variable, the container's environment, and a machine of each group.
+
+        Each has the CPUs of as many as may be, as nothing here makes another.
+        """
         spec = self.rendered.named("RayCluster", "ray")["spec"]
         assert spec["authOptions"] == {"mode": "token", "secretName": "ray-token"}
-        (container,) = self.rendered.pod("ray-headgroup").containers
-        token = write_secret(self.rendered, "ray-token", self.directory / "ray-token") / "auth_token"
-        given = self._environment("ray-headgroup", container)
-        given |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token.read_text().strip()}
-        folder = Path(f"/tmp/ray-{uuid.uuid4().hex[:8]}")  # Ray's sockets need a short path
-        words = [
-            str(BIN / "ray"), "start", "--head", "--block", "--port=0", "--node-ip-address=127.0.0.1", "--num-cpus=4",
-            "--object-store-memory=80000000", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={self.ray_port}", f"--dashboard-agent-listen-port={free_port()}",
-            f"--ray-client-server-port={free_port()}", f"--temp-dir={folder}", "--disable-usage-stats",
-        ]  # fmt: skip
+        gcs_port, folder = free_port(), Path(f"/tmp/ray-{uuid.uuid4().hex[:8]}")  # Ray's sockets need a short path
         self._cleanup.callback(subprocess.run, ["rm", "-rf", str(folder)], check=True)
         self._cleanup.callback(self._end)
-        self.processes["ray"] = self._run("ray", words, given)
+        self._start_ray_on(
+            "ray-headgroup", "--head", f"--port={gcs_port}", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
+            f"--num-cpus={spec['headGroupSpec']['rayStartParams']['num-cpus']}", f"--dashboard-port={self.ray_port}",
+            f"--ray-client-server-port={free_port()}", f"--temp-dir={folder}",
+        )  # fmt: skip
+        for group in spec["workerGroupSpecs"]:
+            name = f"ray-{group['groupName']}"
+            (container,) = self.rendered.pod(name).containers
+            cpus = int(container["resources"]["limits"]["cpu"]) * group["maxReplicas"]
+            labels = ",".join(f"{key}={value}" for key, value in group["labels"].items())
+            self._start_ray_on(name, f"--address=127.0.0.1:{gcs_port}", f"--num-cpus={cpus}", f"--labels={labels}")
+
+    def _start_ray_on(self, name: str, *options: str) -> None:
+        (container,) = self.rendered.pod(name).containers
+        token = write_secret(self.rendered, "ray-token", self.directory / "ray-token") / "auth_token"
+        given = self._environment(name, container)
+        given |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token.read_text().strip()}
+        common = ["--block", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000", "--disable-usage-stats"]
+        words = [str(BIN / "ray"), "start", *common, f"--dashboard-agent-listen-port={free_port()}", *options]
+        self.processes[name] = self._run(name, words, given)
+        # Each when the one before is up: those that start together on one machine may choose the same ports.
+        wait_for(lambda: "Ray runtime started" in self.log(name), 120)
 
     def log(self, name: str) -> str:
         return (self.directory / f"{name}.log").read_text(errors="replace")
@@ -155,7 +169,7 @@ class Installation:
                     (place / key).write_text(value)
 
     def _end(self) -> None:
-        for process in self.processes.values():
+        for process in reversed(self.processes.values()):  # machines before their head, which they would wait for
             below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.terminate()
             with suppress(subprocess.TimeoutExpired):

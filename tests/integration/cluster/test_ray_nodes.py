@@ -40,6 +40,7 @@ class Machines:
         self.folder, self.token = folder, token
         self.port, self.dashboard = free_port(), free_port()
         self.started: dict[str, subprocess.Popen[bytes]] = {}
+        self.begun: list[str] = []
 
     @property
     def address(self) -> str:
@@ -66,6 +67,10 @@ class Machines:
                      "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
                 start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
+        # Each when the one before is up: those that start together on one machine may choose the same ports.
+        starts = sum(other == name for other in self.begun)
+        wait_for(lambda: (self.folder / f"{name}.log").read_text().count("Ray runtime started") > starts)
+        self.begun.append(name)
 
     def family(self, name: str) -> list[psutil.Process]:
         machine = psutil.Process(self.started[name].pid)
@@ -93,7 +98,6 @@ def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machin
     folder.mkdir()
     machines = Machines(folder, token)
     machines.start_head()
-    wait_for(lambda: "started" in (folder / "head.log").read_text())
     for role in ("learner", "rollout", "reward"):
         machines.start(role)
     yield machines
