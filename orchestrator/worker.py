@@ -204,6 +204,7 @@ class Worker:
                 elif time.monotonic() > watch.lost_at + self._hung_s:
                     log.warning("%s: %s lost its job and does not end: it is killed", driver.job_id, driver.name)
                     driver.kill()
+                    watch.lost_at = time.monotonic()  # again after as long: a machine that is gone may take its time
 
     def _stop_needless(self) -> None:
         """A driver that waits for room on a cluster can't hear that its job was cancelled or paused meanwhile."""
