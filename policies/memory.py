@@ -95,13 +95,9 @@ def learner_bytes(size: ModelSize, update: Update, *, trained: ModelSize | None 
         passes = max(passes, inner_products) - whole
     # AdamW on a GPU goes through all parameters at once. On a CPU, a checkpoint copies the moments when no gradients
     # are left; a GPU's go to the machine's memory.
-    other = (
-        0
-        if update.offloaded
-        else whole
-        if update.on_gpu
-        else 2 * whole - held["gradients"] - held["objective_gradients"]
-    )
+    other = whole if update.on_gpu else 2 * whole - held["gradients"] - held["objective_gradients"]
+    if update.offloaded:  # its AdamW runs on the host
+        other = 0
     return {**held, "working": max(passes, other, 0)}
 
 
