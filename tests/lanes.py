@@ -20,7 +20,7 @@ from typing import IO
 TESTS = Path(__file__).parent
 UNIT, CLUSTER = TESTS / "unit", TESTS / "integration" / "cluster"
 WITH_OTHERS = [CLUSTER / "test_engines.py", CLUSTER / "test_up.py"]
-LEAST_PRIORITY = 19
+LOW_PRIORITY = 10  # at 19 a test of unit can wait seconds for a processor
 NO_TESTS = 5  # pytest's exit status where the options leave none of a run's
 
 
@@ -29,7 +29,7 @@ def main(options: list[str]) -> int:
     with ExitStack() as started:
         beside = [
             _start(started, "others", [TESTS, *_without([UNIT, *alone]), *options]),
-            _start(started, "unit", [UNIT, *options], niceness=LEAST_PRIORITY),
+            _start(started, "unit", [UNIT, *options], niceness=LOW_PRIORITY),
         ]
         statuses = {subprocess.call(_pytest("cluster", [CLUSTER, *_without(WITH_OTHERS), *options]))}
         for lane, output in beside:

@@ -244,7 +244,7 @@ def test_a_key_that_another_process_revokes_is_401_soon(place: Place) -> None:
     began = time.monotonic()
     KeyStore(RedisCalls(place.client)).revoke(made["id"])
     while place.status(made["key"]) != 401:
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         time.sleep(0.1)
 
 
@@ -282,8 +282,8 @@ def test_revoking_ends_a_stream(place: Place) -> None:
                 operator.delete(f"/v1/keys/{made['id']}")
             began = time.monotonic()
             for _ in lines:
-                assert time.monotonic() - began < 5
-    assert time.monotonic() - began < 5
+                assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 20
 
 
 def test_a_stream_asks_for_its_key_afresh(place: Place) -> None:
@@ -350,7 +350,7 @@ def test_a_stream_of_a_valid_key_outlives_the_checks(place: Place) -> None:
             began, lines = time.monotonic(), []
             for line in stream.iter_lines():
                 lines.append(line)
-                assert time.monotonic() - began < 12
+                assert time.monotonic() - began < 40
     assert "event: job.cancelled" in lines
     assert time.monotonic() - began > 3.5  # past the first check
 
@@ -776,7 +776,7 @@ def test_without_redis_the_servers_own_key_is_still_known(tmp_path: Path) -> Non
             with place.http(key) as http:
                 answer = http.get(path)
             assert answer.status_code == status, (path, answer.text)
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 8
             if status == 503:
                 assert int(answer.headers["retry-after"]) > 0
                 assert error_of(answer, 503)["code"] == "store_unavailable"

@@ -222,7 +222,7 @@ def test_algebra_without_end_is_cut_short(http: httpx.Client) -> None:
     began = time.monotonic()
     reward = {"name": "math", "options": {"timeout_s": 0.5}}
     assert run(http, reward, samples=samples).json()["rewards"][0]["scores"] == [0.0]
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 def test_a_run_that_takes_too_long_is_503_and_leaves_no_process(

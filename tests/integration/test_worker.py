@@ -179,10 +179,10 @@ def test_a_driver_that_does_not_stop_is_killed_with_all_it_started(bench: Bench,
         if killed:
             worker.request_kill()
         started = time.monotonic()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     child = int((bench.state_dir / "child").read_text())
     while is_alive(child):  # a signal is not delivered at once
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
         time.sleep(0.01)
 
 
@@ -262,7 +262,7 @@ def test_owners_share_the_capacity(bench: Bench) -> None:
     first = [bench.submit() for _ in range(5)]
     second = [bench.submit(other) for _ in range(2)]
     with bench.working(HANDS_BACK, capacity=4) as worker:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(worker.running) < 4 and time.monotonic() < deadline:
             time.sleep(0.02)
         assert bench.started == [first[0], second[0], first[1], second[1]]

@@ -73,7 +73,7 @@ def test_a_frozen_server_is_reported_soon(tmp_path: Path) -> None:
                 start = time.monotonic()
                 with pytest.raises(StoreUnavailable, match=r"redis\.sock"):
                     call()
-                assert time.monotonic() - start < 5
+                assert time.monotonic() - start < 20
         finally:
             os.kill(server.pid, signal.SIGCONT)
         assert store.renew(lease, 1).steering_version == 1

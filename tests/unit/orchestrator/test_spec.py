@@ -508,7 +508,7 @@ def test_a_spec_is_read_without_torch_and_soon() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT).stdout
     heavy, _, seconds = out.strip().rpartition(" ")
     assert heavy == "[]"
-    assert float(seconds) < 1.5  # of the processor, whatever else the machine does
+    assert float(seconds) < 3  # of the processor, whatever else the machine does
 
 
 # ---------------------------------------------------------------------- helpers

@@ -87,6 +87,6 @@ def test_a_box_never_lowers_the_score_of_the_work_before_it(make_batch, text):
 
 @pytest.mark.parametrize("unit", ["1", " ", "\n", "=", "-", "1=", "**", " \n", "\\boxed{", "{"])
 def test_time_is_linear_in_the_length_of_a_pathological_completion(make_batch, unit):
-    started = time.monotonic()
-    score(make_batch, unit * 50_000)
-    assert time.monotonic() - started < 2
+    started = time.thread_time()  # which waiting for a busy processor does not count
+    score(make_batch, unit * 100_000)
+    assert time.thread_time() - started < 5

