@@ -11,9 +11,10 @@ and while it updates, what the backward pass needs of a dense decoder (Dimension
     attention 4 Q a   gated MLP 4 I a   norms of queries and keys (4 + a) (Q + KV)   attention mask a t
     H hidden size, Q all heads, KV those that are cached, I intermediate size, t the longest row
 
-or with gradient checkpointing 4 H, and the whole of one layer at a time. The logits stand beside them: 20 V for each
-token of a chunk of the head (policies/scorer.py), and 4 H V with more than one; V the vocabulary. In bfloat16 a copy of
-the weights, 2 N.
+or with gradient checkpointing 4 H, and the whole of one layer at a time. The logits stand beside them: 12 V for each
+token of a chunk of the head (policies/scorer.py), or with more than one, where that is more, 8 V in the backward pass
+beside the head's gradient, 4 H V (bfloat16: or 2 V beside 10 H V); V the vocabulary. In bfloat16 a copy of the weights,
+2 N.
 
 With an adapter (policies/lora.py) of n parameters the base is kept once, a N, and is its own reference; all else is
 n's, and norms, which do not learn, keep half.
@@ -37,7 +38,7 @@ from policies.sizes import Dimensions, ModelSize
 if TYPE_CHECKING:
     from policies.gramian import Mode
 
-CHUNK_LOGITS = 2**24  # of one chunk of the head: 64 MiB in float32; smaller ones save little
+CHUNK_LOGITS = 2**25  # of one chunk of the head: 128 MiB in float32; smaller ones save little and take longer
 MAX_CHUNKS = 12  # of a microbatch: each adds its part to the whole gradient of the head, which takes its time
 
 
@@ -115,9 +116,19 @@ def update_bytes(dimensions: Dimensions, update: Update, *, whole: bool = True) 
     if d.normed_heads:
         layer += (4 + a) * (d.query + d.key_value)
     chunk = min(tokens, max(update.chunk_logits // d.vocabulary, math.ceil(tokens / MAX_CHUNKS)))
-    head = tokens * (norm + a) * d.hidden + chunk * 20 * d.vocabulary
-    if chunk < tokens:  # a chunk's part of the head's gradient, and the hidden states' collected from all chunks
-        head += 4 * d.hidden * (tokens + (d.vocabulary if whole else 0))
+    head = tokens * (norm + a) * d.hidden
+    logits = 12 * chunk * d.vocabulary
+    if (
+        chunk < tokens
+    ):  # the hidden states' gradient collected from all chunks; the head's, and what of a chunk is there
+        head += 4 * d.hidden * tokens
+        called = update.gramian in ("exact", "sketch", "step_response")  # so that Capture hears of it
+        beside = (12 if called else 8) * chunk * d.vocabulary
+        if a == 2:  # a chunk's part of the head's gradient, and its cast
+            beside = max(beside, 2 * chunk * d.vocabulary + 6 * d.hidden * d.vocabulary)
+        if whole:
+            logits = max(logits, beside + 4 * d.hidden * d.vocabulary)
+    head += logits
     if not update.recompute:
         return tokens * d.layers * layer + head
     return tokens * d.layers * 4 * d.hidden + max(tokens * layer, head)

@@ -21,6 +21,7 @@ import random
 import re
 import shutil
 import tempfile
+import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -137,7 +138,8 @@ def write_splits(directory: Path, *, seed: int = 0, sizes: Mapping[str, int] = S
     """Write one JSONL file per split, rows `{"prompt": "30-1+6-9+1=", "answer": "27"}`; return their paths.
 
     No prompt is in two splits or twice in one. Validation and test hold prompts that the policy was never
-    trained on; any other split name draws from the problems that it may have been.
+    trained on; any other split name draws from the problems that it may have been. Whoever reads meanwhile, as another
+    job with the same seed and sizes may, finds a whole file.
     """
     directory.mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"splits {seed}")
@@ -152,7 +154,9 @@ def write_splits(directory: Path, *, seed: int = 0, sizes: Mapping[str, int] = S
                 seen.add(problem.prompt)
                 rows.append(json.dumps({"prompt": problem.prompt, "answer": problem.answer}))
         paths[name] = directory / f"{name}.jsonl"
-        paths[name].write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        hidden = directory / f".{name}-{uuid.uuid4().hex}"
+        hidden.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        hidden.replace(paths[name])
     return paths
 
 

@@ -2,7 +2,8 @@
 
 With a vocabulary of V, a microbatch's logits are larger than all else that an update keeps. The decoder's hidden states
 h_bT are put through the head a few tokens at a time; each chunk keeps h alone and computes its logits again in the
-backward pass. The values and the gradients are those of the plain way, for one more product with the head.
+backward pass. The values and the gradients are those of the plain way, for one more product with the head. A bare head
+sums its gradient over the chunks in place (_HeadInChunks); one that something listens to, as Capture does, is called.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from policies.batching import Rows
@@ -45,9 +47,8 @@ class Scorer(nn.Module):
             logits_bTV = self.model(**inputs).logits.flatten(0, 1).index_select(0, places_N)
             found = _scores(logits_bTV.unflatten(0, rows.place_bT.shape), rows.target_bT, self.temperature)
         else:
-            hidden_rtn = self.model.get_decoder()(**inputs).last_hidden_state
-            hidden_bTn = hidden_rtn.flatten(0, 1).index_select(0, places_N).unflatten(0, rows.place_bT.shape)
-            found = self._in_chunks(hidden_bTn, rows.target_bT)
+            hidden_Nn = self.model.get_decoder()(**inputs).last_hidden_state.flatten(0, 1).index_select(0, places_N)
+            found = self._in_chunks(hidden_Nn.unflatten(0, rows.place_bT.shape), rows.target_bT)
         # Padding gets the sampler's own value, 0, so that every ratio there is 1 whatever the model says.
         return torch.where(rows.mask_bT, found[0], 0.0), found[1]
 
@@ -56,29 +57,84 @@ class Scorer(nn.Module):
         rollouts, tokens = target_bT.shape
         at_least = self.chunk_logits // (rollouts * self.model.config.get_text_config().vocab_size)
         width = max(1, at_least, math.ceil(tokens / MAX_CHUNKS))
+        width = math.ceil(tokens / math.ceil(tokens / width))  # all about as wide
 
         def scores(hidden_bTn: Tensor, target_bT: Tensor) -> tuple[Tensor, Tensor]:
             return _scores(head(hidden_bTn), target_bT, self.temperature)
 
-        if width >= tokens or not torch.is_grad_enabled():
-            pairs = zip(hidden_bTn.split(width, dim=1), target_bT.split(width, dim=1), strict=True)
-            parts = [scores(hidden_bTn, target_bT) for hidden_bTn, target_bT in pairs]
-        else:
-            pairs = zip(hidden_bTn.split(width, dim=1), target_bT.split(width, dim=1), strict=True)
-            parts = [checkpoint(scores, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
+        if width >= tokens:
+            return scores(hidden_bTn, target_bT)
+        if _is_bare(head):
+            flat = hidden_bTn.flatten(0, 1), target_bT.flatten()
+            found = _HeadInChunks.apply(*flat, head.weight, self.temperature, rollouts * width)
+            logprobs_bT, entropy_bT = (values_N.view_as(target_bT) for values_N in found)
+            return logprobs_bT, entropy_bT
+        pairs = zip(hidden_bTn.split(width, dim=1), target_bT.split(width, dim=1), strict=True)
+        parts = [checkpoint(scores, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
         logprobs, entropies = zip(*parts, strict=True)
         return torch.cat(logprobs, dim=1), torch.cat(entropies, dim=1)
 
 
-def _scores(logits_bTV: Tensor, target_bT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(log softmax at the targets, entropy_bT). The entropy comes last: a chunk's second pass stops before it."""
-    logits_bTV = logits_bTV.float() if temperature == 1 else logits_bTV.float() / temperature
-    normaliser_bT = logits_bTV.logsumexp(dim=-1)
-    logprobs_bT = logits_bTV.gather(2, target_bT.unsqueeze(-1)).squeeze(-1) - normaliser_bT
+class _HeadInChunks(torch.autograd.Function):
+    """_scores of z = h W^T / temperature, `chunk` tokens at a time, with the gradient of log p(y) summed in place.
+
+    dz = g (1_y - softmax z) / temperature, dh = dz W and dW = sum dz^T h, g the gradient that reaches log p(y).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_Nn: Tensor, target_N: Tensor, weight: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        device = hidden_Nn.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_Nn.dtype
+        cast_Vn, hidden_Nn = weight.to(dtype), hidden_Nn.to(dtype)
+        ctx.save_for_backward(hidden_Nn, target_N, cast_Vn)
+        ctx.temperature, ctx.chunk, ctx.dtype = temperature, chunk, weight.dtype
+        pairs = zip(hidden_Nn.split(chunk), target_N.split(chunk), strict=True)
+        parts = [_scores(nn.functional.linear(h, cast_Vn), target, temperature) for h, target in pairs]
+        logprobs, entropies = zip(*parts, strict=True)
+        entropy_N = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropy_N)
+        return torch.cat(logprobs), entropy_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dlogprobs_N: Tensor, _dentropy: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_Nn, target_N, cast_Vn = ctx.saved_tensors
+        dhidden_Nn = torch.empty_like(hidden_Nn)
+        dweight_Vn: Tensor | None = None
+        columns = (t.split(ctx.chunk) for t in (hidden_Nn, target_N, dlogprobs_N / ctx.temperature, dhidden_Nn))
+        for h, target, slope, dh in zip(*columns, strict=True):
+            dz = torch.softmax(_divided(nn.functional.linear(h, cast_Vn), ctx.temperature), dim=-1)
+            dz.mul_(-slope.unsqueeze(-1)).scatter_add_(1, target.unsqueeze(-1), slope.unsqueeze(-1))
+            dz = dz.to(cast_Vn.dtype)
+            torch.mm(dz, cast_Vn, out=dh)
+            if ctx.needs_input_grad[2] and dweight_Vn is None:
+                dweight_Vn = (dz.T @ h).to(ctx.dtype)
+            elif dweight_Vn is not None and dweight_Vn.dtype == dz.dtype:
+                dweight_Vn.addmm_(dz.T, h)
+            elif dweight_Vn is not None:
+                dweight_Vn.add_(dz.T @ h)
+            del dz  # else it is there beside the next chunk's
+        return dhidden_Nn, None, dweight_Vn, None, None
+
+
+def _scores(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(log softmax at the targets, entropy). The entropy comes last: a chunk's second pass stops before it."""
+    scores = torch.log_softmax(_divided(logits, temperature), dim=-1)
+    logprobs = scores.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     with torch.no_grad():
-        mean_bT = torch.softmax(logits_bTV, dim=-1).mul_(logits_bTV).sum(dim=-1)
-        entropy_bT = normaliser_bT.detach() - mean_bT
-    return logprobs_bT, entropy_bT
+        return logprobs, -scores.exp().mul_(scores).sum(dim=-1)
+
+
+def _divided(logits: Tensor, temperature: float) -> Tensor:
+    return logits.float() if temperature == 1 else logits.float() / temperature
+
+
+def _is_bare(head: Any) -> bool:
+    """Whether a call of it is a product with its weight and nothing else."""
+    heard = "forward" in vars(head) or head._forward_hooks or head._forward_pre_hooks or head._backward_hooks
+    return type(head) is nn.Linear and head.bias is None and not heard
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,25 @@ def test_splits_are_right_disjoint_and_of_the_asked_sizes(tmp_path: Path) -> Non
         for row in split:
             assert set(row["prompt"]) <= set("0123456789+-=")
             assert sum(map(int, re.findall(r"[+-]?\d+", row["prompt"]))) == int(row["answer"])
+
+
+def test_a_split_that_is_written_again_is_whole_for_its_readers(tmp_path: Path) -> None:
+    """Two jobs of one seed share their files."""
+    path = write_splits(tmp_path, sizes={"train": 50})["train"]
+    whole, over, seen = path.read_text(), threading.Event(), set()
+
+    def read() -> None:
+        while not over.is_set():
+            seen.add(path.read_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(300):
+        write_splits(tmp_path, sizes={"train": 50})
+    over.set()
+    reader.join()
+    assert seen == {whole}
+    assert [file.name for file in tmp_path.iterdir()] == ["train.jsonl"]
 
 
 def test_splits_depend_on_the_seed_alone(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from policies.batching import make_rows, packing
@@ -117,17 +119,73 @@ def test_a_head_is_never_given_more_than_a_chunk(models):
     model, batch = models["llama"], rollouts(5, 3)
     rows = make_rows(batch, [0, 1, 2], CPU)
     seen = []
-    handle = model.lm_head.register_forward_hook(lambda _module, _inputs, logits: seen.append(tuple(logits.shape)))
     scorer = Scorer(model, chunk_logits=4 * 3 * VOCABULARY)
-    seen.clear()
+    handle = model.lm_head.register_forward_hook(lambda _module, _inputs, logits: seen.append(tuple(logits.shape)))
     scorer(rows)[0].sum().backward()
     handle.remove()
     tokens = rows.mask_bT.shape[1]
     chunks = -(-tokens // 4)
     assert chunks > 1
     assert len(seen) == 2 * chunks
-    assert max(shape[1] for shape in seen) == 4
+    assert max(shape[1] for shape in seen) <= 4
     assert sum(shape[1] for shape in seen) == 2 * tokens
+
+
+class Logits(TorchDispatchMode):
+    """The most logits that any tensor had."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.most, self.hidden = 0, hidden
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.shape[-1:] == (VOCABULARY,) and not self.is_weight(tensor):
+                self.most = max(self.most, tensor.numel())
+        return out
+
+    def is_weight(self, tensor):
+        """The head's, transposed."""
+        return tuple(tensor.shape) == (self.hidden, VOCABULARY)
+
+
+def test_a_bare_head_never_makes_more_than_a_chunk(models):
+    model, batch = models["llama"], rollouts(5, 3)
+    rows = make_rows(batch, [0, 1, 2], CPU)
+    scorer = Scorer(model, chunk_logits=4 * 3 * VOCABULARY)
+    with Logits(model.config.hidden_size) as logits:
+        scorer(rows)[0].sum().backward()
+    assert logits.most == 4 * 3 * VOCABULARY
+    with Logits(model.config.hidden_size) as logits:
+        Scorer(model)(rows)[0].sum().backward()
+    assert logits.most == rows.mask_bT.numel() * VOCABULARY
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["the head learns", "it does not"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bare_head_and_one_that_is_called_agree(models, trained, dtype):
+    """Under autocast too, up to its precision: a bare head's gradient is summed over the chunks in float32."""
+    model, batch = models["llama"], rollouts(5, 3)
+    rows = make_rows(batch, [0, 1, 2], CPU)
+    scorer = Scorer(model, temperature=0.7, chunk_logits=4 * 3 * VOCABULARY)
+    found = []
+    for hear in (False, True):
+        handle = model.lm_head.register_forward_hook(lambda *_: None) if hear else None
+        model.lm_head.requires_grad_(trained)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            values, entropies = scorer(rows)
+        model.zero_grad()
+        (values.flatten() * torch.linspace(-1, 2, values.numel())).sum().backward()
+        grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+        found.append((values.detach(), entropies, grads))
+        if handle:
+            handle.remove()
+    model.lm_head.requires_grad_(True)
+    assert entropies.requires_grad is False
+    torch.testing.assert_close(found[0][:2], found[1][:2])
+    error = (found[0][2] - found[1][2]).norm() / found[1][2].norm()
+    assert float(error) < (1e-6 if dtype == torch.float32 else 1e-2)
 
 
 def test_a_model_that_bounds_its_logits_is_asked_for_them():
