@@ -78,7 +78,7 @@ def _status_kib(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def measure_logprobs(rounds: int = 3) -> Figures:
+def measure_logprobs(rounds: int = 7) -> Figures:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
