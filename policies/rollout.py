@@ -127,7 +127,11 @@ class RolloutEngine:
                 if not done and made == before:
                     continue
                 ended = sorted(((waiting.pop(task), task.result()) for task in done), key=lambda pair: pair[0])
-                yield [(place, _rollout(requests[place], output, self.policy_version)) for place, output in ended]
+                texts = self._texts([output.outputs[0] for _, output in ended])
+                yield [
+                    (place, _rollout(requests[place], output, text, self.policy_version))
+                    for (place, output), text in zip(ended, texts, strict=True)
+                ]
         except BaseException as error:
             for task in waiting:
                 task.cancel()
@@ -136,9 +140,17 @@ class RolloutEngine:
                 raise EngineDied(str(error)) from error
             raise
 
+    def _texts(self, completions: Sequence[Any]) -> list[str]:
+        """Each decoded at once: vLLM does it token by token, and again for the tokens' log-probabilities."""
+        written = [c.token_ids[:-1] if c.finish_reason == "stop" else c.token_ids for c in completions]
+        tokenizer: Any = self.llm.get_tokenizer()
+        return [
+            tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in written
+        ]
+
     async def _queue(self, names: Sequence[str], requests: Sequence[RolloutRequest]) -> list[Any]:
         """All requests at once, while the scheduler is paused."""
-        from vllm.inputs import TokensPrompt
+        from vllm.inputs.engine import tokens_input
 
         async with self._gate:
             if self.stale:
@@ -148,7 +160,7 @@ class RolloutEngine:
             try:
                 queues = []
                 for name, request in zip(names, requests, strict=True):
-                    prompt = TokensPrompt(prompt_token_ids=list(request.prompt_tokens))
+                    prompt = tokens_input(list(request.prompt_tokens))
                     queues.append(await self.llm.add_request(name, prompt, _sampling(request)))
                 return queues
             finally:
@@ -241,8 +253,9 @@ def _sampling(request: RolloutRequest) -> Any:
         top_p=1.0 if greedy else request.top_p,
         seed=request.seed,
         logprobs=0,  # of the sampled token alone
+        flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
-        skip_special_tokens=True,
+        detokenize=False,
     )
 
 
@@ -253,18 +266,18 @@ async def _finished(queue: Any) -> Any:
             return output
 
 
-def _rollout(request: RolloutRequest, output: Any, version: int) -> Rollout:
+def _rollout(request: RolloutRequest, output: Any, text: str, version: int) -> Rollout:
     """`version`: of the policy, where vLLM's spans don't say: it has no label before the first weight update."""
     completion = output.outputs[0]
     labels = [(span.version, span.end - span.start) for span in completion.weight_versions or ()]
     spans = tuple((int(label) if label.isdigit() else 0, length) for label, length in labels if length)
     tokens = tuple(completion.token_ids)
-    logprobs = tuple(step[token].logprob for step, token in zip(completion.logprobs, tokens, strict=True))
+    assert tuple(completion.logprobs.token_ids) == tokens  # one for each position
     return Rollout(
         prompt_tokens=request.prompt_tokens,
         tokens=tokens,
-        logprobs=logprobs,
-        text=completion.text,
+        logprobs=tuple(completion.logprobs.logprobs),
+        text=text,
         truncated=completion.finish_reason == "length",
         policy_version=spans[0][0] if spans else version,
         version_spans=spans,

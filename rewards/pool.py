@@ -12,6 +12,7 @@ import itertools
 import statistics
 import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,17 +121,19 @@ class Round:
             )
             for host in hosts
         ]
-        self._waiting = [pieces(counts, host.hosting.together(counts)) for host in hosts]
+        self._parts: list[list[list[_Part]]] = [_parts(counts, self._starts, host) for host in hosts]
 
     def add(self, group: int, batch: RewardBatch) -> None:
         """A group that has ended. Pieces that are whole by it are scored from now on."""
         assert self._groups[group] is None
         assert len(batch) == self._starts[group + 1] - self._starts[group]
         self._groups[group] = batch
-        for i, share in enumerate(self.shares):
-            whole = [rows for rows in self._waiting[i] if self._has(rows)]
-            self._waiting[i] = [rows for rows in self._waiting[i] if rows not in whole]
-            share.host.put([Piece(share=share, rows=rows, batch=self._batch(rows)) for rows in whole])
+        for share, parts in zip(self.shares, self._parts, strict=True):
+            for part in parts[group]:
+                part.missing -= 1
+            whole = [part for part in parts[group] if not part.missing]
+            if whole:
+                share.host.put([Piece(share=share, rows=part.rows, batch=self._batch(part)) for part in whole])
 
     def finish(self) -> Scored:
         """Waits for the rest. Raises RewardError, of the first host that gave up; what is left is then dropped."""
@@ -168,20 +171,32 @@ class Round:
         by_host = {share.host.objective: len(share.bad) for share in self.shares}
         return Scored(scores=scores, dropped=tuple(dropped), by_host=by_host)
 
-    def _covers(self, rows: range) -> list[int]:
-        return [p for p in range(len(self._groups)) if self._starts[p] < rows.stop and rows.start < self._starts[p + 1]]
-
-    def _has(self, rows: range) -> bool:
-        return all(self._groups[p] is not None for p in self._covers(rows))
-
-    def _batch(self, rows: range) -> RewardBatch:
-        covers = self._covers(rows)
-        found = [group for p in covers if (group := self._groups[p]) is not None]
-        first = self._starts[covers[0]]
-        whole = RewardBatch.joined(found)
-        if len(whole) == len(rows):
+    def _batch(self, part: _Part) -> RewardBatch:
+        whole = RewardBatch.joined([group for p in part.groups if (group := self._groups[p]) is not None])
+        if len(whole) == len(part.rows):
             return whole
-        return whole.rows(range(rows.start - first, rows.stop - first))
+        first = self._starts[part.groups.start]
+        return whole.rows(range(part.rows.start - first, part.rows.stop - first))
+
+
+@dataclass
+class _Part:
+    """Rows that are scored together, and how many of the groups that they come from have not ended."""
+
+    rows: range
+    groups: range
+    missing: int
+
+
+def _parts(counts: Sequence[int], starts: Sequence[int], host: Host) -> list[list[_Part]]:
+    """A host's pieces of a round, by each group that they have rows of."""
+    found: list[list[_Part]] = [[] for _ in counts]
+    for rows in pieces(counts, host.hosting.together(counts)):
+        groups = range(bisect_right(starts, rows.start) - 1, bisect_left(starts, rows.stop))
+        part = _Part(rows=rows, groups=groups, missing=len(groups))
+        for p in groups:
+            found[p].append(part)
+    return found
 
 
 def pieces(counts: Sequence[int], size: int) -> list[range]:

@@ -82,6 +82,21 @@ def test_the_same_requests_give_the_same_rollouts(synced):
     assert engines.generate(requests) == engines.generate(requests)
 
 
+def test_a_rollouts_text_is_what_its_tokens_say_without_the_end_of_the_sequence(synced):
+    from policies.models import load_tokenizer
+
+    _, engines, _, exported, requests, _ = synced
+    tokenizer = load_tokenizer(str(exported))
+    # Many short ones, so that some end by themselves and others are cut off.
+    rollouts = engines.generate([replace(requests[seed % len(requests)], seed=seed) for seed in range(256)])
+    assert {rollout.truncated for rollout in rollouts} == {True, False}
+    for rollout in rollouts:
+        assert rollout.truncated or rollout.tokens[-1] == tokenizer.eos_token_id
+        written = rollout.tokens if rollout.truncated else rollout.tokens[:-1]
+        assert rollout.text == tokenizer.decode(written, skip_special_tokens=True)
+        assert len(rollout.logprobs) == len(rollout.tokens)
+
+
 def test_engines_that_slept_sample_what_they_would_have(synced):
     """On CPU they keep their memory. What shows is that vLLM goes through it, and that weights find them awake."""
     _, engines, learner, _, requests, _ = synced
