@@ -256,6 +256,7 @@ def _sampling(request: RolloutRequest) -> Any:
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
         detokenize=False,
+        skip_clone=True,  # nobody else has it
     )
 
 
