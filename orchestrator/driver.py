@@ -60,8 +60,9 @@ from orchestrator.store import (
     Signals,
     StoreUnavailable,
 )
+from orchestrator.threads import WAITING
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve a small machine
+os.environ.update(WAITING | os.environ)
 LEASE_TTL_S = 30.0
 GOING_DOWN = "handed back: the machine is going down"
 MAX_OUT_OF_MEMORY = 3  # tries from one checkpoint

@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 
 from orchestrator.errors import StoreUnavailable
+from orchestrator.threads import WAITING
 from services.client import Client
 from services.client.flows import FINAL
 from services.follow import follow
@@ -75,7 +76,7 @@ def _make_policy(state_dir: Path, *, seed: int) -> None:
     A process of its own, as this one stays without torch.
     """
     command = [sys.executable, "-m", "policies.quickstart", "--out", str(state_dir / "policies"), "--seed", str(seed)]
-    code = subprocess.run(command, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ}, check=False).returncode
+    code = subprocess.run(command, env=WAITING | os.environ, check=False).returncode
     if code != 0:
         fail("the quickstart policy could not be made; the lines above say why")
 

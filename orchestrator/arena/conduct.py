@@ -116,9 +116,8 @@ class Arena:
         """Until nothing is left, or the limit is reached. Raises ArenaStopped, LedgerError once workers are closed."""
         self.on_change(self)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="arena") as pool:
-            lanes = [pool.submit(self._lane, number) for number in range(self.workers)]
             try:
-                for lane in lanes:
+                for lane in [pool.submit(self._lane, number) for number in range(self.workers)]:
                     lane.result()
             except BaseException as error:
                 self._stop()
@@ -162,6 +161,8 @@ class Arena:
     def _make(self, worker: Worker, i: int, planned: Planned, spec: JobSpec) -> None:
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         try:
+            if self._interrupted:  # while its worker was hired
+                return
             try:
                 came_to: Json = {"status": "done", "reason": None, **worker.make(planned, spec)}
             except RunFailed as error:

@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.arena.conduct import ArenaStopped, RunFailed
 from orchestrator.arena.plan import Planned
 from orchestrator.spec import JobSpec
+from orchestrator.threads import WAITING
 
 END_S = 30.0
 
@@ -80,7 +81,7 @@ class ProcessWorker:
                     stderr=log,
                     text=True,
                     start_new_session=True,  # Ctrl-C is the arena's to hear
-                    env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+                    env=WAITING | os.environ,
                 )
         except OSError as error:
             raise ArenaStopped(f"can't start a worker: {error.strerror or error}") from error

@@ -22,7 +22,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve a small machine
+from orchestrator.threads import WAITING
+
+os.environ.update(WAITING | os.environ)
 Json = dict[str, Any]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 log = logging.getLogger("equipoise.arena")

@@ -31,6 +31,7 @@ from orchestrator.embedded_redis import EmbeddedRedis
 from orchestrator.redis_calls import connect
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.store import JobStatus, JobStore
+from orchestrator.threads import WAITING
 from policies.pareto import hypervolume
 from tests.benchmarks.machine import PeakMemory, machine
 from tests.support import Drive, largest_difference, submit
@@ -217,7 +218,7 @@ def measure_sync(bench: Bench) -> Figures:
     prompts = [tuple(encode_prompt(tokenizer, next(source).prompt)) for _ in range(64)]
     sampled = [RolloutRequest(prompt_tokens=tokens, seed=i, max_tokens=64) for i, tokens in enumerate(prompts)]
     greedy = [RolloutRequest(prompt_tokens=tokens, seed=None, max_tokens=64) for tokens in prompts]
-    options: dict[str, Any] = {"num_cpus": 1, "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}}
+    options: dict[str, Any] = {"num_cpus": 1, "runtime_env": {"env_vars": dict(WAITING)}}
 
     def start(model: Path) -> tuple[Cluster, Any, Any]:
         cluster = Cluster()

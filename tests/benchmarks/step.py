@@ -33,6 +33,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from orchestrator.threads import WAITING
+
 Figures = dict[str, Any]
 RESULTS = Path(__file__).parent / "results" / "step.json"
 POLICIES = ("quickstart", "3m")
@@ -229,11 +231,9 @@ class Worker:
         command += ["--state-dir", str(state_dir)]
         self.side, self.log = side, log
         self.errors = log.open("w")
-        passive = os.environ | {
-            "OMP_WAIT_POLICY": "PASSIVE"
-        }  # as our jobs have it: threads that spin would slow the other
+        waiting = os.environ | WAITING  # as our jobs have it: threads that spin would slow the other
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=passive
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=waiting
         )
 
     def read(self) -> Figures:

@@ -15,6 +15,7 @@ from orchestrator.hosting import hosted_rewards
 from orchestrator.placement import gpus_wanted, shares_gpu
 from orchestrator.spec import JobSpec, ResourcesSpec, parse_spec
 from orchestrator.spec_errors import SpecError
+from orchestrator.threads import WAITING
 from rewards import registry
 from rewards.base import RewardOptions
 from rewards.hosting import SINGLE
@@ -121,6 +122,13 @@ def test_each_actor_is_on_machines_for_its_role_and_a_shared_gpu_is_one_for_lear
     assert labels(own, own, "x/role") == roles
     assert labels(share, share, "x/role") == roles[2:]
     assert labels(own, own, None) == [None] * 4
+
+
+def test_on_cpu_threads_of_engine_and_learner_spin_for_a_moment_only() -> None:
+    for device, expected in (("cpu", WAITING), ("cuda", {})):
+        for options in placement(spec(), device, 2)[1:]:
+            variables = options.get("runtime_env", {}).get("env_vars", {})
+            assert {name: variables[name] for name in WAITING if name in variables} == expected
 
 
 def test_an_engine_has_the_threads_that_it_is_given_and_one_for_the_quickstart_policy() -> None:
