@@ -35,11 +35,13 @@ def claim(ttl_s=30):
 """
 SUCCEEDS = "store.finish(claim(), JobStatus.SUCCEEDED)"
 HANDS_BACK = """
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # whoever sees it run may end it before its next line
 lease = claim()
 def stop(*_):
     store.release(lease, "handed back")
     os._exit(0)
 signal.signal(signal.SIGTERM, stop)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 time.sleep(60)
 """
 IGNORES_SIGTERM = """
