@@ -43,11 +43,13 @@ def claim():
     return lease
 """
 HANDS_BACK = """
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # whoever sees it run may end it before its next line
 lease = claim()
 def stop(*_):
     store.release(lease, "handed back")
     os._exit(0)
 signal.signal(signal.SIGTERM, stop)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 while not store.job(job).progress.get("go"):
     time.sleep(0.05)
 """
