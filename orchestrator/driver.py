@@ -62,7 +62,7 @@ from orchestrator.store import (
 )
 from orchestrator.threads import WAITING
 
-os.environ.update(WAITING | os.environ)
+os.environ.update(WAITING | os.environ)  # before torch is loaded; what is set stays
 LEASE_TTL_S = 30.0
 GOING_DOWN = "handed back: the machine is going down"
 MAX_OUT_OF_MEMORY = 3  # tries from one checkpoint

@@ -118,9 +118,8 @@ def update_bytes(dimensions: Dimensions, update: Update, *, whole: bool = True) 
     chunk = min(tokens, max(update.chunk_logits // d.vocabulary, math.ceil(tokens / MAX_CHUNKS)))
     head = tokens * (norm + a) * d.hidden
     logits = 12 * chunk * d.vocabulary
-    if (
-        chunk < tokens
-    ):  # the hidden states' gradient collected from all chunks; the head's, and what of a chunk is there
+    if chunk < tokens:
+        # The hidden states' gradient collected from all chunks; the head's, and what of a chunk is there beside it.
         head += 4 * d.hidden * tokens
         called = update.gramian in ("exact", "sketch", "step_response")  # so that Capture hears of it
         beside = (12 if called else 8) * chunk * d.vocabulary

@@ -24,7 +24,7 @@ from typing import Any, TextIO
 
 from orchestrator.threads import WAITING
 
-os.environ.update(WAITING | os.environ)
+os.environ.update(WAITING | os.environ)  # before torch is loaded; what is set stays
 Json = dict[str, Any]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 log = logging.getLogger("equipoise.arena")

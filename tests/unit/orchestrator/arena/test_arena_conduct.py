@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,31 @@ def test_an_interrupt_kills_the_runs_under_way_and_records_none_of_them(tmp_path
         signal.signal(signal.SIGINT, heard)
     assert [(run["entry"], run["status"]) for run in Ledger.peek(tmp_path).runs] == [("gdpo/fixed", "done")]
     assert crew.closed == [0]
+
+
+def test_an_interrupt_while_a_worker_is_hired_begins_no_run(tmp_path: Path) -> None:
+    crew = Crew()
+
+    def within_10_s(met: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 10
+        while not met() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def hire(number: int) -> Hand:
+        os.kill(os.getpid(), signal.SIGINT)
+        within_10_s(lambda: interrupted._interrupted)
+        return crew.hire(number)
+
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Ledger(tmp_path) as ledger:
+            interrupted = Arena(runs=plan(FULL, tasks=["sums3"], rules=RULES, seeds=1), ledger=ledger, hire=hire)
+            with pytest.raises(KeyboardInterrupt):
+                interrupted.run()
+            within_10_s(lambda: crew.closed)  # a pool that is interrupted as it starts a thread does not wait for it
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    assert (crew.asked, crew.closed, Ledger.peek(tmp_path).runs) == ([], [0], [])
 
 
 def test_a_record_that_can_not_be_written_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
