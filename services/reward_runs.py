@@ -93,14 +93,15 @@ class Run:
         registry.parse_options(self.name, self.options)
         problems: list[str] = []
         count = 0
-        for number, line in _lines(self.source):
-            count += 1
-            try:
-                _parsed(number, line)
-            except RunError as error:
-                problems += error.problems
-                if len(problems) >= MAX_PROBLEMS:
-                    raise RunError(*problems, "and maybe more") from None
+        with self.source.open("rb") as source:
+            for number, line in _lines(source):
+                count += 1
+                try:
+                    _parsed(number, line)
+                except RunError as error:
+                    problems += error.problems
+                    if len(problems) >= MAX_PROBLEMS:
+                        raise RunError(*problems, "and maybe more") from None
         if problems:
             raise RunError(*problems)
         if not count:
@@ -119,11 +120,11 @@ class Run:
         """Writes the output; `on_progress` hears how many rows are done. Returns what was wrong with single rows."""
         part = self.unfinished
         reward: Reward | None = None
-        with part.open("ab") as file:
+        with self.source.open("rb") as source, part.open("ab") as file:
             _only_one(file)
             done, problems = _whole_lines(part)
             on_progress(done)
-            rows = islice(_lines(self.source), done, None)
+            rows = islice(_lines(source), done, None)
             while chunk := list(islice(rows, self.batch)):
                 reward = reward or registry.build(self.name, self.options)
                 found, wrong = self._scored(reward, [_parsed(number, line) for number, line in chunk])
@@ -171,12 +172,11 @@ def _batch(rows: Sequence[_Row], max_tokens: int) -> RewardBatch:
     )
 
 
-def _lines(source: Path) -> Iterator[tuple[int, bytes]]:
+def _lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Numbered from 1; empty ones are passed over."""
-    with source.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES + 1), b""), start=1):
-            if line.strip():
-                yield number, line
+    for number, line in enumerate(iter(lambda: source.readline(_MAX_LINE_BYTES + 1), b""), start=1):
+        if line.strip():
+            yield number, line
 
 
 def _parsed(number: int, line: bytes) -> tuple[int, _Row]:

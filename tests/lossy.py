@@ -38,8 +38,9 @@ class LossyProxy:
         self._open = False
         with socket.socket(socket.AF_UNIX) as wake:
             wake.connect(self.url.removeprefix("unix://"))
+        self._threads[0].join()  # before its listener goes: it may not have come back to accept yet
         self._listener.close()
-        for thread in self._threads:
+        for thread in self._threads[1:]:
             thread.join()
 
     def _accept(self) -> None:

@@ -10,6 +10,7 @@ from rewards import registry
 from rewards.base import RewardBatch, RewardOptions
 from services.reward_runs import Run, RunError
 from services.rewards_cli import read_options
+from tests.support import is_open
 
 ROW = {"prompt": "p", "completion": "four", "answer": 4, "kept": [1]}
 
@@ -122,6 +123,7 @@ def test_a_row_that_cannot_be_scored_is_named_and_ends_the_run(tmp_path: Path) -
         make(tmp_path, rows, batch=4).run(lambda _: None)
     assert error.value.problems == ("row 3: test_length: ValueError: can't",)
     assert not (tmp_path / "out.jsonl").exists()
+    assert not is_open(tmp_path / "in.jsonl")
 
 
 def test_it_may_go_on_with_null_in_its_place(tmp_path: Path) -> None:
