@@ -121,10 +121,12 @@ def update_bytes(dimensions: Dimensions, update: Update, *, whole: bool = True) 
     if chunk < tokens:
         # The hidden states' gradient collected from all chunks; the head's, and what of a chunk is there beside it.
         head += 4 * d.hidden * tokens
-        called = update.gramian in ("exact", "sketch", "step_response")  # so that Capture hears of it
-        beside = (12 if called else 8) * chunk * d.vocabulary
+        beside = 12 * chunk * d.vocabulary
+        if update.gramian not in ("exact", "sketch", "step_response"):  # those call the head, for Capture to hear it
+            logits = (8 if a == 4 else 10) * chunk * d.vocabulary
+            beside = (4 if a == 4 else 8) * chunk * d.vocabulary
         if a == 2:  # a chunk's part of the head's gradient, and its cast
-            beside = max(beside, 2 * chunk * d.vocabulary + 6 * d.hidden * d.vocabulary)
+            beside = max(beside, 4 * chunk * d.vocabulary + 6 * d.hidden * d.vocabulary)
         if whole:
             logits = max(logits, beside + 4 * d.hidden * d.vocabulary)
     head += logits
