@@ -80,7 +80,8 @@ class _HeadInChunks(torch.autograd.Function):
 
     With g the gradient that reaches log p(y) and q = softmax z - 1_y: dh = -g q W / temperature, and
     dW = -sum q^T (g h) / temperature. Scaling h in place of q, and writing over one chunk's logits with the next one's,
-    leaves little beside the products: a pass over a chunk takes about a tenth of a product's time.
+    leaves little beside the products: a pass over a chunk takes about a tenth of a product's time. The backward pass
+    begins with the last chunk, whose softmax is still there; the others' logits are computed again.
     """
 
     @staticmethod
@@ -99,11 +100,12 @@ class _HeadInChunks(torch.autograd.Function):
             exp = torch.exp(scores.sub_(most), out=exp_cV[: len(h)])
             log_sum = exp.sum(dim=-1).log()
             logprobs = scores.gather(-1, target.unsqueeze(-1)).squeeze(-1) - log_sum
-            entropy = log_sum - exp.mul_(scores).sum(dim=-1) / log_sum.exp()
+            entropy = log_sum - scores.mul_(exp).sum(dim=-1) / log_sum.exp()
             parts.append((logprobs, entropy, most.squeeze(-1) + log_sum))
             del scores  # else it is there beside the next chunk's, where it is not the product itself
         logprobs_N, entropy_N, log_sums_N = map(torch.cat, zip(*parts, strict=True))
         ctx.save_for_backward(hidden_Nn, target_N, cast_Vn, log_sums_N)
+        ctx.softmax = exp.div_(log_sum.exp().unsqueeze(-1))
         ctx.temperature, ctx.chunk, ctx.dtype = temperature, chunk, weight.dtype
         ctx.mark_non_differentiable(entropy_N)
         return logprobs_N, entropy_N
@@ -115,10 +117,13 @@ class _HeadInChunks(torch.autograd.Function):
         slopes_N1 = (dlogprobs_N / -ctx.temperature).unsqueeze(-1)
         dhidden_Nn = torch.empty_like(hidden_Nn)
         dweight_Vn: Tensor | None = None
-        logits_cV = hidden_Nn.new_empty(ctx.chunk, len(cast_Vn))
-        columns = (t.split(ctx.chunk) for t in (hidden_Nn, target_N, log_sums_N, slopes_N1, dhidden_Nn))
+        q, ctx.softmax = ctx.softmax, None  # once: what follows writes over it
+        logits_cV: Tensor | None = None
+        columns = (t.split(ctx.chunk)[::-1] for t in (hidden_Nn, target_N, log_sums_N, slopes_N1, dhidden_Nn))
         for h, target, log_sum, slope, dh in zip(*columns, strict=True):
-            q = _product(h, cast_Vn, ctx.temperature, out=logits_cV).sub_(log_sum.unsqueeze(-1)).exp_()
+            if q is None:
+                logits_cV = hidden_Nn.new_empty(ctx.chunk, len(cast_Vn)) if logits_cV is None else logits_cV
+                q = _product(h, cast_Vn, ctx.temperature, out=logits_cV).sub_(log_sum.unsqueeze(-1)).exp_()
             q.scatter_add_(1, target.unsqueeze(-1), torch.full_like(slope, -1.0, dtype=q.dtype))
             q = q.to(cast_Vn.dtype)  # only now: where the model is sure, 1 less what it gives is all that is left
             torch.mm(q, cast_Vn, out=dh)
@@ -130,7 +135,7 @@ class _HeadInChunks(torch.autograd.Function):
                 dweight_Vn.addmm_(q.T, scaled)
             elif dweight_Vn is not None:
                 dweight_Vn.add_(q.T @ scaled)
-            del q
+            q = None
         return dhidden_Nn, None, dweight_Vn, None, None
 
 

@@ -188,6 +188,16 @@ def test_a_bare_head_and_one_that_is_called_agree(models, trained, dtype):
     assert float(error) < (1e-6 if dtype == torch.float32 else 1e-2)
 
 
+def test_a_graph_that_is_kept_gives_the_same_gradients_again(models):
+    """The first backward pass uses up the last chunk's softmax, and must not be what the second one sees."""
+    model, batch = models["llama"], rollouts(5, 3)
+    rows = make_rows(batch, [0, 1, 2], CPU)
+    values, _ = Scorer(model, chunk_logits=4 * 3 * VOCABULARY)(rows)
+    loss, head = (values.flatten() * torch.linspace(-1, 2, values.numel())).sum(), model.lm_head.weight
+    (first,), (second,) = torch.autograd.grad(loss, head, retain_graph=True), torch.autograd.grad(loss, head)
+    torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
+
+
 def test_a_model_that_bounds_its_logits_is_asked_for_them():
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     torch.manual_seed(0)
