@@ -21,7 +21,7 @@ from torch import Tensor
 
 from orchestrator.engines import Answer, Engine, EngineError, EngineLost, EnginePool
 from orchestrator.errors import ActorLost, LearnerOutOfMemory
-from orchestrator.gang import ROLE_LABEL_VARIABLE, Gang, members, reserve
+from orchestrator.gang import Gang, members, reserve, role_label
 from orchestrator.learner_group import LearnerRanks, meet, start_ranks
 from policies.learner import LearnerSettings
 from policies.rollout import EngineDied, EngineSettings, RolloutEngine, StaleEngineError
@@ -243,7 +243,7 @@ class Cluster:
         Raises DoesNotFit or ResourcesBusy (gang.py).
         """
         actors = members(engine_options, engines, learner_options, learner_ranks, reward_options)
-        label = os.environ.get(ROLE_LABEL_VARIABLE) if self.grows else None
+        label = role_label() if self.grows else None
         self.gang = reserve(actors, timeout_s=timeout_s, grows=self.grows, on_wait=on_wait, role_label=label)
         return self.gang
 

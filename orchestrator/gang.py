@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,18 @@ Options = Mapping[str, Any]
 Role = Literal["rollout", "learner", "reward"]
 Label = tuple[str, str]
 _LOOK_EVERY_S = 1  # Ray waits whole seconds
+_LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+
+
+def role_label() -> str | None:
+    """The operator's name for the label, if there is one. Raises ValueError where Ray would refuse it, job by job."""
+    label = os.environ.get(ROLE_LABEL_VARIABLE)
+    if label and not _LABEL.fullmatch(label):
+        raise ValueError(
+            f"{ROLE_LABEL_VARIABLE}: {label[:100]!r} is no label's name; expected one such as example.com/role: "
+            "letters, digits, '-', '_' and '.', at most 63, after a domain and a slash if you like"
+        )
+    return label or None
 
 
 @dataclass(frozen=True, kw_only=True)

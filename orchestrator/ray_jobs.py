@@ -19,7 +19,7 @@ import httpx
 
 from orchestrator.checkpoint_store import STORE_VARIABLE
 from orchestrator.errors import LauncherUnavailable
-from orchestrator.gang import ROLE_LABEL_VARIABLE
+from orchestrator.gang import ROLE_LABEL_VARIABLE, role_label
 from orchestrator.launchers import NO_RESOURCES, REDIS_URL_FILE_VARIABLE, driver_command, last_line
 from orchestrator.logs import FORMAT_VARIABLE
 from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
@@ -60,6 +60,7 @@ class RayJobsLauncher:
         self._cpus = cpus
         self._grace_s = grace_s
         self._command = command or cluster_driver_command
+        self._label = role_label()
         try:
             self._client = httpx.Client(
                 base_url=address,
@@ -116,8 +117,8 @@ class RayJobsLauncher:
             "metadata": {"equipoise_job": job_id, "equipoise_owner": owner, "equipoise_fence": str(fence)},
             "entrypoint_num_cpus": self._cpus,
         }
-        if label := os.environ.get(ROLE_LABEL_VARIABLE):  # a machine without GPU is good enough
-            document["entrypoint_label_selector"] = {label: "reward"}
+        if self._label:  # a machine without GPU is good enough
+            document["entrypoint_label_selector"] = {self._label: "reward"}
         try:
             self._call("POST", "/api/jobs/", json=document)
         except LauncherUnavailable:

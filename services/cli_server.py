@@ -304,10 +304,15 @@ def _subprocesses(redis: str, state_dir: Path) -> Launcher:
 
 def _ray_jobs(address: str | None, redis_url_file: Path | None, state_dir: Path) -> Launcher:
     """The password must not be in what Ray shows of a job, so the file is asked for even where there is none."""
+    from orchestrator.gang import role_label
     from orchestrator.ray_jobs import RayJobsLauncher
 
     if address is None or redis_url_file is None:
         fail("--launcher ray-jobs needs --ray-address and --redis-url-file")
+    try:
+        role_label()
+    except ValueError as error:
+        fail(str(error))
     try:
         return RayJobsLauncher(address, state_dir, redis_url_file=redis_url_file)
     except ValueError as error:

@@ -229,6 +229,14 @@ def test_mistakes_are_one_line_and_exit_code_2(cli: Installation, words: list[st
     assert cli.fail(*words).startswith(line)
 
 
+def test_a_role_label_that_ray_would_refuse_is_told_at_the_start(tmp_path: Path) -> None:
+    words = ["worker", "--redis", "redis://127.0.0.1:1", "--launcher", "ray-jobs", "--ray-address", "http://head:1"]
+    process = start(tmp_path, *words, "--redis-url-file", "x", EQUIPOISE_RAY_ROLE_LABEL="my role")
+    code, _, errors = finish(process)
+    assert code == 2
+    assert errors.startswith("equipoise: EQUIPOISE_RAY_ROLE_LABEL: 'my role' is no label's name")
+
+
 def test_without_a_server_the_line_says_how_to_start_one(tmp_path: Path) -> None:
     code, _, errors = finish(start(tmp_path / "..", "jobs", EQUIPOISE_STATE_DIR=str(tmp_path / "none")))
     assert code == 2

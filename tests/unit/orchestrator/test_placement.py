@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.build import placement, resolve_device
-from orchestrator.gang import bundles_of, labels_of, members
+from orchestrator.gang import ROLE_LABEL_VARIABLE, bundles_of, labels_of, members, role_label
 from orchestrator.hosting import hosted_rewards
 from orchestrator.placement import gpus_wanted, shares_gpu
 from orchestrator.spec import JobSpec, ResourcesSpec, parse_spec
@@ -239,3 +239,18 @@ def test_where_a_job_runs() -> None:
     with pytest.raises(ValueError, match=r"resources\.device"):
         resolve_device(spec(device="cuda"), 0)
     assert resolve_device(spec(device="cuda"), 0, grows=True) == "cuda"  # it waits for a machine that has one
+
+
+@pytest.mark.parametrize("name", ["role", "example.com/role", "a-b.c_d", "ray.io/node-group", "R" * 63, ""])
+def test_a_label_that_ray_takes_is_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ROLE_LABEL_VARIABLE, name)
+    assert role_label() == (name or None)
+
+
+@pytest.mark.parametrize(
+    "name", ["my role", "/role", "example.com/", "a/b/c", "-role", "role-", "R" * 64, "röle", "a=b"]
+)
+def test_another_is_refused_by_the_variable_s_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ROLE_LABEL_VARIABLE, name)
+    with pytest.raises(ValueError, match=f"^{ROLE_LABEL_VARIABLE}: .* expected one such as example.com/role"):
+        role_label()

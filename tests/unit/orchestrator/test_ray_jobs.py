@@ -76,15 +76,13 @@ def make(server: JobServer) -> RayJobsLauncher:
     )
 
 
-def test_what_ray_is_told_of_a_job_holds_no_secret(
-    server: JobServer, launcher: RayJobsLauncher, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_ray_is_told_of_a_job_holds_no_secret(server: JobServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EQUIPOISE_REDIS_URL", "redis://:canary@redis:6379/0")
     monkeypatch.setenv("EQUIPOISE_API_KEY", "canary")
     monkeypatch.setenv("EQUIPOISE_CHECKPOINT_STORE", "s3://bucket/checkpoints")
     monkeypatch.setenv("EQUIPOISE_JUDGES", "/etc/equipoise/judges.yaml")
     monkeypatch.setenv("EQUIPOISE_RAY_ROLE_LABEL", "equipoise.io/role")
-    launcher.start("job-1", "ann", fence=4)
+    make(server).start("job-1", "ann", fence=4)
     [document] = server.submitted
     assert document["entrypoint"] == (
         "python -m orchestrator.driver --job job-1 --owner ann --state-dir /state --ray-address auto"
