@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from orchestrator.arena.claims import CLAIMS, Judged, judge
-from orchestrator.arena.comparison import Row, Task, beaten_by, best, comparable, compare
+from orchestrator.arena.comparison import Entry, Row, Task, beaten_by, best, comparable, compare
 from orchestrator.arena.results import Results
 from orchestrator.arena.statistics import Interval, Mean, Paired, paired
 
@@ -57,8 +58,8 @@ class Analysis:
 
 
 def analyse(results: Results, default: str | None = None) -> Analysis:
-    """Compare what was run. `default`: the entry whose gains are told; without it `auto`'s, if there is one, else the
-    published rule with the best validation hypervolume over the tasks that may be tuned on."""
+    """Compare what was run. `default`: the entry whose gains are told; without it our own with the best validation
+    hypervolume over the tasks that may be tuned on, else the published rule with the best."""
     if not results.done:
         reasons = "; ".join(f"{run.entry}: {run.reason}" for run in results.failed[:3])
         raise ValueError(f"no run has finished, so there is nothing to compare ({reasons or 'no runs'})")
@@ -86,26 +87,31 @@ def _order(task: str) -> tuple[bool, str]:
 
 
 def _default(tasks: list[Task]) -> tuple[str | None, str]:
-    autos = [e.name for task in tasks for e in task.entries.values() if e.role == "auto"]
-    if autos:
-        return autos[0], "our own rule"
+    ours = {e.name for task in tasks for e in task.entries.values() if e.role == "auto"}
+    if len(ours) == 1:
+        return ours.pop(), "our own rule"
     tuned = [task for task in tasks if task.name != HELD_OUT] or tasks
-    levels = [_validation_levels(task) for task in tuned]
-    everywhere = set.intersection(*map(set, levels))
-    if not everywhere:
-        return None, "no published rule has run on every task"
-
+    if ours and (chosen := _best_everywhere(tuned, lambda entry: entry.role == "auto")):
+        lost = ", ".join(sorted(ours - {chosen}))
+        return chosen, f"of our own rules the one that is best on validation, before {lost}"
     why = (
         "the published rule that is best on validation, as no rule of our own ran; "
         "being picked from these runs flatters its gains, but for those of the held-out task"
     )
-    return max(sorted(everywhere), key=lambda name: float(np.mean([means[name] for means in levels]))), why
+    chosen = _best_everywhere(tuned, lambda entry: entry.published)
+    return (chosen, why) if chosen else (None, "no published rule has run on every task")
 
 
-def _validation_levels(task: Task) -> dict[str, float]:
-    """Mean validation hypervolume of each published rule that can be compared with most others."""
-    entries, seeds = comparable(entry for entry in task.entries.values() if entry.published)
-    return {entry.name: entry.validation_mean(seeds) for entry in entries}
+def _best_everywhere(tasks: list[Task], may: Callable[[Entry], bool]) -> str | None:
+    """The entry that loses least to the best on each task, by mean validation hypervolume; among comparable ones."""
+    shares = []
+    for task in tasks:
+        entries, seeds = comparable(entry for entry in task.entries.values() if may(entry))
+        levels = {entry.name: entry.validation_mean(seeds) for entry in entries}
+        most = max(levels.values(), default=1.0)
+        shares.append({name: level / most if most else 1.0 for name, level in levels.items()})
+    everywhere = set.intersection(*map(set, shares))
+    return max(sorted(everywhere), key=lambda name: float(np.mean([found[name] for found in shares])), default=None)
 
 
 def _gain(task: Task, default: str) -> Gain:

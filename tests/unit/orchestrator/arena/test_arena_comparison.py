@@ -181,6 +181,15 @@ def test_the_default_is_auto_where_it_ran() -> None:
     assert {gain.rival for gain in found.gains} == {"gdpo/saw"}
 
 
+def test_of_two_rules_of_our_own_the_better_on_validation_is_judged() -> None:
+    """Each task counts the same, however small its volumes are, and the held-out one not at all."""
+    records = arena({"gdpo/auto": 0.0, "softmin/auto": 0.05}, tasks=("sums3", "sums5"))
+    records += arena({"gdpo/auto": 0.2, "softmin/auto": 0.0}, tasks=("held_out",))
+    found = analyse(results(records))
+    assert found.default == "softmin/auto"
+    assert found.default_is.endswith("before gdpo/auto")
+
+
 def test_the_default_is_never_chosen_on_the_held_out_task() -> None:
     records = arena({"gdpo/saw": 0.03, "gdpo/dara": 0.0}, tasks=("sums3", "sums5"))
     records += arena({"gdpo/saw": -0.2, "gdpo/dara": 0.2}, tasks=("held_out",))
