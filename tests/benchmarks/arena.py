@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,10 @@ LARGEST_PAGE = 2**20
 
 
 def keep(runs: Path) -> None:
-    """Store the runs with the project, small: six digits, and without training rewards, which no figure uses."""
+    """Store the runs with the project, small: six digits, and without training rewards, which no figure uses.
+
+    What a run failed of may name files of the machine that it ran on: their folders are left out.
+    """
     read_results(runs)  # what can't be read is not kept
     lines, _ = whole_lines(runs)
     records = [{k: v for k, v in json.loads(line).items() if k != "train_rewards"} for line in lines if line.strip()]
@@ -39,6 +43,8 @@ def keep(runs: Path) -> None:
 
 
 def shortened(value: Any) -> Any:
+    if isinstance(value, str):
+        return re.sub(r"(?<![\w/:])/(?:[^\s/'\"]+/)+", "", value)
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):

@@ -14,6 +14,7 @@ from orchestrator.arena.protocol import PRESETS
 from orchestrator.arena.results import read_results
 from orchestrator.spec import JobSpec
 from tests.arena_records import failed, record, write
+from tests.benchmarks.arena import shortened
 
 
 def test_runs_are_read_plain_and_compressed(tmp_path: Path) -> None:
@@ -130,3 +131,10 @@ def test_a_run_that_was_tried_again_counts_once(tmp_path: Path) -> None:
     assert results.failed == []
     assert results.left_out == ["sums3 gdpo/gradient seed 0: run twice; the later one counts"]
     json.dumps(results.done[0].model_dump())  # what was read is plain
+
+
+def test_what_is_kept_with_the_project_names_no_folder_of_a_machine() -> None:
+    reason = "No space left: '/home/me/out/scratch-0/step-5/a.part' (or /tmp/x); see https://e.org/a/b, gdpo/fixed"
+    kept = shortened({"reason": reason, "entry": "gdpo/static(1,2,3)", "seconds": [1.23456789]})
+    assert kept["reason"] == "No space left: 'a.part' (or x); see https://e.org/a/b, gdpo/fixed"
+    assert (kept["entry"], kept["seconds"]) == ("gdpo/static(1,2,3)", [1.23457])
