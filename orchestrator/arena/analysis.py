@@ -95,7 +95,7 @@ def _default(tasks: list[Task]) -> tuple[str | None, str]:
         lost = ", ".join(sorted(ours - {chosen}))
         return chosen, f"of our own rules the one that is best on validation, before {lost}"
     why = (
-        "the published rule that is best on validation, as no rule of our own ran; "
+        "the published rule that is best on validation, as no rule of our own ran on every task; "
         "being picked from these runs flatters its gains, but for those of the held-out task"
     )
     chosen = _best_everywhere(tuned, lambda entry: entry.published)

@@ -183,7 +183,10 @@ def test_the_default_is_auto_where_it_ran() -> None:
 
 def test_of_two_rules_of_our_own_the_better_on_validation_is_judged() -> None:
     """Each task counts the same, however small its volumes are, and the held-out one not at all."""
-    records = arena({"gdpo/auto": 0.0, "softmin/auto": 0.05}, tasks=("sums3", "sums5"))
+    small = arena({"gdpo/auto": 0.0, "softmin/auto": 0.1}, tasks=("sums5",))
+    for point in (point for run in small for point in run["validation"]):
+        point["hypervolume"] /= 100
+    records = arena({"gdpo/auto": 0.03, "softmin/auto": 0.0}, tasks=("sums3",)) + small
     records += arena({"gdpo/auto": 0.2, "softmin/auto": 0.0}, tasks=("held_out",))
     found = analyse(results(records))
     assert found.default == "softmin/auto"
