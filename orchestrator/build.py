@@ -75,6 +75,17 @@ class Parts:
     gold: GoldScorer | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """The processes of a job."""
+
+    engines: EnginePool
+    learner: RemoteLearner
+    rewards: RewardPool
+    gold: RewardPool | None
+    close: Callable[[], None]
+
+
 def build(
     spec: JobSpec,
     state_dir: Path,
@@ -89,8 +100,6 @@ def build(
 
     `on_gpus` hears how many GPUs are reserved, as soon as they are. `data_dir` is where the job keeps what it fetches.
     """
-    import torch
-
     if spec.policy.model == "quickstart":
         on_stage("preparing the quickstart policy (trained once, in about a minute and a half)")
     model = resolve_model(spec, state_dir)
@@ -103,13 +112,49 @@ def build(
         owner=owner,
         data_dir=data_dir,
     )
+    running = start(spec, model, ray_address=ray_address, on_stage=on_stage, on_gpus=on_gpus)
+    gold = running.gold
+
+    def save_tokenizer(directory: Path) -> None:
+        tokenizer.save_pretrained(directory)
+
+    return assemble(
+        spec,
+        splits,
+        running.engines,
+        running.learner,
+        rewards=running.rewards,
+        save_tokenizer=save_tokenizer,
+        close=running.close,
+        gold=None if gold is None else (lambda batch: gold.score(batch).scores[GOLD]),
+    )
+
+
+def start(
+    spec: JobSpec,
+    model: str,
+    *,
+    ray_address: str | None,
+    on_stage: Callable[[str], None],
+    on_gpus: Callable[[float], None],
+) -> Running:
+    """Room on a cluster, all of it or none; then engines, learner and rewards in it. What failed leaves nothing."""
+    import torch
+
     on_stage("starting Ray")
     hosted, hosted_apart = hosted_rewards(spec), hosted_gold(spec)
     replicas = [options for reward in (*hosted, *hosted_apart) for options in reward.reserved]
-    actors = spec.rollout.engines + spec.resources.learner_ranks
+    ranks = spec.resources.learner_ranks
+    actors = spec.rollout.engines + ranks
     slots = actors + math.ceil(sum(options["num_cpus"] for options in replicas))
     cluster = Cluster(address=ray_address, cpus=max(os.cpu_count() or 1, slots))
     pools: list[RewardPool] = []
+
+    def close() -> None:
+        for pool in pools:
+            pool.close()
+        cluster.close()
+
     try:
         # On a cluster, this process may be where no GPU is; here, a torch without CUDA can't use what Ray sees.
         gpus = cluster.gpus if cluster.grows else min(cluster.gpus, torch.cuda.device_count())
@@ -119,12 +164,11 @@ def build(
             engines=spec.rollout.engines,
             engine_options=engine_options,
             learner_options=learner_options,
-            learner_ranks=spec.resources.learner_ranks,
+            learner_ranks=ranks,
             reward_options=replicas,
             timeout_s=spec.resources.placement_timeout_s,
             on_wait=on_stage,
         )
-        ranks = spec.resources.learner_ranks
         on_gpus(gpus_reserved(members(engine_options, spec.rollout.engines, learner_options, ranks, replicas)))
         on_stage("starting engines and learner")
         places = [gang.place(actors + i) for i in range(len(replicas))]
@@ -137,34 +181,15 @@ def build(
             engines=spec.rollout.engines,
             engine_options=engine_options,
             learner_options=learner_options,
-            learner_ranks=spec.resources.learner_ranks,
+            learner_ranks=ranks,
         )
         for pool in pools:
             pool.wait_ready()
     except BaseException:
-        for pool in pools:
-            pool.close()
-        cluster.close()
+        close()
         raise
-
-    def save_tokenizer(directory: Path) -> None:
-        tokenizer.save_pretrained(directory)
-
-    def close() -> None:
-        for pool in pools:
-            pool.close()
-        cluster.close()
-
-    return assemble(
-        spec,
-        splits,
-        engines,
-        learner,
-        rewards=pools[0],
-        save_tokenizer=save_tokenizer,
-        close=close,
-        gold=(lambda batch: pools[1].score(batch).scores[GOLD]) if hosted_apart else None,
-    )
+    gold = pools[1] if hosted_apart else None
+    return Running(engines=engines, learner=learner, rewards=pools[0], gold=gold, close=close)
 
 
 def assemble(
