@@ -203,6 +203,7 @@ def summary(analysis: Analysis) -> Json:
         "rules": len({name for task in analysis.tasks for name in task.entries}),
         "tasks": [task.name for task in analysis.tasks],
         "default": analysis.default,
+        "standard_error": {task.name: _rounded(task.standard_error) for task in analysis.tasks},
         "gain_tasks": [gain.task for gain in analysis.gains],
         "gain_static": [_mean(gain.static) for gain in analysis.gains],
         "gain_static_low": [_low(gain.static) for gain in analysis.gains],

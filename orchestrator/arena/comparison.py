@@ -91,6 +91,13 @@ class Task:
     missing: list[str]
     calibration: dict[str, Mean | None]  # of each estimator's static grid
 
+    @property
+    def standard_error(self) -> float | None:
+        """Of a run's test hypervolume, from its test prompts: the median over all runs that tell it."""
+        errors = [run.hypervolume_error for entry in self.entries.values() for run in entry.runs.values()]
+        told = [error for error in errors if error is not None]
+        return median(told) if told else None
+
     def row(self, entry: str) -> Row:
         return next(row for row in self.rows if row.entry.name == entry)
 

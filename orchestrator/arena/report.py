@@ -30,6 +30,8 @@ PROTOCOL = (
     "Checkpoints are chosen on validation prompts; the figures are those of the test prompts. A run's hypervolume "
     "is that of its test front: values normalised by the declared ranges, clipped, measured from the declared "
     "references, as a share of the box above them.",
+    "Standard error: what a run's test hypervolume is off by from its test prompts alone. A difference of two runs on "
+    "the same prompts is off by less than the two together, and that of several seeds by less again.",
     "Area: mean validation hypervolume over the steps, a step having what the last evaluation found. Worst: the "
     "lowest normalised objective, on test, at the step that the preference chooses on validation.",
     "Steps to static: the first evaluation at which a run's validation hypervolume reaches what the best static "

@@ -53,6 +53,30 @@ class RunFigures:
         """Of the test front, from the references, as a share of the box above them."""
         return hypervolume(self.front_NK, self.archive.reference_K)
 
+    @functools.cached_property
+    def hypervolume_error(self) -> float | None:
+        """Standard error that `hypervolume` has from its test prompts alone; None where the run does not tell it.
+
+        sqrt(sum_k d_k^2), d_k = (HV(front + s_k) - HV(front - s_k)) / 2 with s_k the standard error of objective k at
+        each checkpoint. Within an objective the checkpoints move together, as they answer the same prompts; the
+        objectives' errors are taken as independent.
+        """
+        told = {point.step: point.stderr for point in self.run.test if point.stderr}
+        kept = [point.step for point in self.run.validation if point.on_front and point.step in told]
+        if not kept or len(kept) < len(self.chosen):
+            return None
+        squares = 0.0
+        for k, (name, objective) in enumerate(self.run.objectives.items()):
+            errors_NK = np.zeros_like(self.front_NK)
+            errors_NK[:, k] = [told[step].get(name, 0.0) for step in kept]
+            errors_NK /= objective.range[1] - objective.range[0]
+            above, below = (
+                hypervolume(np.clip(self.front_NK + sign * errors_NK, 0.0, 1.0), self.archive.reference_K)
+                for sign in (1, -1)
+            )
+            squares += ((above - below) / 2) ** 2
+        return float(np.sqrt(squares))
+
     @property
     def validation_hypervolume(self) -> float:
         """What choices between entries are made by, never reported as a result."""

@@ -18,11 +18,13 @@ def run(
     validation: list[tuple[int, float, float, bool]], test: list[tuple[int, float, float]], **more: object
 ) -> RunFigures:
     """A run of two objectives in ranges [0, 10] and [0, 1], measured from 2 and 0, from (step, a, b, on front)."""
+    stderr = more.pop("stderr", {})
     whole = record(objectives=PAIR) | {
         "objectives": {"a": {"range": [0.0, 10.0], "reference": 2.0}, "b": {"range": [0.0, 1.0], "reference": None}},
         "validation": [{"step": s, "objectives": {"a": a, "b": b}, "on_front": on, "hypervolume": 0.1 * i}
                        for i, (s, a, b, on) in enumerate(validation)],
-        "test": [{"step": s, "objectives": {"a": a, "b": b}, "prompts": 500} for s, a, b in test],
+        "test": [{"step": s, "objectives": {"a": a, "b": b}, "stderr": stderr, "prompts": 500}
+                 for s, a, b in test],
         "chosen_step": test[-1][0],
     }  # fmt: skip
     return RunFigures(Run.model_validate(whole | more))
@@ -36,6 +38,28 @@ def test_hypervolume_of_the_test_front_by_hand() -> None:
     found = run(THREE, [(0, 9.9, 0.99), (10, 4.0, 0.9), (20, 6.0, 0.5)])
     assert found.hypervolume == pytest.approx(0.35)
     assert len(found.front_NK) == 2  # validation did not keep step 0, whatever the test says of it
+
+
+def test_the_standard_error_of_a_hypervolume_by_hand() -> None:
+    """One point (.6, .5), errors .1 and .1: a box of .4 x .5 changes by .1 * .5 and .4 * .1, in a whole of .8."""
+    found = run(THREE, [(20, 6.0, 0.5)], stderr={"a": 1.0, "b": 0.1})
+    assert found.hypervolume_error == pytest.approx(np.hypot(0.05, 0.04) / 0.8)
+
+
+def test_the_standard_error_is_what_resampling_finds() -> None:
+    """Two points of a front, the errors of an objective shared by its checkpoints."""
+    tested = [(10, 4.0, 0.9), (20, 6.0, 0.5)]
+    found = run(THREE, tested, stderr={"a": 0.2, "b": 0.01})
+    rng = np.random.default_rng(0)
+    drawn = [
+        run(THREE, [(s, a + 0.2 * shift_a, b + 0.01 * shift_b) for s, a, b in tested]).hypervolume
+        for shift_a, shift_b in rng.standard_normal((2000, 2))
+    ]
+    assert found.hypervolume_error == pytest.approx(np.std(drawn), rel=0.08)
+
+
+def test_runs_that_tell_no_errors_have_none() -> None:
+    assert run(THREE, [(20, 6.0, 0.5)]).hypervolume_error is None
 
 
 def test_values_outside_the_range_are_clipped() -> None:
