@@ -1,4 +1,4 @@
-"""The arena's pictures: hypervolume and weights over steps, fronts with attainment bands, cost against gain."""
+"""The arena's pictures: gains by entry, hypervolume and weights over steps, fronts with attainment bands, cost."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from orchestrator.arena import svg
 from orchestrator.arena.attainment import attainment_stairs
 from orchestrator.arena.comparison import Entry, Row, Task
 from orchestrator.arena.statistics import mean_over
-from orchestrator.arena.svg import MUTED, Series
+from orchestrator.arena.svg import MUTED, Estimate, Series
 from orchestrator.report import COLOURS
 
 SHOWN = 6
+ROWS = 20  # of the plot of gains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,32 @@ def shown_entries(task: Task, default: str | None) -> dict[str, str]:
     ]
     names = list(dict.fromkeys(name for name in wanted if name in task.entries))
     return dict(zip((name for name in names[:SHOWN] if name is not None), COLOURS, strict=False))
+
+
+def gain_figure(task: Task, colours: Mapping[str, str]) -> Figure | None:
+    """Gain in test hypervolume over fixed equal weights: the entries with the highest means, each seed a faint dot."""
+    fixed = task.baselines.get("fixed")
+    found = [(row, gain) for row in task.rows if (gain := row.against.get("fixed")) is not None]
+    if fixed is None or not found:
+        return None
+    best = sorted(found, key=lambda pair: -pair[1].mean)[:ROWS]
+    rows = []
+    for row, gain in best:
+        name = row.entry.name
+        by_seed = {seed: row.entry.hypervolumes[seed] - fixed.hypervolumes[seed] for seed in gain.seeds}
+        rows.append(
+            Estimate(
+                name=name,
+                colour=colours.get(name, MUTED),
+                mean=gain.mean,
+                interval=gain.interval,
+                values=[(value, f"{name}, seed {seed}: {value:+.3f}") for seed, value in by_seed.items()],
+            )
+        )
+    left = len(found) - len(rows)
+    title = f"{task.name}: gain over fixed equal weights" + (f", the best {ROWS} of {len(found)}" if left else "")
+    picture = svg.forest(title, rows, across="gain in test hypervolume; 95 % interval, and each seed")
+    return Figure(title=title, svg=picture, legend=[])
 
 
 def hypervolume_figure(task: Task, colours: Mapping[str, str]) -> Figure:
@@ -114,21 +141,29 @@ def weight_figures(task: Task, entries: Sequence[str]) -> list[Figure]:
 
 
 def cost_figure(task: Task, colours: Mapping[str, str]) -> Figure | None:
-    """Gain over fixed equal weights against the time of a step at equal rollouts; one point for each entry."""
+    """Gain over fixed equal weights against the time of a step at equal rollouts; one point for each entry.
+
+    Far outliers below, by Tukey's fence, are drawn at the lower edge: the others would be one blot.
+    """
     rest, told = [], []
+    gains = [point[1] for row in task.rows if (point := _cost_and_gain(row))]
+    low, high = np.quantile(gains, (0.25, 0.75)) if gains else (0.0, 0.0)
+    floor = float(low - 1.5 * (high - low))
     for row in task.rows:
         point = _cost_and_gain(row)
         if point is None:
             continue
         name = row.entry.name
         words = f"{name}: {point[1]:+.3f} hypervolume at {point[0]:.2f} times the time of a step"
+        dot = (point[0], max(point[1], floor), words)
         if name in colours:
-            told.append(Series(name=name, colour=colours[name], points=[(*point, words)]))
+            told.append(Series(name=name, colour=colours[name], points=[dot]))
         else:
-            rest.append(Series(name=name, colour=MUTED, points=[(*point, words)], faint=True))
+            rest.append(Series(name=name, colour=MUTED, points=[dot], faint=True))
     if not rest and not told:
         return None
-    title = f"{task.name}: cost against gain"
+    below = sum(gain < floor for gain in gains)
+    title = f"{task.name}: cost against gain" + (f" ({below} far below, at the lower edge)" if below else "")
     up = "gain in test hypervolume over fixed"
     picture = svg.chart(title, [*rest, *told], across="time of a step at equal rollouts, fixed = 1", up=up)
     return Figure(title=title, svg=picture, legend=_legend(colours, rest))

@@ -13,6 +13,7 @@ from orchestrator.arena.charts import (
     Figure,
     attainment_figures,
     cost_figure,
+    gain_figure,
     hypervolume_figure,
     shown_entries,
     weight_figures,
@@ -80,7 +81,7 @@ def _environment(*, escape: bool) -> jinja2.Environment:
     )
     environment.filters |= {
         "mean": _mean, "difference": _difference, "spread": _spread, "cell": _cell, "seeds": _seeds, "steps": _steps,
-        "seconds": _seconds, "signed": "{:+.3f}".format,
+        "seconds": _seconds, "signed": "{:+.3f}".format, "ends": _interval,
         "interval": lambda interval: "" if interval is None else _interval(interval, signed=False),
     }  # fmt: skip
     return environment
@@ -104,9 +105,9 @@ def _figures(task: Task, default: str | None) -> dict[str, list[Figure]]:
     colours = shown_entries(task, default)
     compared = [default, *(b.entry for key in ("static", "fixed") if (b := task.baselines.get(key)))]
     adaptive = [row.entry.name for row in task.rows if row.entry.role in ("strategy", "auto")]
-    cost = cost_figure(task, colours)
+    pictures = (gain_figure(task, colours), hypervolume_figure(task, colours), cost_figure(task, colours))
     return {
-        "overview": [hypervolume_figure(task, colours), *([cost] if cost else [])],
+        "overview": [picture for picture in pictures if picture],
         "fronts": attainment_figures(task, colours, [name for name in compared if name is not None][:2]),
         "weights": weight_figures(task, adaptive),
     }

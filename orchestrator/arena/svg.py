@@ -11,7 +11,8 @@ XY = tuple[float, float]
 
 WIDE, SMALL = 540, 350  # as wide as they are shown, so that text keeps its size
 HEIGHT = 290
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 40
+NAMES, ROW = 180, 26  # of a forest plot: room for names, height of a row
 MUTED = "var(--muted)"
 
 
@@ -44,6 +45,41 @@ def chart(
     return ElementTree.tostring(svg, encoding="unicode")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A row of a forest plot: a mean with its interval, if it has one, and the single values behind it."""
+
+    name: str
+    colour: str
+    mean: float
+    interval: XY | None
+    values: Sequence[tuple[float, str]] = ()
+
+
+def forest(title: str, rows: Sequence[Estimate], *, across: str) -> str:
+    """A forest plot as an SVG element: a row for each estimate, in their order from above, and a line at 0."""
+    drawn = [0.0, *(x for row in rows for x in (row.mean, *(row.interval or ()), *(x for x, _ in row.values)))]
+    height = TOP + BOTTOM + ROW * len(rows)
+    plane = _Plane(WIDE, _padded(drawn), (0.0, float(len(rows))), left=NAMES, height=height)
+    svg = ElementTree.Element("svg", {"viewBox": f"0 0 {WIDE} {height}", "role": "img", "aria-label": title})
+    for x in ticks(*plane.x_range):
+        _rule(svg, plane.at(x, plane.y_range[1]), plane.at(x, 0.0))
+        _text(svg, f"{x:.4g}", plane.at(x, 0.0)[0], height - BOTTOM + 15)
+    _rule(svg, plane.at(0.0, plane.y_range[1]), plane.at(0.0, 0.0), colour=MUTED)
+    _text(svg, across, (NAMES + WIDE - RIGHT) / 2, height - 6)
+    for place, row in enumerate(reversed(rows)):
+        up = place + 0.5
+        _text(svg, row.name, NAMES - 8, plane.at(0.0, up)[1] + 4, "end", fill="var(--ink)")
+        if row.interval is not None:
+            low, high = row.interval
+            _rule(svg, plane.at(low, up), plane.at(high, up), colour=row.colour, width="2")
+        faint = [(x, up, told) for x, told in row.values]
+        _draw(svg, plane, Series(name=row.name, colour=row.colour, points=faint, faint=True))
+        told = f"{row.name}: {row.mean:+.3f}" + (" [{:+.3f}, {:+.3f}]".format(*row.interval) if row.interval else "")
+        _draw(svg, plane, Series(name=row.name, colour=row.colour, points=[(row.mean, up, told)]))
+    return ElementTree.tostring(svg, encoding="unicode")
+
+
 @dataclass(frozen=True)
 class _Plane:
     """From values to places in the picture."""
@@ -51,11 +87,13 @@ class _Plane:
     width: int
     x_range: XY
     y_range: XY
+    left: int = LEFT
+    height: int = HEIGHT
 
     def at(self, x: float, y: float) -> XY:
         (x0, x1), (y0, y1) = self.x_range, self.y_range
-        across = LEFT + (x - x0) / (x1 - x0) * (self.width - LEFT - RIGHT)
-        return across, HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)
+        across = self.left + (x - x0) / (x1 - x0) * (self.width - self.left - RIGHT)
+        return across, self.height - BOTTOM - (y - y0) / (y1 - y0) * (self.height - TOP - BOTTOM)
 
     def path(self, points: Iterable[XY]) -> str:
         return " ".join("{:.1f},{:.1f}".format(*self.at(x, y)) for x, y in points)
@@ -80,18 +118,20 @@ def _text(parent: ElementTree.Element, text: str, x: float, y: float, anchor: st
     ElementTree.SubElement(parent, "text", place | more).text = text
 
 
-def _axes(svg: ElementTree.Element, plane: _Plane, across: str, up: str) -> None:
-    def rule(start: XY, end: XY) -> None:
-        ends = zip(("x1", "y1", "x2", "y2"), (*start, *end), strict=True)
-        ElementTree.SubElement(svg, "line", {key: f"{v:.1f}" for key, v in ends} | {"stroke": "var(--rule)"})
+def _rule(parent: ElementTree.Element, start: XY, end: XY, colour: str = "var(--rule)", width: str = "1") -> None:
+    ends = zip(("x1", "y1", "x2", "y2"), (*start, *end), strict=True)
+    look = {"stroke": colour, "stroke-width": width}
+    ElementTree.SubElement(parent, "line", {key: f"{v:.1f}" for key, v in ends} | look)
 
+
+def _axes(svg: ElementTree.Element, plane: _Plane, across: str, up: str) -> None:
     for x in ticks(*plane.x_range, about=plane.width // 75):
         place, _ = plane.at(x, plane.y_range[0])
-        rule((place, TOP), (place, HEIGHT - BOTTOM))
+        _rule(svg, (place, TOP), (place, HEIGHT - BOTTOM))
         _text(svg, f"{x:.4g}", place, HEIGHT - BOTTOM + 15)
     for y in ticks(*plane.y_range):
         _, place = plane.at(plane.x_range[0], y)
-        rule((LEFT, place), (plane.width - RIGHT, place))
+        _rule(svg, (LEFT, place), (plane.width - RIGHT, place))
         _text(svg, f"{y:.4g}", LEFT - 6, place + 4, "end")
     _text(svg, across, (LEFT + plane.width - RIGHT) / 2, HEIGHT - 6)
     middle = (TOP + HEIGHT - BOTTOM) / 2

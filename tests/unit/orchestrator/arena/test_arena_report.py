@@ -68,9 +68,47 @@ def test_every_pair_of_objectives_has_its_bands(tmp_path: Path, objectives: int)
     titles = [picture.get("aria-label") or "" for picture in pictures(page)]
     assert sum(" and o" in title for title in titles) == math.comb(objectives, 2)
     assert sum("weights of" in title for title in titles) == 3
-    assert {"sums3: cost against gain", "sums3: hypervolume over steps (validation)"} <= set(titles)
+    assert {"sums3: gain over fixed equal weights", "sums3: hypervolume over steps (validation)"} <= set(titles)
+    assert sum(title.startswith("sums3: cost against gain") for title in titles) == 1
     bands = [p for p in pictures(page) if " and o" in (p.get("aria-label") or "")]
     assert all(len(p.findall("polygon")) == len(p.findall("polyline")) == 2 for p in bands)
+
+
+def texts(picture: ElementTree.Element) -> list[str]:
+    return [found.text or "" for found in picture.iter("text")]
+
+
+def told(picture: ElementTree.Element) -> dict[str, tuple[float, float]]:
+    """Where each dot is, by what it says."""
+    return {
+        dot.findtext("title") or "": (float(dot.get("cx", "nan")), float(dot.get("cy", "nan")))
+        for dot in picture.iter("circle")
+    }
+
+
+def test_gains_are_shown_best_first_with_interval_and_seeds(tmp_path: Path) -> None:
+    page = render_html(analysed(tmp_path, arena(RULES, seeds=range(3))))
+    picture = next(p for p in pictures(page) if (p.get("aria-label") or "").startswith("sums3: gain over fixed"))
+    dots = told(picture)
+    names = [text for text in texts(picture) if "/" in text]
+    assert names[-1] == "gdpo/saw"  # drawn from below
+    assert "gdpo/fixed" not in names
+    saw, dara = (next(dots[t] for t in dots if re.match(rf"gdpo/{name}: .*\[", t)) for name in ("saw", "dara"))
+    assert saw[0] > dara[0]
+    assert saw[1] < dara[1]  # higher up
+    by_seed = [dots[t][0] for t in dots if t.startswith("gdpo/saw, seed")]
+    assert len(by_seed) == 3
+    assert sum(by_seed) / 3 == pytest.approx(saw[0], abs=0.1)  # the mean, in rounded places
+
+
+def test_entries_far_below_stay_in_the_picture_of_costs(tmp_path: Path) -> None:
+    many = {f"gdpo/r{i}": 0.001 * i for i in range(8)}
+    page = render_html(analysed(tmp_path, arena({**many, "gdpo/pama": -0.25}, seeds=range(2))))
+    picture = next(p for p in pictures(page) if "cost against gain" in (p.get("aria-label") or ""))
+    assert re.search(r"\(\d+ far below, at the lower edge\)", picture.get("aria-label") or "")
+    heights = {text.split(":")[0]: up for text, (_, up) in told(picture).items()}
+    assert max(heights.values()) == heights["gdpo/pama"] < svg.HEIGHT - svg.BOTTOM
+    assert max(heights[name] for name in many) < 0.8 * heights["gdpo/pama"]  # the others have most of the height
 
 
 def test_hostile_text_is_shown_as_text(tmp_path: Path) -> None:
