@@ -59,6 +59,8 @@ def make_spec(**sections: Any) -> JobSpec:
                 {"name": "brevity", "reward": {"name": "conciseness"}, "weight": 1.0},
             ],
             "rollout": {"prompts_per_step": 3, "rollouts_per_prompt": 4, "max_tokens": 9},
+            "estimator": {"name": "gdpo"},
+            "weighting": {"name": "fixed"},
             "evaluation": {"every": 2},
             "checkpoints": {"every": 3},
             "collapse": {"action": "off"},
