@@ -95,8 +95,9 @@ def ours() -> Iterator[Entry]:
     Of softmin/dara, the estimator sees to it that no objective is given up within a rollout, and the weights that one
     which few groups can learn from is learned at all. It was picked by what it came to with seeds 0 and 1. Tried beside
     it, and behind it on one task or both: DARA's share in place of its root (seeds 0 and 1); with seed 0 alone, the
-    shares over the places in the range (pref / q, as in log_volume), softmin centred in each group (on sums5), and
-    schedules from the quick objectives to the others (on sums3).
+    shares over the places in the range (pref / q, as in log_volume), softmin centred in each group (on sums5),
+    schedules from the quick objectives to the others (on sums3), and on sums5 a softer kappa (to 1, or 1 throughout)
+    and DARA's root over that of the place in the range, under softmin and under gdpo.
     """
     yield Entry(name="gdpo/log_volume", role="auto", estimator="gdpo", weighting={"name": "log_volume"})
     yield Entry(name="softmin/dara", role="auto", estimator="softmin", weighting={"name": "dara"})
