@@ -109,7 +109,7 @@ class SketchedGradients:
         flat_KN = torch.cat(found, dim=1)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(flat_KN)
-        return (flat_KN.double() @ flat_KN.double().T).cpu()
+        return _symmetric(flat_KN.double() @ flat_KN.double().T).cpu()
 
     def _add(self, place: int, left_bTr: Tensor, right_bTr: Tensor, ratios_bK: Tensor) -> None:
         self._sum(place, torch.bmm(left_bTr.transpose(1, 2), right_bTr).flatten(1).float(), ratios_bK)
@@ -142,7 +142,12 @@ def inner_products(gradients: Sequence[Gradients]) -> Tensor:
             group = parts[0].device_mesh.get_group()
     if group is not None:
         dist.all_reduce(gramian_KK, group=group)
-    return gramian_KK.cpu()
+    return _symmetric(gramian_KK).cpu()
+
+
+def _symmetric(gramian_KK: Tensor) -> Tensor:
+    """Exactly: on some processors the last bits of a product with its own transpose are not."""
+    return (gramian_KK + gramian_KK.T) / 2
 
 
 def backward_passes(losses: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[Gradients]:
