@@ -199,6 +199,17 @@ class RemoteLearner:
             raise LearnerError(f"the learner failed: {last_line(error)}") from error
 
 
+def _init_ray(**options: Any) -> None:
+    """ray.init, once more where a busy machine took longer than the half minute that Ray gives its own processes."""
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises no narrower one there
+        if "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+        ray.init(**options)
+
+
 class Cluster:
     """Ray, the engines and the learner of one job, from start to end."""
 
@@ -214,7 +225,7 @@ class Cluster:
         local: dict[str, Any] = {}
         if address is None:
             local = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": OBJECT_STORE_BYTES}
-        ray.init(
+        _init_ray(
             address=address or "local",
             include_dashboard=False if address is None else None,
             log_to_driver=False,
