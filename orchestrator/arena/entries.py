@@ -97,7 +97,7 @@ def ours() -> Iterator[Entry]:
     it, and behind it on one task or both: DARA's share in place of its root (seeds 0 and 1); with seed 0 alone, the
     shares over the places in the range (pref / q, as in log_volume), softmin centred in each group (on sums5),
     schedules from the quick objectives to the others (on sums3), and on sums5 a softer kappa (to 1, or 1 throughout)
-    and DARA's root over that of the place in the range, under softmin and under gdpo. On held_out, which had no part in
+    and DARA's root over that of the place in the range, under softmin and under gdpo. On sums4, which had no part in
     this, it lets an objective go that fixed weights let go as well, and that log_volume and hv_gradient keep.
     """
     yield Entry(name="gdpo/log_volume", role="auto", estimator="gdpo", weighting={"name": "log_volume"})

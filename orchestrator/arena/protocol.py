@@ -26,7 +26,7 @@ class Preset:
     evaluate_every: int = 5
     policy_for_each_seed: bool = True  # otherwise all start from that of seed 0
     rules: tuple[str, ...] = ("*",)
-    tasks: tuple[str, ...] = ("sums3", "sums5")
+    tasks: tuple[str, ...] = ("sums3", "sums4", "sums5")
 
     def sections(self, steps: int) -> dict[str, Any]:
         """Of a job's spec. Every point counts: a collapse is seen in the figures, not taken out of them."""

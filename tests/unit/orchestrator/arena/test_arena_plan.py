@@ -70,7 +70,7 @@ def test_seed_by_seed_and_task_by_task() -> None:
     assert [(r.seed, r.task.name, r.entry.name) for r in found] == [
         (seed, task, entry)
         for seed in (0, 1)
-        for task in ("sums3", "sums5")
+        for task in ("sums3", "sums4", "sums5")
         for entry in ("grpo/fixed", "gdpo/saw")
     ]  # fmt: skip
 
@@ -85,7 +85,7 @@ def test_what_takes_its_targets_from_others_comes_last_of_its_task() -> None:
     ("options", "said"),
     [
         ({"rules": ["gdpo/gradent"]}, "--rules: no entry 'gdpo/gradent'.*gdpo/gradient"),
-        ({"tasks": ["sums4"]}, "--tasks: no task 'sums4'.*sums"),
+        ({"tasks": ["sums6"]}, "--tasks: no task 'sums6'.*sums"),
         ({"tasks": ["held_out"]}, "--tasks: held_out is kept for the end.*--held-out"),
     ],
 )
@@ -95,7 +95,7 @@ def test_what_is_not_there_is_named(options: Any, said: str) -> None:
 
 
 def test_the_held_out_task_runs_when_it_is_asked_for_alone() -> None:
-    assert {run.task.name for run in plan(FULL, seeds=1)} == {"sums3", "sums5"}
+    assert {run.task.name for run in plan(FULL, seeds=1)} == {"sums3", "sums4", "sums5"}
     assert {run.task.name for run in plan(FULL, seeds=1, held_out=True)} == {"held_out"}
 
 
