@@ -15,7 +15,7 @@ from orchestrator.states import JobStatus
 from orchestrator.store import JobStore
 from services.client import Client
 from services.compat_api import STATUSES
-from tests.integration.test_api import KEY, SPEC, claim, serving, step_record
+from tests.api_support import KEY, SPEC, claim, serving, step_record
 
 
 @pytest.fixture(scope="module")

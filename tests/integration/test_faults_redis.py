@@ -1,8 +1,8 @@
 """A Redis that is killed, loses power, freezes, fills up and loses replies: T20 to T24 of the reliability table.
 
 One kill under commits, a frozen server's errors and a full server's refusals are in store/test_embedded_redis.py,
-the API's 503 on a server that is gone in test_api.py; here is what they come to together, with the mistakes that have
-to be seen.
+the API's 503 on a server that is gone in api/test_api.py; here is what they come to together, with the mistakes that
+have to be seen.
 """
 
 import itertools

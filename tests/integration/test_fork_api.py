@@ -28,7 +28,7 @@ from services.client import Client
 from services.keys import digest
 from services.server import ApiServer
 from services.settings import Limits, Settings, write_credentials
-from tests.integration.test_api import KEY, SPEC, assert_error, claim, serving, step_record
+from tests.api_support import KEY, SPEC, assert_error, claim, serving, step_record
 
 OTHER = {"accuracy": 1.0, "conciseness": 3.0}
 POINTS = {  # step -> objectives on the validation split

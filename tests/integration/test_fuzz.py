@@ -34,7 +34,7 @@ from orchestrator.store import JobStore
 from services.app import create_app
 from services.keys import digest
 from services.settings import Limits, Settings
-from tests.integration.test_api import KEY, SPEC, claim, serving, step_record
+from tests.api_support import KEY, SPEC, claim, serving, step_record
 from tests.integration.test_fork_api import POINTS, fill, front
 from tests.integration.test_rollouts_api import VALUES, rows
 

@@ -16,7 +16,7 @@ from orchestrator.samples import FOLDER, shard
 from orchestrator.steering import Steering, apply_steering
 from orchestrator.store import JobStore, Lease, steering_at
 from services.client import Client
-from tests.integration.test_api import KEY, SPEC, assert_error, claim, serving, step_record
+from tests.api_support import KEY, SPEC, assert_error, claim, serving, step_record
 
 
 @pytest.fixture(scope="module")

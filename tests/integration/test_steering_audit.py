@@ -16,7 +16,7 @@ from orchestrator.store import JobStore
 from services.app import create_app
 from services.keys import digest
 from services.settings import Limits, Settings
-from tests.integration.test_api import SPEC, claim, step_record
+from tests.api_support import SPEC, claim, step_record
 
 KEY = "eqp_test"
 

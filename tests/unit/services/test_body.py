@@ -1,4 +1,4 @@
-"""What a JSON body may hold, beyond the table that tests/integration/test_api.py sends over a socket."""
+"""What a JSON body may hold, beyond the table that tests/integration/api/test_api.py sends over a socket."""
 
 import json
 import threading

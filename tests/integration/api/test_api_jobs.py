@@ -1,0 +1,230 @@
+"""Jobs over HTTP: what may be submitted, once or again, how they are listed, and pause, resume and cancel."""
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from orchestrator.store import JobStore
+from services import rules_api
+from services.client import ApiError, Client
+from tests.api_support import KEY, SPEC, assert_error, claim
+
+# -- submission ---------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_accepted_and_found_again(http: httpx.Client, client: Client) -> None:
+    response = http.post("/v1/jobs", json=SPEC)
+    assert response.status_code == 201
+    job = client.job(response.json()["id"])
+    assert response.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert (job["status"], job["step"], job["total_steps"]) == ("queued", 0, 4)
+    assert job["spec"]["estimator"] == {"name": "gdpo", "std_floor": job["spec"]["estimator"]["std_floor"]}
+    assert "fence" not in job
+    assert next(client.iter_jobs())["id"] == job["id"]
+
+
+def test_validate_only_says_what_would_run_and_stores_nothing(client: Client) -> None:
+    before = len(list(client.iter_jobs()))
+    plan = client.plan(SPEC)
+    assert plan["valid"] is True
+    assert plan["rollouts"] == 4 * plan["rollouts_per_step"]
+    assert plan["spec"]["optimizer"]["lr"] > 0
+    assert len(list(client.iter_jobs())) == before
+
+
+def test_validate_only_says_what_it_would_take(http: httpx.Client, client: Client) -> None:
+    estimate = client.plan(SPEC)["estimate"]
+    assert estimate["parameters"] == 656_064
+    on_gpus, on_cpu = estimate["layouts"]
+    assert [(layout["device"], layout["gpus"], layout["fits"]) for layout in (on_gpus, on_cpu)] == [
+        ("cuda", 2, True), ("cpu", 0, None),
+    ]  # fmt: skip
+    assert on_gpus["gpu_bytes"] == 48 * 2**30  # as this server is told
+    for layout in (on_gpus, on_cpu):
+        assert layout["bytes"] == sum(found["count"] * found["bytes"] for found in layout["processes"])
+        assert all(sum(found["parts"].values()) == found["bytes"] for found in layout["processes"])
+
+    (shared,) = client.plan(SPEC, gpus=1, gpu_gib=24)["estimate"]["layouts"]
+    assert (shared["gpus"], shared["shared"], shared["gpu_bytes"]) == (1, True, 24 * 2**30)
+    for wrong in ({"gpus": "-1"}, {"gpu_gib": "nan"}, {"gpu_gib": "0"}, {"gpu_gib": "1e999"}):
+        refused = http.post("/v1/jobs", json=SPEC, params={"validate_only": "true", **wrong})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, next(iter(wrong)))
+
+
+def test_a_spec_error_names_the_field_and_the_nearest_name(http: httpx.Client) -> None:
+    wrong = {**SPEC, "rollout": {"promts_per_step": 8}}
+    error = assert_error(http.post("/v1/jobs", json=wrong), 422)
+    assert error["param"] == "rollout.promts_per_step"
+    assert error["message"] == "rollout.promts_per_step: unknown field, did you mean 'prompts_per_step'?"
+
+
+def test_all_that_is_wrong_with_a_spec_is_in_one_answer(http: httpx.Client) -> None:
+    error = assert_error(http.post("/v1/jobs", json={**SPEC, "steps": 0, "seed": -1}), 422)
+    assert "steps: " in error["message"]
+    assert "seed: " in error["message"]
+
+
+def test_files_that_are_not_there_are_found_at_submission(http: httpx.Client) -> None:
+    missing = {**SPEC, "init_checkpoint": "/no/such/checkpoint"}
+    assert assert_error(http.post("/v1/jobs", json=missing), 422)["param"] == "init_checkpoint"
+
+
+def test_one_idempotency_key_makes_one_job(client: Client) -> None:
+    key = uuid.uuid4().hex
+    with ThreadPoolExecutor(8) as threads:
+        ids = {job["id"] for job in threads.map(lambda _: submit_once(client.url, key), range(8))}
+    assert len(ids) == 1
+    with pytest.raises(ApiError) as caught:
+        client.submit({**SPEC, "steps": 5}, idempotency_key=key)
+    assert (caught.value.status, caught.value.code) == (409, "idempotency_conflict")
+
+
+def submit_once(url: str, key: str) -> dict[str, Any]:
+    with Client(url, KEY) as client:
+        return client.submit(SPEC, idempotency_key=key)
+
+
+def test_a_replay_says_so(http: httpx.Client) -> None:
+    headers = {"idempotency-key": uuid.uuid4().hex}
+    replayed = [http.post("/v1/jobs", json=SPEC, headers=headers).headers["idempotent-replayed"] for _ in range(2)]
+    assert replayed == ["false", "true"]
+
+
+def test_a_replay_is_the_first_answer_to_the_byte(http: httpx.Client, client: Client, tmp_path: Path) -> None:
+    """Although the job has gone on, and its files are gone."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "p", "answer": "1"}\n')
+    data = {"type": "files", "train": str(rows), "validation": str(rows)}
+    spec = {**SPEC, "data": data, "policy": {"model": "some/model"}}
+    headers = {"idempotency-key": uuid.uuid4().hex}
+    first = http.post("/v1/jobs", json=spec, headers=headers)
+    assert first.status_code == 201
+    client.cancel(first.json()["id"])
+    rows.unlink()
+    again = http.post("/v1/jobs", json=spec, headers=headers)
+    assert (again.status_code, again.content) == (201, first.content)
+    assert again.headers["location"] == first.headers["location"]
+    assert client.job(first.json()["id"])["status"] == "cancelled"
+    changed = http.post("/v1/jobs", json={**spec, "steps": 5}, headers=headers)
+    assert assert_error(changed, 409)["code"] == "idempotency_conflict"
+    assert http.post("/v1/jobs", json=spec).status_code == 422
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "with space"])
+def test_a_bad_idempotency_key_is_refused(http: httpx.Client, key: str) -> None:
+    assert_error(http.post("/v1/jobs", json=SPEC, headers={"idempotency-key": key}), 422)
+
+
+# -- what waits and what is stopped -------------------------------------------------------------------------
+
+
+def test_jobs_are_paged_newest_first(client: Client) -> None:
+    made = [client.submit(SPEC)["id"] for _ in range(5)]
+    first = client.jobs(limit=2)
+    second = client.jobs(limit=2, after=first["data"][-1]["id"])
+    assert [job["id"] for job in first["data"] + second["data"]] == made[:0:-1]
+    assert first["has_more"] is True
+
+
+def test_a_priority_puts_a_job_before_its_owners_others(http: httpx.Client, client: Client, store: JobStore) -> None:
+    first, urgent = client.submit(SPEC), client.submit({**SPEC, "priority": 3})
+    assert (first["priority"], urgent["priority"]) == (0, 3)
+    waiting = store.queued()
+    assert waiting.index(urgent["id"]) < waiting.index(first["id"])
+    client.pause(urgent["id"])
+    client.resume(urgent["id"])
+    assert store.queued() == waiting
+    for wrong in (6, -6, 0.5, "3", True):
+        error = assert_error(http.post("/v1/jobs", json={**SPEC, "priority": wrong}), 422)
+        assert error["param"] == "priority"
+    for job in (first, urgent):
+        client.cancel(job["id"])
+
+
+def test_pause_resume_cancel_follow_the_table(client: Client, job_id: str) -> None:
+    assert client.pause(job_id)["status"] == "paused"
+    assert client.resume(job_id)["status"] == "queued"
+    assert client.cancel(job_id)["status"] == "cancelled"
+    assert client.cancel(job_id)["status"] == "cancelled"
+    with pytest.raises(ApiError) as caught:
+        client.resume(job_id)
+    assert (caught.value.status, caught.value.code) == (409, "illegal_transition")
+
+
+def test_a_pause_says_at_which_checkpoint(http: httpx.Client, client: Client, store: JobStore, job_id: str) -> None:
+    lease = claim(store, job_id)
+    for body, save in (({"checkpoint": "latest"}, False), ({"checkpoint": "save"}, True), ({}, True)):
+        assert http.post(f"/v1/jobs/{job_id}/pause", json=body).json()["status"] == "pausing"
+        assert store.renew(lease, 30).save is save
+    client.pause(job_id, checkpoint="latest")
+    assert store.renew(lease, 30).save is False
+    for body in ({"checkpoint": "now"}, {"checkpoint": None}, {"save": True}, [], "latest", 1):
+        assert_error(http.post(f"/v1/jobs/{job_id}/pause", json=body), 422)
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/fine_tuning/jobs"])
+@pytest.mark.parametrize("action", ["cancel", "resume"])
+def test_a_body_that_says_something_is_not_swallowed(http: httpx.Client, job_id: str, path: str, action: str) -> None:
+    http.post(f"{path}/{job_id}/pause").raise_for_status()
+    url = f"{path}/{job_id}/{action}"
+    for body in ({"checkpoint": "latest"}, [], False, 0, "now"):
+        error = assert_error(http.post(url, json=body), 422)
+    assert_error(http.post(url, content=b"{", headers={"content-type": "application/json"}), 400)
+    assert http.get(f"/v1/jobs/{job_id}").json()["status"] == "paused"
+    error = assert_error(http.post(url, json={"checkpoint": "latest"}), 422)
+    assert error["param"] == "checkpoint"
+    assert http.post(url, json={}).status_code == 200
+
+
+def test_a_pause_of_the_other_api_takes_no_body_either(http: httpx.Client, job_id: str) -> None:
+    url = f"/v1/fine_tuning/jobs/{job_id}/pause"
+    assert_error(http.post(url, json={"checkpoint": "latest"}), 422)
+    assert http.get(f"/v1/jobs/{job_id}").json()["status"] == "queued"
+    empty = http.post(url, content=b"", headers={"content-type": "application/json"})  # as the openai package does
+    assert (empty.status_code, empty.json()["status"]) == (200, "paused")
+
+
+# -- what a spec may name -----------------------------------------------------------------------------------
+
+
+def test_rewards_are_listed_with_their_options(client: Client) -> None:
+    rewards = {reward["name"]: reward for reward in client.rewards()["data"]}
+    assert {"math", "conciseness", "clarity"} <= rewards.keys()
+    assert rewards["clarity"]["options"]["type"] == "object"
+
+
+def test_rules_are_listed_by_kind(http: httpx.Client) -> None:
+    everything = http.get("/v1/rules").json()
+    assert (everything["object"], everything["has_more"]) == ("list", False)
+    assert {"gdpo", "gramian:upgrad", "clip", "refill", "knapsack", "sketch"} <= {r["name"] for r in everything["data"]}
+    budgets = http.get("/v1/rules", params={"kind": "budget"}).json()["data"]
+    assert [rule["name"] for rule in budgets] == ["uniform", "knapsack"]
+    assert assert_error(http.get("/v1/rules", params={"kind": "x"}), 422)["param"] == "kind"
+    assert assert_error(http.get("/v1/rules", params={"kin": "x"}), 422)["code"] == "unknown_parameter"
+
+
+def test_a_rule_is_shown_with_its_options(http: httpx.Client) -> None:
+    (rule,) = http.get("/v1/rules/gramian:cagrad").json()["data"]
+    assert (rule["kind"], rule["needs"]) == ("weighting", ["gramian"])
+    assert rule["options"][0].keys() == {"name", "required", "default", "allowed", "description"}
+    assert rule["example"].startswith("weighting:")
+
+
+@pytest.mark.parametrize("name", ["gradent", "%00", "é", "a" * 300])
+def test_an_unknown_rule_is_404(http: httpx.Client, name: str) -> None:
+    message = assert_error(http.get(f"/v1/rules/{name}"), 404)["message"]
+    assert name != "gradent" or "did you mean 'gradient'" in message
+
+
+def test_a_rule_whose_plugin_is_broken_is_named(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_name: str) -> None:
+        raise RuntimeError("the plug-in for weighting 'absent' (no_such_module:Rule) does not load")
+
+    monkeypatch.setattr(rules_api, "find_rules", broken)
+    error = assert_error(http.get("/v1/rules/absent"), 500)
+    assert error["code"] == "plugin_broken"
+    assert "no_such_module" in error["message"]
