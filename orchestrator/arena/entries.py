@@ -5,6 +5,7 @@
     ESTIMATOR/RULE[(faithful)]   a weighting strategy, from equal weights
     gdpo/log_volume              our own, of which one is to earn its place as the default
     softmin/dara
+    softmin/hv_gradient
     ESTIMATOR/aggregate          equal weights under an estimator that trades objectives off by itself
 
 Options are the rules' own defaults.
@@ -90,18 +91,26 @@ def grid(objectives: int) -> Iterator[tuple[int, ...]]:
 
 
 def ours() -> Iterator[Entry]:
-    """The candidates for the default: a rule of our own, and a composition of two published ones.
+    """The candidates for the default: a rule of our own, and two compositions of published ones.
 
     Of softmin/dara, the estimator sees to it that no objective is given up within a rollout, and the weights that one
-    which few groups can learn from is learned at all. It was picked by what it came to with seeds 0 and 1. Tried beside
-    it, and behind it on one task or both: DARA's share in place of its root (seeds 0 and 1); with seed 0 alone, the
-    shares over the places in the range (pref / q, as in log_volume), softmin centred in each group (on sums5),
-    schedules from the quick objectives to the others (on sums3), and on sums5 a softer kappa (to 1, or 1 throughout)
-    and DARA's root over that of the place in the range, under softmin and under gdpo. On sums4, which had no part in
-    this, it lets an objective go that fixed weights let go as well, and that log_volume and hv_gradient keep.
+    which few groups can learn from is learned at all. It was picked by what it came to with seeds 0 and 1 of sums3 and
+    sums5. Tried beside it, and behind it on one of these or both: DARA's share in place of its root (seeds 0 and 1);
+    with seed 0 alone, the shares over the places in the range (pref / q, as in log_volume), softmin centred in each
+    group (on sums5), schedules from the quick objectives to the others (on sums3), and on sums5 a softer kappa (to 1,
+    or 1 throughout) and DARA's root over that of the place in the range, under softmin and under gdpo. On sums4, which
+    had no part in this, it lets an objective go that fixed weights let go as well, and that log_volume and hv_gradient
+    keep.
+
+    So softmin/hv_gradient: weights that follow the volume, under softmin. It was picked by two seeds of each of sums3
+    (3, 4), sums4 (0, 1) and sums5 (3, 4). Tried beside it: log_volume without its spreads, or with their root (under
+    gdpo; more on sums4, less on sums5); both, and log_volume itself, under softmin (sums4, seed 0); hv_gradient times
+    DARA's factor, under gdpo and softmin, and with slopes that move by half of the way at each evaluation (no more
+    than hv_gradient on sums4, elsewhere no difference that two seeds could show).
     """
     yield Entry(name="gdpo/log_volume", role="auto", estimator="gdpo", weighting={"name": "log_volume"})
-    yield Entry(name="softmin/dara", role="auto", estimator="softmin", weighting={"name": "dara"})
+    for name in ("dara", "hv_gradient"):
+        yield Entry(name=f"softmin/{name}", role="auto", estimator="softmin", weighting={"name": name})
 
 
 def strategies() -> Iterator[Entry]:
