@@ -29,7 +29,7 @@ from orchestrator.specs.objectives import ObjectiveSpec
 from orchestrator.specs.policy import PolicySpec
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.specs.sampling import SamplingSpec
-from orchestrator.specs.weightings import FixedSpec, LagrangianSpec, WeightingSpec
+from orchestrator.specs.weightings import HvGradientSpec, LagrangianSpec, WeightingSpec
 from orchestrator.states import MAX_PRIORITY
 from rewards import registry
 
@@ -236,7 +236,7 @@ class JobSpec(Spec):
     objectives: tuple[ObjectiveSpec, ...] = Field(min_length=1, max_length=MAX_OBJECTIVES)
     rollout: RolloutSpec = RolloutSpec()
     estimator: EstimatorSpec = GdpoSpec()
-    weighting: WeightingSpec = FixedSpec()
+    weighting: WeightingSpec = HvGradientSpec()
     gramian: GramianSpec = GramianSpec()
     sampling: SamplingSpec = SamplingSpec()
     steering: SteeringSpec = SteeringSpec()

@@ -99,7 +99,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         directory: Annotated[Path | None, typer.Argument(help="of the results, or a file of runs")] = None,
         out: Annotated[Path | None, typer.Option(help="the HTML file; the Markdown goes beside it")] = None,
         default: Annotated[
-            str | None, typer.Option(help="the entry whose gains are told; auto, or else the best published rule")
+            str | None, typer.Option(help="the entry whose gains are told; else that of a job that names no rule")
         ] = None,
     ) -> None:
         """What the runs say: which rule is better than which, with intervals and what is significant; at any time."""

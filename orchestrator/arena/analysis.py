@@ -13,6 +13,7 @@ from orchestrator.arena.comparison import Entry, Row, Task, beaten_by, best, com
 from orchestrator.arena.results import Results
 from orchestrator.arena.statistics import Interval, Mean, Paired, paired
 from orchestrator.arena.tasks import TASKS
+from orchestrator.spec import JobSpec
 
 HELD_OUT = "held_out"
 TASKS_ASKED = len(TASKS)
@@ -59,8 +60,9 @@ class Analysis:
 
 
 def analyse(results: Results, default: str | None = None) -> Analysis:
-    """Compare what was run. `default`: the entry whose gains are told; without it our own with the best validation
-    hypervolume over the tasks that may be tuned on, else the published rule with the best."""
+    """Compare what was run. `default`: the entry whose gains are told; without it the rules of a job that names none,
+    if they ran; else our own with the best validation hypervolume over the tasks that may be tuned on, else the
+    published rule with the best."""
     if not results.done:
         reasons = "; ".join(f"{run.entry}: {run.reason}" for run in results.failed[:3])
         raise ValueError(f"no run has finished, so there is nothing to compare ({reasons or 'no runs'})")
@@ -87,7 +89,14 @@ def _order(task: str) -> tuple[bool, str]:
     return task == HELD_OUT, task
 
 
+def shipped() -> str:
+    """The entry that runs what a job gets that names no rule."""
+    return "/".join(JobSpec.model_fields[field].default.name for field in ("estimator", "weighting"))
+
+
 def _default(tasks: list[Task]) -> tuple[str | None, str]:
+    if any(shipped() in task.entries for task in tasks):
+        return shipped(), "what a job gets that names no rule"
     ours = {e.name for task in tasks for e in task.entries.values() if e.role == "auto"}
     if len(ours) == 1:
         return ours.pop(), "our own rule"

@@ -3,7 +3,7 @@
     ESTIMATOR/fixed              the preference, which is equal weights
     ESTIMATOR/static(4,1,1)      fixed weights in that proportion, in the order of the task's objectives
     ESTIMATOR/RULE[(faithful)]   a weighting strategy, from equal weights
-    gdpo/log_volume              our own, of which one is to earn its place as the default
+    gdpo/log_volume              our own, each a candidate for the default
     softmin/dara
     softmin/hv_gradient
     ESTIMATOR/aggregate          equal weights under an estimator that trades objectives off by itself
@@ -91,7 +91,7 @@ def grid(objectives: int) -> Iterator[tuple[int, ...]]:
 
 
 def ours() -> Iterator[Entry]:
-    """The candidates for the default: a rule of our own, and two compositions of published ones.
+    """Candidates for the default: a rule of our own, and two compositions of published ones. It went to hv_gradient.
 
     Of softmin/dara, the estimator sees to it that no objective is given up within a rollout, and the weights that one
     which few groups can learn from is learned at all. It was picked by what it came to with seeds 0 and 1 of sums3 and
@@ -102,11 +102,11 @@ def ours() -> Iterator[Entry]:
     had no part in this, it lets an objective go that fixed weights let go as well, and that log_volume and hv_gradient
     keep.
 
-    So softmin/hv_gradient: weights that follow the volume, under softmin. It was picked by two seeds of each of sums3
-    (3, 4), sums4 (0, 1) and sums5 (3, 4). Tried beside it: log_volume without its spreads, or with their root (under
-    gdpo; more on sums4, less on sums5); both, and log_volume itself, under softmin (sums4, seed 0); hv_gradient times
-    DARA's factor, under gdpo and softmin, and with slopes that move by half of the way at each evaluation (no more
-    than hv_gradient on sums4, elsewhere no difference that two seeds could show).
+    So softmin/hv_gradient: weights that follow the volume, under softmin. It was picked, for a look at held_out, by two
+    seeds of each of sums3 (3, 4), sums4 (0, 1) and sums5 (3, 4). Tried beside it: log_volume without its spreads, or
+    with their root (under gdpo; more on sums4, less on sums5); both, and log_volume itself, under softmin (sums4, seed
+    0); hv_gradient times DARA's factor, under gdpo and softmin, and with slopes that move by half of the way at each
+    evaluation (no more than hv_gradient on sums4, elsewhere no difference that two seeds could show).
     """
     yield Entry(name="gdpo/log_volume", role="auto", estimator="gdpo", weighting={"name": "log_volume"})
     for name in ("dara", "hv_gradient"):

@@ -27,22 +27,26 @@ class HypervolumeGradient(Weighting):
     """w_k proportional to preference_k * dHV(B + q)/dq_k, q the latest evaluation's point and B the others.
 
     This is the ascent direction of hypervolume-gradient methods such as HIGA-MO. The archive's points are in [0, 1]^K
-    and the volume is measured from 0.
-    Before the first evaluation, and where the gradient is 0 (another point dominates q, or q is at 0 in two
-    objectives), the weights are the preference. Areas are exact up to 8 objectives and for up to 8 points beside q;
-    beyond, by 4096 samples, the same ones each time, with a standard error below 1% of the box below q.
+    and the volume is measured from 0. An objective of q below `least` counts as if it were there: at 0 it would have
+    all the weight there is, and where no rollout is better in it, nothing would be learned, for good.
+    Before the first evaluation, and where the gradient is 0 as another point dominates q, the weights are the
+    preference. Areas are exact up to 8 objectives and for up to 8 points beside q; beyond, by 4096 samples, the same
+    ones each time, with a standard error below 1% of the box below q.
     """
 
     needs = frozenset({"archive"})
 
-    def __init__(self) -> None:
+    def __init__(self, *, least: float = 0.05) -> None:
+        self.least = least
         self._seen_step = -1
         self._slopes_K: Tensor | None = None
 
     def update(self, stats: StepStats) -> Weights:
         front = stats.front
         if front is not None and front.step > self._seen_step:
-            slopes_K = hypervolume_gradient(front.points_NK.double().numpy(), front.current_K.double().numpy())
+            slopes_K = hypervolume_gradient(
+                front.points_NK.double().numpy(), front.current_K.double().numpy(), self.least
+            )
             self._slopes_K = torch.from_numpy(slopes_K)
             self._seen_step = front.step
         if self._slopes_K is None:
@@ -61,12 +65,14 @@ class HypervolumeGradient(Weighting):
         self._slopes_K = None if slopes is None else torch.tensor(slopes, dtype=torch.float64)
 
 
-def hypervolume_gradient(points_NK: Array, current_K: Array) -> Array:
+def hypervolume_gradient(points_NK: Array, current_K: Array, least: float = 0.0) -> Array:
     """dHV(points + current)/dcurrent_k: the area of the facet that current alone holds up in direction k.
 
     The facet is the box below current without coordinate k, less what the points cover that are at least as high in k.
+    Coordinates of current below `least` are raised to it first.
     """
     others_NK = points_NK[np.abs(points_NK - current_K).max(axis=1) > SAME]
+    current_K = np.maximum(current_K, least)
     slopes_K = np.zeros(len(current_K))
     for k in range(len(current_K)):
         box = np.delete(current_K, k)

@@ -78,7 +78,7 @@ def print_tables(figures: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.arena", description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=Path, help="runs.jsonl of an arena, plain or .gz; kept with the results")
-    parser.add_argument("--default", help="the entry whose gains are told; auto, or else the best published rule")
+    parser.add_argument("--default", help="the entry whose gains are told; else that of a job that names no rule")
     options = parser.parse_args()
     try:
         if options.runs is not None:

@@ -124,6 +124,13 @@ def test_names_in_the_order_of_the_document() -> None:
     assert parse_spec(document()).objective_names == ("accuracy", "brevity")
 
 
+def test_rules_that_are_not_named() -> None:
+    spec = parse_spec(document())
+    assert (spec.estimator.name, spec.weighting.name) == ("gdpo", "hv_gradient")
+    written = json.loads(spec.to_json())  # what a job is stored as: it keeps its rules whatever the defaults become
+    assert (written["estimator"]["name"], written["weighting"]["name"]) == ("gdpo", "hv_gradient")
+
+
 def test_a_spec_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         parse_spec(document()).steps = 5

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.arena.analysis import analyse, summary
+from orchestrator.arena.analysis import analyse, shipped, summary
 from orchestrator.arena.claims import CLAIMS, judge
 from orchestrator.arena.comparison import Task, beaten_by, best, comparable, compare
 from orchestrator.arena.entries import entries
@@ -171,6 +171,14 @@ def test_weights_of_the_grid_are_calibrated_where_more_gives_more() -> None:
 # Conclusions over tasks ---------------------------------------------------------------------------------------------
 
 ALL = ("sums3", "sums4", "sums5", "held_out")
+
+
+def test_what_a_job_gets_that_names_no_rule_is_judged_where_it_ran() -> None:
+    records = arena({"gdpo/auto": 0.06, "gdpo/hv_gradient": 0.02}, tasks=ALL)
+    found = analyse(results(records))
+    assert shipped() in {entry.name for entry in entries(3)}
+    assert (found.default, found.default_is) == (shipped(), "what a job gets that names no rule")
+    assert analyse(results(records), "gdpo/auto").default == "gdpo/auto"
 
 
 def test_the_default_is_auto_where_it_ran() -> None:
