@@ -107,7 +107,7 @@ def ours() -> Iterator[Entry]:
     with their root (under gdpo; more on sums4 than hv_gradient, less on sums5); log_volume with and without them under
     softmin (sums4, seed 0); hv_gradient times DARA's factor, under gdpo and softmin, and with slopes that move by half
     of the way at each evaluation (no more than hv_gradient on sums4, elsewhere no difference that so few seeds could
-    show). On sums5 it is not ahead of fixed weights with seed 0.
+    show).
     """
     yield Entry(name="gdpo/log_volume", role="auto", estimator="gdpo", weighting={"name": "log_volume"})
     for name in ("dara", "hv_gradient"):

@@ -27,17 +27,6 @@ class TestHypervolume:
         expected = [1.0, 0.5 + 1.5 * math.tanh(1), 0.5 + 1.5 * math.tanh(2), 0.5, 0.5 + 1.5 * math.tanh(1)]
         assert seen == pytest.approx(expected)
 
-    def test_an_objective_at_the_bottom_does_not_get_all_the_weight(self):
-        """As if it were at .05: facets .6 x .5, .05 x .5 and .05 x .6. Its own low point covers nothing of them."""
-        points = torch.tensor([[0.0, 0.6, 0.5]])
-        now = FrontStats(step=1, growth=0.0, points_NK=points, current_K=points[-1])
-        weights = HypervolumeGradient().update(stats(preference=[1 / 3] * 3, front=now)).weights_K
-        assert weights.tolist() == pytest.approx([0.3 / 0.355, 0.025 / 0.355, 0.03 / 0.355])
-        near = torch.tensor([[0.02, 0.6, 0.5]])
-        now = FrontStats(step=1, growth=0.0, points_NK=near, current_K=near[-1])
-        again = HypervolumeGradient().update(stats(preference=[1 / 3] * 3, front=now)).weights_K
-        assert again.tolist() == pytest.approx(weights.tolist())
-
     def test_holds_until_the_next_evaluation(self):
         strategy = HypervolumeGuided()
         first = strategy.update(stats(1, preference=[1.0], front=front_of(5, 0.1))).advantage_scale
