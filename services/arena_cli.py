@@ -39,6 +39,9 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         ] = None,
         tasks: Annotated[list[str] | None, typer.Option(help="tasks; repeat it")] = None,
         seeds: Annotated[int | None, typer.Option(min=1, max=100, help="runs of each entry and task")] = None,
+        first_seed: Annotated[
+            int, typer.Option(min=0, max=10_000, help="where seeds begin, so that machines can share an arena by seeds")
+        ] = 0,
         steps: Annotated[int | None, typer.Option(min=1, max=100_000, help="training steps of a run")] = None,
         workers: Annotated[int | None, typer.Option(min=1, max=64, help="runs side by side")] = None,
         out: Annotated[Path | None, typer.Option(help="directory of the results")] = None,
@@ -68,7 +71,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
             return
         if retry_failed and not resume:
             fail("--retry-failed: goes with --resume")
-        runs = _planned(preset, tasks, rules, seeds, steps, held_out)
+        runs = _planned(preset, tasks, rules, seeds, first_seed, steps, held_out)
         directory = (out or state_dir() / "arena").expanduser().absolute()
         lanes = workers or default_workers()
         threads = max(1, (os.cpu_count() or 1) // lanes)
@@ -139,6 +142,7 @@ def _planned(
     tasks: list[str] | None,
     rules: list[str] | None,
     seeds: int | None,
+    first_seed: int,
     steps: int | None,
     held_out: bool,
 ) -> list[Planned]:
@@ -148,7 +152,15 @@ def _planned(
             f"there are {', '.join(protocol.PRESETS)}"
         )
     try:
-        return plan(protocol.PRESETS[preset], tasks=tasks, rules=rules, seeds=seeds, steps=steps, held_out=held_out)
+        return plan(
+            protocol.PRESETS[preset],
+            tasks=tasks,
+            rules=rules,
+            seeds=seeds,
+            first_seed=first_seed,
+            steps=steps,
+            held_out=held_out,
+        )
     except ValueError as error:
         fail(str(error))
 

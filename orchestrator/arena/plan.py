@@ -104,10 +104,11 @@ def plan(
     tasks: Sequence[str] | None = None,
     rules: Sequence[str] | None = None,
     seeds: int | None = None,
+    first_seed: int = 0,
     steps: int | None = None,
     held_out: bool = False,
 ) -> list[Planned]:
-    """Every run, in order. What is None is the preset's. Raises ValueError naming the option that can't be."""
+    """Every run, in order: `seeds` of them from `first_seed`. What is None is the preset's. Raises ValueError naming the option that can't be."""
     chosen = [_task(name, held_out) for name in (tasks if tasks is not None else _usual(preset, held_out))]
     patterns = rules if rules is not None else preset.rules
     by_task = {task.name: entries(len(task.objectives)) for task in chosen}
@@ -119,7 +120,7 @@ def plan(
             )
     return [
         Planned(task=task, entry=entry, preset=preset, seed=seed, steps=preset.steps if steps is None else steps)
-        for seed in range(preset.seeds if seeds is None else seeds)
+        for seed in range(first_seed, first_seed + (preset.seeds if seeds is None else seeds))
         for task in chosen
         for entry in sorted(by_task[task.name], key=lambda entry: entry.targets_from_statics)
         if any(_matches(entry.name, pattern) for pattern in patterns)

@@ -75,6 +75,11 @@ def test_seed_by_seed_and_task_by_task() -> None:
     ]  # fmt: skip
 
 
+def test_seeds_begin_where_they_are_told_to() -> None:
+    whole = plan(FULL, rules=["saw"], seeds=5)
+    assert plan(FULL, rules=["saw"], seeds=3) + plan(FULL, rules=["saw"], seeds=2, first_seed=3) == whole
+
+
 def test_what_takes_its_targets_from_others_comes_last_of_its_task() -> None:
     found = plan(FULL, tasks=["sums3"], seeds=1)
     assert found[-1].entry.name == "gdpo/lagrangian"
