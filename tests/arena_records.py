@@ -20,7 +20,7 @@ def record(
 ) -> Json:  # fmt: skip
     """A finished run whose objectives rise from 0.3 to 0.6 + lift, those with heavier weights more.
 
-    The seed moves every entry alike by up to 0.05, as prompts do; `noise` is the run's own.
+    The seed moves every entry alike by up to 0.05, as prompts do; `noise` is the run's own, but for the initial policy.
     """
     estimator, rule = entry.split("/", 1)
     common = np.random.default_rng(seed).uniform(-0.05, 0.05)
@@ -31,7 +31,7 @@ def record(
     lean_K = 0.2 * (weights_K - 1 / len(objectives))
 
     def values(step: int) -> dict[str, float]:
-        level = 0.3 + step / steps * (0.3 + lift) + common + own.normal(0, noise)
+        level = 0.3 + step / steps * (0.3 + lift) + common + own.normal(0, noise) * (step > 0)
         return dict(zip(objectives, (level + step / steps * lean_K).clip(0, 1).tolist(), strict=True))
 
     evaluated = list(range(0, steps + 1, 5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -193,11 +194,28 @@ def _missing(tasks: list[Task]) -> list[str]:
     """Incomplete sets: what a comparison leaves out, in words."""
     everybody = {name for task in tasks for name in task.entries if "static(" not in name}
     lines = [line for task in tasks for line in task.missing]
+    lines += [line for task in tasks for line in _other_policies(task)]
     lines += [f"{t.name} {name}: no finished run" for t in tasks for name in sorted(everybody - set(t.entries))]
     lines += [f"{t.name}: {len(t.seeds)} seeds, so intervals are wide" for t in tasks if 1 < len(t.seeds) < 5]
     lines += [f"{t.name}: one seed, so there are no intervals" for t in tasks if len(t.seeds) == 1]
     if HELD_OUT not in {task.name for task in tasks}:
         lines.append(f"{HELD_OUT}: not run")
+    return lines
+
+
+def _other_policies(task: Task) -> list[str]:
+    """Runs of a seed whose first evaluation is not that of the others: training rounds otherwise on another processor,
+    so that the same seed makes another policy."""
+    lines = []
+    for seed in task.seeds:
+        runs = [(name, entry.runs[seed]) for name, entry in task.entries.items() if seed in entry.runs]
+        starts = {name: tuple(f"{value:.6g}" for value in run.initial_K) for name, run in runs}
+        usual, _ = Counter(starts.values()).most_common(1)[0]
+        if others := sorted(name for name, start in starts.items() if start != usual):
+            lines.append(
+                f"{task.name} seed {seed}: the policy that {', '.join(others)} began with is not that of the others, "
+                "as where they were made on another processor: their pairs say little"
+            )
     return lines
 
 

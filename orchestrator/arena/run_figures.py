@@ -34,6 +34,11 @@ class RunFigures:
         return first
 
     @functools.cached_property
+    def initial_K(self) -> Array:
+        """Validation values, normalised, of the first evaluation."""
+        return self.normalised(min(self.run.validation, key=lambda point: point.step).objectives)
+
+    @functools.cached_property
     def chosen(self) -> list[tuple[Array, Array]]:
         """(validation_K, test_K), normalised, of each tested checkpoint that validation kept on the front."""
         tested = {point.step: point for point in self.run.test}

@@ -218,6 +218,16 @@ def test_targets_stay_open_until_every_task_has_run() -> None:
     assert "held_out: not run" in found.missing
 
 
+def test_runs_that_began_with_another_policy_are_told() -> None:
+    records = arena({"gdpo/saw": 0.02, "gdpo/dara": 0.0})
+    assert not [line for line in analyse(results(records)).missing if "policy" in line]
+    other = next(one for one in records if one["entry"] == "gdpo/saw" and one["seed"] == 3)
+    other["validation"][0]["objectives"]["clarity"] += 0.001
+    told = [line for line in analyse(results(records)).missing if "policy" in line]
+    assert len(told) == 1
+    assert told[0].startswith("sums3 seed 3: the policy that gdpo/saw began with")
+
+
 def test_a_slow_default_misses_its_target() -> None:
     seconds = {"generate": 10.0, "learn": 5.0, "weigh": 0.9}
     records = arena({}) + [record("gdpo/auto", seed=seed, lift=0.05, seconds=seconds) for seed in range(5)]
