@@ -197,7 +197,7 @@ class Loop:
         self.committed = step
         self.collector.look_ahead(served=step, taken=step)
         self.guard(record)
-        self.keep_samples(step, version, batch.groups(kept), update)
+        self.keep_samples(step, version, steering, batch.groups(kept), update)
         self.tell_steering(step, version, steering, update)
         engines = {"serving": self.parts.engines.serving, "of": self.spec.rollout.engines}
         self.journal.progress(stage="training", eta_s=self.clock.eta_s(self.spec.steps - step), engines=engines)
@@ -220,12 +220,13 @@ class Loop:
         )
         self.state.steering_version = version
 
-    def keep_samples(self, step: int, version: int, batch: Batch, update: Update) -> None:
+    def keep_samples(self, step: int, version: int, steering: Steering, batch: Batch, update: Update) -> None:
         """Rollouts to look at, once their step is committed. A disk that does not take them costs an event."""
         if not self.keeper.due(step):
             return
         try:
-            self.keeper.write(step, self.keeper.rows(step, batch, self.parts.splits.train, update, version))
+            rows = self.keeper.rows(step, batch, self.parts.splits.train, update, version, steering)
+            self.keeper.write(step, rows)
         except OSError as error:
             if not self._samples_failed:  # once, until it works again
                 message = f"can't keep rollouts: {error.strerror or error}"

@@ -27,7 +27,8 @@ SMALL = 1e-9  # an advantage below this has no sign
 def preview(spec: JobSpec, rows: Sequence[Row], applied: Mapping[str, float], wanted: Steering) -> Row:
     """`rows`: the kept rollouts of one step; `applied`: that step's weights, as recorded.
 
-    The strategy's choice is taken as it was at the step; `fixed` has none but the preference.
+    Where the strategy can tell, its choice is what it would have been under the wanted weights as its preference; else
+    it is taken as it was at the step.
     """
     import torch
 
@@ -73,15 +74,20 @@ def preview(spec: JobSpec, rows: Sequence[Row], applied: Mapping[str, float], wa
 
 
 def _choice(spec: JobSpec, kept: Row, wanted: Steering) -> Weights:
-    """What the strategy said at the step, or would say where it only repeats the preference."""
+    """What the strategy said at the step, or would have said under another preference."""
     import torch
 
+    from policies.plugins import find_weighting
     from policies.types import Weights
+    from policies.weighting.tilt import under_preference
 
-    chosen = [wanted.weights[name] for name in spec.objective_names] if spec.weighting.name == "fixed" else None
+    asked = [wanted.weights[name] for name in spec.objective_names]
+    given = kept.get("preference", asked)  # rollouts of older jobs do not tell
+    choice_K, preference_K, wanted_K = torch.tensor([kept["weights"], given, asked], dtype=torch.float64)
+    chosen_K = under_preference(find_weighting(spec.weighting.name), choice_K, preference_K, wanted_K)
     signs, directions = kept["signs"], kept["directions"]
     return Weights(
-        weights_K=torch.tensor(chosen or kept["weights"], dtype=torch.float64),
+        weights_K=chosen_K,
         signs_K=None if signs is None else torch.tensor(signs, dtype=torch.float64),
         directions_K=None if directions is None else torch.tensor(directions, dtype=torch.float64),
         reward_scale=kept["reward_scale"],

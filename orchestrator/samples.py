@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.batch import Batch
     from orchestrator.figures import Update
     from orchestrator.prompts import Prompt
+    from orchestrator.steering import Steering
 
 Row = dict[str, Any]
 FOLDER = "rollouts"
@@ -42,11 +43,18 @@ class SampleKeeper:
         return every > 0 and step % every == 0
 
     def rows(
-        self, step: int, batch: Batch, prompts: Sequence[Prompt], update: Update, steering_version: int
+        self,
+        step: int,
+        batch: Batch,
+        prompts: Sequence[Prompt],
+        update: Update,
+        steering_version: int,
+        steering: Steering,
     ) -> list[Row]:
         """Of the first groups of the batch that was learned from.
 
-        `scales` is what multiplied each signal, and `choice` what the strategy said, for a preview.
+        `scales` is what multiplied each signal, and `choice` what the strategy said and the preference that it
+        was given, for a preview.
         """
         names = self.spec.objective_names
         weights = update.weights
@@ -59,6 +67,7 @@ class SampleKeeper:
                 ("directions", weights.directions_K),
             )
         }
+        preference = [steering.weights[name] for name in names]
         rows: list[Row] = []
         first = 0
         for p, count in enumerate(batch.counts[: self.spec.samples.prompts]):
@@ -78,7 +87,7 @@ class SampleKeeper:
                         "rewards": _by_name(names, batch.rewards_PGK[p, g]),
                         "signal": _by_name(names, batch.signal_PGK[p, g]),
                         "scales": scales,
-                        "choice": {**choice, "reward_scale": weights.reward_scale},
+                        "choice": {**choice, "reward_scale": weights.reward_scale, "preference": preference},
                         "advantage": _finite(float(update.advantages_PG[p, g])),
                     }
                 )

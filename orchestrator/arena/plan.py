@@ -108,7 +108,10 @@ def plan(
     steps: int | None = None,
     held_out: bool = False,
 ) -> list[Planned]:
-    """Every run, in order: `seeds` of them from `first_seed`. What is None is the preset's. Raises ValueError naming the option that can't be."""
+    """Every run, in order: `seeds` of them from `first_seed`. What is None is the preset's.
+
+    Raises ValueError naming the option that can't be.
+    """
     chosen = [_task(name, held_out) for name in (tasks if tasks is not None else _usual(preset, held_out))]
     patterns = rules if rules is not None else preset.rules
     by_task = {task.name: entries(len(task.objectives)) for task in chosen}

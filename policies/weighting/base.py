@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from policies.types import StepStats, UpdateOutcome, Weights
 
@@ -17,6 +17,12 @@ class Weighting:
 
     follows_preference: ClassVar[bool] = True
     """An objective with preference 0 never gets weight from it."""
+
+    on_preference: ClassVar[Literal["repeats", "multiplies", "restarts", "unknown"]] = "unknown"
+    """What a choice does with the preference, so that a preview can tell what it would be under another one.
+
+    It repeats it, multiplies it by factors that do not depend on it, or restarts from it when it changes.
+    """
 
     def update(self, stats: StepStats) -> Weights:
         """The choice for this step's update. Called once a step, in order."""

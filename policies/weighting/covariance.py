@@ -24,6 +24,7 @@ class CovarianceTarget(Weighting):
     """
 
     needs = frozenset({"credit"})
+    on_preference = "multiplies"
 
     def __init__(self, *, eta: float = 0.05, target_covariance: float = 0.1, rate: float = 0.1) -> None:
         self.eta = eta

@@ -19,6 +19,8 @@ class SignalShare(Weighting):
     varies at all, as with one rollout per group, the weights are the preference.
     """
 
+    on_preference = "multiplies"
+
     def __init__(self, *, cap: float = 5.0) -> None:
         self.cap = cap
 

@@ -9,5 +9,7 @@ from policies.weighting.base import Weighting
 class Fixed(Weighting):
     """w = preference."""
 
+    on_preference = "repeats"
+
     def update(self, stats: StepStats) -> Weights:
         return Weights(weights_K=stats.preference_K)

@@ -28,6 +28,7 @@ class GradientInfluence(Weighting):
     """
 
     needs = frozenset({"influence"})
+    on_preference = "restarts"
 
     def __init__(
         self, *, step_size: float = 0.1, decay: float = 0.0, floor: float = 0.05, ceiling: float = 1.0

@@ -35,6 +35,7 @@ class HypervolumeGradient(Weighting):
     """
 
     needs = frozenset({"archive"})
+    on_preference = "multiplies"
 
     def __init__(self, *, least: float = 0.05) -> None:
         self.least = least

@@ -23,6 +23,7 @@ class HypervolumeGuided(Weighting):
     """
 
     needs = frozenset({"archive"})
+    on_preference = "repeats"
 
     def __init__(self, *, faithful: bool = False, base: float = 0.5, gain: float = 1.5) -> None:
         self.faithful = faithful

@@ -28,6 +28,8 @@ class LogVolume(Weighting):
     objective that the batch did not measure keeps its own. Where nothing varies, the weights are the preference.
     """
 
+    on_preference = "multiplies"
+
     def __init__(self, *, rate: float = 0.3, least: float = 0.05) -> None:
         self.rate = rate
         self.least = least

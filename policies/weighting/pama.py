@@ -19,6 +19,8 @@ class LeastAdvantage(Weighting):
     of all and nothing to learn from. Ties share by preference; without any candidate the weights are the preference.
     """
 
+    on_preference = "multiplies"
+
     def update(self, stats: StepStats) -> Weights:
         missing_PGK = torch.isnan(stats.rewards_PGK) | torch.isnan(stats.advantages_PGK)
         gains_PGK = torch.where(missing_PGK, torch.nan, stats.advantages_PGK.double().clamp_min(0))

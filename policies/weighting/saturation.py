@@ -16,6 +16,8 @@ class SaturationAware(Weighting):
     did not measure counts as not saturated at all.
     """
 
+    on_preference = "multiplies"
+
     def __init__(self, *, gamma: float = 0.5) -> None:
         self.gamma = gamma
 

@@ -23,6 +23,8 @@ class CoefficientOfVariation(Weighting):
     where nothing varies, every u stays.
     """
 
+    on_preference = "multiplies"
+
     def __init__(self, *, rate: float = 0.1, floor: float = 0.25) -> None:
         self.rate = rate
         self.floor = floor

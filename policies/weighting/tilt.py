@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from policies.types import Weights
+from policies.weighting.base import Weighting
 
 
 def tilt(preference_K: Tensor, factors_K: Tensor) -> Weights:
@@ -15,6 +16,24 @@ def tilt(preference_K: Tensor, factors_K: Tensor) -> Weights:
     if not bool(torch.isfinite(product_K).all()) or float(total) <= 0:
         return Weights(weights_K=preference_K.float())
     return Weights(weights_K=(product_K / total).float())
+
+
+def under_preference(rule: type[Weighting], choice_K: Tensor, preference_K: Tensor, wanted_K: Tensor) -> Tensor:
+    """What a choice under one preference would have been under the `wanted` one; as it was where that is unknown.
+
+    Where the rule multiplies, wanted_k * choice_k / preference_k, scaled to sum to 1. What had no preference, so that
+    its factor is unknown, counts with 1: the mean of the others' factors, weighted by preference.
+    """
+    match rule.on_preference:
+        case "repeats":
+            return wanted_K
+        case "restarts":
+            return choice_K if torch.equal(preference_K, wanted_K) else wanted_K
+        case "multiplies":
+            factors_K = torch.where(preference_K > 0, choice_K / preference_K, 1.0)
+            return tilt(wanted_K, factors_K).weights_K.double()
+        case _:
+            return choice_K
 
 
 def batch_mean(values_PGK: Tensor) -> Tensor:

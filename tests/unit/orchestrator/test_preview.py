@@ -26,7 +26,13 @@ def rows(groups: Any = GROUPS, scales: tuple[float, float] = (1.0, 1.0)) -> list
             "prompt_index": 10 + p,
             "signal": {"accuracy": accuracy, "brevity": brevity},
             "scales": {"accuracy": scales[0], "brevity": scales[1]},
-            "choice": {"weights": [0.75, 0.25], "signs": list(scales), "directions": [1.0, 1.0], "reward_scale": 1.0},
+            "choice": {
+                "weights": [0.75, 0.25],
+                "signs": list(scales),
+                "directions": [1.0, 1.0],
+                "reward_scale": 1.0,
+                "preference": [0.5, 0.5],
+            },
         }
         for p, group in enumerate(groups)
         for accuracy, brevity in group
@@ -93,10 +99,31 @@ def test_bounds_clamp() -> None:
     assert found["clamped"] == {"accuracy": True, "brevity": False}
 
 
-def test_in_auto_the_fixed_strategy_follows_the_preference_and_others_stay_as_they_were() -> None:
-    assert changed(0.2, mode="auto")["weights"]["after"] == pytest.approx({"accuracy": 0.2, "brevity": 0.8})
-    spec = make_spec(weighting={"name": "hypervolume"})
-    assert changed(0.2, mode="auto", spec=spec)["weights"]["after"] == pytest.approx(WEIGHTS)
+@pytest.mark.parametrize(
+    ("rule", "accuracy"),
+    [
+        ("fixed", 0.2),
+        ("hypervolume", 0.2),  # scales the batch, not the weights
+        ("gradient", 0.2),  # begins anew at another preference
+        ("hv_gradient", 3 / 7),  # .75 / .5 is its factor of accuracy, .25 / .5 of brevity: .2 * 1.5 against .8 * .5
+        ("tchebycheff", 0.75),  # can't tell
+    ],
+)
+def test_in_auto_the_choice_follows_the_preference_where_the_rule_can_tell(rule: str, accuracy: float) -> None:
+    spec = make_spec(weighting={"name": rule})
+    after = changed(0.2, mode="auto", spec=spec)["weights"]["after"]
+    assert after == pytest.approx({"accuracy": accuracy, "brevity": 1 - accuracy})
+    blended = changed(0.2, mode="blend", blend=0.5, spec=spec)["weights"]["after"]["accuracy"]
+    assert blended == pytest.approx((accuracy + 0.2) / 2)
+
+
+def test_what_older_jobs_kept_is_taken_as_it_was() -> None:
+    spec = make_spec(weighting={"name": "hv_gradient"})
+    kept = rows()
+    for row in kept:
+        del row["choice"]["preference"]
+    wanted = initial_steering(spec).model_copy(update={"weights": {"accuracy": 0.2, "brevity": 0.8}})
+    assert preview(spec, kept, WEIGHTS, wanted)["weights"]["after"] == pytest.approx(WEIGHTS)
 
 
 def test_an_objective_that_the_strategy_pushes_down_stays_so_in_auto_and_follows_the_person_in_manual() -> None:

@@ -40,6 +40,7 @@ def test_a_row_says_what_was_asked_answered_and_learned(tmp_path: Path) -> None:
         assert (row["step"], row["fence"], row["policy_version"], row["steering_version"]) == (3, 1, 2, 1)
         assert row["truncated"] is (row["tokens"] == 9)
         assert row["scales"] == {"accuracy": 1.0, "brevity": 1.0}
+        assert row["choice"]["preference"] == [0.75, 0.25]
 
 
 def test_the_signal_is_gated_and_the_reward_raw(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from policies.types import Objectives, UpdateOutcome
 from policies.weighting import WEIGHTINGS
+from policies.weighting.tilt import under_preference
 from tests.weighting_stats import NAN, gramian_of, names_of, objectives_of, rich_stats
 
 FROM_REWARDS = ["saw", "dara", "saturation", "covariance", "lagrangian", "log_volume"]
@@ -194,6 +195,39 @@ def test_a_new_preference_acts_at_once(name):
     after = other.update(rich_stats(10, 3, preference=[0.1, 0.2, 0.7])).weights_K
     expected = before * torch.tensor([0.1, 0.2, 0.7]) / torch.tensor([0.5, 0.3, 0.2])
     torch.testing.assert_close(after, expected / expected.sum())
+
+
+@pytest.mark.parametrize("name", [*MULTIPLIERS, "pama", "fixed", "hypervolume"])
+def test_what_a_choice_would_have_been_under_another_preference_is_what_it_is(name):
+    strategy = build(name, 3)
+    given, wanted = [0.5, 0.3, 0.2], [0.1, 0.2, 0.7]
+    drive(strategy, [rich_stats(step, 3, preference=given) for step in range(1, 10)])
+    other = copy.deepcopy(strategy)
+    choice_K, preference_K, wanted_K = (
+        torch.as_tensor(row, dtype=torch.float64)
+        for row in (strategy.update(rich_stats(10, 3, preference=given)).weights_K, given, wanted)
+    )
+    told_K = under_preference(type(strategy), choice_K, preference_K, wanted_K)
+    torch.testing.assert_close(told_K.float(), other.update(rich_stats(10, 3, preference=wanted)).weights_K)
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_under_the_same_preference_a_choice_stays(name):
+    given = [0.5, 0.3, 0.2]
+    strategy = build(name, 3)
+    choice_K = drive(strategy, [rich_stats(step, 3, preference=given) for step in range(1, 5)])[-1].weights_K.double()
+    preference_K = torch.tensor(given, dtype=torch.float64)
+    torch.testing.assert_close(
+        under_preference(type(strategy), choice_K, preference_K, preference_K), choice_K, atol=1e-7, rtol=0
+    )
+
+
+@pytest.mark.parametrize("name", MULTIPLIERS)
+def test_what_had_no_preference_is_not_left_without_a_choice(name):
+    """Its factor is not known: it counts as the mean of the others, by the preference."""
+    rows = torch.tensor([[0.8, 0.2, 0.0], [0.5, 0.5, 0.0], [0.4, 0.4, 0.2]], dtype=torch.float64)
+    told_K = under_preference(WEIGHTINGS[name], *rows)
+    torch.testing.assert_close(told_K, torch.tensor([0.64, 0.16, 0.2], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", FROM_REWARDS)
