@@ -6,6 +6,9 @@ One rank alone writes a file; several write their parts side by side. Either is 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -141,11 +144,26 @@ def _targets(learner: Learner, directory: Path, names: Iterable[str]) -> dict[st
 
 @contextlib.contextmanager
 def disk_errors() -> Iterator[None]:
-    """safetensors and torch have errors of their own for what the disk refuses; torch's is no Exception."""
+    """OSError for what the disk refuses, its errno kept: safetensors and torch have errors of their own for it.
+
+    Torch's is no Exception. Its writer hides a short write behind an error that does not say why, and of another rank's
+    that is all there is.
+    """
     try:
         yield
     except SafetensorError as error:
-        raise OSError(str(error)) from error
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        raise (OSError(code := int(number[1]), os.strerror(code)) if number else OSError(str(error))) from error
     except CheckpointException as error:
-        causes = [cause for cause, _ in error.failures.values() if isinstance(cause, OSError)]
-        raise (causes[0] if causes else RuntimeError(str(error))) from None
+        causes = [cause for failure, _ in error.failures.values() for cause in _chain(failure)]
+        if refused := next((cause for cause in causes if isinstance(cause, OSError)), None):
+            raise refused from None
+        if any("inline_container" in str(cause) for cause in causes):
+            raise OSError(errno.EIO, "the disk took a checkpoint in part") from None
+        raise RuntimeError(str(error)) from None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,19 @@ from orchestrator.spec import JobSpec
 from orchestrator.threads import WAITING
 
 END_S = 30.0
+LONGEST_S = 3600.0  # of a run: twenty times what one takes on two cores
 
 
 class ProcessWorker:
-    """A worker.py beside this process, started with the first run and again after its death."""
+    """A worker.py beside this process, started with the first run and again after its death.
 
-    def __init__(self, number: int, directory: Path, state_dir: Path, *, threads: int) -> None:
+    `longest_s`: a run that takes longer hangs, and would keep its place for ever; it is ended and has failed.
+    """
+
+    def __init__(
+        self, number: int, directory: Path, state_dir: Path, *, threads: int, longest_s: float = LONGEST_S
+    ) -> None:
+        self.longest_s = longest_s
         self.log = directory / f"worker-{number}.log"
         self._command = [sys.executable, "-m", "orchestrator.arena.worker", "--state-dir", str(state_dir)]
         self._command += ["--scratch", str(directory / f"scratch-{number}"), "--threads", str(threads)]
@@ -58,15 +66,28 @@ class ProcessWorker:
         process = self._process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
+        hanging = threading.Event()
+
+        def end() -> None:
+            hanging.set()
+            process.kill()
+
+        clock = threading.Timer(self.longest_s, end)
+        clock.daemon = True
+        clock.start()
         try:
             process.stdin.write(request + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
         except OSError:
             line = ""
+        finally:
+            clock.cancel()
         if not line.endswith("\n"):
             code = process.wait()
             self.close()
+            if hanging.is_set():
+                raise RunFailed(f"it had not ended after {self.longest_s:g} s; {self.log} has its last words")
             raise RunFailed(f"its process ended with code {code}; {self.log} has its last words")
         answer: dict[str, Any] = json.loads(line)
         return answer

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from orchestrator.arena import worker
 from orchestrator.arena.conduct import ArenaStopped, RunFailed
@@ -19,6 +20,7 @@ from orchestrator.arena.processes import ProcessWorker
 from orchestrator.arena.protocol import PRESETS
 from orchestrator.arena.tasks import TASKS
 from orchestrator.checkpoints import CheckpointError, write_checkpoint
+from policies.learner_state import disk_errors
 
 PLANNED = Planned(task=TASKS["sums3"], entry=entries(3)[0], preset=PRESETS["full"], seed=4, steps=40)
 SPEC = TASKS["sums3"].spec(entries(3)[0], PRESETS["full"], seed=4, steps=40)
@@ -79,6 +81,17 @@ def test_a_kill_from_another_thread_ends_the_wait(tmp_path: Path) -> None:
     assert time.monotonic() - started < 60
 
 
+def test_a_run_that_hangs_fails_and_the_next_has_another_process(tmp_path: Path) -> None:
+    hand = running(tmp_path, "import time; time.sleep(600)")
+    hand.longest_s = 0.5
+    with pytest.raises(RunFailed, match=r"it had not ended after 0\.5 s; .*worker-0\.log"):
+        hand.make(PLANNED, SPEC)
+    hand._command = [sys.executable, "-c", ECHO]
+    hand.longest_s = 600.0
+    assert hand.make(PLANNED, SPEC)["seed"] == 4
+    hand.close()
+
+
 def test_a_worker_that_can_not_be_started_stops_the_arena(tmp_path: Path) -> None:
     hand = running(tmp_path, "")
     hand._command = [str(tmp_path / "nothing")]
@@ -100,7 +113,9 @@ class Workshop:
 
 
 def no_room(directory: Path) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device", str(directory))
+    """The first file of a checkpoint is written by safetensors, whose error is its own."""
+    with disk_errors():
+        raise SafetensorError(f"Error while serializing {directory}: No space left on device (os error {errno.ENOSPC})")
 
 
 def checkpoint_error(directory: Path) -> CheckpointError:
