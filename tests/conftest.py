@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,29 +10,23 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests.session import QUIET, own_ray
+
 if TYPE_CHECKING:
     from tests.toy_driver import Forks
 
-# Before anything reads them: no telemetry, no downloads, no chatter.
-os.environ |= {
-    "HF_HUB_OFFLINE": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    "VLLM_NO_USAGE_STATS": "1",
-}
+os.environ |= QUIET
 
 PROJECT = Path(__file__).parent.parent
 POLICY_CACHE = Path(os.environ.get("EQUIPOISE_TEST_CACHE") or PROJECT / ".equipoise" / "test-cache")
 TRAINING = pytest.StashKey[subprocess.Popen[bytes]]()
-RAY_CPUS = 8  # slots, not cores: so that an actor never waits for another test's
-RAY_OBJECT_STORE_BYTES = 200 * 1024**2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Unit tests first, as they say most per second, and what starts Ray or vLLM after what does not.
 
     Then comes what wants the quickstart policy, which is trained meanwhile, and last what drives a browser, whose
-    library leaves an event loop running. What needs a GPU is skipped without one.
+    library leaves an event loop running.
     """
 
     def place(item: pytest.Item) -> tuple[bool, ...]:
@@ -42,16 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return "unit" not in parts, "browser" in parts, "cluster" in parts, wants_policy
 
     items.sort(key=place)
-    needing_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if needing_gpu and not _has_cuda():
-        for item in needing_gpu:
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 @pytest.fixture(scope="session")
@@ -82,21 +65,8 @@ def forks() -> "Iterator[Forks]":
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A Ray of our own on this machine, never one that happens to run already."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own, at start and end
-        import ray
-
-        ray.init(
-            address="local",
-            num_cpus=RAY_CPUS,
-            include_dashboard=False,
-            object_store_memory=RAY_OBJECT_STORE_BYTES,
-            logging_level="warning",
-        )
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ray.shutdown()
+    with own_ray():
+        yield
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

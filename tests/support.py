@@ -24,57 +24,16 @@ from orchestrator.redis_calls import connect
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.steering import initial_steering
 from orchestrator.store import JobStatus, JobStore, Lease
+from tests.tiny_policy import make_policy as make_policy  # its users know it by this module
 
 EXAMPLES = Path(__file__).parent / "examples"
 EXAMPLE = EXAMPLES / "worst_first.py"
 REWARD_EXAMPLE = EXAMPLES / "politeness.py"
-CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]
-TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def is_open(path: Path) -> bool:
     """Whether this process has it open; a file that only the collector closes warns in whatever test comes then."""
     return str(path.resolve()) in [file.path for file in psutil.Process().open_files()]
-
-
-def make_policy(
-    directory: Path, *, architecture: str = "llama", tied: bool = True, context: int = 128, seed: int = 0
-) -> Path:
-    """An untrained policy of some 20 thousand parameters, one character a token, as a Hugging Face directory."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-    words = ["<pad>", "<s>", "</s>", "<unk>", *CHARACTERS]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    core.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = TEMPLATE
-    config_type, model_type = {
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-    }[architecture]
-    config = config_type(
-        vocab_size=len(words),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=context,
-        tie_word_embeddings=tied,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    torch.manual_seed(seed)
-    model_type(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
 
 
 def small_spec(policy: Path, /, **changes: Any) -> JobSpec:

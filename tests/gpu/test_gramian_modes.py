@@ -1,4 +1,7 @@
-"""The objectives' gradients on a GPU, in both precisions: one captured pass gives what K passes give."""
+"""The objectives' gradients on a GPU, in both precisions: one captured pass gives what K passes give.
+
+python -m pytest -c tests/gpu/pytest.ini tests/gpu    with torch, transformers, peft and pytest alone
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import torch
 
 from policies.learner import Learner, LearnerSettings
 from policies.types import ObjectiveAdvantages, Rollout
-from tests.support import make_policy
+from tests.tiny_policy import make_policy
 
 pytestmark = pytest.mark.gpu
 

@@ -1,12 +1,17 @@
-"""vLLM's own transports on a GPU: after a sync the engine is the learner."""
+"""vLLM's own transports on a GPU: after a sync the engine is the learner. Skipped where vLLM and Ray are not there."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
-from tests.support import make_policy
+from tests.tiny_policy import make_policy
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(find_spec("vllm") is None or find_spec("ray") is None, reason="needs vLLM and Ray"),
+]
 
 
 @pytest.mark.parametrize(("transport", "sleep"), [("ipc", False), ("ipc", True), ("nccl", False)])
