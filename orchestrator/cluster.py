@@ -5,6 +5,7 @@ The driver's process owns every actor, so nothing outlives a driver that dies.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
@@ -29,6 +30,8 @@ from policies.types import LearnStats, ObjectiveAdvantages, Rollout, RolloutRequ
 
 OBJECT_STORE_BYTES = 256 * 2**20  # on one machine; batches of tokens are small
 PATIENCE_S = 60.0  # with an engine, in each phase of a weight update
+MEET_S = 600.0  # for learner and engines to become one group; torch's part of it ends after 300
+LOOK_EVERY_S = 1.0
 END_S = 5.0  # an engine's process ends vLLM's before it is ended itself
 
 
@@ -46,6 +49,12 @@ class EngineActor(RolloutEngine):
 
     async def ready(self) -> bool:
         return True
+
+    async def lasts(self) -> None:
+        """Never answers: a wait for it ends with Ray's error once this process is gone, or with EngineDied."""
+        while True:
+            await self.version()
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def end_core(self) -> None:
         """vLLM's process would end with this one, but not where it is stopped."""
@@ -115,27 +124,34 @@ class EngineFanout:
 
     With `patience_s`, an engine that fails, is lost or does not answer in that time is left out from then on: the
     others' update comes to its end, and this one is found without the new version. Without it the first error is
-    raised, as where engines and learner are ranks of one group.
+    raised, as where engines and learner are ranks of one group, in which each engine has `ranks` of them.
     """
 
-    def __init__(self, engines: list[Any], *, patience_s: float | None = None) -> None:
+    def __init__(self, engines: list[Any], *, patience_s: float | None = None, ranks: int = 1) -> None:
         self.engines = engines
         self.patience_s = patience_s
+        self.ranks = ranks
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._all(lambda engine: engine.init_weight_transfer_engine.remote(init_info))
+        """In a group each has its own `rank_offset`: the sender gives the first one's, as it knows of one engine."""
+        infos = [dict(init_info) for _ in self.engines]
+        if "rank_offset" in init_info:
+            for number, info in enumerate(infos):
+                info["rank_offset"] += number * self.ranks
+        calls = zip(self.engines, infos, strict=True)
+        self._all([engine.init_weight_transfer_engine.remote(info) for engine, info in calls])
 
     def start_weight_update(self) -> None:
-        self._all(lambda engine: engine.start_weight_update.remote())
+        self._all([engine.start_weight_update.remote() for engine in self.engines])
 
     def update_weights(self, update_info: Any) -> None:
-        self._all(lambda engine: engine.update_weights.remote(update_info))
+        self._all([engine.update_weights.remote(update_info) for engine in self.engines])
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._all(lambda engine: engine.finish_weight_update.remote(weight_version))
+        self._all([engine.finish_weight_update.remote(weight_version) for engine in self.engines])
 
-    def _all(self, call: Callable[[Any], Any]) -> None:
-        calls = {call(engine): engine for engine in self.engines}
+    def _all(self, references: list[Any]) -> None:
+        calls = dict(zip(references, self.engines, strict=True))
         if self.patience_s is None:
             ray.get(list(calls))
             return
@@ -154,11 +170,16 @@ class EngineFanout:
 
 
 class RemoteLearner:
-    """The learner as the loop sees it. Raises ActorLost, or LearnerError with the learner's own reason."""
+    """The learner as the loop sees it. Raises ActorLost, or LearnerError with the learner's own reason.
 
-    def __init__(self, *ranks: Any, timeout_s: float) -> None:
+    `group` has a reference for each engine that is in one group with it, as `LearnerRanks.call` watches them; none
+    where an engine may come and go.
+    """
+
+    def __init__(self, *ranks: Any, timeout_s: float, group: Sequence[Any] = ()) -> None:
         self.ranks = LearnerRanks(ranks)
         self.timeout_s = timeout_s
+        self.group = group
 
     def gramian(self, rollouts: Sequence[Rollout], advantages_BK: Tensor) -> Tensor:
         return self._call("gramian", ray.put(rollouts), advantages_BK)
@@ -167,8 +188,16 @@ class RemoteLearner:
         return self._call("learn", ray.put(rollouts), advantages_B, parts)
 
     def sync(self, version: int) -> None:
-        """Every engine samples from the learner's weights when this returns."""
-        self._call("sync", version, timeout_s=self.timeout_s)
+        """Every engine samples from the learner's weights when this returns.
+
+        What goes wrong in a group is ActorLost: one that broke off in an exchange is of no use, and a new one may be.
+        """
+        try:
+            self._call("sync", version, timeout_s=self.timeout_s, watch=self.group)
+        except (LearnerError, OSError) as error:
+            if not self.group:
+                raise
+            raise ActorLost(f"learner and engines are to begin anew: {error}") from error
 
     def save(self, directory: Path) -> None:
         self._call("save", directory)
@@ -183,9 +212,9 @@ class RemoteLearner:
         """As new, for another job; engines have the old weights until the next sync."""
         self._call("renew", settings)
 
-    def _call(self, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
+    def _call(self, method: str, *arguments: Any, timeout_s: float | None = None, watch: Sequence[Any] = ()) -> Any:
         try:
-            return self.ranks.call(method, *arguments, timeout_s=timeout_s)
+            return self.ranks.call(method, *arguments, timeout_s=timeout_s, watch=watch)
         except ray.exceptions.GetTimeoutError:
             raise LearnerError(f"the weights did not reach the engines within {self.timeout_s:g} s") from None
         except ray.exceptions.RayError as error:
@@ -285,19 +314,6 @@ class Cluster:
             self.actors.append(actor)
             return ActorEngine(actor)
 
-        world_size = 1 + engines * engine.tensor_parallel
-
-        def connect(members: list[Engine]) -> None:
-            actors = [member.actor for member in members if isinstance(member, ActorEngine)]
-            try:
-                patience_s = PATIENCE_S if engine.transport == "shared_memory" else None  # others make one group
-                fanout = functools.partial(EngineFanout, actors, patience_s=patience_s)
-                trainer.call("connect", fanout, engine.transport, world_size)
-            except ray.exceptions.RayError as error:
-                if _is_lost(error):
-                    raise ActorLost(f"the learner or an engine is gone: {last_line(error)}") from error
-                raise LearnerError(f"the learner did not start: {last_line(error)}") from error
-
         first = [start_engine(i, serving=True) for i in range(engines)]
         self.actors += trainer.actors
         try:
@@ -310,16 +326,23 @@ class Cluster:
             if _is_lost(error):
                 raise ActorLost(f"a rollout engine is gone: {last_line(error)}") from error
             raise EngineError(f"a rollout engine did not start: {last_line(error)}") from error
+        in_group = engine.transport != "shared_memory"
+        group = [actor.lasts.remote() for actor in self.actors[:engines]] if in_group else []
+
+        def connect(members: list[Engine]) -> None:
+            actors = [member.actor for member in members if isinstance(member, ActorEngine)]
+            connect_engines(trainer, actors, engine, group)
+
         pool = self.pool = EnginePool(
             first,
             timeout_s=engine.timeout_s,
             stall_s=engine.stall_s,
             room=engine.max_num_seqs,
-            start=start_engine if engine.transport == "shared_memory" else None,  # a group of ranks has no newcomers
+            start=None if in_group else start_engine,  # a group of ranks has no newcomers
             connect=connect,
         )
         pool.open()
-        return pool, RemoteLearner(*trainer.actors, timeout_s=engine.timeout_s)
+        return pool, RemoteLearner(*trainer.actors, timeout_s=engine.timeout_s, group=group)
 
     def close(self) -> None:
         """Ends the actors, and Ray where this cluster started it."""
@@ -333,6 +356,32 @@ class Cluster:
             self.gang = None
         if self.owns_ray:
             ray.shutdown()
+
+
+def connect_engines(
+    trainer: LearnerRanks, engines: Sequence[Any], settings: EngineSettings, group: Sequence[Any]
+) -> None:
+    """From now on the learner sends these engines its weights. Raises ActorLost or LearnerError.
+
+    Engines and learner of one group (`group`, as RemoteLearner has it) wait for each other: until one of them is gone,
+    or for MEET_S.
+    """
+    patience_s = None if group else PATIENCE_S
+    fanout = functools.partial(EngineFanout, list(engines), patience_s=patience_s, ranks=settings.tensor_parallel)
+    world_size = 1 + len(engines) * settings.tensor_parallel
+    timeout_s = MEET_S if group else None
+    try:
+        trainer.call("connect", fanout, settings.transport, world_size, timeout_s=timeout_s, watch=group)
+    except ray.exceptions.GetTimeoutError:
+        raise LearnerError(
+            f"learner and engines did not become one group within {MEET_S:g} s (rollout.transport: "
+            f"{settings.transport}): their machines must reach each other at the addresses that Ray has for them, and "
+            "NCCL_SOCKET_IFNAME, where it is set, must name the interface of these"
+        ) from None
+    except ray.exceptions.RayError as error:
+        if _is_lost(error):
+            raise ActorLost(f"the learner or an engine is gone: {last_line(error)}") from error
+        raise LearnerError(f"the learner did not start: {last_line(error)}") from error
 
 
 def _is_lost(error: BaseException) -> bool:

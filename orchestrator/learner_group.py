@@ -71,7 +71,13 @@ class LearnerActor:
         self.weights = Collected(self.learner, transport)
         self.weights.collect()
         if self.rank == 0:
-            self.sender = make_sender(self.weights, engines(), transport=transport, world_size=world_size)
+            self.sender = make_sender(
+                self.weights,
+                engines(),
+                transport=transport,
+                world_size=world_size,
+                address=ray.util.get_node_ip_address,  # the machine's own name may stand for 127.0.1.1
+            )
 
     def gramian(self, rollouts: Sequence[Rollout], advantages_BK: Tensor) -> Tensor:
         return self.learner.gramian(rollouts, advantages_BK)
@@ -101,25 +107,28 @@ class LearnerRanks:
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = list(actors)
 
-    def call(self, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
+    def call(self, method: str, *arguments: Any, timeout_s: float | None = None, watch: Sequence[Any] = ()) -> Any:
         """Raises what the first rank to fail raises: the others may wait for it for ever. Ray's GetTimeoutError
         after `timeout_s`.
+
+        `watch` has references that end with an error alone, which is then raised: of others that ranks may wait for.
         """
         calls = [getattr(actor, method).remote(*arguments) for actor in self.actors]
         waiting = list(calls)
         while waiting:
-            ready, waiting = ray.wait(waiting, timeout=timeout_s)
+            ready, _ = ray.wait([*waiting, *watch], timeout=timeout_s)
+            waiting = [reference for reference in waiting if reference not in ready]
             if not ready:
                 raise ray.exceptions.GetTimeoutError(f"{method} took longer than {timeout_s:g} s")
             try:
                 ray.get(ready)
             except ray.exceptions.RayTaskError:  # perhaps that another is not there any more
-                self._raise_loss(waiting)
+                self._raise_loss([*waiting, *watch])
                 raise
         return ray.get(calls[0])
 
     def _raise_loss(self, waiting: list[Any]) -> None:
-        """RayActorError where a rank's process is gone, which Ray may learn a moment after the other ranks do."""
+        """RayActorError where a process is gone, which Ray may learn a moment after the other ranks do."""
         ended, _ = ray.wait(waiting, num_returns=len(waiting), timeout=LOSS_S) if waiting else ([], [])
         for reference in ended:
             try:

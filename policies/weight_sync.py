@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -100,17 +100,24 @@ class SharedMemorySender:
 class VllmSender:
     """vLLM's own transports between GPUs (`nccl`) and inside one GPU (`ipc`).
 
-    world_size counts the learner and every engine's GPUs.
+    world_size counts the learner and every engine's GPUs; `address` is asked for one at which the engines reach this
+    machine.
     """
 
     def __init__(
-        self, learner: WeightSource, client: EngineClient, *, transport: Literal["nccl", "ipc"], world_size: int
+        self,
+        learner: WeightSource,
+        client: EngineClient,
+        *,
+        transport: Literal["nccl", "ipc"],
+        world_size: int,
+        address: Callable[[], str],
     ):
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
         self.client = _VersionedClient(client)
         self.engine = WeightTransferTrainerFactory.trainer_init(
-            _init_info(transport, world_size), client=self.client, source=_source(learner)
+            _init_info(transport, world_size, address), client=self.client, source=_source(learner)
         )
 
     def send(self, version: int) -> None:
@@ -132,7 +139,7 @@ class _VersionedClient:
         self.client.finish_weight_update(weight_version or self.version)
 
 
-def _init_info(transport: Literal["nccl", "ipc"], world_size: int) -> Any:
+def _init_info(transport: Literal["nccl", "ipc"], world_size: int, address: Callable[[], str]) -> Any:
     if transport == "ipc":
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
@@ -142,8 +149,7 @@ def _init_info(transport: Literal["nccl", "ipc"], world_size: int) -> Any:
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    address = socket.gethostbyname(socket.gethostname())
-    return NCCLTrainerInitInfo(rank=0, master_address=address, master_port=port, world_size=world_size)
+    return NCCLTrainerInitInfo(rank=0, master_address=address(), master_port=port, world_size=world_size)
 
 
 def _source(learner: WeightSource) -> Any:
@@ -162,10 +168,17 @@ def _source(learner: WeightSource) -> Any:
     return LearnerSource()
 
 
-def make_sender(learner: WeightSource, client: EngineClient, *, transport: Transport, world_size: int) -> WeightSender:
+def make_sender(
+    learner: WeightSource,
+    client: EngineClient,
+    *,
+    transport: Transport,
+    world_size: int,
+    address: Callable[[], str],
+) -> WeightSender:
     if transport == "shared_memory":
         return SharedMemorySender(learner, client)
-    return VllmSender(learner, client, transport=transport, world_size=world_size)
+    return VllmSender(learner, client, transport=transport, world_size=world_size, address=address)
 
 
 def register_transports() -> None:

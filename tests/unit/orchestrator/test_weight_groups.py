@@ -1,0 +1,176 @@
+"""Learner and engines as ranks of one group: who has which rank, and what ends a wait for one that is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from orchestrator import cluster, learner_group
+from orchestrator.cluster import EngineActor, EngineFanout, LearnerError, RemoteLearner, connect_engines
+from orchestrator.errors import ActorLost
+from orchestrator.learner_group import LearnerRanks
+from policies import weight_sync
+from policies.rollout import EngineDied, EngineSettings
+
+NEVER = object()
+
+
+@dataclass(eq=False)
+class Reference:
+    """What a call comes to: a value, an error, or nothing for ever."""
+
+    outcome: Any
+
+
+@dataclass(eq=False)
+class Actor:
+    """Any method comes to `outcome`; `asked` has what was called, with which arguments."""
+
+    outcome: Any = None
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def __getattr__(self, method: str) -> Any:
+        def remote(*arguments: Any) -> Reference:
+            self.asked.append((method, *arguments))
+            return Reference(self.outcome)
+
+        return SimpleNamespace(remote=remote)
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's waits over the references above; none really takes its time."""
+
+    def wait(references: list[Reference], *, num_returns: int = 1, timeout: float | None = None) -> Any:
+        ready = [reference for reference in references if reference.outcome is not NEVER][:num_returns]
+        assert ready or timeout is not None, "it would wait for ever"
+        return ready, [reference for reference in references if reference not in ready]
+
+    def get(references: Any) -> Any:
+        for reference in references if isinstance(references, list) else [references]:
+            if isinstance(reference.outcome, BaseException):
+                raise reference.outcome
+        return None
+
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", get)
+
+
+def failed(cause: Exception) -> Exception:
+    """A task's error as Ray raises it: of its cause's class as well."""
+    error: Exception = ray.exceptions.RayTaskError("sync", f"Traceback\n{cause}", cause).as_instanceof_cause()
+    return error
+
+
+GONE = ray.exceptions.RayActorError()
+CORE_GONE = failed(EngineDied("vLLM's process ended"))
+
+
+def settings(**changes: Any) -> EngineSettings:
+    return EngineSettings(**({"model": "m", "device": "cuda", "transport": "nccl"} | changes))
+
+
+# -- ranks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("engines", "tensor_parallel"), [(1, 1), (3, 1), (2, 4)])
+def test_every_rank_of_the_group_is_somebodys_once(engines: int, tensor_parallel: int) -> None:
+    """A vLLM worker's rank is its own in its engine and the engine's offset; the learner is rank 0."""
+    actors = [Actor() for _ in range(engines)]
+    trainer = Actor()
+    connect_engines(LearnerRanks([trainer]), actors, settings(tensor_parallel=tensor_parallel), [Reference(NEVER)])
+    ((_, fanout, transport, world_size),) = trainer.asked
+    sent = {"rank_offset": 1, "world_size": world_size}
+    fanout().init_weight_transfer_engine(sent)
+    infos = [info for actor in actors for _, info in actor.asked]
+    ranks = [info["rank_offset"] + worker for info in infos for worker in range(tensor_parallel)]
+    assert transport == "nccl"
+    assert [0, *ranks] == list(range(world_size))
+    assert {info["world_size"] for info in infos} == {1 + engines * tensor_parallel}
+    assert sent["rank_offset"] == 1  # the sender's own is left as it is
+
+
+def test_engines_without_ranks_are_told_what_the_sender_says() -> None:
+    actors = [Actor(), Actor()]
+    EngineFanout(actors, patience_s=1).init_weight_transfer_engine({"packed": True})
+    assert [actor.asked for actor in actors] == [[("init_weight_transfer_engine", {"packed": True})]] * 2
+
+
+def test_engines_look_for_the_learner_at_the_address_that_ray_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine's own name may stand for 127.0.1.1, where engines on others would look for it on themselves."""
+    monkeypatch.setattr("socket.gethostbyname", lambda _: "127.0.1.1")
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.1.2.3")
+    made: dict[str, Any] = {}
+
+    class Sender:
+        def __init__(self, *_: Any, **options: Any) -> None:
+            made.update(options)
+
+    monkeypatch.setattr(weight_sync, "VllmSender", Sender)
+    actor = learner_group.LearnerActor.__new__(learner_group.LearnerActor)
+    actor.rank = 0
+    actor.learner = SimpleNamespace(  # type: ignore[assignment]
+        settings=SimpleNamespace(lora=None), ranks=SimpleNamespace(size=1), weights=dict
+    )
+    actor.connect(lambda: SimpleNamespace(), "nccl", 2)  # type: ignore[arg-type, return-value]
+    engine = SimpleNamespace(NCCLTrainerInitInfo=dict)
+    monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.nccl_engine", engine)
+    assert weight_sync._init_info("nccl", 2, made["address"])["master_address"] == "10.1.2.3"
+
+
+# -- what ends a wait -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [GONE, CORE_GONE])
+def test_a_learner_that_waits_for_an_engine_that_is_gone_is_not_waited_for(loss: Exception) -> None:
+    learner = RemoteLearner(Actor(NEVER), timeout_s=1800, group=[Reference(NEVER), Reference(loss)])
+    with pytest.raises(ActorLost, match="an engine is gone"):
+        learner.sync(3)
+    with pytest.raises(ActorLost, match="an engine is gone"):
+        connect_engines(LearnerRanks([Actor(NEVER)]), [Actor()], settings(), [Reference(loss)])
+
+
+@pytest.mark.parametrize(
+    "outcome", [NEVER, failed(RuntimeError("NCCL error: remote process exited")), failed(ConnectionError("reset"))]
+)
+def test_a_sync_that_fails_in_a_group_goes_back_to_the_checkpoint(outcome: Any) -> None:
+    with pytest.raises(ActorLost, match="begin anew"):
+        RemoteLearner(Actor(outcome), timeout_s=5, group=[Reference(NEVER)]).sync(3)
+
+
+def test_without_a_group_its_reason_is_the_jobs() -> None:
+    with pytest.raises(LearnerError, match="did not reach the engines within 5 s"):
+        RemoteLearner(Actor(NEVER), timeout_s=5).sync(3)
+    with pytest.raises(LearnerError, match="the learner failed"):
+        RemoteLearner(Actor(failed(ValueError("no such parameter"))), timeout_s=5).sync(3)
+    with pytest.raises(OSError, match="full"):
+        RemoteLearner(Actor(failed(OSError("full"))), timeout_s=5).sync(3)
+
+
+def test_a_group_that_never_meets_says_what_to_look_at() -> None:
+    with pytest.raises(LearnerError, match=r"one group within 600 s \(rollout\.transport: nccl\).*NCCL_SOCKET_IFNAME"):
+        connect_engines(LearnerRanks([Actor(NEVER)]), [Actor()], settings(), [Reference(NEVER)])
+
+
+def test_an_engine_lasts_until_vllms_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "LOOK_EVERY_S", 0.01)
+    actor = EngineActor.__new__(EngineActor)
+    actor.llm, actor.stale, actor.policy_version = SimpleNamespace(errored=False), False, 0
+
+    async def watched() -> float:
+        waiting = asyncio.ensure_future(actor.lasts())
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        actor.llm.errored, since = True, time.monotonic()
+        with pytest.raises(EngineDied):
+            await waiting
+        return time.monotonic() - since
+
+    assert asyncio.run(watched()) < 5
