@@ -16,7 +16,7 @@ from orchestrator.engines import EnginePool
 from orchestrator.gang import gpus_reserved, members
 from orchestrator.gold import GoldScorer
 from orchestrator.hosting import GOLD, hosted_gold, hosted_rewards, reward_pool
-from orchestrator.placement import gpus_wanted, reward_gpus, shares_gpu
+from orchestrator.placement import check_placement, gpus_wanted, reward_gpus, shares_gpu
 from orchestrator.prompts import Contents, DatasetError, Prompt, PromptOrder, encode, load_prompts
 from orchestrator.remote import LONG_PAUSES_S, is_url
 from orchestrator.remote_data import fetch, sha256_of
@@ -159,7 +159,9 @@ def start(
         # On a cluster, this process may be where no GPU is; here, a torch without CUDA can't use what Ray sees.
         gpus = cluster.gpus if cluster.grows else min(cluster.gpus, torch.cuda.device_count())
         device = resolve_device(spec, gpus, grows=cluster.grows)
-        transport, engine_options, learner_options = placement(spec, device, None if cluster.grows else gpus)
+        here = None if cluster.grows else gpus
+        check_placement(spec, device, here)
+        transport, engine_options, learner_options = placement(spec, device, here)
         gang = cluster.reserve(
             engines=spec.rollout.engines,
             engine_options=engine_options,
@@ -364,8 +366,8 @@ def placement(spec: JobSpec, device: str, gpus: int | None) -> tuple[Transport, 
     """(transport, Ray options of an engine, Ray options of the learner).
 
     With a GPU for each engine and one for the learner, weights go by nccl. Where they must share one GPU, by ipc: on
-    one machine with fewer (`gpus`), or where a spec asks for ipc. On a cluster (None) they wait for GPUs of their own.
-    Rewards have their shares first: on the same GPU where there is no other.
+    one machine that has no other (`gpus`), or where a spec asks for ipc. On a cluster (None) they wait for GPUs of
+    their own. Rewards have their shares first: on the same GPU where there is no other.
     """
     environment = {"env_vars": engine_environment(spec, device)}
     if device == "cpu":

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.placement import gpus_wanted, reward_gpus, shares_gpu
+from orchestrator.placement import gpus_wanted, reward_gpus, shares_gpu, transport_problem
 from orchestrator.spec import JobSpec
 from policies.memory import Update, cached_token_bytes, engine_weights_bytes, learner_bytes
 from policies.sizes import ModelSize, adapter_size
@@ -194,6 +194,8 @@ class Layout:
     def misfits(self) -> Iterator[tuple[str, str]]:
         """(what does not fit, why)."""
         machine = self.machine
+        if problem := transport_problem(self.spec, self.device):
+            yield "transport", f"rollout.transport: {problem}"
         if machine.gpus is not None and self.gpus > machine.gpus:
             rewards = f", {self.reward_gpus:g} of them for its rewards" if self.reward_gpus else ""
             yield "gpus", f"the job needs {self.gpus:g} GPUs at once{rewards}, and there are {machine.gpus}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from orchestrator.errors import DoesNotFit
 from orchestrator.hosting import hosted_gold, hosted_rewards
 from orchestrator.spec import JobSpec
 from orchestrator.specs.reward_job import RewardJobSpec
@@ -28,8 +29,55 @@ def gpus_wanted(spec: JobSpec) -> int:
 def shares_gpu(spec: JobSpec, gpus: int | None) -> bool:
     """On one machine with fewer than wanted (`gpus`; None: a cluster, where they wait), or where a spec asks for it.
 
-    An engine or a learner of several GPUs never shares them.
+    An engine or a learner of several GPUs never shares them, nor do ranks of one NCCL group. All that share are on one
+    GPU, so where another would be idle, nobody shares unasked: fewer engines with a GPU each are faster.
     """
     if spec.rollout.tensor_parallel > 1 or spec.resources.learner_ranks > 1:
         return False
-    return spec.rollout.transport == "ipc" or (gpus is not None and gpus_wanted(spec) + reward_gpus(spec) > gpus)
+    if spec.rollout.transport == "ipc":
+        return True
+    if spec.rollout.transport == "nccl" or gpus is None:
+        return False
+    rewards = reward_gpus(spec)
+    return gpus_wanted(spec) + rewards > gpus and gpus - 1 - rewards < 1
+
+
+def engines_that_fit(spec: JobSpec, gpus: int) -> int:
+    """With GPUs of their own, beside the learner and the rewards; 0 where there is no room for one."""
+    left = math.floor(gpus - reward_gpus(spec)) - spec.resources.learner_ranks
+    return max(0, left) // spec.rollout.tensor_parallel
+
+
+def transport_problem(spec: JobSpec, device: str) -> str | None:
+    """Why the transport that the spec names can't be on this device, whatever GPUs there are."""
+    transport = spec.rollout.transport
+    if device == "cuda" and transport == "shared_memory":
+        return "shared_memory reaches engines on CPU alone, and these are on GPUs"
+    if device == "cuda" and transport == "ipc" and spec.rollout.tensor_parallel > 1:
+        return "ipc hands weights over inside one GPU, but an engine has several (rollout.tensor_parallel)"
+    return None
+
+
+def check_placement(spec: JobSpec, device: str, gpus: int | None) -> None:
+    """Raises ValueError for a transport that can't be, DoesNotFit where one machine (`gpus`) has too few."""
+    if problem := transport_problem(spec, device):
+        raise ValueError(f"rollout.transport: {problem}; use auto, which is nccl, or ipc where all share one")
+    if device == "cuda" and gpus is not None and not shares_gpu(spec, gpus):
+        _check_gpus(spec, gpus)
+
+
+def _check_gpus(spec: JobSpec, gpus: int) -> None:
+    needed = gpus_wanted(spec) + reward_gpus(spec)
+    if needed <= gpus:
+        return
+    ways = [f"rollout.engines: {fewer}"] if (fewer := engines_that_fit(spec, gpus)) else []
+    if spec.rollout.tensor_parallel == spec.resources.learner_ranks == 1:
+        shared = "auto" if spec.rollout.transport == "nccl" and gpus == 1 else "ipc"
+        ways.append(f"rollout.transport: {shared}, by which engines and learner share one GPU")
+    else:
+        ways.append("a smaller rollout.tensor_parallel or resources.learner_ranks")
+    field = "rollout.transport: nccl" if spec.rollout.transport == "nccl" else "rollout.engines"
+    raise DoesNotFit(
+        f"{field}: with GPUs of their own, engines, learner and rewards need {needed:g}, and there "
+        f"{'is 1' if gpus == 1 else f'are {gpus}'}; use {' or '.join(ways)}"
+    )

@@ -16,6 +16,7 @@ from orchestrator import routing
 from orchestrator.access import Access
 from orchestrator.dataset_check import Outcome, Reading, outcomes_of, read
 from orchestrator.datasets import is_reference, locate
+from orchestrator.placement import transport_problem
 from orchestrator.prompts import Contents, DatasetError
 from orchestrator.remote import RemoteAway, is_url
 from orchestrator.remote_data import TooLarge, fetch
@@ -47,6 +48,8 @@ def preflight(spec: JobSpec | RewardJobSpec, access: Access | None = None) -> li
         problems += [(f"{field}.options.{option}", problem) for option, problem in found]
     if problems:
         return problems
+    if problem := transport_problem(spec, spec.resources.device):  # where it is auto, a dry run tells
+        problems.append(("rollout.transport", f"{problem}; use auto"))
     model = _model(spec, problems)
     if isinstance(spec.data, FilesData):
         _data(spec, spec.data, model, problems, access)

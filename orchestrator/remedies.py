@@ -9,6 +9,7 @@ from functools import reduce
 from typing import Any
 
 from orchestrator.layout import GIB, Layout, readable
+from orchestrator.placement import engines_that_fit
 from orchestrator.spec import JobSpec
 from orchestrator.specs.policy import LoraSpec
 
@@ -35,15 +36,21 @@ def remedies(layout: Layout, about: str) -> list[str]:
     return [f"a larger GPU, or a smaller policy: each rank of the learner is on one GPU, and needs {needed}"]
 
 
+def _transport(_: Layout) -> Iterator[Change]:
+    yield "rollout.transport", "auto"
+
+
 def _fewer_gpus(layout: Layout) -> Iterator[Change]:
     rollout = layout.spec.rollout
+    if (fewer := engines_that_fit(layout.spec, layout.machine.gpus or 0)) > 0:
+        yield "rollout.engines", fewer
     left = math.floor((layout.machine.gpus or 0) - layout.reward_gpus) - layout.spec.resources.learner_ranks
-    if left >= rollout.tensor_parallel:
-        yield "rollout.engines", left // rollout.tensor_parallel
     if left >= rollout.engines:
         yield "rollout.tensor_parallel", left // rollout.engines
     else:
         yield "rollout.tensor_parallel", 1  # such engines may share
+    if rollout.tensor_parallel == layout.spec.resources.learner_ranks == 1:
+        yield "rollout.transport", "auto" if rollout.transport == "nccl" else "ipc"  # on one GPU
 
 
 def _engine(layout: Layout) -> Iterator[Change]:
@@ -125,6 +132,7 @@ def _share(layout: Layout) -> Iterator[Change]:
 
 
 _CANDIDATES: dict[str, Callable[[Layout], Iterator[Change]]] = {
+    "transport": _transport,
     "gpus": _fewer_gpus,
     "engine": _engine,
     "sharing": _share,

@@ -55,7 +55,8 @@ class RolloutSpec(Spec):
     prefix_caching: bool = Field(True, description="share the prompt's KV cache between its rollouts")
     enforce_eager: bool = Field(False, description="no CUDA graphs or compilation: quicker start, slower decoding")
     transport: Literal["auto", "shared_memory", "nccl", "ipc"] = Field(
-        "auto", description="how weights reach the engines; auto: shared_memory on CPU, nccl on GPUs"
+        "auto",
+        description="how weights reach the engines; auto: shared_memory on CPU, nccl on GPUs, ipc where all share one",
     )
     timeout_s: Positive = Field(1800.0, description="longest wait for a batch of rollouts or a weight sync, seconds")
     stall_s: Positive = Field(

@@ -140,8 +140,9 @@ def test_gpus_of_rewards_are_among_them(
 
 def test_a_gpu_that_rewards_take_is_missed_by_the_engines() -> None:
     job = parse_spec(spec(rollout={"engines": 3}).model_dump(mode="json") | hosting(0.5))
-    layout = only(job, gpus=4)  # enough without the rewards: engines and learner then share one
-    assert (layout["gpus"], layout["reward_gpus"], layout["shared"]) == (2, 1, True)
+    layout = only(job, gpus=4)  # enough without the rewards; on a shared one, two of the four would be idle
+    assert (layout["gpus"], layout["reward_gpus"], layout["shared"]) == (5, 1, False)
+    assert [problem["remedies"] for problem in layout["problems"]] == [["rollout.engines: 2"]]
     apart = only(parse_spec(job.model_dump(mode="json") | {"rollout": {"engines": 2, "tensor_parallel": 2}}), gpus=5)
     (problem,) = [problem for problem in apart["problems"] if problem["about"] == "gpus"]
     assert problem["message"] == "the job needs 6 GPUs at once, 1 of them for its rewards, and there are 5"
@@ -243,6 +244,13 @@ CROWDED: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "an engine's weights": ({"rollout": {"gpu_memory_utilization": 0.03}}, {}, {"engine"}),
     "an engine's cache": ({"rollout": {"gpu_memory_utilization": 0.045}}, {}, {"kv_cache"}),
     "too few GPUs": ({"rollout": {"engines": 4, "tensor_parallel": 2}}, {"gpus": 4}, {"gpus"}),
+    "GPUs that would be idle beside a shared one": (
+        {"rollout": {"engines": 4, "gpu_memory_utilization": 0.05}}, {"gpus": 4}, {"gpus"}
+    ),
+    "NCCL on one GPU": (
+        {"rollout": {"transport": "nccl", "gpu_memory_utilization": 0.2}}, {"gpus": 1}, {"gpus"}
+    ),
+    "files for engines on GPUs": ({"rollout": {"transport": "shared_memory"}}, {}, {"transport"}),
     "a cache on CPU": ({"resources": {"device": "cpu"}, "rollout": {"kv_cache_gib": 0.3}}, {}, {"kv_cache"}),
 }  # fmt: skip
 
@@ -344,7 +352,7 @@ def test_a_model_that_is_elsewhere_is_said_to_be_and_gpus_are_told_all_the_same(
     real_size: Callable[[JobSpec], ModelSize], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(estimate_module, "model_size", real_size)
-    found = estimate(spec(rollout={"engines": 2, "gpu_memory_utilization": 0.2}), Machine(gpus=2))
+    found = estimate(spec(rollout={"engines": 2, "gpu_memory_utilization": 0.2}), Machine(gpus=1))
     assert found["parameters"] is None
     assert "not on this machine" in found["unknown"]
     (layout,) = found["layouts"]

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator import build
 from orchestrator.build import placement, resolve_device
+from orchestrator.errors import DoesNotFit
 from orchestrator.gang import ROLE_LABEL_VARIABLE, bundles_of, labels_of, members, role_label
 from orchestrator.hosting import hosted_rewards
-from orchestrator.placement import gpus_wanted, shares_gpu
+from orchestrator.placement import check_placement, engines_that_fit, gpus_wanted, reward_gpus, shares_gpu
 from orchestrator.spec import JobSpec, ResourcesSpec, parse_spec
 from orchestrator.spec_errors import SpecError
 from orchestrator.threads import WAITING
@@ -76,6 +78,72 @@ def test_on_a_cluster_nobody_shares_a_gpu_unless_the_spec_asks_for_it() -> None:
     assert placement(spec(), "cuda", None)[0] == "nccl"
     assert bundles(spec(), "cuda", None) == [{"CPU": 1, "GPU": 1}] * 2
     assert bundles(spec(transport="ipc"), "cuda", None) == [{"CPU": 2, "GPU": 1}]
+
+
+@given(st.integers(1, 12), st.integers(1, 16), st.sampled_from([0, 0.25, 0.5, 1, 2]))
+def test_where_all_share_one_gpu_no_other_is_idle(engines: int, gpus: int, rewards: float) -> None:
+    """Unasked; and where that is refused, fewer engines have a GPU each."""
+    job = with_rewards({"num_gpus": rewards} if rewards else {}, engines=engines)
+    if shares_gpu(job, gpus):
+        assert gpus - 1 - reward_gpus(job) < 1
+    elif gpus_wanted(job) + reward_gpus(job) > gpus:
+        fewer = engines_that_fit(job, gpus)
+        assert 1 <= fewer < engines
+        again = with_rewards({"num_gpus": rewards} if rewards else {}, engines=fewer)
+        assert not shares_gpu(again, gpus)
+        check_placement(again, "cuda", gpus)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "gpus", "told"),
+    [
+        (
+            {"engines": 4},
+            4,
+            r"^rollout\.engines: .*need 5, and there are 4; use rollout\.engines: 3 or .*transport: ipc",
+        ),
+        (
+            {"engines": 2, "tensor_parallel": 2},
+            4,
+            r"^rollout\.engines: .*need 5, .*use rollout\.engines: 1 or a smaller",
+        ),
+        (
+            {"transport": "nccl"},
+            1,
+            r"^rollout\.transport: nccl: .*need 2, and there is 1; use rollout\.transport: auto",
+        ),
+    ],
+)
+def test_too_few_gpus_are_told_before_anything_starts(rollout: dict[str, Any], gpus: int, told: str) -> None:
+    with pytest.raises(DoesNotFit, match=told):
+        check_placement(spec(**rollout), "cuda", gpus)
+    check_placement(spec(**rollout), "cuda", None)  # a cluster may have them
+    check_placement(spec(**rollout), "cpu", 0)
+
+
+@pytest.mark.parametrize("rollout", [{"transport": "shared_memory"}, {"transport": "ipc", "tensor_parallel": 2}])
+def test_a_transport_that_gpus_do_not_have_is_told(rollout: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^rollout\.transport: .*; use auto"):
+        check_placement(spec(**rollout), "cuda", None)
+    check_placement(spec(**rollout), "cpu", 0)
+
+
+def test_a_start_checks_the_placement_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
+    class FourGpus:
+        grows, gpus = False, 4
+
+        def __init__(self, **_: Any) -> None: ...
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr(build, "Cluster", FourGpus)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    with pytest.raises(DoesNotFit, match=r"rollout\.engines: 3"):
+        build.start(spec(engines=4), "model", ray_address=None, on_stage=lambda _: None, on_gpus=lambda _: None)
+    assert closed
 
 
 def test_an_engine_of_several_gpus_does_not_share_them() -> None:

@@ -262,3 +262,10 @@ def test_a_server_reads_no_rows_itself(
     monkeypatch.setattr(children, "ask", Mock(side_effect=children.ChildBusy))
     with pytest.raises(children.ChildBusy):
         preflight(make_spec(model, referring), access)
+
+
+def test_a_transport_that_the_device_lacks_is_told(model: Path, data: dict[str, Any]) -> None:
+    rollout = {"max_tokens": 10, "transport": "shared_memory"}
+    ((field, problem),) = preflight(make_spec(model, data, rollout=rollout, resources={"device": "cuda"}))
+    assert (field, "on CPU alone" in problem) == ("rollout.transport", True)
+    assert preflight(make_spec(model, data, rollout=rollout)) == []  # auto: perhaps on CPU
