@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]
 TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
-def make_policy(
-    directory: Path, *, architecture: str = "llama", tied: bool = True, context: int = 128, seed: int = 0
-) -> Path:
-    """An untrained policy of some 20 thousand parameters, one character a token, as a Hugging Face directory."""
-    import torch
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One character a token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import PreTrainedTokenizerFast
 
     words = ["<pad>", "<s>", "</s>", "<unk>", *CHARACTERS]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
@@ -24,12 +25,23 @@ def make_policy(
         tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
     tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def make_policy(
+    directory: Path, *, architecture: str = "llama", tied: bool = True, context: int = 128, seed: int = 0
+) -> Path:
+    """An untrained policy of some 20 thousand parameters, one character a token, as a Hugging Face directory."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = make_tokenizer()
     config_type, model_type = {
         "llama": (LlamaConfig, LlamaForCausalLM),
         "qwen3": (Qwen3Config, Qwen3ForCausalLM),
     }[architecture]
     config = config_type(
-        vocab_size=len(words),
+        vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,

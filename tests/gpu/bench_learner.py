@@ -1,21 +1,26 @@
 """The learner alone on one GPU: speed, share of the GPU's arithmetic, memory, and what comparing gradients costs.
 
-    python -m tests.gpu.bench_learner [--sizes 0.5B 1.5B] [--device cuda]
+    python -m tests.gpu.bench_learner [--sizes 0.5B 1.5B] [--device cuda] [--rounds 3] [--no-engine]
 
-Policies with random weights in bfloat16 arithmetic, rollouts of 2,048 tokens, three objectives. It needs torch,
-transformers and some 80 GB of GPU memory, and neither Ray nor vLLM. `--sizes tiny --device cpu` tries it anywhere. A
-part that does not fit is reported as such. The last line is JSON.
+Policies with random weights in bfloat16 arithmetic, rollouts of 2,048 tokens, three objectives; every parameter trained
+or an adapter, activations computed twice (gradient checkpointing) or kept. It needs torch, transformers, peft and some
+80 GB of GPU memory, and neither Ray nor vLLM; where vLLM is installed, an engine on the same GPU is given the weights
+too. `--sizes tiny --device cpu` tries it anywhere. A part that does not fit is reported as such. What the figures are
+held against comes last, each met, missed or not measured; the last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +30,8 @@ import torch
 from policies.learner import Learner, LearnerSettings
 from policies.lora import Lora
 from policies.types import ObjectiveAdvantages, Rollout
+from tests.gpu.engine_sync import engine_sender
+from tests.tiny_policy import make_tokenizer
 
 K = 3
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # of dense bfloat16, as their makers state it
@@ -45,6 +52,33 @@ class Size:
     rollouts: int = 16
 
 
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A way of learning that is measured. `gramian`: how the objectives' gradients are compared; None: not at all."""
+
+    gramian: Any
+    lora: bool = False
+    checkpointing: bool = True
+
+    @property
+    def name(self) -> str:
+        words = [*(["lora"] if self.lora else []), self.gramian or "plain"]
+        return "_".join(words + ([] if self.checkpointing else ["kept"]))
+
+    @property
+    def plain(self) -> str:
+        """The name of the same without a comparison."""
+        return Case(**{**asdict(self), "gramian": None}).name
+
+
+APPROXIMATE = ("sketch", "last_block", "step_response")
+CASES = [  # of each sort the plain one first
+    Case(gramian=gramian, lora=lora, checkpointing=checkpointing)
+    for lora, checkpointing, gramian in product((False, True), (True, False), (None, "exact", *APPROXIMATE))
+]
+MFU_AT_LEAST = 0.40  # of a plain update of all parameters, at this size
+MFU_SIZE = "1.5B"
+TIMES_PLAIN_AT_MOST = 1.15  # of an update with an approximate comparison
 LORA = Lora(rank=16, alpha=32)
 SIZES = {
     "0.5B": Size(hidden=896, intermediate=4864, layers=24, heads=14, cached=2),
@@ -65,7 +99,7 @@ def write_policy(size: Size, folder: Path) -> int:
     )  # fmt: skip
     model = Qwen2ForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text("{}")  # never used
+    make_tokenizer().save_pretrained(folder)  # an engine reads it
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -97,72 +131,121 @@ def timed(run: Callable[[], object], device: str, rounds: int) -> float:
     return median(seconds[1:])
 
 
-def measure_mode(
-    policy: str, batch: list[Rollout], mode: Any, device: str, rounds: int, lora: Lora | None = None
-) -> Figures:
-    """Of an update with the objectives' gradients compared in this way, or not at all."""
-    tokens = len(batch[0].prompt_tokens) + len(batch[0].tokens)
+def make_learner(policy: str, case: Case, size: Size, device: str) -> Learner:
+    settings = LearnerSettings(
+        model=policy, device=device, dtype="bfloat16", lr=1e-6, gramian=case.gramian,
+        gradient_checkpointing=case.checkpointing, lora=LORA if case.lora else None,
+        tokens_per_microbatch=4 * size.tokens,
+    )  # fmt: skip
+    return Learner(settings)
+
+
+def free(device: str) -> None:
+    """What earlier learners had."""
+    gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    settings = LearnerSettings(
-        model=policy, device=device, dtype="bfloat16", lr=1e-6, gramian=mode, gradient_checkpointing=True,
-        tokens_per_microbatch=4 * tokens, lora=lora,
-    )  # fmt: skip
-    learner = Learner(settings)
+
+
+def measure_case(policy: str, batch: list[Rollout], case: Case, size: Size, device: str, rounds: int) -> Figures:
+    """Of an update. `sync_s`: to gather the weights, in the engines' dtype and merged, for a transport to take."""
+    free(device)
+    learner = make_learner(policy, case, size, device)
     advantages_BK = torch.randn(len(batch), K, generator=torch.Generator().manual_seed(1))
     parts = ObjectiveAdvantages(advantages_BK=advantages_BK, weights_K=torch.full((K,), 1 / K))
 
     def update() -> None:
-        if mode == "exact":
+        if case.gramian == "exact":
             learner.gramian(batch, advantages_BK)
-        learner.learn(batch, advantages_BK.mean(dim=1), parts=parts if mode else None)
+        learner.learn(batch, advantages_BK.mean(dim=1), parts=parts if case.gramian else None)
 
     figures: Figures = {"update_s": timed(update, device, rounds)}
-    figures["tokens_per_s"] = len(batch) * tokens / figures["update_s"]
-    figures["weights_s"] = timed(learner.weights, device, rounds)  # to have them ready for a transport
+    figures["tokens_per_s"] = len(batch) * size.tokens / figures["update_s"]
+    figures["sync_s"] = timed(learner.weights, device, rounds)
     if device == "cuda":
         figures["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return figures
 
 
-def measure(size: Size, device: str, rounds: int = 3) -> Figures:
-    """Of one size, by mode, and of a plain update with an adapter.
+def measure_engine(policy: str, size: Size, device: str, rounds: int) -> Figures:
+    """Of handing all weights to a vLLM engine beside the learner: until it samples from them."""
+    free(device)
+    learner = make_learner(policy, Case(gramian=None), size, device)
+    with engine_sender(learner, policy, device, learner.settings.dtype) as sender:
+        return {"engine_sync_s": timed(lambda: sender.send(1), device, rounds)}
+
+
+def peak_flops(device: str) -> float | None:
+    card = torch.cuda.get_device_name() if device == "cuda" else ""
+    return next((flops for part, flops in PEAK_FLOPS.items() if part in card), None)
+
+
+def measure(size: Size, device: str, rounds: int = 3, *, engine: bool = False) -> Figures:
+    """Of one size, by case.
 
     `mfu` counts 6 operations a parameter and token, 4 where the parameters get no gradient; not what is computed twice.
+    `times_plain` is beside a plain update of the same sort: with or without adapter, activations kept or not.
     """
     batch = make_rollouts(size)
     found: Figures = {"rollouts": size.rollouts, "tokens": size.tokens}
-    card = torch.cuda.get_device_name() if device == "cuda" else ""
-    peak = next((flops for part, flops in PEAK_FLOPS.items() if part in card), None)
+    peak = peak_flops(device)
     with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
         found["parameters"] = write_policy(size, Path(folder))
-        for name in ("plain", "lora", "exact", "sketch", "last_block", "step_response"):
-            mode = None if name in ("plain", "lora") else name
+        for case in CASES:
             figures: Figures = {"fits": False}
             with contextlib.suppress(torch.OutOfMemoryError):
-                figures = measure_mode(folder, batch, mode, device, rounds, LORA if name == "lora" else None)
-                plain = found.get("plain", figures)
-                figures["times_plain"] = figures["update_s"] / plain["update_s"] if "update_s" in plain else None
-                figures["mfu"] = (
-                    (4 if name == "lora" else 6) * found["parameters"] * figures["tokens_per_s"] / peak
-                    if peak
-                    else None
-                )
-            found[name] = figures
+                figures = measure_case(folder, batch, case, size, device, rounds)
+                plain_s = found.get(case.plain, figures).get("update_s")
+                figures["times_plain"] = figures["update_s"] / plain_s if plain_s else None
+                operations = (4 if case.lora else 6) * found["parameters"] * figures["tokens_per_s"]
+                figures["mfu"] = operations / peak if peak else None
+            found[case.name] = figures
+            print(case.name, figures, flush=True)
+        if engine:
+            found["engine"] = measure_engine(folder, size, device, rounds)
+            print("engine", found["engine"], flush=True)
     return found
+
+
+def held_against_targets(found: Figures) -> list[Figures]:
+    """Every figure that has a target, by size: with `word` met, missed or not measured."""
+    judged = []
+    for size, case in product(SIZES, CASES):
+        figures = found.get(size, {}).get(case.name)
+        if figures is None:
+            continue
+        if case.gramian in APPROXIMATE:
+            judged.append(_judge(f"{size} {case.name}", figures, "times_plain", at_most=TIMES_PLAIN_AT_MOST))
+        elif case.gramian is None and not case.lora and size == MFU_SIZE:
+            judged.append(_judge(f"{size} {case.name}", figures, "mfu", at_least=MFU_AT_LEAST))
+    return judged
+
+
+def _judge(what: str, figures: Figures, name: str, **bound: float) -> Figures:
+    value = figures.get(name)
+    ((side, target),) = bound.items()
+    met = value is not None and (value <= target if side == "at_most" else value >= target)
+    word = "not measured" if value is None else "met" if met else "missed"
+    return {"what": what, "figure": name, "value": value, **bound, "word": word}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["0.5B", "1.5B"])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-engine", action="store_true", help="none is started, whether vLLM is installed or not")
     options = parser.parse_args()
-    found: Figures = {name: measure(SIZES[name], options.device) for name in options.sizes}
+    engine = find_spec("vllm") is not None and not options.no_engine
+    found: Figures = {}
+    for name in options.sizes:
+        print(name, flush=True)
+        found[name] = measure(SIZES[name], options.device, options.rounds, engine=engine)
     found["device"] = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
-    for size in options.sizes:
-        for name, value in found[size].items():
-            print(size, name, value)
+    found["targets"] = held_against_targets(found)
+    for judged in found["targets"]:
+        print(*(f"{key} {value}" for key, value in judged.items()))
     print(json.dumps(found))
 
 
