@@ -34,6 +34,7 @@ class Pulse:
     step: int
     record: dict[str, Any] | None
     hypervolume: float | None
+    failed_checkpoints: int = 0  # so far, of all its drivers; some may have been tried again with success
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -81,7 +82,7 @@ class Census:
             command
             for job_id in job_ids
             for command in (
-                ("HGET", self._keys.job(job_id), "step"),
+                ("HMGET", self._keys.job(job_id), "step", "ckpt_failures"),
                 ("XREVRANGE", self._keys.steps(job_id), "+", "-", "COUNT", 1),
                 ("HGET", self._keys.front(job_id), "doc"),
             )
@@ -89,7 +90,7 @@ class Census:
         replies = self._calls.together(commands) if commands else []
         found: dict[str, Pulse] = {}
         for i, job_id in enumerate(job_ids):
-            step, entries, front = replies[3 * i : 3 * i + 3]
+            (step, failures), entries, front = replies[3 * i : 3 * i + 3]
             if step is None:
                 continue
             newest = ledger_step(*entries[0]) if entries else None
@@ -98,6 +99,7 @@ class Census:
                 # After a crash the newest entry may lie above the step that the job was set back to.
                 record=newest[2] if newest is not None and newest[1] == int(step) else None,
                 hypervolume=None if front is None else json.loads(front).get("hypervolume"),
+                failed_checkpoints=int(failures or 0),
             )
         return found
 

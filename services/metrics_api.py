@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -158,7 +158,7 @@ class Scrapes:
 
 
 class _RunningJobs:
-    """Gauges of jobs that a driver holds; a figure that is not there (or no number) gives no sample."""
+    """Figures of jobs that a driver holds; a figure that is not there (or no number) gives no sample."""
 
     def __init__(self) -> None:
         job, by_objective, by_reward = ("owner", "job"), ("owner", "job", "objective"), ("owner", "job", "reward")
@@ -176,12 +176,16 @@ class _RunningJobs:
         )
         self.engines = GaugeMetricFamily("equipoise_job_engines", "At that step.", labels=(*job, "health"))
         self.staleness = GaugeMetricFamily("equipoise_job_staleness", "Updates, mean over tokens.", labels=job)
-        figures = (self.step, self.objective, self.weight, self.hypervolume, self.speed)
+        self.failed_checkpoints = CounterMetricFamily(
+            "equipoise_job_checkpoint_failures", "Checkpoints that could not be written; tried again later.", labels=job
+        )
+        figures = (self.step, self.objective, self.weight, self.hypervolume, self.speed, self.failed_checkpoints)
         self.families = (*figures, *self.rewards.values(), self.latency, self.engines, self.staleness)
 
     def add(self, owner: str, job_id: str, pulse: Pulse) -> None:
         labels = [owner, job_id]
         self.step.add_metric(labels, pulse.step)
+        self.failed_checkpoints.add_metric(labels, pulse.failed_checkpoints)
         record = pulse.record or {}
         for name, figures in record.get("objectives", {}).items():
             _add(self.objective, [*labels, name], figures.get("mean"))

@@ -14,6 +14,7 @@ if once ~= '' then
   if told then return {'OK', tonumber(told)} end
 end
 local seq = emit(ARGV[5], ARGV[6], ARGV[7], now_us())
+if ARGV[5] == 'checkpoint.failed' then redis.call('HINCRBY', JOB, 'ckpt_failures', 1) end -- for monitors
 if once ~= '' then redis.call('HSET', TOLD, once, seq) end
 keep_reply(token, tostring(seq))
 return {'OK', seq}

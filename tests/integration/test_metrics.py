@@ -129,6 +129,22 @@ def test_jobs_are_counted_by_owner_and_running_ones_shown(http: httpx.Client, st
     }  # fmt: skip
 
 
+def test_checkpoints_that_failed_are_counted_once_each_and_past_a_takeover(http: httpx.Client, store: JobStore) -> None:
+    sound, failing = submit(store, JobStatus.RUNNING), f"job-{uuid.uuid4().hex[:12]}"
+    store.submit("{}", name="x", job_id=failing, steering={})
+    for nonce in ("first", "second"):
+        lease = store.claim(failing, nonce=nonce, ttl_s=60).lease
+        assert lease is not None
+        store.set_status(lease, JobStatus.RUNNING)
+        store.event(failing, "checkpoint.damaged", {"step": 0}, lease)  # another matter
+        for _ in range(2):  # as after a lost reply
+            store.event(failing, "checkpoint.failed", {"step": 3}, lease, level="error", token=nonce)
+        if nonce == "first":
+            store.release(lease)
+    found = scrape(http)["equipoise_job_checkpoint_failures_total"]
+    assert found == {("ann", sound): 0, ("ann", failing): 2}
+
+
 def test_gpu_hours_of_owners_are_shown(http: httpx.Client, store: JobStore) -> None:
     submit(store)
     submit(store.of_owner("bob"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from orchestrator import checkpoints
 from orchestrator.checkpoints import CheckpointError, verify
 from orchestrator.journal import Wishes
 from orchestrator.spec import JobSpec
+from tests.fault_figures import tell
 from tests.loop_fakes import Killed, Run, make_spec, resume, start
 
 BESIDE = {"every": 2, "asynchronous": True}
@@ -95,6 +97,52 @@ def test_the_next_one_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Disk(monkeypatch, lambda step: step != 2 or made.wait(WAIT_S) or pytest.fail("step 4 waited"))
     assert run.loop.run() == "succeeded"
     assert order[2:5] == ["save .step-000002-1", "step-000002", "save .step-000004-1"]
+
+
+def test_a_disk_that_takes_ten_steps_for_a_checkpoint_holds_no_step_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T18, slow: each checkpoint is durable only once ten more steps are committed, or the last one is."""
+    spec = make_spec(steps=25, checkpoints=BESIDE | {"every": 12}, evaluation={"every": 100})
+    run = start(tmp_path, spec)
+    news, seen = threading.Condition(), {}
+    commit = run.journal.commit
+
+    def telling(record: Any) -> None:
+        with news:
+            commit(record)
+            news.notify_all()
+
+    def slow(step: int) -> None:
+        if step in (0, 25):  # nothing is beside these
+            return
+        until = min(step + 10, 25)
+        with news:
+            assert news.wait_for(lambda: until in run.journal.records, WAIT_S), f"steps waited for checkpoint {step}"
+        seen[step] = until
+
+    run.journal.commit = telling  # type: ignore[method-assign]
+    Disk(monkeypatch, slow)
+    assert run.loop.run() == "succeeded"
+    assert seen == {12: 22, 24: 25}
+    assert run.journal.named("checkpoint.failed") == []
+    assert max(run.journal.registered) == 25
+    tell("T18", steps_beside_a_slow_checkpoint=10, failed=0)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_disk_that_is_slower_than_the_checkpoints_come_makes_steps_wait_and_fails_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    """T18, slow: writing one takes some ten steps' time, and one is due every second step."""
+    expected = whole(tmp_path / "whole")
+    Disk(monkeypatch, lambda _: time.sleep(0.05))
+    run = start(tmp_path / "slow", job(asynchronous=asynchronous))
+    assert run.loop.run() == "succeeded"
+    assert run.figures() == expected.figures()
+    assert run.journal.named("checkpoint.failed") == []
+    assert run.on_disk() == expected.on_disk()
+    assert sorted(run.journal.registered) == sorted(expected.journal.registered)
 
 
 def full(*steps: int) -> Callable[[int], None]:
