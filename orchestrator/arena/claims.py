@@ -16,9 +16,9 @@ Verdict = Literal["reproduced", "not reproduced", "not testable here"]
 ENOUGH_SEEDS = 3
 RULE = (
     "Reproduced: with at least 3 paired seeds, the 95 % intervals of the difference (bootstrap and t) both lie "
-    "above 0, on every task where both sides ran. Not reproduced: on at least one task they do not. Not testable "
-    "here: no task has both sides with 3 seeds. Each claim is judged by itself, without a correction for their "
-    "number."
+    "above 0, on every task where both sides have these. Not reproduced: on at least one such task they do not. Not "
+    "testable here: no task has both sides with 3 seeds; the figures say what they have. Each claim is judged by "
+    "itself, without a correction for their number."
 )
 DRW = "Dynamic reward weighting, arXiv 2509.11452"
 

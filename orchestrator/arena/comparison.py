@@ -168,7 +168,7 @@ def _baselines(entries: dict[str, Entry], seeds: list[int]) -> dict[str, Baselin
             hypervolumes=chosen.hypervolumes,
             entry=chosen.name,
         )
-    elsewhere = {seed: best(statics, without=seed) for seed in seeds}
+    elsewhere = {seed: _best_unseen(statics, seed) for seed in seeds}
     left_out = {s: e.runs[s].hypervolume for s, e in elsewhere.items() if e is not None and s in e.runs}
     if left_out:
         found["static_unseen"] = Baseline(
@@ -189,6 +189,12 @@ def _baselines(entries: dict[str, Entry], seeds: list[int]) -> dict[str, Baselin
             entry=published.name,
         )
     return found
+
+
+def _best_unseen(statics: list[Entry], seed: int) -> Entry | None:
+    """None where the other seeds have but some of the grid: which ones was decided by somebody who saw this seed."""
+    kept, _ = comparable(statics, without=seed)
+    return best(statics, without=seed) if len(kept) >= MOST * len(statics) else None
 
 
 FIGURES: dict[str, Callable[[RunFigures], float | None]] = {
@@ -262,11 +268,16 @@ def _correct(rows: list[Row], baselines: dict[str, Baseline]) -> None:
 
 def beaten_by(task: Task, entry: str) -> list[str]:
     """The entries that are significantly better, Holm over all that are compared with it."""
-    own = task.entries[entry].hypervolumes
-    differences = {name: paired(other.hypervolumes, own) for name, other in task.entries.items() if name != entry}
-    known = {name: d for name, d in differences.items() if d is not None and d.p is not None}
+    known = rivals(task, entry)
     adjusted = holm({name: d.p for name, d in known.items() if d.p is not None})
     return [name for name, d in known.items() if d.mean > 0 and adjusted[name] < ALPHA]
+
+
+def rivals(task: Task, entry: str) -> dict[str, Paired]:
+    """Each other entry's difference to it, of those with enough seeds in common for a test."""
+    own = task.entries[entry].hypervolumes
+    differences = {name: paired(other.hypervolumes, own) for name, other in task.entries.items() if name != entry}
+    return {name: d for name, d in differences.items() if d is not None and d.p is not None}
 
 
 def grid_calibration(grid: list[Entry]) -> Mean | None:

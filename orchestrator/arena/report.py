@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jinja2
@@ -20,6 +22,8 @@ from orchestrator.arena.charts import (
 )
 from orchestrator.arena.claims import RULE
 from orchestrator.arena.comparison import Reached, Task
+from orchestrator.arena.plan import plan
+from orchestrator.arena.protocol import PRESETS
 from orchestrator.arena.results import Run, read_results
 from orchestrator.arena.statistics import Interval, Mean, Paired
 
@@ -46,7 +50,9 @@ PROTOCOL = (
     "Holm's correction over all entries that are compared with the same baseline.",
     "The best static weights and the best published rule are chosen by mean validation hypervolume, over all "
     "estimators and weights. The choice saw the same seeds, which flatters it; beside it stands one that never "
-    "saw the seed it is compared on.",
+    "saw the seed it is compared on, where the other seeds have most of the grid.",
+    "grpo sums the rewards in their own units, as published: on sums5, where one has a range of 64 and others of 1 or "
+    "less, that one decides, and a difference to grpo is one of units.",
     "Overhead: median step, generation to weights without evaluation, over that of gdpo/fixed with the same seed, "
     "where as many runs went side by side. They disturb each other, and a rule that makes longer completions pays for "
     "them. At equal rollouts: rolling out, weighing and learning in units of rolling out, over the same of gdpo/fixed: "
@@ -97,6 +103,7 @@ def _context(analysis: Analysis) -> Json:
         "tested": sorted({point.prompts for run in done for point in run.test if point.prompts}),
         "story": _story(analysis),
         "lost": {task.name: _lost(task) for task in analysis.tasks},
+        "hours": _hours_of_all(done),
         "dates": (min(run.started for run in done)[:10], max(run.started for run in done)[:10]),
     }
 
@@ -136,7 +143,41 @@ def _story(analysis: Analysis) -> list[str]:
         lines.append(f"{gain.task}: test hypervolume against {'; against '.join(parts) or 'nothing that was run'}.")
     verdicts = {True: "met", False: "missed", None: "open"}
     lines += [f"Target {verdicts[target.met]}: {target.name} ({target.words})." for target in analysis.targets]
+    return [*lines, *_why(analysis)]
+
+
+def _why(analysis: Analysis) -> list[str]:
+    """What stands in the way of beating the best static weights, as far as figures tell it."""
+    missed = [g for g in analysis.gains if g.static and g.static.interval and g.static.interval[0] <= 0]
+    if not missed:
+        return []
+    lines = []
+    for gain in missed:
+        assert gain.static is not None
+        task = next(task for task in analysis.tasks if task.name == gain.task)
+        error, grid = task.standard_error, sum(entry.static for entry in task.entries.values())
+        size = f", where one run's standard error is {error:.3f}" if error is not None else ""
+        lines.append(
+            f"Why not on {gain.task}: {gain.static.mean:+.3f} against what is best, in hindsight, of {grid} static "
+            f"weights{size}."
+        )
+    runs = [run for task in analysis.tasks for entry in task.entries.values() for run in entry.runs.values()]
+    rising = sum(len(run.curve) > 1 and run.curve[-1][1] > run.curve[-2][1] for run in runs)
+    lines.append(
+        f"In {rising} of {len(runs)} runs hypervolume still rose at the last evaluation: within this budget it counts "
+        "how fast an objective is learned more than where the weights would settle."
+    )
     return lines
+
+
+def _hours_of_all(done: list[Run]) -> int | None:
+    """Of the full preset and the held-out task, as many runs side by side as most of these had."""
+    preset = PRESETS["full"]
+    planned = len(plan(preset)) + len(plan(preset, held_out=True))
+    totals = [run.seconds["total"] for run in done if "total" in run.seconds]
+    if not totals:
+        return None
+    return math.ceil(planned * median(totals) / median(run.workers for run in done) / 3600)
 
 
 def _lost(task: Task) -> list[str]:

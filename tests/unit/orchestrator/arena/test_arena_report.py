@@ -48,9 +48,20 @@ def test_report_tells_result_claims_failures_and_how_to_repeat(tmp_path: Path) -
     assert figures["runs"] == 55
     assert figures["seeds"] == 5
     assert figures["rules"] == 11
+    assert figures["rules_without_grid"] == 5
+    assert figures["seeds_by_task"] == {"sums3": {"5": 11}}
     assert figures["default"] == "gdpo/saw"
     assert figures["gain_static_low"][0] > 0
     assert figures["by_rule"]["sums3"]["gdpo/dara"]["reached_static"] == [0, 5]
+
+
+def test_why_static_weights_are_not_beaten_is_told(tmp_path: Path) -> None:
+    text = render_markdown(analysed(tmp_path, arena({"gdpo/saw": -0.05})))
+    assert re.search(
+        r"Why not on sums3: -0\.\d+ against what is best, in hindsight, of \d+ static weights, where", text
+    )
+    assert re.search(r"In (\d+) of \1 runs hypervolume still rose at the last evaluation", text)
+    assert "Why not" not in render_markdown(analysed(tmp_path, arena({"gdpo/saw": 0.05})))
 
 
 def test_tables_of_the_markdown_have_even_rows(tmp_path: Path) -> None:
