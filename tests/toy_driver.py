@@ -5,9 +5,9 @@
 
 EQUIPOISE_TOY is JSON: `ttl_s` and `renew_s` of the lease, `mutants` of tests/toy_mutants.py, `ahead_s` of the clock,
 `rewards` are troubles of tests/loop_fakes.py for this driver alone, beside those that the spec's metadata has for every
-one (`toy.rewards`), `oom_step` is where its learner runs out of memory with half of the update made. A step sleeps as
-long as the metadata says (`toy.step_s`), and hashes so many MiB (`toy.work_mib`). `toy.gpus` is how many GPUs are said
-to be reserved.
+one (`toy.rewards`), `oom_step` is where its learner runs out of memory, once, and `oom_when` whether "before", "in" or
+"after" its optimizer's step. A step sleeps as long as the metadata says (`toy.step_s`), and hashes so many MiB
+(`toy.work_mib`). `toy.gpus` is how many GPUs are said to be reserved.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,11 +66,24 @@ def build(spec: Any, *_: Any, on_gpus: Any = None, **__: Any) -> Any:
     toy = json.loads(os.environ.get(VARIABLE, "{}"))
 
     class FullLearner(FakeLearner):
+        full = True
+
         def learn(self, rollouts: Sequence[Any], advantages_B: Any, parts: Any) -> Any:
-            if self.world.version == toy["oom_step"] - 1:
-                super().learn(rollouts[::2], advantages_B[::2], parts)
-                raise LearnerOutOfMemory("the learner is out of memory: tried to allocate 2 GiB")
-            return super().learn(rollouts, advantages_B, parts)
+            if not self.full or self.world.version != toy["oom_step"] - 1:
+                return super().learn(rollouts, advantages_B, parts)
+            self.full = False
+            try:
+                self.run_out(lambda: super(FullLearner, self).learn(rollouts, advantages_B, parts))
+            except MemoryError as error:  # as a RemoteLearner tells of it
+                raise LearnerOutOfMemory(f"the learner is out of memory: {error}") from error
+
+        def run_out(self, step: Callable[[], Any]) -> None:
+            before = list(self.skills)
+            if toy["oom_when"] != "before":
+                step()
+            if toy["oom_when"] == "in":  # one parameter of the two has moved
+                self.skills[1:] = before[1:]
+            raise MemoryError("tried to allocate 2 GiB")
 
     world = World()
     parts = make_parts(spec, world)

@@ -85,6 +85,22 @@ def _forget_learner() -> None:
     FakeLearner.load = lambda *_: None  # type: ignore[method-assign,assignment]
 
 
+def _learn_again() -> None:
+    """A step that ran out of memory is tried again with the learner as it was left."""
+    from orchestrator.errors import LearnerOutOfMemory
+    from orchestrator.loop import Loop
+
+    real = Loop.improve
+
+    def again(self: Loop, *arguments: Any) -> Any:
+        try:
+            return real(self, *arguments)
+        except LearnerOutOfMemory:
+            return real(self, *arguments)
+
+    Loop.improve = again  # type: ignore[method-assign]
+
+
 def _park_nowhere() -> None:
     """A Redis that is away ends the run."""
     from orchestrator.journal import StoreJournal
@@ -206,6 +222,7 @@ def _replace(app: Any, path: str, ask: Callable[[], Any]) -> None:
 PROCESS: dict[str, Callable[[], None]] = {
     "register_before_durable": _register_before_durable,
     "forget_learner": _forget_learner,
+    "learn_again": _learn_again,
     "park_nowhere": _park_nowhere,
     "no_floor": _no_floor,
     "neutral_scores": _neutral_scores,

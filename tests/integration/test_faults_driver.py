@@ -369,12 +369,19 @@ def test_a_job_that_kills_its_drivers_is_given_up_and_holds_up_no_other(garage: 
 # ------------------------------------------------------------------------------------------- T14: out of memory
 
 
-def test_a_learner_out_of_memory_is_tried_again_and_given_up_at_the_third(garage: Garage, store: JobStore) -> None:
-    """The checkpoint is at step 3; what half an update did at step 5 is nowhere afterwards."""
+OOM_PLACES = ("before", "in", "after")  # the optimizer's step
+
+
+@pytest.mark.parametrize("when", OOM_PLACES)
+def test_a_learner_out_of_memory_is_tried_again_and_given_up_at_the_third(
+    garage: Garage, store: JobStore, when: str
+) -> None:
+    """The checkpoint is at step 3; what was done of the update at step 5 is nowhere afterwards."""
+    full = {"oom_step": 5, "oom_when": when}
     lucky, hopeless = submit(store, SPEC), submit(store, SPEC)
     for tries in (1, 2):
         for job_id in (lucky, hopeless):
-            assert garage.start(job_id, owner=store.owner, oom_step=5).wait() == 0
+            assert garage.start(job_id, owner=store.owner, **full).wait() == 0
             job = store.job(job_id)
             assert (job.status, job.step, job.attempts) == (JobStatus.QUEUED, 4, tries - 1)
             assert job.reason == "the learner is out of memory: tried to allocate 2 GiB"
@@ -383,12 +390,26 @@ def test_a_learner_out_of_memory_is_tried_again_and_given_up_at_the_third(garage
     found = audit(store, lucky, SPEC, garage.state_dir)
     assert found.violations == ()
 
-    assert garage.start(hopeless, owner=store.owner, oom_step=5).wait() == 0
+    assert garage.start(hopeless, owner=store.owner, **full).wait() == 0
     job = store.job(hopeless)
     assert job.status is JobStatus.FAILED
     assert (job.reason or "").startswith("oom: the learner is out of memory")
-    assert audit(store, hopeless, SPEC, garage.state_dir).violations == ()
-    tell("T14", tries_before_failed=3, half_applied_updates=found.mismatches, rerun=found.rerun)
+    given_up = audit(store, hopeless, SPEC, garage.state_dir)
+    assert given_up.violations == ()
+    half_applied = {f"half_applied_updates_{when}": found.mismatches + given_up.mismatches}
+    tell("T14", tries_before_failed=3, rerun=found.rerun, **half_applied)
+
+
+@pytest.mark.parametrize("when", OOM_PLACES)
+def test_an_update_that_is_made_twice_or_one_and_a_half_times_is_seen(
+    garage: Garage, store: JobStore, when: str
+) -> None:
+    """The mistake: the step is tried again without going back to the checkpoint. Before the update that is harmless."""
+    job_id = submit(store, SPEC)
+    driver = garage.start(job_id, owner=store.owner, oom_step=5, oom_when=when, mutants=["learn_again"])
+    assert driver.wait() == 0, driver.tail()
+    assert store.job(job_id).status is JobStatus.SUCCEEDED
+    assert bool(audit(store, job_id, SPEC, garage.state_dir).mismatches) is (when != "before")
 
 
 # ------------------------------------------------------------------------------------------- T26: steering
