@@ -17,6 +17,7 @@ import pytest
 from tests.fault_figures import tell
 from tests.support import make_policy, small_spec
 
+DETECT_S = 15.0  # at most, from an engine's end until it is retired
 PROMPTS = [f"{start}-1+6-9+1=" for start in range(30, 38)]
 
 
@@ -176,7 +177,13 @@ def _at_first_end(act: Callable[[], Any]) -> Callable[[int, Any], None]:
     return lambda _place, _rollout: next(acts, lambda: None)()
 
 
-def test_an_engine_killed_in_the_middle_of_a_batch_costs_its_own_rollouts_alone(synced):
+def _retired_s_after(moment: float, caplog: pytest.LogCaptureFixture) -> float:
+    """From this time of the clock until the pool gave an engine up, as its log says."""
+    (at,) = (record.created for record in caplog.records if "is retired" in record.getMessage())
+    return round(at - moment, 2)
+
+
+def test_an_engine_killed_in_the_middle_of_a_batch_costs_its_own_rollouts_alone(synced, caplog):
     """T8: the others make them, and the engine in its place serves once it has the current weights, not before."""
     import ray
 
@@ -188,7 +195,7 @@ def test_an_engine_killed_in_the_middle_of_a_batch_costs_its_own_rollouts_alone(
     killed = [0.0]
 
     def kill() -> None:
-        killed[0] = time.monotonic()
+        killed[0] = time.time()
         os.kill(pid, signal.SIGKILL)
 
     if len(engines.places) == 1:  # T10
@@ -204,6 +211,8 @@ def test_an_engine_killed_in_the_middle_of_a_batch_costs_its_own_rollouts_alone(
     assert {rollout.policy_version for rollout in rollouts} == {3}
     (retired,) = engines.told()
     assert (retired.type, retired.data["engine"], retired.data["given_up"]) == ("engine.retired", 0, False)
+    detect_s = _retired_s_after(killed[0], caplog)
+    assert 0 <= detect_s <= DETECT_S
     resent = retired.data["resent"]
     assert 0 < resent <= len(many)
     assert engines.health()["0"]["health"] == "starting"
@@ -220,7 +229,7 @@ def test_an_engine_killed_in_the_middle_of_a_batch_costs_its_own_rollouts_alone(
     assert {rollout.policy_version for rollout in rollouts} == {4}
     for rollout, scores in zip(rollouts, learner.logprobs(rollouts), strict=True):
         assert rollout.logprobs == pytest.approx(scores, abs=1e-4)
-    tell("T8", actors_killed=1, resent=resent, of=len(many), samples_of_another_version=0)
+    tell("T8", actors_killed=1, detect_s=detect_s, resent=resent, of=len(many), samples_of_another_version=0)
 
 
 def _await_start(engines: Any) -> None:
@@ -230,7 +239,7 @@ def _await_start(engines: Any) -> None:
         time.sleep(0.2)
 
 
-def test_an_engine_whose_core_stands_still_is_retired(synced):
+def test_an_engine_whose_core_stands_still_is_retired(synced, caplog):
     """T9: its actor answers, its core does not. Last in this file: then all are lost."""
     from orchestrator.errors import ActorLost
     from tests.support import one_of
@@ -247,14 +256,17 @@ def test_an_engine_whose_core_stands_still_is_retired(synced):
     stopped = [0.0]
 
     def stop() -> None:
-        stopped[0] = time.monotonic()
+        stopped[0] = time.time()
         core.suspend()
 
     rollouts = engines.generate(many, _at_first_end(stop))
     assert len(rollouts) == len(many)
     (retired,) = engines.told()
     assert "no new token for 3 s" in retired.data["message"]
-    tell("T9", stall_s=3.0, batch_after_stop_s=round(time.monotonic() - stopped[0], 2), resent=retired.data["resent"])
+    batch_s, detect_s = round(time.time() - stopped[0], 2), _retired_s_after(stopped[0], caplog)
+    # Signs of life come once a second: the last one may be that much older than the stop.
+    assert engines.stall_s - 1 <= detect_s <= DETECT_S
+    tell("T9", stall_s=3.0, detect_s=detect_s, batch_after_stop_s=batch_s, resent=retired.data["resent"])
     core.wait(30)  # stopped as it was, it is ended all the same
 
     for process in (pid for pid in pids if psutil.pid_exists(pid)):
