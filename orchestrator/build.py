@@ -451,6 +451,7 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
         kl_coef=loss.kl_coef,
         gradient_checkpointing=spec.policy.gradient_checkpointing,
         cpu_offload=spec.policy.cpu_offload,
+        compile=spec.policy.compile and device == "cuda",
         lora=None if spec.policy.lora is None else Lora(**spec.policy.lora.model_dump()),
         gramian=spec.gramian.mode if spec.measures_gradients else None,
         sketch_width=spec.gramian.sketch_width,

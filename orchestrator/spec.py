@@ -372,6 +372,16 @@ class JobSpec(Spec):
                 f"policy.cpu_offload: '{self.weighting.name}' compares the objectives' gradients, and with "
                 f"gramian.mode {self.gramian.mode} they are on the GPU; use gramian.mode: step_response"
             )
+        if self.policy.compile and (self.resources.learner_ranks > 1 or self.policy.cpu_offload):
+            raise ValueError(
+                "policy.compile: for a learner on one GPU; drop it, or set resources.learner_ranks: 1 and "
+                "policy.cpu_offload: false"
+            )
+        if self.policy.compile and self.measures_gradients and self.gramian.mode in ("exact", "sketch"):
+            raise ValueError(
+                f"policy.compile: with gramian.mode {self.gramian.mode}, '{self.weighting.name}' reads every block's "
+                "gradients, which compiled blocks hide; use gramian.mode: last_block or step_response"
+            )
         if self.rollout.sleep and self.rollout.mode != "sync":
             raise ValueError("rollout.sleep: engines that roll out while the learner learns can't; use mode: sync")
         routed = [i for i, objective in enumerate(self.objectives) if objective.domains is not None]

@@ -39,6 +39,9 @@ from policies.ranks import Ranks, whole
 from policies.scorer import Scorer
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout
 
+COMPILER = "inductor"
+COMPILED_FORMS = 32  # of a block: with and without gradient, mask and adapter, of one row and of several
+
 
 class Learner:
     """A causal language model, its optimiser, and how a batch of rollouts changes it.
@@ -72,13 +75,20 @@ class Learner:
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.parameters = list(self.trained.values())
         self.reference = self._load_reference() if settings.kl_coef > 0 else None
+        alone_on_gpu = self.device.type == "cuda" and self.ranks.size == 1 and not settings.cpu_offload
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+            self.parameters,
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=alone_on_gpu or None,  # None: torch's own choice
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(settings))
         self.generator = torch.Generator().manual_seed(settings.seed)
         self._held: Held | None = None
         self._capture = self._instrument()
+        if settings.compile:
+            self._compile()
 
     def _instrument(self) -> Capture | None:
         """What reads the objectives' gradients off a backward pass; None for models with layers it does not know."""
@@ -91,6 +101,18 @@ class Learner:
             if mode in ("sketch", "last_block"):
                 raise ValueError(f"gramian.mode: {mode} can't read this model: {error}; use exact") from None
             return None
+
+    def _compile(self) -> None:
+        """Fuses what the blocks do between their products, of those whose gradients nothing reads.
+
+        A penalty needs the graph again after a backward pass, so that no buffer of it may be given away.
+        """
+        torch._dynamo.config.recompile_limit = COMPILED_FORMS
+        torch._functorch.config.donated_buffer = False
+        read = {id(parameter) for parameter in self._capture.parameters} if self._capture is not None else set()
+        for block in blocks(self.model)[1]:
+            if not any(id(parameter) in read for parameter in block.parameters()):
+                block.compile(backend=COMPILER)
 
     def _scorer(self, model: Any) -> Scorer:
         """Sharded over the ranks."""

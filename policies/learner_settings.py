@@ -41,6 +41,7 @@ class LearnerSettings:
     kl_coef: float = 0.0
     gradient_checkpointing: bool = False
     cpu_offload: bool = False
+    compile: bool = False
     lora: Lora | None = None  # None: every parameter learns
     gramian: Mode | None = "exact"  # None: nobody asks for the objectives' gradients
     sketch_width: int = 16

@@ -100,6 +100,8 @@ def load_state(learner: Learner, directory: Path) -> None:
         prefix = f"optimizer.{i}."
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if state:
+            if learner.optimizer.defaults["fused"]:  # whose kernel has the count beside the moments
+                state["step"] = state["step"].to(parameter.device)
             learner.optimizer.state[parameter] = state
     updates = int(tensors["schedule.updates"])
     learner.scheduler.last_epoch = updates

@@ -107,7 +107,8 @@ def ours() -> Iterator[Entry]:
     with their root (under gdpo; more on sums4 than hv_gradient, less on sums5); log_volume with and without them under
     softmin (sums4, seed 0); hv_gradient times DARA's factor, under gdpo and softmin, and with slopes that move by half
     of the way at each evaluation (no more than hv_gradient on sums4, elsewhere no difference that so few seeds could
-    show).
+    show). With five seeds it is ahead of gdpo/hv_gradient on sums3 and sums5 and behind on sums4. Under gdpo, slopes
+    squared, or to the fourth power in the last 10 or 15 steps, were behind hv_gradient on sums3 (seeds 3, 4).
     """
     yield Entry(name="gdpo/log_volume", role="auto", estimator="gdpo", weighting={"name": "log_volume"})
     for name in ("dara", "hv_gradient"):

@@ -57,6 +57,11 @@ class PolicySpec(Spec):
         description="on GPUs, the learner's weights, gradients and moments are the host's, and a block's weights come "
         "when it is their turn (FSDP2): slower, for policies that fit no other way",
     )
+    compile: bool = Field(
+        False,
+        description="on a GPU, fuse what the learner's blocks do between their products (torch.compile): faster "
+        "updates after a slower first one",
+    )
     lora: LoraSpec | None = Field(
         None,
         description="train an adapter instead of every parameter: a fraction of the memory, and small checkpoints of "

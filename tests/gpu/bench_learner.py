@@ -2,11 +2,12 @@
 
     python -m tests.gpu.bench_learner [--sizes 0.5B 1.5B] [--device cuda] [--rounds 3] [--no-engine]
 
-Policies with random weights in bfloat16 arithmetic, rollouts of 2,048 tokens, three objectives; every parameter trained
-or an adapter, activations computed twice (gradient checkpointing) or kept. It needs torch, transformers, peft and some
-80 GB of GPU memory, and neither Ray nor vLLM; where vLLM is installed, an engine on the same GPU is given the weights
-too. `--sizes tiny --device cpu` tries it anywhere. A part that does not fit is reported as such. What the figures are
-held against comes last, each met, missed or not measured; the last line is JSON.
+Policies with random weights in bfloat16 arithmetic, rollouts of 2,048 tokens, three objectives; every parameter
+trained or an adapter, activations computed twice (gradient checkpointing) or kept, blocks compiled or not. It needs
+torch, transformers, peft and some 80 GB of GPU memory, and neither Ray nor vLLM; where vLLM is installed, an engine
+on the same GPU is given the weights too. `--sizes tiny --device cpu` tries it anywhere. A part that does not fit is
+reported as such. What the figures are held against comes last, each met, missed or not measured; the last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -59,11 +60,13 @@ class Case:
     gramian: Any
     lora: bool = False
     checkpointing: bool = True
+    compiled: bool = False  # with larger microbatches, for which it leaves room
 
     @property
     def name(self) -> str:
         words = [*(["lora"] if self.lora else []), self.gramian or "plain"]
-        return "_".join(words + ([] if self.checkpointing else ["kept"]))
+        words += ([] if self.checkpointing else ["kept"]) + (["compiled"] if self.compiled else [])
+        return "_".join(words)
 
     @property
     def plain(self) -> str:
@@ -75,6 +78,9 @@ APPROXIMATE = ("sketch", "last_block", "step_response")
 CASES = [  # of each sort the plain one first
     Case(gramian=gramian, lora=lora, checkpointing=checkpointing)
     for lora, checkpointing, gramian in product((False, True), (True, False), (None, "exact", *APPROXIMATE))
+] + [  # exact and sketch read every block, so that none can be compiled
+    Case(gramian=gramian, lora=lora, checkpointing=checkpointing, compiled=True)
+    for lora, checkpointing, gramian in product((False, True), (True, False), (None, "last_block", "step_response"))
 ]
 MFU_AT_LEAST = 0.40  # of a plain update of all parameters, at this size
 MFU_SIZE = "1.5B"
@@ -135,7 +141,7 @@ def make_learner(policy: str, case: Case, size: Size, device: str) -> Learner:
     settings = LearnerSettings(
         model=policy, device=device, dtype="bfloat16", lr=1e-6, gramian=case.gramian,
         gradient_checkpointing=case.checkpointing, lora=LORA if case.lora else None,
-        tokens_per_microbatch=4 * size.tokens,
+        tokens_per_microbatch=(8 if case.compiled else 4) * size.tokens, compile=case.compiled,
     )  # fmt: skip
     return Learner(settings)
 
@@ -193,6 +199,8 @@ def measure(size: Size, device: str, rounds: int = 3, *, engine: bool = False) -
     with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
         found["parameters"] = write_policy(size, Path(folder))
         for case in CASES:
+            if case.compiled and device == "cpu":
+                continue  # wants a compiler for C++
             figures: Figures = {"fits": False}
             with contextlib.suppress(torch.OutOfMemoryError):
                 figures = measure_case(folder, batch, case, size, device, rounds)

@@ -317,6 +317,13 @@ def test_every_wrong_field_is_named() -> None:
             "policy.cpu_offload",
             "use gramian.mode: step_response",
         ),
+        (
+            {"policy__compile": True, "weighting": {"name": "gradient"}, "gramian__mode": "sketch"},
+            "policy.compile",
+            "use gramian.mode: last_block or step_response",
+        ),
+        ({"policy__compile": True, "resources__learner_ranks": 2}, "policy.compile", "resources.learner_ranks: 1"),
+        ({"policy__compile": True, "policy__cpu_offload": True}, "policy.compile", "policy.cpu_offload: false"),
         ({"resources__learner_ranks": 0}, "resources.learner_ranks", "greater than or equal to 1"),
         ({"optimizer__betas": [0.9, 1.0]}, "optimizer.betas.1", "less than 1"),
         ({"rollout__gpu_memory_utilization": 1.5}, "rollout.gpu_memory_utilization", "0.98"),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo
+import torch._functorch.config
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -16,6 +18,7 @@ from policies.batching import minibatches
 from policies.estimators import Gdpo
 from policies.estimators.base import whitening_factor
 from policies.learner import Learner, LearnerSettings, learning_rate
+from policies.lora import Lora
 from policies.losses import ClippedSurrogate
 from policies.types import ObjectiveAdvantages, Rollout
 from tests.support import make_policy
@@ -67,6 +70,36 @@ ADVANTAGES = torch.linspace(-1.5, 2, len(ROLLOUTS))
 
 def make_learner(model, **changes):
     return Learner(replace(LearnerSettings(model=model, threads=1, lr=1e-2, max_grad_norm=1e9), **changes))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by torch's tracing
+@torch._dynamo.config.patch(recompile_limit=8)  # put back what the learner sets
+@torch._functorch.config.patch(donated_buffer=True)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gramian": None},
+        {"gramian": "step_response", "minibatches": 2},
+        {"gramian": "last_block", "kl_coef": 0.1},
+        {"gramian": None, "lora": Lora(rank=2, alpha=4), "kl_coef": 0.1},
+        {"gramian": None, "gradient_checkpointing": True},
+    ],
+)
+def test_compiled_blocks_learn_the_same(policy, changes, monkeypatch):
+    """By torch's tracing and autograd without a code generator, which a CPU has not always."""
+    monkeypatch.setattr("policies.learner.COMPILER", "aot_eager")
+    parts = ObjectiveAdvantages(advantages_BK=torch.stack([ADVANTAGES, -ADVANTAGES], dim=1), weights_K=None)
+    plain, compiled = (make_learner(policy, compile=compile, **changes) for compile in (False, True))
+    blocks = compiled.model.model.layers
+    fused = [block._compiled_call_impl is not None for block in blocks]
+    assert fused == [True] * (len(blocks) - 1) + [changes["gramian"] != "last_block"]
+    for _ in range(2):
+        stats = [
+            one.learn(ROLLOUTS, ADVANTAGES, parts=parts if changes["gramian"] else None) for one in (plain, compiled)
+        ]
+    assert stats[1].loss == pytest.approx(stats[0].loss, rel=1e-4)
+    for one, other in zip(plain.parameters, compiled.parameters, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
 
 
 def record_gradients(learner):
