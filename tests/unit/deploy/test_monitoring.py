@@ -14,7 +14,7 @@ from tests.deploy_support import DEPLOY, Object, Rendered
 
 # Of figures that we don't export: Prometheus's own and the kubelet's.
 THEIRS = {"up", "kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes"}
-WORDS = {"absent", "and", "by", "changes", "delta", "histogram_quantile", "le", "max", "min", "rate", "sum"}
+WORDS = {"absent", "and", "by", "changes", "delta", "histogram_quantile", "increase", "le", "max", "min", "rate", "sum"}
 
 
 def exported() -> set[str]:
@@ -22,7 +22,8 @@ def exported() -> set[str]:
     RequestMeter(lambda *_: None, registry=registry)
     names = {f"{found.name}_total" for found in registry.collect() if found.type == "counter"}
     names |= {f"{found.name}_bucket" for found in registry.collect() if found.type == "histogram"}
-    names |= {family.name for family in _RunningJobs().families}
+    families = _RunningJobs().families
+    names |= {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
     source = (DEPLOY.parent / "services" / "metrics_api.py").read_text()
     return names | set(re.findall(r'GaugeMetricFamily\(\s*"(\w+)"', source))
 
