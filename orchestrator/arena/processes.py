@@ -16,19 +16,21 @@ from orchestrator.spec import JobSpec
 from orchestrator.threads import WAITING
 
 END_S = 30.0
-LONGEST_S = 3600.0  # of a run: twenty times what one takes on two cores
+PATIENCE_S = 1800.0  # with a run: its policy may have to be made first
+STEP_PATIENCE_S = 60.0  # and with each of its steps, which take some seconds on two cores
 
 
 class ProcessWorker:
     """A worker.py beside this process, started with the first run and again after its death.
 
-    `longest_s`: a run that takes longer hangs, and would keep its place for ever; it is ended and has failed.
+    A run that takes longer than `patience_s`, and `step_patience_s` for each of its steps, hangs, and would keep its
+    place for ever; it is ended and has failed.
     """
 
-    def __init__(
-        self, number: int, directory: Path, state_dir: Path, *, threads: int, longest_s: float = LONGEST_S
-    ) -> None:
-        self.longest_s = longest_s
+    patience_s = PATIENCE_S
+    step_patience_s = STEP_PATIENCE_S
+
+    def __init__(self, number: int, directory: Path, state_dir: Path, *, threads: int) -> None:
         self.log = directory / f"worker-{number}.log"
         self._command = [sys.executable, "-m", "orchestrator.arena.worker", "--state-dir", str(state_dir)]
         self._command += ["--scratch", str(directory / f"scratch-{number}"), "--threads", str(threads)]
@@ -36,7 +38,7 @@ class ProcessWorker:
 
     def make(self, planned: Planned, spec: JobSpec) -> dict[str, Any]:
         request = {"task": planned.task.name, "policy_seed": planned.policy_seed, "spec": spec.model_dump(mode="json")}
-        answer = self._ask(json.dumps(request))
+        answer = self._ask(json.dumps(request), self.patience_s + self.step_patience_s * planned.steps)
         if "stop" in answer:
             raise ArenaStopped(f"{answer['stop']}; what was finished stays, and --resume goes on from there")
         if "failed" in answer:
@@ -62,7 +64,7 @@ class ProcessWorker:
         self._process.stdout.close()
         self._process = None
 
-    def _ask(self, request: str) -> dict[str, Any]:
+    def _ask(self, request: str, longest_s: float) -> dict[str, Any]:
         process = self._process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -72,7 +74,7 @@ class ProcessWorker:
             hanging.set()
             process.kill()
 
-        clock = threading.Timer(self.longest_s, end)
+        clock = threading.Timer(longest_s, end)
         clock.daemon = True
         clock.start()
         try:
@@ -87,7 +89,7 @@ class ProcessWorker:
             code = process.wait()
             self.close()
             if hanging.is_set():
-                raise RunFailed(f"it had not ended after {self.longest_s:g} s; {self.log} has its last words")
+                raise RunFailed(f"it had not ended after {longest_s:g} s; {self.log} has its last words")
             raise RunFailed(f"its process ended with code {code}; {self.log} has its last words")
         answer: dict[str, Any] = json.loads(line)
         return answer

@@ -83,11 +83,11 @@ def test_a_kill_from_another_thread_ends_the_wait(tmp_path: Path) -> None:
 
 def test_a_run_that_hangs_fails_and_the_next_has_another_process(tmp_path: Path) -> None:
     hand = running(tmp_path, "import time; time.sleep(600)")
-    hand.longest_s = 0.5
+    hand.patience_s, hand.step_patience_s = 0.1, 0.01
     with pytest.raises(RunFailed, match=r"it had not ended after 0\.5 s; .*worker-0\.log"):
         hand.make(PLANNED, SPEC)
     hand._command = [sys.executable, "-c", ECHO]
-    hand.longest_s = 600.0
+    hand.step_patience_s = 60.0
     assert hand.make(PLANNED, SPEC)["seed"] == 4
     hand.close()
 
