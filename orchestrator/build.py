@@ -443,6 +443,7 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
         minibatches=optimizer.minibatches,
         tokens_per_microbatch=optimizer.tokens_per_microbatch,
         packing=optimizer.packing,
+        share_prompts=optimizer.share_prompts,
         surrogate=ClippedSurrogate(
             clip_low=loss.clip_low, clip_high=loss.clip_high, importance_cap=loss.importance_cap
         ),

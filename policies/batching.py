@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from policies.shared_prompts import Part, SharedPrompts
 from policies.types import Rollout
+
+ATTENTION_TOKENS = 4096  # queries of one call: rows longer than a quarter of that are seldom padded to a longer one
 
 
 def microbatches(lengths: Sequence[int], *, token_budget: int) -> list[list[int]]:
@@ -30,6 +34,19 @@ def microbatches(lengths: Sequence[int], *, token_budget: int) -> list[list[int]
         else:
             groups.append([i])
     return groups
+
+
+def consecutive(sizes: Sequence[int], *, limit: int) -> list[list[int]]:
+    """Indices in their order, cut into runs whose sizes add up to at most the limit; a larger one goes alone."""
+    runs: list[list[int]] = []
+    room = 0
+    for i, size in enumerate(sizes):
+        if not runs or size > room:
+            runs.append([])
+            room = limit
+        runs[-1].append(i)
+        room -= size
+    return runs
 
 
 def minibatches(size: int, *, count: int, order: Sequence[int]) -> list[list[int]]:
@@ -54,7 +71,10 @@ def shards(lengths: Sequence[int], *, ranks: int) -> list[list[int]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """A microbatch on the device: b rollouts in r rows of t tokens, padded on the right; packed, several in one row."""
+    """A microbatch on the device: b rollouts in r rows of t tokens, padded on the right; packed, several in one row.
+
+    With shared prompts it is one row of every prompt that differs and of every completion.
+    """
 
     index: list[int]  # b, of the whole batch
     input_ids_rt: Tensor
@@ -66,6 +86,7 @@ class Rows:
     mask_bT: Tensor
     sampler_logprobs_bT: Tensor
     real: int  # tokens that are no padding
+    shared_prompts: SharedPrompts | None = None
     idle: bool = False  # nothing is learned or reported of it: it keeps a rank in step with the others
 
 
@@ -110,6 +131,78 @@ def make_rows(
         real=sum(lengths),
         idle=idle,
     )
+
+
+def make_shared_rows(
+    rollouts: Sequence[Rollout], index: list[int], device: torch.device, *, idle: bool = False
+) -> Rows:
+    """Each prompt once and then all completions, in one row without padding."""
+    prompts = list(dict.fromkeys(r.prompt_tokens for r in rollouts))
+    prompt_of_b = [{prompt: i for i, prompt in enumerate(prompts)}[r.prompt_tokens] for r in rollouts]
+    pieces = [*prompts, *(r.tokens for r in rollouts)]
+    lengths = [len(piece) for piece in pieces]
+    first = [0] * len(prompts) + [len(r.prompt_tokens) for r in rollouts]
+    starts = [0, *itertools.accumulate(lengths)]
+    place_bT, mask_bT = spans(starts[len(prompts) : -1], lengths[len(prompts) :], at_least=1)
+    # A token is predicted where the one before it stands: the first where its prompt ends.
+    ends_b = torch.tensor([starts[i + 1] - 1 for i in prompt_of_b])
+    place_bT = torch.where(mask_bT, torch.cat([ends_b[:, None], place_bT[:, :-1]], dim=1), 0)
+    completion = mask_bT.shape[1]
+    return Rows(
+        index=index,
+        input_ids_rt=torch.tensor([[token for piece in pieces for token in piece]]).to(device),
+        attention_rt=None,
+        position_ids_rt=torch.cat([torch.arange(at, at + length) for at, length in zip(first, lengths, strict=True)])
+        .unsqueeze(0)
+        .to(device),
+        owner_rt=None,
+        place_bT=place_bT.to(device),
+        target_bT=pad([torch.tensor(r.tokens) for r in rollouts], completion).long().to(device),
+        mask_bT=(mask_bT & (not idle)).to(device),
+        sampler_logprobs_bT=pad([torch.tensor(r.logprobs) for r in rollouts], completion).to(device),
+        real=sum(lengths),
+        shared_prompts=look_back(prompt_of_b, starts, len(prompts), device),
+        idle=idle,
+    )
+
+
+def look_back(prompt_of_b: Sequence[int], starts: Sequence[int], prompts: int, device: torch.device) -> SharedPrompts:
+    """Attention's parts for a row of `prompts` prompts and then completions, of which prompt_of_b[i] begins the i-th.
+
+    Prompt or completion i stands at starts[i] to starts[i + 1]. Rows of like length attend together.
+    """
+    lengths = [end - start for start, end in itertools.pairwise(starts)]
+    parts: list[Part] = []
+    tokens: list[Tensor] = []  # of the parts' queries, -1 where there is none
+    for group in microbatches(lengths[:prompts], token_budget=ATTENTION_TOKENS):
+        query_bq, real_bq = spans([starts[i] for i in group], [lengths[i] for i in group])
+        parts.append(Part(query_bq=query_bq, key_bs=query_bq, mask_b1qs=None))
+        tokens.append(torch.where(real_bq, query_bq, -1).flatten())
+    whole = [lengths[prompt] + lengths[prompts + i] for i, prompt in enumerate(prompt_of_b)]
+    for group in microbatches(whole, token_budget=ATTENTION_TOKENS):
+        mine, theirs = [prompts + i for i in group], [prompt_of_b[i] for i in group]
+        query_bq, real_bq = spans([starts[i] for i in mine], [lengths[i] for i in mine], at_least=1)
+        prompt_bp, seen_bp = spans([starts[i] for i in theirs], [lengths[i] for i in theirs])
+        width = query_bq.shape[1]
+        seen_bqp = seen_bp[:, None, :].expand(-1, width, -1)
+        earlier_bqq = torch.ones(width, width, dtype=torch.bool).tril().expand(len(group), -1, -1)
+        mask_bqs = torch.cat([seen_bqp, earlier_bqq], dim=2)
+        parts.append(
+            Part(query_bq=query_bq, key_bs=torch.cat([prompt_bp, query_bq], dim=1), mask_b1qs=mask_bqs.unsqueeze(1))
+        )
+        tokens.append(torch.where(real_bq, query_bq, -1).flatten())
+    token_of_query = torch.cat(tokens)
+    real = token_of_query >= 0
+    place_n = torch.empty(starts[-1], dtype=torch.long)
+    place_n[token_of_query[real]] = torch.arange(len(token_of_query))[real]
+    return SharedPrompts(parts=tuple(part.to(device) for part in parts), place_n=place_n.to(device))
+
+
+def spans(starts: Sequence[int], lengths: Sequence[int], *, at_least: int = 0) -> tuple[Tensor, Tensor]:
+    """(places from each start on, 0 where there are none; whether there is one), rows x longest."""
+    step_q = torch.arange(max(at_least, *lengths))
+    real_bq = step_q[None, :] < torch.tensor(lengths)[:, None]
+    return torch.where(real_bq, torch.tensor(starts)[:, None] + step_q[None, :], 0), real_bq
 
 
 def packing(lengths: Sequence[int], *, width: int) -> list[list[int]]:

@@ -118,7 +118,12 @@ class Learner:
         """Sharded over the ranks."""
         settings = self.settings
         with self._precision():  # it tries the model
-            scorer = Scorer(model, temperature=settings.temperature, chunk_logits=settings.chunk_logits)
+            scorer = Scorer(
+                model,
+                temperature=settings.temperature,
+                chunk_logits=settings.chunk_logits,
+                share_prompts=settings.share_prompts and not settings.compile,  # each batch's parts are another form
+            )
         self.ranks.shard(scorer, blocks(model)[1], settings.dtype)
         return scorer
 
@@ -156,7 +161,7 @@ class Learner:
         held = Held(order=order, first=first, gradients=[])
         sink = None if self._capture is None else FullGradients(self._capture.parameters, advantages_BK.shape[1])
         weights_BT = self._token_weights(rollouts, first)
-        for rows in self._microbatches(rollouts, first):
+        for rows in self._microbatches(rollouts, first, apart=sink is not None):
             if sink is not None:
                 self._shared_backward(rows, advantages_BK, weights_BT(rows), sink, held)
             else:
@@ -281,7 +286,7 @@ class Learner:
         """Gradients of the minibatch's loss into .grad; the log-probabilities of this rank's rollouts."""
         weights_BT = self._token_weights(rollouts, mini)
         scores: dict[int, Tensor] = {}
-        for rows in self._microbatches(rollouts, mini):
+        for rows in self._microbatches(rollouts, mini, apart=sink is not None):
             old_bT = None if old is None else pad([old[i] for i in rows.index], rows.mask_bT.shape[1]).to(self.device)
             weights_bT, reference_bT = weights_BT(rows), self._reference_logprobs(rows)
             with self._recording(sink, ratios_BK, rows):
@@ -413,8 +418,10 @@ class Learner:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
             yield
 
-    def _microbatches(self, rollouts: Sequence[Rollout], part: list[int]) -> Iterator[Rows]:
-        return rank_rows(rollouts, part, self.settings, self.ranks)
+    def _microbatches(self, rollouts: Sequence[Rollout], part: list[int], *, apart: bool = False) -> Iterator[Rows]:
+        """`apart`: no token is of two rollouts, as their gradients are told apart."""
+        share = self.scorer.shares_prompts and not apart
+        return rank_rows(rollouts, part, self.settings, self.ranks, share=share)
 
     def _token_weights(self, rollouts: Sequence[Rollout], part: list[int]) -> Callable[[Rows], Tensor]:
         return token_shares(rollouts, part, self.settings)

@@ -34,6 +34,7 @@ class LearnerSettings:
     minibatches: int = 1
     tokens_per_microbatch: int = 16_384
     packing: bool = False
+    share_prompts: bool = True
     chunk_logits: int = CHUNK_LOGITS
     surrogate: ClippedSurrogate = field(default_factory=ClippedSurrogate)
     aggregation: Aggregation = "token_mean"

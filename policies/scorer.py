@@ -8,6 +8,7 @@ sums its gradient over the chunks in place (_HeadInChunks); one that something l
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -16,8 +17,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from policies.batching import Rows
+from policies import shared_prompts
+from policies.batching import Rows, make_rows, make_shared_rows
 from policies.memory import CHUNK_LOGITS, MAX_CHUNKS
+from policies.types import Rollout
+
+logger = logging.getLogger(__name__)
+
+SAME = 1e-4  # of the logits' spread: by how much what a model says may change in float32
+SAME_ROUNDED = 0.5  # and with weights of less precision, where nothing may change with the rollout beside
 
 
 class Scorer(nn.Module):
@@ -27,21 +35,24 @@ class Scorer(nn.Module):
     (such as Gemma 2, which bounds them) are scored from the logits that they give.
     """
 
-    def __init__(self, model: Any, *, temperature: float = 1.0, chunk_logits: int = CHUNK_LOGITS) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        temperature: float = 1.0,
+        chunk_logits: int = CHUNK_LOGITS,
+        share_prompts: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature or 1.0
         self.chunk_logits = chunk_logits
         self.splits = _is_decoder_and_head(model)
+        self.shares_prompts = share_prompts and _can_share_prompts(model)
 
     def forward(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """(log-probabilities_bT with gradient, entropy_bT without); 0 where there is no token."""
-        inputs = {
-            "input_ids": rows.input_ids_rt,
-            "attention_mask": rows.attention_rt,
-            "position_ids": rows.position_ids_rt,
-            "use_cache": False,
-        }
+        inputs = _inputs(rows)
         places_N = rows.place_bT.flatten()
         if not self.splits:
             logits_bTV = self.model(**inputs).logits.flatten(0, 1).index_select(0, places_N)
@@ -73,6 +84,13 @@ class Scorer(nn.Module):
         parts = [checkpoint(scores, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
         logprobs, entropies = zip(*parts, strict=True)
         return torch.cat(logprobs, dim=1), torch.cat(entropies, dim=1)
+
+
+def _inputs(rows: Rows) -> dict[str, Any]:
+    """What a model of transformers is called with."""
+    shared = rows.shared_prompts
+    mask = {"attention_mask": rows.attention_rt} if shared is None else shared.model_inputs()
+    return {"input_ids": rows.input_ids_rt, "position_ids": rows.position_ids_rt, "use_cache": False, **mask}
 
 
 class _HeadInChunks(torch.autograd.Function):
@@ -177,3 +195,47 @@ def _is_decoder_and_head(model: Any) -> bool:
         return hidden is not None and torch.equal(head(hidden), model(input_ids=ids, use_cache=False).logits)
     finally:
         model.train(training)
+
+
+@torch.no_grad()
+def _can_share_prompts(model: Any) -> bool:
+    """Makes a model share prompts where that changes nothing: two completions of one are tried.
+
+    What it then says is compared with what it said, as far as its precision tells; and whatever the first completion
+    is, nothing may change for the second, which convolutions and recurrent layers do not keep to.
+    """
+    ids = [i % model.config.get_text_config().vocab_size for i in range(1, 33)]
+    pair, other = ([_rollout(ids[:8], first), _rollout(ids[:8], ids[15:24])] for first in (ids[8:15], ids[24:31]))
+    training = model.training
+    model.eval()
+    try:
+        with torch.autocast(model.device.type, enabled=False):
+            before = _predictions(model, make_rows(pair, [0, 1], model.device))
+            if not shared_prompts.enable(model):
+                return False
+            after, beside = (_predictions(model, make_shared_rows(two, [0, 1], model.device)) for two in (pair, other))
+        off, leak = (float((x - y).abs().max() / before.std()) for x, y in ((after, before), (after[7:], beside[7:])))
+        most_off, most_leak = (SAME, SAME) if model.dtype == torch.float32 else (SAME_ROUNDED, 0.0)
+        if off <= most_off and leak <= most_leak:
+            return True
+        reason = f"its predictions would change by {off:.2g} of their spread, by {leak:.2g} with the rollout beside"
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:  # raised by a model's own code
+        reason = str(error)
+    finally:
+        model.train(training)
+    logger.info("each rollout's prompt goes through this model for itself: %s", reason)
+    shared_prompts.disable(model)
+    return False
+
+
+def _rollout(prompt: list[int], tokens: list[int]) -> Rollout:
+    return Rollout(
+        prompt_tokens=tuple(prompt), tokens=tuple(tokens), logprobs=(0.0,) * len(tokens), text="", truncated=False,
+        policy_version=0,
+    )  # fmt: skip
+
+
+def _predictions(model: Any, rows: Rows) -> Tensor:
+    """Logits where the completions' tokens are predicted."""
+    logits: Tensor = model(**_inputs(rows)).logits
+    return logits.flatten(0, 1)[rows.place_bT[rows.mask_bT]].float()

@@ -21,7 +21,10 @@ from orchestrator.spec_errors import nearest
 from policies.pareto import normalise
 
 Json = dict[str, Any]
-UNDECIDED = ("name", "metadata", "priority", "resources")
+UNDECIDED: Mapping[str, set[str] | bool] = {
+    **dict.fromkeys(("name", "metadata", "priority", "resources"), True),
+    "optimizer": {"share_prompts"},
+}
 """Fields of a spec that decide nothing of what a run comes to."""
 
 
@@ -93,7 +96,7 @@ def digest(spec: JobSpec, task: Task, policy_seed: int) -> str:
     Of the spec what its document says: runs stay what they were when specs learn to say more. Whoever changes what is
     meant where a document says nothing raises VERSION.
     """
-    deciding = spec.model_dump(mode="json", exclude=set(UNDECIDED), exclude_unset=True)
+    deciding = spec.model_dump(mode="json", exclude=UNDECIDED, exclude_unset=True)
     text = json.dumps([VERSION, task.recipe.digest(policy_seed), deciding], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

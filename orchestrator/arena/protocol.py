@@ -46,7 +46,8 @@ class Preset:
                 "max_tokens": 64,
                 "kv_cache_gib": 0.5,
             },
-            "optimizer": {"lr": 1e-4, "warmup_steps": 5, "tokens_per_microbatch": 2048},
+            # Rows as the first runs had them: all runs of an arena cost alike, and round alike.
+            "optimizer": {"lr": 1e-4, "warmup_steps": 5, "tokens_per_microbatch": 2048, "share_prompts": False},
             "evaluation": {"every": self.evaluate_every, "greedy": False, "test_points": 6},
             "checkpoints": {"every": steps},
             "collapse": {"action": "off"},

@@ -4,8 +4,9 @@
 
 logprobs: the memory of a head over 150,000 words, its gradient included, in chunks and at once, and the time of both in
 a pass through a policy of half a billion parameters, of which the head is a quarter. packing: an update on rollouts of
-the quickstart's lengths, with and without rows of several. ranks: 20 steps of two ranks and of one, and how far their
-losses are apart. lora: what a sync hands to an engine of an adapter, and of the whole policy. The last line is JSON.
+the quickstart's lengths and others, padded, in rows of several, and in one row with each prompt once. ranks: 20 steps
+of two ranks and of one, and how far their losses are apart. lora: what a sync hands to an engine of an adapter, and of
+the whole policy. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -140,33 +141,70 @@ def quickstart_sized_policy(folder: Path) -> str:
     return str(folder)
 
 
+def groups(count: int, *, prompt: int, tokens: tuple[int, int], seed: int = 0) -> list[Any]:
+    """`count` prompts with 8 rollouts each, of lengths evenly between two."""
+    from policies.types import Rollout
+
+    rng = random.Random(seed)
+    made = []
+    for _ in range(count):
+        first = tuple(rng.randrange(5, 20) for _ in range(prompt))
+        for _ in range(8):
+            ids = tuple(rng.randrange(5, 20) for _ in range(rng.randint(*tokens)))
+            made.append(
+                Rollout(
+                    prompt_tokens=first, tokens=ids, logprobs=(-3.0,) * len(ids), text="", truncated=False,
+                    policy_version=0,
+                )
+            )  # fmt: skip
+    return made
+
+
+LAYOUTS: dict[str, Figures] = {
+    "padded": {"share_prompts": False},
+    "rows": {"share_prompts": False, "packing": True},  # of several rollouts, where a model can't share prompts
+    "shared": {"packing": True},
+}
+
+
 def measure_packing(rounds: int = 9) -> Figures:
-    """Tokens a second of an update of 256 rollouts, alternating, so that both see the same machine."""
+    """Tokens a second of an update, alternating, so that all see the same machine.
+
+    Of 256 rollouts of quickstart lengths and prompts of their own, as `packing_gain` has it; of 32 quickstart prompts
+    with 8 rollouts each; and of prompts four times as long as their completions.
+    """
     import torch
 
     from policies.learner import Learner, LearnerSettings
 
-    batch = quickstart_rollouts(256)
-    tokens = sum(len(one.prompt_tokens) + len(one.tokens) for one in batch)
-    advantages_B = torch.linspace(-1, 1, len(batch))
+    batches = {
+        "": quickstart_rollouts(256),
+        "_groups": groups(32, prompt=9, tokens=(4, 32)),
+        "_long_prompts": groups(8, prompt=160, tokens=(20, 60)),
+    }
     with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
         policy = quickstart_sized_policy(Path(folder))
         learners = {
-            packs: Learner(LearnerSettings(model=policy, packing=packs, gramian=None)) for packs in (False, True)
+            name: Learner(LearnerSettings(model=policy, tokens_per_microbatch=4096, gramian=None, **changes))
+            for name, changes in LAYOUTS.items()
         }
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    padding = {}
-    for _ in range(rounds + 1):
-        for packs, learner in learners.items():
-            start = time.perf_counter()
-            padding[packs] = learner.learn(batch, advantages_B).padding_share
-            seconds[packs].append(time.perf_counter() - start)
-    speeds = {packs: tokens / median(times[1:]) for packs, times in seconds.items()}
-    return {
-        "tokens_per_s": [round(speeds[False]), round(speeds[True])],
-        "padding_share": [round(padding[False], 3), round(padding[True], 3)],
-        "packing_gain": round(speeds[True] / speeds[False], 3),
-    }
+    found: Figures = {}
+    for suffix, batch in batches.items():
+        tokens = sum(len(one.prompt_tokens) + len(one.tokens) for one in batch)
+        advantages_B = torch.linspace(-1, 1, len(batch))
+        seconds: dict[str, list[float]] = {name: [] for name in learners}
+        for _ in range(rounds + 1):
+            for name, learner in learners.items():
+                start = time.perf_counter()
+                learner.learn(batch, advantages_B)
+                seconds[name].append(time.perf_counter() - start)
+        speeds = {name: tokens / median(times[1:]) for name, times in seconds.items()}
+        found |= {
+            f"tokens_per_s{suffix}": {name: round(speed) for name, speed in speeds.items()},
+            f"packing_gain{suffix}": round(speeds["shared"] / speeds["padded"], 3),
+            f"rows_gain{suffix}": round(speeds["rows"] / speeds["padded"], 3),
+        }
+    return found
 
 
 def twenty_steps(policy: str) -> list[float]:

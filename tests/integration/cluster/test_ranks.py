@@ -31,13 +31,17 @@ VARIANTS = {
 
 
 def batch(seed: int) -> list[Rollout]:
-    """One of them much longer than the others, so that one rank has it and another microbatch more or less."""
+    """One of them much longer than the others, so that one rank has it and another microbatch more or less.
+
+    Some have a prompt in common, so that steps whose gradients are not told apart share it.
+    """
     rng = random.Random(seed)
+    prompts = [tuple(rng.randrange(90) for _ in range(rng.randint(1, 6))) for _ in range(4)]
     made = []
     for length in (30, *(rng.randint(2, 12) for _ in range(ROLLOUTS - 1))):
         made.append(
             Rollout(
-                prompt_tokens=tuple(rng.randrange(90) for _ in range(rng.randint(1, 6))),
+                prompt_tokens=rng.choice(prompts),
                 tokens=tuple(rng.randrange(90) for _ in range(length)),
                 logprobs=tuple(-4.6 + rng.uniform(-0.3, 0.3) for _ in range(length)),
                 text="",

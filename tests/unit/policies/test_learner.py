@@ -69,7 +69,9 @@ ADVANTAGES = torch.linspace(-1.5, 2, len(ROLLOUTS))
 
 
 def make_learner(model, **changes):
-    return Learner(replace(LearnerSettings(model=model, threads=1, lr=1e-2, max_grad_norm=1e9), **changes))
+    """Of rollouts in padded rows of their own; test_shared_prompts.py holds the other layout against these."""
+    settings = LearnerSettings(model=model, threads=1, lr=1e-2, max_grad_norm=1e9, share_prompts=False)
+    return Learner(replace(settings, **changes))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by torch's tracing

@@ -133,6 +133,32 @@ def test_an_update_allocates_what_was_reckoned(case: str, policies: dict[str, Pa
     assert allocated(update) == pytest.approx(sum(reckoned.values()) - held, rel=tolerance)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("prompts", "prompt", "lengths"), [(2, 60, (40,) * 6), (12, 2, (94, 94, 60, 40, 20, 10)), (12, 40, (60, 20, 1) * 2)]
+)
+def test_rows_without_padding_take_no_more_than_reckoned(
+    dtype: str, prompts: int, prompt: int, lengths: tuple[int, ...], policies: dict[str, Path]
+) -> None:
+    """Whether they share prompts or are only uneven: attention's padded rows are less than what is saved."""
+    row = prompt + max(lengths)
+    settings = {"dtype": dtype, "gramian": None, "tokens_per_microbatch": ROWS * row}
+    learner = Learner(LearnerSettings(model=str(policies["qwen3"]), threads=1, **settings))  # type: ignore[arg-type]
+    batch = [
+        Rollout(
+            prompt_tokens=(5, i % prompts, *[6] * (prompt - 2)), tokens=(7,) * length, logprobs=(-6.0,) * length,
+            text="", truncated=True, policy_version=0,
+        )
+        for i, length in enumerate(lengths * 2)
+    ]  # fmt: skip
+    advantages_B = torch.linspace(-1, 1, len(batch))
+    assert learner.learn(batch, advantages_B).padding_share == 0
+    update = Update(number_bytes=2 if dtype == "bfloat16" else 4, tokens=ROWS * row, row=row)
+    reckoned = learner_bytes(size_of(policies["qwen3"]), update)
+    beside = sum(reckoned.values()) - reckoned["weights"] - reckoned["moments"] - reckoned["reference"]
+    assert allocated(lambda: learner.learn(batch, advantages_B)) < beside
+
+
 def test_a_checkpoint_copies_the_moments_and_a_gpu_steps_all_parameters_at_once() -> None:
     """Without dimensions, what is kept between the passes is unknown, and this is what is left."""
     size = ModelSize(shapes={"a": (10, 10), "b": (50,)}, dimensions=None)

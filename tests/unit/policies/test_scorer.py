@@ -222,7 +222,9 @@ WEIGHTS_K = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 
 def learned(policy, mode, **changes):
     """(gramian or influence, log-probabilities after two updates) of a learner."""
-    settings = LearnerSettings(model=policy, threads=1, lr=1e-2, gramian=mode, sketch_width=64, kl_coef=0.1)
+    settings = LearnerSettings(
+        model=policy, threads=1, lr=1e-2, gramian=mode, sketch_width=64, kl_coef=0.1, share_prompts=False
+    )
     learner = Learner(replace(settings, **changes))
     combined_B = ADVANTAGES_BK @ WEIGHTS_K.float()
     parts = ObjectiveAdvantages(advantages_BK=ADVANTAGES_BK, weights_K=WEIGHTS_K)
@@ -247,7 +249,9 @@ def test_every_gramian_mode_measures_the_same(policies, name, mode, changes):
 
 def test_packed_rows_have_less_padding(policies):
     figures = [
-        Learner(LearnerSettings(model=policies["llama"], threads=1, packing=packs)).learn(BATCH, ADVANTAGES_BK[:, 0])
+        Learner(LearnerSettings(model=policies["llama"], threads=1, packing=packs, share_prompts=False)).learn(
+            BATCH, ADVANTAGES_BK[:, 0]
+        )
         for packs in (False, True)
     ]
     assert figures[1].padding_share < figures[0].padding_share
