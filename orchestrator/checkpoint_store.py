@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import checkpoints
-from orchestrator.checkpoints import MANIFEST, CheckpointError, Manifest, directory_name
+from orchestrator.checkpoints import MANIFEST, CheckpointError, Fill, Manifest, directory_name
 from orchestrator.records import Checkpoint
 from orchestrator.remote import LONG_PAUSES_S, PAUSES_S, RemoteAway, open_filesystem, patiently
 
@@ -170,23 +170,21 @@ class CheckpointStore:
         fence, _ = checkpoints.newest_manifest(self.root)
         return max([fence] + [its for _, its in (self._remote.steps() if self._remote else [])])
 
-    def write(
-        self, *, step: int, fence: int, fill: Callable[[Path], None], beside: Sequence[Path] = ()
-    ) -> tuple[Path, Manifest]:
+    def write(self, *, step: int, fence: int, fill: Fill, beside: Sequence[Path] = ()) -> tuple[Path, Manifest]:
         """A checkpoint, whole here and in the store, with the files `beside` that it relies on. CheckpointError."""
         return self.begin(step=step, fence=fence, fill=fill, beside=beside)()
 
     def begin(
-        self, *, step: int, fence: int, fill: Callable[[Path], None], beside: Sequence[Path] = ()
+        self, *, step: int, fence: int, fill: Fill, beside: Sequence[Path] = ()
     ) -> Callable[[], tuple[Path, Manifest]]:
         """The files of `write`, and what makes them durable: to be called once, by any thread, before the next `begin`.
 
         Both raise CheckpointError.
         """
-        checkpoints.fill_hidden(self.root, step=step, fence=fence, fill=fill)
+        written = checkpoints.fill_hidden(self.root, step=step, fence=fence, fill=fill)
 
         def finish() -> tuple[Path, Manifest]:
-            path, manifest = checkpoints.make_whole(self.root, step=step, fence=fence)
+            path, manifest = checkpoints.make_whole(self.root, step=step, fence=fence, written=written)
             try:
                 self._copy(path, manifest, beside)
             except StoreAway as error:  # the run goes on without this one; only a start has to wait for the store

@@ -1,6 +1,6 @@
 """Checkpoints one after another: written, durable, registered; the middle of it beside the next steps where asked.
 
-    write -> (in a thread, where it is not waited for: sums, flushes, the copy in the store) -> register
+    write -> (in a thread where it is not waited for: learner's files, sums, flushes, the copy in the store) -> register
 
 Only one is under way at a time, and the ledger hears of it from the loop's own thread, once it is durable.
 """
@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from orchestrator.checkpoint_store import CheckpointStore, StoreAway
-from orchestrator.checkpoints import CheckpointError, Manifest
+from orchestrator.checkpoints import CheckpointError, Fill, Manifest
 from orchestrator.failpoints import reach
 from orchestrator.journal import Journal
 
@@ -34,8 +34,8 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._under_way: tuple[int, Future[tuple[Path, Manifest]]] | None = None  # its step
 
-    def write(self, step: int, fill: Callable[[Path], None], *, beside: Sequence[Path], wait: bool) -> None:
-        """Make a step's state durable. Not to `wait`: `settle` registers it later; `fill` is done in any case.
+    def write(self, step: int, fill: Fill, *, beside: Sequence[Path], wait: bool) -> None:
+        """Make a step's state durable. Not to `wait`: `settle` registers it later; `fill` has returned in any case.
 
         A failure is an event; several in a row raise CheckpointError, or StoreAway where it is the store that is away.
         """

@@ -27,6 +27,8 @@ from typing import Any
 from orchestrator.failpoints import reach
 
 MANIFEST = "manifest.json"
+Fill = Callable[[Path], Callable[[], None] | None]
+"""Writes a checkpoint's files into a directory; returns what waits for those that are still being written, if any."""
 
 
 class CheckpointError(RuntimeError):
@@ -47,16 +49,16 @@ def directory_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def write_checkpoint(root: Path, *, step: int, fence: int, fill: Callable[[Path], None]) -> tuple[Path, Manifest]:
+def write_checkpoint(root: Path, *, step: int, fence: int, fill: Fill) -> tuple[Path, Manifest]:
     """Make root/step-N whole: `fill_hidden`, then `make_whole`. Raises CheckpointError as they do."""
-    fill_hidden(root, step=step, fence=fence, fill=fill)
-    return make_whole(root, step=step, fence=fence)
+    return make_whole(root, step=step, fence=fence, written=fill_hidden(root, step=step, fence=fence, fill=fill))
 
 
-def fill_hidden(root: Path, *, step: int, fence: int, fill: Callable[[Path], None]) -> None:
+def fill_hidden(root: Path, *, step: int, fence: int, fill: Fill) -> Callable[[], None]:
     """What must be done before the next step: `fill` writes the files into the directory that it is given.
 
-    Raises CheckpointError where the disk does not take them (full, read-only): nothing half done is left.
+    Returns what waits for those that are still being written. Raises CheckpointError where the disk does not take them
+    (full, read-only): nothing half done is left.
     """
     hidden = _hidden(root, step, fence)
     with _disk(root, step, fence):
@@ -64,17 +66,18 @@ def fill_hidden(root: Path, *, step: int, fence: int, fill: Callable[[Path], Non
         shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir()
         reach("checkpoint_begun")
-        fill(hidden)
-        reach("checkpoint_filled")
+        return fill(hidden) or (lambda: None)
 
 
-def make_whole(root: Path, *, step: int, fence: int) -> tuple[Path, Manifest]:
+def make_whole(root: Path, *, step: int, fence: int, written: Callable[[], None]) -> tuple[Path, Manifest]:
     """Sums, flushes and renames what `fill_hidden` wrote, beside other steps if need be.
 
     Raises CheckpointError as that does; an older checkpoint stays as it was.
     """
     final, hidden = root / directory_name(step), _hidden(root, step, fence)
     with _disk(root, step, fence):
+        written()
+        reach("checkpoint_filled")
         manifest = _seal(hidden, step=step, fence=fence)
         reach("checkpoint_sealed")
         put_in_place(hidden, final)

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ OBJECT_STORE_BYTES = 256 * 2**20  # on one machine; batches of tokens are small
 PATIENCE_S = 60.0  # with an engine, in each phase of a weight update
 MEET_S = 600.0  # for learner and engines to become one group; torch's part of it ends after 300
 LOOK_EVERY_S = 1.0
+SAVED_EVERY_S = 0.2
 END_S = 5.0  # an engine's process ends vLLM's before it is ended itself
 
 
@@ -199,8 +201,18 @@ class RemoteLearner:
                 raise
             raise ActorLost(f"learner and engines are to begin anew: {error}") from error
 
-    def save(self, directory: Path) -> None:
-        self._call("save", directory)
+    def save(self, directory: Path, *, beside: bool = False) -> Callable[[], None]:
+        """The learner's files. To save `beside` the next steps takes copies now; what is returned waits for the files.
+
+        That may be called in another thread, and raises as this.
+        """
+        self._call("save", directory, beside)
+
+        def written() -> None:
+            while beside and not self._call("saved"):  # the learner answers between its updates
+                time.sleep(SAVED_EVERY_S)
+
+        return written
 
     def load(self, directory: Path) -> None:
         self._call("load", directory)

@@ -90,9 +90,20 @@ class LearnerActor:
         if self.rank == 0:
             self.sender.send(version)
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, beside: bool) -> None:
+        """To save `beside` what comes next: the files are written when `saved` says so."""
+        if beside:
+            self.saving = self.learner.begin_save(directory / "policy", directory)
+            return
         self.learner.save_policy(directory / "policy")
         self.learner.save_state(directory)
+
+    def saved(self) -> bool:
+        """Whether what was saved beside is written. Raises what kept it from that."""
+        if not self.saving.done():
+            return False
+        self.saving.result()
+        return True
 
     def load(self, directory: Path) -> None:
         self.learner.load_state(directory)

@@ -5,8 +5,9 @@ P prompts, G rollouts of each, K objectives; B = P * G rollouts in one row.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -385,7 +386,8 @@ class Loop:
         Not to `wait`: beside the next steps, until `settle` finds it durable.
         """
         with self.clock("checkpoint"):
-            self.writer.write(self.state.step, self.fill, beside=self.collector.files, wait=wait)
+            fill = functools.partial(self.fill, wait=wait)
+            self.writer.write(self.state.step, fill, beside=self.collector.files, wait=wait)
 
     def settle(self, *, wait: bool = True) -> None:
         """Hear of the checkpoint that is under way; or wait for it."""
@@ -410,12 +412,13 @@ class Loop:
         self.checkpoints.keep_only(self.kept, fence=self.fence)
         self.journal.front(self.front_document())
 
-    def fill(self, directory: Path) -> None:
-        """The files of a checkpoint."""
+    def fill(self, directory: Path, *, wait: bool) -> Callable[[], None]:
+        """The files of a checkpoint; not to `wait`, the learner's are there when what is returned has returned."""
         (directory / "policy").mkdir()
-        self.parts.learner.save(directory)
+        written = self.parts.learner.save(directory, beside=not wait)
         self.parts.save_tokenizer(directory / "policy")
         write_json(directory / "state.json", self.state_dict())
+        return written
 
     def state_dict(self) -> dict[str, Any]:
         front = self.state.front

@@ -135,7 +135,10 @@ class RewardTraining:
         if (state := self._state()) == self._seen or self.step == 0:
             return
         self._seen = state
-        self.register(lambda directory: shutil.copytree(self.directory / "checkpoint", directory / STATE))
+        self.register(self._copy_state)
+
+    def _copy_state(self, directory: Path) -> None:
+        shutil.copytree(self.directory / "checkpoint", directory / STATE)
 
     def finish(self, result: TrainResult) -> None:
         """The model as the checkpoint of the last step, with its evaluation."""
@@ -165,7 +168,7 @@ class RewardTraining:
             if (directory / name).is_file():
                 shutil.copyfile(directory / name, self.job / kept)
 
-    def register(self, fill: Callable[[Path], Any]) -> bool:
+    def register(self, fill: Callable[[Path], None]) -> bool:
         """Whether it was written. Raises CheckpointError, or StoreAway, when it fails for the third time in a row."""
         try:
             path, manifest = self.checkpoints.write(step=self.step, fence=self.fence, fill=fill)

@@ -183,8 +183,8 @@ class CheckpointSpec(Spec):
     every: int = Field(10, ge=1, description="steps between checkpoints: the most that a crash re-runs")
     asynchronous: bool = Field(
         False,
-        description="a checkpoint's sums, flushes and copy in a store are made beside the next steps; a crash "
-        "meanwhile goes back to the checkpoint before",
+        description="checkpoints are written, summed, flushed and copied to a store beside the next steps, from a copy "
+        "of the learner's state in the host's memory; a crash meanwhile goes back to the checkpoint before",
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from policies.gramian import (
 from policies.held import Held
 from policies.learner_settings import LearnerSettings as LearnerSettings  # its users know it by this module
 from policies.learner_settings import learning_rate
-from policies.learner_state import load_state, save_policy, save_state
+from policies.learner_state import load_state, policy_writer, state_writer
 from policies.lora import adapter, attach, base_digest, base_parameters, merged, switched_off
 from policies.losses import k3
 from policies.meter import Meter
@@ -86,6 +87,7 @@ class Learner:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(settings))
         self.generator = torch.Generator().manual_seed(settings.seed)
         self._held: Held | None = None
+        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self._capture = self._instrument()
         if settings.compile:
             self._compile()
@@ -462,10 +464,24 @@ class Learner:
 
     def save_policy(self, directory: Path) -> None:
         """A plain Hugging Face directory without the tokenizer, which the first rank writes."""
-        save_policy(self, directory)
+        policy_writer(self, directory)()
 
     def save_state(self, directory: Path) -> None:
-        save_state(self, directory)
+        state_writer(self, directory)()
+
+    def begin_save(self, policy: Path, state: Path) -> Future[None]:
+        """`save_policy` and `save_state` of the learner as it is now, while it goes on: one such save at a time.
+
+        It takes a copy of both in the host's memory. Of several ranks all must begin; the first's save ends when all
+        parts of the state are written.
+        """
+        writers = [policy_writer(self, policy, copy=True), state_writer(self, state, copy=True)]
+
+        def write() -> None:
+            for writer in writers:
+                writer()
+
+        return self._beside.submit(write)
 
     def load_state(self, directory: Path) -> None:
         load_state(self, directory)

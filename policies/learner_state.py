@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,14 +30,20 @@ from policies.ranks import like, whole
 if TYPE_CHECKING:
     from policies.learner import Learner
 
+Writer = Callable[[], None]
+
 FILE = "learner.safetensors"
 PARTS = "learner"  # a directory of torch.distributed.checkpoint
 BASE = "base.sha256"
 ADAPTER = "adapter"  # a directory beside the policy's
 
 
-def save_policy(learner: Learner, directory: Path) -> None:
-    """A plain Hugging Face directory without the tokenizer, adapters merged; and an adapter alone beside it."""
+def policy_writer(learner: Learner, directory: Path, *, copy: bool = False) -> Writer:
+    """A plain Hugging Face directory without the tokenizer, adapters merged; and an adapter alone beside it.
+
+    All ranks must ask; what is returned writes it, and waits for no other rank. With a `copy` the learner may learn
+    before that is called, from any thread.
+    """
     settings, ranks, adapter = learner.settings, learner.ranks, learner.adapter()
     dtype = getattr(torch, settings.dtype)
     tied = learner.model.all_tied_weights_keys  # converted copies would no longer be seen as one tensor
@@ -48,25 +54,33 @@ def save_policy(learner: Learner, directory: Path) -> None:
             continue
         gathered = whole(tensor)
         if ranks.first and plain not in tied:
-            state[plain] = gathered.to(dtype)
-    if not ranks.first:
-        return
-    with disk_errors():
-        learner.model.save_pretrained(directory, state_dict=dict(merged(state.items(), adapter)))
-        if settings.lora is not None and learner.base_sha256 is not None:
-            beside = directory.with_name(ADAPTER)
-            save_adapter(
-                adapter, settings.lora, beside, base=settings.model, revision=settings.revision,
-                digest=learner.base_sha256,
-            )  # fmt: skip
-    learner.model.config.dtype = settings.dtype  # save_pretrained writes that of the float32 weights
-    learner.model.config.save_pretrained(directory)
+            converted = gathered.to(dtype)
+            state[plain] = _copied(converted) if copy else converted
+    if copy:
+        adapter = {name: _copied(tensor) for name, tensor in adapter.items()}
+
+    def write() -> None:
+        if not ranks.first:
+            return
+        with disk_errors():
+            learner.model.save_pretrained(directory, state_dict=dict(merged(state.items(), adapter)))
+            if settings.lora is not None and learner.base_sha256 is not None:
+                beside = directory.with_name(ADAPTER)
+                save_adapter(
+                    adapter, settings.lora, beside, base=settings.model, revision=settings.revision,
+                    digest=learner.base_sha256,
+                )  # fmt: skip
+        learner.model.config.dtype = settings.dtype  # save_pretrained writes that of the float32 weights
+        learner.model.config.save_pretrained(directory)
+
+    return write
 
 
-def save_state(learner: Learner, directory: Path) -> None:
+def state_writer(learner: Learner, directory: Path, *, copy: bool = False) -> Writer:
     """What the next update depends on: float32 weights, optimiser, schedule, random states.
 
-    Of an adapter its own alone, with the sum of the base that it belongs to.
+    Of an adapter its own alone, with the sum of the base that it belongs to. All ranks must ask and write; `copy` as in
+    `policy_writer`.
     """
     tensors = {f"weights.{name}": p.detach() for name, p in learner.trained.items()}
     for i, parameter in enumerate(learner.parameters):
@@ -77,15 +91,28 @@ def save_state(learner: Learner, directory: Path) -> None:
     tensors["schedule.updates"] = torch.tensor(learner.scheduler.last_epoch)
     tensors["random.torch"] = torch.get_rng_state()
     tensors["random.order"] = learner.generator.get_state()
-    with disk_errors():
-        if learner.ranks.size > 1:
-            save(tensors, checkpoint_id=directory / PARTS)
-            return
-        save_file({name: whole(tensor).cpu().clone() for name, tensor in tensors.items()}, directory / FILE)
+    if learner.ranks.size == 1:
+        tensors = {name: whole(tensor) for name, tensor in tensors.items()}
+    if copy:
+        tensors = {name: _copied(tensor) for name, tensor in tensors.items()}
+
+    def write() -> None:
+        with disk_errors():
+            if learner.ranks.size > 1:
+                save(tensors, checkpoint_id=directory / PARTS, process_group=learner.ranks.files)
+            else:
+                save_file(tensors if copy else {name: _copied(t) for name, t in tensors.items()}, directory / FILE)
+
+    return write
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """In the host's memory."""
+    return tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
 
 
 def load_state(learner: Learner, directory: Path) -> None:
-    """Continue exactly where `save_state` was. Raises KeyError where it is of another model."""
+    """Continue exactly where `state_writer` was. Raises KeyError where it is of another model."""
     tensors = _read(learner, directory)
     base = bytes(tensors[BASE].tolist()) if BASE in tensors else None
     if base != learner.base_sha256:

@@ -26,6 +26,8 @@ class Ranks:
         self.rank = dist.get_rank() if grouped else 0
         self.size = dist.get_world_size() if grouped else 1
         self.offload = offload
+        # For what agrees on files beside passes of the model: exchanges of two threads in one group would mix.
+        self.files = dist.new_group(backend="gloo") if self.size > 1 else None
         assert grouped or not offload
 
     @property

@@ -186,7 +186,7 @@ class FakeLearner:
         self.world.calls.append("sync")
         self.world.version, self.world.skills = version, list(self.skills)
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, *, beside: bool = False) -> None:  # noqa: ARG002  it has written when it returns
         (directory / "policy" / "model.safetensors").write_text("policy")
         (directory / "learner.json").write_text(json.dumps(self.skills))
 

@@ -115,7 +115,7 @@ class TimedLearner(FakeLearner):
         figures = dict.fromkeys(("loss", "grad_norm", "lr", "entropy", "kl", "clip_share", "padding_share"), 0.1)
         return LearnStats(**figures, importance_mean=1.0, sampler_gap=0.0, surviving_B=(1.0,) * len(rollouts))
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, *, beside: bool = False) -> None:  # noqa: ARG002
         (directory / "learner.json").write_text("[]")
 
 

@@ -1,12 +1,12 @@
 """The learner's memory and speed: chunks of the head, packed rows, ranks.
 
-    python -m tests.benchmarks.learner [logprobs] [packing] [ranks] [lora]
+    python -m tests.benchmarks.learner [logprobs] [packing] [ranks] [lora] [checkpoint]
 
 logprobs: the memory of a head over 150,000 words, its gradient included, in chunks and at once, and the time of both in
 a pass through a policy of half a billion parameters, of which the head is a quarter. packing: an update on rollouts of
 the quickstart's lengths and others, padded, in rows of several, and in one row with each prompt once. ranks: 20 steps
 of two ranks and of one, and how far their losses are apart. lora: what a sync hands to an engine of an adapter, and of
-the whole policy. The last line is JSON.
+the whole policy. checkpoint: how long a save keeps the learner from its next update. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -313,7 +314,53 @@ def larger_size() -> Any:
     return ModelSize(shapes=shapes | {"embed_tokens": (VOCABULARY, width)}, dimensions=None)
 
 
-SECTIONS = {"logprobs": measure_logprobs, "packing": measure_packing, "ranks": measure_ranks, "lora": measure_lora}
+def measure_checkpoint(rounds: int = 5) -> Figures:
+    """How long a save keeps a learner of some 50 M parameters from its next update: its files written, or copied."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from policies.learner import Learner, LearnerSettings
+
+    batch = quickstart_rollouts(8)
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
+        policy, state = Path(folder) / "policy", Path(folder) / "state"
+        config = LlamaConfig(
+            vocab_size=32_000, hidden_size=512, intermediate_size=1536, num_hidden_layers=10, num_attention_heads=8,
+            num_key_value_heads=8, tie_word_embeddings=True,
+        )  # fmt: skip
+        LlamaForCausalLM(config).save_pretrained(policy)
+        (policy / "tokenizer.json").write_text("{}")
+        learner = Learner(LearnerSettings(model=str(policy), gramian=None))
+        learner.learn(batch, torch.linspace(-1, 1, len(batch)))  # makes the moments
+        for beside in [False, True] * (rounds + 1):
+            shutil.rmtree(state, ignore_errors=True)
+            state.mkdir()
+            start = time.perf_counter()
+            if beside:
+                saving = learner.begin_save(state / "policy", state)
+                seconds[True].append(time.perf_counter() - start)
+                saving.result()
+            else:
+                learner.save_policy(state / "policy")
+                learner.save_state(state)
+                seconds[False].append(time.perf_counter() - start)
+        size = sum(file.stat().st_size for file in state.rglob("*") if file.is_file())
+    pauses = [median(seconds[beside][1:]) for beside in (False, True)]
+    return {
+        "checkpoint_gib": round(size / 2**30, 2),
+        "checkpoint_pause_s": [round(pause, 3) for pause in pauses],
+        "checkpoint_pause_ratio": round(pauses[1] / pauses[0], 3),
+    }
+
+
+SECTIONS = {
+    "logprobs": measure_logprobs,
+    "packing": measure_packing,
+    "ranks": measure_ranks,
+    "lora": measure_lora,
+    "checkpoint": measure_checkpoint,
+}
 
 
 def main() -> None:

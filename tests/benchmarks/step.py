@@ -11,7 +11,7 @@ job on one vLLM engine and one learner, without Redis (a few ms a step) and held
 so small that both keep the lengths of the policy they began with; an update costs what it costs. TRL generates with
 transformers: its vLLM mode starts on CPU, but its first weight sync fails on weights that vLLM has packed. Policies:
 the quickstart's, whose completions are of mixed lengths, and an untrained one of 3.4 M parameters. `ratio` is ours,
-step by step, over TRL's.
+step by step, over TRL's, in completions a second; `ratio_tokens` in tokens, as lengths differ by chance.
 
 PATH is a Python that has trl and datasets beside what is in requirements/cpu.txt; without it nothing is measured. The
 last line is JSON.
@@ -147,7 +147,10 @@ def trl(policy: str, state_dir: Path) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     spec = spec_of(policy)
-    rows = [{"prompt": prompt.content, "answer": prompt.answer} for prompt in train_prompts(state_dir, spec)]
+    rows = [
+        {"prompt": [{"role": "user", "content": prompt.content}], "answer": prompt.answer}  # for the chat template
+        for prompt in train_prompts(state_dir, spec)
+    ]
     spent: dict[str, float] = {}
     tokens: list[float] = []
 
@@ -211,7 +214,9 @@ def scoring(name: str, lengths: list[float]) -> Callable[..., list[float | None]
         counts = tuple(len(ids) for ids in completion_ids)
         lengths[:] = counts
         batch = RewardBatch(
-            prompts=tuple(prompts), completions=tuple(completions), answers=tuple(answer), completion_tokens=counts,
+            prompts=tuple(messages[0]["content"] for messages in prompts),
+            completions=tuple(messages[0]["content"] for messages in completions),
+            answers=tuple(answer), completion_tokens=counts,
             truncated=tuple(count >= MAX_TOKENS for count in counts), max_tokens=MAX_TOKENS,
         )  # fmt: skip
         return list(reward.score(batch))
@@ -312,10 +317,10 @@ def measure(name: str, trl_python: str, rounds: int, steps: int) -> Figures:
             for worker in workers:
                 worker.close()
     sides = {side: summary(found) for side, found in told.items()}
-    speeds = {side: found["completions_per_s"] for side, found in sides.items()}
     ratios = {
-        "ratio": round(speeds["ours"] / speeds["trl"], 2),
-        "ratio_overlapped": round(speeds["overlapped"] / speeds["trl"], 2),
+        f"ratio{suffix}{of}": round(sides[side][figure] / sides["trl"][figure], 2)
+        for suffix, side in (("", "ours"), ("_overlapped", "overlapped"))
+        for of, figure in (("", "completions_per_s"), ("_tokens", "tokens_per_s"))
     }
     return {**sides, **ratios, "rounds": rounds, "steps_per_round": steps}
 
@@ -379,10 +384,11 @@ def report(options: Any) -> None:
     table = Table("policy", "side", "figure", "value")
     line: Figures = {}
     for name in options.policies:
+        load = [round(load, 1) for load in os.getloadavg()]
         found = measure(name, options.trl_python, options.rounds, options.steps)
-        kept[name] = {**found, "load_before": [round(load, 1) for load in os.getloadavg()], "machine": machine()}
-        line[f"ratio_vs_trl_{name}"] = found["ratio"]
-        line[f"ratio_vs_trl_{name}_overlapped"] = found["ratio_overlapped"]
+        kept[name] = {**found, "load_before": load, "machine": machine()}
+        for figure in ("ratio", "ratio_tokens", "ratio_overlapped", "ratio_overlapped_tokens"):
+            line[figure.replace("ratio", f"ratio_vs_trl_{name}", 1)] = found[figure]
         for side in SIDES:
             for figure, value in found[side].items():
                 table.add_row(name, side, figure, str(value))

@@ -30,7 +30,9 @@ def test_both_sides_have_the_same_rewards() -> None:
     """As the job has them, on what TRL hands to a reward."""
     lengths: list[float] = []
     score = scoring("conciseness", lengths)
-    batch = {"prompts": ["1+1="] * 2, "completions": ["a", "b"], "answer": ["2"] * 2}
+    told = [[{"role": "user", "content": "1+1="}]] * 2
+    said = [[{"role": "assistant", "content": text}] for text in ("a", "b")]
+    batch = {"prompts": told, "completions": said, "answer": ["2"] * 2}
     found = score(completion_ids=[[1] * 16, [1] * MAX_TOKENS], **batch)
     assert found == [1 - 16 / MAX_TOKENS, 0]
     assert lengths == [16, MAX_TOKENS]

@@ -57,13 +57,20 @@ def test_an_engine_samples_from_what_the_ranks_have_together(group):
 
 
 def test_ranks_keep_what_they_have_side_by_side(group):
+    import torch
+
     _, engines, learner, _, requests, folder = group
     learner.save(folder / "checkpoint")
     assert len([*(folder / "checkpoint" / "learner").glob("*.distcp")]) == 2
     rollouts = engines.generate(requests)
     before = learner.logprobs(rollouts)
-    learner.load(folder / "checkpoint")
-    assert learner.logprobs(rollouts) == before
+    written = learner.save(folder / "beside", beside=True)
+    learner.learn(rollouts, torch.linspace(-1, 1, len(rollouts)), None)
+    written()
+    assert learner.logprobs(rollouts) != before
+    for name in ("checkpoint", "beside"):
+        learner.load(folder / name)
+        assert learner.logprobs(rollouts) == before
 
 
 def test_a_rank_that_dies_is_a_loss(group):

@@ -83,8 +83,12 @@ def story(policy: str, folder: Path) -> dict[str, object]:
             folder.mkdir(exist_ok=True)
             learner.save_state(folder)
             learner.save_policy(folder / "policy")
-            told["after"] = step(learner, STEPS)
+            (folder / "beside").mkdir(exist_ok=True)
+            saving = learner.begin_save(folder / "beside" / "policy", folder / "beside")
+            told["after"] = step(learner, STEPS)  # whose exchanges the save's must not meet
+            saving.result(60)
             told["resumed"] = after(policy, folder)
+            told["resumed beside"] = after(policy, folder / "beside")
         if mode == "adapter":
             (folder / mode).mkdir(exist_ok=True)  # every rank does
             learner.save_state(folder / mode)
@@ -193,7 +197,7 @@ def test_the_exported_policy_is_whole(ranks, folder):
 
 def test_a_checkpoint_is_resumed_exactly_by_as_many(ranks, alone):
     for told in (*ranks, alone):
-        assert told["resumed"] == told["after"]
+        assert told["resumed"] == told["resumed beside"] == told["after"]
         assert told["adapter resumed"] == told["adapter after"]
 
 

@@ -39,10 +39,10 @@ class Disk:
         self.threads: list[str] = []
         make_whole = checkpoints.make_whole
 
-        def slowly(root: Path, *, step: int, fence: int) -> Any:
+        def slowly(root: Path, *, step: int, fence: int, written: Callable[[], None]) -> Any:
             self.threads.append(threading.current_thread().name)
             before(step)
-            return make_whole(root, step=step, fence=fence)
+            return make_whole(root, step=step, fence=fence, written=written)
 
         monkeypatch.setattr(checkpoints, "make_whole", slowly)
 
@@ -90,7 +90,12 @@ def test_the_next_one_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run = start(tmp_path, job())
     made, order = threading.Event(), []
     save, register = run.learner.save, run.journal.checkpoint
-    run.learner.save = lambda directory: (order.append(f"save {directory.name}"), save(directory))  # type: ignore[method-assign]
+
+    def saving(directory: Path, *, beside: bool) -> None:
+        order.append(f"save {directory.name}")
+        save(directory, beside=beside)
+
+    run.learner.save = saving  # type: ignore[method-assign]
     run.journal.checkpoint = lambda path, manifest: (order.append(path.name), register(path, manifest))  # type: ignore[method-assign]
     commit = run.journal.commit
     run.journal.commit = lambda record: (commit(record), made.set() if record["step"] == 4 else None)  # type: ignore[method-assign]
@@ -143,6 +148,56 @@ def test_a_disk_that_is_slower_than_the_checkpoints_come_makes_steps_wait_and_fa
     assert run.journal.named("checkpoint.failed") == []
     assert run.on_disk() == expected.on_disk()
     assert sorted(run.journal.registered) == sorted(expected.journal.registered)
+
+
+def test_steps_go_on_while_the_learner_still_writes(tmp_path: Path) -> None:
+    """Step 2's files come when step 3 is committed, and what is asked to wait for them does, in the thread."""
+    expected = whole(tmp_path / "whole")
+    run = start(tmp_path / "beside", job())
+    committed, seen = threading.Event(), []
+    save, commit = run.learner.save, run.journal.commit
+
+    def saving(directory: Path, *, beside: bool) -> Callable[[], None]:
+        seen.append((directory.name, beside))
+        if not beside:
+            save(directory)
+            return lambda: None
+
+        def written() -> None:
+            assert threading.current_thread().name.startswith("checkpoint")
+            if directory.name.startswith(".step-000002"):
+                assert committed.wait(WAIT_S), "the steps waited"
+            save(directory)
+
+        return written
+
+    run.learner.save = saving  # type: ignore[assignment, method-assign]
+    run.journal.commit = lambda record: (commit(record), committed.set() if record["step"] == 3 else None)  # type: ignore[method-assign]
+    assert run.loop.run() == "succeeded"
+    assert [beside for _, beside in seen] == [False, True, True, True, False]
+    assert run.on_disk() == expected.on_disk()
+    for step in run.on_disk():
+        assert "learner.json" in verify(run.directory / checkpoints.directory_name(step)).files
+
+
+def test_a_learner_that_can_not_write_is_told_as_a_full_disk_is(tmp_path: Path) -> None:
+    run = start(tmp_path, job())
+    save = run.learner.save
+
+    def saving(directory: Path, *, beside: bool) -> Callable[[], None] | None:
+        save(directory)
+
+        def refused() -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        return refused if beside and directory.name.startswith(".step-000004") else None
+
+    run.learner.save = saving  # type: ignore[assignment, method-assign]
+    assert run.loop.run() == "succeeded"
+    (event,) = run.journal.named("checkpoint.failed")
+    assert event["step"] == 4
+    assert "No space left" in event["message"]
+    assert not list(run.directory.glob(".step-000004*"))
 
 
 def full(*steps: int) -> Callable[[int], None]:

@@ -321,12 +321,12 @@ def full_disk(run: Run, *failures: int) -> None:
     attempts = 0
     save = run.learner.save
 
-    def saving(directory: Path) -> None:
+    def saving(directory: Path, *, beside: bool) -> None:
         nonlocal attempts
         attempts += 1
         if attempts in failures:
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(directory)
+        save(directory, beside=beside)
 
     run.learner.save = saving  # type: ignore[method-assign]
 

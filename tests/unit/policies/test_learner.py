@@ -1,9 +1,11 @@
 """The learner against plain transformers forwards and plain autograd, one sequence at a time, on random policies."""
 
+import errno
 import json
 import math
 import random
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 import torch._dynamo
 import torch._functorch.config
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from policies.batching import minibatches
@@ -542,6 +545,38 @@ def test_back_to_the_state_before_the_first_update(policy, tmp_path):
     learner.load_state(tmp_path)
     assert train(learner, range(2)) == expected
     assert_identical(parameters_of(learner), weights)
+
+
+def test_a_save_beside_the_next_updates_is_of_the_state_before_them(policy, tmp_path, monkeypatch):
+    """The disk holds it back until two more updates are made."""
+    learner, ready = make_learner(policy), threading.Event()
+    train(learner, range(2))
+    learner.save_policy(tmp_path / "then")
+    monkeypatch.setattr(
+        "policies.learner_state.save_file",
+        lambda tensors, path: ready.wait(60) and save_file(tensors, path),
+    )
+    saving = learner.begin_save(tmp_path / "policy", tmp_path)
+    expected = train(learner, range(2, 4))
+    assert not saving.done()
+    ready.set()
+    saving.result(60)
+    resumed = make_learner(policy, seed=99)
+    resumed.load_state(tmp_path)
+    assert train(resumed, range(2, 4)) == expected
+    assert_identical(parameters_of(resumed), parameters_of(learner))
+    then, now = (load_file(tmp_path / name / "model.safetensors") for name in ("then", "policy"))
+    assert_identical(now, then)
+    assert (tmp_path / "policy" / "config.json").read_text() == (tmp_path / "then" / "config.json").read_text()
+
+
+def test_a_save_beside_the_next_updates_keeps_the_disks_own_words(policy, tmp_path):
+    learner = make_learner(policy)
+    (tmp_path / "learner.safetensors").mkdir()
+    saving = learner.begin_save(tmp_path / "policy", tmp_path)
+    with pytest.raises(OSError, match="irectory") as refused:
+        saving.result(60)
+    assert refused.value.errno == errno.EISDIR
 
 
 def test_the_random_states_are_part_of_the_state(policy, tmp_path):
