@@ -6,7 +6,7 @@
 EQUIPOISE_TOY is JSON: `ttl_s` and `renew_s` of the lease, `mutants` of tests/toy_mutants.py, `ahead_s` of the clock,
 `rewards` are troubles of tests/loop_fakes.py for this driver alone, beside those that the spec's metadata has for every
 one (`toy.rewards`), `oom_step` is where its learner runs out of memory, once, and `oom_when` whether "before", "in" or
-"after" its optimizer's step. A step sleeps as long as the metadata says (`toy.step_s`), and hashes so many MiB
+"after" its optimizer's step; `lost_step` where its process is gone, once, after that step and before the answer. A step sleeps as long as the metadata says (`toy.step_s`), and hashes so many MiB
 (`toy.work_mib`). `toy.gpus` is how many GPUs are said to be reserved.
 """
 
@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> None:
 
 def build(spec: Any, *_: Any, on_gpus: Any = None, **__: Any) -> Any:
     """In the place of orchestrator.build.build."""
-    from orchestrator.errors import LearnerOutOfMemory
+    from orchestrator.errors import ActorLost, LearnerOutOfMemory
     from tests.loop_fakes import FakeEngines, FakeLearner, World, make_parts, real_rewards
 
     class SlowEngines(FakeEngines):
@@ -85,11 +85,23 @@ def build(spec: Any, *_: Any, on_gpus: Any = None, **__: Any) -> Any:
                 self.skills[1:] = before[1:]
             raise MemoryError("tried to allocate 2 GiB")
 
+    class LostLearner(FakeLearner):
+        lost = False
+
+        def learn(self, rollouts: Sequence[Any], advantages_B: Any, parts: Any) -> Any:
+            stats = super().learn(rollouts, advantages_B, parts)
+            if not self.lost and self.world.version == toy["lost_step"] - 1:
+                self.lost = True
+                raise ActorLost("the learner or an engine is gone: its process ended")
+            return stats
+
     world = World()
     parts = make_parts(spec, world)
     object.__setattr__(parts, "engines", SlowEngines(world, None))
     if "oom_step" in toy:
         object.__setattr__(parts, "learner", FullLearner(world, spec.gramian.mode))
+    if "lost_step" in toy:
+        object.__setattr__(parts, "learner", LostLearner(world, spec.gramian.mode))
     if troubles := toy.get("rewards"):
         object.__setattr__(parts, "rewards", real_rewards(spec, world, troubles))
     object.__setattr__(parts, "save_tokenizer", _save_policy_files)

@@ -86,8 +86,8 @@ def _forget_learner() -> None:
 
 
 def _learn_again() -> None:
-    """A step that ran out of memory is tried again with the learner as it was left."""
-    from orchestrator.errors import LearnerOutOfMemory
+    """A step whose learner failed is tried again with the learner as it was left."""
+    from orchestrator.errors import ActorLost
     from orchestrator.loop import Loop
 
     real = Loop.improve
@@ -95,7 +95,7 @@ def _learn_again() -> None:
     def again(self: Loop, *arguments: Any) -> Any:
         try:
             return real(self, *arguments)
-        except LearnerOutOfMemory:
+        except ActorLost:
             return real(self, *arguments)
 
     Loop.improve = again  # type: ignore[method-assign]

@@ -197,6 +197,27 @@ def test_a_commit_that_is_applied_twice_is_seen(store: JobStore) -> None:
         assert len(store.raw_steps(job_id)) == 1
 
 
+def test_an_update_whose_answer_was_lost_is_not_made_twice(garage: Garage, store: JobStore) -> None:
+    """T16: the learner's process ends after its optimizer's step, before it answers. The checkpoint is at step 3."""
+    job_id = submit(store, SPEC)
+    assert garage.start(job_id, owner=store.owner, lost_step=5).wait() == 0
+    job = store.job(job_id)
+    assert (job.status, job.step) == (JobStatus.QUEUED, 4)
+    assert "its process ended" in (job.reason or "")
+    finish(garage, store, job_id)
+    assert store.job(job_id).status is JobStatus.SUCCEEDED
+    found = audit(store, job_id, SPEC, garage.state_dir)
+    assert found.violations == ()
+    tell("T16", double_applied_by_an_actor=found.duplicates + found.mismatches)
+
+
+def test_an_update_that_is_made_again_where_its_answer_was_lost_is_seen(garage: Garage, store: JobStore) -> None:
+    job_id = submit(store, SPEC)
+    driver = garage.start(job_id, owner=store.owner, lost_step=5, mutants=["learn_again"])
+    assert driver.wait() == 0, driver.tail()
+    assert audit(store, job_id, SPEC, garage.state_dir).mismatches
+
+
 # ------------------------------------------------------------------------------------------- T3: claims
 
 
