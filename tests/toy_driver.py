@@ -6,8 +6,9 @@
 EQUIPOISE_TOY is JSON: `ttl_s` and `renew_s` of the lease, `mutants` of tests/toy_mutants.py, `ahead_s` of the clock,
 `rewards` are troubles of tests/loop_fakes.py for this driver alone, beside those that the spec's metadata has for every
 one (`toy.rewards`), `oom_step` is where its learner runs out of memory, once, and `oom_when` whether "before", "in" or
-"after" its optimizer's step; `lost_step` where its process is gone, once, after that step and before the answer. A step sleeps as long as the metadata says (`toy.step_s`), and hashes so many MiB
-(`toy.work_mib`). `toy.gpus` is how many GPUs are said to be reserved.
+"after" its optimizer's step; `lost_step` where its process is gone, once, after that step and before the answer. A step
+sleeps as long as the metadata says (`toy.step_s`), and hashes so many MiB (`toy.work_mib`). `toy.gpus` is how many GPUs
+are said to be reserved.
 """
 
 from __future__ import annotations
