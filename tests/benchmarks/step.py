@@ -3,15 +3,16 @@
     python -m tests.benchmarks.step --trl-python PATH [--policies quickstart 3m] [--rounds 5] [--steps 5]
 
 Processes on the same machine take turns, `steps` steps each in every round, so that all see the same load; the first
-round is not counted. Beside TRL's and ours there is ours one step off (`rollout.mode: overlapped`), with a thread each
-for engine and learner: what it has begun for its next turn is waited for in this one. All train the same policy in
-float32 with AdamW on the same prompts in the same order, 32 prompts x 8 completions of at most 64 tokens, three rewards
-by the same code, advantages normalised by objective and then summed, one clipped update a step. Ours is the loop of a
-job on one vLLM engine and one learner, without Redis (a few ms a step) and held-out evaluations. The learning rate is
-so small that both keep the lengths of the policy they began with; an update costs what it costs. TRL generates with
-transformers: its vLLM mode starts on CPU, but its first weight sync fails on weights that vLLM has packed. Policies:
-the quickstart's, whose completions are of mixed lengths, and an untrained one of 3.4 M parameters. `ratio` is ours,
-step by step, over TRL's, in completions a second; `ratio_tokens` in tokens, as lengths differ by chance.
+round is not counted. Beside TRL's and ours there is ours one step off (`rollout.mode: overlapped`), with one engine,
+and a thread each for it and the learner: what it has begun for its next turn is waited for in this one. All train the
+same policy in float32 with AdamW on the same prompts in the same order and through the same chat template, 32 prompts x
+8 completions of at most 64 tokens, three rewards by the same code, advantages normalised by objective and then summed,
+one clipped update a step. Ours is the loop of a job on two vLLM engines of a thread each and one learner, without Redis
+(a few ms a step) and held-out evaluations. The learning rate is so small that both keep the lengths of the policy they
+began with; an update costs what it costs. TRL generates with transformers: its vLLM mode starts on CPU, but its first
+weight sync fails on weights that vLLM has packed. Policies: the quickstart's, whose completions are of mixed lengths,
+and an untrained one of 3.4 M parameters. `ratio` is ours, step by step, over TRL's, in completions a second;
+`ratio_tokens` in tokens, as lengths differ by chance.
 
 PATH is a Python that has trl and datasets beside what is in requirements/cpu.txt; without it nothing is measured. The
 last line is JSON.
@@ -42,6 +43,7 @@ SIDES = ("ours", "overlapped", "trl")
 PROMPTS, GROUP, MAX_TOKENS = 32, 8, 64
 REWARDS = {"math": 0.6, "conciseness": 0.2, "clarity": 0.2}
 LR, BETAS = 1e-9, (0.9, 0.95)  # a policy that moved would write longer or shorter completions on one side
+ENGINES = 2  # of a thread each, as there are cores: what is not arithmetic in decoding goes side by side too
 READY_S, ROUND_S = 600.0, 600.0
 SETTLE = "settle"
 MARK = "figures:"  # before a worker's line; libraries write to the same stream
@@ -54,11 +56,9 @@ def spec_of(policy: str, mode: str = "sync") -> Any:
     """The job, as all sides run it."""
     from orchestrator.spec import parse_spec
 
-    threads: dict[str, int] = {}
+    engines, threads = ENGINES, {"engine_threads": 1}
     if mode == "overlapped":
-        threads = {"engine_threads": 1, "learner_threads": 1}
-    elif Path(policy).name.startswith("quickstart"):
-        threads = {"engine_threads": 1}  # as jobs with it have by themselves
+        engines, threads = 1, threads | {"learner_threads": 1}
     return parse_spec(
         {
             "name": "step",
@@ -74,6 +74,7 @@ def spec_of(policy: str, mode: str = "sync") -> Any:
                 "max_tokens": MAX_TOKENS,
                 "kv_cache_gib": 0.5,
                 "mode": mode,
+                "engines": engines,
             },
             "weighting": {"name": "fixed"},
             "optimizer": {"lr": LR, "betas": BETAS, "tokens_per_microbatch": 2048},
