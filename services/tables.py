@@ -23,6 +23,7 @@ _PARTS = {
     "moments": "AdamW",
     "reference": "reference policy",
     "objective_gradients": "objectives' gradients",
+    "checkpoint": "copy for a checkpoint",
     "working": "activations and logits",
     "runtime": "runtime",
 }

@@ -190,6 +190,16 @@ def test_parts_of_a_job_on_cpu() -> None:
     assert layout["bytes"] == sum(found["count"] * found["bytes"] for found in layout["processes"])
 
 
+def test_a_checkpoint_that_is_written_beside_the_steps_takes_its_copy() -> None:
+    """float32 weights and both moments, and the policy in its own type; of a GPU's learner the host has it."""
+    beside = {"checkpoints": {"asynchronous": True}}
+    small = {"resources": {"device": "cpu"}, "policy": {"dtype": "float32"}}
+    parts = process(only(spec(**beside, **small)), "learner")["parts"]
+    assert parts["checkpoint"] == (12 + 4) * QWEN.parameters
+    assert "checkpoint" not in process(only(spec(**small)), "learner")["parts"]
+    assert "checkpoint" not in process(only(spec(**beside)), "learner")["parts"]
+
+
 @pytest.mark.parametrize(("gramian", "factor"), [("exact", 2), ("last_block", None), ("sketch", 0)])
 def test_objectives_gradients_count_where_they_are_compared(gramian: str, factor: int | None) -> None:
     job = spec(weighting={"name": "gradient"}, gramian={"mode": gramian})
