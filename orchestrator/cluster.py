@@ -209,7 +209,7 @@ class RemoteLearner:
         self._call("save", directory, beside)
 
         def written() -> None:
-            while beside and not self._call("saved"):  # the learner answers between its updates
+            while beside and not all(self._ask("saved")):  # ranks answer between their updates
                 time.sleep(SAVED_EVERY_S)
 
         return written
@@ -225,8 +225,13 @@ class RemoteLearner:
         self._call("renew", settings)
 
     def _call(self, method: str, *arguments: Any, timeout_s: float | None = None, watch: Sequence[Any] = ()) -> Any:
+        return self._ask(method, *arguments, timeout_s=timeout_s, watch=watch)[0]
+
+    def _ask(
+        self, method: str, *arguments: Any, timeout_s: float | None = None, watch: Sequence[Any] = ()
+    ) -> list[Any]:
         try:
-            return self.ranks.call(method, *arguments, timeout_s=timeout_s, watch=watch)
+            return self.ranks.ask(method, *arguments, timeout_s=timeout_s, watch=watch)
         except ray.exceptions.GetTimeoutError:
             raise LearnerError(f"the weights did not reach the engines within {self.timeout_s:g} s") from None
         except ray.exceptions.RayError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class LearnerActor:
     def __init__(self, settings: LearnerSettings, *, rank: int = 0, ranks: int = 1) -> None:
         self.settings, self.rank, self.ranks = settings, rank, ranks
         self.sender: Any = None
+        self.saving: Future[None] | None = None
         if not in_group(settings, ranks):
             self._load()
 
@@ -95,14 +97,17 @@ class LearnerActor:
         if beside:
             self.saving = self.learner.begin_save(directory / "policy", directory)
             return
+        self.learner.save_state(directory)  # first, as all ranks agree on its errors
         self.learner.save_policy(directory / "policy")
-        self.learner.save_state(directory)
 
     def saved(self) -> bool:
-        """Whether what was saved beside is written. Raises what kept it from that."""
+        """Whether what was saved beside is written. Raises once what kept it from that."""
+        if self.saving is None:
+            return True
         if not self.saving.done():
             return False
-        self.saving.result()
+        saving, self.saving = self.saving, None  # a failure would keep the copies that it was to write
+        saving.result()
         return True
 
     def load(self, directory: Path) -> None:
@@ -113,14 +118,20 @@ class LearnerActor:
 
 
 class LearnerRanks:
-    """All ranks as one actor. Arguments are put into Ray's store once, answers are the first rank's."""
+    """All ranks as one actor. Arguments are put into Ray's store once."""
 
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = list(actors)
 
     def call(self, method: str, *arguments: Any, timeout_s: float | None = None, watch: Sequence[Any] = ()) -> Any:
-        """Raises what the first rank to fail raises: the others may wait for it for ever. Ray's GetTimeoutError
-        after `timeout_s`.
+        """The first rank's answer to `ask`."""
+        return self.ask(method, *arguments, timeout_s=timeout_s, watch=watch)[0]
+
+    def ask(self, method: str, *arguments: Any, timeout_s: float | None = None, watch: Sequence[Any] = ()) -> list[Any]:
+        """Every rank's answer.
+
+        Raises what the first rank to fail raises, as the others may wait for it for ever; Ray's GetTimeoutError after
+        `timeout_s`.
 
         `watch` has references that end with an error alone, which is then raised: of others that ranks may wait for.
         """
@@ -136,7 +147,7 @@ class LearnerRanks:
             except ray.exceptions.RayTaskError:  # perhaps that another is not there any more
                 self._raise_loss([*waiting, *watch])
                 raise
-        return ray.get(calls[0])
+        return ray.get(calls)
 
     def _raise_loss(self, waiting: list[Any]) -> None:
         """RayActorError where a process is gone, which Ray may learn a moment after the other ranks do."""

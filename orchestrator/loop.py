@@ -415,10 +415,9 @@ class Loop:
     def fill(self, directory: Path, *, wait: bool) -> Callable[[], None]:
         """The files of a checkpoint; not to `wait`, the learner's are there when what is returned has returned."""
         (directory / "policy").mkdir()
-        written = self.parts.learner.save(directory, beside=not wait)
         self.parts.save_tokenizer(directory / "policy")
         write_json(directory / "state.json", self.state_dict())
-        return written
+        return self.parts.learner.save(directory, beside=not wait)  # last: nothing fails while it writes
 
     def state_dict(self) -> dict[str, Any]:
         front = self.state.front

@@ -475,7 +475,8 @@ class Learner:
         It takes a copy of both in the host's memory. Of several ranks all must begin; the first's save ends when all
         parts of the state are written.
         """
-        writers = [policy_writer(self, policy, copy=True), state_writer(self, state, copy=True)]
+        # The policy last: a rank that fails alone must not keep the others waiting for its part of the state.
+        writers = [state_writer(self, state, copy=True), policy_writer(self, policy, copy=True)]
 
         def write() -> None:
             for writer in writers:

@@ -204,28 +204,35 @@ def _can_share_prompts(model: Any) -> bool:
     What it then says is compared with what it said, as far as its precision tells; and whatever the first completion
     is, nothing may change for the second, which convolutions and recurrent layers do not keep to.
     """
+    reason = shared_prompts.obstacle(model) or _change_by_sharing(model)
+    if reason is None:
+        return True
+    logger.info("each rollout's prompt goes through this model for itself: %s", reason)
+    return False
+
+
+def _change_by_sharing(model: Any) -> str | None:
+    """What sharing would change, and the model is as it was; None where that is nothing, and the model shares now."""
     ids = [i % model.config.get_text_config().vocab_size for i in range(1, 33)]
     pair, other = ([_rollout(ids[:8], first), _rollout(ids[:8], ids[15:24])] for first in (ids[8:15], ids[24:31]))
-    training = model.training
+    training, rounded = model.training, model.dtype != torch.float32
     model.eval()
     try:
-        with torch.autocast(model.device.type, enabled=False):
+        with torch.autocast(model.device.type, dtype=model.dtype if rounded else None, enabled=rounded):
             before = _predictions(model, make_rows(pair, [0, 1], model.device))
-            if not shared_prompts.enable(model):
-                return False
+            shared_prompts.enable(model)
             after, beside = (_predictions(model, make_shared_rows(two, [0, 1], model.device)) for two in (pair, other))
         off, leak = (float((x - y).abs().max() / before.std()) for x, y in ((after, before), (after[7:], beside[7:])))
-        most_off, most_leak = (SAME, SAME) if model.dtype == torch.float32 else (SAME_ROUNDED, 0.0)
+        most_off, most_leak = (SAME_ROUNDED, 0.0) if rounded else (SAME, SAME)
         if off <= most_off and leak <= most_leak:
-            return True
-        reason = f"its predictions would change by {off:.2g} of their spread, by {leak:.2g} with the rollout beside"
+            return None
+        found = f"its predictions would change by {off:.2g} of their spread, by {leak:.2g} with the rollout beside"
     except (TypeError, ValueError, RuntimeError, IndexError) as error:  # raised by a model's own code
-        reason = str(error)
+        found = str(error)
     finally:
         model.train(training)
-    logger.info("each rollout's prompt goes through this model for itself: %s", reason)
     shared_prompts.disable(model)
-    return False
+    return found
 
 
 def _rollout(prompt: list[int], tokens: list[int]) -> Rollout:

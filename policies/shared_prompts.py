@@ -86,17 +86,25 @@ def _taken(values_nhd: Tensor, places_bq: Tensor) -> Tensor:
     return values_nhd.index_select(0, places_bq.flatten()).unflatten(0, places_bq.shape).transpose(1, 2)
 
 
-def enable(model: Any) -> bool:
-    """Lets a model share prompts, where it asks transformers for its attention and that is sdpa; says whether."""
+def obstacle(model: Any) -> str | None:
+    """Why a model can't share prompts, as far as its config tells; windows that only its mask knows are told there."""
+    config = model.config.get_text_config()
+    if getattr(model.config, "_attn_implementation", None) != "sdpa" or not model._supports_attention_backend:
+        return "it does not ask transformers for sdpa"
+    if set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
+        return f"its layers are {', '.join(sorted(set(config.layer_types)))}"
+    limits = [name for name in ("sliding_window", "attention_chunk_size") if getattr(config, name, None) is not None]
+    return f"its attention forgets what is far back ({', '.join(limits)})" if limits else None
+
+
+def enable(model: Any) -> None:
+    """Lets a model share prompts that has no `obstacle`."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    if getattr(model.config, "_attn_implementation", None) != "sdpa" or not model._supports_attention_backend:
-        return False
     AttentionInterface.register(ATTENTION, attend)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     model.set_attn_implementation(ATTENTION)
-    return True
 
 
 def disable(model: Any) -> None:

@@ -84,6 +84,11 @@ def story(policy: str, folder: Path) -> dict[str, object]:
             learner.save_state(folder)
             learner.save_policy(folder / "policy")
             (folder / "beside").mkdir(exist_ok=True)
+            (folder / "refused").mkdir(exist_ok=True)
+            (folder / "refused" / "file").touch()
+            told["refused"] = str(
+                learner.begin_save(folder / "refused" / "file" / "policy", folder / "refused").exception(60)
+            )
             saving = learner.begin_save(folder / "beside" / "policy", folder / "beside")
             told["after"] = step(learner, STEPS)  # whose exchanges the save's must not meet
             saving.result(60)
@@ -198,6 +203,7 @@ def test_the_exported_policy_is_whole(ranks, folder):
 def test_a_checkpoint_is_resumed_exactly_by_as_many(ranks, alone):
     for told in (*ranks, alone):
         assert told["resumed"] == told["resumed beside"] == told["after"]
+        assert ("Not a directory" in told["refused"]) is (told is not ranks[1])  # the first alone writes the policy
         assert told["adapter resumed"] == told["adapter after"]
 
 

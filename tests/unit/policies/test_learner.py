@@ -556,6 +556,10 @@ def test_a_save_beside_the_next_updates_is_of_the_state_before_them(policy, tmp_
         "policies.learner_state.save_file",
         lambda tensors, path: ready.wait(60) and save_file(tensors, path),
     )
+    save_pretrained = learner.model.save_pretrained
+    monkeypatch.setattr(
+        learner.model, "save_pretrained", lambda *args, **options: ready.wait(60) and save_pretrained(*args, **options)
+    )
     saving = learner.begin_save(tmp_path / "policy", tmp_path)
     expected = train(learner, range(2, 4))
     assert not saving.done()

@@ -251,10 +251,12 @@ def model_of(kind, **changes):
 @pytest.mark.parametrize(
     ("kind", "changes", "reason"),
     [
-        ("mistral", {"sliding_window": 4}, "forgets what is far back"),
-        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "with the rollout beside"),
+        ("mistral", {"sliding_window": 40}, "sliding_window"),
+        ("phimoe", {"sliding_window": 40}, "sliding_window"),  # which its attention is not told of, only its mask
+        ("llama4_text", {"attention_chunk_size": 40}, "its layers are chunked_attention"),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "its layers are conv"),
         ("nemotron", {}, "does not hand on"),
-        ("llama", {"attn_implementation": "eager"}, None),
+        ("llama", {"attn_implementation": "eager"}, "does not ask transformers for sdpa"),
     ],
 )
 def test_a_model_that_can_not_share_is_left_as_it_was(kind, changes, reason, dtype, caplog):
@@ -264,9 +266,29 @@ def test_a_model_that_can_not_share_is_left_as_it_was(kind, changes, reason, dty
     before = model(ids).logits
     with caplog.at_level("INFO", "policies.scorer"):
         assert not Scorer(model, share_prompts=True).shares_prompts
-    assert reason is None or reason in caplog.text
+    assert reason in caplog.text
     assert model.config._attn_implementation == implementation
     assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_mix_neighbours_are_seen(dtype, caplog):
+    """Whatever the config says: what stands beside a rollout must not change it."""
+    model = model_of("llama").to(dtype)
+    model.model.layers[0].mlp.register_forward_hook(lambda _module, _inputs, out: out + 0.1 * out.roll(1, dims=1))
+    with caplog.at_level("INFO", "policies.scorer"):
+        assert not Scorer(model, share_prompts=True).shares_prompts
+    assert "with the rollout beside" in caplog.text
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_an_adapter_on_a_base_of_less_precision_shares(policies):
+    learner = Learner(LearnerSettings(model=policies["qwen3"], threads=1, dtype="bfloat16", lora=Lora(rank=2, alpha=4)))
+    assert learner.scorer.shares_prompts
+    scores = learner.logprobs(BATCH)
+    learner.scorer.shares_prompts = False
+    for one, other in zip(scores, learner.logprobs(BATCH), strict=True):
+        assert one == pytest.approx(other, abs=0.05)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
