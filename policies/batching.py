@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -136,32 +137,39 @@ def make_rows(
 def make_shared_rows(
     rollouts: Sequence[Rollout], index: list[int], device: torch.device, *, idle: bool = False
 ) -> Rows:
-    """Each prompt once and then all completions, in one row without padding."""
-    prompts = list(dict.fromkeys(r.prompt_tokens for r in rollouts))
-    prompt_of_b = [{prompt: i for i, prompt in enumerate(prompts)}[r.prompt_tokens] for r in rollouts]
-    pieces = [*prompts, *(r.tokens for r in rollouts)]
-    lengths = [len(piece) for piece in pieces]
-    first = [0] * len(prompts) + [len(r.prompt_tokens) for r in rollouts]
-    starts = [0, *itertools.accumulate(lengths)]
-    place_bT, mask_bT = spans(starts[len(prompts) : -1], lengths[len(prompts) :], at_least=1)
+    """Each prompt once and then its completions, in one row without padding; a prompt's only completion follows it."""
+    count = Counter(r.prompt_tokens for r in rollouts)
+    several = [count[r.prompt_tokens] > 1 for r in rollouts]
+    root_of: dict[tuple[int, ...], int] = {}
+    roots: list[tuple[int, ...]] = []
+    for rollout, shared in zip(rollouts, several, strict=True):
+        if rollout.prompt_tokens not in root_of:
+            root_of[rollout.prompt_tokens] = len(roots)
+            roots.append(rollout.prompt_tokens if shared else rollout.prompt_tokens + rollout.tokens)
+    own = [i for i, shared in enumerate(several) if shared]  # whose completions are pieces of their own
+    pieces = [*roots, *(rollouts[i].tokens for i in own)]
+    first = [0] * len(roots) + [len(rollouts[i].prompt_tokens) for i in own]
+    starts = [0, *itertools.accumulate(map(len, pieces))]
     # A token is predicted where the one before it stands: the first where its prompt ends.
-    ends_b = torch.tensor([starts[i + 1] - 1 for i in prompt_of_b])
-    place_bT = torch.where(mask_bT, torch.cat([ends_b[:, None], place_bT[:, :-1]], dim=1), 0)
-    completion = mask_bT.shape[1]
+    ends = [starts[root_of[r.prompt_tokens]] + len(r.prompt_tokens) - 1 for r in rollouts]
+    piece_of = {i: len(roots) + at for at, i in enumerate(own)}
+    begins = [starts[piece_of[i]] if shared else ends[i] + 1 for i, shared in enumerate(several)]
+    place_bT, mask_bT = spans(begins, [len(r.tokens) for r in rollouts], at_least=1)
+    place_bT = torch.where(mask_bT, torch.cat([torch.tensor(ends)[:, None], place_bT[:, :-1]], dim=1), 0)
+    position_ids_n = torch.cat([torch.arange(at, at + len(piece)) for at, piece in zip(first, pieces, strict=True)])
+    width = mask_bT.shape[1]
     return Rows(
         index=index,
         input_ids_rt=torch.tensor([[token for piece in pieces for token in piece]]).to(device),
         attention_rt=None,
-        position_ids_rt=torch.cat([torch.arange(at, at + length) for at, length in zip(first, lengths, strict=True)])
-        .unsqueeze(0)
-        .to(device),
+        position_ids_rt=position_ids_n.unsqueeze(0).to(device),
         owner_rt=None,
         place_bT=place_bT.to(device),
-        target_bT=pad([torch.tensor(r.tokens) for r in rollouts], completion).long().to(device),
+        target_bT=pad([torch.tensor(r.tokens) for r in rollouts], width).long().to(device),
         mask_bT=(mask_bT & (not idle)).to(device),
-        sampler_logprobs_bT=pad([torch.tensor(r.logprobs) for r in rollouts], completion).to(device),
-        real=sum(lengths),
-        shared_prompts=look_back(prompt_of_b, starts, len(prompts), device),
+        sampler_logprobs_bT=pad([torch.tensor(r.logprobs) for r in rollouts], width).to(device),
+        real=starts[-1],
+        shared_prompts=look_back([root_of[rollouts[i].prompt_tokens] for i in own], starts, len(roots), device),
         idle=idle,
     )
 
@@ -169,7 +177,8 @@ def make_shared_rows(
 def look_back(prompt_of_b: Sequence[int], starts: Sequence[int], prompts: int, device: torch.device) -> SharedPrompts:
     """Attention's parts for a row of `prompts` prompts and then completions, of which prompt_of_b[i] begins the i-th.
 
-    Prompt or completion i stands at starts[i] to starts[i + 1]. Rows of like length attend together.
+    A prompt may be a whole rollout. Prompt or completion i stands at starts[i] to starts[i + 1]. Rows of like length
+    attend together.
     """
     lengths = [end - start for start, end in itertools.pairwise(starts)]
     parts: list[Part] = []
