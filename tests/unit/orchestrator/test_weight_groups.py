@@ -54,10 +54,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
         return ready, [reference for reference in references if reference not in ready]
 
     def get(references: Any) -> Any:
-        for reference in references if isinstance(references, list) else [references]:
+        several = references if isinstance(references, list) else [references]
+        for reference in several:
             if isinstance(reference.outcome, BaseException):
                 raise reference.outcome
-        return None
+        return [None] * len(several) if isinstance(references, list) else None
 
     monkeypatch.setattr(ray, "wait", wait)
     monkeypatch.setattr(ray, "get", get)
