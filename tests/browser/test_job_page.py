@@ -149,6 +149,19 @@ def test_a_steer_that_is_refused_has_failed_and_says_why(page: Page) -> None:
     page.get_by_role("button", name="Discard").click()
 
 
+def test_what_is_being_typed_stays_while_steps_come(page: Page, stage: Stage, job: str) -> None:
+    """A floor counts when its box is left; until then the page is drawn anew with every step."""
+    box = page.get_by_role("spinbutton", name="floor of accuracy")
+    box.fill("35")
+    step = stage.client.job(job)["step"]
+    expect(page.get_by_text(re.compile(r"^Applied at step"))).not_to_contain_text(f"step {step:,}:")
+    page.wait_for_timeout(1_000)
+    expect(box).to_have_value("35")
+    box.press("Tab")
+    page.get_by_role("button", name="Discard").click()
+    expect(box).not_to_have_value("35")
+
+
 def test_what_is_applied_is_the_last_that_was_shown(page: Page, stage: Stage, job: str) -> None:
     """Many edits within a moment, and Apply at once: none is lost on the way."""
     for share in (0.9, 0.8, 0.35, 0.65, 0.55):

@@ -21,7 +21,7 @@ export default {
   props: { names: Array, weights: Object, bounds: Object, applied: Object, strategy: Object, disabled: Boolean, dims: Boolean, seen: { type: Number, default: 0 } },
   emits: ["edit"],
   data() {
-    return { now: { ...this.weights }, limits: copy(this.bounds), locked: {}, edits: this.seen };
+    return { now: { ...this.weights }, limits: copy(this.bounds), locked: {}, typed: {}, edits: this.seen };
   },
   methods: {
     // The server's word, unless it was said before the server knew of the newest edit, of which `seen` is the count.
@@ -61,12 +61,26 @@ export default {
       this.now = moved(this.now, this.locked, name, value);
       this.drag();
     },
-    limit(name, end, text) {
+    // What is being typed is the box's own until it is left: the page is drawn anew with every step.
+    type(box, text) {
+      this.typed = { ...this.typed, [box]: text };
+    },
+    limit(name, end, box, text) {
+      const { [box]: _, ...others } = this.typed;
+      this.typed = others;
       const value = Number(text);
       if (text === "" || !Number.isFinite(value)) return;
       this.edits += 1;
       this.limits = { ...this.limits, [name]: this.limits[name].map((old, i) => (i === end ? Math.min(1, Math.max(0, value / 100)) : old)) };
       this.tell();
+    },
+    bound(name, kind, share, end) {
+      const box = `${kind} of ${name}`;
+      return h("input", {
+        type: "number", min: 0, max: 100, step: 1, value: this.typed[box] ?? Math.round(share * 1000) / 10, "aria-label": `${box} in percent`,
+        onInput: (event) => this.type(box, event.target.value),
+        onChange: (event) => this.limit(name, end, box, event.target.value),
+      });
     },
     row(name, i) {
       const isLocked = Boolean(this.locked[name]);
@@ -93,7 +107,7 @@ export default {
           }, isLocked ? "Locked" : "Lock"),
         ]),
         h("div", { class: "weight-bounds" }, [["floor", floor, 0], ["ceiling", ceiling, 1]].map(([kind, share, end]) =>
-          h("label", [kind, h("input", { type: "number", min: 0, max: 100, step: 1, value: Math.round(share * 1000) / 10, "aria-label": `${kind} of ${name} in percent`, onChange: (event) => this.limit(name, end, event.target.value) }), "%"]))),
+          h("label", [kind, this.bound(name, kind, share, end), "%"]))),
       ]);
     },
   },
