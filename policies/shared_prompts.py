@@ -1,10 +1,10 @@
 """A prompt that several rollouts continue goes through the model once, not once for each.
 
-A microbatch becomes one row of n tokens without padding: every prompt that differs, then every completion. Most of a
-model treats tokens alone and never notices; attention alone looks back, and there each completion is given its prompt's
-keys and values beside its own. Values and gradients are those of the plain way; with G rollouts of a prompt of P tokens
-and completions of T on average, the model sees P + G T tokens where it saw G (P + T). The idea is that of Prefix
-Grouper (arXiv 2506.05433).
+A microbatch becomes one row of n tokens without padding: every prompt that differs, then every completion; a prompt's
+only completion follows it at once. Most of a model treats tokens alone and never notices; attention alone looks back,
+and there each completion is given its prompt's keys and values beside its own. Values and gradients are those of the
+plain way; with G rollouts of a prompt of P tokens and completions of T on average, the model sees P + G T tokens where
+it saw G (P + T). The idea is that of Prefix Grouper (arXiv 2506.05433).
 """
 
 from __future__ import annotations

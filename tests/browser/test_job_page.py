@@ -160,6 +160,15 @@ def test_what_is_being_typed_stays_while_steps_come(page: Page, stage: Stage, jo
     box.press("Tab")
     page.get_by_role("button", name="Discard").click()
     expect(box).not_to_have_value("35")
+    before = box.input_value()
+    box.press_sequentially("7")
+    box.press("Backspace")
+    box.press("Tab")  # as it was: the browser tells of no change, and nothing of it is kept
+    steering = stage.client.steering(job)
+    stage.client.steer(job, if_match=steering["version"], bounds={"accuracy": [0.05, 1.0]})
+    expect(box).to_have_value("5")
+    stage.client.steer(job, if_match=steering["version"] + 1, bounds={"accuracy": steering["bounds"]["accuracy"]})
+    expect(box).to_have_value(before)
 
 
 def test_what_is_applied_is_the_last_that_was_shown(page: Page, stage: Stage, job: str) -> None:

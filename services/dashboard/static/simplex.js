@@ -65,9 +65,11 @@ export default {
     type(box, text) {
       this.typed = { ...this.typed, [box]: text };
     },
-    limit(name, end, box, text) {
+    leave(box) {
       const { [box]: _, ...others } = this.typed;
       this.typed = others;
+    },
+    limit(name, end, text) {
       const value = Number(text);
       if (text === "" || !Number.isFinite(value)) return;
       this.edits += 1;
@@ -79,7 +81,8 @@ export default {
       return h("input", {
         type: "number", min: 0, max: 100, step: 1, value: this.typed[box] ?? Math.round(share * 1000) / 10, "aria-label": `${box} in percent`,
         onInput: (event) => this.type(box, event.target.value),
-        onChange: (event) => this.limit(name, end, box, event.target.value),
+        onChange: (event) => this.limit(name, end, event.target.value),
+        onBlur: () => this.leave(box),  // which comes after a change, and also without one
       });
     },
     row(name, i) {
