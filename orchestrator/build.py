@@ -30,7 +30,15 @@ from policies.estimators.copo import Copo
 from policies.learner import LearnerSettings
 from policies.lora import Lora
 from policies.losses import ClippedSurrogate
-from policies.models import ModelError, check_directory, context_length, encode_prompt, load_tokenizer
+from policies.models import (
+    ADAPTER_WEIGHTS,
+    ModelError,
+    adapter_base,
+    check_directory,
+    context_length,
+    encode_prompt,
+    load_tokenizer,
+)
 from policies.pareto import Archive
 from policies.plugins import find_estimator, find_weighting
 from policies.rollout import EngineSettings
@@ -102,7 +110,7 @@ def build(
     """
     if spec.policy.model == "quickstart":
         on_stage("preparing the quickstart policy (trained once, in about a minute and a half)")
-    model = resolve_model(spec, state_dir)
+    model = resolve_model(spec, state_dir, data_dir=data_dir, on_stage=on_stage)
     tokenizer = load_tokenizer(model, revision=spec.policy.revision)
     splits = load_splits(
         spec,
@@ -274,10 +282,25 @@ def describe_objectives(spec: JobSpec) -> Objectives:
     )
 
 
-def resolve_model(spec: JobSpec, state_dir: Path) -> str:
-    """A directory or hub id that transformers and vLLM load. Trains the quickstart policy where it is asked for."""
+def resolve_model(
+    spec: JobSpec, state_dir: Path, *, data_dir: Path | None = None, on_stage: Callable[[str], None] = lambda _: None
+) -> str:
+    """A directory or hub id that transformers and vLLM load.
+
+    Trains the quickstart policy where it is asked for. An adapter that the job starts from is merged into `data_dir`,
+    once, so that its base stays what it was.
+    """
     if spec.init_checkpoint is not None:
-        check_directory(Path(spec.init_checkpoint))
+        path = Path(spec.init_checkpoint)
+        if adapter_base(path) is not None:
+            merged = (data_dir or state_dir / "policies") / f"merged-{sha256_of(path / ADAPTER_WEIGHTS)[:16]}"
+            if not merged.is_dir():
+                on_stage("merging the adapter that the job starts from")
+                from policies.merging import merge_adapter
+
+                merge_adapter(path, merged)
+            return str(merged)
+        check_directory(path)
         return spec.init_checkpoint
     if spec.policy.model == "quickstart":
         from policies.quickstart import ensure_policy
@@ -453,7 +476,7 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
         gradient_checkpointing=spec.policy.gradient_checkpointing,
         cpu_offload=spec.policy.cpu_offload,
         compile=spec.policy.compile and device == "cuda",
-        lora=None if spec.policy.lora is None else Lora(**spec.policy.lora.model_dump()),
+        lora=None if spec.policy.lora is None else Lora(**spec.policy.lora.model_dump() | {"merge": spec.merges}),
         gramian=spec.gramian.mode if spec.measures_gradients else None,
         sketch_width=spec.gramian.sketch_width,
     )

@@ -1,8 +1,9 @@
 """Checkpoints on disk: whole or not there, proved by a manifest of sha256 sums.
 
     step-000010/
-      policy/               a plain Hugging Face directory: what is exported and served, adapters merged
-      adapter/              an adapter alone, where that learns (policy.lora), as PEFT loads it beside its base
+      policy/               what is exported and served: a plain Hugging Face directory, or where an adapter learns
+                            (policy.lora) that alone, as PEFT loads it
+      adapter/              the adapter, where policy/ has it merged
       learner.safetensors   float32 weights of what learns, optimiser, schedule, random states
       learner/              the same in parts, in its stead, where the learner has several ranks
       state.json            weighting, steering position, archive, prompt position, watch, policy version
@@ -177,7 +178,7 @@ def collect(root: Path) -> None:
 
 
 def export_policy(directory: Path, target: Path) -> Path:
-    """Copy a checkpoint's policy, verified, to a directory that plain transformers and vLLM load.
+    """Copy a checkpoint's policy, verified, to a directory that plain transformers and vLLM (or PEFT) load.
 
     Raises CheckpointError where the checkpoint is damaged or the target exists.
     """

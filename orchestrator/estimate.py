@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.layout import Layout, Machine
 from orchestrator.remedies import remedies
 from orchestrator.spec import JobSpec
-from policies.models import ModelError
+from policies.models import ModelError, adapter_base
 from policies.sizes import ModelSize, quickstart_size, size_of
 
 _NOTHING_KNOWN: dict[str, Any] = {"processes": [], "bytes": None, "kv_cache": None}  # of a model of unknown size
@@ -80,12 +80,16 @@ def devices(spec: JobSpec, machine: Machine) -> list[str]:
 
 def model_size(spec: JobSpec) -> ModelSize:
     """Of the policy that the job starts from. Raises ModelError where that is not on this machine, or can't be read."""
+    name, revision = spec.policy.model, spec.policy.revision
     if spec.init_checkpoint is not None:
-        return size_of(Path(spec.init_checkpoint))
-    if spec.policy.model == "quickstart":
+        base = adapter_base(Path(spec.init_checkpoint))
+        if base is None:
+            return size_of(Path(spec.init_checkpoint))
+        name, revision = base
+    elif name == "quickstart":
         return quickstart_size()
-    path = Path(spec.policy.model).expanduser()
-    return size_of(path if path.is_dir() else _cached(spec.policy.model, spec.policy.revision))
+    path = Path(name).expanduser()
+    return size_of(path if path.is_dir() else _cached(name, revision))
 
 
 def _cached(hub_id: str, revision: str | None) -> Path:

@@ -137,7 +137,8 @@ class Layout:
         if not self.on_gpu:
             parts["runtime"] = LEARNER_BYTES
             if self.spec.checkpoints.asynchronous:  # of a GPU's learner, it is in the host's memory
-                parts["checkpoint"] = parts["moments"] * 3 // 2 + self.number_bytes * self.size.parameters
+                saved = self.size if trained is None or self.spec.merges else trained
+                parts["checkpoint"] = parts["moments"] * 3 // 2 + self.number_bytes * saved.parameters
         return Process(name="learner", count=self.spec.resources.learner_ranks, gpus=int(self.on_gpu), parts=parts)
 
     @property

@@ -24,7 +24,7 @@ from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import nearest
 from orchestrator.specs.data import FilesData
 from orchestrator.specs.reward_job import RewardJobSpec
-from policies.models import ModelError, check_directory, context_length
+from policies.models import ModelError, adapter_base, check_directory, context_length
 from policies.sizes import linear_layers, size_of
 from rewards import registry
 
@@ -84,6 +84,14 @@ def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
         try:
             if field == "policy.model" and not path.exists() and not value.startswith((".", "/", "~")):
                 return None  # a hub id, as far as can be told from here
+            base = adapter_base(path) if field == "init_checkpoint" else None
+            if base is not None:
+                path = _path(base.model)
+                if not path.exists() and not base.model.startswith((".", "/", "~")):
+                    return None  # of a hub id
+                if not path.is_dir():
+                    problems.append((field, "the base of its adapter is not on this machine any more"))
+                    return None
             length = context_length(check_directory(path))
         except (ModelError, OSError) as error:
             problems.append((field, _unnamed(getattr(error, "strerror", None) or str(error), str(path))))

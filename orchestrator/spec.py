@@ -400,6 +400,12 @@ class JobSpec(Spec):
         return self
 
     @property
+    def merges(self) -> bool:
+        """Whether a checkpoint's policy is whole: where no adapter learns, it is anyway."""
+        lora = self.policy.lora
+        return lora is None or (self.init_checkpoint is not None if lora.merge is None else lora.merge)
+
+    @property
     def measures_gradients(self) -> bool:
         """Whether the weighting wants to know the objectives' gradients, or what they do."""
         return bool(self.weighting.needs & {"gramian", "influence"})

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -39,23 +39,16 @@ ADAPTER = "adapter"  # a directory beside the policy's
 
 
 def policy_writer(learner: Learner, directory: Path, *, copy: bool = False) -> Writer:
-    """A plain Hugging Face directory without the tokenizer, adapters merged; and an adapter alone beside it.
+    """A plain Hugging Face directory without the tokenizer: the policy, or where an adapter learns, that alone.
+
+    With `lora.merge` the merged policy, and the adapter in a directory beside it.
 
     All ranks must ask; what is returned writes it, and waits for no other rank. With a `copy` the learner may learn
     before that is called, from any thread.
     """
     settings, ranks, adapter = learner.settings, learner.ranks, learner.adapter()
-    dtype = getattr(torch, settings.dtype)
-    tied = learner.model.all_tied_weights_keys  # converted copies would no longer be seen as one tensor
-    state: dict[str, Tensor] = {}
-    for name, tensor in learner.model.state_dict().items():
-        plain = plain_name(name)
-        if plain is None:
-            continue
-        gathered = whole(tensor)
-        if ranks.first and plain not in tied:
-            converted = gathered.to(dtype)
-            state[plain] = _copied(converted) if copy else converted
+    alone = settings.lora is not None and not settings.lora.merge
+    state = {} if alone else _plain_state(learner, copy=copy)
     if copy:
         adapter = {name: _copied(tensor) for name, tensor in adapter.items()}
 
@@ -63,17 +56,38 @@ def policy_writer(learner: Learner, directory: Path, *, copy: bool = False) -> W
         if not ranks.first:
             return
         with disk_errors():
-            learner.model.save_pretrained(directory, state_dict=dict(merged(state.items(), adapter)))
             if settings.lora is not None and learner.base_sha256 is not None:
-                beside = directory.with_name(ADAPTER)
                 save_adapter(
-                    adapter, settings.lora, beside, base=settings.model, revision=settings.revision,
-                    digest=learner.base_sha256,
+                    adapter, settings.lora, directory if alone else directory.with_name(ADAPTER), base=settings.model,
+                    revision=settings.revision, digest=learner.base_sha256,
                 )  # fmt: skip
-        learner.model.config.dtype = settings.dtype  # save_pretrained writes that of the float32 weights
-        learner.model.config.save_pretrained(directory)
+            if not alone:
+                save_whole(learner.model, dict(merged(state.items(), adapter)), directory, settings.dtype)
 
     return write
+
+
+def save_whole(model: Any, state: dict[str, Tensor], directory: Path, dtype: str) -> None:
+    """A model's weights under their plain names, and its configs. Raises what safetensors and the disk do."""
+    model.save_pretrained(directory, state_dict=state)
+    model.config.dtype = dtype  # save_pretrained writes that of the weights in memory
+    model.config.save_pretrained(directory)
+
+
+def _plain_state(learner: Learner, *, copy: bool) -> dict[str, Tensor]:
+    """The policy's weights without its adapter, in its dtype, tied ones once; the first rank's alone."""
+    dtype = getattr(torch, learner.settings.dtype)
+    tied = learner.model.all_tied_weights_keys  # converted copies would no longer be seen as one tensor
+    state: dict[str, Tensor] = {}
+    for name, tensor in learner.model.state_dict().items():
+        plain = plain_name(name)
+        if plain is None:
+            continue
+        gathered = whole(tensor)
+        if learner.ranks.first and plain not in tied:
+            converted = gathered.to(dtype)
+            state[plain] = _copied(converted) if copy else converted
+    return state
 
 
 def state_writer(learner: Learner, directory: Path, *, copy: bool = False) -> Writer:

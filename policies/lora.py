@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from policies.gramian import blocks
+from policies.models import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelError
 
 _A, _B, _SCALE = ".lora_A", ".lora_B", ".lora_scale"  # after a layer's name; the scale has no dimensions
+# Of PEFT's config, what does not change what A and B of a layer mean.
+_PLAIN = {
+    "peft_type", "task_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "lora_dropout",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "inference_mode", "peft_version",
+    "auto_mapping",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +36,7 @@ class Lora:
     rank: int
     alpha: float
     targets: tuple[str, ...] | None = None  # last parts of layers' names; None: every linear layer of the blocks
+    merge: bool = False  # what is saved for export is the merged policy, the adapter beside it
 
 
 def attach(model: nn.Module, lora: Lora) -> None:
@@ -136,7 +145,7 @@ def save_adapter(
     """As PEFT and vLLM load it beside its base, whose id is in the config, and whose sum is in the weights' header."""
     from safetensors.torch import save_file
 
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     names = {name.removesuffix(_A) for name in adapter if name.endswith(_A)}
     targets = sorted({_last(name) for name in names})
     config = _config(lora, targets)
@@ -146,7 +155,53 @@ def save_adapter(
     tensors = {
         f"base_model.model.{name}{part}.weight": adapter[name + part].cpu() for name in names for part in (_A, _B)
     }
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt", "base_sha256": digest.hex()})
+    save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt", "base_sha256": digest.hex()})
+
+
+def read_adapter(directory: Path) -> tuple[dict[str, Tensor], bytes | None]:
+    """What `save_adapter` or PEFT wrote, as `merged` takes it, and the base's sum where that is known.
+
+    Raises ModelError for what is no plain adapter of linear layers.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        with safe_open(directory / ADAPTER_WEIGHTS, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+            digest = (file.metadata() or {}).get("base_sha256")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"can't read the adapter in {directory}: {error}") from None
+    if not _is_plain(config):
+        raise ModelError(f"{directory} has no plain LoRA adapter; merge it with peft's merge_and_unload")
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        layer, _, part = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
+        if not layer or part not in ("A", "B") or tensor.dim() != 2:
+            raise ModelError(f"{directory} has no plain LoRA adapter: {name}; merge it with peft's merge_and_unload")
+        found[f"{layer}.lora_{part}"] = tensor
+        found[layer + _SCALE] = torch.tensor(config["lora_alpha"] / config["r"])
+    for layer in (name.removesuffix(_SCALE) for name in found if name.endswith(_SCALE)):
+        if not {layer + _A, layer + _B} <= found.keys():
+            raise ModelError(f"{directory} has half an adapter: expected both A and B of {layer}")
+    return found, None if digest is None else bytes.fromhex(digest)
+
+
+def _is_plain(config: Mapping[str, Any]) -> bool:
+    """Whether PEFT means W + alpha / rank B A of linear layers: all else that it can do is off, or as it is unasked."""
+    from peft import LoraConfig
+
+    unasked = LoraConfig().to_dict()
+    sizes = (config.get("r"), config.get("lora_alpha"))
+    return (
+        config.get("peft_type") == "LORA"
+        and config.get("init_lora_weights", True) in (True, False, "gaussian")
+        and all(isinstance(size, int | float) and size > 0 for size in sizes)
+        and all(
+            name in _PLAIN or not value or name == "init_lora_weights" or value == unasked.get(name)
+            for name, value in config.items()
+        )
+    )
 
 
 def _config(lora: Lora, targets: list[str]) -> Any:

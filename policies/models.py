@@ -4,22 +4,47 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
 
 
 class ModelError(ValueError):
     """A policy that can't be loaded; the message says what was expected and what to do."""
 
 
+class Base(NamedTuple):
+    """The policy that an adapter was trained on."""
+
+    model: str  # a directory or a hub id
+    revision: str | None
+
+
+def adapter_base(path: Path) -> Base | None:
+    """Of a directory that has an adapter and no weights beside it; None of any other. Raises ModelError."""
+    file = path / ADAPTER_CONFIG
+    if not file.is_file() or _weights(path):
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        model, revision = config["base_model_name_or_path"], config.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        model, revision = None, None
+    if not isinstance(model, str) or not model or not isinstance(revision, str | None):
+        raise ModelError(f"{file} does not name the adapter's base (base_model_name_or_path)")
+    return Base(model, revision)
+
+
 def check_directory(path: Path) -> dict[str, Any]:
     """The config of a Hugging Face directory. Raises ModelError where it is no loadable, safe policy."""
     if not path.is_dir():
         raise ModelError(f"{path} is no directory; give a Hugging Face directory, a hub id or 'quickstart'")
+    if adapter_base(path) is not None:
+        raise ModelError(f"{path} has an adapter alone; make a whole policy of it: equipoise merge ADAPTER DIRECTORY")
     config_file = path / "config.json"
     if not config_file.is_file():
         raise ModelError(f"{path} has no config.json; expected a Hugging Face model directory")
@@ -31,13 +56,18 @@ def check_directory(path: Path) -> dict[str, Any]:
         raise ModelError(f"{config_file} is not a JSON object")
     if "auto_map" in config:
         raise ModelError(f"{path} wants to run code of its own (auto_map in config.json), which is never allowed")
-    if not any(path.glob("*.safetensors")):
+    if not _weights(path):
         pickled = sorted(file.name for pattern in PICKLED for file in path.glob(pattern))
         found = f"only pickled weights ({', '.join(pickled[:3])}), which can run code" if pickled else "no weights"
         raise ModelError(f"{path} has {found}; save it with safetensors: model.save_pretrained(directory)")
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ModelError(f"{path} has no tokenizer; save it there: tokenizer.save_pretrained(directory)")
     return config
+
+
+def _weights(path: Path) -> bool:
+    """Whether there are any in safetensors beside an adapter's own."""
+    return any(file.name != ADAPTER_WEIGHTS for file in path.glob("*.safetensors"))
 
 
 def context_length(config: dict[str, Any]) -> int | None:

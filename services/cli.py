@@ -244,6 +244,7 @@ def export(
     with connect_client(_state_dir) as client:
         done = client.export(find_job(client, job), step, str(directory.expanduser().absolute()))
     print(done["path"])
+    _tell_of_adapter(Path(done["path"]))
 
 
 @app.command()
@@ -266,6 +267,38 @@ def download(
             (folder,) = {name.split("/")[0] for name in archive.getnames()}
         (Path(scratch) / folder).rename(target)
     print(target)
+    _tell_of_adapter(target)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="what `export` or `download` made of a job with policy.lora")],
+    directory: Annotated[Path, typer.Argument(help="a new directory")],
+    base: Annotated[
+        str | None, typer.Option(help="directory or hub id of the adapter's base, if it is not where it was")
+    ] = None,
+) -> None:
+    """Make a whole model of an adapter and its base, on this machine.
+
+    Its weights are to the last bit those that the job's engines had. For example:
+
+        equipoise export last 40 ./my-adapter
+        equipoise merge ./my-adapter ./my-model
+    """
+    try:
+        from policies.merging import merge_adapter
+        from policies.models import ModelError
+    except ImportError as error:
+        fail(f"merging needs {error.name}, which this installation lacks: do it where jobs run")
+    try:
+        print(merge_adapter(adapter.expanduser().absolute(), directory.expanduser().absolute(), base=base))
+    except ModelError as error:
+        fail(str(error))
+
+
+def _tell_of_adapter(directory: Path) -> None:
+    if (directory / "adapter_config.json").is_file() and not (directory / "config.json").exists():
+        say(f"an adapter, for PEFT or vLLM's --lora-modules; `equipoise merge {directory} NEW` makes a whole model")
 
 
 def _parent_of(target: Path) -> Path:

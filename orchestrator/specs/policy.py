@@ -23,6 +23,13 @@ class LoraSpec(Spec):
         "transformer blocks when absent",
     )
 
+    merge: bool | None = Field(
+        None,
+        description="whether checkpoints have the whole merged policy, as large as the model, or the adapter alone, of "
+        "which `equipoise merge` makes one; when absent, the adapter alone, but the whole policy in jobs that start "
+        "from init_checkpoint, whose base nobody else keeps",
+    )
+
     @field_validator("targets")
     @classmethod
     def _once(cls, targets: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
-from orchestrator.checkpoints import directory_name
+from orchestrator.checkpoints import directory_name, export_policy
 from orchestrator.launchers import REDIS_URL_VARIABLE
 from orchestrator.samples import FOLDER
 from orchestrator.store import JobStatus, JobStore
+from services.cli import app
 from tests.fault_figures import tell
 from tests.support import (
     Drive,
@@ -78,8 +80,8 @@ def test_every_step_has_what_the_rules_made(finished) -> None:
     assert weights[1]["conciseness"] > weights[0]["conciseness"]  # the only one that a random policy can move
 
 
-def test_a_checkpoint_has_the_ranks_parts_the_adapter_and_the_merged_policy(finished, spec, state_dir: Path) -> None:
-    """The policy loads by itself; the adapter's sum names the base that the job started from."""
+def test_a_checkpoint_has_the_ranks_parts_and_the_adapter(finished, spec, state_dir: Path, tmp_path: Path) -> None:
+    """Its sum names the base that the job started from, and exported and merged it is a policy of its own."""
     import torch
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM
@@ -90,9 +92,13 @@ def test_a_checkpoint_has_the_ranks_parts_the_adapter_and_the_merged_policy(fini
     _, job_id = finished
     directory = state_dir / "jobs" / job_id / "checkpoints" / directory_name(4)
     assert len([*(directory / "learner").glob("*.distcp")]) == 2
-    with safe_open(directory / "adapter" / "adapter_model.safetensors", framework="pt") as file:
+    assert not (directory / "policy" / "model.safetensors").exists()
+    with safe_open(directory / "policy" / "adapter_model.safetensors", framework="pt") as file:
         assert file.metadata()["base_sha256"] == base_digest(load_model(spec.policy.model)).hex()
-    merged = dict(AutoModelForCausalLM.from_pretrained(directory / "policy", dtype=torch.float32).named_parameters())
+    export_policy(directory, tmp_path / "exported")
+    made = CliRunner().invoke(app, ["merge", str(tmp_path / "exported"), str(tmp_path / "merged")])
+    assert (made.exit_code, made.stdout) == (0, f"{tmp_path / 'merged'}\n"), made.output
+    merged = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).named_parameters())
     base = dict(load_model(spec.policy.model).named_parameters())
     changed = {name for name, tensor in base.items() if not torch.equal(tensor, merged[name])}
     assert {name.split(".")[-2] for name in changed} == {"q_proj", "v_proj"}

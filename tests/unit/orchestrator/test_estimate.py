@@ -23,7 +23,7 @@ from orchestrator.layout import GIB, Layout, Machine, readable
 from orchestrator.spec import JobSpec, parse_spec
 from policies.batching import microbatches
 from policies.models import ModelError
-from policies.sizes import Dimensions, ModelSize
+from policies.sizes import Dimensions, ModelSize, adapter_size
 from tests.support import make_policy
 
 # Qwen3-1.7B, by its published configuration.
@@ -198,6 +198,15 @@ def test_a_checkpoint_that_is_written_beside_the_steps_takes_its_copy() -> None:
     assert parts["checkpoint"] == (12 + 4) * QWEN.parameters
     assert "checkpoint" not in process(only(spec(**small)), "learner")["parts"]
     assert "checkpoint" not in process(only(spec(**beside)), "learner")["parts"]
+
+
+def test_a_checkpoint_of_an_adapter_alone_is_small() -> None:
+    """16 bytes of each parameter that learns; the merged policy on top where a checkpoint has it."""
+    small = {"resources": {"device": "cpu"}, "checkpoints": {"asynchronous": True}}
+    learns = adapter_size(QWEN, rank=16).parameters
+    for merge, saved in ((None, learns), (False, learns), (True, QWEN.parameters)):
+        job = spec(**small, policy={"dtype": "float32", "lora": {"merge": merge}})
+        assert process(only(job), "learner")["parts"]["checkpoint"] == 12 * learns + 4 * saved
 
 
 @pytest.mark.parametrize(("gramian", "factor"), [("exact", 2), ("last_block", None), ("sketch", 0)])

@@ -165,7 +165,7 @@ def test_an_adapter_of_another_model_is_refused():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_exported_is_what_engines_are_sent_and_what_the_learner_computes(policies, name, dtype, tmp_path):
     """Merged in the folder, in the whole weights, and by an engine from the base and the adapter alone."""
-    learner = updated(policies[name], dtype=dtype)
+    learner = updated(policies[name], dtype=dtype, lora=replace(LORA, merge=True))
     learner.save_policy(tmp_path / "policy")
     exported = load_file(tmp_path / "policy" / "model.safetensors")
     sent = learner.weights()
@@ -181,12 +181,13 @@ def _base(policy):
     return Learner(LearnerSettings(model=policy, threads=1)).model.named_parameters()
 
 
-def test_peft_loads_the_adapter_that_is_kept(policy, tmp_path):
+@pytest.mark.parametrize(("merge", "place"), [(False, "policy"), (True, "adapter")])
+def test_peft_loads_the_adapter_that_is_kept(policy, tmp_path, merge, place):
     from peft import PeftModel
 
-    learner = updated(policy, lora=replace(LORA, targets=("q_proj", "down_proj")))
+    learner = updated(policy, lora=replace(LORA, targets=("q_proj", "down_proj"), merge=merge))
     learner.save_policy(tmp_path / "policy")
-    kept = tmp_path / "adapter"
+    kept = tmp_path / place
     config = json.loads((kept / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["target_modules"]) == (policy, ["down_proj", "q_proj"])
     with safe_open(kept / "adapter_model.safetensors", framework="pt") as file:
@@ -229,7 +230,7 @@ def test_a_fork_begins_where_its_parent_was_with_an_adapter_of_its_own(policy, t
     """From the merged policy, as every fork does; the parent is then the base, and the KL reference."""
     from transformers import AutoTokenizer
 
-    parent = updated(policy)
+    parent = updated(policy, lora=replace(LORA, merge=True))
     parent.save_policy(tmp_path / "policy")
     AutoTokenizer.from_pretrained(policy).save_pretrained(tmp_path / "policy")
     fork = make_learner(str(tmp_path / "policy"), lora=Lora(rank=2, alpha=2), kl_coef=0.1)
