@@ -80,18 +80,12 @@ def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
     for field, value in (("init_checkpoint", spec.init_checkpoint), ("policy.model", spec.policy.model)):
         if value is None or value == "quickstart":
             continue
-        path = _path(value)
+        path: Path | None
+        path = named = _path(value)
         try:
-            if field == "policy.model" and not path.exists() and not value.startswith((".", "/", "~")):
-                return None  # a hub id, as far as can be told from here
-            base = adapter_base(path) if field == "init_checkpoint" else None
-            if base is not None:
-                path = _path(base.model)
-                if not path.exists() and not base.model.startswith((".", "/", "~")):
-                    return None  # of a hub id
-                if not path.is_dir():
-                    problems.append((field, "the base of its adapter is not on this machine any more"))
-                    return None
+            path = _whole_policy(named) if field == "init_checkpoint" else _unless_hub_id(value, named)
+            if path is None:
+                return None
             length = context_length(check_directory(path))
         except (ModelError, OSError) as error:
             problems.append((field, _unnamed(getattr(error, "strerror", None) or str(error), str(path))))
@@ -109,6 +103,22 @@ def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
         _lora(spec, path, problems)
         return path
     return None
+
+
+def _whole_policy(path: Path) -> Path | None:
+    """The directory, or that of the base of the adapter in it; None where that is a hub id's. Raises ModelError."""
+    base = adapter_base(path)
+    if base is None:
+        return path
+    whole = _unless_hub_id(base.model, _path(base.model))
+    if whole is not None and not whole.is_dir():
+        raise ModelError("its adapter's base is not on this machine; put it back, or merge the adapter first")
+    return whole
+
+
+def _unless_hub_id(value: str, path: Path) -> Path | None:
+    """The path, unless it is a hub id, as far as can be told from here."""
+    return path if path.exists() or value.startswith((".", "/", "~")) else None
 
 
 def _lora(spec: JobSpec, model: Path, problems: list[tuple[str, str]]) -> None:

@@ -149,7 +149,7 @@ def download_checkpoint(
     find: Finder,
     _place: Annotated[None, place("downloads", at_once=8, of_owner=2)],
 ) -> Response:
-    """Verifies a checkpoint and sends its policy, a Hugging Face directory, as a tar file."""
+    """Verifies a checkpoint and sends its policy as a tar file: a Hugging Face directory, or an adapter's for PEFT."""
     store.job(job_id)
     checkpoint = _kept_at(store, job_id, step)
     try:

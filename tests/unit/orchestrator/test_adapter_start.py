@@ -91,8 +91,8 @@ def test_an_adapter_whose_base_is_gone_is_refused_before_the_job_is_accepted(bas
     assert preflight(start(base, checkpoint)) == []
     config = json.loads((checkpoint / ADAPTER_CONFIG).read_text())
     (checkpoint / ADAPTER_CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "/no/such/base"}))
-    expected = [("init_checkpoint", "the base of its adapter is not on this machine any more")]
-    assert preflight(start(base, checkpoint)) == expected
+    says = "its adapter's base is not on this machine; put it back, or merge the adapter first"
+    assert preflight(start(base, checkpoint)) == [("init_checkpoint", says)]
     (checkpoint / ADAPTER_CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "some/hub-id"}))
     assert preflight(start(base, checkpoint)) == []
 
