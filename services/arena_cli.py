@@ -225,11 +225,13 @@ def progress(arena: Arena) -> Table:
 
 
 def left_words(arena: Arena) -> str:
-    seconds = arena.left_s
+    """Of what this call makes; and of all where that is more."""
+    of_all = f" of {arena.left}" if arena.coming < arena.left else ""
+    seconds = arena.coming_s
     if seconds is None:
-        return f"{arena.left} runs left"
+        return f"{arena.coming}{of_all} runs left"
     hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{arena.left} runs left, about {f'{hours} h ' if hours else ''}{minutes} min"
+    return f"{arena.coming}{of_all} runs left, about {f'{hours} h ' if hours else ''}{minutes} min"
 
 
 def _print_list(arena: Arena) -> None:

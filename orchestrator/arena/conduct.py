@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import statistics
+import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,10 +106,15 @@ class Arena:
         return len(self.runs) - len(self._ended)
 
     @property
-    def left_s(self) -> float | None:
+    def coming(self) -> int:
+        """Of those left, what this call makes."""
+        return self.left if self.limit is None else min(self.left, self.limit - len(self.made))
+
+    @property
+    def coming_s(self) -> float | None:
         """Time to go at the pace of the newest runs; None before there are any."""
         seconds = [run["seconds"]["total"] for run in self.ledger.runs[-20:] if run["status"] == "done"]
-        return statistics.median(seconds) * self.left / self.workers if seconds else None
+        return statistics.median(seconds) * self.coming / self.workers if seconds else None
 
     # -------------------------------------------------------------------- run
 
@@ -229,7 +235,18 @@ def surroundings() -> Mapping[str, Json]:
     return {
         "machine": {"processor": processor, "cores": os.cpu_count(), "memory_gib": memory_gib},
         "versions": {"python": platform.python_version(), **versions},
+        "code": {"version": _version("orchestrator"), "commit": _commit()},
     }
+
+
+@functools.cache
+def _commit() -> str | None:
+    """Of the checkout that this runs from, with a + where files differ from it; None of an installed package."""
+    ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _version(module: str) -> str:

@@ -205,6 +205,7 @@ def _conditions(done: list[Run]) -> list[tuple[str, str]]:
     return [
         ("machine", told([pairs(run.machine) for run in done])),
         ("versions", told([pairs(run.versions) for run in done])),
+        ("Equipoise", told([pairs(run.code) for run in done])),
         ("runs side by side", told([str(run.workers) for run in done])),
         ("steps of a run", told([str(run.steps) for run in done])),
     ]

@@ -77,6 +77,7 @@ class Run(_Part):
     workers: int = 1
     machine: Json = {}
     versions: Json = {}
+    code: Json = {}
     validation: list[Evaluation] = []
     test: list[Test] = []
     chosen_step: int | None = None

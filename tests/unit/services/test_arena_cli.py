@@ -103,6 +103,10 @@ def test_progress_counts_by_task_and_says_what_is_left(tmp_path: Path) -> None:
     table = progress(arena)
     assert [list(column.cells) for column in table.columns] == [["sums3"], ["2"], [""], [""], ["4"], [""]]
     assert table.title == "4 runs left, about 6 min"
+    arena.limit = 3
+    assert left_words(arena) == "3 of 4 runs left, about 4 min"
+    arena.made.append({})
+    assert left_words(arena) == "2 of 4 runs left, about 3 min"
     assert left_words(Arena(runs=plan(PRESETS["smoke"]), ledger=Ledger(tmp_path), hire=lambda _: pytest.fail("x"))) == (
         "6 runs left"
     )

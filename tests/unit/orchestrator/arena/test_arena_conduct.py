@@ -1,7 +1,9 @@
 """The arena over a stand-in for its workers: nothing runs twice, nothing stops the rest, nothing finished is lost."""
 
+import importlib.metadata
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -10,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.arena.conduct import Arena, ArenaStopped, RunFailed
+from orchestrator.arena.conduct import Arena, ArenaStopped, RunFailed, surroundings
 from orchestrator.arena.ledger import Ledger, LedgerError
 from orchestrator.arena.plan import Planned, plan
 from orchestrator.arena.protocol import PRESETS
 from orchestrator.spec import JobSpec
 
+PROJECT = Path(__file__).parents[4]
 FULL = PRESETS["full"]
 RULES = ["gdpo/fixed", "gdpo/saw", "gdpo/dara"]
 Make = Callable[[Planned, JobSpec], dict[str, Any]]
@@ -226,4 +229,19 @@ def test_targets_without_statics_are_left_and_said_to_wait(tmp_path: Path) -> No
 
 
 def test_the_time_left_is_that_of_the_runs_so_far(tmp_path: Path) -> None:
-    assert arena(tmp_path, Crew(), limit=2, workers=2).left_s == pytest.approx(4 * 60.0 / 2)
+    """For what this call makes: nothing at its limit, all that is left without one."""
+    ended = arena(tmp_path, Crew(), limit=2, workers=2)
+    assert (ended.coming, ended.coming_s) == (0, 0.0)
+    ended.limit = None
+    assert (ended.coming, ended.coming_s) == (4, pytest.approx(4 * 60.0 / 2))
+
+
+def test_a_record_says_which_code_made_it() -> None:
+    """The project's version, and of a checkout the commit."""
+    made = surroundings()["code"]
+    assert made["version"] == importlib.metadata.version("equipoise")
+    said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    if said.returncode != 0:
+        pytest.skip("the project is no checkout here")
+    assert said.stdout.startswith(made["commit"].rstrip("+"))
+    assert len(made["commit"].rstrip("+")) >= 12
