@@ -266,7 +266,7 @@ class _Measured:
 
 
 def measure_lora() -> Figures:
-    """Bytes that a sync hands to an engine on this machine: the adapter alone, beside the whole policy.
+    """Bytes that a sync hands to an engine on this machine, and of a checkpoint: the adapter alone, and all of a policy.
 
     Of the quickstart policy as files; reckoned for one with the dimensions of Qwen2.5-0.5B, where rank weighs less.
     """
@@ -279,6 +279,7 @@ def measure_lora() -> Figures:
 
     sent: dict[int, int] = {}
     state: dict[int, int] = {}
+    checkpoint: dict[int, int] = {}
     with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
         policy = quickstart_sized_policy(Path(folder, "policy"))
         for rank in (0, 4, 16):
@@ -290,7 +291,9 @@ def measure_lora() -> Figures:
             kept = Path(folder, f"state-{rank}")
             kept.mkdir()
             learner.save_state(kept)
-            state[rank] = sum(file.stat().st_size for file in kept.iterdir())
+            state[rank] = _bytes_in(kept)
+            learner.save_policy(kept / "policy")
+            checkpoint[rank] = _bytes_in(kept)
         size = size_of(Path(policy))
     larger = larger_size()
     return {
@@ -298,9 +301,15 @@ def measure_lora() -> Figures:
         "lora_bytes_ratio": round(sent[4] / sent[0], 4),
         "lora_bytes_ratio_rank_16": round(sent[16] / sent[0], 4),
         "learner_state_ratio": round(state[4] / state[0], 4),
+        "checkpoint_bytes": checkpoint,
+        "checkpoint_ratio": round(checkpoint[4] / checkpoint[0], 4),
         "reckoned_ratio": round(adapter_size(size, rank=4).parameters / size.parameters, 4),
         "reckoned_ratio_0.5B_rank_16": round(adapter_size(larger, rank=16).parameters / larger.parameters, 4),
     }
+
+
+def _bytes_in(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
 def larger_size() -> Any:
