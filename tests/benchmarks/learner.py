@@ -6,7 +6,7 @@ logprobs: the memory of a head over 150,000 words, its gradient included, in chu
 a pass through a policy of half a billion parameters, of which the head is a quarter. packing: an update on rollouts of
 the quickstart's lengths and others, padded, in rows of several, and in one row with each prompt once. ranks: 20 steps
 of two ranks and of one, and how far their losses are apart. lora: what a sync hands to an engine of an adapter, and of
-the whole policy. checkpoint: how long a save keeps the learner from its next update. The last line is JSON.
+the whole policy, and their checkpoints. checkpoint: how long a save keeps the learner from its next update. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ class _Measured:
 
 
 def measure_lora() -> Figures:
-    """Bytes that a sync hands to an engine on this machine, and of a checkpoint: the adapter alone, and all of a policy.
+    """Bytes that a sync hands to an engine on this machine, and those of a checkpoint: an adapter's, and a policy's.
 
     Of the quickstart policy as files; reckoned for one with the dimensions of Qwen2.5-0.5B, where rank weighs less.
     """
