@@ -6,7 +6,8 @@ logprobs: the memory of a head over 150,000 words, its gradient included, in chu
 a pass through a policy of half a billion parameters, of which the head is a quarter. packing: an update on rollouts of
 the quickstart's lengths and others, padded, in rows of several, and in one row with each prompt once. ranks: 20 steps
 of two ranks and of one, and how far their losses are apart. lora: what a sync hands to an engine of an adapter, and of
-the whole policy, and their checkpoints. checkpoint: how long a save keeps the learner from its next update. The last line is JSON.
+the whole policy, and their checkpoints. checkpoint: how long a save keeps the learner from its next update. The last
+line is JSON.
 """
 
 from __future__ import annotations
