@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.placement import gpus_wanted, reward_gpus, shares_gpu, transport_problem
+from orchestrator.placement import gpus_wanted, reward_gpus, shares_gpu, transport_of, transport_problem
 from orchestrator.spec import JobSpec
 from policies.memory import Update, cached_token_bytes, engine_weights_bytes, learner_bytes
 from policies.sizes import ModelSize, adapter_size
@@ -69,6 +69,11 @@ class Layout:
         return self.on_gpu and shares_gpu(self.spec, self.machine.gpus)
 
     @property
+    @property
+    def transport(self) -> str:
+        """How weights would reach the engines."""
+        return transport_of(self.spec, self.device, self.machine.gpus)
+
     def gpus(self) -> float:
         """Of all processes at once, the rewards' among them whatever the policy runs on."""
         own = 0 if not self.on_gpu else 1 if self.shared else gpus_wanted(self.spec)

@@ -56,7 +56,8 @@ class RolloutSpec(Spec):
     enforce_eager: bool = Field(False, description="no CUDA graphs or compilation: quicker start, slower decoding")
     transport: Literal["auto", "shared_memory", "nccl", "ipc"] = Field(
         "auto",
-        description="how weights reach the engines; auto: shared_memory on CPU, nccl on GPUs, ipc where all share one",
+        description="how weights reach the engines; auto: shared_memory on CPU, nccl on GPUs, ipc where all share one; "
+        "what the device does not have is refused",
     )
     timeout_s: Positive = Field(1800.0, description="longest wait for a batch of rollouts or a weight sync, seconds")
     stall_s: Positive = Field(

@@ -94,6 +94,7 @@ def test_gpus_are_those_that_the_job_will_ask_for(rollout: dict[str, Any], gpus:
     assert layout["gpus"] == reserved(job, "cuda", gpus)
     _, engine, _ = placement(job, "cuda", gpus)
     assert layout["shared"] is (engine["num_gpus"] < 1)
+    assert layout["transport"] == placement(job, "cuda", gpus)[0]
     assert any(problem["about"] == "gpus" for problem in layout["problems"]) is (
         gpus is not None and layout["gpus"] > gpus
     )
@@ -274,6 +275,7 @@ def test_each_setting_that_is_named_helps(case: str) -> None:
     assert {problem["about"] for problem in crowded["problems"]} == about
     remedies = [remedy for problem in crowded["problems"] for remedy in problem["remedies"]]
     assert remedies
+    "NCCL on CPU": ({"resources": {"device": "cpu"}, "rollout": {"transport": "nccl"}}, {}, {"transport"}),
     for remedy in remedies:
         path, value = remedy.split(": ")
         branch, name = path.split(".")

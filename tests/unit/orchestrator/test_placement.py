@@ -118,29 +118,62 @@ def test_too_few_gpus_are_told_before_anything_starts(rollout: dict[str, Any], g
     with pytest.raises(DoesNotFit, match=told):
         check_placement(spec(**rollout), "cuda", gpus)
     check_placement(spec(**rollout), "cuda", None)  # a cluster may have them
-    check_placement(spec(**rollout), "cpu", 0)
 
 
-@pytest.mark.parametrize("rollout", [{"transport": "shared_memory"}, {"transport": "ipc", "tensor_parallel": 2}])
-def test_a_transport_that_gpus_do_not_have_is_told(rollout: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"^rollout\.transport: .*; use auto"):
-        check_placement(spec(**rollout), "cuda", None)
-    check_placement(spec(**rollout), "cpu", 0)
+def test_on_cpu_gpus_are_not_counted() -> None:
+    check_placement(spec(engines=4, tensor_parallel=2), "cpu", 0)
 
 
-def test_a_start_checks_the_placement_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = []
+@pytest.mark.parametrize(
+    ("device", "rollout", "auto"),
+    [
+        ("cuda", {"transport": "shared_memory"}, "nccl, or ipc where all share one"),
+        ("cuda", {"transport": "ipc", "tensor_parallel": 2}, "nccl, or ipc where all share one"),
+        ("cpu", {"transport": "nccl"}, "shared_memory"),
+        ("cpu", {"transport": "ipc"}, "shared_memory"),
+    ],
+)
+def test_a_transport_that_the_device_does_not_have_is_told(device: str, rollout: dict[str, Any], auto: str) -> None:
+    for gpus in (None, 8):
+        with pytest.raises(
+            ValueError, match=rf"^rollout\.transport: {rollout['transport']} .*; use auto, which is {auto}$"
+        ):
+            check_placement(spec(**rollout), device, gpus)
+        check_placement(spec(**rollout | {"transport": "auto"}), device, gpus)
 
-    class FourGpus:
-        grows, gpus = False, 4
+
+@pytest.mark.parametrize("transport", ["nccl", "ipc"])
+def test_a_job_that_names_a_transport_of_gpus_does_not_start_on_cpu(
+    transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody said which device, only the start can tell; weights would have gone another way than was said."""
+    closed = machine_with(0, monkeypatch)
+    with pytest.raises(ValueError, match=rf"^rollout\.transport: {transport} .*on CPU; use auto"):
+        build.start(
+            spec(transport=transport), "model", ray_address=None, on_stage=lambda _: None, on_gpus=lambda _: None
+        )
+    assert closed
+
+
+def machine_with(count: int, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """In place of Ray on it, which must be closed again: then the list has something."""
+    closed: list[bool] = []
+
+    class Machine:
+        grows, gpus = False, count
 
         def __init__(self, **_: Any) -> None: ...
 
         def close(self) -> None:
             closed.append(True)
 
-    monkeypatch.setattr(build, "Cluster", FourGpus)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr(build, "Cluster", Machine)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    return closed
+
+
+def test_a_start_checks_the_placement_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = machine_with(4, monkeypatch)
     with pytest.raises(DoesNotFit, match=r"rollout\.engines: 3"):
         build.start(spec(engines=4), "model", ray_address=None, on_stage=lambda _: None, on_gpus=lambda _: None)
     assert closed

@@ -269,3 +269,8 @@ def test_a_transport_that_the_device_lacks_is_told(model: Path, data: dict[str, 
     ((field, problem),) = preflight(make_spec(model, data, rollout=rollout, resources={"device": "cuda"}))
     assert (field, "on CPU alone" in problem) == ("rollout.transport", True)
     assert preflight(make_spec(model, data, rollout=rollout)) == []  # auto: perhaps on CPU
+    rollout |= {"transport": "nccl"}
+    ((field, problem),) = preflight(make_spec(model, data, rollout=rollout, resources={"device": "cpu"}))
+    assert (field, "nccl takes weights from GPU to GPU" in problem) == ("rollout.transport", True)
+    assert problem.endswith("; use auto")
+    assert preflight(make_spec(model, data, rollout=rollout)) == []  # auto: perhaps on GPUs
