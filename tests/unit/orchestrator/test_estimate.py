@@ -191,6 +191,19 @@ def test_parts_of_a_job_on_cpu() -> None:
     assert layout["bytes"] == sum(found["count"] * found["bytes"] for found in layout["processes"])
 
 
+def test_an_engines_ranks_on_cpu_share_weights_and_cache_and_each_reads_a_whole_policy() -> None:
+    def parts(ranks: int) -> dict[str, int]:
+        rollout = {"tensor_parallel": ranks, "kv_cache_gib": 1.5}
+        return process(only(spec(resources={"device": "cpu"}, rollout=rollout)), "engine")["parts"]
+
+    alone, of_two, of_four = parts(1), parts(2), parts(4)
+    assert {(found["weights"], found["kv_cache"]) for found in (alone, of_two, of_four)} == {
+        (alone["weights"], 1.5 * GIB)
+    }
+    assert [found["arriving"] // alone["arriving"] for found in (of_two, of_four)] == [2, 4]
+    assert alone["runtime"] < of_two["runtime"] < of_four["runtime"]
+
+
 def test_a_checkpoint_that_is_written_beside_the_steps_takes_its_copy() -> None:
     """float32 weights and both moments, and the policy in its own type; of a GPU's learner the host has it."""
     beside = {"checkpoints": {"asynchronous": True}}
@@ -262,6 +275,7 @@ CROWDED: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
         {"rollout": {"transport": "nccl", "gpu_memory_utilization": 0.2}}, {"gpus": 1}, {"gpus"}
     ),
     "files for engines on GPUs": ({"rollout": {"transport": "shared_memory"}}, {}, {"transport"}),
+    "NCCL on CPU": ({"resources": {"device": "cpu"}, "rollout": {"transport": "nccl"}}, {}, {"transport"}),
     "a cache on CPU": ({"resources": {"device": "cpu"}, "rollout": {"kv_cache_gib": 0.3}}, {}, {"kv_cache"}),
 }  # fmt: skip
 
@@ -275,7 +289,6 @@ def test_each_setting_that_is_named_helps(case: str) -> None:
     assert {problem["about"] for problem in crowded["problems"]} == about
     remedies = [remedy for problem in crowded["problems"] for remedy in problem["remedies"]]
     assert remedies
-    "NCCL on CPU": ({"resources": {"device": "cpu"}, "rollout": {"transport": "nccl"}}, {}, {"transport"}),
     for remedy in remedies:
         path, value = remedy.split(": ")
         branch, name = path.split(".")

@@ -56,9 +56,14 @@ def test_a_cpu_engine_keeps_its_worker_in_its_core_unless_it_has_several() -> No
     def variables(device: str, **rollout: Any) -> dict[str, str]:
         return placement(spec(**rollout), device, 2)[1]["runtime_env"]["env_vars"]
 
-    assert variables("cpu")["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in variables("cpu", tensor_parallel=2)
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in variables("cuda")
+    alone, of_two = variables("cpu"), variables("cpu", tensor_parallel=2)
+    assert alone["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in alone
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in of_two
+    assert of_two["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert not {"VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_CPU_OMP_THREADS_BIND"} & set(
+        variables("cuda", tensor_parallel=2)
+    )
 
 
 @pytest.mark.parametrize("engines", range(1, 13))
@@ -232,15 +237,21 @@ def test_on_cpu_threads_of_engine_and_learner_spin_for_a_moment_only() -> None:
             assert {name: variables[name] for name in WAITING if name in variables} == expected
 
 
-def test_an_engine_has_the_threads_that_it_is_given_and_one_for_the_quickstart_policy() -> None:
-    def threads(model: str, given: int | None) -> str | None:
+def test_an_engine_has_the_threads_that_it_is_given_and_one_for_the_quickstart_policy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def threads(model: str, given: int | None, ranks: int = 1) -> str | None:
         changes = {"policy": {"model": model}, "resources": {"device": "cpu", "engine_threads": given}}
+        changes["rollout"] = {"tensor_parallel": ranks}
         _, engine, _ = placement(parse_spec(spec().model_dump(mode="json") | changes), "cpu", 0)
         found: str | None = engine["runtime_env"]["env_vars"].get("OMP_NUM_THREADS")
         return found
 
     assert [threads("quickstart", given) for given in (None, 2)] == ["1", "2"]
     assert [threads("some/model", given) for given in (None, 3)] == [None, "3"]
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert [threads("some/model", given, 2) for given in (None, 6, 1)] == ["4", "3", "1"]  # each rank's
+    assert threads("quickstart", None, 2) == "1"
 
 
 def with_rewards(*hosting: dict[str, Any], **rollout: Any) -> JobSpec:
