@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import ray
 import torch
@@ -28,6 +29,7 @@ from orchestrator.learner_group import LearnerRanks, meet, start_ranks
 from policies.learner import LearnerSettings
 from policies.rollout import EngineDied, EngineSettings, RolloutEngine, StaleEngineError
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout, RolloutRequest
+from policies.weight_sync import shared_file
 
 OBJECT_STORE_BYTES = 256 * 2**20  # on one machine; batches of tokens are small
 PATIENCE_S = 60.0  # with an engine, in each phase of a weight update
@@ -51,6 +53,19 @@ class EngineActor(RolloutEngine):
 
     async def ready(self) -> bool:
         return True
+
+    async def machine(self) -> str:
+        """Ray's name of the one that it is on."""
+        return ray.get_runtime_context().get_node_id()
+
+    async def update_weights(self, update_info: Any, contents: np.ndarray | None = None) -> None:
+        """`contents` of the file that `update_info` names, where that is on another machine."""
+        if contents is None:
+            await super().update_weights(update_info)
+            return
+        with shared_file() as path:
+            contents.tofile(path)
+            await super().update_weights({**update_info, "path": str(path)})
 
     async def lasts(self) -> None:
         """Never answers: a wait for it ends with Ray's error once this process is gone, or with EngineDied."""
@@ -147,28 +162,39 @@ class EngineFanout:
         self._all([engine.start_weight_update.remote() for engine in self.engines])
 
     def update_weights(self, update_info: Any) -> None:
-        self._all([engine.update_weights.remote(update_info) for engine in self.engines])
+        """Engines on other machines get what is in this one's file by Ray's store, which has it once for all."""
+        carried: tuple[Any, ...] = ()
+        away = [False] * len(self.engines)
+        if isinstance(update_info, dict) and "path" in update_info:
+            here = ray.get_runtime_context().get_node_id()
+            away = [machine != here for machine in self._all([engine.machine.remote() for engine in self.engines])]
+            if any(away):
+                contents = np.memmap(update_info["path"], dtype=np.uint8, mode="r")
+                carried = (ray.put(np.asarray(contents)),)
+        calls = zip(self.engines, away, strict=True)
+        self._all([engine.update_weights.remote(update_info, *(carried if far else ())) for engine, far in calls])
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._all([engine.finish_weight_update.remote(weight_version) for engine in self.engines])
 
-    def _all(self, references: list[Any]) -> None:
+    def _all(self, references: list[Any]) -> list[Any]:
+        """What the engines said, of those that are left then."""
         calls = dict(zip(references, self.engines, strict=True))
         if self.patience_s is None:
-            ray.get(list(calls))
-            return
+            return ray.get(list(calls))
         answered, _ = ray.wait(list(calls), num_returns=len(calls), timeout=self.patience_s)
-        self.engines = []
+        self.engines, said = [], []
         problem: Exception = TimeoutError(f"no engine answered within {self.patience_s:g} s")
         for reference in answered:
             try:
-                ray.get(reference)
+                said.append(ray.get(reference))
             except ray.exceptions.RayError as error:
                 problem = error
             else:
                 self.engines.append(calls[reference])
         if not self.engines:
             raise problem
+        return said
 
 
 class RemoteLearner:

@@ -60,6 +60,7 @@ def _document(layout: Layout) -> dict[str, Any]:
         "reward_gpus": layout.reward_gpus,
         "gpu_bytes": layout.machine.gpu_bytes if layout.on_gpu else None,
         "shared": layout.shared,
+        "transport": layout.transport,
         "processes": processes,
         "bytes": sum(process.count * process.bytes for process in layout.processes),
         "kv_cache": {

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.placement import gpus_wanted, reward_gpus, shares_gpu, transport_problem
+from orchestrator.placement import gpus_wanted, reward_gpus, shares_gpu, transport_of, transport_problem
 from orchestrator.spec import JobSpec
 from policies.memory import Update, cached_token_bytes, engine_weights_bytes, learner_bytes
 from policies.sizes import ModelSize, adapter_size
@@ -22,6 +22,7 @@ _MOST_TOKENS, _MOST_GIB = 2**40, 2**30  # numbers of a spec have no end of their
 # What the processes of a job on CPU hold beside a model: proportional set sizes of a job of 20 thousand parameters, the
 # learner's with what its allocator keeps of what was freed.
 ENGINE_BYTES, LEARNER_BYTES = 1400 << 20, 512 << 20
+RANK_BYTES = 512 << 20  # of each of several in an engine, which have processes of their own
 OTHERS_BYTES, REWARD_BYTES = 1250 << 20, 80 << 20
 
 
@@ -69,6 +70,11 @@ class Layout:
         return self.on_gpu and shares_gpu(self.spec, self.machine.gpus)
 
     @property
+    def transport(self) -> str:
+        """How weights would reach the engines."""
+        return transport_of(self.spec, self.device, self.machine.gpus)
+
+    @property
     def gpus(self) -> float:
         """Of all processes at once, the rewards' among them whatever the policy runs on."""
         own = 0 if not self.on_gpu else 1 if self.shared else gpus_wanted(self.spec)
@@ -92,7 +98,9 @@ class Layout:
         weights = engine_weights_bytes(self.size, self.number_bytes)
         parts = {"weights": weights, "kv_cache": self.cache_bytes}
         if not self.on_gpu:
-            parts |= {"arriving": weights, "runtime": ENGINE_BYTES}  # a whole new policy beside the old one
+            ranks = rollout.tensor_parallel
+            parts |= {"arriving": ranks * weights}  # a whole new policy beside the old one, read by each
+            parts |= {"runtime": ENGINE_BYTES + (ranks * RANK_BYTES if ranks > 1 else 0)}
         return Process(
             name="engine", count=rollout.engines, gpus=int(self.on_gpu) * rollout.tensor_parallel, parts=parts
         )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from orchestrator.errors import DoesNotFit
 from orchestrator.hosting import hosted_gold, hosted_rewards
 from orchestrator.spec import JobSpec
 from orchestrator.specs.reward_job import RewardJobSpec
+
+_AUTO = {"cuda": "nccl, or ipc where all share one", "cpu": "shared_memory"}
 
 
 def reward_gpus(spec: JobSpec) -> float:
@@ -48,9 +51,20 @@ def engines_that_fit(spec: JobSpec, gpus: int) -> int:
     return max(0, left) // spec.rollout.tensor_parallel
 
 
+def transport_of(spec: JobSpec, device: str, gpus: int | None) -> Literal["shared_memory", "nccl", "ipc"]:
+    """How weights reach the engines: as the spec says, or what `auto` is here (`gpus` as in `shares_gpu`)."""
+    if spec.rollout.transport != "auto":
+        return spec.rollout.transport
+    if device == "cpu":
+        return "shared_memory"
+    return "ipc" if shares_gpu(spec, gpus) else "nccl"
+
+
 def transport_problem(spec: JobSpec, device: str) -> str | None:
-    """Why the transport that the spec names can't be on this device, whatever GPUs there are."""
+    """Why the transport that the spec names can't be on this device, whatever GPUs there are; nothing for auto."""
     transport = spec.rollout.transport
+    if device == "cpu" and transport in ("nccl", "ipc"):
+        return f"{transport} takes weights from GPU to GPU, and the job is on CPU"
     if device == "cuda" and transport == "shared_memory":
         return "shared_memory reaches engines on CPU alone, and these are on GPUs"
     if device == "cuda" and transport == "ipc" and spec.rollout.tensor_parallel > 1:
@@ -61,7 +75,7 @@ def transport_problem(spec: JobSpec, device: str) -> str | None:
 def check_placement(spec: JobSpec, device: str, gpus: int | None) -> None:
     """Raises ValueError for a transport that can't be, DoesNotFit where one machine (`gpus`) has too few."""
     if problem := transport_problem(spec, device):
-        raise ValueError(f"rollout.transport: {problem}; use auto, which is nccl, or ipc where all share one")
+        raise ValueError(f"rollout.transport: {problem}; use auto, which is {_AUTO[device]}")
     if device == "cuda" and gpus is not None and not shares_gpu(spec, gpus):
         _check_gpus(spec, gpus)
 

@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from orchestrator import routing
 from orchestrator.access import Access
@@ -20,11 +21,11 @@ from orchestrator.placement import transport_problem
 from orchestrator.prompts import Contents, DatasetError
 from orchestrator.remote import RemoteAway, is_url
 from orchestrator.remote_data import TooLarge, fetch
-from orchestrator.spec import JobSpec
+from orchestrator.spec import MAX_RANKS, JobSpec
 from orchestrator.spec_errors import nearest
 from orchestrator.specs.data import FilesData
 from orchestrator.specs.reward_job import RewardJobSpec
-from policies.models import ModelError, adapter_base, check_directory, context_length
+from policies.models import ModelError, adapter_base, check_directory, context_length, ranks_that_share
 from policies.sizes import linear_layers, size_of
 from rewards import registry
 
@@ -86,7 +87,8 @@ def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
             path = _whole_policy(named) if field == "init_checkpoint" else _unless_hub_id(value, named)
             if path is None:
                 return None
-            length = context_length(check_directory(path))
+            config = check_directory(path)
+            length = context_length(config)
         except (ModelError, OSError) as error:
             problems.append((field, _unnamed(getattr(error, "strerror", None) or str(error), str(path))))
             return None
@@ -100,6 +102,7 @@ def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
                 )
             )
             return None
+        _ranks(spec, config, problems)
         _lora(spec, path, problems)
         return path
     return None
@@ -119,6 +122,14 @@ def _whole_policy(path: Path) -> Path | None:
 def _unless_hub_id(value: str, path: Path) -> Path | None:
     """The path, unless it is a hub id, as far as can be told from here."""
     return path if path.exists() or value.startswith((".", "/", "~")) else None
+
+
+def _ranks(spec: JobSpec, config: dict[str, Any], problems: list[tuple[str, str]]) -> None:
+    """Engines with more or fewer ranks than can share the policy's heads would not start."""
+    fitting = ranks_that_share(config, MAX_RANKS)
+    if spec.rollout.tensor_parallel not in fitting:
+        said = f"the policy's attention heads can't be shared evenly among {spec.rollout.tensor_parallel}"
+        problems.append(("rollout.tensor_parallel", f"{said}; use {' or '.join(map(str, fitting))}"))
 
 
 def _lora(spec: JobSpec, model: Path, problems: list[tuple[str, str]]) -> None:

@@ -34,6 +34,7 @@ from orchestrator.states import MAX_PRIORITY
 from rewards import registry
 
 KINDS = ("alignment", "reward_model")
+MAX_RANKS = 64
 MAX_OBJECTIVES = 31  # the most that moocore approximates a hypervolume for
 
 
@@ -48,7 +49,12 @@ class RolloutSpec(Spec):
         1.0, gt=0, le=1, allow_inf_nan=False, description="share of the probability that is sampled from; 1 is all"
     )
     engines: int = Field(1, ge=1, le=256, description="vLLM engines, each an actor of its own")
-    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs of one engine")
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        le=MAX_RANKS,
+        description="GPUs of an engine, all in one machine; on CPU, processes that share its work",
+    )
     max_num_seqs: int = Field(256, ge=1, le=8192, description="completions that an engine decodes together")
     kv_cache_gib: Positive = Field(1.0, description="KV cache of an engine on CPU, GiB")
     gpu_memory_utilization: Positive = Field(0.4, le=0.98, description="share of a GPU's memory for an engine")
@@ -56,7 +62,8 @@ class RolloutSpec(Spec):
     enforce_eager: bool = Field(False, description="no CUDA graphs or compilation: quicker start, slower decoding")
     transport: Literal["auto", "shared_memory", "nccl", "ipc"] = Field(
         "auto",
-        description="how weights reach the engines; auto: shared_memory on CPU, nccl on GPUs, ipc where all share one",
+        description="how weights reach the engines; auto: shared_memory on CPU, nccl on GPUs, ipc where all share one; "
+        "what the device does not have is refused",
     )
     timeout_s: Positive = Field(1800.0, description="longest wait for a batch of rollouts or a weight sync, seconds")
     stall_s: Positive = Field(
@@ -212,7 +219,10 @@ class ResourcesSpec(Spec):
         None, ge=1, description="CPU threads of each rank of the learner; all cores, shared evenly, when absent"
     )
     engine_threads: int | None = Field(
-        None, ge=1, description="CPU threads of an engine; when absent all cores, or 1 for the quickstart policy"
+        None,
+        ge=1,
+        description="CPU threads of an engine, shared among its ranks; when absent all cores, or 1 for the quickstart "
+        "policy",
     )
     placement_timeout_s: Positive = Field(
         60.0,

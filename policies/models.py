@@ -72,9 +72,27 @@ def _weights(path: Path) -> bool:
 
 def context_length(config: dict[str, Any]) -> int | None:
     """Tokens that the model was made for, where its config says so."""
-    text = config.get("text_config")
-    value = (text if isinstance(text, dict) else config).get("max_position_embeddings")
+    value = _text(config).get("max_position_embeddings")
     return value if isinstance(value, int) and value > 0 else None
+
+
+def ranks_that_share(config: dict[str, Any], most: int) -> list[int]:
+    """How many ranks of an engine vLLM can share the attention heads among; all numbers where the config has no heads.
+
+    Each rank has as many; of keys and values, either as many or one that it shares with as many other ranks.
+    """
+    heads = _text(config).get("num_attention_heads")
+    groups = _text(config).get("num_key_value_heads") or heads
+    if not (isinstance(heads, int) and isinstance(groups, int) and heads > 0 and groups > 0):
+        return [*range(1, most + 1)]
+    fitting = (n for n in range(1, most + 1) if heads % n == 0)
+    return [n for n in fitting if max(n, groups) % min(n, groups) == 0]
+
+
+def _text(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part, where there are others."""
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
 
 
 def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -64,7 +64,7 @@ class RolloutEngine:
         if on_cpu:
             # A prompt that is prefilled in parts makes vLLM rewind the request's generator, which CPU generators can't.
             arguments = {
-                "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+                "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30) // settings.tensor_parallel,  # of each rank
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(8192, settings.max_model_len or 0),
             }

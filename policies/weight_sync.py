@@ -8,6 +8,7 @@ refuses to sample until a whole update went through (policies/rollout.py).
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import socket
@@ -76,8 +77,22 @@ class WeightSender(Protocol):
         ...
 
 
+@contextlib.contextmanager
+def shared_file() -> Iterator[Path]:
+    """A new file in this machine's shared memory, for weights on their way; it is gone afterwards."""
+    path = SHARED_MEMORY / f"equipoise-{os.getpid()}-{uuid.uuid4().hex}.safetensors"
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
 class SharedMemorySender:
-    """A safetensors file in shared memory, read by every engine on this machine: the policy, or an adapter alone."""
+    """A safetensors file in shared memory, which every engine reads: the policy, or an adapter alone.
+
+    The client sees to engines on other machines: the file is on this one.
+    """
 
     def __init__(self, learner: WeightSource, client: EngineClient) -> None:
         self.learner = learner
@@ -85,16 +100,11 @@ class SharedMemorySender:
         client.init_weight_transfer_engine({})
 
     def send(self, version: int) -> None:
-        path = SHARED_MEMORY / f"equipoise-{os.getpid()}-{uuid.uuid4().hex}.safetensors"
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        os.close(descriptor)
-        try:
+        with shared_file() as path:
             save_file(self.learner.weights(), path)
             self.client.start_weight_update()
             self.client.update_weights({"path": str(path)})
             self.client.finish_weight_update(str(version))
-        finally:
-            path.unlink(missing_ok=True)
 
 
 class VllmSender:

@@ -102,7 +102,7 @@ class CacheEstimate(TypedDict):
 class Misfit(TypedDict):
     """`remedies` are settings that would help, each alone unless it says more."""
 
-    about: Literal["gpus", "engine", "sharing", "learner", "kv_cache"]
+    about: Literal["transport", "gpus", "engine", "sharing", "learner", "kv_cache"]
     message: str
     remedies: list[str]
 
@@ -116,6 +116,8 @@ class Layout(TypedDict):
     reward_gpus: float
     gpu_bytes: int | None
     shared: bool
+    transport: Literal["shared_memory", "nccl", "ipc"]
+    """How weights would reach the engines."""
     processes: list[ProcessEstimate]
     bytes: int | None
     kv_cache: CacheEstimate | None

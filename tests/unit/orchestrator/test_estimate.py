@@ -94,6 +94,7 @@ def test_gpus_are_those_that_the_job_will_ask_for(rollout: dict[str, Any], gpus:
     assert layout["gpus"] == reserved(job, "cuda", gpus)
     _, engine, _ = placement(job, "cuda", gpus)
     assert layout["shared"] is (engine["num_gpus"] < 1)
+    assert layout["transport"] == placement(job, "cuda", gpus)[0]
     assert any(problem["about"] == "gpus" for problem in layout["problems"]) is (
         gpus is not None and layout["gpus"] > gpus
     )
@@ -190,6 +191,19 @@ def test_parts_of_a_job_on_cpu() -> None:
     assert layout["bytes"] == sum(found["count"] * found["bytes"] for found in layout["processes"])
 
 
+def test_an_engines_ranks_on_cpu_share_weights_and_cache_and_each_reads_a_whole_policy() -> None:
+    def parts(ranks: int) -> dict[str, int]:
+        rollout = {"tensor_parallel": ranks, "kv_cache_gib": 1.5}
+        return process(only(spec(resources={"device": "cpu"}, rollout=rollout)), "engine")["parts"]
+
+    alone, of_two, of_four = parts(1), parts(2), parts(4)
+    assert {(found["weights"], found["kv_cache"]) for found in (alone, of_two, of_four)} == {
+        (alone["weights"], 1.5 * GIB)
+    }
+    assert [found["arriving"] // alone["arriving"] for found in (of_two, of_four)] == [2, 4]
+    assert alone["runtime"] < of_two["runtime"] < of_four["runtime"]
+
+
 def test_a_checkpoint_that_is_written_beside_the_steps_takes_its_copy() -> None:
     """float32 weights and both moments, and the policy in its own type; of a GPU's learner the host has it."""
     beside = {"checkpoints": {"asynchronous": True}}
@@ -270,6 +284,7 @@ CROWDED: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
         {"rollout": {"transport": "nccl", "gpu_memory_utilization": 0.2}}, {"gpus": 1}, {"gpus"}
     ),
     "files for engines on GPUs": ({"rollout": {"transport": "shared_memory"}}, {}, {"transport"}),
+    "NCCL on CPU": ({"resources": {"device": "cpu"}, "rollout": {"transport": "nccl"}}, {}, {"transport"}),
     "a cache on CPU": ({"resources": {"device": "cpu"}, "rollout": {"kv_cache_gib": 0.3}}, {}, {"kv_cache"}),
 }  # fmt: skip
 

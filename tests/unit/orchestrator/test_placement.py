@@ -56,9 +56,14 @@ def test_a_cpu_engine_keeps_its_worker_in_its_core_unless_it_has_several() -> No
     def variables(device: str, **rollout: Any) -> dict[str, str]:
         return placement(spec(**rollout), device, 2)[1]["runtime_env"]["env_vars"]
 
-    assert variables("cpu")["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in variables("cpu", tensor_parallel=2)
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in variables("cuda")
+    alone, of_two = variables("cpu"), variables("cpu", tensor_parallel=2)
+    assert alone["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in alone
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in of_two
+    assert of_two["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert not {"VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_CPU_OMP_THREADS_BIND"} & set(
+        variables("cuda", tensor_parallel=2)
+    )
 
 
 @pytest.mark.parametrize("engines", range(1, 13))
@@ -118,29 +123,62 @@ def test_too_few_gpus_are_told_before_anything_starts(rollout: dict[str, Any], g
     with pytest.raises(DoesNotFit, match=told):
         check_placement(spec(**rollout), "cuda", gpus)
     check_placement(spec(**rollout), "cuda", None)  # a cluster may have them
-    check_placement(spec(**rollout), "cpu", 0)
 
 
-@pytest.mark.parametrize("rollout", [{"transport": "shared_memory"}, {"transport": "ipc", "tensor_parallel": 2}])
-def test_a_transport_that_gpus_do_not_have_is_told(rollout: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"^rollout\.transport: .*; use auto"):
-        check_placement(spec(**rollout), "cuda", None)
-    check_placement(spec(**rollout), "cpu", 0)
+def test_on_cpu_gpus_are_not_counted() -> None:
+    check_placement(spec(engines=4, tensor_parallel=2), "cpu", 0)
 
 
-def test_a_start_checks_the_placement_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = []
+@pytest.mark.parametrize(
+    ("device", "rollout", "auto"),
+    [
+        ("cuda", {"transport": "shared_memory"}, "nccl, or ipc where all share one"),
+        ("cuda", {"transport": "ipc", "tensor_parallel": 2}, "nccl, or ipc where all share one"),
+        ("cpu", {"transport": "nccl"}, "shared_memory"),
+        ("cpu", {"transport": "ipc"}, "shared_memory"),
+    ],
+)
+def test_a_transport_that_the_device_does_not_have_is_told(device: str, rollout: dict[str, Any], auto: str) -> None:
+    for gpus in (None, 8):
+        with pytest.raises(
+            ValueError, match=rf"^rollout\.transport: {rollout['transport']} .*; use auto, which is {auto}$"
+        ):
+            check_placement(spec(**rollout), device, gpus)
+        check_placement(spec(**rollout | {"transport": "auto"}), device, gpus)
 
-    class FourGpus:
-        grows, gpus = False, 4
+
+@pytest.mark.parametrize("transport", ["nccl", "ipc"])
+def test_a_job_that_names_a_transport_of_gpus_does_not_start_on_cpu(
+    transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody said which device, only the start can tell; weights would have gone another way than was said."""
+    closed = machine_with(0, monkeypatch)
+    with pytest.raises(ValueError, match=rf"^rollout\.transport: {transport} .*on CPU; use auto"):
+        build.start(
+            spec(transport=transport), "model", ray_address=None, on_stage=lambda _: None, on_gpus=lambda _: None
+        )
+    assert closed
+
+
+def machine_with(count: int, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """In place of Ray on it, which must be closed again: then the list has something."""
+    closed: list[bool] = []
+
+    class Machine:
+        grows, gpus = False, count
 
         def __init__(self, **_: Any) -> None: ...
 
         def close(self) -> None:
             closed.append(True)
 
-    monkeypatch.setattr(build, "Cluster", FourGpus)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr(build, "Cluster", Machine)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    return closed
+
+
+def test_a_start_checks_the_placement_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = machine_with(4, monkeypatch)
     with pytest.raises(DoesNotFit, match=r"rollout\.engines: 3"):
         build.start(spec(engines=4), "model", ray_address=None, on_stage=lambda _: None, on_gpus=lambda _: None)
     assert closed
@@ -199,15 +237,21 @@ def test_on_cpu_threads_of_engine_and_learner_spin_for_a_moment_only() -> None:
             assert {name: variables[name] for name in WAITING if name in variables} == expected
 
 
-def test_an_engine_has_the_threads_that_it_is_given_and_one_for_the_quickstart_policy() -> None:
-    def threads(model: str, given: int | None) -> str | None:
+def test_an_engine_has_the_threads_that_it_is_given_and_one_for_the_quickstart_policy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def threads(model: str, given: int | None, ranks: int = 1) -> str | None:
         changes = {"policy": {"model": model}, "resources": {"device": "cpu", "engine_threads": given}}
+        changes["rollout"] = {"tensor_parallel": ranks}
         _, engine, _ = placement(parse_spec(spec().model_dump(mode="json") | changes), "cpu", 0)
         found: str | None = engine["runtime_env"]["env_vars"].get("OMP_NUM_THREADS")
         return found
 
     assert [threads("quickstart", given) for given in (None, 2)] == ["1", "2"]
     assert [threads("some/model", given) for given in (None, 3)] == [None, "3"]
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert [threads("some/model", given, 2) for given in (None, 6, 1)] == ["4", "3", "1"]  # each rank's
+    assert threads("quickstart", None, 2) == "1"
 
 
 def with_rewards(*hosting: dict[str, Any], **rollout: Any) -> JobSpec:

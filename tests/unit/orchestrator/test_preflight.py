@@ -264,8 +264,26 @@ def test_a_server_reads_no_rows_itself(
         preflight(make_spec(model, referring), access)
 
 
+def test_ranks_that_cannot_share_the_heads_are_told(model: Path, data: dict[str, Any]) -> None:
+    def ranks(count: int) -> JobSpec:
+        return make_spec(model, data, rollout={"max_tokens": 10, "tensor_parallel": count})
+
+    assert preflight(ranks(3)) == []  # nothing is known of its heads
+    config = {"max_position_embeddings": CONTEXT, "num_attention_heads": 4, "num_key_value_heads": 2}
+    (model / "config.json").write_text(json.dumps(config))
+    assert problem(ranks(3)) == (
+        "rollout.tensor_parallel", "the policy's attention heads can't be shared evenly among 3; use 1 or 2 or 4"
+    )  # fmt: skip
+    assert preflight(ranks(4)) == []
+
+
 def test_a_transport_that_the_device_lacks_is_told(model: Path, data: dict[str, Any]) -> None:
     rollout = {"max_tokens": 10, "transport": "shared_memory"}
     ((field, problem),) = preflight(make_spec(model, data, rollout=rollout, resources={"device": "cuda"}))
     assert (field, "on CPU alone" in problem) == ("rollout.transport", True)
     assert preflight(make_spec(model, data, rollout=rollout)) == []  # auto: perhaps on CPU
+    rollout |= {"transport": "nccl"}
+    ((field, problem),) = preflight(make_spec(model, data, rollout=rollout, resources={"device": "cpu"}))
+    assert (field, "nccl takes weights from GPU to GPU" in problem) == ("rollout.transport", True)
+    assert problem.endswith("; use auto")
+    assert preflight(make_spec(model, data, rollout=rollout)) == []  # auto: perhaps on GPUs

@@ -6,7 +6,15 @@ import shutil
 import pytest
 import torch
 
-from policies.models import ModelError, check_directory, context_length, encode_prompt, load_model, load_tokenizer
+from policies.models import (
+    ModelError,
+    check_directory,
+    context_length,
+    encode_prompt,
+    load_model,
+    load_tokenizer,
+    ranks_that_share,
+)
 from tests.support import make_policy
 
 TEMPLATE = (
@@ -44,6 +52,26 @@ def test_a_plain_directory_is_accepted(policy):
 def test_context_length_of_other_configs():
     assert context_length({"text_config": {"max_position_embeddings": 64}, "max_position_embeddings": 8}) == 64
     assert context_length({"model_type": "mamba"}) is None
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "expected"),
+    [
+        (2, 1, [1, 2]),
+        (12, 2, [1, 2, 4, 6, 12]),
+        (14, 2, [1, 2, 14]),
+        (6, None, [1, 2, 3, 6]),
+        (24, 8, [1, 2, 4, 8]),
+    ],
+)
+def test_ranks_share_heads_and_groups_of_them_evenly(heads, groups, expected):
+    config = {"num_attention_heads": heads, "num_key_value_heads": groups}
+    assert ranks_that_share(config, 16) == expected
+    assert ranks_that_share({"text_config": config}, 16) == expected
+
+
+def test_of_a_model_that_says_nothing_of_heads_any_number_may_be_right():
+    assert ranks_that_share({"model_type": "mamba"}, 3) == [1, 2, 3]
 
 
 def test_a_missing_directory(tmp_path):
