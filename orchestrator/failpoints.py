@@ -24,6 +24,7 @@ POINTS = {
     "before_commit": "the step is done, the ledger does not know",
     "after_commit": "the ledger has the step, nobody here has heard so",
     "checkpoint_begun": "its hidden directory is there, and empty",
+    "checkpoint_halfway": "the learner's state is written, its policy is not; in the process of the learner",
     "checkpoint_filled": "all its files are written, none is flushed, there is no manifest",
     "checkpoint_sealed": "flushed with its manifest, still hidden",
     "checkpoint_placed": "in sight on disk, not registered",

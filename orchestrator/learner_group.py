@@ -20,6 +20,7 @@ import ray
 import torch.distributed as dist
 from torch import Tensor
 
+from orchestrator.failpoints import reach
 from policies.learner import Learner, LearnerSettings
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout
 from policies.weight_sync import Collected, EngineClient, Transport, make_sender
@@ -95,9 +96,10 @@ class LearnerActor:
     def save(self, directory: Path, beside: bool) -> None:
         """To save `beside` what comes next: the files are written when `saved` says so."""
         if beside:
-            self.saving = self.learner.begin_save(directory / "policy", directory)
+            self.saving = self.learner.begin_save(directory / "policy", directory, halfway=_halfway)
             return
         self.learner.save_state(directory)  # first, as all ranks agree on its errors
+        _halfway()
         self.learner.save_policy(directory / "policy")
 
     def saved(self) -> bool:
@@ -106,7 +108,7 @@ class LearnerActor:
             return True
         if not self.saving.done():
             return False
-        saving, self.saving = self.saving, None  # a failure would keep the copies that it was to write
+        saving, self.saving = self.saving, None
         saving.result()
         return True
 
@@ -178,6 +180,10 @@ def meet(learner: LearnerRanks, settings: LearnerSettings) -> None:
     """All ranks become one group, where they need one."""
     if in_group(settings, len(learner.actors)):
         learner.call("join", ray.get(learner.actors[0].meeting_place.remote()))
+
+
+def _halfway() -> None:
+    reach("checkpoint_halfway")
 
 
 def _interface_of(address: str) -> str | None:

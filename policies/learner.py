@@ -30,7 +30,7 @@ from policies.gramian import (
 from policies.held import Held
 from policies.learner_settings import LearnerSettings as LearnerSettings  # its users know it by this module
 from policies.learner_settings import learning_rate
-from policies.learner_state import load_state, policy_writer, state_writer
+from policies.learner_state import load_state, policy_writer, state_writer, without_frames
 from policies.lora import adapter, attach, base_digest, base_parameters, merged, switched_off
 from policies.losses import k3
 from policies.meter import Meter
@@ -469,18 +469,23 @@ class Learner:
     def save_state(self, directory: Path) -> None:
         state_writer(self, directory)()
 
-    def begin_save(self, policy: Path, state: Path) -> Future[None]:
-        """`save_policy` and `save_state` of the learner as it is now, while it goes on: one such save at a time.
+    def begin_save(self, policy: Path, state: Path, *, halfway: Callable[[], None] = lambda: None) -> Future[None]:
+        """`save_state` and `save_policy` of the learner as it is now, while it goes on: one such save at a time.
 
-        It takes a copy of both in the host's memory. Of several ranks all must begin; the first's save ends when all
-        parts of the state are written.
+        It takes a copy of both in the host's memory, and keeps none of it once the save has ended or failed. Of several
+        ranks all must begin; the first's save ends when all parts of the state are written. `halfway` is called between
+        the two, in the save's own thread.
         """
         # The policy last: a rank that fails alone must not keep the others waiting for its part of the state.
-        writers = [state_writer(self, state, copy=True), policy_writer(self, policy, copy=True)]
+        writers = [state_writer(self, state, copy=True), halfway, policy_writer(self, policy, copy=True)]
 
         def write() -> None:
-            for writer in writers:
-                writer()
+            try:
+                while writers:
+                    writers.pop(0)()
+            except BaseException as error:  # whoever asks for it may do so late, and the copies are not to wait for it
+                writers.clear()
+                raise without_frames(error) from None
 
         return self._beside.submit(write)
 

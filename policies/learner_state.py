@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,6 +31,8 @@ from policies.ranks import like, whole
 
 if TYPE_CHECKING:
     from policies.learner import Learner
+
+log = logging.getLogger(__name__)
 
 Writer = Callable[[], None]
 
@@ -204,6 +208,16 @@ def disk_errors() -> Iterator[None]:
         if any("inline_container" in str(cause) for cause in causes):
             raise OSError(errno.EIO, "the disk took a checkpoint in part") from None
         raise RuntimeError(str(error)) from None
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """The same error without the functions that it came through, which it would keep with all that they had at hand.
+
+    The log has them.
+    """
+    log.warning("a save beside the updates failed: %s", "".join(traceback.format_exception(error)))
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,5 +1,8 @@
 """What the fault tests measured: shown with the test, and kept where EQUIPOISE_FAULT_FIGURES names a file.
 
+    "tests": {"T3": {"test_faults_driver.py::test_fifty_claim_a_job_and_one_gets_it": {"jobs": 20, "measured": ...}}}
+
+A test that runs again replaces all that it told before, so that each has its figures of one time and one machine.
 EQUIPOISE_FAULT_REPEATS multiplies the repetitions, 1 by default; 10 gives the counts of the reliability table.
 """
 
@@ -8,21 +11,43 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.machine import machine
+
+FIGURES_VARIABLE = "EQUIPOISE_FAULT_FIGURES"
 REPEATS = int(os.environ.get("EQUIPOISE_FAULT_REPEATS", "1"))
 
 
-def tell(test: str, **figures: Any) -> None:
-    """`test` is a row of the reliability table, such as T2."""
-    print(f"{test}: {json.dumps(figures)}")
-    if name := os.environ.get("EQUIPOISE_FAULT_FIGURES"):
-        path = Path(name)
-        known = json.loads(path.read_text()) if path.exists() else {}
-        known.setdefault("tests", {}).setdefault(test, {}).update(figures)
-        path.write_text(json.dumps(known, indent=1) + "\n")
+_told: dict[tuple[str, str], dict[str, Any]] = {}  # by this run: (row, test) -> its figures
+
+
+def tell(row: str, **figures: Any) -> None:
+    """Of the test that runs now; `row` is one of the reliability table, such as T2. Figures of one test add up."""
+    print(f"{row}: {json.dumps(figures)}")
+    if name := os.environ.get(FIGURES_VARIABLE):
+        file, _, function = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0].partition("::")
+        test = f"{Path(file).name}::{function}"
+        of_test = _told.setdefault((row, test), {})
+        of_test |= figures
+        keep(Path(name), row, test, of_test)
+
+
+def keep(path: Path, row: str, test: str, figures: Mapping[str, Any]) -> None:
+    """In the place of what the file has of this test, with today's date, the machine, and REPEATS."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    on = machine()
+    measured = {name: on[name] for name in ("date", "processor", "cores")} | {"repeats": REPEATS}
+    known.setdefault("tests", {}).setdefault(row, {})[test] = {**figures, "measured": measured}
+    known["tests"] = {row: known["tests"][row] for row in sorted(known["tests"], key=_in_order)}
+    path.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def _in_order(row: str) -> tuple[str, int]:
+    """T2 before T10."""
+    return row[:1], int(row[1:])
 
 
 def all_at_once(count: int, act: Callable[[int], Any]) -> list[Any]:

@@ -24,6 +24,7 @@ from orchestrator.build import (
 )
 from orchestrator.checkpoint_store import CheckpointStore
 from orchestrator.checkpoints import Manifest, directory_name, verify
+from orchestrator.failpoints import reach
 from orchestrator.gold import GoldScorer
 from orchestrator.hosting import hosted_rewards, reward_pool
 from orchestrator.journal import Wishes, figures_digest
@@ -187,8 +188,9 @@ class FakeLearner:
         self.world.version, self.world.skills = version, list(self.skills)
 
     def save(self, directory: Path, *, beside: bool = False) -> None:  # noqa: ARG002  it has written when it returns
-        (directory / "policy" / "model.safetensors").write_text("policy")
         (directory / "learner.json").write_text(json.dumps(self.skills))
+        reach("checkpoint_halfway")
+        (directory / "policy" / "model.safetensors").write_text("policy")
 
     def load(self, directory: Path) -> None:
         self.world.calls.append(f"load {directory.name}")

@@ -6,7 +6,10 @@ Real: Redis, API, two workers, driver, loop, journal, checkpoints, lease (30 s).
 (tests/toy_driver.py), so that a step is mostly sleep and its figures can be computed again. A few jobs are kept going
 at any time; each is steered through the API while it runs. Before the faults, the same jobs run without any for a tenth
 of the time: goodput is steps of the final lineage per second, with faults over without. Figures go to
-tests/benchmarks/results/faults.json under `soak`; the last line is them as JSON.
+tests/benchmarks/results/faults.json under `soak`; the last line is them as JSON. Under `tests` are those of the fault
+tests (tests/fault_figures.py):
+
+    EQUIPOISE_FAULT_REPEATS=10 EQUIPOISE_FAULT_FIGURES=tests/benchmarks/results/faults.json pytest FILE
 """
 
 from __future__ import annotations
@@ -430,9 +433,10 @@ def main() -> None:
         "mean_s": options.mean_s,
         "seed": options.seed,
         "wall_s": round(time.monotonic() - began),
+        "machine": machine(),
     }
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
-    results |= {"soak": figures, "machine": machine()}
+    results["soak"] = figures
     options.results.parent.mkdir(exist_ok=True)
     options.results.write_text(json.dumps(results, indent=1) + "\n")
     show(figures)

@@ -45,7 +45,9 @@ def test_a_killed_api_stops_no_training(forks: Forks, redis_url: str, store: Job
             job_id = client.submit(json.loads(spec.to_json()))["id"]
             driver = garage.start(job_id)
             for _ in range(2 * REPEATS if REPEATS > 1 else 1):
-                until = client.job(job_id)["step"] + chance.randint(1, 3)
+                if (step := client.job(job_id)["step"]) > steps - 15:  # the API starts slowly here: fewer kills
+                    break
+                until = step + chance.randint(1, 3)
                 while client.job(job_id)["step"] < until and driver.poll() is None:
                     time.sleep(0.02)
                 with socket.create_connection(("127.0.0.1", fragile.port), timeout=30) as cut_off:
@@ -68,6 +70,7 @@ def test_a_killed_api_stops_no_training(forks: Forks, redis_url: str, store: Job
         figures = {"steps_delayed": found.rerun, "errors_of_the_other": errors, "ready_s_max": round(max(ready), 2)}
         tell("T1", kills=len(ready), acknowledged=len(acknowledged), lost_acks=lost, **figures)
         assert (errors, lost) == (0, 0)
+        assert len(ready) >= max(1, REPEATS // 2)
     finally:
         for api in (fragile, other):
             api.kill()

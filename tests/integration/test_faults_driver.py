@@ -61,8 +61,8 @@ def claimed_at(store: JobStore, job_id: str, after: float) -> float:
 # The n-th time that each is reached, so that something lies before and after it.
 PLACES = {
     "after_claim": 1, "before_sync": 4, "after_sync": 5, "before_commit": 5, "after_commit": 5,
-    "checkpoint_begun": 3, "checkpoint_filled": 3, "checkpoint_sealed": 3, "checkpoint_placed": 3,
-    "checkpoint_registered": 3, "before_finish": 1, "after_finish": 1,
+    "checkpoint_begun": 3, "checkpoint_halfway": 3, "checkpoint_filled": 3, "checkpoint_sealed": 3,
+    "checkpoint_placed": 3, "checkpoint_registered": 3, "before_finish": 1, "after_finish": 1,
 }  # fmt: skip
 
 

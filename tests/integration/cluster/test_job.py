@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from orchestrator.checkpoints import directory_name, verify
+from orchestrator import failpoints
+from orchestrator.checkpoints import MANIFEST, directory_name, verify
 from orchestrator.steering import initial_steering
 from orchestrator.store import JobStatus, JobStore
-from tests.support import Drive, connect, install_example, make_policy, small_spec, submit
+from tests.fault_figures import REPEATS, tell
+from tests.support import (
+    Drive,
+    connect,
+    descendants,
+    install_example,
+    largest_difference,
+    make_policy,
+    small_spec,
+    submit,
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,20 +36,34 @@ def policy(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(policy, redis_url, state_dir, tmp_path_factory) -> tuple[JobStore, str, Path]:
-    """A job that ran undisturbed, with both rules from an installed package."""
+def site(tmp_path_factory) -> str:
+    """PYTHONPATH with an installed package that has rules."""
     site = tmp_path_factory.mktemp("site")
     install_example(site)
-    spec = small_spec(policy, name="undisturbed", steps=6)
-    document = spec.model_dump(mode="json")  # this process does not know the package; the driver shall
+    return os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+
+
+def document_of(policy: Path, **changes: Any) -> dict[str, Any]:
+    """A job with both rules from that package, which this process does not know; the driver shall."""
+    document = small_spec(policy, name="undisturbed", steps=6).model_dump(mode="json")
     document["estimator"] = {"name": "plain_sum"}
     document["weighting"] = {"name": "worst_first", "options": {"sharpness": 2.0}}
     document["objectives"][2]["reward"]["hosting"] = {"replicas": 2, "num_cpus": 0.5, "batch_size": 4}
+    return document | changes
+
+
+def submit_document(store: JobStore, job_id: str, document: dict[str, Any], policy: Path) -> None:
+    steering = initial_steering(small_spec(policy)).model_dump(mode="json")
+    store.submit(json.dumps(document), name=document["name"], job_id=job_id, steering=steering)
+
+
+@pytest.fixture(scope="module")
+def finished(policy, site, redis_url, state_dir) -> tuple[JobStore, str, Path]:
+    """A job that ran undisturbed."""
     store, job_id = JobStore(connect(redis_url)), "job-undisturbed"
-    steering = initial_steering(spec).model_dump(mode="json")
-    store.submit(json.dumps(document), name=spec.name, job_id=job_id, steering=steering)
+    submit_document(store, job_id, document_of(policy), policy)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(site))
+        patch.setenv("PYTHONPATH", site)
         drive = Drive(job_id, redis_url, state_dir)
     drive.wait()
     assert store.job(job_id).status is JobStatus.SUCCEEDED, drive.log.read_text()[-4000:]
@@ -127,6 +156,74 @@ def test_the_report_and_samples_are_written(finished):
     samples = json.loads((directory / "samples.json").read_text())
     assert len(samples) == 8
     assert {"start", "end", "prompt", "answer"} <= set(samples[0])
+
+
+def test_killed_in_checkpoints_that_are_written_beside_the_steps(
+    finished, policy, site, redis_url, state_dir, monkeypatch, gone_in_the_end
+):
+    """T17: while the learner still writes; in long runs also once all files are there, and once they are sealed.
+
+    Each time the next driver goes on from the checkpoint before, and the steps are those of a job that waits for its
+    checkpoints and was left alone.
+    """
+    store, undisturbed, _ = finished
+    job_id = "job-beside"
+    submit_document(store, job_id, document_of(policy, checkpoints={"every": 1, "asynchronous": True}), policy)
+    root = state_dir / "jobs" / job_id / "checkpoints"
+    monkeypatch.setenv("PYTHONPATH", site)
+
+    def killed(place: str, *, by_itself: bool, newest: int) -> Path:
+        """The hidden directory of the checkpoint that was under way; `newest` is the last that is whole."""
+        monkeypatch.setenv(failpoints.VARIABLE, place)
+        drive = Drive(job_id, redis_url, state_dir)
+        drive.wait_for_step(newest - 1, fence=newest)
+        while store.job(job_id).status is not JobStatus.RUNNING:  # all parts are there
+            assert drive.process.poll() is None, drive.log.read_text()[-4000:]
+            time.sleep(0.05)
+        family = {process: " ".join(process.cmdline()) for process in descendants(drive.process.pid)}
+        gone_in_the_end.update(family)
+        hidden = root / f".{directory_name(newest + 1)}-{newest}"  # each driver comes one checkpoint further
+        if not by_itself:
+            drive.wait_for_step(newest + 2, fence=newest)  # steps go on beside it
+            assert (hidden / "learner.safetensors").is_file()
+            assert not (hidden / "policy" / "model.safetensors").exists()
+            drive.kill()
+        assert drive.process.wait(120) == -signal.SIGKILL, drive.log.read_text()[-4000:]
+        assert {path.name for path in root.glob(".step-*")} == {hidden.name}
+        in_sight = {verify(path).step for path in root.glob("step-*")}
+        assert in_sight == {found.step for found in store.checkpoints(job_id)}
+        assert max(in_sight) == newest
+        _, alive = psutil.wait_procs([process for process, name in family.items() if "Agent" not in name], timeout=60)
+        assert not [family[process] for process in alive]
+        drive.take_back()
+        return hidden
+
+    # The learner's third save, of step 2; then each driver's second checkpoint, as it gets one further than the last.
+    killed("checkpoint_halfway=sleep:600@3", by_itself=False, newest=1)
+    kills = 1
+    if REPEATS > 1:  # toy drivers are killed there in every run
+        hidden = killed("checkpoint_filled=kill@2", by_itself=True, newest=2)
+        assert (hidden / "policy" / "model.safetensors").is_file()
+        assert not (hidden / MANIFEST).exists()
+        hidden = killed("checkpoint_sealed=kill@2", by_itself=True, newest=3)
+        assert verify(hidden).step == 4  # as good as any, and yet nobody's
+        kills = 3
+    monkeypatch.delenv(failpoints.VARIABLE)
+    Drive(job_id, redis_url, state_dir).wait()
+
+    assert store.job(job_id).status is JobStatus.SUCCEEDED
+    assert not list(root.glob(".step-*"))
+    expected, steps, raw = store.steps(undisturbed), store.steps(job_id), store.raw_steps(job_id)
+    assert [step["step"] for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert max(map(largest_difference, expected, steps)) < 1e-5
+    assert [step["fence"] for step in steps] == [min(step, kills + 1) for step in range(1, 7)]
+    assert [(fence, step) for fence, step, _ in raw] == sorted({(fence, step) for fence, step, _ in raw})
+    events = store.events(job_id, limit=1000).items
+    assert [event.data["step"] for event in events if event.type == "job.resumed"] == [*range(1, kills + 1)]
+    assert not [event for event in events if event.type in ("checkpoint.damaged", "checkpoint.failed")]
+    rerun = [event.data["rerun"] for event in events if event.type == "job.resumed"]
+    tell("T17", kills_beside_the_steps=kills, rerun=rerun, allowed=2, load_failures=0)
+    assert max(rerun) <= 2  # the interval, and the steps that a checkpoint takes
 
 
 def test_nothing_is_left_running(finished):

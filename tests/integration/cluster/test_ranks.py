@@ -3,8 +3,10 @@
 import contextlib
 import datetime
 import functools
+import gc
 import os
 import random
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
+from policies import learner_state
 from policies.learner import Learner, LearnerSettings
 from policies.lora import Lora
 from policies.types import ObjectiveAdvantages, Rollout
@@ -89,6 +92,7 @@ def story(policy: str, folder: Path) -> dict[str, object]:
             told["refused"] = str(
                 learner.begin_save(folder / "refused" / "file" / "policy", folder / "refused").exception(60)
             )
+            told["copies kept"] = copies_kept(learner, folder / "file")
             saving = learner.begin_save(folder / "beside" / "policy", folder / "beside")
             told["after"] = step(learner, STEPS)  # whose exchanges the save's must not meet
             saving.result(60)
@@ -101,6 +105,29 @@ def story(policy: str, folder: Path) -> dict[str, object]:
             told["adapter resumed"] = after(policy, folder / mode, mode)
     told["one rollout"] = make_learner(policy, "sketch").learn(batch(0)[:1], torch.ones(1)).loss
     return told
+
+
+def copies_kept(learner: Learner, folder: Path) -> tuple[int, int]:
+    """(copies that a save beside takes, those that are left once the ranks' parts of the state were refused)."""
+    copies: list[weakref.ref[torch.Tensor]] = []
+    copied = learner_state._copied
+
+    def counted(tensor: torch.Tensor) -> torch.Tensor:
+        made = copied(tensor)
+        copies.append(weakref.ref(made))
+        return made
+
+    folder.touch()  # where a directory is to be
+    learner_state._copied = counted
+    gc.disable()
+    try:
+        saving = learner.begin_save(folder / "policy", folder)
+        assert isinstance(saving.exception(60), OSError)
+        learner._beside.submit(int).result(60)  # its thread is done with it
+        return len(copies), sum(copy() is not None for copy in copies)
+    finally:
+        gc.enable()
+        learner_state._copied = copied
 
 
 def after(policy: str, folder: Path, mode: str = "exact") -> dict[str, object]:
@@ -203,6 +230,9 @@ def test_the_exported_policy_is_whole(ranks, folder):
 def test_a_checkpoint_is_resumed_exactly_by_as_many(ranks, alone):
     for told in (*ranks, alone):
         assert told["resumed"] == told["resumed beside"] == told["after"]
+        taken, kept = told["copies kept"]
+        assert taken > 10
+        assert kept == 0
         assert ("Not a directory" in told["refused"]) is (told is not ranks[1])  # the first alone writes the policy
         assert told["adapter resumed"] == told["adapter after"]
 

@@ -1,11 +1,13 @@
 """The learner against plain transformers forwards and plain autograd, one sequence at a time, on random policies."""
 
 import errno
+import gc
 import json
 import math
 import random
 import shutil
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from policies import learner_state
 from policies.batching import minibatches
 from policies.estimators import Gdpo
 from policies.estimators.base import whitening_factor
@@ -581,6 +584,33 @@ def test_a_save_beside_the_next_updates_keeps_the_disks_own_words(policy, tmp_pa
     with pytest.raises(OSError, match="irectory") as refused:
         saving.result(60)
     assert refused.value.errno == errno.EISDIR
+
+
+@pytest.mark.parametrize("in_the_way", ["learner.safetensors", "policy/model.safetensors", None])
+def test_a_save_beside_the_next_updates_keeps_no_copy(policy, tmp_path, monkeypatch, in_the_way):
+    """Whether it failed or not, before anybody asked how it went, and without Python's search for cycles."""
+    learner, copies = make_learner(policy), []
+    train(learner, range(1))
+
+    def copied(tensor, copied=learner_state._copied):
+        made = copied(tensor)
+        copies.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(learner_state, "_copied", copied)
+    if in_the_way:
+        (tmp_path / in_the_way).mkdir(parents=True)
+    gc.collect()
+    gc.disable()
+    try:
+        saving = learner.begin_save(tmp_path / "policy", tmp_path)
+        assert (saving.exception(60) is None) is (in_the_way is None)
+        learner._beside.submit(int).result(60)  # its thread is done with it
+        left = sum(copy() is not None for copy in copies)
+    finally:
+        gc.enable()
+    assert len(copies) > 2 * len(learner.parameters)
+    assert left == 0
 
 
 def test_the_random_states_are_part_of_the_state(policy, tmp_path):

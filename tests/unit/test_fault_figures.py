@@ -1,0 +1,60 @@
+"""Figures of the fault tests: each test's own, with when and where they were measured, and of tests that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests import fault_figures
+from tests.benchmarks.faults import RESULTS
+from tests.fault_figures import FIGURES_VARIABLE, tell
+
+TESTS = Path(__file__).parent.parent
+ME = f"{Path(__file__).name}::"
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(fault_figures, "_told", {})
+    path = tmp_path / "faults.json"
+    monkeypatch.setenv(FIGURES_VARIABLE, str(path))
+    return path
+
+
+def test_a_test_replaces_what_it_told_in_an_earlier_run_and_nothing_else(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {"soak": {"jobs": 1}, "tests": {"T10": {"other": {"kills": 1}}, "T2": {"other": {"kills": 2}}}}
+    file.write_text(json.dumps(before))
+    me = ME + "test_a_test_replaces_what_it_told_in_an_earlier_run_and_nothing_else"
+    tell("T2", kills=3, an_old_name=1)
+    monkeypatch.setattr(fault_figures, "_told", {})  # another run
+    tell("T2", kills=4)
+    tell("T2", lost=0)
+    after = json.loads(file.read_text())
+    measured = after["tests"]["T2"][me].pop("measured")
+    assert after["tests"]["T2"] == {"other": {"kills": 2}, me: {"kills": 4, "lost": 0}}
+    assert (after["soak"], after["tests"]["T10"]) == (before["soak"], before["tests"]["T10"])
+    assert list(after["tests"]) == ["T2", "T10"]
+    assert measured.keys() == {"date", "processor", "cores", "repeats"}
+
+
+def test_nothing_is_kept_where_nobody_asks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FIGURES_VARIABLE)
+    tell("T2", kills=3)
+    assert not file.exists()
+
+
+def test_what_is_kept_is_of_tests_that_there_are_and_says_when_it_was_measured() -> None:
+    kept = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert kept["soak"]["machine"]["date"]
+    files = {path.name: path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py")}
+    for row, of_row in kept["tests"].items():
+        for test, figures in of_row.items():
+            file, _, function = test.partition("::")
+            assert f"def {function.partition('[')[0]}(" in files.get(file, ""), (row, test)
+            assert re.search(rf'\btell\(\s*"{row}"', files[file]), (row, test)
+            assert figures["measured"].keys() == {"date", "processor", "cores", "repeats"}, test
