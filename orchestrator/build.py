@@ -420,8 +420,8 @@ def engine_environment(spec: JobSpec, device: str) -> dict[str, str]:
     threads = spec.resources.engine_threads
     if threads is None and device == "cpu" and spec.policy.model == "quickstart":
         threads = 1  # its layers are too small to share out: on 2 cores a batch took .70 s, with both threads .86 s
-    elif threads is None and device == "cpu" and ranks > 1:
-        threads = os.cpu_count() or 1
+    elif threads is None and device == "cpu":  # unasked, Ray would give it one
+        threads = max(1, (os.cpu_count() or 1) // spec.rollout.engines)
     if threads is not None:
         variables["OMP_NUM_THREADS"] = str(max(1, threads // ranks))
     return variables

@@ -221,8 +221,8 @@ class ResourcesSpec(Spec):
     engine_threads: int | None = Field(
         None,
         ge=1,
-        description="CPU threads of an engine, shared among its ranks; when absent all cores, or 1 for the quickstart "
-        "policy",
+        description="CPU threads of an engine, shared among its ranks; when absent the engines share all cores, but 1 "
+        "for the quickstart policy",
     )
     placement_timeout_s: Positive = Field(
         60.0,

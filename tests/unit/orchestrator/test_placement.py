@@ -240,16 +240,19 @@ def test_on_cpu_threads_of_engine_and_learner_spin_for_a_moment_only() -> None:
 def test_an_engine_has_the_threads_that_it_is_given_and_one_for_the_quickstart_policy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def threads(model: str, given: int | None, ranks: int = 1) -> str | None:
+    """Otherwise all cores, shared among the engines: Ray would give each of them one thread."""
+
+    def threads(model: str, given: int | None, ranks: int = 1, engines: int = 1) -> str | None:
         changes = {"policy": {"model": model}, "resources": {"device": "cpu", "engine_threads": given}}
-        changes["rollout"] = {"tensor_parallel": ranks}
+        changes["rollout"] = {"tensor_parallel": ranks, "engines": engines}
         _, engine, _ = placement(parse_spec(spec().model_dump(mode="json") | changes), "cpu", 0)
         found: str | None = engine["runtime_env"]["env_vars"].get("OMP_NUM_THREADS")
         return found
 
     assert [threads("quickstart", given) for given in (None, 2)] == ["1", "2"]
-    assert [threads("some/model", given) for given in (None, 3)] == [None, "3"]
     monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert [threads("some/model", given) for given in (None, 3)] == ["8", "3"]
+    assert [threads("some/model", None, engines=engines) for engines in (2, 3, 16)] == ["4", "2", "1"]
     assert [threads("some/model", given, 2) for given in (None, 6, 1)] == ["4", "3", "1"]  # each rank's
     assert threads("quickstart", None, 2) == "1"
 
