@@ -483,6 +483,7 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
         lora=None if spec.policy.lora is None else Lora(**spec.policy.lora.model_dump() | {"merge": spec.merges}),
         gramian=spec.gramian.mode if spec.measures_gradients else None,
         sketch_width=spec.gramian.sketch_width,
+        response_share=spec.gramian.response_share,
     )
 
 

@@ -9,8 +9,9 @@ policy is still the one that is measured and the loss is linear in the advantage
                    the inner products, independent from layer to layer and step to step). Cost and memory do not grow
                    with K; used at the next step.
     last_block     during the update: g_k of the last transformer block's parameters only; used at the next step.
-    step_response  after the update: how the log-probabilities moved, dotted with each objective's advantages. Not a
-                   Gramian but the influence of the whole update on each objective; used at the next step.
+    step_response  after the update: how the log-probabilities of a share of the prompts moved, dotted with each
+                   objective's advantages. Not a Gramian but the influence of the whole update on each objective, an
+                   estimate where the share is not 1; used at the next step.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
+
+from policies.types import Rollout
 
 Mode = Literal["exact", "sketch", "last_block", "step_response"]
 
@@ -194,6 +197,20 @@ def in_last_block(model: nn.Module) -> Callable[[str], bool]:
     return lambda name: name.startswith(prefix)
 
 
+def response_part(rollouts: Sequence[Rollout], part: Sequence[int], *, share: float, seed: int) -> list[int]:
+    """Of the rollouts in `part`, in its order, those that a response is measured on: all of a share of the prompts.
+
+    n of N prompts, n = share N rounded and at least 1, drawn without replacement from the seed. Rollouts of a prompt
+    stay together, as advantages are centred over them. Every prompt is as likely, so that the expected `response` is
+    n / N of that of all, the same factor for every objective, which `influence_of_response` divides out.
+    """
+    prompts = list(dict.fromkeys(rollouts[i].prompt_tokens for i in part))
+    count = max(1, round(share * len(prompts)))
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
+    drawn = {prompts[at] for at in order[:count]}
+    return [i for i in part if rollouts[i].prompt_tokens in drawn]
+
+
 def response(before_BT: Tensor, after_BT: Tensor, token_weights_BT: Tensor, advantages_BK: Tensor) -> Tensor:
     """response_K: how far an update raised each objective's surrogate, to first order.
 
@@ -210,8 +227,9 @@ def influence_of_response(response_K: Tensor, weights_K: Tensor, grad_norm: floa
     v = c w with w on the simplex, |g| = grad_norm. Under plain gradient descent response_k = lr <g_k, g>, and with
     equal weights the row sum <g_k, sum_l g_l> is K <g_k, g> / c. An optimiser that rescales coordinates changes the
     scale, so that is taken from sum_k v_k <g_k, g> = |g|^2, with |g| / c at most 1 as the Gramian's rows have norms
-    clipped to 1. Zero where the update did not raise its own objective
-    (momentum may see to that).
+    clipped to 1. So it says the same of any multiple of the response, and of a sample of the rollouts it is a ratio
+    estimate: of the order of 1 / prompts off in the mean, where the response itself is not. Zero where the update did
+    not raise its own objective (momentum may see to that).
     """
     whole = float(response_K.double() @ weights_K.double())
     if not (whole > 0 and math.isfinite(whole)):

@@ -25,6 +25,7 @@ from policies.gramian import (
     influence_of_response,
     inner_products,
     response,
+    response_part,
     separable,
 )
 from policies.held import Held
@@ -254,9 +255,11 @@ class Learner:
     ) -> None:
         """An update, and beside it what the mode measures for the next step's weights."""
         if self.settings.gramian == "step_response":
-            before = self._backward(rollouts, mini, advantages_B, old, meter)
+            share, seed = self.settings.response_share, self._seed_of_update
+            drawn = response_part(rollouts, mini, share=share, seed=seed)
+            before = self._backward(rollouts, mini, advantages_B, old, meter, ahead=drawn)
             self._step(meter)
-            meter.influence_K = self._influence(rollouts, mini, before, parts, meter.grad_norms[-1])
+            meter.influence_K = self._influence(rollouts, mini, drawn, before, parts, meter.grad_norms[-1])
             return
         assert self._capture is not None, "made sure of at the start"
         separated = separable(advantages_B, parts.advantages_BK)
@@ -267,8 +270,8 @@ class Learner:
         objectives = parts.advantages_BK.shape[1]
         sink: FullGradients | SketchedGradients = FullGradients(self._capture.parameters, objectives)
         if self.settings.gramian == "sketch":
-            seed = self.settings.seed * 1_000_003 + self.scheduler.last_epoch
-            sink = SketchedGradients(self._capture.parameters, width=self.settings.sketch_width, seed=seed)
+            width, seed = self.settings.sketch_width, self._seed_of_update
+            sink = SketchedGradients(self._capture.parameters, width=width, seed=seed)
         made_B, ratios_BK = separated
         self._backward(rollouts, mini, made_B, old, meter, sink=sink, ratios_BK=ratios_BK)
         self._step(meter)
@@ -284,11 +287,12 @@ class Learner:
         *,
         sink: Sink | None = None,
         ratios_BK: Tensor | None = None,
+        ahead: Sequence[int] = (),
     ) -> dict[int, Tensor]:
         """Gradients of the minibatch's loss into .grad; the log-probabilities of this rank's rollouts."""
         weights_BT = self._token_weights(rollouts, mini)
         scores: dict[int, Tensor] = {}
-        for rows in self._microbatches(rollouts, mini, apart=sink is not None):
+        for rows in self._microbatches(rollouts, mini, apart=sink is not None, ahead=ahead):
             old_bT = None if old is None else pad([old[i] for i in rows.index], rows.mask_bT.shape[1]).to(self.device)
             weights_bT, reference_bT = weights_BT(rows), self._reference_logprobs(rows)
             with self._recording(sink, ratios_BK, rows):
@@ -321,14 +325,18 @@ class Learner:
         self,
         rollouts: Sequence[Rollout],
         mini: list[int],
+        drawn: list[int],
         before: dict[int, Tensor],
         parts: ObjectiveAdvantages,
         grad_norm: float,
     ) -> Tensor:
-        """influence_K from how the minibatch's log-probabilities moved in the update just made."""
+        """influence_K from how the log-probabilities of the minibatch's `drawn` moved in the update just made.
+
+        They stand in the rows that they had before it: rounding depends on those, and may be more than the move.
+        """
         weights_BT = self._token_weights(rollouts, mini)
         response_K = torch.zeros(parts.advantages_BK.shape[1], dtype=torch.float64)
-        for rows in self._microbatches(rollouts, mini):
+        for rows in self._microbatches(rollouts, drawn):
             with torch.no_grad():
                 after_bT, _ = self._logprobs(rows)
             if rows.idle:
@@ -420,10 +428,23 @@ class Learner:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
             yield
 
-    def _microbatches(self, rollouts: Sequence[Rollout], part: list[int], *, apart: bool = False) -> Iterator[Rows]:
-        """`apart`: no token is of two rollouts, as their gradients are told apart."""
+    def _microbatches(
+        self, rollouts: Sequence[Rollout], part: list[int], *, apart: bool = False, ahead: Sequence[int] = ()
+    ) -> Iterator[Rows]:
+        """`apart`: no token is of two rollouts, as their gradients are told apart.
+
+        `ahead`: what of the part goes first, in the microbatches that it would have alone.
+        """
         share = self.scorer.shares_prompts and not apart
-        return rank_rows(rollouts, part, self.settings, self.ranks, share=share)
+        first = set(ahead)
+        for some in (ahead, [i for i in part if i not in first]):
+            if some:
+                yield from rank_rows(rollouts, some, self.settings, self.ranks, share=share)
+
+    @property
+    def _seed_of_update(self) -> int:
+        """Another at every update, the same on all ranks and after a resume."""
+        return self.settings.seed * 1_000_003 + self.scheduler.last_epoch
 
     def _token_weights(self, rollouts: Sequence[Rollout], part: list[int]) -> Callable[[Rows], Tensor]:
         return token_shares(rollouts, part, self.settings)

@@ -46,6 +46,7 @@ class LearnerSettings:
     lora: Lora | None = None  # None: every parameter learns
     gramian: Mode | None = "exact"  # None: nobody asks for the objectives' gradients
     sketch_width: int = 16
+    response_share: float = 0.25
 
 
 def learning_rate(settings: LearnerSettings) -> Callable[[int], float]:

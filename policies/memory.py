@@ -122,7 +122,7 @@ def update_bytes(dimensions: Dimensions, update: Update, *, whole: bool = True) 
         # The hidden states' gradient collected from all chunks; the head's, and what of a chunk is there beside it.
         head += 4 * d.hidden * tokens
         beside = 12 * chunk * d.vocabulary
-        if update.gramian not in ("exact", "sketch", "step_response"):  # those call the head, for Capture to hear it
+        if update.gramian not in ("exact", "sketch"):  # those call the head, for Capture to hear it
             logits = (8 if a == 4 else 10) * chunk * d.vocabulary
             beside = (4 if a == 4 else 8) * chunk * d.vocabulary
         if a == 2:  # a chunk's part of the head's gradient, and its cast

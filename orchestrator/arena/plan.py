@@ -24,8 +24,9 @@ Json = dict[str, Any]
 UNDECIDED: Mapping[str, set[str] | bool] = {
     **dict.fromkeys(("name", "metadata", "priority", "resources"), True),
     "optimizer": {"share_prompts"},
+    "gramian": {"response_share"},
 }
-"""Fields of a spec that decide nothing of what a run comes to."""
+"""Fields of a spec that decide nothing of what a run comes to, or that the protocol holds where they were."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,8 @@ def digest(spec: JobSpec, task: Task, policy_seed: int) -> str:
     Of the spec what its document says: runs stay what they were when specs learn to say more. Whoever changes what is
     meant where a document says nothing raises VERSION.
     """
-    deciding = spec.model_dump(mode="json", exclude=UNDECIDED, exclude_unset=True)
+    document = spec.model_dump(mode="json", exclude=UNDECIDED, exclude_unset=True)
+    deciding = {section: said for section, said in document.items() if said != {}}
     text = json.dumps([VERSION, task.recipe.digest(policy_seed), deciding], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

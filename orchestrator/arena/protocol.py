@@ -48,6 +48,7 @@ class Preset:
             },
             # Rows as the first runs had them: all runs of an arena cost alike, and round alike.
             "optimizer": {"lr": 1e-4, "warmup_steps": 5, "tokens_per_microbatch": 2048, "share_prompts": False},
+            "gramian": {"response_share": 1.0},  # what there was before there was a share
             "evaluation": {"every": self.evaluate_every, "greedy": False, "test_points": 6},
             "checkpoints": {"every": steps},
             "collapse": {"action": "off"},

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.weighting [PART ...] [--rounds 15] [--device cuda --size 0.5b] [--seeds 2]
 
 Parts: rules (hypervolume and the strategies' updates), cost (learner time beside a plain update, interleaved), memory
-(peak, a process each), sketches (error of what was tried for a cheap Gramian), drift (real quickstart jobs in every
-mode; about two minutes each). Figures go to tests/benchmarks/results/weighting.json as each part ends, or to
+(peak, a process each), sketches (error of what was tried for a cheap Gramian), shares (error of a response of some
+prompts beside that of all, on the quickstart's own batches; its policy is made first), drift (real quickstart jobs in
+every mode; about two minutes each). Figures go to tests/benchmarks/results/weighting.json as each part ends, or to
 weighting_cuda.json with --device cuda.
 """
 
@@ -13,12 +14,14 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import random
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,10 +34,11 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from orchestrator.spec import GramianSpec
 from policies.capture import Capture
 from policies.estimators import Gdpo
 from policies.estimators.base import whitening_factor
-from policies.gramian import SketchedGradients, inner_products, separable
+from policies.gramian import SketchedGradients, influence_of_response, inner_products, response_part, separable
 from policies.learner import Learner, LearnerSettings
 from policies.meter import Meter
 from policies.types import FrontStats, ObjectiveAdvantages, Objectives, Rollout, StepStats, UpdateOutcome
@@ -42,8 +46,12 @@ from policies.weighting import WEIGHTINGS
 from tests.benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
-MODES = ("exact", "sketch", "last_block", "step_response")
+MODES: dict[str, dict[str, Any]] = {
+    **{mode: {"mode": mode} for mode in ("exact", "sketch", "last_block", "step_response")},
+    "whole_response": {"mode": "step_response", "response_share": 1.0},
+}
 WAYS = ("plain", "full_passes", *MODES)
+SHARES = (0.5, 0.4, 0.25, 0.125)
 SIZES: dict[str, dict[str, int]] = {
     "small": {"hidden": 256, "layers": 8, "heads": 4, "vocabulary": 1024, "prompts": 8, "tokens": 64},
     "0.5b": {"hidden": 1024, "layers": 24, "heads": 16, "vocabulary": 32_000, "prompts": 16, "tokens": 512},
@@ -83,12 +91,14 @@ class Case:
     def __init__(self, way: str, objectives: int, policy: str, size: dict[str, int], device: str) -> None:
         self.way = way
         self.objectives = objectives
+        mode = GramianSpec(**MODES.get(way, {}))
         self.learner = Learner(
             LearnerSettings(
                 model=policy,
                 device=device,
                 dtype="bfloat16" if device == "cuda" else "float32",
-                gramian=way if way in MODES else "exact",  # type: ignore[arg-type]
+                gramian=mode.mode,
+                response_share=mode.response_share,
                 lr=1e-6,
                 max_tokens=size["tokens"],
                 tokens_per_microbatch=8192,
@@ -144,29 +154,32 @@ def rollout(size: dict[str, int], generator: torch.Generator) -> Rollout:
     )
 
 
-def timed(step: Callable[[], None], device: str) -> float:
-    started = time.perf_counter()
+def timed(step: Callable[[], None], device: str, clock: Callable[[], float] = time.perf_counter) -> float:
+    started = clock()
     step()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def measure_cost(options: argparse.Namespace) -> Figures:
     """Every way in turn, round after round: the median over rounds of each one's time over plain's."""
     size = SIZES[options.size]
     figures: Figures = {}
+    clock = time.process_time if options.processor_time else time.perf_counter
+    if options.processor_time:
+        torch.set_num_threads(1)  # several wait for each other, which counts
     with tempfile.TemporaryDirectory() as folder:
         policy = make_policy(Path(folder), size)
         for objectives in (2, 3, 8):
-            cases = [Case(way, objectives, policy, size, options.device) for way in WAYS]
-            seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+            cases = [Case(way, objectives, policy, size, options.device) for way in options.ways]
+            seconds: dict[str, list[float]] = {way: [] for way in options.ways}
             for turn in track(range(options.rounds + 2), f"K = {objectives}"):
                 for case in cases:
-                    elapsed = timed(case.step, options.device)
+                    elapsed = timed(case.step, options.device, clock)
                     if turn >= 2:  # the first ones allocate
                         seconds[case.way].append(elapsed)
-            for way in WAYS:
+            for way in options.ways:
                 ratios = [a / b for a, b in zip(seconds[way], seconds["plain"], strict=True)]
                 figures[f"{way}_k{objectives}"] = round(median(ratios), 3)
             figures[f"plain_ms_k{objectives}"] = round(1e3 * median(seconds["plain"]), 1)
@@ -184,7 +197,7 @@ def measure_memory(options: argparse.Namespace) -> Figures:
     figures: Figures = {}
     for objectives in (3, 8):
         peaks = {}
-        for way in track(WAYS, f"memory, K = {objectives}"):
+        for way in track(options.ways, f"memory, K = {objectives}"):
             command = [sys.executable, "-m", "tests.benchmarks.weighting", "--one", way, str(objectives)]
             command += ["--device", options.device, "--size", options.size]
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -262,6 +275,107 @@ def measure_sketches(options: argparse.Namespace) -> Figures:
     return {"gramian_error": figures}
 
 
+# ----------------------------------------------------------------------------------------------------------- shares
+
+
+def measure_shares(options: argparse.Namespace) -> Figures:
+    """Influence by a share of the prompts beside that by all of them, of the same updates, over 100 draws for each.
+
+    Of quickstart batches (32 prompts of 8 rollouts), while the policy learns from them for 24 steps. The relative
+    error's median and ninth decile; the correlation of how far the objectives are from their mean, which is what
+    moves the weights; the error of the mean over the draws; and the share of draws that say nothing.
+    """
+    from policies.models import load_tokenizer
+    from policies.quickstart import ensure_policy, sample_problems
+
+    policy = str(ensure_policy(Path(__file__).parents[2] / ".equipoise" / "test-cache"))
+    settings = LearnerSettings(
+        model=policy, device=options.device, lr=1e-4, warmup_steps=5, tokens_per_microbatch=2048, max_tokens=64,
+        gramian="step_response", response_share=1.0, threads=1,
+    )  # fmt: skip
+    learner, tokenizer = Learner(settings), load_tokenizer(policy)
+    problems = sample_problems(random.Random(0), held_out=False)
+    found: dict[float, list[tuple[Tensor, Tensor]]] = {share: [] for share in SHARES}  # of all, of each draw
+    for step in track(range(24), "shares"):
+        asked = [next(problems) for _ in range(32)]
+        torch.manual_seed(step)
+        rollouts = sampled(learner, tokenizer, [problem.prompt for problem in asked])
+        rewards_PGK = quickstart_rewards(rollouts, [problem.answer for problem in asked])
+        parts_PGK, preference_K = Gdpo().per_objective(rewards_PGK), torch.tensor([0.6, 0.2, 0.2], dtype=torch.float64)
+        weights_K = whitening_factor(parts_PGK, preference_K) * preference_K
+        parts = ObjectiveAdvantages(advantages_BK=parts_PGK.flatten(0, 1).float(), weights_K=weights_K)
+        learned = learner.learn(rollouts, Gdpo()(rewards_PGK, preference_K).flatten().float(), parts=parts)
+        after = learner.logprobs(rollouts)
+        tokens = sum(len(rollout.tokens) for rollout in rollouts)
+        moved_B = torch.tensor([sum(now) - sum(r.logprobs) for now, r in zip(after, rollouts, strict=True)]) / tokens
+
+        responses_BK = moved_B.double()[:, None] * parts.advantages_BK.double()
+        whole_K = influence_of_response(responses_BK.sum(dim=0), weights_K, learned.grad_norm)
+        assert torch.allclose(whole_K, torch.tensor(learned.influence_K).double(), rtol=0.02, atol=1e-3)
+        for share in SHARES:
+            everything, drawn = range(len(rollouts)), []
+            for n in range(100):
+                part = response_part(rollouts, everything, share=share, seed=1000 * step + n)
+                drawn.append(influence_of_response(responses_BK[part].sum(dim=0), weights_K, learned.grad_norm))
+            found[share].append((whole_K, torch.stack(drawn)))
+    return {f"response_share_{share:g}": error_of(pairs) for share, pairs in found.items()}
+
+
+def error_of(pairs: list[tuple[Tensor, Tensor]]) -> Figures:
+    """Of (influence_K by all, influence_NK by each draw), one pair for each batch."""
+    whole_SK, drawn_SNK = (torch.stack(values) for values in zip(*pairs, strict=True))
+    whole_SNK = whole_SK[:, None].expand_as(drawn_SNK)
+    error_SN = (drawn_SNK - whole_SNK).norm(dim=2) / whole_SNK.norm(dim=2)
+    apart = [(values - values.mean(dim=2, keepdim=True)).flatten() for values in (whole_SNK, drawn_SNK)]
+    mean_error_S = (drawn_SNK.mean(dim=1) - whole_SK).norm(dim=1) / whole_SK.norm(dim=1)
+    return {
+        "error": round(float(error_SN.median()), 3),
+        "error_ninth_decile": round(float(error_SN.flatten().quantile(0.9)), 3),
+        "correlation": round(float(torch.corrcoef(torch.stack(apart))[0, 1]), 4),
+        "error_of_mean": round(float(mean_error_S.median()), 3),
+        "silent": round(float((drawn_SNK == 0).all(dim=2).double().mean()), 4),
+    }
+
+
+@torch.no_grad()
+def sampled(learner: Learner, tokenizer: Any, prompts: list[str]) -> list[Rollout]:
+    """GROUP completions of each prompt, with the learner's own log-probabilities for the sampler's."""
+    from policies.models import encode_prompt
+
+    asked = [tuple(encode_prompt(tokenizer, prompt)) for prompt in prompts for _ in range(GROUP)]
+    width = max(map(len, asked))
+    ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(one)) + list(one) for one in asked])
+    mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in asked])
+    written = learner.model.generate(
+        input_ids=ids.to(learner.device), attention_mask=mask.to(learner.device), do_sample=True, top_k=0,
+        max_new_tokens=64, pad_token_id=tokenizer.pad_token_id,
+    )[:, width:].tolist()  # fmt: skip
+    rollouts = []
+    for prompt, row in zip(asked, written, strict=True):
+        end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+        text = tokenizer.decode(row[:end], skip_special_tokens=True)
+        rollouts.append(
+            Rollout(
+                prompt_tokens=prompt, tokens=tuple(row[:end]), logprobs=(0.0,) * end, text=text, truncated=False,
+                policy_version=0,
+            )
+        )  # fmt: skip
+    scores = learner.logprobs(rollouts)
+    return [replace(rollout, logprobs=tuple(score)) for rollout, score in zip(rollouts, scores, strict=True)]
+
+
+def quickstart_rewards(rollouts: list[Rollout], answers: list[str]) -> Tensor:
+    """rewards_PGK much as the quickstart's job has them: right, short, and worked step by step."""
+    from policies.quickstart import classify_style, is_right
+
+    clarity = {"short": 0.2, "compact": 0.7, "verbose": 1.0}
+    rows = [
+        (float(is_right(r.text, answers[i // GROUP])), 1 - len(r.tokens) / 64, clarity.get(classify_style(r.text), 0.0))
+        for i, r in enumerate(rollouts)
+    ]
+    return torch.tensor(rows, dtype=torch.float64).unflatten(0, (len(answers), GROUP))
+
+
 # ------------------------------------------------------------------------------------------------------------ drift
 
 
@@ -282,7 +396,7 @@ def measure_drift(options: argparse.Namespace) -> Figures:
                     name=f"drift-{mode}-{seed}",
                     seed=seed,
                     weighting={"name": "gradient", "floor": 0.0},
-                    gramian={"mode": mode},
+                    gramian=MODES[mode],
                     evaluation={"every": 25, "test_points": 0, "greedy": False},
                 )
                 store, job_id, _ = bench.run(spec)
@@ -365,6 +479,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Figures]] = {
     "cost": measure_cost,
     "memory": measure_memory,
     "sketches": measure_sketches,
+    "shares": measure_shares,
     "drift": measure_drift,
 }
 
@@ -376,6 +491,11 @@ def show(figures: Figures) -> None:
         cells += [figures.get(f"memory_{way}_k{k}") for k in (3, 8)] + [figures.get(f"{way}_l1")]
         table.add_row(way, *("" if cell is None else f"{cell:g}" for cell in cells))
     Console().print(table)
+    table = Table("share of the prompts", "error", "9th decile", "correlation", "of the mean", "silent")
+    for share in SHARES:
+        if found := figures.get(f"response_share_{share:g}"):
+            table.add_row(f"{share:g}", *(f"{value:g}" for value in found.values()))
+    Console().print(table)
 
 
 def main() -> None:
@@ -384,7 +504,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds of every way")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of the drift jobs")
     parser.add_argument(
-        "--modes", nargs="+", choices=MODES[1:], default=MODES[1:], help="of the drift jobs, beside exact"
+        "--modes", nargs="+", choices=[*MODES][1:], default=[*MODES][1:], help="of the drift jobs, beside exact"
+    )
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="whose cost and memory; plain among them")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="that of one thread, where others use the machine too"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--size", choices=SIZES, default="small", help="of the random model")
@@ -396,8 +520,14 @@ def main() -> None:
     path = RESULTS / ("weighting.json" if options.device == "cpu" else "weighting_cuda.json")
     results: Figures = json.loads(path.read_text()) if path.exists() else {}
     for name in options.parts or PARTS:
-        results |= PARTS[name](options)
-        results["machine"] = machine() | ({"gpu": torch.cuda.get_device_name()} if options.device == "cuda" else {})
+        where = machine() | ({"gpu": torch.cuda.get_device_name()} if options.device == "cuda" else {})
+        figures = PARTS[name](options)
+        if name in ("cost", "memory") and tuple(options.ways) != WAYS:  # beside those of another run, or machine
+            clock = ", processor time" if options.processor_time else ""
+            results[f"{name} of {', '.join(options.ways)}{clock}"] = figures | {"machine": where}
+        else:
+            results |= figures
+            results.setdefault("machines", {})[name] = where
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
     show(results)

@@ -19,7 +19,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -58,20 +58,21 @@ class Case:
     """A way of learning that is measured. `gramian`: how the objectives' gradients are compared; None: not at all."""
 
     gramian: Any
+    whole: bool = False  # step_response looks at all prompts again, not at the share of them that is the default
     lora: bool = False
     checkpointing: bool = True
     compiled: bool = False  # with larger microbatches, for which it leaves room
 
     @property
     def name(self) -> str:
-        words = [*(["lora"] if self.lora else []), self.gramian or "plain"]
+        words = [*(["lora"] if self.lora else []), *(["whole"] if self.whole else []), self.gramian or "plain"]
         words += ([] if self.checkpointing else ["kept"]) + (["compiled"] if self.compiled else [])
         return "_".join(words)
 
     @property
     def plain(self) -> str:
         """The name of the same without a comparison."""
-        return Case(**{**asdict(self), "gramian": None}).name
+        return Case(**{**asdict(self), "gramian": None, "whole": False}).name
 
 
 APPROXIMATE = ("sketch", "last_block", "step_response")
@@ -81,6 +82,9 @@ CASES = [  # of each sort the plain one first
 ] + [  # exact and sketch read every block, so that none can be compiled
     Case(gramian=gramian, lora=lora, checkpointing=checkpointing, compiled=True)
     for lora, checkpointing, gramian in product((False, True), (True, False), (None, "last_block", "step_response"))
+]
+CASES += [  # what the share is worth
+    Case(gramian="step_response", whole=True, lora=lora, checkpointing=False) for lora in (False, True)
 ]
 MFU_AT_LEAST = 0.40  # of a plain update of all parameters, at this size
 MFU_SIZE = "1.5B"
@@ -143,7 +147,7 @@ def make_learner(policy: str, case: Case, size: Size, device: str) -> Learner:
         gradient_checkpointing=case.checkpointing, lora=LORA if case.lora else None,
         tokens_per_microbatch=(8 if case.compiled else 4) * size.tokens, compile=case.compiled,
     )  # fmt: skip
-    return Learner(settings)
+    return Learner(replace(settings, response_share=1.0) if case.whole else settings)
 
 
 def free(device: str) -> None:
@@ -223,7 +227,7 @@ def held_against_targets(found: Figures) -> list[Figures]:
         figures = found.get(size, {}).get(case.name)
         if figures is None:
             continue
-        if case.gramian in APPROXIMATE:
+        if case.gramian in APPROXIMATE and not case.whole:
             judged.append(_judge(f"{size} {case.name}", figures, "times_plain", at_most=TIMES_PLAIN_AT_MOST))
         elif case.gramian is None and not case.lora and size == MFU_SIZE:
             judged.append(_judge(f"{size} {case.name}", figures, "mfu", at_least=MFU_AT_LEAST))

@@ -35,6 +35,7 @@ def learn(learner, batch):
         {"gramian": None},
         {"gramian": None, "packing": True, "tokens_per_microbatch": 40},
         {"gramian": "step_response", "minibatches": 2},
+        {"gramian": "step_response", "response_share": 1.0},
         {"gramian": "last_block", "kl_coef": 0.1},
         {"gramian": None, "lora": Lora(rank=2, alpha=4), "kl_coef": 0.1},
         {"gramian": None, "gradient_checkpointing": True},

@@ -27,7 +27,9 @@ VARIANTS = {
     "exact": {"kl_coef": 0.1, "minibatches": 2},
     "sketch": {"packing": True},
     "last_block": {"gradient_checkpointing": True, "chunk_logits": 300},
-    "step_response": {"tokens_per_microbatch": 24},
+    "step_response": {"tokens_per_microbatch": 24, "response_share": 1.0},
+    "share": {"gramian": "step_response", "tokens_per_microbatch": 24, "response_share": 0.5},
+    "least": {"gramian": "step_response", "share_prompts": False, "response_share": 0.01, "minibatches": 2},
     "adapter": {"gramian": "exact", "kl_coef": 0.1, "minibatches": 2, "lora": Lora(rank=4, alpha=8)},
     "offload": {"gramian": "step_response", "kl_coef": 0.1, "cpu_offload": True},
 }
@@ -103,6 +105,11 @@ def story(policy: str, folder: Path) -> dict[str, object]:
             learner.save_state(folder / mode)
             told["adapter after"] = step(learner, STEPS)
             told["adapter resumed"] = after(policy, folder / mode, mode)
+        if mode == "share":
+            (folder / mode).mkdir(exist_ok=True)
+            learner.save_state(folder / mode)
+            told["share after"] = step(learner, STEPS)
+            told["share resumed"] = after(policy, folder / mode, mode)
     told["one rollout"] = make_learner(policy, "sketch").learn(batch(0)[:1], torch.ones(1)).loss
     return told
 
@@ -144,6 +151,7 @@ def rank_main(rank: int, policy: str, folder: str) -> None:
     told = story(policy, Path(folder) / "ranks")
     told["of one"] = after(policy, Path(folder) / "alone")
     told["adapter of one"] = after(policy, Path(folder) / "alone" / "adapter", "adapter")
+    told["share of one"] = after(policy, Path(folder) / "alone" / "share", "share")
     torch.save(told, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -235,6 +243,7 @@ def test_a_checkpoint_is_resumed_exactly_by_as_many(ranks, alone):
         assert kept == 0
         assert ("Not a directory" in told["refused"]) is (told is not ranks[1])  # the first alone writes the policy
         assert told["adapter resumed"] == told["adapter after"]
+        assert told["share resumed"] == told["share after"]
 
 
 def test_a_checkpoint_is_resumed_by_another_number_of_ranks(ranks, alone, policy, folder):
@@ -244,6 +253,7 @@ def test_a_checkpoint_is_resumed_by_another_number_of_ranks(ranks, alone, policy
     for told in ranks:
         close(told["of one"], alone["after"])
         close(told["adapter of one"], alone["adapter after"])
+        close(told["share of one"], alone["share after"], 1e-3)
 
 
 def test_a_rank_without_a_rollout_keeps_in_step(ranks, alone):

@@ -224,6 +224,10 @@ def test_every_wrong_field_is_named() -> None:
         ({"weighting": {"name": "gramian:upgrad"}, "objectives__1": ABSENT}, "weighting.name", "at least 2"),
         ({"weighting": {"name": "gramian:upgrad"}, "gramian__mode": "step_response"}, "gramian.mode", "use exact,"),
         ({"gramian__mode": "scetch"}, "gramian.mode", "'sketch'"),
+        ({"gramian__response_share": 0}, "gramian.response_share", "greater than 0"),
+        ({"gramian__response_share": 1.01}, "gramian.response_share", "less than or equal to 1"),
+        ({"gramian__response_share": math.nan}, "gramian.response_share", "finite"),
+        ({"gramian__response_share": "half"}, "gramian.response_share", "number"),
         ({"weighting": {"name": "lagrangian"}}, "weighting.name", "needs a target on at least one"),
         (
             {"weighting": {"name": "lagrangian"}, "objectives__0__target": TARGET, "objectives__1__target": TARGET},

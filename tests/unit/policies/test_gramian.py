@@ -126,7 +126,7 @@ def test_the_response_is_the_move_along_each_gradient(policy):
     """With a small step of plain gradient descent, response_k = lr <g_k, g_w>; its influence is the Gramian's."""
     rollouts, (combined, parts) = make_rollouts(), advantages()
     exact = make_learner(policy).gramian(rollouts, parts.advantages_BK)
-    learner = make_learner(policy, gramian="step_response")
+    learner = make_learner(policy, gramian="step_response", response_share=1.0)
     learner.optimizer = torch.optim.SGD(learner.parameters, lr=1e-3)
     learner.scheduler = torch.optim.lr_scheduler.LambdaLR(learner.optimizer, lambda _: 1.0)
     stats = learner.learn(rollouts, combined, parts=parts)

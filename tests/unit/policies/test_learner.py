@@ -88,6 +88,7 @@ def make_learner(model, **changes):
     [
         {"gramian": None},
         {"gramian": "step_response", "minibatches": 2},
+        {"gramian": "step_response", "response_share": 1.0},
         {"gramian": "last_block", "kl_coef": 0.1},
         {"gramian": None, "lora": Lora(rank=2, alpha=4), "kl_coef": 0.1},
         {"gramian": None, "gradient_checkpointing": True},

@@ -83,6 +83,7 @@ CASES: dict[str, dict[str, Any]] = {
     "a head in chunks": {"chunk_logits": 32 * ROWS * 1200},
     "a head in chunks, in bfloat16": {"chunk_logits": 32 * ROWS * 1200, "dtype": "bfloat16"},
     "a head in chunks, and sketches": {"chunk_logits": 32 * ROWS * 1200, "gramian": "sketch"},
+    "a head in chunks, and a response": {"chunk_logits": 32 * ROWS * 1200, "gramian": "step_response"},
     "an adapter and a head in chunks": {"chunk_logits": 32 * ROWS * 1200, "lora": LORA},
     "adapter": {"lora": LORA},
     "adapter in bfloat16": {"lora": LORA, "dtype": "bfloat16"},

@@ -9,6 +9,7 @@ from orchestrator.arena.entries import entries, grid
 from orchestrator.arena.plan import Planned, digest, plan
 from orchestrator.arena.protocol import PRESETS, VERSION
 from orchestrator.arena.tasks import TASKS
+from orchestrator.spec import JobSpec
 from orchestrator.specs.estimators import BuiltInEstimator
 from orchestrator.specs.weightings import BuiltInWeighting
 
@@ -140,6 +141,20 @@ def test_a_digest_is_not_of_what_a_document_leaves_to_specs() -> None:
     spec = planned.spec(())
     assert spec is not None
     assert digest(spec, planned.task, 0) == "8cf63f7042282ab9", "stored runs would be lost: is that meant?"
+
+
+def test_what_the_protocol_holds_where_it_was_is_in_no_digest() -> None:
+    """A mode is: an entry that names one has runs of its own."""
+    planned = run_of("gdpo/gradient")
+    spec = planned.spec(())
+    assert spec is not None
+    assert (spec.gramian.response_share, spec.optimizer.share_prompts) == (1.0, False)
+    assert {"gramian", "optimizer"} <= spec.model_fields_set
+    unsaid = JobSpec.model_validate(spec.model_dump(exclude_unset=True, exclude={"gramian"}))
+    assert unsaid.gramian.response_share < 1
+    assert digest(unsaid, planned.task, 0) == digest(spec, planned.task, 0)
+    sketched = JobSpec.model_validate(spec.model_dump(exclude_unset=True) | {"gramian": {"mode": "sketch"}})
+    assert digest(sketched, planned.task, 0) != digest(spec, planned.task, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------ targets
