@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests import fault_figures
-from tests.benchmarks.faults import RESULTS
 from tests.fault_figures import FIGURES_VARIABLE, tell
 
 TESTS = Path(__file__).parent.parent
+RESULTS = TESTS / "benchmarks" / "results" / "faults.json"
 ME = f"{Path(__file__).name}::"
 
 
