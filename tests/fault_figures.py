@@ -1,6 +1,6 @@
 """What the fault tests measured: shown with the test, and kept where EQUIPOISE_FAULT_FIGURES names a file.
 
-    "tests": {"T3": {"test_faults_driver.py::test_fifty_claim_a_job_and_one_gets_it": {"jobs": 20, "measured": ...}}}
+    "tests": {"T3": {"tests/integration/test_faults_driver.py::test_fifty_...": {"jobs": 20, ..., "measured": {...}}}}
 
 A test that runs again replaces all that it told before, so that each has its figures of one time and one machine.
 EQUIPOISE_FAULT_REPEATS multiplies the repetitions, 1 by default; 10 gives the counts of the reliability table.
@@ -28,8 +28,7 @@ def tell(row: str, **figures: Any) -> None:
     """Of the test that runs now; `row` is one of the reliability table, such as T2. Figures of one test add up."""
     print(f"{row}: {json.dumps(figures)}")
     if name := os.environ.get(FIGURES_VARIABLE):
-        file, _, function = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0].partition("::")
-        test = f"{Path(file).name}::{function}"
+        test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
         of_test = _told.setdefault((row, test), {})
         of_test |= figures
         keep(Path(name), row, test, of_test)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -83,6 +84,24 @@ def _forget_learner() -> None:
     from tests.loop_fakes import FakeLearner
 
     FakeLearner.load = lambda *_: None  # type: ignore[method-assign,assignment]
+
+
+def _forget_weights() -> None:
+    """The same of a real learner."""
+    from orchestrator.cluster import RemoteLearner
+
+    RemoteLearner.load = lambda *_: None  # type: ignore[method-assign,assignment]
+
+
+def _leave_actors() -> None:
+    """What a driver has on a cluster goes on without it."""
+    import ray.util
+
+    from orchestrator.gang import Gang
+
+    place, group = Gang.place, ray.util.placement_group
+    Gang.place = lambda *arguments: {**place(*arguments), "lifetime": "detached"}  # type: ignore[method-assign]
+    ray.util.placement_group = functools.partial(group, lifetime="detached")
 
 
 def _learn_again() -> None:
@@ -222,6 +241,8 @@ def _replace(app: Any, path: str, ask: Callable[[], Any]) -> None:
 PROCESS: dict[str, Callable[[], None]] = {
     "register_before_durable": _register_before_durable,
     "forget_learner": _forget_learner,
+    "forget_weights": _forget_weights,
+    "leave_actors": _leave_actors,
     "learn_again": _learn_again,
     "park_nowhere": _park_nowhere,
     "no_floor": _no_floor,

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests import fault_figures
-from tests.benchmarks.faults import RESULTS
 from tests.fault_figures import FIGURES_VARIABLE, tell
 
-TESTS = Path(__file__).parent.parent
-ME = f"{Path(__file__).name}::"
+PROJECT = Path(__file__).parent.parent.parent
+RESULTS = PROJECT / "tests" / "benchmarks" / "results" / "faults.json"
 
 
 @pytest.fixture
@@ -25,11 +24,11 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_test_replaces_what_it_told_in_an_earlier_run_and_nothing_else(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     before = {"soak": {"jobs": 1}, "tests": {"T10": {"other": {"kills": 1}}, "T2": {"other": {"kills": 2}}}}
     file.write_text(json.dumps(before))
-    me = ME + "test_a_test_replaces_what_it_told_in_an_earlier_run_and_nothing_else"
+    me = request.node.nodeid
     tell("T2", kills=3, an_old_name=1)
     monkeypatch.setattr(fault_figures, "_told", {})  # another run
     tell("T2", kills=4)
@@ -51,10 +50,10 @@ def test_nothing_is_kept_where_nobody_asks(file: Path, monkeypatch: pytest.Monke
 def test_what_is_kept_is_of_tests_that_there_are_and_says_when_it_was_measured() -> None:
     kept = json.loads(RESULTS.read_text(encoding="utf-8"))
     assert kept["soak"]["machine"]["date"]
-    files = {path.name: path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py")}
     for row, of_row in kept["tests"].items():
         for test, figures in of_row.items():
             file, _, function = test.partition("::")
-            assert f"def {function.partition('[')[0]}(" in files.get(file, ""), (row, test)
-            assert re.search(rf'\btell\(\s*"{row}"', files[file]), (row, test)
+            text = (PROJECT / file).read_text(encoding="utf-8")
+            assert f"def {function.partition('[')[0]}(" in text, (row, test)
+            assert re.search(rf'\btell\(\s*"{row}"', text), (row, test)
             assert figures["measured"].keys() == {"date", "processor", "cores", "repeats"}, test

@@ -1,4 +1,7 @@
-"""Machines of a Ray cluster that are lost, the head among them: real raylets here, one for each role (T15)."""
+"""Machines of a Ray cluster that are lost, the head among them: real raylets here, one for each role (T15).
+
+Each check is shown a mistake that it must see, in a driver that makes it (tests/toy_mutants.py) or in the worker.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,36 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psutil
 import pytest
 
-from orchestrator.ray_jobs import RayJobsLauncher
+from orchestrator.ray_jobs import _LOST, RayJob, RayJobsLauncher, cluster_driver_command
 from orchestrator.redis_calls import connect
+from orchestrator.spec import JobSpec
 from orchestrator.states import JobStatus, is_terminal
-from orchestrator.steering import initial_steering
 from orchestrator.store import JobStore
 from orchestrator.worker import Worker
 from tests.fault_figures import REPEATS, tell
 from tests.integration.cluster.test_ray_jobs_cluster import free_port, wait_for
-from tests.support import make_policy, small_spec
+from tests.support import largest_difference, make_policy, run_job, small_spec, submit
 
-pytestmark = pytest.mark.skipif(
-    REPEATS == 1, reason="it takes some minutes: EQUIPOISE_FAULT_REPEATS=2 and above run it"
-)
+pytestmark = [
+    pytest.mark.skipif(REPEATS == 1, reason="it takes some minutes: EQUIPOISE_FAULT_REPEATS=2 and above run it"),
+    pytest.mark.timeout(3600),
+]
 LABEL = "equipoise.io/role"
 EVERY = 2  # steps between checkpoints
-GONE_S = 300.0  # after which nothing of a lost cluster may hold a GPU
+GONE_S = 300.0  # after which nothing of a lost driver or cluster may hold a GPU
+ALIKE = 1e-5  # of two runs' figures
+STARTS, START_S = 3, 90.0  # of a machine: tries, and the time for each
+ROLES = ("learner", "rollout", "reward")
+MARK = "EQUIPOISE_TEST_CLUSTER"  # in the environment of all that a cluster starts
 
 
 class Machines:
@@ -38,9 +48,10 @@ class Machines:
 
     def __init__(self, folder: Path, token: Path) -> None:
         self.folder, self.token = folder, token
-        self.port, self.dashboard = free_port(), free_port()
+        self.ports: set[int] = set()
+        self.port, self.dashboard = self._another_port(), self._another_port()
+        self.mark = uuid.uuid4().hex
         self.started: dict[str, subprocess.Popen[bytes]] = {}
-        self.begun: list[str] = []
 
     @property
     def address(self) -> str:
@@ -50,42 +61,127 @@ class Machines:
         self._start(
             "head", "--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=true",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
-            f"--ray-client-server-port={free_port()}", f"--temp-dir={self.folder / uuid.uuid4().hex[:4]}",
+            f"--ray-client-server-port={self._another_port()}", f"--temp-dir={self.folder / uuid.uuid4().hex[:4]}",
         )  # fmt: skip
 
     def start(self, role: str) -> None:
         self._start(role, f"--address=127.0.0.1:{self.port}", "--num-cpus=3", f"--labels={LABEL}={role}")
 
     def _start(self, name: str, *options: str) -> None:
-        common = ["--block", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000", "--disable-usage-stats"]
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.started[name] = subprocess.Popen(
-                [str(Path(sys.executable).with_name("ray")), "start", *common,
-                 f"--dashboard-agent-listen-port={free_port()}", *options],
-                env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token),
-                     "EQUIPOISE_RAY_ROLE_LABEL": LABEL, "PYTHONPATH": str(Path(__file__).parents[3]),
-                     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-                start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        # Each when the one before is up: those that start together on one machine may choose the same ports.
-        starts = sum(other == name for other in self.begun)
-        wait_for(lambda: (self.folder / f"{name}.log").read_text().count("Ray runtime started") > starts)
-        self.begun.append(name)
+        """As KubeRay does, once more where Ray gives its own processes too little time. Returns when it is in sight.
 
-    def family(self, name: str) -> list[psutil.Process]:
-        machine = psutil.Process(self.started[name].pid)
-        return [machine, *machine.children(recursive=True)]
+        So that each starts when the one before is up: those that start together may choose the same ports.
+        """
+        log = self.folder / f"{name}.log"
+        for _ in range(STARTS):
+            before = self.machines()
+            self.started[name] = machine = self._spawn(log, *options)
+            deadline = time.monotonic() + START_S
+            while machine.poll() is None and time.monotonic() < deadline:
+                if self.machines() > before:
+                    return
+                time.sleep(0.5)
+            self.lose(name)
+        pytest.fail(f"the machine {name} does not start: {log.read_text()[-2000:]}")
+
+    def _another_port(self) -> int:
+        """One that is free, and that no call before this one returned."""
+        while (port := free_port()) in self.ports:
+            pass
+        self.ports.add(port)
+        return port
+
+    def _spawn(self, log: Path, *options: str) -> subprocess.Popen[bytes]:
+        common = ["--block", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000", "--disable-usage-stats"]
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [str(Path(sys.executable).with_name("ray")), "start", *common,
+                 f"--dashboard-agent-listen-port={self._another_port()}", *options],
+                env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token),
+                     "EQUIPOISE_RAY_ROLE_LABEL": LABEL, MARK: self.mark, "PYTHONPATH": str(Path(__file__).parents[3]),
+                     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+                start_new_session=True, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            )  # fmt: skip
+
+    def machines(self) -> int:
+        """Those that the head has seen come; none without a head."""
+        try:
+            return len(self._list("nodes"))
+        except httpx.HTTPError:
+            return 0
+
+    def reserved(self) -> int:
+        """Placement groups that hold what they reserved."""
+        return sum(group["state"] != "REMOVED" for group in self._list("placement_groups"))
+
+    def _list(self, kind: str) -> list[dict[str, Any]]:
+        headers = {"authorization": f"Bearer {self.token.read_text()}"}
+        answer = httpx.get(f"{self.address}/api/v0/{kind}", headers=headers, timeout=30, trust_env=False)
+        return list(answer.raise_for_status().json()["data"]["result"]["result"])
 
     def lose(self, name: str) -> None:
         """As when its power goes: every process of it at once."""
-        for process in self.family(name):
+        machine = self.started.pop(name)
+        for process in _family(machine.pid):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        self.started.pop(name).wait()
+        machine.wait()
+
+    def everything(self) -> set[psutil.Process]:
+        """All that runs on the machines, and what one of their processes has left behind elsewhere."""
+        found = {process for machine in self.started.values() for process in _family(machine.pid)}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(MARK) == self.mark:
+                    found.add(process)
+        return found
+
+    def at_work(self) -> set[psutil.Process]:
+        """Of everything, drivers and actors, and what an actor started."""
+        return {process for process in self.everything() if _is_at_work(_words(process))}
 
     def close(self) -> None:
         for name in list(self.started):
             self.lose(name)
+        for process in self.everything():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def _words(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _is_at_work(words: str) -> bool:
+    """By what Ray and vLLM call their processes; Ray's own are agents and workers without work."""
+    if words.startswith("ray::"):
+        return not words.startswith(("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent"))
+    return words.startswith("VLLM::") or "orchestrator.driver" in words or "toy_mutants" in words
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
+    return small_spec(
+        make_policy(tmp_path_factory.mktemp("policy") / "llama"),
+        steps=24, data={"type": "quickstart", "train": 16, "validation": 4, "test": 4}, weighting={"name": "fixed"},
+        checkpoints={"every": EVERY}, resources={"device": "cpu", "placement_timeout_s": 600},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(spec: JobSpec, redis_url: str, state_dir: Path) -> list[dict[str, Any]]:
+    """The steps of a run on this machine alone, from which nothing is taken."""
+    store, job_id = run_job(spec, redis_url, state_dir)
+    return store.steps(job_id)
 
 
 @pytest.fixture
@@ -97,72 +193,151 @@ def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machin
     folder = Path(f"/tmp/ray-{uuid.uuid4().hex[:8]}")  # Ray's sockets need a short path
     folder.mkdir()
     machines = Machines(folder, token)
-    machines.start_head()
-    for role in ("learner", "rollout", "reward"):
-        machines.start(role)
-    yield machines
-    machines.close()
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
+    try:
+        machines.start_head()
+        for role in ROLES:
+            machines.start(role)
+        yield machines
+    finally:
+        machines.close()
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
-@pytest.fixture
-def store(machines: Machines, redis_url: str, tmp_path: Path) -> Iterator[JobStore]:
-    """Whose jobs a worker starts on the cluster."""
-    file = tmp_path / "redis-url"
-    file.write_text(redis_url + "\n")
-    store = JobStore(connect(redis_url), owner=f"nodes-{uuid.uuid4().hex}")
-    launcher = RayJobsLauncher(machines.address, tmp_path / "state", redis_url_file=file, cpus=0.1, grace_s=30)
-    made = Worker(store, launcher, owners=[store.owner], capacity=1, poll_s=0.2, sweep_s=1)
-    thread = threading.Thread(target=made.run)
-    thread.start()
-    yield store
-    made.request_stop()
-    thread.join(60)
-    assert not thread.is_alive()
+class Job:
+    """One, and a worker that starts its drivers on the cluster; `mutant` is a mistake that each of them makes."""
 
+    def __init__(
+        self, spec: JobSpec, machines: Machines, redis_url: str, folder: Path, *, mutant: str | None = None
+    ) -> None:
+        file = folder / "redis-url"
+        file.write_text(redis_url + "\n")
+        self.store = JobStore(connect(redis_url), owner=f"nodes-{uuid.uuid4().hex}")
+        launcher = RayJobsLauncher(
+            machines.address, folder / "state", redis_url_file=file, cpus=0.1, grace_s=30, command=_driver(mutant)
+        )
+        self.worker = Worker(self.store, launcher, owners=[self.store.owner], capacity=1, poll_s=0.2, sweep_s=1)
+        self.machines = machines
+        self.job_id = submit(self.store, spec)
 
-def test_a_job_outlives_its_machines_and_its_head(machines: Machines, store: JobStore, tmp_path: Path) -> None:
-    """Each is lost in turn, and another takes its place; last the head, whose cluster ends by itself."""
-    policy = make_policy(tmp_path / "policy")
-    data = {"type": "quickstart", "train": 16, "validation": 4, "test": 4}
-    spec = small_spec(
-        policy, steps=24, data=data, weighting={"name": "fixed"}, checkpoints={"every": EVERY},
-        resources={"device": "cpu", "placement_timeout_s": 600},
-    )  # fmt: skip
-    job_id = f"job-{uuid.uuid4().hex[:12]}"
-    steering = initial_steering(spec).model_dump(mode="json")
-    store.submit(spec.to_json(), name="outlives", job_id=job_id, steering=steering)
+    def __enter__(self) -> Job:
+        self.thread = threading.Thread(target=self.worker.run)
+        self.thread.start()
+        return self
 
-    def reach(step: int) -> None:
-        deadline = time.monotonic() + 400
-        while (job := store.job(job_id)).step < step:
+    def __exit__(self, *_: object) -> None:
+        self.worker.request_stop()
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+
+    def reach(self, step: int, *, within_s: float = 400) -> None:
+        deadline = time.monotonic() + within_s
+        while (job := self.store.job(self.job_id)).step < step:
             assert not is_terminal(job.status), job.reason
-            assert time.monotonic() < deadline, (step, job)
+            assert time.monotonic() < deadline, f"step {step} was not reached: {job}"
             time.sleep(0.1)
 
-    reach(3)
-    for role in ("rollout", "learner", "reward"):  # engine, learner, driver
-        machines.lose(role)
-        machines.start(role)
-        reach(store.job(job_id).step + 4)
+    def goes_on_without(self, role: str, *, gone_s: float = GONE_S) -> set[psutil.Process]:
+        """Loses a machine for another of its role; what is left of the driver at that time once the next one works."""
+        old = self.machines.at_work()
+        self.machines.lose(role)
+        self.machines.start(role)
+        self.reach(self.store.job(self.job_id).step + 4)
+        return set(psutil.wait_procs(old, timeout=gone_s)[1])
 
-    old = [process for name in ("learner", "rollout", "reward") for process in machines.family(name)]
-    machines.lose("head")
-    lost_at = time.monotonic()
-    _, left = psutil.wait_procs(old, timeout=GONE_S)
-    assert not left, [process.cmdline() for process in left]
-    ended_s = time.monotonic() - lost_at
-    for name in ("learner", "rollout", "reward"):
-        machines.started.pop(name).wait()
-    machines.start_head()
-    for role in ("learner", "rollout", "reward"):
-        machines.start(role)
-    reach(24)
-    wait_for(lambda: store.job(job_id).status is JobStatus.SUCCEEDED, timeout_s=120)
+    def seen_to_its_end(self, undisturbed: list[dict[str, Any]], *, claims: int) -> dict[str, Any]:
+        """Its figures, after it has succeeded and has left nothing behind. It must have been claimed so often."""
+        self.reach(len(undisturbed))
+        wait_for(lambda: self.store.job(self.job_id).status is JobStatus.SUCCEEDED, timeout_s=120)
+        wait_for(lambda: not self.machines.at_work() and not self.machines.reserved(), timeout_s=120)
+        assert [step["step"] for step in self.store.steps(self.job_id)] == [step["step"] for step in undisturbed]
+        claimed = [event.data for event in self.store.events(self.job_id).items if event.type == "job.claimed"]
+        rerun = [claim["from"] - claim["to"] for claim in claimed]
+        assert len(rerun) >= claims
+        assert max(rerun) <= EVERY
+        assert self.differs(undisturbed) < ALIKE
+        return {"rerun": rerun, "allowed": EVERY, "different_figures": 0}
 
-    assert [step["step"] for step in store.steps(job_id)] == list(range(1, 25))
-    claims = [event.data for event in store.events(job_id).items if event.type == "job.claimed"]
-    rerun = [claim["from"] - claim["to"] for claim in claims if "to" in claim]
-    tell("T15", machines_lost=3, heads_lost=1, rerun=rerun, cluster_ended_s=round(ended_s, 1), orphans=0)
-    assert len(rerun) >= 4
-    assert max(rerun) <= EVERY
+    def differs(self, undisturbed: list[dict[str, Any]]) -> float:
+        """The largest difference of a figure of its steps from one where nothing was lost."""
+        steps = self.store.steps(self.job_id)
+        return max(map(largest_difference, steps, undisturbed[: len(steps)]))
+
+
+def _driver(mutant: str | None) -> Callable[[str, str, Path], list[str]]:
+    def command(job_id: str, owner: str, state_dir: Path) -> list[str]:
+        python, _, _, *arguments = cluster_driver_command(job_id, owner, state_dir)
+        wrong = f"from tests import toy_mutants; toy_mutants.apply({mutant!r}); from orchestrator import driver; "
+        return [python, "-c", wrong + "driver.main()", *arguments]
+
+    return command if mutant else cluster_driver_command
+
+
+def test_a_job_outlives_its_machines(
+    undisturbed: list[dict[str, Any]], spec: JobSpec, machines: Machines, redis_url: str, tmp_path: Path
+) -> None:
+    """Each is lost in turn, and another takes its place. The driver of that time leaves no process and no reservation,
+    and the job's figures are an undisturbed run's."""
+    with Job(spec, machines, redis_url, tmp_path) as job:
+        job.reach(3)
+        for role in ("rollout", "learner", "reward"):  # engine, learner, driver
+            left = job.goes_on_without(role)
+            assert not left, (role, [_words(process) for process in left])
+            assert machines.reserved() == 1
+        tell("T15", machines_lost=3, orphans=len(left), **job.seen_to_its_end(undisturbed, claims=4))
+
+
+def test_a_job_outlives_its_head(
+    undisturbed: list[dict[str, Any]], spec: JobSpec, machines: Machines, redis_url: str, tmp_path: Path
+) -> None:
+    """Its cluster ends by itself, with all that it ran; the job goes on in the one that is started in its place."""
+    with Job(spec, machines, redis_url, tmp_path) as job:
+        job.reach(3)
+        old = machines.everything()
+        machines.lose("head")
+        lost_at = time.monotonic()
+        _, left = psutil.wait_procs(old, timeout=GONE_S)
+        assert not left, [_words(process) for process in left]
+        ended_s = time.monotonic() - lost_at
+        for role in ROLES:
+            machines.started.pop(role).wait()
+        wait_for(lambda: not machines.everything(), timeout_s=max(1.0, GONE_S - ended_s))
+        machines.start_head()
+        for role in ROLES:
+            machines.start(role)
+        figures = job.seen_to_its_end(undisturbed, claims=2)
+        tell("T15", heads_lost=1, cluster_ended_s=round(ended_s, 1), orphans=len(left), **figures)
+
+
+def test_what_a_lost_driver_leaves_behind_is_seen(
+    spec: JobSpec, machines: Machines, redis_url: str, tmp_path: Path
+) -> None:
+    """The mistake: its actors and what is reserved for them do not end with it."""
+    with Job(spec, machines, redis_url, tmp_path, mutant="leave_actors") as job:
+        job.reach(1)
+        left = job.goes_on_without("reward", gone_s=30)
+        assert {"ray::LearnerActor", "ray::EngineActor"} <= {_words(process).split(".")[0].strip() for process in left}
+        assert machines.reserved() == 2
+
+
+def test_a_restart_without_the_learners_state_is_seen(
+    undisturbed: list[dict[str, Any]], spec: JobSpec, machines: Machines, redis_url: str, tmp_path: Path
+) -> None:
+    with Job(spec, machines, redis_url, tmp_path, mutant="forget_weights") as job:
+        job.reach(3)
+        job.goes_on_without("rollout")
+        assert job.differs(undisturbed) > ALIKE
+
+
+def test_a_lost_driver_that_counts_as_running_is_seen(
+    spec: JobSpec, machines: Machines, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mistake: the worker takes a driver of which Ray can't say how it ended for one that goes on."""
+    poll = RayJob.poll
+    monkeypatch.setattr(RayJob, "poll", lambda driver: None if (code := poll(driver)) == _LOST else code)
+    with Job(spec, machines, redis_url, tmp_path) as job:
+        job.reach(1)
+        machines.lose("reward")
+        machines.start("reward")
+        before = job.store.job(job.job_id)
+        with pytest.raises(AssertionError, match="was not reached"):
+            job.reach(before.step + 4, within_s=120)
