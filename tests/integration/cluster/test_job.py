@@ -158,10 +158,11 @@ def test_the_report_and_samples_are_written(finished):
     assert {"start", "end", "prompt", "answer"} <= set(samples[0])
 
 
+@pytest.mark.skipif(REPEATS == 1, reason="it takes some minutes: EQUIPOISE_FAULT_REPEATS=2 and above run it")
 def test_killed_in_checkpoints_that_are_written_beside_the_steps(
     finished, policy, site, redis_url, state_dir, monkeypatch, gone_in_the_end
 ):
-    """T17: while the learner still writes; in long runs also once all files are there, and once they are sealed.
+    """T17: while the learner still writes, once all files are there, and once they are sealed.
 
     Each time the next driver goes on from the checkpoint before, and the steps are those of a job that waits for its
     checkpoints and was left alone.
@@ -200,14 +201,12 @@ def test_killed_in_checkpoints_that_are_written_beside_the_steps(
 
     # The learner's third save, of step 2; then each driver's second checkpoint, as it gets one further than the last.
     killed("checkpoint_halfway=sleep:600@3", by_itself=False, newest=1)
-    kills = 1
-    if REPEATS > 1:  # toy drivers are killed there in every run
-        hidden = killed("checkpoint_filled=kill@2", by_itself=True, newest=2)
-        assert (hidden / "policy" / "model.safetensors").is_file()
-        assert not (hidden / MANIFEST).exists()
-        hidden = killed("checkpoint_sealed=kill@2", by_itself=True, newest=3)
-        assert verify(hidden).step == 4  # as good as any, and yet nobody's
-        kills = 3
+    hidden = killed("checkpoint_filled=kill@2", by_itself=True, newest=2)
+    assert (hidden / "policy" / "model.safetensors").is_file()
+    assert not (hidden / MANIFEST).exists()
+    hidden = killed("checkpoint_sealed=kill@2", by_itself=True, newest=3)
+    assert verify(hidden).step == 4  # as good as any, and yet nobody's
+    kills = 3
     monkeypatch.delenv(failpoints.VARIABLE)
     Drive(job_id, redis_url, state_dir).wait()
 

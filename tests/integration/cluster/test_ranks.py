@@ -115,7 +115,10 @@ def story(policy: str, folder: Path) -> dict[str, object]:
 
 
 def copies_kept(learner: Learner, folder: Path) -> tuple[int, int]:
-    """(copies that a save beside takes, those that are left once the ranks' parts of the state were refused)."""
+    """(copies that a save beside takes, those that are left once the ranks' parts of the state were refused).
+
+    After a collection: torch's own error of several ranks refers to itself.
+    """
     copies: list[weakref.ref[torch.Tensor]] = []
     copied = learner_state._copied
 
@@ -126,14 +129,13 @@ def copies_kept(learner: Learner, folder: Path) -> tuple[int, int]:
 
     folder.touch()  # where a directory is to be
     learner_state._copied = counted
-    gc.disable()
     try:
         saving = learner.begin_save(folder / "policy", folder)
         assert isinstance(saving.exception(60), OSError)
         learner._beside.submit(int).result(60)  # its thread is done with it
+        gc.collect()
         return len(copies), sum(copy() is not None for copy in copies)
     finally:
-        gc.enable()
         learner_state._copied = copied
 
 
