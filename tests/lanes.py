@@ -19,7 +19,7 @@ from typing import IO
 
 TESTS = Path(__file__).parent
 UNIT, CLUSTER = TESTS / "unit", TESTS / "integration" / "cluster"
-WITH_OTHERS = [CLUSTER / "test_engines.py", CLUSTER / "test_up.py"]
+WITH_OTHERS = [CLUSTER / name for name in ("test_engines.py", "test_tensor_parallel.py", "test_up.py")]
 LOW_PRIORITY = 10  # at 19 a test of unit can wait seconds for a processor
 NO_TESTS = 5  # pytest's exit status where the options leave none of a run's
 
