@@ -25,7 +25,8 @@ def merge_adapter(directory: Path, target: Path, *, base: str | None = None) -> 
     """
     named = adapter_base(directory)
     if named is None:
-        raise ModelError(f"{directory} has no adapter alone ({ADAPTER_CONFIG} and no weights of a model)")
+        found = "has no adapter, or a whole policy beside it" if directory.is_dir() else "is no directory"
+        raise ModelError(f"{directory} {found}; name what `export` or `download` made of a job with policy.lora")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelError(f"{target} exists already; name a new directory")
     adapter, digest = read_adapter(directory)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from orchestrator.spec_errors import SpecError
+from policies.models import ADAPTER_CONFIG, ModelError
 from services import (
     arena_cli,
     cli_server,
@@ -287,7 +288,6 @@ def merge(
     """
     try:
         from policies.merging import merge_adapter
-        from policies.models import ModelError
     except ImportError as error:
         fail(f"merging needs {error.name}, which this installation lacks: do it where jobs run")
     try:
@@ -297,7 +297,7 @@ def merge(
 
 
 def _tell_of_adapter(directory: Path) -> None:
-    if (directory / "adapter_config.json").is_file() and not (directory / "config.json").exists():
+    if (directory / ADAPTER_CONFIG).is_file():
         say(f"an adapter, for PEFT or vLLM's --lora-modules; `equipoise merge {directory} NEW` makes a whole model")
 
 

@@ -242,9 +242,14 @@ def surroundings() -> Mapping[str, Json]:
 @functools.cache
 def _commit() -> str | None:
     """Of the checkout that this runs from, with a + where files differ from it; None of an installed package."""
-    ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
-    try:
+
+    def git(*words: str) -> str:
+        ask = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # a package may lie in somebody else's checkout
+        return git("describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+")
     except (OSError, subprocess.SubprocessError):
         return None
 

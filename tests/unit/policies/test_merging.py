@@ -150,8 +150,8 @@ def test_damaged_weights_are_told(adapter, tmp_path):
 
 
 def test_a_layer_that_the_base_lacks_and_half_an_adapter_are_told(adapter, tmp_path):
+    tensors = load_file(adapter / ADAPTER_WEIGHTS)
     with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
     renamed = {name.replace("layers.1.mlp.up_proj", "layers.7.mlp.up_proj"): t for name, t in tensors.items()}
     save_file(renamed, adapter / ADAPTER_WEIGHTS, metadata)
@@ -174,8 +174,10 @@ def test_a_target_that_is_taken_stays(adapter, tmp_path):
 
 def test_a_whole_policy_is_no_adapter(policies, tmp_path):
     assert adapter_base(Path(policies["tied"])) is None
-    with pytest.raises(ModelError, match="has no adapter alone"):
+    with pytest.raises(ModelError, match=r"has no adapter, or a whole policy beside it; name what `export`"):
         merge_adapter(Path(policies["tied"]), tmp_path / "made")
+    with pytest.raises(ModelError, match=r"nowhere is no directory; name what `export`"):
+        merge_adapter(tmp_path / "nowhere", tmp_path / "made")
 
 
 def test_a_full_disk_leaves_nothing(adapter, tmp_path, monkeypatch):
