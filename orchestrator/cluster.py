@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.engines import Answer, Engine, EngineError, EngineLost, EnginePool
-from orchestrator.errors import ActorLost, LearnerOutOfMemory
+from orchestrator.errors import ActorLost, LearnerOutOfMemory, ResourcesBusy
 from orchestrator.gang import Gang, members, reserve, role_label
 from orchestrator.learner_group import LearnerRanks, meet, start_ranks
 from policies.learner import LearnerSettings
@@ -32,6 +33,7 @@ from policies.types import LearnStats, ObjectiveAdvantages, Rollout, RolloutRequ
 from policies.weight_sync import shared_file
 
 OBJECT_STORE_BYTES = 256 * 2**20  # on one machine; batches of tokens are small
+ANSWER_S = 5.0  # of a Ray cluster's head
 PATIENCE_S = 60.0  # with an engine, in each phase of a weight update
 MEET_S = 600.0  # for learner and engines to become one group; torch's part of it ends after 300
 LOOK_EVERY_S = 1.0
@@ -271,21 +273,51 @@ class RemoteLearner:
             raise LearnerError(f"the learner failed: {last_line(error)}") from error
 
 
-def _init_ray(**options: Any) -> None:
-    """ray.init, once more where a busy machine took longer than the half minute that Ray gives its own processes."""
+def _start_ray(**options: Any) -> None:
+    """Ray's own processes on this machine: once more where a busy one took longer than the half minute that Ray gives
+    them. A second time is no fault of the job's: ActorLost."""
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises no narrower one there
-        if "timed out during startup" not in str(error):
+        if not _is_late(error):
             raise
         ray.shutdown()
-        ray.init(**options)
+        try:
+            ray.init(**options)
+        except Exception as again:
+            if not _is_late(again):
+                raise
+            ray.shutdown()
+            raise ActorLost("Ray did not start in its time, twice: this machine is too busy") from again
+
+
+def _is_late(error: Exception) -> bool:
+    return "timed out during startup" in str(error)
+
+
+def _join_ray(address: str, **options: Any) -> None:
+    """The cluster there. ResourcesBusy where it can't be reached: its head may come back, and the job has time.
+
+    Asked by a plain connection first, as ray.init tries for minutes and names no address.
+    """
+    away = f"the Ray cluster at {address} (EQUIPOISE_RAY_ADDRESS) can't be reached"
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():  # not `auto`
+        try:
+            socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), timeout=ANSWER_S).close()
+        except (OSError, OverflowError) as error:
+            raise ResourcesBusy(f"{away}: {error}") from error
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise ResourcesBusy(f"{away}: {last_line(error)}") from error
 
 
 class Cluster:
     """Ray, the engines and the learner of one job, from start to end."""
 
     def __init__(self, *, address: str | None = None, cpus: int = 2, gpus: int | None = None) -> None:
+        """Joins the cluster at `address`, or starts a Ray on this machine. Raises ResourcesBusy or ActorLost."""
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own coming default
         self.actors: list[Any] = []
         self.gang: Gang | None = None
@@ -294,15 +326,17 @@ class Cluster:
         self.owns_ray = not ray.is_initialized()
         if not self.owns_ray:
             return
-        local: dict[str, Any] = {}
-        if address is None:
-            local = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": OBJECT_STORE_BYTES}
-        _init_ray(
-            address=address or "local",
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **local,
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address is not None:
+            _join_ray(address, **quiet)
+            return
+        _start_ray(
+            address="local",
+            include_dashboard=False,
+            num_cpus=cpus,
+            num_gpus=gpus,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **quiet,
         )
 
     @property

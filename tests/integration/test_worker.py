@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -353,6 +354,29 @@ def test_the_real_command_claims_the_job_and_ends_it_with_a_reason(redis_url: st
             while store.job(job_id).status is not JobStatus.FAILED and time.monotonic() < deadline:
                 time.sleep(0.1)
         assert "Field required" in (store.job(job_id).reason or "")
+
+
+def test_a_job_whose_ray_cluster_is_away_waits_for_it_uncounted(
+    redis_url: str, tmp_path: Path, quickstart_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = f"127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("EQUIPOISE_RAY_ADDRESS", closed)
+    spec = {
+        "name": "x", "steps": 1, "policy": {"model": str(quickstart_policy)}, "data": {"type": "quickstart"},
+        "objectives": [{"name": "conciseness", "reward": {"name": "conciseness"}}], "rollout": {"max_tokens": 64},
+    }  # fmt: skip
+    with connect(redis_url) as client:
+        owner = f"worker-{uuid.uuid4().hex}"
+        store = JobStore(client, owner=owner)
+        job_id = f"job-{uuid.uuid4().hex[:12]}"
+        store.submit(json.dumps(spec), name="x", job_id=job_id, steering={})
+        with working(Worker(store, SubprocessLauncher(redis_url, tmp_path), owners=[owner], poll_s=0.05)):
+            deadline = time.monotonic() + 120
+            while not (job := store.job(job_id)).reason and time.monotonic() < deadline:
+                time.sleep(0.1)
+    assert (job.status, job.attempts) == (JobStatus.QUEUED, 0), job.reason
+    assert f"the Ray cluster at {closed} (EQUIPOISE_RAY_ADDRESS) can't be reached" in (job.reason or "")
 
 
 def test_a_job_that_cannot_be_started_holds_up_nobody(bench: Bench) -> None:

@@ -1,11 +1,14 @@
 """Ray's own start, on machines that are busy."""
 
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import ray
 
 from orchestrator.cluster import Cluster
+from orchestrator.errors import ActorLost, ResourcesBusy
 
 SLOW = "The current node timed out during startup. This could happen because some of the raylet failed to startup"
 
@@ -32,15 +35,64 @@ def test_a_start_that_took_too_long_is_tried_once_more(monkeypatch: pytest.Monke
     assert calls == ["init", "shutdown", "init"]
 
 
-def test_a_second_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_one_is_no_fault_of_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = starting(monkeypatch, Exception(SLOW), Exception(SLOW))
-    with pytest.raises(Exception, match="timed out during startup"):
+    with pytest.raises(ActorLost, match="did not start in its time"):
         Cluster()
-    assert calls.count("init") == 2
+    assert calls == ["init", "shutdown", "init", "shutdown"]
+
+
+def test_another_error_of_the_second_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = starting(monkeypatch, Exception(SLOW), OSError("no space left"))
+    with pytest.raises(OSError, match="no space left"):
+        Cluster()
+    assert calls == ["init", "shutdown", "init"]
 
 
 def test_any_other_error_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = starting(monkeypatch, ConnectionError("no cluster there"))
     with pytest.raises(ConnectionError):
         Cluster()
+    assert calls == ["init"]
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Somebody listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "localhost:{}"])
+def test_a_cluster_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch, closed_port: int, address: str) -> None:
+    calls, address = starting(monkeypatch), address.format(closed_port)
+    with pytest.raises(ResourcesBusy, match=r"EQUIPOISE_RAY_ADDRESS.*refused") as told:
+        Cluster(address=address)
+    assert address in str(told.value)
+    assert calls == []  # Ray would have tried for minutes
+
+
+def test_no_port_at_all_is_told_like_one_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    starting(monkeypatch)
+    with pytest.raises(ResourcesBusy, match="99999"):
+        Cluster(address="127.0.0.1:99999")
+
+
+def test_so_is_one_that_listens_and_does_not_answer(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    calls = starting(monkeypatch, ConnectionError("ray did not\nanswer"))
+    with pytest.raises(ResourcesBusy, match=f"127.0.0.1:{port}.*answer"):
+        Cluster(address=f"127.0.0.1:{port}")
+    assert calls == ["init"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "auto"])
+def test_one_that_is_there_is_joined(monkeypatch: pytest.MonkeyPatch, port: int, address: str) -> None:
+    calls = starting(monkeypatch)
+    Cluster(address=address.format(port))
     assert calls == ["init"]
