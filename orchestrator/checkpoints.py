@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.failpoints import reach
+from policies.disk import flush
 
 MANIFEST = "manifest.json"
 Fill = Callable[[Path], Callable[[], None] | None]
@@ -211,7 +211,7 @@ def put_in_place(hidden: Path, final: Path) -> None:
         final.rename(replaced)
     try:
         hidden.rename(final)
-        _flush(final.parent)
+        flush(final.parent)
     except OSError:
         if final.exists():
             final.rename(hidden)
@@ -225,24 +225,16 @@ def _seal(directory: Path, *, step: int, fence: int) -> Manifest:
     files = {}
     for file in sorted(path for path in directory.rglob("*") if path.is_file()):
         files[file.relative_to(directory).as_posix()] = _sum(file)
-        _flush(file)
+        flush(file)
     text = json.dumps({"step": step, "fence": fence, "files": files}, indent=1).encode()
     path = directory / MANIFEST
     path.write_bytes(text)
-    _flush(path)
+    flush(path)
     for folder in {directory, *(path for path in directory.rglob("*") if path.is_dir())}:
-        _flush(folder)
+        flush(folder)
     return Manifest(step=step, fence=fence, files=files, digest=hashlib.sha256(text).hexdigest())
 
 
 def _sum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

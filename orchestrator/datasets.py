@@ -21,6 +21,7 @@ from typing import Any
 from orchestrator.keys import is_name
 from orchestrator.prompts import DatasetError
 from orchestrator.specs.data import REFERENCE, Columns
+from policies.disk import flush
 
 FORMATS = ("jsonl", "csv", "parquet")
 _ID = re.compile(r"ds-[0-9a-f]{12}")
@@ -139,14 +140,14 @@ class Datasets:
             json.dump(kept.document(), file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        _flush(draft.directory)
+        flush(draft.directory)
         try:
             draft.directory.rename(self._folder / kept.id)
         except OSError:
             if (twin := self.twin(draft, columns)) is not None:  # another upload of it came first
                 return twin, False
             raise
-        _flush(self._folder)
+        flush(self._folder)
         return self.get(kept.id), True
 
     def get(self, dataset_id: str) -> Dataset:
@@ -182,7 +183,7 @@ class Datasets:
             (self._folder / dataset_id).rename(gone)
         except (FileNotFoundError, NotADirectoryError):
             raise DatasetNotFound(f"no dataset {dataset_id}") from None
-        _flush(self._folder)
+        flush(self._folder)
         shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -221,11 +222,3 @@ def _identify(draft: Draft, columns: Columns) -> str:
     if columns.domain is not None or columns.details:  # without them, an id is what it was before there were any
         facts += [columns.domain, columns.details]
     return f"ds-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
-
-
-def _flush(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,6 +22,7 @@ from typing import Any
 from orchestrator.checkpoints import CheckpointError, verify
 from orchestrator.spec import JobSpec
 from orchestrator.store import Checkpoint, JobRecord, JobStore
+from policies.disk import flush
 
 Json = dict[str, Any]
 MAX_FORKS = 32
@@ -199,14 +200,14 @@ def _copy(source: Path, target: Path, *, link: bool) -> None:
     try:
         shutil.copytree(source, hidden, copy_function=_link if link else shutil.copy2)
         for path in [*hidden.rglob("*"), hidden]:
-            _flush(path)
+            flush(path)
         try:
             hidden.rename(target)
         except OSError:
             if not target.exists():
                 raise
         for folder in (target.parent, target.parent.parent):
-            _flush(folder)
+            flush(folder)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
@@ -216,14 +217,6 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ----------------------------------------------------------------------------------- plans
@@ -288,7 +281,7 @@ def _keep_first(path: Path, document: Json) -> None:
     """On the disk, unless another is there."""
     hidden = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     hidden.write_text(json.dumps(document), encoding="utf-8")
-    _flush(hidden)
+    flush(hidden)
     with contextlib.suppress(FileExistsError):
         os.link(hidden, path)
     hidden.unlink()

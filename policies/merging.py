@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from policies.disk import flush
 from policies.learner_state import disk_errors, save_whole
 from policies.lora import base_digest, merged, read_adapter
 from policies.models import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelError, adapter_base, load_model, load_tokenizer
@@ -56,20 +56,11 @@ def merge_adapter(directory: Path, target: Path, *, base: str | None = None) -> 
                 load_tokenizer(where, revision=revision).save_pretrained(made)
             with disk_errors():
                 save_whole(model, whole, made, dtype)
-            _flush(made)
+            for path in (*made.iterdir(), made):  # a name that is there after a crash has its files
+                flush(path)
             if target.exists():
                 target.rmdir()
             made.rename(target)
     except OSError as error:
         raise ModelError(f"can't write {target}: {error.strerror or error}; free space or name another") from error
     return target
-
-
-def _flush(directory: Path) -> None:
-    """To the disk, so that a name which is there after a crash has its files."""
-    for path in (*directory.iterdir(), directory):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -153,13 +153,13 @@ def test_the_same_step_again_replaces(tmp_path: Path) -> None:
 
 def test_everything_is_flushed_before_it_is_in_sight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[str] = []
-    rename, flush = Path.rename, checkpoints._flush
+    rename, flush = Path.rename, checkpoints.flush
 
     def renamed(path: Path, target: Path) -> Path:
         flushed.append("RENAME")
         return rename(path, target)
 
-    monkeypatch.setattr(checkpoints, "_flush", lambda path: (flushed.append(path.name), flush(path)))
+    monkeypatch.setattr(checkpoints, "flush", lambda path: (flushed.append(path.name), flush(path)))
     monkeypatch.setattr(Path, "rename", renamed)
     write(tmp_path, 3, "a")
     before, after = flushed[: flushed.index("RENAME")], flushed[flushed.index("RENAME") + 1 :]
