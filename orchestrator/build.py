@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -180,7 +181,8 @@ def start(
             on_wait=on_stage,
         )
         on_gpus(gpus_reserved(members(engine_options, spec.rollout.engines, learner_options, ranks, replicas)))
-        on_stage("starting engines and learner")
+        on_wait = functools.partial(on_stage, "starting engines and learner")  # it hears a cancel
+        on_wait()
         places = [gang.place(actors + i) for i in range(len(replicas))]
         pools.append(reward_pool(hosted, places))
         if hosted_apart:
@@ -192,9 +194,11 @@ def start(
             engine_options=engine_options,
             learner_options=learner_options,
             learner_ranks=ranks,
+            learner_timeout_s=spec.resources.learner_timeout_s,
+            on_wait=on_wait,
         )
         for pool in pools:
-            pool.wait_ready()
+            pool.wait_ready(on_wait)
     except BaseException:
         close()
         raise

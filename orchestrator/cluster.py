@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -34,11 +35,14 @@ from policies.weight_sync import shared_file
 
 OBJECT_STORE_BYTES = 256 * 2**20  # on one machine; batches of tokens are small
 ANSWER_S = 5.0  # of a Ray cluster's head
-PATIENCE_S = 60.0  # with an engine, in each phase of a weight update
+PATIENCE_S = 60.0  # with an engine, in each phase of a weight update, at least
 MEET_S = 600.0  # for learner and engines to become one group; torch's part of it ends after 300
 LOOK_EVERY_S = 1.0
 SAVED_EVERY_S = 0.2
 END_S = 5.0  # an engine's process ends vLLM's before it is ended itself
+
+
+SHARED_BY_RANKS = re.compile(r"/dev/shm/(psm_|vllm_dist_|sem\.mp-)[^/ ]+$")  # the names that vLLM and Python choose
 
 
 class LearnerError(RuntimeError):
@@ -76,10 +80,17 @@ class EngineActor(RolloutEngine):
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def end_core(self) -> None:
-        """vLLM's process would end with this one, but not where it is stopped."""
-        for child in psutil.Process().children(recursive=True):
+        """vLLM's processes would end with this one, but not one that is stopped; nor would the memory that several
+        ranks share, up to .7 GB."""
+        shared = set()
+        for child in (children := psutil.Process().children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                shared |= {Path(known.path) for known in child.memory_maps() if SHARED_BY_RANKS.match(known.path)}
+        for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
+        for path in shared:
+            path.unlink(missing_ok=True)
 
 
 class ActorEngine:
@@ -186,7 +197,7 @@ class EngineFanout:
             return ray.get(list(calls))
         answered, _ = ray.wait(list(calls), num_returns=len(calls), timeout=self.patience_s)
         self.engines, said = [], []
-        problem: Exception = TimeoutError(f"no engine answered within {self.patience_s:g} s")
+        problem: Exception = EngineDied(f"no engine answered within {self.patience_s:g} s (rollout.stall_s)")
         for reference in answered:
             try:
                 said.append(ray.get(reference))
@@ -202,12 +213,14 @@ class EngineFanout:
 class RemoteLearner:
     """The learner as the loop sees it. Raises ActorLost, or LearnerError with the learner's own reason.
 
+    `sync_s` is how long a sync may take, and `timeout_s` any other call; what takes longer is lost, as if it had died.
     `group` has a reference for each engine that is in one group with it, as `LearnerRanks.call` watches them; none
     where an engine may come and go.
     """
 
-    def __init__(self, *ranks: Any, timeout_s: float, group: Sequence[Any] = ()) -> None:
+    def __init__(self, *ranks: Any, sync_s: float, timeout_s: float | None = None, group: Sequence[Any] = ()) -> None:
         self.ranks = LearnerRanks(ranks)
+        self.sync_s = sync_s
         self.timeout_s = timeout_s
         self.group = group
 
@@ -223,7 +236,7 @@ class RemoteLearner:
         What goes wrong in a group is ActorLost: one that broke off in an exchange is of no use, and a new one may be.
         """
         try:
-            self._call("sync", version, timeout_s=self.timeout_s, watch=self.group)
+            self._call("sync", version, timeout_s=self.sync_s, watch=self.group)
         except (LearnerError, OSError) as error:
             if not self.group:
                 raise
@@ -252,16 +265,18 @@ class RemoteLearner:
         """As new, for another job; engines have the old weights until the next sync."""
         self._call("renew", settings)
 
-    def _call(self, method: str, *arguments: Any, timeout_s: float | None = None, watch: Sequence[Any] = ()) -> Any:
-        return self._ask(method, *arguments, timeout_s=timeout_s, watch=watch)[0]
+    def _call(self, method: str, *arguments: Any, **waiting: Any) -> Any:
+        """The first rank's answer to `_ask`."""
+        return self._ask(method, *arguments, **waiting)[0]
 
-    def _ask(
-        self, method: str, *arguments: Any, timeout_s: float | None = None, watch: Sequence[Any] = ()
-    ) -> list[Any]:
+    def _ask(self, method: str, *arguments: Any, **waiting: Any) -> list[Any]:
         try:
-            return self.ranks.ask(method, *arguments, timeout_s=timeout_s, watch=watch)
+            return self.ranks.ask(method, *arguments, **{"timeout_s": self.timeout_s} | waiting)
         except ray.exceptions.GetTimeoutError:
-            raise LearnerError(f"the weights did not reach the engines within {self.timeout_s:g} s") from None
+            told = f"the learner did not end `{method}` within {self.timeout_s:g} s (resources.learner_timeout_s)"
+            if method == "sync":
+                told = f"the weights did not reach the engines within {self.sync_s:g} s (rollout.timeout_s)"
+            raise ActorLost(told) from None
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, OSError):  # the disk's own words, for the checkpoint's error
@@ -320,6 +335,7 @@ class Cluster:
         """Joins the cluster at `address`, or starts a Ray on this machine. Raises ResourcesBusy or ActorLost."""
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own coming default
         self.actors: list[Any] = []
+        self.engines: list[Any] = []  # of these
         self.gang: Gang | None = None
         self.pool: EnginePool | None = None
         self.grows = address is not None  # machines may join a cluster; our own Ray is this one
@@ -373,8 +389,13 @@ class Cluster:
         engine_options: Mapping[str, Any],
         learner_options: Mapping[str, Any],
         learner_ranks: int = 1,
+        learner_timeout_s: float | None = None,
+        on_wait: Callable[[], None] = lambda: None,
     ) -> tuple[EnginePool, RemoteLearner]:
-        """Everything at once, then connected; returns when all can serve. Raises EngineError or LearnerError."""
+        """Everything at once, then connected; returns when all can serve. Raises EngineError or LearnerError.
+
+        `on_wait` is called every second until then, and may raise: a large model may take its time.
+        """
         gang = self.gang or self.reserve(
             engines=engines,
             engine_options=engine_options,
@@ -389,22 +410,27 @@ class Cluster:
             factory = ray.remote(EngineActor).options(**engine_options, **gang.place(number))
             actor = factory.remote(engine, serving=serving)
             self.actors.append(actor)
+            self.engines.append(actor)
             return ActorEngine(actor)
 
         first = [start_engine(i, serving=True) for i in range(engines)]
         self.actors += trainer.actors
         try:
-            meet(trainer, learner)
+            meet(trainer, learner, on_wait)
         except ray.exceptions.RayError as error:
             raise LearnerError(f"the learner did not start: {last_line(error)}") from error
         try:
-            ray.get([actor.ready.remote() for actor in self.actors[:engines]])
+            waiting = [actor.ready.remote() for actor in self.engines]
+            while waiting:
+                ready, waiting = ray.wait(waiting, timeout=LOOK_EVERY_S)
+                ray.get(ready)
+                on_wait()
         except ray.exceptions.RayError as error:
             if _is_lost(error):
                 raise ActorLost(f"a rollout engine is gone: {last_line(error)}") from error
             raise EngineError(f"a rollout engine did not start: {last_line(error)}") from error
         in_group = engine.transport != "shared_memory"
-        group = [actor.lasts.remote() for actor in self.actors[:engines]] if in_group else []
+        group = [actor.lasts.remote() for actor in self.engines] if in_group else []
 
         def connect(members: list[Engine]) -> None:
             actors = [member.actor for member in members if isinstance(member, ActorEngine)]
@@ -419,15 +445,17 @@ class Cluster:
             connect=connect,
         )
         pool.open()
-        return pool, RemoteLearner(*trainer.actors, timeout_s=engine.timeout_s, group=group)
+        return pool, RemoteLearner(*trainer.actors, sync_s=engine.timeout_s, timeout_s=learner_timeout_s, group=group)
 
     def close(self) -> None:
         """Ends the actors, and Ray where this cluster started it."""
         if self.pool is not None:
             self.pool.close()
+        if ending := [actor.end_core.remote() for actor in self.engines]:
+            ray.wait(ending, num_returns=len(ending), timeout=END_S)
         for actor in self.actors:
             ray.kill(actor)
-        self.actors = []
+        self.actors, self.engines = [], []
         if self.gang is not None:
             self.gang.close()
             self.gang = None
@@ -443,7 +471,7 @@ def connect_engines(
     Engines and learner of one group (`group`, as RemoteLearner has it) wait for each other: until one of them is gone,
     or for MEET_S.
     """
-    patience_s = None if group else PATIENCE_S
+    patience_s = None if group else max(PATIENCE_S, settings.stall_s)
     fanout = functools.partial(EngineFanout, list(engines), patience_s=patience_s, ranks=settings.tensor_parallel)
     world_size = 1 + len(engines) * settings.tensor_parallel
     timeout_s = MEET_S if group else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
@@ -27,6 +28,7 @@ from policies.weight_sync import Collected, EngineClient, Transport, make_sender
 
 MEETING_S = 1800.0  # for all ranks to have started, and in any exchange: the slowest may have a large model to load
 LOSS_S = 5.0  # until Ray knows that an actor is gone
+LOOK_EVERY_S = 1.0
 
 
 class LearnerActor:
@@ -125,24 +127,36 @@ class LearnerRanks:
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = list(actors)
 
-    def call(self, method: str, *arguments: Any, timeout_s: float | None = None, watch: Sequence[Any] = ()) -> Any:
+    def call(self, method: str, *arguments: Any, **waiting: Any) -> Any:
         """The first rank's answer to `ask`."""
-        return self.ask(method, *arguments, timeout_s=timeout_s, watch=watch)[0]
+        return self.ask(method, *arguments, **waiting)[0]
 
-    def ask(self, method: str, *arguments: Any, timeout_s: float | None = None, watch: Sequence[Any] = ()) -> list[Any]:
+    def ask(
+        self,
+        method: str,
+        *arguments: Any,
+        timeout_s: float | None = None,
+        watch: Sequence[Any] = (),
+        on_wait: Callable[[], None] | None = None,
+    ) -> list[Any]:
         """Every rank's answer.
 
         Raises what the first rank to fail raises, as the others may wait for it for ever; Ray's GetTimeoutError after
         `timeout_s`.
 
         `watch` has references that end with an error alone, which is then raised: of others that ranks may wait for.
+        `on_wait` is called every second meanwhile, and may raise.
         """
         calls = [getattr(actor, method).remote(*arguments) for actor in self.actors]
-        waiting = list(calls)
+        waiting, since = list(calls), time.monotonic()
         while waiting:
-            ready, _ = ray.wait([*waiting, *watch], timeout=timeout_s)
+            ready, _ = ray.wait([*waiting, *watch], timeout=LOOK_EVERY_S if on_wait else timeout_s)
             waiting = [reference for reference in waiting if reference not in ready]
+            if on_wait is not None:
+                on_wait()
             if not ready:
+                if on_wait and (timeout_s is None or time.monotonic() - since < timeout_s):
+                    continue
                 raise ray.exceptions.GetTimeoutError(f"{method} took longer than {timeout_s:g} s")
             try:
                 ray.get(ready)
@@ -176,10 +190,12 @@ def in_group(settings: LearnerSettings, ranks: int) -> bool:
     return ranks > 1 or settings.cpu_offload
 
 
-def meet(learner: LearnerRanks, settings: LearnerSettings) -> None:
-    """All ranks become one group, where they need one."""
+def meet(learner: LearnerRanks, settings: LearnerSettings, on_wait: Callable[[], None]) -> None:
+    """All ranks have loaded the model, and are one group where they need one. `on_wait` as in LearnerRanks.ask."""
+    learner.call("__ray_ready__", on_wait=on_wait)
     if in_group(settings, len(learner.actors)):
-        learner.call("join", ray.get(learner.actors[0].meeting_place.remote()))
+        place = ray.get(learner.actors[0].meeting_place.remote())
+        learner.call("join", place, on_wait=on_wait)
 
 
 def _halfway() -> None:

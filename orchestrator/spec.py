@@ -67,7 +67,9 @@ class RolloutSpec(Spec):
     )
     timeout_s: Positive = Field(1800.0, description="longest wait for a batch of rollouts or a weight sync, seconds")
     stall_s: Positive = Field(
-        120.0, description="an engine that has requests and makes no token for so many seconds is replaced"
+        120.0,
+        description="an engine that has requests and makes no token for so many seconds is replaced; so is one that "
+        "does not take new weights in this time, or in a minute where that is longer",
     )
     mode: Literal["sync", "overlapped", "async"] = Field(
         "sync",
@@ -235,6 +237,11 @@ class ResourcesSpec(Spec):
         60.0,
         description="longest wait for all of the job's CPUs and GPUs at once, before it lets others go first, seconds; "
         "on a cluster that grows, longer than a machine takes to start",
+    )
+    learner_timeout_s: Positive = Field(
+        7200.0,
+        description="longest wait for one update, or another call of the learner, seconds; one that takes longer is "
+        "given up, and the job goes back to its checkpoint",
     )
     reward_timeout_s: Positive = Field(
         60.0, description="longest wait for one call of a reward, seconds, where its hosting.deadline_s is absent"

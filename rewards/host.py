@@ -13,13 +13,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.base import RewardBatch, RewardDataError, RewardDeadlineError, RewardError, RewardFailedError
 from rewards.hosting import DATA, GONE, SINGLE, Answer, Failure, Hosting, Kind, Replica
 
+LOOK_EVERY_S = 1.0
 LISTED_ROWS = 100  # of those that were left out, in an event
 
 
@@ -251,13 +252,18 @@ class Host:
                 self._queue.extend(pieces)
             self._changed.notify_all()
 
-    def wait_ready(self) -> None:
-        """Returns when a replica can score. RewardFailedError where the reward can't be built, or does not start."""
-        with self._changed:
-            while not self._up and not self._hopeless():
-                self._changed.wait()
-            if not self._up and self._broken is not None:
-                raise RewardFailedError(self.objective, self._broken.text)
+    def wait_ready(self, on_wait: Callable[[], None] = lambda: None) -> None:
+        """Returns when a replica can score. RewardFailedError where the reward can't be built, or does not start.
+
+        `on_wait` is called every second until then, and may raise.
+        """
+        while not (self._up or self._hopeless()):
+            with self._changed:
+                if not (self._up or self._hopeless()):
+                    self._changed.wait(LOOK_EVERY_S)
+            on_wait()
+        if not self._up and self._broken is not None:
+            raise RewardFailedError(self.objective, self._broken.text)
 
     def _hopeless(self) -> bool:
         broken = self._broken is not None and self._broken.kind == "broken"

@@ -14,7 +14,7 @@ import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,10 +69,13 @@ class RewardPool:
             round_.add(row, batch.rows([row]))
         return round_.finish()
 
-    def wait_ready(self) -> None:
-        """Returns when every reward can score. Raises RewardError, which names the one that can't be built."""
+    def wait_ready(self, on_wait: Callable[[], None] = lambda: None) -> None:
+        """Returns when every reward can score. Raises RewardError, which names the one that can't be built.
+
+        `on_wait` is called every second until then, and may raise.
+        """
         for host in self._hosts:
-            host.wait_ready()
+            host.wait_ready(on_wait)
 
     def told(self) -> list[Incident]:
         """What people should hear of since the last call."""

@@ -239,12 +239,14 @@ def _await_start(engines: Any) -> None:
         time.sleep(0.2)
 
 
-def test_an_engine_whose_core_stands_still_is_retired(synced, caplog):
-    """T9: its actor answers, its core does not. Last in this file: then all are lost."""
+def test_an_engine_whose_core_stands_still_is_retired(synced, caplog, monkeypatch):
+    """T9: its actor answers, its core does not; in a batch, then in a sync that finds no other. Last: all are lost."""
+    from orchestrator import cluster
     from orchestrator.errors import ActorLost
+    from policies.rollout import EngineSettings
     from tests.support import one_of
 
-    _, engines, _, _, requests, _ = synced
+    _, engines, learner, exported, requests, _ = synced
     if len(engines.places) == 1:
         pytest.skip("its engine is gone")
     import ray
@@ -268,6 +270,15 @@ def test_an_engine_whose_core_stands_still_is_retired(synced, caplog):
     assert engines.stall_s - 1 <= detect_s <= DETECT_S
     tell("T9", stall_s=3.0, detect_s=detect_s, batch_after_stop_s=batch_s, resent=retired.data["resent"])
     core.wait(30)  # stopped as it was, it is ended all the same
+
+    monkeypatch.setattr(cluster, "PATIENCE_S", 3.0)
+    settings = EngineSettings(model=str(exported), stall_s=1.0)
+    cluster.connect_engines(learner.ranks, [engines.places[1].engine.actor], settings, ())
+    one_of(pids[1], "VLLM::EngineCore").suspend()
+    with pytest.raises(ActorLost, match=r"no engine answered within 3 s"):
+        learner.sync(5)
+    with pytest.raises(ActorLost, match=r"no engine answered within 3 s"):
+        cluster.connect_engines(learner.ranks, [engines.places[1].engine.actor], settings, ())
 
     for process in (pid for pid in pids if psutil.pid_exists(pid)):
         os.kill(process, signal.SIGKILL)

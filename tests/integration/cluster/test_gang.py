@@ -221,7 +221,7 @@ def test_a_process_that_is_gone_is_told_from_one_that_says_what_is_wrong() -> No
         pool.open()
         with pytest.raises(expected):
             pool.generate([request] * count)
-    learner, full = RemoteLearner(part(), timeout_s=60), LearnerOutOfMemory
+    learner, full = RemoteLearner(part(), sync_s=60), LearnerOutOfMemory
     for count, expected in ((1, ActorLost), (2, ActorLost), (3, LearnerError), (4, full), (5, full)):
         with pytest.raises(expected):
             learner.sync(count)

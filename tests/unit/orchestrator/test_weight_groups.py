@@ -131,7 +131,7 @@ def test_engines_look_for_the_learner_at_the_address_that_ray_has(monkeypatch: p
 
 @pytest.mark.parametrize("loss", [GONE, CORE_GONE])
 def test_a_learner_that_waits_for_an_engine_that_is_gone_is_not_waited_for(loss: Exception) -> None:
-    learner = RemoteLearner(Actor(NEVER), timeout_s=1800, group=[Reference(NEVER), Reference(loss)])
+    learner = RemoteLearner(Actor(NEVER), sync_s=1800, group=[Reference(NEVER), Reference(loss)])
     with pytest.raises(ActorLost, match="an engine is gone"):
         learner.sync(3)
     with pytest.raises(ActorLost, match="an engine is gone"):
@@ -139,20 +139,68 @@ def test_a_learner_that_waits_for_an_engine_that_is_gone_is_not_waited_for(loss:
 
 
 @pytest.mark.parametrize(
-    "outcome", [NEVER, failed(RuntimeError("NCCL error: remote process exited")), failed(ConnectionError("reset"))]
+    "outcome", [failed(RuntimeError("NCCL error: remote process exited")), failed(ConnectionError("reset"))]
 )
 def test_a_sync_that_fails_in_a_group_goes_back_to_the_checkpoint(outcome: Any) -> None:
     with pytest.raises(ActorLost, match="begin anew"):
-        RemoteLearner(Actor(outcome), timeout_s=5, group=[Reference(NEVER)]).sync(3)
+        RemoteLearner(Actor(outcome), sync_s=5, group=[Reference(NEVER)]).sync(3)
+
+
+@pytest.mark.parametrize("group", [[], [Reference(NEVER)]])
+def test_a_sync_that_does_not_end_goes_back_to_the_checkpoint(group: list[Reference]) -> None:
+    with pytest.raises(ActorLost, match=r"did not reach the engines within 5 s \(rollout\.timeout_s\)"):
+        RemoteLearner(Actor(NEVER), sync_s=5, timeout_s=9, group=group).sync(3)
+
+
+@pytest.mark.parametrize("method", ["gramian", "learn", "save", "load", "logprobs", "renew"])
+def test_nor_is_a_learner_waited_for_that_hangs_in_another_call(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    arguments: dict[str, tuple[Any, ...]] = {"gramian": ([], None), "learn": ([], None, None)}
+    learner = RemoteLearner(Actor(NEVER), sync_s=5, timeout_s=9)
+    with pytest.raises(ActorLost, match=rf"did not end `{method}` within 9 s \(resources\.learner_timeout_s\)"):
+        getattr(learner, method)(*arguments.get(method, ([],)))
 
 
 def test_without_a_group_its_reason_is_the_jobs() -> None:
-    with pytest.raises(LearnerError, match="did not reach the engines within 5 s"):
-        RemoteLearner(Actor(NEVER), timeout_s=5).sync(3)
     with pytest.raises(LearnerError, match="the learner failed"):
-        RemoteLearner(Actor(failed(ValueError("no such parameter"))), timeout_s=5).sync(3)
+        RemoteLearner(Actor(failed(ValueError("no such parameter"))), sync_s=5).sync(3)
     with pytest.raises(OSError, match="full"):
-        RemoteLearner(Actor(failed(OSError("full"))), timeout_s=5).sync(3)
+        RemoteLearner(Actor(failed(OSError("full"))), sync_s=5).sync(3)
+
+
+def test_engines_that_are_all_silent_are_lost() -> None:
+    """No disk's error, which would end the job, though Python's TimeoutError is an OSError."""
+    with pytest.raises(EngineDied, match=r"no engine answered within 7 s \(rollout\.stall_s\)") as silence:
+        EngineFanout([Actor(NEVER), Actor(NEVER)], patience_s=7).start_weight_update()
+    with pytest.raises(ActorLost, match="no engine answered"):
+        RemoteLearner(Actor(failed(silence.value)), sync_s=5).sync(3)
+    with pytest.raises(ActorLost, match="no engine answered"):
+        connect_engines(LearnerRanks([Actor(failed(silence.value))]), [Actor()], settings(), [])
+
+
+@pytest.mark.parametrize(("stall_s", "patience_s"), [(3.0, 60.0), (120.0, 120.0)])
+def test_how_long_an_engine_may_take_its_weights(stall_s: float, patience_s: float) -> None:
+    trainer = Actor()
+    connect_engines(LearnerRanks([trainer]), [Actor()], settings(stall_s=stall_s), [])
+    ((_, fanout, *_),) = trainer.asked
+    assert fanout().patience_s == patience_s
+
+
+def test_while_ranks_are_waited_for_somebody_is_told_who_may_end_it() -> None:
+    class Cancelled(BaseException):
+        pass
+
+    told: list[None] = []
+
+    def on_wait() -> None:
+        told.append(None)
+        if len(told) == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        LearnerRanks([Actor(NEVER)]).call("join", "place", on_wait=on_wait)
+    with pytest.raises(ray.exceptions.GetTimeoutError):
+        LearnerRanks([Actor(NEVER)]).call("join", "place", timeout_s=0.1, on_wait=lambda: None)
 
 
 def test_a_group_that_never_meets_says_what_to_look_at() -> None:
