@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from functools import partial
@@ -175,6 +176,47 @@ def test_a_cancel_is_heard_while_a_job_waits_for_room(
     assert job.drive() == 0
     record = job.store.job("j")
     assert (record.status, record.reason) == (JobStatus.CANCELLED, "on request")
+
+
+@pytest.mark.parametrize("slow", ["learner", "engines"])
+def test_a_start_that_takes_its_time_hears_that_nobody_wants_it_any_more(
+    slow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator import cluster, learner_group
+    from policies.learner_settings import LearnerSettings
+    from policies.rollout import EngineSettings
+
+    class Part:
+        def __init__(self, *_: Any, **options: Any) -> None:
+            if slow == ("learner" if "rank" in options else "engines"):
+                time.sleep(60)
+
+        def ready(self) -> bool:
+            return True
+
+        def end_core(self) -> None:
+            pass
+
+    monkeypatch.setattr(cluster, "EngineActor", Part)
+    monkeypatch.setattr(learner_group, "LearnerActor", Part)
+    heard: list[float] = []
+
+    def on_wait() -> None:
+        heard.append(time.monotonic())
+        if len(heard) == 5:
+            raise driver.HandedBack
+
+    parts = cluster.Cluster()
+    try:
+        with pytest.raises(driver.HandedBack):
+            parts.start(
+                EngineSettings(model="x"), LearnerSettings(model="x"), engines=2,
+                engine_options={"num_cpus": 1}, learner_options={"num_cpus": 1}, on_wait=on_wait,
+            )  # fmt: skip
+    finally:
+        monkeypatch.setattr(cluster, "END_S", 0.1)
+        parts.close()
+    assert heard[-1] - heard[0] < 30
 
 
 @pytest.mark.usefixtures("ray_cluster")

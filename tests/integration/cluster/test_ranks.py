@@ -21,7 +21,7 @@ from policies.lora import Lora
 from policies.types import ObjectiveAdvantages, Rollout
 from tests.support import make_policy
 
-RANKS, ROLLOUTS, OBJECTIVES, STEPS = 2, 10, 3, 4
+RANKS, ROLLOUTS, OBJECTIVES, STEPS, LR = 2, 10, 3, 4, 3e-3
 WEIGHTS_K = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 VARIANTS = {
     "exact": {"kl_coef": 0.1, "minibatches": 2},
@@ -32,6 +32,7 @@ VARIANTS = {
     "least": {"gramian": "step_response", "share_prompts": False, "response_share": 0.01, "minibatches": 2},
     "adapter": {"gramian": "exact", "kl_coef": 0.1, "minibatches": 2, "lora": Lora(rank=4, alpha=8)},
     "offload": {"gramian": "step_response", "kl_coef": 0.1, "cpu_offload": True},
+    "bfloat16": {"gramian": "sketch", "kl_coef": 0.1, "dtype": "bfloat16"},
 }
 
 
@@ -73,7 +74,7 @@ def make_learner(policy: str, mode: str) -> Learner:
     options = {"gramian": mode, **VARIANTS[mode]}
     if not dist.is_initialized():  # what has no group keeps its weights where it uses them
         options.pop("cpu_offload", None)
-    return Learner(LearnerSettings(model=policy, threads=1, lr=3e-3, **options))
+    return Learner(LearnerSettings(model=policy, threads=1, lr=LR, **options))
 
 
 def story(policy: str, folder: Path) -> dict[str, object]:
@@ -187,11 +188,18 @@ def close(found, expected, tolerance=1e-4):
         assert float((one - other).abs().max()) <= tolerance * scale, name
 
 
+def tolerance(mode):
+    """In bfloat16, whose last bit is .4 %, ranks round what one alone does not: the weights of the norms."""
+    if VARIANTS[mode].get("dtype") == "bfloat16":
+        return 3e-2
+    return 1e-3 if VARIANTS[mode].get("gramian", mode) == "step_response" else 1e-4
+
+
 @pytest.mark.parametrize("mode", VARIANTS)
 def test_ranks_report_what_one_does(ranks, alone, mode):
     for told in ranks:
         for found, expected in zip(told[mode], alone[mode], strict=True):
-            close(found, expected, 1e-3 if VARIANTS[mode].get("gramian", mode) == "step_response" else 1e-4)
+            close(found, expected, tolerance(mode))
     assert alone[mode][0]["measured"] is not None
 
 
@@ -201,7 +209,11 @@ def test_ranks_have_the_weights_that_one_has(ranks, alone, mode):
     found = ranks[0][f"{mode} weights"]
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
+        if VARIANTS[mode].get("dtype") == "bfloat16":  # Adam makes a whole step of a rounded gradient's sign
+            assert tensor.dtype == torch.bfloat16
+            assert float((tensor - expected[name]).float().abs().mean()) < LR / 4
+        else:
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
     assert ranks[1][f"{mode} weights"] == {}  # one copy is enough
 
 

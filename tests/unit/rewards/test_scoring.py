@@ -560,6 +560,21 @@ def test_a_reward_that_never_starts_is_an_error_with_the_reason(batch):
     pool.close()
 
 
+def test_somebody_hears_that_a_start_takes_its_time_and_may_end_it(monkeypatch):
+    monkeypatch.setattr("rewards.host.LOOK_EVERY_S", 0.01)
+    pool = scripted(Scripted(starts=[DIED]), backoff_s=30.0)
+    heard = []
+
+    def on_wait():
+        heard.append(None)
+        if len(heard) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.wait_ready(on_wait)
+    pool.close()
+
+
 def test_the_two_budgets_do_not_count_against_each_other(make_batch):
     """Four failures of the process and one of the row: neither is used up."""
     replica = Scripted([DIED, DIED, Failure(kind="raised", text="ValueError"), DIED, DIED])
