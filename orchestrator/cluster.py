@@ -27,6 +27,7 @@ from torch import Tensor
 from orchestrator.engines import Answer, Engine, EngineError, EngineLost, EnginePool
 from orchestrator.errors import ActorLost, LearnerOutOfMemory, ResourcesBusy
 from orchestrator.gang import Gang, members, reserve, role_label
+from orchestrator.kernel_kills import kernel_kills
 from orchestrator.learner_group import LearnerRanks, meet, start_ranks
 from policies.learner import LearnerSettings
 from policies.rollout import EngineDied, EngineSettings, RolloutEngine, StaleEngineError
@@ -223,6 +224,7 @@ class RemoteLearner:
         self.sync_s = sync_s
         self.timeout_s = timeout_s
         self.group = group
+        self.kernel_kills = kernel_kills()
 
     def gramian(self, rollouts: Sequence[Rollout], advantages_BK: Tensor) -> Tensor:
         return self._call("gramian", ray.put(rollouts), advantages_BK)
@@ -283,6 +285,8 @@ class RemoteLearner:
                 raise cause from None
             if isinstance(error, ray.exceptions.OutOfMemoryError) or is_out_of_memory(cause):
                 raise LearnerOutOfMemory(f"the learner is out of memory: {last_line(error)}") from error
+            if _is_lost(error) and kernel_kills() > self.kernel_kills:  # on this machine; on others, it is just gone
+                raise LearnerOutOfMemory("the kernel ended the learner, or an engine, for want of memory") from error
             if _is_lost(error):  # itself, or in a sync an engine
                 raise ActorLost(f"the learner or an engine is gone: {last_line(error)}") from error
             raise LearnerError(f"the learner failed: {last_line(error)}") from error

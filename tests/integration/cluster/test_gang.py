@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from orchestrator.states import JobStatus
 from orchestrator.store import JobStore
 
 CPU = ("rollout", {"num_cpus": 1})
+OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -267,3 +269,52 @@ def test_a_process_that_is_gone_is_told_from_one_that_says_what_is_wrong() -> No
     for count, expected in ((1, ActorLost), (2, ActorLost), (3, LearnerError), (4, full), (5, full)):
         with pytest.raises(expected):
             learner.sync(count)
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group of the kernel that may have 200 MiB of memory; where none can be made, the test is skipped."""
+    own = {kinds: name for _, kinds, name in (line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines())}
+    root, limit = (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes") if "memory" in own else (
+        Path("/sys/fs/cgroup"), "memory.max")  # fmt: skip
+    group = root / own.get("memory", own.get("", "/")).lstrip("/") / f"equipoise-{uuid.uuid4().hex}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        try:
+            (group / limit).write_text(str(200 * 2**20))
+        except OSError as error:
+            pytest.skip(f"no control group's memory can be limited here: {error}")
+        yield group
+    finally:
+        for _ in range(100):  # until the kernel has seen that its process is gone
+            with contextlib.suppress(OSError):
+                group.rmdir()
+                break
+            time.sleep(0.1)
+
+
+def test_a_learner_that_the_kernel_kills_is_out_of_memory(small_group: Path) -> None:
+    """T14, of the machine's memory: no error is raised anywhere, the process is just gone."""
+    import ray
+
+    from orchestrator.cluster import RemoteLearner
+    from orchestrator.errors import ActorLost, LearnerOutOfMemory
+
+    class Part:
+        def load(self, group: Path | None) -> None:
+            if group is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+            bytearray(400 * 2**20)
+
+    def learner() -> RemoteLearner:
+        return RemoteLearner(ray.remote(Part).options(num_cpus=0).remote(), sync_s=60)
+
+    with pytest.raises(ActorLost) as lost:
+        learner().load(None)  # type: ignore[arg-type]
+    assert not isinstance(lost.value, LearnerOutOfMemory)
+    with pytest.raises(LearnerOutOfMemory, match="the kernel ended the learner"):
+        learner().load(small_group)
