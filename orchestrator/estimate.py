@@ -37,10 +37,11 @@ def estimate(spec: JobSpec, machine: Machine | None = None) -> dict[str, Any]:
 
 
 def _fits(layout: Layout, problems: list[Any]) -> bool | None:
-    """None where it can't be told: of a machine's memory nothing is known here."""
+    """None where it can't be told."""
     if problems:
         return False
-    return True if layout.on_gpu and layout.size.dimensions is not None else None
+    known = layout.size.dimensions is not None and (layout.on_gpu or layout.memory_bytes is not None)
+    return True if known else None
 
 
 def _document(layout: Layout) -> dict[str, Any]:
@@ -59,10 +60,11 @@ def _document(layout: Layout) -> dict[str, Any]:
         "gpus": layout.gpus,
         "reward_gpus": layout.reward_gpus,
         "gpu_bytes": layout.machine.gpu_bytes if layout.on_gpu else None,
+        "memory_bytes": layout.memory_bytes,
         "shared": layout.shared,
         "transport": layout.transport,
         "processes": processes,
-        "bytes": sum(process.count * process.bytes for process in layout.processes),
+        "bytes": layout.bytes,
         "kv_cache": {
             "bytes": layout.cache_bytes,
             "token_bytes": layout.token_bytes,

@@ -28,14 +28,19 @@ OTHERS_BYTES, REWARD_BYTES = 1250 << 20, 80 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What the job may have. `gpus` None: as many as it wants."""
+    """What the job may have. `gpus` None: as many as it wants. `memory_gib` None: its own memory is not known."""
 
     gpus: int | None = None
     gpu_gib: float = DEFAULT_GPU_GIB
+    memory_gib: float | None = None
 
     @property
     def gpu_bytes(self) -> int:
         return int(self.gpu_gib * GIB)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return None if self.memory_gib is None else int(self.memory_gib * GIB)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +207,15 @@ class Layout:
             found.append(Process(name="driver, Ray and rewards", count=1, gpus=0, parts={"runtime": others}))
         return found
 
+    @property
+    def bytes(self) -> int:
+        return sum(process.count * process.bytes for process in self.processes)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Of the machine that a job on CPU has to itself, if it is known."""
+        return None if self.on_gpu else self.machine.memory_bytes
+
     def misfits(self) -> Iterator[tuple[str, str]]:
         """(what does not fit, why)."""
         machine = self.machine
@@ -212,6 +226,9 @@ class Layout:
             yield "gpus", f"the job needs {self.gpus:g} GPUs at once{rewards}, and there are {machine.gpus}"
         if self.on_gpu:
             yield from self._misfits_on_gpu()
+        if self.memory_bytes is not None and self.bytes > self.memory_bytes:
+            needed, there = readable(self.bytes), readable(self.memory_bytes)
+            yield "memory", f"all processes together need {needed} of memory, and the machine has {there}"
         if self.sequences == 0 and not (self.on_gpu and self.cache_bytes == 0):
             yield (
                 "kv_cache",

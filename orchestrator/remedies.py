@@ -82,6 +82,26 @@ def _cache(layout: Layout) -> Iterator[Change]:
         yield "policy.max_model_len", shorter
 
 
+def _memory(layout: Layout) -> Iterator[Change]:
+    """On CPU, from what costs least. An engine's cache holds a sequence at the least."""
+    spec, over = layout.spec, layout.bytes - (layout.memory_bytes or 0)
+    tenths = (layout.cache_bytes - math.ceil(over / spec.rollout.engines)) * 10 // GIB
+    if tenths >= 1:
+        yield "rollout.kv_cache_gib", tenths / 10
+    fewer = spec.rollout.engines - math.ceil(over / layout.engine.bytes)
+    if fewer >= 1:
+        yield "rollout.engines", fewer
+    if spec.checkpoints.asynchronous:
+        yield "checkpoints.asynchronous", False
+    if not spec.policy.gradient_checkpointing:
+        yield "policy.gradient_checkpointing", True
+    yield "optimizer.tokens_per_microbatch", min(layout.update.tokens, spec.rollout.max_tokens + 1)
+    if spec.loss.kl_coef > 0:
+        yield "loss.kl_coef", 0.0
+    if spec.policy.lora is None:
+        yield _ADAPTER
+
+
 def _learner(layout: Layout) -> Iterator[Change]:
     """From what costs least."""
     spec = layout.spec
@@ -137,6 +157,7 @@ _CANDIDATES: dict[str, Callable[[Layout], Iterator[Change]]] = {
     "engine": _engine,
     "sharing": _share,
     "learner": _learner,
+    "memory": _memory,
     "kv_cache": _cache,
 }
 

@@ -79,6 +79,9 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check it and say what would run, and on what")] = False,
     gpus: Annotated[int | None, typer.Option(min=0, help="of --dry-run: GPUs that there are")] = None,
     gpu_gib: Annotated[float | None, typer.Option(min=1, help="of --dry-run: memory of each, GiB")] = None,
+    memory_gib: Annotated[
+        float | None, typer.Option(min=1, help="of --dry-run: memory of the machine, for a job on CPU, GiB")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="instead of the name in the file")] = None,
 ) -> None:
     """Queue a job.
@@ -95,7 +98,7 @@ def submit(
         fail(str(error))
     with connect_client(_state_dir) as client, submission.naming_files(document):
         if dry_run:
-            submission.print_plan(client.plan(document, gpus=gpus, gpu_gib=gpu_gib))
+            submission.print_plan(client.plan(document, gpus=gpus, gpu_gib=gpu_gib, memory_gib=memory_gib))
             return
         job = client.submit(document)
         print(job["id"], flush=True)

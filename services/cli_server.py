@@ -18,6 +18,7 @@ from services.settings import (
     Settings,
     checkpoint_store,
     gpu_gib,
+    memory_gib,
     secret,
     write_credentials,
 )
@@ -287,6 +288,7 @@ def _serve(redis: str, listen: Listen, state_dir: Path) -> None:
                 dashboard=api.dashboard(),
                 checkpoint_store=checkpoint_store(),
                 gpu_gib=gpu_gib(),
+                memory_gib=memory_gib(),
             )
             api.start(JobStore(connect(redis)), settings)
         except (ServerError, ValueError, OSError) as error:

@@ -111,6 +111,13 @@ class Submit(BaseModel):
         allow_inf_nan=False,
         description="of validate_only: memory of each; as configured if absent",
     )
+    memory_gib: float | None = Query(
+        None,
+        ge=1,
+        le=1_048_576,
+        allow_inf_nan=False,
+        description="of validate_only: memory of the machine that a job on CPU gets; as configured if absent",
+    )
 
 
 @router.post(
@@ -143,7 +150,11 @@ def submit_job(
     if query.validate_only:
         plan = _validated(spec, text)
         if isinstance(spec, JobSpec):
-            machine = Machine(gpus=query.gpus, gpu_gib=query.gpu_gib or by.settings.gpu_gib)
+            machine = Machine(
+                gpus=query.gpus,
+                gpu_gib=query.gpu_gib or by.settings.gpu_gib,
+                memory_gib=query.memory_gib or by.settings.memory_gib,
+            )
             plan["estimate"] = estimate(spec, machine)
         return StrictJSONResponse(plan)
     submission = by.store.submit(

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+import psutil
+
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.embedded_redis import EmbeddedRedis
 from orchestrator.errors import StoreUnavailable
@@ -31,6 +33,7 @@ from services.settings import (
     checkpoint_store,
     credentials_path,
     gpu_gib,
+    memory_gib,
     write_credentials,
 )
 from services.terminal import fail, say
@@ -79,6 +82,7 @@ class LocalServer:
                 dashboard=self.api.dashboard(),
                 checkpoint_store=checkpoint_store(),
                 gpu_gib=gpu_gib(),
+                memory_gib=memory_gib() or psutil.virtual_memory().total / 2**30,  # its worker is on this machine
             )
             self.api.start(store, settings)
             started.enter_context(dispatching(store))

@@ -122,6 +122,7 @@ class Settings(BaseModel):
     dashboard: Dashboard | None = None  # None: the API alone
     checkpoint_store: str | None = None  # an fsspec URL; None: checkpoints lie in the state directory alone
     gpu_gib: float = DEFAULT_GPU_GIB  # of a GPU that jobs get, for estimates
+    memory_gib: float | None = None  # of the machine that a job on CPU gets
 
 
 def checkpoint_store(environment: Mapping[str, str] = os.environ) -> str | None:
@@ -135,11 +136,20 @@ def checkpoint_store(environment: Mapping[str, str] = os.environ) -> str | None:
 
 def gpu_gib(environment: Mapping[str, str] = os.environ) -> float:
     """EQUIPOISE_GPU_GIB. Raises ValueError for what is no size."""
-    text = environment.get("EQUIPOISE_GPU_GIB")
+    return _gib("EQUIPOISE_GPU_GIB", "of a GPU in GiB, such as 80", environment) or DEFAULT_GPU_GIB
+
+
+def memory_gib(environment: Mapping[str, str] = os.environ) -> float | None:
+    """EQUIPOISE_MEMORY_GIB. Raises ValueError for what is no size."""
+    return _gib("EQUIPOISE_MEMORY_GIB", "of a machine that runs jobs in GiB, such as 256", environment)
+
+
+def _gib(name: str, expected: str, environment: Mapping[str, str]) -> float | None:
+    text = environment.get(name)
     if not text:
-        return DEFAULT_GPU_GIB
+        return None
     if not re.fullmatch(r"\d{1,5}(\.\d{1,3})?", text, re.ASCII) or float(text) < 1:
-        raise ValueError("EQUIPOISE_GPU_GIB: expected the memory of a GPU in GiB, such as 80")
+        raise ValueError(f"{name}: expected the memory {expected}")
     return float(text)
 
 

@@ -193,7 +193,8 @@ def _layout_line(layout: Document) -> str:
     total = "" if layout["bytes"] is None else f", {readable(layout['bytes'])} in all"
     weights = f", weights by {layout['transport']}"
     if layout["device"] == "cpu":
-        return f"on CPU{f', rewards on {_gpus(layout)}' if layout['gpus'] else ''}{weights}{total}"
+        there = f" of {readable(layout['memory_bytes'])}" if layout["memory_bytes"] and total else ""
+        return f"on CPU{f', rewards on {_gpus(layout)}' if layout['gpus'] else ''}{weights}{total}{there}"
     shared = " that all share" if layout["shared"] else ""
     rewards = f", {layout['reward_gpus']:g} for rewards" if layout["reward_gpus"] else ""
     return f"on {_gpus(layout)} of {readable(layout['gpu_bytes'])}{shared}{rewards}{weights}{total}"

@@ -34,12 +34,20 @@ class Api:
         return Request(method="POST", route="/v1/jobs", body=dict(spec), headers=headers, is_repeatable=True)
 
     @endpoint
-    def plan(self, spec: Document, *, gpus: int | None = None, gpu_gib: float | None = None) -> Request[types.Plan]:
+    def plan(
+        self,
+        spec: Document,
+        *,
+        gpus: int | None = None,
+        gpu_gib: float | None = None,
+        memory_gib: float | None = None,
+    ) -> Request[types.Plan]:
         """Checks a spec and says what would run and what it would take, without running it.
 
         `gpus` and `gpu_gib`: how many there are, and the memory of each; as many as wanted, as the server has them.
+        `memory_gib`: of the machine, for a job on CPU; as the server has it.
         """
-        params = {"validate_only": "true", "gpus": gpus, "gpu_gib": gpu_gib}
+        params = {"validate_only": "true", "gpus": gpus, "gpu_gib": gpu_gib, "memory_gib": memory_gib}
         return Request(method="POST", route="/v1/jobs", body=dict(spec), params=params, is_repeatable=True)
 
     @endpoint

@@ -102,7 +102,7 @@ class CacheEstimate(TypedDict):
 class Misfit(TypedDict):
     """`remedies` are settings that would help, each alone unless it says more."""
 
-    about: Literal["transport", "gpus", "engine", "sharing", "learner", "kv_cache"]
+    about: Literal["transport", "gpus", "engine", "sharing", "learner", "memory", "kv_cache"]
     message: str
     remedies: list[str]
 
@@ -115,6 +115,8 @@ class Layout(TypedDict):
     """At once, `reward_gpus` of them for rewards; a share of one is not whole."""
     reward_gpus: float
     gpu_bytes: int | None
+    memory_bytes: int | None
+    """Of the machine that a job on CPU gets."""
     shared: bool
     transport: Literal["shared_memory", "nccl", "ipc"]
     """How weights would reach the engines."""

@@ -50,7 +50,11 @@ def test_validate_only_says_what_it_would_take(http: httpx.Client, client: Clien
 
     (shared,) = client.plan(SPEC, gpus=1, gpu_gib=24)["estimate"]["layouts"]
     assert (shared["gpus"], shared["shared"], shared["gpu_bytes"]) == (1, True, 24 * 2**30)
-    for wrong in ({"gpus": "-1"}, {"gpu_gib": "nan"}, {"gpu_gib": "0"}, {"gpu_gib": "1e999"}):
+    (small,) = client.plan(SPEC, gpus=0, memory_gib=2)["estimate"]["layouts"]
+    assert (small["memory_bytes"], small["fits"], [found["about"] for found in small["problems"]]) == (
+        2 * 2**30, False, ["memory"],
+    )  # fmt: skip
+    for wrong in ({"gpus": "-1"}, {"gpu_gib": "nan"}, {"gpu_gib": "0"}, {"gpu_gib": "1e999"}, {"memory_gib": "0"}):
         refused = http.post("/v1/jobs", json=SPEC, params={"validate_only": "true", **wrong})
         assert (refused.status_code, refused.json()["error"]["param"]) == (422, next(iter(wrong)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -157,6 +158,34 @@ def test_a_gpu_that_rewards_take_is_missed_by_the_engines() -> None:
 def test_a_layout_for_each_device_that_may_be_meant(device: str, gpus: int | None, expected: list[str]) -> None:
     found = estimate(spec(resources={"device": device}), Machine(gpus=gpus))
     assert [layout["device"] for layout in found["layouts"]] == expected
+
+
+@pytest.mark.parametrize("changes", [
+    {"rollout": {"kv_cache_gib": 200}}, {"rollout": {"engines": 12}}, {"rollout": {"engines": 4, "kv_cache_gib": 10}},
+    {"rollout": {"max_tokens": 256}, "optimizer": {"tokens_per_microbatch": 65_536}},
+    {"checkpoints": {"asynchronous": True}, "loss": {"kl_coef": 0.1}},
+], ids=json.dumps)  # fmt: skip
+def test_memory_that_a_job_on_cpu_has_not_and_what_helps(changes: dict[str, Any]) -> None:
+    job = spec(**changes, resources={"device": "cpu"})
+    layout = only(job, memory_gib=1024)
+    assert (layout["fits"], layout["memory_bytes"]) == (True, 1024 * GIB)
+    enough = layout["bytes"] / GIB
+    assert only(job, memory_gib=enough)["fits"] is True
+    short = only(job, memory_gib=enough * 0.97)
+    (problem,) = short["problems"]
+    assert (short["fits"], problem["about"]) == (False, "memory")
+    assert readable(layout["bytes"]) in problem["message"]
+    assert problem["remedies"]
+    for remedy in problem["remedies"]:
+        branch, name, value = re.fullmatch(r"(\w+)\.(\w+): (.*)", remedy).groups()  # type: ignore[union-attr]
+        document = job.model_dump(mode="json", exclude_unset=True)
+        document.setdefault(branch, {})[name] = {"rank": 16} if name == "lora" else json.loads(value)
+        assert only(parse_spec(document), memory_gib=enough * 0.97)["fits"] is True, remedy
+
+
+def test_a_jobs_memory_on_gpus_is_not_the_machines() -> None:
+    layout = only(spec(), memory_gib=1)
+    assert (layout["memory_bytes"], layout["fits"]) == (None, True)
 
 
 # -- bytes ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from services.settings import (
     credentials_path,
     default_state_dir,
     gpu_gib,
+    memory_gib,
     read_credentials,
     secret,
     write_credentials,
@@ -45,6 +46,13 @@ def test_a_gpus_memory_is_the_operators_or_80() -> None:
     for text in ("0", "-1", "nan", "24 GiB", "1e3", "9" * 400):
         with pytest.raises(ValueError, match=r"EQUIPOISE_GPU_GIB: expected"):
             gpu_gib({"EQUIPOISE_GPU_GIB": text})
+
+
+def test_a_machines_memory_is_the_operators_or_not_known() -> None:
+    assert [memory_gib({"EQUIPOISE_MEMORY_GIB": text}) for text in ("", "24", "1536.5")] == [None, 24, 1536.5]
+    for text in ("0", "-1", "nan", "24 GiB", "1e3", "9" * 400):
+        with pytest.raises(ValueError, match=r"EQUIPOISE_MEMORY_GIB: expected"):
+            memory_gib({"EQUIPOISE_MEMORY_GIB": text})
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"url": "http://x"}', "[]", "\xff"])
