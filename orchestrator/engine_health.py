@@ -40,6 +40,7 @@ class Place:
     engine: Any  # an Engine (engines.py)
     health: Health = Health.STARTING
     reason: str | None = None  # why the last engine here was retired
+    since: float = field(default_factory=time.monotonic)  # when its health last changed
     version: int | None = None  # of the policy that it serves
     held: int = 0  # rollouts that it was asked for and has not ended
     failures: int = 0  # failed calls since its last rollout
@@ -51,7 +52,7 @@ class Place:
 
     def move(self, health: Health) -> None:
         assert health in MOVES[self.health], f"engine {self.number}: no way from {self.health} to {health}"
-        self.health = health
+        self.health, self.since = health, time.monotonic()
 
     def retire(self, reason: str) -> None:
         self.move(Health.RETIRED)

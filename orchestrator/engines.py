@@ -32,6 +32,7 @@ from rewards.host import Incident
 FAILURES_IN_A_ROW = 3  # calls, before an engine is retired
 TRIES = 3  # of one request, before its error is the job's
 STARTS = 3  # of engines in one place that never became healthy, before it is given up
+GIVEN_UP_S = 600.0  # then one more is tried: what kept them from starting may have passed
 ANSWER_S = 30.0  # an engine says which weights it has
 WAKE_S = 120.0  # an engine moves its weights between a GPU and the host
 _LOOK_EVERY_S = 0.5
@@ -384,9 +385,15 @@ class EnginePool:
 
     def _look(self) -> None:
         """Those that came up meanwhile wait for weights; those that did not are tried again."""
+        now = time.monotonic()
+        for place in self._in(Health.RETIRED):
+            if self._start is not None and now - place.since > GIVEN_UP_S and self._in(Health.HEALTHY, Health.STALE):
+                place.replace(self._start)
         for place in self._in(Health.STARTING):
             try:
                 if not place.engine.started():
+                    if now - place.since > self.timeout_s:
+                        self._retire(place, f"it did not start within {self.timeout_s:g} s (rollout.timeout_s)")
                     continue
             except (EngineLost, EngineError) as error:
                 self._retire(place, f"it did not start: {error}")

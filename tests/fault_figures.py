@@ -3,7 +3,9 @@
     "tests": {"T3": {"tests/integration/test_faults_driver.py::test_fifty_...": {"jobs": 20, ..., "measured": {...}}}}
 
 A test that runs again replaces all that it told before, so that each has its figures of one time and one machine.
-EQUIPOISE_FAULT_REPEATS multiplies the repetitions, 1 by default; 10 gives the counts of the reliability table.
+EQUIPOISE_FAULT_REPEATS multiplies the repetitions, 1 by default; 10 gives the counts of the reliability table. Some
+tests have none to multiply: a test's own figures say how much it did. What must not happen is asserted as well, so that
+such a figure can only be 0.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from typing import Any
 from tests.benchmarks.machine import machine
 
 FIGURES_VARIABLE = "EQUIPOISE_FAULT_FIGURES"
-REPEATS = int(os.environ.get("EQUIPOISE_FAULT_REPEATS", "1"))
+REPEATS_VARIABLE = "EQUIPOISE_FAULT_REPEATS"
+REPEATS = int(os.environ.get(REPEATS_VARIABLE, "1"))
 
 
 _told: dict[tuple[str, str], dict[str, Any]] = {}  # by this run: (row, test) -> its figures
@@ -35,10 +38,10 @@ def tell(row: str, **figures: Any) -> None:
 
 
 def keep(path: Path, row: str, test: str, figures: Mapping[str, Any]) -> None:
-    """In the place of what the file has of this test, with today's date, the machine, and REPEATS."""
+    """In the place of what the file has of this test, with today's date, the machine, and what it was run with."""
     known = json.loads(path.read_text()) if path.exists() else {}
     on = machine()
-    measured = {name: on[name] for name in ("date", "processor", "cores")} | {"repeats": REPEATS}
+    measured = {name: on[name] for name in ("date", "processor", "cores")} | {REPEATS_VARIABLE: REPEATS}
     known.setdefault("tests", {}).setdefault(row, {})[test] = {**figures, "measured": measured}
     known["tests"] = {row: known["tests"][row] for row in sorted(known["tests"], key=_in_order)}
     path.write_text(json.dumps(known, indent=1) + "\n")

@@ -38,7 +38,7 @@ def test_a_test_replaces_what_it_told_in_an_earlier_run_and_nothing_else(
     assert after["tests"]["T2"] == {"other": {"kills": 2}, me: {"kills": 4, "lost": 0}}
     assert (after["soak"], after["tests"]["T10"]) == (before["soak"], before["tests"]["T10"])
     assert list(after["tests"]) == ["T2", "T10"]
-    assert measured.keys() == {"date", "processor", "cores", "repeats"}
+    assert measured.keys() == {"date", "processor", "cores", "EQUIPOISE_FAULT_REPEATS"}
 
 
 def test_nothing_is_kept_where_nobody_asks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,4 +56,4 @@ def test_what_is_kept_is_of_tests_that_there_are_and_says_when_it_was_measured()
             text = (PROJECT / file).read_text(encoding="utf-8")
             assert f"def {function.partition('[')[0]}(" in text, (row, test)
             assert re.search(rf'\btell\(\s*"{row}"', text), (row, test)
-            assert figures["measured"].keys() == {"date", "processor", "cores", "repeats"}, test
+            assert figures["measured"].keys() == {"date", "processor", "cores", "EQUIPOISE_FAULT_REPEATS"}, test

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.fault_figures import tell
+from tests.fault_figures import REPEATS, tell
 from tests.support import make_policy, small_spec
 
 DETECT_S = 15.0  # at most, from an engine's end until it is retired
@@ -173,8 +173,18 @@ def test_weights_change_under_rollouts_that_go_on(synced):
 
 def _at_first_end(act: Callable[[], Any]) -> Callable[[int, Any], None]:
     """Does something once, when the first rollout of a batch has ended."""
-    acts = iter([act])
-    return lambda _place, _rollout: next(acts, lambda: None)()
+    return _at_end(1, act)
+
+
+def _at_end(number: int, act: Callable[[], Any]) -> Callable[[int, Any], None]:
+    """When so many have ended."""
+    ends = iter(range(1, 10**6))
+
+    def ended(_place: int, _rollout: Any) -> None:
+        if next(ends) == number:
+            act()
+
+    return ended
 
 
 def _retired_s_after(moment: float, caplog: pytest.LogCaptureFixture) -> float:
@@ -184,17 +194,21 @@ def _retired_s_after(moment: float, caplog: pytest.LogCaptureFixture) -> float:
 
 
 def test_an_engine_killed_in_the_middle_of_a_batch_costs_its_own_rollouts_alone(synced, caplog):
-    """T8: the others make them, and the engine in its place serves once it has the current weights, not before."""
+    """T8: the others make them, and the engine in its place serves once it has the current weights, not before.
+
+    Killed at the first rollout's end; with EQUIPOISE_FAULT_REPEATS again and again, when 30, 60 and 90 % have ended.
+    """
     import ray
 
     from orchestrator.errors import ActorLost
 
     _, engines, learner, _, requests, cluster = synced
     many = [replace(request, seed=seed, max_tokens=90) for seed, request in enumerate(requests * 8)]
-    pid = ray.get(cluster.actors[0].__ray_call__.remote(lambda _: os.getpid()))
     killed = [0.0]
 
     def kill() -> None:
+        actor = engines.places[0].engine.actor
+        pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
         killed[0] = time.time()
         os.kill(pid, signal.SIGKILL)
 
@@ -206,30 +220,37 @@ def test_an_engine_killed_in_the_middle_of_a_batch_costs_its_own_rollouts_alone(
         tell("T10", steps_with_no_samples=0)
         return
     engines.health(), engines.told()
-    rollouts = engines.generate(many, _at_first_end(kill))
-    assert [rollout.prompt_tokens for rollout in rollouts] == [request.prompt_tokens for request in many]
-    assert {rollout.policy_version for rollout in rollouts} == {3}
-    (retired,) = engines.told()
-    assert (retired.type, retired.data["engine"], retired.data["given_up"]) == ("engine.retired", 0, False)
-    detect_s = _retired_s_after(killed[0], caplog)
-    assert 0 <= detect_s <= DETECT_S
-    resent = retired.data["resent"]
-    assert 0 < resent <= len(many)
-    assert engines.health()["0"]["health"] == "starting"
+    ends = [1] if REPEATS == 1 else [int(share * len(many)) for _ in range(2) for share in (0.3, 0.6, 0.9)]
+    detect_s, resent, others = [], [], 0
+    for version, end in enumerate(ends, start=3):
+        caplog.clear()
+        rollouts = engines.generate(many, _at_end(end, kill))
+        assert [rollout.prompt_tokens for rollout in rollouts] == [request.prompt_tokens for request in many]
+        (retired,) = engines.told()
+        assert (retired.type, retired.data["engine"], retired.data["given_up"]) == ("engine.retired", 0, False)
+        detect_s.append(_retired_s_after(killed[0], caplog))
+        resent.append(retired.data["resent"])
+        assert 0 <= detect_s[-1] <= DETECT_S
+        assert 0 <= resent[-1] <= len(many) - end
+        assert engines.health()["0"]["health"] == "starting"
 
-    _await_start(engines)
-    assert engines.health()["0"]["health"] == "stale"
-    assert ray.get(cluster.actors[-1].version.remote()) is None  # it has the initial policy, and says nothing of it
-    assert {rollout.policy_version for rollout in engines.generate(requests)} == {3}
-    assert engines.health()["0"]["rollouts"] == 0
-    engines.refit(learner, 4)
-    assert [incident.type for incident in engines.told()] == ["engine.restarted", "engine.back"]
-    rollouts = engines.generate(requests)
-    assert engines.health()["0"]["rollouts"] > 0
-    assert {rollout.policy_version for rollout in rollouts} == {4}
-    for rollout, scores in zip(rollouts, learner.logprobs(rollouts), strict=True):
-        assert rollout.logprobs == pytest.approx(scores, abs=1e-4)
-    tell("T8", actors_killed=1, detect_s=detect_s, resent=resent, of=len(many), samples_of_another_version=0)
+        _await_start(engines)
+        assert engines.health()["0"]["health"] == "stale"
+        assert ray.get(cluster.actors[-1].version.remote()) is None  # it has the initial policy, and says nothing of it
+        rollouts += engines.generate(requests)
+        others += sum(rollout.policy_version != version for rollout in rollouts)
+        assert engines.health()["0"]["rollouts"] == 0
+        engines.refit(learner, version + 1)
+        assert [incident.type for incident in engines.told()] == ["engine.restarted", "engine.back"]
+        rollouts = engines.generate(requests)
+        assert engines.health()["0"]["rollouts"] > 0
+        others += sum(rollout.policy_version != version + 1 for rollout in rollouts)
+        for rollout, scores in zip(rollouts, learner.logprobs(rollouts), strict=True):
+            assert rollout.logprobs == pytest.approx(scores, abs=1e-4)
+    figures = {"samples_of_another_version": others, "resent": resent, "of": len(many)}
+    tell("T8", actors_killed=len(ends), detect_s_max=max(detect_s), **figures)
+    assert others == 0
+    assert resent[0] > 0
 
 
 def _await_start(engines: Any) -> None:

@@ -1,6 +1,7 @@
 """The pool of engines over stand-ins: who gets what, and what becomes of a batch whose engines fail."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,50 @@ def test_an_engine_that_never_comes_up_is_given_up() -> None:
     assert told[-1].level == "error"
     assert pool.health()["0"]["health"] == "retired"
     assert "it did not start: it did not come up" in str(pool.health()["0"]["reason"])
+
+
+def test_a_place_that_was_given_up_is_tried_again_much_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet(trouble={0: ("die", 0)})
+    pool = fleet.pool(2)
+    started, broken = pool._start, [True]
+    assert started is not None
+
+    def start(number: int) -> Any:
+        engine = started(number)
+        if broken[0]:
+            fleet.trouble[number] = ("never", 0)
+        return engine
+
+    pool._start = start
+    for _ in range(6):
+        pool.generate(requests_of(2, 1))
+    assert pool.health()["0"]["health"] == "retired"
+    made = len(fleet.engines)
+    pool.told()
+    monkeypatch.setattr(engines, "GIVEN_UP_S", 0.0)
+    pool.health()  # one more, which does not come up either
+    monkeypatch.setattr(engines, "GIVEN_UP_S", 600.0)
+    pool.health()
+    assert len(fleet.engines) == made + 1
+    assert [incident.data["given_up"] for incident in pool.told()] == [True]
+    broken[0] = False
+    monkeypatch.setattr(engines, "GIVEN_UP_S", 0.0)
+    pool.health()
+    pool.refit(fleet, 1)
+    assert pool.health()["0"]["health"] == "healthy"
+
+
+def test_one_that_is_never_up_is_not_waited_for_for_ever() -> None:
+    fleet = Fleet(trouble={0: ("die", 0)}, up=False)
+    pool = fleet.pool(2, timeout_s=0.2)
+    pool.generate(requests_of(2, 1))
+    assert pool.health()["0"]["health"] == "starting"
+    pool.told()
+    time.sleep(0.3)
+    pool.health()
+    (retired,) = pool.told()
+    assert retired.data["message"] == "it did not start within 0.2 s (rollout.timeout_s)"
+    assert pool.health()["0"]["health"] == "starting"  # another
 
 
 def test_rollouts_under_way_go_on_under_new_weights_and_say_so() -> None:
