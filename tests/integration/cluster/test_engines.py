@@ -203,18 +203,22 @@ def test_an_engine_killed_in_the_middle_of_a_batch_costs_its_own_rollouts_alone(
     from orchestrator.errors import ActorLost
 
     _, engines, learner, _, requests, cluster = synced
-    many = [replace(request, seed=seed, max_tokens=90) for seed, request in enumerate(requests * 8)]
-    killed = [0.0]
+    many = [replace(request, seed=seed, max_tokens=27 + seed) for seed, request in enumerate(requests * 8)]
+    killed: list[tuple[float, int]] = []
 
-    def kill() -> None:
-        actor = engines.places[0].engine.actor
-        pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
-        killed[0] = time.time()
-        os.kill(pid, signal.SIGKILL)
+    def killer() -> Callable[[], None]:
+        pids = [ray.get(place.engine.actor.__ray_call__.remote(lambda _: os.getpid())) for place in engines.places]
+
+        def kill() -> None:
+            place = max(engines.places, key=lambda place: place.held)  # near the end of a batch one may have none left
+            killed.append((time.time(), place.number))
+            os.kill(pids[place.number], signal.SIGKILL)
+
+        return kill
 
     if len(engines.places) == 1:  # T10
         with pytest.raises(ActorLost, match="no rollout engine is left"):
-            engines.generate(many, _at_first_end(kill))
+            engines.generate(many, _at_first_end(killer()))
         with pytest.raises(ActorLost, match="no rollout engine is left"):
             engines.refit(learner, 4)
         tell("T10", steps_with_no_samples=0)
@@ -224,38 +228,38 @@ def test_an_engine_killed_in_the_middle_of_a_batch_costs_its_own_rollouts_alone(
     detect_s, resent, others = [], [], 0
     for version, end in enumerate(ends, start=3):
         caplog.clear()
-        rollouts = engines.generate(many, _at_end(end, kill))
+        rollouts = engines.generate(many, _at_end(end, killer()))
         assert [rollout.prompt_tokens for rollout in rollouts] == [request.prompt_tokens for request in many]
         (retired,) = engines.told()
-        assert (retired.type, retired.data["engine"], retired.data["given_up"]) == ("engine.retired", 0, False)
-        detect_s.append(_retired_s_after(killed[0], caplog))
+        at, number = killed[-1]
+        assert (retired.type, retired.data["engine"], retired.data["given_up"]) == ("engine.retired", number, False)
+        detect_s.append(_retired_s_after(at, caplog))
         resent.append(retired.data["resent"])
         assert 0 <= detect_s[-1] <= DETECT_S
-        assert 0 <= resent[-1] <= len(many) - end
-        assert engines.health()["0"]["health"] == "starting"
+        assert 0 < resent[-1] <= len(many) - end
+        assert engines.health()[str(number)]["health"] == "starting"
 
-        _await_start(engines)
-        assert engines.health()["0"]["health"] == "stale"
+        _await_start(engines.places[number])
+        assert engines.health()[str(number)]["health"] == "stale"
         assert ray.get(cluster.actors[-1].version.remote()) is None  # it has the initial policy, and says nothing of it
         rollouts += engines.generate(requests)
         others += sum(rollout.policy_version != version for rollout in rollouts)
-        assert engines.health()["0"]["rollouts"] == 0
+        assert engines.health()[str(number)]["rollouts"] == 0
         engines.refit(learner, version + 1)
         assert [incident.type for incident in engines.told()] == ["engine.restarted", "engine.back"]
         rollouts = engines.generate(requests)
-        assert engines.health()["0"]["rollouts"] > 0
+        assert engines.health()[str(number)]["rollouts"] > 0
         others += sum(rollout.policy_version != version + 1 for rollout in rollouts)
         for rollout, scores in zip(rollouts, learner.logprobs(rollouts), strict=True):
             assert rollout.logprobs == pytest.approx(scores, abs=1e-4)
     figures = {"samples_of_another_version": others, "resent": resent, "of": len(many)}
     tell("T8", actors_killed=len(ends), detect_s_max=max(detect_s), **figures)
     assert others == 0
-    assert resent[0] > 0
 
 
-def _await_start(engines: Any) -> None:
+def _await_start(place: Any) -> None:
     deadline = time.monotonic() + 120
-    while not engines.places[0].engine.started():
+    while not place.engine.started():
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
