@@ -22,10 +22,12 @@ def remedies(layout: Layout, about: str) -> list[str]:
     """What to do about one misfit: settings that are enough alone, else all of them, else what costs most."""
     changes = list(_CANDIDATES[about](layout))
     alone = [change for change in changes if not _misfits(layout, [change], about)]
-    if alone or about != "learner":
+    if alone or about not in ("learner", "memory"):
         return [_said(change) for change in alone]
     if changes and not _misfits(layout, changes, about):
         return [" together with ".join(_said(change) for change in changes)]
+    if about == "memory":
+        return [f"a machine with {readable(_with(layout, changes).bytes)} of memory at the least"]
     resorts = list(_last_resorts(layout))
     for beside in ([], changes):
         tried = [[*beside, resort] for resort in resorts if not _misfits(layout, [*beside, resort], about)]

@@ -183,6 +183,14 @@ def test_memory_that_a_job_on_cpu_has_not_and_what_helps(changes: dict[str, Any]
         assert only(parse_spec(document), memory_gib=enough * 0.97)["fits"] is True, remedy
 
 
+def test_a_job_that_no_setting_fits_into_a_machine_needs_another() -> None:
+    job = spec(resources={"device": "cpu"}, rollout={"kv_cache_gib": 0.5})
+    (problem,) = only(job, memory_gib=2)["problems"]
+    (remedy,) = problem["remedies"]
+    needed = float(re.fullmatch(r"a machine with ([\d.]+) GiB of memory at the least", remedy)[1])  # type: ignore[index]
+    assert 2 < needed < only(job, memory_gib=2)["bytes"] / GIB
+
+
 def test_a_jobs_memory_on_gpus_is_not_the_machines() -> None:
     layout = only(spec(), memory_gib=1)
     assert (layout["memory_bytes"], layout["fits"]) == (None, True)
