@@ -1,0 +1,107 @@
+"""How many jobs an owner may have, and how often a key may write."""
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from orchestrator import keys as names
+from orchestrator.keystore import KeyStore
+from orchestrator.redis_calls import RedisCalls
+from orchestrator.store import JobStore, SubmitOutcome
+from services.keys import new_stored_key
+from services.settings import Limits
+from tests.keys_support import SPEC, Place, error_of, serving
+
+# -- limits -------------------------------------------------------------------------------------------------
+
+
+def test_the_quota_of_jobs_is_exact_under_concurrent_submits(place: Place, tmp_path: Path) -> None:
+    with serving(place.client, tmp_path, active_jobs=7) as limited:
+        owner = f"owner-{uuid.uuid4().hex[:8]}"
+        key = limited.key("read", "submit", owner=owner)
+
+        def submit(number: int) -> httpx.Response:
+            with limited.http(key) as http:
+                return http.post("/v1/jobs", json=SPEC, headers={"idempotency-key": f"k-{number}"})
+
+        with ThreadPoolExecutor(50) as threads:
+            answers = list(threads.map(submit, range(50)))
+        accepted = [number for number, answer in enumerate(answers) if answer.status_code == 201]
+        assert len(accepted) == 7
+        refused = next(answer for answer in answers if answer.status_code != 201)
+        error = error_of(refused, 429)
+        assert (error["type"], error["code"]) == ("rate_limit_error", "too_many_jobs")
+        assert int(refused.headers["retry-after"]) > 0
+        store = JobStore(limited.client, owner=owner)
+        assert len(store.queued()) == len(store.jobs(limit=100).items) == 7
+        # A replay is no new job, and what was refused left nothing behind: its key may be used again.
+        assert submit(accepted[0]).status_code == 201
+        lost = next(number for number in range(50) if number not in accepted)
+        assert submit(lost).status_code == 429
+        store.request_cancel(store.queued()[0])
+        assert submit(lost).headers["idempotent-replayed"] == "false"
+        with limited.http() as operator:  # of owner `local`, which has no limit here
+            assert {operator.post("/v1/jobs", json=SPEC).status_code for _ in range(9)} == {201}
+
+
+def test_jobs_that_run_count_and_those_that_paused_do_not(place: Place) -> None:
+    store = JobStore(place.client, owner=f"owner-{uuid.uuid4().hex[:8]}")
+
+    def submit(job_id: str) -> SubmitOutcome:
+        return store.submit("{}", name="x", job_id=job_id, max_active=1).outcome
+
+    assert submit("a") is SubmitOutcome.NEW
+    lease = store.claim("a", nonce="n", ttl_s=60).lease
+    assert lease is not None
+    assert submit("b") is SubmitOutcome.QUOTA
+    assert submit("a") is SubmitOutcome.REPLAY
+    assert store.release(lease) == "queued"
+    assert submit("b") is SubmitOutcome.QUOTA
+    store.request_pause("a")
+    assert submit("b") is SubmitOutcome.NEW
+
+
+def test_a_key_writes_so_often_a_minute_and_reads_on(place: Place, tmp_path: Path) -> None:
+    with serving(place.client, tmp_path, writes_per_minute=5) as limited:
+        made = place.make("submit", "read")
+        with limited.http(made["key"]) as http:
+
+            def submit(_: int) -> httpx.Response:
+                return http.post("/v1/jobs", params={"validate_only": True}, json=SPEC)
+
+            with ThreadPoolExecutor(12) as threads:
+                answers = list(threads.map(submit, range(12)))
+            assert sorted(answer.status_code for answer in answers) == [200] * 5 + [429] * 7
+            refused = next(answer for answer in answers if answer.status_code == 429)
+            assert error_of(refused, 429)["code"] == "rate_limited"
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+            assert http.get("/v1/jobs").status_code == 200
+            assert place.client.pttl(names.rate(made["id"])) > 0
+            place.client.delete(names.rate(made["id"]))  # the minute is over
+            assert submit(0).status_code == 200
+        with limited.http(place.key("submit")) as other:  # each key has its own minute
+            assert other.post("/v1/jobs", params={"validate_only": True}, json=SPEC).status_code == 200
+
+
+def test_an_owner_writes_no_more_with_more_keys(place: Place) -> None:
+    keys, owner = KeyStore(RedisCalls(place.client)), f"owner-{uuid.uuid4().hex[:8]}"
+    ids = [new_stored_key()[0] for _ in range(9)]
+    waits = [keys.count_write(key_id, owner, 1) for key_id in ids]
+    assert waits[:4] == [0] * 4
+    assert all(1 <= wait <= 60 for wait in waits[4:])
+    assert place.client.get(names.rate(ids[-1])) is None  # what was refused counts nowhere
+    assert keys.count_write(ids[-1], f"{owner}-2", 1) == 0
+
+
+def test_limits_come_from_the_environment() -> None:
+    assert Limits.from_environment({}) == Limits(writes_per_minute=600, active_jobs=100, active_jobs_local=0)
+    given = {"EQUIPOISE_MAX_WRITES_PER_MINUTE": "0", "EQUIPOISE_MAX_ACTIVE_JOBS": "3"}
+    assert Limits.from_environment({**given, "EQUIPOISE_MAX_ACTIVE_JOBS_LOCAL": "9"}) == Limits(
+        writes_per_minute=0, active_jobs=3, active_jobs_local=9
+    )
+    for wrong in ("-1", "many", "1.5", "1" * 10):
+        with pytest.raises(ValueError, match="EQUIPOISE_MAX_ACTIVE_JOBS: expected a whole number"):
+            Limits.from_environment({"EQUIPOISE_MAX_ACTIVE_JOBS": wrong})
