@@ -21,6 +21,7 @@ TESTS = Path(__file__).parent
 UNIT, CLUSTER = TESTS / "unit", TESTS / "integration" / "cluster"
 WITH_OTHERS = [CLUSTER / name for name in ("test_engines.py", "test_tensor_parallel.py", "test_up.py")]
 LOW_PRIORITY = 10  # at 19 a test of unit can wait seconds for a processor
+SLOWEST = ("--durations=25", "--durations-min=5")  # shown at the end of each run, to see where the time goes
 NO_TESTS = 5  # pytest's exit status where the options leave none of a run's
 
 
@@ -45,7 +46,8 @@ def _without(paths: Sequence[Path]) -> list[str]:
 
 
 def _pytest(name: str, arguments: Sequence[object]) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-o", f"cache_dir=.pytest_cache/{name}", *map(str, arguments)]
+    cache = f"cache_dir=.pytest_cache/{name}"
+    return [sys.executable, "-m", "pytest", "-o", cache, *SLOWEST, *map(str, arguments)]
 
 
 def _start(
