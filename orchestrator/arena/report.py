@@ -22,6 +22,7 @@ from orchestrator.arena.charts import (
 )
 from orchestrator.arena.claims import RULE
 from orchestrator.arena.comparison import Reached, Task
+from orchestrator.arena.files import replace_file
 from orchestrator.arena.plan import plan
 from orchestrator.arena.protocol import PRESETS
 from orchestrator.arena.results import Run, read_results
@@ -68,7 +69,7 @@ def write_report(runs: Path, html: Path | None, markdown: Path | None, default: 
     analysis = analyse(read_results(runs), default)
     for path, text in ((html, render_html), (markdown, render_markdown)):
         if path is not None:
-            path.write_text(text(analysis), encoding="utf-8")
+            replace_file(path, text(analysis))
     return summary(analysis)
 
 

@@ -1,5 +1,6 @@
 """The arena's report: complete in itself, safe with hostile text, and plain about what failed and what is missing."""
 
+import errno
 import gzip
 import json
 import math
@@ -11,6 +12,7 @@ import pytest
 
 from orchestrator.arena import svg
 from orchestrator.arena.analysis import Analysis, analyse
+from orchestrator.arena.files import replace_file
 from orchestrator.arena.report import render_html, render_markdown, write_report
 from orchestrator.arena.results import read_results
 from tests.arena_records import Json, arena, failed, record, write
@@ -206,6 +208,52 @@ def test_benchmark_never_replaces_what_it_keeps_by_what_it_cannot_read(
             benchmark_run(monkeypatch, "--runs", str(results / foreign))
         assert words in capsys.readouterr().err
     assert (results / "arena_runs.jsonl.gz").read_bytes() == before
+
+
+def test_benchmark_never_loses_a_run_that_it_keeps(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, other = arena(RULES, seeds=range(2)), arena(RULES, seeds=[2])
+    benchmark_run(monkeypatch, "--runs", str(write(results / "runs.jsonl", [*first, failed("gdpo/pama", "nan")])))
+    before = (results / "arena_runs.jsonl.gz").read_bytes()
+    with pytest.raises(SystemExit):
+        benchmark_run(monkeypatch, "--runs", str(write(results / "new.jsonl", [*first[1:], *other])))
+    told = capsys.readouterr().err
+    assert re.search(
+        r"lacks 1 finished runs that are kept, such as sums3 gdpo/fixed seed 0, of 2026.*both\.jsonl", told
+    )
+    assert (results / "arena_runs.jsonl.gz").read_bytes() == before
+    benchmark_run(monkeypatch, "--runs", str(write(results / "both.jsonl", [*first, *first, *other])))
+    kept = gzip.decompress((results / "arena_runs.jsonl.gz").read_bytes()).decode()
+    assert len(kept.splitlines()) == 33  # one that stood there twice is kept once
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.md"
+    replace_file(path, "whole")
+
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a\.md'"):
+        replace_file(path, "half")
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("a.md", "whole")]
+
+
+def test_reports_and_kept_runs_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = write(tmp_path / "runs.jsonl", arena(RULES, seeds=[0]))
+    html, markdown = tmp_path / "a.html", tmp_path / "a.md"
+    for path in (html, markdown):
+        path.write_text("as it was")
+    monkeypatch.setattr("os.fsync", lambda _file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    monkeypatch.setattr(benchmark, "KEPT", tmp_path / "arena_runs.jsonl.gz")
+    with pytest.raises(OSError, match="full"):
+        write_report(runs, html, markdown)
+    with pytest.raises(OSError, match="full"):
+        benchmark.keep(runs)
+    assert [path.read_text() for path in (html, markdown)] == ["as it was"] * 2
+    assert not (tmp_path / "arena_runs.jsonl.gz").exists()
 
 
 @pytest.mark.parametrize(("low", "high", "expected"), [
