@@ -32,8 +32,8 @@ RULE = (
     "(the smallest published gain called significant, 52.57 to 53.66), as much of a step's cost, and "
     f"{NO_EFFECT_STEPS:.0%} of a run's steps. Else, as the intervals are wide: undecided. "
     "Reproduced: it holds on every such task. Not reproduced: on at least one of them there is no effect that "
-    "counts, or the opposite. Not testable here: there is no such task, or none speaks against it and some are undecided. "
-    "Each claim is judged by itself, without a correction for their number."
+    "counts, or the opposite. Not testable here: there is no such task, or none speaks against it and some are "
+    "undecided. Each claim is judged by itself, without a correction for their number."
 )
 DRW = "Dynamic reward weighting, arXiv 2509.11452"
 GDPO = "GDPO, arXiv 2601.05242"
