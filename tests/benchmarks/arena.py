@@ -92,7 +92,8 @@ def print_tables(figures: dict[str, Any]) -> None:
         console.print(table)
     for kind in ("targets", "claims"):
         for name, verdict in figures[kind].items():
-            console.print(f"{kind[:-1]}: {name}: {verdict}", highlight=False, markup=False)
+            why = f" ({figures['claims_why'][name]})" if kind == "claims" else ""
+            console.print(f"{kind[:-1]}: {name}: {verdict}{why}", highlight=False, markup=False)
 
 
 def main() -> None:
