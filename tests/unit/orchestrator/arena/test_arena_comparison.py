@@ -400,10 +400,16 @@ def test_gdpo_over_grpo_is_judged_at_equal_weights_and_over_the_grid() -> None:
 
 
 def test_fewer_steps_are_counted_to_a_goal_before_the_last_step() -> None:
-    """The static runs' own final volume would be reached at their last step by construction."""
+    """Volumes that come to 97 % of the static runs' at half of the steps, and no further, are the quicker ones. They
+    never get to all that the static runs end with, and these do so at their last step by construction."""
     steps = next(c for c in CLAIMS if "fewer steps" in c.text)
-    quick = [record("grpo/gradient", seed=seed, lift=0.3) for seed in range(5)]
-    found = task(arena({}, noise=0.0) + quick)
+    statics = arena({}, noise=0.0)
+    ends = {one["seed"]: one["validation"][-1]["hypervolume"] for one in statics if one["entry"] == "grpo/fixed"}
+    quick = [record("grpo/gradient", seed=seed, noise=0.0) for seed in range(5)]
+    for one in quick:
+        for point in one["validation"][2:]:
+            point["hypervolume"] = 0.97 * ends[one["seed"]]
+    found = task(statics + quick)
     assert judge(steps, [found]).verdict == "reproduced"
     difference = steps.difference(found)
     assert difference is not None
