@@ -44,9 +44,11 @@ def keep(runs: Path) -> None:
         lost = [record for record in _records(KEPT) if record["status"] == "done" and _identity(record) not in records]
         if lost:
             first = "{task} {entry} seed {seed}, of {started}".format(**lost[0])
+            packed = runs.suffix == ".gz"
+            join = f"cat {KEPT} {runs} > both.jsonl.gz" if packed else f"gunzip -c {KEPT} | cat - {runs} > both.jsonl"
             raise ValueError(
-                f"{runs} lacks {len(lost)} finished runs that are kept, such as {first}; put both in one file "
-                f"(gunzip -c {KEPT.name} | cat - {runs.name} > both.jsonl) and give that to --runs"
+                f"{runs} lacks {len(lost)} finished runs that are kept, such as {first}; put both in one file ({join}) "
+                "and give that to --runs"
             )
     small = [{k: v for k, v in record.items() if k != "train_rewards"} for record in records.values()]
     text = "".join(json.dumps(shortened(record)) + "\n" for record in small)
