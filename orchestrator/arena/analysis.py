@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from orchestrator.arena.claims import CLAIMS, Judged, judge
-from orchestrator.arena.comparison import Entry, Row, Task, beaten_by, best, comparable, compare, rivals
-from orchestrator.arena.results import Results
-from orchestrator.arena.statistics import Interval, Mean, Paired, paired
+from orchestrator.arena.comparison import (
+    MOST,
+    Entry,
+    Row,
+    Task,
+    beaten_by,
+    comparable,
+    compare,
+    entries_of,
+    rivals,
+)
+from orchestrator.arena.results import Results, Run
+from orchestrator.arena.statistics import ENOUGH_SEEDS, Interval, Mean, Paired
 from orchestrator.arena.tasks import TASKS
 from orchestrator.spec import JobSpec
 
 HELD_OUT = "held_out"
 TASKS_ASKED = len(TASKS)
 MAX_OVERHEAD = 1.05
-ENOUGH_SEEDS = 5  # for "beaten by nobody" to say anything
+SEEDS_FOR_NOBODY = 5  # for "beaten by nobody" to say anything
 Json = dict[str, Any]
 
 
@@ -28,13 +38,14 @@ class Gain:
     """The default on one task. `rival`: the best published rule, other than the default itself."""
 
     task: str
+    fixed: Paired | None
     static: Paired | None
     static_unseen: Paired | None
     published: Paired | None
     rival: str | None
-    itself_published: bool
     beaten_by: list[str]
     rivals: dict[str, Paired]  # of other entries to it, where they share seeds enough for a test
+    others: int  # entries beside it
     overhead: Mean | None
     overhead_equal: Mean | None
 
@@ -49,6 +60,15 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lacking:
+    """Runs that others of the task have. `seeds` is empty where an entry of another task has none at all."""
+
+    task: str
+    entries: list[str]
+    seeds: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Analysis:
     """All that the report says."""
 
@@ -60,6 +80,7 @@ class Analysis:
     targets: list[Target]
     claims: list[Judged]
     missing: list[str]
+    lacking: list[Lacking]
 
 
 def analyse(results: Results, default: str | None = None) -> Analysis:
@@ -69,12 +90,15 @@ def analyse(results: Results, default: str | None = None) -> Analysis:
     if not results.done:
         reasons = "; ".join(f"{run.entry}: {run.reason}" for run in results.failed[:3])
         raise ValueError(f"no run has finished, so there is nothing to compare ({reasons or 'no runs'})")
-    names = list(dict.fromkeys(run.task for run in results.done))
-    tasks = [compare(name, [run for run in results.done if run.task == name]) for name in sorted(names, key=_order)]
-    everybody = {name for task in tasks for name in task.entries}
+    runs: dict[str, list[Run]] = {}
+    for run in results.done:
+        runs.setdefault(run.task, []).append(run)
+    entries = {name: entries_of(runs[name]) for name in sorted(runs, key=_order)}
+    everybody = {name for found in entries.values() for name in found}
     if default is not None and default not in everybody:
         raise ValueError(f"no finished run of entry {default!r}; there are {', '.join(sorted(everybody))}")
-    chosen, why = (default, "as asked for") if default else _default(tasks)
+    chosen, why = (default, "as asked for") if default else _default(entries)
+    tasks = [compare(name, runs[name], chosen) for name in entries]
     gains = [_gain(task, chosen) for task in tasks if chosen in task.entries] if chosen else []
     return Analysis(
         results=results,
@@ -85,6 +109,7 @@ def analyse(results: Results, default: str | None = None) -> Analysis:
         targets=_targets(gains),
         claims=[judge(claim, tasks) for claim in CLAIMS],
         missing=_missing(tasks),
+        lacking=_lacking(tasks),
     )
 
 
@@ -97,13 +122,16 @@ def shipped() -> str:
     return "/".join(JobSpec.model_fields[field].default.name for field in ("estimator", "weighting"))
 
 
-def _default(tasks: list[Task]) -> tuple[str | None, str]:
-    if any(shipped() in task.entries for task in tasks):
+def _default(tasks: Mapping[str, Mapping[str, Entry]]) -> tuple[str | None, str]:
+    """The entry, and why it is that one. `tasks`: entries by name, by task."""
+    if any(shipped() in found for found in tasks.values()):
         return shipped(), "what a job gets that names no rule"
-    ours = {e.name for task in tasks for e in task.entries.values() if e.role == "auto"}
+    ours = {entry.name for found in tasks.values() for entry in found.values() if entry.role == "auto"}
     if len(ours) == 1:
         return ours.pop(), "our own rule"
-    tuned = [task for task in tasks if task.name != HELD_OUT] or tasks
+    tuned = [list(found.values()) for name, found in tasks.items() if name != HELD_OUT] or [
+        list(found.values()) for found in tasks.values()
+    ]
     if ours and (chosen := _best_everywhere(tuned, lambda entry: entry.role == "auto")):
         lost = ", ".join(sorted(ours - {chosen}))
         return chosen, f"of our own rules the one that is best on validation, before {lost}"
@@ -115,11 +143,11 @@ def _default(tasks: list[Task]) -> tuple[str | None, str]:
     return (chosen, why) if chosen else (None, "no published rule has run on every task")
 
 
-def _best_everywhere(tasks: list[Task], may: Callable[[Entry], bool]) -> str | None:
+def _best_everywhere(tasks: Iterable[Iterable[Entry]], may: Callable[[Entry], bool]) -> str | None:
     """The entry that loses least to the best on each task, by mean validation hypervolume; among comparable ones."""
     shares = []
-    for task in tasks:
-        entries, seeds = comparable(entry for entry in task.entries.values() if may(entry))
+    for found in tasks:
+        entries, seeds = comparable(entry for entry in found if may(entry))
         levels = {entry.name: entry.validation_mean(seeds) for entry in entries}
         most = max(levels.values(), default=1.0)
         shares.append({name: level / most if most else 1.0 for name, level in levels.items()})
@@ -128,17 +156,17 @@ def _best_everywhere(tasks: list[Task], may: Callable[[Entry], bool]) -> str | N
 
 
 def _gain(task: Task, default: str) -> Gain:
-    row = task.row(default)
-    rival = best(entry for entry in task.entries.values() if entry.published and entry.name != default)
+    row, rival = task.row(default), task.baselines.get("published")
     return Gain(
         task=task.name,
+        fixed=row.gain,
         static=row.against.get("static"),
         static_unseen=row.against.get("static_unseen"),
-        published=paired(row.entry.hypervolumes, rival.hypervolumes) if rival else None,
-        rival=rival.name if rival else None,
-        itself_published=row.entry.published,
+        published=row.against.get("published"),
+        rival=rival.entry if rival else None,
         beaten_by=beaten_by(task, default),
         rivals=rivals(task, default),
+        others=len(task.entries) - 1,
         overhead=row.figures["overhead"],
         overhead_equal=row.figures["overhead_equal"],
     )
@@ -146,7 +174,7 @@ def _gain(task: Task, default: str) -> Gain:
 
 def _targets(gains: list[Gain]) -> list[Target]:
     """Missed on one task is missed; met only once every task has been run with enough seeds for an interval."""
-    lows = {g.task: g.static.interval[0] if g.static and g.static.interval else None for g in gains}
+    lows = {g.task: g.static.interval[0] if g.static and g.static.enough and g.static.interval else None for g in gains}
     beaten = {g.task: True if g.beaten_by else False if _enough(g) else None for g in gains}
     equal = {g.task: g.overhead_equal.mean if g.overhead_equal else None for g in gains}
     clock = {g.task: g.overhead.mean if g.overhead else None for g in gains}
@@ -154,7 +182,7 @@ def _targets(gains: list[Gain]) -> list[Target]:
         Target(
             name="the default beats the best static weights, the interval's low end above 0, on every task",
             met=_all({task: None if low is None else low > 0 for task, low in lows.items()}),
-            words=_by_task({gain.task: _low_words(gain.static) for gain in gains}),
+            words=_by_task({gain.task: standing(gain.static) for gain in gains}),
         ),
         Target(
             name="the default is not significantly beaten by any rule on any task",
@@ -167,32 +195,41 @@ def _targets(gains: list[Gain]) -> list[Target]:
                 met=_all({task: None if cost is None else cost <= MAX_OVERHEAD for task, cost in costs.items()}),
                 words=_by_task({task: None if cost is None else f"{cost:.3f}" for task, cost in costs.items()}),
             )
-            for how, costs in (("at equal rollouts", equal), ("as the clock saw it", clock))
+            for how, costs in (("in compute per unit of generation", equal), ("as the clock saw it", clock))
         ),
     ]
 
 
+def standing(difference: Paired | None) -> str | None:
+    """`ahead` or `behind` where the whole bootstrap interval is on that side of 0, else `level`; None where there are
+    too few seeds to tell."""
+    if difference is None or not difference.enough or difference.interval is None:
+        return None
+    low, high = difference.interval
+    return "ahead" if low > 0 else "behind" if high < 0 else "level"
+
+
 def _enough(gain: Gain) -> bool:
-    return gain.static is not None and len(gain.static.seeds) >= ENOUGH_SEEDS
+    """Whether being beaten by nobody says anything: most entries can be tested, and the default has seeds enough."""
+    seeds = len(gain.static.seeds) if gain.static is not None else 0
+    return seeds >= SEEDS_FOR_NOBODY and len(gain.rivals) >= MOST * gain.others
 
 
 def _beaten_words(gain: Gain) -> str | None:
     """The uncorrected cases too: with few seeds and many entries the correction leaves next to nothing."""
     if not gain.rivals:
         return None
-    words = f"beaten by {', '.join(gain.beaten_by) or 'nobody'} of {len(gain.rivals)} with seeds enough for a test"
+    words = (
+        f"beaten by {', '.join(gain.beaten_by) or 'nobody'} of the {len(gain.rivals)}, of {gain.others} others, that "
+        f"have {ENOUGH_SEEDS} seeds in common with it"
+    )
+    if not gain.beaten_by and not _enough(gain):
+        words += ", too few to tell"
     ahead = {name: d for name, d in gain.rivals.items() if d.above and name not in gain.beaten_by}
     if ahead:
         told = (f"{name} {d.mean:+.3f} ({len(d.seeds)} seeds)" for name, d in ahead.items())
-        words += f", without the correction by {', '.join(told)}"
+        words += f", ahead before correcting for the number of comparisons: {', '.join(told)}"
     return words
-
-
-def _low_words(difference: Paired | None) -> str | None:
-    if difference is None or difference.interval is None or difference.t_interval is None:
-        return None
-    ends = f"low end {difference.interval[0]:+.3f}, of the t interval {difference.t_interval[0]:+.3f}"
-    return f"{ends}, {len(difference.seeds)} seeds"
 
 
 def _all(held: dict[str, bool | None]) -> bool | None:
@@ -208,16 +245,27 @@ def _by_task(told: dict[str, str | None]) -> str:
 
 
 def _missing(tasks: list[Task]) -> list[str]:
-    """Incomplete sets: what a comparison leaves out, in words."""
-    everybody = {name for task in tasks for name in task.entries if "static(" not in name}
-    lines = [line for task in tasks for line in task.missing]
-    lines += [line for task in tasks for line in _other_policies(task)]
-    lines += [f"{t.name} {name}: no finished run" for t in tasks for name in sorted(everybody - set(t.entries))]
+    """What a comparison can't rest on, beside the runs that are lacking."""
+    lines = [line for task in tasks for line in _other_policies(task)]
     lines += [f"{t.name}: {len(t.seeds)} seeds, so intervals are wide" for t in tasks if 1 < len(t.seeds) < 5]
     lines += [f"{t.name}: one seed, so there are no intervals" for t in tasks if len(t.seeds) == 1]
     if HELD_OUT not in {task.name for task in tasks}:
         lines.append(f"{HELD_OUT}: not run")
     return lines
+
+
+def _lacking(tasks: list[Task]) -> list[Lacking]:
+    """Runs that are not there, entries that lack the same ones together."""
+    everybody = {name for task in tasks for name in task.entries if "static(" not in name}
+    found = []
+    for task in tasks:
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for name, seeds in task.missing.items():
+            groups.setdefault(tuple(seeds), []).append(name)
+        if absent := sorted(everybody - set(task.entries)):
+            groups[()] = absent
+        found += [Lacking(task=task.name, entries=sorted(groups[k]), seeds=list(k)) for k in sorted(groups)]
+    return found
 
 
 def _other_policies(task: Task) -> list[str]:
@@ -263,6 +311,7 @@ def summary(analysis: Analysis) -> Json:
         "published": [gain.rival for gain in analysis.gains],
         "targets": {target.name: target.met for target in analysis.targets},
         "claims": {f"{j.claim.source}: {j.claim.text}": j.verdict for j in analysis.claims},
+        "claims_why": {f"{j.claim.source}: {j.claim.text}": j.why for j in analysis.claims},
         "by_rule": {task.name: {row.entry.name: _row(row) for row in task.rows} for task in analysis.tasks},
     }
 

@@ -40,19 +40,19 @@ def shown_entries(task: Task, default: str | None) -> dict[str, str]:
 
 
 def gain_figure(task: Task, colours: Mapping[str, str]) -> Figure | None:
-    """Gain in test hypervolume over fixed equal weights: the entries with the highest means, each seed a faint dot."""
+    """Gain in test hypervolume over fixed equal weights, in the order of the table: those with enough seeds first. Each
+    seed is a faint dot."""
     fixed = task.baselines.get("fixed")
-    found = [(row, gain) for row in task.rows if (gain := row.against.get("fixed")) is not None]
+    found = [(row, gain) for row in task.rows if (gain := row.gain) is not None]
     if fixed is None or not found:
         return None
-    best = sorted(found, key=lambda pair: -pair[1].mean)[:ROWS]
     rows = []
-    for row, gain in best:
+    for row, gain in found[:ROWS]:
         name = row.entry.name
         by_seed = {seed: row.entry.hypervolumes[seed] - fixed.hypervolumes[seed] for seed in gain.seeds}
         rows.append(
             Estimate(
-                name=name,
+                name=name if row.ranked else f"{name} (n={len(gain.seeds)})",
                 colour=colours.get(name, MUTED),
                 mean=gain.mean,
                 interval=gain.interval,
@@ -60,7 +60,7 @@ def gain_figure(task: Task, colours: Mapping[str, str]) -> Figure | None:
             )
         )
     left = len(found) - len(rows)
-    title = f"{task.name}: gain over fixed equal weights" + (f", the best {ROWS} of {len(found)}" if left else "")
+    title = f"{task.name}: gain over fixed equal weights" + (f", the first {ROWS} of {len(found)}" if left else "")
     picture = svg.forest(title, rows, across="gain in test hypervolume; 95 % interval, and each seed")
     return Figure(title=title, svg=picture, legend=[])
 
@@ -141,7 +141,7 @@ def weight_figures(task: Task, entries: Sequence[str]) -> list[Figure]:
 
 
 def cost_figure(task: Task, colours: Mapping[str, str]) -> Figure | None:
-    """Gain over fixed equal weights against the time of a step at equal rollouts; one point for each entry.
+    """Gain over fixed equal weights against compute per unit of generation; one point for each entry.
 
     Far outliers below, by Tukey's fence, are drawn at the lower edge: the others would be one blot.
     """
@@ -154,7 +154,7 @@ def cost_figure(task: Task, colours: Mapping[str, str]) -> Figure | None:
         if point is None:
             continue
         name = row.entry.name
-        words = f"{name}: {point[1]:+.3f} hypervolume at {point[0]:.2f} times the time of a step"
+        words = f"{name}: {point[1]:+.3f} hypervolume at {point[0]:.2f} times the compute of fixed"
         dot = (point[0], max(point[1], floor), words)
         if name in colours:
             told.append(Series(name=name, colour=colours[name], points=[dot]))
@@ -165,7 +165,7 @@ def cost_figure(task: Task, colours: Mapping[str, str]) -> Figure | None:
     below = sum(gain < floor for gain in gains)
     title = f"{task.name}: cost against gain" + (f" ({below} far below, at the lower edge)" if below else "")
     up = "gain in test hypervolume over fixed"
-    picture = svg.chart(title, [*rest, *told], across="time of a step at equal rollouts, fixed = 1", up=up)
+    picture = svg.chart(title, [*rest, *told], across="compute per unit of generation, fixed = 1", up=up)
     return Figure(title=title, svg=picture, legend=_legend(colours, rest))
 
 

@@ -9,12 +9,14 @@ from statistics import median
 
 import numpy as np
 
+from orchestrator.arena.entries import CENTRE
 from orchestrator.arena.results import Run
 from orchestrator.arena.run_figures import RunFigures, union_hypervolume
 from orchestrator.arena.statistics import ALPHA, Mean, Paired, holm, mean_over, paired
 
-FIXED = "gdpo/fixed"
+FIXED = f"gdpo/{CENTRE}"
 MOST = 0.75
+SHOWN_BASELINES = ("fixed", "static", "static_unseen", "published", "front")
 BySeed = dict[int, float]
 
 
@@ -50,6 +52,7 @@ class Baseline:
     words: str
     hypervolumes: BySeed
     entry: str | None = None
+    chosen_on: tuple[int, ...] = ()  # the seeds whose validation decided which entry it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,23 @@ class Row:
     against: dict[str, Paired | None]
     holm: dict[str, float] = field(default_factory=dict)  # by baseline
 
+    @property
+    def gain(self) -> Paired | None:
+        """Over fixed equal weights, with the same seeds: what entries are ranked by."""
+        return self.against.get("fixed")
+
+    @property
+    def ranked(self) -> bool:
+        """It is fixed equal weights, or has enough seeds in common with them."""
+        return self.entry.name == FIXED or (self.gain is not None and self.gain.enough)
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """To sort by. Where fixed equal weights were not run there is but the mean, whatever seeds are in it."""
+        if self.gain is None and self.entry.name != FIXED:
+            return True, -self.hypervolume.mean
+        return not self.ranked, -self.gain.mean if self.gain is not None else 0.0
+
     def significant(self, baseline: str) -> bool:
         """The difference holds after Holm's correction over all entries with the same baseline."""
         return self.holm.get(baseline, 1.0) < ALPHA
@@ -80,7 +100,8 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task's comparison, best entry first."""
+    """One task's comparison, best entry first: by the gain over fixed equal weights with the same seeds; those with too
+    few seeds for a test after the others."""
 
     name: str
     objectives: list[str]
@@ -88,7 +109,7 @@ class Task:
     entries: dict[str, Entry]
     baselines: dict[str, Baseline]
     rows: list[Row]
-    missing: list[str]
+    missing: dict[str, list[int]]  # seeds that others have, by entry
     calibration: dict[str, Mean | None]  # of each estimator's static grid
 
     @property
@@ -98,21 +119,39 @@ class Task:
         told = [error for error in errors if error is not None]
         return median(told) if told else None
 
+    @property
+    def columns(self) -> list[str]:
+        """Baselines worth a column each: that of the static weights chosen without the seed is none where it chose the
+        same ones for every seed."""
+        return [key for key in SHOWN_BASELINES if key in self.baselines and not (key == "static_unseen" and self.same)]
+
+    @property
+    def same(self) -> bool:
+        """Without its own seed, each seed would have got the same best static weights."""
+        static, unseen = self.baselines.get("static"), self.baselines.get("static_unseen")
+        return static is not None and unseen is not None and unseen.hypervolumes.items() <= static.hypervolumes.items()
+
     def row(self, entry: str) -> Row:
         return next(row for row in self.rows if row.entry.name == entry)
 
 
-def compare(name: str, runs: list[Run]) -> Task:
-    """The comparison of a task's finished runs. At least one run."""
+def entries_of(runs: Iterable[Run]) -> dict[str, Entry]:
+    """A task's finished runs by entry."""
     entries: dict[str, Entry] = {}
     for run in runs:
         entry = entries.setdefault(run.entry, Entry(name=run.entry, role=run.role, estimator=run.estimator, runs={}))
         entry.runs[run.seed] = RunFigures(run)
+    return entries
+
+
+def compare(name: str, runs: list[Run], default: str | None = None) -> Task:
+    """The comparison of a task's finished runs, at least one. `default` is never the published rule to beat."""
+    entries = entries_of(runs)
     seeds = sorted({run.seed for run in runs})
-    baselines = _baselines(entries, seeds)
+    baselines = _baselines(entries, seeds, default)
     rows = [_row(entry, baselines, entries) for entry in entries.values()]
     _correct(rows, baselines)
-    rows.sort(key=lambda row: -row.hypervolume.mean)
+    rows.sort(key=lambda row: row.rank)
     return Task(
         name=name,
         objectives=list(runs[0].objectives),
@@ -120,11 +159,11 @@ def compare(name: str, runs: list[Run]) -> Task:
         entries=entries,
         baselines=baselines,
         rows=rows,
-        missing=[
-            f"{name} {entry.name}: no finished run of seed {', '.join(map(str, lacking))}"
+        missing={
+            entry.name: lacking
             for entry in entries.values()
             if (lacking := [seed for seed in seeds if seed not in entry.runs])
-        ],
+        },
         calibration={
             estimator: grid_calibration([e for e in entries.values() if e.static and e.estimator == estimator])
             for estimator in sorted({entry.estimator for entry in entries.values() if entry.static})
@@ -158,36 +197,47 @@ def best(candidates: Iterable[Entry], *, without: int | None = None) -> Entry | 
     return max(kept, key=lambda entry: entry.validation_mean(seeds), default=None)
 
 
-def _baselines(entries: dict[str, Entry], seeds: list[int]) -> dict[str, Baseline]:
-    """In the order in which the report shows them; those without runs are left out."""
+def _chosen(candidates: list[Entry], words: str) -> Baseline | None:
+    """The best of the candidates, and how it became that."""
+    entry = best(candidates)
+    if entry is None:
+        return None
+    kept, seeds = comparable(candidates)
+    of = f"the best of {len(kept)}" + (f" (of {len(candidates)}, as others lack these)" * (len(kept) < len(candidates)))
+    return Baseline(
+        words=f"{words}: {entry.name}, by mean validation hypervolume over seed{'s' * (len(seeds) > 1)} "
+        f"{', '.join(map(str, seeds))} {of}",
+        hypervolumes=entry.hypervolumes,
+        entry=entry.name,
+        chosen_on=tuple(seeds),
+    )
+
+
+def _baselines(entries: dict[str, Entry], seeds: list[int], default: str | None) -> dict[str, Baseline]:
+    """Those without runs are left out."""
     found: dict[str, Baseline] = {}
     statics = [entry for entry in entries.values() if entry.static]
-    if chosen := best(statics):
-        found["static"] = Baseline(
-            words=f"best static weights ({chosen.name}, chosen on validation)",
-            hypervolumes=chosen.hypervolumes,
-            entry=chosen.name,
-        )
+    if static := _chosen(statics, "best static weights"):
+        found["static"] = static
     elsewhere = {seed: _best_unseen(statics, seed) for seed in seeds}
     left_out = {s: e.runs[s].hypervolume for s, e in elsewhere.items() if e is not None and s in e.runs}
     if left_out:
         found["static_unseen"] = Baseline(
-            words="best static weights, chosen on the validation of the other seeds", hypervolumes=left_out
+            words="best static weights, chosen for each seed by the validation of the others", hypervolumes=left_out
         )
     if statics:
         whole = [seed for seed in seeds if all(seed in entry.runs for entry in statics)]
         found["front"] = Baseline(
-            words=f"front of all {len(statics)} static runs together ({len(statics)} times the budget)",
+            words=f"front of all {len(statics)} static runs together: {len(statics)} times the budget, no rival",
             hypervolumes={s: union_hypervolume([entry.runs[s] for entry in statics]) for s in whole},
         )
     if FIXED in entries:
-        found["fixed"] = Baseline(words="fixed equal weights", hypervolumes=entries[FIXED].hypervolumes, entry=FIXED)
-    if published := best(entry for entry in entries.values() if entry.published):
-        found["published"] = Baseline(
-            words=f"best published rule ({published.name}, chosen on validation)",
-            hypervolumes=published.hypervolumes,
-            entry=published.name,
+        found["fixed"] = Baseline(
+            words=f"fixed equal weights: {FIXED}", hypervolumes=entries[FIXED].hypervolumes, entry=FIXED
         )
+    others = [entry for entry in entries.values() if entry.published and entry.name != default]
+    if published := _chosen(others, "best published rule other than the default" if default else "best published rule"):
+        found["published"] = published
     return found
 
 
@@ -258,11 +308,12 @@ def _reached(entry: Entry, static: Entry) -> Reached | None:
 
 
 def _correct(rows: list[Row], baselines: dict[str, Baseline]) -> None:
-    """Holm over every entry that is compared with the same baseline."""
+    """Holm over every entry that is compared with the same baseline over enough seeds; with fewer none can be
+    significant, and each would only weaken the others."""
     for key in baselines:
-        known = {r.entry.name: d.p for r in rows if (d := r.against.get(key)) is not None and d.p is not None}
+        adjusted = holm({r.entry.name: d.p for r in rows if (d := r.against.get(key)) and d.enough and d.p is not None})
         for row in rows:
-            if row.entry.name in (adjusted := holm(known)):
+            if row.entry.name in adjusted:
                 row.holm[key] = adjusted[row.entry.name]
 
 
@@ -274,10 +325,10 @@ def beaten_by(task: Task, entry: str) -> list[str]:
 
 
 def rivals(task: Task, entry: str) -> dict[str, Paired]:
-    """Each other entry's difference to it, of those with enough seeds in common for a test."""
+    """Each other entry's difference to it, of those with at least ENOUGH_SEEDS seeds in common."""
     own = task.entries[entry].hypervolumes
     differences = {name: paired(other.hypervolumes, own) for name, other in task.entries.items() if name != entry}
-    return {name: d for name, d in differences.items() if d is not None and d.p is not None}
+    return {name: d for name, d in differences.items() if d is not None and d.enough}
 
 
 def grid_calibration(grid: list[Entry]) -> Mean | None:

@@ -219,6 +219,7 @@ def heading(planned: Planned, spec: JobSpec) -> Json:
         "preference": spec.preference,
         "seed": planned.seed,
         "steps": planned.steps,
+        "conditions": planned.preset.conditions,
         "digest": digest(spec, planned.task, planned.policy_seed),
         "objectives": {o.name: {"range": list(o.range), "reference": o.reference} for o in spec.objectives},
         "targets": {o.name: o.target.value for o in spec.objectives if o.target is not None},

@@ -29,6 +29,18 @@ class Preset:
     rules: tuple[str, ...] = ("*",)
     tasks: tuple[str, ...] = ("sums3", "sums4", "sums5")
 
+    @property
+    def conditions(self) -> dict[str, int | bool]:
+        """What a record tells beside its steps: runs whose conditions differ are not compared."""
+        return {
+            "protocol version": VERSION,
+            "prompts a step": self.prompts_per_step,
+            "rollouts a prompt": self.rollouts_per_prompt,
+            "validation prompts": self.validation,
+            "steps between evaluations": self.evaluate_every,
+            "a policy for each seed": self.policy_for_each_seed,
+        }
+
     def sections(self, steps: int) -> dict[str, Any]:
         """Of a job's spec. Every point counts: a collapse is seen in the figures, not taken out of them."""
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -82,6 +83,8 @@ class Run(_Part):
     test: list[Test] = []
     chosen_step: int | None = None
     weights: list[list[float]] = []
+    conditions: Json = {}  # that its preset gave it; records from before they were told have none
+    warnings: list[str] = []
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -102,11 +105,30 @@ class Run(_Part):
             steps = [point.step for point in points]
             if len(set(steps)) < len(steps):
                 raise ValueError(f"{field} has a step twice: {steps}")
-        if self.chosen_step not in {point.step for point in self.test}:
-            raise ValueError(f"chosen_step {self.chosen_step} has no test figures")
         if any(len(weights_K) != len(names) for weights_K in self.weights):
             raise ValueError(f"weights must have {len(names)} columns, one for each objective")
         return self
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """What has to be the same of runs that are compared, as far as the record tells it."""
+        told: dict[str, Any] = {"steps": self.steps, **self.conditions}
+        if self.status == "done":
+            told["evaluations"] = len(self.validation)
+            if prompts := {point.prompts for point in self.test if point.prompts is not None}:
+                told["test prompts"] = min(prompts)
+        return told
+
+    @property
+    def gap(self) -> str | None:
+        """What a finished run's figures lack, so that it is not compared."""
+        if self.status == "failed":
+            return None
+        if "checkpoint.failed" in self.warnings:
+            return "a checkpoint could not be written, so its front may lack points"
+        if self.chosen_step not in {point.step for point in self.test}:
+            return f"the step that it chose, {self.chosen_step}, has no test figures"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +143,10 @@ class Results:
 def read_results(path: Path) -> Results:
     """Every run of a file of lines, `.gz` or plain.
 
-    The last line may be cut short by a kill, and is then left out. Of two finished runs of the same entry, task and
-    seed the later counts; runs with another number of steps than most of their task have another budget and are left
-    out. `ValueError` names the line and the field that does not fit.
+    The last line may be cut short by a kill, and is then left out, as are runs with other conditions (steps, prompts,
+    evaluations, protocol) than most of their task, and those whose figures have a gap. Of two finished runs of the
+    same entry, task and seed the later counts, if their digests are the same, and else the first. `ValueError` names
+    the line and the field that does not fit.
     """
     lines, left_out = whole_lines(path)
     runs = [_run(line, f"{path.name}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
@@ -180,20 +203,21 @@ def _check_ranges(done: list[Run], name: str) -> None:
 
 
 def _comparable(runs: list[Run], left_out: list[str]) -> Results:
-    usual = {
-        task: Counter(run.steps for run in runs if run.task == task and run.status == "done").most_common(1)
-        for task in {run.task for run in runs}
-    }
+    usual = {task: _usual_budget([run for run in runs if run.task == task]) for task in {run.task for run in runs}}
     kept: dict[tuple[str, str, int], Run] = {}
     for run in runs:
         key = (run.task, run.entry, run.seed)
-        name = f"{run.task} {run.entry} seed {run.seed}"
-        if usual[run.task] and run.steps != usual[run.task][0][0]:
-            left_out.append(f"{name}: {run.steps} steps, where most runs of {run.task} have {usual[run.task][0][0]}")
-            continue
         other = kept.get(key)
+        name = f"{run.task} {run.entry} seed {run.seed}"
+        if reason := run.gap or _other_budget(run, usual[run.task]):
+            left_out.append(f"{name}: {reason}")
+            continue
         if other is not None and other.status == "done":
-            if run.status == "failed":
+            if run.status == "failed" or _same(run, other):
+                continue
+            if run.digest != other.digest:
+                digests = f"digest {run.digest}, not {other.digest}"
+                left_out.append(f"{name}: run again with other settings ({digests}); the first one counts")
                 continue
             left_out.append(f"{name}: run twice; the later one counts")
         kept[key] = run
@@ -202,3 +226,24 @@ def _comparable(runs: list[Run], left_out: list[str]) -> Results:
         failed=[run for run in kept.values() if run.status == "failed"],
         left_out=left_out,
     )
+
+
+def _usual_budget(runs: list[Run]) -> dict[str, Any]:
+    """What most finished runs that tell it have."""
+    told: dict[str, Counter[Any]] = {}
+    for run in runs:
+        for name, value in run.budget.items() if run.status == "done" else ():
+            told.setdefault(name, Counter())[value] += 1
+    return {name: counts.most_common(1)[0][0] for name, counts in told.items()}
+
+
+def _other_budget(run: Run, usual: Mapping[str, Any]) -> str | None:
+    for name, value in run.budget.items():
+        if value != usual.get(name, value):
+            return f"{name}: {value}, where most runs of {run.task} have {usual[name]}"
+    return None
+
+
+def _same(run: Run, other: Run) -> bool:
+    """One record, read twice, as where files of runs were joined."""
+    return (run.digest, run.started) == (other.digest, other.started)

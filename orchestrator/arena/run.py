@@ -126,6 +126,11 @@ def run_job(spec: JobSpec, parts: Parts, scratch: Path, initial: dict[str, Evalu
     outcome = loop.run()
     if outcome != "succeeded":
         raise RunFailed(loop.reason or f"it ended as {outcome}")
+    if lost := [data for type, data in notes.events if type == "checkpoint.failed"]:
+        raise RunFailed(  # the loop goes on without it, but what it can't load it can't test
+            f"the checkpoint of step {', '.join(str(data['step']) for data in lost)} was not written, so that the "
+            f"test front may lack points ({lost[-1]['message']}); --retry-failed makes the run again"
+        )
     gap = max(record["sampler_gap"] for record in notes.steps)
     if gap > MOST_GAP:
         raise RunFailed(f"the engine did not sample from the learner's weights: log-probabilities {gap:.2g} apart")

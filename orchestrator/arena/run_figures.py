@@ -155,6 +155,22 @@ class RunFigures:
         """The first evaluated step whose validation hypervolume is at least that; None where the run ended before."""
         return next((step for step, found in self.curve if found >= volume - 1e-12), None)
 
+    def reached_between(self, volume: float) -> float | None:
+        """The step at which it reaches that, on a line between evaluations; None where the run ended before."""
+        before = self.curve[0]
+        for step, found in self.curve:
+            if found >= volume - 1e-12:
+                rise = found - before[1]
+                share = (volume - before[1]) / rise if rise > 0 else 1.0
+                return before[0] + min(1.0, max(0.0, share)) * (step - before[0])
+            before = (step, found)
+        return None
+
+    @property
+    def untested(self) -> int:
+        """Points of the validated front without test figures: with them the test hypervolume might be higher."""
+        return sum(point.on_front for point in self.run.validation) - len(self.chosen)
+
     def seconds_until(self, step: int) -> float:
         return sum(self.run.step_seconds[:step])
 

@@ -16,6 +16,7 @@ Interval = tuple[float, float]
 LEVEL = 0.95
 RESAMPLES = 10_000
 ALPHA = 1 - LEVEL
+ENOUGH_SEEDS = 3  # in common; with fewer a difference is told, and neither tested nor ranked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,11 @@ class Paired:
     p: float | None
     seeds: tuple[int, ...]
     dropped: tuple[int, ...]
+
+    @property
+    def enough(self) -> bool:
+        """Of as many seeds as a test needs."""
+        return len(self.seeds) >= ENOUGH_SEEDS
 
     @property
     def above(self) -> bool:

@@ -26,6 +26,7 @@ class Task:
 
     name: str
     objectives: tuple[Mapping[str, Any], ...]
+    what: str  # for a reader of the report
     recipe: Recipe = field(default_factory=Recipe)
     held_out: bool = False
 
@@ -72,6 +73,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
         for task in (
             Task(
                 name="sums3",
+                what="the quickstart's own: right, brief and clear answers, which hardly conflict",
                 objectives=(
                     ACCURACY,
                     _objective("conciseness", "conciseness"),
@@ -80,6 +82,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             ),
             Task(
                 name="sums4",
+                what="a policy that prefers words, a band of lengths that they do not fit in: equal weights give it up",
                 objectives=(
                     ACCURACY,
                     _objective("band", "length_within", min_tokens=12, max_tokens=24),
@@ -90,6 +93,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             ),
             Task(
                 name="sums5",
+                what="five objectives on scales from 1 to 64, one sparse, one soon saturated, one noisy",
                 objectives=(
                     ACCURACY,
                     _objective("length", "length", (-64.0, 0.0)),  # tokens
@@ -104,6 +108,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             ),
             Task(
                 name="held_out",
+                what="brevity against lines and a noisy rating of words; kept from all tuning",
                 objectives=(
                     ACCURACY,
                     _objective("brevity", "conciseness", free_tokens=8, max_tokens=40),  # most answers in words: 0

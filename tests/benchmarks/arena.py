@@ -21,6 +21,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.arena.conduct import KEY
+from orchestrator.arena.files import replace_file
 from orchestrator.arena.report import write_report
 from orchestrator.arena.results import read_results, whole_lines
 from tests.benchmarks.machine import machine
@@ -33,13 +35,33 @@ LARGEST_PAGE = 2**20
 def keep(runs: Path) -> None:
     """Store the runs with the project, small: six digits, and without training rewards, which no figure uses.
 
-    What a run failed of may name files of the machine that it ran on: their folders are left out.
+    What a run failed of may name files of the machine that it ran on: their folders are left out. ValueError where
+    runs that are kept are not among them, with what is kept as it was.
     """
     read_results(runs)  # what can't be read is not kept
+    records = {_identity(record): record for record in _records(runs)}  # joined files may tell a run twice
+    if KEPT.exists():
+        lost = [record for record in _records(KEPT) if record["status"] == "done" and _identity(record) not in records]
+        if lost:
+            first = "{task} {entry} seed {seed}, of {started}".format(**lost[0])
+            packed = runs.suffix == ".gz"
+            join = f"cat {KEPT} {runs} > both.jsonl.gz" if packed else f"gunzip -c {KEPT} | cat - {runs} > both.jsonl"
+            raise ValueError(
+                f"{runs} lacks {len(lost)} finished runs that are kept, such as {first}; put both in one file ({join}) "
+                "and give that to --runs"
+            )
+    small = [{k: v for k, v in record.items() if k != "train_rewards"} for record in records.values()]
+    text = "".join(json.dumps(shortened(record)) + "\n" for record in small)
+    replace_file(KEPT, gzip.compress(text.encode(), mtime=0))
+
+
+def _records(runs: Path) -> list[dict[str, Any]]:
     lines, _ = whole_lines(runs)
-    records = [{k: v for k, v in json.loads(line).items() if k != "train_rewards"} for line in lines if line.strip()]
-    text = "".join(json.dumps(shortened(record)) + "\n" for record in records)
-    KEPT.write_bytes(gzip.compress(text.encode(), mtime=0))
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(record.get(key) for key in (*KEY, "started", "status"))
 
 
 def shortened(value: Any) -> Any:
@@ -72,7 +94,8 @@ def print_tables(figures: dict[str, Any]) -> None:
         console.print(table)
     for kind in ("targets", "claims"):
         for name, verdict in figures[kind].items():
-            console.print(f"{kind[:-1]}: {name}: {verdict}", highlight=False, markup=False)
+            why = f" ({figures['claims_why'][name]})" if kind == "claims" else ""
+            console.print(f"{kind[:-1]}: {name}: {verdict}{why}", highlight=False, markup=False)
 
 
 def main() -> None:
@@ -91,7 +114,7 @@ def main() -> None:
     if (RESULTS / "arena.html").stat().st_size > LARGEST_PAGE:
         (RESULTS / "arena.html").unlink()
         print("arena.html is larger than 1 MiB and is not kept; `equipoise arena report` writes it elsewhere")
-    (RESULTS / "arena.json").write_text(json.dumps({"machine": machine(), **figures}, indent=1) + "\n")
+    replace_file(RESULTS / "arena.json", json.dumps({"machine": machine(), **figures}, indent=1) + "\n")
     print_tables(figures)
     print(json.dumps(figures))
 

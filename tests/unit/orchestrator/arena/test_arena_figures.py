@@ -92,6 +92,19 @@ def test_reaching_a_volume_or_not() -> None:
     assert found.reached(0.21) is None
 
 
+def test_reaching_a_volume_between_evaluations() -> None:
+    """Volumes 0, .1, .2 at steps 0, 10, 20."""
+    found = run(THREE, [(20, 6.0, 0.5)])
+    reached = [found.reached_between(volume) for volume in (0.0, 0.05, 0.1, 0.19, 0.2, 0.21)]
+    assert reached[:-1] == pytest.approx([0, 5, 10, 19, 20])
+    assert reached[-1] is None
+
+
+def test_points_of_the_front_that_were_not_tested_are_counted() -> None:
+    assert run(THREE, [(10, 4.0, 0.9), (20, 6.0, 0.5)]).untested == 0
+    assert run(THREE, [(20, 6.0, 0.5)]).untested == 1
+
+
 def test_union_is_chosen_on_validation() -> None:
     """The second run's point is dominated on validation, so that its lucky test values do not count."""
     first = run([(20, 8.0, 0.8, True)], [(20, 6.0, 0.5)])

@@ -1,9 +1,11 @@
 """The arena's report: complete in itself, safe with hostile text, and plain about what failed and what is missing."""
 
+import errno
 import gzip
 import json
 import math
 import re
+from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,8 +13,10 @@ import pytest
 
 from orchestrator.arena import svg
 from orchestrator.arena.analysis import Analysis, analyse
+from orchestrator.arena.files import replace_file
 from orchestrator.arena.report import render_html, render_markdown, write_report
 from orchestrator.arena.results import read_results
+from orchestrator.arena.tasks import TASKS
 from tests.arena_records import Json, arena, failed, record, write
 from tests.benchmarks import arena as benchmark
 
@@ -52,13 +56,17 @@ def test_report_tells_result_claims_failures_and_how_to_repeat(tmp_path: Path) -
     assert figures["seeds_by_task"] == {"sums3": {"5": 11}}
     assert figures["default"] == "gdpo/saw"
     assert figures["gain_static_low"][0] > 0
+    assert set(figures["claims"].values()) <= {"reproduced", "not reproduced", "not testable here"}
+    assert set(figures["claims_why"]) == set(figures["claims"])
     assert figures["by_rule"]["sums3"]["gdpo/dara"]["reached_static"] == [0, 5]
 
 
 def test_why_static_weights_are_not_beaten_is_told(tmp_path: Path) -> None:
     text = render_markdown(analysed(tmp_path, arena({"gdpo/saw": -0.05})))
     assert re.search(
-        r"Why not on sums3: -0\.\d+ against what is best, in hindsight, of \d+ static weights, where", text
+        r"Why not on sums3: .* in hindsight from 8 weightings, by their validation over seeds 0-4, which takes 8 times "
+        r"the budget .* the difference to them is -0\.\d+; one run's standard error from its test prompts is 0\.\d+",
+        text,
     )
     assert re.search(r"In (\d+) of \1 runs hypervolume still rose at the last evaluation", text)
     assert "Why not" not in render_markdown(analysed(tmp_path, arena({"gdpo/saw": 0.05})))
@@ -67,7 +75,7 @@ def test_why_static_weights_are_not_beaten_is_told(tmp_path: Path) -> None:
 def test_tables_of_the_markdown_have_even_rows(tmp_path: Path) -> None:
     text = render_markdown(analysed(tmp_path, arena({**RULES, "gdpo/a|b": 0.0}, tasks=("sums3", "sums5"))))
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert len(tables) == 4  # two tasks, claims, conditions
+    assert len(tables) == 5  # the lead, two tasks, claims, conditions
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
 
@@ -162,6 +170,74 @@ def test_a_single_run_has_a_report(tmp_path: Path) -> None:
     assert "Nothing is missing" not in render_markdown(found)
 
 
+def test_the_page_begins_with_how_the_default_stands_on_each_task(tmp_path: Path) -> None:
+    """Ahead, level, behind and too few seeds, computed from the figures, on a page that says what its words mean."""
+    lifts = {"sums3": 0.06, "sums4": 0.0, "sums5": -0.06}
+    records = [one for name, lift in lifts.items() for one in arena({"gdpo/auto": lift}, tasks=(name,))]
+    records += arena({"gdpo/auto": 0.06}, tasks=("held_out",), seeds=range(2))
+    found = analysed(tmp_path, records)
+    for text in (unescape(render_html(found)), render_markdown(found)):
+        lead = text[text.index("Which rule should I use?") : text.index("What was found")]
+        assert "An entry is ESTIMATOR/RULE" in lead
+        assert "Hypervolume is how much of" in lead
+        assert all(TASKS[name].what in lead for name in (*lifts, "held_out"))
+        told = text[text.index("What was found") :]
+        assert re.search(
+            r"against that of the best static weights: ahead on sums3 \(\+0.*5 seeds\).*, whole interval above 0; "
+            r".*behind on .*sums5 \(-0.*5 seeds\), whole interval below 0; too few seeds to tell on held_out",
+            told,
+        )
+        for name, stands in (("sums3", "ahead"), ("sums5", "behind"), ("held_out", "too few seeds to tell")):
+            assert f"against best static: {stands}" in next(
+                line for line in lead.splitlines() if TASKS[name].what in line
+            )
+
+
+def test_differences_tell_of_how_many_seeds_they_are(tmp_path: Path) -> None:
+    records = [one for one in arena(RULES) if one["entry"] != "gdpo/saw" or one["seed"] == 0]
+    text = render_markdown(analysed(tmp_path, records))
+    row = next(line for line in text.splitlines() if line.startswith("| gdpo/saw"))
+    assert row.startswith("| gdpo/saw (not ranked) | 1 | ")
+    assert "(1 of 5 seeds)" in row
+    assert "without seed" not in text
+    assert "| sums3 | gdpo/saw | 1-4 |" in text  # a row of the table of runs that are not there
+
+
+def test_a_front_that_was_tested_in_part_is_a_lower_bound(tmp_path: Path) -> None:
+    records = arena(RULES)
+    told = "the test hypervolumes of these runs are lower bounds"
+    assert told not in render_markdown(analysed(tmp_path, records))
+    for one in records[:3]:
+        one["validation"][-2]["on_front"] = True
+    for text in (render_html(analysed(tmp_path, records)), render_markdown(analysed(tmp_path, records))):
+        assert told in text
+        assert f"In 3 of {len(records)} runs" in text
+
+
+def test_both_pages_say_how_to_run_the_held_out_task_and_how_fast_static_was_reached(tmp_path: Path) -> None:
+    found = analysed(tmp_path, arena(RULES))
+    for text in (render_html(found), render_markdown(found)):
+        assert "equipoise arena --preset full --out DIR --resume --held-out" in text
+        assert "seconds to static" in text
+        assert "the rest is not significant or has too few seeds to tell" in text.replace("\n", " ")
+    table = next(line for line in render_markdown(found).splitlines() if line.startswith("| entry |"))
+    assert table.rstrip().endswith("| minus front (8 times the budget) |")
+
+
+def test_the_table_and_the_plot_have_one_order(tmp_path: Path) -> None:
+    """Entries with fewer than 3 seeds come last in both, however lucky these are."""
+    records = arena({**RULES, "gdpo/pama": 0.2})
+    found = analysed(tmp_path, [one for one in records if one["entry"] != "gdpo/pama" or one["seed"] < 2])
+    table = [row.entry.name for row in found.tasks[0].rows if row.entry.name != "gdpo/fixed"]
+    picture = next(
+        p for p in pictures(render_html(found)) if (p.get("aria-label") or "").startswith("sums3: gain over")
+    )
+    drawn = [text.split(" ")[0] for text in texts(picture) if "/" in text]
+    assert drawn[::-1] == table or drawn == table
+    assert table[-1] == "gdpo/pama"
+    assert "gdpo/pama (n=2)" in texts(picture)
+
+
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the benchmark keeps what it finds."""
@@ -206,6 +282,52 @@ def test_benchmark_never_replaces_what_it_keeps_by_what_it_cannot_read(
             benchmark_run(monkeypatch, "--runs", str(results / foreign))
         assert words in capsys.readouterr().err
     assert (results / "arena_runs.jsonl.gz").read_bytes() == before
+
+
+def test_benchmark_never_loses_a_run_that_it_keeps(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, other = arena(RULES, seeds=range(2)), arena(RULES, seeds=[2])
+    benchmark_run(monkeypatch, "--runs", str(write(results / "runs.jsonl", [*first, failed("gdpo/pama", "nan")])))
+    before = (results / "arena_runs.jsonl.gz").read_bytes()
+    with pytest.raises(SystemExit):
+        benchmark_run(monkeypatch, "--runs", str(write(results / "new.jsonl", [*first[1:], *other])))
+    told = capsys.readouterr().err
+    assert re.search(
+        r"lacks 1 finished runs that are kept, such as sums3 gdpo/fixed seed 0, of 2026.*both\.jsonl", told
+    )
+    assert (results / "arena_runs.jsonl.gz").read_bytes() == before
+    benchmark_run(monkeypatch, "--runs", str(write(results / "both.jsonl", [*first, *first, *other])))
+    kept = gzip.decompress((results / "arena_runs.jsonl.gz").read_bytes()).decode()
+    assert len(kept.splitlines()) == 33  # one that stood there twice is kept once
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.md"
+    replace_file(path, "whole")
+
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a\.md'"):
+        replace_file(path, "half")
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("a.md", "whole")]
+
+
+def test_reports_and_kept_runs_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = write(tmp_path / "runs.jsonl", arena(RULES, seeds=[0]))
+    html, markdown = tmp_path / "a.html", tmp_path / "a.md"
+    for path in (html, markdown):
+        path.write_text("as it was")
+    monkeypatch.setattr("os.fsync", lambda _file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    monkeypatch.setattr(benchmark, "KEPT", tmp_path / "arena_runs.jsonl.gz")
+    with pytest.raises(OSError, match="full"):
+        write_report(runs, html, markdown)
+    with pytest.raises(OSError, match="full"):
+        benchmark.keep(runs)
+    assert [path.read_text() for path in (html, markdown)] == ["as it was"] * 2
+    assert not (tmp_path / "arena_runs.jsonl.gz").exists()
 
 
 @pytest.mark.parametrize(("low", "high", "expected"), [

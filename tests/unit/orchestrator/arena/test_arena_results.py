@@ -68,6 +68,7 @@ def test_what_the_arena_writes_is_read(tmp_path: Path, task: str) -> None:
     ]  # fmt: skip
     assert [(run.entry, run.reason) for run in results.failed] == [("gdpo/dara", "weights are not finite")] * 2
     assert set(results.done[0].versions) > {"python", "torch"}
+    assert results.done[0].conditions == FULL
 
 
 BROKEN: list[tuple[dict[str, Any], str]] = [
@@ -77,7 +78,6 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"step_seconds": []}, r"line 2: run: step_seconds is empty"),
     ({"test": []}, r"line 2: run: test is empty"),
     ({"preference": {"accuracy": 1.0}}, r"line 2: run: preference must give each of"),
-    ({"chosen_step": 7}, r"line 2: run: chosen_step 7 has no test figures"),
     ({"weights": [[1.0, 2.0]]}, r"line 2: run: weights must have 3 columns"),
     ({"objectives": {"accuracy": {"range": [1, 1]}}}, r"line 2: objectives\.accuracy: range must rise"),
     ({"validation": [{"step": 0, "objectives": {"accuracy": float("nan")}, "hypervolume": 0.1}]},
@@ -120,11 +120,56 @@ def test_runs_with_another_budget_are_left_out_and_told(tmp_path: Path) -> None:
     path = write(tmp_path / "runs.jsonl", [record(seed=0), record(seed=1), record(seed=2, steps=10)])
     results = read_results(path)
     assert [run.seed for run in results.done] == [0, 1]
-    assert results.left_out == ["sums3 gdpo/gradient seed 2: 10 steps, where most runs of sums3 have 20"]
+    assert results.left_out == ["sums3 gdpo/gradient seed 2: steps: 10, where most runs of sums3 have 20"]
+
+
+FULL = PRESETS["full"].conditions
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"test": [{**record()["test"][0], "prompts": 48}]}, "test prompts: 48, where most runs of sums3 have 500"),
+    ({"validation": record()["validation"][::2]}, "evaluations: 3, where most runs of sums3 have 5"),
+    ({"conditions": FULL | {"prompts a step": 6}}, "prompts a step: 6, where most runs of sums3 have 32"),
+    ({"conditions": FULL | {"protocol version": 9}}, "protocol version: 9, where most runs of sums3 have 1"),
+    ({"digest": "e"}, "run again with other settings (digest e, not d); the first one counts"),
+])  # fmt: skip
+def test_a_run_of_other_conditions_never_takes_the_place_of_one(
+    tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    """As one of the smoke preset with as many steps: it is left out, though it is the later of the two."""
+    whole = [record(seed=seed, conditions=FULL) for seed in range(2)]
+    other = record(seed=0, lift=0.3, started="later") | change
+    results = read_results(write(tmp_path / "runs.jsonl", [*whole, other]))
+    assert [(run.seed, run.started == "later") for run in results.done] == [(0, False), (1, False)]
+    assert results.left_out == [f"sums3 gdpo/gradient seed 0: {reason}"]
+
+
+def test_records_that_tell_no_conditions_are_compared_by_what_they_tell(tmp_path: Path) -> None:
+    records = [record(seed=0), record(seed=1, conditions=FULL), record(seed=2, conditions=FULL)]
+    results = read_results(write(tmp_path / "runs.jsonl", records))
+    assert ([run.seed for run in results.done], results.left_out) == ([0, 1, 2], [])
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"chosen_step": 7}, "the step that it chose, 7, has no test figures"),
+    ({"warnings": ["checkpoint.failed"]}, "a checkpoint could not be written, so its front may lack points"),
+])  # fmt: skip
+def test_a_run_whose_figures_have_a_gap_is_left_out_with_its_reason(
+    tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    results = read_results(write(tmp_path / "runs.jsonl", [record(), record(seed=1) | change]))
+    assert [run.seed for run in results.done] == [0]
+    assert results.left_out == [f"sums3 gdpo/gradient seed 1: {reason}"]
+
+
+def test_a_record_that_stands_there_twice_is_one_run(tmp_path: Path) -> None:
+    """As where two files of runs were joined."""
+    results = read_results(write(tmp_path / "runs.jsonl", [record(), record()]))
+    assert (len(results.done), results.left_out) == (1, [])
 
 
 def test_a_run_that_was_tried_again_counts_once(tmp_path: Path) -> None:
-    again = record(seed=0, lift=0.1)
+    again = record(seed=0, lift=0.1, started="later")
     records = [failed("gdpo/gradient", "full disk"), record(seed=0), again, failed("gdpo/gradient", "late")]
     results = read_results(write(tmp_path / "runs.jsonl", records))
     assert [run.test[0].objectives for run in results.done] == [again["test"][0]["objectives"]]

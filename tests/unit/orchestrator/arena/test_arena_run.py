@@ -8,6 +8,8 @@ import pytest
 
 from orchestrator.arena.run import RunFailed, run_job
 from orchestrator.build import Parts
+from orchestrator.checkpoint_store import CheckpointStore
+from orchestrator.checkpoints import CheckpointError
 from orchestrator.evaluation import Evaluation
 from orchestrator.spec import JobSpec
 from rewards.base import RewardFailedError
@@ -88,3 +90,20 @@ def test_a_run_whose_engine_had_other_weights_fails(tmp_path: Path) -> None:
     parts.learner.learn = learn_apart  # type: ignore[method-assign]
     with pytest.raises(RunFailed, match=r"did not sample from the learner's weights: .* 0\.02 apart"):
         run_job(spec, parts, tmp_path, {})
+
+
+def test_a_run_whose_front_lacks_a_checkpoint_fails_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full for a moment: the loop goes on without the checkpoint, and its policy can't be tested."""
+    begin = CheckpointStore.begin
+
+    def full_once(self: CheckpointStore, *, step: int, **options: Any) -> Any:
+        if step == 3:
+            raise CheckpointError("can't write checkpoint: No space left on device")
+        return begin(self, step=step, **options)
+
+    monkeypatch.setattr(CheckpointStore, "begin", full_once)
+    spec = spec_of()
+    with pytest.raises(RunFailed, match=r"checkpoint of step 3 was not written, .*No space left.*--retry-failed"):
+        run_job(spec, parts_of(spec), tmp_path, {})
