@@ -43,7 +43,8 @@ SAVED_EVERY_S = 0.2
 END_S = 5.0  # an engine's process ends vLLM's before it is ended itself
 
 
-SHARED_BY_RANKS = re.compile(r"/dev/shm/(psm_|vllm_dist_|sem\.mp-)[^/ ]+$")  # the names that vLLM and Python choose
+# By the names that vLLM and Python choose, in a process's list of what it has in its memory.
+SHARED_BY_RANKS = re.compile(r"/dev/shm/(?:psm_|vllm_dist_|sem\.mp-)[^/\s]+$", re.MULTILINE)
 
 
 class LearnerError(RuntimeError):
@@ -85,13 +86,13 @@ class EngineActor(RolloutEngine):
         ranks share, up to .7 GB."""
         shared = set()
         for child in (children := psutil.Process().children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                shared |= {Path(known.path) for known in child.memory_maps() if SHARED_BY_RANKS.match(known.path)}
+            with contextlib.suppress(OSError):
+                shared |= set(SHARED_BY_RANKS.findall(Path(f"/proc/{child.pid}/maps").read_text()))
         for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         for path in shared:
-            path.unlink(missing_ok=True)
+            Path(path).unlink(missing_ok=True)
 
 
 class ActorEngine:
@@ -224,7 +225,6 @@ class RemoteLearner:
         self.sync_s = sync_s
         self.timeout_s = timeout_s
         self.group = group
-        self.kernel_kills = kernel_kills()
 
     def gramian(self, rollouts: Sequence[Rollout], advantages_BK: Tensor) -> Tensor:
         return self._call("gramian", ray.put(rollouts), advantages_BK)
@@ -272,24 +272,37 @@ class RemoteLearner:
         return self._ask(method, *arguments, **waiting)[0]
 
     def _ask(self, method: str, *arguments: Any, **waiting: Any) -> list[Any]:
+        killed = kernel_kills()
         try:
             return self.ranks.ask(method, *arguments, **{"timeout_s": self.timeout_s} | waiting)
         except ray.exceptions.GetTimeoutError:
-            told = f"the learner did not end `{method}` within {self.timeout_s:g} s (resources.learner_timeout_s)"
             if method == "sync":
                 told = f"the weights did not reach the engines within {self.sync_s:g} s (rollout.timeout_s)"
+            else:
+                told = f"the learner did not end `{method}` within {self.timeout_s:g} s (resources.learner_timeout_s)"
             raise ActorLost(told) from None
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, OSError):  # the disk's own words, for the checkpoint's error
                 raise cause from None
-            if isinstance(error, ray.exceptions.OutOfMemoryError) or is_out_of_memory(cause):
-                raise LearnerOutOfMemory(f"the learner is out of memory: {last_line(error)}") from error
-            if _is_lost(error) and kernel_kills() > self.kernel_kills:  # on this machine; on others, it is just gone
-                raise LearnerOutOfMemory("the kernel ended the learner, or an engine, for want of memory") from error
-            if _is_lost(error):  # itself, or in a sync an engine
-                raise ActorLost(f"the learner or an engine is gone: {last_line(error)}") from error
-            raise LearnerError(f"the learner failed: {last_line(error)}") from error
+            loss = _loss(error, killed)  # of itself, or in a sync of an engine
+            raise loss or LearnerError(f"the learner failed: {last_line(error)}") from error
+
+
+def _loss(error: ray.exceptions.RayError, killed: int) -> ActorLost | None:
+    """What another try may mend; None where the learner itself said what was wrong.
+
+    `killed`: the kernel's kills of this machine (kernel_kills.py) before the call; a learner on another is just gone.
+    """
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or is_out_of_memory(getattr(error, "cause", None)):
+        return LearnerOutOfMemory(f"the learner is out of memory: {last_line(error)}")
+    if isinstance(error, ray.exceptions.GetTimeoutError):
+        return ActorLost(f"the learner hangs: {last_line(error)} (resources.learner_timeout_s)")
+    if not _is_lost(error):
+        return None
+    if kernel_kills() > killed:
+        return LearnerOutOfMemory("the kernel ended the learner, or an engine, for want of memory")
+    return ActorLost(f"the learner or an engine is gone: {last_line(error)}")
 
 
 def _start_ray(**options: Any) -> None:
@@ -406,6 +419,7 @@ class Cluster:
             learner_options=learner_options,
             learner_ranks=learner_ranks,
         )
+        killed = kernel_kills()
         trainer = start_ranks(
             learner, ranks=learner_ranks, options=learner_options, place=lambda rank: gang.place(engines + rank)
         )
@@ -420,9 +434,9 @@ class Cluster:
         first = [start_engine(i, serving=True) for i in range(engines)]
         self.actors += trainer.actors
         try:
-            meet(trainer, learner, on_wait)
+            meet(trainer, learner, timeout_s=learner_timeout_s, on_wait=on_wait)
         except ray.exceptions.RayError as error:
-            raise LearnerError(f"the learner did not start: {last_line(error)}") from error
+            raise _loss(error, killed) or LearnerError(f"the learner did not start: {last_line(error)}") from error
         try:
             waiting = [actor.ready.remote() for actor in self.engines]
             while waiting:
@@ -438,7 +452,7 @@ class Cluster:
 
         def connect(members: list[Engine]) -> None:
             actors = [member.actor for member in members if isinstance(member, ActorEngine)]
-            connect_engines(trainer, actors, engine, group)
+            connect_engines(trainer, actors, engine, group, timeout_s=learner_timeout_s)
 
         pool = self.pool = EnginePool(
             first,
@@ -468,29 +482,36 @@ class Cluster:
 
 
 def connect_engines(
-    trainer: LearnerRanks, engines: Sequence[Any], settings: EngineSettings, group: Sequence[Any]
+    trainer: LearnerRanks,
+    engines: Sequence[Any],
+    settings: EngineSettings,
+    group: Sequence[Any],
+    *,
+    timeout_s: float | None = None,
 ) -> None:
     """From now on the learner sends these engines its weights. Raises ActorLost or LearnerError.
 
     Engines and learner of one group (`group`, as RemoteLearner has it) wait for each other: until one of them is gone,
-    or for MEET_S.
+    or for MEET_S. Else the learner may take `timeout_s`, and engines so long in each phase of an update that a sync has
+    the time to do without one of them.
     """
-    patience_s = None if group else max(PATIENCE_S, settings.stall_s)
+    killed = kernel_kills()
+    patience_s = None if group else min(max(PATIENCE_S, settings.stall_s), settings.timeout_s / 4)
     fanout = functools.partial(EngineFanout, list(engines), patience_s=patience_s, ranks=settings.tensor_parallel)
     world_size = 1 + len(engines) * settings.tensor_parallel
-    timeout_s = MEET_S if group else None
     try:
-        trainer.call("connect", fanout, settings.transport, world_size, timeout_s=timeout_s, watch=group)
-    except ray.exceptions.GetTimeoutError:
+        limit_s = MEET_S if group else timeout_s
+        trainer.call("connect", fanout, settings.transport, world_size, timeout_s=limit_s, watch=group)
+    except ray.exceptions.GetTimeoutError as error:
+        if not group:
+            raise ActorLost(f"the learner hangs: {last_line(error)} (resources.learner_timeout_s)") from None
         raise LearnerError(
             f"learner and engines did not become one group within {MEET_S:g} s (rollout.transport: "
             f"{settings.transport}): their machines must reach each other at the addresses that Ray has for them, and "
             "NCCL_SOCKET_IFNAME, where it is set, must name the interface of these"
         ) from None
     except ray.exceptions.RayError as error:
-        if _is_lost(error):
-            raise ActorLost(f"the learner or an engine is gone: {last_line(error)}") from error
-        raise LearnerError(f"the learner did not start: {last_line(error)}") from error
+        raise _loss(error, killed) or LearnerError(f"the learner did not start: {last_line(error)}") from error
 
 
 def _is_lost(error: BaseException) -> bool:

@@ -33,6 +33,7 @@ FAILURES_IN_A_ROW = 3  # calls, before an engine is retired
 TRIES = 3  # of one request, before its error is the job's
 STARTS = 3  # of engines in one place that never became healthy, before it is given up
 GIVEN_UP_S = 600.0  # then one more is tried: what kept them from starting may have passed
+START_S = 1800.0  # of an engine in another's place, at least; where rollouts may take longer, as long as they
 ANSWER_S = 30.0  # an engine says which weights it has
 WAKE_S = 120.0  # an engine moves its weights between a GPU and the host
 _LOOK_EVERY_S = 0.5
@@ -392,8 +393,8 @@ class EnginePool:
         for place in self._in(Health.STARTING):
             try:
                 if not place.engine.started():
-                    if now - place.since > self.timeout_s:
-                        self._retire(place, f"it did not start within {self.timeout_s:g} s (rollout.timeout_s)")
+                    if now - place.since > (limit_s := max(START_S, self.timeout_s)):
+                        self._retire(place, f"it did not start within {limit_s:g} s")
                     continue
             except (EngineLost, EngineError) as error:
                 self._retire(place, f"it did not start: {error}")

@@ -7,6 +7,7 @@ Every call goes to all ranks: a pass through a sharded model needs the others, a
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -148,14 +149,16 @@ class LearnerRanks:
         `on_wait` is called every second meanwhile, and may raise.
         """
         calls = [getattr(actor, method).remote(*arguments) for actor in self.actors]
-        waiting, since = list(calls), time.monotonic()
+        waiting = list(calls)
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while waiting:
-            ready, _ = ray.wait([*waiting, *watch], timeout=LOOK_EVERY_S if on_wait else timeout_s)
+            left_s = min(max(0.0, deadline - time.monotonic()), LOOK_EVERY_S if on_wait else math.inf)
+            ready, _ = ray.wait([*waiting, *watch], timeout=None if left_s == math.inf else left_s)
             waiting = [reference for reference in waiting if reference not in ready]
             if on_wait is not None:
                 on_wait()
             if not ready:
-                if on_wait and (timeout_s is None or time.monotonic() - since < timeout_s):
+                if on_wait and time.monotonic() < deadline:
                     continue
                 raise ray.exceptions.GetTimeoutError(f"{method} took longer than {timeout_s:g} s")
             try:
@@ -190,12 +193,14 @@ def in_group(settings: LearnerSettings, ranks: int) -> bool:
     return ranks > 1 or settings.cpu_offload
 
 
-def meet(learner: LearnerRanks, settings: LearnerSettings, on_wait: Callable[[], None]) -> None:
-    """All ranks have loaded the model, and are one group where they need one. `on_wait` as in LearnerRanks.ask."""
-    learner.call("__ray_ready__", on_wait=on_wait)
+def meet(
+    learner: LearnerRanks, settings: LearnerSettings, *, timeout_s: float | None, on_wait: Callable[[], None]
+) -> None:
+    """All ranks have loaded the model, and are one group where they need one. Both limits as in LearnerRanks.ask."""
+    learner.call("__ray_ready__", timeout_s=timeout_s, on_wait=on_wait)
     if in_group(settings, len(learner.actors)):
         place = ray.get(learner.actors[0].meeting_place.remote())
-        learner.call("join", place, on_wait=on_wait)
+        learner.call("join", place, timeout_s=timeout_s, on_wait=on_wait)
 
 
 def _halfway() -> None:

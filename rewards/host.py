@@ -257,13 +257,15 @@ class Host:
 
         `on_wait` is called every second until then, and may raise.
         """
-        while not (self._up or self._hopeless()):
+        while True:
             with self._changed:
-                if not (self._up or self._hopeless()):
+                if not self._up and not self._hopeless():
                     self._changed.wait(LOOK_EVERY_S)
+                if self._up or self._hopeless():
+                    if not self._up and self._broken is not None:
+                        raise RewardFailedError(self.objective, self._broken.text)
+                    return
             on_wait()
-        if not self._up and self._broken is not None:
-            raise RewardFailedError(self.objective, self._broken.text)
 
     def _hopeless(self) -> bool:
         broken = self._broken is not None and self._broken.kind == "broken"

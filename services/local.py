@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -38,7 +38,18 @@ from services.settings import (
 )
 from services.terminal import fail, say
 
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 log = logging.getLogger(__name__)
+
+
+def own_memory_gib() -> float | None:
+    """Of this machine, or the container on it, whose worker runs the jobs; None where they run on a Ray cluster."""
+    if os.environ.get("EQUIPOISE_RAY_ADDRESS"):
+        return None
+    sizes: list[int] = [psutil.virtual_memory().total]
+    with suppress(OSError, ValueError):  # there is none, or no limit in it
+        sizes.append(int(CONTAINER_LIMIT.read_text()))
+    return min(sizes) / 2**30
 
 
 class AlreadyRunning(Exception):
@@ -82,7 +93,7 @@ class LocalServer:
                 dashboard=self.api.dashboard(),
                 checkpoint_store=checkpoint_store(),
                 gpu_gib=gpu_gib(),
-                memory_gib=memory_gib() or psutil.virtual_memory().total / 2**30,  # its worker is on this machine
+                memory_gib=memory_gib() or own_memory_gib(),
             )
             self.api.start(store, settings)
             started.enter_context(dispatching(store))

@@ -193,7 +193,7 @@ def _layout_line(layout: Document) -> str:
     total = "" if layout["bytes"] is None else f", {readable(layout['bytes'])} in all"
     weights = f", weights by {layout['transport']}"
     if layout["device"] == "cpu":
-        there = f" of {readable(layout['memory_bytes'])}" if layout["memory_bytes"] and total else ""
+        there = f" of {readable(layout['memory_bytes'])}" if layout.get("memory_bytes") and total else ""
         return f"on CPU{f', rewards on {_gpus(layout)}' if layout['gpus'] else ''}{weights}{total}{there}"
     shared = " that all share" if layout["shared"] else ""
     rewards = f", {layout['reward_gpus']:g} for rewards" if layout["reward_gpus"] else ""

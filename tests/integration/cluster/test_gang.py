@@ -221,6 +221,44 @@ def test_a_start_that_takes_its_time_hears_that_nobody_wants_it_any_more(
     assert heard[-1] - heard[0] < 30
 
 
+def test_a_learner_that_dies_while_it_loads_is_lost_and_one_that_says_why_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from orchestrator import cluster, learner_group
+    from orchestrator.errors import ActorLost
+    from policies.learner_settings import LearnerSettings
+    from policies.rollout import EngineSettings
+
+    class Part:
+        def __init__(self, settings: Any, **_: Any) -> None:
+            if settings.model == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError("no such model")
+
+    class Idle:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def ready(self) -> bool:
+            return True
+
+        def end_core(self) -> None:
+            pass
+
+    monkeypatch.setattr(cluster, "EngineActor", Idle)
+    monkeypatch.setattr(learner_group, "LearnerActor", Part)
+    for model, expected in (("dies", ActorLost), ("x", cluster.LearnerError)):
+        parts = cluster.Cluster()
+        try:
+            with pytest.raises(expected):
+                parts.start(
+                    EngineSettings(model="x"), LearnerSettings(model=model), engines=1,
+                    engine_options={"num_cpus": 1}, learner_options={"num_cpus": 1},
+                )  # fmt: skip
+        finally:
+            parts.close()
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_process_that_is_gone_is_told_from_one_that_says_what_is_wrong() -> None:
     import ray

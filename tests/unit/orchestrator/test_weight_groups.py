@@ -15,8 +15,9 @@ import ray
 from orchestrator import cluster, learner_group
 from orchestrator.cluster import EngineActor, EngineFanout, LearnerError, RemoteLearner, connect_engines
 from orchestrator.errors import ActorLost
-from orchestrator.learner_group import LearnerRanks
+from orchestrator.learner_group import LearnerRanks, meet
 from policies import weight_sync
+from policies.learner_settings import LearnerSettings
 from policies.rollout import EngineDied, EngineSettings
 
 NEVER = object()
@@ -149,7 +150,7 @@ def test_a_sync_that_fails_in_a_group_goes_back_to_the_checkpoint(outcome: Any) 
 @pytest.mark.parametrize("group", [[], [Reference(NEVER)]])
 def test_a_sync_that_does_not_end_goes_back_to_the_checkpoint(group: list[Reference]) -> None:
     with pytest.raises(ActorLost, match=r"did not reach the engines within 5 s \(rollout\.timeout_s\)"):
-        RemoteLearner(Actor(NEVER), sync_s=5, timeout_s=9, group=group).sync(3)
+        RemoteLearner(Actor(NEVER), sync_s=5, group=group).sync(3)
 
 
 @pytest.mark.parametrize("method", ["gramian", "learn", "save", "load", "logprobs", "renew"])
@@ -178,12 +179,19 @@ def test_engines_that_are_all_silent_are_lost() -> None:
         connect_engines(LearnerRanks([Actor(failed(silence.value))]), [Actor()], settings(), [])
 
 
-@pytest.mark.parametrize(("stall_s", "patience_s"), [(3.0, 60.0), (120.0, 120.0)])
+@pytest.mark.parametrize(("stall_s", "patience_s"), [(3.0, 60.0), (120.0, 120.0), (600.0, 450.0)])
 def test_how_long_an_engine_may_take_its_weights(stall_s: float, patience_s: float) -> None:
     trainer = Actor()
     connect_engines(LearnerRanks([trainer]), [Actor()], settings(stall_s=stall_s), [])
     ((_, fanout, *_),) = trainer.asked
-    assert fanout().patience_s == patience_s
+    assert fanout().patience_s == patience_s  # of 1,800 s for the whole sync
+
+
+def test_a_learner_that_hangs_while_it_is_connected_is_lost() -> None:
+    with pytest.raises(ActorLost, match=r"connect took longer than 9 s.*resources\.learner_timeout_s"):
+        connect_engines(LearnerRanks([Actor(NEVER)]), [Actor()], settings(), [], timeout_s=9)
+    with pytest.raises(ray.exceptions.GetTimeoutError):
+        meet(LearnerRanks([Actor(NEVER)]), LearnerSettings(model="m"), timeout_s=0.1, on_wait=lambda: None)
 
 
 def test_while_ranks_are_waited_for_somebody_is_told_who_may_end_it() -> None:
