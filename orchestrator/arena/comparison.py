@@ -12,7 +12,7 @@ import numpy as np
 from orchestrator.arena.entries import CENTRE
 from orchestrator.arena.results import Run
 from orchestrator.arena.run_figures import RunFigures, union_hypervolume
-from orchestrator.arena.statistics import ALPHA, Mean, Paired, holm, mean_over, paired
+from orchestrator.arena.statistics import ALPHA, ENOUGH_SEEDS, Mean, Paired, holm, mean_over, paired
 
 FIXED = f"gdpo/{CENTRE}"
 MOST = 0.75
@@ -236,6 +236,8 @@ def _baselines(entries: dict[str, Entry], seeds: list[int], default: str | None)
             words=f"fixed equal weights: {FIXED}", hypervolumes=entries[FIXED].hypervolumes, entry=FIXED
         )
     others = [entry for entry in entries.values() if entry.published and entry.name != default]
+    # One with fewer seeds could only be a rival of which nothing can be told.
+    others = [entry for entry in others if len(entry.runs) >= ENOUGH_SEEDS] or others
     if published := _chosen(others, "best published rule other than the default" if default else "best published rule"):
         found["published"] = published
     return found

@@ -330,6 +330,15 @@ def test_the_published_rule_to_beat_is_never_the_default_itself() -> None:
         assert "other than the default: gdpo/saw" in task_.baselines["published"].words
 
 
+def test_a_published_rule_of_which_nothing_could_be_told_is_no_rival() -> None:
+    records = arena({"gdpo/hv_gradient": 0.06, "gdpo/saw": 0.05, "gdpo/dara": 0.02})
+    few = [r for r in records if r["seed"] < 2 or r["entry"] != "gdpo/saw"]
+    assert compare("sums3", runs(records), "gdpo/hv_gradient").baselines["published"].entry == "gdpo/saw"
+    assert compare("sums3", runs(few), "gdpo/hv_gradient").baselines["published"].entry == "gdpo/dara"
+    alone = [r for r in few if r["entry"] != "gdpo/dara"]  # better one than none
+    assert compare("sums3", runs(alone), "gdpo/hv_gradient").baselines["published"].entry == "gdpo/saw"
+
+
 def test_nobody_of_a_few_says_nothing() -> None:
     """Of eight others, two have seeds enough for a test: that none of these is better does not say that none is."""
     records = arena({"gdpo/auto": 0.06}, tasks=ALL)
