@@ -19,6 +19,7 @@ from orchestrator.launchers import SubprocessLauncher, driver_command
 from orchestrator.states import JobStatus
 from orchestrator.store import JobRecord, JobStore
 from orchestrator.worker import Worker
+from tests.support import make_policy, small_spec
 
 # What every driver below starts with: its arguments, and the lease on its job.
 PRELUDE = """
@@ -357,15 +358,12 @@ def test_the_real_command_claims_the_job_and_ends_it_with_a_reason(redis_url: st
 
 
 def test_a_job_whose_ray_cluster_is_away_waits_for_it_uncounted(
-    redis_url: str, tmp_path: Path, quickstart_policy: Path, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = f"127.0.0.1:{server.getsockname()[1]}"
     monkeypatch.setenv("EQUIPOISE_RAY_ADDRESS", closed)
-    spec = {
-        "name": "x", "steps": 1, "policy": {"model": str(quickstart_policy)}, "data": {"type": "quickstart"},
-        "objectives": [{"name": "conciseness", "reward": {"name": "conciseness"}}], "rollout": {"max_tokens": 64},
-    }  # fmt: skip
+    spec = small_spec(make_policy(tmp_path / "policy")).model_dump(mode="json")
     with connect(redis_url) as client:
         owner = f"worker-{uuid.uuid4().hex}"
         store = JobStore(client, owner=owner)
