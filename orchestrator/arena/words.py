@@ -78,10 +78,11 @@ def story(analysis: Analysis) -> list[str]:
     names = {run.entry: run.role for run in results.done}
     weightings = sum(role == "static" for role in names.values())
     seeds = sorted({len(entry.runs) for task in analysis.tasks for entry in task.entries.values()})
-    counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    counted = counted_words(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     lines = [
-        f"{len(results.done)} finished runs of {len(names) - weightings} rules and {weightings} static weightings, "
-        f"with {counted} seeds each, on {listed([task.name for task in analysis.tasks])}; {len(results.failed)} failed."
+        f"{counted_words(len(results.done), 'finished run')} of {counted_words(len(names) - weightings, 'rule')} and "
+        f"{counted_words(weightings, 'static weighting')}, with {counted} each, on "
+        f"{listed([task.name for task in analysis.tasks])}; {len(results.failed)} failed."
     ]
     if analysis.default is None:
         return [*lines, f"There is no default to judge: {analysis.default_is}."]
@@ -109,7 +110,11 @@ def standings(told: Iterable[tuple[str, Paired | None, str]]) -> str:
 def with_seeds(difference: Paired) -> str:
     """Mean, interval, seeds; and what the t interval says where that is something else."""
     count = len(difference.seeds) + len(difference.dropped)
-    seeds = f"{len(difference.seeds)} of {count} seeds" if difference.dropped else seeds_words(len(difference.seeds))
+    seeds = (
+        f"{len(difference.seeds)} of {count} seeds"
+        if difference.dropped
+        else counted_words(len(difference.seeds), "seed")
+    )
     text = f"{difference.mean:+.3f}"
     if difference.interval is not None:
         text += f" {ends(difference.interval)}"
@@ -117,8 +122,8 @@ def with_seeds(difference: Paired) -> str:
     return f"{text}, {seeds}" + (", though the t interval is across 0" if apart else "")
 
 
-def seeds_words(count: int) -> str:
-    return f"{count} seed{'s' * (count != 1)}"
+def counted_words(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def listed(names: list[str]) -> str:
