@@ -306,25 +306,18 @@ def _loss(error: ray.exceptions.RayError, killed: int) -> ActorLost | None:
 
 
 def _start_ray(**options: Any) -> None:
-    """Ray's own processes on this machine: once more where a busy one took longer than the half minute that Ray gives
-    them. A second time is no fault of the job's: ActorLost."""
-    try:
-        ray.init(**options)
-    except Exception as error:  # Ray raises no narrower one there
-        if not _is_late(error):
-            raise
-        ray.shutdown()
+    """Ray's own processes on this machine, in a second try where a busy one takes longer than the half minute that Ray
+    gives them. ActorLost where that is too late as well: no fault of the job's."""
+    for last in (False, True):
         try:
             ray.init(**options)
-        except Exception as again:
-            if not _is_late(again):
+            return
+        except Exception as error:  # Ray raises no narrower one there
+            if "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
-            raise ActorLost("Ray did not start in its time, twice: this machine is too busy") from again
-
-
-def _is_late(error: Exception) -> bool:
-    return "timed out during startup" in str(error)
+            if last:
+                raise ActorLost("Ray did not start in its time, twice: this machine is too busy") from error
 
 
 def _join_ray(address: str, **options: Any) -> None:
@@ -437,16 +430,7 @@ class Cluster:
             meet(trainer, learner, timeout_s=learner_timeout_s, on_wait=on_wait)
         except ray.exceptions.RayError as error:
             raise _loss(error, killed) or LearnerError(f"the learner did not start: {last_line(error)}") from error
-        try:
-            waiting = [actor.ready.remote() for actor in self.engines]
-            while waiting:
-                ready, waiting = ray.wait(waiting, timeout=LOOK_EVERY_S)
-                ray.get(ready)
-                on_wait()
-        except ray.exceptions.RayError as error:
-            if _is_lost(error):
-                raise ActorLost(f"a rollout engine is gone: {last_line(error)}") from error
-            raise EngineError(f"a rollout engine did not start: {last_line(error)}") from error
+        self._await_engines(on_wait)
         in_group = engine.transport != "shared_memory"
         group = [actor.lasts.remote() for actor in self.engines] if in_group else []
 
@@ -464,6 +448,18 @@ class Cluster:
         )
         pool.open()
         return pool, RemoteLearner(*trainer.actors, sync_s=engine.timeout_s, timeout_s=learner_timeout_s, group=group)
+
+    def _await_engines(self, on_wait: Callable[[], None]) -> None:
+        waiting = [actor.ready.remote() for actor in self.engines]
+        try:
+            while waiting:
+                ready, waiting = ray.wait(waiting, timeout=LOOK_EVERY_S)
+                ray.get(ready)
+                on_wait()
+        except ray.exceptions.RayError as error:
+            if _is_lost(error):
+                raise ActorLost(f"a rollout engine is gone: {last_line(error)}") from error
+            raise EngineError(f"a rollout engine did not start: {last_line(error)}") from error
 
     def close(self) -> None:
         """Ends the actors, and Ray where this cluster started it."""
