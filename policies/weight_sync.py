@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 from safetensors.torch import save_file
 from torch import Tensor
 
+from policies import cpu_norm
 from policies.learner import Learner
 
 Transport = Literal["shared_memory", "nccl", "ipc"]
@@ -191,12 +192,13 @@ def make_sender(
     return VllmSender(learner, client, transport=transport, world_size=world_size, address=address)
 
 
-def register_transports() -> None:
+def prepare_vllm() -> None:
     """vLLM calls this in every process that it starts (entry point `vllm.general_plugins`)."""
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
     if "shared_memory" not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine("shared_memory", "policies.shared_memory", "SharedMemoryEngine")
+    cpu_norm.register()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True, name="end-with-parent").start()

@@ -77,7 +77,7 @@ def spec_of(policy: str, mode: str = "sync") -> Any:
                 "engines": engines,
             },
             "weighting": {"name": "fixed"},
-            "optimizer": {"lr": LR, "betas": BETAS, "tokens_per_microbatch": 2048},
+            "optimizer": {"lr": LR, "betas": BETAS, "tokens_per_microbatch": 8192},
             "evaluation": {"every": 100_000},
             "checkpoints": {"every": 100_000},
             "resources": {"device": "cpu", **threads},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -96,6 +97,43 @@ def test_a_rollouts_text_is_what_its_tokens_say_without_the_end_of_the_sequence(
         written = rollout.tokens if rollout.truncated else rollout.tokens[:-1]
         assert rollout.text == tokenizer.decode(written, skip_special_tokens=True)
         assert len(rollout.logprobs) == len(rollout.tokens)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_norm_of_an_engine_on_cpu_is_vllms_own():
+    """Strided as a head's part is, without a weight, of another dtype than it: always what vLLM's own calls say."""
+    import ray
+
+    def gaps() -> dict[str, float]:
+        import torch
+        from vllm.config import VllmConfig, set_current_vllm_config
+        from vllm.model_executor.layers.layernorm import RMSNorm
+
+        from policies.weight_sync import prepare_vllm
+
+        prepare_vllm()
+        prepare_vllm()
+        torch.manual_seed(0)
+        found = {}
+        for dtype, of_weight in itertools.product(
+            (torch.float32, torch.bfloat16), (torch.float32, torch.bfloat16, None)
+        ):
+            with set_current_vllm_config(VllmConfig()):
+                norm = RMSNorm(64, eps=1e-5, has_weight=of_weight is not None, dtype=of_weight)
+            assert type(norm).__name__ == "CpuRMSNorm"
+            norm.weight.data.normal_()
+            whole, strided, residual = (torch.randn(7, 3, width).to(dtype) for width in (64, 128, 64))
+            for x in (whole, strided[..., 32:96]):
+                theirs = [norm.forward_native(x), *norm.forward_native(x, residual)]
+                mine = [norm.forward_cpu(x), *norm.forward_cpu(x.clone(), residual.clone())]
+                for name, a, b in zip("xyz", mine, theirs, strict=True):
+                    found[f"{dtype} {of_weight} {x.stride()} {name}"] = float(((a - b).abs() / (1 + b.abs())).max())
+        return found
+
+    found = ray.get(ray.remote(num_cpus=0)(gaps).remote())
+    assert len(found) == 36
+    for case, gap in found.items():
+        assert gap < (2**-6 if "bfloat16" in case else 1e-6), case
 
 
 def test_engines_that_slept_sample_what_they_would_have(synced):
