@@ -321,7 +321,7 @@ def _start_ray(**options: Any) -> None:
 
 
 def _join_ray(address: str, **options: Any) -> None:
-    """The cluster there. ResourcesBusy where it can't be reached: its head may come back, and the job has time.
+    """The cluster there. ResourcesBusy where it can't be reached: its head may come back, or the address be mended.
 
     Asked by a plain connection first, as ray.init tries for minutes and names no address.
     """
@@ -334,7 +334,7 @@ def _join_ray(address: str, **options: Any) -> None:
             raise ResourcesBusy(f"{away}: {error}") from error
     try:
         ray.init(address=address, **options)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:  # ValueError: of no form that Ray knows
         raise ResourcesBusy(f"{away}: {last_line(error)}") from error
 
 

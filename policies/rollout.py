@@ -116,6 +116,7 @@ class RolloutEngine:
         deadline = time.monotonic() + self.settings.timeout_s
         try:
             queues = await self._queue(names, requests)
+            version = self.policy_version  # now: an update may come between a rollout's end and its hand-over
             waiting = {asyncio.ensure_future(_finished(queue)): place for place, queue in enumerate(queues)}
             made = -1
             while waiting:
@@ -130,7 +131,7 @@ class RolloutEngine:
                 ended = sorted(((waiting.pop(task), task.result()) for task in done), key=lambda pair: pair[0])
                 texts = self._texts([output.outputs[0] for _, output in ended])
                 yield [
-                    (place, _rollout(requests[place], output, text, self.policy_version))
+                    (place, _rollout(requests[place], output, text, version))
                     for (place, output), text in zip(ended, texts, strict=True)
                 ]
         except BaseException as error:
@@ -284,7 +285,7 @@ async def _ended(waiting: Iterable[asyncio.Future[Any]], within_s: float) -> set
 
 
 def _rollout(request: RolloutRequest, output: Any, text: str, version: int) -> Rollout:
-    """`version`: of the policy, where vLLM's spans don't say: it has no label before the first weight update."""
+    """`version`: of the policy, where vLLM's spans don't say: they do from the first weight update on."""
     completion = output.outputs[0]
     labels = [(span.version, span.end - span.start) for span in completion.weight_versions or ()]
     spans = tuple((int(label) if label.isdigit() else 0, length) for label, length in labels if length)

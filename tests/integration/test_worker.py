@@ -357,12 +357,13 @@ def test_the_real_command_claims_the_job_and_ends_it_with_a_reason(redis_url: st
         assert "Field required" in (store.job(job_id).reason or "")
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:{closed}", "no-address"])
 def test_a_job_whose_ray_cluster_is_away_waits_for_it_uncounted(
-    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        closed = f"127.0.0.1:{server.getsockname()[1]}"
-    monkeypatch.setenv("EQUIPOISE_RAY_ADDRESS", closed)
+        address = address.format(closed=server.getsockname()[1])
+    monkeypatch.setenv("EQUIPOISE_RAY_ADDRESS", address)
     spec = small_spec(make_policy(tmp_path / "policy")).model_dump(mode="json")
     with connect(redis_url) as client:
         owner = f"worker-{uuid.uuid4().hex}"
@@ -374,7 +375,7 @@ def test_a_job_whose_ray_cluster_is_away_waits_for_it_uncounted(
             while not (job := store.job(job_id)).reason and time.monotonic() < deadline:
                 time.sleep(0.1)
     assert (job.status, job.attempts) == (JobStatus.QUEUED, 0), job.reason
-    assert f"the Ray cluster at {closed} (EQUIPOISE_RAY_ADDRESS) can't be reached" in (job.reason or "")
+    assert f"the Ray cluster at {address} (EQUIPOISE_RAY_ADDRESS) can't be reached" in (job.reason or "")
 
 
 def test_a_job_that_cannot_be_started_holds_up_nobody(bench: Bench) -> None:
