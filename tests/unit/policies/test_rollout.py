@@ -7,7 +7,9 @@ import itertools
 from types import SimpleNamespace
 from typing import Any
 
-from policies.rollout import EngineSettings, RolloutEngine, _ended
+import pytest
+
+from policies.rollout import _ended, _rollout
 from policies.types import RolloutRequest
 
 
@@ -26,40 +28,21 @@ def test_rollouts_that_end_soon_after_each_other_are_handed_over_together():
     assert asyncio.run(ended()) == (set(), {0, 2}, {0, 1, 2})
 
 
-def test_a_rollout_without_a_label_is_of_the_policy_that_it_began_with():
-    """The first weight update may come between its end and its hand-over, which waits for others."""
-
-    class Queue(asyncio.Queue[Any]):
-        def get_nowait(self) -> Any:  # as vLLM's
-            return None if self.empty() else super().get_nowait()
-
-    class Engine(RolloutEngine):
-        def __init__(self) -> None:
-            self.settings, self.policy_version = EngineSettings(model=""), 0
-            self.queues = [Queue(), Queue()]
-            self._ids = itertools.count()
-
-        async def _queue(self, *_: Any) -> list[Any]:
-            return self.queues
-
-        def _texts(self, completions: Any) -> list[str]:
-            return [""] * len(completions)
-
+@pytest.mark.parametrize(
+    ("labels", "spans"),
+    [((("default", 2),), ((0, 2),)), ((("default", 1), ("1", 1)), ((0, 1), (1, 1))), ((("3", 0), ("4", 2)), ((4, 2),))],
+)
+def test_a_rollout_is_of_the_policy_of_its_first_token(labels, spans):
+    ends = list(itertools.accumulate(length for _, length in labels))
     completion = SimpleNamespace(
-        token_ids=[5],
-        logprobs=SimpleNamespace(token_ids=[5], logprobs=[-1.0]),
-        weight_versions=None,
+        token_ids=[5, 6],
+        logprobs=SimpleNamespace(token_ids=[5, 6], logprobs=[-1.0, -2.0]),
+        weight_versions=[
+            SimpleNamespace(version=label, start=end - length, end=end)
+            for (label, length), end in zip(labels, ends, strict=True)
+        ],
         finish_reason="stop",
     )
-    output = SimpleNamespace(finished=True, outputs=[completion])
-
-    async def versions() -> list[int]:
-        engine = Engine()
-        loop = asyncio.get_running_loop()
-        loop.call_later(0.001, engine.queues[0].put_nowait, output)
-        loop.call_later(0.002, setattr, engine, "policy_version", 1)
-        loop.call_later(0.003, engine.queues[1].put_nowait, output)
-        rollouts = await engine.generate([RolloutRequest(prompt_tokens=(3,), seed=0, max_tokens=4)] * 2)
-        return [rollout.policy_version for rollout in rollouts]
-
-    assert asyncio.run(versions()) == [0, 0]
+    request = RolloutRequest(prompt_tokens=(3,), seed=0, max_tokens=4)
+    rollout = _rollout(request, SimpleNamespace(outputs=[completion]), "")
+    assert (rollout.policy_version, rollout.version_spans) == (spans[0][0], spans)
