@@ -227,7 +227,7 @@ def test_compare_and_submit(stage: Stage, hostile: Viewer, job: str) -> None:
         )
         text.blur()
         page.get_by_role("button", name="Dry run").click()
-        expect(page.locator(".problems")).to_contain_text("unknown field")
+        expect(page.locator(".problems li", has_text="unknown field").first).to_be_visible()
         expect(page.get_by_label("Name", exact=True)).to_have_value(payload)
     _clean(page, hostile)
     page.close()

@@ -343,7 +343,7 @@ def test_a_clock_that_is_an_hour_ahead_takes_nothing_over(
 ) -> None:
     """A lease expires by the server's time, whatever the holder's and the claimer's clocks say."""
     job_id = submit(store, SPEC)
-    holder = garage.start(job_id, owner=store.owner, ahead_s=-3600.0)
+    holder = garage.start(job_id, owner=store.owner, ahead_s=-3600.0, ttl_s=30.0)  # a busy machine expires none either
     wait_for_step(store, job_id, 1, holder)
     real, false_takeovers, tries = time.time, 0, 0
     with monkeypatch.context() as patched:
