@@ -14,7 +14,7 @@ from policies.types import RolloutRequest
 
 
 def test_rollouts_that_end_soon_after_each_other_are_handed_over_together():
-    async def ended() -> tuple[set[int], set[int], set[int]]:
+    async def ended() -> list[set[int]]:
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in range(3)]
         none = await _ended(futures, 0.01)
@@ -23,9 +23,9 @@ def test_rollouts_that_end_soon_after_each_other_are_handed_over_together():
         two = await _ended(futures, 60.0)
         futures[1].set_result(None)
         all_ended = await _ended(futures, 60.0)
-        return tuple({futures.index(future) for future in found} for found in (none, two, all_ended))  # type: ignore[return-value]
+        return [{futures.index(future) for future in found} for found in (none, two, all_ended)]
 
-    assert asyncio.run(ended()) == (set(), {0, 2}, {0, 1, 2})
+    assert asyncio.run(ended()) == [set(), {0, 2}, {0, 1, 2}]
 
 
 @pytest.mark.parametrize(
