@@ -12,20 +12,16 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from orchestrator.scoring import Stage
-from policies.types import Rollout
-from rewards.pool import Scored
-
-Rolled = tuple[list[Rollout], Scored]
+from orchestrator.scoring import Rolled, Stage
+from orchestrator.turns import Turn
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstRound:
     """A step's first prompts, and what will come of them."""
 
-    start: int  # the prompt order's position before it
-    index: Sequence[int]  # P, of the train split
-    counts: Sequence[int]  # P
+    turn: Turn
+    counts: Sequence[int]  # P: rollouts of each of its prompts
     written: threading.Event = field(default_factory=threading.Event)  # its rollouts have ended, scored or not
     result: Future[Rolled] = field(default_factory=Future)
 
@@ -83,6 +79,6 @@ class Ahead:
         self._begun.clear()
 
     @property
-    def start(self) -> int | None:
-        """The prompt order's position before the oldest; None where nothing has begun."""
-        return min((begun.start for begun in self._begun.values()), default=None)
+    def turns(self) -> list[Turn]:
+        """Of what has begun, in the order of steps."""
+        return [begun.turn for begun in self._begun.values()]

@@ -30,6 +30,7 @@ class Batch:
     rewards_PGK: Tensor  # raw
     signal_PGK: Tensor  # after gates and transforms: what the estimator sees
     dropped: int = 0  # rollouts that are not here, as they could not be scored
+    put_off: int = 0  # prompts that are not here, as their rollouts were not waited for
 
     def groups(self, kept: Sequence[int]) -> Batch:
         """These groups alone, in this order."""

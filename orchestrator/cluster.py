@@ -106,10 +106,13 @@ class ActorEngine:
         with _as_an_engine():
             return bool(ray.wait([self._ready], timeout=0)[0]) and ray.get(self._ready)
 
-    def stream(self, requests: Sequence[RolloutRequest]) -> Iterator[list[tuple[int, Rollout]]]:
+    def stream(self, requests: Sequence[RolloutRequest], call: str) -> Iterator[list[tuple[int, Rollout]]]:
         with _as_an_engine():
-            for reference in self.actor.stream.options(num_returns="streaming").remote(requests):
+            for reference in self.actor.stream.options(num_returns="streaming").remote(requests, call):
                 yield ray.get(reference)
+
+    def withdraw(self, call: str) -> None:
+        self.actor.withdraw.remote(call)
 
     def version(self) -> Answer[int]:
         return _answer(self.actor.version.remote())

@@ -18,9 +18,10 @@ from orchestrator.checkpoints import CheckpointError
 from orchestrator.clock import Clock
 from orchestrator.references import References
 from orchestrator.routing import Routes
-from orchestrator.scoring import Stage, roll_out_and_score
+from orchestrator.scoring import Rolled, Stage, roll_out_and_score
 from orchestrator.spec import JobSpec
-from orchestrator.specs.sampling import KnapsackSpec
+from orchestrator.specs.sampling import DeferSpec, KnapsackSpec
+from orchestrator.turns import Turn, Turns
 from policies.budget import count_successes
 from policies.signal import drop, keep, missing, signal_P
 from policies.types import Rollout, RolloutRequest
@@ -38,7 +39,9 @@ class Sampled:
     rollouts: list[Rollout] = field(default_factory=list)  # B
     rewards_BK: Tensor = field(default_factory=lambda: torch.empty(0))
     gated_BK: Tensor = field(default_factory=lambda: torch.empty(0))
-    prompts: int = 0  # that were rolled out: `index` is without those none of whose rollouts could be scored
+    turns: list[Turn] = field(default_factory=list)
+    prompts: int = 0  # that were asked for: `index` is without those whose rollouts did not end, or could not be scored
+    put_off: list[int] = field(default_factory=list)  # of the train split: they were not waited for
     rounds: list[Scored] = field(default_factory=list)
 
     @property
@@ -72,6 +75,9 @@ class Collector:
         self.routes = Routes.of(spec)
         self.known = References(references)
         self.ahead = Ahead(spec.rollout.most_stale, spec.steps)
+        tail, prompts = spec.sampling.tail, spec.rollout.prompts_per_step
+        over_sampling = tail.over_sampling if isinstance(tail, DeferSpec) else 0.0
+        self.turns = Turns(parts.order, prompts=prompts, over_sampling=over_sampling)
 
     @property
     def references(self) -> dict[str, Tensor]:
@@ -87,32 +93,32 @@ class Collector:
         None where it was `interrupted` between two rounds: then it is as if the step had not begun.
         """
         rule, wanted = self.spec.sampling.zero_signal, self.spec.rollout.prompts_per_step
-        begun = self.ahead.take(step)
-        sampled, start = Sampled(), self.parts.order.position if begun is None else begun.start
-        need = wanted
+        begun, sampled, need = self.ahead.take(step), Sampled(), wanted
         for extra_round in range(1 + (rule.max_rounds if rule.name == "refill" else 0)):
             if extra_round and interrupted():
-                self.leave(start)
+                self.leave(sampled)
                 return None
             try:
-                if begun is not None and not extra_round:
-                    with self.clock("rollout"):  # what of it is not hidden behind earlier steps
-                        self.add(sampled, begun.index, begun.counts, *begun.result.result())
+                if extra_round:
+                    self.sample(step, self.turns.further(need), sampled)
+                elif begun is None:
+                    self.sample(step, self.turns.first(), sampled)
                 else:
-                    self.sample(step, need, sampled)
+                    self.take(begun, sampled)
             except RewardError:
-                self.leave(start)
+                self.leave(sampled)
                 raise
             carries_P = signal_P(self.judged(sampled), counts_K)
             need = missing(carries_P, wanted)
             if need == 0:
                 break
+        self.turns.put_off(sampled.put_off)
         kept = keep(carries_P) if rule.name in ("keep", "copo") else drop(carries_P, wanted)
         return self.batch(sampled), kept.tolist()
 
-    def leave(self, start: int) -> None:
+    def leave(self, sampled: Sampled) -> None:
         """As if the step had not begun, nor any after it."""
-        self.parts.order.position = start
+        self.turns.give_back([*sampled.turns, *self.ahead.turns])
         self.ahead.forget()
 
     def look_ahead(self, served: int, taken: int) -> None:
@@ -122,33 +128,40 @@ class Collector:
         everything that remembers, such as transforms, wait for the step's own turn.
         """
         for step in self.ahead.due(served, taken):
-            start, index = self.parts.order.position, self.parts.order.take(self.spec.rollout.prompts_per_step)
-            counts = self.parts.budget.allocate(index)
-            begun = FirstRound(start=start, index=index, counts=counts)
+            turn = self.turns.first()
+            begun = FirstRound(turn=turn, counts=self.parts.budget.allocate(turn.index))
             self.ahead.put(step, begun.begin(partial(self._roll_out_ahead, step, begun)))
 
-    def _roll_out_ahead(self, step: int, begun: FirstRound, stage: Stage) -> tuple[list[Rollout], Scored]:
-        return self.roll_out(f"step {step}", begun.index, begun.counts, stage=stage)
+    def _roll_out_ahead(self, step: int, begun: FirstRound, stage: Stage) -> Rolled:
+        return self.roll_out(f"step {step}", begun.turn, begun.counts, stage=stage)
+
+    def take(self, begun: FirstRound, sampled: Sampled) -> None:
+        """A first round that was begun ahead."""
+        sampled.turns.append(begun.turn)
+        with self.clock("rollout"):  # what of it is not hidden behind earlier steps
+            rolled = begun.result.result()
+        self.add(sampled, begun.turn, begun.counts, rolled)
 
     def settle(self) -> None:
         """Before the weights change: unless they may under rollouts that go on, these come to their end."""
         if not self.spec.rollout.in_flight:
             self.ahead.settle()
 
-    def sample(self, step: int, prompts: int, sampled: Sampled) -> None:
-        """A round: so many prompts more."""
-        index = self.parts.order.take(prompts)
-        counts = self.parts.budget.allocate(index)
-        rolled = self.roll_out(f"step {step}", index, counts, first=sampled.prompts, before=sampled.rounds)
-        self.add(sampled, index, counts, *rolled)
+    def sample(self, step: int, turn: Turn, sampled: Sampled) -> None:
+        """A round of its own."""
+        sampled.turns.append(turn)
+        counts = self.parts.budget.allocate(turn.index)
+        rolled = self.roll_out(f"step {step}", turn, counts, first=sampled.prompts, before=sampled.rounds)
+        self.add(sampled, turn, counts, rolled)
 
-    def add(
-        self, sampled: Sampled, index: Sequence[int], counts: Sequence[int], rollouts: list[Rollout], scored: Scored
-    ) -> None:
+    def add(self, sampled: Sampled, turn: Turn, counts: Sequence[int], rolled: Rolled) -> None:
         """What came of a round. A rollout that could not be scored is left out for all objectives."""
-        sampled.prompts += len(index)
+        rollouts, scored, ended = rolled
+        sampled.prompts += len(turn.index)
+        sampled.put_off += [prompt for p, prompt in enumerate(turn.index) if p not in {*ended}]
         sampled.rounds.append(scored)
         rewards_BK, gated_BK = self.score(scored)
+        index, counts = [turn.index[p] for p in ended], [counts[p] for p in ended]
         left_index, left_counts, rows = without(set(scored.dropped), index, counts)
         rollouts = [rollouts[row] for row in rows]
         sampled.add(left_index, left_counts, rollouts, rewards_BK[rows], gated_BK[rows])
@@ -156,19 +169,19 @@ class Collector:
     def roll_out(
         self,
         purpose: str,
-        index: Sequence[int],
+        turn: Turn,
         counts: Sequence[int],
         *,
         first: int = 0,
         before: Sequence[Scored] = (),
         stage: Stage | None = None,
-    ) -> tuple[list[Rollout], Scored]:
+    ) -> Rolled:
         """`counts` rollouts of each train prompt, each with a seed of its own by its place in the step, and scored.
 
         A reward that fails raises, and names itself.
         """
         rollout = self.spec.rollout
-        prompts = [self.parts.splits.train[i] for i in index]
+        prompts = [self.parts.splits.train[i] for i in turn.index]
         requests = [
             RolloutRequest(
                 prompt_tokens=prompt.tokens,
@@ -188,6 +201,7 @@ class Collector:
             counts,
             routes=self.routes,
             max_tokens=rollout.max_tokens,
+            enough=turn.enough,
             before=before,
             stage=stage or self.clock,
         )
@@ -226,6 +240,7 @@ class Collector:
             rewards_PGK=rewards_PGK,
             signal_PGK=torch.stack(signals, dim=2),
             dropped=sampled.dropped,
+            put_off=len(sampled.put_off),
         )
 
     def context(self, index: Sequence[int], tokens_PG: Tensor, k: int) -> TransformContext:
@@ -253,8 +268,8 @@ class Collector:
         for first in range(self.known.prompts, size, chunk):
             index = list(range(first, min(first + chunk, size)))
             counts = [repeats] * len(index)
-            _, scored = self.roll_out("references", index, counts, first=first)
-            _, gated_BK = self.score(scored)
+            rolled = self.roll_out("references", Turn(index=index, enough=len(index)), counts, first=first)
+            _, gated_BK = self.score(rolled.scored)
             found_PNk = by_prompt(gated_BK[:, self.wants_references], counts)
             self.known.append({name: found_PNk[:, :, i].contiguous() for i, name in enumerate(names)})
             yield index[-1] + 1, size
@@ -269,7 +284,7 @@ class Collector:
     def state_dict(self) -> dict[str, Any]:
         return {
             # What was begun ahead is begun again by who goes on from here, with newer weights.
-            "prompt_position": self.parts.order.position if self.ahead.start is None else self.ahead.start,
+            "turns": self.turns.state_dict(self.ahead.turns),
             "budget": self.parts.budget.state_dict(),
             "transforms": [transform.state_dict() for transform in self.parts.transforms],
             "references": self.known.digest if self.references else None,
@@ -277,7 +292,10 @@ class Collector:
 
     def load(self, state: dict[str, Any], fetch: Callable[[Path], None]) -> None:
         """`fetch` brings a file of the job that this machine lacks. CheckpointError where it is another one."""
-        self.parts.order.position = state["prompt_position"]
+        if "turns" in state:
+            self.turns.load_state_dict(state["turns"])
+        else:  # a checkpoint of 0.1
+            self.parts.order.position = state["prompt_position"]
         self.parts.budget.load_state_dict(state["budget"])
         for transform, kept in zip(self.parts.transforms, state["transforms"], strict=True):
             transform.load_state_dict(kept)

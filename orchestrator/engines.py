@@ -58,11 +58,15 @@ class Engine(Protocol):
         """Whether it is up, without waiting. Raises EngineLost, EngineError where it never will be."""
         ...
 
-    def stream(self, requests: Sequence[RolloutRequest]) -> Iterator[list[tuple[int, Rollout]]]:
+    def stream(self, requests: Sequence[RolloutRequest], call: str) -> Iterator[list[tuple[int, Rollout]]]:
         """Rollouts as they end, with their requests' places; an empty list is a sign of progress.
 
-        Raises EngineLost, StaleEngineError, EngineError.
+        `call` names it to `withdraw`. Raises EngineLost, StaleEngineError, EngineError.
         """
+        ...
+
+    def withdraw(self, call: str) -> None:
+        """What has not ended of a stream is no longer wanted, nor all of it if it has yet to begin. Does not wait."""
         ...
 
     def version(self) -> Answer[int]:
@@ -92,8 +96,10 @@ class Call:
 
     place: Place
     engine: Engine
+    name: str
     rows: list[int]  # of the batch
     left: set[int]  # rows that have not ended
+    refits: int  # before it
     over: bool = False
 
 
@@ -142,8 +148,11 @@ class EnginePool:
         self._connect = connect
         self._connected: list[Engine] = []
         self._works: list[_Work] = []  # in the order in which they came
+        self._calls = itertools.count()
         self._lock = threading.RLock()
         self._refitting = False
+        self._refits = 0
+        self._heard = 0.0  # when a rollout ended last, of whichever batch
         self._resting: set[Engine] = set()
         self._incidents: list[Incident] = []
 
@@ -239,6 +248,7 @@ class EnginePool:
         deadline = time.monotonic() + ANSWER_S
         versions = [answer(max(0.0, deadline - time.monotonic())) for answer in answers]
         with self._lock:
+            self._refits += 1
             for place, engine, found in zip(members, engines, versions, strict=True):
                 place.heard = time.monotonic()
                 if place.engine is not engine or place.health is not Health.STALE:
@@ -258,17 +268,28 @@ class EnginePool:
     def generate(
         self, requests: Sequence[RolloutRequest], on_end: Callable[[int, Rollout], None] | None = None
     ) -> list[Rollout]:
-        """One rollout for each request, in order. Requests of one prompt that follow each other are a group.
+        """One rollout for each request, in order. As `gather`."""
+        found = self.gather(requests, on_end)
+        return [found[row] for row in range(len(requests))]
 
-        `on_end` is told of each as it ends, with the request's place; what it raises ends the wait. Raises ActorLost
-        where no engine is left, EngineError where a request failed `TRIES` times or time is up.
+    def gather(
+        self,
+        requests: Sequence[RolloutRequest],
+        on_end: Callable[[int, Rollout], None] | None = None,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> dict[int, Rollout]:
+        """A rollout for each request, by its place. Requests of one prompt that follow each other are a group.
+
+        `on_end` is told of each as it ends; what it raises ends the wait. Once there is `enough`, what has not ended is
+        withdrawn from the engines. Raises ActorLost where no engine is left, EngineError where a request failed `TRIES`
+        times or no rollout ends for timeout_s.
         """
         work = _Work(requests=requests, waiting=deque(groups(requests, range(len(requests)))))
-        deadline, looked = time.monotonic() + self.timeout_s, 0.0
+        began, looked = time.monotonic(), 0.0
         with self._lock:
             self._works.append(work)
         try:
-            while len(work.found) < len(requests):
+            while len(work.found) < len(requests) and not enough():
                 with self._lock:
                     if time.monotonic() - looked > _LOOK_EVERY_S:
                         looked = time.monotonic()
@@ -277,15 +298,17 @@ class EnginePool:
                     self._dispatch(work)
                 with contextlib.suppress(queue.Empty):
                     self._hear(work, work.inbox.get(timeout=_LOOK_EVERY_S), on_end)
-                if time.monotonic() > deadline:
-                    raise EngineError(f"no rollouts within {self.timeout_s:g} s (rollout.timeout_s)")
+                if time.monotonic() - max(began, self._heard) > self.timeout_s:  # it may wait behind other batches
+                    raise EngineError(f"no rollout has ended for {self.timeout_s:g} s (rollout.timeout_s)")
         finally:
             with self._lock:
                 for call in work.calls:
+                    if not call.over and call.left:
+                        call.engine.withdraw(call.name)
                     self._close(call)
                 self._works.remove(work)
                 self._wake()
-        return [work.found[row] for row in range(len(requests))]
+        return work.found
 
     def _dispatch(self, work: _Work) -> None:
         """Groups that wait go to the engine that holds least, as long as there is room."""
@@ -318,7 +341,8 @@ class EnginePool:
             place = self.places[number]
             if place.held == len(rows):
                 place.heard = time.monotonic()  # idle until now
-            call = Call(place=place, engine=place.engine, rows=rows, left=set(rows))
+            name = f"{next(self._calls)}"
+            call = Call(place=place, engine=place.engine, name=name, rows=rows, left=set(rows), refits=self._refits)
             work.calls.append(call)
             threading.Thread(target=_follow, args=(call, work), name=f"engine-{number}", daemon=True).start()
         if not work.waiting:
@@ -340,6 +364,7 @@ class EnginePool:
                 work.found[row] = rollout
                 call.left.discard(row)
             if rows:
+                self._heard = time.monotonic()
                 call.place.held -= len(rows)
                 call.place.rollouts += len(rows)
                 call.place.failures = 0
@@ -359,7 +384,7 @@ class EnginePool:
         if not rows:
             return
         if isinstance(error, StaleEngineError):
-            if place.health is Health.HEALTHY:
+            if place.health is Health.HEALTHY and call.refits == self._refits:  # else it was mended meanwhile
                 place.move(Health.STALE)
                 place.reason = reason
             return
@@ -455,7 +480,7 @@ def groups(requests: Sequence[RolloutRequest], rows: Sequence[int]) -> Iterator[
 def _follow(call: Call, work: _Work) -> None:
     """In a thread of its own: what an engine says about a call, into the inbox of its batch."""
     try:
-        for ended in call.engine.stream([work.requests[row] for row in call.rows]):
+        for ended in call.engine.stream([work.requests[row] for row in call.rows], call.name):
             work.inbox.put((call, ended))
         work.inbox.put((call, EngineError("it ended a call and left rollouts out")))
     except BaseException as error:  # whatever it is, the batch's own thread decides

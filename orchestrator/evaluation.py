@@ -105,7 +105,7 @@ class Evaluator:
             for prompt, row in zip(prompts, seeds, strict=True)
             for seed in row
         ]
-        return roll_out_and_score(
+        rolled = roll_out_and_score(
             self.parts.engines,
             self.parts.rewards,
             requests,
@@ -114,6 +114,7 @@ class Evaluator:
             routes=self.routes,
             max_tokens=self.spec.rollout.max_tokens,
         )
+        return rolled.rollouts, rolled.scored
 
     def samples(self) -> dict[str, Any]:
         """Greedy completions of the first held-out prompts, with every reward."""

@@ -516,6 +516,8 @@ class Loop:
             "mean_tokens": sum(tokens) / len(tokens),
             "truncated_share": sum(rollout.truncated for rollout in batch.rollouts) / len(batch.rollouts),
             "rollouts_dropped": batch.dropped,
+            "prompts_put_off": batch.put_off,
+            "prompts_waiting": len(self.collector.turns.waiting),
             "evaluation": evaluation,
         }
 

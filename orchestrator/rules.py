@@ -22,7 +22,7 @@ from orchestrator.spec import GramianSpec
 from orchestrator.specs.base import RuleSpec
 from orchestrator.specs.estimators import BuiltInEstimator, EstimatorSpec
 from orchestrator.specs.plugins import PluginSpec, plugin_specs
-from orchestrator.specs.sampling import BudgetSpec, ZeroSignalSpec
+from orchestrator.specs.sampling import BudgetSpec, TailSpec, ZeroSignalSpec
 from orchestrator.specs.transforms import TransformSpec
 from orchestrator.specs.weightings import BuiltInWeighting, WeightingSpec
 from policies.plugins import load_plugin, parameters, plugin_module
@@ -45,6 +45,7 @@ class RuleKind(StrEnum):
     TRANSFORM = "transform"
     ZERO_SIGNAL = "zero_signal"
     BUDGET = "budget"
+    TAIL = "tail"
     GRAMIAN = "gramian"
 
     @property
@@ -63,6 +64,7 @@ _PLACES = {
     RuleKind.TRANSFORM: ("Transforms: what the estimator sees of a reward", "objectives[].transform"),
     RuleKind.ZERO_SIGNAL: ("Groups without signal: what becomes of them", "sampling.zero_signal"),
     RuleKind.BUDGET: ("Budgets: how many rollouts each prompt gets", "sampling.budget"),
+    RuleKind.TAIL: ("Long completions: whether a step waits for the last of them", "sampling.tail"),
     RuleKind.GRAMIAN: ("Gramian modes: how the objectives' gradients are compared", "gramian.mode"),
 }
 
@@ -181,6 +183,7 @@ def _all(load: str | None) -> Iterator[Rule]:
         (RuleKind.TRANSFORM, get_args(TransformSpec)[0], None),
         (RuleKind.ZERO_SIGNAL, get_args(ZeroSignalSpec)[0], None),
         (RuleKind.BUDGET, get_args(BudgetSpec)[0], None),
+        (RuleKind.TAIL, get_args(TailSpec)[0], None),
     ):
         for model in get_args(union):
             yield _rule(kind, model)

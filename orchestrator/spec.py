@@ -65,7 +65,9 @@ class RolloutSpec(Spec):
         description="how weights reach the engines; auto: shared_memory on CPU, nccl on GPUs, ipc where all share one; "
         "what the device does not have is refused",
     )
-    timeout_s: Positive = Field(1800.0, description="longest wait for a batch of rollouts or a weight sync, seconds")
+    timeout_s: Positive = Field(
+        1800.0, description="longest wait for a rollout of a batch to end, or for a weight sync, seconds"
+    )
     stall_s: Positive = Field(
         120.0,
         description="an engine that has requests and makes no token for so many seconds is replaced; so is one that "
@@ -351,6 +353,11 @@ class JobSpec(Spec):
         for branch, problems in found.items():
             for field, message in problems:
                 raise ValueError(f"{branch}.{field}: {message}")
+        if self.sampling.tail.name == "defer" and self.rollout.in_flight:
+            raise ValueError(
+                "sampling.tail: in the mode 'async' nobody waits for long completions, so none is put off; use 'wait', "
+                "or rollout.mode: sync or overlapped"
+            )
         if self.weighting.name == "lagrangian":
             self._directions_fit(self.weighting)
         if "gramian" in self.weighting.needs and self.gramian.mode == "step_response":

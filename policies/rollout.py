@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from policies.weight_sync import Transport
 _LOOK_EVERY_S = 0.5
 _GATHER_S = 0.02  # a message for every decoding step costs more than the step where the policy is small
 _SIGN_EVERY_S = 1.0  # of life, where no rollout ends
+_REMEMBERED = 256  # streams that were withdrawn, as some may have ended and others have yet to begin
 
 
 class EngineDied(RuntimeError):
@@ -97,6 +99,8 @@ class RolloutEngine:
         self.stale = False
         self.resting = False
         self._ids = itertools.count()
+        self._calls: dict[str, dict[asyncio.Future[Any], int]] = {}  # what each stream still waits for
+        self._withdrawn: deque[str] = deque(maxlen=_REMEMBERED)
         self._gate = asyncio.Lock()  # one at a time pauses and resumes the scheduler
 
     async def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
@@ -104,42 +108,59 @@ class RolloutEngine:
         found = {place: rollout async for ended in self.stream(requests) for place, rollout in ended}
         return [found[place] for place in range(len(requests))]
 
-    async def stream(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[list[tuple[int, Rollout]]]:
+    async def stream(
+        self, requests: Sequence[RolloutRequest], call: str | None = None
+    ) -> AsyncIterator[list[tuple[int, Rollout]]]:
         """Rollouts with their requests' places, as they end: those that end at about one time are handed over together.
 
         An empty list in between says that tokens were made, about once a second. When they are taken has no influence
-        on what they are. Raises StaleEngineError where a weight update did not finish, TimeoutError after
-        settings.timeout_s (the engine's requests are withdrawn then), EngineDied.
+        on what they are. `call` names the stream to `withdraw`, which ends it. Raises StaleEngineError where a weight
+        update did not finish, TimeoutError where no rollout ends for settings.timeout_s, EngineDied.
         """
         names = [f"{next(self._ids)}" for _ in requests]
-        waiting: dict[asyncio.Future[Any], int] = {}
-        deadline = time.monotonic() + self.settings.timeout_s
+        call = call or f"unnamed {next(self._ids)}"
+        waiting = self._calls[call] = {}
+        over = False
         try:
-            queues = await self._queue(names, requests)
-            waiting = {asyncio.ensure_future(_finished(queue)): place for place, queue in enumerate(queues)}
-            made = -1
-            while waiting:
-                left_s = deadline - time.monotonic()
+            if call not in self._withdrawn:
+                queues = await self._queue(names, requests)
+                waiting |= {asyncio.ensure_future(_finished(queue)): place for place, queue in enumerate(queues)}
+            made, heard = -1, time.monotonic()
+            while waiting and call not in self._withdrawn:
+                left_s = heard + self.settings.timeout_s - time.monotonic()
                 if left_s <= 0:
                     raise TimeoutError
                 wait_s = min(left_s, _SIGN_EVERY_S)
                 done = await _ended(waiting, wait_s)
+                if call in self._withdrawn:
+                    break
                 before, made = made, self._tokens_under_way() if not done else -1
                 if not done and made == before:
                     continue
+                heard = time.monotonic() if done else heard
                 ended = sorted(((waiting.pop(task), task.result()) for task in done), key=lambda pair: pair[0])
                 texts = self._texts([output.outputs[0] for _, output in ended])
                 yield [
                     (place, _rollout(requests[place], output, text))
                     for (place, output), text in zip(ended, texts, strict=True)
                 ]
+            over = not waiting
         except BaseException as error:
-            for task in waiting:
-                task.cancel()
-            await self.llm.abort(names)
             if _is_death(error):
                 raise EngineDied(str(error)) from error
             raise
+        finally:
+            del self._calls[call]
+            if not over:  # vLLM is to forget them
+                for task in waiting:
+                    task.cancel()
+                await self.llm.abort(names)
+
+    async def withdraw(self, call: str) -> None:
+        """Ends a stream, or one that has yet to begin, with what has ended of it."""
+        self._withdrawn.append(call)
+        for task in self._calls.get(call, ()):
+            task.cancel()
 
     def _texts(self, completions: Sequence[Any]) -> list[str]:
         """Each decoded at once: vLLM does it token by token, and again for the tokens' log-probabilities."""

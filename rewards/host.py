@@ -38,7 +38,7 @@ class Piece:
     """Rows that are scored in one call."""
 
     share: Share
-    rows: range | list[int]  # of the round
+    rows: list[int]  # of the round
     batch: RewardBatch
     attempts: int = 0  # that failed by infrastructure
     row_attempts: int = 0  # that failed by these very rows
@@ -74,7 +74,7 @@ class Share:
         self.host = host
         self.rows = rows
         self.first = first
-        self.tolerated = host.hosting.tolerated(first + rows) - left_out
+        self.left_out = left_out
         self.scores: dict[str, list[float | None]] = {name: [None] * rows for name in host.heads}
         self.bad: dict[int, str] = {}
         self.left = rows
@@ -90,6 +90,18 @@ class Share:
     @property
     def over(self) -> bool:
         return self.left == 0 or self.error is not None or self.cancelled
+
+    @property
+    def tolerated(self) -> int:
+        """Rows that may be left out."""
+        return self.host.hosting.tolerated(self.first + self.rows) - self.left_out
+
+    def forgo(self, rows: int) -> None:
+        """So many of the rows that nothing was said of will not come."""
+        with self._changed:
+            self.rows -= rows
+            self.left -= rows
+            self._changed.notify_all()
 
     def take(self, piece: Piece, found: Answer, call: Call) -> list[Piece]:
         """Notes an answer; what is to be tried again comes back, the first first."""

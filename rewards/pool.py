@@ -109,6 +109,7 @@ class Round:
     ) -> None:
         self._pool = pool
         self._changed = threading.Condition()
+        self._counts = counts
         self._starts = [0, *itertools.accumulate(counts)]
         self._groups: list[RewardBatch | None] = [None] * len(counts)
         first = sum(scored.rows for scored in before)
@@ -136,11 +137,19 @@ class Round:
                 part.missing -= 1
             whole = [part for part in parts[group] if not part.missing]
             if whole:
-                share.host.put([Piece(share=share, rows=part.rows, batch=self._batch(part)) for part in whole])
+                share.host.put([self._piece(share, part) for part in whole])
 
-    def finish(self) -> Scored:
-        """Waits for the rest. Raises RewardError, of the first host that gave up; what is left is then dropped."""
-        assert None not in self._groups, "every group is added before the round is finished"
+    def finish(self, groups: Sequence[int] | None = None) -> Scored:
+        """Waits for the rest. Raises RewardError, of the first host that gave up; what is left is then dropped.
+
+        `groups`: those that the round came to, in order, where it ended before others did; scores are of their rows.
+        """
+        missing = [p for p, group in enumerate(self._groups) if group is None]
+        assert missing == ([] if groups is None else sorted({*range(len(self._groups))} - {*groups})), (
+            "every group is added before the round is finished"
+        )
+        if missing:
+            self._forgo(missing)
         self.gathered = time.monotonic()
         with self._changed:
             while not all(share.over for share in self.shares) and not self._errors():
@@ -158,28 +167,46 @@ class Round:
             if not share.over:
                 share.stop()
 
+    def _forgo(self, groups: Sequence[int]) -> None:
+        """These will not come; what waits for them is scored without them."""
+        rows = sum(self._counts[p] for p in groups)
+        for share, parts in zip(self.shares, self._parts, strict=True):
+            share.forgo(rows)
+            waiting = {part.rows: part for p in groups for part in parts[p]}.values()
+            begun = [part for part in waiting if any(self._groups[p] is not None for p in part.groups)]
+            share.host.put([self._piece(share, part) for part in begun])
+
     def _errors(self) -> list[RewardError]:
         return [share.error for share in self.shares if share.error is not None]
 
     def _scored(self) -> Scored:
         dropped = sorted({row for share in self.shares for row in share.bad})
         scores = {name: column for share in self.shares for name, column in share.scores.items()}
-        if dropped and len(dropped) == self.rows:
+        there = [row for p, group in enumerate(self._groups) if group is not None for row in self._rows(p)]
+        if dropped and len(dropped) == len(there):
             worst = max(self.shares, key=lambda share: len(share.bad))
             text = "every row could not be scored under one objective or another"
             raise RewardDataError(worst.host.objective, text, tuple(dropped))
         for column in scores.values():
             for row in dropped:
                 column[row] = None
-        by_host = {share.host.objective: len(share.bad) for share in self.shares}
-        return Scored(scores=scores, dropped=tuple(dropped), by_host=by_host)
+        return Scored(
+            scores={name: [column[row] for row in there] for name, column in scores.items()},
+            dropped=tuple(i for i, row in enumerate(there) if row in {*dropped}),
+            by_host={share.host.objective: len(share.bad) for share in self.shares},
+        )
 
-    def _batch(self, part: _Part) -> RewardBatch:
-        whole = RewardBatch.joined([group for p in part.groups if (group := self._groups[p]) is not None])
-        if len(whole) == len(part.rows):
-            return whole
-        first = self._starts[part.groups.start]
-        return whole.rows(range(part.rows.start - first, part.rows.stop - first))
+    def _rows(self, group: int) -> range:
+        return range(self._starts[group], self._starts[group + 1])
+
+    def _piece(self, share: Share, part: _Part) -> Piece:
+        """Of the part's groups that are there."""
+        there = [(group, self._rows(p)) for p in part.groups if (group := self._groups[p]) is not None]
+        whole = RewardBatch.joined([group for group, _ in there])
+        places = [row for _, rows in there for row in rows]
+        mine = [i for i, row in enumerate(places) if row in part.rows]
+        batch = whole if len(mine) == len(places) else whole.rows(mine)
+        return Piece(share=share, rows=[places[i] for i in mine], batch=batch)
 
 
 @dataclass

@@ -27,6 +27,7 @@ class Fleet:
     said: list[str] = field(default_factory=list)  # sleep, wake and sync in their order
     connected: list[list[Engine]] = field(default_factory=list)
     tokens_s: float = 0.0  # seconds that a token takes
+    withdrawn: list[str] = field(default_factory=list)  # calls
     write: Callable[[RolloutRequest], Rollout] | None = None  # in the place of `sample`
 
     def pool(self, count: int, **options: float) -> EnginePool:
@@ -69,7 +70,10 @@ class StandIn:
             raise EngineLost("it did not come up")
         return self.fleet.up or self.has is not None
 
-    def stream(self, requests: Sequence[RolloutRequest]) -> Iterator[list[tuple[int, Rollout]]]:
+    def withdraw(self, call: str) -> None:
+        self.fleet.withdrawn.append(call)
+
+    def stream(self, requests: Sequence[RolloutRequest], call: str) -> Iterator[list[tuple[int, Rollout]]]:
         self.fleet.asked.setdefault(self.number, []).append(list(requests))
         assert not self.resting
         if self.has is None:
@@ -80,6 +84,8 @@ class StandIn:
                 self.go_wrong(what)
             began = self.has
             time.sleep(self.fleet.tokens_s * request.max_tokens)
+            if call in self.fleet.withdrawn:
+                return
             if self.killed.is_set():
                 raise EngineLost("it was killed")
             write = self.fleet.write

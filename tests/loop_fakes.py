@@ -93,18 +93,21 @@ class FakeEngines:
         self.order: Callable[[int], Sequence[int]] = lambda count: random.Random(count).sample(range(count), count)
         self.serving = 1
 
-    def generate(
-        self, requests: Sequence[RolloutRequest], on_end: Callable[[int, Rollout], None] | None = None
-    ) -> list[Rollout]:
+    def gather(
+        self, requests: Sequence[RolloutRequest], on_end: Callable[[int, Rollout], None], enough: Callable[[], bool]
+    ) -> dict[int, Rollout]:
         """They end in an order of their own."""
         self.world.calls.append("generate")
         self.batches.append(list(requests))
         rollouts = [self.sample(request) for request in requests]
         self.world.latest = [rollout.text for rollout in rollouts]
-        if on_end is not None:
-            for place in self.order(len(requests)):
-                on_end(place, rollouts[place])
-        return rollouts
+        found = {}
+        for place in self.order(len(requests)):
+            if enough():
+                break
+            found[place] = rollouts[place]
+            on_end(place, rollouts[place])
+        return found
 
     def rest(self) -> None:
         self.world.calls.append("rest")
@@ -144,6 +147,7 @@ class FakeLearner:
         self.mode = mode
         self.measured: list[list[list[float]]] = []
         self.learned: list[tuple[torch.Tensor, ObjectiveAdvantages | None]] = []
+        self.learned_from: list[list[Rollout]] = []
 
     def gramian(self, rollouts: Sequence[Rollout], advantages_BK: torch.Tensor) -> torch.Tensor:
         self.world.calls.append("gramian")
@@ -157,6 +161,7 @@ class FakeLearner:
         assert bool(torch.isfinite(advantages_B).all())
         assert len(advantages_B) == len(rollouts)
         self.learned.append((advantages_B, parts))
+        self.learned_from.append(list(rollouts))
         for rollout, advantage in zip(rollouts, advantages_B.tolist(), strict=True):
             values = [float(word) for word in rollout.text.split()]
             for k, value in enumerate(values):
@@ -231,8 +236,9 @@ class FakeRound:
         assert len(batch) == self.counts[group]
         self.groups[group] = batch
 
-    def finish(self) -> Scored:
-        return Scored(scores=self.pool.score(RewardBatch.joined([self.groups[p] for p in range(len(self.counts))])))
+    def finish(self, groups: Sequence[int]) -> Scored:
+        assert sorted(self.groups) == list(groups)
+        return Scored(scores=self.pool.score(RewardBatch.joined([self.groups[p] for p in groups])))
 
     def cancel(self) -> None:
         pass

@@ -55,12 +55,12 @@ def build(spec: Any, *_: Any, on_gpus: Any = None, **__: Any) -> Any:
     from tests.loop_fakes import FakeEngines, FakeLearner, World, make_parts, real_rewards
 
     class SlowEngines(FakeEngines):
-        def generate(self, requests: Sequence[Any], on_end: Any = None) -> list[Any]:
+        def gather(self, requests: Sequence[Any], *rest: Any) -> dict[int, Any]:
             if requests and requests[0].seed is not None:  # not an evaluation
                 time.sleep(float(spec.metadata.get("toy.step_s", "0")))
                 for _ in range(int(spec.metadata.get("toy.work_mib", "0"))):
                     hashlib.sha256(_MEBIBYTE)
-            return super().generate(requests, on_end)
+            return super().gather(requests, *rest)
 
     if gpus := float(spec.metadata.get("toy.gpus", "0")):
         on_gpus(gpus)

@@ -1,6 +1,6 @@
-"""What becomes of groups without signal, and who gets how many rollouts, as a spec names them.
+"""What becomes of groups without signal, who gets how many rollouts, and who is waited for, as a spec names them.
 
-policies/signal.py and policies/budget.py have the rules.
+policies/signal.py, policies/budget.py and orchestrator/turns.py have the rules.
 """
 
 from __future__ import annotations
@@ -122,11 +122,36 @@ class KnapsackSpec(SamplingRuleSpec):
 BudgetSpec = Annotated[UniformSpec | KnapsackSpec, Field(discriminator="name")]
 
 
+class WaitSpec(SamplingRuleSpec):
+    """Wait for every rollout of a step, however long it gets."""
+
+    source = "GRPO, arXiv 2402.03300"
+
+    name: Literal["wait"] = "wait"
+
+
+class DeferSpec(SamplingRuleSpec):
+    """Ask for more prompts than a step needs and put off those whose rollouts end last, to a step of their own.
+
+    Long completions then hold up only each other. What had been written of those that are put off is thrown away.
+    """
+
+    source = "tail batching of RollPacker, arXiv 2509.21009"
+    cost = "tokens of the rollouts that are withdrawn"
+
+    name: Literal["defer"] = "defer"
+    over_sampling: Positive = Field(0.25, le=4, description="further prompts a step asks for, as a share of its own")
+
+
+TailSpec = Annotated[WaitSpec | DeferSpec, Field(discriminator="name")]
+
+
 class SamplingSpec(Spec):
-    """Which prompts' groups are learned from, and how many rollouts each gets."""
+    """Which prompts' groups are learned from, how many rollouts each gets, and who is waited for."""
 
     zero_signal: ZeroSignalSpec = KeepSpec()
     budget: BudgetSpec = UniformSpec()
+    tail: TailSpec = WaitSpec()
     reference_rollouts: int = Field(
         8,
         ge=2,

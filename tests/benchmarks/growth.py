@@ -1,4 +1,4 @@
-"""What orchestration costs as engines grow in number, and what rolling out ahead gains.
+"""What orchestration costs as engines grow in number, and what rolling out ahead or putting long completions off gains.
 
     python -m tests.benchmarks.growth [--engines 1 8 64 256] [--steps 5]
 
@@ -11,6 +11,9 @@ rollouts of a step.
 async_gain: seconds of a sync step over those of an async one, both throttled: each engine writes 16 completions at a
 time, whose lengths spread evenly, so that a batch takes three times what the learner takes, and engines are idle in
 its tail for a quarter of that. `async_ideal` is what an endless queue would give.
+tail_gain: completions a second with sampling.tail `defer` over those with `wait`, in sync mode. Lengths are log-normal,
+most of their spread (log sd .6 of .7) between prompts, none above eight times the median; an update takes a third of
+the median's time. `tail_thrown`: share of the prompts asked for that were put off, whose rollouts were withdrawn.
 Figures go to tests/benchmarks/results/growth.json; the last line is them as JSON.
 """
 
@@ -20,6 +23,7 @@ import argparse
 import heapq
 import itertools
 import json
+import math
 import random
 import resource
 import subprocess
@@ -54,6 +58,7 @@ STEP_S = 20.0  # that the overhead is compared with
 TARGETS = {"overhead_share_256": ("<=", 0.05), "async_gain": (">=", 1.6)}
 THROTTLED = {"engines": 8, "slots": 16, "learn_s": 0.4, "longest_s": 1.2, "shortest_s": 0.629}  # 24 % is the tail
 AHEAD = 2
+TAIL = {"engines": 4, "slots": 32, "median_s": 0.3, "longest": 8.0, "between": 0.6, "within": 0.36, "learn_s": 0.1}
 Figures = dict[str, Any]
 
 
@@ -65,11 +70,12 @@ class Clockwork:
         self.seconds = seconds
         self.free = [0.0] * slots  # since when each is, or from when on it will be
         self.lock = threading.Lock()
+        self.withdrawn: set[str] = set()
 
     def started(self) -> bool:
         return True
 
-    def stream(self, requests: Sequence[RolloutRequest]) -> Iterator[list[tuple[int, Rollout]]]:
+    def stream(self, requests: Sequence[RolloutRequest], call: str) -> Iterator[list[tuple[int, Rollout]]]:
         began, version = time.perf_counter(), self.world.version
         ends = []
         with self.lock:
@@ -78,7 +84,16 @@ class Clockwork:
                 heapq.heapreplace(self.free, ends[-1][0])
         for end, together in itertools.groupby(sorted(ends), key=lambda pair: round(pair[0], 3)):
             time.sleep(max(0.0, end - time.perf_counter()))
+            if call in self.withdrawn:
+                return
             yield [(place, sample(requests[place], version)) for _, place in together]
+
+    def withdraw(self, call: str) -> None:
+        """Of one call at a time, as in sync mode: all slots are free again."""
+        with self.lock:
+            self.withdrawn.add(call)
+            now = time.perf_counter()
+            self.free = [min(free, now) for free in self.free]
 
     def version(self) -> Callable[[float], int | None]:
         return lambda _: self.world.version
@@ -187,6 +202,31 @@ def throttled(mode: str, steps: int) -> float:
     return fmean(record["timings_s"]["step"] - record["timings_s"]["evaluate"] for record in middle)
 
 
+def long_tailed(tail: str, steps: int) -> tuple[float, float]:
+    """(completions learned from a second, share of rollouts that was withdrawn), from the second step on."""
+    slots, engines = int(TAIL["slots"]), int(TAIL["engines"])
+    rollout = {
+        "engines": engines, "prompts_per_step": engines * slots // 8, "rollouts_per_prompt": 8, "max_tokens": 32,
+        "max_num_seqs": slots,
+    }  # fmt: skip
+    spec = make_spec(
+        steps=steps, rollout=rollout, sampling={"tail": {"name": tail}}, evaluation={"every": steps},
+        checkpoints={"every": steps},
+    )  # fmt: skip
+
+    def seconds(request: RolloutRequest) -> float:
+        if not trains(request):
+            return 0.0
+        between = random.Random(f"{request.prompt_tokens}").gauss(0, TAIL["between"])
+        within = random.Random(request.seed).gauss(0, TAIL["within"])
+        return TAIL["median_s"] * min(math.exp(between + within), TAIL["longest"])
+
+    middle = run(spec, seconds, slots=slots, learn_s=TAIL["learn_s"])[1:-1]
+    spent = sum(record["timings_s"]["step"] - record["timings_s"]["evaluate"] for record in middle)
+    groups, put_off = (sum(record[name] for record in middle) for name in ("groups", "prompts_put_off"))
+    return 8 * groups / spent, put_off / (groups + put_off)
+
+
 def measure(sizes: Sequence[int], steps: int) -> Figures:
     figures: Figures = {}
     for engines in sizes:
@@ -206,6 +246,11 @@ def measure(sizes: Sequence[int], steps: int) -> Figures:
     figures["overlapped_gain"] = round(step_s["sync"] / step_s["overlapped"], 3)
     figures["async_gain"] = round(step_s["sync"] / step_s["async"], 3)
     figures["async_ideal"] = round(ideal, 3)
+    rates = {tail: long_tailed(tail, 42) for tail in ("wait", "defer")}
+    for tail, (rate, thrown) in rates.items():
+        print(f"{tail:>12}: {rate:.1f} completions/s, {thrown:.0%} of the prompts put off", flush=True)
+    figures["tail_gain"] = round(rates["defer"][0] / rates["wait"][0], 3)
+    figures["tail_thrown"] = round(rates["defer"][1], 3)
     return figures
 
 

@@ -215,6 +215,34 @@ def test_weights_change_under_rollouts_that_go_on(synced):
     engines.refit(learner, 3)
 
 
+def test_what_nobody_waits_for_is_forgotten_by_vllm(synced):
+    """And what is asked for next is what it would have been."""
+    import ray
+
+    _, engines, _, _, requests, _ = synced
+    expected = engines.generate(requests)
+    long = [replace(request, seed=seed, max_tokens=100) for seed, request in enumerate(requests * 8)]
+    ended = []
+    found = engines.gather(long, lambda place, _: ended.append(place), lambda: len(ended) >= 4)
+    assert 4 <= len(found) < len(long)
+
+    def under_way() -> list[tuple[int, int]]:
+        """Requests that vLLM has, and streams that are open, of each engine."""
+        asked = [
+            place.engine.actor.__ray_call__.remote(
+                lambda engine: (engine.llm.output_processor.get_num_unfinished_requests(), len(engine._calls))
+            )
+            for place in engines.places
+        ]
+        return ray.get(asked)
+
+    deadline = time.monotonic() + 1  # where they all would take several
+    while any(sum(counts) for counts in under_way()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert under_way() == [(0, 0)] * len(engines.places)
+    assert engines.generate(requests) == expected
+
+
 def _at_first_end(act: Callable[[], Any]) -> Callable[[int, Any], None]:
     """Does something once, when the first rollout of a batch has ended."""
     return _at_end(1, act)

@@ -283,7 +283,7 @@ def test_a_process_that_is_gone_is_told_from_one_that_says_what_is_wrong() -> No
         def generate(self, requests: list[RolloutRequest]) -> None:
             self._end("killed" if len(requests) == 1 else "vllm" if len(requests) == 2 else "wrong")
 
-        def stream(self, requests: list[RolloutRequest]) -> Iterator[list[Any]]:
+        def stream(self, requests: list[RolloutRequest], _call: str) -> Iterator[list[Any]]:
             yield []
             self.generate(requests)
 

@@ -1,5 +1,6 @@
 """Steps that are sampled ahead: how stale rollouts get, what a step's steering decides, and what a resume does."""
 
+import copy
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 from orchestrator.ahead import Ahead, FirstRound
 from orchestrator.figures import staleness_figures
+from orchestrator.prompts import PromptOrder
 from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import SpecError
 from orchestrator.steering import Steering
+from orchestrator.turns import Turn
 from policies.types import Rollout
 from rewards.base import RewardFailedError
 from tests.loop_fakes import FakeEngines, Run, make_spec, resume, start
@@ -24,6 +27,14 @@ ROLLOUT = {"prompts_per_step": 3, "rollouts_per_prompt": 4, "max_tokens": 9}
 
 def spec_of(mode: str, max_staleness: int = 1, *, steps: int = 8, **sections: Any) -> JobSpec:
     return make_spec(steps=steps, rollout={**ROLLOUT, "mode": mode, "max_staleness": max_staleness}, **sections)
+
+
+def next_prompts(run: Run) -> int:
+    """How many prompts come before those that the next step gets."""
+    turns = copy.deepcopy(run.loop.collector.turns)
+    order = PromptOrder(turns.order.size, seed=turns.order.seed).take(100)
+    first = list(turns.first().index)
+    return next(i for i in range(100) if order[i : i + len(first)] == first)
 
 
 def trained(directory: Path, spec: JobSpec) -> Run:
@@ -47,16 +58,16 @@ def test_no_step_begins_before_its_rollouts_would_be_fresh_enough(most: int, las
         for step in ahead.due(served, taken):
             assert step - 1 - served <= most
             begun.append(step)
-            ahead.put(step, FirstRound(start=step, index=(), counts=()))
+            ahead.put(step, FirstRound(turn=Turn(index=(step,), enough=1), counts=(1,)))
         if taken == served and chance.random() < 0.5:
             taken += 1
             found = ahead.take(taken)
-            assert found is None or found.start == taken
+            assert found is None or found.turn.index == (taken,)
         elif served < taken:
             served += 1
     assert begun == sorted(set(begun))
     assert max(begun, default=0) <= last
-    assert ahead.start is None
+    assert ahead.turns == []
 
 
 @pytest.mark.parametrize(("mode", "most"), [("overlapped", 1), ("async", 1), ("async", 3)])
@@ -117,19 +128,19 @@ def test_the_next_step_is_rolled_out_while_one_is_learned_from(tmp_path: Path) -
     """The learner's update does not end before the next step's rollouts have begun."""
     run = start(tmp_path, spec_of("overlapped", steps=3))
     begun = {step: threading.Event() for step in range(1, 4)}
-    generate, learn = run.engines.generate, run.learner.learn
+    gather, learn = run.engines.gather, run.learner.learn
     seen = []
 
-    def noticed(requests: Any, on_end: Any = None) -> Any:
+    def noticed(requests: Any, *rest: Any) -> Any:
         if len(requests) == 12:
             next(event for event in begun.values() if not event.is_set()).set()
-        return generate(requests, on_end)
+        return gather(requests, *rest)
 
     def waiting(*args: Any) -> Any:
         seen.append(begun[min(len(seen) + 2, 3)].wait(5))
         return learn(*args)
 
-    run.engines.generate, run.learner.learn = noticed, waiting  # type: ignore[method-assign]
+    run.engines.gather, run.learner.learn = noticed, waiting  # type: ignore[method-assign]
     assert run.loop.run() == "succeeded"
     assert seen == [True] * 3
 
@@ -167,7 +178,7 @@ def test_a_resume_repeats_no_committed_step_and_loses_no_prompt(tmp_path: Path, 
     before = dict(run.journal.records)
     again = resume(run, spec)
     assert again.loop.state.step == 3
-    assert again.loop.parts.order.position == 3 * 3  # of three steps with three prompts each
+    assert next_prompts(again) == 3 * 3  # of three steps with three prompts each
     assert again.loop.run() == "succeeded"
     assert again.journal.records[4]["staleness"] == {"mean": 0, "max": 0}
     assert {step: before[step] for step in (1, 2, 3)} == {step: again.journal.records[step] for step in (1, 2, 3)}
@@ -176,14 +187,14 @@ def test_a_resume_repeats_no_committed_step_and_loses_no_prompt(tmp_path: Path, 
 
 def test_what_an_engine_says_in_a_round_ahead_is_heard_at_its_step(tmp_path: Path) -> None:
     run = start(tmp_path, spec_of("overlapped"))
-    generate = run.engines.generate
+    gather = run.engines.gather
 
-    def failing(requests: Any, on_end: Any = None) -> Any:
+    def failing(requests: Any, *rest: Any) -> Any:
         if len(requests) == 12 and len([b for b in run.engines.batches if len(b) == 12]) == 3:
             raise RuntimeError("the engines are gone")
-        return generate(requests, on_end)
+        return gather(requests, *rest)
 
-    run.engines.generate = failing  # type: ignore[method-assign]
+    run.engines.gather = failing  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="the engines are gone"):
         run.loop.run()
     assert max(run.journal.records) == 3
@@ -205,7 +216,7 @@ def test_a_reward_that_fails_ahead_pauses_before_its_step_and_goes_on_with_its_p
     assert run.loop.run() == "paused"
     done = run.loop.state.step
     assert done == 3
-    assert run.loop.parts.order.position == 3 * done
+    assert next_prompts(run) == 3 * done
     again = resume(run, spec)
     assert again.loop.run() == "succeeded"
     assert list(again.journal.records) == list(range(1, 9))

@@ -1,5 +1,6 @@
 """The pool of engines over stand-ins: who gets what, and what becomes of a batch whose engines fail."""
 
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from orchestrator import engines
 from orchestrator.engine_health import MOVES, Health, Place
 from orchestrator.engines import EngineError
 from orchestrator.errors import ActorLost
+from policies.rollout import StaleEngineError
 from policies.types import Rollout
 from tests.engine_fakes import Fleet, StandIn, requests_of
 from tests.fault_figures import tell
@@ -98,9 +100,9 @@ def test_what_does_not_fit_waits_for_room() -> None:
     most = [0]
     original = StandIn.stream
 
-    def stream(self: StandIn, requests: Any) -> Any:
+    def stream(self: StandIn, requests: Any, call: str) -> Any:
         most[0] = max(most[0], *(place.held for place in pool.places))
-        return original(self, requests)
+        return original(self, requests, call)
 
     StandIn.stream = stream  # type: ignore[method-assign]
     try:
@@ -145,6 +147,61 @@ def test_what_on_end_raises_ends_the_batch_and_leaves_the_pool_whole() -> None:
         pool.generate(requests_of(4, 2), stop)
     assert all(place.held == 0 for place in pool.places)
     assert len(pool.generate(requests_of(4, 2))) == 8
+
+
+def test_what_nobody_waits_for_is_withdrawn_from_its_engines() -> None:
+    fleet = Fleet(tokens_s=0.002)
+    pool = fleet.pool(2)
+    ended: list[int] = []
+    found = pool.gather(requests_of(8, 4), lambda place, _: ended.append(place), lambda: len(ended) >= 5)
+    assert sorted(found) == sorted(ended)
+    assert 5 <= len(found) < 32
+    assert len(fleet.withdrawn) == len(set(fleet.withdrawn)) == 2
+    assert all(place.held == 0 for place in pool.places)
+    assert len(pool.generate(requests_of(4, 2))) == 8  # under names of their own
+    assert len(fleet.withdrawn) == 2
+
+
+def test_what_has_ended_is_not_withdrawn() -> None:
+    fleet = Fleet()
+    assert len(fleet.pool(2).generate(requests_of(4, 2))) == 8
+    assert fleet.withdrawn == []
+
+
+def test_a_batch_behind_others_has_all_the_time_that_these_take() -> None:
+    """`timeout_s` counts from the last rollout that ended, of whichever batch."""
+    pool = Fleet(tokens_s=0.02).pool(1, timeout_s=0.3)
+    assert len(pool.generate(requests_of(6, 2))) == 12  # .96 s
+
+
+def test_a_stale_answer_from_before_a_refit_changes_nothing_after_it() -> None:
+    """The call came to the engine while its weights changed, and is heard of once they have."""
+    fleet = Fleet()
+    pool = fleet.pool(1)
+    late = threading.Event()
+    original, calls = StandIn.stream, itertools.count()
+
+    def stream(self: StandIn, requests: Any, call: str) -> Any:
+        if next(calls):
+            yield from original(self, requests, call)
+            return
+        late.wait(5)
+        raise StaleEngineError("the weights are mixed")
+
+    StandIn.stream = stream  # type: ignore[method-assign]
+    found: list[Rollout] = []
+    try:
+        thread = threading.Thread(target=lambda: found.extend(pool.generate(requests_of(2, 2))))
+        thread.start()
+        while not pool.places[0].held:
+            time.sleep(0.001)
+        pool.refit(fleet, 1)
+        late.set()
+        thread.join(10)
+    finally:
+        StandIn.stream = original  # type: ignore[method-assign]
+    assert len(found) == 4
+    assert pool.health()["0"]["health"] == "healthy"
 
 
 def test_a_batch_of_nothing() -> None:

@@ -11,7 +11,7 @@ import yaml
 from orchestrator.rules import NEEDS, Rule, RuleKind, find_rules, rules
 from orchestrator.spec import GramianSpec, parse_spec
 from orchestrator.specs.estimators import BuiltInEstimator
-from orchestrator.specs.sampling import BudgetSpec, ZeroSignalSpec
+from orchestrator.specs.sampling import BudgetSpec, TailSpec, ZeroSignalSpec
 from orchestrator.specs.transforms import TransformSpec
 from orchestrator.specs.weightings import BuiltInWeighting
 from policies.estimators import ESTIMATORS
@@ -27,6 +27,7 @@ MEMBERS = {
     RuleKind.TRANSFORM: get_args(TransformSpec)[0],
     RuleKind.ZERO_SIGNAL: get_args(ZeroSignalSpec)[0],
     RuleKind.BUDGET: get_args(BudgetSpec)[0],
+    RuleKind.TAIL: get_args(TailSpec)[0],
 }
 
 
@@ -46,6 +47,7 @@ def test_every_rule_of_the_code_is_there() -> None:
     assert names(RuleKind.TRANSFORM) == list(TRANSFORMS)
     assert names(RuleKind.ZERO_SIGNAL) == ["keep", "drop", "refill", "copo"]
     assert names(RuleKind.BUDGET) == ["uniform", "knapsack"]
+    assert names(RuleKind.TAIL) == ["wait", "defer"]
     assert names(RuleKind.GRAMIAN) == list(get_args(Mode))
     assert len(rules()) == sum(len(rules(kind)) for kind in RuleKind)
 

@@ -20,7 +20,7 @@ from orchestrator.spec import JobSpec, load_spec, parse_job, parse_spec, scaled
 from orchestrator.spec_errors import SpecError, nearest
 from orchestrator.specs.base import RuleSpec
 from orchestrator.specs.estimators import BuiltInEstimator
-from orchestrator.specs.sampling import BudgetSpec, ZeroSignalSpec
+from orchestrator.specs.sampling import BudgetSpec, TailSpec, ZeroSignalSpec
 from orchestrator.specs.transforms import TransformSpec
 from orchestrator.specs.weightings import BuiltInWeighting
 
@@ -424,6 +424,7 @@ def classes() -> dict[str, dict[str, Any]]:
         "transform": TRANSFORMS,
         "zero_signal": {"keep": None, "drop": None, "refill": None, "copo": Copo},  # but for copo, no class of its own
         "budget": {"uniform": Uniform, "knapsack": Knapsack},
+        "tail": {"wait": None, "defer": None},  # the order of prompts is one class
     }
 
 
@@ -433,6 +434,7 @@ UNIONS = {
     "transform": get_args(TransformSpec)[0],
     "zero_signal": get_args(ZeroSignalSpec)[0],
     "budget": get_args(BudgetSpec)[0],
+    "tail": get_args(TailSpec)[0],
 }
 RULES = [
     pytest.param(kind, member, id=f"{kind}-{member.model_fields['name'].default}")
@@ -451,6 +453,7 @@ OF_THE_JOB = {"inner": None, "rollouts_per_prompt": 8}  # arguments that a rule'
 OF_THE_CALLER = {
     "knapsack": {"objective", "success_at"},
     "refill": {"max_rounds"},
+    "defer": {"over_sampling"},
 }  # fields that the class does not see
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -248,6 +249,55 @@ def test_the_order_in_which_groups_end_changes_nothing(counts, size, replicas, c
         found.append(round_.finish())
         pool.close()
     assert found[0] == found[1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=8),
+    st.integers(1, 12),
+    st.randoms(use_true_random=False),
+)
+@example([2, 3, 1], 4, random.Random(1))
+def test_groups_that_do_not_come_are_left_out_and_no_other_is(counts, size, chance):
+    total = sum(counts)
+    whole = RewardBatch(
+        prompts=("p",) * total, completions=tuple(f"{row}" for row in range(total)), answers=(None,) * total,
+        completion_tokens=(1,) * total, truncated=(False,) * total, max_tokens=9,
+    )  # fmt: skip
+    starts = list(itertools.accumulate(counts, initial=0))
+    there = sorted(chance.sample(range(len(counts)), chance.randint(1, len(counts))))
+    rows = [row for p in there for row in range(starts[p], starts[p + 1])]
+    bad = chance.choice(rows) if len(rows) > 1 else None
+
+    def score(batch):
+        if str(bad) in batch.completions:
+            raise ValueError("an odd row")
+        return [float(text) for text in batch.completions]
+
+    pool = local_pool({"a": lambda: SimpleNamespace(score=score)}, hosting(batch_size=size, max_bad_share=0.5))
+    round_ = pool.begin(counts)
+    for p in chance.sample(there, len(there)):
+        round_.add(p, whole.rows(range(starts[p], starts[p + 1])))
+    scored = round_.finish(there)
+    pool.close()
+    assert scored.scores == {"a": [None if row == bad else float(row) for row in rows]}
+    assert scored.dropped == (() if bad is None else (rows.index(bad),))
+    assert scored.rows == len(rows)
+
+
+def test_rows_that_did_not_come_count_in_no_share(pool_of, make_batch):
+    """Of 20 rows a tenth may be bad, of the 4 that came none."""
+
+    def picky(batch):
+        if "bad" in batch.completions:
+            raise ValueError
+        return lengths(batch)
+
+    pool = pool_of(hosting(max_bad_share=0.1, batch_size=20), a=picky)
+    round_ = pool.begin([4] * 5)
+    round_.add(2, make_batch("bad", "bad", "good", "good"))
+    with pytest.raises(RewardDataError, match="2 of 4 rows"):
+        round_.finish([2])
 
 
 def test_a_group_is_scored_while_others_are_still_to_come(pool_of, make_batch):
