@@ -455,13 +455,14 @@ def engine_settings(spec: JobSpec, model: str, device: str, transport: Transport
 
 def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
     optimizer, loss = spec.optimizer, spec.loss
+    on_host = device == "cpu" or spec.policy.cpu_offload  # where the optimiser works; unasked, Ray would give it one
     return LearnerSettings(
         model=model,
         revision=spec.policy.revision,
         dtype=spec.policy.dtype,
         device=device,
         threads=spec.resources.learner_threads
-        or (max(1, (os.cpu_count() or 1) // spec.resources.learner_ranks) if device == "cpu" else None),
+        or (max(1, (os.cpu_count() or 1) // spec.resources.learner_ranks) if on_host else None),
         seed=spec.seed,
         temperature=spec.rollout.temperature,
         lr=optimizer.lr,

@@ -24,7 +24,7 @@ import ray
 import torch
 from torch import Tensor
 
-from orchestrator.engines import Answer, Engine, EngineError, EngineLost, EnginePool
+from orchestrator.engines import START_S, Answer, Engine, EngineError, EngineLost, EnginePool
 from orchestrator.errors import ActorLost, LearnerOutOfMemory, ResourcesBusy
 from orchestrator.gang import Gang, members, reserve, role_label
 from orchestrator.kernel_kills import kernel_kills
@@ -45,6 +45,9 @@ END_S = 5.0  # an engine's process ends vLLM's before it is ended itself
 
 # By the names that vLLM and Python choose, in a process's list of what it has in its memory.
 SHARED_BY_RANKS = re.compile(r"/dev/shm/(?:psm_|vllm_dist_|sem\.mp-)[^/\s]+$", re.MULTILINE)
+
+
+PORT_TAKEN = ("EADDRINUSE", "ddress already in use")  # in torch's and gloo's words
 
 
 class LearnerError(RuntimeError):
@@ -157,13 +160,14 @@ def _as_an_engine() -> Iterator[None]:
 class EngineFanout:
     """Every engine as one, for the sender: each call returns when all have answered.
 
-    With `patience_s`, an engine that fails, is lost or does not answer in that time is left out from then on: the
-    others' update comes to its end, and this one is found without the new version. Without it the first error is
+    With `patience_s`, an engine that fails, is lost or does not answer in that time is left out of the rest of the
+    update: the others' comes to its end, and this one is found without the new version. Without it the first error is
     raised, as where engines and learner are ranks of one group, in which each engine has `ranks` of them.
     """
 
     def __init__(self, engines: list[Any], *, patience_s: float | None = None, ranks: int = 1) -> None:
-        self.engines = engines
+        self._whole = engines
+        self.engines = list(engines)
         self.patience_s = patience_s
         self.ranks = ranks
 
@@ -177,6 +181,7 @@ class EngineFanout:
         self._all([engine.init_weight_transfer_engine.remote(info) for engine, info in calls])
 
     def start_weight_update(self) -> None:
+        self.engines = list(self._whole)  # one that was slow the last time may have got everything in the end
         self._all([engine.start_weight_update.remote() for engine in self.engines])
 
     def update_weights(self, update_info: Any) -> None:
@@ -301,6 +306,8 @@ def _loss(error: ray.exceptions.RayError, killed: int) -> ActorLost | None:
         return LearnerOutOfMemory(f"the learner is out of memory: {last_line(error)}")
     if isinstance(error, ray.exceptions.GetTimeoutError):
         return ActorLost(f"the learner hangs: {last_line(error)} (resources.learner_timeout_s)")
+    if any(words in str(error) for words in PORT_TAKEN):
+        return ActorLost(f"a port that learner and engines were to meet at was taken meanwhile: {last_line(error)}")
     if not _is_lost(error):
         return None
     if kernel_kills() > killed:
@@ -427,13 +434,20 @@ class Cluster:
             self.engines.append(actor)
             return ActorEngine(actor)
 
-        first = [start_engine(i, serving=True) for i in range(engines)]
         self.actors += trainer.actors
+        first: list[Engine] = []
+        one_gpu = engine.transport == "ipc"
+        if not one_gpu:
+            first = [start_engine(i, serving=True) for i in range(engines)]
         try:
             meet(trainer, learner, timeout_s=learner_timeout_s, on_wait=on_wait)
         except ray.exceptions.RayError as error:
             raise _loss(error, killed) or LearnerError(f"the learner did not start: {last_line(error)}") from error
-        self._await_engines(on_wait)
+        start_s = max(START_S, engine.timeout_s)
+        while len(first) < engines:  # one by one: vLLM counts as its own what others take of the GPU while it starts
+            first.append(start_engine(len(first), serving=True))
+            self._await_engines(start_s, on_wait)
+        self._await_engines(start_s, on_wait)
         in_group = engine.transport != "shared_memory"
         group = [actor.lasts.remote() for actor in self.engines] if in_group else []
 
@@ -452,13 +466,16 @@ class Cluster:
         pool.open()
         return pool, RemoteLearner(*trainer.actors, sync_s=engine.timeout_s, timeout_s=learner_timeout_s, group=group)
 
-    def _await_engines(self, on_wait: Callable[[], None]) -> None:
+    def _await_engines(self, limit_s: float, on_wait: Callable[[], None]) -> None:
         waiting = [actor.ready.remote() for actor in self.engines]
+        deadline = time.monotonic() + limit_s
         try:
             while waiting:
                 ready, waiting = ray.wait(waiting, timeout=LOOK_EVERY_S)
                 ray.get(ready)
                 on_wait()
+                if waiting and time.monotonic() > deadline:
+                    raise ActorLost(f"{len(waiting)} of {len(self.engines)} engines did not start within {limit_s:g} s")
         except ray.exceptions.RayError as error:
             if _is_lost(error):
                 raise ActorLost(f"a rollout engine is gone: {last_line(error)}") from error

@@ -125,14 +125,19 @@ class Dispatcher:
 
     def _due(self) -> list[tuple[WebhookStore, Webhook, JobReader]]:
         self._forget_done()
-        found = []
+        found, there = [], set(self._busy)
         for owner in self._reader.owners():
             reader = self._reader.of_owner(owner)
             webhooks = WebhookStore(reader)
             for webhook in webhooks.all():
+                there |= {owner, webhook.webhook_id}
                 trouble = self._troubles.get(webhook.webhook_id, _Trouble())
                 if webhook.webhook_id not in self._busy and time.monotonic() >= trouble.not_before:
                     found.append((webhooks, webhook, reader))
+        remembered: tuple[dict[str, Any], ...] = (self._troubles, self._settled, self._served)
+        for of_webhooks in remembered:
+            for gone in set(of_webhooks) - there:
+                of_webhooks.pop(gone, None)
         return found
 
     def _next(self, due: list[tuple[WebhookStore, Webhook, JobReader]]) -> int | None:
@@ -166,6 +171,7 @@ class Dispatcher:
             return
         except Exception:  # one webhook's damage must not silence the others
             log.exception("webhook %s goes on", webhook.webhook_id)
+            self._pause(webhook.webhook_id)
 
     def _catch_up(
         self, reader: JobReader, webhooks: WebhookStore, webhook: Webhook, behind: tuple[str, int], until: float
@@ -204,11 +210,16 @@ class Dispatcher:
         self._troubles.pop(webhook_id, None)
         return True
 
-    def _note_failure(self, webhooks: WebhookStore, webhook_id: str, event: Event, error: str) -> bool:
+    def _pause(self, webhook_id: str) -> _Trouble:
+        """Until its next try, longer each time."""
         trouble = self._troubles.setdefault(webhook_id, _Trouble())
         trouble.attempts += 1
         pause_s = min(self._backoff_s * 2.0 ** min(trouble.attempts - 1, 30), _LONGEST_PAUSE_S)
         trouble.not_before = time.monotonic() + pause_s
+        return trouble
+
+    def _note_failure(self, webhooks: WebhookStore, webhook_id: str, event: Event, error: str) -> bool:
+        trouble = self._pause(webhook_id)
         state = webhooks.state(webhook_id)
         failing = state.failing or trouble.attempts >= self._max_attempts
         given_up = time.time() - event.at > self._max_age_s

@@ -161,9 +161,14 @@ class Layout:
 
     @property
     def kept_bytes(self) -> int:
-        """What the learner has between two updates."""
+        """What the learner has between two updates, with the copy of the policy that the engines read it from."""
         parts = self.learner.parts
-        return parts["weights"] + parts["moments"] + parts["reference"]
+        return (
+            parts["weights"]
+            + parts["moments"]
+            + parts["reference"]
+            + engine_weights_bytes(self.size, self.number_bytes)
+        )
 
     @property
     def update(self) -> Update:

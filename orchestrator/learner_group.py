@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import ray
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -38,6 +39,7 @@ class LearnerActor:
     def __init__(self, settings: LearnerSettings, *, rank: int = 0, ranks: int = 1) -> None:
         self.settings, self.rank, self.ranks = settings, rank, ranks
         self.sender: Any = None
+        self.shares_gpu = False  # with engines
         self.saving: Future[None] | None = None
         if not in_group(settings, ranks):
             self._load()
@@ -75,7 +77,7 @@ class LearnerActor:
 
     def connect(self, engines: Callable[[], EngineClient], transport: Transport, world_size: int) -> None:
         self.weights = Collected(self.learner, transport)
-        self.weights.collect()
+        self.shares_gpu = transport == "ipc"
         if self.rank == 0:
             self.sender = make_sender(
                 self.weights,
@@ -89,12 +91,15 @@ class LearnerActor:
         return self.learner.gramian(rollouts, advantages_BK)
 
     def learn(self, rollouts: Sequence[Rollout], advantages_B: Tensor, parts: ObjectiveAdvantages | None) -> LearnStats:
-        return self.learner.learn(rollouts, advantages_B, parts=parts)
+        found = self.learner.learn(rollouts, advantages_B, parts=parts)
+        if self.shares_gpu:
+            torch.cuda.empty_cache()  # the engines wake up there, and what torch keeps for itself is not theirs
+        return found
 
     def sync(self, version: int) -> None:
-        self.weights.collect()
-        if self.rank == 0:
-            self.sender.send(version)
+        with self.weights.collected():
+            if self.rank == 0:
+                self.sender.send(version)
 
     def save(self, directory: Path, beside: bool) -> None:
         """To save `beside` what comes next: the files are written when `saved` says so."""

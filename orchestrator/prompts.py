@@ -189,12 +189,13 @@ class PromptOrder:
 
     def take(self, count: int) -> list[int]:
         """The next `count` indices, over the end of an epoch into the next."""
-        taken = []
-        for position in range(self.position, self.position + count):
-            epoch, place = divmod(position, self.size)
-            taken.append(int(self._permutation(epoch)[place]))
+        taken = [self.at(position) for position in range(self.position, self.position + count)]
         self.position += count
         return taken
+
+    def at(self, position: int) -> int:
+        epoch, place = divmod(position, self.size)
+        return int(self._permutation(epoch)[place])
 
     def _permutation(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         if getattr(self, "_epoch", None) != epoch:

@@ -63,11 +63,11 @@ class Turns:
         """For who goes on from here. The last turns, those that are still open, are taken again then."""
         fresh = [prompt for turn in open_turns if not turn.was_put_off for prompt in turn.index]
         put_off = [prompt for turn in open_turns if turn.was_put_off for prompt in turn.index]
-        return {
-            "position": self.order.position,
-            "again": fresh + self._again,
-            "waiting": put_off + self.waiting,
-        }
+        again, position = fresh + self._again, self.order.position
+        while again and again[-1] == self.order.at(position - 1):  # the order has it next in any case
+            again.pop()
+            position -= 1
+        return {"position": position, "again": again, "waiting": put_off + self.waiting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.order.position = state["position"]

@@ -462,14 +462,25 @@ class Learner:
     def weights(self) -> dict[str, Tensor]:
         """What an engine loads: the Hugging Face names, in the policy's dtype, tied tensors once, adapters merged.
 
-        Of several ranks all must ask, and the first is given them; the others keep none.
+        Of several ranks all must ask, and the first is given them; the others keep none. Where parameters wait on the
+        host, so do these.
         """
-        found: dict[str, Tensor] = {}
+        return dict(self.each_weight())
+
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """As `weights`, each made when it is asked for, so that a GPU need not hold the policy once more."""
+        return merged(self._base_weights(), self.adapter())
+
+    def _base_weights(self) -> Iterator[tuple[str, Tensor]]:
+        place = torch.device("cpu") if self.settings.cpu_offload else self.device
         for name, parameter in base_parameters(self.model):
             tensor = whole(parameter)
             if self.ranks.first:
-                found[name] = tensor.to(self.device, self._dtype).contiguous()
-        return dict(merged(found.items(), self.adapter()))
+                yield name, tensor.to(place, self._dtype).contiguous()
+
+    def weight_kinds(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """(name, dtype, shape) of `weights`, of this rank alone."""
+        return [(name, self._dtype, tuple(parameter.shape)) for name, parameter in base_parameters(self.model)]
 
     def adapter(self) -> dict[str, Tensor]:
         """What policies.lora.merged adds to the base, in the policy's dtype; asked for and given as `weights`."""

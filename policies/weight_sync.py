@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from policies.learner import Learner
 
 Transport = Literal["shared_memory", "nccl", "ipc"]
 SHARED_MEMORY = Path("/dev/shm")
+OLD_S = 600.0  # no file is on its way for so long
 
 
 class EngineClient(Protocol):
@@ -39,9 +41,11 @@ class EngineClient(Protocol):
 
 
 class WeightSource(Protocol):
-    """What has the weights that engines are to load."""
+    """What has the weights that engines are to load; as Learner."""
 
     def weights(self) -> dict[str, Tensor]: ...
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]: ...
+    def weight_kinds(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]: ...
 
 
 class Collected:
@@ -61,13 +65,24 @@ class Collected:
         alone = learner.settings.lora is not None and self._transport == "shared_memory"
         self._ask = learner.adapter if alone else learner.weights
 
-    def collect(self) -> None:
-        """On every rank; the first has them afterwards, until the next time."""
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[None]:
+        """On every rank; the first has them meanwhile. A copy of the policy is not to lie there during updates."""
         if self.learner.ranks.size > 1:
             self._kept = self._ask()
+        try:
+            yield
+        finally:
+            self._kept = {}
 
     def weights(self) -> dict[str, Tensor]:
         return self._kept or self._ask()
+
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(self._kept.items()) if self._kept else self.learner.each_weight()
+
+    def weight_kinds(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        return self.learner.weight_kinds()
 
 
 class WeightSender(Protocol):
@@ -89,6 +104,18 @@ def shared_file() -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
+def sweep_shared_memory() -> None:
+    """Removes the files of processes that were killed over them: each is as large as a policy.
+
+    Those of the last ten minutes stay, as a process may be one of another container, whose number says nothing here.
+    """
+    for path in SHARED_MEMORY.glob("equipoise-*-*.safetensors"):
+        with contextlib.suppress(OSError):  # another's, or gone
+            alive = Path("/proc", path.name.split("-")[1]).exists()
+            if not alive and time.time() - path.stat().st_mtime > OLD_S:
+                path.unlink()
+
+
 class SharedMemorySender:
     """A safetensors file in shared memory, which every engine reads: the policy, or an adapter alone.
 
@@ -98,6 +125,7 @@ class SharedMemorySender:
     def __init__(self, learner: WeightSource, client: EngineClient) -> None:
         self.learner = learner
         self.client = client
+        sweep_shared_memory()
         client.init_weight_transfer_engine({})
 
     def send(self, version: int) -> None:
@@ -133,6 +161,7 @@ class VllmSender:
 
     def send(self, version: int) -> None:
         self.client.version = str(version)
+        torch.cuda.synchronize()  # vLLM reads on streams of its own, which don't wait for what the learner's still does
         self.engine.send_weights()
 
 
@@ -163,18 +192,16 @@ def _init_info(transport: Literal["nccl", "ipc"], world_size: int, address: Call
     return NCCLTrainerInitInfo(rank=0, master_address=address(), master_port=port, world_size=world_size)
 
 
-def _source(learner: WeightSource) -> Any:
-    """The learner's weights in the engines' dtype, as vLLM's trainer reads them."""
+def _source(learner: WeightSource, device: str = "cuda") -> Any:
+    """The learner's weights in the engines' dtype, as vLLM's trainer reads them: on a GPU, one after the other."""
     from vllm.distributed.weight_transfer import base
 
     class LearnerSource(base.WeightSource):
         def metadata(self) -> list[base.ParamMeta]:
-            return [
-                base.ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in learner.weights().items()
-            ]
+            return [base.ParamMeta(*kind) for kind in learner.weight_kinds()]
 
         def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-            return iter(learner.weights().items())
+            return ((name, tensor.to(device)) for name, tensor in learner.each_weight())
 
     return LearnerSource()
 

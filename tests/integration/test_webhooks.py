@@ -305,6 +305,35 @@ def test_a_long_backlog_does_not_hold_its_thread(store: JobStore, monkeypatch: p
     assert webhooks.behind(webhook.webhook_id) == []
 
 
+def test_a_webhook_that_is_gone_leaves_nothing_behind(store: JobStore) -> None:
+    webhooks = WebhookStore(store)
+    kept, gone = (webhooks.add("http://127.0.0.1/", ["job.paused"]) for _ in range(2))
+    store.request_pause(submit(store))
+    dispatcher = Dispatcher(store, allow_private=True, deliver=lambda *_, **__: 200)
+    with ThreadPoolExecutor(2) as pool:
+        for webhook in (kept, gone):
+            dispatcher._start(pool, webhooks, webhook, store)
+    assert {kept.webhook_id, gone.webhook_id} <= {*dispatcher._served} & {*dispatcher._settled}
+    webhooks.remove(gone.webhook_id)
+    due = [webhook.webhook_id for _, webhook, _ in dispatcher._due()]
+    assert (kept.webhook_id in due, gone.webhook_id in due) == (True, False)
+    remembered = {*dispatcher._served, *dispatcher._settled, *dispatcher._troubles}
+    assert remembered & {store.owner, kept.webhook_id, gone.webhook_id} == {store.owner, kept.webhook_id}
+
+
+def test_a_webhook_whose_delivery_breaks_is_left_alone_for_a_while(store: JobStore) -> None:
+    webhooks = WebhookStore(store)
+    webhook = webhooks.add("http://127.0.0.1/", ["job.paused"])
+    store.request_pause(submit(store))
+
+    def broken(*_: object, **__: object) -> int:
+        raise KeyError("an odd event")
+
+    dispatcher = Dispatcher(store, allow_private=True, deliver=broken)
+    dispatcher._serve(store, webhooks, webhook)
+    assert webhook.webhook_id not in [due.webhook_id for _, due, _ in dispatcher._due()]
+
+
 def test_a_cursor_only_moves_forward(store: JobStore) -> None:
     """Of two dispatchers one lost its lock, and is late with what the other has long dealt with."""
     webhooks = WebhookStore(store)

@@ -11,13 +11,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.embedded_redis import EmbeddedRedis, connect
 from orchestrator.launchers import SubprocessLauncher, driver_command
 from orchestrator.states import JobStatus
-from orchestrator.store import JobRecord, JobStore
+from orchestrator.store import JobRecord, JobStore, StoreUnavailable
 from orchestrator.worker import Worker
 from tests.support import make_policy, small_spec
 
@@ -188,6 +189,24 @@ def test_a_driver_that_does_not_stop_is_killed_with_all_it_started(bench: Bench,
     while is_alive(child):  # a signal is not delivered at once
         assert time.monotonic() - started < 30
         time.sleep(0.01)
+
+
+def test_a_driver_that_ended_while_the_store_was_away_is_followed_up_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow_up, away = Worker._follow_up, iter([True, True, False])
+
+    def sometimes(self: Worker, *arguments: Any) -> None:
+        if next(away, False):
+            raise StoreUnavailable("away")
+        follow_up(self, *arguments)
+
+    monkeypatch.setattr(Worker, "_follow_up", sometimes)
+    job_id = bench.submit()
+    with bench.working(CRASHES):
+        job = bench.wait(job_id, has(JobStatus.FAILED))
+    assert (job.reason, job.attempts) == ("poison", 3)
+    assert len(bench.events(job_id, "job.driver_died")) == 3
 
 
 def test_a_driver_that_crashes_is_reported_and_after_three_the_job_is_poison(bench: Bench) -> None:

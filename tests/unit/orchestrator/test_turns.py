@@ -61,9 +61,8 @@ def test_every_prompt_has_its_turn_once_whatever_is_put_off_or_comes_to_nothing(
         for prompt in left:
             done.remove(prompt)
         turns.put_off(left)
-    position = turns.order.position
-    outstanding = turns.state_dict()
-    assert sorted(done + turns.waiting + outstanding["again"]) == sorted(PromptOrder(11, seed=3).take(position))
+    state = turns.state_dict()
+    assert sorted(done + turns.waiting + state["again"]) == sorted(PromptOrder(11, seed=3).take(state["position"]))
 
 
 def test_what_was_put_off_gets_a_step_of_its_own_that_waits_for_all() -> None:

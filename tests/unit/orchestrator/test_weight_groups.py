@@ -13,7 +13,8 @@ import pytest
 import ray
 
 from orchestrator import cluster, learner_group
-from orchestrator.cluster import EngineActor, EngineFanout, LearnerError, RemoteLearner, connect_engines
+from orchestrator.cluster import Cluster, EngineActor, EngineFanout, LearnerError, RemoteLearner, connect_engines
+from orchestrator.engines import EnginePool
 from orchestrator.errors import ActorLost
 from orchestrator.learner_group import LearnerRanks, meet
 from policies import weight_sync
@@ -127,6 +128,56 @@ def test_engines_look_for_the_learner_at_the_address_that_ray_has(monkeypatch: p
     assert weight_sync._init_info("nccl", 2, made["address"])["master_address"] == "10.1.2.3"
 
 
+@pytest.mark.parametrize(
+    ("transport", "order"),
+    [
+        (
+            "ipc",
+            ["learner", "engine 0", "up 1", "engine 1", "up 2"],
+        ),  # vLLM counts what others take meanwhile as its own
+        ("nccl", ["engine 0", "engine 1", "learner", "up 2"]),
+    ],
+)
+def test_who_shares_a_gpu_starts_one_after_the_other(
+    transport: str, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    started = Cluster.__new__(Cluster)
+    started.actors, started.engines, started.pool = [], [], None
+    started.gang = SimpleNamespace(place=lambda _: {})  # type: ignore[assignment]
+
+    def remote(_: Any) -> Any:
+        def start(*_: Any, **__: Any) -> Actor:
+            happened.append(f"engine {len(started.engines)}")
+            return Actor()
+
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=start))
+
+    await_engines = Cluster._await_engines
+
+    def awaiting(self: Cluster, *arguments: Any) -> None:
+        if f"up {len(self.engines)}" not in happened:
+            happened.append(f"up {len(self.engines)}")
+        await_engines(self, *arguments)
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(cluster, "start_ranks", lambda *_, **__: LearnerRanks([Actor()]))
+    monkeypatch.setattr(cluster, "meet", lambda *_, **__: happened.append("learner"))
+    monkeypatch.setattr(Cluster, "_await_engines", awaiting)
+    monkeypatch.setattr(EnginePool, "open", lambda _: None)
+    started.start(
+        settings(transport=transport), LearnerSettings(model="m"), engines=2, engine_options={}, learner_options={}
+    )
+    assert happened == order
+
+
+def test_engines_that_never_come_up_are_lost() -> None:
+    stuck = Cluster.__new__(Cluster)
+    stuck.engines = [Actor(), Actor(NEVER)]
+    with pytest.raises(ActorLost, match="1 of 2 engines did not start within 0 s"):
+        stuck._await_engines(0.0, lambda: None)
+
+
 # -- what ends a wait -----------------------------------------------------------------------------------------
 
 
@@ -167,6 +218,26 @@ def test_without_a_group_its_reason_is_the_jobs() -> None:
         RemoteLearner(Actor(failed(ValueError("no such parameter"))), sync_s=5).sync(3)
     with pytest.raises(OSError, match="full"):
         RemoteLearner(Actor(failed(OSError("full"))), sync_s=5).sync(3)
+
+
+@pytest.mark.parametrize("words", ["EADDRINUSE: address already in use (port: 4711)", "bind: Address already in use"])
+def test_a_port_that_was_taken_meanwhile_is_no_fault_of_the_jobs(words: str) -> None:
+    with pytest.raises(ActorLost, match="was taken meanwhile"):
+        connect_engines(LearnerRanks([Actor(failed(RuntimeError(words)))]), [Actor()], settings(), [])
+
+
+def test_an_engine_that_was_left_out_of_one_update_has_its_part_in_the_next() -> None:
+    """It may have got everything in the end, and say so."""
+    slow, other = Actor(), Actor()
+    fanout = EngineFanout([slow, other], patience_s=7)
+    slow.outcome = NEVER
+    fanout.finish_weight_update("1")
+    assert fanout.engines == [other]
+    slow.outcome = None
+    fanout.start_weight_update()
+    fanout.finish_weight_update("2")
+    assert fanout.engines == [slow, other]
+    assert slow.asked[-1] == ("finish_weight_update", "2")
 
 
 def test_engines_that_are_all_silent_are_lost() -> None:
