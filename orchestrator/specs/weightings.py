@@ -139,7 +139,7 @@ class GradientSpec(_GradientRule):
 
 
 class _GramianRule(_GradientRule):
-    """From the inner products of the objectives' gradients; the preference scales the gradients."""
+    """From the inner products of the objectives' gradients; more preference is more weight."""
 
     needs = frozenset({"gramian"})
 

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from policies.types import StepStats, UpdateOutcome, Weights
 
+OnPreference = Literal["repeats", "multiplies", "restarts", "unknown"]
+
 
 class Weighting:
     """Chooses the objectives' weights at each step; the person's steering comes after it."""
@@ -18,7 +20,7 @@ class Weighting:
     follows_preference: ClassVar[bool] = True
     """An objective with preference 0 never gets weight from it."""
 
-    on_preference: ClassVar[Literal["repeats", "multiplies", "restarts", "unknown"]] = "unknown"
+    on_preference: ClassVar[OnPreference] = "unknown"
     """What a choice does with the preference, so that a preview can tell what it would be under another one.
 
     It repeats it, multiplies it by factors that do not depend on it, or restarts from it when it changes.

@@ -6,13 +6,15 @@ the simplex. What needs no optional dependency of TorchJD's is TorchJD's own; th
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor
 from torchjd.aggregation import AlignedMTLWeighting, DualProjWeighting, IMTLGWeighting, UPGradWeighting
 
 from policies.types import StepStats, Weights
-from policies.weighting.base import Weighting
+from policies.weighting.base import OnPreference, Weighting
 from policies.weighting.gramian_solvers import DualCone, alpha_fair, conflict_averse, least_norm, surgery
 from policies.weighting.simplex import project
 
@@ -20,11 +22,18 @@ NO_GRADIENT = 1e-12  # of the largest squared norm
 
 
 class GramianRule(Weighting):
-    """w proportional to D alpha, alpha the rule's answer to D G D, D = K diag(preference).
+    """w_k proportional to preference_k * alpha_k, alpha the rule's answer to the Gramian G, put on the simplex.
 
-    The preference scales the gradients, so equal preferences are the rule as published. The rules are invariant, up to
-    a factor, to a scaling of all gradients: D G D is scaled to trace 1, which keeps tiny gradients clear of the
-    solvers' tolerances. A rule's negative coefficients are handled by projecting on the simplex after scaling to sum 1.
+    So more preference is never less weight, and equal preferences are the rule as published; what it promises of the
+    worst objective holds for these. The rules are invariant, up to a factor, to a scaling of all gradients: G is scaled
+    to trace 1, which keeps tiny gradients clear of the solvers' tolerances. A rule's negative coefficients are handled
+    by projecting on the simplex after scaling to sum 1.
+
+    Where conflict alone changes the mean gradient, the preference makes the mean a weighted one (`scales_gradients`):
+    w proportional to D alpha, alpha the answer to D G D, D = K diag(preference). Without conflict the weights are the
+    preference; upgrad's and dualproj's direction is still one that no objective loses by, and under strong conflict
+    that may take a little less weight for more preference. The other rules balance the gradients' lengths, and would
+    take D out again or turn it round.
 
     An objective without preference or without gradient takes no part and keeps its preference: a gradient of 0 would
     be every minimum-norm rule's answer and stop learning. Where fewer than two take part, no Gramian was measured yet,
@@ -33,6 +42,8 @@ class GramianRule(Weighting):
     """
 
     needs = frozenset({"gramian"})
+    on_preference: ClassVar[OnPreference] = "multiplies"
+    scales_gradients: ClassVar[bool] = False
 
     def combine(self, gramian_KK: Tensor, step: int) -> Tensor:
         """alpha for a positive semi-definite Gramian of trace 1; NaN or 0 where the rule has no answer."""
@@ -51,7 +62,8 @@ class GramianRule(Weighting):
         if int(taking.sum()) < 2:
             return preference_K
         share = preference_K[taking].sum()
-        scales_K = preference_K[taking] / share * len(preference_K[taking])
+        relative_K = preference_K[taking] / share * len(preference_K[taking])  # 1 for equal preferences
+        scales_K = relative_K if self.scales_gradients else torch.ones_like(relative_K)
         scaled_KK = scales_K[:, None] * gramian_KK[taking][:, taking] * scales_K[None, :]
         scaled_KK = 0.5 * (scaled_KK + scaled_KK.T)
         scaled_KK = scaled_KK / scaled_KK.trace()
@@ -61,9 +73,11 @@ class GramianRule(Weighting):
         total = product_K.sum()
         if not bool(torch.isfinite(product_K).all()) or float(total) <= 1e-9 * float(product_K.abs().sum()):
             return preference_K
-        nothing_K, all_K = torch.zeros_like(product_K), torch.ones_like(product_K)
+        shares_K = project(product_K / total, torch.zeros_like(product_K), torch.ones_like(product_K))
+        if not self.scales_gradients:
+            shares_K = shares_K * relative_K / (shares_K * relative_K).sum()
         weights_K = preference_K.clone()
-        weights_K[taking] = share * project(product_K / total, nothing_K, all_K)
+        weights_K[taking] = share * shares_K
         return weights_K
 
 
@@ -82,6 +96,9 @@ class Mgda(GramianRule):
 class UpGrad(GramianRule):
     """Each gradient projected on the cone of directions that no objective loses by; their mean (arXiv 2406.16232)."""
 
+    on_preference = "unknown"
+    scales_gradients = True
+
     def combine(self, gramian_KK: Tensor, step: int) -> Tensor:
         del step
         return UPGradWeighting(projector=DualCone())(gramian_KK)
@@ -89,6 +106,9 @@ class UpGrad(GramianRule):
 
 class DualProj(GramianRule):
     """The mean gradient projected on the cone of directions that no objective loses by (arXiv 1706.08840)."""
+
+    on_preference = "unknown"
+    scales_gradients = True
 
     def combine(self, gramian_KK: Tensor, step: int) -> Tensor:
         del step
@@ -98,7 +118,7 @@ class DualProj(GramianRule):
 class CaGrad(GramianRule):
     """The direction near the mean gradient that does most for the worst objective (arXiv 2110.14048).
 
-    max over d of min_k g_k.d with |d - g_0| <= c |g_0|: c = 0 is the preference, a large c is MGDA's direction.
+    max over d of min_k g_k.d with |d - g_0| <= c |g_0|: c = 0 is the preference, a large c is MGDA's answer.
     """
 
     def __init__(self, *, c: float = 0.4) -> None:
@@ -114,6 +134,9 @@ class PcGrad(GramianRule):
 
     The order is drawn from the step's number, so the same step gives the same weights.
     """
+
+    on_preference = "unknown"
+    scales_gradients = True
 
     def combine(self, gramian_KK: Tensor, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(step)

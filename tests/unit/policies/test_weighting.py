@@ -16,6 +16,7 @@ from tests.weighting_stats import NAN, gramian_of, names_of, objectives_of, rich
 FROM_REWARDS = ["saw", "dara", "saturation", "covariance", "lagrangian", "log_volume"]
 # w proportional to preference * factor
 MULTIPLIERS = ["saw", "dara", "saturation", "covariance", "hv_gradient", "log_volume"]
+MULTIPLIERS += [f"gramian:{name}" for name in ("mgda", "cagrad", "nash_mtl", "imtl_g", "fairgrad", "aligned_mtl")]
 NO_PERMUTATION = ["gramian:pcgrad"]  # its order is drawn by position
 
 
