@@ -22,14 +22,14 @@ from orchestrator.spec_errors import SpecError, nearest, problem
 from orchestrator.specs import guardrails as guardrail_rules
 from orchestrator.specs.base import Decay, Fraction, Positive, Spec
 from orchestrator.specs.data import DataSpec, FilesData, QuickstartData
-from orchestrator.specs.estimators import EstimatorSpec, GdpoSpec
+from orchestrator.specs.estimators import CondGdpoSpec, EstimatorSpec, GdpoSpec
 from orchestrator.specs.gold import GoldSpec
 from orchestrator.specs.guardrails import GuardrailSpec
 from orchestrator.specs.objectives import ObjectiveSpec
 from orchestrator.specs.policy import PolicySpec
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.specs.sampling import SamplingSpec
-from orchestrator.specs.weightings import HvGradientSpec, LagrangianSpec, WeightingSpec
+from orchestrator.specs.weightings import HvGradientSpec, HypervolumeSpec, LagrangianSpec, WeightingSpec
 from orchestrator.states import MAX_PRIORITY
 from rewards import registry
 
@@ -342,6 +342,8 @@ class JobSpec(Spec):
                 "and needs at least 2; 'reinforce' works with 1"
             )
         self.estimator.arguments(names)
+        if isinstance(self.estimator, CondGdpoSpec):
+            self._condition_fits(self.estimator)
         self._lengths_fit()
         targets = frozenset(objective.name for objective in self.objectives if objective.target is not None)
         found = {
@@ -366,6 +368,20 @@ class JobSpec(Spec):
                 "step_response measures only their influence; use exact, sketch or last_block"
             )
         return self
+
+    def _condition_fits(self, estimator: CondGdpoSpec) -> None:
+        """The threshold is in units of the raw reward; the estimator has only what came of it."""
+        i = self.objective_names.index(estimator.condition)
+        if (transform := self.objectives[i].transform.name) != "identity":
+            raise ValueError(
+                f"objectives.{i}.transform: estimator 'cond_gdpo' compares the raw reward of '{estimator.condition}' "
+                f"with estimator.at_least, and '{transform}' would change it; use identity for the condition"
+            )
+        if isinstance(self.weighting, HypervolumeSpec) and self.weighting.faithful:
+            raise ValueError(
+                "weighting.faithful: multiplies the rewards, and estimator 'cond_gdpo' compares the raw reward of "
+                f"'{estimator.condition}' with estimator.at_least; use faithful: false"
+            )
 
     def _lengths_fit(self) -> None:
         """A length that scores 1 from the start leaves nothing to be scored below the completion limit."""
