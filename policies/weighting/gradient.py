@@ -23,8 +23,9 @@ class GradientInfluence(Weighting):
     becomes 0.62 and 0.04 within 30 steps. `floor` keeps every objective at work, `ceiling` keeps one from taking over,
     and `decay` pulls log w back to the preference by that share at each step; 0, 1 and 0 is the rule as published.
 
-    A step without a measurement keeps the weights. Raises ValueError where floor and ceiling leave no weights that sum
-    to 1.
+    An objective without preference takes no part and stays without weight, and the ceiling is no less than an equal
+    share of the others. A step without a measurement keeps the weights. Raises ValueError where floor and ceiling leave
+    no weights that sum to 1.
     """
 
     needs = frozenset({"influence"})
@@ -47,15 +48,22 @@ class GradientInfluence(Weighting):
         influence_K = stats.influence_K if stats.gramian_KK is None else influence(stats.gramian_KK)
         if influence_K is None or not bool(torch.isfinite(influence_K).all()):  # nothing measured yet
             return Weights(weights_K=self._weights_K.float())
-        tiny = torch.finfo(torch.float64).tiny
-        log_weights_K = torch.log(self._weights_K.clamp_min(tiny))
-        log_preference_K = torch.log(preference_K.clamp_min(tiny))
-        log_weights_K = log_weights_K + self.decay * (log_preference_K - log_weights_K)
-        log_weights_K = log_weights_K + self.step_size * influence_K.double()
-        floors_K = torch.where(preference_K > 0, self.floor, 0.0)  # what a person gave no weight stays without
-        ceilings_K = torch.full_like(log_weights_K, self.ceiling)
-        self._weights_K = project(torch.softmax(log_weights_K, dim=0), floors_K, ceilings_K)
+        asked = preference_K > 0  # what a person gave no weight stays without
+        self._weights_K = torch.where(asked, self._weights_K, 0.0)
+        self._weights_K[asked] = self._descend(self._weights_K[asked], preference_K[asked], influence_K[asked].double())
         return Weights(weights_K=self._weights_K.float())
+
+    def _descend(self, weights_K: Tensor, preference_K: Tensor, influence_K: Tensor) -> Tensor:
+        """The next weights of objectives that all have a preference."""
+        tiny = torch.finfo(torch.float64).tiny
+        log_weights_K, log_preference_K = (
+            torch.log(values_K.clamp_min(tiny)) for values_K in (weights_K, preference_K)
+        )
+        log_weights_K = log_weights_K + self.decay * (log_preference_K - log_weights_K)
+        log_weights_K = log_weights_K + self.step_size * influence_K
+        floors_K = torch.full_like(log_weights_K, self.floor)
+        ceilings_K = torch.full_like(log_weights_K, max(self.ceiling, 1 / len(log_weights_K)))
+        return project(torch.softmax(log_weights_K, dim=0), floors_K, ceilings_K)
 
     def state_dict(self) -> dict[str, Any]:
         return {

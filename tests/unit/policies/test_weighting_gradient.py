@@ -50,6 +50,31 @@ class TestGradient:
         assert float(kept.min()) == pytest.approx(0.15, abs=1e-6)
         assert float(kept.max()) == pytest.approx(0.5, abs=1e-6)
 
+    def test_the_defaults_keep_every_objective_at_work(self):
+        """Trap 8, for a job that names no floor."""
+        strategy = GradientInfluence()
+        for step in range(40):
+            strategy.update(stats(step, preference=[0.5, 0.5], influence_K=torch.tensor([1.2, 0.3])))
+        weights = strategy.update(stats(40, preference=[0.5, 0.5])).weights_K
+        assert weights.tolist() == pytest.approx([0.95, 0.05], abs=1e-6)
+
+    @pytest.mark.parametrize(
+        ("options", "preference", "influence", "expected"),
+        [
+            ({"ceiling": 0.6}, [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]),
+            ({"floor": 0.0, "step_size": 10.0}, [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]),
+            ({"floor": 0.0, "decay": 0.5}, [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]),
+            ({"floor": 0.2, "ceiling": 0.4}, [0.5, 0.5, 0.0], [1.0, 0.1, 5.0], [0.5, 0.5, 0.0]),
+            ({"floor": 0.2, "ceiling": 0.7}, [0.5, 0.5, 0.0], [1.0, 0.1, 5.0], [0.7, 0.3, 0.0]),
+            ({"floor": 0.3}, [0.5, 0.5, 0.0], [1.0, 0.1, 5.0], [0.7, 0.3, 0.0]),
+        ],
+    )
+    def test_without_preference_an_objective_never_gets_weight(self, options, preference, influence, expected):
+        strategy = GradientInfluence(**options)
+        for step in range(120):
+            weights = strategy.update(stats(step, preference=preference, influence_K=torch.tensor(influence))).weights_K
+        assert weights.tolist() == pytest.approx(expected, abs=1e-6)
+
     def test_decay_pulls_back_to_the_preference(self):
         gramian = torch.diag(torch.tensor([1.0, 0.1]))
         free, held = GradientInfluence(floor=0.0), GradientInfluence(floor=0.0, decay=0.2)
