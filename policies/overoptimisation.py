@@ -2,13 +2,14 @@
 
 The rule. A reading has the mean of each objective and of the gold reward over the same rollouts, each in units of its
 range. Gold's level is the mean of its last `window` readings, an objective's likewise of those that it has. Once a
-window is full, gold's best level is remembered, and every objective's level beside it. An objective is over-optimised
-from the reading at which, since that best,
+window is full, gold's best level is remembered, and every objective's level beside it, or its first one after it. An
+objective is over-optimised from the reading at which, since that best,
 
     gold has fallen by `drop` or more, and the objective has risen by `rise` or more,
 
 until gold is less than drop / 2 below its best, or the objective less than rise / 2 above where it was then. The two
-thresholds keep noise from telling it over and over; a new best of gold ends it for all.
+thresholds keep noise from telling it over and over; a new best of gold ends it for all. Without a level of its own, an
+objective stays what it was.
 """
 
 from __future__ import annotations
@@ -66,25 +67,28 @@ class OveroptimisationWatch:
         levels = {name: self._level(name) for name in self.objectives}
         if self._best is None or gold_now > self._best["gold"]:
             self._best = {"step": step, "gold": gold_now, "levels": levels}
+        known = self._best["levels"]  # what had no level at the best counts from its first one after it
+        first: dict[str, Any] = {name: now if known[name] is None else known[name] for name, now in levels.items()}
+        self._best = {**self._best, "levels": first}
         fall = self._best["gold"] - gold_now
         found: dict[str, Overoptimised] = {}
         for name, now in levels.items():
-            before = self._best["levels"][name]
-            if now is None or before is None:
+            if now is None:
                 continue
             share = 0.5 if name in self.active else 1.0
-            if fall >= share * self.drop - _EPS and now - before >= share * self.rise - _EPS:
+            if fall >= share * self.drop - _EPS and now - first[name] >= share * self.rise - _EPS:
                 found[name] = Overoptimised(
                     step=step,
                     objective=name,
-                    before=before,
+                    before=first[name],
                     now=now,
                     best_step=self._best["step"],
                     gold_best=self._best["gold"],
                     gold_now=gold_now,
                 )
         began = [one for name, one in found.items() if name not in self.active]
-        self.active = tuple(found)
+        unread = {name for name in self.active if levels[name] is None and fall >= 0.5 * self.drop - _EPS}
+        self.active = tuple(name for name in self.objectives if name in found or name in unread)
         return began
 
     def trends(self) -> dict[str, float | None]:

@@ -70,8 +70,25 @@ def test_a_single_outlier_is_averaged_away():
 
 def test_an_objective_that_did_not_apply_has_no_reading():
     one = watch()
-    assert steps(one, [(0.8, None, 0.5), (0.5, 0.9, 0.5), (0.5, None, None), (0.5, 0.95, 0.9)]) == [(4, "b")]
+    assert steps(one, [(0.8, None, 0.5), (0.5, 0.9, 0.5), (0.5, None, None), (0.5, 0.94, 0.9)]) == [(4, "b")]
     assert one.trends() == {"a": None, "b": pytest.approx(-0.5)}
+
+
+def test_an_objective_without_a_reading_at_the_best_is_compared_with_its_first_one_after_it():
+    readings = [(0.9, None, 0.5), (0.7, 0.3, 0.5), (0.5, 0.6, 0.5), (0.3, 0.95, 0.5)]
+    one = watch()
+    assert steps(one, readings) == [(3, "a")]
+    assert one.active == ("a",)
+    assert steps(one, [(0.95, 0.97, 0.5), (0.5, 0.98, 0.5)], start=5) == []  # compared with the new best's reading
+
+
+def test_a_reading_without_the_objective_does_not_end_it():
+    one = watch()
+    values = [0.3, 0.5, None, 0.5, None, 0.5]
+    assert steps(one, [(0.7 if i else 0.9, a, 0.5) for i, a in enumerate(values)]) == [(2, "a")]
+    assert steps(one, [(0.86, None, 0.5)], start=7) == []  # gold is back
+    assert one.active == ()
+    assert steps(one, [(0.7, 0.5, 0.5)], start=8) == [(8, "a")]
 
 
 @given(readings=READINGS, window=st.integers(1, 4))
