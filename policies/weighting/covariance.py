@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from policies.signal import SPREAD
+from policies.statistics import std
 from policies.types import StepStats, UpdateOutcome, Weights
 from policies.weighting.base import Weighting
 from policies.weighting.tilt import batch_mean, from_json, to_json
@@ -19,8 +21,10 @@ class CovarianceTarget(Weighting):
     c_k is the mean over prompts of the covariance, within the group, of reward k with the credit that the update gave
     (advantage * ratio * [not clipped]), in units of the declared range and as an exponential mean over the steps:
     `rate` is the share of the newest. An objective whose target is met in this step's batch is not pushed further.
-    The published weights are not scaled to sum to 1, so there a push also lengthens the step.
-    Groups with fewer than two measured rollouts say nothing; before the first update the weights are the preference.
+    Nor is one that no group of the batch varies in: its covariance is 0 whatever the weights are. (A group without
+    spread beside others counts with its 0, as published.) The published weights are not scaled to sum to 1, so there a
+    push also lengthens the step. Groups with fewer than two measured rollouts say nothing; before the first update the
+    weights are the preference.
     """
 
     needs = frozenset({"credit"})
@@ -46,8 +50,9 @@ class CovarianceTarget(Weighting):
             low_K, high_K = stats.objectives.ranges_K2.double().unbind(dim=1)
             missing_K = self.target_covariance - self._covariance_K / (high_K - low_K)
             push_K = torch.nan_to_num(missing_K, nan=0.0).clamp_min(0)
-            pushed_K = self._log_factors_K + self.eta * torch.where(_target_met(stats), 0.0, push_K)
-            self._log_factors_K = pushed_K - pushed_K.mean()  # only differences count: they must not grow for ever
+            idle_K = _target_met(stats) | ~_varies_K(stats.rewards_PGK)
+            pushed_K = self._log_factors_K + self.eta * torch.where(idle_K, 0.0, push_K)
+            self._log_factors_K = pushed_K - pushed_K.mean()  # only differences count
         log_weights_K = torch.log(stats.preference_K.double()) + self._log_factors_K
         return Weights(weights_K=torch.softmax(log_weights_K, dim=0).float())
 
@@ -60,14 +65,19 @@ class CovarianceTarget(Weighting):
 
 
 def group_covariance(rewards_PGK: Tensor, credit_PG: Tensor) -> Tensor:
-    """Mean over prompts of Cov_g(R_k, credit), population form; NaN for an objective without a group of two."""
+    """Mean over prompts of Cov_g(R_k, credit), population form; NaN for an objective that varies in no group."""
     rewards_PGK = rewards_PGK.double()
     measured_PGK = ~torch.isnan(rewards_PGK)
     credit_PGK = torch.where(measured_PGK, credit_PG.double()[:, :, None], torch.nan)
     rewards_mean_P1K = torch.nanmean(rewards_PGK, dim=1, keepdim=True)
     credit_mean_P1K = torch.nanmean(credit_PGK, dim=1, keepdim=True)
     covariance_PK = torch.nanmean((rewards_PGK - rewards_mean_P1K) * (credit_PGK - credit_mean_P1K), dim=1)
-    return torch.nanmean(torch.where(measured_PGK.sum(dim=1) >= 2, covariance_PK, torch.nan), dim=0)
+    covariance_K = torch.nanmean(torch.where(measured_PGK.sum(dim=1) >= 2, covariance_PK, torch.nan), dim=0)
+    return torch.where(_varies_K(rewards_PGK), covariance_K, torch.nan)
+
+
+def _varies_K(rewards_PGK: Tensor) -> Tensor:
+    return (std(rewards_PGK.double(), 1) > SPREAD).squeeze(1).any(dim=0)
 
 
 def _target_met(stats: StepStats) -> Tensor:

@@ -90,6 +90,17 @@ class TestCovariance:
         missed = dataclasses.replace(stat, objectives=objectives_of(2, targets=[NAN, 0.6]))
         assert float(strategy.update(missed).weights_K[1]) > 0.5
 
+    def test_what_no_rollout_varies_in_is_not_pushed(self):
+        """Neither from the start nor once it has stopped to vary; beside another group its 0 counts."""
+        flat, moving, strategy = two([0.5, 0.5], [0.0, 1.0]), two([0.0, 1.0], [0.0, 1.0]), CovarianceTarget(eta=1.0)
+        for rewards, credit in ((flat, 0.1), (moving, -0.1), (flat, 0.1)):
+            pushed = strategy.update(stats(preference=[0.5, 0.5], rewards=flat)).weights_K
+            assert float(pushed[0]) <= 0.5
+            strategy.observe(UpdateOutcome(rewards_PGK=rewards, credit_PG=torch.tensor([[-credit, credit]])))
+        assert strategy.state_dict()["covariance"][0] == pytest.approx(-0.05)
+        both, credit = torch.cat([flat, moving]), torch.tensor([[-0.1, 0.1], [-0.1, 0.1]])
+        assert group_covariance(both, credit).tolist() == pytest.approx([0.025, 0.05])
+
     def test_what_was_not_measured_does_not_count(self):
         rewards = torch.tensor([[[0.0], [1.0], [NAN]], [[0.7], [NAN], [NAN]]])
         credit = torch.tensor([[-1.0, 1.0, 99.0], [3.0, 4.0, 5.0]])
