@@ -139,6 +139,14 @@ def test_copo_teaches_where_the_inner_rule_is_silent():
     assert torch.equal(Copo(Grpo())(rewards, torch.ones(1)), torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
 
 
+@pytest.mark.parametrize("inner", [Gdpo, Grpo])
+def test_copo_teaches_where_the_inner_rule_takes_a_spread_for_none(inner):
+    rewards, weight = torch.tensor([[[0.5], [0.501]], [[0.9], [0.9]]]), torch.ones(1)
+    copo = Copo(inner(std_floor=0.01))
+    torch.testing.assert_close(copo(rewards, weight), torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), atol=0.01, rtol=0)
+    torch.testing.assert_close(copo.per_objective(rewards)[..., 0].float(), copo(rewards, weight))
+
+
 def test_copo_of_one_prompt_adds_nothing():
     rewards = torch.tensor([[[1.0], [1.0]]])
     assert torch.equal(Copo(Reinforce())(rewards, torch.ones(1)), torch.zeros(1, 2))
