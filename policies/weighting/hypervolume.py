@@ -36,7 +36,7 @@ class HypervolumeGuided(Weighting):
     def update(self, stats: StepStats) -> Weights:
         front = stats.front
         if front is not None and front.step > self._seen_step:
-            if len(front.points_NK) > 1:  # the initial policy's own volume is no growth
+            if front.step > 0:  # the initial policy's own volume is no growth
                 self._observe(front.growth)
             self._seen_step = front.step
         return Weights(

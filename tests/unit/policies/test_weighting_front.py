@@ -1,5 +1,6 @@
 """The rules that read the front: values by hand, the slopes that they are, and a trap of raw units."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -26,6 +27,14 @@ class TestHypervolume:
             seen.append(strategy.update(stats(step, preference=[0.5, 0.5], front=stat)).advantage_scale)
         expected = [1.0, 0.5 + 1.5 * math.tanh(1), 0.5 + 1.5 * math.tanh(2), 0.5, 0.5 + 1.5 * math.tanh(1)]
         assert seen == pytest.approx(expected)
+
+    def test_collapsed_points_are_no_growth(self):
+        """They are not among the archive's points, so that the initial policy's stays the only one."""
+        strategy, seen = HypervolumeGuided(), []
+        for step in (0, 5, 10):
+            now = dataclasses.replace(front_of(0, 0.3 if step == 0 else 0.0, points=1), step=step)
+            seen.append(strategy.update(stats(step + 1, preference=[0.5, 0.5], front=now)).advantage_scale)
+        assert seen == [1.0, 0.5, 0.5]
 
     def test_holds_until_the_next_evaluation(self):
         strategy = HypervolumeGuided()
