@@ -27,7 +27,11 @@ class Update:
     learned: LearnStats
 
     def figures(self, names: Sequence[str], rewards_PGK: Tensor) -> dict[str, Any]:
-        """For the record: every raw objective, the total that was optimised, the weights, the learner's own figures."""
+        """For the record: every raw objective, their weighted total, the weights, the learner's own figures.
+
+        The total is the raw means by the weights and signs that were applied: what gates, transforms and the estimator
+        make of the rewards is not in it.
+        """
         objectives = {name: objective_figures(rewards_PGK[:, :, k]) for k, name in enumerate(names)}
         strategy = dict(zip(names, self.weights.weights_K.tolist(), strict=True))
         return {

@@ -500,7 +500,7 @@ class Loop:
         update: Update,
         evaluation: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
-        """What the step decided and saw: every raw objective, and the total that was optimised."""
+        """What the step decided and saw: every raw objective, and their weighted total."""
         tokens = [len(rollout.tokens) for rollout in batch.rollouts]
         return {
             "step": step,

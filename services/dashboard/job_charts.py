@@ -34,7 +34,7 @@ class _Marked:
 
 
 class ObjectivesPanel(_Marked):
-    """The raw mean of each with its spread, on one step axis, and the optimised total."""
+    """The raw mean of each with its spread, on one step axis, and their total by the applied weights."""
 
     def __init__(self, page: JobPage) -> None:
         super().__init__(page)
@@ -48,9 +48,9 @@ class ObjectivesPanel(_Marked):
                 option = charts.objective(name, i, (), targets[name])
                 self._charts[name] = Chart(name, option, label=f"{name} by step", height=150, loading=True)
             self._total = Chart(
-                "Optimised total",
+                "Weighted total",
                 charts.line("total", hue=charts.MUTED),
-                label="Optimised total by step",
+                label="Weighted total by step",
                 height=150,
                 loading=True,
             )
