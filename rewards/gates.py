@@ -8,9 +8,11 @@ from rewards.base import Scores
 
 
 class Gates:
-    """R_k <- R_k * 1[R_l >= t]. Thresholds look at the raw rewards, so that gates may be chained in any order.
+    """R_k <- R_k where R_l >= t, else min(0, lowest R_k of the batch).
 
-    A gate on an objective that does not apply to a row holds nothing back there.
+    The published gate gives 0 to what fails. A reward that can be negative would make failing the better choice; so
+    what fails gets no more than the worst that was measured. Thresholds look at the raw rewards, so that gates may be
+    chained in any order. A gate on an objective that does not apply to a row holds nothing back there.
     """
 
     def __init__(self, gates: Mapping[str, tuple[str, float]]) -> None:
@@ -22,9 +24,10 @@ class Gates:
         gated = {name: list(values) for name, values in scores.items()}
         for name, (other, threshold) in self._gates.items():
             pairs = zip(scores[name], scores[other], strict=True)
-            gated[name] = [_gated(value, judge, threshold) for value, judge in pairs]
+            failed = min([0.0, *(value for value in scores[name] if value is not None)])
+            gated[name] = [_gated(value, judge, threshold, failed) for value, judge in pairs]
         return gated
 
 
-def _gated(value: float | None, judge: float | None, threshold: float) -> float | None:
-    return value if value is None or judge is None or judge >= threshold else 0.0
+def _gated(value: float | None, judge: float | None, threshold: float, failed: float) -> float | None:
+    return value if value is None or judge is None or judge >= threshold else failed

@@ -42,7 +42,10 @@ class RewardSpec(Spec):
 
 
 class Gate(Spec):
-    """The objective counts only in rollouts where another one reached a threshold."""
+    """The objective counts only in rollouts where another one reached a threshold.
+
+    Elsewhere it is 0, or the batch's lowest where that is negative.
+    """
 
     objective: Name = Field(description="the other objective")
     at_least: Finite = Field(description="threshold on the other objective's raw reward")
