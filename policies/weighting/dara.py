@@ -15,8 +15,9 @@ class SignalShare(Weighting):
     """w_k proportional to preference_k * min(cap, sqrt(max_l pi_l / pi_k)), pi_k the share of groups where k varies.
 
     A group varies in k where its largest and smallest measured reward differ by more than a millionth of the range;
-    groups that k does not apply to count as not varying. An objective that varies nowhere gets the cap. Where nothing
-    varies at all, as with one rollout per group, the weights are the preference.
+    groups that k does not apply to count as not varying. An objective that varies nowhere gets the cap. The largest
+    share is that of the objectives with a preference. Where none of these varies, as with one rollout per group, the
+    weights are the preference.
     """
 
     on_preference = "multiplies"
@@ -31,7 +32,8 @@ class SignalShare(Weighting):
         smallest_PK = torch.where(missing_PGK, torch.inf, rewards_PGK).amin(dim=1)
         low_K, high_K = stats.objectives.ranges_K2.double().unbind(dim=1)
         shares_K = (largest_PK - smallest_PK > SLIVER * (high_K - low_K)).double().mean(dim=0)
-        if float(shares_K.max()) == 0:
+        largest = shares_K[stats.preference_K > 0].max()
+        if float(largest) == 0:
             return Weights(weights_K=stats.preference_K.float())
-        factors_K = (shares_K.max() / shares_K.clamp_min(1e-12)).sqrt().clamp_max(self.cap)
+        factors_K = (largest / shares_K.clamp_min(1e-12)).sqrt().clamp_max(self.cap)
         return tilt(stats.preference_K, factors_K)

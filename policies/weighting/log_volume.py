@@ -18,14 +18,20 @@ class LogVolume(Weighting):
     """w_k proportional to preference_k * s_k / max(q_k, least): gradient ascent on sum_k preference_k log q_k.
 
     q_k is the batch's mean reward as a place in its range, so with equal preferences the sum is the logarithm of the
-    box below the policy's point, its share of the hypervolume. Its gradient is sum_k preference_k grad q_k / q_k, and
-    grad q_k comes from R_k - mean_k = s_k Z_k with s_k the spread within groups: an estimator that standardises each
-    objective (gdpo, mo_grpo) has divided by s_k, and this gives it back. So an objective that is solved, or that no
-    rollout changes, asks for nothing, and one that is far behind asks for more. For estimators that combine rewards
-    before they standardise, s_k would count twice.
+    box below the policy's point, its share of the hypervolume where no objective has a reference: the box always
+    begins at the ranges' lower ends. Its gradient is sum_k preference_k grad q_k / q_k, and grad q_k comes from
+    R_k - mean_k = s_k Z_k with s_k the spread within groups: an estimator that standardises each objective (gdpo,
+    mo_grpo) has divided by s_k, and this gives it back. So an objective that is solved, or that no rollout changes,
+    asks for nothing, and one that is far behind asks for more. For estimators that combine rewards before they
+    standardise, s_k would count twice.
+
+    That is exact for one group, and without gates and transforms: s and q are of the raw rewards, Z is of what came of
+    them. Over several groups s_k is their mean, also of those without spread, which have no part in Z_k: an objective
+    that few groups vary in gets less than its gradient's share.
 
     q and s are exponential means that move by `rate` of the way each step, which keeps a batch's noise out. An
-    objective that the batch did not measure keeps its own. Where nothing varies, the weights are the preference.
+    objective that the batch did not measure keeps its own. Until something has varied, the weights are the preference;
+    after that, where nothing varies, all s fade alike and keep their ratios.
     """
 
     on_preference = "multiplies"

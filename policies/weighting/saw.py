@@ -19,8 +19,8 @@ class CoefficientOfVariation(Weighting):
 
     CV = std / mean over the batch of the reward above the lower end of its range (the published code adds 3 to a reward
     in [-3, 3]), or above the batch's least reward where that is lower still. u starts at 1 and moves by `rate` of the
-    way each step; rate 1 and floor 0 is the published code. An objective that the batch did not measure keeps its u;
-    where nothing varies, every u stays.
+    way each step; rate 1 and floor 0 is the published code. An objective that the batch did not measure or that has no
+    preference keeps its u and moves no other's: K counts those that take part. Where nothing varies, every u stays.
     """
 
     on_preference = "multiplies"
@@ -34,17 +34,17 @@ class CoefficientOfVariation(Weighting):
         if self._factors_K is None:
             self._factors_K = torch.ones(len(stats.preference_K), dtype=torch.float64)
         rewards_NK = stats.rewards_PGK.double().flatten(0, 1)
-        measured_K = (~torch.isnan(rewards_NK)).any(dim=0)
+        taking_K = (~torch.isnan(rewards_NK)).any(dim=0) & (stats.preference_K > 0)
         least_K = torch.where(torch.isnan(rewards_NK), torch.inf, rewards_NK).amin(dim=0)
         above_NK = rewards_NK - torch.minimum(stats.objectives.ranges_K2.double()[:, 0], least_K)
         tiny = torch.finfo(torch.float64).tiny
         variation_K = (std(above_NK, 0) / mean(above_NK, 0).clamp_min(tiny)).squeeze(0)
-        variation_K = torch.where(measured_K, variation_K, 0.0)
+        variation_K = torch.where(taking_K, variation_K, 0.0)
         total = variation_K.sum()
         if float(total) > 1e-12:
-            now_K = measured_K.sum() * variation_K / total
+            now_K = taking_K.sum() * variation_K / total
             moved_K = self._factors_K + self.rate * (now_K - self._factors_K)
-            self._factors_K = torch.where(measured_K, moved_K, self._factors_K)
+            self._factors_K = torch.where(taking_K, moved_K, self._factors_K)
         return tilt(stats.preference_K, self._factors_K.clamp_min(self.floor))
 
     def state_dict(self) -> dict[str, Any]:

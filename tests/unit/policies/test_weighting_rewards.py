@@ -57,6 +57,19 @@ class TestDara:
         assert torch.equal(SignalShare().update(stat).weights_K, SignalShare().update(cubed).weights_K)
 
 
+@pytest.mark.parametrize("strategy", [CoefficientOfVariation, SignalShare])
+def test_what_has_no_preference_does_not_move_the_others_weights(strategy):
+    """The third varies most, and everywhere: it would press saw's factors to the floor and dara's to the cap."""
+    rewards = torch.zeros(30, 2, 3)
+    rewards[:, 0, 2] = 1.0
+    rewards[0, 0, 0] = rewards[:10, 1, 1] = 1.0
+    alone, beside = strategy(), strategy()
+    for step in range(30):
+        two_K = alone.update(stats(step, preference=[0.5, 0.5], rewards=rewards[:, :, :2])).weights_K
+        three_K = beside.update(stats(step, preference=[0.5, 0.5, 0.0], rewards=rewards)).weights_K
+    assert three_K.tolist() == pytest.approx([*two_K.tolist(), 0.0])
+
+
 class TestSaturation:
     def test_pinned(self):
         stat = stats(preference=[0.5, 0.5], rewards=two([0.5, 1.0], [0.0, 0.0]))
