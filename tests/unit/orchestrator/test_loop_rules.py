@@ -12,7 +12,8 @@ import torch
 from orchestrator.journal import Wishes
 from orchestrator.spec import JobSpec
 from orchestrator.steering import apply_directions
-from policies.estimators import Gdpo
+from policies.estimators import Estimator, Gdpo, Rloo
+from policies.statistics import whiten
 from policies.types import Rollout, RolloutRequest, Weights
 from tests.loop_fakes import Killed, Run, make_spec, resume, start
 
@@ -161,6 +162,81 @@ def test_groups_without_signal(tmp_path: Path, rule: str, most_rounds: int) -> N
         seeds = [request.seed for batch in run.engines.batches for request in batch if request.max_tokens == 9]
         trained = [seed for seed in seeds if seed is not None]
         assert len(set(trained)) >= 4 * sum(record["groups"] for record in run)
+
+
+def test_groups_whose_objectives_cancel_have_signal(tmp_path: Path) -> None:
+    """Trap 6: 0.75 accuracy + 0.25 brevity is the same in all their rollouts, and each of the two is not."""
+    run = start(tmp_path, make_spec(sampling={"zero_signal": {"name": "drop"}}))
+    quieten(run, lambda row: row % 3 == 0)
+    sample = run.engines.sample
+
+    def cancelling(request: RolloutRequest) -> Rollout:
+        rollout = sample(request)
+        if request.seed is None or request.prompt_tokens[1] % 3 != 1:
+            return rollout
+        accuracy = float(rollout.text.split()[0])
+        return dataclasses.replace(rollout, text=f"{accuracy!r} {1.5 - 3 * accuracy!r}")
+
+    run.engines.sample = cancelling  # type: ignore[method-assign]
+    run.loop.run()
+    trained = [batch for batch in run.engines.batches if len(batch) == 12]
+    rows = [[request.prompt_tokens[1] for request in batch[::4]] for batch in trained]
+    loud = [sum(row % 3 > 0 for row in found) for found in rows]
+    assert any(row % 3 == 1 for found in rows for row in found)
+    assert [record["groups_learned"] for record in run] == loud
+    for advantages_B, _ in run.learner.learned:
+        assert (advantages_B.reshape(-1, 4).abs().sum(dim=1) > 0.1).all()
+
+
+@pytest.mark.parametrize(("faithful", "estimator"), [(False, Gdpo), (True, Gdpo), (True, Rloo)])
+def test_the_multiplier_acts_where_no_normalisation_cancels_it(
+    tmp_path: Path, faithful: bool, estimator: type[Estimator]
+) -> None:
+    """Trap 1: on the advantages; as published it is on the rewards, where only rloo feels it."""
+    name = estimator.__name__.lower()
+    spec = make_spec(weighting={"name": "hypervolume", "faithful": faithful}, estimator={"name": name})
+    run = whole(tmp_path, spec)
+    multipliers = [record["multiplier"] for record in run]
+    assert any(abs(multiplier - 1) > 0.1 for multiplier in multipliers)
+    weights_K = torch.tensor([0.75, 0.25])
+    for m, stats, (advantages_B, _) in zip(multipliers, run.strategy.given, run.learner.learned, strict=True):
+        plain_B = estimator()(stats.rewards_PGK, weights_K).flatten()
+        cancelled = faithful and estimator is Gdpo
+        torch.testing.assert_close(advantages_B, plain_B if cancelled else m * plain_B, atol=1e-5, rtol=1e-5)
+
+
+def test_pama_learns_from_the_advantages_of_the_objective_that_has_least_to_gain(tmp_path: Path) -> None:
+    """Trap 7: every rollout has its own, not the closed form's one number for all."""
+    run = whole(tmp_path, make_spec(weighting={"name": "pama"}))
+    for record, stats, (advantages_B, _) in zip(run, run.strategy.given, run.learner.learned, strict=True):
+        advantages_PGK = Gdpo().per_objective(stats.rewards_PGK)
+        k = int(advantages_PGK.clamp_min(0).mean(dim=(0, 1)).argmin())
+        assert list(record["weights"]["applied"].values()) == [float(k == 0), float(k == 1)]
+        torch.testing.assert_close(advantages_B, whiten(advantages_PGK[:, :, k]).flatten().float())
+
+
+@pytest.mark.parametrize(
+    ("steering", "ceiling"),
+    [({"mode": "blend", "blend": 0.3}, 1.0), ({"mode": "manual"}, 1.0), ({"mode": "auto"}, 0.4)],
+)
+def test_the_total_is_by_the_weights_that_were_applied(
+    tmp_path: Path, steering: dict[str, Any], ceiling: float
+) -> None:
+    """Trap 9: neither by the strategy's own nor, but in mode manual, by the preference."""
+    points = [{"step": 0, "weights": {"accuracy": 0.9, "brevity": 0.1}}]
+    run = whole(
+        tmp_path,
+        make_spec(
+            weighting={"name": "schedule", "points": points},
+            objectives=objectives(accuracy={"bounds": [0.0, ceiling]}),
+            steering=steering,
+        ),
+    )
+    accuracy = {"blend": 0.7 * 0.9 + 0.3 * 0.75, "manual": 0.75, "auto": 0.4}[steering["mode"]]
+    for record in run:
+        means = [record["objectives"][name]["mean"] for name in ("accuracy", "brevity")]
+        assert record["total"] == pytest.approx(accuracy * means[0] + (1 - accuracy) * means[1])
+        assert abs(means[0] - means[1]) > 0.1  # other weights, another total
 
 
 def test_copo_speaks_for_groups_without_signal(tmp_path: Path) -> None:
