@@ -126,8 +126,12 @@ class GradientSpec(_GradientRule):
     decay: Fraction = Field(
         0.0, description="pull back to the preference each step; 0 as published, which is rich-get-richer"
     )
-    floor: Fraction = Field(0.05, description="least weight of an objective; 0 as published")
-    ceiling: Fraction = Field(1.0, description="largest weight of an objective; 1 as published")
+    floor: Fraction = Field(0.05, description="least weight of an objective that has a preference; 0 as published")
+    ceiling: Fraction = Field(
+        1.0,
+        description="largest weight of an objective, but no less than an equal share of those with a preference; "
+        "1 as published",
+    )
 
     def problems(self, objectives: tuple[str, ...], targets: frozenset[str]) -> Iterator[Problem]:
         yield from super().problems(objectives, targets)

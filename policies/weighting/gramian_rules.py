@@ -37,8 +37,9 @@ class GramianRule(Weighting):
 
     An objective without preference or without gradient takes no part and keeps its preference: a gradient of 0 would
     be every minimum-norm rule's answer and stop learning. Where fewer than two take part, no Gramian was measured yet,
-    or the rule has no answer (no direction serves all), the weights are the preference. A Gramian measured with
-    rounding may have slightly negative eigenvalues: the diagonal is raised by as much.
+    or the rule has no answer (no direction serves all), the weights are the preference. What a choice would be under
+    another preference can be told exactly while the same objectives take part, all with a gradient. A Gramian measured
+    with rounding may have slightly negative eigenvalues: the diagonal is raised by as much.
     """
 
     needs = frozenset({"gramian"})
