@@ -108,7 +108,7 @@ class Collector:
             except RewardError:
                 self.leave(sampled)
                 raise
-            carries_P = signal_P(self.judged(sampled), counts_K)
+            carries_P = signal_P(self.judged(sampled), counts_K, self.parts.estimator.least_spread)
             need = missing(carries_P, wanted)
             if need == 0:
                 break

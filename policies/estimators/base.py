@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from policies import statistics
+from policies.signal import SPREAD
 from policies.statistics import WHITEN_EPS
 
 
@@ -41,6 +42,11 @@ class Estimator:
         """
         del advantages_PGK, weights_K
         return None
+
+    @property
+    def least_spread(self) -> float:
+        """An objective that spreads no more in a group asks for nothing there."""
+        return max(SPREAD, getattr(self, "std_floor", 0.0))
 
     def at(self, progress: float) -> Self:
         """The rule at this share of the job's steps, 0 at the first and 1 at the last, for constants that move."""

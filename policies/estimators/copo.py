@@ -9,32 +9,32 @@ import torch
 from torch import Tensor
 
 from policies.estimators.base import Estimator, finish
-from policies.signal import SPREAD, global_advantages_PG, global_advantages_PGK, signal_P
+from policies.signal import global_advantages_PG, global_advantages_PGK, signal_P
 
 
 @dataclass(frozen=True)
 class Copo(Estimator):
     """A = A_inner + coefficient * A_global, A_global 0 in groups where a weighted objective spreads.
 
-    A spread that is none for the inner rule, by its `std_floor`, is none here.
+    What is no spread for the inner rule is none here.
     """
 
     inner: Estimator
     coefficient: float = 1.0
 
     def __call__(self, rewards_PGK: Tensor, weights_K: Tensor) -> Tensor:
-        global_PG = global_advantages_PG(rewards_PGK, weights_K, self._spread)
+        global_PG = global_advantages_PG(rewards_PGK, weights_K, self.least_spread)
         return finish(self.inner(rewards_PGK, weights_K) + self.coefficient * global_PG)
 
     def per_objective(self, rewards_PGK: Tensor) -> Tensor:
         """The inner rule's, and the objective's own share of A_global in groups where no objective spreads."""
-        flat_P = ~signal_P(rewards_PGK, torch.ones(rewards_PGK.shape[2]), self._spread)
-        global_PGK = torch.where(flat_P[:, None, None], global_advantages_PGK(rewards_PGK, self._spread), 0.0)
+        flat_P = ~signal_P(rewards_PGK, torch.ones(rewards_PGK.shape[2]), self.least_spread)
+        global_PGK = torch.where(flat_P[:, None, None], global_advantages_PGK(rewards_PGK, self.least_spread), 0.0)
         return self.inner.per_objective(rewards_PGK) + self.coefficient * global_PGK
 
     @property
-    def _spread(self) -> float:
-        return float(getattr(self.inner, "std_floor", SPREAD))
+    def least_spread(self) -> float:
+        return self.inner.least_spread
 
     def at(self, progress: float) -> Self:
         return replace(self, inner=self.inner.at(progress))

@@ -283,6 +283,8 @@ def test_estimators_move_with_progress(tmp_path: Path) -> None:
     estimator = run.loop.parts.estimator
 
     class Watching:
+        least_spread = estimator.least_spread
+
         def at(self, progress: float) -> Any:
             seen.append(progress)
             return estimator.at(progress)
@@ -398,3 +400,14 @@ def test_a_streak_survives_a_kill(tmp_path: Path) -> None:
     run = resume(run, spec)
     assert run.loop.run() == "succeeded"
     assert [breach["step"] for breach in run.journal.named("guardrail.breached")] == [5]
+
+
+def test_a_spread_that_the_estimator_takes_for_none_is_no_signal(tmp_path: Path) -> None:
+    """The fakes' rewards spread by some hundredths."""
+    refill = {"zero_signal": {"name": "refill", "max_rounds": 2}}
+    groups = {}
+    for floor in (1e-6, 0.5):
+        estimator = {"name": "gdpo", "std_floor": floor}
+        run = whole(tmp_path / str(floor), make_spec(sampling=refill, estimator=estimator, steps=2))
+        groups[floor] = [record["groups"] for record in run]
+    assert groups == {1e-6: [3, 3], 0.5: [9, 9]}
