@@ -115,7 +115,8 @@ class ActorEngine:
                 yield ray.get(reference)
 
     def withdraw(self, call: str) -> None:
-        self.actor.withdraw.remote(call)
+        with contextlib.suppress(Exception):  # it, or Ray, is gone
+            self.actor.withdraw.remote(call)
 
     def version(self) -> Answer[int]:
         return _answer(self.actor.version.remote())
@@ -451,9 +452,12 @@ class Cluster:
         in_group = engine.transport != "shared_memory"
         group = [actor.lasts.remote() for actor in self.engines] if in_group else []
 
+        starting = True
+
         def connect(members: list[Engine]) -> None:
             actors = [member.actor for member in members if isinstance(member, ActorEngine)]
-            connect_engines(trainer, actors, engine, group, timeout_s=learner_timeout_s)
+            hears = on_wait if starting else None
+            connect_engines(trainer, actors, engine, group, timeout_s=learner_timeout_s, on_wait=hears)
 
         pool = self.pool = EnginePool(
             first,
@@ -464,6 +468,7 @@ class Cluster:
             connect=connect,
         )
         pool.open()
+        starting = False
         return pool, RemoteLearner(*trainer.actors, sync_s=engine.timeout_s, timeout_s=learner_timeout_s, group=group)
 
     def _await_engines(self, limit_s: float, on_wait: Callable[[], None]) -> None:
@@ -504,12 +509,13 @@ def connect_engines(
     group: Sequence[Any],
     *,
     timeout_s: float | None = None,
+    on_wait: Callable[[], None] | None = None,
 ) -> None:
     """From now on the learner sends these engines its weights. Raises ActorLost or LearnerError.
 
     Engines and learner of one group (`group`, as RemoteLearner has it) wait for each other: until one of them is gone,
     or for MEET_S. Else the learner may take `timeout_s`, and engines so long in each phase of an update that a sync has
-    the time to do without one of them.
+    the time to do without one of them. `on_wait` is called every second meanwhile, and may raise.
     """
     killed = kernel_kills()
     patience_s = None if group else min(max(PATIENCE_S, settings.stall_s), settings.timeout_s / 4)
@@ -517,7 +523,8 @@ def connect_engines(
     world_size = 1 + len(engines) * settings.tensor_parallel
     try:
         limit_s = MEET_S if group else timeout_s
-        trainer.call("connect", fanout, settings.transport, world_size, timeout_s=limit_s, watch=group)
+        waits = {"timeout_s": limit_s, "watch": group, "on_wait": on_wait}
+        trainer.call("connect", fanout, settings.transport, world_size, **waits)
     except ray.exceptions.GetTimeoutError as error:
         if not group:
             raise ActorLost(f"the learner hangs: {last_line(error)} (resources.learner_timeout_s)") from None

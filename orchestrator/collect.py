@@ -20,10 +20,10 @@ from orchestrator.references import References
 from orchestrator.routing import Routes
 from orchestrator.scoring import Rolled, Stage, roll_out_and_score
 from orchestrator.spec import JobSpec
-from orchestrator.specs.sampling import DeferSpec, KnapsackSpec
+from orchestrator.specs.sampling import KnapsackSpec
 from orchestrator.turns import Turn, Turns
 from policies.budget import count_successes
-from policies.signal import drop, keep, missing, signal_P
+from policies.signal import SPREAD, drop, keep, missing, signal_P
 from policies.types import Rollout, RolloutRequest
 from rewards.base import RewardError
 from rewards.pool import Scored
@@ -75,9 +75,7 @@ class Collector:
         self.routes = Routes.of(spec)
         self.known = References(references)
         self.ahead = Ahead(spec.rollout.most_stale, spec.steps)
-        tail, prompts = spec.sampling.tail, spec.rollout.prompts_per_step
-        over_sampling = tail.over_sampling if isinstance(tail, DeferSpec) else 0.0
-        self.turns = Turns(parts.order, prompts=prompts, over_sampling=over_sampling)
+        self.turns = Turns(parts.order, prompts=spec.rollout.prompts_per_step, asked=spec.prompts_asked)
 
     @property
     def references(self) -> dict[str, Tensor]:
@@ -108,7 +106,7 @@ class Collector:
             except RewardError:
                 self.leave(sampled)
                 raise
-            carries_P = signal_P(self.judged(sampled), counts_K, self.parts.estimator.least_spread)
+            carries_P = signal_P(self.judged(sampled), counts_K, self.spreads_K)
             need = missing(carries_P, wanted)
             if need == 0:
                 break
@@ -209,6 +207,12 @@ class Collector:
     def score(self, scored: Scored) -> tuple[Tensor, Tensor]:
         """(rewards_BK raw, the same after the gates); NaN where an objective does not apply."""
         return stack(scored.scores, self.names), stack(self.parts.gates.apply(scored.scores), self.names)
+
+    @property
+    def spreads_K(self) -> Tensor:
+        """What is no spread in `judged`: the estimator's floor is in the units of what it sees."""
+        least = self.parts.estimator.least_spread
+        return torch.tensor([SPREAD if transform.state_dict() else least for transform in self.parts.transforms])
 
     def judged(self, sampled: Sampled) -> Tensor:
         """What the estimator would see, to judge spread by. Transforms that remember batches are left for later."""

@@ -195,7 +195,7 @@ class Layout:
         Prompts that are longer than what the budget leaves beside a completion would make it larger.
         """
         spec = self.spec
-        batch = spec.rollout.prompts_per_step * spec.rollout.rollouts_per_prompt
+        batch = spec.prompts_asked * spec.rollout.rollouts_per_prompt
         budget = min(spec.optimizer.tokens_per_microbatch, _MOST_TOKENS)
         longest = self.sequence_tokens or max(budget, min(spec.rollout.max_tokens, _MOST_TOKENS) + 1)
         completion = min(longest, spec.rollout.max_tokens + 1)

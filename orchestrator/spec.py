@@ -458,6 +458,11 @@ class JobSpec(Spec):
         return bool(self.weighting.needs & {"gramian", "influence"})
 
     @property
+    def prompts_asked(self) -> int:
+        """That a step asks for, at most; further rounds aside."""
+        return self.sampling.tail.asked(self.rollout.prompts_per_step)
+
+    @property
     def objective_names(self) -> tuple[str, ...]:
         return tuple(objective.name for objective in self.objectives)
 

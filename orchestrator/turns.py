@@ -29,11 +29,11 @@ class Turn:
 class Turns:
     """The prompts of each step's rounds, in order. Called by the loop's thread alone."""
 
-    def __init__(self, order: PromptOrder, *, prompts: int, over_sampling: float = 0.0) -> None:
-        """A step learns from `prompts` groups at least, and asks for so many more, as a share of them."""
+    def __init__(self, order: PromptOrder, *, prompts: int, asked: int) -> None:
+        """A step asks for the rollouts of `asked` prompts, and ends once `prompts` have theirs."""
         self.order = order
         self.prompts = prompts
-        self.asked = prompts + round(prompts * over_sampling)
+        self.asked = asked
         self.waiting: list[int] = []  # prompts that were put off
         self._again: list[int] = []  # prompts whose step came to nothing; they come before the order's next
 

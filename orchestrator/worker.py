@@ -270,12 +270,18 @@ class Worker:
             code = driver.poll()
             if code is None:
                 continue
+            known = False
             try:
                 self._follow_up(key, driver, code)
             except JobNotFound:
                 log.warning("%s: is gone from the store", driver.job_id)
-            del self._drivers[key]  # last: while the store is away, it is not forgotten
-            self._watches.pop(key, None)
+            except (StoreUnavailable, LauncherUnavailable):
+                known = True  # until they are back, and it can be followed up
+                raise
+            finally:
+                if not known:
+                    del self._drivers[key]
+                    self._watches.pop(key, None)
 
     def _follow_up(self, key: tuple[str, str], driver: Handle, code: int) -> None:
         """Tells people of a driver that died, and keeps a job whose drivers can't even start from going round."""

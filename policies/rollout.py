@@ -100,6 +100,7 @@ class RolloutEngine:
         self.resting = False
         self._ids = itertools.count()
         self._calls: dict[str, dict[asyncio.Future[Any], int]] = {}  # what each stream still waits for
+        self._heard = 0.0  # when a rollout ended last, of whichever stream
         self._withdrawn: deque[str] = deque(maxlen=_REMEMBERED)
         self._gate = asyncio.Lock()  # one at a time pauses and resumes the scheduler
 
@@ -125,9 +126,9 @@ class RolloutEngine:
             if call not in self._withdrawn:
                 queues = await self._queue(names, requests)
                 waiting |= {asyncio.ensure_future(_finished(queue)): place for place, queue in enumerate(queues)}
-            made, heard = -1, time.monotonic()
+            made, began = -1, time.monotonic()
             while waiting and call not in self._withdrawn:
-                left_s = heard + self.settings.timeout_s - time.monotonic()
+                left_s = max(began, self._heard) + self.settings.timeout_s - time.monotonic()
                 if left_s <= 0:
                     raise TimeoutError
                 wait_s = min(left_s, _SIGN_EVERY_S)
@@ -137,7 +138,7 @@ class RolloutEngine:
                 before, made = made, self._tokens_under_way() if not done else -1
                 if not done and made == before:
                     continue
-                heard = time.monotonic() if done else heard
+                self._heard = time.monotonic() if done else self._heard
                 ended = sorted(((waiting.pop(task), task.result()) for task in done), key=lambda pair: pair[0])
                 texts = self._texts([output.outputs[0] for _, output in ended])
                 yield [

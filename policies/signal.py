@@ -15,8 +15,8 @@ SPREAD = 1e-6
 """A population standard deviation that does not exceed this is none."""
 
 
-def signal_P(rewards_PGK: Tensor, weights_K: Tensor, spread: float = SPREAD) -> Tensor:
-    """True for a group in which an objective with weight above 0 spreads."""
+def signal_P(rewards_PGK: Tensor, weights_K: Tensor, spread: float | Tensor = SPREAD) -> Tensor:
+    """True for a group in which an objective with weight above 0 spreads by more than `spread`, or its own of K."""
     spreads_PK = statistics.std(rewards_PGK.double(), 1).squeeze(1)
     return ((spreads_PK > spread) & (weights_K > 0)).any(dim=1)
 
@@ -27,12 +27,12 @@ def keep(signal_P: Tensor) -> Tensor:
 
 
 def drop(signal_P: Tensor, wanted: int | None = None) -> Tensor:
-    """Indices, in order, of the groups with signal (arXiv 2503.14476), the first `wanted` of them.
+    """Indices, in order, of the groups with signal (arXiv 2503.14476).
 
-    Where no group has any, all are kept as if they had, so that a step is never empty.
+    Where no group has any, the first `wanted` are kept as if they had, so that a step is never empty.
     """
     indices = signal_P.nonzero().flatten()
-    return (indices if len(indices) else keep(signal_P))[:wanted]
+    return indices if len(indices) else keep(signal_P)[:wanted]
 
 
 def missing(signal_P: Tensor, wanted: int) -> int:

@@ -8,7 +8,7 @@ from rewards.base import Scores
 
 
 class Gates:
-    """R_k <- R_k where R_l >= t, else min(0, lowest R_k of the batch).
+    """R_k <- R_k where R_l >= t, else min(0, lowest R_k of the rows that are scored together).
 
     The published gate gives 0 to what fails. A reward that can be negative would make failing the better choice; so
     what fails gets no more than the worst that was measured. Thresholds look at the raw rewards, so that gates may be

@@ -75,6 +75,7 @@ class Share:
         self.rows = rows
         self.first = first
         self.left_out = left_out
+        self.forgone = 0
         self.scores: dict[str, list[float | None]] = {name: [None] * rows for name in host.heads}
         self.bad: dict[int, str] = {}
         self.left = rows
@@ -101,6 +102,8 @@ class Share:
         with self._changed:
             self.rows -= rows
             self.left -= rows
+            self.forgone += rows
+            self._judge()
             self._changed.notify_all()
 
     def take(self, piece: Piece, found: Answer, call: Call) -> list[Piece]:
@@ -162,11 +165,15 @@ class Share:
             return [piece]
         self.bad |= problems
         self.left -= len(problems)
-        if len(self.bad) > self.tolerated or len(self.bad) == self.rows:
+        self._judge()
+        return []
+
+    def _judge(self) -> None:
+        """Whether more rows are bad than may be."""
+        if self.bad and (len(self.bad) > self.tolerated or len(self.bad) == self.rows):
             rows = tuple(self.first + row for row in sorted(self.bad))
             text = f"{len(rows)} of {self.first + self.rows} rows could not be scored ({_counted(self.problems)})"
-            self.error = RewardDataError(self.host.objective, text, rows)
-        return []
+            self.error = self.error or RewardDataError(self.host.objective, text, rows)
 
     def _infrastructure(self, piece: Piece, failure: Failure, *, hopeless: bool = False) -> list[Piece]:
         hosting = self.host.hosting
@@ -211,7 +218,9 @@ class Share:
     def _left_out(self) -> dict[str, Any]:
         rows = [self.first + row for row in sorted(self.bad)]
         return {
-            "rows": rows[:LISTED_ROWS],
+            **(
+                {} if self.forgone else {"rows": rows[:LISTED_ROWS]}
+            ),  # else they are places among others that did not come
             "count": len(rows),
             "of": self.first + self.rows,
             "problems": dict(self.problems),

@@ -336,7 +336,7 @@ def job_document(record: JobRecord) -> dict[str, Any]:
 def _validated(spec: JobSpec | RewardJobSpec, text: str) -> dict[str, Any]:
     if isinstance(spec, RewardJobSpec):
         return {"object": "validation", "valid": True, "spec": json.loads(text)}
-    rollouts = spec.rollout.prompts_per_step * spec.rollout.rollouts_per_prompt
+    rollouts = spec.prompts_asked * spec.rollout.rollouts_per_prompt
     evaluations = math.ceil(spec.steps / spec.evaluation.every) + 1
     return {
         "object": "validation",

@@ -92,6 +92,7 @@ class FakeEngines:
         self.batches: list[list[RolloutRequest]] = []
         self.order: Callable[[int], Sequence[int]] = lambda count: random.Random(count).sample(range(count), count)
         self.serving = 1
+        self.at_once = 1  # rollouts that are told of together
 
     def gather(
         self, requests: Sequence[RolloutRequest], on_end: Callable[[int, Rollout], None], enough: Callable[[], bool]
@@ -102,8 +103,8 @@ class FakeEngines:
         rollouts = [self.sample(request) for request in requests]
         self.world.latest = [rollout.text for rollout in rollouts]
         found = {}
-        for place in self.order(len(requests)):
-            if enough():
+        for told, place in enumerate(self.order(len(requests))):
+            if told % self.at_once == 0 and enough():
                 break
             found[place] = rollouts[place]
             on_end(place, rollouts[place])

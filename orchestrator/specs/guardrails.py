@@ -12,8 +12,8 @@ from orchestrator.specs.base import Finite, Spec
 
 FIGURES = (
     "kl", "entropy", "loss", "grad_norm", "clip_share", "importance_mean", "sampler_gap", "total", "tokens",
-    "mean_tokens", "truncated_share", "groups", "groups_learned", "evaluation.hypervolume", "evaluation.mean_tokens",
-    "evaluation.truncated_share",
+    "mean_tokens", "truncated_share", "groups", "groups_learned", "rollouts_dropped", "prompts_put_off",
+    "prompts_waiting", "evaluation.hypervolume", "evaluation.mean_tokens", "evaluation.truncated_share",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ policies/signal.py, policies/budget.py and orchestrator/turns.py have the rules.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
@@ -129,11 +130,16 @@ class WaitSpec(SamplingRuleSpec):
 
     name: Literal["wait"] = "wait"
 
+    def asked(self, prompts: int) -> int:
+        """For how many a step asks that needs so many."""
+        return prompts
+
 
 class DeferSpec(SamplingRuleSpec):
-    """Ask for more prompts than a step needs and put off those whose rollouts end last, to a step of their own.
+    """Ask for more prompts than a step needs; those whose rollouts end last get a step of their own.
 
-    Long completions then hold up only each other. What had been written of those that are put off is thrown away.
+    Long completions then hold up only each other. What had been written of those that are put off is thrown away. Where
+    a step is more than the engines write together, those that they have not come to are put off as well.
     """
 
     source = "tail batching of RollPacker, arXiv 2509.21009"
@@ -141,6 +147,10 @@ class DeferSpec(SamplingRuleSpec):
 
     name: Literal["defer"] = "defer"
     over_sampling: Positive = Field(0.25, le=4, description="further prompts a step asks for, as a share of its own")
+
+    def asked(self, prompts: int) -> int:
+        """For how many a step asks that needs so many."""
+        return prompts + math.ceil(prompts * self.over_sampling)
 
 
 TailSpec = Annotated[WaitSpec | DeferSpec, Field(discriminator="name")]

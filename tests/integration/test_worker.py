@@ -209,6 +209,22 @@ def test_a_driver_that_ended_while_the_store_was_away_is_followed_up_later(
     assert len(bench.events(job_id, "job.driver_died")) == 3
 
 
+def test_a_driver_of_which_nothing_can_be_said_does_not_stop_the_worker(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow_up, odd = Worker._follow_up, iter([True])
+
+    def once(self: Worker, *arguments: Any) -> None:
+        if next(odd, False):
+            raise FileNotFoundError("driver.log")
+        follow_up(self, *arguments)
+
+    monkeypatch.setattr(Worker, "_follow_up", once)
+    jobs = [bench.submit() for _ in range(2)]
+    with bench.working(SUCCEEDS):
+        bench.wait(jobs[1], has(JobStatus.SUCCEEDED))
+
+
 def test_a_driver_that_crashes_is_reported_and_after_three_the_job_is_poison(bench: Bench) -> None:
     job_id = bench.submit()
     with bench.working(CRASHES):

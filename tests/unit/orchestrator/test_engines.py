@@ -170,8 +170,15 @@ def test_what_has_ended_is_not_withdrawn() -> None:
 
 def test_a_batch_behind_others_has_all_the_time_that_these_take() -> None:
     """`timeout_s` counts from the last rollout that ended, of whichever batch."""
-    pool = Fleet(tokens_s=0.02).pool(1, timeout_s=0.3)
-    assert len(pool.generate(requests_of(6, 2))) == 12  # .96 s
+    pool = Fleet(tokens_s=0.01).pool(2, timeout_s=0.5, room=2)
+    found: list[int] = []
+    first = threading.Thread(target=lambda: found.append(len(pool.generate(requests_of(16, 4)))))  # 1.3 s
+    first.start()
+    while not pool.places[0].held:
+        time.sleep(0.001)
+    assert len(pool.generate(requests_of(1, 2))) == 2  # waits for the other to have been given out
+    first.join()
+    assert found == [64]
 
 
 def test_a_stale_answer_from_before_a_refit_changes_nothing_after_it() -> None:

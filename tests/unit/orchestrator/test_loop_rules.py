@@ -411,3 +411,14 @@ def test_a_spread_that_the_estimator_takes_for_none_is_no_signal(tmp_path: Path)
         run = whole(tmp_path / str(floor), make_spec(sampling=refill, estimator=estimator, steps=2))
         groups[floor] = [record["groups"] for record in run]
     assert groups == {1e-6: [3, 3], 0.5: [9, 9]}
+
+
+def test_before_a_transform_that_remembers_the_floor_says_nothing_of_the_spread(tmp_path: Path) -> None:
+    """It is in the units of what the estimator sees: of z-scores here, whose spread is about 1."""
+    spec = make_spec(
+        sampling={"zero_signal": {"name": "refill", "max_rounds": 2}},
+        estimator={"name": "gdpo", "std_floor": 0.5},
+        objectives=objectives(accuracy={"transform": {"name": "zscore"}}),
+        steps=2,
+    )
+    assert [record["groups"] for record in whole(tmp_path, spec)] == [3, 3]

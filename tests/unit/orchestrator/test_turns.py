@@ -1,5 +1,6 @@
 """Which prompts a step gets: every prompt once, whoever is put off, and whatever is interrupted or taken up again."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -45,7 +46,8 @@ def learned_from(run: Run) -> list[int]:
 def test_every_prompt_has_its_turn_once_whatever_is_put_off_or_comes_to_nothing(
     prompts: int, over_sampling: float, chance: Random
 ) -> None:
-    turns = Turns(PromptOrder(11, seed=3), prompts=prompts, over_sampling=over_sampling)
+    asked = prompts + math.ceil(prompts * over_sampling)
+    turns = Turns(PromptOrder(11, seed=3), prompts=prompts, asked=asked)
     done: list[int] = []
     for _ in range(40):
         taken = [turns.first(), *(turns.further(chance.randint(1, 4)) for _ in range(chance.randint(0, 2)))]
@@ -54,7 +56,7 @@ def test_every_prompt_has_its_turn_once_whatever_is_put_off_or_comes_to_nothing(
             continue
         if chance.random() < 0.3:  # another process goes on
             state = turns.state_dict()
-            turns = Turns(PromptOrder(11, seed=3), prompts=prompts, over_sampling=over_sampling)
+            turns = Turns(PromptOrder(11, seed=3), prompts=prompts, asked=asked)
             turns.load_state_dict(state)
         left = chance.sample(list(taken[0].index), chance.randint(0, len(taken[0].index) - taken[0].enough))
         done += [prompt for turn in taken for prompt in turn.index]
@@ -66,7 +68,7 @@ def test_every_prompt_has_its_turn_once_whatever_is_put_off_or_comes_to_nothing(
 
 
 def test_what_was_put_off_gets_a_step_of_its_own_that_waits_for_all() -> None:
-    turns = Turns(PromptOrder(100, seed=0), prompts=4, over_sampling=0.5)
+    turns = Turns(PromptOrder(100, seed=0), prompts=4, asked=6)
     for _ in range(2):
         turn = turns.first()
         assert (len(turn.index), turn.enough, turn.was_put_off) == (6, 4, False)
@@ -78,7 +80,7 @@ def test_what_was_put_off_gets_a_step_of_its_own_that_waits_for_all() -> None:
 
 
 def test_a_step_that_came_to_nothing_gets_the_same_prompts_again() -> None:
-    turns = Turns(PromptOrder(100, seed=0), prompts=3)
+    turns = Turns(PromptOrder(100, seed=0), prompts=3, asked=3)
     taken = [turns.first(), turns.first(), turns.further(2)]
     turns.give_back(taken)
     assert [turns.first(), turns.first(), turns.further(2)] == taken
@@ -87,9 +89,17 @@ def test_a_step_that_came_to_nothing_gets_the_same_prompts_again() -> None:
 # ----------------------------------------------------------------------- the loop
 
 
+@pytest.mark.parametrize("at_once", [1, 9])
+@pytest.mark.parametrize("zero_signal", ["keep", "drop"])
 @pytest.mark.parametrize("mode", ["sync", "overlapped"])
-def test_a_run_learns_from_those_that_end_first_and_from_the_others_later(tmp_path: Path, mode: str) -> None:
-    run = start(tmp_path, spec_of(mode))
+def test_a_run_learns_from_those_that_end_first_and_from_the_others_later(
+    tmp_path: Path, mode: str, zero_signal: str, at_once: int
+) -> None:
+    """Also from those that end together with the last that is needed."""
+    run = start(tmp_path, spec_of(mode, sampling={"zero_signal": {"name": zero_signal}}))
+    run.engines.at_once = at_once
+    if at_once > 1:
+        run.engines.order = range
     assert run.loop.run() == "succeeded"
     put_off = [record["prompts_put_off"] for record in run]
     assert all(record["groups"] >= 3 for record in run)

@@ -278,6 +278,9 @@ def test_while_ranks_are_waited_for_somebody_is_told_who_may_end_it() -> None:
 
     with pytest.raises(Cancelled):
         LearnerRanks([Actor(NEVER)]).call("join", "place", on_wait=on_wait)
+    told.clear()
+    with pytest.raises(Cancelled):
+        connect_engines(LearnerRanks([Actor(NEVER)]), [Actor()], settings(), [Reference(NEVER)], on_wait=on_wait)
     with pytest.raises(ray.exceptions.GetTimeoutError):
         LearnerRanks([Actor(NEVER)]).call("join", "place", timeout_s=0.1, on_wait=lambda: None)
 

@@ -285,7 +285,8 @@ def test_groups_that_do_not_come_are_left_out_and_no_other_is(counts, size, chan
     assert scored.rows == len(rows)
 
 
-def test_rows_that_did_not_come_count_in_no_share(pool_of, make_batch):
+@pytest.mark.parametrize("batch_size", [4, 20])  # scored before it is known that the others don't come, and after it
+def test_rows_that_did_not_come_count_in_no_share(pool_of, make_batch, batch_size):
     """Of 20 rows a tenth may be bad, of the 4 that came none."""
 
     def picky(batch):
@@ -293,9 +294,10 @@ def test_rows_that_did_not_come_count_in_no_share(pool_of, make_batch):
             raise ValueError
         return lengths(batch)
 
-    pool = pool_of(hosting(max_bad_share=0.1, batch_size=20), a=picky)
+    pool = pool_of(hosting(max_bad_share=0.1, batch_size=batch_size), a=picky)
     round_ = pool.begin([4] * 5)
     round_.add(2, make_batch("bad", "bad", "good", "good"))
+    time.sleep(0.2)
     with pytest.raises(RewardDataError, match="2 of 4 rows"):
         round_.finish([2])
 
