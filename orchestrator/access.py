@@ -14,7 +14,7 @@ from orchestrator.specs.data import FilesData
 from orchestrator.specs.reward_job import RewardJobSpec
 from rewards import registry
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _OTHER_MODELS = "use a model of GET /v1/models or a hub id"
 
 
@@ -122,7 +122,7 @@ def _first(path: Path, base: Path) -> str:
 
 
 def _is_hub_id(value: str) -> bool:
-    return _HUB_ID.fullmatch(value) is not None and not Path(value).exists()
+    return HUB_ID.fullmatch(value) is not None and not Path(value).exists()
 
 
 def _inside(name: str, roots: Iterable[Path]) -> bool:

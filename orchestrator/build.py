@@ -295,7 +295,9 @@ def resolve_model(
     once, so that its base stays what it was.
     """
     if spec.init_checkpoint is not None:
-        path = Path(spec.init_checkpoint)
+        path = Path(spec.init_checkpoint).expanduser()
+        if not path.is_dir():
+            raise ModelError(f"init_checkpoint: {path} is no directory; give that of an exported checkpoint")
         if adapter_base(path) is not None:
             merged = (data_dir or state_dir / "policies") / f"merged-{sha256_of(path / ADAPTER_WEIGHTS)[:16]}"
             if not merged.is_dir():
@@ -305,7 +307,7 @@ def resolve_model(
                 merge_adapter(path, merged)
             return str(merged)
         check_directory(path)
-        return spec.init_checkpoint
+        return str(path)
     if spec.policy.model == "quickstart":
         from policies.quickstart import ensure_policy
 

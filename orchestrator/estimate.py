@@ -85,9 +85,10 @@ def model_size(spec: JobSpec) -> ModelSize:
     """Of the policy that the job starts from. Raises ModelError where that is not on this machine, or can't be read."""
     name, revision = spec.policy.model, spec.policy.revision
     if spec.init_checkpoint is not None:
-        base = adapter_base(Path(spec.init_checkpoint))
+        start = Path(spec.init_checkpoint).expanduser()
+        base = adapter_base(start)
         if base is None:
-            return size_of(Path(spec.init_checkpoint))
+            return size_of(start)
         name, revision = base
     elif name == "quickstart":
         return quickstart_size()

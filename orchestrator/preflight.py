@@ -7,14 +7,15 @@ job then fails with the same kind of line.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from orchestrator import routing
-from orchestrator.access import Access
+from orchestrator.access import HUB_ID, Access
 from orchestrator.dataset_check import Outcome, Reading, outcomes_of, read
 from orchestrator.datasets import is_reference, locate
 from orchestrator.placement import transport_problem
@@ -26,7 +27,7 @@ from orchestrator.spec_errors import nearest
 from orchestrator.specs.data import FilesData
 from orchestrator.specs.reward_job import RewardJobSpec
 from policies.models import ModelError, adapter_base, check_directory, context_length, ranks_that_share
-from policies.sizes import linear_layers, size_of
+from policies.sizes import ModelSize, linear_layers, quickstart_config, quickstart_size, size_of
 from rewards import registry
 
 MAX_FETCHED_BYTES = 64 << 20  # of a URL: what is larger, the driver checks
@@ -42,9 +43,12 @@ def preflight(spec: JobSpec | RewardJobSpec, access: Access | None = None) -> li
     problems = [] if access is None else access.problems(spec)
     if isinstance(spec, RewardJobSpec):
         return problems or _training_files(spec)
+    refused = [field for field, _ in problems]
     rewards = {f"objectives.{i}.reward": objective.reward for i, objective in enumerate(spec.objectives)}
     rewards |= {} if spec.gold is None else {"gold.reward": spec.gold.reward}
     for field, reward in rewards.items():
+        if any(place.startswith(f"{field}.options.") for place in refused):
+            continue  # its model is not looked at
         found = registry.problems(reward.name, reward.options)
         problems += [(f"{field}.options.{option}", problem) for option, problem in found]
     if problems:
@@ -78,38 +82,60 @@ def _is_file(path: Path) -> bool:
 
 
 def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
-    for field, value in (("init_checkpoint", spec.init_checkpoint), ("policy.model", spec.policy.model)):
-        if value is None or value == "quickstart":
-            continue
-        path: Path | None
-        path = named = _path(value)
-        try:
-            path = _whole_policy(named) if field == "init_checkpoint" else _unless_hub_id(value, named)
-            if path is None:
-                return None
-            config = check_directory(path)
-            length = context_length(config)
-        except (ModelError, OSError) as error:
-            problems.append((field, _unnamed(getattr(error, "strerror", None) or str(error), str(path))))
+    """The policy's directory, as far as it is on this machine and nothing is wrong with it."""
+    if spec.init_checkpoint is None and spec.policy.model == "quickstart":
+        if _has_room(spec, quickstart_config(), problems):
+            _ranks(spec, quickstart_config(), problems)
+            _lora(spec, quickstart_size, problems)
+        return None
+    field, value = "policy.model", spec.policy.model
+    if spec.init_checkpoint is not None:
+        field, value = "init_checkpoint", spec.init_checkpoint
+    path: Path | None
+    path = named = _path(value)
+    try:
+        path = _whole_policy(named) if field == "init_checkpoint" else _policy(value, named)
+        if path is None:
             return None
-        limit = min(value for value in (length, spec.policy.max_model_len, 2**31) if value)
-        if spec.rollout.max_tokens >= limit:
-            problems.append(
-                (
-                    "rollout.max_tokens",
-                    f"{spec.rollout.max_tokens} leaves no room for a prompt in a context of {limit} tokens; "
-                    "lower it or raise policy.max_model_len",
-                )
-            )
-            return None
-        _ranks(spec, config, problems)
-        _lora(spec, path, problems)
-        return path
-    return None
+        config = check_directory(path)
+        has_room = _has_room(spec, config, problems)
+    except (ModelError, OSError) as error:
+        problems.append((field, _unnamed(getattr(error, "strerror", None) or str(error), str(path))))
+        return None
+    if not has_room:
+        return None
+    _ranks(spec, config, problems)
+    _lora(spec, functools.partial(size_of, path), problems)
+    return path
+
+
+def _has_room(spec: JobSpec, config: dict[str, Any], problems: list[tuple[str, str]]) -> bool:
+    """For prompts beside completions."""
+    limit = min(value for value in (context_length(config), spec.policy.max_model_len, 2**31) if value)
+    if spec.rollout.max_tokens < limit:
+        return True
+    problems.append(
+        (
+            "rollout.max_tokens",
+            f"{spec.rollout.max_tokens} leaves no room for a prompt in a context of {limit} tokens; "
+            "lower it or raise policy.max_model_len",
+        )
+    )
+    return False
+
+
+def _policy(value: str, path: Path) -> Path | None:
+    """The directory; None of a hub id. Raises ModelError of what is neither."""
+    found = _unless_hub_id(value, path)
+    if found is None and not HUB_ID.fullmatch(value):
+        raise ModelError("neither a directory nor a hub id such as Qwen/Qwen3-1.7B; give one of them, or 'quickstart'")
+    return found
 
 
 def _whole_policy(path: Path) -> Path | None:
     """The directory, or that of the base of the adapter in it; None where that is a hub id's. Raises ModelError."""
+    if not path.is_dir():
+        raise ModelError("this path is no directory; give that of an exported checkpoint")
     base = adapter_base(path)
     if base is None:
         return path
@@ -132,12 +158,12 @@ def _ranks(spec: JobSpec, config: dict[str, Any], problems: list[tuple[str, str]
         problems.append(("rollout.tensor_parallel", f"{said}; use {' or '.join(map(str, fitting))}"))
 
 
-def _lora(spec: JobSpec, model: Path, problems: list[tuple[str, str]]) -> None:
+def _lora(spec: JobSpec, size: Callable[[], ModelSize], problems: list[tuple[str, str]]) -> None:
     """Targets that the policy has no layer for, as far as its files tell; all else is for the start of the job."""
     if spec.policy.lora is None or spec.policy.lora.targets is None:
         return
     with contextlib.suppress(ModelError):
-        there = linear_layers(size_of(model))
+        there = linear_layers(size())
         for i, target in enumerate(spec.policy.lora.targets):
             if there and target not in there:
                 said = f"no linear layer '{target}' in the policy's blocks{nearest(target, there)}"

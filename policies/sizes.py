@@ -73,6 +73,12 @@ def size_of(directory: Path) -> ModelSize:
     return ModelSize(shapes=shapes, dimensions=dimensions, no_dimensions=why, context=context_length(config))
 
 
+def quickstart_config() -> dict[str, Any]:
+    """What its config.json will say of context and heads."""
+    heads = Recipe().heads
+    return {"max_position_embeddings": MAX_POSITIONS, "num_attention_heads": heads, "num_key_value_heads": heads}
+
+
 def quickstart_size() -> ModelSize:
     """Of the quickstart policy, which need not have been trained yet."""
     recipe, words = Recipe(), len(task_vocabulary())

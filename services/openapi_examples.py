@@ -14,6 +14,7 @@ _ALIGNMENT = {
         {"name": "accuracy", "reward": {"name": "math"}, "weight": 0.7},
         {"name": "conciseness", "reward": {"name": "conciseness"}, "weight": 0.3},
     ],
+    "rollout": {"max_tokens": 64},
     "weighting": {"name": "gradient"},
 }
 _STEERS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from orchestrator.remote import is_url
 from orchestrator.spec import JobSpec, load_spec, parse_job
 from orchestrator.specs.data import FilesData
 from orchestrator.specs.reward_job import RewardJobSpec
+from rewards import registry
 from services.client import ApiError
 from services.tables import estimate_view
 from services.terminal import Document, output
@@ -35,8 +37,7 @@ def anchored(spec: JobSpec | RewardJobSpec) -> dict[str, Any]:
         training = document["training"]
         for split in ("train", "validation"):
             training[split] = [name if is_url(name) else _absolute(name) for name in training[split]]
-        if Path(training["model"]).expanduser().is_dir():  # else a hub id
-            training["model"] = _absolute(training["model"])
+        training["model"] = _absolute_model(training["model"])
         return document
     if isinstance(spec.data, FilesData):
         for split in ("train", "validation", "test"):
@@ -45,9 +46,18 @@ def anchored(spec: JobSpec | RewardJobSpec) -> dict[str, Any]:
                 document["data"][split] = _absolute(document["data"][split])
     if spec.init_checkpoint is not None:
         document["init_checkpoint"] = _absolute(spec.init_checkpoint)
-    if spec.policy.model != "quickstart" and Path(spec.policy.model).expanduser().is_dir():  # else a hub id
-        document["policy"]["model"] = _absolute(spec.policy.model)
+    if spec.policy.model != "quickstart":
+        document["policy"]["model"] = _absolute_model(spec.policy.model)
+    for reward in _rewards(document).values():
+        for option, model in registry.named_models(reward["name"], reward["options"]).items():
+            reward["options"][option] = _absolute_model(str(model))
     return document
+
+
+def _rewards(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of an alignment, by field."""
+    rewards = {f"objectives.{i}.reward": found["reward"] for i, found in enumerate(document.get("objectives", ()))}
+    return rewards | ({"gold.reward": document["gold"]["reward"]} if document.get("gold") else {})
 
 
 @contextmanager
@@ -57,14 +67,22 @@ def naming_files(document: Mapping[str, Any]) -> Iterator[None]:
         yield
     except ApiError as error:
         message = error.message
-        for field in ("init_checkpoint", "policy.model", "data.train", "data.validation", "data.test"):
-            value: Any = document
-            for part in field.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
+        for field, value in _files(document).items():
             if isinstance(value, str):
                 named = f"{field}: {value}: "
                 message = re.sub(rf"(^|; ){re.escape(field)}: ", lambda found: found[1] + named, message)  # noqa: B023
         raise type(error)(error.status, error.code, message, error.param) from None
+
+
+def _files(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What names a file or a model, by field."""
+    files: dict[str, Any] = {"init_checkpoint": document.get("init_checkpoint")}
+    for part, names in (("policy", ("model",)), ("data", ("train", "validation", "test"))):
+        files |= {f"{part}.{name}": document.get(part, {}).get(name) for name in names}
+    for field, reward in _rewards(document).items():
+        models = registry.named_models(reward["name"], reward["options"])
+        files |= {f"{field}.options.{option}": model for option, model in models.items()}
+    return files
 
 
 def print_plan(plan: Document) -> None:
@@ -104,3 +122,10 @@ def _print_training(spec: Document) -> None:
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
+
+
+def _absolute_model(model: str) -> str:
+    """Unless it is a hub id."""
+    if model.startswith((".", "/", "~")) or os.path.isdir(model):  # noqa: PTH112  # False of what no path can be
+        return _absolute(model)
+    return model

@@ -21,6 +21,7 @@ SPEC: dict[str, Any] = {
     "steps": 4,
     "policy": {"model": "quickstart"},
     "data": {"type": "quickstart"},
+    "rollout": {"max_tokens": 64},
     "objectives": [
         {"name": "accuracy", "reward": {"name": "math"}, "weight": 0.6},
         {"name": "conciseness", "reward": {"name": "conciseness"}, "weight": 0.4},

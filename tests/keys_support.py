@@ -23,6 +23,7 @@ SPEC: dict[str, Any] = {
     "steps": 4,
     "policy": {"model": "quickstart"},
     "data": {"type": "quickstart"},
+    "rollout": {"max_tokens": 64},
     "objectives": [
         {"name": "accuracy", "reward": {"name": "math"}},
         {"name": "short", "reward": {"name": "conciseness"}},

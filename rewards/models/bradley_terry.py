@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
 from rewards.base import RewardBatch
-from rewards.models.directory import locate
+from rewards.models.directory import locate, problems
 from rewards.models.heads import SCORE, check_head
 from rewards.models.options import ModelOptions
 from rewards.registry import register
@@ -39,6 +40,10 @@ class BradleyTerry:
     Options: ClassVar[type[BaseModel]] = BradleyTerryOptions
     range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     head_option: ClassVar[str] = "head"
+
+    @classmethod
+    def problems(cls, options: BradleyTerryOptions) -> Iterator[tuple[str, str]]:
+        return problems(options.model, options.revision)
 
     def __init__(self, options: BradleyTerryOptions) -> None:
         path, config = locate(options.model, options.revision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,32 @@ def locate(model: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
 
     Raises ModelError where there is no safe, loadable model.
     """
-    path = Path(model)
-    if not path.is_dir():
-        path = _download(model, revision)
+    path = _local(model) or _download(model, revision)
     return path, check_directory(path)
+
+
+def problems(model: str, revision: str | None) -> Iterator[tuple[str, str]]:
+    """(option, what is wrong) as far as files of this machine tell; no message repeats the path."""
+    path = _local(model)
+    if path is not None:
+        try:
+            check_directory(path)
+        except (ModelError, OSError) as error:
+            said = getattr(error, "strerror", None) or str(error)
+            yield "model", f"this path{said.removeprefix(str(path))}" if said.startswith(str(path)) else said
+    elif not _HUB_ID.fullmatch(model):
+        yield "model", "no such directory; give a Hugging Face directory, or a hub id with a revision"
+    elif revision is None or not _COMMIT.fullmatch(revision):
+        yield "revision", "a hub id needs a commit of 40 hexadecimal digits (`model` is no directory here)"
+
+
+def _local(model: str) -> Path | None:
+    """The directory of this machine; None where there is none."""
+    try:
+        path = Path(model).expanduser()
+        return path if path.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, no home directory, a NUL
+        return None
 
 
 def check_directory(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from rewards.base import RewardBatch
-from rewards.models.directory import ModelError, locate
+from rewards.models.directory import ModelError, locate, problems
 from rewards.models.heads import FILE
 from rewards.models.options import LoadOptions
 from rewards.registry import register
@@ -77,6 +77,10 @@ class Process:
     name: ClassVar[str] = "process"
     Options: ClassVar[type[BaseModel]] = ProcessOptions
     range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+
+    @classmethod
+    def problems(cls, options: ProcessOptions) -> Iterator[tuple[str, str]]:
+        return problems(options.model, options.revision)
 
     def __init__(self, options: ProcessOptions) -> None:
         from rewards.models.chat import ChatEncoder

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import ClassVar
 
 from pydantic import BaseModel, Field
 
 from rewards.base import RewardBatch
-from rewards.models.directory import locate
+from rewards.models.directory import locate, problems
 from rewards.models.heads import SCORE, check_head
 from rewards.models.options import ModelOptions
 from rewards.registry import register
@@ -36,6 +37,10 @@ class Regression:
     Options: ClassVar[type[BaseModel]] = RegressionOptions
     range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     head_option: ClassVar[str] = "head"
+
+    @classmethod
+    def problems(cls, options: RegressionOptions) -> Iterator[tuple[str, str]]:
+        return problems(options.model, options.revision)
 
     def __init__(self, options: RegressionOptions) -> None:
         from rewards.models.regression_model import RegressionRewardModel

@@ -58,6 +58,7 @@ SPEC: dict[str, Any] = {
     "steps": 100,
     "policy": {"model": "quickstart"},
     "data": {"type": "quickstart"},
+    "rollout": {"max_tokens": 64},
     "objectives": [
         {"name": "accuracy", "reward": {"name": "math"}, "weight": 0.5},
         {"name": "conciseness", "reward": {"name": "conciseness"}, "weight": 0.3},

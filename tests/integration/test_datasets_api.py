@@ -39,6 +39,7 @@ SPEC: dict[str, Any] = {
     "name": "a job",
     "steps": 4,
     "policy": {"model": "quickstart"},
+    "rollout": {"max_tokens": 64},
     "objectives": [
         {"name": "accuracy", "reward": {"name": "math"}},
         {"name": "short", "reward": {"name": "conciseness"}},

@@ -32,6 +32,7 @@ SPEC: dict[str, Any] = {
     "steps": 4,
     "policy": {"model": "quickstart"},
     "data": {"type": "quickstart"},
+    "rollout": {"max_tokens": 64},
     "objectives": [{"name": "accuracy", "reward": {"name": "math"}}],
 }
 

@@ -278,4 +278,8 @@ def test_a_model_of_this_machine_is_not_open_to_other_owners(tmp_path: Path) -> 
         rewards_api._resolved(choice, "rewards.0", Access(owner="them", state_dir=tmp_path, roots=()))
     assert caught.value.status == 422
     open_to_all = Access(owner="local", state_dir=tmp_path, roots=None)
+    with pytest.raises(ApiProblem, match=r"rewards\.0\.options\.model: this path has no config\.json"):
+        rewards_api._resolved(choice, "rewards.0", open_to_all)
+    for name, text in (("config.json", "{}"), ("tokenizer.json", "{}"), ("model.safetensors", "")):
+        (tmp_path / "model" / name).write_text(text)
     assert rewards_api._resolved(choice, "rewards.0", open_to_all)["name"] == "regression"

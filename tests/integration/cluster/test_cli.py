@@ -33,6 +33,7 @@ objectives:
   - {name: accuracy, reward: {name: math}, weight: 0.6}
   - {name: conciseness, reward: {name: conciseness}, weight: 0.3}
   - {name: clarity, reward: {name: clarity}, weight: 0.1}
+rollout: {max_tokens: 64}
 """
 
 

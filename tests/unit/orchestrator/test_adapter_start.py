@@ -52,6 +52,13 @@ def heard(spec: JobSpec, directory: Path) -> tuple[Path, list[str]]:
     return Path(resolve_model(spec, directory, data_dir=directory / "data", on_stage=stages.append)), stages
 
 
+def test_the_home_directory_is_filled_in(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(base.parent))
+    assert heard(start(base, Path("~", base.name)), tmp_path) == (base, [])
+    with pytest.raises(ModelError, match=r"^init_checkpoint: .*/absent is no directory; give that of an exported"):
+        heard(start(base, Path("~/absent")), tmp_path)
+
+
 def test_the_adapter_is_merged_once_and_stays_what_it_was(base: Path, checkpoint: Path, tmp_path: Path) -> None:
     """A resumed job finds the base that its own adapter may have; another adapter gets another directory."""
     spec = start(base, checkpoint)

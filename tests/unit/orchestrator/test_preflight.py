@@ -71,12 +71,79 @@ def test_nothing_is_wrong(model: Path, data: dict[str, Any]) -> None:
     assert preflight(make_spec(model, data)) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "field", "words"),
+    [
+        ({"rollout": {"max_tokens": 10**9}}, "rollout.max_tokens", "in a context of 128 tokens"),
+        ({"rollout": {}}, "rollout.max_tokens", "1024 leaves no room for a prompt in a context of 128 tokens"),
+        ({"policy": {"max_model_len": 16}, "rollout": {"max_tokens": 64}}, "rollout.max_tokens", "of 16 tokens"),
+        ({"rollout": {"max_tokens": 9, "tensor_parallel": 3}}, "rollout.tensor_parallel", "use 1 or 2 or 4"),
+        ({"policy": {"lora": {"targets": ["q_projj"]}}}, "policy.lora.targets.0", "did you mean 'q_proj'"),
+    ],
+)
+def test_the_quickstart_policy_is_checked_before_it_is_made(change: dict[str, Any], field: str, words: str) -> None:
+    change["policy"] = {"model": "quickstart", **change.get("policy", {})}
+    found, message = problem(make_spec("quickstart", {"type": "quickstart"}, **change))
+    assert found == field
+    assert words in message
+
+
 def test_the_quickstart_needs_no_files() -> None:
     assert preflight(make_spec("quickstart", {"type": "quickstart"})) == []
 
 
 def test_a_hub_id_is_not_looked_up(data: dict[str, Any]) -> None:
     assert preflight(make_spec("someone/model", data)) == []
+
+
+@pytest.mark.parametrize("name", ["https://huggingface.co/Qwen/Qwen3-1.7B", "a/b/c", " ", "someone/", "a b"])
+def test_what_is_neither_a_directory_nor_a_hub_id(data: dict[str, Any], name: str) -> None:
+    field, message = problem(make_spec(name, data))
+    assert field == "policy.model"
+    assert message.startswith("neither a directory nor a hub id such as")
+
+
+def learned(model: str, **options: str) -> JobSpec:
+    rated = {"name": "rated", "reward": {"name": "regression", "options": {"model": model, **options}}}
+    rated["range"] = [0, 1]
+    return make_spec("quickstart", {"type": "quickstart"}, objectives=[rated], gold={"reward": rated["reward"]})
+
+
+@pytest.mark.parametrize(
+    ("model", "option", "words"),
+    [
+        ("/nope", "model", "no such directory; give"),
+        ("./nope", "model", "no such directory; give"),
+        ("~nobody-of-that-name/x", "model", "no such directory; give"),
+        ("/" + "x" * 300, "model", "no such directory; give"),
+        ("foo/bar", "revision", "a hub id needs a commit of 40 hexadecimal digits"),
+    ],
+)
+def test_a_reward_model_that_is_not_there(model: str, option: str, words: str) -> None:
+    places = [f"{field}.options.{option}" for field in ("objectives.0.reward", "gold.reward")]
+    found = preflight(learned(model))
+    assert [field for field, _ in found] == places
+    assert all(message.startswith(words) for _, message in found)
+
+
+def test_a_reward_model_is_looked_at(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(model.parent))
+    assert preflight(learned(str(model))) == []
+    assert preflight(learned(f"~/{model.name}")) == []
+    assert preflight(learned("foo/bar", revision="0" * 40)) == []
+    (model / "config.json").unlink()
+    ((field, message), _) = preflight(learned(str(model)))
+    assert field == "objectives.0.reward.options.model"
+    assert message.startswith("this path has no config.json; save a model there")
+
+
+def test_a_reward_model_that_is_refused_is_not_looked_at(tmp_path: Path) -> None:
+    """Else the answer would tell what there is."""
+    (tmp_path / "there").mkdir()
+    access = Access(owner="ann", state_dir=tmp_path / "state", roots=())
+    there, absent = (preflight(learned(str(tmp_path / name)), access) for name in ("there", "absent"))
+    assert there == absent
+    assert len(there) == 2
 
 
 def test_a_judge_that_the_operator_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,8 +242,13 @@ def test_a_directory_that_is_no_safe_model(model: Path, data: dict[str, Any], ch
 def test_the_checkpoint_to_start_from_is_looked_at(model: Path, data: dict[str, Any]) -> None:
     assert preflight(make_spec("quickstart", {"type": "quickstart"}, init_checkpoint=str(model))) == []
     field, message = problem(make_spec(model, data, init_checkpoint=str(model / "absent")))
-    assert field == "init_checkpoint"
-    assert "no directory" in message
+    assert (field, message) == ("init_checkpoint", "this path is no directory; give that of an exported checkpoint")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "someone/model"])
+def test_a_job_starts_from_no_name(name: str) -> None:
+    field, message = problem(make_spec("quickstart", {"type": "quickstart"}, init_checkpoint=name))
+    assert (field, message) == ("init_checkpoint", "this path is no directory; give that of an exported checkpoint")
 
 
 @pytest.mark.parametrize(("max_tokens", "max_model_len"), [(CONTEXT, None), (CONTEXT + 1, None), (16, 16)])

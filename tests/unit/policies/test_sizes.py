@@ -12,7 +12,7 @@ import pytest
 from policies.lora import Lora, attach, layers
 from policies.models import ModelError, load_model
 from policies.quickstart import Recipe, _make_model, _make_tokenizer
-from policies.sizes import Dimensions, adapter_size, linear_layers, quickstart_size, size_of
+from policies.sizes import Dimensions, adapter_size, linear_layers, quickstart_config, quickstart_size, size_of
 from tests.support import make_policy
 
 MADE = [("llama", True), ("llama", False), ("qwen3", True), ("qwen3", False)]
@@ -57,6 +57,7 @@ def test_the_quickstart_policy_is_known_before_it_is_made() -> None:
     assert size.context == model.config.max_position_embeddings
     assert size.dimensions is not None
     assert size.dimensions.vocabulary == model.config.vocab_size
+    assert quickstart_config().items() <= model.config.to_dict().items()
 
 
 @pytest.mark.parametrize("targets", [None, ("q_proj", "down_proj")])

@@ -1,0 +1,49 @@
+"""A spec on its way from a terminal to the server: whose paths they are, and what is refused before it is sent."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.spec import parse_spec
+from services.client import ApiError
+from services.submission import anchored, naming_files
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    rated = {"name": "rated", "reward": {"name": "regression", "options": {"model": "./my-reward"}}, "range": [0, 1]}
+    return {
+        "name": "a job", "steps": 1, "policy": {"model": "quickstart"}, "data": {"type": "quickstart"},
+        "objectives": [{"name": "accuracy", "reward": {"name": "math"}}, rated], "gold": {"reward": rated["reward"]},
+        **changes,
+    }  # fmt: skip
+
+
+def test_a_reward_models_path_is_the_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    found = {}
+    for model in ("./my-reward", "here", "~/my-reward", "/my-reward", "someone/model"):
+        spec = document()
+        spec["objectives"][1]["reward"]["options"]["model"] = model
+        sent = anchored(parse_spec(spec))
+        found[model] = sent["objectives"][1]["reward"]["options"]["model"]
+        assert sent["gold"]["reward"]["options"]["model"] == found[model]
+    assert found == {
+        "./my-reward": f"{tmp_path}/my-reward", "here": f"{tmp_path}/here", "~/my-reward": "/home/me/my-reward",
+        "/my-reward": "/my-reward", "someone/model": "someone/model",
+    }  # fmt: skip
+
+
+def test_a_refused_file_is_named_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = {"type": "files", "train": "dataset:x", "validation": "dataset:y"}
+    sent = anchored(parse_spec(document(policy={"model": "./policy"}, data=data)))
+    fields = ("objectives.1.reward.options.model", "policy.model", "data.train")
+    with pytest.raises(ApiError) as caught, naming_files(sent):
+        raise ApiError(422, "invalid_spec", "; ".join(f"{field}: not there" for field in fields), fields[0])
+    assert caught.value.message == (
+        f"objectives.1.reward.options.model: {tmp_path}/my-reward: not there; policy.model: {tmp_path}/policy: not "
+        "there; data.train: dataset:x: not there"
+    )
