@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from orchestrator import spec_yaml
 from orchestrator.spec_errors import SpecError, nearest, problem
 from orchestrator.specs import guardrails as guardrail_rules
 from orchestrator.specs.base import Decay, Fraction, Positive, Spec
@@ -532,7 +533,9 @@ def load_spec(path: Path) -> JobSpec | RewardJobSpec:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SpecError([("", f"{path}: {reason}")]) from None
     try:
-        document = yaml.safe_load(text)
+        document = spec_yaml.load(text)
+    except spec_yaml.DuplicateKey as error:
+        raise SpecError([("", f"{path}: line {error.line}: {error.problem}; keep one of them")]) from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that can't be
         raise SpecError([("", f"{path}: not valid YAML: {' '.join(str(error).split())}")]) from None
     except RecursionError:

@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator import spec_yaml
 from services import steer_words
 from services.terminal import Document, connect_client, fail, find_job, output, print_json, say
 from services.text import figure, plain
@@ -112,10 +113,12 @@ def compare_table(found: Document) -> Table:
 
 def _document(path: Path) -> Any:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = spec_yaml.load(path.read_text(encoding="utf-8"))
         json.dumps(document, allow_nan=False)
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{path}: {error.strerror if isinstance(error, OSError) else 'not UTF-8 text'}")
+    except spec_yaml.DuplicateKey as error:
+        fail(f"{path}: line {error.line}: {error.problem}; keep one of them")
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # TypeError: a date
         fail(f"{path}: expected YAML of names, numbers and text")
     return document

@@ -14,6 +14,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from orchestrator import spec_yaml
 from rewards import registry
 from services import reward_training_cli
 from services.reward_runs import Run, RunError
@@ -130,10 +131,12 @@ def read_options(given: Sequence[str]) -> dict[str, Any]:
                 raise ValueError(f"--options {key}: not a YAML value") from None
             continue
         try:
-            document = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
+            document = spec_yaml.load(Path(text).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "not UTF-8 text"
             raise ValueError(f"--options {text}: {why}; expected KEY=VALUE or a file") from None
+        except spec_yaml.DuplicateKey as error:
+            raise ValueError(f"--options {text}: line {error.line}: {error.problem}; keep one of them") from None
         except yaml.YAMLError:
             raise ValueError(f"--options {text}: not valid YAML") from None
         if not isinstance(document, dict):

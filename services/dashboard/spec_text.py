@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from orchestrator import spec_yaml
 from orchestrator.spec import parse_spec
 from orchestrator.spec_errors import SpecError
 
@@ -29,7 +30,9 @@ def read(text: str) -> dict[str, Any]:
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise BadText("YAML's anchors and aliases are not taken here; write the value out")
-        document = yaml.safe_load(text)
+        document = spec_yaml.load(text)
+    except spec_yaml.DuplicateKey as error:
+        raise BadText(f"{error.problem}; keep one of them", error.line) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise BadText(f"not valid YAML: {error.problem or error.context}", line) from None

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from orchestrator import spec_yaml
 from orchestrator.spec import JobSpec, load_spec, parse_job, parse_spec, scaled
 from orchestrator.spec_errors import SpecError, nearest
 from orchestrator.specs.base import RuleSpec
@@ -412,8 +413,14 @@ def test_any_document_is_refused_politely(anything: Any) -> None:
         (b"[" * 3000, "nested too deeply"),
         (b"x: !!python/object/apply:os.system [ls]", "not valid YAML"),
         (b"name: \xff\xfe", "not UTF-8 text"),
+        (
+            b"steps: 50\nname: x\nsteps: 7\n",
+            ": line 3: the key 'steps' stands twice, first in line 1; keep one of them",
+        ),
+        (b'{"steps": 50, "policy": {"model": "a", "model": "b"}}', ": line 1: the key 'model' stands twice"),
+        (b"a: &a {x: 1}\nb:\n  <<: *a\n  x: 2\n  x: 3\n", ": line 5: the key 'x' stands twice, first in line 4"),
     ],
-    ids=range(10),
+    ids=range(13),
 )
 def test_a_file_that_is_no_spec(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "job.yaml"
@@ -422,6 +429,15 @@ def test_a_file_that_is_no_spec(tmp_path: Path, content: bytes, words: str) -> N
         load_spec(path)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_merges_are_no_keys_that_stand_twice() -> None:
+    text = """
+    outer: {inner: &both {<<: [&base {x: 1, y: 1}, {z: 1}], x: 2}}
+    plain: {<<: *base, <<: *both, y: 3}
+    """
+    assert spec_yaml.load(text) == yaml.safe_load(text)
+    assert spec_yaml.load(text)["plain"] == {"x": 2, "y": 3, "z": 1}
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -187,6 +187,10 @@ def test_options_come_from_words_and_from_files(tmp_path: Path) -> None:
     for text, message in ((str(tmp_path / "no"), "expected KEY=VALUE or a file"), ("a={", "a: not a YAML value")):
         with pytest.raises(ValueError, match=message):
             read_options([text])
-    file.write_text("[1]")
-    with pytest.raises(ValueError, match="expected a mapping"):
-        read_options([str(file)])
+    for text, message in (
+        ("[1]", "expected a mapping"),
+        ("depth: 2\ndepth: 3", "line 2: the key 'depth' stands twice"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_options([str(file)])

@@ -66,6 +66,7 @@ def test_the_example_is_right_and_a_wrong_one_is_told_by_field() -> None:
         ("a: !!python/object:os.system x", "not valid YAML", 1),
         ("a: 2026-99-99", "not valid YAML", 0),
         ("\x07: 1", "not valid YAML", 0),
+        ("a: 1\nb: {c: 1}\na: 2", "^the key 'a' stands twice, first in line 1; keep one of them", 3),
     ],
 )
 def test_what_is_no_spec_at_all(text: str, words: str, line: int) -> None:
