@@ -90,6 +90,11 @@ def submit(
 
         equipoise submit deploy/jobs/quickstart.yaml --follow
     """
+    if dry_run and follow_it:
+        fail("--follow: a dry run queues no job to follow; drop one of them")
+    for option, value in (("--gpus", gpus), ("--gpu-gib", gpu_gib), ("--memory-gib", memory_gib)):
+        if value is not None and not dry_run:
+            fail(f"{option} needs --dry-run: it says what a machine would have, and chooses none")
     try:
         document = submission.read(spec, name)
     except SpecError as error:
@@ -264,12 +269,17 @@ def download(
     target = directory.expanduser().absolute()
     if target.exists():
         fail(f"{target} exists already: name a new directory")
-    with connect_client(_state_dir) as client, tempfile.TemporaryDirectory(dir=_parent_of(target)) as scratch:
-        sent = client.download(find_job(client, job), step, Path(scratch) / "model.tar")
-        with tarfile.open(sent) as archive:
-            archive.extractall(scratch, filter="data")  # nothing outside, no links, no devices
-            (folder,) = {name.split("/")[0] for name in archive.getnames()}
-        (Path(scratch) / folder).rename(target)
+    parent = _parent_of(target)
+    with connect_client(_state_dir) as client:
+        job_id = find_job(client, job)
+        try:
+            with tempfile.TemporaryDirectory(dir=parent) as scratch:
+                sent = client.download(job_id, step, Path(scratch) / "model.tar")
+                _unpacked(sent, Path(scratch)).rename(target)
+        except OSError as error:
+            fail(f"can't write {target}: {error.strerror or error}")
+        except tarfile.TarError as error:
+            fail(f"what the server sent can't be unpacked: {error}")
     print(target)
     _tell_of_adapter(target)
 
@@ -302,6 +312,16 @@ def merge(
 def _tell_of_adapter(directory: Path) -> None:
     if (directory / ADAPTER_CONFIG).is_file():
         say(f"an adapter, for PEFT or vLLM's --lora-modules; `equipoise merge {directory} NEW` makes a whole model")
+
+
+def _unpacked(sent: Path, folder: Path) -> Path:
+    """The directory in a tar file, in `folder`. Raises OSError, TarError."""
+    with tarfile.open(sent) as archive:
+        archive.extractall(folder, filter="data")  # nothing outside, no links, no devices
+        names = {name.split("/")[0] for name in archive.getnames()}
+    if len(names) != 1:
+        raise tarfile.ReadError(f"expected one directory in it, not {len(names)}")
+    return folder / names.pop()
 
 
 def _parent_of(target: Path) -> Path:

@@ -140,6 +140,7 @@ def submit_job(
     each device that the job may run on, its processes' bytes by part, and what does not fit with the settings that
     would help.
     """
+    _check_query(query)
     spec = strict_spec(document)
     text = spec.to_json()
     if idempotency_key is not None and not query.validate_only:
@@ -171,6 +172,13 @@ def submit_job(
     if submission.outcome is SubmitOutcome.QUOTA:
         raise quota_problem(by.max_active)
     return _answer(submission)
+
+
+def _check_query(query: Submit) -> None:
+    """Of a job that is really queued, these would say nothing."""
+    for name in ("gpus", "gpu_gib", "memory_gib"):
+        if getattr(query, name) is not None and not query.validate_only:
+            raise ApiProblem(422, "invalid_parameter", f"{name}: of a dry run; add validate_only=true", param=name)
 
 
 def _answer(submission: Submission) -> Response:

@@ -37,6 +37,10 @@ def add_commands(rewards: typer.Typer, state_dir: Callable[[], Path]) -> None:
             equipoise rewards train deploy/jobs/reward_model.yaml --follow
             equipoise rewards train reward.yaml --local ./my-reward
         """
+        if dry_run and follow_it:
+            fail("--follow: a dry run queues no job to follow; drop one of them")
+        if local is not None and (dry_run or follow_it):
+            fail(f"{'--dry-run' if dry_run else '--follow'}: of a server's jobs; --local asks no server, so drop one")
         document = _read(spec)
         if local is not None:
             _train_here(document, local.expanduser().absolute())

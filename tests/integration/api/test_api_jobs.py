@@ -57,6 +57,10 @@ def test_validate_only_says_what_it_would_take(http: httpx.Client, client: Clien
     for wrong in ({"gpus": "-1"}, {"gpu_gib": "nan"}, {"gpu_gib": "0"}, {"gpu_gib": "1e999"}, {"memory_gib": "0"}):
         refused = http.post("/v1/jobs", json=SPEC, params={"validate_only": "true", **wrong})
         assert (refused.status_code, refused.json()["error"]["param"]) == (422, next(iter(wrong)))
+    for alone in ({"gpus": "2"}, {"gpus": "0"}, {"gpu_gib": "24"}, {"memory_gib": "2"}):
+        (name,) = alone
+        error = assert_error(http.post("/v1/jobs", json=SPEC, params=alone), 422)
+        assert (error["param"], error["message"]) == (name, f"{name}: of a dry run; add validate_only=true")
 
 
 def test_a_spec_error_names_the_field_and_the_nearest_name(http: httpx.Client) -> None:

@@ -1,0 +1,112 @@
+"""Commands that end in one line before anything is asked of a server, or after what it sent is of no use."""
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from services import cli
+from services.cli import app
+
+RUNNER = CliRunner()
+SPEC = {
+    "name": "a job", "steps": 1, "policy": {"model": "quickstart"}, "data": {"type": "quickstart"},
+    "objectives": [{"name": "accuracy", "reward": {"name": "math"}}],
+}  # fmt: skip
+
+
+class Server:
+    """Of one job, whose checkpoint is `sent`."""
+
+    def __init__(self, sent: bytes) -> None:
+        self.sent = sent
+
+    def __call__(self, _: Path) -> "Server":
+        return self
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def iter_jobs(self) -> list[dict[str, Any]]:
+        return [{"id": "job-1"}]
+
+    def download(self, _job_id: str, _step: int, to: Path) -> Path:
+        to.write_bytes(self.sent)
+        return to
+
+
+def line(*words: str) -> str:
+    """The one line of a command that fails."""
+    done = RUNNER.invoke(app, [*words])
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert done.output.count("\n") == 1
+    return done.output.removeprefix("equipoise: ").rstrip()
+
+
+def archive(*names: str) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = 1000
+            tar.addfile(info, io.BytesIO(bytes(info.size)))
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        (["submit"], ["--gpus", "2"], "--gpus needs --dry-run: it says what a machine would have, and chooses none"),
+        (["submit"], ["--gpus", "0"], "--gpus needs --dry-run: "),
+        (["submit"], ["--gpu-gib", "24"], "--gpu-gib needs --dry-run: "),
+        (["submit"], ["--memory-gib", "24"], "--memory-gib needs --dry-run: "),
+        (["submit"], ["--dry-run", "--follow"], "--follow: a dry run queues no job to follow; drop one of them"),
+        (["rewards", "train"], ["--dry-run", "--follow"], "--follow: a dry run queues no job to follow"),
+        (
+            ["rewards", "train"],
+            ["--dry-run", "--local", "out"],
+            "--dry-run: of a server's jobs; --local asks no server",
+        ),
+        (["rewards", "train"], ["--follow", "--local", "out"], "--follow: of a server's jobs; --local asks no server"),
+    ],
+)
+def test_options_that_would_say_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(SPEC))
+    assert line(*command, "job.yaml", *words).startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (archive("model/config.json")[:900], "what the server sent can't be unpacked: "),
+        (b"<html>", "what the server sent can't be unpacked: "),
+        (archive("../outside"), "what the server sent can't be unpacked: "),
+        (archive("a/x", "b/x"), "what the server sent can't be unpacked: expected one directory in it, not 2"),
+    ],
+    ids=["cut", "no tar", "outside", "two"],
+)
+def test_a_download_that_cannot_be_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes, words: str
+) -> None:
+    monkeypatch.setattr(cli, "connect_client", Server(sent))
+    assert line("download", "last", "40", str(tmp_path / "model")).startswith(words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_to_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "connect_client", Server(archive("model/config.json")))
+    assert line("download", "last", "40", "/proc/foo") == "can't write /proc/foo: No such file or directory"
+    target = tmp_path / "new" / "model"
+    assert RUNNER.invoke(app, ["download", "last", "40", str(target)]).exit_code == 0
+    assert [path.name for path in target.iterdir()] == ["config.json"]
