@@ -141,7 +141,7 @@ class RequireKey:
         """Raises ApiProblem: 401 without a valid key, 403 beyond its scopes, 429 above its rate."""
         principal = await self._principal(scope)
         if principal is None:
-            raise _unauthenticated()
+            raise _unauthenticated(scope)
         needed = scope_needed(scope["app"].routes, scope)
         if needed is not None and not principal.may(needed):
             raise ApiProblem(403, "insufficient_scope", f"this needs a key with the scope '{needed}'")
@@ -159,11 +159,10 @@ class RequireKey:
 
         `afresh`: as it is now, not as it was of late.
         """
-        header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, rest = header.partition(b" ")
-        if scheme.lower() != b"bearer":
+        shown = _key_shown(scope)
+        if shown is None:
             return None
-        key = rest.strip().decode("utf-8", "surrogateescape")
+        key = shown.decode("utf-8", "surrogateescape")
         given = digest(key)
         if hmac.compare_digest(given, self._own.sha256):
             return _operator(given, self._owner)
@@ -228,7 +227,7 @@ class RequireKey:
         if failure is not None:
             raise failure
         if not started:
-            await _refuse(_unauthenticated(), scope, receive, send)
+            await _refuse(_unauthenticated(scope), scope, receive, send)
         elif not ended:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -275,11 +274,18 @@ async def _refuse(problem: ApiProblem, scope: Asgi, receive: Receive, send: Send
         await send({"type": "websocket.close", "code": 1008})
 
 
-def _unauthenticated() -> ApiProblem:
-    """Anew each time: an exception keeps the frames it was raised through, and with them what the caller sent."""
-    return ApiProblem(
-        401,
-        "unauthenticated",
-        "this needs the header 'Authorization: Bearer <key>'; `equipoise up` keeps the key in STATE/api.json",
-        headers={"www-authenticate": "Bearer"},
-    )
+def _key_shown(scope: Asgi) -> bytes | None:
+    header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    scheme, _, rest = header.partition(b" ")
+    return rest.strip() if scheme.lower() == b"bearer" else None
+
+
+def _unauthenticated(scope: Asgi) -> ApiProblem:
+    """Anew each time: an exception keeps the frames it was raised through, and with them what the caller sent.
+
+    Of a key that is shown, one answer for whatever is wrong with it: it tells nobody which keys there were.
+    """
+    message = "this needs the header 'Authorization: Bearer <key>'; `equipoise up` keeps the key in STATE/api.json"
+    if _key_shown(scope):
+        message = "this key is unknown, expired or revoked"
+    return ApiProblem(401, "unauthenticated", message, headers={"www-authenticate": "Bearer"})

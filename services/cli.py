@@ -27,12 +27,12 @@ from services import (
     steer_words,
     submission,
 )
-from services.client import ApiError, Client
+from services.client import ApiError, AuthenticationError, Client
 from services.client.types import Job
 from services.follow import follow_to_end, front_table
 from services.settings import default_state_dir
 from services.tables import checkpoints_table, job_view, jobs_table, training_view
-from services.terminal import Document, connect_client, fail, find_job, output, print_json, say
+from services.terminal import Document, connect_client, fail, find_job, key_source, output, print_json, say
 from services.text import event_line, plain
 
 app = typer.Typer(
@@ -359,6 +359,9 @@ def main() -> NoReturn:
     """The console script: every error is one line on stderr and exit code 2."""
     try:
         code = app(standalone_mode=False)
+    except AuthenticationError as error:
+        say(f"equipoise: {plain(error)}; {plain(key_source(_state_dir))}")
+        code = 2
     except ApiError as error:
         say(f"equipoise: {plain(error)}")
         code = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import typer
 from rich.console import Console
 
 from services.client import Client, Retry
+from services.settings import credentials_path
 from services.text import plain
 
 Document = Mapping[str, Any]
@@ -50,6 +52,13 @@ def connect_client(state_dir: Path) -> Client:
         return Client.from_state(state_dir, retry=_RETRY)
     except (ValueError, OSError) as error:
         fail(str(error))
+
+
+def key_source(state_dir: Path) -> str:
+    """Where `connect_client` has its key from."""
+    if os.environ.get("EQUIPOISE_API_KEY"):
+        return "it was taken from EQUIPOISE_API_KEY"
+    return f"it was taken from {credentials_path(state_dir)}"
 
 
 def find_job(client: Client, wanted: str) -> str:

@@ -86,6 +86,22 @@ def test_probes_of_readiness_ask_redis_once_a_second(place: Place, tmp_path: Pat
     assert client.post("/readyz").status_code == 401
 
 
+def test_a_401_says_whether_a_key_was_shown_and_no_more(place: Place) -> None:
+    """What was wrong with it would tell which keys there are, or were."""
+    expired, revoked = place.make("read", expires_in_s=1), place.make("read")
+    with place.http() as http:
+        http.delete(f"/v1/keys/{revoked['id']}")
+    time.sleep(1.1)
+    shown = [f"Bearer {key}" for key in (expired["key"], revoked["key"], new_stored_key()[1], "eqp_", "x")]
+    said = {}
+    with place.http(None) as http:
+        for header in (*shown, "", "Bearer", "Basic eA=="):
+            answer = http.get("/v1/jobs", headers={"authorization": header})
+            said[header] = error_of(answer, 401)["message"].partition("; ")[0]
+    assert {said.pop(header) for header in shown} == {"this key is unknown, expired or revoked"}
+    assert set(said.values()) == {"this needs the header 'Authorization: Bearer <key>'"}
+
+
 def test_malformed_and_unknown_keys_are_401(place: Place) -> None:
     made = place.make("read")
     key_id, text = made["id"], made["key"]

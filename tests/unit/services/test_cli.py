@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from services import cli
 from services.cli import app
+from services.client import AuthenticationError
 
 RUNNER = CliRunner()
 SPEC = {
@@ -110,3 +111,26 @@ def test_a_download_to_where_nothing_can_be_written(tmp_path: Path, monkeypatch:
     target = tmp_path / "new" / "model"
     assert RUNNER.invoke(app, ["download", "last", "40", str(target)]).exit_code == 0
     assert [path.name for path in target.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("key", [None, "eqp_mine"])
+def test_a_refused_key_is_told_with_where_it_was_taken_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str | None
+) -> None:
+    def refuse(_: Path) -> None:
+        raise AuthenticationError(401, "unauthenticated", "this key is unknown, expired or revoked")
+
+    if key is None:
+        monkeypatch.delenv("EQUIPOISE_API_KEY", raising=False)
+    else:
+        monkeypatch.setenv("EQUIPOISE_API_KEY", key)
+    monkeypatch.setattr(cli, "connect_client", refuse)
+    monkeypatch.setattr("sys.argv", ["equipoise", "--state-dir", str(tmp_path), "jobs"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    source = "EQUIPOISE_API_KEY" if key else f"{tmp_path}/api.json"
+    said = capsys.readouterr().err
+    assert (caught.value.code, said) == (
+        2,
+        f"equipoise: this key is unknown, expired or revoked; it was taken from {source}\n",
+    )
