@@ -515,7 +515,7 @@ def validated(root: type[Document], validate: Callable[[], Document]) -> Documen
     try:
         return validate()
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
+        found = error.errors(include_url=False)
         raise SpecError([problem(root, detail) for detail in found if not _follows(detail["loc"], found)]) from None
 
 

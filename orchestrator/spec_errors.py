@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import types
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -38,6 +39,9 @@ def problem(root: type[BaseModel], detail: Any) -> tuple[str, str]:
         tags, key = list(_tags(_type_at(root, location))), detail["ctx"]["discriminator"].strip("'")
         hint = nearest(str(detail["ctx"].get("tag", "")), tags)
         return f"{_path(root, location)}.{key}", f"expected one of {', '.join(tags)}{hint}"
+    if detail["type"] in ("model_type", "model_attributes_type", "dict_type") and _tags(_type_at(root, location)):
+        example = _example(_tags(_type_at(root, location)), detail.get("input"))
+        return _path(root, location), f"expected a mapping such as {example}"
     if detail["type"] in ("model_type", "model_attributes_type"):
         known = ", ".join(_fields(_type_at(root, location)))
         return _path(root, location), f"expected a mapping of fields{known and f': {known}'}"
@@ -46,6 +50,13 @@ def problem(root: type[BaseModel], detail: Any) -> tuple[str, str]:
     if detail["type"] == "value_error" and field.partition(".")[0] in _fields(_type_at(root, location)):
         return ".".join(filter(None, (_path(root, location), field))), rest  # our own cross-field checks name it first
     return _path(root, location), message
+
+
+def _example(tags: Mapping[str, Any], given: object) -> str:
+    """Of the member of a union that was perhaps meant: people write its name alone."""
+    close = difflib.get_close_matches(given, tags, n=1) if isinstance(given, str) else []
+    tag = close[0] if close else next(iter(tags))
+    return f"{{{_tag_field(tags[tag])}: {tag}}}"
 
 
 def _path(root: type[BaseModel], location: tuple[Any, ...]) -> str:
@@ -78,8 +89,10 @@ def _step(model: Any, part: Any) -> Any:
     if isinstance(model, type) and issubclass(model, BaseModel):
         field = model.model_fields.get(str(part))
         return _plain(field.annotation) if field else None
-    if get_origin(model) is tuple:
+    if get_origin(model) in (tuple, list):
         return _plain(get_args(model)[0])
+    if get_origin(model) is dict:
+        return _plain(get_args(model)[1])
     return None
 
 
@@ -99,8 +112,13 @@ def _tags(union: Any) -> dict[str, Any]:
     """Members of a discriminated union by their tag."""
     tags: dict[str, Any] = {}
     for member in _members(union):
-        for name in ("type", "name"):
-            field = member.model_fields.get(name) if hasattr(member, "model_fields") else None
-            if field is not None and get_origin(field.annotation) is Literal:
-                tags |= dict.fromkeys(get_args(field.annotation), member)
+        if (field := _tag_field(member)) is not None:
+            tags |= dict.fromkeys(get_args(member.model_fields[field].annotation), member)
     return tags
+
+
+def _tag_field(member: Any) -> str | None:
+    """That tells the members of a union from each other."""
+    fields = getattr(member, "model_fields", {})
+    found = (name for name in ("type", "name") if name in fields and get_origin(fields[name].annotation) is Literal)
+    return next(found, None)

@@ -43,6 +43,15 @@ _registered: dict[str, type[Reward]] = {}
 RewardType = TypeVar("RewardType", bound=type[Reward])
 
 
+class OptionsError(ValueError):
+    """Options that a reward does not take: (option, what is wrong) of each, the option empty for several together."""
+
+    def __init__(self, reward: str, problems: list[tuple[str, str]]) -> None:
+        self.problems = problems
+        said = "; ".join(f"option {option!r}: {message}" if option else message for option, message in problems)
+        super().__init__(f"reward {reward!r}: {said}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewardInfo:
     """What a person needs in order to choose a reward."""
@@ -98,13 +107,12 @@ def resolve(name: str) -> type[Reward]:
 
 
 def parse_options(name: str, options: Mapping[str, object]) -> BaseModel:
-    """The validated options of a reward. ValueError names each bad field, and never repeats a bad value."""
+    """The validated options of a reward. OptionsError names each bad field, and never repeats a bad value."""
     schema = resolve(name).Options
     try:
         return schema.model_validate(dict(options))
     except ValidationError as error:
-        problems = "; ".join(_explain(problem, schema) for problem in error.errors(include_input=False))
-        raise ValueError(f"reward {name!r}: {problems}") from None
+        raise OptionsError(name, [_explain(problem, schema) for problem in error.errors(include_input=False)]) from None
 
 
 def problems(name: str, options: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -185,12 +193,13 @@ def _load(plugin: EntryPoint) -> None:
         raise RuntimeError(f"{where} does not load: {type(error).__name__}: {error}") from error
 
 
-def _explain(problem: Mapping[str, Any], schema: type[BaseModel]) -> str:
+def _explain(problem: Mapping[str, Any], schema: type[BaseModel]) -> tuple[str, str]:
     field = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"unknown option {_quote(field)}{_suggest(field, schema.model_fields)}"
+        return _quote(field)[1:-1], f"no such option{_suggest(field, schema.model_fields)}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"option {field!r}: {message}" if field else message
+    named, _, rest = message.partition(": ")
+    return (named, rest) if not field and named in schema.model_fields else (field, message)
 
 
 def _suggest(wrong: str, valid: Iterable[str]) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from orchestrator.spec_errors import problem
 from services.errors import ApiProblem
+
+Body = TypeVar("Body", bound=BaseModel)
 
 _MAX_DEPTH = 64
 _LARGE_BYTES = 64 << 10  # parsed in ms, for which others would wait
@@ -29,6 +33,21 @@ async def json_body(request: Request) -> Any:
 async def optional_json_body(request: Request) -> Any:
     """The same where the body may be left out."""
     return await json_body(request) if await request.body() else None
+
+
+def parsed(kind: type[Body], document: Any, code: str) -> Body:
+    """The body as `kind` has it. Raises ApiProblem: 422 with this code, which names the first field that is wrong."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        param, message = problem(kind, first_of(error))
+        raise ApiProblem(422, code, f"{param or 'body'}: {message}", param=param or None) from None
+
+
+def first_of(error: ValidationError) -> Any:
+    """What to tell of several: an unknown field before all, as a field that is missing may be that one, misspelt."""
+    found = error.errors(include_input=False, include_url=False)
+    return next((detail for detail in found if detail["type"] == "extra_forbidden"), found[0])
 
 
 def parse_json(body: bytes) -> Any:

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
+from orchestrator import spec_errors
 from orchestrator.access import Access
 from orchestrator.census import Census
 from orchestrator.checkpoints import CheckpointError
@@ -45,7 +46,7 @@ from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.states import is_terminal
 from orchestrator.steering import SteeringError, initial_steering, merge
 from orchestrator.store import Checkpoint, JobStore, Origin, SubmitOutcome
-from services.body import json_body, parse_json
+from services.body import first_of, json_body, parse_json
 from services.deps import (
     Finder,
     From,
@@ -199,10 +200,11 @@ def _checked(document: Any) -> Fork:
     try:
         fork = Fork.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
+        first = first_of(error)
         if first["loc"][:1] == ("checkpoint",):
             raise _invalid("checkpoint", "expected a step, 'latest' or 'best'") from None
-        raise _invalid(".".join(str(part) for part in first["loc"]) or None, first["msg"]) from None
+        param, message = spec_errors.problem(Fork, first)
+        raise _invalid(param or None, message) from None
     if fork.weights is not None and fork.sweep is not None:
         raise _invalid("sweep", "give weights for one job or a sweep for several, not both")
     for field in ("init_checkpoint", "name"):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from orchestrator import gpu_hours
 from orchestrator.errors import QuotaReached
 from orchestrator.keys import is_name
 from orchestrator.keystore import ApiKey, KeyNotFound, KeyStore, Scope
-from services.body import json_body
+from services.body import json_body, parsed
 from services.deps import MAX_PAGE, Caller, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.keys import digest, new_stored_key
@@ -56,12 +56,7 @@ Keys = Annotated[KeyStore, Depends(_keys)]
 @router.post("/keys", status_code=201, openapi_extra=body_schema(NewKey.model_json_schema()))
 def create_key(document: Annotated[Any, Depends(json_body)], caller: Caller, keys: Keys) -> Response:
     """Makes a key. `key` in the answer is shown this once: only its SHA-256 is kept."""
-    try:
-        wanted = NewKey.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
-        raise ApiProblem(422, "invalid_key", f"{param or 'body'}: {first['msg']}", param=param) from None
+    wanted = parsed(NewKey, document, "invalid_key")
     owner = wanted.owner or caller.owner
     if owner != caller.owner and not caller.is_operator:
         raise _other_owner()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from orchestrator import gpu_hours
 from orchestrator.gpu_hours import MAX_QUOTA_HOURS, GpuHours
 from orchestrator.store import JobStore
 from services.auth import Principal
-from services.body import json_body
+from services.body import json_body, parsed
 from services.deps import Caller, Store, body_schema
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 
@@ -46,12 +46,7 @@ def set_quota(owner: Owner, document: Annotated[Any, Depends(json_body)], caller
     Where it is used up, jobs that may take GPUs are refused (429), those that wait are paused when their turn comes,
     and those that run are paused with a checkpoint. Jobs with `resources.device: cpu` are left alone.
     """
-    try:
-        wanted = Quota.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
-        raise ApiProblem(422, "invalid_quota", f"{param or 'body'}: {first['msg']}", param=param) from None
+    wanted = parsed(Quota, document, "invalid_quota")
     if not caller.is_operator:
         raise ApiProblem(403, "operator_only", "only the installation's own key sets quotas")
     if owner != caller.owner:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, Response, StreamingResponse
 
@@ -16,7 +16,7 @@ from orchestrator.checkpoints import CheckpointError, export_policy, verify
 from orchestrator.states import is_terminal
 from orchestrator.store import Checkpoint
 from services.archive import Archive
-from services.body import json_body
+from services.body import json_body, parsed
 from services.deps import Configuration, Cursor, Finder, JobId, Store, alignment_only, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.slots import place
@@ -123,12 +123,7 @@ def export_checkpoint(
         raise ApiProblem(
             403, "exports_disabled", "this key does not write to the server's machine; copy the checkpoint's path"
         )
-    try:
-        destination = Path(Export.model_validate(document).to)
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
-        raise ApiProblem(422, "invalid_export", f"{param or 'body'}: {first['msg']}", param=param) from None
+    destination = Path(parsed(Export, document, "invalid_export").to)
     checkpoint = _kept_at(store, job_id, step)
     try:
         export_policy(find(job_id, checkpoint), destination)

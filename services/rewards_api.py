@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from orchestrator import children
@@ -15,14 +15,12 @@ from orchestrator.access import Access
 from orchestrator.spec_errors import nearest
 from rewards import registry
 from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
-from services.body import json_body
+from services.body import json_body, parsed
 from services.deps import Caller, FileAccess, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.slots import place
 
 router = APIRouter(prefix="/v1/rewards", tags=["rewards"])
-
-Body = TypeVar("Body", bound=BaseModel)
 
 _TIMEOUT_S = 30.0  # for all of a request's rewards, one after the other
 _BYTES_PER_TOKEN = 4  # of ordinary text, where the number of tokens is not given
@@ -122,7 +120,7 @@ def _listed(reward: registry.Listed) -> dict[str, Any]:
 @router.post("/validate", openapi_extra=body_schema(RewardChoice.model_json_schema()))
 def validate_reward(document: Annotated[Any, Depends(json_body)], access: FileAccess) -> Response:
     """The options with every default written out; 422 names what is wrong with them."""
-    choice = _parsed(RewardChoice, document)
+    choice = parsed(RewardChoice, document, "invalid_reward")
     return StrictJSONResponse({"object": "reward.validation", "valid": True, **_resolved(choice, "", access)})
 
 
@@ -137,7 +135,7 @@ def run_rewards(
 
     A score is null where the reward does not apply to the sample. `heads` has every head of a reward with several.
     """
-    wanted = _parsed(RewardRun, document)
+    wanted = parsed(RewardRun, document, "invalid_reward")
     rewards = [_resolved(choice, f"rewards.{i}", access) for i, choice in enumerate(wanted.rewards)]
     tokens = [_tokens(sample) for sample in wanted.samples]
     question = {
@@ -209,23 +207,15 @@ def _resolved(choice: RewardChoice, field: str, access: Access) -> dict[str, Any
         raise ApiProblem(500, "plugin_broken", str(error)) from error
     try:
         options = registry.parse_options(choice.name, choice.options)
-    except ValueError as error:
-        raise _invalid(f"{prefix}options", str(error)) from None
+    except registry.OptionsError as error:
+        option, message = error.problems[0]
+        raise _invalid(f"{prefix}options{option and f'.{option}'}", message) from None
     for option, model in registry.named_models(choice.name, choice.options).items():
         if refusal := access.problem_of_model(str(model)):
             raise _invalid(f"{prefix}options.{option}", refusal)
     for option, problem in registry.problems(choice.name, choice.options):
         raise _invalid(f"{prefix}options.{option}", problem)
     return {"name": choice.name, "range": reward.range, "options": options.model_dump(mode="json")}
-
-
-def _parsed(kind: type[Body], document: Any) -> Body:
-    try:
-        return kind.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
-        raise _invalid(param, first["msg"]) from None
 
 
 def _tokens(sample: Sample) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from orchestrator.dispatcher import send_test
@@ -19,14 +19,12 @@ from orchestrator.webhooks import (
     WebhookStore,
 )
 from rewards.addresses import check_url
-from services.body import json_body, optional_json_body
+from services.body import json_body, optional_json_body, parsed
 from services.deps import Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.slots import place
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
-
-Body = TypeVar("Body", bound=BaseModel)
 
 EventName = Literal[
     "job.succeeded",
@@ -88,7 +86,7 @@ def create_webhook(document: Annotated[Any, Depends(json_body)], webhooks: Webho
     A delivery is a POST with `webhook-id`, the same for every try, and `webhook-signature: t=...,v1=...`, where v1 is
     the HMAC-SHA256 of `<webhook-id>.<t>.<body>` under the secret. Any 2xx within 5 s takes it; else it comes again.
     """
-    wanted = _validated(NewWebhook, document)
+    wanted = parsed(NewWebhook, document, "invalid_webhook")
     try:
         check_url(wanted.url, allow_private=private_allowed())
     except ValueError as error:
@@ -110,7 +108,7 @@ def set_webhook_secret(
 
     One that is under way, and a try of it that was lost on the way, may still come with the one before.
     """
-    wanted = _validated(NewSecret, {} if document is None else document)
+    wanted = parsed(NewSecret, {} if document is None else document, "invalid_webhook")
     try:
         webhook = webhooks.set_secret(webhook_id, wanted.secret)
     except WebhookNotFound:
@@ -149,15 +147,6 @@ def test_webhook(webhook_id: str, webhooks: Webhooks) -> Response:
     except DeliveryError as error:
         answer |= {"delivered": False, "error": str(error)}
     return StrictJSONResponse(answer)
-
-
-def _validated(model: type[Body], document: Any) -> Body:
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
-        raise ApiProblem(422, "invalid_webhook", f"{param or 'body'}: {first['msg']}", param=param) from None
 
 
 def _document(webhook: Webhook, state: WebhookState) -> dict[str, Any]:

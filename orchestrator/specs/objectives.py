@@ -14,6 +14,10 @@ from orchestrator.specs.transforms import IdentitySpec, TransformSpec
 from rewards import registry
 
 
+def _option(name: str) -> str:
+    return f"options.{name}" if name else "options"
+
+
 class RewardSpec(Spec):
     """A registered reward and its options (`equipoise rewards` lists them)."""
 
@@ -23,7 +27,12 @@ class RewardSpec(Spec):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        registry.parse_options(self.name, self.options)
+        try:
+            registry.parse_options(self.name, self.options)
+        except registry.OptionsError as error:
+            raise ValueError("; ".join(f"{_option(name)}: {message}" for name, message in error.problems)) from None
+        except ValueError as error:
+            raise ValueError(f"name: {error}") from None
         return self
 
     @property

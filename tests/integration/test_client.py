@@ -252,7 +252,7 @@ def test_everything_else_answers_in_its_type(server: ApiServer, store: JobStore,
         assert client.validate_reward("conciseness")["valid"] is True
         with pytest.raises(ApiError) as caught:
             client.validate_reward("conciseness", {"no": 1})
-        assert caught.value.param == "options"
+        assert caught.value.param == "options.no"
         assert client.rollouts(job_id)["total"] == 0
         rows = tmp_path / "rows.csv"
         rows.write_text("prompt,answer\n1+1?,2\n2+2?,4\n")

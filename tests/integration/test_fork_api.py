@@ -213,6 +213,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "text for a step": ({"checkpoint": "2"}, "checkpoint"),
     "true for a step": ({"checkpoint": True}, "checkpoint"),
     "unknown field": ({"checkpoint": 2, "step": 2}, "step"),
+    "misspelt field": ({"checkpoint": 2, "wieghts": OTHER}, "wieghts"),
     "unknown objective": ({"checkpoint": 2, "weights": {"acuracy": 1, "conciseness": 1}}, "weights.acuracy"),
     "missing objective": ({"checkpoint": 2, "weights": {"accuracy": 1}}, "weights"),
     "no weight at all": ({"checkpoint": 2, "weights": {"accuracy": 0, "conciseness": 0}}, "weights"),

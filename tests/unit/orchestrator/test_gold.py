@@ -137,7 +137,7 @@ def test_rows_that_gold_does_not_apply_to_are_left_out(tmp_path: Path) -> None:
     ("changes", "field"),
     [
         ({"range": [1, 0]}, "gold.range: expected [lo, hi] with lo < hi"),
-        ({"reward": {"name": "maths"}}, "gold.reward: unknown reward 'maths'; did you mean 'math'"),
+        ({"reward": {"name": "maths"}}, "gold.reward.name: unknown reward 'maths'; did you mean 'math'"),
         ({"samples": 1}, "gold.samples"),
         ({"weight": 1}, "gold.weight: unknown field"),
     ],

@@ -191,14 +191,30 @@ def test_every_wrong_field_is_named() -> None:
         ({"estimator": {"name": "gdop"}}, "estimator.name", "did you mean 'gdpo'?"),
         ({"estimator": {"name": "ppo"}}, "estimator.name", f"expected one of {', '.join(ESTIMATOR_NAMES)}"),
         ({"estimator": {}}, "estimator.name", f"expected one of {', '.join(ESTIMATOR_NAMES)}"),
-        ({"estimator": "gdpo"}, "estimator", "expected a mapping"),
+        ({"estimator": "grpo"}, "estimator", "expected a mapping such as {name: grpo}"),
+        ({"estimator": 3}, "estimator", f"expected a mapping such as {{name: {ESTIMATOR_NAMES[0]}}}"),
+        ({"weighting": "gradeint"}, "weighting", "expected a mapping such as {name: gradient}"),
+        ({"objectives__0__transform": "clip"}, "objectives.0.transform", "such as {name: clip}"),
+        ({"sampling__zero_signal": "drop"}, "sampling.zero_signal", "such as {name: drop}"),
+        ({"sampling__budget": "knapsack"}, "sampling.budget", "such as {name: knapsack}"),
+        ({"data": "quickstart"}, "data", "expected a mapping such as {type: quickstart}"),
         ({"weighting": {"name": "gradent"}}, "weighting.name", "did you mean 'gradient'?"),
         ({"data": {"type": "file"}}, "data.type", "did you mean 'files'?"),
         ({"data": {"train": "x"}}, "data.type", "expected one of quickstart, files"),
         ({"policy": "some/model"}, "policy", "expected a mapping of fields: model"),
         ({"policy": ABSENT}, "policy", "Field required"),
-        ({"objectives__0__reward": {"name": "mth"}}, "objectives.0.reward", "did you mean 'math'?"),
-        ({"objectives__0__reward__options": {"boxed": 1}}, "objectives.0.reward", "unknown option 'boxed'"),
+        ({"objectives__0__reward": {"name": "mth"}}, "objectives.0.reward.name", "did you mean 'math'?"),
+        ({"objectives__0__reward__options": {"boxed": 1}}, "objectives.0.reward.options.boxed", "no such option; "),
+        (
+            {"objectives__1__reward": {"name": "conciseness", "options": {"max_tokens": 0, "free_tokens": "x"}}},
+            "objectives.1.reward.options.max_tokens",
+            "than or equal to 1; options.free_tokens: Input should",
+        ),
+        (
+            {"objectives__1__reward": {"name": "length_within", "options": {"min_tokens": 9, "max_tokens": 8}}},
+            "objectives.1.reward.options",
+            "must not exceed max_tokens",
+        ),
         ({"objectives__0__name": "two words"}, "objectives.0.name", "pattern"),
         ({"objectives": []}, "objectives", "at least 1"),
         ({"objectives__0__weight": -0.1}, "objectives.0.weight", "greater than or equal to 0"),
@@ -365,7 +381,7 @@ def test_a_list_whose_only_item_is_wrong_is_not_called_short() -> None:
     wrong = document(objectives=[{"name": "accuracy", "reward": {"name": "mth"}}])
     with pytest.raises(SpecError) as caught:
         parse_spec(wrong)
-    assert [path for path, _ in caught.value.problems] == ["objectives.0.reward"]
+    assert [path for path, _ in caught.value.problems] == ["objectives.0.reward.name"]
     with pytest.raises(SpecError) as caught:
         parse_spec(document(objectives=[]))
     assert [path for path, _ in caught.value.problems] == ["objectives"]

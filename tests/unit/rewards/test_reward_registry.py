@@ -95,7 +95,7 @@ def test_a_long_unknown_name_is_not_echoed_in_full():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("math", {"require_boxd": True}, "'require_boxd'; did you mean 'require_boxed'"),
+        ("math", {"require_boxd": True}, "'require_boxd': no such option; did you mean 'require_boxed'"),
         ("math", {"require_boxed": 1}, "option 'require_boxed': "),
         ("math", {"timeout_s": float("nan")}, "option 'timeout_s': .*finite"),
         ("conciseness", {"free_tokens": -1}, "option 'free_tokens': .*greater than or equal to 0"),
@@ -111,7 +111,7 @@ def test_a_long_unknown_name_is_not_echoed_in_full():
         ("json_schema", {"json_schema": {"$ref": "http://x/y"}}, "option 'json_schema': .*references inside"),
         ("instructions", {"constraints": [{"id": "no"}]}, "option 'constraints': unknown constraint 'no'"),
         ("length_within", {"min_tokens": 9, "max_tokens": 8}, "must not exceed max_tokens"),
-        ("clarity", {"min_steps": 0, "steps": 1}, "option 'min_steps': .*; unknown option 'steps'"),
+        ("clarity", {"min_steps": 0, "steps": 1}, "option 'min_steps': .*; option 'steps': no such option"),
         ("mth", {}, "did you mean 'math'"),
     ],
 )

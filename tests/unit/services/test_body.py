@@ -1,17 +1,21 @@
 """What a JSON body may hold, beyond the table that tests/integration/api/test_api.py sends over a socket."""
 
+import functools
 import json
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import Message
 
-from services.body import json_body, parse_json
+from services import fork_api, keys_api, quotas_api, results_api, rewards_api, webhooks_api
+from services.body import json_body, parse_json, parsed
 from services.errors import ApiProblem, StrictJSONResponse
 
 DOCUMENTS = st.recursive(
@@ -53,6 +57,40 @@ def test_nesting_is_accepted_up_to_its_limit() -> None:
     assert parse_json(b"[" * 64 + b"]" * 64)
     with pytest.raises(ApiProblem, match="nested"):
         parse_json(b"[" * 65 + b"]" * 65)
+
+
+FORK, KEY = {"checkpoint": 2}, {"name": "x", "scopes": ["read"]}
+SAMPLE = {"prompt": "a", "completon": "b"}
+
+
+@pytest.mark.parametrize(
+    ("check", "document", "message"),
+    [
+        (fork_api._checked, {**FORK, "wieghts": {}}, "wieghts: unknown field, did you mean 'weights'?"),
+        (fork_api._checked, {**FORK, "x": 1}, "x: unknown field; fields are checkpoint, weights, sweep, changes, name"),
+        (fork_api._checked, {"chekpoint": 2}, "chekpoint: unknown field, did you mean 'checkpoint'?"),
+        (fork_api._checked, [], "body: expected a mapping of fields: checkpoint, weights, sweep, changes, name"),
+        (keys_api.NewKey, {**KEY, "expires_at": 1}, "expires_at: unknown field, did you mean 'expires_in_s'?"),
+        (keys_api.NewKey, {**KEY, "expires_in": 1}, "expires_in: unknown field, did you mean 'expires_in_s'?"),
+        (webhooks_api.NewWebhook, {"url": "x", "event": []}, "event: unknown field, did you mean 'events'?"),
+        (rewards_api.RewardChoice, {"name": "math", "option": {}}, "option: unknown field, did you mean 'options'?"),
+        (
+            rewards_api.RewardRun,
+            {"rewards": [{"name": "math"}], "samples": [SAMPLE]},
+            "samples.0.completon: unknown field, did you mean 'completion'?",
+        ),
+        (quotas_api.Quota, {"gpu_hour": 3, "gpu_hours": 3}, "gpu_hour: unknown field, did you mean 'gpu_hours'?"),
+        (results_api.Export, {"to": "/x", "step": 3}, "step: unknown field; fields are to"),
+    ],
+)
+def test_a_field_that_a_body_does_not_have_gets_the_nearest_name(
+    check: Callable[[object], object] | type[BaseModel], document: object, message: str
+) -> None:
+    ask = functools.partial(parsed, check, code="invalid") if isinstance(check, type) else check
+    with pytest.raises(ApiProblem) as caught:
+        ask(document)
+    assert caught.value.message == message
+    assert (caught.value.status, caught.value.param) == (422, None if document == [] else message.partition(":")[0])
 
 
 def test_answers_have_null_for_what_is_not_finite() -> None:

@@ -112,7 +112,7 @@ def test_rows_that_cannot_be_read_are_named_before_anything_is_scored(tmp_path: 
     with pytest.raises(RunError) as error:
         make(tmp_path, [b"{"] * 50).check()
     assert error.value.problems[20:] == ("and maybe more",)
-    with pytest.raises(ValueError, match="unknown option 'hed'; did you mean 'head'"):
+    with pytest.raises(ValueError, match="option 'hed': no such option; did you mean 'head'"):
         make(tmp_path, [ROW], options={"hed": "x"}).check()
     assert Length.batches == []
 
