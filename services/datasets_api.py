@@ -18,9 +18,10 @@ from orchestrator.prompts import DatasetError
 from orchestrator.specs.data import Columns, detail_name
 from services.deps import MAX_PAGE, Configuration, OwnDatasets, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
+from services.query import StrictRoute
 from services.slots import place
 
-router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=StrictRoute)
 
 _PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
 _CHUNK_BYTES = 1 << 20

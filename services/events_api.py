@@ -15,9 +15,10 @@ from orchestrator.states import is_terminal
 from services.deps import Caller, Configuration, Cursor, JobId, Store, page
 from services.errors import ApiProblem, StrictJSONResponse
 from services.event_feed import Feeds, event_document
+from services.query import StrictRoute
 from services.slots import held
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["events"])
+router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["events"], route_class=StrictRoute)
 
 _STREAMS = 1000  # at once, of all owners, and more where one may have more
 

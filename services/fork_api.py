@@ -58,10 +58,11 @@ from services.deps import (
 )
 from services.errors import ApiProblem, StrictJSONResponse, not_found, quota_problem
 from services.jobs_api import IdempotencyKey, checked_spec, first_steering, job_document
+from services.query import StrictRoute
 from services.settings import Settings
 from services.slots import place
 
-router = APIRouter(prefix="/v1/jobs", tags=["lineage"])
+router = APIRouter(prefix="/v1/jobs", tags=["lineage"], route_class=StrictRoute)
 log = logging.getLogger(__name__)
 
 _Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]

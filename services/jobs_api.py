@@ -30,8 +30,9 @@ from orchestrator.store import JobRecord, JobStore, Page, QuotaReached, Submissi
 from services.body import json_body, optional_json_body
 from services.deps import MAX_PAGE, From, JobId, MaxActive, Store, body_schema, page, store_of
 from services.errors import ApiProblem, StrictJSONResponse, quota_problem, spec_problem
+from services.query import StrictRoute
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 
 IdempotencyKey = Annotated[
     str | None,

@@ -10,8 +10,9 @@ from starlette.responses import Response
 from rewards.judges import profiles
 from services.deps import page
 from services.errors import ApiProblem, StrictJSONResponse
+from services.query import StrictRoute
 
-router = APIRouter(prefix="/v1/judges", tags=["judges"])
+router = APIRouter(prefix="/v1/judges", tags=["judges"], route_class=StrictRoute)
 
 log = logging.getLogger(__name__)
 

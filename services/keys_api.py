@@ -16,9 +16,10 @@ from services.body import json_body, parsed
 from services.deps import MAX_PAGE, Caller, Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.keys import digest, new_stored_key
+from services.query import StrictRoute
 from services.quotas_api import hours_document
 
-router = APIRouter(prefix="/v1", tags=["keys"])
+router = APIRouter(prefix="/v1", tags=["keys"], route_class=StrictRoute)
 
 MAX_KEYS = 1000  # of an owner; the operator's own count for itself
 _TEN_YEARS_S = 10 * 366 * 24 * 3600

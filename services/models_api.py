@@ -13,8 +13,9 @@ from orchestrator.store import JobStore
 from policies.models import ModelError, check_directory
 from services.deps import MAX_PAGE, Configuration, Store
 from services.errors import StrictJSONResponse
+from services.query import StrictRoute
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=StrictRoute)
 
 _JOBS = 200  # the newest, whose checkpoints are listed
 _DIRECTORIES = 1000

@@ -15,8 +15,9 @@ from services.auth import Principal
 from services.body import json_body, parsed
 from services.deps import Caller, Store, body_schema
 from services.errors import ApiProblem, StrictJSONResponse, not_found
+from services.query import StrictRoute
 
-router = APIRouter(prefix="/v1/quotas", tags=["keys"])
+router = APIRouter(prefix="/v1/quotas", tags=["keys"], route_class=StrictRoute)
 
 Owner = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="an owner's name, as its keys have it")]
 

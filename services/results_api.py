@@ -19,9 +19,10 @@ from services.archive import Archive
 from services.body import json_body, parsed
 from services.deps import Configuration, Cursor, Finder, JobId, Store, alignment_only, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
+from services.query import StrictRoute
 from services.slots import place
 
-router = APIRouter(prefix="/v1", tags=["results"])
+router = APIRouter(prefix="/v1", tags=["results"], route_class=StrictRoute)
 log = logging.getLogger(__name__)
 
 

@@ -18,9 +18,10 @@ from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
 from services.body import json_body, parsed
 from services.deps import Caller, FileAccess, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
+from services.query import StrictRoute
 from services.slots import place
 
-router = APIRouter(prefix="/v1/rewards", tags=["rewards"])
+router = APIRouter(prefix="/v1/rewards", tags=["rewards"], route_class=StrictRoute)
 
 _TIMEOUT_S = 30.0  # for all of a request's rewards, one after the other
 _BYTES_PER_TOKEN = 4  # of ordinary text, where the number of tokens is not given

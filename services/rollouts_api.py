@@ -12,9 +12,10 @@ from orchestrator.samples import FOLDER, Row, kept_steps, read_samples
 from orchestrator.store import JobStore
 from services.deps import Configuration, Cursor, JobId, Store, alignment_only, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
+from services.query import StrictRoute
 from services.settings import Settings
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/rollouts", tags=["results"])
+router = APIRouter(prefix="/v1/jobs/{job_id}/rollouts", tags=["results"], route_class=StrictRoute)
 
 _FIELDS = ("advantage", "tokens")
 

@@ -13,8 +13,9 @@ from orchestrator.rules import RuleKind, find_rules, rules
 from orchestrator.spec_errors import nearest
 from services.deps import page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
+from services.query import StrictRoute
 
-router = APIRouter(prefix="/v1/rules", tags=["rules"])
+router = APIRouter(prefix="/v1/rules", tags=["rules"], route_class=StrictRoute)
 
 
 class RuleList(BaseModel):

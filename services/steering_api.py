@@ -19,10 +19,11 @@ from orchestrator.store import JobStore, Steer, SteeringEntry, SteerOutcome
 from services.body import json_body
 from services.deps import MAX_PAGE, Configuration, JobId, Store, alignment_only, body_schema
 from services.errors import ApiProblem, StrictJSONResponse
+from services.query import StrictRoute
 from services.rollouts_api import rollouts_of
 from services.slots import place
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/steering", tags=["steering"])
+router = APIRouter(prefix="/v1/jobs/{job_id}/steering", tags=["steering"], route_class=StrictRoute)
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Weight = Annotated[float, Field(ge=0, le=1e9)]  # large enough for any scale, and their sum stays finite

@@ -22,9 +22,10 @@ from rewards.addresses import check_url
 from services.body import json_body, optional_json_body, parsed
 from services.deps import Store, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
+from services.query import StrictRoute
 from services.slots import place
 
-router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], route_class=StrictRoute)
 
 EventName = Literal[
     "job.succeeded",

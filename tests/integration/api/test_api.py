@@ -228,6 +228,40 @@ def test_unknown_and_wrong_query_parameters_are_refused(http: httpx.Client) -> N
         assert_error(http.get(f"/v1/jobs?{query}"), 422)
 
 
+@pytest.mark.parametrize(
+    ("path", "param", "message"),
+    [
+        ("/v1/jobs?limt=3", "limt", "limt: unknown parameter, did you mean 'limit'?"),
+        ("/v1/jobs/{job}?x=1", "x", "x: unknown parameter; this takes none"),
+        ("/v1/jobs/{job}/front?x=1", "x", "x: unknown parameter; this takes none"),
+        ("/v1/jobs/{job}/checkpoints?limit=1", "limit", "limit: unknown parameter; this takes none"),
+        ("/v1/jobs/{job}/events?limit=1&steps=1", "steps", "steps: unknown parameter; there are after, limit"),
+        (
+            "/v1/jobs/{job}/metrics?metadata[a]=1",
+            "metadata[a]",
+            "metadata[a]: unknown parameter; there are after, limit, names",
+        ),
+        ("/v1/models?limit=1", "limit", "limit: unknown parameter; this takes none"),
+        ("/v1/jobs?limit=1&limit=2", "limit", "limit: given twice; give it once"),
+        ("/v1/jobs?metadata[a]=1&metadata[a]=2", "metadata[a]", "metadata[a]: given twice; give it once"),
+    ],
+)
+def test_what_a_route_would_pass_over_is_refused(
+    http: httpx.Client, job_id: str, path: str, param: str, message: str
+) -> None:
+    error = assert_error(http.get(path.replace("{job}", job_id)), 422)
+    assert error["code"] == ("invalid_parameter" if "twice" in message else "unknown_parameter")
+    assert error["param"] == param
+    assert error["message"].startswith(message)
+
+
+def test_parameters_that_are_known_are_taken(http: httpx.Client) -> None:
+    """Clients of the fine-tuning API may send what it does not have."""
+    for query in ("limit=1&metadata[a]=1&metadata[b]=2", ""):
+        assert http.get(f"/v1/jobs?{query}").status_code == 200
+    assert http.get("/v1/fine_tuning/jobs?limit=1&order=desc").status_code == 200
+
+
 # -- what it says of itself ---------------------------------------------------------------------------------
 
 
