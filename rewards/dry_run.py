@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewards import registry
-from rewards.base import Reward, RewardBatch, check_scores
+from rewards.base import Reward, RewardBatch, RewardError, check_scores
 
 _LONGEST_S = 60  # whoever asked has killed us long before, unless it died itself
 
@@ -54,7 +54,10 @@ def run(question: dict[str, Any]) -> dict[str, Any]:
 def _reason(name: str, error: Exception) -> str:
     """A plugin's own words may repeat what it was given, so they stay here."""
     ours = registry.resolve(name).__module__.startswith("rewards.") or type(error).__module__ == "rewards.base"
-    return f"{type(error).__name__}: {error}"[:500] if ours else f"it raised {type(error).__name__}"
+    if not ours:
+        return f"it raised {type(error).__name__}"
+    for_people = isinstance(error, ValueError | RewardError)  # others' words say little without their kind
+    return (str(error) if for_people else f"{type(error).__name__}: {error}")[:500]
 
 
 def _main() -> None:

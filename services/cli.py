@@ -27,7 +27,7 @@ from services import (
     steer_words,
     submission,
 )
-from services.client import ApiError, AuthenticationError, Client
+from services.client import ApiError, AuthenticationError, Client, PermissionDenied
 from services.client.types import Job
 from services.follow import follow_to_end, front_table
 from services.settings import default_state_dir
@@ -251,7 +251,13 @@ def export(
         equipoise export last 40 ./my-model
     """
     with connect_client(_state_dir) as client:
-        done = client.export(find_job(client, job), step, str(directory.expanduser().absolute()))
+        try:
+            done = client.export(find_job(client, job), step, str(directory.expanduser().absolute()))
+        except PermissionDenied as error:
+            if error.code != "exports_disabled":
+                raise
+            instead = f"equipoise download {job} {step} {directory}"
+            fail(f"this server, or this key, writes no exports; fetch it here: {instead}")
     print(done["path"])
     _tell_of_adapter(Path(done["path"]))
 

@@ -100,8 +100,19 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
     def chosen(option: Path | None) -> Path:
         return option.expanduser().absolute() if option else state_dir()
 
-    for add in (_add_up, _add_demo, _add_serve, _add_worker, _add_scripts):
-        add(app, chosen)
+    def made(option: Path | None) -> Path:
+        path = chosen(option)
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            fail(f"--state-dir: {path}: {error.strerror}; name a directory, or where one can be made")
+        return path
+
+    _add_up(app, made)
+    _add_demo(app, made)
+    _add_serve(app, made)
+    _add_worker(app, chosen)
+    _add_scripts(app, chosen)
 
 
 def _add_up(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
@@ -121,8 +132,9 @@ def _add_up(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
         """
         from services.local import run_until_stopped
 
+        state = chosen(state_dir)
         _log_to_stderr(log_format)
-        run_until_stopped(chosen(state_dir), _listen(host, port, tls_cert, tls_key, behind_proxy))
+        run_until_stopped(state, _listen(host, port, tls_cert, tls_key, behind_proxy))
 
 
 def _add_demo(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
@@ -141,8 +153,9 @@ def _add_demo(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
         """
         from services.demo import run_demo
 
+        state = chosen(state_dir)
         _log_to_stderr()
-        code = run_demo(chosen(state_dir), device=device, steps=steps, weighting=weighting)
+        code = run_demo(state, device=device, steps=steps, weighting=weighting)
         raise typer.Exit(code)
 
 
@@ -164,10 +177,11 @@ def _add_serve(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
         Its key is EQUIPOISE_API_KEY, or in the file EQUIPOISE_API_KEY_FILE, else one that is kept in the state
         directory. A key in EQUIPOISE_METRICS_KEY_FILE is good for GET /metrics alone.
         """
+        state = chosen(state_dir)
         _log_to_stderr(log_format, redis)
         listen = _listen(host, port, tls_cert, tls_key, behind_proxy)
         _check_redis(redis, accept_redis_settings)
-        _serve(redis, listen, chosen(state_dir))
+        _serve(redis, listen, state)
 
 
 def _add_worker(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
@@ -271,7 +285,6 @@ def _serve(redis: str, listen: Listen, state_dir: Path) -> None:
     signals = StopSignals()
     with signals.handled():
         try:
-            state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             api = api_server(listen)
             credentials, is_new, key_file = _credentials(api, state_dir)
             metrics_key = secret("EQUIPOISE_METRICS_KEY")

@@ -345,7 +345,8 @@ def _checkpoint(store: JobStore, job_id: str, spec: JobSpec, wanted: int | str) 
         return kept[step]
     record = store.job(job_id)
     if not is_terminal(record.status) and (step is None or step > record.step):
-        raise ApiProblem(425, "checkpoint_not_ready", "there is no such checkpoint yet", param="checkpoint")
+        which = "checkpoint" if step is None else f"checkpoint of step {step}"
+        raise ApiProblem(425, "checkpoint_not_ready", f"there is no {which} yet", param="checkpoint")
     steps = ", ".join(str(found) for found in kept) or "none"
     problem = not_found(f"no such checkpoint is kept; kept steps: {steps}")
     problem.param = "checkpoint"

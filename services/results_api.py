@@ -122,7 +122,7 @@ def export_checkpoint(
     store.job(job_id)  # another owner's is not there, before anything else is said
     if not (settings.local_exports and request.state.principal.is_operator):
         raise ApiProblem(
-            403, "exports_disabled", "this key does not write to the server's machine; copy the checkpoint's path"
+            403, "exports_disabled", "this key does not write to the server's machine; download the checkpoint instead"
         )
     destination = Path(parsed(Export, document, "invalid_export").to)
     checkpoint = _kept_at(store, job_id, step)
@@ -170,8 +170,8 @@ def _kept_at(store: Store, job_id: str, step: int) -> Checkpoint:
             return checkpoint
     record = store.job(job_id)
     if step > record.step and not is_terminal(record.status):
-        raise ApiProblem(425, "checkpoint_not_ready", "the job has not come to this step yet")
-    raise not_found("no checkpoint is kept at this step")
+        raise ApiProblem(425, "checkpoint_not_ready", f"the job has not come to step {step} yet")
+    raise not_found(f"no checkpoint is kept at step {step}")
 
 
 def _checkpoint(found: Checkpoint) -> dict[str, Any]:

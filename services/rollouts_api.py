@@ -69,7 +69,7 @@ def _sorted(rows: list[Row], sort: str | None, names: list[str]) -> list[Row]:
         raise ApiProblem(422, "invalid_parameter", f"sort: expected one of {known}, or - and one of them", param="sort")
 
     def value(row: Row) -> float | None:
-        found: float | None = row[key] if key in _FIELDS else row["rewards"][key]
+        found: float | None = row["rewards"][key] if key in names else row[key]  # an objective may be called tokens
         return found
 
     measured = [row for row in rows if value(row) is not None]

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from orchestrator.preview import preview
 from orchestrator.spec import parse_spec
 from orchestrator.spec_errors import nearest
+from orchestrator.states import is_terminal
 from orchestrator.steering import Steering, SteeringError, merge
 from orchestrator.store import JobStore, Steer, SteeringEntry, SteerOutcome
 from services.body import json_body
@@ -132,6 +133,8 @@ def preview_steering(
     if not rows or step is None:
         if spec.samples.every == 0:
             raise ApiProblem(409, "no_rollouts", "this job keeps no rollouts: its spec's samples.every is 0")
+        if is_terminal(store.job(job_id).status):
+            raise ApiProblem(409, "no_rollouts", "this job has ended, and no rollouts of it are kept")
         raise ApiProblem(425, "no_rollouts_yet", "no rollouts of this job are kept yet; try again after a step")
     records = store.steps(job_id, after_step=step - 1, limit=1)
     if not records:  # a claim has just taken the job back behind that step

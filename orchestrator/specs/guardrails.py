@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from orchestrator.spec_errors import nearest
 from orchestrator.specs.base import Finite, Spec
 
 FIGURES = (
@@ -64,5 +64,13 @@ def problems(
     known = metrics(objectives, has_gold=has_gold)
     for i, guardrail in enumerate(guardrails):
         if guardrail.metric not in known:
-            hint = nearest(guardrail.metric, known)
+            hint = _meant(guardrail.metric, known, objectives)
             yield f"{i}.metric", f"no figure '{guardrail.metric}'{hint or '; figures are ' + ', '.join(known)}"
+
+
+def _meant(metric: str, known: tuple[str, ...], objectives: tuple[str, ...]) -> str:
+    """People write an objective's name alone, where its mean is meant."""
+    close = difflib.get_close_matches(metric, (*known, *objectives), n=1)
+    if not close:
+        return ""
+    return f", did you mean '{close[0] if close[0] in known else f'objectives.{close[0]}.mean'}'?"

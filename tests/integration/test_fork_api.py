@@ -526,7 +526,7 @@ def test_fork_and_compare_from_a_terminal(
         (("--weights", "acuracy=1"), "--weights: no objective 'acuracy', did you mean 'accuracy'?"),
         (("--sweep", "/no/such/file"), "/no/such/file: No such file or directory"),
         (("--at", "newest"), "checkpoint: expected a step, 'latest' or 'best'"),
-        (("--at", "99"), "there is no such checkpoint yet"),
+        (("--at", "99"), "there is no checkpoint of step 99 yet"),
     ],
 )
 def test_a_fork_that_cannot_be_is_one_line(

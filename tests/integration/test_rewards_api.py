@@ -161,7 +161,7 @@ def test_a_reward_that_cannot_score_is_named(http: httpx.Client) -> None:
     samples = [{"prompt": "1+1", "completion": SECRET}]
     error = error_of(run(http, "clarity", "math", samples=samples), 422)
     assert (error["code"], error["param"]) == ("reward_failed", "rewards.1")
-    assert "row 0 has no ground truth" in error["message"]
+    assert error["message"] == ("rewards.1: row 0 has no ground truth; this reward needs an answer for every prompt")
 
 
 @pytest.mark.parametrize(

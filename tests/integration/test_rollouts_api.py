@@ -112,6 +112,18 @@ def test_the_latest_kept_step_that_counts(http: httpx.Client, job_id: str) -> No
     assert http.get(f"/v1/jobs/{job_id}/rollouts", params={"step": 1}).json()["step"] == 1
 
 
+def test_an_objective_that_is_called_as_a_field_is_sorted_by(
+    http: httpx.Client, store: JobStore, state_dir: Path
+) -> None:
+    names = ("tokens", "conciseness")
+    renamed = [{**objective, "name": name} for objective, name in zip(SPEC["objectives"], names, strict=True)]
+    job_id, _ = running(http, store, {**SPEC, "objectives": renamed}, steps=1)
+    keep(state_dir, job_id, 1)
+    kept = shard(state_dir / "jobs" / job_id / FOLDER, 1)
+    kept.write_text(kept.read_text().replace('"accuracy"', '"tokens"'))
+    assert numbers(http, job_id, sort="tokens") == [2, 1, 3, 4]  # as above; their lengths are 9, 8, 7, 6
+
+
 def test_sorted_either_way_with_what_was_not_measured_last(http: httpx.Client, job_id: str) -> None:
     assert numbers(http, job_id) == [1, 2, 3, 4]
     assert numbers(http, job_id, sort="accuracy") == [2, 1, 3, 4]
@@ -185,6 +197,11 @@ def test_a_preview_without_rollouts_says_why(http: httpx.Client, store: JobStore
     early, _ = running(http, store)
     response = http.post(f"/v1/jobs/{early}/steering/preview", json=body)
     assert assert_error(response, 425)["code"] == "no_rollouts_yet"
+    over = str(http.post("/v1/jobs", json=SPEC).json()["id"])
+    store.request_cancel(over)
+    response = http.post(f"/v1/jobs/{over}/steering/preview", json=body)
+    error = assert_error(response, 409)
+    assert (error["code"], error["message"]) == ("no_rollouts", "this job has ended, and no rollouts of it are kept")
     never, _ = running(http, store, {**SPEC, "samples": {"every": 0}})
     response = http.post(f"/v1/jobs/{never}/steering/preview", json=body)
     assert assert_error(response, 409)["code"] == "no_rollouts"

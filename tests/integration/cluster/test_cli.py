@@ -299,11 +299,11 @@ def test_results_are_shown_as_tables_and_as_documents(cli: Installation) -> None
     assert exported == str(cli.state_dir / "model")
     assert (cli.state_dir / "model" / "config.json").exists()
     assert "exists" in cli.fail("export", "last", "1", "model")
-    assert cli.fail("export", "last", "7", "other") == "the job has not come to this step yet"
+    assert cli.fail("export", "last", "7", "other") == "the job has not come to step 7 yet"
     downloaded = cli.succeed("download", "last", "1", "fetched").strip()
     assert [path.name for path in Path(downloaded).iterdir()] == [path.name for path in Path(exported).iterdir()]
     assert "exists" in cli.fail("download", "last", "1", "fetched")
-    assert cli.fail("download", "last", "7", "other") == "the job has not come to this step yet"
+    assert cli.fail("download", "last", "7", "other") == "the job has not come to step 7 yet"
     assert not [path for path in Path(downloaded).parent.iterdir() if path.name.startswith("tmp")]
 
 

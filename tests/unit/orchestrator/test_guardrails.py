@@ -137,3 +137,18 @@ def test_every_metric_that_may_be_named_is_read_where_the_loop_writes_it() -> No
         place[leaf] = 7.0
     breaches = Guardrails([rail(name, max=1) for name in names]).observe(document)
     assert [breach.metric for breach in breaches] == list(names)
+
+
+@pytest.mark.parametrize(
+    ("metric", "meant"),
+    [
+        ("accuracy", "objectives.accuracy.mean"),
+        ("acuracy", "objectives.accuracy.mean"),
+        ("entropi", "entropy"),
+        ("objectives.acuracy.mean", "objectives.accuracy.mean"),
+    ],
+)
+def test_a_figure_that_there_is_not_gets_the_one_that_was_meant(metric: str, meant: str) -> None:
+    assert list(problems((rail(metric, min=0.3),), ("accuracy", "kl"))) == [
+        ("0.metric", f"no figure '{metric}', did you mean '{meant}'?")
+    ]

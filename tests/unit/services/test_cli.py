@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from services import cli
 from services.cli import app
-from services.client import AuthenticationError
+from services.client import AuthenticationError, PermissionDenied
 
 RUNNER = CliRunner()
 SPEC = {
@@ -111,6 +111,24 @@ def test_a_download_to_where_nothing_can_be_written(tmp_path: Path, monkeypatch:
     target = tmp_path / "new" / "model"
     assert RUNNER.invoke(app, ["download", "last", "40", str(target)]).exit_code == 0
     assert [path.name for path in target.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("command", ["up", "serve", "demo"])
+def test_a_state_directory_that_cannot_be_is_told_by_its_option(tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").touch()
+    for path, why in ((tmp_path / "file", "File exists"), (Path("/proc/x"), "No such file or directory")):
+        words = ["--redis", "redis://127.0.0.1:1/0"] if command == "serve" else []
+        said = line(command, "--state-dir", str(path), *words)
+        assert said == f"--state-dir: {path}: {why}; name a directory, or where one can be made"
+
+
+def test_an_export_that_the_server_does_not_make_names_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Serve(Server):
+        def export(self, *_: Any) -> None:
+            raise PermissionDenied(403, "exports_disabled", "no")
+
+    monkeypatch.setattr(cli, "connect_client", Serve(b""))
+    assert line("export", "last", "40", "./my-model").endswith("fetch it here: equipoise download last 40 my-model")
 
 
 @pytest.mark.parametrize("key", [None, "eqp_mine"])
