@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -21,7 +21,7 @@ from pydantic import (
 from orchestrator import spec_yaml
 from orchestrator.spec_errors import SpecError, nearest, problem
 from orchestrator.specs import guardrails as guardrail_rules
-from orchestrator.specs.base import Decay, Fraction, Positive, Spec
+from orchestrator.specs.base import Decay, Fraction, Metadata, Positive, Spec, Title
 from orchestrator.specs.data import DataSpec, FilesData, QuickstartData
 from orchestrator.specs.estimators import CondGdpoSpec, EstimatorSpec, GdpoSpec
 from orchestrator.specs.gold import GoldSpec
@@ -255,7 +255,7 @@ class JobSpec(Spec):
     """A job: a policy, prompts and K objectives, and how to trade them off."""
 
     kind: Literal["alignment"] = Field("alignment", description="or `reward_model`, which is another document")
-    name: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$", description="what people call it")
+    name: Title = Field(description="what people call it")
     seed: int = Field(0, ge=0, lt=2**31, description="of everything random: the same spec gives the same run on CPU")
     steps: int = Field(ge=1, le=1_000_000, description="training steps")
     priority: int = Field(
@@ -289,7 +289,7 @@ class JobSpec(Spec):
         None,
         description="directory of an exported checkpoint to start from instead of policy.model's weights",
     )
-    metadata: dict[str, Annotated[str, Field(max_length=512)]] = Field(default_factory=dict, max_length=32)
+    metadata: Metadata = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _objectives_fit(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +17,7 @@ from services.errors import ApiProblem
 Body = TypeVar("Body", bound=BaseModel)
 
 _MAX_DEPTH = 64
+_MAX_PLACE = 200  # characters of a path in a refusal, whose keys are the caller's
 _LARGE_BYTES = 64 << 10  # parsed in ms, for which others would wait
 
 
@@ -53,15 +55,16 @@ def first_of(error: ValidationError) -> Any:
 def parse_json(body: bytes) -> Any:
     """Parsed JSON without NaN, infinities, lone surrogates or duplicate keys.
 
-    Text that isn't JSON is 400; JSON with a value that no field can hold is 422. The message never repeats the input.
+    Text that isn't JSON is 400; JSON with a value that no field can hold is 422. The message never repeats a value.
     """
     try:
         text = body.decode("utf-8")
         document = json.loads(
             text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite_float
         )
-    except ApiProblem:
-        raise
+        _refuse_unstorable(document)
+    except ApiProblem as refusal:
+        raise _placed(refusal, text) from None
     except UnicodeDecodeError:
         raise ApiProblem(400, "invalid_json", "the body is not UTF-8 text") from None
     except json.JSONDecodeError as error:
@@ -71,8 +74,77 @@ def parse_json(body: bytes) -> Any:
         raise ApiProblem(400, "invalid_json", "the body is nested too deeply") from None
     except ValueError:  # Python's own limit on the digits of an integer
         raise ApiProblem(400, "invalid_json", "the body has an integer with too many digits") from None
-    _refuse_unstorable(document)
     return document
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object as it was written."""
+
+
+def _placed(refusal: ApiProblem, text: str) -> ApiProblem:
+    """With the field that it is about, which json does not tell those who refuse: the text is read once more for it."""
+    if refusal.code not in _ODD:
+        return refusal
+    try:
+        place = _place(json.loads(text, object_pairs_hook=_Pairs), _ODD[refusal.code])
+    except (ValueError, RecursionError):  # something else is wrong behind it
+        return refusal
+    if not place or len(place) > _MAX_PLACE or not place.isprintable():
+        return refusal
+    return ApiProblem(refusal.status, refusal.code, f"{place}: {refusal.message}", param=place)
+
+
+def _place(document: Any, odd: Callable[[Any], list[str] | None]) -> str:
+    """Dotted path of the first odd value; empty where that is the whole, or there is none.
+
+    `odd` gives what is to stand behind the value's own path; None of a value that is not odd.
+    """
+    waiting: list[tuple[_Link, Any]] = [(None, document)]
+    while waiting:
+        link, value = waiting.pop()
+        if (within := odd(value)) is not None:
+            return ".".join([*_parts(link), *within])
+        children = value if isinstance(value, _Pairs) else enumerate(value) if isinstance(value, list) else ()
+        waiting += reversed([((link, key), child) for key, child in children])
+    return ""
+
+
+def _parts(link: _Link) -> list[str]:
+    parts: list[str] = []
+    while link is not None:
+        link, key = link
+        parts.append(str(key))
+    return parts[::-1]
+
+
+def _infinite(value: Any) -> list[str] | None:
+    return [] if isinstance(value, float) and not math.isfinite(value) else None
+
+
+def _twice(value: Any) -> list[str] | None:
+    seen: set[str] = set()
+    for key, _ in value if isinstance(value, _Pairs) else ():
+        if key in seen:
+            return [key]
+        seen.add(key)
+    return None
+
+
+def _half_a_pair(value: Any) -> list[str] | None:
+    texts = [value] if isinstance(value, str) else [key for key, _ in value] if isinstance(value, _Pairs) else []
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError:
+        return []
+    return None
+
+
+_Link = tuple[Any, str | int] | None  # of a value: that of what holds it, and its key there
+_ODD: dict[str, Callable[[Any], list[str] | None]] = {
+    "not_finite": _infinite,
+    "duplicate_key": _twice,
+    "invalid_text": _half_a_pair,
+}
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from orchestrator.specs.base import Spec
+from orchestrator.specs.base import Metadata, Spec, Title
 from orchestrator.states import MAX_PRIORITY
 from rewards.training.spec import RewardModelSpec
 
@@ -22,13 +22,13 @@ class RewardJobSpec(Spec):
     """A reward model, and the ratings or pairs that it learns from."""
 
     kind: Literal["reward_model"]
-    name: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$", description="what people call it")
+    name: Title = Field(description="what people call it")
     priority: int = Field(
         0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="higher goes first among its owner's own waiting jobs"
     )
     training: RewardModelSpec
     resources: RewardResourcesSpec = RewardResourcesSpec()
-    metadata: dict[str, Annotated[str, Field(max_length=512)]] = Field(default_factory=dict, max_length=32)
+    metadata: Metadata = Field(default_factory=dict)
 
     def to_json(self) -> str:
         """With every default written out, so that a job replays after the defaults have moved."""

@@ -203,6 +203,12 @@ def test_every_wrong_field_is_named() -> None:
         ({"data": {"train": "x"}}, "data.type", "expected one of quickstart, files"),
         ({"policy": "some/model"}, "policy", "expected a mapping of fields: model"),
         ({"policy": ABSENT}, "policy", "Field required"),
+        ({"name": "a\x9bb"}, "name", "pattern"),
+        ({"name": "a\u2028b"}, "name", "pattern"),
+        ({"name": "a\u202eb"}, "name", "pattern"),
+        ({"name": "a\u2066b"}, "name", "pattern"),
+        ({"name": "a" * 129}, "name", "at most 128"),
+        ({"metadata": {"k" * 513: "v"}}, "metadata", "a key has more than 512 characters"),
         ({"objectives__0__reward": {"name": "mth"}}, "objectives.0.reward.name", "did you mean 'math'?"),
         ({"objectives__0__reward__options": {"boxed": 1}}, "objectives.0.reward.options.boxed", "no such option; "),
         (

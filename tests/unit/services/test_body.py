@@ -3,6 +3,7 @@
 import functools
 import json
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -51,6 +52,37 @@ def test_any_bytes_parse_or_are_refused(body: bytes) -> None:
 
 def test_a_surrogate_pair_is_ordinary_text() -> None:
     assert parse_json(b'"\\ud83d\\ude00"') == "\U0001f600"
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        (b'{"mode": "blend", "weights": {"accuracy": NaN}}', "not_finite", "weights.accuracy"),
+        (b'{"sweep": [{"a": 1}, {"a": 1, "b": -1e999}]}', "not_finite", "sweep.1.b"),
+        (b'{"a": {"x": 1, "y": 2, "x": 3}}', "duplicate_key", "a.x"),
+        (b'{"a": ["b", {"c": "\\ud800"}]}', "invalid_text", "a.1.c"),
+        (b'{"a": {"\\ud800": 1}}', "invalid_text", "a"),
+        (b"NaN", "not_finite", None),
+        (b'{"x": 1, "x": 3}', "duplicate_key", "x"),
+        (b'[1, {"x": 1, "x": {"y": 1, "y": 2}}]', "duplicate_key", "1.x"),
+        (b'{"a\\n": NaN}', "not_finite", None),
+        (b'{"' + b"a" * 201 + b'": NaN}', "not_finite", None),
+        (b'{"a": NaN, "b": ' + b"9" * 5000 + b"}", "not_finite", None),
+        (b'{"a": NaN, "b": ' + b"[" * 100_000, "not_finite", None),
+    ],
+)
+def test_what_no_field_can_hold_is_told_with_its_place(body: bytes, code: str, param: str | None) -> None:
+    with pytest.raises(ApiProblem) as caught:
+        parse_json(body)
+    assert (caught.value.status, caught.value.code, caught.value.param) == (422, code, param)
+    assert caught.value.message.startswith(f"{param}: " if param else ("numbers in", "an object in", "text in"))
+
+
+def test_a_long_key_over_many_values_costs_little() -> None:
+    began = time.monotonic()
+    with pytest.raises(ApiProblem):
+        parse_json(b'{"' + b"a" * 500_000 + b'": [' + b"1," * 200_000 + b"NaN]}")
+    assert time.monotonic() - began < 5
 
 
 def test_nesting_is_accepted_up_to_its_limit() -> None:
