@@ -435,11 +435,9 @@ class Cluster:
             self.engines.append(actor)
             return ActorEngine(actor)
 
-        self.actors += trainer.actors
-        first: list[Engine] = []
         one_gpu = engine.transport == "ipc"
-        if not one_gpu:
-            first = [start_engine(i, serving=True) for i in range(engines)]
+        first: list[Engine] = [start_engine(i, serving=True) for i in range(0 if one_gpu else engines)]
+        self.actors += trainer.actors
         try:
             meet(trainer, learner, timeout_s=learner_timeout_s, on_wait=on_wait)
         except ray.exceptions.RayError as error:
