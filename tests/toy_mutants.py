@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from orchestrator import scripts
@@ -159,9 +159,9 @@ def _score_without() -> None:
 
     real = Round.finish
 
-    def without(self: Round) -> Scored:
+    def without(self: Round, groups: Sequence[int] | None = None) -> Scored:
         try:
-            return real(self)
+            return real(self, groups)
         except RewardError:
             scores: dict[str, list[float | None]] = {
                 name: [score or 0.0 for score in column]

@@ -251,6 +251,6 @@ def test_a_sign_in_that_is_refused_repeats_nothing(new_viewer: NewViewer, stage:
         page.get_by_role("button", name="Sign in").click()
         expect(page.get_by_role("alert")).to_be_visible()
         assert "hit" not in page.content()
-    with Client(stage.url, "eqp_x") as client, pytest.raises(Exception, match="Bearer"):
+    with Client(stage.url, "eqp_x") as client, pytest.raises(Exception, match="unknown, expired or revoked"):
         client.jobs()
     _clean(page, viewer)
