@@ -156,7 +156,8 @@ class Collector:
         """What came of a round. A rollout that could not be scored is left out for all objectives."""
         rollouts, scored, ended = rolled
         sampled.prompts += len(turn.index)
-        sampled.put_off += [prompt for p, prompt in enumerate(turn.index) if p not in {*ended}]
+        left = set(range(len(turn.index))) - {*ended}
+        sampled.put_off += [turn.index[p] for p in sorted(left)]
         sampled.rounds.append(scored)
         rewards_BK, gated_BK = self.score(scored)
         index, counts = [turn.index[p] for p in ended], [counts[p] for p in ended]

@@ -180,7 +180,8 @@ class Round:
         return [share.error for share in self.shares if share.error is not None]
 
     def _scored(self) -> Scored:
-        dropped = sorted({row for share in self.shares for row in share.bad})
+        bad = {row for share in self.shares for row in share.bad}
+        dropped = sorted(bad)
         scores = {name: column for share in self.shares for name, column in share.scores.items()}
         there = [row for p, group in enumerate(self._groups) if group is not None for row in self._rows(p)]
         if dropped and len(dropped) == len(there):
@@ -192,7 +193,7 @@ class Round:
                 column[row] = None
         return Scored(
             scores={name: [column[row] for row in there] for name, column in scores.items()},
-            dropped=tuple(i for i, row in enumerate(there) if row in {*dropped}),
+            dropped=tuple(i for i, row in enumerate(there) if row in bad),
             by_host={share.host.objective: len(share.bad) for share in self.shares},
         )
 
