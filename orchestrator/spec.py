@@ -7,6 +7,7 @@ checked and shown without them, and only build.py turns it into objects.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -21,7 +22,7 @@ from pydantic import (
 from orchestrator import spec_yaml
 from orchestrator.spec_errors import SpecError, nearest, problem
 from orchestrator.specs import guardrails as guardrail_rules
-from orchestrator.specs.base import Decay, Fraction, Metadata, Positive, Spec, Title
+from orchestrator.specs.base import MAX_METADATA, Decay, Fraction, Metadata, Positive, Spec, Title
 from orchestrator.specs.data import DataSpec, FilesData, QuickstartData
 from orchestrator.specs.estimators import CondGdpoSpec, EstimatorSpec, GdpoSpec
 from orchestrator.specs.gold import GoldSpec
@@ -540,7 +541,26 @@ def load_spec(path: Path) -> JobSpec | RewardJobSpec:
         raise SpecError([("", f"{path}: not valid YAML: {' '.join(str(error).split())}")]) from None
     except RecursionError:
         raise SpecError([("", f"{path}: not valid YAML: nested too deeply")]) from None
-    return parse_job(document)
+    return check_new(parse_job(document))
+
+
+# They move a cursor, break a line or turn the direction of writing where a name is shown.
+_UNSHOWN = re.compile(r"[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+AnyJob = TypeVar("AnyJob", bound=JobSpec | RewardJobSpec)
+
+
+def check_new(spec: AnyJob) -> AnyJob:
+    """What is asked of a job that is submitted, beyond what one that is stored may say. Raises SpecError."""
+    problems = []
+    if _UNSHOWN.search(spec.name):
+        problems.append(("name", "has control characters or marks of a line's end or direction; leave them out"))
+    if any(len(key) > MAX_METADATA for key in spec.metadata):
+        problems.append(("metadata", f"a key has more than {MAX_METADATA} characters"))
+    if problems:
+        raise SpecError(problems)
+    return spec
 
 
 def _kind(value: Any) -> str:

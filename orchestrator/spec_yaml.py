@@ -29,7 +29,8 @@ class _Loader(yaml.SafeLoader):
                 continue
             first = found.setdefault((key.tag, key.value), key)
             if first is not key:
-                problem = f"the key '{key.value[:64]}' stands twice, first in line {first.start_mark.line + 1}"
+                name = " ".join(key.value[:64].split())  # in one line
+                problem = f"the key '{name}' stands twice, first in line {first.start_mark.line + 1}"
                 raise DuplicateKey(problem=problem, problem_mark=key.start_mark)
         return node
 

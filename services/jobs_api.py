@@ -21,7 +21,7 @@ from orchestrator.layout import Machine
 from orchestrator.lineage import lineage
 from orchestrator.placement import may_take_gpus
 from orchestrator.preflight import preflight
-from orchestrator.spec import JobSpec, parse_job, validated
+from orchestrator.spec import JobSpec, check_new, parse_job, validated
 from orchestrator.spec_errors import problem
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.states import JobStatus
@@ -302,12 +302,11 @@ def strict_spec(document: Any) -> JobSpec | RewardJobSpec:
     """Without YAML's leniency, which takes the text 1e-6 for a number: in JSON a number is one, and true is not."""
     kind = document.get("kind", "alignment") if isinstance(document, dict) else None
     try:
+        text = json.dumps(document)
         if kind == "alignment":
-            return validated(JobSpec, lambda: JobSpec.model_validate_json(json.dumps(document), strict=True))
+            return check_new(validated(JobSpec, lambda: JobSpec.model_validate_json(text, strict=True)))
         if kind == "reward_model":
-            return validated(
-                RewardJobSpec, lambda: RewardJobSpec.model_validate_json(json.dumps(document), strict=True)
-            )
+            return check_new(validated(RewardJobSpec, lambda: RewardJobSpec.model_validate_json(text, strict=True)))
         return parse_job(document)  # which says what is wrong
     except RuntimeError as error:  # an installed reward plugin is broken, which the spec's author can't help
         raise ApiProblem(500, "plugin_broken", str(error)) from error

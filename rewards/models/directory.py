@@ -67,11 +67,11 @@ def check_directory(path: Path) -> dict[str, Any]:
 
 def read_json(file: Path, advice: str) -> dict[str, Any]:
     """A file that holds one JSON object. Raises ModelError, with `advice` where there is no file."""
+    if not file.is_file():  # nor a pipe, which would be waited for
+        raise ModelError(f"{file.parent} has no {file.name}; {advice}")
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ModelError(f"{file.parent} has no {file.name}; {advice}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         raise ModelError(f"{file} is not valid JSON") from None
     if not isinstance(document, dict):
         raise ModelError(f"{file} is not a JSON object")

@@ -103,6 +103,12 @@ def test_what_is_neither_a_directory_nor_a_hub_id(data: dict[str, Any], name: st
     assert message.startswith("neither a directory nor a hub id such as")
 
 
+def test_a_name_that_no_path_can_have_is_refused_and_not_looked_for(data: dict[str, Any], tmp_path: Path) -> None:
+    access = Access(owner="ann", state_dir=tmp_path, roots=())
+    assert "policy.model" not in [field for field, _ in access.problems(make_spec("a" * 300, data))]  # a hub id
+    assert "policy.model" in [field for field, _ in access.problems(make_spec("/" + "a" * 300, data))]
+
+
 def learned(model: str, **options: str) -> JobSpec:
     rated = {"name": "rated", "reward": {"name": "regression", "options": {"model": model, **options}}}
     rated["range"] = [0, 1]

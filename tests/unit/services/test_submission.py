@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec import parse_spec
+from orchestrator.spec import parse_job, parse_spec
+from orchestrator.spec_errors import SpecError
 from services.client import ApiError
+from services.jobs_api import strict_spec
 from services.submission import anchored, naming_files
 
 
@@ -47,3 +49,17 @@ def test_a_refused_file_is_named_here(tmp_path: Path, monkeypatch: pytest.Monkey
         f"objectives.1.reward.options.model: {tmp_path}/my-reward: not there; policy.model: {tmp_path}/policy: not "
         "there; data.train: dataset:x: not there"
     )
+
+
+@pytest.mark.parametrize("kind", ["alignment", "reward_model"])
+def test_the_api_asks_more_of_a_new_name_than_of_a_stored_one(kind: str) -> None:
+    training = {
+        "name": "a job",
+        "kind": kind,
+        "training": {"model": "a/b", "train": ["t.jsonl"], "heads": [{"name": "good"}]},
+    }
+    new = document(kind=kind) if kind == "alignment" else training
+    strict_spec(new)
+    with pytest.raises(SpecError, match="name: has control characters"):
+        strict_spec({**new, "name": "a\u2028b"})
+    assert parse_job({**new, "name": "a\u2028b"}).name == "a\u2028b"
