@@ -413,7 +413,9 @@ class Cluster:
         learner_timeout_s: float | None = None,
         on_wait: Callable[[], None] = lambda: None,
     ) -> tuple[EnginePool, RemoteLearner]:
-        """Everything at once, then connected; returns when all can serve. Raises EngineError or LearnerError.
+        """Everything at once, then connected; returns when all can serve. On a shared GPU engines follow the learner.
+
+        Raises EngineError, LearnerError, and ActorLost where another try may mend it.
 
         `on_wait` is called every second until then, and may raise: a large model may take its time.
         """
