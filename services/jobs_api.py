@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
 from orchestrator.access import Access
+from orchestrator.doubts import doubts
 from orchestrator.errors import JobNotFound
 from orchestrator.estimate import estimate
 from orchestrator.layout import Machine
@@ -139,7 +140,7 @@ def submit_job(
 
     With validate_only it says what would run, and of an alignment reckons GPUs and memory: `estimate` has a layout for
     each device that the job may run on, its processes' bytes by part, and what does not fit with the settings that
-    would help.
+    would help. `doubts` names what is valid but was probably not meant.
     """
     _check_query(query)
     spec = strict_spec(document)
@@ -352,5 +353,6 @@ def _validated(spec: JobSpec | RewardJobSpec, text: str) -> dict[str, Any]:
         "rollouts_per_step": rollouts,
         "rollouts": rollouts * spec.steps,
         "evaluations": evaluations,
+        "doubts": [{"param": param, "message": message} for param, message in doubts(spec)],
         "spec": json.loads(text),
     }

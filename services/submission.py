@@ -103,6 +103,8 @@ def print_plan(plan: Document) -> None:
         f"evaluations  {plan['evaluations']}",
     ):
         console.print(line, markup=False)
+    for doubt in plan.get("doubts", ()):
+        console.print(f"is it meant?  {doubt['param']}: {plain(doubt['message'])}", markup=False, style="yellow")
     console.print(estimate_view(plan["estimate"]))
 
 

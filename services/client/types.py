@@ -135,6 +135,13 @@ class Estimate(TypedDict):
     layouts: list[Layout]
 
 
+class Doubt(TypedDict):
+    """A setting that is valid and was probably not meant."""
+
+    param: str
+    message: str
+
+
 class Plan(TypedDict):
     """What a submission would run, and what it would take."""
 
@@ -142,6 +149,7 @@ class Plan(TypedDict):
     rollouts_per_step: NotRequired[int]
     rollouts: NotRequired[int]
     evaluations: NotRequired[int]
+    doubts: NotRequired[list[Doubt]]
     spec: dict[str, Any]
     estimate: NotRequired[Estimate]
 

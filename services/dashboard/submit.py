@@ -251,6 +251,13 @@ def show_plan(plan: Plan) -> None:
         ):
             Tag("dt", term)
             text(told, tag="dd")
+    if plan.get("doubts"):
+        Tag("h4", "Is this meant?")
+        with Tag("ul"):
+            for doubt in plan.get("doubts", ()):
+                with Tag("li"):
+                    text(doubt["param"], tag="code")
+                    text(f": {doubt['message']}")
     with Tag("details", "", ""):
         Tag("summary", "The whole spec, every default written out")
         text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=100), "spec", "pre").attributes(

@@ -33,6 +33,9 @@ def test_validate_only_says_what_would_run_and_stores_nothing(client: Client) ->
     assert plan["valid"] is True
     assert plan["rollouts"] == 4 * plan["rollouts_per_step"]
     assert plan["spec"]["optimizer"]["lr"] > 0
+    assert plan["doubts"] == []
+    (doubt,) = client.plan({**SPEC, "optimizer": {"warmup_steps": 99}})["doubts"]
+    assert doubt["param"] == "optimizer.warmup_steps"
     assert len(list(client.iter_jobs())) == before
 
 

@@ -163,10 +163,14 @@ def test_a_dry_run_says_what_would_run_and_submits_nothing(cli: Installation) ->
     for part in ("parameters   656,064", "on 2 GPUs of 80.0 GiB", "on CPU, ", "activations and logits"):
         assert part in plan
     assert "does not fit" not in plan
+    assert "is it meant?" not in plan
     crowded = cli.succeed("submit", str(cli.spec), "--dry-run", "--gpus", "1", "--gpu-gib", "1")
     assert "on 1 GPU of 1.0 GiB that all share" in crowded
     assert "does not fit: " in crowded
     assert "  would help: optimizer.tokens_per_microbatch: " in crowded
+    cli.spec.write_text(SPEC.replace("steps: 4", "steps: 4\noptimizer: {warmup_steps: 8}"))
+    odd = cli.succeed("submit", str(cli.spec), "--dry-run")
+    assert "is it meant?  optimizer.warmup_steps: the job ends after 4 updates" in odd
     assert cli.succeed("jobs", "--json") == "[]\n"
 
 

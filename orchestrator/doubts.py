@@ -1,0 +1,85 @@
+"""What a valid spec says that was probably not meant. A dry run tells it; nobody is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from orchestrator.spec import JobSpec
+from orchestrator.specs.objectives import ObjectiveSpec
+
+ADD_FIRST = frozenset({"grpo", "dr_grpo", "rloo", "dvao", "corr_grpo", "reinforce"})
+"""Estimators that add the objectives' rewards as they are, so that the wider one counts for more."""
+
+TRIAL_STEPS = 10  # of a job that is tried out, whose rhythm is that of the real one's
+MUCH_WIDER = 10.0  # times the next; below it a person's weights may well have allowed for it
+
+
+def doubts(spec: JobSpec) -> list[tuple[str, str]]:
+    """(field, what follows from it and what would not) of each, in the order of a spec's fields."""
+    return [*_scales(spec), *_engines(spec), *_loss(spec), *_rhythm(spec)]
+
+
+def _scales(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    if spec.estimator.name not in ADD_FIRST:
+        return
+    plain = [objective for objective in spec.objectives if objective.transform.name == "identity" and objective.weight]
+    by_width = sorted(plain, key=_width, reverse=True)
+    for wide, narrow in pairwise(by_width):
+        if _width(wide) >= MUCH_WIDER * _width(narrow):
+            yield (
+                "estimator.name",
+                f"{spec.estimator.name} adds rewards as they are, and by ranges and weights '{wide.name}' can move the "
+                f"sum {_width(wide) / _width(narrow):,.0f} times as far as '{narrow.name}'; use gdpo, which "
+                "normalises each first, or give the wider one a transform",
+            )
+            return
+
+
+def _width(objective: ObjectiveSpec) -> float:
+    low, high = objective.range
+    return objective.weight * (high - low)
+
+
+def _engines(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    rollout, prompts = spec.rollout, spec.prompts_asked * (1 + spec.rollout.most_stale)
+    if rollout.engines > prompts:
+        yield (
+            "rollout.engines",
+            f"a prompt's rollouts stay on one engine, and there are {prompts} prompts at a time for {rollout.engines} "
+            "engines; use fewer, or more rollout.prompts_per_step",
+        )
+    if rollout.mode == "async" and rollout.max_staleness == 0:
+        yield (
+            "rollout.max_staleness",
+            "0 lets no rollout begin before the update that it waits for, as mode: sync does; async gains from 1 on",
+        )
+
+
+def _loss(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    if spec.estimator.name == "dr_grpo" and spec.loss.aggregation != "constant":
+        yield (
+            "loss.aggregation",
+            f"{spec.loss.aggregation} brings the bias by length back that dr_grpo is there to avoid; use constant",
+        )
+
+
+def _rhythm(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    updates = spec.steps * spec.optimizer.minibatches
+    if spec.optimizer.warmup_steps >= updates:
+        yield (
+            "optimizer.warmup_steps",
+            f"the job ends after {updates} updates, while the learning rate still rises: at most "
+            f"{updates / spec.optimizer.warmup_steps:.0%} of optimizer.lr; use fewer",
+        )
+    if spec.evaluation.every >= spec.steps > TRIAL_STEPS:
+        yield (
+            "evaluation.every",
+            f"the job has {spec.steps} steps: only its first and last policy are evaluated, and there is little to "
+            "pick from; use less",
+        )
+    if spec.checkpoints.every >= spec.steps > TRIAL_STEPS:
+        yield (
+            "checkpoints.every",
+            f"the job has {spec.steps} steps: a crash at any of them begins anew; use less",
+        )

@@ -1,0 +1,88 @@
+"""What a dry run asks about: settings that are valid and were probably not meant."""
+
+import re
+from typing import Any
+
+import pytest
+
+from orchestrator.doubts import doubts
+from orchestrator.spec import parse_spec
+
+
+def asked(**changes: Any) -> dict[str, str]:
+    document = {
+        "name": "a job", "steps": 40, "policy": {"model": "quickstart"}, "data": {"type": "quickstart"},
+        "objectives": [
+            {"name": "accuracy", "reward": {"name": "math"}},
+            {"name": "brevity", "reward": {"name": "conciseness"}},
+        ],
+        "rollout": {"max_tokens": 64},
+        **changes,
+    }  # fmt: skip
+    return dict(doubts(parse_spec(document)))
+
+
+def objectives(*widths: float, **second: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [
+        {"name": f"o{number}", "reward": {"name": "conciseness"}, "range": [-width, 0]}
+        for number, width in enumerate(widths)
+    ]
+    found[1] |= second
+    return found
+
+
+def test_an_ordinary_job_raises_none() -> None:
+    assert asked() == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "message"),
+    [
+        (
+            {"optimizer": {"warmup_steps": 80}},
+            "optimizer.warmup_steps",
+            "after 40 updates.*at most 50% of optimizer.lr",
+        ),
+        ({"evaluation": {"every": 40}}, "evaluation.every", "first and last policy"),
+        ({"checkpoints": {"every": 50}}, "checkpoints.every", "begins anew"),
+        ({"estimator": {"name": "dr_grpo"}}, "loss.aggregation", "token_mean brings the bias by length back.*constant"),
+        ({"rollout": {"max_tokens": 64, "engines": 40}}, "rollout.engines", "32 prompts at a time for 40 engines"),
+        (
+            {"rollout": {"max_tokens": 64, "mode": "async", "max_staleness": 0}},
+            "rollout.max_staleness",
+            "as mode: sync does",
+        ),
+        (
+            {"estimator": {"name": "grpo"}, "objectives": objectives(64, 1)},
+            "estimator.name",
+            "'o0' can move the sum 64 times as far as 'o1'; use gdpo",
+        ),
+        (
+            {"estimator": {"name": "rloo"}, "objectives": objectives(1, 1, weight=20)},
+            "estimator.name",
+            "'o1' can move the sum 20 times as far as 'o0'",
+        ),
+    ],
+)
+def test_it_names_the_field_and_what_to_do(changes: dict[str, Any], field: str, message: str) -> None:
+    found = asked(**changes)
+    assert list(found) == [field]
+    assert re.search(message, found[field])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": {"warmup_steps": 79, "minibatches": 2}},
+        {"evaluation": {"every": 39}, "checkpoints": {"every": 39}},
+        {"steps": 3},  # a trial, with a real job's rhythm
+        {"estimator": {"name": "dr_grpo"}, "loss": {"aggregation": "constant"}},
+        {"rollout": {"max_tokens": 64, "engines": 40, "mode": "overlapped"}},  # two steps' prompts
+        {"estimator": {"name": "gdpo"}, "objectives": objectives(64, 1)},
+        {"estimator": {"name": "grpo"}, "objectives": objectives(64, 1, weight=40)},  # a person's own remedy
+        {"estimator": {"name": "grpo"}, "objectives": objectives(64, 1, weight=0)},
+        {"estimator": {"name": "grpo"}, "objectives": objectives(1, 64, transform={"name": "zscore"})},
+    ],
+)
+def test_what_may_well_be_meant_is_not_asked_about(changes: dict[str, Any]) -> None:
+    assert asked(**changes) == {}
