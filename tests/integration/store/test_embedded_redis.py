@@ -172,8 +172,6 @@ def test_a_long_path_gets_a_short_socket_and_a_record_of_it(tmp_path: Path) -> N
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "appendonly.aof").write_text("this is no append-only file\n" * 10)
-    (tmp_path / "appendonlydir").mkdir()
-    (tmp_path / "appendonlydir" / "appendonly.aof.manifest").write_text("nor is this a manifest\n")
     with pytest.raises(StoreUnavailable, match=r"ended with code 1; see .*redis\.log"):
         EmbeddedRedis(tmp_path)
     monkeypatch.setattr(embedded_redis.shutil, "which", lambda _: None)
@@ -190,3 +188,39 @@ def test_a_truncated_log_is_loaded(tmp_path: Path) -> None:
         file.truncate(log.stat().st_size - 3)
     with EmbeddedRedis(tmp_path) as server, connect(server.url) as client:
         assert JobStore(client).job("j").status is S.STARTING  # the last, torn write is gone; no other
+
+
+def server_of(version: str, folder: Path) -> None:
+    """A redis-server that calls itself so, and is the one of this machine."""
+    real = embedded_redis._server_binary()
+    folder.mkdir()
+    (folder / "redis-server").write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo "Redis server v={version} sha=0:0" && exit\nexec {real} "$@"\n'
+    )
+    (folder / "redis-server").chmod(0o755)
+
+
+def test_a_server_older_than_the_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, path = tmp_path / "data", os.environ["PATH"]
+    for version in ("6.2.14", "7.0.1", "10.1.0", "10.1.2", "10.1.1"):
+        server_of(version, tmp_path / version)
+        monkeypatch.setenv("PATH", f"{tmp_path / version}:{path}")
+        with EmbeddedRedis(data) as server, connect(server.url) as client:
+            if version == "6.2.14":
+                submit(JobStore(client))
+            assert JobStore(client).job("j").name == "a job"
+    monkeypatch.setenv("PATH", f"{tmp_path / '7.0.1'}:{path}")
+    with pytest.raises(StoreUnavailable, match=r"are of Redis 10\.1\.1, and .*7\.0\.1.*put a redis-server of 10\.1\.1"):
+        EmbeddedRedis(data)
+
+
+def test_a_server_that_would_see_none_of_the_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis 6.2 reads appendonly.aof alone, and began with nothing beside the directory of a later one."""
+    data, path = tmp_path / "data", os.environ["PATH"]
+    (data / "appendonlydir").mkdir(parents=True)
+    for version, why in (("6.2.14", "are of Redis 7, and"), ("?", "tells no version")):
+        server_of(version, tmp_path / version)
+        monkeypatch.setenv("PATH", f"{tmp_path / version}:{path}")
+        with pytest.raises(StoreUnavailable, match=why):
+            EmbeddedRedis(data)
+    assert not (data / "appendonly.aof").exists()
