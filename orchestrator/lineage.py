@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoints import CheckpointError, verify
+from orchestrator.recovery import survey
 from orchestrator.spec import JobSpec
 from orchestrator.store import Checkpoint, JobRecord, JobStore
 from policies.disk import flush
@@ -139,16 +140,17 @@ def forking(state_dir: Path) -> Iterator[None]:
 def drop_orphans(state_dir: Path, store: JobStore, *, older_than_s: float = ORPHAN_AGE_S) -> list[str]:
     """Deletes copies that a crash left between copy and submission, and returns the ids of their jobs.
 
-    Only a directory with nothing but a fork's copy in it, which no owner has a job for, nor a job that names it.
-    Nothing while a fork is under way.
+    Only a directory with nothing but a fork's copy in it, which no owner has a job for, nor a job that names it, nor a
+    plan that may be asked for again. Nothing while a fork is under way, nor with a Redis that does not know the jobs
+    of the other directories: to one that was emptied, the copies of all forks that wait would be nobody's.
     """
     jobs = state_dir / "jobs"
     try:
         with _locked(state_dir, fcntl.LOCK_EX | fcntl.LOCK_NB):
             candidates = [path for path in jobs.iterdir() if _is_bare_copy(path, older_than_s)] if jobs.is_dir() else []
-            if not candidates:
+            if not candidates or not survey(store, state_dir).fits:
                 return []
-            wanted = _named_jobs(store, {path.name for path in candidates})
+            wanted = _named_jobs(store, {path.name for path in candidates}) | _planned_jobs(state_dir)
             orphans = [path for path in candidates if path.name not in wanted]
             for path in orphans:
                 shutil.rmtree(path, ignore_errors=True)
@@ -181,6 +183,17 @@ def _named_jobs(store: JobStore, job_ids: set[str]) -> set[str]:
                 found |= {job_id for job_id in job_ids if job_id == job.job_id or f"/{job_id}/" in spec}
                 after = job.job_id
             more = page.has_more
+    return found
+
+
+def _planned_jobs(state_dir: Path) -> set[str]:
+    """Those of the plans that are kept: who asks again gets what is missing of them."""
+    found: set[str] = set()
+    for path in (state_dir / "forks").glob("*.json"):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if time.time() - path.stat().st_mtime <= _PLAN_TTL_S:
+                document: Json = json.loads(path.read_text(encoding="utf-8"))
+                found |= {job["id"] for job in document.get("jobs", [])}  # an answer has none
     return found
 
 

@@ -1,6 +1,7 @@
 """What a job's directory is worth when Redis has lost it: emptied, or put back from an older copy.
 
     JOB/job.json            owner, spec and a fork's origin, written by its first driver, and how it ended, by its last
+                            one or by the worker (`survey`)
     JOB/checkpoints/        the places to restart from, each with its manifest
 
 `recover` submits again the jobs that Redis does not know. The next driver of a job sees that the disk is ahead of
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,13 +24,14 @@ from typing import Any
 from orchestrator.checkpoints import CheckpointError, directory_name, newest_whole, verify
 from orchestrator.errors import IllegalTransition, JobNotFound
 from orchestrator.journal import StoreJournal
-from orchestrator.keys import is_name
+from orchestrator.keys import Keys, is_name
 from orchestrator.spec import parse_job
-from orchestrator.states import JobStatus
+from orchestrator.states import JobStatus, is_terminal
 from orchestrator.steering import initial_steering
 from orchestrator.store import Claim, JobStore, Origin
 
 DOCUMENT = "job.json"
+_CHUNK = 500  # jobs read per round trip
 
 
 class Finding(StrEnum):
@@ -65,13 +68,57 @@ def keep_ending(directory: Path, status: JobStatus) -> None:
 
 
 def _write(directory: Path, document: Mapping[str, object]) -> None:
-    hidden = directory / f".{DOCUMENT}"
+    hidden = directory / f".{DOCUMENT}-{secrets.token_hex(8)}"  # a driver and its worker may write at the same time
     with contextlib.suppress(OSError):
-        with hidden.open("w", encoding="utf-8") as file:
-            json.dump(document, file)
-            file.flush()
-            os.fsync(file.fileno())
-        hidden.rename(directory / DOCUMENT)
+        try:
+            with hidden.open("w", encoding="utf-8") as file:
+                json.dump(document, file)
+                file.flush()
+                os.fsync(file.fileno())
+            hidden.rename(directory / DOCUMENT)
+        finally:
+            hidden.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What this Redis knows of the jobs that drivers have been at."""
+
+    known: int
+    missing: tuple[str, ...]  # jobs that it does not know, and that had not ended
+
+    @property
+    def fits(self) -> bool:
+        """False of a Redis that was emptied, put back from an older copy, or is another installation's."""
+        return self.known > 0 and not self.missing
+
+
+def survey(any_store: JobStore, state_dir: Path) -> Survey:
+    """Also writes down how jobs ended whose driver could not: cancelled while they waited, say, or given up."""
+    entries, known, missing = list(_entries(state_dir)), 0, []
+    for start in range(0, len(entries), _CHUNK):
+        chunk = entries[start : start + _CHUNK]
+        commands = [("HGET", Keys(owner).job(directory.name), "status") for directory, owner, _ in chunk]
+        for (directory, _, has_ended), status in zip(chunk, any_store.calls.reads(commands), strict=True):
+            if status is not None:
+                known += 1
+                if not has_ended and is_terminal(JobStatus(status)):
+                    keep_ending(directory, JobStatus(status))
+            elif not has_ended:
+                missing.append(directory.name)
+    return Survey(known=known, missing=tuple(missing))
+
+
+def _entries(state_dir: Path) -> Iterator[tuple[Path, str, bool]]:
+    """(directory, owner, whether it says how the job ended), of each that says what it is."""
+    for directory in _directories(state_dir):
+        try:
+            document = json.loads((directory / DOCUMENT).read_text(encoding="utf-8"))
+            owner, has_ended = str(document["owner"]), "ended" in document
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if is_name(owner):
+            yield directory, owner, has_ended
 
 
 def register_found(store: JobStore, journal: StoreJournal, claim: Claim, root: Path) -> None:
@@ -89,8 +136,12 @@ def register_found(store: JobStore, journal: StoreJournal, claim: Claim, root: P
 
 def recover(store: JobStore, state_dir: Path, *, dry: bool = False) -> Iterator[Found]:
     """Every job's directory; with `dry`, what would become of it. Recovered jobs are paused: a person resumes them."""
-    for directory in sorted(path for path in (state_dir / "jobs").glob("*") if path.is_dir() and is_name(path.name)):
+    for directory in _directories(state_dir):
         yield _recover(store, directory, dry=dry)
+
+
+def _directories(state_dir: Path) -> list[Path]:
+    return sorted(path for path in (state_dir / "jobs").glob("*") if path.is_dir() and is_name(path.name))
 
 
 def _recover(any_store: JobStore, directory: Path, *, dry: bool) -> Found:

@@ -20,6 +20,7 @@ from pathlib import Path
 from orchestrator.errors import LauncherUnavailable
 from orchestrator.launchers import NO_RESOURCES, OTHER_HOLDER, Handle, Launcher
 from orchestrator.lineage import ORPHAN_AGE_S, drop_orphans
+from orchestrator.recovery import survey
 from orchestrator.states import JobStatus, is_terminal
 from orchestrator.store import (
     ClaimOutcome,
@@ -62,9 +63,10 @@ class _Watch:
 class Worker:
     """Runs up to `capacity` drivers until told to stop. `run` has one thread; the rest may be called from any.
 
-    Without `owners`, the jobs of all of them. With `state_dir`, what a fork that crashed left there is deleted. A job
-    that found no resources is tried again after 2 `resources_s`, then after twice that, and so on up to a minute.
-    `alive_file` is touched at every poll, for whoever watches that this does not hang.
+    Without `owners`, the jobs of all of them. With `state_dir`, what a fork that crashed left there is deleted, how
+    jobs ended is written down for `recover`, and jobs that Redis has lost are told of. A job that found no resources is
+    tried again after 2 `resources_s`, then after twice that, and so on up to a minute. `alive_file` is touched at every
+    poll, for whoever watches that this does not hang.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Worker:
         self._watches: dict[tuple[str, str], _Watch] = {}
         self._turns = 0  # drivers started so far
         self._served: dict[str, int] = {}  # owner -> turn of its last driver
+        self._missing: tuple[str, ...] = ()  # jobs that were told of
         self._stopping = threading.Event()
         self._killing = threading.Event()
 
@@ -173,6 +176,16 @@ class Worker:
     def _tidy(self) -> None:
         if self._state_dir is None:
             return
+        missing = survey(self._any, self._state_dir).missing
+        if missing and missing != self._missing:
+            log.warning(
+                "%d job directories in %s are not in this Redis, such as %s: is it the right one? "
+                "`equipoise recover --dry-run` tells what it would put back",
+                len(missing),
+                self._state_dir / "jobs",
+                missing[0],
+            )
+        self._missing = missing
         for job_id in drop_orphans(self._state_dir, self._any):
             log.info("%s: a copy for a fork that was never queued was deleted", job_id)
 

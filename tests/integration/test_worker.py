@@ -17,6 +17,7 @@ import pytest
 
 from orchestrator.embedded_redis import EmbeddedRedis, connect
 from orchestrator.launchers import SubprocessLauncher, driver_command
+from orchestrator.recovery import keep_document
 from orchestrator.states import JobStatus
 from orchestrator.store import JobRecord, JobStore, StoreUnavailable
 from orchestrator.worker import Worker
@@ -442,3 +443,20 @@ def test_a_jobs_place_among_its_owners_is_its_priority_and_owners_take_turns_all
     # The other owner's jobs came last and have no priority, and still get every second turn.
     assert [job_id for job_id in bench.started if job_id not in theirs] == [urgent, plain, late]
     assert [bench.started.index(job_id) for job_id in theirs] == [1, 3]
+
+
+def test_job_directories_that_redis_does_not_know_are_told_of_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("orchestrator.worker.ORPHAN_AGE_S", 0.0)  # it tidies at every turn
+    for job_id in ("job-1", "job-2"):
+        (bench.state_dir / "jobs" / job_id).mkdir(parents=True)
+        keep_document(bench.state_dir / "jobs" / job_id, owner=bench.owner, spec="{}")
+    launcher = SubprocessLauncher(bench.redis_url, bench.state_dir)
+    with working(Worker(bench.store, launcher, state_dir=bench.state_dir, owners=bench.owners, poll_s=0.05)):
+        time.sleep(1)
+    told = [record.getMessage() for record in caplog.records if "not in this Redis" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("2 job directories")
+    assert "such as job-1" in told[0]
+    assert "`equipoise recover --dry-run`" in told[0]

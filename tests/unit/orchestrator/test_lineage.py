@@ -25,7 +25,9 @@ from orchestrator.lineage import (
     merged,
     plan_path,
 )
+from orchestrator.recovery import keep_document, keep_ending
 from orchestrator.redis_calls import connect
+from orchestrator.states import JobStatus
 from orchestrator.store import Checkpoint, JobStore
 from policies.pareto import hypervolume
 
@@ -84,17 +86,21 @@ def test_only_copies_that_are_nobodys_are_dropped(redis_url: str, tmp_path: Path
     with connect(redis_url) as client:
         store = JobStore(client, owner=f"orphans-{uuid.uuid4().hex}")
         other = store.of_owner(f"orphans-{uuid.uuid4().hex}")
-        ids = {name: f"job-{uuid.uuid4().hex[:12]}" for name in ("orphan", "mine", "theirs", "named", "trained")}
-        for name, job_id in ids.items():
+        names = ("orphan", "planned", "mine", "theirs", "named", "trained")
+        ids = {name: f"job-{uuid.uuid4().hex[:12]}" for name in names}
+        for job_id in ids.values():
             (tmp_path / "jobs" / job_id / "init").mkdir(parents=True)
             (tmp_path / "jobs" / job_id / "init" / "config.json").write_text("{}")
-            if name == "trained":  # with a Redis that has lost its jobs
-                (tmp_path / "jobs" / job_id / "checkpoints").mkdir()
+        keep_document(tmp_path / "jobs" / ids["trained"], owner=store.owner, spec="{}")
         (tmp_path / "jobs" / "job-half" / ".init-x").mkdir(parents=True)
+        store.submit("{}", name="x", job_id=ids["trained"], steering={})
         store.submit("{}", name="x", job_id=ids["mine"], steering={})
         other.submit("{}", name="x", job_id=ids["theirs"], steering={})
         named = json.dumps({"init_checkpoint": f"{tmp_path}/jobs/{ids['named']}/init"})
         other.submit(named, name="x", job_id=f"job-{uuid.uuid4().hex[:12]}", steering={})
+        path = plan_path(tmp_path, store.owner, ids["trained"], "key")
+        plan = keep_plan(path, {}, {"jobs": [{"id": ids["planned"]}]})
+        keep_answer(path, plan, {"data": []})
 
         assert drop_orphans(tmp_path, store, older_than_s=3600) == []
         with forking(tmp_path):
@@ -103,6 +109,25 @@ def test_only_copies_that_are_nobodys_are_dropped(redis_url: str, tmp_path: Path
         left = {path.name for path in (tmp_path / "jobs").iterdir()}
         assert left == set(ids.values()) - {ids["orphan"]}
         assert drop_orphans(tmp_path / "none", store, older_than_s=0) == []
+        os.utime(path, (0, 0))  # nobody can ask for it again
+        assert drop_orphans(tmp_path, store, older_than_s=0) == [ids["planned"]]
+
+
+@pytest.mark.parametrize("lost", ["all", "ended", "one"])
+def test_a_redis_that_lost_jobs_takes_no_copy_of_a_fork_that_waits(redis_url: str, tmp_path: Path, lost: str) -> None:
+    with connect(redis_url) as client:
+        store = JobStore(client, owner=f"orphans-{uuid.uuid4().hex}")
+        known, parent, fork = (f"job-{uuid.uuid4().hex[:12]}" for _ in range(3))
+        (tmp_path / "jobs" / fork / "init").mkdir(parents=True)
+        for job_id in (known, parent):
+            (tmp_path / "jobs" / job_id).mkdir()
+            keep_document(tmp_path / "jobs" / job_id, owner=store.owner, spec="{}")
+        if lost == "one":
+            store.submit("{}", name="x", job_id=known, steering={})
+        if lost == "ended":
+            for job_id in (known, parent):
+                keep_ending(tmp_path / "jobs" / job_id, JobStatus.SUCCEEDED)
+        assert drop_orphans(tmp_path, store, older_than_s=0) == []
 
 
 def test_the_first_answer_to_a_plan_is_everyones_and_no_other_plans(tmp_path: Path) -> None:

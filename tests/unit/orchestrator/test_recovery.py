@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.keys import Keys
-from orchestrator.recovery import DOCUMENT, Finding, Found, keep_document, recover
+from orchestrator.recovery import DOCUMENT, Finding, Found, Survey, keep_document, recover, survey
 from orchestrator.redis_calls import connect
 from orchestrator.states import JobStatus
 from orchestrator.store import JobStore, Origin
@@ -59,3 +59,32 @@ def test_a_directory_without_its_document_is_known_where_redis_has_the_job(
     assert list(recover(operator, tmp_path)) == [known]
     forget(store, job_id)
     assert [each.finding for each in recover(operator, tmp_path)] == [Finding.LOST]
+
+
+def test_a_job_that_ended_without_a_driver_does_not_come_back(store: JobStore, tmp_path: Path) -> None:
+    """Cancelled while it waited, and failed by the store: no driver was there to write it down."""
+    spec, nonces = make_spec(), iter("abcd")
+    jobs = ("job-cancelled", "job-poison", "job-waiting", "job-lost")
+    for job_id in jobs:
+        store.submit(spec.to_json(), name=spec.name, job_id=job_id)
+        (tmp_path / "jobs" / job_id).mkdir(parents=True)
+        keep_document(tmp_path / "jobs" / job_id, owner=store.owner, spec=store.spec(job_id))
+    store.request_cancel("job-cancelled")
+    while (lease := store.claim("job-poison", nonce=next(nonces), ttl_s=60).lease) is not None:
+        store.release(lease, crashed=True)
+    forget(store, "job-lost")
+    (tmp_path / "jobs" / "job-fork" / "init").mkdir(parents=True)  # no driver has been there
+
+    told = survey(store.of_owner("local"), tmp_path)
+    assert told == Survey(known=3, missing=("job-lost",))
+    assert not told.fits
+    for job_id in jobs[:3]:
+        forget(store, job_id)
+    assert survey(store, tmp_path) == Survey(known=0, missing=("job-lost", "job-waiting"))
+    found = {each.job_id: each for each in recover(store, tmp_path, dry=True)}
+    assert {job_id: found[job_id].finding for job_id in jobs} == {
+        "job-cancelled": Finding.FINISHED, "job-poison": Finding.FINISHED,
+        "job-waiting": Finding.RECOVERED, "job-lost": Finding.RECOVERED,
+    }  # fmt: skip
+    assert found["job-poison"].note.startswith("failed;")
+    assert not list((tmp_path / "jobs").rglob(f".{DOCUMENT}*"))
