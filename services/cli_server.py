@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,7 +28,11 @@ from services.terminal import fail, say
 
 if TYPE_CHECKING:
     from orchestrator.launchers import Launcher
+    from orchestrator.redis_safety import SettingsWatch
+    from services.local import StopSignals
     from services.server import ApiServer
+
+_REDIS_WAIT_S = 5.0  # for one that starts as we do
 
 RedisUrl = Annotated[
     str,
@@ -180,8 +186,7 @@ def _add_serve(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
         state = chosen(state_dir)
         _log_to_stderr(log_format, redis)
         listen = _listen(host, port, tls_cert, tls_key, behind_proxy)
-        _check_redis(redis, accept_redis_settings)
-        _serve(redis, listen, state)
+        _serve(redis, listen, state, _check_redis(redis, accept_redis_settings))
 
 
 def _add_worker(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
@@ -229,8 +234,8 @@ def _add_worker(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None
             drivers = _ray_job(ray_cluster, redis_url_file, state)
         else:
             drivers = _subprocesses(redis, state)
-        _check_redis(redis, accept_redis_settings)
-        _work(redis, capacity, drivers, state, owner, alive_file)
+        late = _check_redis(redis, accept_redis_settings)
+        _work(redis, capacity, drivers, state, owner, alive_file, late)
 
 
 def _add_scripts(app: typer.Typer, _chosen: Callable[[Path | None], Path]) -> None:
@@ -247,10 +252,10 @@ def _add_scripts(app: typer.Typer, _chosen: Callable[[Path | None], Path]) -> No
         from services.local import StopSignals, running
 
         _log_to_stderr(log_format, redis)
-        _check_redis(redis, accept_redis_settings)
+        late = _check_redis(redis, accept_redis_settings)
         signals = StopSignals()
         keeper = ScriptKeeper(connect(redis), alive_file=alive_file)
-        with signals.handled(), running(keeper):
+        with signals.handled(), _checked(late, signals), running(keeper):
             say("scripts: watching Redis (Ctrl-C stops it)")
             signals.received.wait()
 
@@ -274,7 +279,7 @@ def _credentials(api: ApiServer, state_dir: Path) -> tuple[Credentials, bool, Pa
     return *write_credentials(state_dir, api.url, key, ca_file=api.ca_file), None
 
 
-def _serve(redis: str, listen: Listen, state_dir: Path) -> None:
+def _serve(redis: str, listen: Listen, state_dir: Path, late: SettingsWatch | None) -> None:
     from orchestrator import logs
     from orchestrator.redis_calls import connect
     from orchestrator.store import JobStore
@@ -283,7 +288,7 @@ def _serve(redis: str, listen: Listen, state_dir: Path) -> None:
     from services.server import ServerError
 
     signals = StopSignals()
-    with signals.handled():
+    with signals.handled(), _checked(late, signals):
         try:
             api = api_server(listen)
             credentials, is_new, key_file = _credentials(api, state_dir)
@@ -353,6 +358,7 @@ def _work(
     state_dir: Path,
     owners: list[str] | None,
     alive_file: Path | None,
+    late: SettingsWatch | None,
 ) -> None:
     from orchestrator.keys import is_name
     from orchestrator.redis_calls import connect
@@ -380,7 +386,7 @@ def _work(
     )
     signals = StopSignals()
     signals.on_second = worker.request_kill
-    with signals.handled(), dispatching(store), running(worker):
+    with signals.handled(), _checked(late, signals), dispatching(store), running(worker):
         say("worker: waiting for jobs (Ctrl-C stops it)")
         signals.received.wait()
         if launcher.survives_worker:
@@ -389,24 +395,51 @@ def _work(
             say("stopping: drivers write a checkpoint and hand their jobs back; Ctrl-C again to stop at once")
 
 
-def _check_redis(url: str, accepted: str) -> None:
-    """Refuses a Redis that would lose data; a doubt is a warning."""
+def _check_redis(url: str, accepted: str) -> SettingsWatch | None:
+    """Refuses a Redis that would lose data; a doubt is a warning. What is left to do where it does not answer."""
+    import redis
+
     from orchestrator.redis_calls import connect
-    from orchestrator.redis_safety import UnsafeRedis, check_settings
+    from orchestrator.redis_safety import SettingsWatch, UnsafeRedis, check_settings
 
     try:
         client = connect(url)
     except ValueError as error:
         fail(f"--redis: {error}")
-    try:
-        with client:
-            warnings = check_settings(client, [name.strip() for name in accepted.split(",") if name.strip()])
-    except ValueError as error:
-        fail(f"--accept-redis-settings: {error}")
-    except UnsafeRedis as error:
-        fail(*str(error).splitlines())
-    for warning in warnings:
-        say(f"WARNING: {warning}")
+    names = [name.strip() for name in accepted.split(",") if name.strip()]
+    deadline = time.monotonic() + _REDIS_WAIT_S
+    while True:
+        try:
+            warnings = check_settings(client, names)
+        except redis.RedisError as error:
+            if time.monotonic() > deadline:
+                say(f"WARNING: Redis does not answer yet; its settings are checked as soon as it does ({error})")
+                return SettingsWatch(client, names)
+            time.sleep(0.2)
+            continue
+        except ValueError as error:
+            fail(f"--accept-redis-settings: {error}")
+        except UnsafeRedis as error:
+            fail(*str(error).splitlines())
+        for warning in warnings:
+            say(f"WARNING: {warning}")
+        client.close()
+        return None
+
+
+@contextmanager
+def _checked(late: SettingsWatch | None, signals: StopSignals) -> Iterator[None]:
+    """A Redis that answers later, and would lose data, ends the process as a signal does, and with the same words."""
+    from services.local import running
+
+    if late is None:
+        yield
+        return
+    late.on_refusal = signals.received.set
+    with running(late):
+        yield
+    if late.refusal is not None:
+        fail(*str(late.refusal).splitlines())
 
 
 def _log_to_stderr(log_format: str | None = None, redis_url: str = "") -> None:

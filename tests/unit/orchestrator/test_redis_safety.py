@@ -1,15 +1,22 @@
 """On a real redis-server whose settings are changed while it runs."""
 
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import redis
+import typer
 
 from orchestrator.embedded_redis import EmbeddedRedis, connect
-from orchestrator.redis_safety import NEEDED, UnsafeRedis, check_settings, unsafe_settings
+from orchestrator.redis_safety import NEEDED, SettingsWatch, UnsafeRedis, check_settings, unsafe_settings
+from services.cli_server import _check_redis
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +90,55 @@ def test_a_command_does_not_start_on_a_redis_that_loses_data(
     assert "--accept-redis-settings appendfsync" in done.stderr
 
 
-def test_where_nobody_answers_it_warns(tmp_path: Path) -> None:
-    with connect(f"unix://{tmp_path}/none.sock") as nobody:
-        (warning,) = check_settings(nobody)
-    assert warning.startswith("Redis does not answer yet")
+def test_where_nobody_answers_nothing_is_said_of_its_settings(tmp_path: Path) -> None:
+    with connect(f"unix://{tmp_path}/none.sock") as nobody, pytest.raises(redis.ConnectionError):
+        check_settings(nobody)
+
+
+@contextmanager
+def frozen(server: EmbeddedRedis) -> Iterator[Callable[[], None]]:
+    """With what lets it go on."""
+    assert server.pid is not None
+    go_on = partial(os.kill, server.pid, signal.SIGCONT)
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield go_on
+    finally:
+        go_on()
+
+
+def test_a_redis_that_is_late_is_waited_for(
+    server: EmbeddedRedis, client: redis.Redis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.config_set("appendfsync", "everysec")
+    with frozen(server) as go_on:
+        threading.Timer(1.5, go_on).start()
+        with pytest.raises(typer.Exit):
+            _check_redis(server.url, "")
+    assert capsys.readouterr().err.startswith("equipoise: this Redis would lose data")
+
+
+@pytest.mark.parametrize("command", [("serve", "--port", "0"), ("worker",)])
+def test_a_redis_that_answers_later_and_loses_data_ends_the_command(
+    server: EmbeddedRedis, client: redis.Redis, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    client.config_set("appendfsync", "everysec")
+    code = "from services import cli, cli_server; cli_server._REDIS_WAIT_S = 0.0; cli.app()"
+    with frozen(server) as go_on:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, "--state-dir", str(tmp_path), *command, "--redis", server.url],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("WARNING: Redis does not answer yet")
+        go_on()
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert "equipoise: this Redis would lose data:\nequipoise:   appendfsync is 'everysec'" in said
+
+
+def test_a_redis_that_was_away_and_is_safe_is_left_alone(client: redis.Redis) -> None:
+    watch = SettingsWatch(client, poll_s=0.01)
+    watch.on_refusal = lambda: pytest.fail("refused")
+    watch.run()
+    assert watch.refusal is None
