@@ -52,7 +52,7 @@ class Census:
 
     def counts(self, *, at_most: int = COUNTED_JOBS) -> Counts:
         """Of the newest `at_most` jobs, and of all those that wait or are held."""
-        ids, waiting, leased = self._calls.together(
+        ids, waiting, leased = self._calls.reads(
             [
                 ("ZREVRANGE", self._keys.jobs, 0, at_most - 1),
                 ("ZRANGE", self._keys.queue, 0, at_most - 1),
@@ -63,8 +63,8 @@ class Census:
         statuses: list[str | None] = []
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]
-            statuses += self._calls.together([("HGET", self._keys.job(job_id), "status") for job_id in chunk])
-        queued, leases = self._calls.together([("ZCARD", self._keys.queue), ("ZCARD", self._keys.leases)])
+            statuses += self._calls.reads([("HGET", self._keys.job(job_id), "status") for job_id in chunk])
+        queued, leases = self._calls.reads([("ZCARD", self._keys.queue), ("ZCARD", self._keys.leases)])
         return Counts(
             by_status={JobStatus(status): count for status, count in Counter(filter(None, statuses)).items()},
             queued=queued,
@@ -74,7 +74,7 @@ class Census:
 
     def active(self) -> int:
         """Jobs that wait or that a driver holds, as quotas count them."""
-        return sum(self._calls.together([("ZCARD", self._keys.queue), ("ZCARD", self._keys.leases)]))
+        return sum(self._calls.reads([("ZCARD", self._keys.queue), ("ZCARD", self._keys.leases)]))
 
     def pulses(self, job_ids: Sequence[str]) -> dict[str, Pulse]:
         """By job; one that is gone is left out."""
@@ -87,7 +87,7 @@ class Census:
                 ("HGET", self._keys.front(job_id), "doc"),
             )
         ]
-        replies = self._calls.together(commands) if commands else []
+        replies = self._calls.reads(commands) if commands else []
         found: dict[str, Pulse] = {}
         for i, job_id in enumerate(job_ids):
             (step, failures), entries, front = replies[3 * i : 3 * i + 3]

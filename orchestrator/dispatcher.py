@@ -26,6 +26,7 @@ from typing import Any
 from orchestrator.errors import JobNotFound, StoreUnavailable
 from orchestrator.reader import JobReader
 from orchestrator.records import Event
+from orchestrator.redis_calls import Outages
 from orchestrator.webhook_delivery import DeliveryError, post
 from orchestrator.webhooks import Webhook, WebhookStore
 
@@ -79,6 +80,7 @@ class Dispatcher:
         self._served: dict[str, int] = {}  # webhook and owner -> turn of the last delivery
         self._troubles: dict[str, _Trouble] = {}
         self._settled: dict[str, set[str]] = {}  # by webhook: jobs that are over and told to the end
+        self._outages = Outages("webhooks wait")
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -87,8 +89,8 @@ class Dispatcher:
                 try:
                     if self._holds_lock():
                         self._round(pool)
-                except StoreUnavailable:
-                    continue  # the worker beside us says so
+                except StoreUnavailable as error:
+                    self._outages.saw(error)
                 except Exception:  # one damaged webhook must not silence the others
                     log.exception("webhooks go on")
         with suppress(StoreUnavailable):  # else it runs out
@@ -167,8 +169,8 @@ class Dispatcher:
                 with suppress(JobNotFound):
                     if not self._catch_up(reader, webhooks, webhook, (job_id, seq), until):
                         return
-        except StoreUnavailable:
-            return
+        except StoreUnavailable as error:
+            self._outages.saw(error)
         except Exception:  # one webhook's damage must not silence the others
             log.exception("webhook %s goes on", webhook.webhook_id)
             self._pause(webhook.webhook_id)

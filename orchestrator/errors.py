@@ -12,13 +12,30 @@
 All can be pickled, as they may cross from one process to another.
 """
 
+from enum import StrEnum
+
 
 class StoreError(Exception):
     """Anything that the job store raises on purpose."""
 
 
+class Outage(StrEnum):
+    """Why Redis does not serve a call."""
+
+    AWAY = "away"
+    READ_ONLY = "read-only"  # it answers, and refuses writes: memory full, disk failing, a replica
+    FORBIDDEN = "forbidden"  # by its list of users, or the scripts are not loaded yet
+
+
 class StoreUnavailable(StoreError):
     """Redis could not be reached or refuses writes. Whether the call took effect is unknown."""
+
+    def __init__(self, message: str, outage: Outage = Outage.AWAY) -> None:
+        super().__init__(message, outage)
+        self.outage = outage
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class JobNotFound(StoreError):

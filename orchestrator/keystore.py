@@ -94,7 +94,7 @@ class KeyStore:
     def _forget_one(self, index: str, now: float) -> None:
         """Of the keys that nobody can use any more."""
         ids = self._calls.command("ZRANGE", index, 0, -1)
-        hashes = self._calls.together([("HGETALL", keys.api_key(key_id)) for key_id in ids])
+        hashes = self._calls.reads([("HGETALL", keys.api_key(key_id)) for key_id in ids])
         for key_id, fields in zip(ids, hashes, strict=True):
             if not fields or not _api_key(key_id, fields).is_valid_at(now):
                 self._calls.together([
@@ -124,7 +124,7 @@ class KeyStore:
                 raise KeyNotFound(after)
             start = int(rank) + 1
         ids = self._calls.command("ZREVRANGE", index, start, start + limit)
-        hashes = self._calls.together([("HGETALL", keys.api_key(key_id)) for key_id in ids[:limit]])
+        hashes = self._calls.reads([("HGETALL", keys.api_key(key_id)) for key_id in ids[:limit]])
         found = tuple(_api_key(key_id, fields) for key_id, fields in zip(ids[:limit], hashes, strict=True))
         return Page(items=found, has_more=len(ids) > limit)
 

@@ -1,6 +1,7 @@
 """One way to talk to Redis for the store: commands, transactions and scripts, with one kind of failure."""
 
 import copy
+import logging
 import math
 import threading
 import time
@@ -14,8 +15,10 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from redis.retry import Retry
 
 from orchestrator import scripts
-from orchestrator.errors import StoreUnavailable
+from orchestrator.errors import Outage, StoreUnavailable
 from orchestrator.redis_secret import resolve
+
+log = logging.getLogger(__name__)
 
 Arg = str | int | float
 
@@ -23,6 +26,12 @@ Arg = str | int | float
 # so in the text of a general error.
 _REFUSALS = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
 _REFUSAL_CODES = ("OOM ", "MISCONF", "READONLY", "NOREPLICAS")
+_REMEDIES = {
+    Outage.AWAY: "check that it runs, then try again",
+    Outage.READ_ONLY: "give it room (memory, disk), or the address of the primary, then try again",
+    Outage.FORBIDDEN: "check its list of users, and that the keeper of its scripts runs",
+}
+_QUIET_S = 60.0
 
 
 def connect(url: str, *, timeout_s: float = 1.0) -> redis.Redis:
@@ -72,20 +81,40 @@ class Breaker:
             self._next_at = time.monotonic() + self._rest_s
 
 
+class Outages:
+    """Logs why Redis does not serve: once for each reason, and again only after a minute without it."""
+
+    def __init__(self, consequence: str) -> None:
+        """`consequence`: what that means here, such as "webhooks wait"."""
+        self._consequence = consequence
+        self._seen: dict[Outage, float] = {}  # when last, in monotonic seconds
+
+    def saw(self, error: StoreUnavailable) -> None:
+        now = time.monotonic()
+        is_new = now - self._seen.get(error.outage, -math.inf) > _QUIET_S
+        self._seen[error.outage] = now
+        if is_new:
+            log.warning("%s; %s", error, self._consequence)
+
+
 class RedisCalls:
     """Runs commands, transactions and the scripts; every failure to be served is `StoreUnavailable`."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._breaker: Breaker | None = None
+        self._outages: Outages | None = None
         if not client.get_encoder().decode_responses:
             raise ValueError("the store reads text: make its client with connect()")
         self._client: Any = client  # its commands are typed for both sync and async use
         self._scripts = {name: client.register_script(source) for name, source in scripts.load().items()}
 
     def failing_fast(self) -> Self:
-        """The same connection behind a breaker of its own: for a server, whose callers share a few threads."""
+        """The same connection behind a breaker of its own: for a server, whose callers share a few threads.
+
+        Outages are logged, as a server's callers hear of them and its operator would not.
+        """
         other = copy.copy(self)
-        other._breaker = Breaker()
+        other._breaker, other._outages = Breaker(), Outages("requests that need it are answered 503")
         return other
 
     def command(self, *words: Arg) -> Any:
@@ -115,6 +144,16 @@ class RedisCalls:
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
+        try:
+            with self._served():
+                yield
+        except StoreUnavailable as error:
+            if self._outages is not None:
+                self._outages.saw(error)
+            raise
+
+    @contextmanager
+    def _served(self) -> Iterator[None]:
         if self._breaker is not None and not self._breaker.admits():
             raise self._unavailable("did not answer just now", None)
         answered = True
@@ -125,16 +164,17 @@ class RedisCalls:
             raise self._unavailable("did not answer, tried twice", error) from error
         except ResponseError as error:
             if isinstance(error, NoPermissionError):
-                raise self._unavailable("forbids this, or was not given its scripts yet", error) from error
+                why = "forbids this, or was not given its scripts yet"
+                raise self._unavailable(why, error, Outage.FORBIDDEN) from error
             if isinstance(error, _REFUSALS) or any(code in str(error) for code in _REFUSAL_CODES):
-                raise self._unavailable("refuses writes", error) from error
+                raise self._unavailable("refuses writes", error, Outage.READ_ONLY) from error
             raise
         finally:
             if self._breaker is not None:
                 self._breaker.saw(answered=answered)
 
-    def _unavailable(self, what: str, error: RedisError | None) -> StoreUnavailable:
+    def _unavailable(self, what: str, error: RedisError | None, outage: Outage = Outage.AWAY) -> StoreUnavailable:
         at = self._client.connection_pool.connection_kwargs
         place = at.get("path") or f"{at.get('host')}:{at.get('port')}"
         why = "" if error is None else f" ({error})"
-        return StoreUnavailable(f"Redis at {place} {what}{why}: check that it runs, then try again")
+        return StoreUnavailable(f"Redis at {place} {what}{why}: {_REMEDIES[outage]}", outage)

@@ -149,6 +149,10 @@ class JobStore(JobReader):
         """Back to the queue, with all its attempts again. `QuotaReached` and `GpuQuotaReached` as `submit` has them."""
         return self._request(job_id, RESUME, JobStatus.QUEUED, "", fresh_attempts=True, max_active=max_active)
 
+    def check_writes(self) -> None:
+        """Raises `StoreUnavailable` while Redis takes no writes; changes nothing."""
+        self._calls.command("ZADD", self._keys.queue, "XX", 0, "-")  # only what is in the queue already: no job's id
+
     # -- the lease -------------------------------------------------------------------------------------------
 
     def claim(self, job_id: str, *, nonce: str, ttl_s: float, floor_fence: int = 0, floor_step: int = 0) -> Claim:

@@ -160,7 +160,7 @@ class WebhookStore:
         found: dict[str, tuple[int, str]] = {}
         for start in range(0, len(job_ids), _CHUNK):
             chunk = job_ids[start : start + _CHUNK]
-            replies = self._calls.together([("HMGET", self._keys.job(job_id), "seq", "status") for job_id in chunk])
+            replies = self._calls.reads([("HMGET", self._keys.job(job_id), "seq", "status") for job_id in chunk])
             for job_id, (seq, status) in zip(chunk, replies, strict=True):
                 if seq is not None:
                     found[job_id] = (int(seq), status)

@@ -111,7 +111,7 @@ class Worker:
         A Redis or a launcher that is away is waited for.
         """
         next_sweep = next_tidying = 0.0
-        reachable = True
+        told: str | None = None  # why it waits
         found_again = False
         try:
             while not self._stopping.wait(self._poll_s):
@@ -131,11 +131,12 @@ class Worker:
                         self._tidy()
                     self._reap()
                     self._fill()
-                    reachable = True
+                    told = None
                 except (StoreUnavailable, LauncherUnavailable) as error:
-                    if reachable:
+                    why = error.outage if isinstance(error, StoreUnavailable) else "launcher"
+                    if why != told:
                         log.warning("%s; waiting for it, drivers go on", error)
-                    reachable = False
+                    told = why
                 except Exception:  # a full disk, a damaged job: the other jobs' drivers still need us
                     log.exception("the worker goes on in %.0f s", self._sweep_s)
                     self._stopping.wait(self._sweep_s)
@@ -272,7 +273,9 @@ class Worker:
         return running, self._served.get(owner, 0), created_at
 
     def _start(self, owner: str, job_id: str) -> None:
-        driver = self._launcher.start(job_id, owner, fence=self._store(owner).job(job_id).fence)
+        store = self._store(owner)
+        store.check_writes()  # or the driver could not claim it, and would end, again and again
+        driver = self._launcher.start(job_id, owner, fence=store.job(job_id).fence)
         self._drivers[owner, job_id] = driver
         self._turns += 1
         self._served[owner] = self._turns

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hmac
-import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -22,8 +22,6 @@ from services.errors import ApiProblem, problem_response, unavailable
 from services.keys import digest, key_id_in
 from services.own_key import OwnKey
 from services.scopes import scope_needed
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -128,8 +126,8 @@ class RequireKey:
         except ApiProblem as problem:
             await _refuse(problem, scope, receive, send)
             return
-        except StoreUnavailable:
-            await _refuse(unavailable(), scope, receive, send)
+        except StoreUnavailable as error:
+            await _refuse(unavailable(error), scope, receive, send)
             return
         scope.setdefault("state", {}).update(principal=principal, key_name=principal.key_name)
         if not _streams(scope) or (principal.is_operator and not self._own.may_change):
@@ -189,10 +187,8 @@ class RequireKey:
             return None
         principal = _principal_of(key, now, given)
         if principal is not None:
-            try:
+            with suppress(StoreUnavailable):  # a Redis that takes no writes still serves reads
                 self._keys.touch(key, now)
-            except StoreUnavailable as error:  # a Redis that takes no writes still serves reads
-                log.warning("the use of key %s is not noted: %s", key_id, error)
         return principal
 
     async def _while_valid(self, scope: Asgi, receive: Receive, send: Send) -> None:

@@ -32,7 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import logs
 from orchestrator.children import ChildBusy
-from orchestrator.errors import IllegalTransition, JobNotFound, StoreUnavailable
+from orchestrator.errors import IllegalTransition, JobNotFound, Outage, StoreUnavailable
 from orchestrator.gpu_hours import GpuHours, GpuQuotaReached
 from orchestrator.spec_errors import SpecError
 
@@ -45,6 +45,12 @@ _TYPES = {
     409: "conflict_error",
     412: "conflict_error",
     429: "rate_limit_error",
+}
+_OUTAGES = {
+    Outage.AWAY: "Redis does not answer; try again shortly",
+    Outage.READ_ONLY: "Redis refuses writes (its memory is full, its disk fails, or it is a replica); reads are "
+    "served, and the server's log says more",
+    Outage.FORBIDDEN: "Redis forbids this, or was not given its scripts yet; the server's log says more",
 }
 _RETRY_AFTER_S = 2
 _QUOTA_RETRY_AFTER_S = 30  # jobs take minutes
@@ -131,7 +137,8 @@ def add_handlers(app: FastAPI) -> None:
             case IllegalTransition():
                 return ApiProblem(409, "illegal_transition", str(error))
             case _:
-                return unavailable()
+                assert isinstance(error, StoreUnavailable)
+                return unavailable(error)
 
     async def answer(_: Request, error: Exception) -> StrictJSONResponse:
         return problem_response(as_problem(error))
@@ -151,9 +158,10 @@ def add_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, answer)
 
 
-def unavailable() -> ApiProblem:
+def unavailable(error: StoreUnavailable) -> ApiProblem:
+    """Redis's own words, which name its address, stay out of it."""
     headers = {"retry-after": str(_RETRY_AFTER_S)}
-    return ApiProblem(503, "store_unavailable", "Redis does not answer; try again shortly", headers=headers)
+    return ApiProblem(503, "store_unavailable", _OUTAGES[error.outage], headers=headers)
 
 
 class RequestContext:

@@ -18,22 +18,22 @@ class Readiness:
         self._store = store
         self._lock = threading.Lock()
         self._asked_at = float("-inf")  # monotonic seconds
-        self._reason: str | None = "Redis was not asked yet"
+        self._trouble: StoreUnavailable | None = StoreUnavailable("Redis was not asked yet")
 
     def check(self) -> None:
         """Raises StoreUnavailable."""
         if time.monotonic() - self._asked_at > FRESH_S and self._lock.acquire(blocking=False):
             try:
-                self._reason = self._ask()
+                self._trouble = self._ask()
                 self._asked_at = time.monotonic()
             finally:
                 self._lock.release()
-        if self._reason is not None:
-            raise StoreUnavailable(self._reason)
+        if (trouble := self._trouble) is not None:
+            raise StoreUnavailable(str(trouble), trouble.outage)
 
-    def _ask(self) -> str | None:
+    def _ask(self) -> StoreUnavailable | None:
         try:
             self._store.next_queued()
         except StoreUnavailable as error:
-            return str(error)
+            return error
         return None

@@ -73,7 +73,7 @@ def scopes(session: Session) -> str:
 def problem(error: ApiError) -> str:
     """A line for a person."""
     if isinstance(error, Unavailable):
-        return "The server's Redis does not answer now. This goes on by itself when it is back."
+        return f"{error.message[:1].upper()}{error.message[1:]}."
     if isinstance(error, PermissionDenied):
         return f"This key may not do that: {error.message}"
     return error.message
