@@ -17,6 +17,7 @@ from services.dashboard.exports import csv_text
 from services.dashboard.figures import figure
 from services.dashboard.frame import failed, frame, session_of
 from services.dashboard.sessions import Session
+from services.dashboard.watch import trains_reward
 
 MOST = 8  # as many as there are colours
 OFFERED = 50
@@ -29,15 +30,20 @@ async def page(request: Request, ids: str = "") -> Any:
     with frame(session, "Compare", "/compare"):
         try:
             offered = (await session.client.jobs(limit=OFFERED))["data"]
-            found = await session.client.compare(wanted) if wanted else None
             details = await asyncio.gather(*(session.client.job(job_id) for job_id in wanted))
-            fronts = await asyncio.gather(*(session.client.front(job_id) for job_id in wanted))
+            without = [job["name"] for job in details if trains_reward(job["spec"])]
+            shown = [] if without else wanted
+            found = await session.client.compare(shown) if shown else None
+            fronts = await asyncio.gather(*(session.client.front(job_id) for job_id in shown))
         except ApiError as error:
             return await failed(session, error)
         Tag("h1", "Compare jobs")
         _Choose(offered, wanted)
+        for name in without:
+            with Tag("section", "", "card", role="note"):
+                text(f"{name} trains a reward model, which has no front to compare: take it out above.", tag="p")
         if found is not None:
-            growths = {job: front["hypervolume_by_step"] for job, front in zip(wanted, fronts, strict=True)}
+            growths = {job: front["hypervolume_by_step"] for job, front in zip(shown, fronts, strict=True)}
             _Plots(found, growths)
             await _tree(session, details)
     return None

@@ -9,7 +9,7 @@ from fastapi import Request
 from services.client import ApiError
 from services.dashboard.elements import Tag
 from services.dashboard.frame import failed, frame, session_of
-from services.dashboard.job_charts import HealthPanel, ObjectivesPanel, WeightsPanel
+from services.dashboard.job_charts import HealthPanel, ObjectivesPanel, TrainingPanel, WeightsPanel
 from services.dashboard.job_front import FrontPanel
 from services.dashboard.job_head import HeadPanel
 from services.dashboard.job_log import EventsPanel, SpecPanel
@@ -20,6 +20,7 @@ from services.dashboard.watch import JobWatch, News
 
 ALL: News = frozenset({"job", "steps", "events", "front", "steering", "checkpoints", "connection"})
 _SECTIONS = ("Objectives", "Weights", "Front", "Steering", "Rollouts", "Health", "Log", "Spec")
+_REWARD_SECTIONS = ("Training", "Log", "Spec")
 
 
 async def page(request: Request, job_id: str) -> Any:
@@ -57,6 +58,10 @@ async def page(request: Request, job_id: str) -> Any:
 
 
 def _build(shared: JobPage) -> list[Panel]:
+    if shared.watch.trains_reward:
+        head = HeadPanel(shared, _REWARD_SECTIONS)
+        with Tag("div", "", "job-main"):
+            return [head, TrainingPanel(shared), EventsPanel(shared), SpecPanel(shared)]
     head = HeadPanel(shared, _SECTIONS)
     with Tag("div", "", "job-grid"):
         with Tag("div", "", "job-main"):

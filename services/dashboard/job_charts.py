@@ -113,6 +113,7 @@ _FIGURES: tuple[tuple[str, str, str], ...] = (
     ("grad_norm", "Gradient norm", ""),
     ("loss", "Loss", ""),
 )
+_TRAINING_FIGURES = (("loss", "Loss"), ("grad_norm", "Gradient norm"), ("lr", "Learning rate"))
 
 
 class HealthPanel:
@@ -147,7 +148,7 @@ class HealthPanel:
     async def update(self, news: News) -> None:
         page = self.page
         if "job" in news or "steps" in news:
-            self._words.set_text(self._said())
+            self._words.set_text(_said(page))
         if "steps" not in news:
             return
         for column, chart in self._charts.items():
@@ -158,17 +159,42 @@ class HealthPanel:
         self._zero.change(loading=False)
         self._time.change(loading=False)
 
-    def _said(self) -> str:
-        """Of the parts that serve the job the API tells no more than its state and stage."""
-        job, seconds = self.page.watch.job, self.page.latest("time.step")
-        stage = job["progress"].get("stage")
-        words = {
-            "running": f"The driver holds the job, at the stage '{stage}'." if stage else "The driver holds the job.",
-            "starting": "Engines and reward models are being placed and started.",
-            "queued": "No driver works on it: it waits for a worker.",
-            "paused": "No driver works on it: it is paused.",
-        }.get(job["status"], f"The job is {job['status']}.")
-        restarts = f" It was started anew {job['attempts']} times." if job["attempts"] > 1 else ""
-        return f"{words}{restarts}" + (
-            f" The last step took {span(seconds) if seconds >= 1 else f'{1000 * seconds:.0f} ms'}." if seconds else ""
-        )
+
+class TrainingPanel:
+    """Of a job that trains a reward model: how well it learns. What came of it are its last event and its report."""
+
+    def __init__(self, page: JobPage) -> None:
+        self.page = page
+        self._charts: dict[str, Chart] = {}
+        with section("Training", "of a reward model; how well it predicts stands in the report when it has ended"):
+            self._words = text("", "muted", "p")
+            with Tag("div", "", "small-charts"):
+                for i, (column, title) in enumerate(_TRAINING_FIGURES):
+                    option = charts.line(column, hue=charts.colour(i))
+                    self._charts[column] = Chart(title, option, label=f"{title} by step", height=150, loading=True)
+
+    async def update(self, news: News) -> None:
+        page = self.page
+        if "job" in news or "steps" in news:
+            self._words.set_text(_said(page))
+        if "steps" not in news:
+            return
+        for column, chart in self._charts.items():
+            page.grow(chart, [column])
+            chart.change(loading=False, note=figure(page.latest(column)))
+
+
+def _said(page: JobPage) -> str:
+    """Of the parts that serve the job the API tells no more than its state and stage."""
+    job, seconds = page.watch.job, page.latest("time.step")
+    stage = job["progress"].get("stage")
+    words = {
+        "running": f"The driver holds the job, at the stage '{stage}'." if stage else "The driver holds the job.",
+        "starting": "Engines and reward models are being placed and started.",
+        "queued": "No driver works on it: it waits for a worker.",
+        "paused": "No driver works on it: it is paused.",
+    }.get(job["status"], f"The job is {job['status']}.")
+    restarts = f" It was started anew {job['attempts']} times." if job["attempts"] > 1 else ""
+    return f"{words}{restarts}" + (
+        f" The last step took {span(seconds) if seconds >= 1 else f'{1000 * seconds:.0f} ms'}." if seconds else ""
+    )

@@ -32,6 +32,7 @@ class HeadPanel:
         self.page = page
         page.ask_fork = self.ask_fork
         job, may = page.watch.job, page.session.may
+        self._may_fork = may("submit") and not page.watch.trains_reward
         with Tag("div", "", "job-head") as head:
             with Tag("div", "", "job-head-in"):
                 with Tag("div", "", "job-line"):
@@ -42,7 +43,7 @@ class HeadPanel:
                         self._pause = Button("Pause", self._ask_pause) if may("submit") else None
                         self._resume = Button("Resume", self._do_resume, "main") if may("submit") else None
                         Button("Checkpoints", self._show_checkpoints)
-                        self._fork = Button("Fork", lambda: self.ask_fork()) if may("submit") else None
+                        self._fork = Button("Fork", lambda: self.ask_fork()) if self._may_fork else None
                         self._report = Button("Report", self._save_report)
                         self._cancel = Button("Cancel job", self._ask_cancel, "danger") if may("submit") else None
                 with Tag("div", "", "job-facts"):
@@ -85,7 +86,7 @@ class HeadPanel:
                 f"hypervolume {figure(front['hypervolume'])}" + (f" ({gain} to the base)" if gain else "")
             )
         else:
-            self._volume.set_text("no evaluation yet")
+            self._volume.set_text("" if watch.trains_reward else "no evaluation yet")
         self._engines.set_text("" if status in FINAL else engines_told(job["progress"].get("engines")))
         self._bar.style(f"width: {100 * min(1.0, step / total) if total else 0:.1f}%")
         if watch.trouble:
@@ -174,8 +175,9 @@ class HeadPanel:
             await self.ask_fork(int(step))
 
         with _dialog("Checkpoints that are kept") as dialog:
-            text("The newest, and those on the front. A pause with a save writes one more.", "muted", "p")
-            forks: dict[str, Any] = {"pick": "Fork", "on_pick": pick} if self.page.session.may("submit") else {}
+            kept = "The newest." if self.page.watch.trains_reward else "The newest, and those on the front."
+            text(f"{kept} A pause with a save writes one more.", "muted", "p")
+            forks: dict[str, Any] = {"pick": "Fork", "on_pick": pick} if self._may_fork else {}
             Table(columns, caption="Checkpoints", rows=rows, empty="None yet.", **forks)
             with Tag("div", "", "dialog-buttons"):
                 Button("Close", dialog.close, autofocus=True)

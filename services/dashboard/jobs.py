@@ -10,9 +10,9 @@ from typing import Any
 from fastapi import Request
 from nicegui import ui
 
-from services.client import ApiError, AuthenticationError
+from services.client import ApiError, AuthenticationError, Conflict
 from services.client.flows import FINAL
-from services.client.types import Front, Job
+from services.client.types import Job
 from services.dashboard.elements import Button, Choice, Field, Table, Tag, text
 from services.dashboard.exports import csv_text
 from services.dashboard.figures import span
@@ -25,6 +25,7 @@ POLL_S = 2.0
 PAGE = 25
 SPARK_STEPS = 100  # the newest
 _STATES = ("running", "queued", "paused", "succeeded", "failed", "cancelled")
+_NO_DETAILS: dict[str, Any] = {"total": None, "objectives": [], "hypervolume": None, "weights": []}
 _COLUMNS: list[dict[str, Any]] = [
     {"key": "job", "label": "Job", "kind": "link"},
     {"key": "status", "label": "State", "kind": "status"},
@@ -59,7 +60,12 @@ class JobList:
         state = (job["status"], job["step"])
         known = self._details.get(job["id"])
         if known is None or known[0] != state:
-            known = self._details[job["id"]] = (state, await self._details_of(job))
+            try:
+                known = self._details[job["id"]] = (state, await self._details_of(job))
+            except AuthenticationError:
+                raise
+            except ApiError:  # this row has the details that were known, if any, and is asked for again
+                known = known or (state, _NO_DETAILS)
         step, total = job["step"], job["total_steps"] or known[1]["total"]
         left = job["progress"].get("eta_s") if job["status"] not in FINAL else None
         words = f"{step:,} of {total:,}" if total else f"{step:,}"
@@ -80,8 +86,8 @@ class JobList:
 
     async def _details_of(self, job: Job) -> dict[str, Any]:
         client, step = self._session.client, job["step"]
-        front, steps = await asyncio.gather(
-            client.front(job["id"]),
+        hypervolume, steps = await asyncio.gather(
+            self._hypervolume(job["id"]),
             client.metrics(job["id"], after=max(0, step - SPARK_STEPS), names=("objectives", "weights")),
         )
         columns, newest = Columns(), {}
@@ -97,16 +103,19 @@ class JobList:
         return {
             "total": total,
             "objectives": [{"name": n, "values": [row[i + 1] for row in drawn]} for i, n in enumerate(names)],
-            "hypervolume": _hypervolume(front),
+            "hypervolume": hypervolume,
             "weights": [
                 {"name": name, "weight": weight}
                 for name, weight in (newest.get("weights") or {}).get("applied", {}).items()
             ],
         }
 
-
-def _hypervolume(front: Front) -> float | None:
-    return front["hypervolume"]
+    async def _hypervolume(self, job_id: str) -> float | None:
+        """None also of a job that trains a reward model."""
+        try:
+            return (await self._session.client.front(job_id))["hypervolume"]
+        except Conflict:
+            return None
 
 
 async def page(request: Request) -> Any:

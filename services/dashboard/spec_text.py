@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from orchestrator import spec_yaml
-from orchestrator.spec import parse_spec
+from orchestrator.spec import check_new, parse_job
 from orchestrator.spec_errors import SpecError
 
 MAX_CHARS = 64 << 10
@@ -49,7 +49,7 @@ def read(text: str) -> dict[str, Any]:
 
 def checked(text: str) -> dict[str, Any]:
     """The document to submit, as the command line reads it. Raises BadText or SpecError."""
-    resolved: dict[str, Any] = parse_spec(read(text)).model_dump(mode="json")
+    resolved: dict[str, Any] = check_new(parse_job(read(text))).model_dump(mode="json")
     return resolved
 
 

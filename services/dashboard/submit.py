@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -18,6 +19,7 @@ from services.dashboard.elements import Button, Choice, Field, Tag, text
 from services.dashboard.frame import failed, frame, problem, session_of
 from services.dashboard.sessions import Session
 from services.dashboard.spec_text import BadText, SpecError
+from services.dashboard.watch import trains_reward
 
 Problems = list[tuple[str, str, int]]  # path, message, line
 _FORM: tuple[tuple[str, str], ...] = (
@@ -25,6 +27,12 @@ _FORM: tuple[tuple[str, str], ...] = (
     ("steps", "Steps"),
     ("policy.model", "Policy"),
     ("optimizer.lr", "Learning rate"),
+)
+_REWARD_FORM: tuple[tuple[str, str], ...] = (
+    ("name", "Name"),
+    ("training.epochs", "Epochs"),
+    ("training.model", "Backbone"),
+    ("training.lr", "Learning rate"),
 )
 _RULES = (("weighting.name", "Weighting", "weighting"), ("estimator.name", "Advantages", "estimator"))
 
@@ -108,14 +116,15 @@ class SubmitForm:
             for i, found in enumerate(objectives if isinstance(objectives, list) else [])
             if isinstance(found, dict)
         ][:31]
-        shown = [*_FORM, *weights]
-        if self._shape != weights or not self._fields:
-            self._shape = weights
-            self._build_form(shown)
+        is_reward = trains_reward(document)
+        shown = [*_REWARD_FORM] if is_reward else [*_FORM, *weights]
+        if self._shape != shown:
+            self._shape = shown
+            self._build_form(shown, () if is_reward else _RULES)
         for path, _ in shown:
             value = spec_text.value_at(document, path.split("."))
             self._tell(path, "" if value is None else str(value))
-        for path, _, kind in _RULES:
+        for path, _, kind in () if is_reward else _RULES:
             now = str(spec_text.value_at(document, path.split(".")) or "")
             offered = {} if now else {"": "the default"}
             names = dict.fromkeys([*([now] if now else []), *self._rules[kind]])
@@ -127,7 +136,7 @@ class SubmitForm:
             self._known[path] = value
             self._fields[path].set(value)
 
-    def _build_form(self, shown: list[tuple[str, str]]) -> None:
+    def _build_form(self, shown: Sequence[tuple[str, str]], rules: Sequence[tuple[str, str, str]]) -> None:
         self._form.clear()
         self._fields, self._choices, self._known = {}, {}, {}
         with self._form:
@@ -135,7 +144,7 @@ class SubmitForm:
                 self._fields[path] = Field(
                     label, on_change=lambda path=path: self._write(path, self._fields[path].value)
                 )
-            for path, label, _ in _RULES:
+            for path, label, _ in rules:
                 write = lambda value, path=path: self._write(path, value)  # noqa: E731
                 self._choices[path] = Choice(label, {}, "", write)
 
@@ -239,18 +248,22 @@ class SubmitForm:
 def show_plan(plan: Plan) -> None:
     """What would run."""
     spec = plan["spec"]
+    if trains_reward(spec):
+        Tag("h3", "Nothing is wrong with it. It would train:")
+        _facts(_training_facts(spec["training"]))
+        _whole(spec)
+        return
     Tag("h3", "Nothing is wrong with it. It would run:")
-    with Tag("dl", "", "facts"):
-        for term, told in (
-            ("steps", f"{spec['steps']:,}"),
-            ("rollouts a step", f"{plan['rollouts_per_step']:,}"),
-            ("rollouts in all", f"{plan['rollouts']:,}"),
-            ("evaluations", f"{plan['evaluations']:,}"),
-            ("objectives", ", ".join(objective["name"] for objective in spec["objectives"])),
-            ("weighting", spec["weighting"]["name"]),
-        ):
-            Tag("dt", term)
-            text(told, tag="dd")
+    _facts(
+        {
+            "steps": f"{spec['steps']:,}",
+            "rollouts a step": f"{plan['rollouts_per_step']:,}",
+            "rollouts in all": f"{plan['rollouts']:,}",
+            "evaluations": f"{plan['evaluations']:,}",
+            "objectives": ", ".join(objective["name"] for objective in spec["objectives"]),
+            "weighting": spec["weighting"]["name"],
+        }
+    )
     if plan.get("doubts"):
         Tag("h4", "Is this meant?")
         with Tag("ul"):
@@ -258,9 +271,31 @@ def show_plan(plan: Plan) -> None:
                 with Tag("li"):
                     text(doubt["param"], tag="code")
                     text(f": {doubt['message']}")
+    _whole(spec)
+
+
+def _training_facts(training: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "backbone": training["model"],
+        "objective": training["objective"],
+        "heads": ", ".join(head["name"] for head in training["heads"]) or "one score",
+        "epochs": f"{training['epochs']:,}",
+        "train": ", ".join(training["train"]),
+        "validation": ", ".join(training["validation"]) or "none",
+    }
+
+
+def _facts(facts: Mapping[str, str]) -> None:
+    with Tag("dl", "", "facts"):
+        for term, told in facts.items():
+            Tag("dt", term)
+            text(told, tag="dd")
+
+
+def _whole(spec: Mapping[str, Any]) -> None:
     with Tag("details", "", ""):
         Tag("summary", "The whole spec, every default written out")
-        text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=100), "spec", "pre").attributes(
+        text(yaml.safe_dump(dict(spec), sort_keys=False, allow_unicode=True, width=100), "spec", "pre").attributes(
             tabindex="0"
         )
 
@@ -277,7 +312,7 @@ def parted(error: ApiError) -> list[tuple[str, str]]:
 
 def _scalar(typed: str, path: str) -> str | float | int:
     """A number where the field has one; what isn't is written as it is, and refused where it is checked."""
-    if path in ("name", "policy.model") or path.endswith(".name"):
+    if path in ("name", "policy.model", "training.model") or path.endswith(".name"):
         return typed
     for kind in (int, float):
         try:

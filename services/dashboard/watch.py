@@ -98,7 +98,12 @@ class JobWatch:
 
     @property
     def objectives(self) -> list[str]:
-        return [objective["name"] for objective in self.job["spec"]["objectives"]]
+        return [objective["name"] for objective in self.job["spec"].get("objectives", ())]
+
+    @property
+    def trains_reward(self) -> bool:
+        """A job with neither objectives nor a front, rollouts or a steering."""
+        return trains_reward(self.job["spec"])
 
     @property
     def is_over(self) -> bool:
@@ -185,12 +190,14 @@ class JobWatch:
             self.job = await self._client.job(self.job_id)
             news |= {"job"}
         wanted, self._wanted = self._wanted | news, set()
+        if self.trains_reward:
+            wanted -= {"front", "steering"}
         if "front" in wanted:
             self.front = await self._client.front(self.job_id)
         if "checkpoints" in wanted:
             self.checkpoints = (await self._client.checkpoints(self.job_id))["data"]
         late = "steps" in news and time.monotonic() - self._steering_read_at > STEERING_S
-        if "steering" in wanted or late:
+        if "steering" in wanted or (late and not self.trains_reward):
             self._steering_read_at = time.monotonic()
             found = await self._client.steering(self.job_id, log_limit=50)
             if found != self.steering:
@@ -242,6 +249,10 @@ class JobWatch:
 
 
 _running: set[JobWatch] = set()
+
+
+def trains_reward(spec: Mapping[str, Any]) -> bool:
+    return spec.get("kind") == "reward_model"
 
 
 def pause_s(watches: int) -> float:
