@@ -105,6 +105,12 @@ class FakeApi:
         await self._called("submit")
         return {"id": "job-2"}
 
+    async def pause(self, _: str, **__: Any) -> None:
+        await self._called("pause")
+
+    async def cancel(self, _: str) -> None:
+        await self._called("cancel")
+
     async def aclose(self) -> None:
         await self._called("aclose")
 
@@ -171,9 +177,14 @@ def is_enabled(one: Button) -> bool:
 
 async def press(one: Button, times: int = 1) -> None:
     """As fast as a hand can: every click has left the browser before it hears what came of the first."""
+
+    async def answered(waiting: Any) -> None:
+        with one.client:
+            await waiting
+
     handlers: list[Any] = [listener.handler for listener in one._event_listeners.values()]
     running = [handler(None) for _ in range(times) for handler in handlers]
-    await asyncio.gather(*(waiting for waiting in running if waiting is not None))
+    await asyncio.gather(*(answered(waiting) for waiting in running if waiting is not None))
 
 
 def notes(client: Client) -> list[str]:

@@ -38,12 +38,26 @@ class Tag(TextElement):
 
 
 class Button(Tag):
-    """A native button. `tone` is main, quiet, or danger."""
+    """A native button. `tone` is main, quiet, or danger. A click while the last one is being answered is no other."""
 
     def __init__(self, text: str, on_click: Handler | None = None, tone: str = "", **attributes: Any) -> None:
         super().__init__("button", text, tone, type="button", **attributes)
+        self._is_busy = False
+
+        def clicked(_: GenericEventArguments) -> Awaitable[None] | None:
+            if self._is_busy or on_click is None or (waiting := on_click()) is None:
+                return None
+            self._is_busy = True
+            return self._answered(waiting)
+
         if on_click is not None:
-            self.on("click", lambda _: on_click(), args=[])
+            self.on("click", clicked, args=[])
+
+    async def _answered(self, waiting: Awaitable[None]) -> None:
+        try:
+            await waiting
+        finally:
+            self._is_busy = False
 
     def enable(self, is_enabled: bool, why: str = "") -> None:
         """`why` not: shown on hovering, and read out."""

@@ -70,10 +70,18 @@ def scopes(session: Session) -> str:
     return ", ".join({"read": "read", "submit": "submit", "steer": "steer"}[scope] for scope in session.key["scopes"])
 
 
-def problem(error: ApiError) -> str:
-    """A line for a person."""
+# What follows where the server is away: of what is asked for again by itself, of what a person asks for, and so on.
+BY_ITSELF = "This goes on by itself when it is back."
+AGAIN = "Ask again when it is back."
+MAYBE_DONE = "It may have been done or not: look when it is back, and ask again if it was not."
+ONE_JOB = "Ask again when it is back: it stays one job, even if this one was taken."
+
+
+def problem(error: ApiError, then: str = AGAIN) -> str:
+    """A line for a person. `then`: one of the above."""
     if isinstance(error, Unavailable):
-        return f"{error.message[:1].upper()}{error.message[1:]}."
+        told = error.message.removesuffix("; try again shortly")
+        return f"{told[:1].upper()}{told[1:]}. {then}"
     if isinstance(error, PermissionDenied):
         return f"This key may not do that: {error.message}"
     return error.message
@@ -86,20 +94,22 @@ async def failed(session: Session, error: ApiError) -> Any:
         return RedirectResponse("/signin?signed_out=1", 303)
     with Tag("section", "", "card notice", role="alert"):
         Tag("h1", "Not found" if error.status == 404 else "This could not be read")
-        text(problem(error), tag="p")
+        text(problem(error, "Load this page again when it is back."), tag="p")
         Tag("a", "Back to the jobs", "button", href="/")
     return None
 
 
-async def attempt(session: Session, action: Callable[[], Awaitable[Any]], done: str = "") -> Any:
-    """An action that a person asked for. Says how it went; None where it was refused."""
+async def attempt(
+    session: Session, action: Callable[[], Awaitable[Any]], done: str = "", *, then: str = MAYBE_DONE
+) -> Any:
+    """An action that a person asked for. Says how it went, `then` where it is not known; None where it was refused."""
     try:
         found = await action()
     except ApiError as error:
         if isinstance(error, AuthenticationError):
             await session.end()
         else:
-            say(problem(error), "bad")
+            say(problem(error, then), "bad")
         return None
     if done:
         say(done, "good")

@@ -11,7 +11,8 @@ from nicegui import ui
 from services.client.flows import FINAL
 from services.dashboard.elements import Button, Choice, Field, Simplex, Table, Tag, say, text
 from services.dashboard.figures import change, figure, span
-from services.dashboard.frame import attempt
+from services.dashboard.frame import AGAIN, ONE_JOB, attempt
+from services.dashboard.once import Once
 from services.dashboard.panels import JobPage
 from services.dashboard.watch import News
 
@@ -188,24 +189,32 @@ class HeadPanel:
         page, watch = self.page, self.page.watch
         steering = watch.steering
         weights = dict(steering["weights"]) if steering else {name: 1 / len(page.names) for name in page.names}
-        edited = {"weights": weights}
+        edited, once = {"weights": weights}, Once()
         kept = {str(found["step"]): f"step {found['step']}" for found in watch.checkpoints}
         offered = {"best": "the front's best by the weights now", "latest": "the newest"} | kept
 
         def edit(now: dict[str, Any]) -> None:
             edited["weights"] = now["weights"]
 
-        async def fork() -> None:
+        async def start_fork() -> None:
             chosen: Any = start.value if start.value in ("best", "latest") else int(start.value)
+            wanted: dict[str, Any] = {
+                "checkpoint": chosen,
+                "weights": edited["weights"],
+                "name": name.value.strip() or None,
+            }
+            go.set_text("Copying the checkpoint")
+            go.enable(False, "the fork is being made")
+            fork = page.session.client.fork
             made = await attempt(
-                page.session,
-                lambda: page.session.client.fork(
-                    watch.job_id, checkpoint=chosen, weights=edited["weights"], name=name.value.strip() or None
-                ),
+                page.session, lambda: fork(watch.job_id, **wanted, idempotency_key=once.key(wanted)), then=ONE_JOB
             )
             if made is not None:
                 dialog.close()
                 page.client.open(f"/jobs/{made['data'][0]['id']}")
+                return
+            go.set_text("Start the fork")
+            go.enable(True)
 
         with _dialog("Fork: a new job from a checkpoint") as dialog:
             start = Choice("From", offered, str(step) if str(step) in kept else "best")
@@ -215,12 +224,13 @@ class HeadPanel:
             Simplex(page.names, edit, weights=weights, bounds=unbound).classes("no-bounds")
             with Tag("div", "", "dialog-buttons"):
                 Button("Close", dialog.close)
-                Button("Start the fork", fork, "main")
+                go = Button("Start the fork", start_fork, "main")
         dialog.open()
 
     async def _save_report(self) -> None:
         watch = self.page.watch
-        report = await attempt(self.page.session, lambda: self.page.session.client.report(watch.job_id))
+        client = self.page.session.client
+        report = await attempt(self.page.session, lambda: client.report(watch.job_id), then=AGAIN)
         if report is not None:
             ui.download.content(report, f"{watch.job_id}-report.html", "text/html")
             say("The report is one file that needs no network.", "good")

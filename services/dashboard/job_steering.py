@@ -14,7 +14,7 @@ from services.client import ApiError, AuthenticationError, StaleVersion
 from services.client.types import Preview, Steering
 from services.dashboard.elements import Button, Field, Moment, Simplex, Tag, say, text
 from services.dashboard.figures import figure, percent
-from services.dashboard.frame import problem
+from services.dashboard.frame import MAYBE_DONE, problem
 from services.dashboard.panels import JobPage, section
 from services.dashboard.steering_edit import Edit, changed, mix, mode_name
 from services.dashboard.watch import News
@@ -284,7 +284,7 @@ class SteeringPanel:
             await self.page.session.end()
             return
         except ApiError as error:
-            self._state, self._told = "failed", f"Refused: {problem(error)}"
+            self._state, self._told = "failed", f"Refused: {problem(error, MAYBE_DONE)}"
         else:
             self._edit = None
             self._preview.clear()

@@ -16,7 +16,7 @@ from services.client.types import Job
 from services.dashboard.elements import Button, Choice, Field, Table, Tag, text
 from services.dashboard.exports import csv_text
 from services.dashboard.figures import span
-from services.dashboard.frame import failed, frame, problem, session_of
+from services.dashboard.frame import BY_ITSELF, failed, frame, problem, session_of
 from services.dashboard.series import Columns, rows
 from services.dashboard.sessions import Session
 from services.dashboard.watch import figures
@@ -169,7 +169,7 @@ class JobsPage:
             await self._session.end()
             return
         except ApiError as error:
-            self._banner.set_text(problem(error))
+            self._banner.set_text(problem(error, BY_ITSELF))
             return
         if mine < self._newest:  # of another filter, and late
             return

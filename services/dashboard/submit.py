@@ -16,7 +16,8 @@ from services.client import ApiError, AuthenticationError
 from services.client.types import Plan
 from services.dashboard import spec_text
 from services.dashboard.elements import Button, Choice, Field, Tag, text
-from services.dashboard.frame import failed, frame, problem, session_of
+from services.dashboard.frame import AGAIN, ONE_JOB, failed, frame, problem, session_of
+from services.dashboard.once import Once
 from services.dashboard.sessions import Session
 from services.dashboard.spec_text import BadText, SpecError
 from services.dashboard.watch import trains_reward
@@ -76,6 +77,7 @@ class SubmitForm:
         self._fields: dict[str, Field] = {}
         self._choices: dict[str, Choice] = {}
         self._known: dict[str, str] = {}  # what the text says, by path
+        self._once = Once()
         with Tag("div", "", "title-row"):
             Tag("h1", "Submit a job")
             self._banner = text("", "banner").attributes(role="status")
@@ -189,33 +191,40 @@ class SubmitForm:
         try:
             plan = await self._session.client.plan(document)
         except ApiError as error:
-            await self._refused(error)
+            await self._refused(error, AGAIN)
             return
         with self._result:
             show_plan(plan)
 
     async def _do_submit(self) -> None:
+        """The button stays off where it was taken: the page leaves for the job's."""
+        self._submit.enable(False, "it is being sent")
+        is_taken = False
+        try:
+            is_taken = await self._submitted()
+        finally:
+            self._submit.enable(not is_taken, "it is submitted")
+
+    async def _submitted(self) -> bool:
         document = await self._checked()
         if document is None:
-            return
-        self._submit.enable(False, "it is being sent")
+            return False
         try:
-            job = await self._session.client.submit(document)
+            job = await self._session.client.submit(document, idempotency_key=self._once.key(document))
         except ApiError as error:
-            await self._refused(error)
-        else:
-            self._client.open(f"/jobs/{job['id']}")
-        finally:
-            self._submit.enable(True)
+            await self._refused(error, ONE_JOB)
+            return False
+        self._client.open(f"/jobs/{job['id']}")
+        return True
 
-    async def _refused(self, error: ApiError) -> None:
+    async def _refused(self, error: ApiError, then: str) -> None:
         if isinstance(error, AuthenticationError):
             await self._session.end()
         elif error.code == "invalid_spec":
             source = self._yaml.value
             self._show([(path, said, spec_text.line_of(source, path)) for path, said in parted(error)])
         else:
-            self._show([("", problem(error), 0)])
+            self._show([("", problem(error, then), 0)])
 
     def _show(self, problems: Problems) -> None:
         """In a list whose entries lead to their lines, and at the form's fields."""

@@ -1,0 +1,106 @@
+"""What a person asks for is done once, and said to be done only where it is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from nicegui import Client
+
+from services.client import Unavailable
+from services.dashboard.elements import Field
+from services.dashboard.frame import AGAIN, BY_ITSELF, MAYBE_DONE, ONE_JOB, problem
+from services.dashboard.job_head import HeadPanel
+from services.dashboard.jobs import JobList, JobsPage
+from services.dashboard.submit import SubmitForm, example
+from tests.dashboard_support import button, is_enabled, job_page, notes, on_page, press, texts
+
+AWAY = Unavailable(503, "store_unavailable", "Redis does not answer; try again shortly")
+
+
+def _opened(client: Client) -> list[str]:
+    return [data["path"] for _, kind, data in client.outbox.messages if kind == "open"]
+
+
+def test_two_clicks_on_a_fork_are_one_job() -> None:
+    async def look(session: Any, client: Client) -> None:
+        api = session.client
+        api.kept = [3]
+        head = HeadPanel(await job_page(session, client), ["Front"])
+        await head.ask_fork(3)
+        start = button(client, "Start the fork")
+        api.failing["fork"] = AWAY
+        await press(start, times=2)
+        assert api.asked["fork"] == 1
+        assert is_enabled(start), "it can be asked for again"
+        assert notes(client)[-1].endswith(ONE_JOB)
+        del api.failing["fork"]
+        await press(start)
+        assert api.keys[0] == api.keys[1] != "", "as what may have been taken"
+        assert not is_enabled(start)
+        assert _opened(client) == ["/jobs/job-2"]
+        await press(start)
+        assert api.keys[2] == api.keys[0], "the page has not left yet"
+
+    on_page(look)
+
+
+def test_another_fork_has_another_key() -> None:
+    async def look(session: Any, client: Client) -> None:
+        head = HeadPanel(await job_page(session, client), ["Front"])
+        await head.ask_fork()
+        start = button(client, "Start the fork")
+        await press(start)
+        name = [found for found in client.elements.values() if isinstance(found, Field)][-1]
+        name.value = "another"
+        await press(start)
+        await head.ask_fork()
+        await press(button(client, "Start the fork"))
+        assert len(set(session.client.keys)) == 3
+
+    on_page(look)
+
+
+def test_two_clicks_on_submit_are_one_job() -> None:
+    async def look(session: Any, client: Client) -> None:
+        api = session.client
+        form = SubmitForm(session, client, example("quickstart"), {"weighting": ["fixed"], "estimator": ["grpo"]})
+        submit = button(client, "Submit")
+        api.failing["submit"] = AWAY
+        await press(submit, times=2)
+        assert api.asked["submit"] == 1
+        assert is_enabled(submit)
+        assert ONE_JOB in texts(form._result)
+        del api.failing["submit"]
+        await press(submit)
+        assert api.keys[0] == api.keys[1] != ""
+        assert _opened(client) == ["/jobs/job-2"]
+        assert not is_enabled(submit), "until the page leaves"
+        form._write("steps", "7")
+        await form._do_submit()
+        assert api.keys[2] != api.keys[1]
+
+    on_page(look)
+
+
+@pytest.mark.parametrize(("name", "call"), [("Save and pause", "pause"), ("Cancel the job", "cancel")])
+def test_what_may_not_have_been_done_is_not_said_to_go_on_by_itself(name: str, call: str) -> None:
+    async def look(session: Any, client: Client) -> None:
+        session.client.failing[call] = AWAY
+        HeadPanel(await job_page(session, client), ["Front"])
+        await press(button(client, {"pause": "Pause", "cancel": "Cancel job"}[call]))
+        await press(button(client, name))
+        assert notes(client) == [f"Redis does not answer. {MAYBE_DONE}"]
+
+    on_page(look)
+
+
+def test_a_list_that_is_read_again_by_itself_says_so() -> None:
+    async def look(session: Any, client: Client) -> None:
+        session.client.failing["jobs"] = AWAY
+        shown = JobsPage(session, JobList(session), [])
+        await shown.refresh()
+        assert BY_ITSELF in texts(client.content)
+
+    on_page(look)
+    assert problem(AWAY) == f"Redis does not answer. {AGAIN}"
