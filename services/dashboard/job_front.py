@@ -20,6 +20,7 @@ class FrontPanel:
     def __init__(self, page: JobPage) -> None:
         self.page = page
         self._chosen: int | None = None
+        self._detailed: tuple[Any, Any] = (None, None)  # the point whose detail is shown, and its checkpoint
         names = page.names
         pairs = {f"{x}|{y}": f"{x} and {y}" for x, y in charts.pairs(names)}
         self._pair: tuple[str, str] = charts.pairs(names)[0] if len(names) > 1 else (names[0], names[0])
@@ -78,7 +79,9 @@ class FrontPanel:
     async def update(self, news: News) -> None:
         if "front" in news:
             self._draw()
-        elif "checkpoints" in news and self._chosen is not None:
+        elif "checkpoints" in news:
+            self._fill_table(self._points())
+        if news & {"front", "checkpoints"}:
             self._show_detail()
 
     def _points(self) -> list[Any]:
@@ -159,11 +162,14 @@ class FrontPanel:
 
     def _show_detail(self) -> None:
         """The chosen point: its figures, its tests, its checkpoint, and a way on from there."""
-        self._detail.clear()
         point = next((point for point in self._points() if point["step"] == self._chosen), None)
+        kept = next((found for found in self.page.watch.checkpoints if found["step"] == self._chosen), None)
+        if (point, kept) == self._detailed:
+            return
+        self._detailed = (point, kept)
+        self._detail.clear()
         if point is None:
             return
-        kept = next((found for found in self.page.watch.checkpoints if found["step"] == self._chosen), None)
         with self._detail, Tag("div", "", "card chosen-point"):
             with Tag("div", "", "section-head"):
                 Tag("h3", f"Step {point['step']:,}")

@@ -191,6 +191,9 @@ class HeadPanel:
         weights = dict(steering["weights"]) if steering else {name: 1 / len(page.names) for name in page.names}
         edited, once = {"weights": weights}, Once()
         kept = {str(found["step"]): f"step {found['step']}" for found in watch.checkpoints}
+        if step is not None and str(step) not in kept:
+            say(f"The checkpoint of step {step:,} is no longer kept. Choose another one.", "bad")
+            return
         offered = {"best": "the front's best by the weights now", "latest": "the newest"} | kept
 
         def edit(now: dict[str, Any]) -> None:
@@ -217,7 +220,7 @@ class HeadPanel:
             go.enable(True)
 
         with _dialog("Fork: a new job from a checkpoint") as dialog:
-            start = Choice("From", offered, str(step) if str(step) in kept else "best")
+            start = Choice("From", offered, "best" if step is None else str(step))
             name = Field("Name", f"{watch.job['name'][:100]} fork", maxlength=120)
             text("Weights it begins with", "choice-label")
             unbound = {objective: [0.0, 1.0] for objective in page.names}

@@ -83,7 +83,7 @@ class JobWatch:
         self._listeners: list[Listener] = []
         self._task: asyncio.Task[None] | None = None
         self._poke = asyncio.Event()
-        self._wanted = {"front", "steering", "checkpoints"}
+        self._wanted: set[Any] = {"front", "steering", "checkpoints"}
         self._steering_read_at = 0.0
 
     @classmethod
@@ -142,6 +142,7 @@ class JobWatch:
     async def _follow(self) -> None:
         alone_since: float | None = None
         while True:
+            self._poke.clear()  # before the look: what is asked for while it lasts may have come too late for it
             try:
                 news = await self._fetch()
                 if self.trouble:
@@ -169,7 +170,6 @@ class JobWatch:
                     self._session.ending.remove(self.stop)
                 return
             resting = self.job["status"] in (*FINAL, "paused")
-            self._poke.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._poke.wait(), REST_POLL_S if resting else pause_s(len(_running)))
 
@@ -182,24 +182,34 @@ class JobWatch:
                 log.exception("a page of %s could not show what is new", self.job_id)
 
     async def _fetch(self) -> set[Any]:
-        """What changed."""
-        news = await self._fetch_events()
-        if await self._fetch_steps():
-            news |= {"steps"}
-        if news or self._wanted & {"job"} or not self.loaded:
+        """What changed. A look that breaks off is told of with the next one."""
+        await self._fetch_events()
+        await self._fetch_steps()
+        wanted, self._wanted = self._wanted, set()
+        try:
+            return await self._fetch_wanted(wanted)
+        except ApiError:
+            self._wanted |= wanted
+            raise
+
+    async def _fetch_wanted(self, wanted: set[Any]) -> set[Any]:
+        news = wanted & {"events", "steps"}
+        if news or "job" in wanted or not self.loaded:
+            kept = self.job["checkpoint_step"]
             self.job = await self._client.job(self.job_id)
             news |= {"job"}
-        wanted, self._wanted = self._wanted | news, set()
+            if self.job["checkpoint_step"] != kept:  # no event tells of one, and it comes after its step
+                wanted |= {"front", "checkpoints"}
         if self.trains_reward:
             wanted -= {"front", "steering"}
         if "front" in wanted:
             self.front = await self._client.front(self.job_id)
         if "checkpoints" in wanted:
             self.checkpoints = (await self._client.checkpoints(self.job_id))["data"]
-        late = "steps" in news and time.monotonic() - self._steering_read_at > STEERING_S
+        late = not self.is_over and time.monotonic() - self._steering_read_at > STEERING_S
         if "steering" in wanted or (late and not self.trains_reward):
-            self._steering_read_at = time.monotonic()
             found = await self._client.steering(self.job_id, log_limit=50)
+            self._steering_read_at = time.monotonic()
             if found != self.steering:
                 self.steering = found
                 news |= {"steering"}
@@ -208,20 +218,19 @@ class JobWatch:
             news |= {"job", "steps", "events", "front", "steering", "checkpoints"}
         return news | (wanted & {"front", "checkpoints"})
 
-    async def _fetch_events(self) -> set[Any]:
-        changed: set[Any] = set()
+    async def _fetch_events(self) -> None:
         while True:
             page = await self._client.events(self.job_id, after=self._seen_events, limit=_PAGE)
             for event in page["data"]:
                 self._seen_events = event["seq"]
                 self.events.append(event)
-                changed |= {"events", "job"} | _CHANGES.get(event["type"], set())
+                self._wanted |= {"events", "job"} | _CHANGES.get(event["type"], set())
                 if event["type"] in ("steering.applied", "steering.rejected"):
                     self.steered.append(event)
                 if event["type"] in ("job.claimed", "job.rewound"):
                     self._rewind(event["data"].get("to"))
             if not page["has_more"]:
-                return changed
+                return
 
     def _rewind(self, step: Any) -> None:
         """A claim goes on from a checkpoint: the steps after it are run again."""
@@ -230,21 +239,22 @@ class JobWatch:
             self.evaluations = [found for found in self.evaluations if found["step"] <= step]
             self.generation += 1
 
-    async def _fetch_steps(self) -> bool:
-        before = len(self.columns)
+    async def _fetch_steps(self) -> None:
         while True:
             page = await self._client.metrics(self.job_id, after=self.columns.last, limit=_PAGE)
             for record in page["data"]:
                 self._add(record)
             if not page["has_more"]:
-                return len(self.columns) != before
+                return
             await asyncio.sleep(0)
 
     def _add(self, record: Mapping[str, Any]) -> None:
         step = record["step"]
+        self._wanted |= {"steps"}
         self.columns.append(step, figures(record))
         self.newest_step_at = record.get("at")
         if evaluation := record.get("evaluation"):
+            self._wanted |= {"front", "checkpoints"}  # its event comes before the front that it tells of
             self.evaluations.append({"step": step, "objectives": evaluation.get("objectives") or {}})
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from services.client import Unavailable
 from services.dashboard import watch
 from services.dashboard.watch import JobWatch, pause_s
+from tests.dashboard_support import on_page
 
 
 class FakeClient:
@@ -21,7 +23,7 @@ class FakeClient:
 
     async def job(self, _: str) -> dict[str, Any]:
         self.asked["job"] += 1
-        return {"status": "running", "spec": {"objectives": []}}
+        return {"status": "running", "checkpoint_step": None, "spec": {"objectives": []}}
 
     async def events(self, *_: Any, **__: Any) -> dict[str, Any]:
         self.asked["events"] += 1
@@ -79,6 +81,75 @@ def test_a_change_of_the_steering_that_somebody_else_made_is_seen(monkeypatch: p
         return await found._fetch()
 
     assert "steering" in asyncio.run(look())
+
+
+@pytest.mark.parametrize(("status", "seen"), [("running", True), ("paused", True), ("succeeded", False)])
+def test_it_is_seen_without_a_new_step_too(monkeypatch: pytest.MonkeyPatch, status: str, seen: bool) -> None:
+    monkeypatch.setattr(watch, "STEERING_S", 0.0)
+
+    async def look(session: Any, _: Any) -> None:
+        session.client.moves = False
+        session.client.told["status"] = status
+        found = await JobWatch.of(session, "job-1")
+        await found._fetch()
+        session.client.take({"mode": "manual"}, by="another")
+        assert await found._fetch() == ({"steering"} if seen else set())
+
+    on_page(look)
+
+
+def test_a_look_that_breaks_off_is_told_of_with_the_next() -> None:
+    async def look(session: Any, _: Any) -> None:
+        found, api = await JobWatch.of(session, "job-1"), session.client
+        await found._fetch()
+        api.happened = [{"seq": 1, "type": "evaluated", "data": {"step": 1}}]
+        api.failing["front"] = Unavailable(503, "unavailable", "away")
+        with pytest.raises(Unavailable):
+            await found._fetch()
+        api.failing, api.moves = {}, False
+        assert await found._fetch() == {"events", "steps", "job", "front", "checkpoints"}
+
+    on_page(look)
+
+
+def test_what_is_asked_for_during_a_look_has_a_look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "POLL_S", 60.0)
+
+    async def look(session: Any, _: Any) -> None:
+        found, looks = await JobWatch.of(session, "job-1"), []
+
+        async def listen(news: Any) -> None:
+            looks.append(news)
+            if len(looks) == 1:
+                found.poke()
+
+        found.on_news(listen)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        await found.stop()
+        assert len(looks) == 2
+
+    on_page(look)
+
+
+def test_a_front_and_a_checkpoint_that_come_after_their_event_are_seen() -> None:
+    async def look(session: Any, _: Any) -> None:
+        found, api = await JobWatch.of(session, "job-1"), session.client
+        await found._fetch()
+        api.moves = False
+        api.happened = [{"seq": 1, "type": "evaluated", "data": {"step": 2}}]
+        await found._fetch()
+        api.points = [{"step": 2}]
+        api.moves, api.newest = True, {"evaluation": {"objectives": {}}}
+        assert await found._fetch() >= {"front", "checkpoints"}
+        assert found.front == {**await api.front(""), "points": [{"step": 2}]}
+        api.kept, api.newest = [2], {}
+        api.told["checkpoint_step"] = 2
+        assert await found._fetch() >= {"front", "checkpoints"}
+        assert [kept["step"] for kept in found.checkpoints] == [2]
+        assert await found._fetch() == {"steps", "job"}
+
+    on_page(look)
 
 
 def test_watches_count_while_they_run() -> None:

@@ -1,0 +1,47 @@
+"""The chosen point of the front is shown as it is now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nicegui import Client
+
+from services.dashboard.elements import Choice
+from services.dashboard.job_front import FrontPanel
+from services.dashboard.job_head import HeadPanel
+from tests.dashboard_support import button, buttons, job_page, notes, on_page, texts
+
+
+def _point(step: int, on_front: bool) -> dict[str, Any]:
+    return {"step": step, "objectives": {"accuracy": 0.1, "brevity": 0.2}, "on_front": on_front}
+
+
+def test_a_chosen_point_that_is_dominated_meanwhile_is_told_as_that() -> None:
+    async def look(session: Any, client: Client) -> None:
+        api = session.client
+        api.points, api.kept = [_point(0, False), _point(40, True)], [40]
+        page = await job_page(session, client)
+        head, front = HeadPanel(page, ["Front"]), FrontPanel(page)
+        await front.update(frozenset({"front", "checkpoints"}))
+        front._select(40)
+        fork = button(front._detail, "Fork from step 40")
+        await front.update(frozenset({"front", "checkpoints"}))
+        assert button(front._detail, "Fork from step 40") is fork, "what has not changed is not drawn anew"
+        api.points, api.kept = [_point(0, False), _point(40, False), _point(50, True)], [50]
+        page.watch._wanted |= {"front", "checkpoints"}
+        await front.update(frozenset(await page.watch._fetch()))
+        assert "dominated\n" in texts(front._detail)
+        assert "not kept" in texts(front._detail)
+        assert buttons(front._detail, "Fork from step 40") == []
+        assert [row["kept"] for row in front._table.rows] == [True, False, False]
+        api.kept = []
+        page.watch._wanted |= {"checkpoints"}
+        await front.update(frozenset(await page.watch._fetch()) - {"front"})
+        assert [row["kept"] for row in front._table.rows] == [False, False, False]
+        await front._fork(40)  # by a click that was on its way
+        assert notes(client) == ["The checkpoint of step 40 is no longer kept. Choose another one."]
+        assert [found for found in client.elements.values() if isinstance(found, Choice)] == []
+        await head.ask_fork()
+        assert [found.value for found in client.elements.values() if isinstance(found, Choice)] == ["best"]
+
+    on_page(look)
