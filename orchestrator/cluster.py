@@ -26,7 +26,7 @@ from torch import Tensor
 
 from orchestrator.engines import START_S, Answer, Engine, EngineError, EngineLost, EnginePool
 from orchestrator.errors import ActorLost, LearnerOutOfMemory, ResourcesBusy
-from orchestrator.gang import Gang, members, reserve, role_label
+from orchestrator.gang import Gang, growth_s, members, reserve, role_label
 from orchestrator.kernel_kills import kernel_kills
 from orchestrator.learner_group import LearnerRanks, meet, start_ranks
 from policies.learner import LearnerSettings
@@ -397,8 +397,14 @@ class Cluster:
         Raises DoesNotFit or ResourcesBusy (gang.py).
         """
         actors = members(engine_options, engines, learner_options, learner_ranks, reward_options)
-        label = role_label() if self.grows else None
-        self.gang = reserve(actors, timeout_s=timeout_s, grows=self.grows, on_wait=on_wait, role_label=label)
+        self.gang = reserve(
+            actors,
+            timeout_s=timeout_s,
+            grows=self.grows,
+            growth_s=growth_s() if self.grows else 0.0,
+            on_wait=on_wait,
+            role_label=role_label() if self.grows else None,
+        )
         return self.gang
 
     def start(

@@ -98,4 +98,4 @@ class LearnerOutOfMemory(ActorLost):
 
 
 class ResourcesBusy(Exception):
-    """The job fits, but not beside what runs now; it holds nothing and waits in the queue."""
+    """The job fits, but not beside what runs now, or once machines come; it holds nothing and waits in the queue."""

@@ -2,7 +2,8 @@
 
 The actors' own Ray options say what they need, so what is reserved is what is then used. Rewards that ask for nothing,
 as verifiers do, are not among them: they fit anywhere. Where an operator has labelled a cluster's machines by the role
-that they are for (EQUIPOISE_RAY_ROLE_LABEL), each actor has its room on those of its own.
+that they are for (EQUIPOISE_RAY_ROLE_LABEL), each actor has its room on those of its own. Where machines join a cluster
+once somebody waits for them, EQUIPOISE_RAY_GROWTH_S is how long one may take.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Literal
 from orchestrator.errors import DoesNotFit, ResourcesBusy
 
 ROLE_LABEL_VARIABLE = "EQUIPOISE_RAY_ROLE_LABEL"  # of a cluster: the label that says what a machine is for
+GROWTH_VARIABLE = "EQUIPOISE_RAY_GROWTH_S"
 Options = Mapping[str, Any]
 Role = Literal["rollout", "learner", "reward"]
 Label = tuple[str, str]
@@ -35,6 +37,14 @@ def role_label() -> str | None:
             "letters, digits, '-', '_' and '.', at most 63, after a domain and a slash if you like"
         )
     return label or None
+
+
+def growth_s() -> float:
+    """How long a machine may take to join the cluster, by its operator; 0 where none joins. ValueError for no time."""
+    text = os.environ.get(GROWTH_VARIABLE)
+    if text and not re.fullmatch(r"\d{1,6}", text, re.ASCII):
+        raise ValueError(f"{GROWTH_VARIABLE}: {text[:100]!r} is no time; expected whole seconds such as 1800")
+    return float(text or 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +84,17 @@ def reserve(
     *,
     timeout_s: float,
     grows: bool,
+    growth_s: float = 0.0,
     on_wait: Callable[[str], None] = lambda _: None,
     role_label: str | None = None,
 ) -> Gang:
     """Room for all the actors at once. Ray must be initialised.
 
     Waits `timeout_s`, holding nothing, then raises ResourcesBusy where it would fit beside less, or DoesNotFit where
-    it never will: at once on a cluster that does not grow. `on_wait` hears every second why it waits, and may raise.
-    With a `role_label`, on machines whose label of that name is the actor's role.
+    it never will: at once on a machine of its own (not `grows`). Machines that are not there may join a cluster within
+    `growth_s`: they are waited for so long, and as nobody here knows how many there can be, the end is ResourcesBusy.
+    `on_wait` hears every second why it waits, and may raise. With a `role_label`, on machines whose label of that name
+    is the actor's role.
     """
     from ray.util import placement_group
 
@@ -90,12 +103,16 @@ def reserve(
     selectors = [dict([label]) if label else {} for label in labels] if role_label else None
     group = placement_group(bundles, strategy="PACK", bundle_label_selector=selectors)
     gang = Gang(group=group, places=tuple(places))
-    deadline = time.monotonic() + timeout_s
+    began = time.monotonic()
+    complete_since = began  # what machines that came last wait for is others' work
     try:
         while not gang.group.wait(_LOOK_EVERY_S):
-            problem = lack(bundles, labels)
-            waited = time.monotonic() >= deadline
-            if problem and (waited or not grows):
+            problem, now = lack(bundles, labels), time.monotonic()
+            comes = bool(problem) and grows and growth_s > 0
+            if comes:
+                complete_since = now
+            waited = now >= (began + max(timeout_s, growth_s) if comes else complete_since + timeout_s)
+            if problem and not comes and (waited or not grows):
                 raise DoesNotFit(f"resources: {problem}")
             line = f"waiting for resources: {problem or shortage(bundles)}"
             if waited:

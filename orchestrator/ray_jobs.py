@@ -19,7 +19,7 @@ import httpx
 
 from orchestrator.checkpoint_store import STORE_VARIABLE
 from orchestrator.errors import LauncherUnavailable
-from orchestrator.gang import ROLE_LABEL_VARIABLE, role_label
+from orchestrator.gang import GROWTH_VARIABLE, ROLE_LABEL_VARIABLE, growth_s, role_label
 from orchestrator.launchers import NO_RESOURCES, REDIS_URL_FILE_VARIABLE, driver_command, last_line
 from orchestrator.logs import FORMAT_VARIABLE
 from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
@@ -27,6 +27,8 @@ from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 _NO_ROOM = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"  # RAY_JOB_START_TIMEOUT_SECONDS without room for a driver
 _LOST = 1  # exit code of a driver of which Ray can't say how it ended
+# What drivers need of the worker's environment: no credentials.
+_SHOWN = (FORMAT_VARIABLE, STORE_VARIABLE, JUDGES_VARIABLE, ROLE_LABEL_VARIABLE, GROWTH_VARIABLE)
 
 
 class RayJobsLauncher:
@@ -189,13 +191,19 @@ class RayJob:
         return self._said
 
 
+def check_environment() -> None:
+    """Of what drivers read there, all that they would refuse, one by one. Raises ValueError."""
+    role_label()
+    growth_s()
+
+
 def shown_environment(redis_url_file: Path, grace_s: float) -> dict[str, str]:
     """Only what a driver needs: all of it is shown in Ray's dashboard, and inherited by the job's actors."""
     variables = {
         REDIS_URL_FILE_VARIABLE: str(redis_url_file),
         "RAY_JOB_STOP_WAIT_TIME_S": str(round(grace_s)),  # read by Ray, which else waits 3 s
     }
-    for name in (FORMAT_VARIABLE, STORE_VARIABLE, JUDGES_VARIABLE, ROLE_LABEL_VARIABLE):  # no credentials
+    for name in _SHOWN:
         if value := os.environ.get(name):
             variables[name] = value
     return variables

@@ -240,7 +240,7 @@ class ResourcesSpec(Spec):
     placement_timeout_s: Positive = Field(
         60.0,
         description="longest wait for all of the job's CPUs and GPUs at once, before it lets others go first, seconds; "
-        "on a cluster that grows, longer than a machine takes to start",
+        "machines that a cluster has yet to start have the operator's EQUIPOISE_RAY_GROWTH_S, if that is longer",
     )
     learner_timeout_s: Positive = Field(
         7200.0,

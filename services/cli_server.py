@@ -324,13 +324,12 @@ def _subprocesses(redis: str, state_dir: Path) -> Launcher:
 
 def _ray_jobs(address: str | None, redis_url_file: Path | None, state_dir: Path) -> Launcher:
     """The password must not be in what Ray shows of a job, so the file is asked for even where there is none."""
-    from orchestrator.gang import role_label
-    from orchestrator.ray_jobs import RayJobsLauncher
+    from orchestrator.ray_jobs import RayJobsLauncher, check_environment
 
     if address is None or redis_url_file is None:
         fail("--launcher ray-jobs needs --ray-address and --redis-url-file")
     try:
-        role_label()
+        check_environment()
     except ValueError as error:
         fail(str(error))
     try:
@@ -341,9 +340,14 @@ def _ray_jobs(address: str | None, redis_url_file: Path | None, state_dir: Path)
 
 def _ray_job(cluster: str, redis_url_file: Path | None, state_dir: Path) -> Launcher:
     from orchestrator.kube_jobs import RayJobLauncher, in_cluster
+    from orchestrator.ray_jobs import check_environment
 
     if redis_url_file is None:
         fail("--launcher ray-job needs --redis-url-file")
+    try:
+        check_environment()
+    except ValueError as error:
+        fail(str(error))
     try:
         api, namespace = in_cluster()
     except ValueError as error:

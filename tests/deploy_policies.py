@@ -9,7 +9,7 @@ import base64
 import re
 from collections.abc import Callable, Iterator
 
-from orchestrator.gang import ROLE_LABEL_VARIABLE
+from orchestrator.gang import GROWTH_VARIABLE, ROLE_LABEL_VARIABLE
 from services.settings import DEFAULT_PORT
 from tests.deploy_support import DEPLOY, Object, Pod, Rendered, selects
 
@@ -406,7 +406,10 @@ def ray_asks_for_a_token_and_grows_from_zero(rendered: Rendered) -> Iterator[str
             yield f"RayCluster {name}: does not grow"
         if spec["autoscalerOptions"].get("version") != "v2":
             yield f"RayCluster {name}: its autoscaler knows no labels"
-        label = rendered.settings(spec["headGroupSpec"]["template"]["spec"]["containers"][0])[ROLE_LABEL_VARIABLE]
+        settings = rendered.settings(spec["headGroupSpec"]["template"]["spec"]["containers"][0])
+        if not settings.get(GROWTH_VARIABLE):
+            yield f"RayCluster {name}: jobs fail where its machines take a while to start"
+        label = settings[ROLE_LABEL_VARIABLE]
         groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
         if set(groups) != {"learner", "rollout", "reward"}:
             yield f"RayCluster {name}: groups {sorted(groups)}"

@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 
 from orchestrator import build
 from orchestrator.build import placement, resolve_device
-from orchestrator.errors import DoesNotFit
-from orchestrator.gang import ROLE_LABEL_VARIABLE, bundles_of, labels_of, members, role_label
+from orchestrator.errors import DoesNotFit, ResourcesBusy
+from orchestrator.gang import (
+    GROWTH_VARIABLE,
+    ROLE_LABEL_VARIABLE,
+    bundles_of,
+    growth_s,
+    labels_of,
+    members,
+    reserve,
+    role_label,
+)
 from orchestrator.hosting import hosted_rewards
 from orchestrator.placement import check_placement, engines_that_fit, gpus_wanted, reward_gpus, shares_gpu
 from orchestrator.spec import JobSpec, ResourcesSpec, parse_spec
@@ -369,3 +378,83 @@ def test_another_is_refused_by_the_variable_s_name(name: str, monkeypatch: pytes
     monkeypatch.setenv(ROLE_LABEL_VARIABLE, name)
     with pytest.raises(ValueError, match=f"^{ROLE_LABEL_VARIABLE}: .* expected one such as example.com/role"):
         role_label()
+
+
+class GrowingCluster:
+    """In place of Ray: one machine is there, others may come. A look at it takes a second of its own clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, comes_at_s: float = math.inf, free_at_s: float = math.inf):
+        self.now, self.comes_at_s, self.free_at_s = 0.0, comes_at_s, free_at_s
+        self.groups = 0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+        monkeypatch.setattr("ray.nodes", self.nodes)
+        monkeypatch.setattr("ray.available_resources", dict)
+        monkeypatch.setattr("ray.util.placement_group", self.group)
+        monkeypatch.setattr("ray.util.remove_placement_group", self.remove)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        gpus = {"GPU": 1.0} if self.now >= self.comes_at_s else {}
+        return [{"Alive": True, "Resources": {"CPU": 8.0, **gpus}, "Labels": {}}]
+
+    def group(self, *_: Any, **__: Any) -> GrowingCluster:
+        self.groups += 1
+        return self
+
+    def remove(self, _: Any) -> None:
+        self.groups -= 1
+
+    def wait(self, seconds: float) -> bool:
+        self.now += seconds
+        return self.now >= self.free_at_s
+
+
+ON_GPU: list[Any] = [("learner", {"num_cpus": 1, "num_gpus": 1})]
+
+
+@pytest.mark.parametrize(
+    ("growth_s", "comes_at_s", "ends_at_s", "error"),
+    [
+        (1800, math.inf, 1800, ResourcesBusy),  # it may come at the next try
+        (1800, 600, 660, ResourcesBusy),  # it came, and others have it
+        (10, math.inf, 60, ResourcesBusy),
+        (0, math.inf, 60, DoesNotFit),  # nobody said that machines join this cluster
+    ],
+)
+def test_machines_that_may_join_a_cluster_are_waited_for(
+    growth_s: float, comes_at_s: float, ends_at_s: float, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = GrowingCluster(monkeypatch, comes_at_s=comes_at_s)
+    heard: list[str] = []
+    with pytest.raises(error):
+        reserve(ON_GPU, timeout_s=60, grows=True, growth_s=growth_s, on_wait=heard.append)
+    assert cluster.now == pytest.approx(ends_at_s, abs=1)
+    assert heard[0] == "waiting for resources: the job needs 1 GPU at once, the cluster has 0"
+    assert cluster.groups == 0  # what waits holds nothing
+
+
+def test_a_machine_that_joins_late_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = GrowingCluster(monkeypatch, comes_at_s=600, free_at_s=610)
+    assert reserve(ON_GPU, timeout_s=60, grows=True, growth_s=1800).places == (0,)
+    assert cluster.groups == 1
+
+
+def test_a_machine_of_its_own_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = GrowingCluster(monkeypatch)
+    with pytest.raises(DoesNotFit):
+        reserve(ON_GPU, timeout_s=60, grows=False, growth_s=1800)
+    assert cluster.now <= 1
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("", 0), ("0", 0), ("1800", 1800)])
+def test_how_long_a_machine_may_take_is_the_operators(
+    text: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(GROWTH_VARIABLE, text)
+    assert growth_s() == seconds
+
+
+@pytest.mark.parametrize("text", ["half an hour", "-1", "1e3", "30m", "nan", "9" * 7])
+def test_what_is_no_time_is_refused_by_the_variable_s_name(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(GROWTH_VARIABLE, text)
+    with pytest.raises(ValueError, match=f"^{GROWTH_VARIABLE}: .* expected whole seconds such as 1800"):
+        growth_s()
