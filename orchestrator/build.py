@@ -17,7 +17,7 @@ from orchestrator.engines import EnginePool
 from orchestrator.gang import gpus_reserved, members
 from orchestrator.gold import GoldScorer
 from orchestrator.hosting import GOLD, hosted_gold, hosted_rewards, reward_pool
-from orchestrator.placement import check_placement, gpus_wanted, reward_gpus, shares_gpu, transport_of
+from orchestrator.placement import check_placement, cluster_device, gpus_wanted, reward_gpus, shares_gpu, transport_of
 from orchestrator.prompts import Contents, DatasetError, Prompt, PromptOrder, encode, load_prompts
 from orchestrator.remote import LONG_PAUSES_S, is_url
 from orchestrator.remote_data import fetch, sha256_of
@@ -385,10 +385,15 @@ def longest_prompt(spec: JobSpec, model: str) -> int:
 
 
 def resolve_device(spec: JobSpec, gpus: int, *, grows: bool = False) -> str:
-    """cpu or cuda. Raises ValueError where cuda is asked for and there is none, unless machines with it may join."""
+    """cpu or cuda. Raises ValueError where cuda is asked for and there is none, unless machines with it may join.
+
+    On a cluster that grows, `auto` is what its operator says: its machines may not be there yet.
+    """
     if spec.resources.device == "cuda" and gpus == 0 and not grows:
         raise ValueError("resources.device: cuda is asked for, but no CUDA device is visible; use cpu or auto")
-    return "cuda" if spec.resources.device == "cuda" or (spec.resources.device == "auto" and gpus > 0) else "cpu"
+    if spec.resources.device != "auto":
+        return spec.resources.device
+    return (cluster_device() if grows else None) or ("cuda" if gpus > 0 else "cpu")
 
 
 def placement(spec: JobSpec, device: str, gpus: int | None) -> tuple[Transport, dict[str, Any], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Literal
 
 from orchestrator.errors import DoesNotFit
@@ -10,7 +11,16 @@ from orchestrator.hosting import hosted_gold, hosted_rewards
 from orchestrator.spec import JobSpec
 from orchestrator.specs.reward_job import RewardJobSpec
 
+DEVICE_VARIABLE = "EQUIPOISE_RAY_DEVICE"  # of a cluster: where jobs run that leave it open
 _AUTO = {"cuda": "nccl, or ipc where all share one", "cpu": "shared_memory"}
+
+
+def cluster_device() -> str | None:
+    """cpu or cuda, by the cluster's operator; None where nobody said. Raises ValueError for anything else."""
+    device = os.environ.get(DEVICE_VARIABLE)
+    if device and device not in ("cpu", "cuda"):
+        raise ValueError(f"{DEVICE_VARIABLE}: expected cpu or cuda, got {device[:100]!r}")
+    return device or None
 
 
 def reward_gpus(spec: JobSpec) -> float:

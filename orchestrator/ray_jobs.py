@@ -22,13 +22,16 @@ from orchestrator.errors import LauncherUnavailable
 from orchestrator.gang import GROWTH_VARIABLE, ROLE_LABEL_VARIABLE, growth_s, role_label
 from orchestrator.launchers import NO_RESOURCES, REDIS_URL_FILE_VARIABLE, driver_command, last_line
 from orchestrator.logs import FORMAT_VARIABLE
+from orchestrator.placement import DEVICE_VARIABLE, cluster_device
 from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
 
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 _NO_ROOM = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"  # RAY_JOB_START_TIMEOUT_SECONDS without room for a driver
 _LOST = 1  # exit code of a driver of which Ray can't say how it ended
 # What drivers need of the worker's environment: no credentials.
-_SHOWN = (FORMAT_VARIABLE, STORE_VARIABLE, JUDGES_VARIABLE, ROLE_LABEL_VARIABLE, GROWTH_VARIABLE)
+_SHOWN = (
+    FORMAT_VARIABLE, STORE_VARIABLE, JUDGES_VARIABLE, ROLE_LABEL_VARIABLE, GROWTH_VARIABLE, DEVICE_VARIABLE,
+)  # fmt: skip
 
 
 class RayJobsLauncher:
@@ -195,6 +198,7 @@ def check_environment() -> None:
     """Of what drivers read there, all that they would refuse, one by one. Raises ValueError."""
     role_label()
     growth_s()
+    cluster_device()
 
 
 def shown_environment(redis_url_file: Path, grace_s: float) -> dict[str, str]:

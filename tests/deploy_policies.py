@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from orchestrator.gang import GROWTH_VARIABLE, ROLE_LABEL_VARIABLE
+from orchestrator.placement import DEVICE_VARIABLE
 from services.settings import DEFAULT_PORT
 from tests.deploy_support import DEPLOY, Object, Pod, Rendered, selects
 
@@ -322,6 +323,9 @@ def nothing_is_reachable_by_default(rendered: Rendered) -> Iterator[str]:
 def gpus_only_where_they_are_used(rendered: Rendered) -> Iterator[str]:
     on_gpus = rendered.of("Ingress") != []  # of the overlays, that for GPU machines alone has one
     wanted = {"ray-learner", "ray-rollout"} if on_gpus else set()
+    device = rendered.named("ConfigMap", "settings")["data"].get(DEVICE_VARIABLE)
+    if device != ("cuda" if on_gpus else "cpu"):
+        yield f"a job that names no device is on {device}"
     for pod in rendered.pods:
         has = any("nvidia.com/gpu" in container["resources"]["limits"] for container in pod.containers)
         if has != (pod.name in wanted):

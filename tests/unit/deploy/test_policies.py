@@ -157,6 +157,7 @@ MUTANTS: dict[str, list[Callable[[Rendered], Any]]] = {
         lambda f: first(f, "ray-reward")["resources"]["limits"].update({"nvidia.com/gpu": "1"}),
         lambda f: first(f, "ray-learner")["resources"]["limits"].pop("nvidia.com/gpu"),
         lambda f: spec_of(f, "ray-rollout").pop("tolerations"),
+        lambda f: f.named("ConfigMap", "settings")["data"].pop("EQUIPOISE_RAY_DEVICE"),
     ],
     "accounts_have_the_least": [
         lambda f: spec_of(f, "serve").update(automountServiceAccountToken=True),

@@ -23,7 +23,15 @@ from orchestrator.gang import (
     role_label,
 )
 from orchestrator.hosting import hosted_rewards
-from orchestrator.placement import check_placement, engines_that_fit, gpus_wanted, reward_gpus, shares_gpu
+from orchestrator.placement import (
+    DEVICE_VARIABLE,
+    check_placement,
+    cluster_device,
+    engines_that_fit,
+    gpus_wanted,
+    reward_gpus,
+    shares_gpu,
+)
 from orchestrator.spec import JobSpec, ResourcesSpec, parse_spec
 from orchestrator.spec_errors import SpecError
 from orchestrator.threads import WAITING
@@ -363,6 +371,23 @@ def test_where_a_job_runs() -> None:
     with pytest.raises(ValueError, match=r"resources\.device"):
         resolve_device(spec(device="cuda"), 0)
     assert resolve_device(spec(device="cuda"), 0, grows=True) == "cuda"  # it waits for a machine that has one
+
+
+@pytest.mark.parametrize("gpus", [0, 8])
+@pytest.mark.parametrize("chosen", ["cpu", "cuda"])
+def test_on_a_cluster_its_operator_says_what_auto_is(chosen: str, gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not whether another job's machines happen to be there; on one machine that counts as ever."""
+    monkeypatch.setenv(DEVICE_VARIABLE, chosen)
+    assert resolve_device(spec(), gpus, grows=True) == chosen
+    assert resolve_device(spec(device="cpu"), gpus, grows=True) == "cpu"
+    assert resolve_device(spec(device="cuda"), gpus, grows=True) == "cuda"
+    assert resolve_device(spec(), gpus) == ("cuda" if gpus else "cpu")
+
+
+def test_a_device_that_is_none_is_refused_by_the_variable_s_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEVICE_VARIABLE, "gpu")
+    with pytest.raises(ValueError, match=f"^{DEVICE_VARIABLE}: expected cpu or cuda, got 'gpu'"):
+        cluster_device()
 
 
 @pytest.mark.parametrize("name", ["role", "example.com/role", "a-b.c_d", "ray.io/node-group", "R" * 63, ""])
