@@ -98,9 +98,11 @@ def model_size(spec: JobSpec) -> ModelSize:
 
 def _cached(hub_id: str, revision: str | None) -> Path:
     """Where an earlier download of a hub id lies. Raises ModelError."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ImportError:  # an API server's own image
+        raise ModelError("hub ids can't be looked up here; name the model's directory for an estimate") from None
     found: Any = None
     if revision is None or _REVISION.fullmatch(revision):
         try:

@@ -240,6 +240,26 @@ def _files(rendered: Rendered, pod: Pod, container: Object) -> dict[str, str]:
 
 
 @rule
+def models_are_where_they_outlive_a_pod(rendered: Rendered) -> Iterator[str]:
+    """Machines fetch none themselves, so that a cache of their own would stay empty for ever."""
+    for pod in (rendered.pod("serve"), *(pod for pod in rendered.pods if pod.on_ray)):
+        (container,) = pod.containers
+        claims = {
+            volume["name"]: volume["persistentVolumeClaim"]["claimName"]
+            for volume in pod.spec["volumes"]
+            if "persistentVolumeClaim" in volume
+        }
+        kept = [mount["mountPath"] for mount in container["volumeMounts"] if claims.get(mount["name"]) == "state"]
+        settings = rendered.settings(container)
+        named = {"EQUIPOISE_MODEL_ROOTS": settings.get("EQUIPOISE_MODEL_ROOTS", "")}
+        if settings.get("HF_HUB_OFFLINE") == "1":
+            named["HF_HOME"] = settings.get("HF_HOME", "")
+        for name, path in named.items():
+            if not any(path.startswith(f"{place}/") for place in kept):
+                yield f"{pod.name}: {name} is not on the claim `state`"
+
+
+@rule
 def services_have_pods_and_ports(rendered: Rendered) -> Iterator[str]:
     for service in rendered.of("Service"):
         name, spec = service["metadata"]["name"], service["spec"]

@@ -124,6 +124,12 @@ MUTANTS: dict[str, list[Callable[[Rendered], Any]]] = {
         lambda f: f.named("Secret", "redis-ca")["data"].pop("ca.crt"),
         lambda f: f.named("ConfigMap", "settings")["data"].update(EQUIPOISE_JUDGES="/etc/judges.yaml"),
     ],
+    "models_are_where_they_outlive_a_pod": [
+        lambda f: f.named("ConfigMap", "settings")["data"].pop("HF_HOME"),
+        lambda f: f.named("ConfigMap", "settings")["data"].pop("EQUIPOISE_MODEL_ROOTS"),
+        lambda f: f.named("ConfigMap", "settings")["data"].update(HF_HOME="/home/equipoise/huggingface"),
+        lambda f: spec_of(f, "ray-rollout")["volumes"][3].update(persistentVolumeClaim={"claimName": "other"}),
+    ],
     "services_have_pods_and_ports": [
         lambda f: f.named("Service", "serve")["spec"].update(selector={"app": "serve"}),
         lambda f: f.named("Service", "redis")["spec"].update(type="LoadBalancer"),

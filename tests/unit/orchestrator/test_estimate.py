@@ -465,6 +465,15 @@ def test_a_policys_files_are_read_wherever_the_spec_names_them(tmp_path: Path, m
         model_size(spec(policy={"model": "no hub id: at all"}))
 
 
+def test_an_api_server_without_the_hubs_package_says_that_it_knows_none(
+    real_size: Callable[[JobSpec], ModelSize], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate_module, "model_size", real_size)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    found = estimate(spec())
+    assert found["unknown"] == "hub ids can't be looked up here; name the model's directory for an estimate"
+
+
 # -- of any spec ----------------------------------------------------------------------------------------------
 
 
