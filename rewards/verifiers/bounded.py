@@ -2,15 +2,18 @@
 
 A policy writes things like `9^{9^{9^9}}`, on which the computer algebra below math-verify runs for ever
 inside one C call. Neither a thread nor math-verify's own timeouts can stop that (they are signals, handled
-between two bytecodes of the main thread only), but the kernel can: the child arms a timer whose default
-action is to end the process. The parent reads that as "not shown to be so" and starts another child for
-the next question. A child whose parent was killed ends the same way, or at the end of its input.
+between two bytecodes of the main thread only), but the kernel can: a timer whose default action is to end
+the process. The child loads the libraries, which takes seconds, and forks a worker, which arms the timer
+and answers. A worker that the timer ends is replaced at once, and the parent reads it as "not shown to be
+so". Whatever else ends a worker ends the child, and the parent starts another for the next question. A
+worker whose parent was killed ends by its timer, or at the end of its input.
 
 This file is the parent's class and, run as a script, the child.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -20,10 +23,11 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
-_READY, _YES, _NO = "ready\n", "yes\n", "no\n"
+_READY, _YES, _NO, _LATE = "ready\n", "yes\n", "no\n", "late\n"
 _MEMORY_BYTES = 4 * 1024**3  # an expression that grows without end meets this before it troubles the machine
+_LATE_KNOWN = 4096  # questions that took too long, a hash of each
 
 
 class Bounded:
@@ -37,19 +41,29 @@ class Bounded:
         self._task = task
         self._timeout_s = timeout_s
         self._child: subprocess.Popen[str] | None = None
+        self._late: dict[bytes, None] = {}  # the oldest first
 
     def ask(self, **question: Any) -> bool:
         """The task's verdict on a question that JSON can carry; False where there is none in time.
 
+        What took too long is not tried again: a policy that repeats it would spend every call's time on it.
         RuntimeError where nothing can be decided at all, for instance because a library does not import.
         """
+        message = json.dumps([self._timeout_s, question]) + "\n"
+        key = hashlib.sha256(message.encode()).digest()
+        if key in self._late:
+            return False
         if self._child is None:
             self._child = self._start()
-        verdict = _exchange(self._child, json.dumps([self._timeout_s, question]) + "\n")
+        verdict = _exchange(self._child, message)
+        if verdict == _LATE:
+            self._late[key] = None
+            if len(self._late) > _LATE_KNOWN:
+                del self._late[next(iter(self._late))]
         if not verdict:
             status, self._child = self._child.wait(), None
             self._end_child()
-            if status >= 0:  # a signal (the timer, a crash, no memory) would be negative
+            if status >= 0:  # a signal (a crash, no memory) would be negative
                 raise RuntimeError(f"the process that decides {self._task!r} failed; its error output says why")
         return verdict == _YES
 
@@ -77,7 +91,7 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 
 def _serve(task: str) -> None:
-    """The child: a JSON question a line on stdin, a verdict a line on stdout."""
+    """The child: loads what the task needs, and has a worker for as long as there are questions."""
     verdicts = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the parser below prints warnings to stdout
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
@@ -88,10 +102,27 @@ def _serve(task: str) -> None:
 
     decide = TASKS[task]()
     verdicts.write(_READY)
+    while (worker := os.fork()) > 0:
+        _, status = os.waitpid(worker, 0)
+        if not os.WIFSIGNALED(status):
+            sys.exit(os.waitstatus_to_exitcode(status))
+        if os.WTERMSIG(status) != signal.SIGPROF:
+            os.kill(os.getpid(), signal.SIGKILL)  # perhaps no question was open, and an answer would be to the next one
+        verdicts.write(_LATE)
+    _answer(decide, verdicts)
+
+
+def _answer(decide: Callable[..., bool], verdicts: TextIO) -> None:
+    """The worker: a JSON question a line on stdin, a verdict a line on stdout."""
     for line in sys.stdin:
         timeout_s, question = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, timeout_s)
-        verdict = decide(**question)
+        try:
+            verdict = decide(**question)
+        except ImportError:  # no question's fault
+            raise
+        except Exception:  # of a text that a library stumbles over, which is as far from being right as any
+            verdict = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         verdicts.write(_YES if verdict else _NO)
 
@@ -118,6 +149,7 @@ def _equal_answers() -> Callable[..., bool]:
             answers = parse(rf"\boxed{{{answer}}}", latex, parsing_timeout=None)
         return bool(verify(exact(golds), exact(answers), timeout_seconds=None, allow_set_relation_comp=True))
 
+    same("x + 1", "1 + x", prose=False)  # what a first comparison loads, no worker has to load again
     return same
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -251,14 +253,70 @@ def test_it_works_outside_the_main_thread(score):
     assert scores == [1.0]
 
 
+def worker_of(checker):
+    """Process id of what answers."""
+    assert checker._child is not None
+    child = checker._child.pid
+    return int(Path(f"/proc/{child}/task/{child}/children").read_text())
+
+
+@pytest.fixture
+def checker():
+    checker = Bounded("equal_answers", 0.5)
+    assert checker.ask(gold="1", answer=r"\frac22", prose=False)
+    return checker
+
+
+def test_what_took_too_long_costs_no_new_child_and_is_not_asked_again(checker, monkeypatch):
+    child, worker = checker._child, worker_of(checker)
+    endless = {"gold": "27", "answer": "9^{9^{9^{9}}}", "prose": False}
+    assert not checker.ask(**endless)
+    assert checker.ask(gold="x + 1", answer="1 + x", prose=False)
+    assert checker._child is child
+    assert worker_of(checker) != worker
+    monkeypatch.setattr(bounded, "_exchange", None)
+    assert not checker.ask(**endless)
+
+
+def test_no_more_of_what_took_too_long_is_kept_than_some(checker, monkeypatch):
+    monkeypatch.setattr(bounded, "_LATE_KNOWN", 2)
+    monkeypatch.setattr(bounded, "_exchange", lambda _child, _message: "late\n")
+    for gold in "abc":
+        assert not checker.ask(gold=gold, answer="", prose=False)
+    assert len(checker._late) == 2
+
+
+def test_a_worker_that_ended_otherwise_leaves_its_question_undecided_and_the_next_has_another_child(checker):
+    child = checker._child
+    os.kill(worker_of(checker), signal.SIGSTOP)
+    killer = threading.Timer(0.2, os.kill, (worker_of(checker), signal.SIGKILL))
+    killer.start()
+    question = {"gold": "x + 1", "answer": "1 + x", "prose": False}
+    assert not checker.ask(**question)
+    assert child.returncode == -signal.SIGKILL
+    assert checker.ask(**question)  # it was not the question's fault, so it is not remembered
+
+
 def test_the_child_ends_with_its_reward():
     checker = Bounded("equal_answers", 1.0)
     assert checker.ask(gold="1", answer=r"\frac22", prose=False)
-    child = checker._child
+    child, worker = checker._child, worker_of(checker)
     assert child is not None
     del checker
     gc.collect()
     assert child.returncode == -signal.SIGKILL
+    until = time.monotonic() + 20
+    while _runs(worker) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not _runs(worker)
+
+
+def _runs(process):
+    """A zombie, which whoever adopted it has not yet looked at, does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_child_that_cannot_start_is_an_error_and_not_a_wrong_answer(monkeypatch):
