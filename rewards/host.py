@@ -1,7 +1,7 @@
 """One reward on its replicas: pieces of batches go to whichever is free, and what fails is tried again within budgets.
 
     infrastructure   the piece goes to another replica, up to `attempts` tries in all; a replica that is gone is started
-                     again, after a pause that doubles
+                     again, after a pause that doubles. What was late goes on in quarters: each may well be in time
     data             a piece that can't be scored is halved until single rows remain; a row that alone still can't be
                      scored is left out after `row_attempts` tries
 
@@ -22,6 +22,7 @@ from rewards.hosting import DATA, GONE, SINGLE, Answer, Failure, Hosting, Kind, 
 
 LOOK_EVERY_S = 1.0
 LISTED_ROWS = 100  # of those that were left out, in an event
+_LATE_PARTS = 4  # by which 64 rows are alone before five tries are over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +139,11 @@ class Share:
         self.failures[failure.kind] += 1
         self.restarts += failure.kind in GONE
         if failure.kind not in DATA:
-            return self._infrastructure(piece, failure, hopeless=failure.kind == "broken")
+            again = self._infrastructure(piece, failure, hopeless=failure.kind == "broken")
+            return self._in_less(piece) if again and failure.kind == "deadline" else again
         if len(piece.rows) == 1:
             return self._row(piece, {piece.rows[0]: failure.text})
-        middle = len(piece.rows) // 2
-        return [self._part(piece, range(middle)), self._part(piece, range(middle, len(piece.rows)))]
+        return self._cut(piece, 2)
 
     def _scored(self, piece: Piece, found: Answer) -> list[Piece]:
         for i, row in enumerate(piece.rows):
@@ -185,6 +186,18 @@ class Share:
             return []
         self.retries += 1
         return [piece]
+
+    def _in_less(self, piece: Piece) -> list[Piece]:
+        """A piece that was late, in parts that have no more tries left than it has."""
+        parts = self._cut(piece, _LATE_PARTS)
+        for part in parts:
+            part.attempts, part.tried = piece.attempts, set(piece.tried)
+        return parts
+
+    def _cut(self, piece: Piece, parts: int) -> list[Piece]:
+        rows = range(len(piece.rows))
+        size = -(-len(rows) // parts)
+        return [self._part(piece, rows[first : first + size]) for first in rows[::size]]
 
     def _part(self, piece: Piece, index: Sequence[int]) -> Piece:
         rows = [piece.rows[i] for i in index]
@@ -349,8 +362,10 @@ class Host:
     def _with_more(self, piece: Piece) -> Piece:
         """The piece, with those that wait behind it where their scores are the same in one call: a call has its cost.
 
-        What has failed before is called by itself.
+        What has failed before is called by itself, and everything once a call of the round was late.
         """
+        if piece.share.failures["deadline"]:
+            return piece
         while self._queue and piece.is_new and (after := self._queue[0]).is_new and after.share is piece.share:
             if not self.hosting.merges(len(piece.rows) + len(after.rows)):
                 break

@@ -530,7 +530,8 @@ def test_a_call_that_fails_is_tried_again_and_told(failure, batch):
     pool = scripted(replica)
     assert pool.score(batch).scores == {"a": [1.0, 1.0]}
     restarts = 0 if failure is AWAY else 2  # a process that lost its connection is kept
-    assert (replica.calls, replica.started, replica.killed) == ([2, 2, 2], 1 + restarts, restarts)
+    tries = [2, 1, 1, 1] if failure is LATE else [2, 2, 2]  # what was late goes on in less
+    assert (replica.calls, replica.started, replica.killed) == (tries, 1 + restarts, restarts)
     (told,) = pool.told()
     assert (told.type, told.data["failures"]) == ("reward.recovered", {failure.kind: 2})
     assert (told.data["retries"], told.data["restarts"]) == (2, restarts)
@@ -579,6 +580,58 @@ def test_after_its_tries_a_call_is_an_error(failure, error, batch):
     assert (told.type, told.level, told.data["failures"]) == ("reward.failed", "error", {failure.kind: 5})
     replica.script.clear()
     assert pool.score(batch).scores == {"a": [1.0, 1.0]}  # ready again for the next round
+    pool.close()
+
+
+class Slow(Scripted):
+    """Is late with more than two slow rows, whatever the others."""
+
+    def call(self, batch, heads, timeout_s):
+        found = super().call(batch, heads, timeout_s)
+        return Answer(failure=LATE) if batch.completions.count("slow") > 2 else found
+
+
+@pytest.mark.parametrize("slow", [range(0, 64, 8), range(8), range(30, 38), range(64)], ids=str)
+def test_what_is_late_together_is_scored_in_less(make_batch, slow):
+    replica = Slow()
+    pool = scripted(replica, batch_size=64)
+    batch = make_batch(*["slow" if row in slow else "quick" for row in range(64)])
+    assert pool.score(batch).scores == {"a": [1.0] * 64}
+    assert {told.type for told in pool.told()} == {"reward.recovered"}
+    pool.close()
+
+
+def test_what_hangs_alone_has_as_many_tries_as_ever(make_batch):
+    replica = Scripted([LATE] * 9)
+    pool = scripted(replica, batch_size=64)
+    with pytest.raises(RewardDeadlineError, match=r"5 s \(5 times\)"):
+        pool.score(rows_of(make_batch, 64))
+    assert replica.calls == [64, 16, 4, 1, 1]
+    pool.close()
+
+
+def test_a_round_that_was_late_merges_no_more_and_the_next_does(make_batch):
+    begun, waiting = threading.Event(), threading.Event()
+
+    class Held(Scripted):
+        def call(self, batch, heads, timeout_s):
+            begun.set()
+            assert waiting.wait(5)
+            return super().call(batch, heads, timeout_s)
+
+    replica = Held([LATE])
+    pool = scripted(replica, rowwise=True)
+    for sizes in ([8, 2, 2, 2, 2, 8, 8], [8, 16]):
+        begun.clear()
+        waiting.clear()
+        round_ = pool.begin([8] * 3)
+        for group in range(3):
+            round_.add(group, rows_of(make_batch, 8))
+            assert begun.wait(5)
+        waiting.set()
+        round_.finish()
+        assert replica.calls == sizes
+        replica.calls.clear()
     pool.close()
 
 
