@@ -171,7 +171,8 @@ class Share:
 
     def _judge(self) -> None:
         """Whether more rows are bad than may be."""
-        if self.bad and (len(self.bad) > self.tolerated or len(self.bad) == self.rows):
+        scored_before = self.first - self.left_out
+        if self.bad and (len(self.bad) > self.tolerated or len(self.bad) == scored_before + self.rows):
             rows = tuple(self.first + row for row in sorted(self.bad))
             text = f"{len(rows)} of {self.first + self.rows} rows could not be scored ({_counted(self.problems)})"
             self.error = self.error or RewardDataError(self.host.objective, text, rows)

@@ -113,6 +113,7 @@ class Round:
         self._starts = [0, *itertools.accumulate(counts)]
         self._groups: list[RewardBatch | None] = [None] * len(counts)
         first = sum(scored.rows for scored in before)
+        self._kept_before = first - sum(len(scored.dropped) for scored in before)
         self.rows = self._starts[-1]
         self.gathered = 0.0  # when all had been added
         self.shares = [
@@ -184,7 +185,7 @@ class Round:
         dropped = sorted(bad)
         scores = {name: column for share in self.shares for name, column in share.scores.items()}
         there = [row for p, group in enumerate(self._groups) if group is not None for row in self._rows(p)]
-        if dropped and len(dropped) == len(there):
+        if dropped and len(dropped) == len(there) and not self._kept_before:
             worst = max(self.shares, key=lambda share: len(share.bad))
             text = "every row could not be scored under one objective or another"
             raise RewardDataError(worst.host.objective, text, tuple(dropped))

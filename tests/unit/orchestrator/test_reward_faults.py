@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.collect import Sampled
 from orchestrator.spec import JobSpec
+from orchestrator.turns import Turn
 from rewards.base import RewardBatch, RewardDataError, RewardDeadlineError, RewardError
 from tests.loop_fakes import FakeRewards, Run, World, make_spec, real_rewards, resume, start
 
 Troubles = dict[str, dict[str, Any]]
 ROWS = 12  # of a step
+REFILL = {"zero_signal": {"name": "refill", "max_rounds": 2}}
 LASTING = ["nan", "inf", "-inf", "huge", "text", "raise", "length"]
 
 
@@ -25,13 +28,15 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spec_with(**hosting: Any) -> JobSpec:
+    return make_spec(objectives=objectives_with(**hosting))
+
+
+def objectives_with(**hosting: Any) -> list[dict[str, Any]]:
     hosting = {"backoff_s": 0.001, "deadline_s": 5.0, "batch_size": 4, **hosting}
-    return make_spec(
-        objectives=[
-            {"name": "accuracy", "reward": {"name": "math"}, "weight": 3.0},
-            {"name": "brevity", "reward": {"name": "conciseness", "hosting": hosting}},
-        ]
-    )
+    return [
+        {"name": "accuracy", "reward": {"name": "math"}, "weight": 3.0},
+        {"name": "brevity", "reward": {"name": "conciseness", "hosting": hosting}},
+    ]
 
 
 class Runs:
@@ -92,6 +97,27 @@ def test_a_prompt_none_of_whose_rollouts_can_be_scored_is_left_out(tmp_path: Pat
     assert run.loop.run() == "succeeded"
     assert (run.journal.records[4]["rollouts_dropped"], run.journal.records[4]["groups"]) == (4, 2)
     assert run.journal.named("reward.rows_dropped")[0]["rows"] == [4, 5, 6, 7]
+
+
+def test_a_further_round_without_a_row_that_can_be_scored_does_not_stop_the_job(
+    tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All three rounds are asked for, as no spread is enough."""
+    trouble: dict[str, Any] = {"how": "nan", "version": -1}
+    rules = {"sampling": REFILL, "estimator": {"name": "gdpo", "std_floor": 0.5}, "steps": 1}
+    spec = make_spec(objectives=objectives_with(max_bad_share=0.5), **rules)
+    run = runs.start(tmp_path, spec, brevity=trouble)
+    sample = run.loop.collector.sample
+
+    def second_is_bad(step: int, turn: Turn, sampled: Sampled) -> None:
+        trouble["version"] = run.world.version if len(sampled.rounds) == 1 else -1
+        sample(step, turn, sampled)
+
+    monkeypatch.setattr(run.loop.collector, "sample", second_is_bad)
+    assert run.loop.run() == "succeeded"
+    (record,) = run
+    assert (record["rollouts_dropped"], record["groups"]) == (ROWS, 6)
+    assert run.journal.named("reward.rows_dropped")[0]["rows"] == list(range(ROWS, 2 * ROWS))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -208,7 +234,7 @@ RULES: dict[str, dict[str, Any]] = {
         "estimator": {"name": "cond_gdpo", "condition": "accuracy", "at_least": 0.3},
     },
     "knapsack": {"sampling": {"budget": {"name": "knapsack", "objective": "accuracy", "success_at": 0.35}}},
-    "refill": {"sampling": {"zero_signal": {"name": "refill", "max_rounds": 2}}},
+    "refill": {"sampling": REFILL},
     "copo": {"sampling": {"zero_signal": {"name": "copo"}}},
     "gated": {"estimator": {"name": "reinforce"}},
 }  # fmt: skip

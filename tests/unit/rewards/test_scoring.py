@@ -24,7 +24,7 @@ from rewards.base import (
 )
 from rewards.host import Host
 from rewards.hosting import SINGLE, ActorReplica, Answer, Failure, Hosting, LocalReplica, RewardActor, answer
-from rewards.pool import RewardPool, local_pool, pieces
+from rewards.pool import RewardPool, Scored, local_pool, pieces
 
 QUICK = Hosting(deadline_s=5.0, backoff_s=0.001)
 
@@ -485,6 +485,27 @@ def test_where_no_row_is_left_there_are_no_scores(pool_of, make_batch):
     pool = pool_of(hosting(max_bad_share=1.0), one=bad_at([0], float("nan")), other=bad_at([1], float("nan")))
     with pytest.raises(RewardDataError, match="every row"):
         pool.score(rows_of(make_batch, 2))
+
+
+@pytest.mark.parametrize("bad", [{"one": [0, 1]}, {"one": [0], "other": [1]}])
+def test_a_round_without_a_row_that_can_be_scored_may_be_one_of_a_step(pool_of, make_batch, bad):
+    """What counts are the step's rows: six good ones and two bad."""
+    pool = pool_of(hosting(max_bad_share=0.25), **{name: bad_at(rows, float("nan")) for name, rows in bad.items()})
+    first = pool.score(make_batch(*["good"] * 6))
+    round_ = pool.begin([2], before=[first])
+    round_.add(0, rows_of(make_batch, 2))
+    second = round_.finish()
+    assert (second.dropped, second.scores) == ((0, 1), {name: [None, None] for name in bad})
+    assert [told.type for told in pool.told()] == ["reward.rows_dropped"] * len(bad)
+
+
+def test_where_earlier_rounds_left_no_row_either_there_are_no_scores(pool_of, make_batch):
+    pool = pool_of(hosting(max_bad_share=1.0), bad=bad_at([0, 1], float("nan")))
+    nothing = Scored(scores={"bad": [None, None]}, dropped=(0, 1), by_host={"bad": 2})
+    round_ = pool.begin([2], before=[nothing])
+    round_.add(0, rows_of(make_batch, 2))
+    with pytest.raises(RewardDataError, match="2 of 4 rows"):
+        round_.finish()
 
 
 # -------------------------------------------------------------------------------------- infrastructure
