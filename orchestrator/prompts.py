@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.specs.data import DOMAIN, Columns, detail_name
+from rewards.base import answer_text
 
 MAX_CHARACTERS = 500_000_000  # of the texts of a file that strangers give: a job holds them all
 
@@ -290,17 +291,23 @@ def _prompt(path: Path, row: int, record: Mapping[str, Any] | DatasetError, colu
     if isinstance(record, DatasetError):
         raise record
     content = _value(path, row, record, columns.prompt)
-    answer = None if columns.answer is None else _value(path, row, record, columns.answer)
-    if columns.answer is not None and not isinstance(answer, str | int | float):
-        raise DatasetError(f"{path}: row {row}: '{columns.answer}': expected text or a number, got {_kind(answer)}")
     return Prompt(
         content=_checked(path, row, columns.prompt, content),
         text=content if isinstance(content, str) else _last_user(content),
-        answer=None if answer is None else str(answer),
+        answer=None if columns.answer is None else _answer(path, row, record, columns.answer),
         row=row,
         domain=None if columns.domain is None else _domain(path, row, record, columns.domain),
         details=_details(path, row, record, columns.details),
     )
+
+
+def _answer(path: Path, row: int, record: Mapping[str, Any], column: str) -> str:
+    value = _value(path, row, record, column)
+    answer = answer_text(value)
+    if answer is None:
+        found = str(value) if isinstance(value, float) else _kind(value)
+        raise DatasetError(f"{path}: row {row}: '{column}': expected text or a number, got {found}")
+    return answer
 
 
 def _domain(path: Path, row: int, record: Mapping[str, Any], column: str) -> str | None:

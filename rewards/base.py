@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from decimal import Decimal
 from numbers import Real
 from typing import Any, ClassVar, Protocol, Self
 
@@ -231,6 +232,18 @@ def read_scores(objective: str, scores: object, size: int) -> tuple[list[float |
             bad[row] = value
         values.append(None if isinstance(value, str) else value)
     return values, bad
+
+
+def answer_text(value: object) -> str | None:
+    """A ground truth as rewards read it; None for what is neither text nor a finite number.
+
+    A number has all its digits: few verifiers know 1e-05, which is how Python writes .00001.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, int) else format(Decimal(repr(float(value))), "f")
 
 
 def _number(score: object) -> float | str:

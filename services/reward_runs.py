@@ -17,10 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rewards import registry
-from rewards.base import Reward, RewardBatch
+from rewards.base import Reward, RewardBatch, answer_text
 from rewards.dry_run import score
 
 MAX_PROBLEMS = 20
@@ -50,11 +50,20 @@ class _Row(BaseModel):
 
     prompt: str | Annotated[list[_Message], Field(min_length=1)]
     completion: str
-    answer: str | int | float | None = None
+    answer: str | None = None
     domain: str | None = None
     details: dict[str, Any] = Field(default_factory=dict)
     completion_tokens: int | None = Field(None, ge=0)
     truncated: bool = False
+
+    @field_validator("answer", mode="before")
+    @classmethod
+    def _answer_as_text(cls, value: object) -> str | None:
+        answer = answer_text(value)
+        if value is not None and answer is None:
+            found = str(value) if isinstance(value, float) else type(value).__name__
+            raise ValueError(f"expected text or a number, got {found}")
+        return answer
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -162,7 +171,7 @@ def _batch(rows: Sequence[_Row], max_tokens: int) -> RewardBatch:
     return RewardBatch(
         prompts=tuple(row.text for row in rows),
         completions=tuple(row.completion for row in rows),
-        answers=tuple(None if row.answer is None else str(row.answer) for row in rows),
+        answers=tuple(row.answer for row in rows),
         completion_tokens=tuple(row.tokens for row in rows),
         truncated=tuple(row.truncated for row in rows),
         max_tokens=max_tokens,
@@ -192,7 +201,7 @@ def _parsed(number: int, line: bytes) -> tuple[int, _Row]:
         return number, _Row.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        raise RunError(f"row {number}: {first['loc'][0]}: {first['msg']}") from None
+        raise RunError(f"row {number}: {first['loc'][0]}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _no_constant(name: str) -> float:

@@ -70,7 +70,7 @@ def test_rows_come_back_whole_with_their_scores(tmp_path: Path) -> None:
     rows = [
         ROW,
         {**ROW, "domain": "code", "details": {"a": 1}},
-        {"prompt": chat, "completion": "x" * 9, "truncated": True},
+        {"prompt": chat, "completion": "x" * 9, "truncated": True, "answer": 1e-5},
     ]
     run = make(tmp_path, rows)
     heard: list[int] = []
@@ -88,6 +88,7 @@ def test_rows_come_back_whole_with_their_scores(tmp_path: Path) -> None:
     first, second = Length.batches
     assert (first.answers, first.domains, first.details[1]) == (("4", "4"), (None, "code"), {"a": 1})
     assert (second.prompts, second.messages[0], second.truncated) == (("u",), chat, (True,))
+    assert second.answers == ("0.00001",)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
@@ -106,6 +107,12 @@ def test_rows_that_cannot_be_read_are_named_before_anything_is_scored(tmp_path: 
         "row 2: not valid JSON",
         "row 3: expected an object, got int",
         "row 4: completion: Field required",
+    )
+    with pytest.raises(RunError) as error:
+        make(tmp_path, [{**ROW, "answer": True}, b'{"prompt": "p", "completion": "c", "answer": 1e999}']).check()
+    assert error.value.problems == (
+        "row 1: answer: expected text or a number, got bool",
+        "row 2: answer: expected text or a number, got inf",
     )
     with pytest.raises(RunError, match="is empty"):
         make(tmp_path, []).check()
