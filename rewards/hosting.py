@@ -119,6 +119,11 @@ def _answer(reward: Any, batch: RewardBatch, heads: Sequence[str]) -> Answer:
         return Answer(failure=_failure(error))
 
 
+def is_infrastructure(error: BaseException) -> bool:
+    """Whether what a reward raised is no row's fault."""
+    return _failure(error).kind not in DATA
+
+
 def _failure(error: BaseException) -> Failure:
     name = type(error).__name__
     if isinstance(error, MemoryError) or name == "OutOfMemoryError":  # the latter is CUDA's

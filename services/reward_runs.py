@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rewards import registry
 from rewards.base import Reward, RewardBatch, answer_text
 from rewards.dry_run import score
+from rewards.hosting import is_infrastructure
 
 MAX_PROBLEMS = 20
 _BYTES_PER_TOKEN = 4  # of ordinary text, where a row does not say
@@ -152,13 +153,21 @@ class Run:
     def _scored(
         self, reward: Reward, rows: Sequence[tuple[int, _Row]]
     ) -> tuple[list[dict[str, float | None]], dict[int, str]]:
-        """(scores of every row, null where it can't be scored; why, by row). Such rows are found by halving."""
+        """(scores of every row, null where it can't be scored; why, by row). Such rows are found by halving.
+
+        Raises RunError where no row is to blame, such as a judge that does not answer, as soon as one row meets that
+        alone: fewer rows may fit into its time or its memory.
+        """
         batch = _batch([row for _, row in rows], self.max_tokens)
         try:
             scores, heads = score(self.name, self.options, reward, batch)
         except Exception as error:  # whatever a reward raises: the row must be named
             if len(rows) == 1:
                 number, why = rows[0][0], f"{type(error).__name__}: {error}"
+                if is_infrastructure(error):
+                    raise RunError(
+                        f"{self.name}: {why[:400]}; no row is to blame, and the same command goes on"
+                    ) from None
                 return [{self.name: None}], {number: f"row {number}: {self.name}: {why}"[:500]}
             middle = len(rows) // 2
             first, second = self._scored(reward, rows[:middle]), self._scored(reward, rows[middle:])

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 from rewards import registry
-from rewards.base import RewardBatch, RewardOptions
+from rewards.base import RewardBatch, RewardOptions, RewardUnavailableError
 from services.reward_runs import Run, RunError
 from services.rewards_cli import read_options
 from tests.support import is_open
@@ -140,6 +140,48 @@ def test_it_may_go_on_with_null_in_its_place(tmp_path: Path) -> None:
     found = written(run)
     assert [row["rewards"]["test_length"] for row in found] == [4.0, 4.0, None, 4.0, 4.0, 4.0, 4.0]
     assert [row.get("rewards_error") for row in found].count(None) == 6
+
+
+@pytest.mark.parametrize(
+    "error", [RewardUnavailableError("away"), ConnectionResetError(), TimeoutError(), MemoryError()]
+)
+@pytest.mark.parametrize("keep_going", [False, True])
+def test_an_outage_is_no_fault_of_rows(
+    tmp_path: Path, error: Exception, keep_going: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(tmp_path, [ROW] * 5, keep_going=keep_going)
+    score = Length.score_heads
+
+    def until_away(self: Length, batch: RewardBatch) -> dict[str, list[float | None]]:
+        if len(self.batches) > 1:
+            raise error
+        return score(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Length, "score_heads", until_away)
+        with pytest.raises(RunError) as told:
+            run.run(lambda _: None)
+    assert told.value.problems == (
+        f"test_length: {type(error).__name__}: {error}; no row is to blame, and the same command goes on",
+    )
+    heard: list[int] = []
+    assert run.run(heard.append) == []
+    assert heard == [4, 5]
+    assert [row["rewards"]["test_length"] for row in written(run)] == [4.0] * 5
+
+
+def test_fewer_rows_at_once_may_fit_where_many_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = Length.score_heads
+
+    def two_at_most(self: Length, batch: RewardBatch) -> dict[str, list[float | None]]:
+        if len(batch) > 2:
+            raise MemoryError
+        return score(self, batch)
+
+    monkeypatch.setattr(Length, "score_heads", two_at_most)
+    run = make(tmp_path, [ROW] * 7, batch=7)
+    assert run.run(lambda _: None) == []
+    assert [row["rewards"]["test_length"] for row in written(run)] == [4.0] * 7
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
