@@ -84,7 +84,13 @@ def outcomes_of(readings: Sequence[Reading], *, owner: str = "") -> list[Outcome
         return [
             outcome for reading in readings for outcome in outcomes_of([reading], owner=owner)
         ]  # which of them it was
-    return [each["problem"] or Contents(domains=set(each["domains"]), details=set(each["details"])) for each in found]
+    return [each["problem"] or _contents(each) for each in found]
+
+
+def _contents(found: dict[str, Any]) -> Contents:
+    return Contents(
+        domains=set(found["domains"]), details=set(found["details"]), unanswered=dict(map(tuple, found["unanswered"]))
+    )
 
 
 def shown(path: Path, columns: Columns, *, after: int, limit: int, owner: str = "") -> list[dict[str, Any]]:
@@ -150,7 +156,10 @@ def _outcome(reading: Reading) -> dict[str, Any]:
         contents = read(reading)
     except DatasetError as error:
         return {"problem": str(error)}
-    return {"problem": None, "domains": [*contents.domains], "details": [*contents.details]}
+    unanswered = [*contents.unanswered.items()]  # None is no key of JSON
+    return {
+        "problem": None, "domains": [*contents.domains], "details": [*contents.details], "unanswered": unanswered
+    }  # fmt: skip
 
 
 def _shown(path: Path, columns: Columns, after: int, limit: int) -> dict[str, Any]:

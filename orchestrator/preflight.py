@@ -10,7 +10,7 @@ import contextlib
 import functools
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from orchestrator.remote_data import TooLarge, fetch
 from orchestrator.spec import MAX_RANKS, JobSpec
 from orchestrator.spec_errors import nearest
 from orchestrator.specs.data import FilesData
+from orchestrator.specs.objectives import RewardSpec
 from orchestrator.specs.reward_job import RewardJobSpec
 from policies.models import ModelError, adapter_base, check_directory, context_length, ranks_that_share
 from policies.sizes import ModelSize, linear_layers, quickstart_config, quickstart_size, size_of
 from rewards import registry
 
 MAX_FETCHED_BYTES = 64 << 20  # of a URL: what is larger, the driver checks
-NEEDS_ANSWER = frozenset({"math"})
 
 
 def preflight(spec: JobSpec | RewardJobSpec, access: Access | None = None) -> list[tuple[str, str]]:
@@ -44,9 +44,7 @@ def preflight(spec: JobSpec | RewardJobSpec, access: Access | None = None) -> li
     if isinstance(spec, RewardJobSpec):
         return problems or _training_files(spec)
     refused = [field for field, _ in problems]
-    rewards = {f"objectives.{i}.reward": objective.reward for i, objective in enumerate(spec.objectives)}
-    rewards |= {} if spec.gold is None else {"gold.reward": spec.gold.reward}
-    for field, reward in rewards.items():
+    for field, reward in _rewards(spec).items():
         if any(place.startswith(f"{field}.options.") for place in refused):
             continue  # its model is not looked at
         found = registry.problems(reward.name, reward.options)
@@ -216,6 +214,7 @@ def _data(
         problems.append((f"data.{split}", _fields(_unnamed(message, *sent), data)))
     if contents.keys() == names.keys():  # else the driver tells
         problems += routing.problems(spec, contents)
+    problems += _blank_answers(spec, contents)
 
 
 def _read_here(readings: Iterable[Reading]) -> list[Outcome]:
@@ -251,12 +250,34 @@ def _here(name: str, path: Path) -> Iterator[Path]:
 
 
 def _needs_answers(spec: JobSpec, why: str, problems: list[tuple[str, str]]) -> None:
-    for i, objective in enumerate(spec.objectives):
-        if objective.reward.name in NEEDS_ANSWER:
-            message = f"'{objective.reward.name}' compares with a ground truth, but {why}"
-            problems.append((f"objectives.{i}.reward.name", message))
-    if spec.gold is not None and spec.gold.reward.name in NEEDS_ANSWER:
-        problems.append(("gold.reward.name", f"'{spec.gold.reward.name}' compares with a ground truth, but {why}"))
+    for field, reward in _rewards(spec).items():
+        if registry.needs_answer(reward.name, reward.options):
+            problems.append((f"{field}.name", f"'{reward.name}' compares with a ground truth, but {why}"))
+
+
+def _blank_answers(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[str, str]]:
+    """Rows that a reward would stop the job at; the first of each split."""
+    domains = {f"objectives.{i}.reward": objective.domains for i, objective in enumerate(spec.objectives)}
+    for split, found in contents.items():
+        for field, reward in _rewards(spec).items():
+            options = registry.parse_options(reward.name, reward.options)
+            if not registry.needs_answer(reward.name, reward.options) or getattr(options, "missing", "") != "error":
+                continue
+            wanted = domains.get(field) or found.unanswered
+            rows = [row for domain, row in found.unanswered.items() if domain in wanted]
+            if split == "validation" and spec.evaluation.prompts is not None:  # its other rows are not used
+                rows = [row for row in rows if row <= spec.evaluation.prompts]
+            if not rows:
+                continue
+            said = f"row {min(rows)}: the answer is empty, and '{reward.name}' compares with it"
+            yield f"data.{split}", f"{said}; fill it in, or set {field}.options.missing to skip"
+            break
+
+
+def _rewards(spec: JobSpec) -> dict[str, RewardSpec]:
+    """By field."""
+    rewards = {f"objectives.{i}.reward": objective.reward for i, objective in enumerate(spec.objectives)}
+    return rewards | ({} if spec.gold is None else {"gold.reward": spec.gold.reward})
 
 
 def _unnamed(message: str, *paths: str) -> str:

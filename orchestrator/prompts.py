@@ -65,6 +65,8 @@ class Contents:
 
     domains: set[str | None] = field(default_factory=set)
     details: set[str] = field(default_factory=set)
+    unanswered: dict[str | None, int] = field(default_factory=dict)
+    """The first row whose answer is blank, of each domain that has one."""
 
     @classmethod
     def of(cls, prompts: Iterable[Prompt]) -> Contents:
@@ -79,6 +81,8 @@ class Contents:
         if len(self.domains) > MAX_DOMAINS:
             raise DatasetError(f"row {prompt.row}: more than {MAX_DOMAINS} domains so far; is this another column?")
         self.details |= prompt.details.keys()
+        if prompt.answer is not None and not prompt.answer.strip():
+            self.unanswered.setdefault(prompt.domain, prompt.row)
 
 
 def each_prompt(path: Path, columns: Columns, *, limit: int | None = None) -> Generator[Prompt, None, None]:

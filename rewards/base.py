@@ -167,7 +167,10 @@ class Reward(Protocol):
     name: ClassVar[str]
     """What a spec calls it."""
     Options: ClassVar[type[BaseModel]]
-    """Every field has a default or is required, is described with its unit, and is bounded."""
+    """Every field has a default or is required, is described with its unit, and is bounded.
+
+    An attribute or property `needs_answer = True` says that there is no score without a ground truth.
+    """
     range: ClassVar[tuple[float, float]]
     """(lo, hi) of the scores, used to normalise the front; infinite where there is no bound."""
 

@@ -122,6 +122,11 @@ def problems(name: str, options: Mapping[str, object]) -> list[tuple[str, str]]:
     return [] if find is None else list(find(parse_options(name, options)))
 
 
+def needs_answer(name: str, options: Mapping[str, object]) -> bool:
+    """Whether it has no score for a row without a ground truth."""
+    return bool(getattr(parse_options(name, options), "needs_answer", False))
+
+
 def named_models(name: str, options: Mapping[str, object]) -> dict[str, object]:
     """The options that name a model, by name, for whoever decides what may be read from this machine."""
     fields = resolve(name).Options.model_fields

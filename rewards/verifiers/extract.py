@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ _MARKER = re.compile(r"\banswer(?:[ \t]{1,20}is\b)?[ \t]{0,20}:|\banswer[ \t]{1,
 
 class ExtractOptions(RowOptions):
     """Of a verifier that compares an answer with the row's."""
+
+    needs_answer: ClassVar[bool] = True
 
     where: Where = Field(
         "completion",

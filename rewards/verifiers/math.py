@@ -56,6 +56,8 @@ _MARKER = re.compile(r"(?:answer(?:\s+is)?|####)\s*:?\s*(.*\S)", re.IGNORECASE)
 class MathOptions(rows.RowOptions):
     """What counts as an answer."""
 
+    needs_answer: ClassVar[bool] = True
+
     require_boxed: bool = Field(
         True,
         description="whether only \\boxed{} counts; if not, the last line stands in for a missing box",

@@ -45,6 +45,10 @@ class ToolCallOptions(rows.RowOptions):
     partial: bool = Field(True, description="whether right names, keys and values count for themselves; else all or 0")
     ordered: bool = Field(False, description="whether the calls have to come in the expected order, to score 1")
 
+    @property
+    def needs_answer(self) -> bool:
+        return self.column is None
+
 
 @register
 class ToolCall:

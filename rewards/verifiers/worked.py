@@ -19,6 +19,8 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 class RightWithinOptions(rows.RowOptions):
     """How long a right answer may be."""
 
+    needs_answer: ClassVar[bool] = True
+
     max_tokens: int = Field(20, ge=1, description="more tokens than this score 0")
 
 

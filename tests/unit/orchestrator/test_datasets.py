@@ -178,11 +178,13 @@ def test_a_child_that_fails_is_a_problem_of_the_file_that_it_read(
     def ask(_: str, question: dict[str, Any], **__: float) -> list[Any]:
         if any(document["path"].endswith("b.jsonl") for document in question["read"]):
             raise children.ChildError
-        return [{"problem": None, "domains": ["math"], "details": []} for _ in question["read"]]
+        return [
+            {"problem": None, "domains": ["math"], "details": [], "unanswered": [[None, 3]]} for _ in question["read"]
+        ]
 
     monkeypatch.setattr(children, "ask", ask)
     first, second = outcomes_of(readings)
-    assert first == Contents(domains={"math"})
+    assert first == Contents(domains={"math"}, unanswered={None: 3})
     assert isinstance(second, str)
     assert "4 GiB of memory" in second
     for error, expected in ((children.ChildTimeout, [None, None]), (children.ChildBusy, None)):

@@ -13,14 +13,17 @@ from tokenizers.pre_tokenizers import Whitespace
 from orchestrator import children
 from orchestrator.access import Access
 from orchestrator.datasets import Datasets
-from orchestrator.preflight import NEEDS_ANSWER, preflight
+from orchestrator.preflight import preflight
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.specs.data import Columns
 from rewards import registry
+from rewards.base import RewardBatch
+from rewards.verifiers.rows import MissingRow
 from tests.judge_server import write_profiles
 from tests.support import make_policy
 
 CONTEXT = 20
+COMPARING = ("exact", "math", "numeric", "right_within", "text", "tool_call")
 
 
 @pytest.fixture
@@ -281,10 +284,51 @@ def test_a_shorter_context_of_the_spec_counts(model: Path, data: dict[str, Any])
     assert [field for field, _ in found] == ["data.train", "data.validation", "data.test"]
 
 
-def test_a_reward_without_its_ground_truth(model: Path, data: dict[str, Any]) -> None:
-    field, message = problem(make_spec(model, {**data, "columns": {"answer": None}}))
+@pytest.mark.parametrize("reward", [{"name": name} for name in COMPARING])
+def test_a_reward_without_its_ground_truth(model: Path, data: dict[str, Any], reward: dict[str, Any]) -> None:
+    objectives = [{"name": "brevity", "reward": {"name": "conciseness"}}, {"name": "right", "reward": reward}]
+    unanswered = {**data, "columns": {"answer": None}}
+    field, message = problem(make_spec(model, unanswered, objectives=objectives))
     assert field == "objectives.1.reward.name"
-    assert "data.columns.answer is null" in message
+    assert message == f"'{reward['name']}' compares with a ground truth, but data.columns.answer is null"
+    gold = make_spec(model, unanswered, objectives=objectives[:1], gold={"reward": reward})
+    assert problem(gold) == ("gold.reward.name", message)
+
+
+def test_a_reward_that_reads_another_column_needs_no_answer(model: Path, data: dict[str, Any]) -> None:
+    for split in ("train", "validation", "test"):
+        Path(data[split]).write_text(json.dumps({"prompt": "word", "calls": []}) + "\n")
+    called = {"name": "called", "reward": {"name": "tool_call", "options": {"column": "calls"}}}
+    other = {**data, "columns": {"answer": None, "details": ["calls"]}}
+    assert preflight(make_spec(model, other, objectives=[called])) == []
+
+
+@pytest.mark.parametrize(("name", "is_server"), [*((name, False) for name in COMPARING), ("math", True)])
+def test_an_empty_answer_that_a_reward_would_stop_at(
+    model: Path, data: dict[str, Any], name: str, is_server: bool, tmp_path: Path
+) -> None:
+    access = Access(owner="ann", state_dir=tmp_path, roots=None) if is_server else None
+    answers = {"train": ["", "1", " \n", "1"], "validation": ["1", "1", "", "1"]}
+    for split in ("train", "validation", "test"):
+        rows = zip(("chat", "math", "math", "math"), answers.get(split, ["1"] * 4), strict=True)
+        text = (json.dumps({"prompt": "word", "kind": kind, "answer": answer}) + "\n" for kind, answer in rows)
+        Path(data[split]).write_text("".join(text))
+
+    def found(*, prompts: int = 200, options: dict[str, str] | None = None, **domains: Any) -> list[tuple[str, str]]:
+        objectives = [
+            {"name": "brevity", "reward": {"name": "conciseness"}},
+            {"name": "right", "reward": {"name": name, "options": options or {}}, **domains},
+        ]
+        rows = {**data, "columns": {"domain": "kind"}}
+        return preflight(make_spec(model, rows, objectives=objectives, evaluation={"prompts": prompts}), access)
+
+    said = f"the answer is empty, and '{name}' compares with it; fill it in, or set objectives.1.reward.options.missing"
+    assert found(prompts=2) == [("data.train", f"row 1: {said} to skip")]
+    assert found(domains=["math"]) == [
+        ("data.train", f"row 3: {said} to skip"),
+        ("data.validation", f"row 3: {said} to skip"),
+    ]
+    assert found(options={"missing": "skip"}) == []
 
 
 def test_targets_that_the_policy_does_not_have(data: dict[str, Any], tmp_path: Path) -> None:
@@ -300,8 +344,20 @@ def test_targets_that_the_policy_does_not_have(data: dict[str, Any], tmp_path: P
     assert message.startswith("no linear layer 'v_prj' in the policy's blocks, did you mean 'v_proj'?; there are down_")
 
 
-def test_rewards_that_need_an_answer_exist() -> None:
-    assert set(registry.names()) >= NEEDS_ANSWER
+def test_every_reward_that_needs_an_answer_says_so() -> None:
+    """Those that raise on a row without one."""
+    batch = RewardBatch(
+        prompts=("p",), completions=(r"\boxed{1}",), answers=(None,), completion_tokens=(1,), truncated=(False,),
+        max_tokens=9,
+    )  # fmt: skip
+    alone = [info.name for info in registry.describe() if not info.plugin and not info.options.get("required")]
+    for name in set(alone) - {"instructions", "json_schema", "language", "regex"}:  # these read other columns
+        if name in COMPARING:
+            with pytest.raises(MissingRow):
+                registry.build(name, {}).score(batch)
+        else:
+            registry.build(name, {}).score(batch)
+        assert registry.needs_answer(name, {}) == (name in COMPARING)
 
 
 def test_every_problem_is_named_at_once(model: Path, data: dict[str, Any]) -> None:
