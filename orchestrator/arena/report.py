@@ -49,8 +49,8 @@ PROTOCOL = (
     "minus the total variation distance of the mean applied weights from the preference.",
     "Differences are paired by seed; a seed that one side lacks is dropped, and it is told of how many seeds a "
     "difference is. Intervals are 95 % bootstrap intervals of the mean (percentile, 10,000 resamples): with 5 seeds "
-    "they are too narrow, covering about 83 %, so t intervals stand beside those that decide something. Ahead: the "
-    "whole interval is above 0; behind: below 0; level: 0 is in it.",
+    "they are too narrow, covering about 83 %, so whatever is decided is decided with a t interval beside it. Ahead: "
+    "both are above 0; behind: both are below 0; level: one or both are across 0.",
     f"Entries are ranked by the gain over {FIXED} with the same seeds. Those with fewer than {ENOUGH_SEEDS} seeds in "
     "common with it stand after the others and are not ranked. The column hypervolume is over an entry's own seeds: "
     "two of its values are no comparison.",

@@ -10,7 +10,7 @@ from orchestrator.arena.comparison import FIXED, Reached, Task
 from orchestrator.arena.statistics import Interval, Mean, Paired
 from orchestrator.arena.tasks import TASKS
 
-MEANS = {"ahead": "whole interval above 0", "level": "interval across 0", "behind": "whole interval below 0"}
+MEANS = {"ahead": "both intervals above 0", "level": "an interval across 0", "behind": "both intervals below 0"}
 UNKNOWN = "too few seeds to tell"
 ADVISED = 8
 
@@ -97,7 +97,7 @@ def story(analysis: Analysis) -> list[str]:
 
 
 def standings(told: Iterable[tuple[str, Paired | None, str]]) -> str:
-    """`behind on A (...) and B (...), whole interval below 0; ahead on C (...), ...`, from tasks, differences, and a
+    """`behind on A (...) and B (...), both intervals below 0; ahead on C (...), ...`, from tasks, differences, and a
     word for each. Of equal runs, or where nothing was run, it is said that they can't be told."""
     groups: dict[str | None, list[str]] = {"ahead": [], "level": [], "behind": [], None: []}
     for task, difference, word in told:
@@ -108,7 +108,7 @@ def standings(told: Iterable[tuple[str, Paired | None, str]]) -> str:
 
 
 def with_seeds(difference: Paired) -> str:
-    """Mean, interval, seeds; and what the t interval says where that is something else."""
+    """Mean, bootstrap interval, seeds; and the t interval where it alone is across 0."""
     count = len(difference.seeds) + len(difference.dropped)
     seeds = (
         f"{len(difference.seeds)} of {count} seeds"
@@ -118,8 +118,13 @@ def with_seeds(difference: Paired) -> str:
     text = f"{difference.mean:+.3f}"
     if difference.interval is not None:
         text += f" {ends(difference.interval)}"
-    apart = standing(difference) in ("ahead", "behind") and not (difference.above or difference.below)
-    return f"{text}, {seeds}" + (", though the t interval is across 0" if apart else "")
+    if difference.t_interval is not None and _across(difference.t_interval) and not _across(difference.interval):
+        text += f", t {ends(difference.t_interval)}"
+    return f"{text}, {seeds}"
+
+
+def _across(interval: Interval | None) -> bool:
+    return interval is not None and interval[0] <= 0 <= interval[1]
 
 
 def counted_words(count: int, what: str) -> str:

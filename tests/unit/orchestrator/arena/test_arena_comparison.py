@@ -7,6 +7,8 @@ from orchestrator.arena.claims import CLAIMS, judge
 from orchestrator.arena.comparison import Task, beaten_by, best, comparable, compare
 from orchestrator.arena.entries import entries
 from orchestrator.arena.results import Results, Run
+from orchestrator.arena.statistics import paired
+from orchestrator.arena.words import with_seeds
 from tests.arena_records import Json, arena, failed, record
 
 
@@ -357,6 +359,17 @@ def test_two_seeds_do_not_beat_the_static_weights() -> None:
     found = analyse(results(arena({"gdpo/auto": 0.06}, tasks=ALL, seeds=range(2))))
     assert found.targets[0].met is None
     assert standing(found.gains[0].static) is None
+
+
+@pytest.mark.parametrize(("differences", "stands"), [
+    ((0.01, 0.01, 0.05), "level"), ((-0.01, -0.01, -0.05), "level"),  # above or below 0, and t intervals across it
+    ((0.01, 0.012, 0.011), "ahead"), ((-0.01, -0.012, -0.011), "behind"), ((0.01, 0.01), None),
+])  # fmt: skip
+def test_both_intervals_decide_who_is_ahead(differences: tuple[float, ...], stands: str | None) -> None:
+    difference = paired(dict(enumerate(differences)), dict.fromkeys(range(len(differences)), 0.0))
+    assert difference is not None
+    assert standing(difference) == stands
+    assert (", t [" in with_seeds(difference)) == (stands == "level")
 
 
 VERDICTS = [

@@ -183,8 +183,8 @@ def test_the_page_begins_with_how_the_default_stands_on_each_task(tmp_path: Path
         assert all(TASKS[name].what in lead for name in (*lifts, "held_out"))
         told = text[text.index("What was found") :]
         assert re.search(
-            r"against that of the best static weights: ahead on sums3 \(\+0.*5 seeds\).*, whole interval above 0; "
-            r".*behind on .*sums5 \(-0.*5 seeds\), whole interval below 0; too few seeds to tell on held_out",
+            r"against that of the best static weights: ahead on sums3 \(\+0.*5 seeds\).*, both intervals above 0; "
+            r".*behind on .*sums5 \(-0.*5 seeds\), both intervals below 0; too few seeds to tell on held_out",
             told,
         )
         for name, stands in (("sums3", "ahead"), ("sums5", "behind"), ("held_out", "too few seeds to tell")):
