@@ -35,7 +35,8 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """The default on one task. `rival`: the best published rule, other than the default itself."""
+    """The default on one task. `rival`: the best published rule other than the default itself, of `pool`: those that
+    could be chosen, and all that ran."""
 
     task: str
     fixed: Paired | None
@@ -43,11 +44,19 @@ class Gain:
     static_unseen: Paired | None
     published: Paired | None
     rival: str | None
+    pool: tuple[int, int]
     beaten_by: list[str]
     rivals: dict[str, Paired]  # of other entries to it, where they share seeds enough for a test
     others: int  # entries beside it
     overhead: Mean | None
     overhead_equal: Mean | None
+
+    @property
+    def against_published(self) -> str | None:
+        """As `standing`, but where most published rules could not be chosen, `behind` alone can be told."""
+        stands = standing(self.published)
+        few = self.pool[0] < MOST * self.pool[1]
+        return None if few and stands != "behind" else stands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +173,7 @@ def _gain(task: Task, default: str) -> Gain:
         static_unseen=row.against.get("static_unseen"),
         published=row.against.get("published"),
         rival=rival.entry if rival else None,
+        pool=(rival.among, rival.of) if rival else (0, 0),
         beaten_by=beaten_by(task, default),
         rivals=rivals(task, default),
         others=len(task.entries) - 1,
@@ -309,6 +319,8 @@ def summary(analysis: Analysis) -> Json:
         "gain_published": [_mean(gain.published) for gain in analysis.gains],
         "gain_published_low": [_low(gain.published) for gain in analysis.gains],
         "published": [gain.rival for gain in analysis.gains],
+        "published_pool": [list(gain.pool) for gain in analysis.gains],
+        "against_published": [gain.against_published for gain in analysis.gains],
         "targets": {target.name: target.met for target in analysis.targets},
         "claims": {f"{j.claim.source}: {j.claim.text}": j.verdict for j in analysis.claims},
         "claims_why": {f"{j.claim.source}: {j.claim.text}": j.why for j in analysis.claims},

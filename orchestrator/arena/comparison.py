@@ -53,6 +53,8 @@ class Baseline:
     hypervolumes: BySeed
     entry: str | None = None
     chosen_on: tuple[int, ...] = ()  # the seeds whose validation decided which entry it is
+    among: int = 0  # entries that could be chosen
+    of: int = 0  # that there are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,19 +199,21 @@ def best(candidates: Iterable[Entry], *, without: int | None = None) -> Entry | 
     return max(kept, key=lambda entry: entry.validation_mean(seeds), default=None)
 
 
-def _chosen(candidates: list[Entry], words: str) -> Baseline | None:
-    """The best of the candidates, and how it became that."""
+def _chosen(candidates: list[Entry], words: str, of: int) -> Baseline | None:
+    """The best of the candidates, which are some `of` as many, and how it became that."""
     entry = best(candidates)
     if entry is None:
         return None
     kept, seeds = comparable(candidates)
-    of = f"the best of {len(kept)}" + (f" (of {len(candidates)}, as others lack these)" * (len(kept) < len(candidates)))
+    pool = f"the best of {len(kept)}" + f" (of {of}, as others lack these)" * (len(kept) < of)
     return Baseline(
         words=f"{words}: {entry.name}, by mean validation hypervolume over seed{'s' * (len(seeds) > 1)} "
-        f"{', '.join(map(str, seeds))} {of}",
+        f"{', '.join(map(str, seeds))} {pool}",
         hypervolumes=entry.hypervolumes,
         entry=entry.name,
         chosen_on=tuple(seeds),
+        among=len(kept),
+        of=of,
     )
 
 
@@ -217,7 +221,7 @@ def _baselines(entries: dict[str, Entry], seeds: list[int], default: str | None)
     """Those without runs are left out."""
     found: dict[str, Baseline] = {}
     statics = [entry for entry in entries.values() if entry.static]
-    if static := _chosen(statics, "best static weights"):
+    if static := _chosen(statics, "best static weights", len(statics)):
         found["static"] = static
     elsewhere = {seed: _best_unseen(statics, seed) for seed in seeds}
     left_out = {s: e.runs[s].hypervolume for s, e in elsewhere.items() if e is not None and s in e.runs}
@@ -237,8 +241,9 @@ def _baselines(entries: dict[str, Entry], seeds: list[int], default: str | None)
         )
     others = [entry for entry in entries.values() if entry.published and entry.name != default]
     # One with fewer seeds could only be a rival of which nothing can be told.
-    others = [entry for entry in others if len(entry.runs) >= ENOUGH_SEEDS] or others
-    if published := _chosen(others, "best published rule other than the default" if default else "best published rule"):
+    tellable = [entry for entry in others if len(entry.runs) >= ENOUGH_SEEDS] or others
+    words = "best published rule other than the default" if default else "best published rule"
+    if published := _chosen(tellable, words, len(others)):
         found["published"] = published
     return found
 

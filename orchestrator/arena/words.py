@@ -54,7 +54,7 @@ def advice(analysis: Analysis) -> list[str]:
     """How the default, and other rules with enough seeds on every task, stand against fixed equal weights."""
     lines = []
     if analysis.default is not None and analysis.gains:
-        told = ((gain.task, gain.fixed, "") for gain in analysis.gains)
+        told = ((gain.task, standing(gain.fixed), _figures(gain.fixed)) for gain in analysis.gains)
         lines.append(f"The default, {analysis.default}, against fixed equal weights: {standings(told)}.")
     everywhere = []
     for row in analysis.tasks[0].rows:
@@ -87,24 +87,33 @@ def story(analysis: Analysis) -> list[str]:
     if analysis.default is None:
         return [*lines, f"There is no default to judge: {analysis.default_is}."]
     lines.append(f"The default that is judged here: {analysis.default} ({analysis.default_is}).")
-    static = standings((gain.task, gain.static, "") for gain in analysis.gains)
+    static = standings((gain.task, standing(gain.static), _figures(gain.static)) for gain in analysis.gains)
     lines.append(f"Its test hypervolume against that of the best static weights: {static}.")
-    published = standings((gain.task, gain.published, gain.rival or "") for gain in analysis.gains)
+    against = ((gain.task, gain.against_published, _published_figures(gain)) for gain in analysis.gains)
+    published = standings(against, unknown="too few seeds or rules to tell")
     lines.append(f"Against that of the best published rule other than itself: {published}.")
     verdicts = {True: "met", False: "missed", None: "open"}
     lines += [f"Target {verdicts[target.met]}: {target.name} ({target.words})." for target in analysis.targets]
     return [*lines, *_why(analysis)]
 
 
-def standings(told: Iterable[tuple[str, Paired | None, str]]) -> str:
-    """`behind on A (...) and B (...), both intervals below 0; ahead on C (...), ...`, from tasks, differences, and a
-    word for each. Of equal runs, or where nothing was run, it is said that they can't be told."""
+def standings(told: Iterable[tuple[str, str | None, str]], unknown: str = UNKNOWN) -> str:
+    """`behind on A (...) and B (...), both intervals below 0; ahead on C (...), ...`, from tasks, standings, and
+    figures for each."""
     groups: dict[str | None, list[str]] = {"ahead": [], "level": [], "behind": [], None: []}
-    for task, difference, word in told:
-        figures = [text for text in (word, with_seeds(difference) if difference else "not run with it") if text]
-        groups[standing(difference)].append(f"{task} ({', '.join(figures)})")
+    for task, stands, figures in told:
+        groups[stands].append(f"{task} ({figures})")
     parts = [f"{s} on {listed(groups[s])}, {meaning}" for s, meaning in MEANS.items() if groups[s]]
-    return "; ".join([*parts, *([f"{UNKNOWN} on {listed(groups[None])}"] if groups[None] else [])])
+    return "; ".join([*parts, *([f"{unknown} on {listed(groups[None])}"] if groups[None] else [])])
+
+
+def _figures(difference: Paired | None) -> str:
+    return with_seeds(difference) if difference else "not run with it"
+
+
+def _published_figures(gain: Gain) -> str:
+    rival = "" if gain.rival is None else f"{gain.rival}, the best of {gain.pool[0]} of {gain.pool[1]}, "
+    return rival + _figures(gain.published)
 
 
 def with_seeds(difference: Paired) -> str:

@@ -8,7 +8,7 @@ from orchestrator.arena.comparison import Task, beaten_by, best, comparable, com
 from orchestrator.arena.entries import entries
 from orchestrator.arena.results import Results, Run
 from orchestrator.arena.statistics import paired
-from orchestrator.arena.words import with_seeds
+from orchestrator.arena.words import story, with_seeds
 from tests.arena_records import Json, arena, failed, record
 
 
@@ -339,6 +339,23 @@ def test_a_published_rule_of_which_nothing_could_be_told_is_no_rival() -> None:
     assert compare("sums3", runs(few), "gdpo/hv_gradient").baselines["published"].entry == "gdpo/dara"
     alone = [r for r in few if r["entry"] != "gdpo/dara"]  # better one than none
     assert compare("sums3", runs(alone), "gdpo/hv_gradient").baselines["published"].entry == "gdpo/saw"
+
+
+@pytest.mark.parametrize(("lift", "whole", "stands"), [
+    (0.06, True, "ahead"), (0.06, False, None), (0.0, False, None), (-0.06, False, "behind"),
+])  # fmt: skip
+def test_who_is_ahead_of_one_published_rule_is_not_ahead_of_all(lift: float, whole: bool, stands: str | None) -> None:
+    """Of four others, three have seeds enough or one has; behind the best of one is behind the best of all."""
+    others = {"gdpo/saw": 0.0, "gdpo/pama": -0.03, "gdpo/gradient": -0.03, "gdpo/saturation": -0.03}
+    records = arena({"gdpo/hv_gradient": lift, **others}, tasks=ALL)
+    full = ("gdpo/saw", "gdpo/pama", "gdpo/gradient") if whole else ("gdpo/saw",)
+    few = [one for one in records if one["seed"] == 1 or one["entry"] not in others or one["entry"] in full]
+    found = analyse(results(few))
+    assert {gain.pool for gain in found.gains} == {(len(full), 4)}
+    assert [gain.against_published for gain in found.gains] == [stands] * 4
+    told = next(line for line in story(found) if line.startswith("Against that of the best published rule"))
+    words = stands or "too few seeds or rules to tell"
+    assert f": {words} on sums3 (gdpo/saw, the best of {len(full)} of 4, " in told
 
 
 def test_nobody_of_a_few_says_nothing() -> None:
