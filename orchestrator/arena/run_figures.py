@@ -93,6 +93,14 @@ class RunFigures:
         return sorted((point.step, point.hypervolume) for point in self.run.validation)
 
     @property
+    def best_at_last(self) -> bool:
+        """The last evaluated policy covers by itself more than any before it. The curve, which is that of all policies
+        together, never falls, and would hide that a run has settled."""
+        points = sorted(self.run.validation, key=lambda point: point.step)
+        volumes = [hypervolume(self.normalised(p.objectives)[None], self.archive.reference_K) for p in points]
+        return len(volumes) > 1 and volumes[-1] > max(volumes[:-1])
+
+    @property
     def area(self) -> float:
         """Mean over the run's steps of the validation hypervolume, where a step has what the last evaluation found."""
         curve = [*self.curve, (self.run.steps, 0.0)]

@@ -161,13 +161,23 @@ def _why(analysis: Analysis) -> list[str]:
             f"their validation over seed{'s' * (len(chosen_on) > 1)} {seeds_list(chosen_on)}, which takes {grid} times "
             f"the budget of the default's one run; the difference to them is {gain.static.mean:+.3f}{size}."
         )
-    runs = [run for task in analysis.tasks for entry in task.entries.values() for run in entry.runs.values()]
-    rising = sum(len(run.curve) > 1 and run.curve[-1][1] > run.curve[-2][1] for run in runs)
-    lines.append(
-        f"In {rising} of {len(runs)} runs hypervolume still rose at the last evaluation: within this budget it counts "
-        "how fast an objective is learned more than where the weights would settle."
-    )
-    return lines
+    return [*lines, _best_at_last(analysis.tasks)]
+
+
+def _best_at_last(tasks: Iterable[Task]) -> str:
+    """On which tasks a longer budget might say otherwise."""
+    told, rising = [], []
+    for task in tasks:
+        runs = [run for entry in task.entries.values() for run in entry.runs.values()]
+        best = sum(run.best_at_last for run in runs)
+        told.append(f"{best} of {len(runs)} runs on {task.name}")
+        if best > len(runs) / 2:
+            rising.append(task.name)
+    text = f"The last policy that was evaluated is the best of its run, by its own volume, in {listed(told)}"
+    if not rising:
+        return f"{text}."
+    what = f"{listed(rising)} {'counts' if len(rising) == 1 else 'count'}"
+    return f"{text}: within this budget, {what} how fast is learned more than where the weights would settle."
 
 
 def lost(task: Task) -> list[str]:

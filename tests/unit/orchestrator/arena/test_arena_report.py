@@ -68,8 +68,21 @@ def test_why_static_weights_are_not_beaten_is_told(tmp_path: Path) -> None:
         r"the budget .* the difference to them is -0\.\d+; one run's standard error from its test prompts is 0\.\d+",
         text,
     )
-    assert re.search(r"In (\d+) of \1 runs hypervolume still rose at the last evaluation", text)
+    assert re.search(r"the best of its run, by its own volume, in (\d+) of \1 runs on sums3: .* sums3 counts how", text)
     assert "Why not" not in render_markdown(analysed(tmp_path, arena({"gdpo/saw": 0.05})))
+
+
+def test_runs_whose_last_policy_is_not_their_best_have_settled(tmp_path: Path) -> None:
+    """Though the volume of all their policies together still rises a little, as it does at most evaluations."""
+    records = arena({"gdpo/saw": -0.05}, tasks=("sums3", "sums5"))
+    settled = [one for one in records if one["task"] == "sums5"]
+    for one in settled:
+        *_, before, last = one["validation"]
+        before["objectives"], last["objectives"] = last["objectives"], before["objectives"]
+        last["hypervolume"] = before["hypervolume"] + 0.001
+    told = f"45 of 45 runs on sums3 and 0 of {len(settled)} runs on sums5: within this budget, sums3 counts how fast"
+    assert told in render_markdown(analysed(tmp_path, records))
+    assert "in 0 of 45 runs on sums5.\n" in render_markdown(analysed(tmp_path, settled))
 
 
 def test_tables_of_the_markdown_have_even_rows(tmp_path: Path) -> None:
