@@ -194,6 +194,7 @@ def test_the_page_begins_with_how_the_default_stands_on_each_task(tmp_path: Path
         assert "An entry is ESTIMATOR/RULE" in lead
         assert "Hypervolume is how much of" in lead
         assert all(TASKS[name].what in lead for name in (*lifts, "held_out"))
+        assert "seen before the default was chosen" in lead
         told = text[text.index("What was found") :]
         assert re.search(
             r"against that of the best static weights: ahead on sums3 \(\+0.*5 seeds\).*, both intervals above 0; "
