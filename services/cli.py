@@ -27,12 +27,22 @@ from services import (
     steer_words,
     submission,
 )
-from services.client import ApiError, AuthenticationError, Client, PermissionDenied
+from services.client import ApiError, AuthenticationError, Client, NotSendable, PermissionDenied
 from services.client.types import Job
 from services.follow import follow_to_end, front_table
 from services.settings import default_state_dir
 from services.tables import checkpoints_table, job_view, jobs_table, training_view
-from services.terminal import Document, connect_client, fail, find_job, key_source, output, print_json, say
+from services.terminal import (
+    beside_output,
+    connect_client,
+    fail,
+    find_job,
+    key_source,
+    output,
+    print_json,
+    print_json_line,
+    say,
+)
 from services.text import event_line, plain
 
 app = typer.Typer(
@@ -108,14 +118,14 @@ def submit(
         job = client.submit(document)
         print(job["id"], flush=True)
         if follow_it:
-            follow_to_end(client, job["id"])
+            follow_to_end(client, job["id"], beside_output())
 
 
 @app.command("follow")
 def follow_job(job: JobArgument) -> None:
     """Watch a job. Ctrl-C stops watching, not the job."""
     with connect_client(_state_dir) as client:
-        follow_to_end(client, find_job(client, job))
+        follow_to_end(client, find_job(client, job), output())
 
 
 @app.command()
@@ -154,7 +164,10 @@ def events(
     with connect_client(_state_dir) as client:
         job_id = find_job(client, job)
         for event in client.stream_events(job_id) if follow_them else client.iter_events(job_id):
-            print(_json_line(event) if as_json else event_line(event), flush=True)
+            if as_json:
+                print_json_line(event)
+            else:
+                print(event_line(event), flush=True)
 
 
 @app.command()
@@ -162,7 +175,7 @@ def steer(
     job: JobArgument,
     weights: Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUE...", help="weights of objectives")] = None,
     mode: Annotated[str | None, typer.Option(help="who decides: auto (the strategy), blend, or manual (you)")] = None,
-    blend: Annotated[float | None, typer.Option(help="your share in mode blend, 0 to 1")] = None,
+    blend: Annotated[float | None, typer.Option(min=0, max=1, help="your share in mode blend, 0 to 1")] = None,
 ) -> None:
     """Change the weights of a job while it trains.
 
@@ -242,7 +255,7 @@ def checkpoints(job: JobArgument, as_json: AsJson = False) -> None:
 def export(
     job: JobArgument,
     step: Annotated[int, typer.Argument(min=0, help="a step that `equipoise checkpoints` lists")],
-    directory: Annotated[Path, typer.Argument(help="a new directory")],
+    directory: Annotated[Path, typer.Argument(help="a new directory on the server's machine")],
 ) -> None:
     """Copy a checkpoint's model to where transformers and vLLM load it.
 
@@ -259,6 +272,8 @@ def export(
             instead = f"equipoise download {job} {step} {directory}"
             fail(f"this server, or this key, writes no exports; fetch it here: {instead}")
     print(done["path"])
+    if not Path(done["path"]).exists():
+        say(f"that is on the server's machine; `equipoise download {job} {step} {directory}` fetches it to this one")
     _tell_of_adapter(Path(done["path"]))
 
 
@@ -340,11 +355,17 @@ def _parent_of(target: Path) -> Path:
 
 @app.command()
 def report(job: JobArgument, open_it: Annotated[bool, typer.Option("--open", help="in the browser")] = False) -> None:
-    """The path of a job's HTML report."""
+    """The path of a job's HTML report; it is fetched to here where the server has it elsewhere."""
     with connect_client(_state_dir) as client:
-        path = _state_dir / "jobs" / find_job(client, job) / "report.html"
-    if not path.exists():
-        fail(f"there is no report yet: {path} is written while the job runs")
+        job_id = find_job(client, job)
+        path = _state_dir / "jobs" / job_id / "report.html"
+        if not path.exists():  # the server is elsewhere, or its state
+            path = Path(f"{job_id}.html").absolute()
+            text = client.report(job_id)
+            try:
+                path.write_text(text, encoding="utf-8")
+            except OSError as error:
+                fail(f"can't write {path}: {error.strerror or error}")
     print(path)
     if open_it:
         webbrowser.open(path.as_uri())
@@ -371,6 +392,9 @@ def main() -> NoReturn:
     except ApiError as error:
         say(f"equipoise: {plain(error)}")
         code = 2
+    except NotSendable as error:
+        say(f"equipoise: {plain(str(error))}")
+        code = 2
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # typer's usage errors share no public base; anything else is raised again
@@ -387,12 +411,6 @@ def _request(job: str, ask: Callable[[Client, str], Job]) -> None:
     with connect_client(_state_dir) as client:
         done = ask(client, find_job(client, job))
     print(f"{done['id']} {done['status']}")
-
-
-def _json_line(document: Document) -> str:
-    import json
-
-    return json.dumps(document, ensure_ascii=False)
 
 
 if __name__ == "__main__":

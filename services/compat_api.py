@@ -11,15 +11,26 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from orchestrator.states import JobStatus
 from orchestrator.store import Checkpoint, Event, JobRecord, JobStore
+from services.body import optional_json_body
 from services.deps import MAX_PAGE, JobId, MaxActive, Store, page
 from services.errors import ApiProblem, StrictJSONResponse
-from services.jobs_api import EMPTY_BODY, JobList, Metadata, NoFields, back_in_queue, jobs_with
+from services.jobs_api import (
+    EMPTY_BODY,
+    METADATA_PARAMETER,
+    PAUSE_BODY,
+    JobList,
+    Metadata,
+    NoFields,
+    back_in_queue,
+    jobs_with,
+    saves,
+)
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
@@ -47,7 +58,7 @@ class Page(BaseModel):
     limit: int = Query(20, ge=1, le=MAX_PAGE)
 
 
-@router.get("")
+@router.get("", openapi_extra={"parameters": [METADATA_PARAMETER]})
 def list_jobs(query: Annotated[Page, Query()], metadata: Metadata, store: Store) -> Response:
     """Newest first."""
     found = jobs_with(store, JobList(after=query.after, limit=query.limit, status=None), metadata)
@@ -69,10 +80,10 @@ def cancel_job(job_id: JobId, store: Store) -> Response:
     return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
 
 
-@router.post("/{job_id}/pause", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
-def pause_job(job_id: JobId, store: Store) -> Response:
-    """A running job writes a checkpoint first."""
-    store.request_pause(job_id)
+@router.post("/{job_id}/pause", openapi_extra=PAUSE_BODY)
+def pause_job(job_id: JobId, document: Annotated[Any, Depends(optional_json_body)], store: Store) -> Response:
+    """A running job writes a checkpoint first, unless the body has `{"checkpoint": "latest"}`."""
+    store.request_pause(job_id, save=saves(document))
     return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from services.client import ApiError, Client, RateLimited, Unavailable
 from services.client.flows import RESTING
-from services.terminal import output, say
+from services.terminal import say
 from services.text import duration, event_line, figure, is_number, plain, signed, sparkline
 
 Document = Mapping[str, Any]
@@ -96,14 +96,14 @@ def follow(client: Client, job_id: str, console: Console, *, poll_s: float = 1.0
     return follower.job
 
 
-def follow_to_end(client: Client, job_id: str) -> None:
-    """For a command: exit code 1 where the job fails; Ctrl-C lets it go on."""
+def follow_to_end(client: Client, job_id: str, console: Console) -> None:
+    """For a command: exit code 0 only where the job has succeeded, else 1; 130 after Ctrl-C, which lets it go on."""
     try:
-        job = follow(client, job_id, output())
+        job = follow(client, job_id, console)
     except KeyboardInterrupt:
         say(f"detached, the job goes on; `equipoise follow {job_id}` shows it, `equipoise cancel {job_id}` ends it")
-        return
-    if job["status"] == "failed":
+        raise typer.Exit(130) from None
+    if job["status"] != "succeeded":
         raise typer.Exit(1)
 
 

@@ -74,14 +74,23 @@ async def _list_query(request: Request) -> JobList:
         raise RequestValidationError([{**found, "loc": ("query", *found["loc"])} for found in error.errors()]) from None
 
 
+METADATA_PARAMETER = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+}
+
+
 def _list_parameters() -> list[dict[str, Any]]:
     """For openapi_extra, as the handler reads them itself."""
-    text, metadata = {"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}
+    text = {"type": "string"}
     return [
         {"name": "after", "in": "query", "schema": text, "description": "only jobs older than this one"},
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}},
         {"name": "status", "in": "query", "schema": {**text, "enum": [str(status) for status in JobStatus]}},
-        {"name": "metadata", "in": "query", "style": "deepObject", "explode": True, "schema": metadata},
+        METADATA_PARAMETER,
     ]
 
 
@@ -260,16 +269,24 @@ class Pause(BaseModel):
     )
 
 
-@router.post("/{job_id}/pause", openapi_extra=body_schema(Pause.model_json_schema(), required=False))
+PAUSE_BODY = body_schema(Pause.model_json_schema(), required=False)
+
+
+@router.post("/{job_id}/pause", openapi_extra=PAUSE_BODY)
 def pause_job(job_id: JobId, document: Annotated[Any, Depends(optional_json_body)], store: Store) -> Response:
     """A running job writes a checkpoint and lets go of its resources."""
+    store.request_pause(job_id, save=saves(document))
+    return StrictJSONResponse(job_document(store.job(job_id)))
+
+
+def saves(document: Any) -> bool:
+    """Whether a pause, by its body, writes a checkpoint first. Raises ApiProblem."""
     try:
         pause = Pause.model_validate({} if document is None else document)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
         raise spec_problem([problem(Pause, detail) for detail in found]) from None
-    store.request_pause(job_id, save=pause.checkpoint == "save")
-    return StrictJSONResponse(job_document(store.job(job_id)))
+    return pause.checkpoint == "save"
 
 
 @router.post("/{job_id}/resume", dependencies=[NoFields], openapi_extra=EMPTY_BODY)

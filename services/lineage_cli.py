@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator import spec_yaml
-from services import steer_words
+from services import steer_words, submission
 from services.terminal import Document, connect_client, fail, find_job, output, print_json, say
 from services.text import figure, plain
 
@@ -41,13 +41,16 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
             equipoise fork last --at best --weights accuracy=0.8
             equipoise fork last --at 40 --sweep weights.yaml
         """
+        files: Any = None
         body: dict[str, Any] = {"checkpoint": int(at) if at.isascii() and at.isdigit() and len(at) < 16 else at}
         if name is not None:
             body["name"] = name
         if sweep is not None:
             body["sweep"] = _document(sweep)
         if changes is not None:
-            body["changes"] = _document(changes)
+            body["changes"] = files = _document(changes)
+            if isinstance(files, dict):
+                body["changes"] = files = submission.anchored_changes(files)
         with connect_client(state_dir()) as client:
             job_id = find_job(client, job)
             if weights is not None:
@@ -56,7 +59,8 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
                     body["weights"] = steer_words.weights([word.strip() for word in weights.split(",")], now)
                 except ValueError as error:
                     fail(f"--weights: {error}")
-            made = client.fork(job_id, **body)
+            with submission.naming_files(files if isinstance(files, dict) else {}):
+                made = client.fork(job_id, **body)
         if as_json:
             print_json(made)
             return

@@ -33,11 +33,12 @@ _REFUSALS = {
 }
 _JOB, _ALIAS = "/v1/jobs/{job_id}", "/v1/fine_tuning/jobs/{job_id}"
 _MORE = {  # what does not follow from an operation's shape
-    "GET /v1/jobs/compare": (404, 429),
+    "GET /v1/jobs/compare": (404, 409, 429),
     "POST /v1/jobs": (409,),
     f"GET {_JOB}/events": (429,),
     **{f"POST {path}/{action}": (409,) for path in (_JOB, _ALIAS) for action in ("cancel", "pause", "resume")},
     f"POST {_JOB}/fork": (409, 425, 507),
+    **{f"GET {_JOB}/{part}": (409,) for part in ("steering", "front", "rollouts")},  # of a job that trains a reward
     f"PUT {_JOB}/steering": (409, 412),
     f"POST {_JOB}/steering/preview": (409, 425, 501),
     f"POST {_JOB}/checkpoints/{{step}}/export": (409, 425),

@@ -14,7 +14,7 @@ from orchestrator.spec_errors import SpecError
 from orchestrator.specs.reward_job import RewardJobSpec
 from services import submission
 from services.follow import follow_to_end
-from services.terminal import connect_client, fail, output, print_json, say
+from services.terminal import beside_output, connect_client, fail, output, print_json, say
 from services.text import figure, plain
 
 
@@ -52,7 +52,7 @@ def add_commands(rewards: typer.Typer, state_dir: Callable[[], Path]) -> None:
             job = client.submit(document)
             print(job["id"], flush=True)
             if follow_it:
-                follow_to_end(client, job["id"])
+                follow_to_end(client, job["id"], beside_output())
 
     @rewards.command("eval")
     def evaluate_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,6 @@ from typing import Any
 from orchestrator.datasets import is_reference
 from orchestrator.remote import is_url
 from orchestrator.spec import JobSpec, load_spec, parse_job
-from orchestrator.specs.data import FilesData
 from orchestrator.specs.reward_job import RewardJobSpec
 from rewards import registry
 from services.client import ApiError
@@ -39,25 +39,48 @@ def anchored(spec: JobSpec | RewardJobSpec) -> dict[str, Any]:
             training[split] = [name if is_url(name) else _absolute(name) for name in training[split]]
         training["model"] = _absolute_model(training["model"])
         return document
-    if isinstance(spec.data, FilesData):
-        for split in ("train", "validation", "test"):
-            name = document["data"][split]
-            if name is not None and not is_reference(name) and not is_url(name):
-                document["data"][split] = _absolute(document["data"][split])
-    if spec.init_checkpoint is not None:
-        document["init_checkpoint"] = _absolute(spec.init_checkpoint)
-    if spec.policy.model != "quickstart":
-        document["policy"]["model"] = _absolute_model(spec.policy.model)
-    for reward in _rewards(document).values():
-        for option, model in registry.named_models(reward["name"], reward["options"]).items():
+    return anchored_changes(document)
+
+
+def anchored_changes(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of some fields of an alignment's spec, whatever they hold: what is wrong with them the server says."""
+    found: dict[str, Any] = copy.deepcopy(dict(document))
+    for split in ("train", "validation", "test"):
+        name = _at(found, "data", split)
+        if isinstance(name, str) and not is_reference(name) and not is_url(name):
+            found["data"][split] = _absolute(name)
+    if isinstance(found.get("init_checkpoint"), str):
+        found["init_checkpoint"] = _absolute(found["init_checkpoint"])
+    model = _at(found, "policy", "model")
+    if isinstance(model, str) and model != "quickstart":
+        found["policy"]["model"] = _absolute_model(model)
+    for reward in _rewards(found).values():
+        for option, model in _models(reward).items():
             reward["options"][option] = _absolute_model(str(model))
-    return document
+    return found
 
 
 def _rewards(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Of an alignment, by field."""
-    rewards = {f"objectives.{i}.reward": found["reward"] for i, found in enumerate(document.get("objectives", ()))}
-    return rewards | ({"gold.reward": document["gold"]["reward"]} if document.get("gold") else {})
+    objectives = document.get("objectives")
+    listed = enumerate(objectives) if isinstance(objectives, list) else ()
+    found = {f"objectives.{i}.reward": _at({"": objective}, "", "reward") for i, objective in listed}
+    found["gold.reward"] = _at(document, "gold", "reward")
+    return {field: reward for field, reward in found.items() if isinstance(reward, dict)}
+
+
+def _models(reward: Mapping[str, Any]) -> dict[str, object]:
+    """The options of a reward that name a model; none of one that nobody knows."""
+    name, options = reward.get("name"), reward.get("options")
+    if not isinstance(options, dict) or name not in registry.names():
+        return {}
+    return registry.named_models(str(name), options)
+
+
+def _at(document: Mapping[str, Any], part: str, field: str) -> Any:
+    """None where there is no such branch."""
+    branch = document.get(part)
+    return branch.get(field) if isinstance(branch, dict) else None
 
 
 @contextmanager
@@ -78,10 +101,9 @@ def _files(document: Mapping[str, Any]) -> dict[str, Any]:
     """What names a file or a model, by field."""
     files: dict[str, Any] = {"init_checkpoint": document.get("init_checkpoint")}
     for part, names in (("policy", ("model",)), ("data", ("train", "validation", "test"))):
-        files |= {f"{part}.{name}": document.get(part, {}).get(name) for name in names}
+        files |= {f"{part}.{name}": _at(document, part, name) for name in names}
     for field, reward in _rewards(document).items():
-        models = registry.named_models(reward["name"], reward["options"])
-        files |= {f"{field}.options.{option}": model for option, model in models.items()}
+        files |= {f"{field}.options.{option}": model for option, model in _models(reward).items()}
     return files
 
 

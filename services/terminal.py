@@ -28,6 +28,11 @@ def output() -> Console:
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
+def beside_output() -> Console:
+    """For progress of a command whose output a script reads: on a terminal both are one."""
+    return output() if sys.stdout.isatty() else Console(highlight=False, soft_wrap=True, stderr=True)
+
+
 def say(message: str) -> None:
     """A line for a person, kept apart from what a script reads."""
     print(message, file=sys.stderr, flush=True)
@@ -42,8 +47,16 @@ def fail(*messages: str) -> NoReturn:
 
 def print_json(document: Any) -> None:
     """As people read it, but for what could steer a terminal: that is escaped, as JSON may be."""
-    text = json.dumps(document, indent=2, ensure_ascii=False)
-    print(_UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    print(_shown(json.dumps(document, indent=2, ensure_ascii=False)))
+
+
+def print_json_line(document: Any) -> None:
+    """The same on one line, at once."""
+    print(_shown(json.dumps(document, ensure_ascii=False)), flush=True)
+
+
+def _shown(text: str) -> str:
+    return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def connect_client(state_dir: Path) -> Client:

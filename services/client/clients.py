@@ -16,6 +16,7 @@ from services.client.methods import Awaited, Blocking
 from services.client.retry import Retry
 from services.settings import read_credentials
 
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 Verify = str | os.PathLike[str] | ssl.SSLContext | None
 
 
@@ -45,7 +46,7 @@ class _Connection(Api):
     ) -> Self:
         """The server that left its address and key in a state directory; what the environment names comes first.
 
-        ValueError where there never was a server.
+        Its key goes to no other address. ValueError where there never was a server, or a key is missing.
         """
         if environment.get("EQUIPOISE_URL") and environment.get("EQUIPOISE_API_KEY"):
             return cls.from_env(environment, **options)
@@ -55,10 +56,15 @@ class _Connection(Api):
                 f"no Equipoise server was ever started with the state directory {state_dir}: "
                 "start one with `equipoise up`"
             )
-        url = environment.get("EQUIPOISE_URL") or credentials.url
-        ca_file = credentials.ca_file if url == credentials.url else None
-        options.setdefault("verify", environment.get("EQUIPOISE_CA_FILE") or ca_file)
-        return cls(url, environment.get("EQUIPOISE_API_KEY") or credentials.key, **options)
+        url, key = environment.get("EQUIPOISE_URL") or credentials.url, environment.get("EQUIPOISE_API_KEY") or None
+        is_same = _origin(url) == _origin(credentials.url)
+        if key is None and not is_same:
+            raise ValueError(
+                f"EQUIPOISE_URL is not the server of {state_dir}, whose key may do everything and is for it alone: set "
+                "EQUIPOISE_API_KEY to a key of that server"
+            )
+        options.setdefault("verify", environment.get("EQUIPOISE_CA_FILE") or (credentials.ca_file if is_same else None))
+        return cls(url, key or credentials.key, **options)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -128,6 +134,13 @@ def _checked(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.host or parts.userinfo or not 0 < (parts.port or 1) < 65536:
         raise ValueError("the address of a server is http:// or https://, a host and a port, without a password")
     return url.rstrip("/")
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """What a key may be sent to: scheme, host and port. Raises ValueError for what is no address."""
+    parts = httpx.URL(_checked(url))
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, "localhost" if parts.host in LOOPBACK else parts.host, port
 
 
 def _options(url: str, key: str, timeout_s: float, verify: Verify) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import httpx
 
-from services.client.errors import ApiError, problem, unreachable
+from services.client.errors import ApiError, NotSendable, problem, unreachable
 from services.client.requests import Request
 from services.client.retry import Retry
 
@@ -107,15 +107,19 @@ class Core:
             await self.io.close(response)
 
     def _built(self, request: Request[Any]) -> httpx.Request:
-        return self.io.http.build_request(
-            request.method,
-            request.path,
-            params={name: value for name, value in request.params.items() if value is not None},
-            headers={name: value for name, value in request.headers.items() if value is not None},
-            json=request.body,
-            content=None if request.content is None else self.io.content(request.content),
-            timeout=httpx.USE_CLIENT_DEFAULT if request.timeout_s is None else request.timeout_s,
-        )
+        path = request.path
+        try:
+            return self.io.http.build_request(
+                request.method,
+                path,
+                params={name: value for name, value in request.params.items() if value is not None},
+                headers={name: value for name, value in request.headers.items() if value is not None},
+                json=request.body,
+                content=None if request.content is None else self.io.content(request.content),
+                timeout=httpx.USE_CLIENT_DEFAULT if request.timeout_s is None else request.timeout_s,
+            )
+        except ValueError as error:  # NaN and the infinities, which JSON has not; half of a surrogate pair
+            raise NotSendable(f"what is asked can't be sent: {error}") from None
 
 
 class BlockingIo:

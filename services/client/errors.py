@@ -12,6 +12,8 @@
       Unavailable            502, 503, 504
         Unreachable          status 0: no answer at all
 
+    NotSendable              a ValueError: what no request can say, such as NaN, or an id of no characters
+
 Nothing here ever holds the key.
 """
 
@@ -36,6 +38,10 @@ class ApiError(Exception):
         super().__init__(" ".join(message.splitlines()))
         self.status, self.code, self.message, self.param = status, code, message, param
         self.retry_after_s = retry_after_s
+
+
+class NotSendable(ValueError):
+    """No request can say it."""
 
 
 class Invalid(ApiError):

@@ -14,7 +14,7 @@ import httpx
 
 from services.client.core import Core
 from services.client.errors import ApiError, RateLimited, Unavailable, parsed, unexpected, unreachable
-from services.client.requests import Request
+from services.client.requests import LONG_S, Request
 from services.client.retry import NO_RETRY
 from services.client.sse import EventReader
 from services.client.types import Event, JobDetail
@@ -106,6 +106,7 @@ async def download(core: Core, job_id: str, step: int, to: str | os.PathLike[str
         method="GET",
         route="/v1/jobs/{job_id}/checkpoints/{step}/download",
         ids={"job_id": job_id, "step": step},
+        timeout_s=LONG_S,  # the server sums every file before the first byte
         is_repeatable=True,
     )
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")

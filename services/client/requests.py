@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import httpx
 
-from services.client.errors import document
+from services.client.errors import NotSendable, document
 
 T = TypeVar("T")
 
@@ -35,12 +35,12 @@ class Request(Generic[T]):
 
     @property
     def path(self) -> str:
-        """Raises ValueError for an id that would make another path of it."""
+        """Raises NotSendable for an id that would make another path of it."""
         path = self.route
         for name, value in self.ids.items():
             text = str(value)
             if text in ("", ".", ".."):
-                raise ValueError(f"{name}: '{text}' is no id")
+                raise NotSendable(f"{name}: '{text}' is no id")
             path = path.replace(f"{{{name}}}", quote(text, safe=""))
         return path
 

@@ -50,6 +50,7 @@ class Job(TypedDict):
 
     id: str
     name: str
+    priority: int
     status: JobStatus
     reason: str | None
     created_at: float

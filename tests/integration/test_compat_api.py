@@ -74,12 +74,14 @@ def test_list_goes_through_every_page(jobs: Any, client: Client) -> None:
 
 
 def test_pause_resume_cancel(jobs: Any, job_id: str) -> None:
-    assert jobs.pause(job_id).status == "paused"
+    assert jobs.pause(job_id, extra_body={"checkpoint": "latest"}).status == "paused"
     assert jobs.resume(job_id).status == "queued"
     assert jobs.cancel(job_id).status == "cancelled"
     assert jobs.retrieve(job_id).finished_at is not None
     with pytest.raises(openai.ConflictError) as caught:
         jobs.resume(job_id)
+    with pytest.raises(openai.UnprocessableEntityError, match=r"checkpoint: .*'save' or 'latest'"):
+        jobs.pause(job_id, extra_body={"checkpoint": "oldest"})
     assert caught.value.code == "illegal_transition"
 
 

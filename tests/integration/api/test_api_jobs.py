@@ -3,14 +3,14 @@
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import httpx
 import pytest
 
 from orchestrator.store import JobStore
 from services import rules_api
-from services.client import ApiError, Client
+from services.client import ApiError, Client, types
 from tests.api_support import KEY, SPEC, assert_error, claim
 
 # -- submission ---------------------------------------------------------------------------------------------
@@ -25,6 +25,13 @@ def test_a_job_is_accepted_and_found_again(http: httpx.Client, client: Client) -
     assert job["spec"]["estimator"] == {"name": "gdpo", "std_floor": job["spec"]["estimator"]["std_floor"]}
     assert "fence" not in job
     assert next(client.iter_jobs())["id"] == job["id"]
+
+
+def test_the_clients_types_know_every_field_of_a_job(client: Client) -> None:
+    job_id = client.submit(SPEC)["id"]
+    assert {*get_type_hints(types.Job), "object"} == set(next(client.iter_jobs()))
+    assert {*get_type_hints(types.JobDetail), "object"} == set(client.job(job_id))
+    assert {*get_type_hints(types.Plan), "object"} == set(client.plan(SPEC))
 
 
 def test_validate_only_says_what_would_run_and_stores_nothing(client: Client) -> None:

@@ -205,6 +205,8 @@ def test_files_that_the_server_misses_are_one_line(cli: Installation) -> None:
         (["submit", "/no/such.yaml"], "/no/such.yaml: No such file or directory"),
         (["rules", "gradent"], "no rule 'gradent', did you mean 'gradient'"),
         (["sumbit"], "No such command 'sumbit'. Did you mean 'submit'? (see `equipoise --help`)"),
+        (["keys", "quota", "."], "owner: '.' is no id"),
+        (["steer", "last", "--blend", "nan"], "Invalid value for '--blend': "),
         (["jobs", "--colour"], "No such option: --colour (see `equipoise --help`)"),
         (["steer"], "Missing argument 'JOB'. (see `equipoise --help`)"),
         (["show", "last"], "there are no jobs yet: `equipoise submit SPEC` makes one"),
@@ -276,7 +278,7 @@ def test_results_are_shown_as_tables_and_as_documents(cli: Installation) -> None
     job_id = cli.submit()
     assert cli.run("front", "last")[2] == "nothing is evaluated yet\n"
     assert cli.run("checkpoints", "last")[2] == "no checkpoint yet\n"
-    assert "there is no report yet" in cli.fail("report", "last")
+    assert "the report is written when the job ends or pauses" in cli.fail("report", "last")
 
     def fill(directory: Path) -> None:
         (directory / "policy").mkdir()
@@ -296,6 +298,13 @@ def test_results_are_shown_as_tables_and_as_documents(cli: Installation) -> None
     assert str(path) in cli.succeed("checkpoints", "last")
     assert json.loads(cli.succeed("checkpoints", "last", "--json"))[0]["step"] == 1
     assert cli.succeed("report", "last").strip() == str(report)
+    elsewhere, credentials = cli.state_dir / "another-machine", read_credentials(cli.state_dir)
+    assert credentials is not None
+    elsewhere.mkdir()
+    there = {"EQUIPOISE_URL": credentials.url, "EQUIPOISE_API_KEY": credentials.key}
+    code, output, errors = finish(start(elsewhere, "report", "last", **there))
+    assert (code, output) == (0, f"{elsewhere / job_id}.html\n"), errors
+    assert Path(output.strip()).read_text() == "<p>report</p>"
     assert "conciseness" in cli.succeed("rewards")
     assert {"math"} <= {reward["name"] for reward in json.loads(cli.succeed("rewards", "--json"))}
 
@@ -370,35 +379,40 @@ def test_pause_resume_and_cancel(cli: Installation) -> None:
 
 def test_following_prints_a_line_per_step_and_the_front_at_the_end(cli: Installation) -> None:
     following = start(cli.state_dir, "submit", str(cli.spec), "--follow")
-    job_id = wait_for(following, "stdout", bool).strip()
+    job_id = wait_for(following, "stdout", bool).strip()  # and progress is elsewhere, as a script reads this
     lease = cli.claim(job_id)
     cli.store.set_total_steps(lease, 4)
     for step in (1, 2):
         cli.store.commit(lease, step=step, digest=str(step), record=step_record(step))
-    wait_for(following, "stdout", lambda line: line.startswith("step 2/4  accuracy 0.700 (+0.100)"))
+    wait_for(following, "stderr", lambda line: line.startswith("step 2/4  accuracy 0.700 (+0.100)"))
     cli.store.set_front(lease, FRONT)
     cli.store.finish(lease, JobStatus.SUCCEEDED)
-    code, output, _ = finish(following)
-    assert code == 0
-    assert f"{job_id} succeeded (step 2/4)" in output
-    assert "Pareto front: hypervolume 0.6100 (0.5000 at the start)" in output
+    code, output, errors = finish(following)
+    assert (code, output) == (0, "")
+    assert f"{job_id} succeeded (step 2/4)" in errors
+    assert "Pareto front: hypervolume 0.6100 (0.5000 at the start)" in errors
 
 
-def test_following_a_job_that_fails_is_exit_code_1(cli: Installation) -> None:
+@pytest.mark.parametrize("end", ["failed", "cancelled", "paused"])
+def test_following_a_job_that_does_not_succeed_is_exit_code_1(cli: Installation, end: str) -> None:
     job_id = cli.submit()
-    cli.store.finish(cli.claim(job_id), JobStatus.FAILED, "CUDA out of memory")
+    if end == "failed":
+        cli.store.finish(cli.claim(job_id), JobStatus.FAILED, "CUDA out of memory")
+    else:
+        cli.succeed({"cancelled": "cancel", "paused": "pause"}[end], "last")
     code, output, _ = cli.run("follow", "last")
     assert code == 1
-    assert f"{job_id} failed: CUDA out of memory" in output
+    assert f"{job_id} {end}" in output
+    assert ("CUDA out of memory" in output) == (end == "failed")
 
 
 def test_ctrl_c_detaches_and_the_job_goes_on(cli: Installation) -> None:
     following = start(cli.state_dir, "submit", str(cli.spec), "--follow")
-    wait_for(following, "stdout", lambda line: "job.queued" in line)
+    wait_for(following, "stderr", lambda line: "job.queued" in line)
     following.send_signal(signal.SIGINT)
-    code, _, errors = finish(following)
+    code, output, errors = finish(following)
     job_id = json.loads(cli.succeed("jobs", "--json"))[0]["id"]
-    assert code == 0
+    assert (code, output) == (130, f"{job_id}\n")  # a script that reads the id reads nothing else
     assert errors.startswith(f"detached, the job goes on; `equipoise follow {job_id}` shows it")
     assert cli.store.job(job_id).status is JobStatus.QUEUED
 

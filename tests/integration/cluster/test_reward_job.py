@@ -137,8 +137,11 @@ def test_what_makes_no_sense_for_it_is_refused(http: httpx.Client, client: Clien
         http.post(f"{job}/fork", json={"checkpoint": "latest"}),
         http.get("/v1/jobs/compare", params={"ids": f"{other},{job_id}"}),
     ]
+    documented = http.get("/openapi.json").json()["paths"]
     for answer in asked:
         assert answer.status_code == 409, answer.text
+        route = answer.url.path.replace(job_id, "{job_id}")
+        assert "409" in documented[route][answer.request.method.lower()]["responses"], route
         error = answer.json()["error"]
         assert error["code"] == "wrong_kind"
         assert error["message"].startswith("this job trains a reward model, which has no ")

@@ -4,6 +4,7 @@ import inspect
 import io
 import itertools
 import logging
+import math
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -30,6 +31,7 @@ from services.client import (
     Invalid,
     NotFound,
     NotReady,
+    NotSendable,
     PermissionDenied,
     RateLimited,
     Retry,
@@ -42,7 +44,7 @@ from services.client import (
 from services.client.api import Api
 from services.client.core import Core
 from services.client.methods import Method, Stream
-from services.client.requests import Request
+from services.client.requests import LONG_S, Request
 from services.client.sse import EventReader
 from services.settings import Settings, write_credentials
 
@@ -447,6 +449,14 @@ def test_an_id_stays_an_id(job_id: str, path: str) -> None:
     assert script.seen[0].url.raw_path == path.encode()
 
 
+def test_what_json_has_no_word_for_is_not_sent() -> None:
+    script = Script(ok())
+    for blend in (math.nan, math.inf):
+        with script.client() as client, pytest.raises(NotSendable, match="can't be sent"):
+            client.steer("job-1", blend=blend)
+    assert script.seen == []
+
+
 @pytest.mark.parametrize("job_id", ["", ".", ".."])
 def test_what_is_no_id_is_not_asked_for(job_id: str) -> None:
     script = Script(ok())
@@ -465,7 +475,7 @@ def test_a_server_is_found_by_the_environment_or_its_state(tmp_path: Path) -> No
     write_credentials(tmp_path, "http://state:2", "from-state")
     for given_, url, key in (
         ({}, "http://state:2", "from-state"),
-        ({"EQUIPOISE_URL": "http://env:1"}, "http://env:1", "from-state"),
+        ({"EQUIPOISE_URL": "http://state:2/"}, "http://state:2", "from-state"),
         ({"EQUIPOISE_API_KEY": "from-env"}, "http://state:2", "from-env"),
         (environment, "http://env:1", "from-env"),
     ):
@@ -475,6 +485,12 @@ def test_a_server_is_found_by_the_environment_or_its_state(tmp_path: Path) -> No
         assert (client.url, script.seen[0].headers["authorization"]) == (url, f"Bearer {key}")
     with Client.from_env(environment) as client:
         assert client.url == "http://env:1"
+    for elsewhere in ("http://env:2", "http://state:3", "https://state:2", "http://state", "http://127.0.0.1:2"):
+        with pytest.raises(ValueError, match=r"EQUIPOISE_URL is not the server of .*: set EQUIPOISE_API_KEY"):
+            Client.from_state(tmp_path, {"EQUIPOISE_URL": elsewhere})
+    write_credentials(tmp_path, "http://127.0.0.1:2", "from-state")
+    with Client.from_state(tmp_path, {"EQUIPOISE_URL": "http://localhost:2"}) as client:
+        assert client.url == "http://localhost:2"
     with pytest.raises(ValueError, match="no certificates are read"):
         Client.from_env({**environment, "EQUIPOISE_CA_FILE": str(tmp_path / "absent.pem")})
 
@@ -638,6 +654,7 @@ def test_a_download_is_whole_or_not_there(tmp_path: Path, how: str) -> None:
         assert target.read_bytes() == kept
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.tar"]
         assert script.seen[0].url.path == "/v1/jobs/job-1/checkpoints/4/download"
+        assert script.seen[0].extensions["timeout"]["read"] == LONG_S
 
 
 def test_a_blocking_client_works_inside_an_event_loop() -> None:

@@ -1,16 +1,21 @@
 """What a document says must not steer the terminal that it is printed on, and must stay the document."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from services.terminal import print_json
+from services.terminal import print_json, print_json_line
 
 HOSTILE = {"name": "\x1b]0;t\x07\x9b31m\u202eback\u2028line\x7f é 日本", "list": ["\x00\r\n\u2066"]}
 
 
-def test_a_document_is_printed_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
-    print_json(HOSTILE)
+@pytest.mark.parametrize("printed", [print_json, print_json_line])
+def test_a_document_is_printed_without_control_characters(
+    printed: Callable[[Any], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed(HOSTILE)
     text = capsys.readouterr().out
     assert json.loads(text) == HOSTILE
     assert not {"\x1b", "\x07", "\x9b", "\u202e", "\u2028", "\x7f", "\r", "\u2066"} & set(text)

@@ -9,7 +9,7 @@ from orchestrator.spec import parse_job, parse_spec
 from orchestrator.spec_errors import SpecError
 from services.client import ApiError
 from services.jobs_api import strict_spec
-from services.submission import anchored, naming_files
+from services.submission import anchored, anchored_changes, naming_files
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -36,6 +36,31 @@ def test_a_reward_models_path_is_the_callers(tmp_path: Path, monkeypatch: pytest
         "./my-reward": f"{tmp_path}/my-reward", "here": f"{tmp_path}/here", "~/my-reward": "/home/me/my-reward",
         "/my-reward": "/my-reward", "someone/model": "someone/model",
     }  # fmt: skip
+
+
+def test_paths_in_a_forks_changes_are_the_callers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rated = {"name": "rated", "reward": {"name": "regression", "options": {"model": "./my-reward"}}}
+    changes = {"data": {"train": "new.jsonl", "test": "dataset:x"}, "policy": {"model": "./p"}, "objectives": [rated]}
+    sent = anchored_changes(changes)
+    assert sent["data"] == {"train": f"{tmp_path}/new.jsonl", "test": "dataset:x"}
+    assert sent["policy"]["model"] == f"{tmp_path}/p"
+    assert sent["objectives"][0]["reward"]["options"]["model"] == f"{tmp_path}/my-reward"
+    assert rated["reward"] == {"name": "regression", "options": {"model": "./my-reward"}}  # the caller's own stays
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"steps": 3},
+        {"data": 3, "policy": None, "objectives": "all", "gold": []},
+        {"data": {"train": 3}, "objectives": [3, {}, {"reward": {"name": "nobody", "options": {"model": "./x"}}}]},
+        {"objectives": [{"reward": {"name": "regression", "options": 3}}]},
+    ],
+)
+def test_what_is_wrong_with_changes_the_server_says(changes: dict[str, Any]) -> None:
+    assert anchored_changes(changes) == changes
 
 
 def test_a_refused_file_is_named_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
