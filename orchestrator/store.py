@@ -78,16 +78,18 @@ class JobStore(JobReader):
         job_id: str,
         steering: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
+        body: str | None = None,
         max_active: int | None = None,
         origin: Origin | None = None,
         priority: int = 0,
         by: str = "submit",
         may_take_gpus: bool = False,
     ) -> Submission:
-        """Queue a job; `steering` is its first version, `by` whoever gave it. The body is `spec_json`, byte for byte.
+        """Queue a job; `steering` is its first version, `by` whoever gave it.
 
-        A key (kept 24 h) or a job id seen before gives REPLAY for the same body, CONFLICT for another one; with a
-        key, the job comes as the first answer had it.
+        A job id seen before gives REPLAY for the same `spec_json`, byte for byte, CONFLICT for another one. A key (kept
+        24 h) does so by the `body` that asked for the job, if one is given: what it resolves to may change with the
+        version. With a key, the job comes as the first answer had it.
         So does a call whose first reply was lost: REPLAY, one job. QUOTA, and nothing stored, where it is new
         and the owner has `max_active` jobs that wait or are worked on (None: no limit). `origin`: where it was forked.
         `priority`, as in a spec, is for good: it decides among the owner's own jobs whenever this one waits.
@@ -101,7 +103,7 @@ class JobStore(JobReader):
         outcome, accepted_id, fields = self._run(
             "submit",
             job_id,
-            sha256(spec_json.encode()).hexdigest(),
+            _digest(spec_json),
             0 if idempotency_key is None else IDEMPOTENCY_TTL_MS,
             name,
             spec_json,
@@ -113,6 +115,7 @@ class JobStore(JobReader):
             priority,
             by,
             int(may_take_gpus),
+            _digest(spec_json if body is None else body),
             more=[
                 keys.idempotency(idempotency_key or ""), keys.jobs, keys.spec(job_id),
                 keys.steering(job_id), OWNERS,
@@ -122,14 +125,13 @@ class JobStore(JobReader):
             raise GpuQuotaReached(read_gpu_hours(self._calls, self.owner))
         return _submission(outcome, accepted_id, fields)
 
-    def submitted(self, spec_json: str, *, idempotency_key: str) -> Submission | None:
+    def submitted(self, body: str, *, idempotency_key: str) -> Submission | None:
         """What `submit` answers a key that it knows: REPLAY or CONFLICT."""
         kept = self._calls.command("GET", self._keys.idempotency(idempotency_key))
         if kept is None:
             return None
         job_id, digest, fields = kept.split("|", 2)
-        same = digest == sha256(spec_json.encode()).hexdigest()
-        return _submission("REPLAY" if same else "CONFLICT", job_id, fields)
+        return _submission("REPLAY" if digest == _digest(body) else "CONFLICT", job_id, fields)
 
     # -- what people ask for ---------------------------------------------------------------------------------
 
@@ -407,6 +409,10 @@ def _submission(outcome: str, job_id: str, fields: str) -> Submission:
     flat = json.loads(fields)
     job = job_record(dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
     return Submission(job_id=job_id, outcome=SubmitOutcome(outcome), job=job)
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode()).hexdigest()
 
 
 def _ms(ttl_s: float) -> int:

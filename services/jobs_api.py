@@ -152,13 +152,12 @@ def submit_job(
     would help. `doubts` names what is valid but was probably not meant.
     """
     _check_query(query)
-    spec = strict_spec(document)
-    text = spec.to_json()
     if idempotency_key is not None and not query.validate_only:
-        known = by.store.submitted(text, idempotency_key=idempotency_key)
-        if known is not None:  # also where its files are gone meanwhile
+        known = _known(by.store, document, idempotency_key)
+        if known is not None:  # also where its files are gone meanwhile, or a new version would refuse it
             return _answer(known)
-    check_files(spec, by.access)
+    spec = checked_spec(document, by.access)
+    text = spec.to_json()
     if query.validate_only:
         plan = _validated(spec, text)
         if isinstance(spec, JobSpec):
@@ -175,6 +174,7 @@ def submit_job(
         job_id=f"job-{secrets.token_hex(6)}",
         steering=first_steering(spec),
         idempotency_key=idempotency_key,
+        body=_canonical(document),
         max_active=by.max_active,
         priority=spec.priority,
         by=by.name,
@@ -183,6 +183,20 @@ def submit_job(
     if submission.outcome is SubmitOutcome.QUOTA:
         raise quota_problem(by.max_active)
     return _answer(submission)
+
+
+def _known(store: JobStore, document: Any, idempotency_key: str) -> Submission | None:
+    """What the key stands for; None where it is new."""
+    known = store.submitted(_canonical(document), idempotency_key=idempotency_key)
+    if known is not None and known.outcome is SubmitOutcome.CONFLICT:
+        # An earlier version kept the digest of the resolved spec: of no use any more a day after the upgrade.
+        return store.submitted(strict_spec(document).to_json(), idempotency_key=idempotency_key) or known
+    return known
+
+
+def _canonical(document: Any) -> str:
+    """The body as it was sent, whatever the order of its keys and the space between them."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
 
 def _check_query(query: Submit) -> None:

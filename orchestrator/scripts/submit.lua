@@ -1,18 +1,19 @@
 -- Accepts a job once. KEYS 8..12: idempotency, jobs, spec, steering, owners.
--- ARGV: id, body sha256, idempotency ttl ms (0: no key given), name, spec, steering, owner, most active jobs ('': any),
+-- ARGV: id, spec sha256, idempotency ttl ms (0: no key given), name, spec, steering, owner, most active jobs ('': any),
 -- the job and the step that it was forked from ('': it was not), priority (-5 to 5), who submits it, whether it may take
--- GPUs (0|1). Answers {NEW | REPLAY | CONFLICT | QUOTA | GPU_QUOTA, id, the job's fields as JSON}. With a key the fields are those of the first
--- answer, for as long as the key is kept, whatever has become of the job.
+-- GPUs (0|1), sha256 of the body that asked for it. Answers {NEW | REPLAY | CONFLICT | QUOTA | GPU_QUOTA, id, the job's
+-- fields as JSON}. With a key the fields are those of the first answer, for as long as the key is kept, whatever has become
+-- of the job.
 local IDEM, JOBS, SPEC, W = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local OWNERS, owner, max_active = KEYS[12], ARGV[7], tonumber(ARGV[8])
-local priority = ARGV[11]
+local priority, asked = ARGV[11], ARGV[14]
 local digest, ttl_ms, name, spec, steering = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
 
 if ttl_ms > 0 then
   local kept = redis.call('GET', IDEM)
   if kept then
     local job_id, body, answer = kept:match('^([^|]+)|([^|]+)|(.+)$')
-    return {body == digest and 'REPLAY' or 'CONFLICT', job_id, answer}
+    return {body == asked and 'REPLAY' or 'CONFLICT', job_id, answer}
   end
 end
 local function fields() return cjson.encode(redis.call('HGETALL', JOB)) end
@@ -44,5 +45,5 @@ redis.call('ZADD', JOBS, order, ID)
 redis.call('SADD', OWNERS, owner)
 move('validating', 'queued', '', us)
 local answer = fields()
-if ttl_ms > 0 then redis.call('SET', IDEM, ID .. '|' .. digest .. '|' .. answer, 'PX', ttl_ms) end
+if ttl_ms > 0 then redis.call('SET', IDEM, ID .. '|' .. asked .. '|' .. answer, 'PX', ttl_ms) end
 return {'NEW', ID, answer}

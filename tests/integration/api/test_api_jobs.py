@@ -1,6 +1,7 @@
 """Jobs over HTTP: what may be submitted, once or again, how they are listed, and pause, resume and cancel."""
 
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -8,9 +9,13 @@ from typing import Any, get_type_hints
 import httpx
 import pytest
 
+from orchestrator.spec import JobSpec
+from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.store import JobStore
-from services import rules_api
+from services import jobs_api, rules_api
 from services.client import ApiError, Client, types
+from services.errors import spec_problem
+from services.jobs_api import strict_spec
 from tests.api_support import KEY, SPEC, assert_error, claim
 
 # -- submission ---------------------------------------------------------------------------------------------
@@ -130,6 +135,40 @@ def test_a_replay_is_the_first_answer_to_the_byte(http: httpx.Client, client: Cl
     changed = http.post("/v1/jobs", json={**spec, "steps": 5}, headers=headers)
     assert assert_error(changed, 409)["code"] == "idempotency_conflict"
     assert http.post("/v1/jobs", json=spec).status_code == 422
+
+
+def other_default(document: Any) -> JobSpec | RewardJobSpec:
+    spec = strict_spec(document)
+    assert isinstance(spec, JobSpec)
+    return spec.model_copy(update={"seed": spec.seed + 1})
+
+
+def refusal(_: Any) -> JobSpec | RewardJobSpec:
+    raise spec_problem([("steps", "a newer version does not take it")])
+
+
+@pytest.mark.parametrize("newer", [other_default, refusal])
+def test_a_retry_across_an_upgrade_makes_no_second_job(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, newer: Callable[[Any], JobSpec | RewardJobSpec]
+) -> None:
+    """A key stands for the body as it was sent, not for what this version makes of it."""
+    headers = {"idempotency-key": uuid.uuid4().hex}
+    first = http.post("/v1/jobs", json=SPEC, headers=headers)
+    assert first.status_code == 201
+    monkeypatch.setattr(jobs_api, "strict_spec", newer)
+    reordered = dict(reversed(SPEC.items()))
+    again = http.post("/v1/jobs", json=reordered, headers=headers)
+    assert (again.status_code, again.content) == (201, first.content)
+    assert again.headers["idempotent-replayed"] == "true"
+
+
+def test_a_key_that_an_earlier_version_kept_is_known(http: httpx.Client, store: JobStore) -> None:
+    key, spec = uuid.uuid4().hex, strict_spec(SPEC)
+    made = store.submit(spec.to_json(), name="a job", job_id=f"job-{key[:12]}", idempotency_key=key)
+    again = http.post("/v1/jobs", json=SPEC, headers={"idempotency-key": key})
+    assert (again.status_code, again.json()["id"]) == (201, made.job_id)
+    changed = http.post("/v1/jobs", json={**SPEC, "steps": 5}, headers={"idempotency-key": key})
+    assert assert_error(changed, 409)["code"] == "idempotency_conflict"
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "with space"])
