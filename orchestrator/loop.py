@@ -209,8 +209,12 @@ class Loop:
     # ----------------------------------------------------------------- phases
 
     def tell_steering(self, step: int, version: int, steering: Steering, update: Update) -> None:
-        """An event when another steering came into force: what was asked for, and what became of it at this step."""
-        if version == self.state.steering_version:
+        """An event when another steering came into force: what was asked for, and what became of it at this step.
+
+        Versions that it came before are in no event of their own: `replaced` names them.
+        """
+        before = self.state.steering_version
+        if version == before:
             return
         self.journal.steered(
             step=step,
@@ -218,6 +222,7 @@ class Loop:
             requested=steering.model_dump(mode="json"),
             applied=update.applied,
             clamped=clamped(steering, self.names, update.weights, update.applied),
+            replaced={"from": before + 1, "to": version - 1} if before + 1 < version else None,
         )
         self.state.steering_version = version
 

@@ -92,7 +92,8 @@ def put_steering(
     """Answers with the version that it made and the first step that follows it: never the one in flight.
 
     409 `too_late` where the job's last step is in flight already; `job_over` where it has ended or is being cancelled.
-    A change that was taken is told of later: by `steering.applied`, or by `steering.rejected` where the job ends first.
+    A change that was taken is told of later: by `steering.applied`; in the `replaced` (`from` a version `to` another)
+    of a later change's, where that came into force in its place; or by `steering.rejected`, where the job ends first.
     """
     sent = checked_change(document)
     steer = _steer(store, job_id, sent, _version(if_match), request.state.key_name)

@@ -169,6 +169,22 @@ def test_steering_is_in_force_from_exactly_its_step(tmp_path: Path) -> None:
     assert event["clamped"] == {"accuracy": False, "brevity": False}
 
 
+def test_changes_that_another_overtook_are_named_by_it(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    first = run.journal.log[0][2]
+    run.journal.log += [
+        (
+            version,
+            step,
+            first.model_copy(update={"mode": "manual", "weights": {"accuracy": share, "brevity": 1 - share}}),
+        )
+        for version, step, share in ((2, 3, 0.1), (3, 3, 0.2), (4, 3, 0.3), (5, 5, 0.4))
+    ]
+    run.loop.run()
+    told = [(event["step"], event["version"], event["replaced"]) for event in run.journal.named("steering.applied")]
+    assert told == [(3, 4, {"from": 2, "to": 3}), (5, 5, None)]
+
+
 def test_bounds_hold_whatever_the_strategy_says(tmp_path: Path) -> None:
     objectives = [
         {"name": "accuracy", "reward": {"name": "math"}, "weight": 3.0, "bounds": [0, 0.6]},
