@@ -2,6 +2,8 @@
 -- KEYS 1..7 are the same for all on a job: job, events, replies, queue, leases, steering log, GPU time. ARGV[1] is the job id.
 -- Every script answers {code, ...}, takes the time from Redis, and validates before its first write
 -- (Redis does not undo the earlier writes of a script that fails).
+-- A Redis whose memory is full refuses a script's write that may take memory, but not after one that takes none (HDEL, DEL):
+-- scripts that stop whoever fills it begin with such a one.
 local JOB, EVENTS, REPLIES, QUEUE, LEASES, WLOG = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local GPU_TIME = KEYS[7]
 local ID = ARGV[1]

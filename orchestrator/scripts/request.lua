@@ -18,6 +18,7 @@ for i = 7, #ARGV, 2 do
       if to == 'queued' and redis.call('HGET', JOB, 'may_take_gpus') == '1' and used_up(now_us()) then
         return {'GPU_QUOTA', from}
       end
+      if FINAL[to] or to == 'cancelling' then redis.call('HDEL', JOB, 'pause_why') end -- also to be taken by a full Redis
       if reset == '1' then redis.call('HSET', JOB, 'attempts', 0) end
       move(from, to, reason, now_us())
       keep_reply(token, to)

@@ -21,7 +21,7 @@ from orchestrator.webhooks import WebhookStore
 from orchestrator.worker import Worker
 from tests.deploy_support import wait_for
 from tests.keys_support import SPEC, Place, error_of, serving
-from tests.store_support import running, submit
+from tests.store_support import event_types, running, submit
 
 
 @pytest.fixture
@@ -80,6 +80,28 @@ def test_who_writes_is_told_why_not_and_the_log_once(place: Place, caplog: pytes
             assert error["message"].startswith("Redis refuses writes (its memory is full")
     assert [record.message.count("OOM") for record in caplog.records] == [1]
     assert "requests that need it are answered 503" in caplog.text
+
+
+def test_who_fills_it_can_be_stopped(tmp_path: Path) -> None:
+    with (
+        EmbeddedRedis(tmp_path / "redis") as server,
+        connect(server.url) as client,
+        serving(client, tmp_path, writes_per_minute=10) as place,
+    ):
+        submit(JobStore(client), "waits")
+        running(JobStore(client), "runs")
+        webhook = WebhookStore(JobStore(client)).add("https://hooks.example.com/x", ["job.succeeded"])
+        made = place.make("submit", "read")
+        with full(client), place.http() as http, place.http(made["key"]) as filling:
+            answers = [filling.post("/v1/jobs", json=SPEC) for _ in range(11)]
+            assert [answer.status_code for answer in answers] == [503] * 10 + [429]
+            assert http.delete(f"/v1/keys/{made['id']}").json()["revoked_at"]
+            assert filling.get("/v1/jobs").status_code == 401
+            assert http.post("/v1/jobs/waits/cancel").json()["status"] == "cancelled"
+            assert http.post("/v1/jobs/runs/cancel").json()["status"] == "cancelling"
+            assert http.delete(f"/v1/webhooks/{webhook.webhook_id}").status_code == 204
+            error_of(http.post("/v1/jobs", json=SPEC), 503)
+        assert event_types(JobStore(client), "waits") == ["job.queued", "job.cancelled"]
 
 
 def test_no_driver_is_started_and_worker_and_webhooks_say_why_once(
