@@ -88,6 +88,13 @@ class FakeApi:
             raise StaleVersion(412, "stale_version", "someone steered meanwhile")
         return self.take(change, by="me")
 
+    async def preview(self, _: str, **change: Any) -> dict[str, Any]:
+        await self._called("preview")
+        weights = {"before": self.steered["weights"], "after": change["weights"]}
+        signs = {"count": 0, "share": 0.0}
+        return {"rollouts": 4, "step": 1, "sign_changes": signs, "weights": weights, "effective_share": weights,
+                "clamped": {}, "pairs": []}  # fmt: skip
+
     def take(self, change: dict[str, Any], by: str) -> dict[str, Any]:
         """A change of the steering, which takes effect two steps on."""
         version, step = self.steered["version"] + 1, self.told["step"] + 2

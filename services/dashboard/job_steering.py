@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from services.client import ApiError, AuthenticationError, StaleVersion
-from services.client.types import Preview, Steering
+from services.client import ApiError, AuthenticationError, StaleVersion, Unavailable
+from services.client.types import Steering
 from services.dashboard.elements import Button, Field, Moment, Simplex, Tag, say, text
-from services.dashboard.figures import figure, percent
 from services.dashboard.frame import MAYBE_DONE, problem
 from services.dashboard.panels import JobPage, section
-from services.dashboard.steering_edit import Edit, changed, mix, mode_name
-from services.dashboard.watch import News
+from services.dashboard.steering_edit import Edit, alike, changed, mix, mode_name
+from services.dashboard.steering_preview import show_preview
+from services.dashboard.watch import JobWatch, News
 
 State = Literal["idle", "edited", "queued", "applied", "failed"]
 _MODES = (("auto", "Learner"), ("blend", "Blend"), ("manual", "Manual"))
@@ -37,6 +37,10 @@ class SteeringPanel:
         self._told = ""
         self._edit: Edit | None = None
         self._queued: tuple[int, int] | None = None  # version, effective step
+        self._lost: tuple[int, dict[str, Any]] | None = None  # on what version, and a change without an answer
+        self._told_of = 0  # the version up to which `_told` holds, once that is over
+        self._conflict_of: tuple[int, int] | None = None  # the versions that are shown to be in conflict
+        self._is_sending = self._is_previewing = False
         self._seen = 0  # of watch.steered
         self._may = page.session.may("steer")
         with section("Steering"), Tag("div", "", "steer"):
@@ -74,6 +78,7 @@ class SteeringPanel:
     async def update(self, news: News) -> None:
         if "steering" in news or "events" in news or "job" in news:
             self._follow()
+            self._recognise()
             self._show()
         elif "steps" in news:
             self._show_now()
@@ -88,29 +93,54 @@ class SteeringPanel:
                 continue
             version, data = event["data"].get("version"), event["data"]
             if event["type"] == "steering.rejected" and version == self._queued[0]:
-                self._enter(
-                    "failed", f"Version {version} was not applied: {data.get('reason') or 'the job ended before it'}."
-                )
+                reason = data.get("reason") or "the job ended before it"
+                self._enter("failed", f"Version {version} was not applied: {reason}.", version)
                 self._queued = None
             elif event["type"] == "steering.applied" and version == self._queued[0]:
                 held = [name for name, was in (data.get("clamped") or {}).items() if was]
                 limits = f" Floors or ceilings held {', '.join(held)}." if held else ""
-                self._enter("applied", f"Applied at step {data.get('step')}: {mix(data.get('applied') or {})}.{limits}")
+                told = f"Applied at step {data.get('step')}: {mix(data.get('applied') or {})}.{limits}"
+                self._enter("applied", told, version)
                 self._queued = None
             elif event["type"] == "steering.applied" and isinstance(version, int) and version > self._queued[0]:
-                self._enter(
-                    "failed", f"Version {self._queued[0]} was replaced by version {version} before its step came."
-                )
+                told = f"Version {self._queued[0]} was replaced by version {version} before its step came."
+                self._enter("failed", told, version)
                 self._queued = None
         if self.page.watch.is_over and self._queued is not None:
-            self._enter("failed", f"The job ended before version {self._queued[0]} was applied.")
+            version = self._queued[0]
+            self._enter("failed", f"The job ended before version {version} was applied.", version)
             self._queued = None
 
-    def _enter(self, state: State, told: str) -> None:
+    def _enter(self, state: State, told: str, version: int) -> None:
+        """`told` stands until there is a newer version than this one."""
         if state in ("applied", "failed") and self._edit is not None and self._edit.change():
             self._told = told  # an edit goes on: what became of the one before is said beside it
             return
-        self._state, self._told = state, told
+        self._state, self._told, self._told_of = state, told, version
+
+    def _recognise(self) -> None:
+        """A change whose answer was lost, where the server took it: nobody else's, although it is a newer version."""
+        steering, edit = self.page.watch.steering, self._edit
+        if self._lost is None or steering is None or edit is None:
+            return
+        base, change = self._lost
+        entry = next((found for found in steering["log"] if found["version"] == base + 1), None)
+        if entry is None:
+            return
+        self._lost = None
+        if entry["by"] != self.page.session.key["name"] or not alike(entry["change"], change):
+            return
+        if alike(edit.change(), change):
+            self._taken(entry["version"], entry["effective_step"])
+        elif steering["version"] == base + 1:
+            self._rebase(steering)
+
+    def _taken(self, version: int, step: int) -> None:
+        self._edit = None
+        self._preview.clear()
+        self._queued = (version, step)
+        self._state = "queued"
+        self._told = f"Queued: version {version} takes effect at step {step:,}."
 
     # -- what is shown -----------------------------------------------------------------------------------------
 
@@ -127,8 +157,10 @@ class SteeringPanel:
             base = Edit.of(steering)
             self._simplex.set(base.weights, base.bounds)
             self._show_mode(base)
+        if self._state in ("applied", "failed") and steering["version"] > self._told_of:
+            self._state, self._told = "edited" if self._edit is not None else "idle", ""
         words = {
-            "idle": f"In force: version {steering['version']}, {mode_name(steering['mode'])}.",
+            "idle": standing(self.page.watch, steering),
             "edited": "Edited, not applied." + (f" {self._told}" if self._told else ""),
         }.get(self._state, self._told)
         if not self._may and self._state == "idle":
@@ -156,9 +188,10 @@ class SteeringPanel:
             return
         over = self.page.watch.is_over or self.page.watch.job["status"] == "cancelling"
         has_edit = self._edit is not None
-        why = f"the job is {self.page.watch.job['status']}" if over else "nothing is edited"
-        self._apply.enable(has_edit and not over, why)
-        self._try.enable(has_edit, "nothing is edited")
+        why = "it is being sent" if self._is_sending else "it is being reckoned" if has_edit else "nothing is edited"
+        why = f"the job is {self.page.watch.job['status']}" if over else why
+        self._apply.enable(has_edit and not over and not self._is_sending, why)
+        self._try.enable(has_edit and not self._is_previewing, why)
         self._reset.enable(has_edit, "nothing is edited")
         steering = self.page.watch.steering
         self._back.enable(
@@ -176,13 +209,20 @@ class SteeringPanel:
             self._blend.set(shown)
 
     def _show_conflict(self, theirs: Steering | None) -> None:
+        mine = self._edit.base["version"] if self._edit is not None else 0
+        shown = (mine, theirs["version"]) if theirs is not None and self._edit is not None else None
+        if shown == self._conflict_of:
+            return
+        self._conflict_of = shown
         self._conflict.clear()
-        if theirs is None or self._edit is None:
+        if theirs is None or shown is None:
             return
         newest = theirs["log"][-1] if theirs["log"] else None
+        is_own = newest is not None and newest["by"] == self.page.session.key["name"]
         with self._conflict, Tag("div", "", "conflict", role="alert"):
             text(
-                f"Someone else steered meanwhile: version {theirs['version']}"
+                f"{'This key was used to steer' if is_own else 'Someone else steered'} meanwhile: "
+                f"version {theirs['version']}"
                 + (f" by {newest['by']}: {changed(newest['change'])}." if newest else ".")
                 + " Yours is kept here, and not applied.",
                 tag="p",
@@ -251,7 +291,7 @@ class SteeringPanel:
             self._edited()
 
     def _do_reset(self) -> None:
-        self._edit, self._state, self._told = None, "idle", ""
+        self._edit, self._state, self._told, self._lost = None, "idle", "", None
         self._preview.clear()
         self._show()
 
@@ -264,80 +304,83 @@ class SteeringPanel:
     async def _hand_back(self) -> None:
         """The strategy alone decides again; floors and ceilings stay."""
         steering = self.page.watch.steering
-        if steering is not None:
+        if steering is not None and not self._is_sending:
             self._edit = Edit.of(steering)
             self._edit.mode = "auto"
             await self._do_apply()
 
     async def _do_apply(self) -> None:
         edit = self._edit
-        if edit is None or not (change := edit.change()):
+        if self._is_sending or edit is None or not (change := edit.change()):
             return
-        client, job_id = self.page.session.client, self.page.watch.job_id
+        self._is_sending = True
         self._apply.enable(False, "it is being sent")
+        try:
+            await self._send(edit, change)
+        finally:
+            self._is_sending = False
+        self._show()
+
+    async def _send(self, edit: Edit, change: dict[str, Any]) -> None:
+        client, job_id = self.page.session.client, self.page.watch.job_id
         try:
             taken = await client.steer(job_id, if_match=edit.base["version"], **change)
         except StaleVersion:
             self.page.watch.poke()  # what comes back shows whose change was first; this edit stays
-            say("Someone else steered meanwhile; your edit is kept.", "bad")
+            if self._lost is None:
+                say("Someone else steered meanwhile; your edit is kept.", "bad")
         except AuthenticationError:
             await self.page.session.end()
-            return
-        except ApiError as error:
-            self._state, self._told = "failed", f"Refused: {problem(error, MAYBE_DONE)}"
-        else:
-            self._edit = None
-            self._preview.clear()
-            self._queued = (taken["version"], taken["effective_step"])
-            self._state = "queued"
-            self._told = f"Queued: version {taken['version']} takes effect at step {taken['effective_step']:,}."
+        except Unavailable as error:
+            self._lost = (edit.base["version"], change)
+            self._fail(problem(error, MAYBE_DONE), edit)
             self.page.watch.poke()
-        self._show()
+        except ApiError as error:
+            self._fail(f"Refused: {problem(error)}", edit)
+        else:
+            self._lost = None
+            self._taken(taken["version"], taken["effective_step"])
+            self.page.watch.poke()
+
+    def _fail(self, told: str, edit: Edit) -> None:
+        self._state, self._told, self._told_of = "failed", told, edit.base["version"]
 
     async def _do_preview(self) -> None:
-        if self._edit is None or not (change := self._edit.change()):
+        if self._is_previewing or self._edit is None or not (change := self._edit.change()):
             return
         self._preview.clear()
+        self._is_previewing = True
+        self._show_buttons()
         try:
             found = await self.page.session.client.preview(self.page.watch.job_id, **change)
         except ApiError as error:
-            with self._preview:
-                text(f"No preview: {problem(error)}", "problem", "p")
-            return
-        with self._preview:
-            show_preview(found, self.page.names)
+            if self._is_still(change):
+                with self._preview:
+                    text(f"No preview: {problem(error)}", "problem", "p")
+        else:
+            if self._is_still(change):
+                with self._preview:
+                    show_preview(found, self.page.names)
+        finally:
+            self._is_previewing = False
+            self._show_buttons()
+
+    def _is_still(self, change: dict[str, Any]) -> bool:
+        return self._edit is not None and self._edit.change() == change
 
 
-def show_preview(found: Preview, names: list[str]) -> None:
-    """What the change would have made of the latest kept rollouts."""
-    signs = found["sign_changes"]
-    with Tag("div", "", "preview"):
-        text(
-            f"On the {found['rollouts']} kept rollouts of step {found['step']:,}, {signs['count']} "
-            f"({percent(signs['share'])}) would have been pushed the other way. Pull is the share of the update. "
-            "Nothing is applied.",
-            tag="p",
-        )
-        with Tag("table", "", ""):
-            with Tag("thead", "", ""), Tag("tr", "", ""):
-                for head in ("", "weight", "then", "pull", "then"):
-                    Tag("th", head, scope="col")
-            with Tag("tbody", "", ""):
-                for name in names:
-                    with Tag("tr", "", ""):
-                        Tag("th", name, scope="row")
-                        for part in ("weights", "effective_share"):
-                            for side in ("before", "after"):
-                                shares: Any = found[part]
-                                Tag("td", percent(shares[side].get(name)))
-        held = [name for name, was in (found["clamped"] or {}).items() if was]
-        if held:
-            text(f"Floors or ceilings hold {', '.join(held)}.", tag="p")
-        for pair in found["pairs"]:
-            one, other = pair["objectives"]
-            text(
-                f"{one} and {other}: correlation {figure(pair['correlation'])}, they disagree in "
-                f"{percent(pair['conflicting_share'])} of the rollouts.",
-                "muted",
-                "p",
-            )
+def standing(watch: JobWatch, steering: Steering) -> str:
+    """Of the newest version: that it is in force, from when on it will be, or why it never was."""
+    version = steering["version"]
+    entry = next((found for found in reversed(steering["log"]) if found["version"] == version), None)
+    event = next((found for found in reversed(watch.steered) if found["data"].get("version") == version), None)
+    if entry is not None and event is not None and event["type"] == "steering.rejected":
+        reason = event["data"].get("reason") or "the job ended before it"
+        return f"Version {version} by {entry['by']} was not applied: {reason}."
+    last = max(watch.job["step"], watch.columns.last)
+    if entry is None or event is not None or version == 1 or entry["effective_step"] <= last:
+        return f"In force: version {version}, {mode_name(steering['mode'])}."
+    if watch.is_over:
+        return f"Version {version} by {entry['by']} was not applied: the job ended before it."
+    told = f"version {version}, {changed(entry['change'])}, from step {entry['effective_step']:,} on"
+    return f"Queued: {told}, by {entry['by']}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,12 +55,23 @@ class Edit:
         )
 
 
+def alike(one: Any, other: Any) -> bool:
+    """Whether two changes say the same: the server scales weights, which may move their last digits."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(alike(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(alike(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return math.isclose(one, other, abs_tol=1e-6)
+    return bool(one == other)
+
+
 def mix(weights: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {percent(weight)}" for name, weight in weights.items())
 
 
 def mode_name(mode: str) -> str:
-    return {"auto": "the learner decides", "blend": "a blend", "manual": "your weights"}.get(mode, mode)
+    return {"auto": "the learner decides", "blend": "a blend", "manual": "the person's weights"}.get(mode, mode)
 
 
 def changed(change: Mapping[str, Any]) -> str:

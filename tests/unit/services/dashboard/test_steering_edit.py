@@ -43,6 +43,6 @@ def test_an_edit_moves_onto_a_newer_version() -> None:
 
 def test_a_change_in_words() -> None:
     said = changed({"mode": "manual", "weights": {"a": 0.25, "b": 0.75}, "bounds": {"a": [0.1, 1.0], "b": [0.0, 1.0]}})
-    assert said == "your weights; a 25%, b 75%; a between 10% and 100%"
+    assert said == "the person's weights; a 25%, b 75%; a between 10% and 100%"
     assert changed({}) == "as submitted"
     assert mix({"a": None, "b": float("nan")}) == "a –, b –"

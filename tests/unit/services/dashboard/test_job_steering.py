@@ -1,0 +1,192 @@
+"""What the steering panel says of a change: the server's word, whoever made it, and once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from nicegui import Client
+
+from services.client import Unavailable
+from services.dashboard.frame import MAYBE_DONE
+from services.dashboard.job_steering import SteeringPanel
+from services.dashboard.panels import JobPage
+from services.dashboard.steering_edit import alike
+from tests.dashboard_support import ALL, button, buttons, is_enabled, job_page, notes, on_page, press, texts
+
+AWAY = Unavailable(503, "unavailable", "away")
+
+
+async def _panel(session: Any, client: Client) -> tuple[JobPage, SteeringPanel]:
+    page = await job_page(session, client)
+    panel = SteeringPanel(page)
+    await panel.update(ALL)
+    return page, panel
+
+
+async def _look(page: JobPage, panel: SteeringPanel) -> None:
+    page.watch._wanted |= {"steering"}
+    await panel.update(frozenset(await page.watch._fetch()))
+
+
+def _move(panel: SteeringPanel, accuracy: float) -> None:
+    weights = {"accuracy": accuracy, "brevity": 1 - accuracy}
+    panel._moved({"weights": weights, "bounds": {name: [0.0, 1.0] for name in weights}})
+
+
+def _happens(session: Any, kind: str, **data: Any) -> None:
+    session.client.happened.append({"seq": len(session.client.happened) + 1, "type": kind, "data": data})
+
+
+def test_two_clicks_on_apply_are_one_change() -> None:
+    async def look(session: Any, client: Client) -> None:
+        page, panel = await _panel(session, client)
+        _move(panel, 0.3)
+        await press(button(client, "Apply"), times=2)
+        assert session.client.asked["steer"] == 1
+        _move(panel, 0.2)
+        await _look(page, panel)
+        panel._do_reset()
+        _move(panel, 0.2)
+        await asyncio.gather(panel._do_apply(), panel._do_apply(), panel._hand_back())
+        assert session.client.asked["steer"] == 2
+        assert panel._line.text == "Queued: version 3 takes effect at step 4."
+        assert notes(client) == []
+
+    on_page(look)
+
+
+def test_a_version_is_in_force_from_its_step_on() -> None:
+    change = {"mode": "manual", "weights": {"accuracy": 0.3, "brevity": 0.7}}
+    queued = "Queued: version 2, the person's weights; accuracy 30%, brevity 70%, from step 3 on, by another."
+
+    async def look(session: Any, client: Client) -> None:
+        page, panel = await _panel(session, client)
+        assert panel._line.text == "In force: version 1, the learner decides."
+        session.client.take(change, by="another")
+        session.client.moves = False
+        await _look(page, panel)
+        assert panel._line.text == queued
+        session.client.moves = True
+        await _look(page, panel)
+        assert panel._line.text == queued
+        await _look(page, panel)
+        assert panel._line.text == "In force: version 2, the person's weights."
+
+    async def begins(session: Any, client: Client) -> None:
+        page, panel = await _panel(session, client)
+        session.client.take(change, by="another")
+        session.client.moves = False
+        _happens(session, "steering.applied", version=2, step=3, applied=change["weights"])
+        await _look(page, panel)
+        assert panel._line.text == "In force: version 2, the person's weights."
+
+    async def ends(session: Any, client: Client) -> None:
+        page, panel = await _panel(session, client)
+        session.client.take(change, by="another")
+        session.client.moves = False
+        _happens(session, "steering.rejected", version=2, reason="the job ended at step 1: cancelled")
+        await _look(page, panel)
+        told = "Version 2 by another was not applied: the job ended at step 1: cancelled."
+        assert panel._line.text == told
+
+    for test in (look, begins, ends):
+        on_page(test)
+
+
+def test_what_was_said_of_a_change_ends_with_the_next_one() -> None:
+    async def look(session: Any, client: Client) -> None:
+        page, panel = await _panel(session, client)
+        _move(panel, 0.3)
+        await press(button(client, "Apply"))
+        _happens(session, "steering.applied", version=2, step=3, applied={"accuracy": 0.3, "brevity": 0.7})
+        await _look(page, panel)
+        assert panel._line.text == "Applied at step 3: accuracy 30%, brevity 70%."
+        await _look(page, panel)
+        assert panel._line.text.startswith("Applied at step 3")
+        session.client.take({"mode": "auto"}, by="another")
+        await _look(page, panel)
+        assert panel._line.text.startswith("Queued: version 3, the learner decides")
+        assert panel._line.text.endswith("by another.")
+
+    on_page(look)
+
+
+def test_a_conflict_stays_as_it_is_while_steps_come() -> None:
+    async def look(session: Any, client: Client) -> None:
+        page, panel = await _panel(session, client)
+        _move(panel, 0.3)
+        session.client.take({"mode": "manual"}, by="another")
+        await _look(page, panel)
+        assert "Someone else steered meanwhile: version 2 by another" in texts(panel._conflict)
+        rebase = button(panel._conflict, "Put mine on top")
+        await _look(page, panel)
+        assert button(panel._conflict, "Put mine on top") is rebase
+        session.client.take({"blend": 0.2}, by="mine")
+        await _look(page, panel)
+        assert "This key was used to steer meanwhile: version 3 by mine" in texts(panel._conflict)
+        await press(button(panel._conflict, "Put mine on top"))
+        assert texts(panel._conflict) == ""
+        assert panel._edit is not None
+        assert panel._edit.base["version"] == 3
+
+    on_page(look)
+
+
+@pytest.mark.parametrize("edited_further", [False, True])
+def test_a_change_whose_answer_was_lost_is_nobody_elses(edited_further: bool) -> None:
+    async def look(session: Any, client: Client) -> None:
+        page, panel = await _panel(session, client)
+        api = session.client
+        _move(panel, 0.3)
+        api.failing["steer"] = AWAY
+        await press(button(client, "Apply"))
+        assert panel._line.text.endswith(MAYBE_DONE)
+        assert panel._edit is not None, "the edit is kept"
+        sent = panel._edit.change()
+        api.take({**sent, "weights": {name: weight + 1e-12 for name, weight in sent["weights"].items()}}, by="mine")
+        if edited_further:
+            _move(panel, 0.2)
+        await _look(page, panel)
+        assert texts(panel._conflict) == ""
+        if edited_further:
+            assert panel._edit.base["version"] == 2
+            assert panel._edit.change() == {"weights": {"accuracy": 0.2, "brevity": 0.8}}
+        else:
+            assert panel._line.text == "Queued: version 2 takes effect at step 3."
+
+    on_page(look)
+    assert not alike({"mode": "auto"}, {"mode": "manual"})
+    assert not alike({"mode": "auto"}, {"blend": 0.5})
+
+
+def test_a_preview_is_of_the_edit_that_is_shown() -> None:
+    async def look(session: Any, client: Client) -> None:
+        _, panel = await _panel(session, client)
+        _move(panel, 0.3)
+        await press(button(client, "Preview"))
+        assert "30%" in texts(panel._preview)
+        running = asyncio.ensure_future(_within(client, panel._do_preview()))
+        await asyncio.sleep(0)
+        assert not is_enabled(button(client, "Preview"))
+        await panel._do_preview()
+        assert session.client.asked["preview"] == 2, "one at a time"
+        _move(panel, 0.2)
+        await running
+        assert texts(panel._preview) == ""
+        assert is_enabled(button(client, "Preview"))
+        session.client.failing["preview"] = AWAY
+        running = asyncio.ensure_future(_within(client, panel._do_preview()))
+        await asyncio.sleep(0)
+        panel._do_reset()
+        await running
+        assert texts(panel._preview) == ""
+        assert buttons(panel._conflict, "Take theirs") == []
+
+    on_page(look)
+
+
+async def _within(client: Client, running: Any) -> None:
+    with client:
+        await running
