@@ -176,7 +176,7 @@ def estimate_view(estimate: Document) -> RenderableType:
     if estimate["unknown"]:
         parts.append(Text(f"memory       not known: {plain(estimate['unknown'])}"))
     for layout in estimate["layouts"]:
-        parts += [Text(), Text(_layout_line(layout), style="bold")]
+        parts += [Text(), Text(layout_line(layout), style="bold")]
         if layout["processes"]:
             parts.append(_processes_table(layout["processes"]))
         cache = layout["kv_cache"]
@@ -189,7 +189,7 @@ def estimate_view(estimate: Document) -> RenderableType:
     return Group(*parts)
 
 
-def _layout_line(layout: Document) -> str:
+def layout_line(layout: Document) -> str:
     total = "" if layout["bytes"] is None else f", {readable(layout['bytes'])} in all"
     weights = f", weights by {layout['transport']}"
     if layout["device"] == "cpu":

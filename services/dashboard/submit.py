@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -13,11 +13,11 @@ from fastapi import Request
 from nicegui import Client
 
 from services.client import ApiError, AuthenticationError
-from services.client.types import Plan
 from services.dashboard import spec_text
 from services.dashboard.elements import Button, Choice, Field, Tag, text
 from services.dashboard.frame import AGAIN, ONE_JOB, failed, frame, problem, session_of
 from services.dashboard.once import Once
+from services.dashboard.plan import show_plan
 from services.dashboard.sessions import Session
 from services.dashboard.spec_text import BadText, SpecError
 from services.dashboard.watch import trains_reward
@@ -252,61 +252,6 @@ class SubmitForm:
 
     def _go(self, line: int) -> None:
         self._yaml.run_method("go", line)
-
-
-def show_plan(plan: Plan) -> None:
-    """What would run."""
-    spec = plan["spec"]
-    if trains_reward(spec):
-        Tag("h3", "Nothing is wrong with it. It would train:")
-        _facts(_training_facts(spec["training"]))
-        _whole(spec)
-        return
-    Tag("h3", "Nothing is wrong with it. It would run:")
-    _facts(
-        {
-            "steps": f"{spec['steps']:,}",
-            "rollouts a step": f"{plan['rollouts_per_step']:,}",
-            "rollouts in all": f"{plan['rollouts']:,}",
-            "evaluations": f"{plan['evaluations']:,}",
-            "objectives": ", ".join(objective["name"] for objective in spec["objectives"]),
-            "weighting": spec["weighting"]["name"],
-        }
-    )
-    if plan.get("doubts"):
-        Tag("h4", "Is this meant?")
-        with Tag("ul"):
-            for doubt in plan.get("doubts", ()):
-                with Tag("li"):
-                    text(doubt["param"], tag="code")
-                    text(f": {doubt['message']}")
-    _whole(spec)
-
-
-def _training_facts(training: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "backbone": training["model"],
-        "objective": training["objective"],
-        "heads": ", ".join(head["name"] for head in training["heads"]) or "one score",
-        "epochs": f"{training['epochs']:,}",
-        "train": ", ".join(training["train"]),
-        "validation": ", ".join(training["validation"]) or "none",
-    }
-
-
-def _facts(facts: Mapping[str, str]) -> None:
-    with Tag("dl", "", "facts"):
-        for term, told in facts.items():
-            Tag("dt", term)
-            text(told, tag="dd")
-
-
-def _whole(spec: Mapping[str, Any]) -> None:
-    with Tag("details", "", ""):
-        Tag("summary", "The whole spec, every default written out")
-        text(yaml.safe_dump(dict(spec), sort_keys=False, allow_unicode=True, width=100), "spec", "pre").attributes(
-            tabindex="0"
-        )
 
 
 def parted(error: ApiError) -> list[tuple[str, str]]:

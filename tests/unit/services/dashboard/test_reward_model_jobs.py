@@ -14,8 +14,9 @@ from services.client import AuthenticationError, Conflict, Unavailable
 from services.dashboard import compare, frame, job
 from services.dashboard.jobs import JobList
 from services.dashboard.panels import JobPage
+from services.dashboard.plan import show_plan
 from services.dashboard.spec_text import checked
-from services.dashboard.submit import SubmitForm, show_plan
+from services.dashboard.submit import SubmitForm
 from services.dashboard.watch import JobWatch
 from tests.dashboard_support import ALL, buttons, on_page, texts
 
