@@ -16,7 +16,7 @@ def figure(value: Any) -> str:
         return f"{value:,}"
     if abs(value) >= 1e6 or abs(value) < 1e-3:
         return f"{value:.2e}"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"  # the latter also of what rounds to 1,000
 
 
 def percent(value: Any) -> str:

@@ -1,13 +1,13 @@
-// Numbers with the digits that matter, and times in the viewer's own zone.
+// Numbers with the digits that matter, as services/dashboard/figures.py writes them, and times in the viewer's own zone.
 export function figure(value) {
   if (Array.isArray(value)) value = value[value.length - 1];
   if (value === null || value === undefined || value === "" || Number.isNaN(value)) return "–";
   if (typeof value !== "number") return String(value);
   const size = Math.abs(value);
   if (size === 0) return "0";
-  if (Number.isInteger(value) && size < 1e6) return value.toLocaleString();
+  if (Number.isInteger(value) && size < 1e6) return value.toLocaleString("en-US");
   if (size >= 1e6 || size < 1e-3) return value.toExponential(2);
-  return size >= 1000 ? Math.round(value).toLocaleString() : value.toPrecision(3);
+  return size >= 999.5 ? Math.round(value).toLocaleString("en-US") : value.toPrecision(3);
 }
 
 export function percent(value) {
