@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from fastapi import Request
 from nicegui import Client, core
 from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
@@ -145,7 +146,8 @@ def on_page(test: Callable[[Any, Client], Coroutine[Any, Any, None]]) -> None:
 
     async def run() -> None:
         core.loop = asyncio.get_running_loop()
-        with Client(Page("/nowhere")) as client:
+        asked = {"type": "http", "path": "/nowhere", "query_string": b"like=job-1", "headers": []}
+        with Client(Page("/nowhere"), request=Request(asked)) as client:
             try:
                 await test(FakeSession(), client)
             finally:
@@ -192,6 +194,11 @@ async def press(one: Button, times: int = 1) -> None:
     handlers: list[Any] = [listener.handler for listener in one._event_listeners.values()]
     running = [handler(None) for _ in range(times) for handler in handlers]
     await asyncio.gather(*(answered(waiting) for waiting in running if waiting is not None))
+
+
+def opened(client: Client) -> list[str]:
+    """The addresses that the page was sent to."""
+    return [data["path"] for _, kind, data in client.outbox.messages if kind == "open"]
 
 
 def notes(client: Client) -> list[str]:

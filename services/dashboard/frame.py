@@ -13,6 +13,7 @@ from starlette.responses import RedirectResponse
 from services.client import ApiError, AuthenticationError, PermissionDenied, Unavailable
 from services.dashboard.elements import Button, Tag, say, text
 from services.dashboard.sessions import Session
+from services.dashboard.signin import next_path, way_in
 
 _HEAD = (
     '<link rel="stylesheet" href="/assets/theme.css"><link rel="stylesheet" href="/assets/app.css">'
@@ -27,6 +28,12 @@ def session_of(request: Request) -> Session:
     return session
 
 
+def _address(client: Client) -> str:
+    """Of the page, with its query."""
+    url = client.request.url
+    return next_path(url.path + (f"?{url.query}" if url.query else ""))
+
+
 @contextmanager
 def frame(session: Session, title: str, here: str) -> Iterator[Client]:
     """The page between the bar and the end; what is made inside is its main part."""
@@ -38,7 +45,7 @@ def frame(session: Session, title: str, here: str) -> Iterator[Client]:
 
     async def leave() -> None:
         if not client.is_deleted:
-            client.open("/signin?signed_out=1")
+            client.open(way_in(session.why, _address(client)))
 
     session.ending.append(leave)
     client.on_delete(lambda: session.ending.remove(leave) if leave in session.ending else None)
@@ -90,8 +97,8 @@ def problem(error: ApiError, then: str = AGAIN) -> str:
 async def failed(session: Session, error: ApiError) -> Any:
     """What a page is that could not be read: the reason, or the sign-in page where the key is no longer taken."""
     if isinstance(error, AuthenticationError):
-        await session.end()
-        return RedirectResponse("/signin?signed_out=1", 303)
+        await session.end("key")
+        return RedirectResponse(way_in("key", _address(ui.context.client)), 303)
     with Tag("section", "", "card notice", role="alert"):
         Tag("h1", "Not found" if error.status == 404 else "This could not be read")
         text(problem(error, "Load this page again when it is back."), tag="p")
@@ -107,7 +114,7 @@ async def attempt(
         found = await action()
     except ApiError as error:
         if isinstance(error, AuthenticationError):
-            await session.end()
+            await session.end("key")
         else:
             say(problem(error, then), "bad")
         return None

@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack
 from http.cookies import CookieError, SimpleCookie
 from importlib import resources
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 from starlette.datastructures import Headers
@@ -31,7 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.client import ApiError, AsyncClient, PermissionDenied, Unavailable
 from services.client.retry import NO_RETRY, Retry
 from services.dashboard.sessions import LIFETIME_S, Session, Sessions
-from services.dashboard.signin import POLICY, next_path, signin_page
+from services.dashboard.signin import POLICY, next_path, signin_page, way_in
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -124,7 +124,7 @@ class Gate:
         then = next_path(query.get("next", ["/"])[0])
         if self._session(scope) is not None:
             return RedirectResponse(then, 303)
-        return _page(signin_page(then=then, signed_out="signed_out" in query))
+        return _page(signin_page(then=then, ended=query.get("ended", [""])[0]))
 
     async def _sign_in(self, scope: Scope, receive: Receive) -> Response:
         form = await _form(receive)
@@ -156,7 +156,7 @@ class Gate:
         if scope["method"] != "POST":
             return PlainTextResponse("sign out with POST", 405, headers={"allow": "POST"})
         await self._sessions.end(_cookie(scope))
-        answer = RedirectResponse("/signin?signed_out=1", 303)
+        answer = RedirectResponse(way_in("signed_out"), 303)
         _set_cookie(answer, scope, "", 0)
         return answer
 
@@ -165,7 +165,7 @@ class Gate:
             return PlainTextResponse("sign in first", 401)
         query = scope["query_string"].decode("latin-1")
         wanted = next_path(scope["path"] + (f"?{query}" if query else ""))
-        return RedirectResponse("/signin" if wanted == "/" else f"/signin?next={quote(wanted, safe='')}", 303)
+        return RedirectResponse(way_in(then=wanted), 303)
 
     def _client(self, key: str, retry: Retry = NO_RETRY) -> AsyncClient:
         """The API in this process, through every one of its checks."""

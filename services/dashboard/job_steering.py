@@ -330,7 +330,7 @@ class SteeringPanel:
             if self._lost is None:
                 say("Someone else steered meanwhile; your edit is kept.", "bad")
         except AuthenticationError:
-            await self.page.session.end()
+            await self.page.session.end("key")
         except Unavailable as error:
             self._lost = (edit.base["version"], change)
             self._fail(problem(error, MAYBE_DONE), edit)

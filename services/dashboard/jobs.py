@@ -166,7 +166,7 @@ class JobsPage:
         try:
             shown = await self._jobs.read()
         except AuthenticationError:
-            await self._session.end()
+            await self._session.end("key")
             return
         except ApiError as error:
             self._banner.set_text(problem(error, BY_ITSELF))

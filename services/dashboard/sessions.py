@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import secrets
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from services.client import AsyncClient
 from services.client.types import OwnKey
 
 LIFETIME_S = 12 * 3600.0
 _MOST = 10_000
+Why = Literal["signed_out", "over", "key"]  # how a session ended: by hand, with its time, or with its key
 
 
 @dataclass(eq=False)
@@ -28,14 +30,18 @@ class Session:
     shared: dict[Any, Any] = field(default_factory=dict)  # what its pages share, such as the watch of a job
     ending: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
     is_over: bool = False
+    why: Why = "signed_out"
+    timer: asyncio.TimerHandle | None = None
 
     def may(self, scope: str) -> bool:
         return scope in self.key["scopes"]
 
-    async def end(self) -> None:
+    async def end(self, why: Why = "signed_out") -> None:
         if self.is_over:
             return
-        self.is_over = True
+        self.is_over, self.why = True, why
+        if self.timer is not None:
+            self.timer.cancel()
         for callback in self.ending:
             with contextlib.suppress(Exception):  # one page that can't be told keeps no other signed in
                 await callback()
@@ -47,6 +53,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self._found: dict[str, Session] = {}  # by the token's SHA-256
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def begin(self, key: OwnKey, client: AsyncClient) -> str:
         """The token of a new session. The oldest makes room where there are too many."""
@@ -54,8 +61,15 @@ class Sessions:
         if len(self._found) >= _MOST:
             await self._found.pop(next(iter(self._found))).end()
         token = secrets.token_urlsafe(32)
-        self._found[_digest(token)] = Session(key, client, time.monotonic() + LIFETIME_S)
+        session = self._found[_digest(token)] = Session(key, client, time.monotonic() + LIFETIME_S)
+        session.timer = asyncio.get_running_loop().call_later(LIFETIME_S, self._run_out, session)
         return token
+
+    def _run_out(self, session: Session) -> None:
+        """Its open pages are left too."""
+        ending = asyncio.get_running_loop().create_task(session.end("over"))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     def find(self, token: str | None) -> Session | None:
         session = self._found.get(_digest(token)) if token else None
@@ -76,7 +90,7 @@ class Sessions:
         for digest, session in list(self._found.items()):
             if session.is_over or session.until <= now:
                 del self._found[digest]
-                await session.end()
+                await session.end("over")
 
 
 def _digest(token: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html import escape
+from urllib.parse import urlencode
 
 POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -17,11 +18,27 @@ def next_path(given: str) -> str:
     return given if len(given) <= 1000 and _NEXT.fullmatch(given) else "/"
 
 
-def signin_page(*, then: str, problem: str = "", signed_out: bool = False) -> str:
-    """`problem` is ours, and so is `then` once next_path has passed it."""
+# What is said to somebody who was signed in, by how that ended (services/dashboard/sessions.py).
+_ENDED = {
+    "signed_out": "You are signed out.",
+    "over": "Your session is over: it lasts 12 hours. Sign in again.",
+    "key": "The key that you had signed in with is no longer taken: it is expired or revoked.",
+}
+
+
+def way_in(ended: str = "", then: str = "/") -> str:
+    """The address of this page, and where it leads; who has signed out goes nowhere in particular."""
+    told = {"ended": ended} if ended else {}
+    back = {"next": then} if then != "/" and ended != "signed_out" else {}
+    query = urlencode(told | back)
+    return f"/signin?{query}" if query else "/signin"
+
+
+def signin_page(*, then: str, problem: str = "", ended: str = "") -> str:
+    """`problem` is ours, and so is `then` once next_path has passed it; `ended` is what anybody may write."""
     told = f'<p class="signin-problem" role="alert">{escape(problem)}</p>' if problem else ""
-    if signed_out and not problem:
-        told = '<p class="signin-note" role="status">You are signed out.</p>'
+    if ended in _ENDED and not problem:
+        told = f'<p class="signin-note" role="status">{_ENDED[ended]}</p>'
     described = ' aria-invalid="true" aria-describedby="problem"' if problem else ""
     told = told.replace("<p ", '<p id="problem" ', 1)
     return f"""<!doctype html>

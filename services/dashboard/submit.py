@@ -219,7 +219,7 @@ class SubmitForm:
 
     async def _refused(self, error: ApiError, then: str) -> None:
         if isinstance(error, AuthenticationError):
-            await self._session.end()
+            await self._session.end("key")
         elif error.code == "invalid_spec":
             source = self._yaml.value
             self._show([(path, said, spec_text.line_of(source, path)) for path, said in parted(error)])

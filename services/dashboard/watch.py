@@ -149,7 +149,7 @@ class JobWatch:
                     self.trouble, news = "", news | {"connection"}
             except (AuthenticationError, PermissionDenied):
                 await self._tell({"connection"}, "this key is no longer taken")
-                await self._session.end()
+                await self._session.end("key")
                 return
             except NotFound:
                 await self._tell({"connection"}, "this job is gone")

@@ -13,13 +13,9 @@ from services.dashboard.frame import AGAIN, BY_ITSELF, MAYBE_DONE, ONE_JOB, prob
 from services.dashboard.job_head import HeadPanel
 from services.dashboard.jobs import JobList, JobsPage
 from services.dashboard.submit import SubmitForm, example
-from tests.dashboard_support import button, is_enabled, job_page, notes, on_page, press, texts
+from tests.dashboard_support import button, is_enabled, job_page, notes, on_page, opened, press, texts
 
 AWAY = Unavailable(503, "store_unavailable", "Redis does not answer; try again shortly")
-
-
-def _opened(client: Client) -> list[str]:
-    return [data["path"] for _, kind, data in client.outbox.messages if kind == "open"]
 
 
 def test_two_clicks_on_a_fork_are_one_job() -> None:
@@ -38,7 +34,7 @@ def test_two_clicks_on_a_fork_are_one_job() -> None:
         await press(start)
         assert api.keys[0] == api.keys[1] != "", "as what may have been taken"
         assert not is_enabled(start)
-        assert _opened(client) == ["/jobs/job-2"]
+        assert opened(client) == ["/jobs/job-2"]
         await press(start)
         assert api.keys[2] == api.keys[0], "the page has not left yet"
 
@@ -74,7 +70,7 @@ def test_two_clicks_on_submit_are_one_job() -> None:
         del api.failing["submit"]
         await press(submit)
         assert api.keys[0] == api.keys[1] != ""
-        assert _opened(client) == ["/jobs/job-2"]
+        assert opened(client) == ["/jobs/job-2"]
         assert not is_enabled(submit), "until the page leaves"
         form._write("steps", "7")
         await form._do_submit()

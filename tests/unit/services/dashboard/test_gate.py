@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse
 from services.dashboard import gate as module
 from services.dashboard.gate import Gate
 from services.dashboard.sessions import Session
+from services.dashboard.signin import way_in
 
 pytestmark = pytest.mark.anyio
 GOOD, READER, BLIND = "eqp_good", "eqp_reader", "eqp_blind"
@@ -197,6 +198,19 @@ async def test_another_name_that_leads_here_is_refused(browser: httpx.AsyncClien
         assert answer.status_code == 421, host
     assert pages.seen == []
     assert (await browser.get("/", headers={"host": "testserver:8740"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("ended", "said"),
+    [("signed_out", "You are signed out."), ("over", "it lasts 12 hours"), ("key", "expired or revoked"), ("<b>", "")],
+)
+async def test_the_sign_in_page_says_how_the_session_ended(browser: httpx.AsyncClient, ended: str, said: str) -> None:
+    assert way_in("signed_out", "/jobs/job-1") == "/signin?ended=signed_out"
+    page = await browser.get(way_in(ended, "/jobs/job-1?x=1"))
+    assert said in page.text
+    assert ('role="status"' in page.text) is bool(said)
+    assert "<b>" not in page.text
+    assert ('name="next" value="/jobs/job-1?x=1"' in page.text) is (ended != "signed_out")
 
 
 async def test_signing_out_ends_the_session_for_good(browser: httpx.AsyncClient, pages: Pages) -> None:
