@@ -446,3 +446,16 @@ def ray_asks_for_a_token_and_grows_from_zero(rendered: Rendered) -> Iterator[str
         shm = [volume for volume in pod.spec.get("volumes", []) if volume["name"] == "shm"]
         if pod.on_ray and (not shm or shm[0]["emptyDir"].get("medium") != "Memory"):
             yield f"{pod.name}: /dev/shm is not in memory"
+
+
+@rule
+def drivers_hear_of_their_machines_end(rendered: Rendered) -> Iterator[str]:
+    """And Ray keeps engines and learners for them meanwhile, but not longer than Kubernetes lets it."""
+    for pod in (pod for pod in rendered.pods if pod.on_ray):
+        (container,) = pod.containers
+        hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
+        if hook != ["python", "-m", "orchestrator.leaving"]:
+            yield f"{pod.name}: its drivers are killed without a word"
+        waits_s = float(rendered.settings(container).get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", 30))
+        if not 60 <= waits_s <= pod.spec["terminationGracePeriodSeconds"] - 10:
+            yield f"{pod.name}: Ray waits {waits_s:g} s for its drivers"
