@@ -2,13 +2,18 @@
 
 Whoever may load a script may run any, so this is a process of its own with a user of its own. Redis forgets scripts
 when it restarts, and until they are back every call of them is StoreUnavailable, which its callers wait out.
+
+After an upgrade, drivers of the version before go on calling its scripts. So each keeper leaves its sources in Redis
+for the next one's, under a key that no other user may touch: who could write there could run any script.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import redis
@@ -16,6 +21,8 @@ import redis
 from orchestrator import scripts
 
 log = logging.getLogger(__name__)
+KEPT = "scripts:versions"  # outside of the store's own keys: the newest first, each a list of sources
+VERSIONS = 5  # whose scripts are kept
 
 
 class ScriptKeeper:
@@ -29,16 +36,34 @@ class ScriptKeeper:
         self._client = client
         self._poll_s = poll_s
         self._alive_file = alive_file
-        self._sources = {hashlib.sha1(source.encode()).hexdigest(): source for source in scripts.load().values()}
+        self._own = sorted(scripts.load().values())
+        self._sources = _by_sha(self._own)
+        self._shared = False
         self._stopping = threading.Event()
 
     def load_missing(self) -> int:
         """How many were not there. Raises redis.RedisError."""
+        if not self._shared:
+            self._share()
         known = self._client.script_exists(*self._sources)
         missing = [sha for sha, is_there in zip(self._sources, known, strict=True) if not is_there]
         for sha in missing:
             self._client.script_load(self._sources[sha])
+        self._shared = not missing  # a Redis that lost scripts may have lost those that were left there too
         return len(missing)
+
+    def _share(self) -> None:
+        """Ours are left for the next version's keeper, and those that earlier ones left are ours to keep."""
+        try:
+            kept = [json.loads(text) for text in self._client.lrange(KEPT, 0, -1)]
+            if self._own not in kept:
+                self._client.lpush(KEPT, json.dumps(self._own))
+                self._client.ltrim(KEPT, 0, VERSIONS - 1)
+        except redis.exceptions.NoPermissionError as error:
+            log.warning("after an upgrade, scripts of the version before are not kept: ACL LOAD is missing (%s)", error)
+            return
+        others = [version for version in kept if version != self._own][: VERSIONS - 1]
+        self._sources = _by_sha(source for version in (self._own, *others) for source in version)
 
     def run(self) -> None:
         reachable = True
@@ -57,3 +82,7 @@ class ScriptKeeper:
 
     def request_stop(self) -> None:
         self._stopping.set()
+
+
+def _by_sha(sources: Iterable[str]) -> dict[str, str]:
+    return {hashlib.sha1(source.encode()).hexdigest(): source for source in sources}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import re
 import signal
@@ -22,7 +23,7 @@ from orchestrator.gpu_hours import set_quota
 from orchestrator.keystore import KeyStore, Scope
 from orchestrator.redis_safety import check_settings
 from orchestrator.redis_secret import file_url
-from orchestrator.script_keeper import ScriptKeeper
+from orchestrator.script_keeper import KEPT, VERSIONS, ScriptKeeper
 from orchestrator.states import JobStatus
 from orchestrator.store import JobStore
 from orchestrator.webhooks import WebhookStore
@@ -67,6 +68,7 @@ KEYS = {
     JOB: set(APPS),
     f"{JOB}:steps": set(APPS),
     f"{JOB}:wlog": set(APPS),
+    KEPT: set(),  # whose sources the keeper of scripts loads
 }
 
 
@@ -185,6 +187,53 @@ def test_scripts_are_there_once_their_keeper_runs_and_again_after_they_are_lost(
             keeper.request_stop()
             thread.join(10)
         assert refused(keeping, "EVALSHA", next(iter(keeper._sources)), "0")
+
+
+def keeper_of(version: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> ScriptKeeper:
+    """That of another version, whose scripts all differ."""
+    sources = {name: f"{source}\n-- {version}" for name, source in scripts.load().items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(scripts, "load", lambda: sources)
+        return ScriptKeeper(client)
+
+
+def test_scripts_of_the_versions_before_come_back_too(
+    server: DeployedRedis, passwords: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drivers of theirs still run: after an upgrade, and after Redis has been started anew since."""
+    with server.client("scripts", passwords) as keeping, server.client("admin", passwords) as admin:
+        earlier = [keeper_of(f"version {i}", keeping, monkeypatch) for i in range(VERSIONS)]
+        for keeper in earlier:
+            keeper.load_missing()
+        newest = ScriptKeeper(keeping)
+        newest.load_missing()
+        admin.script_flush()  # as a restart does
+        newest.load_missing()
+        for keeper, kept in zip(earlier, [False] + [True] * (VERSIONS - 1), strict=True):
+            assert set(admin.script_exists(*keeper_own(keeper))) == {kept}
+        assert set(admin.script_exists(*newest._sources)) == {True}
+        back = keeper_of("version 3", keeping, monkeypatch)  # a step back is no further version
+        back.load_missing()
+        assert admin.llen(KEPT) == VERSIONS
+        assert set(newest._sources) == set(back._sources)
+
+
+def keeper_own(keeper: ScriptKeeper) -> list[str]:
+    return [hashlib.sha1(source.encode()).hexdigest() for source in keeper._own]
+
+
+def test_where_the_keeper_may_not_keep_them_it_loads_its_own(
+    server: DeployedRedis, passwords: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An installation whose Redis has the users of the version before."""
+    with server.client("scripts", passwords) as keeping, server.client("admin", passwords) as admin:
+        admin.script_flush()
+        admin.execute_command("ACL", "SETUSER", "scripts", "-lrange")
+        try:
+            assert ScriptKeeper(keeping).load_missing() == len(scripts.load())
+        finally:
+            admin.execute_command("ACL", "LOAD")
+    assert "ACL LOAD is missing" in caplog.text
 
 
 def test_each_user_may_do_all_of_its_own_part(server: DeployedRedis, passwords: Path) -> None:
