@@ -14,7 +14,13 @@ from tests.deploy_support import DEPLOY, Object, Rendered
 
 # Of figures that we don't export: Prometheus's own and the kubelet's.
 THEIRS = {"up", "kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes"}
-WORDS = {"absent", "and", "by", "changes", "delta", "histogram_quantile", "increase", "le", "max", "min", "rate", "sum"}
+WORDS = {
+    "absent", "and", "by", "changes", "delta", "histogram_quantile", "increase", "le", "max", "min", "offset", "rate",
+    "sum", "unless",
+}  # fmt: skip
+REQUESTS = {"equipoise_requests_total", "equipoise_request_seconds_bucket"}
+# One pod's figure, before which it may be compared with an earlier one of the same pod.
+OF_ONE_POD = re.compile(r"(max|min)( by \([a-z, ]+\))? ?\(((delta|changes|increase)\()?$")
 
 
 def exported() -> set[str]:
@@ -30,8 +36,14 @@ def exported() -> set[str]:
 
 def figures(expression: str) -> set[str]:
     """The names of figures in an expression: not functions, labels, durations or quoted values."""
-    bare = re.sub(r'"[^"]*"|\[[^]]*\]|\{[^}]*\}|\(([a-z_, ]+)\)(?=\s*\()', " ", expression)
+    bare = re.sub(r'"[^"]*"|\[[^]]*\]|\{[^}]*\}|\(([a-z_, ]+)\)(?=\s*\()|\b\d+[smhd]\b', " ", expression)
     return set(re.findall(r"[a-z_]\w*", bare)) - WORDS
+
+
+def added_up(expression: str) -> set[str]:
+    """Figures of the whole installation, each pod's of which would count: as often as there are pods."""
+    found = re.finditer(r"equipoise_\w+", expression)
+    return {at[0] for at in found if at[0] not in REQUESTS and not OF_ONE_POD.search(expression[: at.start()])}
 
 
 @pytest.fixture
@@ -45,6 +57,44 @@ def test_alerts_ask_for_figures_that_exist(gpu: Rendered) -> None:
         asked = figures(item["expr"])
         assert asked
         assert asked <= exported() | THEIRS, item["alert"]
+        assert not added_up(item["expr"]), item["alert"]
+
+
+@pytest.mark.parametrize(
+    ("expression", "wrong"),
+    [
+        ("sum(equipoise_leases)", {"equipoise_leases"}),
+        ("sum(max by (owner) (equipoise_leases)) > sum(equipoise_jobs)", {"equipoise_jobs"}),
+        ('sum(delta(equipoise_jobs{status="failed"}[1h])) > 3', {"equipoise_jobs"}),
+        ('sum(max by (owner) (delta(equipoise_jobs{status="failed"}[1h]))) > 3', set()),
+        ("sum(rate(equipoise_requests_total[5m]))", set()),
+    ],
+)
+def test_a_figure_that_counts_as_often_as_there_are_pods_is_seen(expression: str, wrong: set[str]) -> None:
+    assert added_up(expression) == wrong
+
+
+def test_probes_and_expected_answers_are_no_requests_of_people(gpu: Rendered) -> None:
+    """They would thin out what goes wrong; and a preview's 501 is none that an operator need look at."""
+    (rules,) = gpu.of("PrometheusRule")
+    expressions = {item["alert"]: item["expr"] for item in rules["spec"]["groups"][0]["rules"]}
+    for name in ("EquipoiseErrors", "EquipoiseSlow"):
+        asked = re.findall(r"equipoise_request\w+\{?[^}\[]*", expressions[name])
+        assert asked
+        assert all('route!~"/livez|/readyz|/metrics"' in one for one in asked), expressions[name]
+    (statuses,) = re.findall(r'status=~"([^"]*)"', expressions["EquipoiseErrors"])
+    wanted = {str(status): status != 501 for status in (500, 501, 503, 507)} | {"200": False, "404": False}
+    assert {status: bool(re.fullmatch(statuses, status)) for status in wanted} == wanted
+
+
+def test_a_new_job_is_not_stalled(gpu: Rendered) -> None:
+    """changes() of a figure that has just appeared are 0; one of an hour ago must be there to compare with."""
+    (rules,) = gpu.of("PrometheusRule")
+    (expression,) = [
+        item["expr"] for item in rules["spec"]["groups"][0]["rules"] if item["alert"] == "EquipoiseJobStalled"
+    ]
+    now, _, before = expression.partition(" == ")
+    assert before == now.replace("equipoise_job_step", "equipoise_job_step offset 1h")
 
 
 def test_the_dashboard_asks_for_figures_that_exist(gpu: Rendered) -> None:
@@ -55,6 +105,7 @@ def test_the_dashboard_asks_for_figures_that_exist(gpu: Rendered) -> None:
     assert len(expressions) >= 10
     for expression in expressions:
         assert figures(expression) <= exported(), expression
+        assert not added_up(expression), expression
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
@@ -78,4 +129,5 @@ def test_the_scraper_shows_the_key_that_is_good_for_figures_alone(gpu: Rendered)
     assert gpu.named("Secret", "serve")["data"]["metrics-key"] == gpu.named("Secret", "metrics")["data"]["metrics-key"]
     service = gpu.named("Service", "serve")
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert endpoint["honorLabels"]  # of our own `job`, which Prometheus else renames
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}

@@ -42,6 +42,7 @@ MONITORING = {
                 path=_TEXT,
                 interval=_TEXT,
                 scrapeTimeout=_TEXT,
+                honorLabels={"type": "boolean"},
                 authorization=_closed(type=_TEXT, credentials=_closed(name=_TEXT, key=_TEXT)),
             ),
         },
