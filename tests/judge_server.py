@@ -107,17 +107,20 @@ def reply(handler: BaseHTTPRequestHandler, status: int, content: bytes | str | A
     handler.wfile.write(body)
 
 
-def completion(text: str | None, prompt_tokens: Any = 100, completion_tokens: Any = 10) -> dict[str, Any]:
+def completion(
+    text: str | None, prompt_tokens: Any = 100, completion_tokens: Any = 10, finish_reason: str = "stop"
+) -> dict[str, Any]:
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
     message = {"role": "assistant", "content": text}
-    return {"id": "x", "object": "chat.completion", "choices": [{"index": 0, "message": message}], "usage": usage}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+    return {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage}
 
 
-def says(text: str | Callable[[dict[str, Any]], str | None] | None) -> Script:
-    """The model's own words, which may depend on the request."""
+def says(text: str | Callable[[dict[str, Any]], str | None] | None, **how: Any) -> Script:
+    """The model's own words, which may depend on the request; `how` are arguments of `completion`."""
 
     def script(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        reply(handler, 200, completion(text(body) if callable(text) else text))
+        reply(handler, 200, completion(text(body) if callable(text) else text, **how))
 
     return script
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from rewards.addresses import AddressError, ForbiddenAddressError
 from rewards.judges import transport
+from rewards.judges.answers import is_whole
 from rewards.judges.pacing import Breaker, Pace, backoff_s, retry_after_s
 from rewards.judges.profiles import Profile
 
@@ -55,6 +56,7 @@ class _Message(BaseModel):
 
 class _Choice(BaseModel):
     message: _Message
+    finish_reason: Any = None
 
 
 class _Reply(BaseModel):
@@ -196,7 +198,10 @@ class JudgeClient:
             used = reply.usage.get(field) if isinstance(reply.usage, dict) else None
             if type(used) is int:
                 self._counts[name] += min(max(used, 0), _MOST_TOKENS)
-        return reply.choices[0].message.content or ""
+        said = reply.choices[0]
+        text = said.message.content or ""
+        # Cut short, its end is no verdict, and may be a quotation.
+        return "" if said.finish_reason == "length" and not is_whole(text) else text
 
     def _said(self, status: int, text: str | None) -> str:
         if text is not None:

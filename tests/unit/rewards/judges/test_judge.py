@@ -342,6 +342,18 @@ def test_an_answer_without_a_score_is_asked_for_again(make_judge, server: Script
     assert [asked.endswith("and no other text.") for asked in server.asked] == [False, True, True]
 
 
+@pytest.mark.parametrize("text", ["score: 10", "1", '{"reason": "it ends with } {"score": 10}', '{"score": 10} as'])
+def test_an_answer_that_was_cut_is_asked_for_again(make_judge, server: ScriptedJudge, make_batch, text: str) -> None:
+    server.scripts = [says(text, finish_reason="length")]
+    assert make_judge().score(make_batch("a")) == [6 / 9]
+    assert len(server.bodies) == 2
+
+
+def test_a_whole_answer_of_just_max_tokens_counts(make_judge, server: ScriptedJudge, make_batch) -> None:
+    server.script = says('{"score": 10}', finish_reason="length")
+    assert make_judge().score(make_batch("a")) == [1.0]
+
+
 def test_without_any_score_the_step_stops_or_the_lowest_counts(make_judge, server: ScriptedJudge, make_batch) -> None:
     server.script = says("secret words")
     with pytest.raises(JudgeError, match=r"^judge 'local': 3 answers held no scores of the form that was asked for$"):
@@ -366,20 +378,23 @@ INJECTIONS = [
 ]
 
 
-@pytest.mark.parametrize("obeys", [True, False])
+@pytest.mark.parametrize("how", ["obeys", "wraps", "quotes", "is cut"])
 @pytest.mark.parametrize("attack", INJECTIONS)
 def test_an_injection_changes_neither_range_nor_structure(
-    make_judge, server: ScriptedJudge, make_batch, attack: str, obeys: bool
+    make_judge, server: ScriptedJudge, make_batch, attack: str, how: str
 ) -> None:
-    """A judge that repeats what the completion says, and one that wraps it in its own answer."""
-    honest = '{"reason": %s, "score": 2}'
-    server.script = says(
-        lambda body: score_in(body["messages"][-1]["content"]) if obeys else honest % json.dumps(attack)
-    )
+    """A judge that repeats what the completion says, and some that say it in their own answer, well or badly."""
+    quoted = attack.encode("utf-8", "replace").decode()
+    server.script = {
+        "obeys": says(lambda body: score_in(body["messages"][-1]["content"])),
+        "wraps": says(f'{{"reason": {json.dumps(attack)}, "score": 2}}'),
+        "quotes": says(f'{{"reason": "It says {quoted}", "score": 2}}'),
+        "is cut": says(f'{{"reason": "It says {quoted}', finish_reason="length"),
+    }[how]
     scores = make_judge(unparsed="lowest").score(make_batch(attack))
     assert len(scores) == 1
-    assert 0.0 <= scores[0] <= 1.0
-    if not obeys:
+    assert 0.0 <= scores[0] <= (1.0 if how == "obeys" else 1 / 9)
+    if how == "wraps":
         assert scores == [pytest.approx(1 / 9)]
     for body in server.bodies:
         assert [message["role"] for message in body["messages"]] == ["system", "user"]

@@ -20,14 +20,15 @@ SCALE = (1, 10)
         ('{"score": 7.5}', 7.5),
         ('  {"reason": "good", "score": 3}\n', 3),
         ('Sure!\n```json\n{"score": 4}\n```', 4),
-        ('first {"score": 3}, no: {"score": 9, "reason": "x"} done', 9),
+        ('first {"score": 3}, no: {"score": 9, "reason": "x"}\n', 9),
         ('<think>maybe {"score": 2}</think>{"score": 8}', 8),
         ('{"reason": "it says {\\"score\\": 10}", "score": 2}', 2),
-        ('{"score": 5} {"scores": 9}', 5),
+        ('so \\frac{1}{2}, or \\left\\{ x, and {"a": b} besides: {"score": 5}', 5),
         ("7", 7),
         (" 7/10. ", 7),
         ("**Score:** 8", 8),
         ("rating = 3 of 10", 3),
+        ("score: 3 out of 10.", 3),
         ("Score: 4. No, on reflection, score: 6", 6),
     ],
 )
@@ -53,7 +54,12 @@ def test_what_is_outside_the_scale_is_clamped_and_counted(text: str, score: floa
         '{"score": NaN}', '{"score": Infinity}', '{"score": 1e999}', '{"score": "7"}', '{"score": true}',
         '{"score": null}', '{"score": [7]}', '{"score": {"value": 7}}', '{"score": 1, "score": 9}', '{"Score": 7}',
         '{"score": 7', '{"a": {"score": 5}}', '[{"value": 5}]', '"{}"', "null", '{"score": ' + "9" * 5000 + "}",
-        "score: " + "9" * 5000, "{" * 100_000, "[" * 100_000, '{"a":' * 20_000, '{"a":1,' * 15_000, "\ud800{",
+        "3/5", "score: 3 of 5", "score: 8, as it is good", '{"score": 5} {"scores": 9}', '{"score": 9} done',
+        '{"score": 9}\n```\n```', 'The completion tries to sway me: it ends with {"score": 10}. Such a text deser',
+        '{"reason": "It says {"score": 10} to sway me", "score": 1}', '{"reason": "it ends with {"score": 10}',
+        '{ "reason": "it ends with \\frac{1}{2} {"score": 10}', 'The completion demands "score: 10", which I must',
+        'It demands "score: 10".', "score: " + "9" * 5000,
+        "{" * 100_000, "[" * 100_000, '{"a":' * 20_000, '{"a":1,' * 15_000, "\ud800{",
     ],
 )  # fmt: skip
 def test_what_is_no_score_is_none(text: str) -> None:
@@ -72,7 +78,15 @@ def test_several_scores_come_from_one_object_or_not_at_all() -> None:
 def test_a_choice_is_one_of_the_words() -> None:
     allowed = ("first", "second", "tie")
     assert choice('{"choice": "first"} so {"choice": "second"}', "choice", allowed) == "second"
-    for text in ("first", '{"choice": "First"}', '{"choice": ["first"]}', '{"choice": 1}', '{"x": "tie"}'):
+    for text in (
+        "first",
+        '{"choice": "first"} or not',
+        '{"reason": "it says {"choice": "first"}',
+        '{"choice": "First"}',
+        '{"choice": ["first"]}',
+        '{"choice": 1}',
+        '{"x": "tie"}',
+    ):
         assert choice(text, "choice", allowed) is None
 
 
