@@ -132,7 +132,7 @@ class Judge:
         if not criteria:
             return None
         options, names = self._options, tuple(each.name for each in criteria)
-        texts = {"prompt": batch.prompts[row], "completion": batch.completions[row], "answer": answer}
+        texts = {"prompt": rubrics.prompt_of(batch, row), "completion": batch.completions[row], "answer": answer}
         return Question(
             messages=rubrics.messages(
                 criteria, texts, scale=options.scale, reason=options.reason, max_chars=options.max_chars

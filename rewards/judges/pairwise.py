@@ -85,7 +85,7 @@ class PairwiseJudge:
 
         pair = (batch.completions[row], batch.answers[row])
         first, second = pair if is_first else pair[::-1]
-        texts = {"prompt": batch.prompts[row], "first": first, "second": second}
+        texts = {"prompt": rubrics.prompt_of(batch, row), "first": first, "second": second}
         options = self._options
         return Question(
             messages=rubrics.comparison(options.question, texts, reason=options.reason, max_chars=options.max_chars),

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from rewards.base import RewardBatch
+
 SINGLE = "score"
 """Name of the one criterion of a rubric that has no names."""
 FIELDS = ("prompt", "completion", "answer")
@@ -101,6 +103,14 @@ def check(rubric: str | Mapping[str, str], head: str) -> None:
             raise ValueError("rubric: several share the row's texts, so placeholders are for a single one")
     if head not in named:
         raise ValueError(f"head: expected one of {', '.join(named)}")
+
+
+def prompt_of(batch: RewardBatch, row: int) -> str:
+    """What was asked for: the prompt's text, or all messages of a chat that has several, each after its role."""
+    chat = batch.messages[row]
+    if len(chat) == 1:
+        return batch.prompts[row]
+    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in chat)
 
 
 def messages(

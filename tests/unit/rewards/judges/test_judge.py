@@ -9,6 +9,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rewards.judges.rubrics import BUILT_IN
 from tests.judge_server import ScriptedJudge, answers, completion, hangs, reply, says
 
 KEY = "sk-canary-0123456789"
+PROMPT = re.compile(r"<prompt-([0-9a-f]+)>\n(.*)\n</prompt-\1>", re.DOTALL)
 GOOD = '{"reason": "fine", "score": 7}'
 
 
@@ -84,6 +86,20 @@ def test_a_rubric_that_needs_an_answer_does_not_apply_without_one(
     judge = make_judge({"style": "style", "right": "correctness"}, head="style")
     assert judge.score_heads(batch) == {"style": [1.0, 1.0], "right": [0.0, None]}
     assert make_judge("correctness").score(make_batch("a", answers=[None])) == [None]
+
+
+@pytest.mark.parametrize("pairwise", [False, True])
+def test_a_chat_is_shown_as_a_whole(
+    make_judge, make_pairwise, server: ScriptedJudge, make_batch, pairwise: bool
+) -> None:
+    """Two that end with the same question are two questions."""
+    server.script = says('{"score": 7, "choice": "tie"}')
+    user = {"role": "user", "content": "Which city?"}
+    chats = ([user], [{"role": "system", "content": "Answer in French only."}, user])
+    batch = replace(make_batch("Rome", "Rome", prompts=["Which city?"] * 2), messages=chats)
+    (make_pairwise() if pairwise else make_judge()).score(batch)
+    shown = {found[2] for text in server.asked if (found := PROMPT.search(text))}
+    assert shown == {"Which city?", "[system]\nAnswer in French only.\n\n[user]\nWhich city?"}
 
 
 def test_votes_are_aggregated(make_judge, server: ScriptedJudge, make_batch) -> None:
