@@ -16,6 +16,7 @@ from rewards.judges.client import JudgeClient, JudgeDeadlineError, JudgeError, J
 
 Unparsed = Literal["error", "lowest"]
 _ASKED = 3  # times in all, where an answer holds no score
+_REFUSED_KNOWN = 4096  # questions that came to nothing, with what is said of them
 _REMINDER = "\n\nYour answer must be that one JSON object, with every field, and no other text."
 
 Result = TypeVar("Result")
@@ -33,7 +34,7 @@ class Question:
 
 
 class Panel:
-    """Asks `votes` times each, remembers the answers, and counts.
+    """Asks `votes` times each, remembers the answers and what has none, and counts.
 
     An event loop of its own runs in a thread that does not keep the process from ending, so that connections and limits
     outlive a batch.
@@ -47,6 +48,7 @@ class Panel:
         self._settings = {"temperature": temperature, "max_tokens": max_tokens}
         self._votes, self._unparsed = votes, unparsed
         self._counts: Counter[str] = Counter()
+        self._refused: dict[bytes, str] = {}  # the oldest first
         try:
             self._cache = AnswerCache(self._profile.cache_entries, self._profile.cache_file)
         except OSError as error:
@@ -118,12 +120,20 @@ class Panel:
         return [[answers[key] for key in row] for row in keys]
 
     async def _ask(self, key: bytes, question: Question, deadline: float) -> dict[str, float] | JudgeError:
-        """An error of this row comes back, so that the others' answers are there when they are asked for without it."""
+        """An error of this row comes back, so that the others' answers are there when they are asked for without it.
+
+        It is not asked about again: whoever looks for the row by halves would pay for it each time.
+        """
+        if key in self._refused:
+            return JudgeError(self._refused[key])
         try:
             return await self._scores(key, question, deadline)
         except JudgeUnavailableError:
             raise
         except JudgeError as error:
+            self._refused[key] = str(error)
+            if len(self._refused) > _REFUSED_KNOWN:
+                del self._refused[next(iter(self._refused))]
             return error
 
     async def _scores(self, key: bytes, question: Question, deadline: float) -> dict[str, float]:

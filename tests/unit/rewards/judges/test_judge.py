@@ -17,11 +17,12 @@ import pytest
 
 from rewards import registry
 from rewards.base import RewardBatch
-from rewards.hosting import SINGLE, answer
-from rewards.judges import profiles
+from rewards.hosting import SINGLE, Hosting, answer
+from rewards.judges import panel, profiles
 from rewards.judges.client import JudgeDeadlineError, JudgeError, JudgeUnavailableError
 from rewards.judges.judge import Judge, JudgeOptions
 from rewards.judges.rubrics import BUILT_IN
+from rewards.pool import local_pool
 from tests.judge_server import ScriptedJudge, answers, completion, hangs, reply, says
 
 KEY = "sk-canary-0123456789"
@@ -344,6 +345,33 @@ def test_a_row_that_cannot_be_scored_costs_the_others_nothing(make_judge, server
     assert len(server.bodies) == 5  # the bad one three times
     assert judge.score(make_batch("a", "b")) == [6 / 9] * 2
     assert len(server.bodies) == 5
+
+
+@pytest.mark.parametrize(("script", "calls"), [(says("?"), 3), (answers(413), 1)])
+def test_a_row_that_cannot_be_scored_is_looked_for_at_no_further_cost(
+    make_judge, server: ScriptedJudge, make_batch, script: Any, calls: int
+) -> None:
+    judge = make_judge()
+    judge.score(make_batch(*"1234567"))
+    server.bodies.clear()
+    server.script = script
+    pool = local_pool({"judged": lambda: judge}, Hosting(backoff_s=0.001))
+    scored = pool.score(make_batch(*"1234567", "bad"))
+    pool.close()
+    assert scored.dropped == (7,)
+    assert len(server.bodies) == calls
+
+
+def test_no_more_rows_that_cannot_be_scored_are_kept_than_some(
+    make_judge, server: ScriptedJudge, make_batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panel, "_REFUSED_KNOWN", 2)
+    server.script = answers(413)
+    judge = make_judge()
+    for text in ("a", "b", "c", "c", "b", "a"):
+        with pytest.raises(JudgeError):
+            judge.score(make_batch(text))
+    assert len(server.bodies) == 4
 
 
 # -- answers that hold no score ---------------------------------------------------------------------------------
