@@ -81,6 +81,17 @@ class RewardUnavailableError(Exception):
     """
 
 
+class RewardRowError(ValueError):
+    """For a reward to raise on a row of the data that it can't score, as something in it is missing.
+
+    `problem` is told to people, so it quotes no row; `detail`, which follows it, may.
+    """
+
+    def __init__(self, row: int, problem: str, detail: str = "") -> None:
+        super().__init__(f"row {row} {problem}{detail}")
+        self.problem = problem
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewardBatch:
     """B completions to score, as they cross to the process that scores them.

@@ -2,7 +2,8 @@
 
 What went wrong has a kind. Infrastructure: the process died, ran out of memory, lost its connection, gave no answer in
 time, or can't be built at all. Data: the reward raised on these rows, or gave something else than their scores. What a
-reward raises may quote the rows, so of a failure of the data only the exception's type and place are kept.
+reward raises may quote the rows, so of a failure of the data only the exception's type and place are kept, or the part
+of a RewardRowError that quotes none.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal, Protocol
 
-from rewards.base import Reward, RewardBatch, RewardLengthError, RewardUnavailableError, read_scores
+from rewards.base import (
+    Reward,
+    RewardBatch,
+    RewardLengthError,
+    RewardRowError,
+    RewardUnavailableError,
+    read_scores,
+)
 
 RewardFactory = Callable[[], Reward]
 """Builds a reward where it scores, such as `functools.partial(registry.build, "math", {})`."""
@@ -130,6 +138,8 @@ def _failure(error: BaseException) -> Failure:
         return Failure(kind="memory", text=name)
     if isinstance(error, ConnectionError | TimeoutError | RewardUnavailableError):
         return Failure(kind="connection", text=f"{name}: {error}"[:_LONGEST_TEXT])
+    if isinstance(error, RewardRowError):
+        return Failure(kind="raised", text=error.problem[:_LONGEST_TEXT])
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return Failure(kind="raised", text=f"{name}{where}")

@@ -26,7 +26,7 @@ class LoadOptions(RewardOptions):
         description="tokens of prompt and completion together; the model's own limit when absent",
     )
     overflow: Literal["truncate_left", "error"] = Field(
-        "truncate_left", description="what a longer row does: lose its start, or stop the step"
+        "truncate_left", description="what a longer row does: lose its start, or count as one that can't be scored"
     )
     batch_size: int = Field(16, ge=1, le=65_536, description="rows in one forward pass")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of weights and arithmetic")

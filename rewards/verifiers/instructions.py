@@ -82,7 +82,7 @@ class Instructions:
         try:
             return self._prepared(_text(ids), _text(arguments))
         except ValueError as error:
-            raise rows.MissingRow(row, f"has constraints that can't be checked: {error}") from None
+            raise rows.MissingRow(row, "has constraints that can't be checked", f": {error}") from None
 
 
 def _of_spec(constraints: list[dict[str, JsonValue]]) -> Constraints:

@@ -93,7 +93,8 @@ class JsonSchema:
                 check_schema(schema)
                 self._known.add(text)
         except ValueError as error:
-            raise rows.MissingRow(row, f"needs a JSON schema in the column {self._options.column!r}: {error}") from None
+            wanted = f"needs a JSON schema in the column {self._options.column!r}"
+            raise rows.MissingRow(row, wanted, f": {error}") from None
         assert isinstance(schema, dict)
         return schema
 

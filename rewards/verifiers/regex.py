@@ -80,4 +80,4 @@ class Regex:
         try:
             return self._compile(wanted, ignore_case=self._options.ignore_case)
         except ValueError as error:
-            raise rows.MissingRow(row, f"has a pattern that is {error}") from None
+            raise rows.MissingRow(row, "has a pattern that can't be used", f": it is {error}") from None

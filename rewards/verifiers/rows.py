@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from rewards.base import RewardBatch, RewardOptions
+from rewards.base import RewardBatch, RewardOptions, RewardRowError
 
 Missing = Literal["error", "skip"]
 
@@ -16,16 +16,13 @@ class RowOptions(RewardOptions):
 
     missing: Missing = Field(
         "error",
-        description="rows without what the verifier compares with: `error` stops the job and names the row, "
-        "`skip` leaves them out of this objective",
+        description="rows without what the verifier compares with: `error` counts them as ones that can't be scored "
+        "(above hosting.max_bad_share the job stops), `skip` leaves them out of this objective alone",
     )
 
 
-class MissingRow(ValueError):
+class MissingRow(RewardRowError):
     """A row lacks what a verifier needs, or has it in a form that can't be used."""
-
-    def __init__(self, row: int, problem: str) -> None:
-        super().__init__(f"row {row} {problem}")
 
 
 def answer(batch: RewardBatch, row: int, missing: Missing) -> str | None:

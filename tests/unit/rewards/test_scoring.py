@@ -15,6 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rewards import registry
 from rewards.base import (
     RewardBatch,
     RewardDataError,
@@ -388,6 +389,36 @@ def test_where_a_reward_raised_is_told_without_its_words(pool_of, make_batch):
     pool.score(rows_of(make_batch, 20))
     (problem,) = pool.told()[0].data["problems"]
     assert problem.startswith("KeyError at test_scoring.py:")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "details", "problem"),
+    [
+        ("math", {}, {}, "has no ground truth; this reward needs an answer for every prompt"),
+        ("regex", {"column": "shape"}, {}, "has nothing in the column 'shape', which this reward reads"),
+        ("regex", {"column": "shape"}, {"shape": "(secret"}, "has a pattern that can't be used"),
+        (
+            "json_schema",
+            {"column": "shape"},
+            {"shape": {"type": "secret"}},
+            "needs a JSON schema in the column 'shape'",
+        ),
+        ("instructions", {}, {"instruction_id_list": ["secret"]}, "has constraints that can't be checked"),
+    ],
+)
+def test_what_a_row_lacks_is_told_without_what_it_has(make_batch, name, options, details, problem):
+    pool = local_pool({"a": partial(registry.build, name, options)}, QUICK)
+    good = {
+        "shape": {} if name == "json_schema" else ".",
+        "instruction_id_list": ["detectable_format:title"],
+        "kwargs": [{}],
+    }
+    answers = ["1"] * 3 + [None if name == "math" else "1"]
+    batch = make_batch(*["text"] * 4, answers=answers, details=[*[good] * 3, details])
+    assert pool.score(batch).dropped == (3,)
+    (told,) = pool.told()
+    assert told.data["problems"] == {problem: 1}
+    pool.close()
 
 
 @pytest.mark.parametrize("scores", [[1.0], [1.0] * 50, None, "11", (number for number in ())])
