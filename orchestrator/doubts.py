@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 
 from orchestrator.spec import JobSpec
-from orchestrator.specs.objectives import ObjectiveSpec
+from orchestrator.specs.objectives import DEFAULT_RANGE, ObjectiveSpec
+from rewards import registry
 
 ADD_FIRST = frozenset({"grpo", "dr_grpo", "rloo", "dvao", "corr_grpo", "reinforce"})
 """Estimators that add the objectives' rewards as they are, so that the wider one counts for more."""
@@ -17,7 +19,22 @@ MUCH_WIDER = 10.0  # times the next; below it a person's weights may well have a
 
 def doubts(spec: JobSpec) -> list[tuple[str, str]]:
     """(field, what follows from it and what would not) of each, in the order of a spec's fields."""
-    return [*_scales(spec), *_engines(spec), *_loss(spec), *_rhythm(spec)]
+    return [*_ranges(spec), *_scales(spec), *_engines(spec), *_loss(spec), *_rhythm(spec)]
+
+
+def _ranges(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """Those that stayed at the default; a narrower one than the reward's is what a person can see to be reached."""
+    ranges = {f"objectives.{i}": (objective.reward, objective.range) for i, objective in enumerate(spec.objectives)}
+    ranges |= {} if spec.gold is None else {"gold": (spec.gold.reward, spec.gold.range)}
+    for field, (reward, chosen) in ranges.items():
+        low, high = registry.range_of(reward.name, reward.options)
+        if chosen == DEFAULT_RANGE and not (chosen[0] <= low and high <= chosen[1]):
+            has = "has no bounds" if math.inf in (-low, high) else f"goes from {low:g} to {high:g}"
+            yield (
+                f"{field}.range",
+                f"[0, 1], and '{reward.name}' {has}: what lies outside counts as 0 or 1 where objectives are compared "
+                "by their ranges; give the lowest and highest score that can be expected",
+            )
 
 
 def _scales(spec: JobSpec) -> Iterator[tuple[str, str]]:

@@ -183,7 +183,11 @@ class Reward(Protocol):
     An attribute or property `needs_answer = True` says that there is no score without a ground truth.
     """
     range: ClassVar[tuple[float, float]]
-    """(lo, hi) of the scores, used to normalise the front; infinite where there is no bound."""
+    """(lo, hi) of the scores, infinite where there is no bound.
+
+    An objective that names no range has this one where it is finite. A classmethod `range_of(options)` may know better
+    what a dry run should compare an objective's range with.
+    """
 
     def __init__(self, options: Any) -> None:
         """`options` is an instance of the class's own `Options`."""

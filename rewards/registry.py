@@ -122,6 +122,14 @@ def problems(name: str, options: Mapping[str, object]) -> list[tuple[str, str]]:
     return [] if find is None else list(find(parse_options(name, options)))
 
 
+def range_of(name: str, options: Mapping[str, object]) -> tuple[float, float]:
+    """(lo, hi) of its scores with these options, as far as files of this machine tell; infinite without a bound."""
+    reward = resolve(name)
+    find = getattr(reward, "range_of", None)
+    low, high = reward.range if find is None else find(parse_options(name, options))
+    return float(low), float(high)
+
+
 def needs_answer(name: str, options: Mapping[str, object]) -> bool:
     """Whether it has no score for a row without a ground truth."""
     return bool(getattr(parse_options(name, options), "needs_answer", False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
@@ -12,6 +13,8 @@ from orchestrator.specs.data import Domain
 from orchestrator.specs.hosting import HostingSpec
 from orchestrator.specs.transforms import IdentitySpec, TransformSpec
 from rewards import registry
+
+DEFAULT_RANGE = (0.0, 1.0)
 
 
 def _option(name: str) -> str:
@@ -76,8 +79,9 @@ class ObjectiveSpec(Spec):
         1.0, ge=0, allow_inf_nan=False, description="the person's preference; weights are scaled to sum to 1"
     )
     range: tuple[Finite, Finite] = Field(
-        (0.0, 1.0),
-        description="[lo, hi] of the raw reward, to normalise the front; values outside are clipped",
+        DEFAULT_RANGE,
+        description="[lo, hi] of the raw reward, to normalise the front; values outside are clipped; when absent the "
+        "reward's own, where that is finite",
     )
     reference: Finite | None = Field(
         None, description="corner from which the hypervolume is measured, in raw units; the range's lo when absent"
@@ -102,6 +106,15 @@ class ObjectiveSpec(Spec):
         if not value[0] < value[1]:
             raise ValueError(f"expected [lo, hi] with lo < hi, got {list(value)}")
         return value
+
+    @model_validator(mode="after")
+    def _range_of_its_reward(self) -> Self:
+        """Where a reference stands alone, it was chosen for the default."""
+        if self.model_fields_set.isdisjoint({"range", "reference"}):
+            low, high = registry.resolve(self.reward.name).range
+            if -math.inf < low < high < math.inf:
+                object.__setattr__(self, "range", (float(low), float(high)))  # it is frozen
+        return self
 
     @model_validator(mode="after")
     def _reference_can_be_beaten(self) -> Self:

@@ -23,13 +23,13 @@ def locate(model: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
 
     Raises ModelError where there is no safe, loadable model.
     """
-    path = _local(model) or _download(model, revision)
+    path = local(model) or _download(model, revision)
     return path, check_directory(path)
 
 
 def problems(model: str, revision: str | None) -> Iterator[tuple[str, str]]:
     """(option, what is wrong) as far as files of this machine tell; no message repeats the path."""
-    path = _local(model)
+    path = local(model)
     if path is not None:
         try:
             check_directory(path)
@@ -42,7 +42,7 @@ def problems(model: str, revision: str | None) -> Iterator[tuple[str, str]]:
         yield "revision", "a hub id needs a commit of 40 hexadecimal digits (`model` is no directory here)"
 
 
-def _local(model: str) -> Path | None:
+def local(model: str) -> Path | None:
     """The directory of this machine; None where there is none."""
     try:
         path = Path(model).expanduser()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -66,6 +67,12 @@ class HeadsConfig(_Part):
     @property
     def names(self) -> list[str]:
         return [head.name for head in self.heads]
+
+    def range_of(self, head: str) -> tuple[float, float]:
+        """Infinite where the file says nothing; the mix scales heads to [0, 1]."""
+        ranges = {each.name: each.range for each in self.heads}
+        known = (0.0, 1.0) if any(ranges.values()) else None
+        return ranges.get(head, known if head == SCORE else None) or (-math.inf, math.inf)
 
     @classmethod
     def read(cls, directory: Path) -> Self:

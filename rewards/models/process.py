@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from rewards.base import RewardBatch
-from rewards.models.directory import ModelError, locate, problems
-from rewards.models.heads import FILE
+from rewards.models.directory import ModelError, local, locate, problems
+from rewards.models.heads import FILE, HeadsConfig
 from rewards.models.options import LoadOptions
 from rewards.registry import register
 
@@ -81,6 +82,16 @@ class Process:
     @classmethod
     def problems(cls, options: ProcessOptions) -> Iterator[tuple[str, str]]:
         return problems(options.model, options.revision)
+
+    @classmethod
+    def range_of(cls, options: ProcessOptions) -> tuple[float, float]:
+        """Probabilities, unless it is a regression model."""
+        path = local(options.model)
+        with contextlib.suppress(ModelError, OSError):
+            if path is not None and (path / FILE).is_file():
+                heads = HeadsConfig.read(path)
+                return heads.range_of(heads.names[0])
+        return 0.0, 1.0
 
     def __init__(self, options: ProcessOptions) -> None:
         from rewards.models.chat import ChatEncoder
@@ -209,7 +220,6 @@ def _per_token(
 def _regression(path: Path, options: ProcessOptions) -> Callable[[Tensor, Tensor], Tensor]:
     from transformers import AutoModel
 
-    from rewards.models.heads import HeadsConfig
     from rewards.models.readout import Readout
     from rewards.models.runners import load_module
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import ClassVar
@@ -9,8 +10,8 @@ from typing import ClassVar
 from pydantic import BaseModel, Field
 
 from rewards.base import RewardBatch
-from rewards.models.directory import locate, problems
-from rewards.models.heads import SCORE, check_head
+from rewards.models.directory import ModelError, local, locate, problems
+from rewards.models.heads import SCORE, HeadsConfig, check_head
 from rewards.models.options import ModelOptions
 from rewards.registry import register
 
@@ -41,6 +42,13 @@ class Regression:
     @classmethod
     def problems(cls, options: RegressionOptions) -> Iterator[tuple[str, str]]:
         return problems(options.model, options.revision)
+
+    @classmethod
+    def range_of(cls, options: RegressionOptions) -> tuple[float, float]:
+        path = local(options.model)
+        with contextlib.suppress(ModelError, OSError):
+            return cls.range if path is None else HeadsConfig.read(path).range_of(options.head)
+        return cls.range
 
     def __init__(self, options: RegressionOptions) -> None:
         from rewards.models.regression_model import RegressionRewardModel

@@ -1,6 +1,8 @@
 """What a dry run asks about: settings that are valid and were probably not meant."""
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +33,22 @@ def objectives(*widths: float, **second: Any) -> list[dict[str, Any]]:
     return found
 
 
+def scored_by(name: str, options: dict[str, Any] | None = None, **fields: Any) -> list[dict[str, Any]]:
+    """An objective beside an ordinary one."""
+    reward = {"name": name, "options": options or {}}
+    return [{"name": "right", "reward": {"name": "math"}}, {"name": "other", "reward": reward, **fields}]
+
+
+def rating_model(folder: Path) -> str:
+    """As far as it is read here."""
+    (folder / "reward_heads.json").write_text(
+        json.dumps(
+            {"heads": [{"name": "polite", "range": [0, 4]}, {"name": "calm", "range": [0, 1]}, {"name": "free"}]}
+        )
+    )
+    return str(folder)
+
+
 def test_an_ordinary_job_raises_none() -> None:
     assert asked() == {}
 
@@ -43,6 +61,9 @@ def test_an_ordinary_job_raises_none() -> None:
             "optimizer.warmup_steps",
             "after 40 updates.*at most 50% of optimizer.lr",
         ),
+        ({"objectives": scored_by("length")}, "objectives.1.range", r"^\[0, 1\], and 'length' has no bounds: .*; give"),
+        ({"objectives": scored_by("worded", range=[0, 1])}, "objectives.1.range", "goes from -10 to 20"),
+        ({"gold": {"reward": {"name": "length"}}}, "gold.range", "'length' has no bounds"),
         ({"evaluation": {"every": 40}}, "evaluation.every", "first and last policy"),
         ({"checkpoints": {"every": 50}}, "checkpoints.every", "begins anew"),
         ({"estimator": {"name": "dr_grpo"}}, "loss.aggregation", "token_mean brings the bias by length back.*constant"),
@@ -75,6 +96,10 @@ def test_it_names_the_field_and_what_to_do(changes: dict[str, Any], field: str, 
     [
         {"optimizer": {"warmup_steps": 79, "minibatches": 2}},
         {"evaluation": {"every": 39}, "checkpoints": {"every": 39}},
+        {"objectives": scored_by("length", range=[-500, 0])},
+        {"objectives": scored_by("worded")},  # its own
+        {"objectives": scored_by("worded", range=[0, 10])},  # what a person sees to be reached
+        {"objectives": scored_by("process", {"model": "someone/steps", "revision": "0" * 40})},  # probabilities
         {"steps": 3},  # a trial, with a real job's rhythm
         {"estimator": {"name": "dr_grpo"}, "loss": {"aggregation": "constant"}},
         {"rollout": {"max_tokens": 64, "engines": 40, "mode": "overlapped"}},  # two steps' prompts
@@ -86,3 +111,21 @@ def test_it_names_the_field_and_what_to_do(changes: dict[str, Any], field: str, 
 )
 def test_what_may_well_be_meant_is_not_asked_about(changes: dict[str, Any]) -> None:
     assert asked(**changes) == {}
+
+
+@pytest.mark.parametrize(
+    ("reward", "options", "has"),
+    [
+        ("regression", {"head": "polite"}, "goes from 0 to 4"),
+        ("regression", {"head": "free"}, "has no bounds"),
+        ("regression", {"head": "calm"}, None),
+        ("regression", {}, None),  # the mix, of heads that are scaled to [0, 1]
+        ("process", {}, "goes from 0 to 4"),
+    ],
+)
+def test_a_models_own_ranges_are_looked_up(
+    tmp_path: Path, reward: str, options: dict[str, str], has: str | None
+) -> None:
+    found = asked(objectives=scored_by(reward, {"model": rating_model(tmp_path), **options}))
+    assert found.keys() == ({"objectives.1.range"} if has else set())
+    assert has is None or f"and '{reward}' {has}" in found["objectives.1.range"]

@@ -458,6 +458,25 @@ def test_merges_are_no_keys_that_stand_twice() -> None:
 
 
 @pytest.mark.parametrize(
+    ("reward", "fields", "expected"),
+    [
+        ("worded", {}, (-10.0, 20.0)),
+        ("worded", {"range": [0, 9]}, (0.0, 9.0)),
+        ("worded", {"range": [0, 1]}, (0.0, 1.0)),  # as a stored one says
+        ("worded", {"reference": 0.5}, (0.0, 1.0)),
+        ("length", {}, (0.0, 1.0)),  # its own is infinite
+        ("conciseness", {}, (0.0, 1.0)),
+    ],
+)
+def test_an_objective_without_a_range_has_its_rewards(reward: str, fields: dict[str, Any], expected: Any) -> None:
+    changed = document(objectives__1={"name": "other", "reward": {"name": reward}, **fields})
+    spec = parse_spec(changed)
+    assert spec.objectives[1].range == expected
+    assert JobSpec.model_validate_json(json.dumps(changed), strict=True) == spec  # what the API reads
+    assert JobSpec.model_validate_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize(
     ("changes", "field", "says"),
     [
         *(({"name": f"a{mark}b"}, "name", "leave them out") for mark in "\x9b\u2028\u202e\u2066"),
