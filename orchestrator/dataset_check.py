@@ -22,6 +22,7 @@ TIMEOUT_S = 300.0
 _SHORT_TIMEOUT_S = 30.0  # where an answer is waited for
 _MEMORY_BYTES = 4 * 1024**3  # a small Parquet file can hold much
 _LIMIT = f"can't be read, or not within {_MEMORY_BYTES >> 30} GiB of memory"
+_COMPARED = 1_000_000  # prompts of the training that others are compared with: their hashes are held
 _SHOWN_CHARACTERS = 4000
 _SHOWN_MESSAGES = 100
 
@@ -35,13 +36,14 @@ class Reading:
     limit: int | None = None  # rows
     tokenizer: Path | None = None  # where prompts are measured
     room: int = 0  # tokens
+    is_train: bool = False
 
     def document(self) -> dict[str, Any]:
         tokenizer = None if self.tokenizer is None else str(self.tokenizer)
         columns = self.columns.model_dump()
         return {"path": str(self.path), "columns": columns, "limit": self.limit, "room": self.room} | {
-            "tokenizer": tokenizer
-        }
+            "tokenizer": tokenizer, "is_train": self.is_train
+        }  # fmt: skip
 
 
 def check(path: Path, columns: Columns, *, owner: str = "") -> tuple[int, list[str]]:
@@ -63,7 +65,7 @@ Outcome = Contents | str | None
 
 
 def outcomes_of(readings: Sequence[Reading], *, owner: str = "") -> list[Outcome]:
-    """In their order. ChildBusy where they can't be read now.
+    """In their order, the training's first. ChildBusy where they can't be read now.
 
     What takes too long is not refused: the driver reads it all.
     """
@@ -89,7 +91,11 @@ def outcomes_of(readings: Sequence[Reading], *, owner: str = "") -> list[Outcome
 
 def _contents(found: dict[str, Any]) -> Contents:
     return Contents(
-        domains=set(found["domains"]), details=set(found["details"]), unanswered=dict(map(tuple, found["unanswered"]))
+        domains=set(found["domains"]),
+        details=set(found["details"]),
+        unanswered=dict(map(tuple, found["unanswered"])),
+        rows=found["rows"],
+        repeated=found["repeated"],
     )
 
 
@@ -108,10 +114,11 @@ def shown(path: Path, columns: Columns, *, after: int, limit: int, owner: str = 
     return rows
 
 
-def read(reading: Reading) -> Contents:
+def read(reading: Reading, trained: set[int]) -> Contents:
     """What every row has, none kept. Raises DatasetError for the first that can't be used.
 
-    A prompt's length is a lower bound, without the chat template: what is too long here is so for certain.
+    A prompt's length is a lower bound, without the chat template: what is too long here is so for certain. `trained`
+    takes the hashes of the training's first prompts, and those of other splits are looked up in it.
     """
     tokenizer = None if reading.tokenizer is None else _tokenizer(reading.tokenizer)
     rows = each_prompt(reading.path, reading.columns, limit=reading.limit)
@@ -119,6 +126,11 @@ def read(reading: Reading) -> Contents:
     with contextlib.closing(rows):
         for prompt in in_bounds(reading.path, rows):
             contents.add(prompt)
+            same = hash(tuple((message["role"], message["content"]) for message in prompt.messages))
+            if not reading.is_train:
+                contents.repeated += same in trained
+            elif len(trained) < _COMPARED:
+                trained.add(same)
             if (
                 tokenizer is None or len(prompt.text) <= reading.room
             ):  # ordinary text has no more tokens than characters
@@ -151,15 +163,19 @@ def _checked(path: Path, columns: Columns) -> dict[str, Any]:
     return {"rows": rows, "problems": [problem[:300] for problem in cleaned]}
 
 
-def _outcome(reading: Reading) -> dict[str, Any]:
+def _outcome(reading: Reading, trained: set[int]) -> dict[str, Any]:
     try:
-        contents = read(reading)
+        contents = read(reading, trained)
     except DatasetError as error:
         return {"problem": str(error)}
-    unanswered = [*contents.unanswered.items()]  # None is no key of JSON
     return {
-        "problem": None, "domains": [*contents.domains], "details": [*contents.details], "unanswered": unanswered
-    }  # fmt: skip
+        "problem": None,
+        "domains": [*contents.domains],
+        "details": [*contents.details],
+        "unanswered": [*contents.unanswered.items()],  # None is no key of JSON
+        "rows": contents.rows,
+        "repeated": contents.repeated,
+    }
 
 
 def _shown(path: Path, columns: Columns, after: int, limit: int) -> dict[str, Any]:
@@ -203,7 +219,11 @@ def _answer(question: dict[str, Any]) -> Any:
         return _shown(**placed(question["show"]))
     readings = [placed(document) for document in question["read"]]
     files = [None if reading["tokenizer"] is None else Path(reading["tokenizer"]) for reading in readings]
-    return [_outcome(Reading(**{**reading, "tokenizer": file})) for reading, file in zip(readings, files, strict=True)]
+    trained: set[int] = set()
+    return [
+        _outcome(Reading(**{**reading, "tokenizer": file}), trained)
+        for reading, file in zip(readings, files, strict=True)
+    ]
 
 
 def _main() -> None:

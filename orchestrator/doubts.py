@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from types import MappingProxyType
 
+from orchestrator.prompts import Contents
 from orchestrator.spec import JobSpec
+from orchestrator.specs.data import FilesData
 from orchestrator.specs.objectives import DEFAULT_RANGE, ObjectiveSpec
 from rewards import registry
 
@@ -17,9 +20,32 @@ TRIAL_STEPS = 10  # of a job that is tried out, whose rhythm is that of the real
 MUCH_WIDER = 10.0  # times the next; below it a person's weights may well have allowed for it
 
 
-def doubts(spec: JobSpec) -> list[tuple[str, str]]:
-    """(field, what follows from it and what would not) of each, in the order of a spec's fields."""
-    return [*_ranges(spec), *_scales(spec), *_engines(spec), *_loss(spec), *_rhythm(spec)]
+REPEATED = 0.01  # share of a split; a few prompts recur in many published sets
+
+
+def doubts(spec: JobSpec, contents: Mapping[str, Contents] = MappingProxyType({})) -> list[tuple[str, str]]:
+    """(field, what follows from it and what would not) of each, in the order of a spec's fields.
+
+    `contents` are those of its splits, as far as they were read.
+    """
+    return [*_splits(spec, contents), *_ranges(spec), *_scales(spec), *_engines(spec), *_loss(spec), *_rhythm(spec)]
+
+
+def _splits(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[str, str]]:
+    if not isinstance(spec.data, FilesData):
+        return
+    for split in ("validation", "test"):
+        found = contents.get(split, Contents())
+        if getattr(spec.data, split) == spec.data.train:
+            which = "these are"
+        elif found.repeated and found.repeated >= REPEATED * found.rows:
+            which = f"{found.repeated} of its {found.rows} prompts are"
+        else:
+            continue
+        yield (
+            f"data.{split}",
+            f"{which} trained on too, so its figures also tell what was learnt by heart; hold some back",
+        )
 
 
 def _ranges(spec: JobSpec) -> Iterator[tuple[str, str]]:

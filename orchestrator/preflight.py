@@ -11,6 +11,7 @@ import functools
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,28 @@ MAX_FETCHED_BYTES = 64 << 20  # of a URL: what is larger, the driver checks
 def preflight(spec: JobSpec | RewardJobSpec, access: Access | None = None) -> list[tuple[str, str]]:
     """(dotted path of the field, what is wrong and what to do) for each problem; empty where the job can run.
 
+    As `look`.
+    """
+    return look(spec, access).problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """The problems, as `preflight` has them, and what splits hold, as far as they were read."""
+
+    problems: list[tuple[str, str]]
+    contents: Mapping[str, Contents]
+
+
+def look(spec: JobSpec | RewardJobSpec, access: Access | None = None) -> Findings:
+    """What is wrong with the job, and what its rows are.
+
     `access` says whose datasets there are, and which paths; what it refuses is not opened. With it this is a server:
     files are a stranger's, and are read in a child process. May then raise ChildBusy.
     """
     problems = [] if access is None else access.problems(spec)
     if isinstance(spec, RewardJobSpec):
-        return problems or _training_files(spec)
+        return Findings(problems=problems or _training_files(spec), contents={})
     refused = [field for field, _ in problems]
     for field, reward in _rewards(spec).items():
         if any(place.startswith(f"{field}.options.") for place in refused):
@@ -50,13 +67,12 @@ def preflight(spec: JobSpec | RewardJobSpec, access: Access | None = None) -> li
         found = registry.problems(reward.name, reward.options)
         problems += [(f"{field}.options.{option}", problem) for option, problem in found]
     if problems:
-        return problems
+        return Findings(problems=problems, contents={})
     if problem := transport_problem(spec, spec.resources.device):  # where it is auto, a dry run tells
         problems.append(("rollout.transport", f"{problem}; use auto"))
     model = _model(spec, problems)
-    if isinstance(spec.data, FilesData):
-        _data(spec, spec.data, model, problems, access)
-    return problems
+    contents = _data(spec, spec.data, model, problems, access) if isinstance(spec.data, FilesData) else {}
+    return Findings(problems=problems, contents=contents)
 
 
 def _training_files(spec: RewardJobSpec) -> list[tuple[str, str]]:
@@ -170,7 +186,8 @@ def _lora(spec: JobSpec, size: Callable[[], ModelSize], problems: list[tuple[str
 
 def _data(
     spec: JobSpec, data: FilesData, model: Path | None, problems: list[tuple[str, str]], access: Access | None
-) -> None:
+) -> dict[str, Contents]:
+    """What the splits hold that could be read here."""
     names = {split: name for split in ("train", "validation", "test") if (name := getattr(data, split)) is not None}
     if data.columns.answer is None and not all(map(is_reference, names.values())):
         _needs_answers(spec, "data.columns.answer is null", problems)
@@ -199,7 +216,14 @@ def _data(
                 refused[split] = str(error), (str(path), name, name[:64])
                 continue
             tokenizer, tokens = room or (None, 0)
-            readings[split] = Reading(path=path, columns=columns, limit=data.limit, tokenizer=tokenizer, room=tokens)
+            readings[split] = Reading(
+                path=path,
+                columns=columns,
+                limit=data.limit,
+                tokenizer=tokenizer,
+                room=tokens,
+                is_train=split == "train",
+            )
         found = (
             _read_here(readings.values()) if access is None else outcomes_of([*readings.values()], owner=access.owner)
         )
@@ -215,13 +239,15 @@ def _data(
     if contents.keys() == names.keys():  # else the driver tells
         problems += routing.problems(spec, contents)
     problems += _blank_answers(spec, contents)
+    return contents
 
 
 def _read_here(readings: Iterable[Reading]) -> list[Outcome]:
     found: list[Outcome] = []
+    trained: set[int] = set()
     for reading in readings:
         try:
-            found.append(read(reading))
+            found.append(read(reading, trained))
         except DatasetError as error:
             found.append(str(error))
     return found

@@ -67,6 +67,9 @@ class Contents:
     details: set[str] = field(default_factory=set)
     unanswered: dict[str | None, int] = field(default_factory=dict)
     """The first row whose answer is blank, of each domain that has one."""
+    rows: int = 0
+    repeated: int = 0
+    """Rows whose prompt is one of the training's, in another split."""
 
     @classmethod
     def of(cls, prompts: Iterable[Prompt]) -> Contents:
@@ -77,6 +80,7 @@ class Contents:
 
     def add(self, prompt: Prompt) -> None:
         """Raises DatasetError where these are no domains any more."""
+        self.rows += 1
         self.domains.add(prompt.domain)
         if len(self.domains) > MAX_DOMAINS:
             raise DatasetError(f"row {prompt.row}: more than {MAX_DOMAINS} domains so far; is this another column?")

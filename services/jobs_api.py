@@ -7,6 +7,7 @@ import json
 import math
 import re
 import secrets
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -21,7 +22,8 @@ from orchestrator.estimate import estimate
 from orchestrator.layout import Machine
 from orchestrator.lineage import lineage
 from orchestrator.placement import may_take_gpus
-from orchestrator.preflight import preflight
+from orchestrator.preflight import look
+from orchestrator.prompts import Contents
 from orchestrator.spec import JobSpec, check_new, parse_job, validated
 from orchestrator.spec_errors import problem
 from orchestrator.specs.reward_job import RewardJobSpec
@@ -156,10 +158,11 @@ def submit_job(
         known = _known(by.store, document, idempotency_key)
         if known is not None:  # also where its files are gone meanwhile, or a new version would refuse it
             return _answer(known)
-    spec = checked_spec(document, by.access)
+    spec = strict_spec(document)
+    contents = check_files(spec, by.access)
     text = spec.to_json()
     if query.validate_only:
-        plan = _validated(spec, text)
+        plan = _validated(spec, text, contents)
         if isinstance(spec, JobSpec):
             machine = Machine(
                 gpus=query.gpus,
@@ -325,9 +328,12 @@ def checked_spec(document: Any, access: Access) -> JobSpec | RewardJobSpec:
     return spec
 
 
-def check_files(spec: JobSpec | RewardJobSpec, access: Access) -> None:
-    if problems := preflight(spec, access):
-        raise spec_problem(problems)
+def check_files(spec: JobSpec | RewardJobSpec, access: Access) -> Mapping[str, Contents]:
+    """What the files of its splits hold, as far as they were read."""
+    found = look(spec, access)
+    if found.problems:
+        raise spec_problem(found.problems)
+    return found.contents
 
 
 def strict_spec(document: Any) -> JobSpec | RewardJobSpec:
@@ -373,7 +379,7 @@ def job_document(record: JobRecord) -> dict[str, Any]:
     }
 
 
-def _validated(spec: JobSpec | RewardJobSpec, text: str) -> dict[str, Any]:
+def _validated(spec: JobSpec | RewardJobSpec, text: str, contents: Mapping[str, Contents]) -> dict[str, Any]:
     if isinstance(spec, RewardJobSpec):
         return {"object": "validation", "valid": True, "spec": json.loads(text)}
     rollouts = spec.prompts_asked * spec.rollout.rollouts_per_prompt
@@ -384,6 +390,6 @@ def _validated(spec: JobSpec | RewardJobSpec, text: str) -> dict[str, Any]:
         "rollouts_per_step": rollouts,
         "rollouts": rollouts * spec.steps,
         "evaluations": evaluations,
-        "doubts": [{"param": param, "message": message} for param, message in doubts(spec)],
+        "doubts": [{"param": param, "message": message} for param, message in doubts(spec, contents)],
         "spec": json.loads(text),
     }

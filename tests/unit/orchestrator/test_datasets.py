@@ -164,7 +164,7 @@ def test_what_a_child_says_of_a_jobs_files(tmp_path: Path) -> None:
     good.write_text('{"prompt": "1+1", "answer": "2"}\n')
     bad.write_text('{"prompt": "1+1"}\n')
     found = outcomes_of([Reading(path=path, columns=Columns()) for path in (good, bad)])
-    assert found == [Contents(domains={None}), f"{bad}: row 1: no 'answer'; found prompt"]
+    assert found == [Contents(domains={None}, rows=1), f"{bad}: row 1: no 'answer'; found prompt"]
     assert shown(good, Columns(), after=0, limit=5) == [{"row": 1, "prompt": "1+1", "answer": "2"}]
     with pytest.raises(DatasetError, match="no 'answer'"):
         shown(bad, Columns(), after=0, limit=5)
@@ -179,12 +179,13 @@ def test_a_child_that_fails_is_a_problem_of_the_file_that_it_read(
         if any(document["path"].endswith("b.jsonl") for document in question["read"]):
             raise children.ChildError
         return [
-            {"problem": None, "domains": ["math"], "details": [], "unanswered": [[None, 3]]} for _ in question["read"]
+            {"problem": None, "domains": ["math"], "details": [], "unanswered": [[None, 3]], "rows": 4, "repeated": 2}
+            for _ in question["read"]
         ]
 
     monkeypatch.setattr(children, "ask", ask)
     first, second = outcomes_of(readings)
-    assert first == Contents(domains={"math"}, unanswered={None: 3})
+    assert first == Contents(domains={"math"}, unanswered={None: 3}, rows=4, repeated=2)
     assert isinstance(second, str)
     assert "4 GiB of memory" in second
     for error, expected in ((children.ChildTimeout, [None, None]), (children.ChildBusy, None)):

@@ -13,7 +13,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from orchestrator import children
 from orchestrator.access import Access
 from orchestrator.datasets import Datasets
-from orchestrator.preflight import preflight
+from orchestrator.doubts import doubts
+from orchestrator.preflight import look, preflight
+from orchestrator.prompts import Contents
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.specs.data import Columns
 from rewards import registry
@@ -329,6 +331,42 @@ def test_an_empty_answer_that_a_reward_would_stop_at(
         ("data.validation", f"row 3: {said} to skip"),
     ]
     assert found(options={"missing": "skip"}) == []
+
+
+@pytest.mark.parametrize("is_server", [False, True])
+def test_prompts_of_other_splits_that_are_trained_on_are_counted(
+    model: Path, data: dict[str, Any], is_server: bool, tmp_path: Path
+) -> None:
+    access = Access(owner="ann", state_dir=tmp_path, roots=None) if is_server else None
+    chat = [{"role": "user", "content": "word"}]
+    prompts = {
+        "train": ["word", "word word", chat],
+        "validation": [chat, "other", "word word"],
+        "test": ["other", [{"role": "system", "content": "word"}, *chat]],
+    }
+    for split, contents in prompts.items():
+        Path(data[split]).write_text("".join(json.dumps({"prompt": p, "answer": "1"}) + "\n" for p in contents))
+    spec = make_spec(model, data)
+    found = look(spec, access)
+    assert found.problems == []
+    assert {split: (c.rows, c.repeated) for split, c in found.contents.items()} == {
+        "train": (3, 0), "validation": (3, 2), "test": (2, 0),
+    }  # fmt: skip
+    assert doubts(spec, found.contents) == [
+        (
+            "data.validation",
+            "2 of its 3 prompts are trained on too, so its figures also tell what was learnt by heart; hold some back",
+        )
+    ]
+
+
+def test_a_split_that_is_the_training_itself_is_asked_about(model: Path, data: dict[str, Any]) -> None:
+    for split in ("validation", "test"):
+        ((field, message),) = doubts(make_spec(model, {**data, split: data["train"]}))
+        assert field == f"data.{split}"
+        assert message.startswith("these are trained on too, so")
+    few = {"validation": Contents(rows=1000, repeated=9)}  # some recur in many published sets
+    assert doubts(make_spec(model, data), few) == []
 
 
 def test_targets_that_the_policy_does_not_have(data: dict[str, Any], tmp_path: Path) -> None:
