@@ -14,6 +14,19 @@ from typing import Any
 VERSION = 1
 
 
+FIRST: Mapping[str, int | bool] = MappingProxyType(
+    {
+        "protocol version": 1,
+        "prompts a step": 32,
+        "rollouts a prompt": 8,
+        "validation prompts": 200,
+        "steps between evaluations": 5,
+        "a policy for each seed": True,
+    }
+)
+"""The conditions of records from before they told them: those of the full preset then."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """How much of everything a run gets."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from orchestrator.arena.entries import Role
 from orchestrator.arena.ledger import SCHEMA
+from orchestrator.arena.protocol import FIRST, PRESETS
 
 Json = dict[str, Any]
 
@@ -83,7 +85,7 @@ class Run(_Part):
     test: list[Test] = []
     chosen_step: int | None = None
     weights: list[list[float]] = []
-    conditions: Json = {}  # that its preset gave it; records from before they were told have none
+    conditions: Json = dict(FIRST)  # that its preset gave it
     warnings: list[str] = []
 
     @model_validator(mode="after")
@@ -143,10 +145,10 @@ class Results:
 def read_results(path: Path) -> Results:
     """Every run of a file of lines, `.gz` or plain.
 
-    The last line may be cut short by a kill, and is then left out, as are runs with other conditions (steps, prompts,
-    evaluations, protocol) than most of their task, and those whose figures have a gap. Of two finished runs of the
-    same entry, task and seed the later counts, if their digests are the same, and else the first. `ValueError` names
-    the line and the field that does not fit.
+    The last line may be cut short by a kill, and is then left out, as are runs whose conditions (steps, prompts,
+    evaluations, protocol) are not those that most runs of their task have together, and those whose figures have a gap.
+    Of two finished runs of the same entry, task and seed the later counts, if their digests are the same, and else the
+    first. `ValueError` names the line and the field that does not fit.
     """
     lines, left_out = whole_lines(path)
     runs = [_run(line, f"{path.name}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
@@ -157,8 +159,14 @@ def read_results(path: Path) -> Results:
 
 
 def whole_lines(path: Path) -> tuple[list[str], list[str]]:
-    """The file's lines, and what was left out of them: a last one that was cut short."""
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    """The file's lines, and what was left out of them: a last one that was cut short. ValueError of a broken .gz."""
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path.name}: expected a whole gzip file, got one that is not ({error}); copy it again"
+                             ) from None  # fmt: skip
     lines = data.decode("utf-8", errors="replace").split("\n")
     if lines[-1].strip() and not _is_json(lines[-1]):
         return lines[:-1], [f"line {len(lines)}: cut short, as by a kill while it was written"]
@@ -229,18 +237,17 @@ def _comparable(runs: list[Run], left_out: list[str]) -> Results:
 
 
 def _usual_budget(runs: list[Run]) -> dict[str, Any]:
-    """What most finished runs that tell it have."""
-    told: dict[str, Counter[Any]] = {}
-    for run in runs:
-        for name, value in run.budget.items() if run.status == "done" else ():
-            told.setdefault(name, Counter())[value] += 1
-    return {name: counts.most_common(1)[0][0] for name, counts in told.items()}
+    """What more finished runs than any other have together; of equally many, the full preset's."""
+    counts = Counter(tuple(sorted(run.budget.items())) for run in runs if run.status == "done")
+    preset = {"steps": PRESETS["full"].steps, **PRESETS["full"].conditions}
+    ranked = sorted(counts, key=lambda told: (-counts[told], not preset.items() <= set(told)))
+    return dict(ranked[0]) if ranked else {}
 
 
 def _other_budget(run: Run, usual: Mapping[str, Any]) -> str | None:
     for name, value in run.budget.items():
         if value != usual.get(name, value):
-            return f"{name}: {value}, where most runs of {run.task} have {usual[name]}"
+            return f"{name}: {value}, where the compared runs of {run.task} have {usual[name]}"
     return None
 
 

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.arena.conduct import Arena, RunFailed
 from orchestrator.arena.ledger import FILE, Ledger
 from orchestrator.arena.plan import Planned, plan
-from orchestrator.arena.protocol import PRESETS
+from orchestrator.arena.protocol import FIRST, PRESETS
 from orchestrator.arena.results import read_results
 from orchestrator.spec import JobSpec
 from tests.arena_records import failed, record, write
@@ -33,6 +33,16 @@ def test_a_line_cut_short_by_a_kill_is_left_out_and_told(tmp_path: Path) -> None
     results = read_results(path)
     assert [run.seed for run in results.done] == [0]
     assert results.left_out == ["line 2: cut short, as by a kill while it was written"]
+
+
+@pytest.mark.parametrize("broken", ["cut short", "turned", "no gzip"])
+def test_a_broken_gz_is_an_error_that_names_it(tmp_path: Path, broken: str) -> None:
+    whole = gzip.compress(write(tmp_path / "runs.jsonl", [record(seed=seed) for seed in range(9)]).read_bytes())
+    turned = whole[:200] + bytes(200) + whole[400:]
+    packed = tmp_path / "runs.jsonl.gz"
+    packed.write_bytes({"cut short": whole[:-100], "turned": turned, "no gzip": b"{}"}[broken])
+    with pytest.raises(ValueError, match=r"^runs\.jsonl\.gz: expected a whole gzip file, got .*; copy it again$"):
+        read_results(packed)
 
 
 def test_half_a_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
@@ -120,17 +130,17 @@ def test_runs_with_another_budget_are_left_out_and_told(tmp_path: Path) -> None:
     path = write(tmp_path / "runs.jsonl", [record(seed=0), record(seed=1), record(seed=2, steps=10)])
     results = read_results(path)
     assert [run.seed for run in results.done] == [0, 1]
-    assert results.left_out == ["sums3 gdpo/gradient seed 2: steps: 10, where most runs of sums3 have 20"]
+    assert results.left_out == ["sums3 gdpo/gradient seed 2: steps: 10, where the compared runs of sums3 have 20"]
 
 
 FULL = PRESETS["full"].conditions
 
 
 @pytest.mark.parametrize(("change", "reason"), [
-    ({"test": [{**record()["test"][0], "prompts": 48}]}, "test prompts: 48, where most runs of sums3 have 500"),
-    ({"validation": record()["validation"][::2]}, "evaluations: 3, where most runs of sums3 have 5"),
-    ({"conditions": FULL | {"prompts a step": 6}}, "prompts a step: 6, where most runs of sums3 have 32"),
-    ({"conditions": FULL | {"protocol version": 9}}, "protocol version: 9, where most runs of sums3 have 1"),
+    ({"test": [{**record()["test"][0], "prompts": 48}]}, "test prompts: 48, where the compared runs of sums3 have 500"),
+    ({"validation": record()["validation"][::2]}, "evaluations: 3, where the compared runs of sums3 have 5"),
+    ({"conditions": FULL | {"prompts a step": 6}}, "prompts a step: 6, where the compared runs of sums3 have 32"),
+    ({"conditions": FULL | {"protocol version": 9}}, "protocol version: 9, where the compared runs of sums3 have 1"),
     ({"digest": "e"}, "run again with other settings (digest e, not d); the first one counts"),
 ])  # fmt: skip
 def test_a_run_of_other_conditions_never_takes_the_place_of_one(
@@ -144,10 +154,29 @@ def test_a_run_of_other_conditions_never_takes_the_place_of_one(
     assert results.left_out == [f"sums3 gdpo/gradient seed 0: {reason}"]
 
 
-def test_records_that_tell_no_conditions_are_compared_by_what_they_tell(tmp_path: Path) -> None:
-    records = [record(seed=0), record(seed=1, conditions=FULL), record(seed=2, conditions=FULL)]
+def test_records_that_tell_no_conditions_had_those_of_the_first_protocol(tmp_path: Path) -> None:
+    records = [record(seed=0), record(seed=1), record(seed=2, conditions=dict(FIRST))]
     results = read_results(write(tmp_path / "runs.jsonl", records))
     assert ([run.seed for run in results.done], results.left_out) == ([0, 1, 2], [])
+    records.append(record(seed=3, conditions={**FIRST, "protocol version": 2}))
+    results = read_results(write(tmp_path / "runs.jsonl", records))
+    assert [run.seed for run in results.done] == [0, 1, 2]
+    told = "protocol version: 2, where the compared runs of sums3 have 1"
+    assert results.left_out == [f"sums3 gdpo/gradient seed 3: {told}"]
+
+
+def test_conditions_are_those_that_most_runs_have_together(tmp_path: Path) -> None:
+    """Most have 40 steps, and most 100 validation prompts: hardly any have both. Of equally many, the full preset's."""
+    had = [(120, 100), (120, 100), (40, 100), (40, 200), (40, 200)]
+    records = [
+        record(seed=seed, steps=steps, conditions=FULL | {"validation prompts": prompts},
+               validation=record(steps=20)["validation"])
+        for seed, (steps, prompts) in enumerate(had)
+    ]  # fmt: skip
+    results = read_results(write(tmp_path / "runs.jsonl", records))
+    assert [run.seed for run in results.done] == [3, 4]
+    results = read_results(write(tmp_path / "runs.jsonl", [*records, records[0] | {"seed": 5}]))
+    assert [run.seed for run in results.done] == [0, 1, 5]
 
 
 @pytest.mark.parametrize(("change", "reason"), [
