@@ -78,6 +78,8 @@ class Arena:
         for i, planned in enumerate(self.runs):
             spec = self._spec(i)
             found = statuses.get(identity(planned, spec), set()) if spec is not None else set()
+            if spec is not None:
+                found |= {run["status"] for run in self.ledger.runs if planned.is_of_targets(run, spec)}
             if "done" in found:
                 self._ended[i] = "done"
             elif found and not self.retry_failed:

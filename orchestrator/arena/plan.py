@@ -9,12 +9,13 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.arena.entries import Entry, entries
-from orchestrator.arena.protocol import VERSION, Preset
+from orchestrator.arena.protocol import FIRST, VERSION, Preset
 from orchestrator.arena.tasks import TASKS, Task
 from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import nearest
@@ -57,11 +58,26 @@ class Planned:
             targets = found
         return self.task.spec(self.entry, self.preset, seed=self.seed, steps=self.steps, targets=targets)
 
+    def is_of_targets(self, run: Mapping[str, Any], spec: JobSpec) -> bool:
+        """Whether a stored run is this one by its targets, whose digest may be of more digits than were stored.
+
+        The targets stand for the rest of the digest: they come from runs that are known by theirs.
+        """
+        if not self.entry.targets_from_statics:
+            return False
+        mine = (self.task.name, self.entry.name, self.seed, self.steps, self.preset.conditions)
+        its = (*(run[key] for key in ("task", "entry", "seed", "steps")), run.get("conditions", FIRST))
+        if mine != its:
+            return False
+        wanted, has = {o.name: o.target.value for o in spec.objectives if o.target}, run.get("targets", {})
+        return wanted.keys() == has.keys() and all(math.isclose(wanted[k], has[k], rel_tol=1e-3) for k in wanted)
+
     def _targets(self, runs: Iterable[Mapping[str, Any]]) -> dict[str, float] | None:
         """What the first objective is maximised under: in all others, what the best static policy reached.
 
         Of all policies that the statics of the same estimator, task and seed validated, the one whose normalised
-        objectives have the highest mean: so that the targets can be reached together.
+        objectives have the highest mean: so that the targets can be reached together. With 4 digits, so that figures
+        that are stored with six make the same targets.
         """
         wanted = {e.name for e in entries(len(self.task.objectives)) if self._is_static_of_mine(e)}
         digests = {
@@ -85,7 +101,7 @@ class Planned:
         if not reached:
             return None
         best = max(reached, key=lambda values_K: float(normalise(values_K, spans).mean()))
-        return dict(zip(names[1:], best[1:], strict=True))
+        return {name: float(f"{value:.4g}") for name, value in zip(names[1:], best[1:], strict=True)}
 
     def _is_static_of_mine(self, entry: Entry) -> bool:
         return entry.role == "static" and entry.estimator == self.entry.estimator

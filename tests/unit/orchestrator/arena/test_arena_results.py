@@ -14,6 +14,7 @@ from orchestrator.arena.protocol import FIRST, PRESETS
 from orchestrator.arena.results import read_results
 from orchestrator.spec import JobSpec
 from tests.arena_records import failed, record, write
+from tests.benchmarks import arena as benchmark
 from tests.benchmarks.arena import shortened
 
 
@@ -79,6 +80,29 @@ def test_what_the_arena_writes_is_read(tmp_path: Path, task: str) -> None:
     assert [(run.entry, run.reason) for run in results.failed] == [("gdpo/dara", "weights are not finite")] * 2
     assert set(results.done[0].versions) > {"python", "torch"}
     assert results.done[0].conditions == FULL
+
+
+@pytest.mark.parametrize(("change", "left"), [
+    ({}, 0), ({"digest": "of targets with all digits"}, 0),
+    ({"digest": "d", "targets": {"conciseness": 0.1, "clarity": 0.2}}, 1),
+    ({"digest": "d", "conditions": {**FIRST, "protocol version": 9}}, 1), ({"digest": "d", "targets": {}}, 1),
+])  # fmt: skip
+def test_an_arena_goes_on_from_kept_runs_whose_targets_came_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], left: int
+) -> None:
+    """Kept figures have six digits, and the statics' figures make the targets that are in the digest."""
+    monkeypatch.setattr(benchmark, "KEPT", tmp_path / "kept.jsonl.gz")
+    runs = plan(PRESETS["full"], tasks=["sums3"], rules=["gdpo/fixed", "gdpo/static*", "lagrangian"], seeds=1)
+    with Ledger(tmp_path) as ledger:
+        Arena(runs=runs, ledger=ledger, hire=lambda _number: Hand()).run()
+    benchmark.keep(tmp_path / FILE)
+    again = tmp_path / "again"
+    again.mkdir()
+    *statics, lagrangian = gzip.decompress((tmp_path / "kept.jsonl.gz").read_bytes()).decode().splitlines()
+    write(again / FILE, [*map(json.loads, statics), json.loads(lagrangian) | change])
+    states = Arena(runs=runs, ledger=Ledger.peek(again), hire=lambda _number: Hand()).states()
+    assert sum(state == "left" for _, state in states) == left
+    assert states[-1][0].entry.name == "gdpo/lagrangian"
 
 
 BROKEN: list[tuple[dict[str, Any], str]] = [
