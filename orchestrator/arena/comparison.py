@@ -133,6 +133,11 @@ class Task:
         static, unseen = self.baselines.get("static"), self.baselines.get("static_unseen")
         return static is not None and unseen is not None and unseen.hypervolumes.items() <= static.hypervolumes.items()
 
+    @property
+    def same_of_several(self) -> bool:
+        """And that says something: of weights that one seed alone decided, leaving out the others changes nothing."""
+        return self.same and len(self.baselines["static"].chosen_on) > 1
+
     def row(self, entry: str) -> Row:
         return next(row for row in self.rows if row.entry.name == entry)
 
@@ -206,6 +211,9 @@ def _chosen(candidates: list[Entry], words: str, of: int) -> Baseline | None:
         return None
     kept, seeds = comparable(candidates)
     pool = f"the best of {len(kept)}" + f" (of {of}, as others lack these)" * (len(kept) < of)
+    free = sorted(set(entry.runs) - set(seeds))
+    if free:
+        pool += f"; seed{'s' * (len(free) > 1)} {', '.join(map(str, free))} had no part in the choice"
     return Baseline(
         words=f"{words}: {entry.name}, by mean validation hypervolume over seed{'s' * (len(seeds) > 1)} "
         f"{', '.join(map(str, seeds))} {pool}",

@@ -60,10 +60,10 @@ PROTOCOL = (
     f"{ENOUGH_SEEDS} in common with it.",
     "The best static weights and the best published rule are chosen by mean validation hypervolume, over all "
     "estimators and weights, on the seeds that at least three quarters of them have; the default is no candidate for "
-    "the published rule. The choice saw the same seeds, which flatters it: where a choice that never saw the seed it "
-    f"is compared on would be another, that one has a column of its own. Where fewer than {MOST:.0%} of the published "
-    "rules have seeds enough to be chosen, being ahead of the best of these few, or level with it, says nothing of the "
-    "others, and is not called so.",
+    "the published rule. On the seeds that the choice saw it flatters them: each task says which these were. Where a "
+    "choice that never saw the seed it is compared on would be another, that one has a column of its own. Where fewer "
+    f"than {MOST:.0%} of the published rules have seeds enough to be chosen, being ahead of the best of these few, or "
+    "level with it, says nothing of the others, and is not called so.",
     "grpo sums the rewards in their own units, as published: on sums5, where one has a range of 64 and others of 1 or "
     "less, that one decides, and a difference to grpo is one of units.",
     "Overhead: median step, generation to weights without evaluation, over that of gdpo/fixed with the same seed, "

@@ -148,6 +148,21 @@ def test_there_is_no_unseen_choice_where_the_other_seeds_have_but_some_of_the_gr
     assert set(task(kept).baselines["static_unseen"].hypervolumes) == {1, 2}  # chosen on the whole grid, of seed 0
 
 
+def test_what_the_choice_never_saw_is_said_and_not_called_the_same_choice() -> None:
+    """Of weights that seed 0 alone decided, it says nothing that without the other seeds these would be the same."""
+    records = arena({}, seeds=range(3))
+    for one in records:
+        if one["entry"] == "gdpo/static(4,1,1)":
+            one["validation"][-1]["hypervolume"] += 0.1
+    kept = [one for one in records if one["seed"] == 0 or one["entry"] in ("gdpo/fixed", "gdpo/static(4,1,1)")]
+    told = task(kept).baselines["static"].words
+    assert told.endswith("gdpo/static(4,1,1), by mean validation hypervolume over seed 0 the best of 8; seeds 1, 2 had "
+                         "no part in the choice")  # fmt: skip
+    assert task(kept).same
+    assert not task(kept).same_of_several
+    assert task(records).same_of_several
+
+
 def test_an_entry_with_few_seeds_is_not_chosen() -> None:
     others = {f"gdpo/rule{i}": -0.01 for i in range(3)}
     records = arena({"gdpo/saw": 0.1, "gdpo/dara": 0.0, **others})
