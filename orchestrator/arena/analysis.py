@@ -21,6 +21,7 @@ from orchestrator.arena.comparison import (
     entries_of,
     rivals,
 )
+from orchestrator.arena.protocol import rule_version
 from orchestrator.arena.results import Results, Run
 from orchestrator.arena.statistics import ENOUGH_SEEDS, Interval, Mean, Paired
 from orchestrator.arena.tasks import TASKS
@@ -121,7 +122,7 @@ def analyse(results: Results, default: str | None = None) -> Analysis:
         gains=gains,
         targets=_targets(gains),
         claims=[judge(claim, tasks) for claim in CLAIMS],
-        missing=_missing(tasks),
+        missing=[*_older_rules(results.done), *_missing(tasks)],
         lacking=_lacking(tasks),
     )
 
@@ -256,6 +257,13 @@ def _by_task(told: dict[str, str | None]) -> str:
     lacking = TASKS_ASKED - len(told)
     words = [f"{task}: {text or 'not known with these seeds'}" for task, text in told.items()]
     return "; ".join([*words, f"{lacking} of {TASKS_ASKED} tasks not run"] if lacking > 0 else words)
+
+
+def _older_rules(runs: list[Run]) -> list[str]:
+    """Entries whose rule does something else by now, so that the arena would make their runs again."""
+    names = {run.entry for run in runs if run.rule_version < rule_version(run.estimator, run.weighting)}
+    told = "made by an older version of the rule; a resumed arena makes its runs again"
+    return [f"{name}: {told}" for name in sorted(names)]
 
 
 def _missing(tasks: list[Task]) -> list[str]:

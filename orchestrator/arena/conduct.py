@@ -20,6 +20,7 @@ import psutil
 
 from orchestrator.arena.ledger import SCHEMA, Ledger, LedgerError
 from orchestrator.arena.plan import Planned, digest
+from orchestrator.arena.protocol import rule_version
 from orchestrator.spec import JobSpec
 
 Json = dict[str, Any]
@@ -218,6 +219,7 @@ def heading(planned: Planned, spec: JobSpec) -> Json:
         "role": planned.entry.role,
         "estimator": spec.estimator.name,
         "weighting": spec.weighting.name,
+        "rule_version": rule_version(spec.estimator.name, spec.weighting.name),
         "preference": spec.preference,
         "seed": planned.seed,
         "steps": planned.steps,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.arena.entries import Entry, entries
-from orchestrator.arena.protocol import FIRST, VERSION, Preset
+from orchestrator.arena.protocol import FIRST, VERSION, Preset, rule_version
 from orchestrator.arena.tasks import TASKS, Task
 from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import nearest
@@ -67,7 +67,8 @@ class Planned:
             return False
         mine = (self.task.name, self.entry.name, self.seed, self.steps, self.preset.conditions)
         its = (*(run[key] for key in ("task", "entry", "seed", "steps")), run.get("conditions", FIRST))
-        if mine != its:
+        version = rule_version(spec.estimator.name, spec.weighting.name)
+        if mine != its or run.get("rule_version", 1) != version:
             return False
         wanted, has = {o.name: o.target.value for o in spec.objectives if o.target}, run.get("targets", {})
         return wanted.keys() == has.keys() and all(math.isclose(wanted[k], has[k], rel_tol=1e-3) for k in wanted)
@@ -108,14 +109,17 @@ class Planned:
 
 
 def digest(spec: JobSpec, task: Task, policy_seed: int) -> str:
-    """Of everything that decides what a run comes to: its spec, how its policy was made, the protocol's version.
+    """Of everything that decides what a run comes to: its spec, how its policy was made, the protocol's version, and
+    the rule's where it is above 1.
 
     Of the spec what its document says: runs stay what they were when specs learn to say more. Whoever changes what is
     meant where a document says nothing raises VERSION.
     """
     document = spec.model_dump(mode="json", exclude=UNDECIDED, exclude_unset=True)
     deciding = {section: said for section, said in document.items() if said != {}}
-    text = json.dumps([VERSION, task.recipe.digest(policy_seed), deciding], sort_keys=True)
+    rule = rule_version(spec.estimator.name, spec.weighting.name)
+    changed = [rule] if rule > 1 else []
+    text = json.dumps([VERSION, task.recipe.digest(policy_seed), deciding, *changed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

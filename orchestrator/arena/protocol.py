@@ -1,6 +1,7 @@
 """What is the same for every run of the arena, so that nothing but the rule differs.
 
 Whoever changes what a run does, here or in the tasks, raises VERSION: runs of another one are never taken for the same.
+Whoever changes what one rule does in these runs raises that rule's in RULES, and keeps the others' runs.
 hv_gradient's `least` came after its first runs and left VERSION as it was: it would have changed no weight of theirs.
 """
 
@@ -12,6 +13,13 @@ from types import MappingProxyType
 from typing import Any
 
 VERSION = 1
+RULES: Mapping[str, int] = MappingProxyType({"covariance": 2})
+"""Versions above 1, by the name of a weighting or an estimator."""
+
+
+def rule_version(*names: str) -> int:
+    """Of an entry with these weighting and estimator; it rises with either."""
+    return 1 + sum(RULES.get(name, 1) - 1 for name in names)
 
 
 FIRST: Mapping[str, int | bool] = MappingProxyType(

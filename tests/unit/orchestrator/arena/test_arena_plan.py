@@ -126,6 +126,16 @@ def test_a_digest_is_of_what_decides_a_run(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(others | {first}) == 8
 
 
+def test_a_rule_that_changed_has_another_digest_and_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: mark(run_of(name)) for name in ("gdpo/saw", "softmin/dara", "gdpo/dara")}
+    monkeypatch.setattr("orchestrator.arena.protocol.RULES", {"dara": 2})
+    after = {name: mark(run_of(name)) for name in before}
+    assert {name for name in before if before[name] != after[name]} == {"softmin/dara", "gdpo/dara"}
+    monkeypatch.setattr("orchestrator.arena.protocol.RULES", {"dara": 2, "softmin": 2})
+    assert mark(run_of("softmin/dara")) not in (before["softmin/dara"], after["softmin/dara"])
+    assert mark(run_of("gdpo/dara")) == after["gdpo/dara"]
+
+
 def test_a_digest_is_not_of_names_and_threads() -> None:
     planned = run_of("gdpo/saw")
     spec = planned.spec(())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.arena.analysis import analyse
 from orchestrator.arena.conduct import Arena, RunFailed
 from orchestrator.arena.ledger import FILE, Ledger
 from orchestrator.arena.plan import Planned, plan
@@ -201,6 +202,21 @@ def test_conditions_are_those_that_most_runs_have_together(tmp_path: Path) -> No
     assert [run.seed for run in results.done] == [3, 4]
     results = read_results(write(tmp_path / "runs.jsonl", [*records, records[0] | {"seed": 5}]))
     assert [run.seed for run in results.done] == [0, 1, 5]
+
+
+def test_runs_of_two_versions_of_a_rule_are_never_one_entry(tmp_path: Path) -> None:
+    """Made again, the newer counts; a seed that was not is left out rather than averaged with them."""
+    old = [record("gdpo/covariance", seed=seed) for seed in range(3)]
+    new = [record("gdpo/covariance", seed=seed, rule_version=2, digest="n", started="later") for seed in range(2)]
+    results = read_results(write(tmp_path / "runs.jsonl", [*old, *new, record(seed=2)]))
+    assert [(run.entry, run.seed, run.rule_version) for run in results.done] == [
+        ("gdpo/covariance", 0, 2), ("gdpo/covariance", 1, 2), ("gdpo/gradient", 2, 1),
+    ]  # fmt: skip
+    assert len(results.left_out) == 3
+    assert results.left_out[2] == "sums3 gdpo/covariance seed 2: made by version 1 of the rule; version 2 ran as well"
+    assert analyse(results).missing[0].startswith("sums3: ")
+    told = analyse(read_results(write(tmp_path / "runs.jsonl", old))).missing[0]
+    assert told == "gdpo/covariance: made by an older version of the rule; a resumed arena makes its runs again"
 
 
 @pytest.mark.parametrize(("change", "reason"), [
