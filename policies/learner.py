@@ -126,6 +126,7 @@ class Learner:
                 temperature=settings.temperature,
                 chunk_logits=settings.chunk_logits,
                 share_prompts=settings.share_prompts and not settings.compile,  # each batch's parts are another form
+                packing=settings.packing,
             )
         self.ranks.shard(scorer, blocks(model)[1], settings.dtype)
         return scorer

@@ -8,8 +8,10 @@ sums its gradient over the chunks in place (_HeadInChunks); one that something l
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 SAME = 1e-4  # of the logits' spread: by how much what a model says may change in float32
 SAME_ROUNDED = 0.5  # and with weights of less precision, where nothing may change with the rollout beside
+UNMIXED_ROUNDED = 0.05  # of what is then refused: experts may round otherwise with the tokens that they are given
 
 
 class Scorer(nn.Module):
@@ -33,6 +36,8 @@ class Scorer(nn.Module):
 
     A module, so that FSDP2 sees decoder and head under one root. Models that do more to their logits than their head
     (such as Gemma 2, which bounds them) are scored from the logits that they give.
+
+    Raises ValueError where it is to take packed rows, and the model's layers mix the rollouts of one.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Scorer(nn.Module):
         temperature: float = 1.0,
         chunk_logits: int = CHUNK_LOGITS,
         share_prompts: bool = False,
+        packing: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -49,6 +55,8 @@ class Scorer(nn.Module):
         self.chunk_logits = chunk_logits
         self.splits = _is_decoder_and_head(model)
         self.shares_prompts = share_prompts and _can_share_prompts(model)
+        if packing and (found := _change_by_packing(model)) is not None:
+            raise ValueError(f"optimizer.packing: this model needs a row for each rollout; set it to false ({found})")
 
     def forward(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """(log-probabilities_bT with gradient, entropy_bT without); 0 where there is no token."""
@@ -187,14 +195,10 @@ def _is_decoder_and_head(model: Any) -> bool:
     head = model.get_output_embeddings()
     if head is None:
         return False
-    training = model.training
-    model.eval()
-    try:
+    with _not_training(model):
         ids = torch.arange(2, device=model.device).unsqueeze(0)
         hidden = getattr(model.get_decoder()(input_ids=ids, use_cache=False), "last_hidden_state", None)
         return hidden is not None and torch.equal(head(hidden), model(input_ids=ids, use_cache=False).logits)
-    finally:
-        model.train(training)
 
 
 @torch.no_grad()
@@ -213,26 +217,76 @@ def _can_share_prompts(model: Any) -> bool:
 
 def _change_by_sharing(model: Any) -> str | None:
     """What sharing would change, and the model is as it was; None where that is nothing, and the model shares now."""
-    ids = [i % model.config.get_text_config().vocab_size for i in range(1, 33)]
+    ids = _ids(model)
     pair, other = ([_rollout(ids[:8], first), _rollout(ids[:8], ids[15:24])] for first in (ids[8:15], ids[24:31]))
-    training, rounded = model.training, model.dtype != torch.float32
-    model.eval()
     try:
-        with torch.autocast(model.device.type, dtype=model.dtype if rounded else None, enabled=rounded):
+        with _trial(model):
             before = _predictions(model, make_rows(pair, [0, 1], model.device))
             shared_prompts.enable(model)
             after, beside = (_predictions(model, make_shared_rows(two, [0, 1], model.device)) for two in (pair, other))
-        off, leak = (float((x - y).abs().max() / before.std()) for x, y in ((after, before), (after[7:], beside[7:])))
-        most_off, most_leak = (SAME_ROUNDED, 0.0) if rounded else (SAME, SAME)
-        if off <= most_off and leak <= most_leak:
-            return None
-        found = f"its predictions would change by {off:.2g} of their spread, by {leak:.2g} with the rollout beside"
+        found = _change(model, before, after, beside, pair)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:  # raised by a model's own code
         found = str(error)
-    finally:
-        model.train(training)
-    shared_prompts.disable(model)
+    if found is not None:
+        shared_prompts.disable(model)
     return found
+
+
+@torch.no_grad()
+def _change_by_packing(model: Any) -> str | None:
+    """What one row for two rollouts would change; None where that is nothing.
+
+    The second's prompt is one token, so that what is predicted stands next to the first's end. Layers that are not told
+    of positions, as convolutions, recurrent ones and ALiBi are not, take the two for one text.
+    """
+    ids = _ids(model)
+    pair, other = ([_rollout(first[:1], first[1:]), _rollout(ids[8:9], ids[9:15])] for first in (ids[:8], ids[16:24]))
+    try:
+        with _trial(model):
+            before = _predictions(model, make_rows(pair, [0, 1], model.device))
+            after, beside = (
+                _predictions(model, make_rows(two, [0, 1], model.device, packed=[[0, 1]])) for two in (pair, other)
+            )
+        return _change(model, before, after, beside, pair, most_leak_rounded=UNMIXED_ROUNDED)
+    except (TypeError, ValueError, IndexError) as error:  # raised by a model's own code
+        return str(error)
+
+
+def _change(
+    model: Any, before: Tensor, after: Tensor, beside: Tensor, pair: list[Rollout], *, most_leak_rounded: float = 0.0
+) -> str | None:
+    """How far what is predicted of a pair was changed, and the second's by another first one; None: too little."""
+    second = len(pair[0].tokens)
+    changes = (after, before), (after[second:], beside[second:])
+    off, leak = (float((x - y).abs().max() / before.std()) for x, y in changes)
+    most_off, most_leak = (SAME_ROUNDED, most_leak_rounded) if model.dtype != torch.float32 else (SAME, SAME)
+    if off <= most_off and leak <= most_leak:
+        return None
+    return f"its predictions would change by {off:.2g} of their spread, by {leak:.2g} with the rollout beside"
+
+
+@contextlib.contextmanager
+def _not_training(model: Any) -> Iterator[None]:
+    """Whichever of its modules were, are again afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def _trial(model: Any) -> Iterator[None]:
+    """In the weights' own precision: what changes in float32 does not hide in rounding."""
+    rounded = model.dtype != torch.float32
+    with _not_training(model), torch.autocast(model.device.type, model.dtype if rounded else None, enabled=rounded):
+        yield
+
+
+def _ids(model: Any) -> list[int]:
+    return [i % model.config.get_text_config().vocab_size for i in range(1, 33)]
 
 
 def _rollout(prompt: list[int], tokens: list[int]) -> Rollout:

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -297,6 +298,29 @@ def test_other_families_share(kind, dtype):
     scorer = Scorer(model_of(kind).to(dtype), share_prompts=True)
     assert scorer.shares_prompts
     assert not scorer.model.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "packs"),
+    [("qwen2", True), ("gemma2", True), ("mixtral", True), ("lfm2", False), ("bloom", False), ("opt", False)],
+)
+def test_layers_that_mix_the_rollouts_of_a_row_are_not_given_one(kind, packs, dtype):
+    layers = {"layer_types": ["conv", "full_attention"]} if kind == "lfm2" else {}
+    model = model_of(kind, pad_token_id=0, initializer_range=0.3, init_std=0.3, **layers).to(dtype)
+    if packs:
+        Scorer(model, packing=True)
+    else:
+        with pytest.raises(ValueError, match=r"^optimizer\.packing: .* set it to false \(its predictions would"):
+            Scorer(model, packing=True)
+    Scorer(model)
+
+
+def test_a_learner_does_not_pack_what_would_mix(policies, tmp_path):
+    directory = shutil.copytree(policies["llama"], tmp_path / "lfm2")
+    model_of("lfm2", layer_types=["conv", "full_attention"], initializer_range=0.3).save_pretrained(directory)
+    with pytest.raises(ValueError, match=r"^optimizer\.packing: "):
+        Learner(LearnerSettings(model=str(directory), threads=1, packing=True))
 
 
 def test_what_is_saved_does_not_name_our_attention(policies, tmp_path):
