@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from policies import recompute
 from policies.batching import Rows, minibatches, pad
 from policies.capture import Capture, Sink, UnsupportedLayerError
 from policies.gramian import (
@@ -65,14 +66,9 @@ class Learner:
             attach(self.model, settings.lora)
             self.base_sha256 = base_digest(self.model)
         self._place(self.model)
-        self.model.train()
-        for module in self.model.modules():  # dropout would make the ratio differ from 1 on fresh rollouts
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-            if isinstance(getattr(module, "attention_dropout", None), float):  # no module of its own in most models
-                module.attention_dropout = 0.0
+        self.model.eval()  # dropout and a router's noise would make the ratio differ from 1 on fresh rollouts
         if settings.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute.enable(self.model)
         self.scorer = self._scorer(self.model)
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.parameters = list(self.trained.values())

@@ -17,7 +17,7 @@ import torch._dynamo
 import torch._functorch.config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from policies import learner_state
 from policies.batching import minibatches
@@ -186,27 +186,40 @@ def test_logprobs_are_those_of_a_plain_forward(policies, name, temperature):
             )
 
 
+NOISE = {
+    "opt": {"dropout": 0.5, "ffn_dim": 24, "word_embed_proj_dim": 16},
+    "mixtral": {"router_jitter_noise": 0.5, "num_key_value_heads": 2, "intermediate_size": 24, "num_local_experts": 4},
+}
+
+
 @pytest.fixture
 def noisy(policy, tmp_path, request):
-    """A policy whose config asks for dropout, with or without modules for it."""
+    """A policy whose config asks for dropout, with or without modules for it, or for noise before its experts."""
     directory = Path(shutil.copytree(policy, tmp_path / "noisy"))
     if request.param == "gpt2":
         sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": CONTEXT, "vocab_size": VOCABULARY}
         dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.5)
         torch.manual_seed(0)
         GPT2LMHeadModel(GPT2Config(**sizes, **dropout, bos_token_id=1, eos_token_id=2)).save_pretrained(directory)
+    elif request.param in NOISE:
+        sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": VOCABULARY}
+        config = AutoConfig.for_model(request.param, **sizes, **NOISE[request.param], max_position_embeddings=CONTEXT)
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     else:
         config = json.loads((directory / "config.json").read_text()) | {"attention_dropout": 0.5}
         (directory / "config.json").write_text(json.dumps(config))
     return str(directory)
 
 
-@pytest.mark.parametrize("noisy", ["qwen3", "gpt2"], indirect=True)
-def test_dropout_is_off(noisy):
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("noisy", ["qwen3", "gpt2", *NOISE], indirect=True)
+def test_dropout_is_off(noisy, checkpointing):
     """With it the ratio would not be 1 on fresh rollouts."""
     model = plain_model(noisy)
+    learner = make_learner(noisy, gradient_checkpointing=checkpointing)
     with torch.no_grad():
-        for one, found in zip(ROLLOUTS, make_learner(noisy).logprobs(ROLLOUTS), strict=True):
+        for one, found in zip(ROLLOUTS, learner.logprobs(ROLLOUTS), strict=True):
             torch.testing.assert_close(torch.tensor(found), naive_logprobs(model, one), atol=1e-5, rtol=1e-5)
 
 
@@ -290,8 +303,9 @@ def test_the_order_of_rollouts_changes_nothing(policy):
     assert other.loss == pytest.approx(stats.loss, rel=1e-4)
 
 
-def test_checkpointed_activations_change_nothing(policy):
-    whole, thrifty = make_learner(policy), make_learner(policy, gradient_checkpointing=True)
+@pytest.mark.parametrize("noisy", ["qwen3", "opt"], indirect=True)
+def test_checkpointed_activations_change_nothing(noisy):
+    whole, thrifty = make_learner(noisy), make_learner(noisy, gradient_checkpointing=True)
     expected, seen = record_gradients(whole), record_gradients(thrifty)
     for learner in (whole, thrifty):
         learner.gramian(ROLLOUTS, torch.stack([ADVANTAGES, -ADVANTAGES], dim=1))
@@ -299,6 +313,15 @@ def test_checkpointed_activations_change_nothing(policy):
         learner.learn(ROLLOUTS, ADVANTAGES)
     for one, other in zip(seen, expected, strict=True):
         assert relative_distance(one, other) < 1e-4
+
+
+@pytest.mark.parametrize(("checkpointing", "calls"), [(False, 1), (True, 2)])
+def test_checkpointed_activations_are_computed_again(policy, checkpointing, calls):
+    learner = make_learner(policy, gradient_checkpointing=checkpointing)
+    seen = []
+    learner.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    learner.learn(ROLLOUTS[:1], ADVANTAGES[:1])
+    assert seen == [True] * calls
 
 
 def test_figures_are_token_means(policy):
