@@ -33,19 +33,33 @@ class Collapse:
 
 
 class CollapseWatch:
-    """Compares each evaluation with the best total since the weights were last steered."""
+    """Compares each evaluation with the best total since the weights were last steered.
+
+    Weights that are steered during a collapse do not end it: its best counts on, by the new ones.
+    """
 
     def __init__(self, *, drop: float, total_drop: float) -> None:
         self.drop = drop
         self.total_drop = total_drop
         self._weights: dict[str, float] = {}
         self._best: dict[str, Any] | None = None
+        self._collapsed = False
 
     def observe(self, step: int, normalised: Mapping[str, float], preference: Mapping[str, float]) -> Collapse | None:
         """A Collapse while the run is in one, else None. New weights are a new aim, and start the watch again."""
         if dict(preference) != self._weights:
-            self._weights, self._best = dict(preference), None
-        total = sum(preference[name] * normalised[name] for name in preference)
+            self._aim(dict(preference))
+        found = self._fall(step, normalised)
+        self._collapsed = found is not None
+        return found
+
+    def _aim(self, weights: dict[str, float]) -> None:
+        best = self._best if self._collapsed else None
+        self._weights = weights
+        self._best = None if best is None else best | {"total": _total(best["objectives"], weights)}
+
+    def _fall(self, step: int, normalised: Mapping[str, float]) -> Collapse | None:
+        preference, total = self._weights, _total(normalised, self._weights)
         if self._best is None or total > self._best["total"]:
             self._best = {"step": step, "total": total, "objectives": dict(normalised)}
             return None
@@ -66,7 +80,12 @@ class CollapseWatch:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self._weights, "best": self._best}
+        return {"weights": self._weights, "best": self._best, "collapsed": self._collapsed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._weights, self._best = dict(state["weights"]), state["best"]
+        self._collapsed = state.get("collapsed", False)  # older checkpoints have none
+
+
+def _total(normalised: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    return sum(weight * normalised[name] for name, weight in weights.items())

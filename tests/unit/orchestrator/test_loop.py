@@ -304,6 +304,15 @@ def test_a_collapse_is_named_once_and_stays_off_the_front(tmp_path: Path, action
     assert 4 not in run.on_disk()
 
 
+def test_a_steer_does_not_end_a_collapse(tmp_path: Path) -> None:
+    run = start(tmp_path, make_spec(steps=8, collapse={"action": "alert"}), profile=falling)
+    first = run.journal.log[0][2]
+    run.journal.log.append((2, 5, first.model_copy(update={"weights": {"accuracy": 0.8, "brevity": 0.2}})))
+    run.loop.run()
+    assert [event["step"] for event in run.journal.named("collapse.over")] == [8]
+    assert {point["step"] for point in run.journal.fronts[-1]["points"] if point["collapsed"]} == {4, 6}
+
+
 def test_a_collapse_that_pauses_goes_on_from_where_it_was(tmp_path: Path) -> None:
     spec = make_spec(steps=8, collapse={"action": "pause"})
     run = start(tmp_path, spec, profile=falling)

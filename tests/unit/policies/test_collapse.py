@@ -75,6 +75,33 @@ def test_new_weights_are_a_new_aim():
     assert one.observe(5, means(0.42, 0.3, 0.98), steered).objective == "conciseness"
 
 
+@pytest.mark.parametrize(
+    ("steered", "rows", "collapsed"),
+    [
+        (means(0.5, 0.2, 0.3), [(0.42, 0.5, 0.98), (0.40, 0.5, 0.98), (0.80, 0.5, 0.98)], [True, True, False]),
+        (means(0.3, 0.4, 0.3), [(0.42, 0.6, 0.98), (0.42, 0.95, 0.98)], [True, False]),  # more than it ever had
+        (means(0.0, 0.5, 0.5), [(0.42, 0.5, 0.98)], [False]),  # what fell is no longer asked for
+    ],
+    ids=["towards what fell", "the total rises", "to nothing"],
+)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_steer_does_not_end_a_collapse_by_itself(steered, rows, collapsed, resumed):
+    """But what the new weights make of the best before it, and of now."""
+    one, other = watch(), watch()
+    assert observe_all(one, LATE_COLLAPSE)[-1] is not None
+    if resumed:
+        other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    found = observe_all(other if resumed else one, rows, steered, start=5)
+    assert [item is not None for item in found] == collapsed
+    assert found[0] is None or (found[0].best_step, found[0].objective, found[0].best) == (2, "accuracy", 0.88)
+
+
+def test_a_checkpoint_that_does_not_say_whether_it_is_in_a_collapse_is_in_none():
+    one = watch()
+    one.load_state_dict({"weights": {}, "best": None})
+    assert observe_all(one, LATE_COLLAPSE)[-1] is not None
+
+
 def test_a_run_stays_in_its_collapse_until_it_recovers():
     one = watch()
     found = observe_all(one, [*LATE_COLLAPSE, (0.45, 0.5, 0.97), (0.80, 0.5, 0.97), (0.93, 0.5, 0.97)])
