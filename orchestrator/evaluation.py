@@ -89,7 +89,7 @@ class Evaluator:
 
     def prompts(self, split: str) -> list[Prompt]:
         if split == "test":
-            return self.parts.splits.test or self.parts.splits.validation
+            return self.parts.splits.test
         return self.parts.splits.validation[: self.spec.evaluation.prompts]
 
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int | None]]) -> tuple[list[Rollout], Scored]:
@@ -117,8 +117,8 @@ class Evaluator:
         return rolled.rollouts, rolled.scored
 
     def samples(self) -> dict[str, Any]:
-        """Greedy completions of the first held-out prompts, with every reward."""
-        prompts = self.prompts("test")[:SAMPLES]
+        """Greedy completions of the first held-out prompts, with every reward; of validation without a test split."""
+        prompts = (self.parts.splits.test or self.parts.splits.validation)[:SAMPLES]
         rollouts, scored = self.sample(prompts, [[None]] * len(prompts))
         return {
             str(i): {
@@ -131,7 +131,12 @@ class Evaluator:
         }
 
     def test(self, step: int) -> None:
-        """The test split's figures, sampled and greedy, put with the point of the policy that the engines have."""
+        """The test split's figures, sampled and greedy, put with the point of the policy that the engines have.
+
+        There are none without a test split: validation's would be taken for them.
+        """
+        if not self.parts.splits.test:
+            return
         figures = {"sampled": self.evaluate("test").figures()}
         if self.spec.evaluation.greedy:
             figures["greedy"] = self.evaluate("test", greedy=True).figures()
@@ -170,7 +175,9 @@ class Evaluator:
         ]
 
     def tested(self, loop: Loop) -> list[int]:
-        """Steps in the order of testing: the last first, whose weights the engines have."""
+        """Steps in the order of testing: the last first, whose weights the engines have. None without a test split."""
+        if not self.parts.splits.test:
+            return []
         archive = self.parts.archive
         _, steering = loop.journal.steering(loop.state.step)
         weights_K = np.array([steering.weights[name] for name in archive.ranges])

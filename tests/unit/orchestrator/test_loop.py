@@ -266,6 +266,14 @@ def test_the_samples_stand_side_by_side(tmp_path: Path) -> None:
         assert row["end"]["rewards"]["accuracy"] == pytest.approx(learned[0])
 
 
+def test_without_a_test_split_no_figures_are_said_to_be_of_one(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    run.loop.parts.splits.test.clear()
+    assert run.loop.run() == "succeeded"
+    assert not any(point["test"] for point in run.journal.fronts[-1]["points"])
+    assert [row["prompt"] for row in run.loop.samples] == [f"validation {n}" for n in (1, 2, 3, 4)]
+
+
 def test_a_cancel_is_heard_while_the_front_is_tested(tmp_path: Path) -> None:
     run = start(tmp_path)
     run.journal.wish = lambda: Wishes(cancel=len(run.journal.records) == 6)
