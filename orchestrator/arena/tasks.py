@@ -109,8 +109,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             ),
             Task(
                 name="held_out",
-                what="brevity against lines and a noisy rating of words; never tuned on, but seen before the default was "
-                "chosen",
+                what="brevity against lines and a noisy rating of words; never tuned on, but seen before the default "
+                "was chosen",
                 objectives=(
                     ACCURACY,
                     _objective("brevity", "conciseness", free_tokens=8, max_tokens=40),  # most answers in words: 0
