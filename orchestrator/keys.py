@@ -26,6 +26,7 @@
     mo:<owner>:job:{j}:front        hash    doc: JSON of the Pareto front
     mo:<owner>:job:{j}:w            hash    steering head: ver, eff, current
     mo:<owner>:job:{j}:wlog         stream  <ver>-1: every steering change
+    mo:<owner>:job:{j}:watcher      string  the worker that watches its driver on a cluster, while it does
 
 The braces are a hash tag: in a cluster all of one job lies in one slot. An API key's id is 16 hexadecimal digits,
 which no part of an owner's names is, so owners called `key` or `rl` share nothing with API keys.
@@ -110,3 +111,6 @@ class Keys:
 
     def steering_log(self, job_id: str) -> str:
         return f"{self.job(job_id)}:wlog"
+
+    def watcher(self, job_id: str) -> str:
+        return f"{self.job(job_id)}:watcher"

@@ -1,7 +1,8 @@
 """Gives queued jobs to drivers: one process per job, on this machine or on a cluster, as its launcher has it.
 
 The worker holds no lease. A driver claims its job itself, and one that died is found by its process or by its lease
-running out; all that is kept here is which drivers are ours. It works for every owner, or for those that it is told,
+running out; all that is kept here is which drivers are ours. Drivers that outlive their workers are watched by one of
+them each (custody.py), and by another once that one is gone. It works for every owner, or for those that it is told,
 and shares its capacity among them: owners take turns, and priority orders an owner's own jobs alone, so that nobody
 gets more by calling everything urgent. A job that waits for resources steps aside, for a while, and others go first.
 """
@@ -17,6 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.custody import Custody
 from orchestrator.errors import LauncherUnavailable
 from orchestrator.launchers import NO_RESOURCES, OTHER_HOLDER, Handle, Launcher
 from orchestrator.lineage import ORPHAN_AGE_S, drop_orphans
@@ -66,7 +68,8 @@ class Worker:
     Without `owners`, the jobs of all of them. With `state_dir`, what a fork that crashed left there is deleted, how
     jobs ended is written down for `recover`, and jobs that Redis has lost are told of. A job that found no resources is
     tried again after 2 `resources_s`, then after twice that, and so on up to a minute. `alive_file` is touched at every
-    poll, for whoever watches that this does not hang.
+    poll, for whoever watches that this does not hang. Drivers that outlive us are taken over `custody_s` after their
+    worker was last heard of.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Worker:
         sweep_s: float = 5.0,
         resources_s: float = 5.0,
         hung_s: float = 30.0,
+        custody_s: float = 30.0,
         alive_file: Path | None = None,
     ) -> None:
         self._any = store
@@ -94,11 +98,15 @@ class Worker:
         self._sweep_s = sweep_s
         self._resources_s = resources_s
         self._hung_s = hung_s
+        self._custody_s = custody_s
+        self._custody = Custody(store, held_s=custody_s)
         self._alive_file = alive_file
         self._stores: dict[str, JobStore] = {}
         self._drivers: dict[tuple[str, str], Handle] = {}
         self._histories: dict[tuple[str, str], _History] = {}
         self._watches: dict[tuple[str, str], _Watch] = {}
+        self._has_searched = False
+        self._unsure = 0  # drivers whose worker may be gone: until it is known, they take places of ours
         self._turns = 0  # drivers started so far
         self._served: dict[str, int] = {}  # owner -> turn of its last driver
         self._missing: tuple[str, ...] = ()  # jobs that were told of
@@ -110,9 +118,8 @@ class Worker:
 
         A Redis or a launcher that is away is waited for.
         """
-        next_sweep = next_tidying = 0.0
+        next_sweep = next_search = next_tidying = 0.0
         told: str | None = None  # why it waits
-        found_again = False
         try:
             while not self._stopping.wait(self._poll_s):
                 try:
@@ -121,11 +128,12 @@ class Worker:
                     if time.monotonic() >= next_sweep:
                         next_sweep = time.monotonic() + self._sweep_s
                         self._sweep()
+                        self._keep_custody()
                         self._kill_hung()
                         self._stop_needless()
-                    if not found_again:
+                    if time.monotonic() >= next_search:
                         self._find_again()
-                        found_again = True
+                        next_search = time.monotonic() + self._custody_s
                     if time.monotonic() >= next_tidying:
                         next_tidying = time.monotonic() + ORPHAN_AGE_S
                         self._tidy()
@@ -141,7 +149,9 @@ class Worker:
                     log.exception("the worker goes on in %.0f s", self._sweep_s)
                     self._stopping.wait(self._sweep_s)
         finally:
-            if not self._launcher.survives_worker:
+            if self._launcher.survives_worker:
+                self._leave_drivers()
+            else:
                 self._end_drivers()
             self._drivers.clear()
 
@@ -191,17 +201,47 @@ class Worker:
             log.info("%s: a copy for a fork that was never queued was deleted", job_id)
 
     def _find_again(self) -> None:
-        """Drivers that a worker before us started count as ours: their jobs are at work, and so not in the queue."""
-        owners = set(self._all_owners())
+        """Drivers whose worker is gone count as ours: their jobs are at work, and so not in the queue."""
+        owners, theirs = set(self._all_owners()), 0
         for driver in self._launcher.running():
-            if driver.owner not in owners:
+            key = driver.owner, driver.job_id
+            if driver.owner not in owners or key in self._drivers:
                 continue
             try:
                 self._store(driver.owner).job(driver.job_id)
             except JobNotFound:  # of another installation on the same cluster
                 continue
-            self._drivers[driver.owner, driver.job_id] = driver
+            if not self._custody.take(*key):
+                theirs += 1
+                continue
+            self._drivers[key] = driver
             log.info("%s: %s runs already", driver.job_id, driver.name, extra={"job_id": driver.job_id})
+        # Those that are another's the second time have a worker that lives.
+        self._unsure = 0 if self._has_searched else theirs
+        self._has_searched = True
+
+    def _keep_custody(self) -> None:
+        if not self._launcher.survives_worker:
+            return
+        for key, driver in list(self._drivers.items()):
+            if not self._custody.take(*key):  # Redis was away, or we were, for too long
+                log.warning("%s: another worker watches %s now", driver.job_id, driver.name)
+                self._forget(key)
+
+    def _let_go(self, key: tuple[str, str]) -> None:
+        """Of a driver that has ended, or is on its way."""
+        self._forget(key)
+        if self._launcher.survives_worker:
+            self._custody.leave(*key)
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        del self._drivers[key]
+        self._watches.pop(key, None)
+
+    def _leave_drivers(self) -> None:
+        with contextlib.suppress(StoreUnavailable):  # else they are others' once our word runs out
+            for key in self._drivers:
+                self._custody.leave(*key)
 
     def _kill_hung(self) -> None:
         """A driver of ours that lost its job, and yet does not end, would keep its place and its GPUs for ever."""
@@ -232,14 +272,14 @@ class Worker:
             log.info("%s: is %s, %s is stopped", driver.job_id, job.status, driver.name)
             driver.terminate()
             if self._launcher.survives_worker:  # Ray hears it when there is room; our own child is waited for
-                del self._drivers[key]
+                self._let_go(key)
 
     def _fill(self) -> None:
         """One driver at a time, so that each choice sees the ones before it."""
-        if len(self._drivers) >= self._capacity:
+        if self._free_places() <= 0:
             return
         waiting = {owner: queue for owner in self._all_owners() if (queue := self._startable(owner))}
-        while waiting and len(self._drivers) < self._capacity:
+        while waiting and self._free_places() > 0:
             owner = min(waiting, key=lambda owner: self._place(owner, waiting[owner][0]))
             job_id = waiting[owner].pop(0)
             if not waiting[owner]:
@@ -250,6 +290,9 @@ class Worker:
                 log.error("%s: can't be started: %s", job_id, error, extra={"job_id": job_id})
                 history = self._histories.setdefault((owner, job_id), _History())
                 history.not_before = time.monotonic() + _LONGEST_PAUSE_S
+
+    def _free_places(self) -> int:
+        return self._capacity - len(self._drivers) - self._unsure
 
     def _startable(self, owner: str) -> list[str]:
         """An owner's waiting jobs in the order of its queue: by priority, then oldest first."""
@@ -275,6 +318,8 @@ class Worker:
     def _start(self, owner: str, job_id: str) -> None:
         store = self._store(owner)
         store.check_writes()  # or the driver could not claim it, and would end, again and again
+        if self._launcher.survives_worker and not self._custody.take(owner, job_id):
+            return  # another worker has started a driver, which has not claimed the job yet
         driver = self._launcher.start(job_id, owner, fence=store.job(job_id).fence)
         self._drivers[owner, job_id] = driver
         self._turns += 1
@@ -296,8 +341,7 @@ class Worker:
                 raise
             finally:
                 if not known:
-                    del self._drivers[key]
-                    self._watches.pop(key, None)
+                    self._let_go(key)
 
     def _follow_up(self, key: tuple[str, str], driver: Handle, code: int) -> None:
         """Tells people of a driver that died, and keeps a job whose drivers can't even start from going round."""
@@ -318,7 +362,8 @@ class Worker:
             told = {"job_id": driver.job_id}
             log.error("%s: driver died with exit code %d: %s", driver.job_id, code, last_line, extra=told)
             data = {"exit_code": code, "last_line": last_line, "log": driver.log}
-            store.event(driver.job_id, "job.driver_died", data, level="error")
+            once = f"driver {driver.fence} {driver.name}"  # whoever else watched it
+            store.event(driver.job_id, "job.driver_died", data, level="error", once=once)
             self._take_back(driver, job)
         if job.fence > driver.fence:  # claimed: from here the lease and the limit on attempts decide
             self._histories.pop(key, None)

@@ -10,11 +10,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.custody import Custody
 from orchestrator.embedded_redis import EmbeddedRedis, connect
 from orchestrator.launchers import SubprocessLauncher, driver_command
 from orchestrator.recovery import keep_document
@@ -460,3 +462,117 @@ def test_job_directories_that_redis_does_not_know_are_told_of_once(
     assert told[0].startswith("2 job directories")
     assert "such as job-1" in told[0]
     assert "`equipoise recover --dry-run`" in told[0]
+
+
+@dataclass(kw_only=True)
+class Elsewhere:
+    """A driver on a cluster, which goes on until it is told how it ended."""
+
+    owner: str
+    job_id: str
+    fence: int
+    code: int | None = None
+    nonce: None = None
+    log: str = "nowhere"
+
+    @property
+    def name(self) -> str:
+        return f"driver of {self.job_id}"
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def terminate(self) -> None:
+        self.code = 0
+
+    kill = terminate
+
+    def last_line(self) -> str:
+        return ""
+
+
+class Cluster:
+    """Starts drivers that claim their jobs at once, and outlive the workers."""
+
+    survives_worker = True
+
+    def __init__(self, store: JobStore) -> None:
+        self.store = store
+        self.drivers: list[Elsewhere] = []
+
+    def start(self, job_id: str, owner: str, *, fence: int) -> Elsewhere:
+        driver = Elsewhere(owner=owner, job_id=job_id, fence=fence)
+        self.drivers.append(driver)
+        self.store.claim(job_id, nonce=job_id, ttl_s=600)
+        return driver
+
+    def running(self) -> list[Elsewhere]:
+        return [driver for driver in self.drivers if driver.code is None]
+
+    def worker(self, *, capacity: int = 2, custody_s: float = 30.0) -> Worker:
+        return Worker(
+            self.store,
+            self,
+            owners=[self.store.owner],
+            capacity=capacity,
+            poll_s=0.05,
+            sweep_s=0.1,
+            custody_s=custody_s,
+        )
+
+
+def until(met: Callable[[], object], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_each_of_several_workers_watches_the_drivers_that_are_its_own(bench: Bench) -> None:
+    cluster = Cluster(bench.store)
+    jobs = {bench.submit() for _ in range(4)}
+    with working(cluster.worker(custody_s=3)) as first:
+        with working(cluster.worker(custody_s=3)) as second:
+            until(lambda: len(cluster.drivers) == 4)
+            until(lambda: len(first.running) == len(second.running) == 2)
+            mine, theirs = set(first.running), set(second.running)
+            assert mine | theirs == jobs
+        with working(cluster.worker(custody_s=3)) as third:  # the second's, which it left
+            until(lambda: set(third.running) == theirs)
+            time.sleep(0.5)
+            assert (set(first.running), set(third.running)) == (mine, theirs)
+            for driver in cluster.drivers:
+                driver.code = 7
+            until(lambda: not first.running and not third.running)
+    for job_id in jobs:
+        assert len(bench.events(job_id, "job.driver_died")) == 1
+
+
+def test_the_drivers_of_a_worker_that_is_gone_are_taken_over_and_take_places_until_then(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(bench.store)
+    left, waiting = bench.submit(), bench.submit()
+    with monkeypatch.context() as patch:
+        patch.setattr(Custody, "leave", lambda *_: None)  # as of a worker that was killed
+        with working(cluster.worker(capacity=1, custody_s=1.5)):
+            until(lambda: len(cluster.drivers) == 1)
+    with working(cluster.worker(capacity=1, custody_s=1.5)) as heir:
+        time.sleep(0.5)
+        assert heir.running == []
+        until(lambda: heir.running == [left])
+        assert len(cluster.drivers) == 1
+        cluster.drivers[0].code = 0
+        until(lambda: heir.running == [waiting])
+
+
+def test_a_driver_that_was_taken_over_is_no_longer_ours(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """As when this worker stood still for longer than its word lasts."""
+    cluster, other = Cluster(bench.store), Custody(bench.store, held_s=30)
+    job_id = bench.submit()
+    with working(cluster.worker()) as worker:
+        until(lambda: worker.running == [job_id])
+        Custody.leave(worker._custody, bench.owner, job_id)
+        assert other.take(bench.owner, job_id)
+        until(lambda: worker.running == [])
+    assert f"{job_id}: another worker watches driver of {job_id} now" in caplog.text
