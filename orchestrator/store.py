@@ -151,6 +151,20 @@ class JobStore(JobReader):
         """Back to the queue, with all its attempts again. `QuotaReached` and `GpuQuotaReached` as `submit` has them."""
         return self._request(job_id, RESUME, JobStatus.QUEUED, "", fresh_attempts=True, max_active=max_active)
 
+    def delete(self, job_id: str) -> None:
+        """Forget a job that has ended, with all that is kept of it here; `IllegalTransition` for another.
+
+        A full Redis takes it. What is on disk stays, and so do the GPU time of its owner and a key's stored answer.
+        """
+        keys = self._keys
+        more = [
+            keys.stalled, keys.jobs, keys.spec(job_id), keys.told(job_id), keys.steps(job_id),
+            keys.checkpoints(job_id), keys.front(job_id), keys.steering(job_id),
+        ]  # fmt: skip
+        code, *current = self._run("delete", job_id, more=more)
+        if code == "ILLEGAL":
+            raise IllegalTransition(current[0], "deleted")
+
     def check_writes(self) -> None:
         """Raises `StoreUnavailable` while Redis takes no writes; changes nothing."""
         self._calls.command("ZADD", self._keys.queue, "XX", 0, "-")  # only what is in the queue already: no job's id

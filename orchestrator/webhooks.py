@@ -141,6 +141,11 @@ class WebhookStore:
         keys = [f"{self._prefix}s", self._cursors(webhook_id)]
         self._calls.script("webhook_advance", keys, [webhook_id, job_id, seq])
 
+    def forget(self, job_id: str) -> None:
+        """Of a job that was deleted; what was not delivered yet never is."""
+        for webhook in self.all():
+            self._calls.command("HDEL", self._cursors(webhook.webhook_id), job_id)
+
     def note(self, webhook_id: str, state: WebhookState) -> None:
         key = self._state(webhook_id)
         pairs: list[str | int | float] = [

@@ -226,6 +226,13 @@ def cancel(job: JobArgument) -> None:
 
 
 @app.command()
+def delete(job: JobArgument) -> None:
+    """Forget a job that has ended, for good; its directory stays on the server's disk."""
+    with connect_client(_state_dir) as client:
+        print(f"{client.delete_job(find_job(client, job))['id']} deleted")
+
+
+@app.command()
 def front(job: JobArgument, as_json: AsJson = False) -> None:
     """The Pareto front: what its points reach on every objective."""
     with connect_client(_state_dir) as client:

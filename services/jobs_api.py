@@ -24,14 +24,16 @@ from orchestrator.lineage import lineage
 from orchestrator.placement import may_take_gpus
 from orchestrator.preflight import look
 from orchestrator.prompts import Contents
+from orchestrator.recovery import keep_ending
 from orchestrator.spec import JobSpec, check_new, parse_job, validated
 from orchestrator.spec_errors import problem
 from orchestrator.specs.reward_job import RewardJobSpec
-from orchestrator.states import JobStatus
+from orchestrator.states import JobStatus, is_terminal
 from orchestrator.steering import initial_steering
 from orchestrator.store import JobRecord, JobStore, Page, QuotaReached, Submission, SubmitOutcome
+from orchestrator.webhooks import WebhookStore
 from services.body import json_body, optional_json_body
-from services.deps import MAX_PAGE, From, JobId, MaxActive, Store, body_schema, page, store_of
+from services.deps import MAX_PAGE, Configuration, From, JobId, MaxActive, Store, body_schema, page, store_of
 from services.errors import ApiProblem, StrictJSONResponse, quota_problem, spec_problem
 from services.query import StrictRoute
 
@@ -274,6 +276,23 @@ def cancel_job(job_id: JobId, store: Store) -> Response:
     """At once where it waits; a running job ends after the step in flight."""
     store.request_cancel(job_id)
     return StrictJSONResponse(job_document(store.job(job_id)))
+
+
+@router.delete("/{job_id}")
+def delete_job(job_id: JobId, store: Store, config: Configuration) -> Response:
+    """Forgets a job that has ended: its record, events, figures and steering, for good. 409 for any other: cancel it.
+
+    Its directory, with checkpoints and rollouts, stays on the server's disk; no request finds it any more, nor does
+    `equipoise recover` bring the job back. Jobs that were forked from it are left as they are. What webhooks were not
+    told yet, they are told no more.
+    """
+    status = store.job(job_id).status
+    if not is_terminal(status):
+        raise ApiProblem(409, "illegal_transition", f"a job that is {status} can't be deleted: cancel it first")
+    keep_ending(config.state_dir / "jobs" / job_id, status)
+    store.delete(job_id)
+    WebhookStore(store).forget(job_id)
+    return StrictJSONResponse({"object": "job", "id": job_id, "deleted": True})
 
 
 class Pause(BaseModel):

@@ -35,6 +35,7 @@ _JOB, _ALIAS = "/v1/jobs/{job_id}", "/v1/fine_tuning/jobs/{job_id}"
 _MORE = {  # what does not follow from an operation's shape
     "GET /v1/jobs/compare": (404, 409, 429),
     "POST /v1/jobs": (409,),
+    f"DELETE {_JOB}": (409,),
     f"GET {_JOB}/events": (429,),
     **{f"POST {path}/{action}": (409,) for path in (_JOB, _ALIAS) for action in ("cancel", "pause", "resume")},
     f"POST {_JOB}/fork": (409, 425, 507),

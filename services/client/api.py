@@ -92,6 +92,11 @@ class Api:
         return _job_request("resume", job_id, is_repeatable=False)
 
     @endpoint
+    def delete_job(self, job_id: str) -> Request[types.Deleted]:
+        """For good, once it has ended; its files stay on the server's disk."""
+        return Request(method="DELETE", route="/v1/jobs/{job_id}", ids={"job_id": job_id})
+
+    @endpoint
     def fork(
         self,
         job_id: str,

@@ -88,8 +88,10 @@ def test_who_fills_it_can_be_stopped(tmp_path: Path) -> None:
         connect(server.url) as client,
         serving(client, tmp_path, writes_per_minute=10) as place,
     ):
-        submit(JobStore(client), "waits")
+        for job_id in ("waits", "gone"):
+            submit(JobStore(client), job_id)
         running(JobStore(client), "runs")
+        JobStore(client).request_cancel("gone")
         webhook = WebhookStore(JobStore(client)).add("https://hooks.example.com/x", ["job.succeeded"])
         made = place.make("submit", "read")
         with full(client), place.http() as http, place.http(made["key"]) as filling:
@@ -98,6 +100,7 @@ def test_who_fills_it_can_be_stopped(tmp_path: Path) -> None:
             assert http.delete(f"/v1/keys/{made['id']}").json()["revoked_at"]
             assert filling.get("/v1/jobs").status_code == 401
             assert http.post("/v1/jobs/waits/cancel").json()["status"] == "cancelled"
+            assert http.delete("/v1/jobs/gone").json()["deleted"]
             assert http.post("/v1/jobs/runs/cancel").json()["status"] == "cancelling"
             assert http.delete(f"/v1/webhooks/{webhook.webhook_id}").status_code == 204
             error_of(http.post("/v1/jobs", json=SPEC), 503)

@@ -1,22 +1,28 @@
 """Jobs over HTTP: what may be submitted, once or again, how they are listed, and pause, resume and cancel."""
 
+import json
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import httpx
 import pytest
 
+from orchestrator.recovery import keep_document
 from orchestrator.spec import JobSpec
 from orchestrator.specs.reward_job import RewardJobSpec
-from orchestrator.store import JobStore
+from orchestrator.states import JobStatus
+from orchestrator.store import JobStore, StepGap
+from orchestrator.webhooks import WebhookStore
 from services import jobs_api, rules_api
-from services.client import ApiError, Client, types
+from services.client import ApiError, Client, NotFound, types
 from services.errors import spec_problem
 from services.jobs_api import strict_spec
-from tests.api_support import KEY, SPEC, assert_error, claim
+from tests.api_support import KEY, SPEC, assert_error, claim, serving
+from tests.store_support import writes_under
 
 # -- submission ---------------------------------------------------------------------------------------------
 
@@ -210,6 +216,50 @@ def test_pause_resume_cancel_follow_the_table(client: Client, job_id: str) -> No
     with pytest.raises(ApiError) as caught:
         client.resume(job_id)
     assert (caught.value.status, caught.value.code) == (409, "illegal_transition")
+
+
+def test_a_job_that_ended_is_deleted_and_nothing_of_it_is_left(store: JobStore, tmp_path: Path) -> None:
+    webhooks, directory = WebhookStore(store), tmp_path / "jobs" / "job-whole"
+    store.submit("{}", name="a job", job_id="job-whole", steering={"weights": {}})
+    webhook = webhooks.add("https://hooks.example.com/x", ["job.succeeded"])
+    lease = claim(store, "job-whole")
+    for write in writes_under(store, lease)[:-2]:
+        with suppress(StepGap, ValueError):
+            write()
+    store.event("job-whole", "told", {}, once="told")
+    store.steer("job-whole", change={"mode": "manual"}, if_match=None, by="me")
+    directory.mkdir(parents=True)
+    keep_document(directory, owner=store.owner, spec="{}", origin=None)
+    with serving(store, tmp_path) as server, Client(server.url, KEY) as client:
+        with pytest.raises(ApiError, match="a job that is running can't be deleted: cancel it first") as caught:
+            client.delete_job("job-whole")
+        assert (caught.value.status, caught.value.code) == (409, "illegal_transition")
+        store.finish(lease, JobStatus.FAILED, "x")
+        webhooks.advance(webhook.webhook_id, "job-whole", 3)
+        assert len(left_of(store, "job-whole")) == 12  # ten of its own, the list, the webhook's cursors
+        assert client.delete_job("job-whole") == {"object": "job", "id": "job-whole", "deleted": True}
+        for again in (client.delete_job, client.job):
+            with pytest.raises(NotFound):
+                again("job-whole")
+        assert "job-whole" not in [job["id"] for job in client.iter_jobs()]
+    assert left_of(store, "job-whole") == []
+    assert webhooks.behind(webhook.webhook_id) == []
+    assert json.loads((directory / "job.json").read_text())["ended"] == "failed"  # `recover` leaves it where it is
+
+
+def left_of(store: JobStore, job_id: str) -> list[str]:
+    """Keys that are named after the job, and those of its owner that name it."""
+    found, calls = [], store.calls
+    reads = {"zset": ("ZRANGE", 0, -1), "hash": ("HKEYS",), "set": ("SMEMBERS",)}
+    cursor = 0
+    while True:
+        cursor, keys = calls.command("SCAN", cursor, "MATCH", f"mo:{store.owner}:*")
+        for key in keys:
+            words = reads.get(calls.command("TYPE", key))
+            if job_id in key or (words and job_id in calls.command(words[0], key, *words[1:])):
+                found.append(key)
+        if not int(cursor):
+            return found
 
 
 def test_a_pause_says_at_which_checkpoint(http: httpx.Client, client: Client, store: JobStore, job_id: str) -> None:

@@ -38,6 +38,9 @@ class Server:
     def iter_jobs(self) -> list[dict[str, Any]]:
         return [{"id": "job-1"}]
 
+    def delete_job(self, job_id: str) -> dict[str, Any]:
+        return {"id": job_id, "deleted": True}
+
     def download(self, _job_id: str, _step: int, to: Path) -> Path:
         to.write_bytes(self.sent)
         return to
@@ -103,6 +106,11 @@ def test_a_download_that_cannot_be_unpacked(
     monkeypatch.setattr(cli, "connect_client", Server(sent))
     assert line("download", "last", "40", str(tmp_path / "model")).startswith(words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_deleted_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "connect_client", Server(b""))
+    assert RUNNER.invoke(app, ["delete", "last"]).output == "job-1 deleted\n"
 
 
 def test_a_download_to_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

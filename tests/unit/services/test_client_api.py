@@ -134,7 +134,7 @@ def test_what_changes_something_is_repeated_only_where_twice_is_once() -> None:
     assert {name for name in changing if requests[name].is_repeatable} == REPEATED
     assert changing - REPEATED == {
         "resume", "steer", "export", "delete_dataset", "create_webhook", "delete_webhook", "test_webhook", "create_key",
-        "set_webhook_secret",
+        "set_webhook_secret", "delete_job",
     }  # fmt: skip
     assert {name for name, request in requests.items() if request.method == "GET" and not request.is_repeatable} == {
         "ready"
