@@ -5,6 +5,7 @@
     ├── JobNotFound         no such job for this owner (404)
     ├── IllegalTransition   the job's status does not allow it (409)
     ├── QuotaReached        the owner has as many active jobs as it may have (429)
+    ├── KeepsTooMany        the owner has as many jobs in all, those that ended among them, as it may have (429)
     ├── gpu_hours.GpuQuotaReached  the owner has used its GPU-hours of the month up (429)
     ├── Fenced              another holder has the job: exit, write nothing more
     └── StepGap             a commit or checkpoint that does not continue the ledger
@@ -63,6 +64,14 @@ class IllegalTransition(StoreError):
 
 class QuotaReached(StoreError):
     """The owner has as many jobs waiting or at work as it may have."""
+
+
+class KeepsTooMany(StoreError):
+    """The owner has `most` jobs, those that ended among them: one must be deleted first."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self.most = most
 
 
 class Fenced(StoreError):

@@ -16,6 +16,7 @@ from orchestrator.errors import (
     Fenced,
     IllegalTransition,
     JobNotFound,
+    KeepsTooMany,
     QuotaReached,
     StepGap,
     StoreError,
@@ -51,8 +52,8 @@ from orchestrator.states import CANCEL, MAX_PRIORITY, PAUSE, RESUME, JobStatus, 
 
 __all__ = [
     "Checkpoint", "Claim", "ClaimOutcome", "Event", "Fenced", "GpuQuotaReached", "IllegalTransition", "JobNotFound",
-    "JobRecord", "JobStatus", "JobStore", "Lease", "Origin", "Page", "QuotaReached", "Signals", "Steer", "SteerOutcome",
-    "SteeringEntry", "SteeringState", "StepGap", "StoreError", "StoreUnavailable", "Submission",
+    "JobRecord", "JobStatus", "JobStore", "KeepsTooMany", "Lease", "Origin", "Page", "QuotaReached", "Signals", "Steer",
+    "SteerOutcome", "SteeringEntry", "SteeringState", "StepGap", "StoreError", "StoreUnavailable", "Submission",
     "SubmitOutcome", "steering_at",
 ]  # fmt: skip
 
@@ -80,6 +81,7 @@ class JobStore(JobReader):
         idempotency_key: str | None = None,
         body: str | None = None,
         max_active: int | None = None,
+        max_kept: int | None = None,
         origin: Origin | None = None,
         priority: int = 0,
         by: str = "submit",
@@ -91,7 +93,8 @@ class JobStore(JobReader):
         24 h) does so by the `body` that asked for the job, if one is given: what it resolves to may change with the
         version. With a key, the job comes as the first answer had it.
         So does a call whose first reply was lost: REPLAY, one job. QUOTA, and nothing stored, where it is new
-        and the owner has `max_active` jobs that wait or are worked on (None: no limit). `origin`: where it was forked.
+        and the owner has `max_active` jobs that wait or are worked on (None: no limit); `KeepsTooMany` where it has
+        `max_kept` in all. `origin`: where it was forked.
         `priority`, as in a spec, is for good: it decides among the owner's own jobs whenever this one waits.
         A job that `may_take_gpus` is `GpuQuotaReached`, and nothing stored, where its owner's GPU-hours are used up.
         """
@@ -116,6 +119,7 @@ class JobStore(JobReader):
             by,
             int(may_take_gpus),
             _digest(spec_json if body is None else body),
+            "" if max_kept is None else max_kept,
             more=[
                 keys.idempotency(idempotency_key or ""), keys.jobs, keys.spec(job_id),
                 keys.steering(job_id), OWNERS,
@@ -123,6 +127,9 @@ class JobStore(JobReader):
         )  # fmt: skip
         if outcome == "GPU_QUOTA":
             raise GpuQuotaReached(read_gpu_hours(self._calls, self.owner))
+        if outcome == "KEPT":
+            assert max_kept is not None
+            raise KeepsTooMany(max_kept)
         return _submission(outcome, accepted_id, fields)
 
     def submitted(self, body: str, *, idempotency_key: str) -> Submission | None:

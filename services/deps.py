@@ -92,16 +92,19 @@ class Submitter:
     settings: Settings
     access: Access
     max_active: int | None
+    max_kept: int | None  # jobs of the owner in all
     name: str  # of the key, as the steering log has it
 
 
 async def _submitter(request: Request) -> Submitter:
     principal: Principal = request.state.principal
+    limits: Limits = request.app.state.settings.limits
     return Submitter(
         store=store_of(request),
         settings=request.app.state.settings,
         access=await _access(request),
         max_active=await _max_active(request),
+        max_kept=(limits.kept_jobs_local if _owns_all(request) else limits.kept_jobs) or None,
         name=principal.key_name,
     )
 

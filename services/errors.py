@@ -6,6 +6,7 @@
     orchestrator.children.ChildBusy  503 with Retry-After
     orchestrator.errors.IllegalTransition  409
     orchestrator.gpu_hours.GpuQuotaReached  429 with Retry-After
+    orchestrator.errors.KeepsTooMany  429 with Retry-After
     orchestrator.errors.StoreUnavailable  503 with Retry-After
     anything else                    500, told to the log alone
 
@@ -32,7 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import logs
 from orchestrator.children import ChildBusy
-from orchestrator.errors import IllegalTransition, JobNotFound, Outage, StoreUnavailable
+from orchestrator.errors import IllegalTransition, JobNotFound, KeepsTooMany, Outage, StoreUnavailable
 from orchestrator.gpu_hours import GpuHours, GpuQuotaReached
 from orchestrator.spec_errors import SpecError
 
@@ -106,6 +107,11 @@ def quota_problem(max_active: int | None) -> ApiProblem:
     return ApiProblem(429, "too_many_jobs", message, headers={"retry-after": str(_QUOTA_RETRY_AFTER_S)})
 
 
+def kept_problem(most: int) -> ApiProblem:
+    message = f"{most} jobs of this owner are kept, and no more may be: delete some that have ended"
+    return ApiProblem(429, "too_many_kept_jobs", message, headers={"retry-after": str(_QUOTA_RETRY_AFTER_S)})
+
+
 def gpu_quota_problem(hours: GpuHours) -> ApiProblem:
     renewal = f"{datetime.fromtimestamp(hours.renews_at, UTC):%Y-%m-%d} (UTC)"
     message = f"this owner has used {hours.used:.6g} of its {hours.quota:.6g} GPU-hours of this month; they renew on "
@@ -134,6 +140,8 @@ def add_handlers(app: FastAPI) -> None:
                 return ApiProblem(503, "busy", "other files are being read; try again shortly", headers=headers)
             case GpuQuotaReached():
                 return gpu_quota_problem(error.hours)
+            case KeepsTooMany():
+                return kept_problem(error.most)
             case IllegalTransition():
                 return ApiProblem(409, "illegal_transition", str(error))
             case _:
@@ -151,6 +159,7 @@ def add_handlers(app: FastAPI) -> None:
         JobNotFound,
         ChildBusy,
         GpuQuotaReached,
+        KeepsTooMany,
         IllegalTransition,
         StoreUnavailable,
     )

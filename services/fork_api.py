@@ -45,13 +45,14 @@ from orchestrator.placement import may_take_gpus
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.states import is_terminal
 from orchestrator.steering import SteeringError, initial_steering, merge
-from orchestrator.store import Checkpoint, JobStore, Origin, SubmitOutcome
+from orchestrator.store import Checkpoint, JobStore, KeepsTooMany, Origin, SubmitOutcome
 from services.body import first_of, json_body, parse_json
 from services.deps import (
     Finder,
     From,
     JobId,
     Store,
+    Submitter,
     alignment_only,
     body_schema,
     page,
@@ -181,9 +182,8 @@ def fork_job(
                     store,
                     config,
                     plan,
-                    by.max_active,
+                    by,
                     again=path is not None,
-                    by=by.name,
                     find=lambda found: find(job_id, found),
                 )
             answer = {**page(made, has_more=False), "lineage": {"parent": job_id, "step": plan["step"]}}
@@ -261,10 +261,9 @@ def _carry_out(
     store: JobStore,
     config: Settings,
     plan: dict[str, Any],
-    max_active: int | None,
+    by: Submitter,
     *,
     again: bool,
-    by: str,
     find: Callable[[Checkpoint], Path],
 ) -> list[dict[str, Any]]:
     """First the policies, which must outlive the parent's, then the jobs. `again`: the caller can ask for the rest."""
@@ -287,18 +286,19 @@ def _carry_out(
                 name=spec.name,
                 job_id=job["id"],
                 steering=first_steering(spec),
-                max_active=max_active,
+                max_active=by.max_active,
+                max_kept=by.max_kept,
                 origin=Origin(parent=plan["parent"], step=plan["step"]),
                 priority=spec.priority,
-                by=by,
+                by=by.name,
                 may_take_gpus=may_take_gpus(spec),
             )
-        except GpuQuotaReached:
+        except (GpuQuotaReached, KeepsTooMany):
             _forget(config, [] if again else ids[i:])
             raise
         if submission.outcome is SubmitOutcome.QUOTA:
             _forget(config, [] if again else ids[i:])
-            problem = quota_problem(max_active)
+            problem = quota_problem(by.max_active)
             if made:
                 problem.message += f"; made already: {', '.join(found['id'] for found in made)}"
             raise problem

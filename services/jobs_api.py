@@ -181,6 +181,7 @@ def submit_job(
         idempotency_key=idempotency_key,
         body=_canonical(document),
         max_active=by.max_active,
+        max_kept=by.max_kept,
         priority=spec.priority,
         by=by.name,
         may_take_gpus=may_take_gpus(spec),

@@ -1,8 +1,8 @@
 -- Accepts a job once. KEYS 8..12: idempotency, jobs, spec, steering, owners.
 -- ARGV: id, spec sha256, idempotency ttl ms (0: no key given), name, spec, steering, owner, most active jobs ('': any),
 -- the job and the step that it was forked from ('': it was not), priority (-5 to 5), who submits it, whether it may take
--- GPUs (0|1), sha256 of the body that asked for it. Answers {NEW | REPLAY | CONFLICT | QUOTA | GPU_QUOTA, id, the job's
--- fields as JSON}. With a key the fields are those of the first answer, for as long as the key is kept, whatever has become
+-- GPUs (0|1), sha256 of the body that asked for it, most jobs in all ('': any). Answers {NEW | REPLAY | CONFLICT |
+-- QUOTA | KEPT | GPU_QUOTA, id, the job's fields as JSON}. With a key the fields are those of the first answer, for as long as the key is kept, whatever has become
 -- of the job.
 local IDEM, JOBS, SPEC, W = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local OWNERS, owner, max_active = KEYS[12], ARGV[7], tonumber(ARGV[8])
@@ -24,6 +24,8 @@ if existing then return {existing == digest and 'REPLAY' or 'CONFLICT', ID, fiel
 if max_active and redis.call('ZCARD', QUEUE) + redis.call('ZCARD', LEASES) >= max_active then
   return {'QUOTA', ID, '[]'}
 end
+local max_kept = tonumber(ARGV[15])
+if max_kept and redis.call('ZCARD', JOBS) >= max_kept then return {'KEPT', ID, '[]'} end
 local us = now_us()
 if ARGV[13] == '1' and used_up(us) then return {'GPU_QUOTA', ID, '[]'} end
 

@@ -64,6 +64,24 @@ def test_jobs_that_run_count_and_those_that_paused_do_not(place: Place) -> None:
     assert submit("b") is SubmitOutcome.NEW
 
 
+def test_jobs_that_ended_count_until_they_are_deleted(place: Place, tmp_path: Path) -> None:
+    with serving(place.client, tmp_path, kept_jobs=2) as limited:
+        owner = f"owner-{uuid.uuid4().hex[:8]}"
+        with limited.http(limited.key("read", "submit", owner=owner)) as http:
+            ids = [http.post("/v1/jobs", json=SPEC, headers={"idempotency-key": key}).json()["id"] for key in "ab"]
+            for job_id in ids:
+                assert http.post(f"/v1/jobs/{job_id}/cancel").status_code == 200
+            refused = http.post("/v1/jobs", json=SPEC)
+            error = error_of(refused, 429)
+            assert (error["type"], error["code"]) == ("rate_limit_error", "too_many_kept_jobs")
+            assert int(refused.headers["retry-after"]) > 0
+            assert http.post("/v1/jobs", json=SPEC, headers={"idempotency-key": "b"}).json()["id"] == ids[1]
+            assert http.delete(f"/v1/jobs/{ids[0]}").status_code == 200
+            assert http.post("/v1/jobs", json=SPEC).status_code == 201
+        with limited.http() as operator:  # of owner `local`, which has no limit here
+            assert {operator.post("/v1/jobs", json=SPEC).status_code for _ in range(4)} == {201}
+
+
 def test_a_key_writes_so_often_a_minute_and_reads_on(place: Place, tmp_path: Path) -> None:
     with serving(place.client, tmp_path, writes_per_minute=5) as limited:
         made = place.make("submit", "read")
@@ -97,7 +115,9 @@ def test_an_owner_writes_no_more_with_more_keys(place: Place) -> None:
 
 
 def test_limits_come_from_the_environment() -> None:
-    assert Limits.from_environment({}) == Limits(writes_per_minute=600, active_jobs=100, active_jobs_local=0)
+    assert Limits.from_environment({}) == Limits(
+        writes_per_minute=600, active_jobs=100, active_jobs_local=0, kept_jobs=10_000, kept_jobs_local=0
+    )
     given = {"EQUIPOISE_MAX_WRITES_PER_MINUTE": "0", "EQUIPOISE_MAX_ACTIVE_JOBS": "3"}
     assert Limits.from_environment({**given, "EQUIPOISE_MAX_ACTIVE_JOBS_LOCAL": "9"}) == Limits(
         writes_per_minute=0, active_jobs=3, active_jobs_local=9
