@@ -28,7 +28,7 @@ from orchestrator.reader import JobReader
 from orchestrator.records import Event
 from orchestrator.redis_calls import Outages
 from orchestrator.webhook_delivery import DeliveryError, post
-from orchestrator.webhooks import Webhook, WebhookStore
+from orchestrator.webhooks import Seen, Webhook, WebhookStore
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Dispatcher:
         self._turns = 0
         self._served: dict[str, int] = {}  # webhook and owner -> turn of the last delivery
         self._troubles: dict[str, _Trouble] = {}
-        self._settled: dict[str, set[str]] = {}  # by webhook: jobs that are over and told to the end
+        self._seen: dict[str, Seen] = {}  # by webhook
         self._outages = Outages("webhooks wait")
         self._stopping = threading.Event()
 
@@ -136,7 +136,7 @@ class Dispatcher:
                 trouble = self._troubles.get(webhook.webhook_id, _Trouble())
                 if webhook.webhook_id not in self._busy and time.monotonic() >= trouble.not_before:
                     found.append((webhooks, webhook, reader))
-        remembered: tuple[dict[str, Any], ...] = (self._troubles, self._settled, self._served)
+        remembered: tuple[dict[str, Any], ...] = (self._troubles, self._seen, self._served)
         for of_webhooks in remembered:
             for gone in set(of_webhooks) - there:
                 of_webhooks.pop(gone, None)
@@ -164,8 +164,8 @@ class Dispatcher:
         """Delivers what a webhook has not been told yet, job by job, until one is refused or its turn is over."""
         until = time.monotonic() + _TURN_S
         try:
-            settled = self._settled.setdefault(webhook.webhook_id, set())
-            for job_id, seq in webhooks.behind(webhook.webhook_id, settled):
+            seen = self._seen.setdefault(webhook.webhook_id, Seen())
+            for job_id, seq in webhooks.behind(webhook.webhook_id, seen):
                 with suppress(JobNotFound):
                     if not self._catch_up(reader, webhooks, webhook, (job_id, seq), until):
                         return

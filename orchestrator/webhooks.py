@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from orchestrator.errors import StoreError
 from orchestrator.keys import Keys, is_name
@@ -57,6 +57,14 @@ class WebhookState:
     dropped: int = 0  # events given up
 
 
+@dataclass(kw_only=True)
+class Seen:
+    """What a dispatcher knows of an owner's jobs, so that it does not read all of them each time."""
+
+    unsettled: list[str] = field(default_factory=list)  # not over, or not told to the end; oldest first
+    newest: str = "0"  # score of the newest job that was looked at
+
+
 class WebhookStore:
     """The webhooks of one owner. Holds no state: safe to share between threads."""
 
@@ -76,8 +84,12 @@ class WebhookStore:
             secret=secret or _new_secret(),
             created_at=int(seconds) + int(microseconds) / 1e6,
         )
-        told = {job_id: seq for job_id, (seq, _) in self._last_events().items()}
-        pairs = [word for pair in told.items() for word in pair]
+        known = Seen()
+        self._look_for_new(known)
+        pairs: list[str | int] = []
+        for start in range(0, len(known.unsettled), _CHUNK):
+            found = self._last_events(known.unsettled[start : start + _CHUNK])
+            pairs += [word for job_id, (seq, _) in found.items() for word in (job_id, seq)]
         keys = [f"{self._prefix}s", self._cursors(webhook.webhook_id)]
         words = [webhook.webhook_id, _document(webhook), MAX_WEBHOOKS, *pairs]
         if self._calls.script("webhook_add", keys, words)[0] == "FULL":
@@ -120,21 +132,26 @@ class WebhookStore:
 
     # -- for who delivers ------------------------------------------------------------------------------------
 
-    def behind(self, webhook_id: str, settled: set[str] | None = None) -> list[tuple[str, int]]:
+    def behind(self, webhook_id: str, seen: Seen | None = None) -> list[tuple[str, int]]:
         """(job, seq of the last event dealt with) of the jobs that have newer ones, oldest job first.
 
-        Jobs in `settled` are not looked at; those that are over, and told to the end, are added to it.
+        With the same `seen` each time, those that are over and told to the end are not looked at again.
         """
-        settled = set() if settled is None else settled
-        found = self._last_events(settled)
-        if not found:
-            return []
-        cursors = self._calls.command("HMGET", self._cursors(webhook_id), *found)
-        told = {job_id: int(cursor or 0) for job_id, cursor in zip(found, cursors, strict=True)}
-        settled |= {
-            job_id for job_id, (seq, status) in found.items() if seq <= told[job_id] and is_terminal(JobStatus(status))
-        }
-        return [(job_id, told[job_id]) for job_id, (seq, _) in found.items() if seq > told[job_id]]
+        seen = Seen() if seen is None else seen
+        self._look_for_new(seen)
+        behind: list[tuple[str, int]] = []
+        unsettled: list[str] = []
+        for start in range(0, len(seen.unsettled), _CHUNK):
+            found = self._last_events(seen.unsettled[start : start + _CHUNK])
+            cursors = self._calls.command("HMGET", self._cursors(webhook_id), *found) if found else []
+            for (job_id, (seq, status)), cursor in zip(found.items(), cursors, strict=True):
+                told = int(cursor or 0)
+                if seq > told:
+                    behind.append((job_id, told))
+                if seq > told or not is_terminal(JobStatus(status)):
+                    unsettled.append(job_id)
+        seen.unsettled = unsettled
+        return behind
 
     def advance(self, webhook_id: str, job_id: str, seq: int) -> None:
         """That event and all before it are dealt with. An older seq than the one that stands there changes nothing."""
@@ -156,17 +173,27 @@ class WebhookStore:
         if not exists:  # removed while it was served: leave nothing behind
             self._calls.command("DEL", key)
 
-    def _last_events(self, without: Collection[str] = frozenset()) -> dict[str, tuple[int, str]]:
-        """(seq of the last event, status) of every other job, oldest first."""
-        job_ids = [job_id for job_id in self._calls.command("ZRANGE", self._keys.jobs, 0, -1) if job_id not in without]
-        found: dict[str, tuple[int, str]] = {}
-        for start in range(0, len(job_ids), _CHUNK):
-            chunk = job_ids[start : start + _CHUNK]
-            replies = self._calls.reads([("HMGET", self._keys.job(job_id), "seq", "status") for job_id in chunk])
-            for job_id, (seq, status) in zip(chunk, replies, strict=True):
-                if seq is not None:
-                    found[job_id] = (int(seq), status)
-        return found
+    def _look_for_new(self, seen: Seen) -> None:
+        """Adds the jobs that were made since; each has a higher score than all before it."""
+        jobs = self._keys.jobs
+        newest = self._calls.command("ZREVRANGE", jobs, 0, 0, "WITHSCORES")
+        if not newest or float(newest[1]) < float(seen.newest):  # deleted, or another Redis than before
+            seen.unsettled, seen.newest = [], "0"
+        more = bool(newest)
+        while more:
+            page = self._calls.command(
+                "ZRANGEBYSCORE", jobs, f"({seen.newest}", "+inf", "WITHSCORES", "LIMIT", 0, _CHUNK
+            )
+            if page:
+                seen.unsettled += page[::2]
+                seen.newest = page[-1]
+            more = len(page) == 2 * _CHUNK
+
+    def _last_events(self, job_ids: Sequence[str]) -> dict[str, tuple[int, str]]:
+        """(seq of the last event, status) of those of the jobs that exist."""
+        replies = self._calls.reads([("HMGET", self._keys.job(job_id), "seq", "status") for job_id in job_ids])
+        found = zip(job_ids, replies, strict=True)
+        return {job_id: (int(seq), status) for job_id, (seq, status) in found if seq is not None}
 
     def _cursors(self, webhook_id: str) -> str:
         return f"{self._prefix}:{webhook_id}:cursors"

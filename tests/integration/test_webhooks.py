@@ -29,7 +29,7 @@ from orchestrator.embedded_redis import EmbeddedRedis, connect
 from orchestrator.states import JobStatus
 from orchestrator.store import JobStore
 from orchestrator.webhook_delivery import DeliveryError, post
-from orchestrator.webhooks import EVENTS, MAX_WEBHOOKS, TooManyWebhooks, WebhookNotFound, WebhookStore
+from orchestrator.webhooks import EVENTS, MAX_WEBHOOKS, Seen, TooManyWebhooks, WebhookNotFound, WebhookStore
 from rewards import addresses as addresses_module
 from rewards.addresses import AddressError, addresses_of, check_url, is_public
 from services.keys import digest
@@ -313,11 +313,11 @@ def test_a_webhook_that_is_gone_leaves_nothing_behind(store: JobStore) -> None:
     with ThreadPoolExecutor(2) as pool:
         for webhook in (kept, gone):
             dispatcher._start(pool, webhooks, webhook, store)
-    assert {kept.webhook_id, gone.webhook_id} <= {*dispatcher._served} & {*dispatcher._settled}
+    assert {kept.webhook_id, gone.webhook_id} <= {*dispatcher._served} & {*dispatcher._seen}
     webhooks.remove(gone.webhook_id)
     due = [webhook.webhook_id for _, webhook, _ in dispatcher._due()]
     assert (kept.webhook_id in due, gone.webhook_id in due) == (True, False)
-    remembered = {*dispatcher._served, *dispatcher._settled, *dispatcher._troubles}
+    remembered = {*dispatcher._served, *dispatcher._seen, *dispatcher._troubles}
     assert remembered & {store.owner, kept.webhook_id, gone.webhook_id} == {store.owner, kept.webhook_id}
 
 
@@ -390,15 +390,49 @@ def test_a_job_that_is_over_and_told_is_not_looked_at_again(store: JobStore) -> 
     webhook = webhooks.add("https://example.com/", ["job.cancelled"])
     over, waiting = submit(store), submit(store)
     store.request_cancel(over)
-    settled: set[str] = set()
-    assert webhooks.behind(webhook.webhook_id, settled) == [(over, 0), (waiting, 0)]
-    assert settled == set()
+    seen = Seen()
+    assert webhooks.behind(webhook.webhook_id, seen) == [(over, 0), (waiting, 0)]
+    assert seen.unsettled == [over, waiting]
     webhooks.advance(webhook.webhook_id, over, 2)
     webhooks.advance(webhook.webhook_id, waiting, 1)
-    assert webhooks.behind(webhook.webhook_id, settled) == []
-    assert settled == {over}
+    assert webhooks.behind(webhook.webhook_id, seen) == []
+    assert seen.unsettled == [waiting]
     store.request_pause(waiting)
-    assert webhooks.behind(webhook.webhook_id, settled) == [(waiting, 1)]
+    newer = submit(store)
+    assert webhooks.behind(webhook.webhook_id, seen) == [(waiting, 1), (newer, 0)]
+    for job_id in (newer, waiting):
+        store.request_cancel(job_id)
+    store.delete(newer)
+    assert webhooks.behind(webhook.webhook_id, seen) == [(waiting, 1)]
+    assert webhooks.behind(webhook.webhook_id, seen) == [(waiting, 1)]
+
+
+def test_jobs_that_are_settled_are_read_no_more(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, and although the oldest of all still waits."""
+    webhooks = WebhookStore(store)
+    oldest = submit(store)
+    for _ in range(30):
+        store.request_cancel(submit(store))
+    webhook = webhooks.add("https://example.com/", ["job.cancelled"])
+    monkeypatch.setattr("orchestrator.webhooks._CHUNK", 7)
+    seen = Seen()
+    assert webhooks.behind(webhook.webhook_id, seen) == []
+    assert seen.unsettled == [oldest]
+    sizes: list[int] = []
+    for name in ("command", "reads"):
+        monkeypatch.setattr(store.calls, name, measured(getattr(store.calls, name), sizes))
+    store.request_cancel(oldest)
+    assert webhooks.behind(webhook.webhook_id, seen) == [(oldest, 1)]
+    assert max(sizes) <= 2
+
+
+def measured(call: Callable[..., Any], sizes: list[int]) -> Callable[..., Any]:
+    def measuring(*words: Any) -> Any:
+        reply = call(*words)
+        sizes.append(len(reply))
+        return reply
+
+    return measuring
 
 
 def test_a_removed_webhook_leaves_nothing_behind(store: JobStore) -> None:
