@@ -38,6 +38,7 @@ class FakeApi:
         self.points: list[dict[str, Any]] = []
         self.hypervolume: float | None = None
         self.kept: list[int] = []  # steps that have a checkpoint
+        self.stored = 4  # rollouts of every step
         self.steered: dict[str, Any] = {
             "version": 1, "mode": "auto", "blend": 0.5, "weights": dict.fromkeys(NAMES, 0.5),
             "bounds": {name: [0.0, 1.0] for name in NAMES}, "strategy": None, "log": [], "log_has_more": False,
@@ -88,6 +89,21 @@ class FakeApi:
         if if_match != self.steered["version"]:
             raise StaleVersion(412, "stale_version", "someone steered meanwhile")
         return self.take(change, by="me")
+
+    async def rollouts(self, _: str, *, step: int | None, sort: str | None, after: int = 0) -> dict[str, Any]:
+        """As many as `stored` says, of the newest step; accuracy rises with the number, and brevity falls."""
+        await self._called("rollouts")
+        rows = [
+            {"number": i, "step": step, "group": i // 4, "prompt": "p", "completion": "c", "advantage": 0.0,
+             "tokens": 9, "rewards": {"accuracy": i / 1e4, "brevity": -i / 1e4}}
+            for i in range(1, self.stored + 1)
+        ]  # fmt: skip
+        if sort is not None:
+            key = sort.removeprefix("-")
+            rows.sort(key=lambda row: row["rewards"][key], reverse=sort.startswith("-"))  # type: ignore[index]
+        more = len(rows) > after + 100
+        return {"data": rows[after : after + 100], "has_more": more, "step": step or self.told["step"],
+                "total": len(rows)}  # fmt: skip
 
     async def preview(self, _: str, **change: Any) -> dict[str, Any]:
         await self._called("preview")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
-from nicegui import ui
+from nicegui import background_tasks, ui
 
 from services.client import ApiError, NotFound
 from services.client.types import Rollout
@@ -18,7 +20,9 @@ from services.dashboard.panels import JobPage, section
 from services.dashboard.rollout_rows import by_group, ordered, prompt_text
 from services.dashboard.watch import News
 
-SHOWN = 100
+SHOWN = 100  # rows of the table
+MOST = 1000  # rollouts that are read of a step
+FOLLOW_S = 5.0  # at least, between two looks for a newer step
 
 
 class RolloutsPanel:
@@ -30,6 +34,11 @@ class RolloutsPanel:
         self._step: int | None = None
         self._sort, self._view, self._pair = "", "each", ""
         self._all: list[Rollout] = []
+        self._shown_step: int | None = None
+        self._total = 0  # kept of that step; `_all` may be fewer
+        self._reads = itertools.count(1)
+        self._newest_read = 0
+        self._follow_at = 0.0
         self._chosen: int | None = None
         with section("Rollouts") as tools:
             with tools:
@@ -57,6 +66,23 @@ class RolloutsPanel:
             await self._read()
         elif "steps" in news and not self._all and self.page.watch.columns.last:
             await self._read()
+        elif "steps" in news and self._is_following() and time.monotonic() >= self._follow_at:
+            self._follow_at = math.inf  # until this look is over
+            background_tasks.create(self._follow(), name="rollouts of a newer step")
+
+    def _is_following(self) -> bool:
+        """A step that was asked for stays, and so does the latest while a rollout of it is open."""
+        return self._step is None and self._chosen is None
+
+    async def _follow(self) -> None:
+        """Large steps take long to read: then it looks more seldom."""
+        began = time.monotonic()
+        try:
+            with self.page.client:
+                await self._read(is_following=True)
+        finally:
+            now = time.monotonic()
+            self._follow_at = now + max(FOLLOW_S, 20 * (now - began))
 
     def _columns(self) -> list[dict[str, Any]]:
         if self._view == "groups":
@@ -86,14 +112,19 @@ class RolloutsPanel:
         await self._read()
         ui.run_javascript("document.getElementById('rollouts').scrollIntoView()")
 
-    async def _read(self) -> None:
-        client, job_id = self.page.session.client, self.page.watch.job_id
-        self._asked.problem("")
+    async def _read(self, step: int | None = None, *, is_following: bool = False) -> None:
+        """Of `step`, or of the one that is asked for. With `is_following`, only what is of another step is shown."""
+        client, job_id, sort = self.page.session.client, self.page.watch.job_id, self._sort_by_api()
+        mine = self._newest_read = next(self._reads)
+        if not is_following:
+            self._asked.problem("")
         try:
-            page = await client.rollouts(job_id, step=self._step)
+            page = await client.rollouts(job_id, step=step or self._step, sort=sort)
             found, step = page["data"], page["step"]
-            while page["has_more"] and step is not None and len(found) < 1000:
-                page = await client.rollouts(job_id, step=step, after=len(found))
+            if is_following and step == self._shown_step:
+                return
+            while page["has_more"] and step is not None and len(found) < MOST:
+                page = await client.rollouts(job_id, step=step, sort=sort, after=len(found))
                 found += page["data"]
         except NotFound as error:
             self._asked.problem(error.message)
@@ -101,15 +132,45 @@ class RolloutsPanel:
         except ApiError as error:
             self._words.set_text(problem(error))
             return
-        self._all = found
-        self._words.set_text(f"Step {step:,}: {len(found)} rollouts are kept" if step is not None else "")
+        is_late = mine != self._newest_read or self.page.client.is_deleted
+        if is_late or (is_following and not self._is_following()):
+            return
+        self._all = sorted(found, key=lambda row: row["number"])
+        self._shown_step, self._total = step, page["total"]
         self._chosen = None
         self._detail.clear()
         self._fill()
 
+    def _sort_by_api(self) -> str | None:
+        """What the API may order, so that the first ones of all are read; it takes an objective's name for itself."""
+        key = self._sort.removeprefix("-")
+        if not key or (not key.startswith("r.") and key in self.page.names):
+            return None
+        return self._sort.replace("r.", "", 1) if key.startswith("r.") else self._sort
+
+    async def _reorder(self) -> None:
+        """Those that were read are the first ones of another order where there are more."""
+        if self._total > len(self._all):
+            await self._read(self._shown_step)
+        else:
+            self._fill()
+
+    def _said(self, rows: int) -> str:
+        if self._shown_step is None:
+            return ""
+        words = f"Step {self._shown_step:,}: {self._total:,} rollouts are kept"
+        if len(self._all) < self._total:
+            words += f", of which {len(self._all):,} were read: the first ones "
+            words += "in this order" if self._sort_by_api() else "as stored"
+        if rows > SHOWN:
+            what = "prompts" if self._view == "groups" else "rollouts"
+            words += f"; {SHOWN} {what} are shown, and the CSV has all that were read"
+        return words
+
     def _fill(self) -> None:
         names = self.page.names
         rows = by_group(self._all, names) if self._view == "groups" else self._ordered_rows()
+        self._words.set_text(self._said(len(rows)))
         self._table.change(
             columns=self._columns(),
             rows=rows[:SHOWN],
@@ -152,10 +213,10 @@ class RolloutsPanel:
         self._asked.set("")
         await self._read()
 
-    def _choose_order(self, value: str) -> None:
+    async def _choose_order(self, value: str) -> None:
         self._pair = value.removeprefix("conflict:") if value.startswith("conflict:") else ""
         self._sort = "" if self._pair else value
-        self._fill()
+        await self._reorder()
 
     def _choose_view(self, value: str) -> None:
         self._view = value
@@ -163,9 +224,9 @@ class RolloutsPanel:
         self._detail.clear()
         self._fill()
 
-    def _sorted(self, sort: str) -> None:
+    async def _sorted(self, sort: str) -> None:
         self._sort, self._pair = sort, ""
-        self._fill()
+        await self._reorder()
 
     def _open(self, number: int) -> None:
         self._chosen = None if number == self._chosen else number
@@ -177,7 +238,8 @@ class RolloutsPanel:
             if self._view == "groups":
                 self._show_group([row for row in self._all if row["group"] == number - 1])
             else:
-                self._show_one(next(row for row in self._all if row["number"] == number))
+                for row in (row for row in self._all if row["number"] == number):
+                    self._show_one(row)
 
     def _show_one(self, row: Rollout) -> None:
         with Tag("div", "", "rollout-detail"):
