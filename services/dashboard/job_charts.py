@@ -7,8 +7,10 @@ from typing import Any
 from services.dashboard import charts
 from services.dashboard.charts import STAGES
 from services.dashboard.elements import Chart, Tag, text
-from services.dashboard.figures import figure, percent, span
+from services.dashboard.figures import figure, span
+from services.dashboard.health import engines_told, rewards_told
 from services.dashboard.panels import JobPage, section
+from services.dashboard.steering_edit import mix
 from services.dashboard.watch import News
 
 
@@ -95,7 +97,7 @@ class WeightsPanel(_Marked):
         page = self.page
         if "steps" in news:
             page.grow(self._chart, charts.weight_columns(page.names))
-            now = ", ".join(f"{name} {percent(page.latest(f'{name}.applied'))}" for name in page.names)
+            now = mix({name: page.latest(f"{name}.applied") for name in page.names}, page.falling)
             self._chart.change(loading=False, label=f"Applied weights by step; now {now}")
             version, step = page.latest("steering_version"), page.watch.columns.last
             self._now.set_text(f"step {step:,}: {now} (steering version {version})" if step else "")
@@ -124,6 +126,7 @@ class HealthPanel:
         self._charts: dict[str, Chart] = {}
         with section("Health"):
             self._words = text("", "muted", "p")
+            self._rewards, self._engines = text("", "muted", "p"), text("", "muted", "p")
             with Tag("div", "", "small-charts"):
                 for i, (column, title, kind) in enumerate(_FIGURES):
                     y: dict[str, Any] = charts.SHARE if kind == "share" else {}
@@ -151,6 +154,8 @@ class HealthPanel:
             self._words.set_text(_said(page))
         if "steps" not in news:
             return
+        self._rewards.set_text(rewards_told(page.watch.signs.get("reward_health", {})))
+        self._engines.set_text(engines_told(page.watch.signs.get("engine_health", {})))
         for column, chart in self._charts.items():
             page.grow(chart, [column])
             chart.change(loading=False, note=figure(page.latest(column)))

@@ -179,7 +179,9 @@ class SteeringPanel:
         applied = {name: page.latest(f"{name}.applied") for name in page.names}
         strategy = {name: page.latest(f"{name}.strategy") for name in page.names}
         step = page.watch.columns.last
-        self._now.set_text(f"Applied at step {step:,}: {mix(applied)}" if step else "No step is committed yet.")
+        self._now.set_text(
+            f"Applied at step {step:,}: {mix(applied, page.falling)}" if step else "No step is committed yet."
+        )
         if self._may:
             self._simplex.change(applied=applied, strategy=strategy)
 

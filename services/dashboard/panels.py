@@ -37,6 +37,11 @@ class JobPage:
     def names(self) -> list[str]:
         return self.watch.objectives
 
+    @property
+    def falling(self) -> list[str]:
+        """Objectives that the newest step pushed down."""
+        return list(self.watch.signs.get("falling", ()))
+
     def grow(self, chart: Chart, columns: list[str], shape: Any = None) -> None:
         """Sends what a chart of these columns lacks, with the next `flush`. `shape` is done to the rows before."""
         tail = self._tails.setdefault(chart.id, Tail())

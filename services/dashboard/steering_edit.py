@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,8 +66,10 @@ def alike(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def mix(weights: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {percent(weight)}" for name, weight in weights.items())
+def mix(weights: Mapping[str, Any], falling: Collection[str] = ()) -> str:
+    """With an arrow at what is pushed down."""
+    told = ", ".join(f"{name} {percent(weight)}{' ↓' * (name in falling)}" for name, weight in weights.items())
+    return f"{told} (↓ is pushed down)" if any(name in falling for name in weights) else told
 
 
 def mode_name(mode: str) -> str:

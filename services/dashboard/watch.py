@@ -79,6 +79,7 @@ class JobWatch:
         self.loaded = False
         self.trouble = ""  # why nothing new comes; empty while it does
         self.newest_step_at: float | None = None
+        self.signs: dict[str, Any] = {}  # of the newest step: the health of its rewards and engines, and what falls
         self._seen_events = 0
         self._listeners: list[Listener] = []
         self._task: asyncio.Task[None] | None = None
@@ -237,6 +238,7 @@ class JobWatch:
         if isinstance(step, int) and step < self.columns.last:
             self.columns.truncate(step)
             self.evaluations = [found for found in self.evaluations if found["step"] <= step]
+            self.signs = {}
             self.generation += 1
 
     async def _fetch_steps(self) -> None:
@@ -253,6 +255,7 @@ class JobWatch:
         self._wanted |= {"steps"}
         self.columns.append(step, figures(record))
         self.newest_step_at = record.get("at")
+        self.signs = {name: record.get(name) or {} for name in ("reward_health", "engine_health", "falling")}
         if evaluation := record.get("evaluation"):
             self._wanted |= {"front", "checkpoints"}  # its event comes before the front that it tells of
             self.evaluations.append({"step": step, "objectives": evaluation.get("objectives") or {}})
