@@ -28,7 +28,7 @@ def session_of(request: Request) -> Session:
     return session
 
 
-def _address(client: Client) -> str:
+def address(client: Client) -> str:
     """Of the page, with its query."""
     url = client.request.url
     return next_path(url.path + (f"?{url.query}" if url.query else ""))
@@ -45,7 +45,7 @@ def frame(session: Session, title: str, here: str) -> Iterator[Client]:
 
     async def leave() -> None:
         if not client.is_deleted:
-            client.open(way_in(session.why, _address(client)))
+            client.open(way_in(session.why, address(client)))
 
     session.ending.append(leave)
     client.on_delete(lambda: session.ending.remove(leave) if leave in session.ending else None)
@@ -98,7 +98,7 @@ async def failed(session: Session, error: ApiError) -> Any:
     """What a page is that could not be read: the reason, or the sign-in page where the key is no longer taken."""
     if isinstance(error, AuthenticationError):
         await session.end("key")
-        return RedirectResponse(way_in("key", _address(ui.context.client)), 303)
+        return RedirectResponse(way_in("key", address(ui.context.client)), 303)
     with Tag("section", "", "card notice", role="alert"):
         Tag("h1", "Not found" if error.status == 404 else "This could not be read")
         text(problem(error, "Load this page again when it is back."), tag="p")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -15,7 +16,7 @@ from nicegui import Client
 from services.client import ApiError, AuthenticationError
 from services.dashboard import spec_text
 from services.dashboard.elements import Button, Choice, Field, Tag, text
-from services.dashboard.frame import AGAIN, ONE_JOB, failed, frame, problem, session_of
+from services.dashboard.frame import AGAIN, ONE_JOB, address, failed, frame, problem, session_of
 from services.dashboard.once import Once
 from services.dashboard.plan import show_plan
 from services.dashboard.sessions import Session
@@ -52,7 +53,8 @@ async def page(request: Request, like: str = "") -> Any:
             begun = await _like(session, like) if like else example("quickstart")
         except ApiError as error:
             return await failed(session, error)
-        SubmitForm(session, client, begun, rules)
+        form = SubmitForm(session, client, begun, rules)
+    client.on_connect(form.restore)
     return None
 
 
@@ -78,6 +80,7 @@ class SubmitForm:
         self._choices: dict[str, Choice] = {}
         self._known: dict[str, str] = {}  # what the text says, by path
         self._once = Once()
+        self._is_restored = False
         with Tag("div", "", "title-row"):
             Tag("h1", "Submit a job")
             self._banner = text("", "banner").attributes(role="status")
@@ -89,7 +92,8 @@ class SubmitForm:
                     )
                     Choice("Start from", {"": "what is here"} | {name: name for name in names}, "", self._start_from)
                 hint = "the same document as `equipoise submit` takes"
-                self._yaml = Field("Spec, as YAML", begun, self._read_form, rows=30, code=True, hint=hint)
+                keep = f"equipoise-draft {session.key['owner']} {address(client)}"
+                self._yaml = Field("Spec, as YAML", begun, self._read_form, rows=30, code=True, hint=hint, keep=keep)
             with Tag("div", "", "stack"):
                 with Tag("section", "", "card stack", aria_label="Check and submit"):
                     with Tag("div", "", "steer-buttons"):
@@ -101,6 +105,18 @@ class SubmitForm:
                     self._form = Tag("div", "", "stack")
         self._shape: list[tuple[str, str]] = []
         self._read_form()
+
+    async def restore(self) -> None:
+        """What was typed here before the page was loaded anew; a page that only connects again has it."""
+        if self._is_restored:
+            return
+        self._is_restored = True
+        with contextlib.suppress(TimeoutError):  # the page is gone again
+            kept = await self._yaml.run_method("kept", timeout=10.0)
+            if isinstance(kept, str) and kept != self._yaml.value:
+                self._yaml.set(kept)
+                self._banner.set_text("This is what you had typed here; `Start from` begins anew.")
+                self._read_form()
 
     # -- the form ----------------------------------------------------------------------------------------------
 
@@ -214,6 +230,7 @@ class SubmitForm:
         except ApiError as error:
             await self._refused(error, ONE_JOB)
             return False
+        self._yaml.run_method("forget")
         self._client.open(f"/jobs/{job['id']}")
         return True
 

@@ -151,6 +151,30 @@ def test_a_bad_spec_is_told_at_its_field_and_a_good_one_runs(stage: Stage, viewe
     page.close()
 
 
+def test_what_is_typed_outlives_a_page_that_is_loaded_anew(new_viewer: NewViewer) -> None:
+    viewer = new_viewer()
+    page = viewer.open("/submit")
+    text = page.get_by_label("Spec, as YAML")
+    mine = text.input_value().replace("steps: 50", "steps: 51")
+    text.fill(mine)
+    page.reload()
+    expect(page.get_by_text("what you had typed here")).to_be_visible()
+    expect(text).to_have_value(mine)
+    expect(page.get_by_label("Steps")).to_have_value("51")  # and the server knows it
+    page.get_by_label("Steps").fill("52")
+    page.get_by_label("Steps").blur()
+    expect(text).to_have_value(re.compile("steps: 52"))
+    page.reload()
+    expect(page.get_by_label("Steps")).to_have_value("52")
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_label("API key").fill(KEY)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+    page.goto(f"{viewer.url}/submit")
+    expect(page.get_by_label("Steps")).to_have_value("50")
+    assert viewer.problems == []
+
+
 @pytest.mark.usefixtures("failed")
 def test_comparing(viewer: Viewer, many: str) -> None:
     page = viewer.open("/compare")

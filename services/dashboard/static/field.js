@@ -2,7 +2,7 @@
 import { h } from "vue";
 
 export default {
-  props: { label: String, value: { type: String, default: "" }, rows: { type: Number, default: 1 }, problem: String, hint: String, placeholder: String, code: Boolean, maxlength: Number },
+  props: { label: String, value: { type: String, default: "" }, rows: { type: Number, default: 1 }, problem: String, hint: String, placeholder: String, code: Boolean, maxlength: Number, keep: String },
   emits: ["change"],
   data() {
     return { text: this.value, own: `f${Math.random().toString(36).slice(2)}` };
@@ -10,6 +10,23 @@ export default {
   methods: {
     set(text) {
       this.text = text;
+      this.store();
+    },
+    // Under the name `keep`, what was typed outlives the page in this tab, until `forget`.
+    store() {
+      try {
+        if (this.keep) sessionStorage.setItem(this.keep, this.text);
+      } catch { /* no room, or not allowed: then it is not kept */ }
+    },
+    kept() {
+      try {
+        return this.keep ? sessionStorage.getItem(this.keep) : null;
+      } catch { return null; }
+    },
+    forget() {
+      try {
+        if (this.keep) sessionStorage.removeItem(this.keep);
+      } catch { /* nothing was kept */ }
     },
     // Puts the cursor at a line, counted from 1, and marks it.
     go(line) {
@@ -25,7 +42,7 @@ export default {
     const shared = {
       id: this.own, ref: "box", value: this.text, placeholder: this.placeholder, maxlength: this.maxlength, spellcheck: "false", autocomplete: "off",
       "aria-invalid": this.problem ? "true" : undefined, "aria-describedby": this.problem || this.hint ? `${this.own}-note` : undefined,
-      onInput: (event) => { this.text = event.target.value; },
+      onInput: (event) => { this.set(event.target.value); },
       onChange: (event) => this.$emit("change", event.target.value),
     };
     return h("div", { class: ["field", this.code && "field-code", this.problem && "field-bad"] }, [

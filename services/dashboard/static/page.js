@@ -19,6 +19,10 @@
       button.setAttribute("aria-label", `Theme: ${theme}. Change it`);
     }
   };
+  addEventListener("submit", (event) => {
+    if (new URL(event.target.action).pathname !== "/signout") return;
+    for (const key of Object.keys(sessionStorage)) if (key.startsWith("equipoise-draft")) sessionStorage.removeItem(key);
+  });
   addEventListener("DOMContentLoaded", () => {
     apply(localStorage.getItem(KEY) || "auto");
     const wait = setInterval(() => {

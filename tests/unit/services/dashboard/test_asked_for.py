@@ -79,6 +79,29 @@ def test_two_clicks_on_submit_are_one_job() -> None:
     on_page(look)
 
 
+@pytest.mark.parametrize("kept", ["name: mine\nsteps: 9\n", None])
+def test_a_form_is_as_it_was_left(monkeypatch: pytest.MonkeyPatch, kept: str | None) -> None:
+    async def look(session: Any, client: Client) -> None:
+        begun = example("quickstart")
+        form = SubmitForm(session, client, begun, {"weighting": ["fixed"], "estimator": ["grpo"]})
+        assert form._yaml.props["keep"] == "equipoise-draft me /nowhere?like=job-1"
+        asked: list[str] = []
+
+        async def run(method: str, *_: Any, **__: Any) -> str | None:
+            asked.append(method)
+            return kept
+
+        monkeypatch.setattr(form._yaml, "run_method", run)
+        monkeypatch.setattr(form._yaml, "set", lambda text: setattr(form._yaml, "value", text))
+        await form.restore()
+        await form.restore()
+        assert asked == ["kept"]
+        assert form._yaml.value == (kept or begun)
+        assert form._fields["steps"].value == ("9" if kept else "50")
+
+    on_page(look)
+
+
 @pytest.mark.parametrize(("name", "call"), [("Save and pause", "pause"), ("Cancel the job", "cancel")])
 def test_what_may_not_have_been_done_is_not_said_to_go_on_by_itself(name: str, call: str) -> None:
     async def look(session: Any, client: Client) -> None:
