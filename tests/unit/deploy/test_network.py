@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy_support import Object, Rendered
+from tests.deploy_support import Object, Pod, Rendered
 from tests.network_policies import PORTS, is_open, pairs
 
 RAY = ("ray-headgroup", "ray-learner", "ray-rollout", "ray-reward")
@@ -45,6 +45,10 @@ def test_the_matrix(overlay: str, more: set[tuple[str, str, int]], rendered: Cal
         ("worker", "10.96.0.1", 443, False),
         ("ray-learner", "10.96.0.1", 443, False),
         ("ray-headgroup", "10.96.0.1", 443, True),  # the autoscaler
+        *((source, "169.254.20.10", 53, True) for source in ("serve", "worker", "scripts", "redis", *RAY)),
+        ("serve", "169.254.20.10", 80, False),
+        ("serve", "169.254.169.254", 53, True),  # Cloud DNS
+        ("serve", "10.0.0.53", 53, False),
         ("redis", "93.184.216.34", 443, False),
         ("scripts", "93.184.216.34", 443, False),
     ],
@@ -54,6 +58,25 @@ def test_what_lies_outside(
 ) -> None:
     found = Rendered(rendered("gpu"))
     assert is_open(found, "egress", found.pod(source), None, address, port) is reaches
+
+
+@pytest.mark.parametrize(
+    ("namespace", "label", "port", "reaches"),
+    [
+        ("kube-system", "kube-dns", 53, True),
+        ("kube-system", "node-local-dns", 53, True),
+        ("kube-system", "kube-dns", 9153, False),
+        ("kube-system", "metrics-server", 53, False),
+        ("default", "kube-dns", 53, False),
+    ],
+)
+def test_who_tells_names(
+    namespace: str, label: str, port: int, reaches: bool, rendered: Callable[[str], list[Object]]
+) -> None:
+    found = Rendered(rendered("gpu"))
+    server = Pod(name="names", labels={"k8s-app": label}, spec={"namespace": namespace})
+    for pod in found.pods:
+        assert is_open(found, "egress", pod, server, None, port) is reaches, pod.name
 
 
 def test_a_worker_that_makes_rayjobs_reaches_the_api_server(rendered: Callable[[str], list[Object]]) -> None:
