@@ -426,6 +426,8 @@ def ray_asks_for_a_token_and_grows_from_zero(rendered: Rendered) -> Iterator[str
             yield f"RayCluster {name}: no token in {secret}"
         if spec["headGroupSpec"]["rayStartParams"].get("num-cpus") != "0":
             yield f"RayCluster {name}: work runs on the head"
+        if spec["headGroupSpec"]["rayStartParams"].get("num-gpus") != "0":
+            yield f"RayCluster {name}: what waits for a GPU may land on the head, where Ray sees one"
         if not spec.get("enableInTreeAutoscaling"):
             yield f"RayCluster {name}: does not grow"
         if spec["autoscalerOptions"].get("version") != "v2":

@@ -165,6 +165,14 @@ def _json(text: str) -> Any:
 
 
 @rule
+def whoever_runs_it_says_which_gpus(text: str) -> Iterator[str]:
+    """Where NVIDIA's runtime is the default, an image that asks for all gets them, whatever its pod asks for."""
+    for stage in parse(text)[1]:
+        if any("NVIDIA_VISIBLE_DEVICES" in value for value in stage.values("ENV")):
+            yield f"{stage.name}: takes GPUs that its pod did not ask for"
+
+
+@rule
 def no_secret_is_in_a_layer(text: str) -> Iterator[str]:
     for stage in parse(text)[1]:
         for found, value in stage.steps:
@@ -200,6 +208,7 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("containers_are_watched", _CHECKED, "CMD"),
     ("containers_are_watched", 'ENTRYPOINT ["equipoise"]', "ENTRYPOINT equipoise"),
     ("containers_are_watched", "EXPOSE 8740", "EXPOSE 8000"),
+    ("whoever_runs_it_says_which_gpus", "=token NVIDIA_DRIVER", "=token NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER"),
     ("no_secret_is_in_a_layer", "ENV RAY_AUTH_MODE=token NVIDIA", "ENV RAY_AUTH_TOKEN=abc NVIDIA"),
     ("no_secret_is_in_a_layer", "ARG TORCH_LINKS\n", "ARG TORCH_LINKS=https://wheels.example.com\n"),
 ]

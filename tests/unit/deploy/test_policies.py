@@ -187,6 +187,7 @@ MUTANTS: dict[str, list[Callable[[Rendered], Any]]] = {
         lambda f: ray(f)["authOptions"].update(mode="disabled"),
         lambda f: f.named("Secret", "ray-token")["data"].clear(),
         lambda f: ray(f)["headGroupSpec"]["rayStartParams"].pop("num-cpus"),
+        lambda f: ray(f)["headGroupSpec"]["rayStartParams"].pop("num-gpus"),
         lambda f: ray(f).pop("enableInTreeAutoscaling"),
         lambda f: ray(f)["autoscalerOptions"].pop("version"),
         lambda f: f.named("ConfigMap", "settings")["data"].pop("EQUIPOISE_RAY_GROWTH_S"),
