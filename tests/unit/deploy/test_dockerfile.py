@@ -236,6 +236,17 @@ def test_every_image_of_ours_is_one_of_the_targets(overlay: str, rendered: Calla
     assert ours <= set(FINAL)
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_runbook_builds_every_image_of_ours(overlay: str, rendered: Callable[[str], list[Object]]) -> None:
+    runbook = (DEPLOY / "README.md").read_text()
+    for pod in Rendered(rendered(overlay)).pods:
+        for container in pod.containers:
+            name, _, version = container["image"].rpartition("/")[2].partition(":")
+            if "equipoise" in container["image"]:
+                name = f"equipoise-{name.removeprefix('equipoise-')}"
+                assert f"-t {name}:{version} ." in runbook
+
+
 # -- what the control plane's image holds -------------------------------------------------------------------------
 
 
