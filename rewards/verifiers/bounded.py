@@ -121,6 +121,8 @@ def _answer(decide: Callable[..., bool], verdicts: TextIO) -> None:
             verdict = decide(**question)
         except ImportError:  # no question's fault
             raise
+        except MemoryError:  # nor may what the libraries keep of it leave none for the next: as if time were over
+            signal.raise_signal(signal.SIGPROF)
         except Exception:  # of a text that a library stumbles over, which is as far from being right as any
             verdict = False
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -284,6 +285,24 @@ def test_no_more_of_what_took_too_long_is_kept_than_some(checker, monkeypatch):
     for gold in "abc":
         assert not checker.ask(gold=gold, answer="", prose=False)
     assert len(checker._late) == 2
+
+
+def test_what_takes_all_memory_is_undecided_and_leaves_the_next_as_much(tmp_path, monkeypatch):
+    script = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from rewards.verifiers import bounded
+bounded.TASKS["hungry"] = lambda: lambda gib: len(bytearray(1 + (gib << 30))) > 0
+bounded._serve("hungry")
+"""
+    (tmp_path / "child.py").write_text(script)
+    monkeypatch.setattr(bounded, "__file__", str(tmp_path / "child.py"))
+    hungry = Bounded("hungry", 5.0)
+    assert hungry.ask(gib=0)
+    worker = worker_of(hungry)
+    assert not hungry.ask(gib=8)
+    assert hungry.ask(gib=0)
+    assert worker_of(hungry) != worker
 
 
 def test_a_worker_that_ended_otherwise_leaves_its_question_undecided_and_the_next_has_another_child(checker):
