@@ -67,9 +67,7 @@ def read_rows(files: Sequence[Path]) -> Rows:
         for line, text in _lines(file):
             where = f"{file.name}, line {line}"
             try:
-                row = _row(json.loads(text), where)
-            except json.JSONDecodeError:
-                raise RowError(f"{where}: not valid JSON") from None
+                row = _row(_document(text), where)
             except RowError as error:
                 raise RowError(f"{where}: {error}") from None
             (rows.ratings if isinstance(row, RatingRow) else rows.pairs).append(row)  # type: ignore[arg-type]
@@ -80,14 +78,25 @@ def read_rows(files: Sequence[Path]) -> Rows:
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8", errors="surrogateescape") as lines:  # so that a bad byte has its line
             yield from ((i, line) for i, line in enumerate(lines, start=1) if line.strip())
     except FileNotFoundError:
         raise RowError(f"{file.name}: no such file") from None
     except IsADirectoryError:
         raise RowError(f"{file.name}: a folder; expected a JSONL file") from None
-    except UnicodeDecodeError:
-        raise RowError(f"{file.name}: not UTF-8 text") from None
+
+
+def _document(text: str) -> Any:
+    try:
+        text.encode()
+        document = json.loads(text)
+        if "\\ud" in text.lower():  # an escape may be half a character, which no tokenizer takes
+            json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RowError("not UTF-8 text") from None
+    except (ValueError, RecursionError):  # ValueError: also a number too long to read
+        raise RowError("not valid JSON") from None
+    return document
 
 
 def _row(document: Any, where: str) -> RatingRow | PairRow:

@@ -27,6 +27,8 @@ def test_both_kinds_of_row_are_read_from_any_file(tmp_path):
     assert rating.messages == pair.messages == ({"role": "user", "content": "p"},)
     assert (rating.ratings, rating.domain, rating.where) == ({"a": 1.0}, "d", "a.jsonl, line 1")
     assert (pair.rejected, pair.margin, pair.where) == (("r",), 2, "a.jsonl, line 3")
+    whole = RATING | {"completion": "\U0001f600"}  # two escapes, of one character
+    assert read_rows([write(tmp_path / "c.jsonl", whole)]).ratings[0].completion == "\U0001f600"
     assert (three.rejected, three.where) == (("x", "y"), "b.jsonl, line 1")
 
 
@@ -40,6 +42,9 @@ def test_the_digest_is_of_the_rows_and_not_of_where_they_lie(tmp_path):
     ("row", "message"),
     [
         ("{", "not valid JSON"),
+        ('{"ratings": ' + "9" * 5000 + "}", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        (r'{"prompt": "p", "completion": "\uD800", "ratings": {}}', "not UTF-8 text"),
         ([], "expected an object"),
         ({"prompt": "p"}, "`completion` and `ratings`, or `chosen` and `rejected`"),
         (RATING | {"messages": []}, "either `prompt` or `messages`"),
@@ -69,8 +74,8 @@ def test_files_that_are_none(tmp_path):
         read_rows([tmp_path / "gone.jsonl"])
     with pytest.raises(RowError, match="a folder"):
         read_rows([tmp_path])
-    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
-    with pytest.raises(RowError, match="not UTF-8"):
+    (tmp_path / "latin.jsonl").write_bytes(b'\n{"prompt": "\xe9"}')
+    with pytest.raises(RowError, match=r"latin\.jsonl, line 2: not UTF-8"):
         read_rows([tmp_path / "latin.jsonl"])
     with pytest.raises(RowError, match=r"empty\.jsonl: no rows"):
         read_rows([write(tmp_path / "empty.jsonl", "")])
