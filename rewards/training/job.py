@@ -21,13 +21,14 @@ from rewards.training.evaluation import evaluate
 from rewards.training.gating import REFERENCE_ROWS, gate_data, set_verbosity_shares, train_gate
 from rewards.training.modules import RegressionModule, make_module
 from rewards.training.settings import TrainResult, TrainSettings
-from rewards.training.state import load_state, save_state
+from rewards.training.state import is_same, load_state, save_state
 from rewards.training.trainer import Trainer, own_random_state, run
 
 MODEL = "model"
 CHECKPOINT = "checkpoint"
 MANIFEST = "training.json"  # in the finished model: what it was trained with
 _MACHINE = ("device", "train", "validation", "model", "checkpoint_every", "microbatch_size")  # no part of the result
+_BACKBONE = ("*.safetensors", "tokenizer*", "vocab*", "merges.txt", "chat_template*")  # of it, what a result depends on
 Listener = Callable[[dict[str, Any]], None]
 Stop = Callable[[], str | None]
 
@@ -38,7 +39,7 @@ def train(settings: TrainSettings, *, directory: Path, on_step: Listener, should
     rows = read_rows(settings.train)
     held_out = read_rows(settings.validation) if settings.validation else None  # a bad row is told before hours of work
     check_data(rows, settings)
-    digest = _digest(settings, config, rows)
+    digest = _digest(settings, config, rows, path)
     with own_random_state(settings.seed):
         job = _Job(settings, directory, path, config, rows, digest)
         result = TrainResult(model=directory / MODEL, step=job.total_steps, total_steps=job.total_steps)
@@ -95,8 +96,8 @@ class _Job:
         manifest = self._directory / MODEL / MANIFEST
         if not manifest.is_file():
             return False
-        if json.loads(manifest.read_text(encoding="utf-8")).get("digest") != self._digest:
-            raise ValueError(f"{manifest.parent} is of other settings or other data; train in another directory")
+        if not is_same(json.loads(manifest.read_text(encoding="utf-8")).get("digest"), self._digest):
+            raise ValueError(f"{manifest.parent} is of another model, settings or data; train in another directory")
         return True
 
     def run(self, on_step: Listener, should_stop: Stop) -> str | None:
@@ -163,6 +164,15 @@ def _plain(settings: TrainSettings) -> dict[str, Any]:
     return {name: value for name, value in asdict(settings).items() if name not in _MACHINE}
 
 
-def _digest(settings: TrainSettings, config: dict[str, Any], rows: Rows) -> str:
+def _digest(settings: TrainSettings, config: dict[str, Any], rows: Rows, backbone: Path) -> str:
+    """Two hashes: of settings and data, and of the backbone, whose config is the same for all its fine-tunings."""
     parts = json.dumps([_plain(settings), config, rows.digest()], sort_keys=True, default=str)
-    return hashlib.sha256(parts.encode()).hexdigest()
+    return hashlib.sha256(parts.encode()).hexdigest() + _weights_digest(backbone)
+
+
+def _weights_digest(backbone: Path) -> str:
+    whole = hashlib.sha256()
+    for path in sorted({path for pattern in _BACKBONE for path in backbone.glob(pattern)}):
+        with path.open("rb") as file:
+            whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()

@@ -17,7 +17,7 @@ FILE = "checkpoint.safetensors"
 
 
 def save_state(trainer: Trainer, directory: Path, digest: str) -> None:
-    """`digest` tells settings and data apart: a checkpoint goes on with its own alone."""
+    """`digest` tells models, settings and data apart: a checkpoint goes on with its own alone."""
     tensors: dict[str, Tensor] = {f"weights.{name}": p for name, p in trainer.module.named_parameters()}
     for i, parameter in enumerate(trainer.parameters):
         for key, value in trainer.optimizer.state.get(parameter, {}).items():
@@ -34,6 +34,11 @@ def save_state(trainer: Trainer, directory: Path, digest: str) -> None:
     scratch.replace(directory / FILE)
 
 
+def is_same(stored: str | None, digest: str) -> bool:
+    """Whether both are of one training. An early checkpoint has the first hash alone, which leaves the weights out."""
+    return bool(stored) and digest.startswith(str(stored))
+
+
 def load_state(trainer: Trainer, directory: Path, digest: str) -> bool:
     """Whether there was a checkpoint to go on from. Raises ValueError for one of other settings, or a damaged one."""
     path = directory / FILE
@@ -45,8 +50,8 @@ def load_state(trainer: Trainer, directory: Path, digest: str) -> bool:
         tensors = load_file(path)
     except SafetensorError:
         raise ValueError(f"{path} is damaged; delete it to start over") from None
-    if metadata.get("digest") != digest:
-        raise ValueError(f"{path} is of other settings or other data; train in another directory, or delete it")
+    if not is_same(metadata.get("digest"), digest):
+        raise ValueError(f"{path} is of another model, settings or data; train in another directory, or delete it")
     with torch.no_grad():
         for name, parameter in trainer.module.named_parameters():
             parameter.copy_(tensors[f"weights.{name}"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from rewards import registry
 from rewards.models.heads import HeadConfig, HeadsConfig
@@ -202,13 +204,43 @@ def test_a_frozen_backbone_stays_as_it_was(backbone, files, tmp_path):
 def test_a_checkpoint_of_other_settings_or_data_is_refused(backbone, files, tmp_path):
     wanted = document(backbone, files)
     run(wanted, tmp_path, stop_at=1)
-    with pytest.raises(ValueError, match="of other settings or other data"):
+    with pytest.raises(ValueError, match="of another model, settings or data"):
         run(wanted | {"lr": 1e-4}, tmp_path)
-    with pytest.raises(ValueError, match="of other settings or other data"):
+    with pytest.raises(ValueError, match="of another model, settings or data"):
         run(wanted | {"train": [files["held_out"]]}, tmp_path)
     (tmp_path / "checkpoint" / "checkpoint.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match="damaged"):
         run(wanted, tmp_path)
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "tokenizer.json"])
+def test_what_another_backbone_of_the_same_shape_began_is_refused(backbone, files, tmp_path, changed):
+    base = tmp_path / "base"
+    shutil.copytree(backbone, base)
+    wanted = document(base, files, max_steps=2)
+    run(wanted, tmp_path / "stopped", stop_at=1)
+    run(wanted, tmp_path / "finished")
+    moved = base.rename(tmp_path / "moved")
+    run(wanted | {"model": str(moved)}, tmp_path / "stopped", stop_at=1)  # the same one elsewhere
+    other = make_backbone(tmp_path / "other", size={"hidden_size": 32}, seed=1)
+    if changed == "tokenizer.json":
+        (moved / changed).write_text((moved / changed).read_text() + "\n")
+    else:
+        shutil.copy(other / changed, moved / changed)
+    for directory in ("stopped", "finished"):
+        with pytest.raises(ValueError, match="of another model, settings or data"):
+            run(wanted | {"model": str(moved)}, tmp_path / directory)
+
+
+def test_a_checkpoint_that_says_nothing_of_its_backbone_goes_on(backbone, files, tmp_path):
+    wanted = document(backbone, files, max_steps=2)
+    run(wanted, tmp_path, stop_at=1)
+    path = tmp_path / "checkpoint" / "checkpoint.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, metadata=metadata | {"digest": metadata["digest"][:64]})
+    _, log = run(wanted, tmp_path)
+    assert [figures["step"] for figures in log] == [2]
 
 
 def test_the_callers_random_state_is_left_alone(backbone, files, tmp_path):
