@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -10,12 +11,15 @@ from types import MappingProxyType
 from orchestrator.prompts import Contents
 from orchestrator.spec import JobSpec
 from orchestrator.specs.data import FilesData
+from orchestrator.specs.gold import GoldSpec
 from orchestrator.specs.objectives import DEFAULT_RANGE, ObjectiveSpec
 from rewards import registry
+from rewards.judges import profiles
 
 ADD_FIRST = frozenset({"grpo", "dr_grpo", "rloo", "dvao", "corr_grpo", "reinforce"})
 """Estimators that add the objectives' rewards as they are, so that the wider one counts for more."""
 
+JUDGES = frozenset({"judge", "judge_pairwise"})  # rewards with an option `profile`
 TRIAL_STEPS = 10  # of a job that is tried out, whose rhythm is that of the real one's
 MUCH_WIDER = 10.0  # times the next; below it a person's weights may well have allowed for it
 
@@ -28,7 +32,15 @@ def doubts(spec: JobSpec, contents: Mapping[str, Contents] = MappingProxyType({}
 
     `contents` are those of its splits, as far as they were read.
     """
-    return [*_splits(spec, contents), *_ranges(spec), *_scales(spec), *_engines(spec), *_loss(spec), *_rhythm(spec)]
+    return [
+        *_splits(spec, contents),
+        *_ranges(spec),
+        *_deadlines(spec),
+        *_scales(spec),
+        *_engines(spec),
+        *_loss(spec),
+        *_rhythm(spec),
+    ]
 
 
 def _splits(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[str, str]]:
@@ -50,9 +62,8 @@ def _splits(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[s
 
 def _ranges(spec: JobSpec) -> Iterator[tuple[str, str]]:
     """Those that stayed at the default; a narrower one than the reward's is what a person can see to be reached."""
-    ranges = {f"objectives.{i}": (objective.reward, objective.range) for i, objective in enumerate(spec.objectives)}
-    ranges |= {} if spec.gold is None else {"gold": (spec.gold.reward, spec.gold.range)}
-    for field, (reward, chosen) in ranges.items():
+    for field, owner in _rewarded(spec).items():
+        reward, chosen = owner.reward, owner.range
         low, high = registry.range_of(reward.name, reward.options)
         if chosen == DEFAULT_RANGE and not (chosen[0] <= low and high <= chosen[1]):
             has = "has no bounds" if math.inf in (-low, high) else f"goes from {low:g} to {high:g}"
@@ -61,6 +72,28 @@ def _ranges(spec: JobSpec) -> Iterator[tuple[str, str]]:
                 f"[0, 1], and '{reward.name}' {has}: what lies outside counts as 0 or 1 where objectives are compared "
                 "by their ranges; give the lowest and highest score that can be expected",
             )
+
+
+def _deadlines(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    for field, owner in _rewarded(spec).items():
+        reward = owner.reward
+        if reward.name not in JUDGES:
+            continue
+        deadline_s = reward.hosting.deadline_s or spec.resources.reward_timeout_s
+        with contextlib.suppress(profiles.ProfileError):  # of which preflight tells
+            judge = str(reward.options["profile"])
+            if (needed_s := profiles.find(judge).deadline_s) >= deadline_s:
+                yield (
+                    f"{field}.reward.hosting.deadline_s",
+                    f"a call is given up after {deadline_s:g} s, and '{judge}' may take {needed_s:g} s with its "
+                    "retries; the process is then killed, and the whole batch asked for again: use more",
+                )
+
+
+def _rewarded(spec: JobSpec) -> dict[str, ObjectiveSpec | GoldSpec]:
+    """What has a reward, by field."""
+    found: dict[str, ObjectiveSpec | GoldSpec] = {f"objectives.{i}": each for i, each in enumerate(spec.objectives)}
+    return found | ({} if spec.gold is None else {"gold": spec.gold})
 
 
 def _scales(spec: JobSpec) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,10 @@ import pytest
 
 from orchestrator.doubts import doubts
 from orchestrator.spec import parse_spec
+from rewards.judges import profiles
+from tests.judge_server import write_profiles
+
+URL = "https://judges.example.com/v1"
 
 
 def asked(**changes: Any) -> dict[str, str]:
@@ -129,3 +133,27 @@ def test_a_models_own_ranges_are_looked_up(
     found = asked(objectives=scored_by(reward, {"model": rating_model(tmp_path), **options}))
     assert found.keys() == ({"objectives.1.range"} if has else set())
     assert has is None or f"and '{reward}' {has}" in found["objectives.1.range"]
+
+
+@pytest.mark.parametrize("name", ["judge", "judge_pairwise"])
+def test_a_call_that_ends_before_its_judge_does_is_asked_about(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        profiles.VARIABLE,
+        str(write_profiles(tmp_path, slow={"base_url": URL, "deadline_s": 90.0}, quick={"base_url": URL})),
+    )
+
+    def found(profile: str, **hosting: float) -> dict[str, str]:
+        rubric = {"rubric": "style"} if name == "judge" else {}
+        reward = {"name": name, "options": {"profile": profile, **rubric}, "hosting": hosting}
+        gold = {"reward": {**reward, "hosting": {"deadline_s": 91}}}
+        return asked(
+            objectives=[{"name": "right", "reward": {"name": "math"}}, {"name": "good", "reward": reward}], gold=gold
+        )
+
+    ((field, message),) = found("slow").items()  # resources.reward_timeout_s
+    assert field == "objectives.1.reward.hosting.deadline_s"
+    assert message.startswith("a call is given up after 60 s, and 'slow' may take 90 s with its retries")
+    assert found("slow", deadline_s=91) == found("quick") == found("nobody") == {}
+    assert "after 20 s, and 'quick' may take 20 s" in found("quick", deadline_s=20)[field]
