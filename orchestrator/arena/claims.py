@@ -172,9 +172,10 @@ def costlier(entry: str, other: str) -> Callable[[Task], Paired | None]:
     def difference(task: Task) -> Paired | None:
         if entry not in task.entries or other not in task.entries:
             return None
-        costs = {s: run.relative_cost for s, run in task.entries[entry].runs.items()}
-        bases = {s: run.relative_cost for s, run in task.entries[other].runs.items()}
-        shares = {s: cost / base for s, cost in costs.items() if cost and (base := bases.get(s))}
+        runs, others = task.entries[entry].runs, task.entries[other].runs
+        pairs = {s: (run, others[s]) for s, run in runs.items() if s in others and run.timed_like(others[s])}
+        costs = {s: (run.relative_cost, base.relative_cost) for s, (run, base) in pairs.items()}
+        shares = {s: cost / base for s, (cost, base) in costs.items() if cost and base}
         return paired(shares, dict.fromkeys(shares, 1.0))
 
     return difference

@@ -59,10 +59,13 @@ class Baseline:
 
 @dataclass(frozen=True, kw_only=True)
 class Reached:
-    """Median steps to the best static weights' validation hypervolume; None where half of the runs ended before."""
+    """Median steps to the best static weights' validation hypervolume; None where half of the runs ended before.
+
+    `time`: as a share of what fixed equal weights took for all steps, with the same seed and under the same conditions.
+    """
 
     steps: float | None
-    seconds: float | None
+    time: float | None
     reached: int
     of: int
 
@@ -279,26 +282,19 @@ def _row(entry: Entry, baselines: dict[str, Baseline], entries: dict[str, Entry]
         for name, figure in FIGURES.items()
     }
     fixed = entries[FIXED].runs if FIXED in entries else {}
+    timed = {s: run for s, run in entry.runs.items() if s in fixed and run.timed_like(fixed[s])}
     figures["overhead"] = mean_over(
-        {
-            s: run.step_s / fixed[s].step_s
-            for s, run in entry.runs.items()
-            if s in fixed and fixed[s].step_s > 0 and fixed[s].run.workers == run.run.workers
-        }
+        {s: run.step_s / fixed[s].step_s for s, run in timed.items() if fixed[s].step_s > 0}
     )
     figures["overhead_equal"] = mean_over(
-        {
-            s: cost / base
-            for s, run in entry.runs.items()
-            if s in fixed and (cost := run.relative_cost) and (base := fixed[s].relative_cost)
-        }
+        {s: cost / base for s, run in timed.items() if (cost := run.relative_cost) and (base := fixed[s].relative_cost)}
     )
     static = baselines.get("static")
     return Row(
         entry=entry,
         hypervolume=hypervolume,
         figures=figures,
-        reached=_reached(entry, entries[static.entry]) if static is not None and static.entry else None,
+        reached=_reached(entry, entries[static.entry], fixed) if static is not None and static.entry else None,
         against={
             key: None if baseline.entry == entry.name else paired(entry.hypervolumes, baseline.hypervolumes)
             for key, baseline in baselines.items()
@@ -306,20 +302,29 @@ def _row(entry: Entry, baselines: dict[str, Baseline], entries: dict[str, Entry]
     )
 
 
-def _reached(entry: Entry, static: Entry) -> Reached | None:
+def _reached(entry: Entry, static: Entry, fixed: dict[int, RunFigures]) -> Reached | None:
     shared = sorted(set(entry.runs) & set(static.runs))
     if not shared:
         return None
     found = {seed: entry.runs[seed].reached(static.runs[seed].validation_hypervolume) for seed in shared}
-    steps = [float("inf") if step is None else float(step) for step in found.values()]
-    seconds = [float("inf") if step is None else entry.runs[s].seconds_until(step) for s, step in found.items()]
-    middle, middle_s = median(steps), median(seconds)  # with censored runs a median, if it is known, stays a median
+    times = {
+        s: float("inf") if step is None else entry.runs[s].seconds_until(step) / whole
+        for s, step in found.items()
+        if s in fixed and entry.runs[s].timed_like(fixed[s]) and (whole := sum(fixed[s].run.step_seconds)) > 0
+    }
     return Reached(
-        steps=middle if np.isfinite(middle) else None,
-        seconds=middle_s if np.isfinite(middle_s) else None,
+        steps=_censored_median(float("inf") if step is None else float(step) for step in found.values()),
+        time=_censored_median(times.values()),
         reached=sum(step is not None for step in found.values()),
         of=len(shared),
     )
+
+
+def _censored_median(values: Iterable[float]) -> float | None:
+    """With censored runs a median, if it is known, stays a median."""
+    told = list(values)
+    middle = median(told) if told else float("inf")
+    return middle if np.isfinite(middle) else None
 
 
 def _correct(rows: list[Row], baselines: dict[str, Baseline]) -> None:

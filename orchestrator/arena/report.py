@@ -42,9 +42,10 @@ PROTOCOL = (
     "the same prompts is off by less than the two together, and that of several seeds by less again.",
     "Area: mean validation hypervolume over the steps, a step having what the last evaluation found. Worst: the "
     "lowest normalised objective, on test, at the step that the preference chooses on validation.",
-    "Steps and seconds to static: the first evaluation at which a run's validation hypervolume reaches what the best "
-    "static weights had at the end with the same seed, and the training time until then. A run that ends before is "
-    "censored: the median over seeds is told where it is known, and how many got there.",
+    "Steps and time to static: the first evaluation at which a run's validation hypervolume reaches what the best "
+    "static weights had at the end with the same seed, and the training time until then, as a share of that of all "
+    f"steps of {FIXED} with the same seed. A run that ends before is censored: the median over seeds is told where it "
+    "is known, and how many got there.",
     "Outcome calibration: cosine between the preference and the normalised improvement. Weight calibration: 1 "
     "minus the total variation distance of the mean applied weights from the preference.",
     "Differences are paired by seed; a seed that one side lacks is dropped, and it is told of how many seeds a "
@@ -66,10 +67,11 @@ PROTOCOL = (
     "level with it, says nothing of the others, and is not called so.",
     "grpo sums the rewards in their own units, as published: on sums5, where one has a range of 64 and others of 1 or "
     "less, that one decides, and a difference to grpo is one of units.",
-    "Overhead: median step, generation to weights without evaluation, over that of gdpo/fixed with the same seed, "
-    "where as many runs went side by side. They disturb each other, and a rule that makes longer completions pays for "
-    "them. Compute per unit of generation: the seconds of rolling out, weighing and learning over those of rolling "
-    "out alone, over the same of gdpo/fixed: what the rule itself costs, however long its completions are.",
+    f"Overhead: median step, generation to weights without evaluation, over that of {FIXED} with the same seed. A rule "
+    "that makes longer completions pays for them. Compute per unit of generation: the seconds of rolling out, weighing "
+    f"and learning over those of rolling out alone, over the same of {FIXED}: what the rule itself costs, however long "
+    "its completions are. Times are compared where the two runs had the same kind of processor and as many runs beside "
+    "them, and are noisy even so: a target is open while the interval has its limit in it.",
 )
 
 

@@ -179,6 +179,11 @@ class RunFigures:
         """Points of the validated front without test figures: with them the test hypervolume might be higher."""
         return sum(point.on_front for point in self.run.validation) - len(self.chosen)
 
+    def timed_like(self, other: RunFigures) -> bool:
+        """Their times can be compared: on the same kind of machine, beside as many others."""
+        mine, its = ((r.workers, r.machine.get("processor"), r.machine.get("cores")) for r in (self.run, other.run))
+        return mine == its
+
     def seconds_until(self, step: int) -> float:
         return sum(self.run.step_seconds[:step])
 

@@ -234,8 +234,8 @@ def steps_words(reached: Reached | None) -> str:
     return f"{told} ({reached.reached} of {reached.of})"
 
 
-def seconds_words(reached: Reached | None) -> str:
-    return "–" if reached is None or reached.seconds is None else f"{reached.seconds:.0f}"
+def time_words(reached: Reached | None) -> str:
+    return "–" if reached is None or reached.time is None else f"{reached.time:.2f}"
 
 
 def seeds_list(seeds: Iterable[int]) -> str:
@@ -263,7 +263,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "cell": cell,
     "seeds": seeds_list,
     "steps": steps_words,
-    "seconds": seconds_words,
+    "time": time_words,
     "signed": "{:+.3f}".format,
     "ends": ends,
     "interval": lambda interval: "" if interval is None else ends(interval, signed=False),

@@ -232,7 +232,7 @@ def test_both_pages_say_how_to_run_the_held_out_task_and_how_fast_static_was_rea
     found = analysed(tmp_path, arena(RULES))
     for text in (render_html(found), render_markdown(found)):
         assert "equipoise arena --preset full --out DIR --resume --held-out" in text
-        assert "seconds to static" in text
+        assert "time to static" in text
         assert "the rest is not significant or has too few seeds to tell" in text.replace("\n", " ")
     table = next(line for line in render_markdown(found).splitlines() if line.startswith("| entry |"))
     assert table.rstrip().endswith("| minus front (8 times the budget) |")

@@ -69,7 +69,8 @@ class Hand:
 
 
 @pytest.mark.parametrize("task", ["sums3", "sums5"])
-def test_what_the_arena_writes_is_read(tmp_path: Path, task: str) -> None:
+def test_what_the_arena_writes_is_read(tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.arena.protocol.RULES", {"saw": 3})
     with Ledger(tmp_path) as ledger:
         runs = plan(PRESETS["full"], tasks=[task], rules=["gdpo/fixed", "gdpo/saw", "gdpo/dara"], seeds=2)
         Arena(runs=runs, ledger=ledger, hire=lambda _number: Hand()).run()
@@ -81,6 +82,7 @@ def test_what_the_arena_writes_is_read(tmp_path: Path, task: str) -> None:
     assert [(run.entry, run.reason) for run in results.failed] == [("gdpo/dara", "weights are not finite")] * 2
     assert set(results.done[0].versions) > {"python", "torch"}
     assert results.done[0].conditions == FULL
+    assert [run.rule_version for run in results.done] == [1, 3, 1, 3]
 
 
 @pytest.mark.parametrize(("change", "left"), [
