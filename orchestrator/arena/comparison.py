@@ -125,6 +125,15 @@ class Task:
         return median(told) if told else None
 
     @property
+    def noise_gains(self) -> list[tuple[str, float]]:
+        """By entry, the least first: what noise adds to the test hypervolume, mean over the runs that tell it."""
+        told = {
+            name: [gain for run in entry.runs.values() if (gain := run.noise_gain) is not None]
+            for name, entry in self.entries.items()
+        }
+        return sorted(((name, float(np.mean(gains))) for name, gains in told.items() if gains), key=lambda g: g[1])
+
+    @property
     def columns(self) -> list[str]:
         """Baselines worth a column each: that of the static weights chosen without the seed is none where it chose the
         same ones for every seed."""

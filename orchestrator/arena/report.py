@@ -40,6 +40,9 @@ PROTOCOL = (
     "references, as a share of the box above them.",
     "Standard error: what a run's test hypervolume is off by from its test prompts alone. A difference of two runs on "
     "the same prompts is off by less than the two together, and that of several seeds by less again.",
+    "What noise adds: of several tested points the luckier make the front, so that its volume is too high, for some "
+    "entries more than for others. How much is estimated by adding as much noise again, each point's by itself; the "
+    "entries with the least and the most of it are told.",
     "Area: mean validation hypervolume over the steps, a step having what the last evaluation found. Worst: the "
     "lowest normalised objective, on test, at the step that the preference chooses on validation.",
     "Steps and time to static: the first evaluation at which a run's validation hypervolume reaches what the best "
@@ -108,7 +111,7 @@ def _context(analysis: Analysis) -> Json:
     done = analysis.results.done
     return {
         "analysis": analysis,
-        "protocol": [*PROTOCOL, *_lower_bounds(analysis.tasks)],
+        "protocol": [*PROTOCOL, *_tested_in_part(analysis.tasks)],
         "claims_rule": RULE,
         "conditions": _conditions(done),
         "tested": sorted({point.prompts for run in done for point in run.test if point.prompts}),
@@ -123,7 +126,7 @@ def _context(analysis: Analysis) -> Json:
     }
 
 
-def _lower_bounds(tasks: list[Task]) -> list[str]:
+def _tested_in_part(tasks: list[Task]) -> list[str]:
     """Where fronts were tested in part."""
     runs = [run for task in tasks for entry in task.entries.values() for run in entry.runs.values()]
     partly = sum(run.untested > 0 for run in runs)
@@ -131,7 +134,7 @@ def _lower_bounds(tasks: list[Task]) -> list[str]:
         return []
     return [
         f"In {partly} of {len(runs)} runs validation kept more points on the front than were tested (those that cover "
-        "most together, `test_points`): the test hypervolumes of these runs are lower bounds."
+        "most together, `test_points`), which takes from their test hypervolumes. They are no lower bounds: noise adds."
     ]
 
 

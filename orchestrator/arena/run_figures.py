@@ -14,6 +14,7 @@ from orchestrator.arena.results import Run
 from policies.pareto import Archive, Point, hypervolume, nondominated
 
 Array = NDArray[np.float64]
+NOISE_DRAWS = 32
 
 
 @dataclass(frozen=True)
@@ -66,21 +67,41 @@ class RunFigures:
         each checkpoint. Within an objective the checkpoints move together, as they answer the same prompts; the
         objectives' errors are taken as independent.
         """
+        if self.front_errors_NK is None:
+            return None
+        squares = 0.0
+        for k in range(len(self.run.objectives)):
+            errors_NK = np.zeros_like(self.front_NK)
+            errors_NK[:, k] = self.front_errors_NK[:, k]
+            squares += ((self._moved(errors_NK) - self._moved(-errors_NK)) / 2) ** 2
+        return float(np.sqrt(squares))
+
+    @functools.cached_property
+    def noise_gain(self) -> float | None:
+        """What the test prompts' noise adds to `hypervolume`, as the luckier of the tested points make the front.
+
+        The mean over fronts with as much noise again, minus the front's: each checkpoint's errors are drawn by
+        themselves, and once with each sign. None where the run does not tell its errors.
+        """
+        if self.front_errors_NK is None:
+            return None
+        draws_RNK = np.random.default_rng(0).standard_normal((NOISE_DRAWS, *self.front_NK.shape)) * self.front_errors_NK
+        volumes = [self._moved(sign * noise_NK) for noise_NK in draws_RNK for sign in (1, -1)]
+        return float(np.mean(volumes)) - self.hypervolume
+
+    @functools.cached_property
+    def front_errors_NK(self) -> Array | None:
+        """Standard errors of `front_NK`; None where not all are told."""
         told = {point.step: point.stderr for point in self.run.test if point.stderr}
         kept = [point.step for point in self.run.validation if point.on_front and point.step in told]
         if not kept or len(kept) < len(self.chosen):
             return None
-        squares = 0.0
-        for k, (name, objective) in enumerate(self.run.objectives.items()):
-            errors_NK = np.zeros_like(self.front_NK)
-            errors_NK[:, k] = [told[step].get(name, 0.0) for step in kept]
-            errors_NK /= objective.range[1] - objective.range[0]
-            above, below = (
-                hypervolume(np.clip(self.front_NK + sign * errors_NK, 0.0, 1.0), self.archive.reference_K)
-                for sign in (1, -1)
-            )
-            squares += ((above - below) / 2) ** 2
-        return float(np.sqrt(squares))
+        spans = {name: objective.range[1] - objective.range[0] for name, objective in self.run.objectives.items()}
+        return np.array([[told[step].get(name, 0.0) / span for name, span in spans.items()] for step in kept])
+
+    def _moved(self, by_NK: Array) -> float:
+        """Hypervolume of the front with its points moved."""
+        return hypervolume(np.clip(self.front_NK + by_NK, 0.0, 1.0), self.archive.reference_K)
 
     @property
     def validation_hypervolume(self) -> float:

@@ -58,8 +58,16 @@ def test_the_standard_error_is_what_resampling_finds() -> None:
     assert found.hypervolume_error == pytest.approx(np.std(drawn), rel=0.08)
 
 
+def test_noise_adds_to_the_volume_of_several_points() -> None:
+    """The better of two that are equal but for normal errors is sd / sqrt(pi) above them; one alone is not above."""
+    twice = run(THREE, [(10, 6.0, 0.5), (20, 6.0, 0.5)], stderr={"b": 0.05})
+    assert twice.noise_gain == pytest.approx(0.5 * 0.05 / np.sqrt(np.pi), rel=0.25)
+    assert run(THREE, [(20, 6.0, 0.5)], stderr={"b": 0.05}).noise_gain == pytest.approx(0.0, abs=1e-9)
+
+
 def test_runs_that_tell_no_errors_have_none() -> None:
     assert run(THREE, [(20, 6.0, 0.5)]).hypervolume_error is None
+    assert run(THREE, [(20, 6.0, 0.5)]).noise_gain is None
 
 
 def test_values_outside_the_range_are_clipped() -> None:

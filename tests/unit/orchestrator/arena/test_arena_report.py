@@ -217,9 +217,10 @@ def test_differences_tell_of_how_many_seeds_they_are(tmp_path: Path) -> None:
     assert "| sums3 | gdpo/saw | 1-4 |" in text  # a row of the table of runs that are not there
 
 
-def test_a_front_that_was_tested_in_part_is_a_lower_bound(tmp_path: Path) -> None:
+def test_a_front_that_was_tested_in_part_is_told_and_called_no_bound(tmp_path: Path) -> None:
     records = arena(RULES)
-    told = "the test hypervolumes of these runs are lower bounds"
+    assert "What noise adds to it: from +0.000 (" in render_markdown(analysed(tmp_path, records))
+    told = "which takes from their test hypervolumes. They are no lower bounds: noise adds."
     assert told not in render_markdown(analysed(tmp_path, records))
     for one in records[:3]:
         one["validation"][-2]["on_front"] = True
