@@ -17,6 +17,7 @@ from orchestrator.engines import EnginePool
 from orchestrator.gang import gpus_reserved, members
 from orchestrator.gold import GoldScorer
 from orchestrator.hosting import GOLD, hosted_gold, hosted_rewards, reward_pool
+from orchestrator.pinning import at_one_commit
 from orchestrator.placement import check_placement, cluster_device, gpus_wanted, reward_gpus, shares_gpu, transport_of
 from orchestrator.prompts import Contents, DatasetError, Prompt, PromptOrder, encode, load_prompts
 from orchestrator.remote import LONG_PAUSES_S, is_url
@@ -112,6 +113,7 @@ def build(
     if spec.policy.model == "quickstart":
         on_stage("preparing the quickstart policy (trained once, in about a minute and a half)")
     model = resolve_model(spec, state_dir, data_dir=data_dir, on_stage=on_stage)
+    spec = spec if data_dir is None else at_one_commit(spec, model, data_dir)
     tokenizer = load_tokenizer(model, revision=spec.policy.revision)
     splits = load_splits(
         spec,

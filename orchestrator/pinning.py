@@ -1,0 +1,41 @@
+"""One commit of a policy on the hub for all of a job's life: what its branch has at a later resume may be another."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from orchestrator.spec import JobSpec
+
+FILE = "policy-commit"  # in the folder of what the job fetches
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def at_one_commit(spec: JobSpec, model: str, data_dir: Path) -> JobSpec:
+    """The spec with the commit that its revision of a hub id meant when the job first started.
+
+    `model` is what is loaded; a directory has no revision. Where no commit can be told, the spec is as it was.
+    """
+    if model != spec.policy.model or Path(model).exists() or _COMMIT.fullmatch(spec.policy.revision or ""):
+        return spec
+    file = data_dir / FILE
+    commit = file.read_text(encoding="utf-8") if file.exists() else _commit(model, spec.policy.revision)
+    if commit is None:
+        return spec
+    if not file.exists():
+        data_dir.mkdir(parents=True, exist_ok=True)
+        hidden = file.with_name(f".{FILE}")
+        hidden.write_text(commit, encoding="utf-8")
+        hidden.rename(file)
+    return spec.model_copy(update={"policy": spec.policy.model_copy(update={"revision": commit})})
+
+
+def _commit(hub_id: str, revision: str | None) -> str | None:
+    """None where the hub does not tell; loading the model then says why."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        found = Path(hf_hub_download(hub_id, "config.json", revision=revision)).parent.name
+    except (OSError, ValueError):
+        return None
+    return found if _COMMIT.fullmatch(found) else None
