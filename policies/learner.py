@@ -218,7 +218,8 @@ class Learner:
 
         advantages_B are the combined advantages. With their `parts`, the first minibatch's update is the weighted sum
         of the gradients that `gramian` kept, where it was asked; the other modes measure during this update.
-        Raises ValueError where an advantage or the gradient is not finite: that update is not made.
+        Raises ValueError where an advantage or the gradient is not finite: that update is not made, those of the
+        minibatches before it are.
         """
         held, self._held = self._held, None
         if not bool(torch.isfinite(advantages_B).all()):
@@ -371,6 +372,11 @@ class Learner:
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
         if not bool(torch.isfinite(norm)):
             self.optimizer.zero_grad()
+            if made := len(meter.grad_norms):
+                raise ValueError(
+                    f"the gradient of minibatch {made + 1} is not finite; the policy has the updates before it, "
+                    "the last checkpoint has none of this batch's"
+                )
             raise ValueError("the gradient is not finite; the policy was left as it was")
         meter.lr = float(self.scheduler.get_last_lr()[0])  # of this update; the schedule then moves to the next one's
         self.optimizer.step()

@@ -486,11 +486,21 @@ def test_advantages_that_are_not_finite_are_refused(policy, bad):
 def test_a_gradient_that_is_not_finite_is_refused_and_leaves_nothing(policy):
     learner, fresh = make_learner(policy), make_learner(policy)
     before = parameters_of(learner)
-    with pytest.raises(ValueError, match="gradient is not finite"):
+    with pytest.raises(ValueError, match=r"^the gradient is not finite; the policy was left as it was$"):
         learner.learn(ROLLOUTS, torch.full((len(ROLLOUTS),), 3e38))
     assert_identical(parameters_of(learner), before)
     assert learner.learn(ROLLOUTS, ADVANTAGES) == fresh.learn(ROLLOUTS, ADVANTAGES)
     assert_identical(parameters_of(learner), parameters_of(fresh))
+
+
+def test_a_later_gradient_that_is_not_finite_is_told_with_what_came_before_it(policy):
+    learner, fresh = make_learner(policy, minibatches=3), make_learner(policy, minibatches=3)
+    order = fresh._shuffled(len(ROLLOUTS))
+    advantages = ADVANTAGES.clone()
+    advantages[minibatches(len(ROLLOUTS), count=3, order=order)[1]] = 3e38
+    with pytest.raises(ValueError, match=r"^the gradient of minibatch 2 is not finite; the policy has the updates"):
+        learner.learn(ROLLOUTS, advantages)
+    assert learner.scheduler.last_epoch == 1
 
 
 def test_a_refused_batch_leaves_no_gradients_for_the_next(policy):
