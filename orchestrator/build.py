@@ -490,6 +490,7 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
         ),
         aggregation=loss.aggregation,
         max_tokens=spec.rollout.max_tokens,
+        max_model_len=spec.policy.max_model_len,
         kl_coef=loss.kl_coef,
         gradient_checkpointing=spec.policy.gradient_checkpointing,
         cpu_offload=spec.policy.cpu_offload,

@@ -36,7 +36,7 @@ from policies.learner_state import load_state, policy_writer, state_writer, with
 from policies.lora import adapter, attach, base_digest, base_parameters, merged, switched_off
 from policies.losses import k3
 from policies.meter import Meter
-from policies.models import load_model
+from policies.models import check_positions, load_model
 from policies.rank_rows import rank_rows, token_shares
 from policies.ranks import Ranks, whole
 from policies.scorer import Scorer
@@ -130,7 +130,9 @@ class Learner:
     def _load(self) -> Any:
         settings = self.settings
         dtype = settings.dtype if settings.lora is not None else "float32"  # what is frozen has nothing to round away
-        return load_model(settings.model, revision=settings.revision, dtype=dtype)
+        model = load_model(settings.model, revision=settings.revision, dtype=dtype)
+        check_positions(model.config, settings.max_model_len)
+        return model
 
     def _load_reference(self) -> Scorer:
         if self.settings.lora is not None:

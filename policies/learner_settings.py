@@ -39,6 +39,7 @@ class LearnerSettings:
     surrogate: ClippedSurrogate = field(default_factory=ClippedSurrogate)
     aggregation: Aggregation = "token_mean"
     max_tokens: int = 1024
+    max_model_len: int | None = None  # of the engines
     kl_coef: float = 0.0
     gradient_checkpointing: bool = False
     cpu_offload: bool = False

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
@@ -74,6 +74,25 @@ def context_length(config: dict[str, Any]) -> int | None:
     """Tokens that the model was made for, where its config says so."""
     value = _text(config).get("max_position_embeddings")
     return value if isinstance(value, int) and value > 0 else None
+
+
+def check_positions(config: PretrainedConfig, max_model_len: int | None) -> None:
+    """Raises ModelError for engines' contexts in which LongRoPE (arXiv 2402.13753) would be two things.
+
+    A context beyond the original one has long factors in vLLM, for every text; in transformers only a batch that has a
+    longer text has. Where vLLM is not told, it stays within the original context.
+    """
+    text: Any = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings")
+    if rope.get("rope_type") != "longrope" or original is None:
+        return
+    context = max_model_len or getattr(text, "original_max_position_embeddings", text.max_position_embeddings)
+    if context > original:
+        raise ModelError(
+            f"policy.max_model_len: this model's positions (longrope) depend on the texts beside, beyond {original} "
+            f"tokens; set it to {original} or less"
+        )
 
 
 def ranks_that_share(config: dict[str, Any], most: int) -> list[int]:

@@ -26,6 +26,7 @@ from policies.estimators.base import whitening_factor
 from policies.learner import Learner, LearnerSettings, learning_rate
 from policies.lora import Lora
 from policies.losses import ClippedSurrogate
+from policies.models import ModelError
 from policies.types import ObjectiveAdvantages, Rollout
 from tests.support import make_policy
 
@@ -221,6 +222,26 @@ def test_dropout_is_off(noisy, checkpointing):
     with torch.no_grad():
         for one, found in zip(ROLLOUTS, learner.logprobs(ROLLOUTS), strict=True):
             torch.testing.assert_close(torch.tensor(found), naive_logprobs(model, one), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("max_model_len", "sound"), [(None, True), (16, True), (17, False)])
+def test_positions_that_depend_on_the_texts_beside_are_refused(policy, tmp_path, max_model_len, sound):
+    """A short text has the short factors beside a long one too, as far as engines' contexts go."""
+    directory = shutil.copytree(policy, tmp_path / "phi3")
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = AutoConfig.for_model(
+        "phi3", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, intermediate_size=24,
+        vocab_size=VOCABULARY, pad_token_id=0, max_position_embeddings=64, original_max_position_embeddings=16,
+        rope_parameters=rope | {"original_max_position_embeddings": 16},
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    if not sound:
+        with pytest.raises(ModelError, match=r"^policy\.max_model_len: .*\(longrope\).*; set it to 16 or less$"):
+            make_learner(str(directory), max_model_len=max_model_len)
+        return
+    learner = make_learner(str(directory), max_model_len=max_model_len)
+    short, long = rollout(random.Random(0), 3, 4), rollout(random.Random(0), 6, 10)
+    assert learner.logprobs([short, long])[0] == pytest.approx(learner.logprobs([short])[0], abs=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------ gradient
