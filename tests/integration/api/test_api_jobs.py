@@ -287,9 +287,9 @@ def test_a_body_that_says_something_is_not_swallowed(http: httpx.Client, job_id:
     assert http.post(url, json={}).status_code == 200
 
 
-def test_a_pause_of_the_other_api_takes_no_body_either(http: httpx.Client, job_id: str) -> None:
+def test_a_pause_of_the_other_api_is_asked_for_in_the_same_words(http: httpx.Client, job_id: str) -> None:
     url = f"/v1/fine_tuning/jobs/{job_id}/pause"
-    assert_error(http.post(url, json={"checkpoint": "latest"}), 422)
+    assert_error(http.post(url, json={"checkpoint": "oldest"}), 422)
     assert http.get(f"/v1/jobs/{job_id}").json()["status"] == "queued"
     empty = http.post(url, content=b"", headers={"content-type": "application/json"})  # as the openai package does
     assert (empty.status_code, empty.json()["status"]) == (200, "paused")
