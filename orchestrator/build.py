@@ -14,7 +14,7 @@ from orchestrator import routing
 from orchestrator.cluster import Cluster, RemoteLearner
 from orchestrator.datasets import locate
 from orchestrator.engines import EnginePool
-from orchestrator.gang import gpus_reserved, members
+from orchestrator.gang import anywhere, gpus_reserved, members, role_label
 from orchestrator.gold import GoldScorer
 from orchestrator.hosting import GOLD, hosted_gold, hosted_rewards, reward_pool
 from orchestrator.pinning import at_one_commit
@@ -186,9 +186,11 @@ def start(
         on_wait = functools.partial(on_stage, "starting engines and learner")  # it hears a cancel
         on_wait()
         places = [gang.place(actors + i) for i in range(len(replicas))]
-        pools.append(reward_pool(hosted, places))
+        elsewhere = anywhere(role_label() if cluster.grows else None)
+        pools.append(reward_pool(hosted, places, elsewhere=elsewhere))
         if hosted_apart:
-            pools.append(reward_pool(hosted_apart, places[sum(len(reward.reserved) for reward in hosted) :]))
+            places = places[sum(len(reward.reserved) for reward in hosted) :]
+            pools.append(reward_pool(hosted_apart, places, elsewhere=elsewhere))
         engines, learner = cluster.start(
             engine_settings(spec, model, device, transport),
             learner_settings(spec, model, device),

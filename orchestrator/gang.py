@@ -1,9 +1,9 @@
 """All of a job's actors at once, or none: two jobs that each held half of what they need would wait for ever.
 
 The actors' own Ray options say what they need, so what is reserved is what is then used. Rewards that ask for nothing,
-as verifiers do, are not among them: they fit anywhere. Where an operator has labelled a cluster's machines by the role
-that they are for (EQUIPOISE_RAY_ROLE_LABEL), each actor has its room on those of its own. Where machines join a cluster
-once somebody waits for them, EQUIPOISE_RAY_GROWTH_S is how long one may take.
+as verifiers do, are not among them: they fit on any machine (`anywhere`). Where an operator has labelled a cluster's
+machines by the role that they are for (EQUIPOISE_RAY_ROLE_LABEL), each actor has its room on those of its own. Where
+machines join a cluster once somebody waits for them, EQUIPOISE_RAY_GROWTH_S is how long one may take.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from orchestrator.errors import DoesNotFit, ResourcesBusy
 
@@ -37,6 +37,18 @@ def role_label() -> str | None:
             "letters, digits, '-', '_' and '.', at most 63, after a domain and a slash if you like"
         )
     return label or None
+
+
+def anywhere(role_label: str | None) -> dict[str, Any]:
+    """Ray options of an actor that has nothing reserved: where machines have a role, on one for rewards rather than on
+    another, and never on one without, as a cluster's head is, which has no memory for it."""
+    if role_label is None:
+        return {}
+    others = ",".join(role for role in get_args(Role) if role != "reward")  # with spaces Ray finds none of them
+    return {
+        "label_selector": {role_label: "reward"},
+        "fallback_strategy": [{"label_selector": {role_label: f"in({others})"}}],
+    }
 
 
 def growth_s() -> float:

@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from orchestrator.spec import JobSpec
@@ -96,14 +97,16 @@ def reward_pool(
     hosted: Sequence[HostedReward],
     places: Sequence[Mapping[str, Any]] = (),
     *,
+    elsewhere: Mapping[str, Any] = MappingProxyType({}),
     replica: Callable[..., Replica] = actor_replica,
 ) -> RewardPool:
-    """Starts every replica; `places` are Ray options for those that have something reserved, in order."""
+    """Starts every replica; `places` are Ray options for those that have something reserved, in order, and `elsewhere`
+    for the others."""
     left = iter(places)
     hosts = []
     for reward in hosted:
         reserved = reward.reserved or [{}] * reward.hosting.replicas
         factory = functools.partial(routed.build, reward.name, reward.options, reward.domains)
-        replicas = [replica(factory, **one, **(next(left) if one else {})) for one in reserved]
+        replicas = [replica(factory, **one, **(next(left) if one else elsewhere)) for one in reserved]
         hosts.append(Host(reward.name, reward.heads, replicas, reward.constants))
     return RewardPool(hosts)

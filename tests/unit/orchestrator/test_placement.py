@@ -15,6 +15,7 @@ from orchestrator.errors import DoesNotFit, ResourcesBusy
 from orchestrator.gang import (
     GROWTH_VARIABLE,
     ROLE_LABEL_VARIABLE,
+    anywhere,
     bundles_of,
     growth_s,
     labels_of,
@@ -22,7 +23,7 @@ from orchestrator.gang import (
     reserve,
     role_label,
 )
-from orchestrator.hosting import hosted_rewards
+from orchestrator.hosting import hosted_rewards, reward_pool
 from orchestrator.placement import (
     DEVICE_VARIABLE,
     check_placement,
@@ -37,7 +38,7 @@ from orchestrator.spec_errors import SpecError
 from orchestrator.threads import WAITING
 from rewards import registry
 from rewards.base import RewardOptions
-from rewards.hosting import SINGLE
+from rewards.hosting import SINGLE, LocalReplica
 from rewards.hosting import Hosting as HostedDefaults
 
 
@@ -293,6 +294,47 @@ def test_rewards_that_ask_for_something_have_a_place_of_their_own() -> None:
     assert whole_gang(job, "cpu", 0) == [{"CPU": 1}, {"CPU": 1}, {"CPU": 2}, {"CPU": 2}, {"CPU": 0, "GPU": 0.5}]
     assert whole_gang(job, "cuda", None)[-1] == {"CPU": 0, "GPU": 0.5}
     assert placement(job, "cuda", 3)[0] == "nccl"  # all have whole GPUs, and the reward half of the third
+
+
+def test_a_reward_that_reserves_nothing_is_not_on_a_clusters_head() -> None:
+    """Which has no role, no CPUs and little memory. One on this machine alone is anywhere."""
+    seen: list[dict[str, Any]] = []
+
+    def replica(factory: Any, **options: Any) -> LocalReplica:
+        seen.append(options)
+        return LocalReplica(factory)
+
+    elsewhere = {
+        "label_selector": {"x/role": "reward"},
+        "fallback_strategy": [{"label_selector": {"x/role": "in(rollout,learner)"}}],
+    }
+    hosted = hosted_rewards(with_rewards({}, {"num_cpus": 2}))
+    reward_pool(hosted, [{"place": 1}], elsewhere=anywhere("x/role"), replica=replica).close()
+    assert seen == [elsewhere, {"num_cpus": 2, "num_gpus": 0, "place": 1}]
+    assert anywhere(None) == {}
+
+
+@pytest.mark.parametrize("address", [None, "head:6379"])
+def test_a_job_on_a_labelled_cluster_keeps_its_rewards_off_the_head(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Parts:
+        gpus, grows = 0, address is not None
+
+        def __init__(self, **_: Any) -> None: ...
+
+        def reserve(self, **_: Any) -> None: ...
+
+        def close(self) -> None: ...
+
+    def pool(*_: Any, elsewhere: Any) -> None:
+        raise ValueError(f"{elsewhere}")
+
+    monkeypatch.setenv(ROLE_LABEL_VARIABLE, "x/role")
+    monkeypatch.setattr(build, "Cluster", Parts)
+    monkeypatch.setattr(build, "reward_pool", pool)
+    with pytest.raises(ValueError, match=r"^{}$" if address is None else "x/role"):
+        build.start(spec(), "model", ray_address=address, on_stage=lambda _: None, on_gpus=lambda _: None)
 
 
 @pytest.mark.parametrize("engines", range(1, 6))
