@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoints import CheckpointError, verify
-from orchestrator.recovery import survey
+from orchestrator.recovery import Survey, survey
 from orchestrator.spec import JobSpec
 from orchestrator.store import Checkpoint, JobRecord, JobStore
 from policies.disk import flush
@@ -137,18 +137,21 @@ def forking(state_dir: Path) -> Iterator[None]:
         yield
 
 
-def drop_orphans(state_dir: Path, store: JobStore, *, older_than_s: float = ORPHAN_AGE_S) -> list[str]:
+def drop_orphans(
+    state_dir: Path, store: JobStore, *, older_than_s: float = ORPHAN_AGE_S, found: Survey | None = None
+) -> list[str]:
     """Deletes copies that a crash left between copy and submission, and returns the ids of their jobs.
 
     Only a directory with nothing but a fork's copy in it, which no owner has a job for, nor a job that names it, nor a
     plan that may be asked for again. Nothing while a fork is under way, nor with a Redis that does not know the jobs
-    of the other directories: to one that was emptied, the copies of all forks that wait would be nobody's.
+    of the other directories (`found`; looked at here if absent): to one that was emptied, the copies of all forks that
+    wait would be nobody's.
     """
     jobs = state_dir / "jobs"
     try:
         with _locked(state_dir, fcntl.LOCK_EX | fcntl.LOCK_NB):
             candidates = [path for path in jobs.iterdir() if _is_bare_copy(path, older_than_s)] if jobs.is_dir() else []
-            if not candidates or not survey(store, state_dir).fits:
+            if not candidates or not (found or survey(store, state_dir)).fits:
                 return []
             wanted = _named_jobs(store, {path.name for path in candidates}) | _planned_jobs(state_dir)
             orphans = [path for path in candidates if path.name not in wanted]

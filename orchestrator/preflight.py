@@ -192,7 +192,6 @@ def _data(
     if data.columns.answer is None and not all(map(is_reference, names.values())):
         _needs_answers(spec, "data.columns.answer is null", problems)
     room = None if model is None else _room(spec, model)
-    routed = any(objective.domains is not None for objective in spec.objectives)
     refused: dict[str, tuple[str, tuple[str, ...]]] = {}  # why, and what of it the caller sent
     readings: dict[str, Reading] = {}
     with contextlib.ExitStack() as held:
@@ -205,8 +204,6 @@ def _data(
                     path, columns = locate(name, data.columns, access.owner, access.state_dir)
                     if columns.answer is None:
                         _needs_answers(spec, f"the dataset of data.{split} was uploaded without answers", problems)
-                    if room is None and not routed:
-                        continue  # its rows were checked when it was uploaded
                 if is_url(name) and access is None:
                     raise DatasetError(f"{name}: only a server fetches data")
                 path = held.enter_context(_here(name, path))

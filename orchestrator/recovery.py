@@ -93,9 +93,12 @@ class Survey:
         return self.known > 0 and not self.missing
 
 
-def survey(any_store: JobStore, state_dir: Path) -> Survey:
-    """Also writes down how jobs ended whose driver could not: cancelled while they waited, say, or given up."""
-    entries, known, missing = list(_entries(state_dir)), 0, []
+def survey(any_store: JobStore, state_dir: Path, ended: dict[str, str] | None = None) -> Survey:
+    """Also writes down how jobs ended whose driver could not: cancelled while they waited, say, or given up.
+
+    `ended` keeps the owners of jobs that are over, for who asks often: their documents are read once.
+    """
+    entries, known, missing = list(_entries(state_dir, {} if ended is None else ended)), 0, []
     for start in range(0, len(entries), _CHUNK):
         chunk = entries[start : start + _CHUNK]
         commands = [("HGET", Keys(owner).job(directory.name), "status") for directory, owner, _ in chunk]
@@ -109,15 +112,20 @@ def survey(any_store: JobStore, state_dir: Path) -> Survey:
     return Survey(known=known, missing=tuple(missing))
 
 
-def _entries(state_dir: Path) -> Iterator[tuple[Path, str, bool]]:
+def _entries(state_dir: Path, ended: dict[str, str]) -> Iterator[tuple[Path, str, bool]]:
     """(directory, owner, whether it says how the job ended), of each that says what it is."""
     for directory in _directories(state_dir):
+        if directory.name in ended:
+            yield directory, ended[directory.name], True
+            continue
         try:
             document = json.loads((directory / DOCUMENT).read_text(encoding="utf-8"))
             owner, has_ended = str(document["owner"]), "ended" in document
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if is_name(owner):
+            if has_ended:
+                ended[directory.name] = owner
             yield directory, owner, has_ended
 
 

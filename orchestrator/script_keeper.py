@@ -38,32 +38,43 @@ class ScriptKeeper:
         self._alive_file = alive_file
         self._own = sorted(scripts.load().values())
         self._sources = _by_sha(self._own)
-        self._shared = False
+        self._shared = False  # whether ours are left in Redis, and those of earlier versions are known
+        self._told = ""
         self._stopping = threading.Event()
 
     def load_missing(self) -> int:
         """How many were not there. Raises redis.RedisError."""
-        if not self._shared:
-            self._share()
+        count = self._load()
+        if count or not self._shared:  # a Redis that lost scripts may have lost those that were left there too
+            self._shared = self._share()
+            count += self._load()
+        return count
+
+    def _load(self) -> int:
         known = self._client.script_exists(*self._sources)
         missing = [sha for sha, is_there in zip(self._sources, known, strict=True) if not is_there]
         for sha in missing:
             self._client.script_load(self._sources[sha])
-        self._shared = not missing  # a Redis that lost scripts may have lost those that were left there too
         return len(missing)
 
-    def _share(self) -> None:
-        """Ours are left for the next version's keeper, and those that earlier ones left are ours to keep."""
+    def _share(self) -> bool:
+        """Ours are left for the next version's keeper, and those that earlier ones left are ours to keep.
+
+        False where Redis does not let us, whose users are still the last version's, or whose memory is full.
+        """
         try:
-            kept = [json.loads(text) for text in self._client.lrange(KEPT, 0, -1)]
+            kept = [version for text in self._client.lrange(KEPT, 0, -1) if (version := _version(text)) is not None]
             if self._own not in kept:
                 self._client.lpush(KEPT, json.dumps(self._own))
                 self._client.ltrim(KEPT, 0, VERSIONS - 1)
-        except redis.exceptions.NoPermissionError as error:
-            log.warning("after an upgrade, scripts of the version before are not kept: ACL LOAD is missing (%s)", error)
-            return
+        except redis.exceptions.ResponseError as error:
+            if str(error) != self._told:
+                log.warning("scripts are not kept beyond an upgrade until `ACL LOAD`, or room, is there: %s", error)
+            self._told = str(error)
+            return False
         others = [version for version in kept if version != self._own][: VERSIONS - 1]
         self._sources = _by_sha(source for version in (self._own, *others) for source in version)
+        return True
 
     def run(self) -> None:
         reachable = True
@@ -82,6 +93,15 @@ class ScriptKeeper:
 
     def request_stop(self) -> None:
         self._stopping.set()
+
+
+def _version(text: str) -> list[str] | None:
+    """A version's sources; None of what is damaged."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, list) and all(isinstance(source, str) for source in found) else None
 
 
 def _by_sha(sources: Iterable[str]) -> dict[str, str]:

@@ -110,6 +110,7 @@ class Worker:
         self._turns = 0  # drivers started so far
         self._served: dict[str, int] = {}  # owner -> turn of its last driver
         self._missing: tuple[str, ...] = ()  # jobs that were told of
+        self._ended: dict[str, str] = {}  # owners of the jobs whose directories say how they ended
         self._stopping = threading.Event()
         self._killing = threading.Event()
 
@@ -187,17 +188,18 @@ class Worker:
     def _tidy(self) -> None:
         if self._state_dir is None:
             return
-        missing = survey(self._any, self._state_dir).missing
+        found = survey(self._any, self._state_dir, self._ended)
+        missing = found.missing
         if missing and missing != self._missing:
             log.warning(
                 "%d job directories in %s are not in this Redis, such as %s: is it the right one? "
-                "`equipoise recover --dry-run` tells what it would put back",
+                "`equipoise recover --dry-run` tells what it would put back; delete those that nobody wants",
                 len(missing),
                 self._state_dir / "jobs",
                 missing[0],
             )
         self._missing = missing
-        for job_id in drop_orphans(self._state_dir, self._any):
+        for job_id in drop_orphans(self._state_dir, self._any, found=found):
             log.info("%s: a copy for a fork that was never queued was deleted", job_id)
 
     def _find_again(self) -> None:
@@ -208,8 +210,11 @@ class Worker:
             if driver.owner not in owners or key in self._drivers:
                 continue
             try:
-                self._store(driver.owner).job(driver.job_id)
+                job = self._store(driver.owner).job(driver.job_id)
             except JobNotFound:  # of another installation on the same cluster
+                continue
+            if _is_needless(driver, job):  # it may be on its way out already, which takes Ray a while
+                driver.terminate()
                 continue
             if not self._custody.take(*key):
                 theirs += 1

@@ -180,7 +180,7 @@ class Reward(Protocol):
     Options: ClassVar[type[BaseModel]]
     """Every field has a default or is required, is described with its unit, and is bounded.
 
-    An attribute or property `needs_answer = True` says that there is no score without a ground truth.
+    A property, or `needs_answer: ClassVar[bool] = True`, says that there is no score without a ground truth.
     """
     range: ClassVar[tuple[float, float]]
     """(lo, hi) of the scores, infinite where there is no bound.

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Literal
 
-from services.client import ApiError, AuthenticationError, NotFound, PermissionDenied, Unavailable
+from services.client import ApiError, AuthenticationError, NotFound, PermissionDenied
 from services.client.flows import FINAL
 from services.client.types import Checkpoint, Event, Front, JobDetail, Steering
 from services.dashboard.series import Columns, Value
@@ -157,7 +157,7 @@ class JobWatch:
                 return
             except ApiError as error:
                 news = set()
-                away = isinstance(error, Unavailable) or error.status in (0, 429)
+                away = error.status == 0 or error.message.startswith("Redis does not answer")
                 told = "the server's Redis does not answer" if away else str(error)
                 if told != self.trouble:
                     await self._tell({"connection"}, told)

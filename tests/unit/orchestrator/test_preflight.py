@@ -408,7 +408,7 @@ def test_every_problem_is_named_at_once(model: Path, data: dict[str, Any]) -> No
 def test_a_server_reads_no_rows_itself(
     model: Path, data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files are a stranger's: a child reads them, and nobody those of a dataset that was checked when it came."""
+    """Files are a stranger's: a child reads them, also those of a dataset, whose use was not known when it came."""
     datasets = Datasets(tmp_path / "state", "ann")
     draft = datasets.draft("jsonl")
     draft.write(json.dumps({"prompt": "word " * 11, "answer": "1"}).encode())
@@ -427,7 +427,7 @@ def test_a_server_reads_no_rows_itself(
     assert ask.call_count == 1  # for both
     assert ask.call_args.kwargs["owner"] == "ann"
     assert preflight(make_spec("someone/model", referring), access) == []
-    assert ask.call_count == 1
+    assert ask.call_count == 2
     Path(data["test"]).write_text("{}\n")
     ((field, message),) = preflight(make_spec("someone/model", data), access)
     assert (field, message) == ("data.test", "row 1: no 'prompt'; found ")
