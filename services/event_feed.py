@@ -128,9 +128,11 @@ class Feed:
             events: tuple[Event, ...] = ()
             over = False
             try:
-                status, _, page = await run_in_threadpool(
+                status, newest, page = await run_in_threadpool(
                     self._store.watch, self._job_id, after=self._newest, limit=_PAGE
                 )
+                if newest < self._newest:  # the job was put back, and counts from 1: who reconnects starts over
+                    return
                 events, over = page.items, is_terminal(status)
             except JobNotFound:
                 return

@@ -44,19 +44,24 @@ def get_events(
 ) -> Response:
     """`Accept: text/event-stream` streams them, each event's id its seq; Last-Event-ID is the same cursor as `after`.
 
-    The stream ends with the job. Who reconnects after that gets 204, which tells an EventSource to stay away.
+    The stream ends with the job. Who reconnects after that gets 204, which tells an EventSource to stay away. A cursor
+    beyond the newest event is from before `equipoise recover` put the job back, whose events count from 1 again: then
+    the stream starts over. Its header Event-Cursor is where it really begins.
     """
     if not _wants_stream(request):
         found = store.events(job_id, after=cursor.after, limit=cursor.limit)
         return StrictJSONResponse(page([event_document(event) for event in found.items], has_more=found.has_more))
     after = cursor.after if last_event_id is None else _sequence(last_event_id)
     status, newest, found = store.watch(job_id, after=after, limit=1)
+    if after > newest:
+        after = 0
+        status, newest, found = store.watch(job_id, after=after, limit=1)
     if is_terminal(status) and not found.items:
         return Response(status_code=204)
     feeds: Feeds = request.app.state.feeds
     return _Stream(
         feeds.follow(store, job_id, after, newest),
-        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        headers={"cache-control": "no-store", "x-accel-buffering": "no", "event-cursor": str(after)},
     )
 
 

@@ -30,7 +30,8 @@ async def stream_events(
 ) -> AsyncGenerator[Event, None]:
     """A job's events as they happen, until it is over: each once, none left out, whatever happens to the connection.
 
-    A server that is away is waited for; Unavailable when it stays away for `patience_s`.
+    A server that is away is waited for; Unavailable when it stays away for `patience_s`. A job that was put back
+    after its Redis was lost counts from 1 again: all its new events are told.
     """
     away = _Away(core, patience_s)
     while True:
@@ -49,6 +50,7 @@ async def stream_events(
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
                     raise unexpected(response)
                 away.reached()
+                after = min(after, _cursor(response, after))
                 reader = EventReader()
                 async for chunk in core.io.chunks(response):
                     for data in reader.feed(chunk):
@@ -63,6 +65,12 @@ async def stream_events(
             await away.wait(error)
         else:
             await away.ended()  # as it should: with the job, the server, or the key
+
+
+def _cursor(response: httpx.Response, asked: int) -> int:
+    """Where the server's stream begins: not where it was asked to, if it knows of no such event."""
+    text = response.headers.get("event-cursor", "")
+    return int(text) if text.isascii() and text.isdigit() else asked
 
 
 async def wait(

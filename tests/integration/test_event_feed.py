@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from orchestrator.embedded_redis import connect
+from orchestrator.keys import Keys
 from orchestrator.store import JobStore
 from services.event_feed import Feeds
 
@@ -91,6 +92,19 @@ def test_a_cursor_beyond_the_end_takes_nothing_from_the_next_reader(store: JobSt
         return await asyncio.wait_for(reader, DEADLINE_S)
 
     assert asyncio.run(both()) == [4, 5]
+
+
+def test_readers_of_a_job_that_was_put_back_are_let_go(store: JobStore) -> None:
+    """Its numbers begin anew: what they wait for would come much later, or never."""
+    job_id, feeds = submitted(store, 20), Feeds(0.02, threading.Event())
+
+    async def read() -> list[int]:
+        reader = asyncio.create_task(numbers(feeds.follow(store, job_id, 0, 20)))
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(store.calls.command, "HSET", Keys(store.owner).job(job_id), "seq", 1)
+        return await asyncio.wait_for(reader, DEADLINE_S)
+
+    assert asyncio.run(read()) == list(range(1, 21))
 
 
 def test_a_reader_that_falls_behind_reads_on_from_redis(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,7 @@ def test_last_event_id_is_the_cursor(http: httpx.Client, store: JobStore, job_id
     assert [event["seq"] for event in read_stream(http, job_id, **{"last-event-id": "4"})] == [5, 6, 7]
     done = http.get(f"/v1/jobs/{job_id}/events", headers={"accept": "text/event-stream", "last-event-id": "7"})
     assert done.status_code == 204
+    assert [event["seq"] for event in read_stream(http, job_id, **{"last-event-id": "500"})] == list(range(1, 8))
     for wrong in ("x", "-1", "1" * 40, "٣"):
         headers = {"accept": "text/event-stream", "last-event-id": wrong.encode()}
         assert_error(http.get(f"/v1/jobs/{job_id}/events", headers=headers), 422)

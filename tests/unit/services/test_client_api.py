@@ -536,9 +536,11 @@ class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
             yield chunk
 
 
-def sse(*seqs: int, rest: bytes = b"", error: Exception | None = None) -> Callable[[], httpx.Response]:
+def sse(
+    *seqs: int, rest: bytes = b"", error: Exception | None = None, cursor: int | None = None
+) -> Callable[[], httpx.Response]:
     events = [f'id: {seq}\nevent: x\ndata: {{"seq": {seq}, "type": "x"}}\n\n'.encode() for seq in seqs]
-    headers = {"content-type": "text/event-stream"}
+    headers = {"content-type": "text/event-stream"} | ({} if cursor is None else {"event-cursor": str(cursor)})
     return lambda: httpx.Response(200, headers=headers, stream=Broken([*events, rest], error))
 
 
@@ -574,6 +576,12 @@ def test_a_stream_goes_on_where_it_was_and_repeats_nothing() -> None:
     assert [event["seq"] for event in script.ask("stream_events", "job-1")] == [1, 2, 3, 4]
     assert [request.headers["last-event-id"] for request in script.seen] == ["0", "2", "2", "2", "2", "3", "3", "4"]
     assert {request.headers["accept"] for request in script.seen} == {"text/event-stream"}
+
+
+def test_a_stream_of_a_job_that_was_put_back_starts_over() -> None:
+    script = Streams(sse(1, 2, 3), sse(1, 2, cursor=0), sse(2, 3, cursor=2), OVER)  # type: ignore[arg-type]
+    assert [event["seq"] for event in script.ask("stream_events", "job-1")] == [1, 2, 3, 1, 2, 3]
+    assert [request.headers["last-event-id"] for request in script.seen] == ["0", "3", "2", "3"]
 
 
 @pytest.mark.parametrize(
