@@ -77,8 +77,8 @@ class SteeringPanel:
 
     async def update(self, news: News) -> None:
         if "steering" in news or "events" in news or "job" in news:
+            self._recognise()  # before the events, which may tell already what became of it
             self._follow()
-            self._recognise()
             self._show()
         elif "steps" in news:
             self._show_now()
@@ -345,7 +345,8 @@ class SteeringPanel:
             self.page.watch.poke()
 
     def _fail(self, told: str, edit: Edit) -> None:
-        self._state, self._told, self._told_of = "failed", told, edit.base["version"]
+        steering = self.page.watch.steering or edit.base
+        self._state, self._told, self._told_of = "failed", told, max(steering["version"], edit.base["version"])
 
     async def _do_preview(self) -> None:
         if self._is_previewing or self._edit is None or not (change := self._edit.change()):

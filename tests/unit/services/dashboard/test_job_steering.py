@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from nicegui import Client
 
-from services.client import Unavailable
+from services.client import Invalid, Unavailable
 from services.dashboard.frame import MAYBE_DONE
 from services.dashboard.job_steering import SteeringPanel
 from services.dashboard.panels import JobPage
@@ -156,9 +156,34 @@ def test_a_change_whose_answer_was_lost_is_nobody_elses(edited_further: bool) ->
         else:
             assert panel._line.text == "Queued: version 2 takes effect at step 3."
 
+    async def applied(session: Any, client: Client) -> None:
+        page, panel = await _panel(session, client)
+        _move(panel, 0.3)
+        session.client.failing["steer"] = AWAY
+        await press(button(client, "Apply"))
+        assert panel._edit is not None
+        session.client.take(panel._edit.change(), by="mine")
+        _happens(session, "steering.applied", version=2, step=3, applied={"accuracy": 0.3, "brevity": 0.7})
+        await _look(page, panel)
+        assert panel._line.text == "Applied at step 3: accuracy 30%, brevity 70%."
+
     on_page(look)
+    on_page(applied)
     assert not alike({"mode": "auto"}, {"mode": "manual"})
     assert not alike({"mode": "auto"}, {"blend": 0.5})
+
+
+def test_a_refusal_is_said_beside_a_conflict() -> None:
+    async def look(session: Any, client: Client) -> None:
+        page, panel = await _panel(session, client)
+        _move(panel, 0.3)
+        session.client.take({"mode": "manual"}, by="another")
+        await _look(page, panel)
+        session.client.failing["steer"] = Invalid(422, "invalid_steering", "leave no weights that sum to 1")
+        await press(button(client, "Apply"))
+        assert panel._line.text == "Refused: leave no weights that sum to 1"
+
+    on_page(look)
 
 
 def test_a_preview_is_of_the_edit_that_is_shown() -> None:
