@@ -23,6 +23,7 @@ from services.errors import spec_problem
 from services.jobs_api import strict_spec
 from tests.api_support import KEY, SPEC, assert_error, claim, serving
 from tests.store_support import writes_under
+from tests.support import make_policy
 
 # -- submission ---------------------------------------------------------------------------------------------
 
@@ -45,7 +46,7 @@ def test_the_clients_types_know_every_field_of_a_job(client: Client) -> None:
     assert {*get_type_hints(types.Plan), "object"} == set(client.plan(SPEC))
 
 
-def test_validate_only_says_what_would_run_and_stores_nothing(client: Client) -> None:
+def test_validate_only_says_what_would_run_and_stores_nothing(client: Client, tmp_path: Path) -> None:
     before = len(list(client.iter_jobs()))
     plan = client.plan(SPEC)
     assert plan["valid"] is True
@@ -54,6 +55,13 @@ def test_validate_only_says_what_would_run_and_stores_nothing(client: Client) ->
     assert plan["doubts"] == []
     (doubt,) = client.plan({**SPEC, "optimizer": {"warmup_steps": 99}})["doubts"]
     assert doubt["param"] == "optimizer.warmup_steps"
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n')
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
+    own = {**SPEC, "data": {"type": "files", **files}, "policy": {"model": str(make_policy(tmp_path / "policy"))}}
+    (doubt,) = client.plan(own)["doubts"]
+    assert doubt["param"] == "data.validation"
+    assert doubt["message"].startswith("1 of its 1 prompts are trained on too")
     assert len(list(client.iter_jobs())) == before
 
 
