@@ -234,6 +234,7 @@ def test_both_pages_say_how_to_run_the_held_out_task_and_how_fast_static_was_rea
     for text in (render_html(found), render_markdown(found)):
         assert "equipoise arena --preset full --out DIR --resume --held-out" in text
         assert "time to static" in text
+        assert "softmin/hv_gradient by seeds 3 and 4 of sums3 and sums5 and seeds 0 and 1 of sums4" in text
         assert "the rest is not significant or has too few seeds to tell" in text.replace("\n", " ")
     table = next(line for line in render_markdown(found).splitlines() if line.startswith("| entry |"))
     assert table.rstrip().endswith("| minus front (8 times the budget) |")
