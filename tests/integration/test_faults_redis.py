@@ -6,6 +6,7 @@ have to be seen.
 """
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -382,14 +383,14 @@ def test_a_full_redis_parks_the_driver_and_refuses_in_words(forks: Forks, tmp_pa
                 driver = garage.start(job_id)
                 wait_for_step(store, job_id, 2, driver)
                 client.config_set("maxmemory", 1)
-                keys = set(client.scan_iter(count=1000))
-                refused = http.post(f"/v1/jobs/{job_id}/cancel")
+                keys = set(client.scan_iter("*:job:*", count=1000))
+                refused = http.post("/v1/jobs", json=json.loads(spec.to_json()))
                 assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
                 assert http.get(f"/v1/jobs/{job_id}").status_code == 200
                 step = store.job(job_id).step
                 time.sleep(0.5)
                 assert store.job(job_id).step == step < spec.steps
-                assert set(client.scan_iter(count=1000)) == keys
+                assert set(client.scan_iter("*:job:*", count=1000)) == keys
                 evicted = client.info("stats")["evicted_keys"]
                 client.config_set("maxmemory", 0)
                 assert driver.wait() == 0, driver.tail()
