@@ -28,7 +28,7 @@ _REFUSALS = {
     431: "the head of the request is too large",
     500: "broken here; the log has the x-request-id",
     501: "this server was installed without what that needs",
-    503: "Redis does not answer, or the server is busy; try again after Retry-After",
+    503: "Redis does not answer or refuses writes, or the server is busy; try again after Retry-After",
     507: "the disk is full",
 }
 _JOB, _ALIAS = "/v1/jobs/{job_id}", "/v1/fine_tuning/jobs/{job_id}"

@@ -396,6 +396,20 @@ def test_a_sweep_above_the_quota_copies_nothing(redis_url: str, tmp_path: Path) 
             assert len(forked(http, parent, checkpoint=2, sweep=[OTHER] * 2)["data"]) == 2
 
 
+def test_a_fork_beyond_the_jobs_that_are_kept_leaves_no_copy(redis_url: str, tmp_path: Path) -> None:
+    with connect(redis_url) as client:
+        store = JobStore(client, owner=f"kept-{uuid.uuid4().hex}")
+        with (
+            serving(store, tmp_path, limits=Limits(kept_jobs_local=1)) as server,
+            httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as http,
+        ):
+            parent, _ = trained(http, store, tmp_path)
+            before = sorted((tmp_path / "jobs").iterdir())
+            response = http.post(f"/v1/jobs/{parent}/fork", json={"checkpoint": 2})
+            assert assert_error(response, 429)["code"] == "too_many_kept_jobs"
+            assert sorted((tmp_path / "jobs").iterdir()) == before
+
+
 def test_a_quota_that_others_fill_meanwhile_stops_a_sweep_and_a_later_try_goes_on(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
