@@ -95,7 +95,7 @@ class ScriptKeeper:
         self._stopping.set()
 
 
-def _version(text: str) -> list[str] | None:
+def _version(text: str | bytes) -> list[str] | None:
     """A version's sources; None of what is damaged."""
     try:
         found = json.loads(text)
