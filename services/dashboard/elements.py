@@ -5,6 +5,7 @@ What comes from outside stands in values, never in the names of properties: Nice
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -45,7 +46,10 @@ class Button(Tag):
         self._is_busy = False
 
         def clicked(_: GenericEventArguments) -> Awaitable[None] | None:
-            if self._is_busy or on_click is None or (waiting := on_click()) is None:
+            if self._is_busy or on_click is None:
+                return None
+            waiting = on_click()
+            if not asyncio.iscoroutine(waiting):  # NiceGUI's dialogs can be awaited, and would open again
                 return None
             self._is_busy = True
             return self._answered(waiting)

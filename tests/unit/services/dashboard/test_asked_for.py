@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
-from nicegui import Client
+from nicegui import Client, ui
 
 from services.client import Unavailable
 from services.dashboard.elements import Field
@@ -123,3 +124,15 @@ def test_a_list_that_is_read_again_by_itself_says_so() -> None:
 
     on_page(look)
     assert problem(AWAY) == f"Redis does not answer. {AGAIN}"
+
+
+def test_a_dialog_that_is_closed_stays_closed() -> None:
+    async def look(session: Any, client: Client) -> None:
+        HeadPanel(await job_page(session, client), ["Front"])
+        await press(button(client, "Checkpoints"))
+        dialog = next(found for found in client.elements.values() if isinstance(found, ui.dialog))
+        assert dialog.value
+        await asyncio.wait_for(press(button(client, "Close")), 10)
+        assert not dialog.value
+
+    on_page(look)
