@@ -93,7 +93,7 @@ def _contents(found: dict[str, Any]) -> Contents:
     return Contents(
         domains=set(found["domains"]),
         details=set(found["details"]),
-        unanswered=dict(map(tuple, found["unanswered"])),
+        unanswered={domain: (first, count) for domain, (first, count) in found["unanswered"]},
         rows=found["rows"],
         repeated=found["repeated"],
     )

@@ -279,7 +279,7 @@ def _needs_answers(spec: JobSpec, why: str, problems: list[tuple[str, str]]) -> 
 
 
 def _blank_answers(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[str, str]]:
-    """Rows that a reward would stop the job at; the first of each split."""
+    """More rows than a reward may leave out, which would stop the job; the first row of each split."""
     domains = {f"objectives.{i}.reward": objective.domains for i, objective in enumerate(spec.objectives)}
     for split, found in contents.items():
         for field, reward in _rewards(spec).items():
@@ -287,12 +287,12 @@ def _blank_answers(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[
             if not registry.needs_answer(reward.name, reward.options) or getattr(options, "missing", "") != "error":
                 continue
             wanted = domains.get(field) or found.unanswered
-            rows = [row for domain, row in found.unanswered.items() if domain in wanted]
+            blank = [rows for domain, rows in found.unanswered.items() if domain in wanted]
             if split == "validation" and spec.evaluation.prompts is not None:  # its other rows are not used
-                rows = [row for row in rows if row <= spec.evaluation.prompts]
-            if not rows:
+                blank = [(first, count) for first, count in blank if first <= spec.evaluation.prompts]
+            if sum(count for _, count in blank) <= reward.hosting.max_bad_share * found.rows:
                 continue
-            said = f"row {min(rows)}: the answer is empty, and '{reward.name}' compares with it"
+            said = f"row {min(blank)[0]}: the answer is empty, and '{reward.name}' compares with it"
             yield f"data.{split}", f"{said}; fill it in, or set {field}.options.missing to skip"
             break
 

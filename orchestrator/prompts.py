@@ -65,8 +65,8 @@ class Contents:
 
     domains: set[str | None] = field(default_factory=set)
     details: set[str] = field(default_factory=set)
-    unanswered: dict[str | None, int] = field(default_factory=dict)
-    """The first row whose answer is blank, of each domain that has one."""
+    unanswered: dict[str | None, tuple[int, int]] = field(default_factory=dict)
+    """The first row whose answer is blank, and how many are, of each domain that has one."""
     rows: int = 0
     repeated: int = 0
     """Rows whose prompt is one of the training's, in another split."""
@@ -86,7 +86,8 @@ class Contents:
             raise DatasetError(f"row {prompt.row}: more than {MAX_DOMAINS} domains so far; is this another column?")
         self.details |= prompt.details.keys()
         if prompt.answer is not None and not prompt.answer.strip():
-            self.unanswered.setdefault(prompt.domain, prompt.row)
+            first, count = self.unanswered.get(prompt.domain, (prompt.row, 0))
+            self.unanswered[prompt.domain] = first, count + 1
 
 
 def each_prompt(path: Path, columns: Columns, *, limit: int | None = None) -> Generator[Prompt, None, None]:

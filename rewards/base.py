@@ -255,11 +255,12 @@ def read_scores(objective: str, scores: object, size: int) -> tuple[list[float |
 def answer_text(value: object) -> str | None:
     """A ground truth as rewards read it; None for what is neither text nor a finite number.
 
-    A number has all its digits: few verifiers know 1e-05, which is how Python writes .00001.
+    A number has all its digits: few verifiers know 1e-05, which is how Python writes .00001. A truth value is True or
+    False, as it always was.
     """
     if isinstance(value, str):
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return str(value) if isinstance(value, int) else format(Decimal(repr(float(value))), "f")
 

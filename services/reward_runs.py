@@ -60,7 +60,7 @@ class _Row(BaseModel):
     @field_validator("answer", mode="before")
     @classmethod
     def _answer_as_text(cls, value: object) -> str | None:
-        answer = answer_text(value)
+        answer = None if isinstance(value, bool) else answer_text(value)
         if value is not None and answer is None:
             found = str(value) if isinstance(value, float) else type(value).__name__
             raise ValueError(f"expected text or a number, got {found}")

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+READING = 2  # which answers give which scores: one more where that changes, as scores are kept in files
 _TAIL_CHARS = 8192  # that are searched: the time for a hostile text grows with the square
 _BRACE = re.compile(r"[{}]")
 _BEGINS = re.compile(r'\{\s*"')  # an object of JSON, unlike the braces of a formula
-_ENDS = re.compile(r"\s*(?:```)?\s*")
-_VALUE = r"(-?\d{1,6}(?:\.\d{1,6})?)(?:\s*(?:/|out of|of)\s*(\d{1,6}))?[\s.*]*"
+_ENDS = re.compile(r"[\s.!*]*(?:```)?\s*(?:</\w{1,20}>|<\|\w{1,20}\|>)?\s*")  # a tag is closed, a turn ended
+_VALUE = r"(-?\d{1,6}(?:\.\d{1,6})?)[\s*]*(?:(?:/|out of|of)\s*(\d{1,6}))?(?:\s*points?)?[\s.*]*"
 _LABELLED = re.compile(rf"(?i)\b(?:score|rating)\b[\s\"'*:=]{{1,8}}{_VALUE}\Z")
 _BARE = re.compile(rf"\s*{_VALUE}")
 
@@ -41,6 +42,7 @@ def parse(text: str, names: Sequence[str], scale: tuple[float, float]) -> Verdic
     With one name alone, a bare number or `score: N` will do at the end of a text that has no brace. `N/M` is of this
     scale or says nothing.
     """
+    text = text.rpartition("</think>")[2]
     if "{" in text:
         found = _numbers(_last(text), names)
     else:

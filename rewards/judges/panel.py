@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from rewards.judges import profiles
-from rewards.judges.answers import Verdict
+from rewards.judges.answers import READING, Verdict
 from rewards.judges.cache import AnswerCache, key_of
 from rewards.judges.client import JudgeClient, JudgeDeadlineError, JudgeError, JudgeUnavailableError
 
@@ -153,7 +153,7 @@ class Panel:
 
     def _key(self, question: Question, vote: int) -> bytes:
         profile = self._profile
-        asked = (question.messages, question.schema, list(question.scale), self._settings, vote)
+        asked = (question.messages, question.schema, list(question.scale), self._settings, vote, READING)
         return key_of(profile.base_url, profile.model, profile.extra_body, asked)
 
     def _remembered(self, key: bytes, question: Question) -> dict[str, float] | None:

@@ -172,7 +172,7 @@ def _digest(settings: TrainSettings, config: dict[str, Any], rows: Rows, backbon
 
 def _weights_digest(backbone: Path) -> str:
     whole = hashlib.sha256()
-    for path in sorted({path for pattern in _BACKBONE for path in backbone.glob(pattern)}):
+    for path in sorted({path for pattern in _BACKBONE for path in backbone.glob(pattern) if path.is_file()}):
         with path.open("rb") as file:
             whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return whole.hexdigest()

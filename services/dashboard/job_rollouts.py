@@ -115,8 +115,9 @@ class RolloutsPanel:
     async def _read(self, step: int | None = None, *, is_following: bool = False) -> None:
         """Of `step`, or of the one that is asked for. With `is_following`, only what is of another step is shown."""
         client, job_id, sort = self.page.session.client, self.page.watch.job_id, self._sort_by_api()
-        mine = self._newest_read = next(self._reads)
-        if not is_following:
+        mine = self._newest_read
+        if not is_following:  # which gives way to what a person asks for meanwhile
+            mine = self._newest_read = next(self._reads)
             self._asked.problem("")
         try:
             page = await client.rollouts(job_id, step=step or self._step, sort=sort)

@@ -179,13 +179,20 @@ def test_a_child_that_fails_is_a_problem_of_the_file_that_it_read(
         if any(document["path"].endswith("b.jsonl") for document in question["read"]):
             raise children.ChildError
         return [
-            {"problem": None, "domains": ["math"], "details": [], "unanswered": [[None, 3]], "rows": 4, "repeated": 2}
+            {
+                "problem": None,
+                "domains": ["math"],
+                "details": [],
+                "unanswered": [[None, [3, 1]]],
+                "rows": 4,
+                "repeated": 2,
+            }
             for _ in question["read"]
         ]
 
     monkeypatch.setattr(children, "ask", ask)
     first, second = outcomes_of(readings)
-    assert first == Contents(domains={"math"}, unanswered={None: 3}, rows=4, repeated=2)
+    assert first == Contents(domains={"math"}, unanswered={None: (3, 1)}, rows=4, repeated=2)
     assert isinstance(second, str)
     assert "4 GiB of memory" in second
     for error, expected in ((children.ChildTimeout, [None, None]), (children.ChildBusy, None)):

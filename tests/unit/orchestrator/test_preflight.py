@@ -331,6 +331,10 @@ def test_an_empty_answer_that_a_reward_would_stop_at(
         ("data.validation", f"row 3: {said} to skip"),
     ]
     assert found(options={"missing": "skip"}) == []
+    text = "".join(json.dumps({"prompt": "word", "kind": "math", "answer": "1"}) + "\n" for _ in range(38))
+    for split in answers:  # now 2 of 42 rows, and 1: no more than hosting.max_bad_share, which a job goes on with
+        Path(data[split]).write_text(Path(data[split]).read_text() + text)
+    assert found() == []
 
 
 @pytest.mark.parametrize("is_server", [False, True])

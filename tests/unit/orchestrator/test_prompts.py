@@ -73,7 +73,15 @@ def test_messages_keep_only_role_and_content(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "text"),
-    [(2, "2"), (2.5, "2.5"), (1e-5, "0.00001"), (-1.5e16, "-15000000000000000"), ("1e-5", "1e-5"), ("", "")],
+    [
+        (2, "2"),
+        (2.5, "2.5"),
+        (1e-5, "0.00001"),
+        (-1.5e16, "-15000000000000000"),
+        ("1e-5", "1e-5"),
+        ("", ""),
+        (True, "True"),
+    ],
 )
 def test_an_answer_may_be_a_number(tmp_path: Path, answer: Any, text: str) -> None:
     assert load_prompts(jsonl(tmp_path, {**GOOD, "answer": answer}), Columns())[0].answer == text
@@ -129,7 +137,6 @@ def test_pairs_of_surrogates_are_text(tmp_path: Path) -> None:
         ({"prompt": {"role": "user", "content": "x"}, "answer": "2"}, "got dict"),
         ({"prompt": "x", "answer": None}, "row 2: 'answer': expected text or a number, got nothing"),
         ({"prompt": "x", "answer": ["2"]}, "row 2: 'answer': expected text or a number, got list"),
-        ({"prompt": "x", "answer": True}, "row 2: 'answer': expected text or a number, got bool"),
         (b'{"prompt": "x", "answer": NaN}', "row 2: 'answer': expected text or a number, got nan"),
         (b'{"prompt": "x", "answer": -1e999}', "row 2: 'answer': expected text or a number, got -inf"),
     ],
