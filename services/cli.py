@@ -175,7 +175,7 @@ def steer(
     job: JobArgument,
     weights: Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUE...", help="weights of objectives")] = None,
     mode: Annotated[str | None, typer.Option(help="who decides: auto (the strategy), blend, or manual (you)")] = None,
-    blend: Annotated[float | None, typer.Option(min=0, max=1, help="your share in mode blend, 0 to 1")] = None,
+    blend: Annotated[float | None, typer.Option(help="your share in mode blend, 0 to 1")] = None,
 ) -> None:
     """Change the weights of a job while it trains.
 

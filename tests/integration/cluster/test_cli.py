@@ -206,7 +206,6 @@ def test_files_that_the_server_misses_are_one_line(cli: Installation) -> None:
         (["rules", "gradent"], "no rule 'gradent', did you mean 'gradient'"),
         (["sumbit"], "No such command 'sumbit'. Did you mean 'submit'? (see `equipoise --help`)"),
         (["keys", "quota", "."], "owner: '.' is no id"),
-        (["steer", "last", "--blend", "nan"], "Invalid value for '--blend': "),
         (["jobs", "--colour"], "No such option: --colour (see `equipoise --help`)"),
         (["steer"], "Missing argument 'JOB'. (see `equipoise --help`)"),
         (["show", "last"], "there are no jobs yet: `equipoise submit SPEC` makes one"),
@@ -360,6 +359,7 @@ def _steering(cli: Installation) -> dict[str, Any]:
         (["accuracy=0", "conciseness=0", "clarity=0"], "at least one weight must be above 0"),
         (["--mode", "automatic"], "mode: Input should be 'auto', 'blend' or 'manual'"),
         (["--blend", "2"], "blend: Input should be less than or equal to 1"),
+        (["--blend", "nan"], "what is asked can't be sent: "),
         ([], "nothing to change: give NAME=VALUE, --mode or --blend"),
     ],
 )
