@@ -13,6 +13,7 @@ slow to import (a comparison library, a model) the reward itself imports, no ear
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -126,7 +127,8 @@ def range_of(name: str, options: Mapping[str, object]) -> tuple[float, float]:
     """(lo, hi) of its scores with these options, as far as files of this machine tell; infinite without a bound."""
     reward = resolve(name)
     find = getattr(reward, "range_of", None)
-    low, high = reward.range if find is None else find(parse_options(name, options))
+    declared = getattr(reward, "range", (-math.inf, math.inf))  # a plug-in's, which nothing made say so
+    low, high = declared if find is None else find(parse_options(name, options))
     return float(low), float(high)
 
 

@@ -111,7 +111,7 @@ class ObjectiveSpec(Spec):
     def _range_of_its_reward(self) -> Self:
         """Where a reference stands alone, it was chosen for the default."""
         if self.model_fields_set.isdisjoint({"range", "reference"}):
-            low, high = registry.resolve(self.reward.name).range
+            low, high = getattr(registry.resolve(self.reward.name), "range", (-math.inf, math.inf))
             if -math.inf < low < high < math.inf:
                 object.__setattr__(self, "range", (float(low), float(high)))  # it is frozen
         return self

@@ -53,7 +53,7 @@ def test_a_key_that_is_revoked_leaves_its_pages(stage: Stage, new_viewer: NewVie
     page = new_viewer(key["key"]).open(f"/jobs/{many}")
     wait_for_points(page, "accuracy", 120)
     stage.client.revoke_key(key["id"])
-    expect(page.get_by_role("status")).to_contain_text("it is expired or revoked")
+    expect(page.locator(".signin-note")).to_contain_text("it is expired or revoked")
     page.get_by_label("API key").fill(KEY)
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="five objectives")).to_be_visible()  # where it was
