@@ -134,8 +134,9 @@ def test_floors_and_ceilings_hold_and_blend_is_sent(page: Page, stage: Stage, jo
 
 def test_handing_back_to_the_learner(page: Page, stage: Stage, job: str) -> None:
     page.get_by_role("button", name="Hand back to the learner").click()
+    # The change before this one stands there as applied until the click is answered.
+    stage.wait(lambda: stage.client.steering(job)["mode"] == "auto", what="the learner decides")
     expect(page.locator(".steer-state.is-applied")).to_contain_text("Applied at step")
-    assert stage.client.steering(job)["mode"] == "auto"
     expect(page.get_by_role("button", name="Learner", exact=True)).to_have_attribute("aria-pressed", "true")
 
 
