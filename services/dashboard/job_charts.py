@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from services.dashboard import charts
@@ -150,15 +151,10 @@ class HealthPanel:
 
     async def update(self, news: News) -> None:
         page = self.page
-        if "job" in news or "steps" in news:
-            self._words.set_text(_said(page))
-        if "steps" not in news:
+        if not _grown(page, news, self._words, self._charts):
             return
         self._rewards.set_text(rewards_told(page.watch.signs.get("reward_health", {})))
         self._engines.set_text(engines_told(page.watch.signs.get("engine_health", {})))
-        for column, chart in self._charts.items():
-            page.grow(chart, [column])
-            chart.change(loading=False, note=figure(page.latest(column)))
         page.grow(self._zero, [f"{name}.zero_share" for name in page.names])
         page.grow(self._time, [f"time.{stage}" for stage in STAGES], charts.stage_rows)
         self._zero.change(loading=False)
@@ -179,14 +175,19 @@ class TrainingPanel:
                     self._charts[column] = Chart(title, option, label=f"{title} by step", height=150, loading=True)
 
     async def update(self, news: News) -> None:
-        page = self.page
-        if "job" in news or "steps" in news:
-            self._words.set_text(_said(page))
-        if "steps" not in news:
-            return
-        for column, chart in self._charts.items():
-            page.grow(chart, [column])
-            chart.change(loading=False, note=figure(page.latest(column)))
+        _grown(self.page, news, self._words, self._charts)
+
+
+def _grown(page: JobPage, news: News, words: Tag, drawn: Mapping[str, Chart]) -> bool:
+    """The words, and each column's chart with its new steps; False where there is none."""
+    if "job" in news or "steps" in news:
+        words.set_text(_said(page))
+    if "steps" not in news:
+        return False
+    for column, chart in drawn.items():
+        page.grow(chart, [column])
+        chart.change(loading=False, note=figure(page.latest(column)))
+    return True
 
 
 def _said(page: JobPage) -> str:
