@@ -11,20 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import routing
-from orchestrator.cluster import Cluster, RemoteLearner
-from orchestrator.datasets import locate
-from orchestrator.engines import EnginePool
-from orchestrator.gang import anywhere, gpus_reserved, members, role_label
+from orchestrator.actors.cluster import Cluster, RemoteLearner
+from orchestrator.actors.gang import anywhere, gpus_reserved, members, role_label
+from orchestrator.actors.placement import (
+    check_placement,
+    cluster_device,
+    gpus_wanted,
+    reward_gpus,
+    shares_gpu,
+    transport_of,
+)
+from orchestrator.actors.threads import WAITING
 from orchestrator.gold import GoldScorer
 from orchestrator.hosting import GOLD, hosted_gold, hosted_rewards, reward_pool
 from orchestrator.pinning import at_one_commit
-from orchestrator.placement import check_placement, cluster_device, gpus_wanted, reward_gpus, shares_gpu, transport_of
-from orchestrator.prompts import Contents, DatasetError, Prompt, PromptOrder, encode, load_prompts
-from orchestrator.remote import LONG_PAUSES_S, is_url
-from orchestrator.remote_data import fetch, sha256_of
+from orchestrator.rollouts.engines import EnginePool
+from orchestrator.rollouts.prompts import Contents, DatasetError, Prompt, PromptOrder, encode, load_prompts
 from orchestrator.spec import JobSpec
 from orchestrator.specs.data import Columns, FilesData
-from orchestrator.threads import WAITING
+from orchestrator.storage.datasets import locate
+from orchestrator.storage.remote import LONG_PAUSES_S, is_url
+from orchestrator.storage.remote_data import fetch, sha256_of
 from policies.budget import Budget, Knapsack, Uniform
 from policies.collapse import CollapseWatch
 from policies.estimators import Estimator

@@ -28,27 +28,24 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import logs
-from orchestrator.checkpoint_store import CheckpointStore, StoreAway, open_store
-from orchestrator.checkpoints import CheckpointError, collect, newest_manifest, newest_whole
-from orchestrator.embedded_redis import connect
+from orchestrator.actors.threads import WAITING
 from orchestrator.errors import ActorLost, DoesNotFit, LearnerOutOfMemory, ResourcesBusy
 from orchestrator.failpoints import reach
 from orchestrator.journal import StoreJournal, Wishes
-from orchestrator.launchers import (
+from orchestrator.launch.launchers import (
     NO_RESOURCES,
     NONCE_VARIABLE,
     OTHER_HOLDER,
     REDIS_URL_FILE_VARIABLE,
     REDIS_URL_VARIABLE,
 )
-from orchestrator.recovery import keep_document, keep_ending, register_found
-from orchestrator.redis_secret import file_url, resolve
-from orchestrator.remote import RemoteAway
 from orchestrator.report import render_report
 from orchestrator.spec import JobSpec, parse_job
 from orchestrator.specs.reward_job import RewardJobSpec
-from orchestrator.states import is_terminal
-from orchestrator.store import (
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.redis_secret import file_url, resolve
+from orchestrator.state.states import is_terminal
+from orchestrator.state.store import (
     REASON_LIMIT_CHARS,
     Claim,
     ClaimOutcome,
@@ -60,7 +57,10 @@ from orchestrator.store import (
     Signals,
     StoreUnavailable,
 )
-from orchestrator.threads import WAITING
+from orchestrator.storage.checkpoint_store import CheckpointStore, StoreAway, open_store
+from orchestrator.storage.checkpoints import CheckpointError, collect, newest_manifest, newest_whole
+from orchestrator.storage.recovery import keep_document, keep_ending, register_found
+from orchestrator.storage.remote import RemoteAway
 
 os.environ.update(WAITING | os.environ)  # before torch is loaded; what is set stays
 LEASE_TTL_S = 30.0

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.batch import rollout_seed
 from orchestrator.build import Parts
-from orchestrator.checkpoints import CheckpointError
-from orchestrator.prompts import Prompt
+from orchestrator.rollouts.batch import rollout_seed
+from orchestrator.rollouts.prompts import Prompt
+from orchestrator.rollouts.scoring import roll_out_and_score
 from orchestrator.routing import Routes
-from orchestrator.scoring import roll_out_and_score
 from orchestrator.spec import JobSpec
+from orchestrator.storage.checkpoints import CheckpointError
 from policies.pareto import Point
 from policies.types import Rollout, RolloutRequest
 from rewards.base import Scores

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from orchestrator.batch import Batch, reward_batch
-from orchestrator.prompts import Prompt
+from orchestrator.rollouts.batch import Batch, reward_batch
+from orchestrator.rollouts.prompts import Prompt
 from orchestrator.spec import JobSpec
 from policies.overoptimisation import OveroptimisationWatch, Overoptimised, rank_correlation
 from rewards.base import RewardBatch, Scores

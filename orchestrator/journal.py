@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from orchestrator.checkpoints import Manifest
 from orchestrator.failpoints import reach
+from orchestrator.state.store import IllegalTransition, JobStore, Lease, StoreUnavailable
 from orchestrator.steering import Steering
-from orchestrator.store import IllegalTransition, JobStore, Lease, StoreUnavailable
+from orchestrator.storage.checkpoints import Manifest
 
 T = TypeVar("T")
 CLOCKED = frozenset({"timings_s", "reward_health", "engine_health"})

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoints import CheckpointError, verify
-from orchestrator.recovery import Survey, survey
 from orchestrator.spec import JobSpec
-from orchestrator.store import Checkpoint, JobRecord, JobStore
+from orchestrator.state.store import Checkpoint, JobRecord, JobStore
+from orchestrator.storage.checkpoints import CheckpointError, verify
+from orchestrator.storage.recovery import Survey, survey
 from policies.disk import flush
 
 Json = dict[str, Any]

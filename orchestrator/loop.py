@@ -15,13 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestrator.batch import Batch
 from orchestrator.build import Parts
-from orchestrator.checkpoint_store import CheckpointStore
-from orchestrator.checkpoint_writer import CheckpointWriter
-from orchestrator.checkpoints import write_json
 from orchestrator.clock import Clock
-from orchestrator.collect import Collector
 from orchestrator.evaluation import Evaluator
 from orchestrator.failpoints import reach
 from orchestrator.figures import Update, front_document, measured, staleness_figures
@@ -29,9 +24,14 @@ from orchestrator.gold import GoldWatch
 from orchestrator.guardrails import Guardrails
 from orchestrator.journal import Journal
 from orchestrator.references import FILE
-from orchestrator.samples import FOLDER, SampleKeeper
+from orchestrator.rollouts.batch import Batch
+from orchestrator.rollouts.collect import Collector
+from orchestrator.rollouts.samples import FOLDER, SampleKeeper
 from orchestrator.spec import JobSpec
 from orchestrator.steering import Steering, apply_directions, clamped
+from orchestrator.storage.checkpoint_store import CheckpointStore
+from orchestrator.storage.checkpoint_writer import CheckpointWriter
+from orchestrator.storage.checkpoints import write_json
 from policies.estimators.base import finish
 from policies.types import FrontStats, ObjectiveAdvantages, StepStats, UpdateOutcome
 from rewards.base import RewardError

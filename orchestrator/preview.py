@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.samples import Row
+from orchestrator.rollouts.samples import Row
 from orchestrator.spec import JobSpec
 from orchestrator.steering import Steering, apply_directions, clamped
 

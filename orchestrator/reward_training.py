@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoint_store import CheckpointStore, StoreAway
-from orchestrator.checkpoints import CheckpointError, write_json
 from orchestrator.journal import Journal
-from orchestrator.remote import LONG_PAUSES_S, is_url
-from orchestrator.remote_data import fetch
 from orchestrator.specs.reward_job import RewardJobSpec
+from orchestrator.storage.checkpoint_store import CheckpointStore, StoreAway
+from orchestrator.storage.checkpoints import CheckpointError, write_json
+from orchestrator.storage.remote import LONG_PAUSES_S, is_url
+from orchestrator.storage.remote_data import fetch
 from rewards import training
 from rewards.training import TrainResult, TrainSettings
 

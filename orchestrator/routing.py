@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from orchestrator.prompts import Contents
+from orchestrator.rollouts.prompts import Contents
 from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import nearest
 from orchestrator.specs.data import REFERENCE, FilesData, detail_name

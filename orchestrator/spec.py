@@ -32,7 +32,7 @@ from orchestrator.specs.policy import PolicySpec
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.specs.sampling import SamplingSpec
 from orchestrator.specs.weightings import HvGradientSpec, HypervolumeSpec, LagrangianSpec, WeightingSpec
-from orchestrator.states import MAX_PRIORITY
+from orchestrator.state.states import MAX_PRIORITY
 from rewards import registry
 
 KINDS = ("alignment", "reward_model")

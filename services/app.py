@@ -8,24 +8,24 @@ from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
 from starlette.responses import HTMLResponse, Response
 
-from orchestrator.store import JobStore
-from services import (
-    compat_api,
-    datasets_api,
-    events_api,
-    fork_api,
-    jobs_api,
-    judges_api,
-    keys_api,
-    metrics_api,
-    models_api,
-    quotas_api,
-    results_api,
-    rewards_api,
-    rollouts_api,
-    rules_api,
-    steering_api,
-    webhooks_api,
+from orchestrator.state.store import JobStore
+from services.api import (
+    compat,
+    datasets,
+    events,
+    fork,
+    jobs,
+    judges,
+    keys,
+    metrics,
+    models,
+    quotas,
+    results,
+    rewards,
+    rollouts,
+    rules,
+    steering,
+    webhooks,
 )
 from services.auth import RecentKeys, RequireKey
 from services.body_deadline import BodyDeadline
@@ -55,7 +55,7 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
     app.state.registry = CollectorRegistry()
     app.state.specs = RecentSpecs()
     app.state.places = {}  # by kind of work: how many each owner has under way (services/slots.py)
-    app.state.scrapes = metrics_api.Scrapes()
+    app.state.scrapes = metrics.Scrapes()
     app.state.readiness = Readiness(store)
     # The last one added is the outermost: an id for every answer, then the dashboard, whose pages have sessions in the
     # place of keys, then the key, then the body's size.
@@ -73,27 +73,27 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
     )
     if settings.dashboard is not None:
         app.add_middleware(Gate, api=app, hosts=settings.dashboard.hosts)
-    app.add_middleware(metrics_api.RequestMeter, registry=app.state.registry)
+    app.add_middleware(metrics.RequestMeter, registry=app.state.registry)
     app.add_middleware(RequestContext)
     add_handlers(app)
-    # fork_api first: its /v1/jobs/compare would be taken for a job's id.
+    # fork first: its /v1/jobs/compare would be taken for a job's id.
     for module in (
-        fork_api,
-        jobs_api,
-        steering_api,
-        events_api,
-        results_api,
-        rules_api,
-        keys_api,
-        quotas_api,
-        metrics_api,
-        rollouts_api,
-        compat_api,
-        webhooks_api,
-        datasets_api,
-        models_api,
-        rewards_api,
-        judges_api,
+        fork,
+        jobs,
+        steering,
+        events,
+        results,
+        rules,
+        keys,
+        quotas,
+        metrics,
+        rollouts,
+        compat,
+        webhooks,
+        datasets,
+        models,
+        rewards,
+        judges,
     ):
         app.include_router(module.router)
 

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Asgi
 
 from orchestrator.errors import StoreUnavailable
-from orchestrator.keystore import OWNER_KEYS_WORTH, ApiKey, KeyNotFound, KeyStore, Scope
-from orchestrator.redis_calls import RedisCalls
+from orchestrator.state.keystore import OWNER_KEYS_WORTH, ApiKey, KeyNotFound, KeyStore, Scope
+from orchestrator.state.redis_calls import RedisCalls
 from services.errors import ApiProblem, problem_response, unavailable
 from services.keys import digest, key_id_in
 from services.own_key import OwnKey

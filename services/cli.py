@@ -1,4 +1,4 @@
-"""`equipoise`: everything from a terminal. Commands here talk to a server; those that are one are in cli_server.py."""
+"""`equipoise`: everything from a terminal. What is here talks to a server; what is one is in commands/server.py."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ import typer
 
 from orchestrator.spec_errors import SpecError
 from policies.models import ADAPTER_CONFIG, ModelError
-from services import (
-    arena_cli,
-    cli_server,
-    datasets_cli,
-    judges_cli,
-    keys_cli,
-    lineage_cli,
-    recover_cli,
-    rewards_cli,
-    rules_cli,
-    steer_words,
-    submission,
-)
+from services import steer_words, submission
 from services.client import ApiError, AuthenticationError, Client, NotSendable, PermissionDenied
 from services.client.types import Job
+from services.commands import (
+    arena,
+    datasets,
+    judges,
+    keys,
+    lineage,
+    recover,
+    rewards,
+    rules,
+    server,
+)
 from services.follow import follow_to_end, front_table
 from services.settings import default_state_dir
 from services.tables import checkpoints_table, job_view, jobs_table, training_view
@@ -378,15 +377,15 @@ def report(job: JobArgument, open_it: Annotated[bool, typer.Option("--open", hel
         webbrowser.open(path.as_uri())
 
 
-rules_cli.add_commands(app)
-judges_cli.add_commands(app)
-rewards_cli.add_commands(app, lambda: _state_dir)
-lineage_cli.add_commands(app, lambda: _state_dir)
-keys_cli.add_commands(app, lambda: _state_dir)
-datasets_cli.add_commands(app, lambda: _state_dir)
-recover_cli.add_commands(app, lambda: _state_dir)
-arena_cli.add_commands(app, lambda: _state_dir)
-cli_server.add_commands(app, lambda: _state_dir)
+rules.add_commands(app)
+judges.add_commands(app)
+rewards.add_commands(app, lambda: _state_dir)
+lineage.add_commands(app, lambda: _state_dir)
+keys.add_commands(app, lambda: _state_dir)
+datasets.add_commands(app, lambda: _state_dir)
+recover.add_commands(app, lambda: _state_dir)
+arena.add_commands(app, lambda: _state_dir)
+server.add_commands(app, lambda: _state_dir)
 
 
 def main() -> NoReturn:

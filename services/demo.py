@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from orchestrator.actors.threads import WAITING
 from orchestrator.errors import StoreUnavailable
-from orchestrator.threads import WAITING
 from services.client import Client
 from services.client.flows import FINAL
 from services.follow import follow

@@ -15,12 +15,12 @@ from fastapi import Depends, Query, Request
 from fastapi import Path as PathParameter
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from orchestrator.access import Access
-from orchestrator.checkpoint_store import find_checkpoint
-from orchestrator.datasets import Datasets
+from orchestrator.checks.access import Access
 from orchestrator.errors import JobNotFound
-from orchestrator.keys import is_name
-from orchestrator.store import Checkpoint, JobStore
+from orchestrator.state.keys import is_name
+from orchestrator.state.store import Checkpoint, JobStore
+from orchestrator.storage.checkpoint_store import find_checkpoint
+from orchestrator.storage.datasets import Datasets
 from services.auth import Principal
 from services.errors import ApiProblem
 from services.settings import Limits, Settings

@@ -5,7 +5,7 @@
     orchestrator.errors.JobNotFound  404
     orchestrator.children.ChildBusy  503 with Retry-After
     orchestrator.errors.IllegalTransition  409
-    orchestrator.gpu_hours.GpuQuotaReached  429 with Retry-After
+    orchestrator.state.gpu_hours.GpuQuotaReached  429 with Retry-After
     orchestrator.errors.KeepsTooMany  429 with Retry-After
     orchestrator.errors.StoreUnavailable  503 with Retry-After
     anything else                    500, told to the log alone
@@ -34,8 +34,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator import logs
 from orchestrator.children import ChildBusy
 from orchestrator.errors import IllegalTransition, JobNotFound, KeepsTooMany, Outage, StoreUnavailable
-from orchestrator.gpu_hours import GpuHours, GpuQuotaReached
 from orchestrator.spec_errors import SpecError
+from orchestrator.state.gpu_hours import GpuHours, GpuQuotaReached
 
 log = logging.getLogger(__name__)
 

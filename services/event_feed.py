@@ -15,8 +15,8 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.errors import JobNotFound, StoreUnavailable
-from orchestrator.states import is_terminal
-from orchestrator.store import Event, JobStore
+from orchestrator.state.states import is_terminal
+from orchestrator.state.store import Event, JobStore
 
 _PAGE = 100
 _RECENT = 1000  # events of a job kept for its readers; who is further behind reads them from Redis

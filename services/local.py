@@ -15,14 +15,14 @@ from typing import Protocol
 
 import psutil
 
-from orchestrator.dispatcher import Dispatcher
-from orchestrator.embedded_redis import EmbeddedRedis
 from orchestrator.errors import StoreUnavailable
-from orchestrator.launchers import SubprocessLauncher
-from orchestrator.redis_calls import connect
-from orchestrator.store import JobStore
-from orchestrator.webhook_delivery import private_allowed
-from orchestrator.worker import Worker
+from orchestrator.launch.launchers import SubprocessLauncher
+from orchestrator.launch.worker import Worker
+from orchestrator.state.embedded_redis import EmbeddedRedis
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.store import JobStore
+from orchestrator.webhooks.delivery import private_allowed
+from orchestrator.webhooks.dispatcher import Dispatcher
 from services.keys import digest
 from services.server import ApiServer, ServerError
 from services.settings import (

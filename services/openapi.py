@@ -53,7 +53,7 @@ _MORE = {  # what does not follow from an operation's shape
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:
-    """Made once, with the body that jobs_api reads by hand and the key that the middleware wants."""
+    """Made once, with the body that api/jobs.py reads by hand and the key that the middleware wants."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})

@@ -6,7 +6,7 @@ import threading
 import time
 
 from orchestrator.errors import StoreUnavailable
-from orchestrator.store import JobStore
+from orchestrator.state.store import JobStore
 
 FRESH_S = 1.0
 

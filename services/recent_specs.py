@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from orchestrator.store import JobRecord, JobStore
+from orchestrator.state.store import JobRecord, JobStore
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope as Asgi
 
-from orchestrator.keystore import Scope
+from orchestrator.state.keystore import Scope
 
 _JOB = "/v1/jobs/{job_id}"
 _ALIAS = "/v1/fine_tuning/jobs/{job_id}"

@@ -19,7 +19,7 @@ import anyio.to_thread
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from orchestrator.store import JobStore
+from orchestrator.state.store import JobStore
 from services.app import create_app
 from services.errors import ApiProblem, problem_response
 from services.settings import Dashboard, Settings, Tls

@@ -12,9 +12,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.checkpoint_store import STORE_VARIABLE
-from orchestrator.layout import DEFAULT_GPU_GIB
-from orchestrator.remote import RemoteError, open_filesystem
+from orchestrator.checks.layout import DEFAULT_GPU_GIB
+from orchestrator.storage.checkpoint_store import STORE_VARIABLE
+from orchestrator.storage.remote import RemoteError, open_filesystem
 from services.keys import new_key
 
 DEFAULT_PORT = 8740

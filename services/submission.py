@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.datasets import is_reference
-from orchestrator.remote import is_url
 from orchestrator.spec import JobSpec, load_spec, parse_job
 from orchestrator.specs.reward_job import RewardJobSpec
+from orchestrator.storage.datasets import is_reference
+from orchestrator.storage.remote import is_url
 from rewards import registry
 from services.client import ApiError
 from services.tables import estimate_view

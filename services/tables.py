@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.layout import readable
+from orchestrator.checks.layout import readable
 from orchestrator.rules import NEEDS, Rule
 from services.text import ago, duration, figure, plain
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore, Lease
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore, Lease
 from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings

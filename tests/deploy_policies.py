@@ -9,8 +9,8 @@ import base64
 import re
 from collections.abc import Callable, Iterator
 
-from orchestrator.gang import GROWTH_VARIABLE, ROLE_LABEL_VARIABLE
-from orchestrator.placement import DEVICE_VARIABLE
+from orchestrator.actors.gang import GROWTH_VARIABLE, ROLE_LABEL_VARIABLE
+from orchestrator.actors.placement import DEVICE_VARIABLE
 from services.settings import DEFAULT_PORT
 from tests.deploy_support import DEPLOY, Object, Pod, Rendered, selects
 

@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 
 import redis
 
-from orchestrator.embedded_redis import _server_binary
-from orchestrator.redis_calls import connect
+from orchestrator.state.embedded_redis import _server_binary
+from orchestrator.state.redis_calls import connect
 from tests.deploy_support import Rendered
 
 

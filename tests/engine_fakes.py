@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.engines import Answer, Engine, EngineError, EngineLost, EnginePool
+from orchestrator.rollouts.engines import Answer, Engine, EngineError, EngineLost, EnginePool
 from policies.rollout import StaleEngineError
 from policies.types import Rollout, RolloutRequest
 

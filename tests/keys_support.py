@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import redis
 
-from orchestrator.store import JobStore
+from orchestrator.state.store import JobStore
 from services.app import create_app
 from services.keys import digest, new_key
 from services.server import ApiServer

@@ -22,16 +22,16 @@ from orchestrator.build import (
     make_transforms,
     make_weighting,
 )
-from orchestrator.checkpoint_store import CheckpointStore
-from orchestrator.checkpoints import Manifest, directory_name, verify
 from orchestrator.failpoints import reach
 from orchestrator.gold import GoldScorer
 from orchestrator.hosting import hosted_rewards, reward_pool
 from orchestrator.journal import Wishes, figures_digest
 from orchestrator.loop import Loop
-from orchestrator.prompts import Prompt, PromptOrder
+from orchestrator.rollouts.prompts import Prompt, PromptOrder
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.steering import Steering, initial_steering
+from orchestrator.storage.checkpoint_store import CheckpointStore
+from orchestrator.storage.checkpoints import Manifest, directory_name, verify
 from policies.collapse import CollapseWatch
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout, RolloutRequest
 from rewards.base import RewardBatch

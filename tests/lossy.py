@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from orchestrator.embedded_redis import EmbeddedRedis
+from orchestrator.state.embedded_redis import EmbeddedRedis
 
 
 class LossyProxy:

@@ -4,8 +4,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.states import JobStatus as S
-from orchestrator.store import JobStore, Lease
+from orchestrator.state.states import JobStatus as S
+from orchestrator.state.store import JobStore, Lease
 
 TTL_S = 30.0
 SHORT_TTL_S = 0.04

@@ -19,11 +19,11 @@ import psutil
 import pytest
 
 from orchestrator.journal import CLOCKED
-from orchestrator.launchers import NONCE_VARIABLE, REDIS_URL_VARIABLE
-from orchestrator.redis_calls import connect
+from orchestrator.launch.launchers import NONCE_VARIABLE, REDIS_URL_VARIABLE
 from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.store import JobStatus, JobStore, Lease
 from orchestrator.steering import initial_steering
-from orchestrator.store import JobStatus, JobStore, Lease
 from tests.tiny_policy import make_policy as make_policy  # its users know it by this module
 
 EXAMPLES = Path(__file__).parent / "examples"

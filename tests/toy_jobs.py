@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.records import Event, SteeringEntry
 from orchestrator.spec import JobSpec
-from orchestrator.states import is_terminal
+from orchestrator.state.records import Event, SteeringEntry
+from orchestrator.state.states import is_terminal
+from orchestrator.state.store import JobStore
 from orchestrator.steering import Steering, initial_steering
-from orchestrator.store import JobStore
 from tests.loop_fakes import make_spec, start
 
 EVERY = 3  # K, the checkpoint interval

@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from orchestrator import scripts
-from orchestrator.store import JobStore, SteerOutcome
+from orchestrator.state import scripts
+from orchestrator.state.store import JobStore, SteerOutcome
 
 # name -> [(script, what it says, what it says instead)]; None for every script.
 SCRIPTS: dict[str, list[tuple[str | None, str, str]]] = {
@@ -66,8 +66,8 @@ def app_with(create: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def _register_before_durable() -> None:
-    from orchestrator.checkpoint_writer import CheckpointWriter
-    from orchestrator.checkpoints import Manifest, directory_name
+    from orchestrator.storage.checkpoint_writer import CheckpointWriter
+    from orchestrator.storage.checkpoints import Manifest, directory_name
 
     real = CheckpointWriter.write
 
@@ -88,7 +88,7 @@ def _forget_learner() -> None:
 
 def _forget_weights() -> None:
     """The same of a real learner."""
-    from orchestrator.cluster import RemoteLearner
+    from orchestrator.actors.cluster import RemoteLearner
 
     RemoteLearner.load = lambda *_: None  # type: ignore[method-assign,assignment]
 
@@ -97,7 +97,7 @@ def _leave_actors() -> None:
     """What a driver has on a cluster goes on without it."""
     import ray.util
 
-    from orchestrator.gang import Gang
+    from orchestrator.actors.gang import Gang
 
     place, group = Gang.place, ray.util.placement_group
     Gang.place = lambda *arguments: {**place(*arguments), "lifetime": "detached"}  # type: ignore[method-assign]
@@ -130,7 +130,7 @@ def _park_nowhere() -> None:
 def _no_floor() -> None:
     """A claim that asks Redis alone."""
     from orchestrator import driver
-    from orchestrator.checkpoint_store import CheckpointStore
+    from orchestrator.storage.checkpoint_store import CheckpointStore
 
     CheckpointStore.floor = lambda _: 0  # type: ignore[method-assign,assignment]
     driver.newest_manifest = lambda _: (0, 0)
@@ -193,7 +193,7 @@ def _write_behind() -> None:
     """An API that acknowledges a steer before it is written."""
     import threading
 
-    from orchestrator.records import Steer
+    from orchestrator.state.records import Steer
 
     real = JobStore.steer
 

@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from orchestrator.actors.threads import WAITING
 from orchestrator.arena.conduct import ArenaStopped, RunFailed
 from orchestrator.arena.plan import Planned
 from orchestrator.spec import JobSpec
-from orchestrator.threads import WAITING
 
 END_S = 30.0
 PATIENCE_S = 1800.0  # with a run: its policy may have to be made first

@@ -11,15 +11,15 @@ from typing import Any, cast
 
 import numpy as np
 
+from orchestrator.actors.cluster import RemoteLearner
 from orchestrator.build import Parts
-from orchestrator.checkpoint_store import CheckpointStore
-from orchestrator.checkpoints import Manifest
-from orchestrator.cluster import RemoteLearner
 from orchestrator.evaluation import Evaluation, Evaluator
 from orchestrator.journal import Wishes
 from orchestrator.loop import Loop
 from orchestrator.spec import JobSpec
 from orchestrator.steering import Steering, initial_steering
+from orchestrator.storage.checkpoint_store import CheckpointStore
+from orchestrator.storage.checkpoints import Manifest
 from policies.pareto import Archive, Point, hypervolume
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout
 

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from orchestrator.threads import WAITING
+from orchestrator.actors.threads import WAITING
 
 os.environ.update(WAITING | os.environ)  # before torch is loaded; what is set stays
 Json = dict[str, Any]

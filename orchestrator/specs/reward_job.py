@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from orchestrator.specs.base import Metadata, Spec, Title
-from orchestrator.states import MAX_PRIORITY
+from orchestrator.state.states import MAX_PRIORITY
 from rewards.training.spec import RewardModelSpec
 
 

@@ -1,6 +1,6 @@
 """What becomes of groups without signal, who gets how many rollouts, and who is waited for, as a spec names them.
 
-policies/signal.py, policies/budget.py and orchestrator/turns.py have the rules.
+policies/signal.py, policies/budget.py and orchestrator/rollouts/turns.py have the rules.
 """
 
 from __future__ import annotations

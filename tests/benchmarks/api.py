@@ -37,12 +37,12 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.embedded_redis import EmbeddedRedis, connect
-from orchestrator.keystore import KeyStore, Scope
 from orchestrator.spec import parse_spec
-from orchestrator.states import JobStatus
+from orchestrator.state.embedded_redis import EmbeddedRedis, connect
+from orchestrator.state.keystore import KeyStore, Scope
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
 from orchestrator.steering import initial_steering
-from orchestrator.store import JobStore
 from services.keys import digest, new_stored_key
 from services.settings import Limits, Settings
 from tests.benchmarks.machine import machine

@@ -26,7 +26,7 @@ from typing import Any
 
 import httpx
 
-from orchestrator.layout import GIB, Layout, Machine
+from orchestrator.checks.layout import GIB, Layout, Machine
 from orchestrator.spec import parse_spec
 from policies.sizes import Dimensions, ModelSize
 from services.client import Client

@@ -35,13 +35,13 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.embedded_redis import EmbeddedRedis, connect
 from orchestrator.errors import StoreUnavailable
-from orchestrator.launchers import SubprocessLauncher
+from orchestrator.launch.launchers import SubprocessLauncher
+from orchestrator.launch.worker import Worker
 from orchestrator.spec import JobSpec
-from orchestrator.states import is_terminal
-from orchestrator.store import JobStore
-from orchestrator.worker import Worker
+from orchestrator.state.embedded_redis import EmbeddedRedis, connect
+from orchestrator.state.states import is_terminal
+from orchestrator.state.store import JobStore
 from services.client import ApiError, Client
 from tests.benchmarks.machine import machine
 from tests.toy_api import KEY, Api

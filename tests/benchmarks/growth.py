@@ -41,11 +41,11 @@ import psutil
 import torch
 
 from orchestrator.build import Splits
-from orchestrator.checkpoint_store import CheckpointStore
-from orchestrator.engines import Engine, EnginePool
 from orchestrator.loop import Loop
-from orchestrator.prompts import PromptOrder
+from orchestrator.rollouts.engines import Engine, EnginePool
+from orchestrator.rollouts.prompts import PromptOrder
 from orchestrator.spec import JobSpec
+from orchestrator.storage.checkpoint_store import CheckpointStore
 from policies.types import LearnStats, Rollout, RolloutRequest
 from tests.benchmarks.machine import machine
 from tests.loop_fakes import FakeLearner, MemoryJournal, World, make_parts, make_spec, prompts

@@ -26,12 +26,12 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.checkpoints import directory_name
-from orchestrator.embedded_redis import EmbeddedRedis
-from orchestrator.redis_calls import connect
+from orchestrator.actors.threads import WAITING
 from orchestrator.spec import JobSpec, parse_spec
-from orchestrator.store import JobStatus, JobStore
-from orchestrator.threads import WAITING
+from orchestrator.state.embedded_redis import EmbeddedRedis
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.store import JobStatus, JobStore
+from orchestrator.storage.checkpoints import directory_name
 from policies.pareto import hypervolume
 from tests.benchmarks.machine import PeakMemory, machine
 from tests.support import Drive, largest_difference, submit
@@ -205,7 +205,7 @@ def measure_sync(bench: Bench) -> Figures:
     """An engine after twenty updates and syncs beside a fresh engine on the exported checkpoint."""
     import torch
 
-    from orchestrator.cluster import Cluster
+    from orchestrator.actors.cluster import Cluster
     from policies.learner import LearnerSettings
     from policies.models import encode_prompt, load_tokenizer
     from policies.quickstart import ensure_policy, sample_problems

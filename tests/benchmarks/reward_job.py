@@ -29,8 +29,8 @@ Figures = dict[str, Any]
 
 def measure_job(steps: int = 40) -> Figures:
     """One job by the real driver: vLLM, the learner, one reward process for all three heads, and one for gold."""
-    from orchestrator.embedded_redis import EmbeddedRedis
     from orchestrator.spec import parse_spec
+    from orchestrator.state.embedded_redis import EmbeddedRedis
     from tests.reward_data import QUICKSTART_HEADS, make_quickstart_reward_model
     from tests.support import run_job
 

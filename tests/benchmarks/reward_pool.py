@@ -34,8 +34,8 @@ Figures = dict[str, Any]
 
 def measure_hidden(options: argparse.Namespace) -> Figures:
     """Scoring that was done while rollouts were still being written, over the steps of a quickstart job."""
-    from orchestrator.embedded_redis import EmbeddedRedis
     from orchestrator.spec import parse_spec
+    from orchestrator.state.embedded_redis import EmbeddedRedis
     from tests.support import run_job
 
     document = yaml.safe_load(JOB.read_text()) | {"steps": options.steps}

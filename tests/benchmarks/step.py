@@ -34,7 +34,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from orchestrator.threads import WAITING
+from orchestrator.actors.threads import WAITING
 
 Figures = dict[str, Any]
 RESULTS = Path(__file__).parent / "results" / "step.json"
@@ -88,7 +88,7 @@ def spec_of(policy: str, mode: str = "sync") -> Any:
 def train_prompts(state_dir: Path, spec: Any) -> list[Any]:
     """In the order in which both take them."""
     from orchestrator.build import split_files
-    from orchestrator.prompts import PromptOrder, load_prompts
+    from orchestrator.rollouts.prompts import PromptOrder, load_prompts
 
     files, limit = split_files(spec, state_dir, "local")
     path, columns = files["train"]
@@ -110,8 +110,8 @@ def serve_steps(steps: Iterator[Figures], settle: Callable[[], None]) -> None:
 
 def ours(policy: str, state_dir: Path, mode: str) -> None:
     from orchestrator.build import build
-    from orchestrator.checkpoint_store import CheckpointStore
     from orchestrator.loop import Loop
+    from orchestrator.storage.checkpoint_store import CheckpointStore
     from tests.loop_fakes import MemoryJournal, World
 
     spec = spec_of(policy, mode)

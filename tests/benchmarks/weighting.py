@@ -384,7 +384,7 @@ def measure_drift(options: argparse.Namespace) -> Figures:
 
     Beside it the distance of `exact` with another seed: what chance alone moves.
     """
-    from orchestrator.embedded_redis import EmbeddedRedis
+    from orchestrator.state.embedded_redis import EmbeddedRedis
     from tests.benchmarks.main_job import Bench
 
     finals: dict[tuple[str, int], dict[str, float]] = {}

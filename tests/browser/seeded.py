@@ -12,9 +12,9 @@ from typing import Any
 
 import redis
 
-from orchestrator.keys import Keys
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore, Lease
+from orchestrator.state.keys import Keys
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore, Lease
 from tests.toy_jobs import toy_spec
 
 

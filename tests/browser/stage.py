@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from orchestrator.embedded_redis import EmbeddedRedis
-from orchestrator.redis_calls import connect
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import EmbeddedRedis
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.store import JobStore
 from services.client import Client
 from tests.browser.seeded import seed_job
 from tests.toy_api import KEY, Api

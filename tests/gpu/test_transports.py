@@ -20,7 +20,7 @@ def test_the_engine_has_the_learners_weights(transport, sleep, tmp_path):
     """An engine that sleeps gives its cache's memory back meanwhile."""
     import torch
 
-    from orchestrator.cluster import Cluster
+    from orchestrator.actors.cluster import Cluster
     from policies.learner import LearnerSettings
     from policies.models import encode_prompt, load_tokenizer
     from policies.rollout import EngineSettings

@@ -18,9 +18,9 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
-from orchestrator.embedded_redis import connect
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore, Lease
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore, Lease
 from services.client import NO_RETRY, ApiError, AsyncClient, Client, Retry, Unreachable
 from services.keys import digest
 from services.local import announce, api_server

@@ -9,12 +9,12 @@ from typing import Any
 import openai
 import pytest
 
-from orchestrator.checkpoints import write_checkpoint
-from orchestrator.embedded_redis import connect
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
+from orchestrator.storage.checkpoints import write_checkpoint
+from services.api.compat import STATUSES
 from services.client import Client
-from services.compat_api import STATUSES
 from tests.api_support import KEY, SPEC, claim, serving, step_record
 
 

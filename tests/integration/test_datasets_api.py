@@ -21,11 +21,11 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.build import load_splits
-from orchestrator.datasets import Datasets, resolve
-from orchestrator.embedded_redis import connect
-from orchestrator.prompts import DatasetError
+from orchestrator.rollouts.prompts import DatasetError
 from orchestrator.spec import parse_spec
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.store import JobStore
+from orchestrator.storage.datasets import Datasets, resolve
 from services.body_deadline import Pace
 from services.cli import app as cli
 from services.keys import digest

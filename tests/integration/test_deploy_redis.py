@@ -16,17 +16,18 @@ import pytest
 import redis
 
 import orchestrator
-from orchestrator import driver, scripts
-from orchestrator.dispatcher import Dispatcher
+from orchestrator import driver
 from orchestrator.errors import Fenced, IllegalTransition, StepGap, StoreUnavailable
-from orchestrator.gpu_hours import set_quota
-from orchestrator.keystore import KeyStore, Scope
-from orchestrator.redis_safety import check_settings
-from orchestrator.redis_secret import file_url
-from orchestrator.script_keeper import KEPT, VERSIONS, ScriptKeeper
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore
-from orchestrator.webhooks import WebhookStore
+from orchestrator.state import scripts
+from orchestrator.state.gpu_hours import set_quota
+from orchestrator.state.keystore import KeyStore, Scope
+from orchestrator.state.redis_safety import check_settings
+from orchestrator.state.redis_secret import file_url
+from orchestrator.state.script_keeper import KEPT, VERSIONS, ScriptKeeper
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
+from orchestrator.webhooks.dispatcher import Dispatcher
+from orchestrator.webhooks.subscriptions import WebhookStore
 from rewards import training
 from tests.deploy_redis import DeployedRedis, deployed_redis
 from tests.deploy_support import Rendered, prepare, render, wait_for

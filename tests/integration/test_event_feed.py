@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from orchestrator.embedded_redis import connect
-from orchestrator.keys import Keys
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.keys import Keys
+from orchestrator.state.store import JobStore
 from services.event_feed import Feeds
 
 DEADLINE_S = 30

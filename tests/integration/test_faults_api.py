@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from orchestrator.redis_calls import connect
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
 from services.client import ApiError, Client
 from services.keys import digest
 from services.server import ApiServer

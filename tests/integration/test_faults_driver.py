@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.failpoints import POINTS
-from orchestrator.launchers import SubprocessLauncher
-from orchestrator.redis_calls import connect
-from orchestrator.states import JobStatus, is_terminal
-from orchestrator.store import ClaimOutcome, Fenced, IllegalTransition, JobStore, SteerOutcome
-from orchestrator.worker import Worker
+from orchestrator.launch.launchers import SubprocessLauncher
+from orchestrator.launch.worker import Worker
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.states import JobStatus, is_terminal
+from orchestrator.state.store import ClaimOutcome, Fenced, IllegalTransition, JobStore, SteerOutcome
 from tests import toy_driver
 from tests.fault_figures import REPEATS, all_at_once, tell
 from tests.toy_driver import Forks, Garage, ToyDriver

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator.checkpoints import newest_manifest
-from orchestrator.embedded_redis import EmbeddedRedis
-from orchestrator.recovery import DOCUMENT, Finding, recover
-from orchestrator.redis_calls import connect
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import EmbeddedRedis
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
+from orchestrator.storage.checkpoints import newest_manifest
+from orchestrator.storage.recovery import DOCUMENT, Finding, recover
 from services import cli
 from tests.fault_figures import tell
 from tests.toy_driver import Forks, Garage

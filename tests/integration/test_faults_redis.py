@@ -21,11 +21,11 @@ import pytest
 import redis
 
 import services.server
-from orchestrator.embedded_redis import EmbeddedRedis
 from orchestrator.journal import StoreJournal, Wishes
-from orchestrator.redis_calls import connect
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore, Lease, StoreUnavailable
+from orchestrator.state.embedded_redis import EmbeddedRedis
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore, Lease, StoreUnavailable
 from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.redis_calls import connect
 from orchestrator.spec import JobSpec
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
 from tests.fault_figures import tell
 from tests.toy_driver import Forks, Garage
 from tests.toy_jobs import audit, events_of, submit, toy_spec

@@ -17,13 +17,13 @@ import httpx
 import pytest
 
 from orchestrator import lineage
-from orchestrator.census import Census
-from orchestrator.checkpoint_store import CheckpointStore, Remote
-from orchestrator.checkpoints import write_checkpoint
-from orchestrator.embedded_redis import connect
 from orchestrator.lineage import plan_path
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore, Lease, Origin
+from orchestrator.state.census import Census
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore, Lease, Origin
+from orchestrator.storage.checkpoint_store import CheckpointStore, Remote
+from orchestrator.storage.checkpoints import write_checkpoint
 from services.client import Client
 from services.keys import digest
 from services.server import ApiServer

@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from orchestrator.embedded_redis import EmbeddedRedis
 from orchestrator.errors import StoreUnavailable
-from orchestrator.redis_calls import Breaker, RedisCalls, connect
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import EmbeddedRedis
+from orchestrator.state.redis_calls import Breaker, RedisCalls, connect
+from orchestrator.state.store import JobStore
 from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import redis
 
-from orchestrator.census import Census
-from orchestrator.dispatcher import Dispatcher
-from orchestrator.embedded_redis import EmbeddedRedis
-from orchestrator.keystore import KeyStore
-from orchestrator.launchers import SubprocessLauncher
-from orchestrator.redis_calls import connect
-from orchestrator.store import JobStore
-from orchestrator.webhooks import WebhookStore
-from orchestrator.worker import Worker
+from orchestrator.launch.launchers import SubprocessLauncher
+from orchestrator.launch.worker import Worker
+from orchestrator.state.census import Census
+from orchestrator.state.embedded_redis import EmbeddedRedis
+from orchestrator.state.keystore import KeyStore
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.store import JobStore
+from orchestrator.webhooks.dispatcher import Dispatcher
+from orchestrator.webhooks.subscriptions import WebhookStore
 from tests.deploy_support import wait_for
 from tests.keys_support import SPEC, Place, error_of, serving
 from tests.store_support import event_types, running, submit

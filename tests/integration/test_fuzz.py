@@ -25,12 +25,12 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from orchestrator.checkpoints import write_checkpoint
-from orchestrator.embedded_redis import connect
-from orchestrator.samples import FOLDER, shard
+from orchestrator.rollouts.samples import FOLDER, shard
 from orchestrator.spec import parse_spec
-from orchestrator.states import CANCEL, PAUSE, RESUME, JobStatus
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.states import CANCEL, PAUSE, RESUME, JobStatus
+from orchestrator.state.store import JobStore
+from orchestrator.storage.checkpoints import write_checkpoint
 from services.app import create_app
 from services.keys import digest
 from services.settings import Limits, Settings

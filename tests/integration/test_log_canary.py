@@ -17,8 +17,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from orchestrator import logs
-from orchestrator.embedded_redis import EmbeddedRedis, connect
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import EmbeddedRedis, connect
+from orchestrator.state.store import JobStore
 from services.app import create_app
 from services.keys import digest
 from services.server import ApiServer

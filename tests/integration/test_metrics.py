@@ -12,13 +12,13 @@ import pytest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from orchestrator import gpu_hours
-from orchestrator.census import Census
-from orchestrator.embedded_redis import EmbeddedRedis, connect
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore
+from orchestrator.state import gpu_hours
+from orchestrator.state.census import Census
+from orchestrator.state.embedded_redis import EmbeddedRedis, connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
+from services.api.metrics import MAX_JOBS, MAX_OWNERS, JobFigures, Scrapes
 from services.keys import digest
-from services.metrics_api import MAX_JOBS, MAX_OWNERS, JobFigures, Scrapes
 from services.server import ApiServer
 from services.settings import Settings
 

@@ -9,10 +9,10 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.keys import Keys
-from orchestrator.redis_calls import connect
-from orchestrator.states import MAX_PRIORITY, JobStatus
-from orchestrator.store import JobStore, SubmitOutcome
+from orchestrator.state.keys import Keys
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.states import MAX_PRIORITY, JobStatus
+from orchestrator.state.store import JobStore, SubmitOutcome
 
 PRIORITIES = st.integers(-MAX_PRIORITY, MAX_PRIORITY)
 

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator import gpu_hours
-from orchestrator.redis_calls import connect
-from orchestrator.store import JobStore
+from orchestrator.state import gpu_hours
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.store import JobStore
 from services.cli import app as cli
 from services.client import ApiError, Client, RateLimited
 from services.keys import digest, new_key

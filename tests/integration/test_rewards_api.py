@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from orchestrator import children
-from orchestrator.access import Access
-from orchestrator.embedded_redis import connect
-from orchestrator.store import JobStore
+from orchestrator.checks.access import Access
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.store import JobStore
 from rewards import registry
-from services import rewards_api
+from services.api import rewards as rewards_api
 from services.errors import ApiProblem
 from services.keys import digest
 from services.server import ApiServer

@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.embedded_redis import connect
 from orchestrator.journal import StoreJournal, Wishes
-from orchestrator.samples import FOLDER, shard
+from orchestrator.rollouts.samples import FOLDER, shard
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.store import JobStore, Lease, steering_at
 from orchestrator.steering import Steering, apply_steering
-from orchestrator.store import JobStore, Lease, steering_at
 from services.client import Client
 from tests.api_support import KEY, SPEC, assert_error, claim, serving, step_record
 

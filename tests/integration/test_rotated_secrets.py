@@ -19,11 +19,11 @@ import pytest
 import redis
 
 from orchestrator import logs
-from orchestrator.embedded_redis import EmbeddedRedis
-from orchestrator.launchers import SubprocessLauncher
-from orchestrator.redis_calls import connect
-from orchestrator.redis_secret import file_url
-from orchestrator.store import JobStore, StoreUnavailable
+from orchestrator.launch.launchers import SubprocessLauncher
+from orchestrator.state.embedded_redis import EmbeddedRedis
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.redis_secret import file_url
+from orchestrator.state.store import JobStore, StoreUnavailable
 from services.client import AuthenticationError, Client
 from services.keys import digest, new_key
 from services.server import ApiServer

@@ -10,9 +10,9 @@ from pathlib import Path
 from starlette.testclient import TestClient
 
 from orchestrator.journal import StoreJournal, Wishes
-from orchestrator.keystore import Scope
-from orchestrator.redis_calls import connect
-from orchestrator.store import JobStore
+from orchestrator.state.keystore import Scope
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.store import JobStore
 from services.app import create_app
 from services.keys import digest
 from services.settings import Limits, Settings

@@ -10,8 +10,8 @@ from urllib.parse import quote
 import pytest
 from starlette.testclient import TestClient
 
-from orchestrator.embedded_redis import connect
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.store import JobStore
 from services.app import create_app
 from services.keys import digest
 from services.settings import Limits, Settings

@@ -22,20 +22,27 @@ from typing import Any, get_args
 import httpx
 import pytest
 
-from orchestrator import dispatcher as dispatcher_module
-from orchestrator import webhook_delivery
-from orchestrator.dispatcher import LOCK, Dispatcher
-from orchestrator.embedded_redis import EmbeddedRedis, connect
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore
-from orchestrator.webhook_delivery import DeliveryError, post
-from orchestrator.webhooks import EVENTS, MAX_WEBHOOKS, Seen, TooManyWebhooks, WebhookNotFound, WebhookStore
+from orchestrator.state.embedded_redis import EmbeddedRedis, connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
+from orchestrator.webhooks.delivery import DeliveryError, post
+from orchestrator.webhooks.dispatcher import LOCK, Dispatcher
+from orchestrator.webhooks.subscriptions import (
+    EVENTS,
+    MAX_WEBHOOKS,
+    Seen,
+    TooManyWebhooks,
+    WebhookNotFound,
+    WebhookStore,
+)
+from orchestrator.webhooks.subscriptions import delivery as webhook_delivery
+from orchestrator.webhooks.subscriptions import dispatcher as dispatcher_module
 from rewards import addresses as addresses_module
 from rewards.addresses import AddressError, addresses_of, check_url, is_public
+from services.api.webhooks import EventName
 from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings
-from services.webhooks_api import EventName
 
 KEY = "eqp_test"
 
@@ -414,7 +421,7 @@ def test_jobs_that_are_settled_are_read_no_more(store: JobStore, monkeypatch: py
     for _ in range(30):
         store.request_cancel(submit(store))
     webhook = webhooks.add("https://example.com/", ["job.cancelled"])
-    monkeypatch.setattr("orchestrator.webhooks._CHUNK", 7)
+    monkeypatch.setattr("orchestrator.webhooks.subscriptions._CHUNK", 7)
     seen = Seen()
     assert webhooks.behind(webhook.webhook_id, seen) == []
     assert seen.unsettled == [oldest]

@@ -16,21 +16,21 @@ from typing import Any
 
 import pytest
 
-from orchestrator.custody import Custody
-from orchestrator.embedded_redis import EmbeddedRedis, connect
-from orchestrator.launchers import SubprocessLauncher, driver_command
-from orchestrator.recovery import keep_document
-from orchestrator.states import JobStatus
-from orchestrator.store import JobRecord, JobStore, StoreUnavailable
-from orchestrator.worker import Worker
+from orchestrator.launch.custody import Custody
+from orchestrator.launch.launchers import SubprocessLauncher, driver_command
+from orchestrator.launch.worker import Worker
+from orchestrator.state.embedded_redis import EmbeddedRedis, connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobRecord, JobStore, StoreUnavailable
+from orchestrator.storage.recovery import keep_document
 from tests.support import make_policy, small_spec
 
 # What every driver below starts with: its arguments, and the lease on its job.
 PRELUDE = """
 import os, signal, subprocess, sys, time
-from orchestrator.embedded_redis import connect
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
 job, owner, state_dir = sys.argv[1:]
 store = JobStore(connect(os.environ["EQUIPOISE_REDIS_URL"]), owner=owner)
 def claim(ttl_s=30):
@@ -450,7 +450,7 @@ def test_a_jobs_place_among_its_owners_is_its_priority_and_owners_take_turns_all
 def test_job_directories_that_redis_does_not_know_are_told_of_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("orchestrator.worker.ORPHAN_AGE_S", 0.0)  # it tidies at every turn
+    monkeypatch.setattr("orchestrator.launch.worker.ORPHAN_AGE_S", 0.0)  # it tidies at every turn
     for job_id in ("job-1", "job-2"):
         (bench.state_dir / "jobs" / job_id).mkdir(parents=True)
         keep_document(bench.state_dir / "jobs" / job_id, owner=bench.owner, spec="{}")

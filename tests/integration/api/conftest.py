@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from orchestrator.embedded_redis import connect
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.store import JobStore
 from services.client import Client
 from services.server import ApiServer
 from tests.api_support import KEY, SPEC, serving

@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.embedded_redis import EmbeddedRedis, connect
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import EmbeddedRedis, connect
+from orchestrator.state.store import JobStore
 from services.auth import PUBLIC_PATHS
 from services.client import Client
 from services.server import ApiServer, ServerError

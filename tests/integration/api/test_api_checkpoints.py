@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.checkpoints import write_checkpoint
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
+from orchestrator.storage.checkpoints import write_checkpoint
 from services.client import ApiError, Client
 from tests.api_support import KEY, SPEC, assert_error, claim, serving, step_record
 

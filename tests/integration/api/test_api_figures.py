@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from orchestrator.store import JobStore
+from orchestrator.state.store import JobStore
 from services.client import Client
 from tests.api_support import KEY, SPEC, assert_error, claim, serving, step_record
 

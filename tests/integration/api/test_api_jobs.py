@@ -11,16 +11,17 @@ from typing import Any, get_type_hints
 import httpx
 import pytest
 
-from orchestrator.recovery import keep_document
 from orchestrator.spec import JobSpec
 from orchestrator.specs.reward_job import RewardJobSpec
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore, StepGap
-from orchestrator.webhooks import WebhookStore
-from services import jobs_api, rules_api
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore, StepGap
+from orchestrator.storage.recovery import keep_document
+from orchestrator.webhooks.subscriptions import WebhookStore
+from services.api import jobs as jobs_api
+from services.api import rules as rules_api
+from services.api.jobs import strict_spec
 from services.client import ApiError, Client, NotFound, types
 from services.errors import spec_problem
-from services.jobs_api import strict_spec
 from tests.api_support import KEY, SPEC, assert_error, claim, serving
 from tests.store_support import writes_under
 from tests.support import make_policy

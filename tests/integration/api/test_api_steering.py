@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from orchestrator.store import JobStore
+from orchestrator.state.store import JobStore
 from services.client import ApiError, Client
 from tests.api_support import KEY, SECRET, assert_error, claim, step_record
 

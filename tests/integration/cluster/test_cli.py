@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.checkpoints import write_checkpoint
-from orchestrator.embedded_redis import connect
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore, Lease
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore, Lease
+from orchestrator.storage.checkpoints import write_checkpoint
 from services.client import Client
 from services.keys import digest
 from services.server import ApiServer
@@ -515,9 +515,9 @@ main()
 PRETENDER = """
 import os, signal, sys, time
 from pathlib import Path
-from orchestrator.embedded_redis import connect
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
 job, owner, state_dir = sys.argv[1:]
 store = JobStore(connect(os.environ["EQUIPOISE_REDIS_URL"]), owner=owner)
 lease = store.claim(job, nonce="x", ttl_s=30).lease

@@ -35,7 +35,7 @@ def synced(request, tmp_path_factory):
     import torch
 
     request.getfixturevalue("ray_cluster")
-    from orchestrator.cluster import Cluster
+    from orchestrator.actors.cluster import Cluster
     from policies.learner import LearnerSettings
     from policies.models import encode_prompt, load_tokenizer
     from policies.rollout import EngineSettings
@@ -154,7 +154,7 @@ def test_engines_that_slept_sample_what_they_would_have(synced):
 
 def test_equals_a_fresh_engine_on_the_exported_checkpoint(synced):
     """Same greedy tokens, log-probabilities within 1e-3."""
-    from orchestrator.cluster import Cluster
+    from orchestrator.actors.cluster import Cluster
     from policies.learner import LearnerSettings
     from policies.rollout import EngineSettings
 
@@ -338,7 +338,7 @@ def _await_start(place: Any) -> None:
 
 def test_an_engine_whose_core_stands_still_is_retired(synced, caplog, monkeypatch):
     """T9: its actor answers, its core does not; in a batch, then in a sync that finds no other. Last: all are lost."""
-    from orchestrator import cluster
+    from orchestrator.actors import cluster
     from orchestrator.errors import ActorLost
     from policies.rollout import EngineSettings
     from tests.support import one_of

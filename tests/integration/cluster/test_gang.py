@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from orchestrator import driver
+from orchestrator.actors.gang import Gang, reserve
 from orchestrator.errors import DoesNotFit, ResourcesBusy
-from orchestrator.gang import Gang, reserve
-from orchestrator.launchers import NO_RESOURCES
-from orchestrator.redis_calls import connect
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore
+from orchestrator.launch.launchers import NO_RESOURCES
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
 
 CPU = ("rollout", {"num_cpus": 1})
 OWN_GROUPS = Path("/proc/self/cgroup")
@@ -184,7 +184,7 @@ def test_a_cancel_is_heard_while_a_job_waits_for_room(
 def test_a_start_that_takes_its_time_hears_that_nobody_wants_it_any_more(
     slow: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from orchestrator import cluster, learner_group
+    from orchestrator.actors import cluster, learner_group
     from policies.learner_settings import LearnerSettings
     from policies.rollout import EngineSettings
 
@@ -224,7 +224,7 @@ def test_a_start_that_takes_its_time_hears_that_nobody_wants_it_any_more(
 def test_a_learner_that_dies_while_it_loads_is_lost_and_one_that_says_why_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from orchestrator import cluster, learner_group
+    from orchestrator.actors import cluster, learner_group
     from orchestrator.errors import ActorLost
     from policies.learner_settings import LearnerSettings
     from policies.rollout import EngineSettings
@@ -264,9 +264,9 @@ def test_a_process_that_is_gone_is_told_from_one_that_says_what_is_wrong() -> No
     import ray
     import torch
 
-    from orchestrator.cluster import ActorEngine, LearnerError, RemoteLearner
-    from orchestrator.engines import EngineError, EnginePool
+    from orchestrator.actors.cluster import ActorEngine, LearnerError, RemoteLearner
     from orchestrator.errors import ActorLost, LearnerOutOfMemory
+    from orchestrator.rollouts.engines import EngineError, EnginePool
     from policies.rollout import EngineDied
     from policies.types import RolloutRequest
 
@@ -338,7 +338,7 @@ def test_a_learner_that_the_kernel_kills_is_out_of_memory(small_group: Path) -> 
     """T14, of the machine's memory: no error is raised anywhere, the process is just gone."""
     import ray
 
-    from orchestrator.cluster import RemoteLearner
+    from orchestrator.actors.cluster import RemoteLearner
     from orchestrator.errors import ActorLost, LearnerOutOfMemory
 
     class Part:

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from orchestrator import failpoints
-from orchestrator.checkpoints import MANIFEST, directory_name, verify
+from orchestrator.state.store import JobStatus, JobStore
 from orchestrator.steering import initial_steering
-from orchestrator.store import JobStatus, JobStore
+from orchestrator.storage.checkpoints import MANIFEST, directory_name, verify
 from tests.fault_figures import REPEATS, tell
 from tests.support import (
     Drive,

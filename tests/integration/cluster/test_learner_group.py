@@ -12,8 +12,8 @@ def group(ray_cluster, tmp_path_factory):  # noqa: ARG001  # Ray runs
     """(first rollouts, engines, learner of two ranks after updates and their syncs, the cluster, requests, folder)."""
     import torch
 
+    from orchestrator.actors.cluster import Cluster
     from orchestrator.build import placement
-    from orchestrator.cluster import Cluster
     from policies.learner import LearnerSettings
     from policies.lora import Lora
     from policies.models import encode_prompt, load_tokenizer

@@ -17,12 +17,12 @@ import psutil
 import pytest
 
 from orchestrator.errors import LauncherUnavailable
-from orchestrator.ray_jobs import RayJob, RayJobsLauncher
-from orchestrator.redis_calls import connect
-from orchestrator.states import JobStatus
+from orchestrator.launch.ray_jobs import RayJob, RayJobsLauncher
+from orchestrator.launch.worker import Worker
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
 from orchestrator.steering import initial_steering
-from orchestrator.store import JobStore
-from orchestrator.worker import Worker
 from tests.fault_figures import REPEATS
 from tests.support import make_policy, small_spec
 
@@ -32,9 +32,9 @@ T = TypeVar("T")
 PRELUDE = """
 import os, pathlib, signal, sys, time
 from orchestrator.driver import redis_url_from
-from orchestrator.redis_calls import connect
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
 job, owner = sys.argv[1:]
 store = JobStore(connect(redis_url_from(os.environ)), owner=owner)
 def claim():
@@ -258,7 +258,7 @@ def test_a_drivers_actors_get_their_room_at_once_and_those_that_share_a_gpu_get_
         """
 import ray
 from orchestrator.errors import DoesNotFit
-from orchestrator.gang import reserve
+from orchestrator.actors.gang import reserve
 ray.init(address="auto", log_to_driver=False)
 class Actor:
     def gpus(self):
@@ -284,7 +284,7 @@ def test_actors_go_to_machines_that_are_labelled_for_their_role(bench: Bench) ->
         """
 import ray
 from orchestrator.errors import DoesNotFit
-from orchestrator.gang import reserve
+from orchestrator.actors.gang import reserve
 ray.init(address="auto", log_to_driver=False)
 one = {"num_cpus": 0.1}
 reserve([("learner", one)], timeout_s=60, grows=True, role_label="equipoise.io/role").close()

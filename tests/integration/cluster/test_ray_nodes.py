@@ -20,12 +20,12 @@ import httpx
 import psutil
 import pytest
 
-from orchestrator.ray_jobs import _LOST, RayJob, RayJobsLauncher, cluster_driver_command
-from orchestrator.redis_calls import connect
+from orchestrator.launch.ray_jobs import _LOST, RayJob, RayJobsLauncher, cluster_driver_command
+from orchestrator.launch.worker import Worker
 from orchestrator.spec import JobSpec
-from orchestrator.states import JobStatus, is_terminal
-from orchestrator.store import JobStore
-from orchestrator.worker import Worker
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.states import JobStatus, is_terminal
+from orchestrator.state.store import JobStore
 from tests.fault_figures import REPEATS, tell
 from tests.integration.cluster.test_ray_jobs_cluster import free_port, wait_for
 from tests.support import largest_difference, make_policy, run_job, small_spec, submit

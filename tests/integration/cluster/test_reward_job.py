@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from orchestrator import driver
-from orchestrator.embedded_redis import connect
 from orchestrator.journal import Wishes
-from orchestrator.recovery import recover
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
+from orchestrator.storage.recovery import recover
 from rewards import registry, training
 from rewards.base import RewardBatch
 from rewards.dry_run import score

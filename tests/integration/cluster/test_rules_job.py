@@ -12,10 +12,10 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator.checkpoints import directory_name, export_policy
-from orchestrator.launchers import REDIS_URL_VARIABLE
-from orchestrator.samples import FOLDER
-from orchestrator.store import JobStatus, JobStore
+from orchestrator.launch.launchers import REDIS_URL_VARIABLE
+from orchestrator.rollouts.samples import FOLDER
+from orchestrator.state.store import JobStatus, JobStore
+from orchestrator.storage.checkpoints import directory_name, export_policy
 from services.cli import app
 from tests.fault_figures import tell
 from tests.support import (

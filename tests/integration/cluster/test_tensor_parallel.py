@@ -31,8 +31,8 @@ def engines(request: pytest.FixtureRequest, policy: Path) -> Iterator[dict[int, 
     request.getfixturevalue("ray_cluster")
     import ray
 
+    from orchestrator.actors.cluster import EngineActor
     from orchestrator.build import engine_settings, placement
-    from orchestrator.cluster import EngineActor
 
     def start(ranks: int) -> Any:
         spec = small_spec(policy, rollout={"tensor_parallel": ranks, "max_tokens": 8, "kv_cache_gib": 0.1})
@@ -85,7 +85,7 @@ def update(learner: Any, engines: list[Any], rollouts: list[Any], version: int) 
     """The learner learns from the rollouts, and then sends what it has to all the engines, as its actor does."""
     import torch
 
-    from orchestrator.cluster import EngineFanout
+    from orchestrator.actors.cluster import EngineFanout
     from policies.weight_sync import Collected, SharedMemorySender
 
     before = learner.logprobs(rollouts)
@@ -147,8 +147,8 @@ def shared_by_ranks() -> set[Path]:
 
 def test_a_job_whose_engine_has_two_ranks(policy, redis_url, state_dir):
     """Its engine samples from the learner's weights in every step; the memory that its ranks shared is given back."""
+    from orchestrator.state.store import JobStatus, JobStore
     from orchestrator.steering import initial_steering
-    from orchestrator.store import JobStatus, JobStore
 
     rollout = {"tensor_parallel": 2, "max_tokens": 8, "kv_cache_gib": 0.1}
     spec = small_spec(policy, name="two-ranks", steps=2, rollout=rollout)

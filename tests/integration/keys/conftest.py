@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.embedded_redis import EmbeddedRedis, connect
+from orchestrator.state.embedded_redis import EmbeddedRedis, connect
 from tests.keys_support import Place, serving
 
 

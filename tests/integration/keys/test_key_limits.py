@@ -7,10 +7,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from orchestrator import keys as names
-from orchestrator.keystore import KeyStore
-from orchestrator.redis_calls import RedisCalls
-from orchestrator.store import JobStore, SubmitOutcome
+from orchestrator.state import keys as names
+from orchestrator.state.keystore import KeyStore
+from orchestrator.state.redis_calls import RedisCalls
+from orchestrator.state.store import JobStore, SubmitOutcome
 from services.keys import new_stored_key
 from services.settings import Limits
 from tests.keys_support import SPEC, Place, error_of, serving

@@ -15,10 +15,10 @@ import redis
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from orchestrator import keys as names
-from orchestrator.keystore import KeyStore, Scope
-from orchestrator.store import JobStore
-from services import keys_api
+from orchestrator.state import keys as names
+from orchestrator.state.keystore import KeyStore, Scope
+from orchestrator.state.store import JobStore
+from services.api import keys as keys_api
 from services.app import create_app
 from services.cli import app as cli
 from tests.keys_support import OPERATOR, SECRET, SPEC, Place, error_of, serving, settings

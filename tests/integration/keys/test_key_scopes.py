@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from orchestrator.keystore import Scope
-from orchestrator.store import JobStore
+from orchestrator.state.keystore import Scope
+from orchestrator.state.store import JobStore
 from services.app import create_app
 from services.auth import PUBLIC_PATHS
 from services.scopes import SCOPES

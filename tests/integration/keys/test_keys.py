@@ -12,10 +12,10 @@ from starlette.types import Message, Receive, Send
 from starlette.types import Scope as Asgi
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from orchestrator.embedded_redis import EmbeddedRedis, connect
-from orchestrator.keystore import KeyStore, Scope
-from orchestrator.redis_calls import RedisCalls
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import EmbeddedRedis, connect
+from orchestrator.state.keystore import KeyStore, Scope
+from orchestrator.state.redis_calls import RedisCalls
+from orchestrator.state.store import JobStore
 from services.app import create_app
 from services.auth import PUBLIC_PATHS, RecentKeys, RequireKey
 from services.keys import digest, new_key, new_stored_key

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from orchestrator.embedded_redis import connect
-from orchestrator.store import JobStore
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.store import JobStore
 
 
 @pytest.fixture(scope="session")

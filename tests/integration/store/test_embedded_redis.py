@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator import embedded_redis
-from orchestrator.embedded_redis import EmbeddedRedis, connect
-from orchestrator.states import JobStatus as S
-from orchestrator.store import JobStore, StoreUnavailable, SubmitOutcome
+from orchestrator.state import embedded_redis
+from orchestrator.state.embedded_redis import EmbeddedRedis, connect
+from orchestrator.state.states import JobStatus as S
+from orchestrator.state.store import JobStore, StoreUnavailable, SubmitOutcome
 from tests.fault_figures import all_at_once
 from tests.lossy import dump
 from tests.store_support import claim, commit, running, submit
@@ -143,7 +143,7 @@ def test_many_starts_at_once_make_one_server(tmp_path: Path) -> None:
 def test_a_server_whose_owner_was_killed_is_adopted(tmp_path: Path) -> None:
     code = f"""if True:
         import os
-        from orchestrator.embedded_redis import EmbeddedRedis
+        from orchestrator.state.embedded_redis import EmbeddedRedis
         print(EmbeddedRedis({str(tmp_path)!r}).pid, flush=True)
         os._exit(1)"""
     orphan = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).stdout)
@@ -154,7 +154,7 @@ def test_a_server_whose_owner_was_killed_is_adopted(tmp_path: Path) -> None:
 
 def test_a_process_that_just_ends_leaves_no_server(tmp_path: Path) -> None:
     code = f"""if True:
-        from orchestrator.embedded_redis import EmbeddedRedis
+        from orchestrator.state.embedded_redis import EmbeddedRedis
         print(EmbeddedRedis({str(tmp_path)!r}).pid)"""
     pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

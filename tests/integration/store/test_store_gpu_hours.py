@@ -11,11 +11,11 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import gpu_hours, scripts
-from orchestrator.gpu_hours import UNITS_PER_HOUR, GpuQuotaReached
-from orchestrator.keys import Keys
-from orchestrator.states import JobStatus as S
-from orchestrator.store import ClaimOutcome, Fenced, JobStore, Lease
+from orchestrator.state import gpu_hours, scripts
+from orchestrator.state.gpu_hours import UNITS_PER_HOUR, GpuQuotaReached
+from orchestrator.state.keys import Keys
+from orchestrator.state.states import JobStatus as S
+from orchestrator.state.store import ClaimOutcome, Fenced, JobStore, Lease
 from tests.fault_figures import all_at_once, tell
 from tests.store_support import SHORT_TTL_S, TTL_S, claim, commit, event_types, running, submit
 from tests.toy_mutants import store_with

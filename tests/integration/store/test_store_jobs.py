@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import redis
 
-from orchestrator.keys import Keys
-from orchestrator.states import JobStatus as S
-from orchestrator.store import JobNotFound, JobStore, Lease, Submission, SubmitOutcome
+from orchestrator.state.keys import Keys
+from orchestrator.state.states import JobStatus as S
+from orchestrator.state.store import JobNotFound, JobStore, Lease, Submission, SubmitOutcome
 from tests.fault_figures import all_at_once
 from tests.store_support import claim, commit, submit, writes_under
 
@@ -61,7 +61,7 @@ def test_a_key_replays_the_first_answer_whatever_became_of_the_job(store: JobSto
 
 
 def test_a_key_is_forgotten_after_its_time(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.store.IDEMPOTENCY_TTL_MS", 20)
+    monkeypatch.setattr("orchestrator.state.store.IDEMPOTENCY_TTL_MS", 20)
     assert submit_with_a_key(store).outcome is SubmitOutcome.NEW
     time.sleep(0.05)
     assert store.submitted("{}", idempotency_key="k") is None
@@ -105,8 +105,8 @@ def test_jobs_are_listed_newest_first_in_pages(store: JobStore) -> None:
 
 
 def test_a_filtered_list_is_bounded_and_says_where_to_go_on(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.reader.MAX_SCANNED", 4)
-    monkeypatch.setattr("orchestrator.reader._CHUNK", 2)
+    monkeypatch.setattr("orchestrator.state.reader.MAX_SCANNED", 4)
+    monkeypatch.setattr("orchestrator.state.reader._CHUNK", 2)
     for i in range(12):
         document = json.dumps({"metadata": {"mark": "x", "odd": str(i % 2)} if i < 4 else {}})
         store.submit(document, name="x", job_id=f"j{i}")

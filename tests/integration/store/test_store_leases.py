@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 import redis
 
-from orchestrator.states import JobStatus as S
-from orchestrator.store import ClaimOutcome, Fenced, JobStore, Lease
+from orchestrator.state.states import JobStatus as S
+from orchestrator.state.store import ClaimOutcome, Fenced, JobStore, Lease
 from tests.fault_figures import all_at_once
 from tests.lossy import dump
 from tests.store_support import SHORT_TTL_S, TTL_S, claim, commit, event_types, running, submit, writes_under

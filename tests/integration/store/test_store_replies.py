@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import redis
 
-from orchestrator.embedded_redis import connect
-from orchestrator.states import JobStatus as S
-from orchestrator.store import Fenced, IllegalTransition, JobNotFound, JobStore, StepGap
+from orchestrator.state.embedded_redis import connect
+from orchestrator.state.states import JobStatus as S
+from orchestrator.state.store import Fenced, IllegalTransition, JobNotFound, JobStore, StepGap
 from tests.lossy import LossyProxy, dump
 from tests.store_support import SHORT_TTL_S, TTL_S, claim, submit
 

@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import pytest
 
-from orchestrator.states import JobStatus as S
-from orchestrator.store import ClaimOutcome, IllegalTransition, JobStore
+from orchestrator.state.states import JobStatus as S
+from orchestrator.state.store import ClaimOutcome, IllegalTransition, JobStore
 from tests.fault_figures import all_at_once
 from tests.store_support import SHORT_TTL_S, TTL_S, commit, event_types, running, submit
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from orchestrator.states import JobStatus as S
-from orchestrator.store import JobStore, Lease, SteerOutcome, steering_at
+from orchestrator.state.states import JobStatus as S
+from orchestrator.state.store import JobStore, Lease, SteerOutcome, steering_at
 from tests.fault_figures import all_at_once
 from tests.store_support import claim, commit, event_types, running, submit
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from orchestrator import reader
-from orchestrator.store import Fenced, JobStore, StepGap
+from orchestrator.state import reader
+from orchestrator.state.store import Fenced, JobStore, StepGap
 from tests.fault_figures import all_at_once
 from tests.store_support import claim, commit, running, submit
 

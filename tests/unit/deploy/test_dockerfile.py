@@ -277,9 +277,9 @@ class Blocker:
         if owners and not owners & locked:
             raise ModuleNotFoundError(f"{name} is of {owners}, which control.txt has not", name=name)
 sys.meta_path.insert(0, Blocker())
-import services.app, services.cli, services.cli_server, services.local, services.server
-import orchestrator.dispatcher, orchestrator.estimate, orchestrator.kube_jobs, orchestrator.script_keeper
-import orchestrator.worker, policies.pareto, rewards.dry_run
+import services.app, services.cli, services.commands.server, services.local, services.server
+import orchestrator.webhooks.dispatcher, orchestrator.checks.estimate, orchestrator.launch.kube_jobs
+import orchestrator.launch.worker, orchestrator.state.script_keeper, policies.pareto, rewards.dry_run
 import services.dashboard.app, services.dashboard.gate
 """
 

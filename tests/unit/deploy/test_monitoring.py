@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.metrics_api import RequestMeter, _RunningJobs
+from services.api.metrics import RequestMeter, _RunningJobs
 from tests.deploy_support import DEPLOY, Object, Rendered
 
 # Of figures that we don't export: Prometheus's own and the kubelet's.
@@ -30,7 +30,7 @@ def exported() -> set[str]:
     names |= {f"{found.name}_bucket" for found in registry.collect() if found.type == "histogram"}
     families = _RunningJobs().families
     names |= {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
-    source = (DEPLOY.parent / "services" / "metrics_api.py").read_text()
+    source = (DEPLOY.parent / "services" / "api" / "metrics.py").read_text()
     return names | set(re.findall(r'GaugeMetricFamily\(\s*"(\w+)"', source))
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from orchestrator.build import learner_settings, resolve_model
-from orchestrator.estimate import model_size
-from orchestrator.preflight import preflight
+from orchestrator.checks.estimate import model_size
+from orchestrator.checks.preflight import preflight
 from orchestrator.spec import JobSpec, parse_spec
 from policies import merging
 from policies.learner import Learner, LearnerSettings

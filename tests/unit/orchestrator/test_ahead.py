@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.ahead import Ahead, FirstRound
 from orchestrator.figures import staleness_figures
-from orchestrator.prompts import PromptOrder
+from orchestrator.rollouts.ahead import Ahead, FirstRound
+from orchestrator.rollouts.prompts import PromptOrder
+from orchestrator.rollouts.turns import Turn
 from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import SpecError
 from orchestrator.steering import Steering
-from orchestrator.turns import Turn
 from policies.types import Rollout
 from rewards.base import RewardFailedError
 from tests.loop_fakes import FakeEngines, Run, make_spec, resume, start

@@ -14,12 +14,20 @@ import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from orchestrator import checkpoint_store, driver, remote
-from orchestrator.checkpoint_store import CheckpointStore, Remote, StoreAway, find_checkpoint
-from orchestrator.checkpoints import MANIFEST, CheckpointError, directory_name, export_policy, verify, write_json
-from orchestrator.launchers import NO_RESOURCES
-from orchestrator.remote import RemoteError
-from orchestrator.store import Checkpoint
+from orchestrator import driver
+from orchestrator.launch.launchers import NO_RESOURCES
+from orchestrator.state.store import Checkpoint
+from orchestrator.storage import checkpoint_store, remote
+from orchestrator.storage.checkpoint_store import CheckpointStore, Remote, StoreAway, find_checkpoint
+from orchestrator.storage.checkpoints import (
+    MANIFEST,
+    CheckpointError,
+    directory_name,
+    export_policy,
+    verify,
+    write_json,
+)
+from orchestrator.storage.remote import RemoteError
 from services.settings import checkpoint_store as from_environment
 from tests.loop_fakes import Killed, Run, make_spec, start
 from tests.unit.orchestrator.test_driver import FakeStore, journal_of
@@ -491,5 +499,5 @@ def test_a_store_from_the_environment(tmp_path: Path) -> None:
 
 
 def test_without_a_store_fsspec_is_not_imported() -> None:
-    code = "import sys, orchestrator.checkpoint_store, services.settings; sys.exit('fsspec' in sys.modules)"
+    code = "import sys, orchestrator.storage.checkpoint_store, services.settings; sys.exit('fsspec' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator import checkpoints
-from orchestrator.checkpoints import CheckpointError, verify
 from orchestrator.journal import Wishes
 from orchestrator.spec import JobSpec
+from orchestrator.storage import checkpoints
+from orchestrator.storage.checkpoints import CheckpointError, verify
 from tests.fault_figures import tell
 from tests.loop_fakes import Killed, Run, make_spec, resume, start
 

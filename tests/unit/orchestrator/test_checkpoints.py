@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import checkpoints
-from orchestrator.checkpoints import (
+from orchestrator.storage import checkpoints
+from orchestrator.storage.checkpoints import (
     MANIFEST,
     CheckpointError,
     collect,

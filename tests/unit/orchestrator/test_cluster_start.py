@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from orchestrator.cluster import Cluster
+from orchestrator.actors.cluster import Cluster
 from orchestrator.errors import ActorLost, ResourcesBusy
 
 SLOW = "The current node timed out during startup. This could happen because some of the raylet failed to startup"

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.prompts import DatasetError, Prompt, each_prompt, examine, load_prompts, preview
+from orchestrator.rollouts.prompts import DatasetError, Prompt, each_prompt, examine, load_prompts, preview
 from orchestrator.specs.data import Columns
 
 COLUMNS = Columns(prompt="prompt", answer="answer")

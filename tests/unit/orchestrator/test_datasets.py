@@ -9,12 +9,12 @@ import pyarrow.parquet as parquet
 import pytest
 
 from orchestrator import children
-from orchestrator.access import Access
-from orchestrator.dataset_check import Reading, check, outcomes_of, shown
-from orchestrator.datasets import Datasets, find, locate, resolve
-from orchestrator.prompts import Contents, DatasetError, each_prompt, examine, in_bounds, load_prompts, preview
+from orchestrator.checks.access import Access
+from orchestrator.checks.dataset_check import Reading, check, outcomes_of, shown
+from orchestrator.rollouts.prompts import Contents, DatasetError, each_prompt, examine, in_bounds, load_prompts, preview
 from orchestrator.spec import parse_spec
 from orchestrator.specs.data import Columns
+from orchestrator.storage.datasets import Datasets, find, locate, resolve
 
 ROW = b'{"prompt": "1+1", "answer": "2"}\n'
 
@@ -150,7 +150,7 @@ def test_a_small_file_of_much_text_is_refused(tmp_path: Path, monkeypatch: pytes
     path = swollen(tmp_path / "data.parquet", characters=10_000, rows=3000)
     assert path.stat().st_size < 2000
     assert examine(path, Columns(), most=9) == (3000, [])
-    monkeypatch.setattr("orchestrator.prompts.MAX_CHARACTERS", 1_000_000)
+    monkeypatch.setattr("orchestrator.rollouts.prompts.MAX_CHARACTERS", 1_000_000)
     rows, (problem,) = examine(path, Columns(), most=9)
     assert rows == 100  # 10,001 characters each: it stops where there are too many
     assert problem.endswith("row 100: more than 1000000 characters of text so far; use fewer rows")

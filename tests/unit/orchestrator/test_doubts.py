@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.doubts import doubts
+from orchestrator.checks.doubts import doubts
 from orchestrator.spec import parse_spec
 from rewards.judges import profiles
 from tests.judge_server import write_profiles

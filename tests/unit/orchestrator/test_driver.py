@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
-from orchestrator import driver, remote
-from orchestrator.checkpoint_store import CheckpointStore
-from orchestrator.checkpoints import directory_name, write_checkpoint
+from orchestrator import driver
 from orchestrator.errors import ActorLost, DoesNotFit
 from orchestrator.journal import StoreJournal, Wishes
-from orchestrator.launchers import NO_RESOURCES
-from orchestrator.records import Checkpoint, Claim, ClaimOutcome, Event, JobRecord, Lease, Origin, Page, Signals
+from orchestrator.launch.launchers import NO_RESOURCES
 from orchestrator.spec import parse_spec
-from orchestrator.states import JobStatus
-from orchestrator.store import Fenced, IllegalTransition, StoreUnavailable
+from orchestrator.state.records import Checkpoint, Claim, ClaimOutcome, Event, JobRecord, Lease, Origin, Page, Signals
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import Fenced, IllegalTransition, StoreUnavailable
+from orchestrator.storage import remote
+from orchestrator.storage.checkpoint_store import CheckpointStore
+from orchestrator.storage.checkpoints import directory_name, write_checkpoint
 
 LEASE = Lease(job_id="job", fence=5, nonce="n")
 CLAIM = Claim(outcome=ClaimOutcome.OK, lease=LEASE, step=0, from_step=0)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import engines
-from orchestrator.engine_health import MOVES, Health, Place
-from orchestrator.engines import EngineError
 from orchestrator.errors import ActorLost
+from orchestrator.rollouts import engines
+from orchestrator.rollouts.engine_health import MOVES, Health, Place
+from orchestrator.rollouts.engines import EngineError
 from policies.rollout import StaleEngineError
 from policies.types import Rollout
 from tests.engine_fakes import Fleet, StandIn, requests_of

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import estimate as estimate_module
+from orchestrator.actors.gang import gpus_reserved, members
 from orchestrator.build import placement
-from orchestrator.estimate import estimate, model_size
-from orchestrator.gang import gpus_reserved, members
+from orchestrator.checks import estimate as estimate_module
+from orchestrator.checks.estimate import estimate, model_size
+from orchestrator.checks.layout import GIB, Layout, Machine, readable
 from orchestrator.hosting import hosted_rewards
-from orchestrator.layout import GIB, Layout, Machine, readable
 from orchestrator.spec import JobSpec, parse_spec
 from policies.batching import microbatches
 from policies.models import ModelError
@@ -506,7 +506,7 @@ def test_bytes_for_people(size: int, text: str) -> None:
 
 
 def test_it_needs_nothing_heavy() -> None:
-    code = "import sys; from orchestrator.estimate import estimate; from orchestrator.spec import parse_spec\n"
+    code = "import sys; from orchestrator.checks.estimate import estimate; from orchestrator.spec import parse_spec\n"
     code += f"estimate(parse_spec({spec().model_dump()!r}))\n"
     code += "print(*sorted({'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.checkpoints import Manifest
 from orchestrator.journal import StoreJournal, Wishes, figures_digest
-from orchestrator.records import SteeringEntry
-from orchestrator.states import JobStatus
+from orchestrator.state.records import SteeringEntry
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import Fenced, IllegalTransition, Lease, StoreUnavailable
 from orchestrator.steering import Steering
-from orchestrator.store import Fenced, IllegalTransition, Lease, StoreUnavailable
+from orchestrator.storage.checkpoints import Manifest
 
 LEASE = Lease(job_id="job", fence=3, nonce="n")
 RECORD = {"step": 4, "total": 0.5, "weights": {"applied": {"a": 1.0}}, "timings_s": {"step": 1.5}}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import kernel_kills
+from orchestrator.actors import kernel_kills
 
 
 @pytest.mark.parametrize(

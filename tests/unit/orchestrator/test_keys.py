@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from redis.crc import key_slot
 
 from orchestrator.errors import JobNotFound
-from orchestrator.keys import Keys, is_name
+from orchestrator.state.keys import Keys, is_name
 
 PER_JOB = ["job", "spec", "events", "replies", "steps", "checkpoints", "front", "steering", "steering_log"]
 names = st.from_regex(r"[A-Za-z0-9_-]{1,40}", fullmatch=True)

@@ -13,7 +13,7 @@ import pytest
 from kubernetes import client
 
 from orchestrator.errors import LauncherUnavailable
-from orchestrator.kube_jobs import RayJobLauncher, in_cluster
+from orchestrator.launch.kube_jobs import RayJobLauncher, in_cluster
 from tests.deploy_support import Rendered, prepare, render, wait_for
 from tests.kube_server import ApiServer, serving
 from tests.unit.deploy.test_schemas import check

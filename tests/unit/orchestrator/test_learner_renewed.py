@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from orchestrator.learner_group import LearnerActor
+from orchestrator.actors.learner_group import LearnerActor
 from policies.learner import LearnerSettings
 from policies.models import load_model
 from tests.support import make_policy

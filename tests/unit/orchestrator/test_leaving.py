@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.launchers import driver_command
+from orchestrator.launch.launchers import driver_command
 from orchestrator.leaving import tell_drivers
 
 _WAITS = "import signal; print(flush=True); signal.pause()"

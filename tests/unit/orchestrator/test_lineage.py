@@ -25,10 +25,10 @@ from orchestrator.lineage import (
     merged,
     plan_path,
 )
-from orchestrator.recovery import keep_document, keep_ending
-from orchestrator.redis_calls import connect
-from orchestrator.states import JobStatus
-from orchestrator.store import Checkpoint, JobStore
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import Checkpoint, JobStore
+from orchestrator.storage.recovery import keep_document, keep_ending
 from policies.pareto import hypervolume
 
 

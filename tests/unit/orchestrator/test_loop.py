@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.checkpoints import CheckpointError, directory_name
 from orchestrator.journal import Wishes
 from orchestrator.spec import JobSpec
+from orchestrator.storage.checkpoints import CheckpointError, directory_name
 from policies.estimators import Gdpo
 from tests.loop_fakes import FakeEngines, Killed, Run, World, make_spec, resume, start
 

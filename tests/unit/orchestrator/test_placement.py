@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import build
-from orchestrator.build import placement, resolve_device
-from orchestrator.errors import DoesNotFit, ResourcesBusy
-from orchestrator.gang import (
+from orchestrator.actors.gang import (
     GROWTH_VARIABLE,
     ROLE_LABEL_VARIABLE,
     anywhere,
@@ -23,8 +21,7 @@ from orchestrator.gang import (
     reserve,
     role_label,
 )
-from orchestrator.hosting import hosted_rewards, reward_pool
-from orchestrator.placement import (
+from orchestrator.actors.placement import (
     DEVICE_VARIABLE,
     check_placement,
     cluster_device,
@@ -33,9 +30,12 @@ from orchestrator.placement import (
     reward_gpus,
     shares_gpu,
 )
+from orchestrator.actors.threads import WAITING
+from orchestrator.build import placement, resolve_device
+from orchestrator.errors import DoesNotFit, ResourcesBusy
+from orchestrator.hosting import hosted_rewards, reward_pool
 from orchestrator.spec import JobSpec, ResourcesSpec, parse_spec
 from orchestrator.spec_errors import SpecError
-from orchestrator.threads import WAITING
 from rewards import registry
 from rewards.base import RewardOptions
 from rewards.hosting import SINGLE, LocalReplica

@@ -11,13 +11,13 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from orchestrator import children
-from orchestrator.access import Access
-from orchestrator.datasets import Datasets
-from orchestrator.doubts import doubts
-from orchestrator.preflight import look, preflight
-from orchestrator.prompts import Contents
+from orchestrator.checks.access import Access
+from orchestrator.checks.doubts import doubts
+from orchestrator.checks.preflight import look, preflight
+from orchestrator.rollouts.prompts import Contents
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.specs.data import Columns
+from orchestrator.storage.datasets import Datasets
 from rewards import registry
 from rewards.base import RewardBatch
 from rewards.verifiers.rows import MissingRow
@@ -423,8 +423,8 @@ def test_a_server_reads_no_rows_itself(
     ((field, message), _) = preflight(make_spec(model, referring), access)
     assert field == "data.train"
     assert message.startswith("row 1: the prompt has 11 tokens, but the context leaves room for 10")
-    monkeypatch.setattr("orchestrator.dataset_check.read", Mock(side_effect=AssertionError("read here")))
-    monkeypatch.setattr("orchestrator.preflight.read", Mock(side_effect=AssertionError("read here")))
+    monkeypatch.setattr("orchestrator.checks.dataset_check.read", Mock(side_effect=AssertionError("read here")))
+    monkeypatch.setattr("orchestrator.checks.preflight.read", Mock(side_effect=AssertionError("read here")))
     ask = Mock(side_effect=children.ask)
     monkeypatch.setattr(children, "ask", ask)
     assert len(preflight(make_spec(model, referring), access)) == 2

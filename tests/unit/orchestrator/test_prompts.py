@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.prompts import DatasetError, PromptOrder, encode, load_prompts
+from orchestrator.rollouts.prompts import DatasetError, PromptOrder, encode, load_prompts
 from orchestrator.specs.data import Columns
 
 GOOD = {"prompt": "1+1", "answer": "2"}

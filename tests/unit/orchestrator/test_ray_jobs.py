@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from orchestrator.errors import LauncherUnavailable
-from orchestrator.ray_jobs import RayJobsLauncher
+from orchestrator.launch.ray_jobs import RayJobsLauncher
 
 SECRET = Path("/run/secrets/redis-url")
 

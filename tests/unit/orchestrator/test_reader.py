@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator import reader
-from orchestrator.keys import Keys
-from orchestrator.redis_calls import connect
-from orchestrator.store import JobStore
+from orchestrator.state import reader
+from orchestrator.state.keys import Keys
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.store import JobStore
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.keys import Keys
-from orchestrator.recovery import DOCUMENT, Finding, Found, Survey, keep_document, recover, survey
-from orchestrator.redis_calls import connect
-from orchestrator.states import JobStatus
-from orchestrator.store import JobStore, Origin
+from orchestrator.state.keys import Keys
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore, Origin
+from orchestrator.storage.recovery import DOCUMENT, Finding, Found, Survey, keep_document, recover, survey
 from tests.loop_fakes import make_spec
 
 

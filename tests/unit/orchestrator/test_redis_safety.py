@@ -14,9 +14,9 @@ import pytest
 import redis
 import typer
 
-from orchestrator.embedded_redis import EmbeddedRedis, connect
-from orchestrator.redis_safety import NEEDED, SettingsWatch, UnsafeRedis, check_settings, unsafe_settings
-from services.cli_server import _check_redis
+from orchestrator.state.embedded_redis import EmbeddedRedis, connect
+from orchestrator.state.redis_safety import NEEDED, SettingsWatch, UnsafeRedis, check_settings, unsafe_settings
+from services.commands.server import _check_redis
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_a_redis_that_answers_later_and_loses_data_ends_the_command(
     server: EmbeddedRedis, client: redis.Redis, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     client.config_set("appendfsync", "everysec")
-    code = "from services import cli, cli_server; cli_server._REDIS_WAIT_S = 0.0; cli.app()"
+    code = "from services import cli; from services.commands import server; server._REDIS_WAIT_S = 0.0; cli.app()"
     with frozen(server) as go_on:
         process = subprocess.Popen(
             [sys.executable, "-c", code, "--state-dir", str(tmp_path), *command, "--redis", server.url],

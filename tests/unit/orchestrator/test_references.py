@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.checkpoint_store import CheckpointStore, Remote
-from orchestrator.checkpoints import CheckpointError, directory_name
 from orchestrator.journal import Wishes
 from orchestrator.references import References
+from orchestrator.storage.checkpoint_store import CheckpointStore, Remote
+from orchestrator.storage.checkpoints import CheckpointError, directory_name
 from tests.loop_fakes import Killed, Run, make_spec, resume, start
 
 OBJECTIVES = [

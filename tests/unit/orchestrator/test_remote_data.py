@@ -10,14 +10,14 @@ from typing import Any
 import fsspec
 import pytest
 
-from orchestrator import remote, remote_data
-from orchestrator.access import Access
 from orchestrator.build import load_splits
-from orchestrator.preflight import preflight
-from orchestrator.prompts import DatasetError
-from orchestrator.remote import RemoteAway, RemoteError, is_under
-from orchestrator.remote_data import TooLarge, fetch, sha256_of
+from orchestrator.checks.access import Access
+from orchestrator.checks.preflight import preflight
+from orchestrator.rollouts.prompts import DatasetError
 from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.storage import remote, remote_data
+from orchestrator.storage.remote import RemoteAway, RemoteError, is_under
+from orchestrator.storage.remote_data import TooLarge, fetch, sha256_of
 from services.settings import Limits
 from services.submission import anchored
 from tests.loop_fakes import Killed, resume, start
@@ -165,7 +165,7 @@ def test_rows_are_checked_before_a_job_is_accepted(tmp_path: Path, root: str) ->
 
 
 def test_what_is_large_is_left_to_the_driver(tmp_path: Path, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.preflight.MAX_FETCHED_BYTES", 100)
+    monkeypatch.setattr("orchestrator.checks.preflight.MAX_FETCHED_BYTES", 100)
     url = put(f"{root}/x.jsonl", "x" * 101)
     assert preflight(spec_of(url), access(tmp_path, root)) == []
     with pytest.raises(TooLarge):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.collect import Sampled
+from orchestrator.rollouts.collect import Sampled
+from orchestrator.rollouts.turns import Turn
 from orchestrator.spec import JobSpec
-from orchestrator.turns import Turn
 from rewards.base import RewardBatch, RewardDataError, RewardDeadlineError, RewardError
 from tests.loop_fakes import FakeRewards, Run, World, make_spec, real_rewards, resume, start
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.access import Access
-from orchestrator.checkpoint_store import CheckpointStore
-from orchestrator.checkpoints import CheckpointError, export_policy
+from orchestrator.checks.access import Access
+from orchestrator.checks.preflight import preflight
 from orchestrator.journal import Wishes
-from orchestrator.preflight import preflight
 from orchestrator.reward_training import RewardTraining
 from orchestrator.spec import JobSpec, SpecError, load_spec, parse_job, parse_spec
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.steering import initial_steering
+from orchestrator.storage.checkpoint_store import CheckpointStore
+from orchestrator.storage.checkpoints import CheckpointError, export_policy
 from tests.loop_fakes import Killed, MemoryJournal, World
 from tests.reward_trainer import STEPS, FakeTrainer, reward_document
 

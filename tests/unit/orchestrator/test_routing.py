@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.batch import reward_batch
 from orchestrator.build import Splits, load_splits
-from orchestrator.dataset_check import MAX_PROBLEMS, check, shown
-from orchestrator.datasets import Datasets
-from orchestrator.preflight import preflight
-from orchestrator.prompts import Contents, DatasetError, Prompt, load_prompts
+from orchestrator.checks.dataset_check import MAX_PROBLEMS, check, shown
+from orchestrator.checks.preflight import preflight
+from orchestrator.rollouts.batch import reward_batch
+from orchestrator.rollouts.prompts import Contents, DatasetError, Prompt, load_prompts
+from orchestrator.rollouts.samples import read_samples
 from orchestrator.routing import Routes, problems
-from orchestrator.samples import read_samples
 from orchestrator.spec import JobSpec, SpecError, parse_spec
 from orchestrator.specs.data import Columns
+from orchestrator.storage.datasets import Datasets
 from tests.loop_fakes import make_spec, resume, start
 from tests.support import make_policy
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.samples import kept_steps, read_samples, shard
+from orchestrator.rollouts.samples import kept_steps, read_samples, shard
 from tests.loop_fakes import Killed, Run, make_spec, resume, start
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import IllegalTransition
-from orchestrator.states import (
+from orchestrator.state.states import (
     CANCEL,
     PAUSE,
     RESUME,

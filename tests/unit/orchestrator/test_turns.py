@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.prompts import PromptOrder
+from orchestrator.rollouts.prompts import PromptOrder
+from orchestrator.rollouts.turns import Turn, Turns
 from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import SpecError
-from orchestrator.turns import Turn, Turns
 from policies.types import Rollout
 from tests.loop_fakes import Killed, Run, make_spec, resume, start
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import ray
 
-from orchestrator import cluster, learner_group
-from orchestrator.cluster import Cluster, EngineActor, EngineFanout, LearnerError, RemoteLearner, connect_engines
-from orchestrator.engines import EnginePool
+from orchestrator.actors import cluster, learner_group
+from orchestrator.actors.cluster import Cluster, EngineActor, EngineFanout, LearnerError, RemoteLearner, connect_engines
+from orchestrator.actors.learner_group import LearnerRanks, meet
 from orchestrator.errors import ActorLost
-from orchestrator.learner_group import LearnerRanks, meet
+from orchestrator.rollouts.engines import EnginePool
 from policies import weight_sync
 from policies.learner_settings import LearnerSettings
 from policies.rollout import EngineDied, EngineSettings

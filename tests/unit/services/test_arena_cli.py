@@ -14,8 +14,8 @@ from orchestrator.arena.plan import plan
 from orchestrator.arena.protocol import PRESETS
 from orchestrator.arena.tasks import TASKS
 from orchestrator.spec import parse_spec
-from services.arena_cli import left_words, progress
 from services.cli import app
+from services.commands.arena import left_words, progress
 
 
 def run(tmp_path: Path, *words: str) -> Result:

@@ -15,7 +15,12 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import Message
 
-from services import fork_api, keys_api, quotas_api, results_api, rewards_api, webhooks_api
+from services.api import fork as fork_api
+from services.api import keys as keys_api
+from services.api import quotas as quotas_api
+from services.api import results as results_api
+from services.api import rewards as rewards_api
+from services.api import webhooks as webhooks_api
 from services.body import json_body, parse_json, parsed
 from services.errors import ApiProblem, StrictJSONResponse
 

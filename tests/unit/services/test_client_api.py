@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.redis_calls import connect
-from orchestrator.store import JobStore
+from orchestrator.state.redis_calls import connect
+from orchestrator.state.store import JobStore
 from services.app import create_app
 from services.client import (
     NO_RETRY,

@@ -8,8 +8,8 @@ import pytest
 
 from rewards import registry
 from rewards.base import RewardBatch, RewardOptions, RewardUnavailableError
+from services.commands.rewards import read_options
 from services.reward_runs import Run, RunError
-from services.rewards_cli import read_options
 from tests.support import is_open
 
 ROW = {"prompt": "p", "completion": "four", "answer": 4, "kept": [1]}

@@ -8,7 +8,12 @@ import anyio
 import pytest
 from fastapi.routing import APIRoute
 
-from services import datasets_api, events_api, fork_api, results_api, rewards_api, steering_api
+from services.api import datasets as datasets_api
+from services.api import events as events_api
+from services.api import fork as fork_api
+from services.api import results as results_api
+from services.api import rewards as rewards_api
+from services.api import steering as steering_api
 from services.errors import ApiProblem
 from services.slots import place
 

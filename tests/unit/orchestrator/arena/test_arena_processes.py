@@ -19,7 +19,7 @@ from orchestrator.arena.plan import Planned
 from orchestrator.arena.processes import ProcessWorker
 from orchestrator.arena.protocol import PRESETS
 from orchestrator.arena.tasks import TASKS
-from orchestrator.checkpoints import CheckpointError, write_checkpoint
+from orchestrator.storage.checkpoints import CheckpointError, write_checkpoint
 from policies.learner_state import disk_errors
 
 PLANNED = Planned(task=TASKS["sums3"], entry=entries(3)[0], preset=PRESETS["full"], seed=4, steps=40)

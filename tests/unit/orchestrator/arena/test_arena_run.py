@@ -8,10 +8,10 @@ import pytest
 
 from orchestrator.arena.run import RunFailed, run_job
 from orchestrator.build import Parts
-from orchestrator.checkpoint_store import CheckpointStore
-from orchestrator.checkpoints import CheckpointError
 from orchestrator.evaluation import Evaluation
 from orchestrator.spec import JobSpec
+from orchestrator.storage.checkpoint_store import CheckpointStore
+from orchestrator.storage.checkpoints import CheckpointError
 from rewards.base import RewardFailedError
 from tests.loop_fakes import World, make_parts, make_spec
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from nicegui import Client, ui
 
-from orchestrator.estimate import estimate
-from orchestrator.layout import Machine
+from orchestrator.checks.estimate import estimate
+from orchestrator.checks.layout import Machine
 from orchestrator.spec import parse_spec
 from services.dashboard.plan import show_plan
 from tests.api_support import SPEC

@@ -1,0 +1,1 @@
+"""What can be found wrong with a job, or told of it, before it is accepted."""

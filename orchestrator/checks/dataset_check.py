@@ -1,0 +1,240 @@
+"""Reads rows of files, as a child process (orchestrator/children.py): their bytes are a stranger's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import children
+from orchestrator.rollouts.prompts import Contents, DatasetError, Prompt, each_prompt, examine, in_bounds, preview
+from orchestrator.specs.data import Columns
+
+MAX_PROBLEMS = 20
+TIMEOUT_S = 300.0
+_SHORT_TIMEOUT_S = 30.0  # where an answer is waited for
+_MEMORY_BYTES = 4 * 1024**3  # a small Parquet file can hold much
+_LIMIT = f"can't be read, or not within {_MEMORY_BYTES >> 30} GiB of memory"
+_COMPARED = 1_000_000  # prompts of the training that others are compared with: their hashes are held
+_SHOWN_CHARACTERS = 4000
+_SHOWN_MESSAGES = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A file of a job, and what its prompts must fit into."""
+
+    path: Path
+    columns: Columns
+    limit: int | None = None  # rows
+    tokenizer: Path | None = None  # where prompts are measured
+    room: int = 0  # tokens
+    is_train: bool = False
+
+    def document(self) -> dict[str, Any]:
+        tokenizer = None if self.tokenizer is None else str(self.tokenizer)
+        columns = self.columns.model_dump()
+        return {"path": str(self.path), "columns": columns, "limit": self.limit, "room": self.room} | {
+            "tokenizer": tokenizer, "is_train": self.is_train
+        }  # fmt: skip
+
+
+def check(path: Path, columns: Columns, *, owner: str = "") -> tuple[int, list[str]]:
+    """Rows, and what is wrong: the first problems, then how it goes on. ChildBusy where that can't be told now."""
+    question = {"path": str(path), "columns": columns.model_dump()}
+    try:
+        answer: dict[str, Any] = children.ask(__name__, {"check": question}, timeout_s=TIMEOUT_S, owner=owner)
+    except children.ChildTimeout:
+        return 0, [f"can't be read within {TIMEOUT_S:g} s"]
+    except children.ChildBusy:
+        raise
+    except children.ChildError:
+        return 0, [_LIMIT]
+    return answer["rows"], answer["problems"]
+
+
+Outcome = Contents | str | None
+"""Of a reading: what the rows have, what is wrong with the file, or None where that took too long to tell."""
+
+
+def outcomes_of(readings: Sequence[Reading], *, owner: str = "") -> list[Outcome]:
+    """In their order, the training's first. ChildBusy where they can't be read now.
+
+    What takes too long is not refused: the driver reads it all.
+    """
+    if not readings:
+        return []
+    question = [reading.document() for reading in readings]
+    try:
+        found: list[dict[str, Any]] = children.ask(
+            __name__, {"read": question}, timeout_s=_SHORT_TIMEOUT_S, owner=owner
+        )
+    except children.ChildTimeout:
+        return [None] * len(readings)
+    except children.ChildBusy:
+        raise
+    except children.ChildError:
+        if len(readings) == 1:
+            return [_LIMIT]
+        return [
+            outcome for reading in readings for outcome in outcomes_of([reading], owner=owner)
+        ]  # which of them it was
+    return [each["problem"] or _contents(each) for each in found]
+
+
+def _contents(found: dict[str, Any]) -> Contents:
+    return Contents(
+        domains=set(found["domains"]),
+        details=set(found["details"]),
+        unanswered={domain: (first, count) for domain, (first, count) in found["unanswered"]},
+        rows=found["rows"],
+        repeated=found["repeated"],
+    )
+
+
+def shown(path: Path, columns: Columns, *, after: int, limit: int, owner: str = "") -> list[dict[str, Any]]:
+    """Rows numbered above `after` with what is long cut. DatasetError where they can't be read, ChildBusy for now."""
+    question = {"path": str(path), "columns": columns.model_dump(), "after": after, "limit": limit}
+    try:
+        answer: dict[str, Any] = children.ask(__name__, {"show": question}, timeout_s=_SHORT_TIMEOUT_S, owner=owner)
+    except children.ChildBusy:
+        raise
+    except children.ChildError:
+        raise DatasetError(_LIMIT) from None
+    if "problem" in answer:
+        raise DatasetError(answer["problem"])
+    rows: list[dict[str, Any]] = answer["rows"]
+    return rows
+
+
+def read(reading: Reading, trained: set[int]) -> Contents:
+    """What every row has, none kept. Raises DatasetError for the first that can't be used.
+
+    A prompt's length is a lower bound, without the chat template: what is too long here is so for certain. `trained`
+    takes the hashes of the training's first prompts, and those of other splits are looked up in it.
+    """
+    tokenizer = None if reading.tokenizer is None else _tokenizer(reading.tokenizer)
+    rows = each_prompt(reading.path, reading.columns, limit=reading.limit)
+    contents = Contents()
+    with contextlib.closing(rows):
+        for prompt in in_bounds(reading.path, rows):
+            contents.add(prompt)
+            same = hash(tuple((message["role"], message["content"]) for message in prompt.messages))
+            if not reading.is_train:
+                contents.repeated += same in trained
+            elif len(trained) < _COMPARED:
+                trained.add(same)
+            if (
+                tokenizer is None or len(prompt.text) <= reading.room
+            ):  # ordinary text has no more tokens than characters
+                continue
+            tokens = len(tokenizer.encode(prompt.text, add_special_tokens=False).ids)
+            if tokens > reading.room:
+                raise DatasetError(
+                    f"{reading.path}: row {prompt.row}: the prompt has {tokens} tokens, but the context leaves room "
+                    f"for {reading.room} beside rollout.max_tokens; shorten it, lower that or raise "
+                    "policy.max_model_len"
+                )
+    return contents
+
+
+def _tokenizer(file: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception:  # the library raises nothing narrower; the driver's own loading names what is wrong with it
+        return None
+
+
+def _checked(path: Path, columns: Columns) -> dict[str, Any]:
+    try:
+        rows, problems = examine(path, columns, most=MAX_PROBLEMS)
+    except DatasetError as error:
+        rows, problems = 0, [str(error)]
+    cleaned = [problem.removeprefix(f"{path}: ") for problem in problems]
+    return {"rows": rows, "problems": [problem[:300] for problem in cleaned]}
+
+
+def _outcome(reading: Reading, trained: set[int]) -> dict[str, Any]:
+    try:
+        contents = read(reading, trained)
+    except DatasetError as error:
+        return {"problem": str(error)}
+    return {
+        "problem": None,
+        "domains": [*contents.domains],
+        "details": [*contents.details],
+        "unanswered": [*contents.unanswered.items()],  # None is no key of JSON
+        "rows": contents.rows,
+        "repeated": contents.repeated,
+    }
+
+
+def _shown(path: Path, columns: Columns, after: int, limit: int) -> dict[str, Any]:
+    try:
+        return {"rows": [_cut_row(prompt) for prompt in preview(path, columns, after=after, limit=limit)]}
+    except DatasetError as error:
+        return {"problem": str(error)}
+
+
+def _cut_row(prompt: Prompt) -> dict[str, Any]:
+    content: Any = prompt.content
+    if isinstance(content, str):
+        content = _cut(content)
+    else:
+        content = [{name: _cut(message[name]) for name in ("role", "content")} for message in content[:_SHOWN_MESSAGES]]
+    shown = {"row": prompt.row, "prompt": content, "answer": None if prompt.answer is None else _cut(prompt.answer)}
+    if prompt.domain is not None:
+        shown["domain"] = prompt.domain
+    if prompt.details:
+        shown["details"] = {name: _cut_value(value) for name, value in prompt.details.items()}
+    return shown
+
+
+def _cut_value(value: Any) -> Any:
+    """What is long, as the start of its JSON."""
+    text = json.dumps(value, ensure_ascii=False)
+    return value if len(text) <= _SHOWN_CHARACTERS else _cut(text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+
+
+def _answer(question: dict[str, Any]) -> Any:
+    def placed(document: dict[str, Any]) -> dict[str, Any]:
+        return {**document, "path": Path(document["path"]), "columns": Columns.model_validate(document["columns"])}
+
+    if "check" in question:
+        return _checked(**placed(question["check"]))
+    if "show" in question:
+        return _shown(**placed(question["show"]))
+    readings = [placed(document) for document in question["read"]]
+    files = [None if reading["tokenizer"] is None else Path(reading["tokenizer"]) for reading in readings]
+    trained: set[int] = set()
+    return [
+        _outcome(Reading(**{**reading, "tokenizer": file}), trained)
+        for reading, file in zip(readings, files, strict=True)
+    ]
+
+
+def _main() -> None:
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    signal.alarm(int(TIMEOUT_S) + 30)  # whoever asked has killed us by then, unless it died itself
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    json.dump(_answer(json.load(sys.stdin)), answers)
+    answers.close()
+
+
+if __name__ == "__main__":
+    _main()

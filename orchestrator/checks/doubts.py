@@ -1,0 +1,161 @@
+"""What a valid spec says that was probably not meant. A dry run tells it; nobody is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from types import MappingProxyType
+
+from orchestrator.rollouts.prompts import Contents
+from orchestrator.spec import JobSpec
+from orchestrator.specs.data import FilesData
+from orchestrator.specs.gold import GoldSpec
+from orchestrator.specs.objectives import DEFAULT_RANGE, ObjectiveSpec
+from rewards import registry
+from rewards.judges import profiles
+
+ADD_FIRST = frozenset({"grpo", "dr_grpo", "rloo", "dvao", "corr_grpo", "reinforce"})
+"""Estimators that add the objectives' rewards as they are, so that the wider one counts for more."""
+
+JUDGES = frozenset({"judge", "judge_pairwise"})  # rewards with an option `profile`
+TRIAL_STEPS = 10  # of a job that is tried out, whose rhythm is that of the real one's
+MUCH_WIDER = 10.0  # times the next; below it a person's weights may well have allowed for it
+
+
+REPEATED = 0.01  # share of a split; a few prompts recur in many published sets
+
+
+def doubts(spec: JobSpec, contents: Mapping[str, Contents] = MappingProxyType({})) -> list[tuple[str, str]]:
+    """(field, what follows from it and what would not) of each, in the order of a spec's fields.
+
+    `contents` are those of its splits, as far as they were read.
+    """
+    return [
+        *_splits(spec, contents),
+        *_ranges(spec),
+        *_deadlines(spec),
+        *_scales(spec),
+        *_engines(spec),
+        *_loss(spec),
+        *_rhythm(spec),
+    ]
+
+
+def _splits(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[str, str]]:
+    if not isinstance(spec.data, FilesData):
+        return
+    for split in ("validation", "test"):
+        found = contents.get(split, Contents())
+        if getattr(spec.data, split) == spec.data.train:
+            which = "these are"
+        elif found.repeated and found.repeated >= REPEATED * found.rows:
+            which = f"{found.repeated} of its {found.rows} prompts are"
+        else:
+            continue
+        yield (
+            f"data.{split}",
+            f"{which} trained on too, so its figures also tell what was learnt by heart; hold some back",
+        )
+
+
+def _ranges(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """Those that stayed at the default; a narrower one than the reward's is what a person can see to be reached."""
+    for field, owner in _rewarded(spec).items():
+        reward, chosen = owner.reward, owner.range
+        low, high = registry.range_of(reward.name, reward.options)
+        if chosen == DEFAULT_RANGE and not (chosen[0] <= low and high <= chosen[1]):
+            has = "has no bounds" if math.inf in (-low, high) else f"goes from {low:g} to {high:g}"
+            yield (
+                f"{field}.range",
+                f"[0, 1], and '{reward.name}' {has}: what lies outside counts as 0 or 1 where objectives are compared "
+                "by their ranges; give the lowest and highest score that can be expected",
+            )
+
+
+def _deadlines(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    for field, owner in _rewarded(spec).items():
+        reward = owner.reward
+        if reward.name not in JUDGES:
+            continue
+        deadline_s = reward.hosting.deadline_s or spec.resources.reward_timeout_s
+        with contextlib.suppress(profiles.ProfileError):  # of which preflight tells
+            judge = str(reward.options["profile"])
+            if (needed_s := profiles.find(judge).deadline_s) >= deadline_s:
+                yield (
+                    f"{field}.reward.hosting.deadline_s",
+                    f"a call is given up after {deadline_s:g} s, and '{judge}' may take {needed_s:g} s with its "
+                    "retries; the process is then killed, and the whole batch asked for again: use more",
+                )
+
+
+def _rewarded(spec: JobSpec) -> dict[str, ObjectiveSpec | GoldSpec]:
+    """What has a reward, by field."""
+    found: dict[str, ObjectiveSpec | GoldSpec] = {f"objectives.{i}": each for i, each in enumerate(spec.objectives)}
+    return found | ({} if spec.gold is None else {"gold": spec.gold})
+
+
+def _scales(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    if spec.estimator.name not in ADD_FIRST:
+        return
+    plain = [objective for objective in spec.objectives if objective.transform.name == "identity" and objective.weight]
+    by_width = sorted(plain, key=_width, reverse=True)
+    for wide, narrow in pairwise(by_width):
+        if _width(wide) >= MUCH_WIDER * _width(narrow):
+            yield (
+                "estimator.name",
+                f"{spec.estimator.name} adds rewards as they are, and by ranges and weights '{wide.name}' can move the "
+                f"sum {_width(wide) / _width(narrow):,.0f} times as far as '{narrow.name}'; use gdpo, which "
+                "normalises each first, or give the wider one a transform",
+            )
+            return
+
+
+def _width(objective: ObjectiveSpec) -> float:
+    low, high = objective.range
+    return objective.weight * (high - low)
+
+
+def _engines(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    rollout, prompts = spec.rollout, spec.prompts_asked * (1 + spec.rollout.most_stale)
+    if rollout.engines > prompts:
+        yield (
+            "rollout.engines",
+            f"a prompt's rollouts stay on one engine, and there are {prompts} prompts at a time for {rollout.engines} "
+            "engines; use fewer, or more rollout.prompts_per_step",
+        )
+    if rollout.mode == "async" and rollout.max_staleness == 0:
+        yield (
+            "rollout.max_staleness",
+            "0 lets no rollout begin before the update that it waits for, as mode: sync does; async gains from 1 on",
+        )
+
+
+def _loss(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    if spec.estimator.name == "dr_grpo" and spec.loss.aggregation != "constant":
+        yield (
+            "loss.aggregation",
+            f"{spec.loss.aggregation} brings the bias by length back that dr_grpo is there to avoid; use constant",
+        )
+
+
+def _rhythm(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    updates = spec.steps * spec.optimizer.minibatches
+    if spec.optimizer.warmup_steps >= updates:
+        yield (
+            "optimizer.warmup_steps",
+            f"the job ends after {updates} updates, while the learning rate still rises: at most "
+            f"{updates / spec.optimizer.warmup_steps:.0%} of optimizer.lr; use fewer",
+        )
+    if spec.evaluation.every >= spec.steps > TRIAL_STEPS:
+        yield (
+            "evaluation.every",
+            f"the job has {spec.steps} steps: only its first and last policy are evaluated, and there is little to "
+            "pick from; use less",
+        )
+    if spec.checkpoints.every >= spec.steps > TRIAL_STEPS:
+        yield (
+            "checkpoints.every",
+            f"the job has {spec.steps} steps: a crash at any of them begins anew; use less",
+        )

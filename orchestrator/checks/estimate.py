@@ -1,0 +1,114 @@
+"""What a dry run says of a job: GPUs and memory by process, what does not fit, and which settings would help."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from orchestrator.checks.layout import Layout, Machine
+from orchestrator.checks.remedies import remedies
+from orchestrator.spec import JobSpec
+from policies.models import ModelError, adapter_base
+from policies.sizes import ModelSize, quickstart_size, size_of
+
+_NOTHING_KNOWN: dict[str, Any] = {"processes": [], "bytes": None, "kv_cache": None}  # of a model of unknown size
+_REVISION = re.compile(r"[\w.-]{1,255}", re.ASCII)
+
+
+def estimate(spec: JobSpec, machine: Machine | None = None) -> dict[str, Any]:
+    """The document: `layouts` has one for each device that the job may run on."""
+    machine = machine or Machine()
+    try:
+        size, unknown = model_size(spec), ""
+    except ModelError as error:
+        size, unknown = ModelSize(shapes={}, dimensions=None), str(error)
+    layouts = []
+    for device in devices(spec, machine):
+        layout = Layout(spec=spec, size=size, device=device, machine=machine)
+        problems = [
+            {"about": about, "message": message, "remedies": remedies(layout, about)}
+            for about, message in layout.misfits()
+        ]
+        document = _document(layout) | {"problems": problems, "fits": _fits(layout, problems)}
+        layouts.append(document | (_NOTHING_KNOWN if unknown else {}))
+    known = {"parameters": None if unknown else size.parameters, "unknown": unknown or size.no_dimensions or None}
+    return {**known, "layouts": layouts}
+
+
+def _fits(layout: Layout, problems: list[Any]) -> bool | None:
+    """None where it can't be told."""
+    if problems:
+        return False
+    known = layout.size.dimensions is not None and (layout.on_gpu or layout.memory_bytes is not None)
+    return True if known else None
+
+
+def _document(layout: Layout) -> dict[str, Any]:
+    processes = [
+        {
+            "name": process.name,
+            "count": process.count,
+            "gpus": process.gpus,
+            "parts": {name: size for name, size in process.parts.items() if size},
+            "bytes": process.bytes,
+        }
+        for process in layout.processes
+    ]
+    return {
+        "device": layout.device,
+        "gpus": layout.gpus,
+        "reward_gpus": layout.reward_gpus,
+        "gpu_bytes": layout.machine.gpu_bytes if layout.on_gpu else None,
+        "memory_bytes": layout.memory_bytes,
+        "shared": layout.shared,
+        "transport": layout.transport,
+        "processes": processes,
+        "bytes": layout.bytes,
+        "kv_cache": {
+            "bytes": layout.cache_bytes,
+            "token_bytes": layout.token_bytes,
+            "sequence_tokens": layout.sequence_tokens,
+            "sequences": layout.sequences,
+        },
+    }
+
+
+def devices(spec: JobSpec, machine: Machine) -> list[str]:
+    """Where nobody has said which, both."""
+    if spec.resources.device != "auto":
+        return [spec.resources.device]
+    return ["cuda", "cpu"] if machine.gpus is None else ["cuda" if machine.gpus else "cpu"]
+
+
+def model_size(spec: JobSpec) -> ModelSize:
+    """Of the policy that the job starts from. Raises ModelError where that is not on this machine, or can't be read."""
+    name, revision = spec.policy.model, spec.policy.revision
+    if spec.init_checkpoint is not None:
+        start = Path(spec.init_checkpoint).expanduser()
+        base = adapter_base(start)
+        if base is None:
+            return size_of(start)
+        name, revision = base
+    elif name == "quickstart":
+        return quickstart_size()
+    path = Path(name).expanduser()
+    return size_of(path if path.is_dir() else _cached(name, revision))
+
+
+def _cached(hub_id: str, revision: str | None) -> Path:
+    """Where an earlier download of a hub id lies. Raises ModelError."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ImportError:  # an API server's own image
+        raise ModelError("hub ids can't be looked up here; name the model's directory for an estimate") from None
+    found: Any = None
+    if revision is None or _REVISION.fullmatch(revision):
+        try:
+            found = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+        except HFValidationError:
+            found = None
+    if not isinstance(found, str):
+        raise ModelError("the model is not on this machine: it is downloaded when the job starts")
+    return Path(found).parent

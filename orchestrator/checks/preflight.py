@@ -1,0 +1,328 @@
+"""What can be found wrong with a job before it is accepted: files, rows, the model's directory, judges' profiles.
+
+Light on purpose: no torch, no model. What only the real tokenizer or a GPU can tell, the driver finds, and the
+job then fails with the same kind of line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import routing
+from orchestrator.actors.placement import transport_problem
+from orchestrator.checks.access import HUB_ID, Access
+from orchestrator.checks.dataset_check import Outcome, Reading, outcomes_of, read
+from orchestrator.rollouts.prompts import Contents, DatasetError
+from orchestrator.spec import MAX_RANKS, JobSpec
+from orchestrator.spec_errors import nearest
+from orchestrator.specs.data import FilesData
+from orchestrator.specs.objectives import RewardSpec
+from orchestrator.specs.reward_job import RewardJobSpec
+from orchestrator.storage.datasets import is_reference, locate
+from orchestrator.storage.remote import RemoteAway, is_url
+from orchestrator.storage.remote_data import TooLarge, fetch
+from policies.models import ModelError, adapter_base, check_directory, context_length, ranks_that_share
+from policies.sizes import ModelSize, linear_layers, quickstart_config, quickstart_size, size_of
+from rewards import registry
+
+MAX_FETCHED_BYTES = 64 << 20  # of a URL: what is larger, the driver checks
+
+
+def preflight(spec: JobSpec | RewardJobSpec, access: Access | None = None) -> list[tuple[str, str]]:
+    """(dotted path of the field, what is wrong and what to do) for each problem; empty where the job can run.
+
+    As `look`.
+    """
+    return look(spec, access).problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """The problems, as `preflight` has them, and what splits hold, as far as they were read."""
+
+    problems: list[tuple[str, str]]
+    contents: Mapping[str, Contents]
+
+
+def look(spec: JobSpec | RewardJobSpec, access: Access | None = None) -> Findings:
+    """What is wrong with the job, and what its rows are.
+
+    `access` says whose datasets there are, and which paths; what it refuses is not opened. With it this is a server:
+    files are a stranger's, and are read in a child process. May then raise ChildBusy.
+    """
+    problems = [] if access is None else access.problems(spec)
+    if isinstance(spec, RewardJobSpec):
+        return Findings(problems=problems or _training_files(spec), contents={})
+    refused = [field for field, _ in problems]
+    for field, reward in _rewards(spec).items():
+        if any(place.startswith(f"{field}.options.") for place in refused):
+            continue  # its model is not looked at
+        found = registry.problems(reward.name, reward.options)
+        problems += [(f"{field}.options.{option}", problem) for option, problem in found]
+    if problems:
+        return Findings(problems=problems, contents={})
+    if problem := transport_problem(spec, spec.resources.device):  # where it is auto, a dry run tells
+        problems.append(("rollout.transport", f"{problem}; use auto"))
+    model = _model(spec, problems)
+    contents = _data(spec, spec.data, model, problems, access) if isinstance(spec.data, FilesData) else {}
+    return Findings(problems=problems, contents=contents)
+
+
+def _training_files(spec: RewardJobSpec) -> list[tuple[str, str]]:
+    """What is there; the rows, the trainer reads first."""
+    problems = []
+    for split in ("train", "validation"):
+        for i, name in enumerate(getattr(spec.training, split)):
+            if not is_url(name) and not _is_file(_path(name)):
+                problems.append((f"training.{split}.{i}", "no such file"))
+    model = spec.training.model
+    if model.startswith((".", "/", "~")) and not _path(model).is_dir():
+        problems.append(("training.model", "no such directory"))
+    return problems
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # what no path can be
+        return False
+
+
+def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
+    """The policy's directory, as far as it is on this machine and nothing is wrong with it."""
+    if spec.init_checkpoint is None and spec.policy.model == "quickstart":
+        if _has_room(spec, quickstart_config(), problems):
+            _ranks(spec, quickstart_config(), problems)
+            _lora(spec, quickstart_size, problems)
+        return None
+    field, value = "policy.model", spec.policy.model
+    if spec.init_checkpoint is not None:
+        field, value = "init_checkpoint", spec.init_checkpoint
+    path: Path | None
+    path = named = _path(value)
+    try:
+        path = _whole_policy(named) if field == "init_checkpoint" else _policy(value, named)
+        if path is None:
+            return None
+        config = check_directory(path)
+        has_room = _has_room(spec, config, problems)
+    except (ModelError, OSError) as error:
+        problems.append((field, _unnamed(getattr(error, "strerror", None) or str(error), str(path))))
+        return None
+    if not has_room:
+        return None
+    _ranks(spec, config, problems)
+    _lora(spec, functools.partial(size_of, path), problems)
+    return path
+
+
+def _has_room(spec: JobSpec, config: dict[str, Any], problems: list[tuple[str, str]]) -> bool:
+    """For prompts beside completions."""
+    limit = min(value for value in (context_length(config), spec.policy.max_model_len, 2**31) if value)
+    if spec.rollout.max_tokens < limit:
+        return True
+    problems.append(
+        (
+            "rollout.max_tokens",
+            f"{spec.rollout.max_tokens} leaves no room for a prompt in a context of {limit} tokens; "
+            "lower it or raise policy.max_model_len",
+        )
+    )
+    return False
+
+
+def _policy(value: str, path: Path) -> Path | None:
+    """The directory; None of a hub id. Raises ModelError of what is neither."""
+    found = _unless_hub_id(value, path)
+    if found is None and not HUB_ID.fullmatch(value):
+        raise ModelError("neither a directory nor a hub id such as Qwen/Qwen3-1.7B; give one of them, or 'quickstart'")
+    return found
+
+
+def _whole_policy(path: Path) -> Path | None:
+    """The directory, or that of the base of the adapter in it; None where that is a hub id's. Raises ModelError."""
+    if not path.is_dir():
+        raise ModelError("this path is no directory; give that of an exported checkpoint")
+    base = adapter_base(path)
+    if base is None:
+        return path
+    whole = _unless_hub_id(base.model, _path(base.model))
+    if whole is not None and not whole.is_dir():
+        raise ModelError("its adapter's base is not on this machine; put it back, or merge the adapter first")
+    return whole
+
+
+def _unless_hub_id(value: str, path: Path) -> Path | None:
+    """The path, unless it is a hub id, as far as can be told from here."""
+    return path if path.exists() or value.startswith((".", "/", "~")) else None
+
+
+def _ranks(spec: JobSpec, config: dict[str, Any], problems: list[tuple[str, str]]) -> None:
+    """Engines with more or fewer ranks than can share the policy's heads would not start."""
+    fitting = ranks_that_share(config, MAX_RANKS)
+    if spec.rollout.tensor_parallel not in fitting:
+        said = f"the policy's attention heads can't be shared evenly among {spec.rollout.tensor_parallel}"
+        problems.append(("rollout.tensor_parallel", f"{said}; use {' or '.join(map(str, fitting))}"))
+
+
+def _lora(spec: JobSpec, size: Callable[[], ModelSize], problems: list[tuple[str, str]]) -> None:
+    """Targets that the policy has no layer for, as far as its files tell; all else is for the start of the job."""
+    if spec.policy.lora is None or spec.policy.lora.targets is None:
+        return
+    with contextlib.suppress(ModelError):
+        there = linear_layers(size())
+        for i, target in enumerate(spec.policy.lora.targets):
+            if there and target not in there:
+                said = f"no linear layer '{target}' in the policy's blocks{nearest(target, there)}"
+                problems.append((f"policy.lora.targets.{i}", f"{said}; there are {', '.join(there)}"))
+
+
+def _data(
+    spec: JobSpec, data: FilesData, model: Path | None, problems: list[tuple[str, str]], access: Access | None
+) -> dict[str, Contents]:
+    """What the splits hold that could be read here."""
+    names = {split: name for split in ("train", "validation", "test") if (name := getattr(data, split)) is not None}
+    if data.columns.answer is None and not all(map(is_reference, names.values())):
+        _needs_answers(spec, "data.columns.answer is null", problems)
+    room = None if model is None else _room(spec, model)
+    refused: dict[str, tuple[str, tuple[str, ...]]] = {}  # why, and what of it the caller sent
+    readings: dict[str, Reading] = {}
+    with contextlib.ExitStack() as held:
+        for split, name in names.items():
+            path, columns = _path(name), data.columns
+            try:
+                if is_reference(name):
+                    if access is None:
+                        raise DatasetError(f"{name}: only a server has datasets")
+                    path, columns = locate(name, data.columns, access.owner, access.state_dir)
+                    if columns.answer is None:
+                        _needs_answers(spec, f"the dataset of data.{split} was uploaded without answers", problems)
+                if is_url(name) and access is None:
+                    raise DatasetError(f"{name}: only a server fetches data")
+                path = held.enter_context(_here(name, path))
+            except TooLarge:  # the driver reads it
+                continue
+            except (RemoteAway, DatasetError) as error:
+                refused[split] = str(error), (str(path), name, name[:64])
+                continue
+            tokenizer, tokens = room or (None, 0)
+            readings[split] = Reading(
+                path=path,
+                columns=columns,
+                limit=data.limit,
+                tokenizer=tokenizer,
+                room=tokens,
+                is_train=split == "train",
+            )
+        found = (
+            _read_here(readings.values()) if access is None else outcomes_of([*readings.values()], owner=access.owner)
+        )
+    contents: dict[str, Contents] = {}
+    for (split, reading), outcome in zip(readings.items(), found, strict=True):
+        if isinstance(outcome, str):
+            refused[split] = outcome, (str(reading.path), names[split], names[split][:64])
+        elif outcome is not None:
+            contents[split] = outcome
+    for split in filter(refused.__contains__, names):
+        message, sent = refused[split]
+        problems.append((f"data.{split}", _fields(_unnamed(message, *sent), data)))
+    if contents.keys() == names.keys():  # else the driver tells
+        problems += routing.problems(spec, contents)
+    problems += _blank_answers(spec, contents)
+    return contents
+
+
+def _read_here(readings: Iterable[Reading]) -> list[Outcome]:
+    found: list[Outcome] = []
+    trained: set[int] = set()
+    for reading in readings:
+        try:
+            found.append(read(reading, trained))
+        except DatasetError as error:
+            found.append(str(error))
+    return found
+
+
+def _fields(message: str, data: FilesData) -> str:
+    """With columns called by their fields, as their names are the caller's."""
+    fields: list[tuple[str, str | None]] = [
+        (field, getattr(data.columns, field)) for field in ("prompt", "answer", "domain")
+    ]
+    fields += [(f"details.{i}", column) for i, column in enumerate(data.columns.details)]
+    for field, column in fields:
+        if column not in (None, field):  # else it is the default's name
+            message = message.replace(f"'{column}'", f"data.columns.{field}")
+    return message
+
+
+@contextlib.contextmanager
+def _here(name: str, path: Path) -> Iterator[Path]:
+    """The file itself, or for as long as it is looked at a copy of what a URL gives."""
+    if not is_url(name):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
+        yield fetch(name, Path(folder), most_bytes=MAX_FETCHED_BYTES, pauses_s=(1.0,))
+
+
+def _needs_answers(spec: JobSpec, why: str, problems: list[tuple[str, str]]) -> None:
+    for field, reward in _rewards(spec).items():
+        if registry.needs_answer(reward.name, reward.options):
+            problems.append((f"{field}.name", f"'{reward.name}' compares with a ground truth, but {why}"))
+
+
+def _blank_answers(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[str, str]]:
+    """More rows than a reward may leave out, which would stop the job; the first row of each split."""
+    domains = {f"objectives.{i}.reward": objective.domains for i, objective in enumerate(spec.objectives)}
+    for split, found in contents.items():
+        for field, reward in _rewards(spec).items():
+            options = registry.parse_options(reward.name, reward.options)
+            if not registry.needs_answer(reward.name, reward.options) or getattr(options, "missing", "") != "error":
+                continue
+            wanted = domains.get(field) or found.unanswered
+            blank = [rows for domain, rows in found.unanswered.items() if domain in wanted]
+            if split == "validation" and spec.evaluation.prompts is not None:  # its other rows are not used
+                blank = [(first, count) for first, count in blank if first <= spec.evaluation.prompts]
+            if sum(count for _, count in blank) <= reward.hosting.max_bad_share * found.rows:
+                continue
+            said = f"row {min(blank)[0]}: the answer is empty, and '{reward.name}' compares with it"
+            yield f"data.{split}", f"{said}; fill it in, or set {field}.options.missing to skip"
+            break
+
+
+def _rewards(spec: JobSpec) -> dict[str, RewardSpec]:
+    """By field."""
+    rewards = {f"objectives.{i}.reward": objective.reward for i, objective in enumerate(spec.objectives)}
+    return rewards | ({} if spec.gold is None else {"gold.reward": spec.gold.reward})
+
+
+def _unnamed(message: str, *paths: str) -> str:
+    """Without what was sent: who sent it knows the field, and nobody else is to read it."""
+    for path in sorted(paths, key=len, reverse=True):
+        message = message.removeprefix(f"{path}: ")
+        message = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w-])", "this path", message)
+    return message
+
+
+def _path(name: str) -> Path:
+    """With the home directory filled in, where it is known."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
+def _room(spec: JobSpec, model: Path) -> tuple[Path, int] | None:
+    """The tokenizer's file, and how many tokens of prompt fit; None where that can't be told without loading it."""
+    file = model / "tokenizer.json"
+    limits = [limit for limit in (context_length(check_directory(model)), spec.policy.max_model_len) if limit]
+    if not file.is_file() or not limits:
+        return None
+    return file, min(limits) - spec.rollout.max_tokens

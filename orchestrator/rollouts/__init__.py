@@ -1,0 +1,1 @@
+"""The first half of a step: prompts, engines, rewards side by side."""

@@ -1,0 +1,107 @@
+"""Jobs counted and running ones read, cheaply enough for a monitor that asks every few seconds."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.state.keys import Keys
+from orchestrator.state.reader import JobReader
+from orchestrator.state.records import ledger_step
+from orchestrator.state.states import JobStatus
+
+COUNTED_JOBS = 2000  # newest, in one reading; older ones that are over are left out of the counts
+_CHUNK = 500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """Of one owner's jobs."""
+
+    by_status: dict[JobStatus, int]
+    queued: int
+    leases: int
+    held: tuple[str, ...]  # jobs that a driver holds, newest first
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pulse:
+    """Where a running job is: its last committed step as recorded, None before the first."""
+
+    step: int
+    record: dict[str, Any] | None
+    hypervolume: float | None
+    failed_checkpoints: int = 0  # so far, of all its drivers; some may have been tried again with success
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        timings = (self.record or {}).get("timings_s") or {}
+        seconds, tokens = timings.get("step"), (self.record or {}).get("tokens")
+        return tokens / seconds if seconds and tokens is not None else None
+
+
+class Census:
+    """One owner's jobs, in figures."""
+
+    def __init__(self, reader: JobReader) -> None:
+        self._calls = reader.calls
+        self._keys = Keys(reader.owner)
+
+    def counts(self, *, at_most: int = COUNTED_JOBS) -> Counts:
+        """Of the newest `at_most` jobs, and of all those that wait or are held."""
+        ids, waiting, leased = self._calls.reads(
+            [
+                ("ZREVRANGE", self._keys.jobs, 0, at_most - 1),
+                ("ZRANGE", self._keys.queue, 0, at_most - 1),
+                ("ZRANGE", self._keys.leases, 0, at_most - 1),
+            ]
+        )
+        ids = list(dict.fromkeys([*ids, *waiting, *leased]))
+        statuses: list[str | None] = []
+        for start in range(0, len(ids), _CHUNK):
+            chunk = ids[start : start + _CHUNK]
+            statuses += self._calls.reads([("HGET", self._keys.job(job_id), "status") for job_id in chunk])
+        queued, leases = self._calls.reads([("ZCARD", self._keys.queue), ("ZCARD", self._keys.leases)])
+        return Counts(
+            by_status={JobStatus(status): count for status, count in Counter(filter(None, statuses)).items()},
+            queued=queued,
+            leases=leases,
+            held=tuple(job_id for job_id, status in zip(ids, statuses, strict=True) if status in _HELD),
+        )
+
+    def active(self) -> int:
+        """Jobs that wait or that a driver holds, as quotas count them."""
+        return sum(self._calls.reads([("ZCARD", self._keys.queue), ("ZCARD", self._keys.leases)]))
+
+    def pulses(self, job_ids: Sequence[str]) -> dict[str, Pulse]:
+        """By job; one that is gone is left out."""
+        commands = [
+            command
+            for job_id in job_ids
+            for command in (
+                ("HMGET", self._keys.job(job_id), "step", "ckpt_failures"),
+                ("XREVRANGE", self._keys.steps(job_id), "+", "-", "COUNT", 1),
+                ("HGET", self._keys.front(job_id), "doc"),
+            )
+        ]
+        replies = self._calls.reads(commands) if commands else []
+        found: dict[str, Pulse] = {}
+        for i, job_id in enumerate(job_ids):
+            (step, failures), entries, front = replies[3 * i : 3 * i + 3]
+            if step is None:
+                continue
+            newest = ledger_step(*entries[0]) if entries else None
+            found[job_id] = Pulse(
+                step=int(step),
+                # After a crash the newest entry may lie above the step that the job was set back to.
+                record=newest[2] if newest is not None and newest[1] == int(step) else None,
+                hypervolume=None if front is None else json.loads(front).get("hypervolume"),
+                failed_checkpoints=int(failures or 0),
+            )
+        return found
+
+
+_HELD = frozenset({JobStatus.STARTING, JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.CANCELLING})

@@ -1,0 +1,210 @@
+"""What a job's directory is worth when Redis has lost it: emptied, or put back from an older copy.
+
+    JOB/job.json            owner, spec and a fork's origin, written by its first driver, and how it ended, by its last
+                            one or by the worker (`survey`)
+    JOB/checkpoints/        the places to restart from, each with its manifest
+
+`recover` submits again the jobs that Redis does not know. The next driver of a job sees that the disk is ahead of
+Redis, claims with a fence above every manifest's, and registers the checkpoints that are whole. Ledger, events and the
+steering log are gone; the steering that the newest checkpoint followed is kept, as the new version 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import IllegalTransition, JobNotFound
+from orchestrator.journal import StoreJournal
+from orchestrator.spec import parse_job
+from orchestrator.state.keys import Keys, is_name
+from orchestrator.state.states import JobStatus, is_terminal
+from orchestrator.state.store import Claim, JobStore, Origin
+from orchestrator.steering import initial_steering
+from orchestrator.storage.checkpoints import CheckpointError, directory_name, newest_whole, verify
+
+DOCUMENT = "job.json"
+_CHUNK = 500  # jobs read per round trip
+
+
+class Finding(StrEnum):
+    """What became of a directory."""
+
+    KNOWN = "known"  # Redis has the job: nothing to do
+    RECOVERED = "recovered"  # paused, to go on from its newest checkpoint
+    FINISHED = "finished"  # it had ended: its report and checkpoints stay where they are
+    LOST = "lost"  # nothing tells what it was
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One directory. `step` is the checkpoint that a recovered job goes on from, 0 for its beginning."""
+
+    job_id: str
+    finding: Finding
+    owner: str | None = None
+    step: int = 0
+    note: str = ""
+
+
+def keep_document(directory: Path, *, owner: str, spec: str, origin: Origin | None = None) -> None:
+    """Write down what the job is. A disk that does not take it costs only this way back."""
+    if not (directory / DOCUMENT).exists():
+        forked = {} if origin is None else {"origin": {"parent": origin.parent, "step": origin.step}}
+        _write(directory, {"owner": owner, "spec": spec, **forked})
+
+
+def keep_ending(directory: Path, status: JobStatus) -> None:
+    """Write down that the job has ended, so that nobody takes it up again."""
+    with contextlib.suppress(OSError, ValueError):
+        _write(directory, {**json.loads((directory / DOCUMENT).read_text(encoding="utf-8")), "ended": str(status)})
+
+
+def _write(directory: Path, document: Mapping[str, object]) -> None:
+    hidden = directory / f".{DOCUMENT}-{secrets.token_hex(8)}"  # a driver and its worker may write at the same time
+    with contextlib.suppress(OSError):
+        try:
+            with hidden.open("w", encoding="utf-8") as file:
+                json.dump(document, file)
+                file.flush()
+                os.fsync(file.fileno())
+            hidden.rename(directory / DOCUMENT)
+        finally:
+            hidden.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What this Redis knows of the jobs that drivers have been at."""
+
+    known: int
+    missing: tuple[str, ...]  # jobs that it does not know, and that had not ended
+
+    @property
+    def fits(self) -> bool:
+        """False of a Redis that was emptied, put back from an older copy, or is another installation's."""
+        return self.known > 0 and not self.missing
+
+
+def survey(any_store: JobStore, state_dir: Path, ended: dict[str, str] | None = None) -> Survey:
+    """Also writes down how jobs ended whose driver could not: cancelled while they waited, say, or given up.
+
+    `ended` keeps the owners of jobs that are over, for who asks often: their documents are read once.
+    """
+    entries, known, missing = list(_entries(state_dir, {} if ended is None else ended)), 0, []
+    for start in range(0, len(entries), _CHUNK):
+        chunk = entries[start : start + _CHUNK]
+        commands = [("HGET", Keys(owner).job(directory.name), "status") for directory, owner, _ in chunk]
+        for (directory, _, has_ended), status in zip(chunk, any_store.calls.reads(commands), strict=True):
+            if status is not None:
+                known += 1
+                if not has_ended and is_terminal(JobStatus(status)):
+                    keep_ending(directory, JobStatus(status))
+            elif not has_ended:
+                missing.append(directory.name)
+    return Survey(known=known, missing=tuple(missing))
+
+
+def _entries(state_dir: Path, ended: dict[str, str]) -> Iterator[tuple[Path, str, bool]]:
+    """(directory, owner, whether it says how the job ended), of each that says what it is."""
+    for directory in _directories(state_dir):
+        if directory.name in ended:
+            yield directory, ended[directory.name], True
+            continue
+        try:
+            document = json.loads((directory / DOCUMENT).read_text(encoding="utf-8"))
+            owner, has_ended = str(document["owner"]), "ended" in document
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if is_name(owner):
+            if has_ended:
+                ended[directory.name] = owner
+            yield directory, owner, has_ended
+
+
+def register_found(store: JobStore, journal: StoreJournal, claim: Claim, root: Path) -> None:
+    """After a claim that started above what is registered: register the whole checkpoints that Redis has lost."""
+    registered = {checkpoint.step for checkpoint in store.checkpoints(journal.lease.job_id)}
+    if claim.step <= max(registered, default=0):
+        return
+    for directory in sorted(root.glob("step-*")):
+        with contextlib.suppress(CheckpointError):
+            manifest = verify(directory)
+            if max(registered, default=-1) < manifest.step <= claim.step:
+                journal.checkpoint(directory, manifest)
+    journal.event("job.recovered", level="warning", step=claim.step, fence=journal.lease.fence)
+
+
+def recover(store: JobStore, state_dir: Path, *, dry: bool = False) -> Iterator[Found]:
+    """Every job's directory; with `dry`, what would become of it. Recovered jobs are paused: a person resumes them."""
+    for directory in _directories(state_dir):
+        yield _recover(store, directory, dry=dry)
+
+
+def _directories(state_dir: Path) -> list[Path]:
+    return sorted(path for path in (state_dir / "jobs").glob("*") if path.is_dir() and is_name(path.name))
+
+
+def _recover(any_store: JobStore, directory: Path, *, dry: bool) -> Found:
+    job_id = directory.name
+    try:
+        document = json.loads((directory / DOCUMENT).read_text(encoding="utf-8"))
+        owner, text = str(document["owner"]), str(document["spec"])
+        store = any_store.of_owner(owner)
+        spec, origin = parse_job(json.loads(text)), _origin(document)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if known := _known(any_store, job_id):  # a fork has a directory before its first driver has written there
+            return known
+        note = f"{DOCUMENT} is missing or damaged ({type(error).__name__}); its files stay"
+        return Found(job_id=job_id, finding=Finding.LOST, note=note)
+    if known := _known(store, job_id, owners=[owner]):
+        return known
+    if ended := document.get("ended"):
+        return Found(job_id=job_id, finding=Finding.FINISHED, owner=owner, note=f"{ended}; its files stay")
+    step = newest_whole(directory / "checkpoints")
+    steering = _steering(directory / "checkpoints" / directory_name(step)) or initial_steering(spec).model_dump(
+        mode="json"
+    )
+    if not dry:
+        store.submit(
+            text,
+            name=spec.name,
+            job_id=job_id,
+            steering=steering,
+            origin=origin,
+            priority=spec.priority,
+            by="recover",  # whatever its owner's quota: if it is used up, the job is paused again once it has GPUs
+        )
+        with contextlib.suppress(IllegalTransition):
+            store.request_pause(job_id)
+    note = f"from step {step}" if step else "without a checkpoint: from its beginning"
+    return Found(job_id=job_id, finding=Finding.RECOVERED, owner=owner, step=step, note=note)
+
+
+def _known(store: JobStore, job_id: str, *, owners: Sequence[str] | None = None) -> Found | None:
+    """What Redis says of the job, whichever of the owners it is of: all of them if None."""
+    for owner in store.owners() if owners is None else owners:
+        with contextlib.suppress(JobNotFound):
+            job = store.of_owner(owner).job(job_id)
+            return Found(job_id=job_id, finding=Finding.KNOWN, owner=owner, step=job.step, note=str(job.status))
+    return None
+
+
+def _origin(document: Mapping[str, Any]) -> Origin | None:
+    """Where the job was forked. Raises KeyError, TypeError or ValueError for what keep_document did not write."""
+    found = document.get("origin")
+    return None if found is None else Origin(parent=str(found["parent"]), step=int(found["step"]))
+
+
+def _steering(checkpoint: Path) -> dict[str, object] | None:
+    with contextlib.suppress(OSError, ValueError):
+        steering: dict[str, object] | None = json.loads((checkpoint / "state.json").read_text()).get("steering")
+        return steering
+    return None

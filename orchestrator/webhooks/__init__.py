@@ -1,0 +1,1 @@
+"""Tells owners' addresses what happened to their jobs."""

@@ -1,0 +1,1 @@
+"""The routers of the REST API, one file for each kind of thing."""

@@ -1,0 +1,393 @@
+"""New jobs from a job's checkpoint, with other weights or another spec; and jobs side by side."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.responses import Response
+
+from orchestrator import spec_errors
+from orchestrator.actors.placement import may_take_gpus
+from orchestrator.checks.access import Access
+from orchestrator.errors import JobNotFound
+from orchestrator.lineage import (
+    MAX_FORKS,
+    NoRoom,
+    PlanConflict,
+    TooManyPoints,
+    best_step,
+    compared,
+    copy_policy,
+    corners,
+    fork_document,
+    forking,
+    is_full,
+    keep_answer,
+    keep_plan,
+    kept_answer,
+    kept_plan,
+    lineage,
+    merged,
+    plan_path,
+)
+from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.state.census import Census
+from orchestrator.state.gpu_hours import GpuQuotaReached
+from orchestrator.state.gpu_hours import read as read_gpu_hours
+from orchestrator.state.states import is_terminal
+from orchestrator.state.store import Checkpoint, JobStore, KeepsTooMany, Origin, SubmitOutcome
+from orchestrator.steering import SteeringError, initial_steering, merge
+from orchestrator.storage.checkpoints import CheckpointError
+from services.api.jobs import IdempotencyKey, checked_spec, first_steering, job_document
+from services.body import first_of, json_body, parse_json
+from services.deps import (
+    Finder,
+    From,
+    JobId,
+    Store,
+    Submitter,
+    alignment_only,
+    body_schema,
+    page,
+)
+from services.errors import ApiProblem, StrictJSONResponse, not_found, quota_problem
+from services.query import StrictRoute
+from services.settings import Settings
+from services.slots import place
+
+router = APIRouter(prefix="/v1/jobs", tags=["lineage"], route_class=StrictRoute)
+log = logging.getLogger(__name__)
+
+_Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+_Weights = dict[str, _Weight]
+
+
+class Fork(BaseModel):
+    """From where, and what is different. One job, or one for each weight vector of a sweep."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    checkpoint: Annotated[int, Field(ge=0, le=2**53)] | Literal["latest", "best"] = Field(
+        description="a kept step; `best` is the front's highest by the weights that the job is steered with"
+    )
+    weights: _Weights | None = Field(None, description="one for each objective; scaled to sum to 1")
+    sweep: list[_Weights] | None = Field(None, min_length=1, max_length=MAX_FORKS, description="one job for each")
+    changes: dict[str, Any] = Field(default_factory=dict, description="of the spec, merged branch by branch")
+    name: str | None = Field(None, min_length=1, max_length=120)
+
+
+class Ids(BaseModel):
+    """Query of a comparison."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ids: str = Query(min_length=1, max_length=256 * MAX_FORKS, description=f"job ids, at most {MAX_FORKS}, by comma")
+
+
+@router.get("/compare")
+def compare_jobs(
+    query: Annotated[Ids, Query()],
+    store: Store,
+    _place: Annotated[None, place("comparisons", at_once=4, of_owner=2)],
+) -> Response:
+    """Fronts side by side: each job's volume, what it adds to the others', and the front of all together.
+
+    Jobs whose objectives, ranges or references differ have no common scale: `comparable` is false, and says why.
+    Volumes of many points in more than four objectives are approximated, all of them in the same way.
+    """
+    ids = list(dict.fromkeys(query.ids.split(",")))
+    if len(ids) > MAX_FORKS:
+        raise ApiProblem(422, "invalid_parameter", f"ids: at most {MAX_FORKS} jobs are compared", param="ids")
+    records = {job_id: store.job(job_id) for job_id in ids}
+    specs = {job_id: json.loads(store.spec(job_id)) for job_id in ids}
+    for spec in specs.values():
+        alignment_only(spec, "front to compare")
+    fronts = {job_id: store.front(job_id) or {} for job_id in ids}
+    scale = corners(specs[ids[0]])
+    differences = [line for job_id in ids[1:] for line in _differences(ids[0], scale, job_id, corners(specs[job_id]))]
+    try:
+        found = None if differences else compared(scale, {job_id: fronts[job_id].get("points", []) for job_id in ids})
+    except TooManyPoints as error:
+        raise ApiProblem(422, "too_many_points", f"ids: {error}; compare fewer jobs", param="ids") from None
+    data = [
+        {
+            "id": job_id,
+            "name": record.name,
+            "status": record.status,
+            "step": record.step,
+            "lineage": lineage(record),
+            **(_alone(fronts[job_id]) if found is None else found["jobs"][job_id]),
+        }
+        for job_id, record in records.items()
+    ]
+    return StrictJSONResponse(
+        {
+            "object": "comparison",
+            "comparable": found is not None,
+            "differences": differences,
+            "objectives": list(scale),
+            "ranges": {name: ends[:2] for name, ends in scale.items()} if found else None,
+            "hypervolume": found and found["hypervolume"],
+            "front": found and found["front"],
+            "data": data,
+        }
+    )
+
+
+@router.post("/{job_id}/fork", status_code=201, openapi_extra=body_schema(Fork.model_json_schema()))
+def fork_job(
+    job_id: JobId,
+    document: Annotated[Any, Depends(json_body)],
+    by: From,
+    find: Finder,
+    _place: Annotated[None, place("forks", at_once=4, of_owner=2)],
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Queues jobs that start from a copy of the checkpoint's policy. Each is queued whole or not at all.
+
+    An Idempotency-Key stands for the whole set: who asks again gets the jobs that were missing, and once all are made
+    the same answer.
+    """
+    fork = _checked(document)
+    store, config = by.store, by.settings
+    store.job(job_id)
+    path = None if idempotency_key is None else plan_path(config.state_dir, store.owner, job_id, idempotency_key)
+    try:
+        plan = None if path is None else kept_plan(path, document)
+        replay = plan is not None
+        if plan is None:
+            plan = _plan(store, config, by.access, job_id, fork, find)
+            if path is not None:
+                plan = keep_plan(path, document, plan)
+    except PlanConflict as error:
+        raise ApiProblem(409, "idempotency_conflict", str(error), param="Idempotency-Key") from None
+    except OSError as error:
+        if is_full(error):
+            raise _full() from None
+        raise
+    answer = None if path is None else kept_answer(path, plan)
+    if answer is None:
+        _check_room(store, plan, by.max_active)
+        try:
+            with forking(config.state_dir):
+                made = _carry_out(
+                    store,
+                    config,
+                    plan,
+                    by,
+                    again=path is not None,
+                    find=lambda found: find(job_id, found),
+                )
+            answer = {**page(made, has_more=False), "lineage": {"parent": job_id, "step": plan["step"]}}
+            if path is not None:
+                answer = keep_answer(path, plan, answer)
+        except OSError as error:
+            if is_full(error):
+                raise _full() from None
+            raise
+    headers = {"idempotent-replayed": str(replay).lower(), "location": f"/v1/jobs/{plan['jobs'][0]['id']}"}
+    return StrictJSONResponse(answer, status_code=201, headers=headers)
+
+
+def _checked(document: Any) -> Fork:
+    try:
+        fork = Fork.model_validate(document)
+    except ValidationError as error:
+        first = first_of(error)
+        if first["loc"][:1] == ("checkpoint",):
+            raise _invalid("checkpoint", "expected a step, 'latest' or 'best'") from None
+        param, message = spec_errors.problem(Fork, first)
+        raise _invalid(param or None, message) from None
+    if fork.weights is not None and fork.sweep is not None:
+        raise _invalid("sweep", "give weights for one job or a sweep for several, not both")
+    for field in ("init_checkpoint", "name"):
+        if field in fork.changes:
+            hint = "the fork's own field" if field == "name" else "the checkpoint says where a fork starts"
+            raise _invalid(f"changes.{field}", hint)
+    return fork
+
+
+def _unusable(parent: str, step: int, error: CheckpointError) -> ApiProblem:
+    """The log has the path, the answer has not."""
+    log.warning("checkpoint %d of %s can't be forked: %s", step, parent, error)
+    message = "its files are gone or damaged; take another checkpoint"
+    return ApiProblem(409, "checkpoint_unusable", message, param="checkpoint")
+
+
+def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: Fork, find: Finder) -> dict[str, Any]:
+    """What will be made: ids and whole specs, so that carrying it out twice makes the same jobs."""
+    document = parse_json(store.spec(parent).encode())
+    alignment_only(document, "front to fork from")
+    spec = parse_spec(document)
+    checkpoint = _checkpoint(store, parent, spec, fork.checkpoint)
+    wanted = merged(spec.model_dump(mode="json"), fork.changes)
+    try:
+        wanted["init_checkpoint"] = str(find(parent, checkpoint) / "policy")
+    except CheckpointError as error:
+        raise _unusable(parent, checkpoint.step, error) from None
+    base = checked_spec(wanted, access)
+    assert isinstance(base, JobSpec), "a document with objectives is of no other kind"
+    vectors: Sequence[_Weights | None] = fork.sweep if fork.sweep is not None else [fork.weights]
+    name = fork.name or f"{spec.name[:96]} from {checkpoint.step}"
+    jobs = []
+    for i, vector in enumerate(vectors):
+        field = "weights" if fork.sweep is None else f"sweep.{i}"
+        new = f"job-{secrets.token_hex(6)}"
+        document = fork_document(
+            base,
+            name=name if fork.sweep is None else f"{name} #{i + 1}",
+            weights=None if vector is None else _scaled(base, vector, field),
+            init=_init(config, new),
+        )
+        jobs.append({"id": new, "spec": parse_spec(document).to_json()})
+    return {
+        "parent": parent,
+        "step": checkpoint.step,
+        "path": checkpoint.path,
+        "digest": checkpoint.digest,
+        "jobs": jobs,
+    }
+
+
+def _carry_out(
+    store: JobStore,
+    config: Settings,
+    plan: dict[str, Any],
+    by: Submitter,
+    *,
+    again: bool,
+    find: Callable[[Checkpoint], Path],
+) -> list[dict[str, Any]]:
+    """First the policies, which must outlive the parent's, then the jobs. `again`: the caller can ask for the rest."""
+    checkpoint = Checkpoint(step=plan["step"], path=plan["path"], digest=plan["digest"], metrics={}, on_front=False)
+    ids = [job["id"] for job in plan["jobs"]]
+    try:
+        copy_policy(checkpoint, [_init(config, new) for new in ids], find=find)
+    except NoRoom:
+        _forget(config, [] if again else ids)  # with a key, some of them may be jobs already
+        raise _full() from None
+    except CheckpointError as error:
+        _forget(config, [] if again else ids)
+        raise _unusable(plan["parent"], plan["step"], error) from None
+    made: list[dict[str, Any]] = []
+    for i, job in enumerate(plan["jobs"]):
+        spec = parse_spec(json.loads(job["spec"]))
+        try:
+            submission = store.submit(
+                job["spec"],
+                name=spec.name,
+                job_id=job["id"],
+                steering=first_steering(spec),
+                max_active=by.max_active,
+                max_kept=by.max_kept,
+                origin=Origin(parent=plan["parent"], step=plan["step"]),
+                priority=spec.priority,
+                by=by.name,
+                may_take_gpus=may_take_gpus(spec),
+            )
+        except (GpuQuotaReached, KeepsTooMany):
+            _forget(config, [] if again else ids[i:])
+            raise
+        if submission.outcome is SubmitOutcome.QUOTA:
+            _forget(config, [] if again else ids[i:])
+            problem = quota_problem(by.max_active)
+            if made:
+                problem.message += f"; made already: {', '.join(found['id'] for found in made)}"
+            raise problem
+        assert submission.job is not None
+        made.append({**job_document(submission.job), "lineage": lineage(submission.job)})
+    return made
+
+
+def _check_room(store: JobStore, plan: dict[str, Any], max_active: int | None) -> None:
+    """Before anything is copied; each submission is checked again, as others may come first."""
+    missing = sum(not _is_job(store, job["id"]) for job in plan["jobs"])
+    if missing and any(may_take_gpus(parse_spec(json.loads(job["spec"]))) for job in plan["jobs"]):
+        hours = read_gpu_hours(store.calls, store.owner)
+        if hours.is_used_up:
+            raise GpuQuotaReached(hours)
+    if max_active is not None and missing and Census(store).active() + missing > max_active:
+        problem = quota_problem(max_active)
+        problem.message = f"{missing} more would be above the {max_active} jobs of an owner that may wait or run"
+        raise problem
+
+
+def _is_job(store: JobStore, job_id: str) -> bool:
+    try:
+        store.job(job_id)
+    except JobNotFound:
+        return False
+    return True
+
+
+def _full() -> ApiProblem:
+    return ApiProblem(507, "storage_full", "the server has no room for a copy of this policy")
+
+
+def _checkpoint(store: JobStore, job_id: str, spec: JobSpec, wanted: int | str) -> Checkpoint:
+    kept = {found.step: found for found in store.checkpoints(job_id)}
+    if wanted == "latest":
+        step = max(kept, default=None)
+    elif wanted == "best":
+        ranges = {objective.name: objective.range for objective in spec.objectives}
+        step = best_step(list(kept.values()), ranges, store.steering_head(job_id).current["weights"])
+    else:
+        step = int(wanted)
+    if step is not None and step in kept:
+        return kept[step]
+    record = store.job(job_id)
+    if not is_terminal(record.status) and (step is None or step > record.step):
+        which = "checkpoint" if step is None else f"checkpoint of step {step}"
+        raise ApiProblem(425, "checkpoint_not_ready", f"there is no {which} yet", param="checkpoint")
+    steps = ", ".join(str(found) for found in kept) or "none"
+    problem = not_found(f"no such checkpoint is kept; kept steps: {steps}")
+    problem.param = "checkpoint"
+    raise problem
+
+
+def _scaled(spec: JobSpec, weights: _Weights, field: str) -> dict[str, float]:
+    try:
+        steering = initial_steering(spec).model_dump(mode="json")
+        return merge(steering, {"weights": weights}, spec.objective_names).weights
+    except SteeringError as error:
+        path = error.field.replace("weights", field, 1)
+        raise _invalid(path, error.message) from None
+
+
+def _init(config: Settings, job_id: str) -> Path:
+    return config.state_dir.absolute() / "jobs" / job_id / "init"
+
+
+def _forget(config: Settings, ids: Sequence[str]) -> None:
+    """Directories of jobs that were not queued."""
+    for job_id in ids:
+        shutil.rmtree(_init(config, job_id).parent, ignore_errors=True)
+
+
+def _invalid(param: str | None, message: str) -> ApiProblem:
+    return ApiProblem(422, "invalid_fork", f"{param or 'body'}: {message}", param=param)
+
+
+def _differences(first: str, scale: dict[str, list[float]], other: str, its: dict[str, list[float]]) -> list[str]:
+    if scale.keys() != its.keys():
+        return [f"{first} and {other} have other objectives: {', '.join(scale)} and {', '.join(its)}"]
+    return [
+        f"{name}: {first} and {other} measure it on other ranges or from another reference"
+        for name in scale
+        if scale[name] != its[name]
+    ]
+
+
+def _alone(front: dict[str, Any]) -> dict[str, Any]:
+    """A job on its own scale."""
+    points = [point for point in front.get("points", []) if point["on_front"]]
+    shown = [{"step": point["step"], "objectives": point["objectives"]} for point in points]
+    return {"hypervolume": front.get("hypervolume"), "adds": None, "front": shown}

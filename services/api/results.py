@@ -1,0 +1,184 @@
+"""What a job has found so far: series by step, the Pareto front, checkpoints and their export."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.background import BackgroundTask
+from starlette.responses import FileResponse, Response, StreamingResponse
+
+from orchestrator.state.states import is_terminal
+from orchestrator.state.store import Checkpoint
+from orchestrator.storage.checkpoints import CheckpointError, export_policy, verify
+from services.archive import Archive
+from services.body import json_body, parsed
+from services.deps import Configuration, Cursor, Finder, JobId, Store, alignment_only, body_schema, page
+from services.errors import ApiProblem, StrictJSONResponse, not_found
+from services.query import StrictRoute
+from services.slots import place
+
+router = APIRouter(prefix="/v1", tags=["results"], route_class=StrictRoute)
+log = logging.getLogger(__name__)
+
+
+class Export(BaseModel):
+    """Where a checkpoint goes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    to: str = Field(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$", description="absolute path, new or empty")
+
+
+class Metrics(Cursor):
+    """Which steps, and what of them."""
+
+    names: str | None = Query(
+        None,
+        max_length=1000,
+        description="fields by name, separated by commas (`objectives,loss`); `step` always comes too, and a name that "
+        "a step has no field of is passed over. All if absent",
+    )
+
+
+@router.get("/jobs/{job_id}/metrics")
+def get_metrics(job_id: JobId, query: Annotated[Metrics, Query()], store: Store) -> Response:
+    """Committed steps in order, each once: objectives, weights, losses, evaluations, timings."""
+    records = store.steps(job_id, after_step=query.after, limit=query.limit + 1)
+    wanted = None if query.names is None else {"step", *query.names.split(",")}
+    shown = [
+        {key: value for key, value in record.items() if key not in _INTERNAL and (wanted is None or key in wanted)}
+        for record in records[: query.limit]
+    ]
+    return StrictJSONResponse(page(shown, has_more=len(records) > query.limit))
+
+
+_INTERNAL = frozenset({"fence", "digest"})
+
+
+@router.get("/jobs/{job_id}/front")
+def get_front(job_id: JobId, store: Store) -> Response:
+    """The Pareto archive: points, hypervolume by step. Without points before the first evaluation."""
+    found = store.front(job_id)
+    if not found:
+        alignment_only(json.loads(store.spec(job_id)), "front")
+    empty: dict[str, Any] = {
+        "objectives": [],
+        "ranges": {},
+        "reference": {},
+        "hypervolume": None,
+        "hypervolume_base": None,
+        "hypervolume_by_step": [],
+        "points": [],
+    }
+    return StrictJSONResponse({"object": "front", **(found or empty)})
+
+
+@router.get(
+    "/jobs/{job_id}/report",
+    response_class=FileResponse,
+    responses={200: {"description": "one HTML file that needs no network", "content": {"text/html": {}}}},
+)
+def get_report(job_id: JobId, store: Store, settings: Configuration) -> Response:
+    """The report that the driver wrote when the job ended or paused. 425 before that."""
+    record = store.job(job_id)
+    path = settings.state_dir / "jobs" / job_id / "report.html"
+    if not path.is_file():
+        if is_terminal(record.status):
+            raise not_found("this job has no report here: it ended before its first step, or on another machine")
+        raise ApiProblem(425, "report_not_ready", "the report is written when the job ends or pauses")
+    # Never shown as a page of this origin, although what is in it is escaped and its own policy forbids it to load.
+    return FileResponse(path, media_type="text/html", filename=f"{job_id}-report.html", headers=_ASIDE)
+
+
+_ASIDE = {"content-security-policy": "sandbox allow-scripts", "x-content-type-options": "nosniff"}
+
+
+@router.get("/jobs/{job_id}/checkpoints")
+def get_checkpoints(job_id: JobId, store: Store) -> Response:
+    """By step; `path` is on the machine that trains."""
+    return StrictJSONResponse(page([_checkpoint(found) for found in store.checkpoints(job_id)], has_more=False))
+
+
+@router.post("/jobs/{job_id}/checkpoints/{step}/export", openapi_extra=body_schema(Export.model_json_schema()))
+def export_checkpoint(
+    request: Request,
+    job_id: JobId,
+    step: int,
+    document: Annotated[Any, Depends(json_body)],
+    store: Store,
+    settings: Configuration,
+    find: Finder,
+    _place: Annotated[None, place("exports", at_once=2, of_owner=2)],
+) -> Response:
+    """Verifies a checkpoint and copies its policy, a Hugging Face directory, to a directory of the server's machine.
+
+    For the installation's own key alone: it writes with the server's rights.
+    """
+    store.job(job_id)  # another owner's is not there, before anything else is said
+    if not (settings.local_exports and request.state.principal.is_operator):
+        raise ApiProblem(
+            403, "exports_disabled", "this key does not write to the server's machine; download the checkpoint instead"
+        )
+    destination = Path(parsed(Export, document, "invalid_export").to)
+    checkpoint = _kept_at(store, job_id, step)
+    try:
+        export_policy(find(job_id, checkpoint), destination)
+    except CheckpointError as error:
+        raise ApiProblem(409, "export_failed", str(error)) from None
+    return StrictJSONResponse({"object": "export", "step": step, "path": str(destination)})
+
+
+@router.get(
+    "/jobs/{job_id}/checkpoints/{step}/download",
+    response_class=StreamingResponse,
+    responses={200: {"description": "a tar file with one folder", "content": {"application/x-tar": {}}}},
+)
+def download_checkpoint(
+    job_id: JobId,
+    step: int,
+    store: Store,
+    find: Finder,
+    _place: Annotated[None, place("downloads", at_once=8, of_owner=2)],
+) -> Response:
+    """Verifies a checkpoint and sends its policy as a tar file: a Hugging Face directory, or an adapter's for PEFT."""
+    store.job(job_id)
+    checkpoint = _kept_at(store, job_id, step)
+    try:
+        directory = find(job_id, checkpoint)
+        verify(directory, under="policy/")
+        archive = Archive(directory / "policy", name=f"{job_id}-step-{step}")
+    except (CheckpointError, OSError):
+        log.exception("checkpoint %d of %s can't be sent", step, job_id)
+        raise ApiProblem(409, "checkpoint_unusable", "its files are gone or damaged; take another checkpoint") from None
+    headers = {
+        "content-length": str(archive.size),
+        "content-disposition": f'attachment; filename="{job_id}-step-{step}.tar"',
+    }
+    sent = StreamingResponse(archive.chunks(), media_type="application/x-tar", headers=headers)
+    sent.background = BackgroundTask(archive.close)
+    return sent
+
+
+def _kept_at(store: Store, job_id: str, step: int) -> Checkpoint:
+    for checkpoint in store.checkpoints(job_id):
+        if checkpoint.step == step:
+            return checkpoint
+    record = store.job(job_id)
+    if step > record.step and not is_terminal(record.status):
+        raise ApiProblem(425, "checkpoint_not_ready", f"the job has not come to step {step} yet")
+    raise not_found(f"no checkpoint is kept at step {step}")
+
+
+def _checkpoint(found: Checkpoint) -> dict[str, Any]:
+    return {
+        "object": "checkpoint",
+        "step": found.step,
+        "path": found.path,
+        "metrics": found.metrics,
+        "on_front": found.on_front,
+    }

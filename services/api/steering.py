@@ -1,0 +1,213 @@
+"""The hand on the weights: read it, change it, and be told the step at which a change takes effect."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from orchestrator.preview import preview
+from orchestrator.spec import parse_spec
+from orchestrator.spec_errors import nearest
+from orchestrator.state.states import is_terminal
+from orchestrator.state.store import JobStore, Steer, SteeringEntry, SteerOutcome
+from orchestrator.steering import Steering, SteeringError, merge
+from services.api.rollouts import rollouts_of
+from services.body import json_body
+from services.deps import MAX_PAGE, Configuration, JobId, Store, alignment_only, body_schema
+from services.errors import ApiProblem, StrictJSONResponse
+from services.query import StrictRoute
+from services.slots import place
+
+router = APIRouter(prefix="/v1/jobs/{job_id}/steering", tags=["steering"], route_class=StrictRoute)
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Weight = Annotated[float, Field(ge=0, le=1e9)]  # large enough for any scale, and their sum stays finite
+
+
+@with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class SteeringChange(TypedDict, total=False):
+    """What may be sent; what is left out stays as it is."""
+
+    mode: Annotated[
+        Literal["auto", "blend", "manual"], Field(description="who decides: the strategy, a mix, or the preference")
+    ]
+    blend: Annotated[_Share, Field(description="share of the preference in mode blend")]
+    weights: Annotated[
+        dict[str, _Weight], Field(description="the preference, one for each objective; scaled to sum to 1")
+    ]
+    bounds: Annotated[
+        dict[str, Annotated[list[_Share], Field(min_length=2, max_length=2)]],
+        Field(description="[floor, ceiling] of the applied weight, by objective"),
+    ]
+
+
+_CHANGE = TypeAdapter(SteeringChange)
+_FIELDS = list(SteeringChange.__annotations__)
+
+
+class Log(BaseModel):
+    """Query of the steering: which changes come with it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    log_before: int | None = Query(None, ge=1, le=2**53, description="only changes before this version")
+    log_limit: int = Query(MAX_PAGE, ge=0, le=MAX_PAGE, description="at most so many changes, the newest ones")
+
+
+@router.get("")
+def get_steering(job_id: JobId, query: Annotated[Log, Query()], store: Store) -> Response:
+    """The newest steering (its version is the ETag), what the strategy alone last chose, and the newest changes.
+
+    `log` is in order; while `log_has_more`, those before its first version are asked for with `log_before`.
+    """
+    state = store.steering(job_id, before=query.log_before, limit=query.log_limit)
+    if not state.current["weights"]:
+        alignment_only(json.loads(store.spec(job_id)), "steering")
+    newest = store.steps(job_id, after_step=store.job(job_id).step - 1, limit=1)
+    document = {
+        "object": "steering",
+        "version": state.version,
+        **state.current,
+        "strategy": newest[-1]["weights"]["strategy"] if newest else None,
+        "log": [_entry(entry) for entry in state.log],
+        "log_has_more": state.log_has_more,
+    }
+    return StrictJSONResponse(document, headers={"etag": f'"{state.version}"'})
+
+
+@router.put("", status_code=202, openapi_extra=body_schema(_CHANGE.json_schema()))
+def put_steering(
+    request: Request,
+    job_id: JobId,
+    document: Annotated[Any, Depends(json_body)],
+    store: Store,
+    if_match: Annotated[str | None, Header(alias="If-Match", description="only if this version is current")] = None,
+) -> Response:
+    """Answers with the version that it made and the first step that follows it: never the one in flight.
+
+    409 `too_late` where the job's last step is in flight already; `job_over` where it has ended or is being cancelled.
+    A change that was taken is told of later: by `steering.applied`; in the `replaced` (`from` a version `to` another)
+    of a later change's, where that came into force in its place; or by `steering.rejected`, where the job ends first.
+    """
+    sent = checked_change(document)
+    steer = _steer(store, job_id, sent, _version(if_match), request.state.key_name)
+    if steer.outcome is SteerOutcome.STALE:
+        raise ApiProblem(
+            412, "stale_version", f"someone steered meanwhile: version {steer.version} is current", param="If-Match"
+        )
+    if steer.outcome is SteerOutcome.STATE:
+        raise ApiProblem(409, "job_over", f"a job that is {store.job(job_id).status} can't be steered")
+    if steer.outcome is SteerOutcome.LATE:
+        raise ApiProblem(409, "too_late", "the job's last step is in flight already, and follows what stands")
+    return StrictJSONResponse(
+        {"version": steer.version, "effective_step": steer.effective_step},
+        status_code=202,
+        headers={"etag": f'"{steer.version}"'},
+    )
+
+
+@router.post("/preview", openapi_extra=body_schema(_CHANGE.json_schema()))
+def preview_steering(
+    job_id: JobId,
+    document: Annotated[Any, Depends(json_body)],
+    store: Store,
+    config: Configuration,
+    _place: Annotated[None, place("previews", at_once=4, of_owner=2)],
+) -> Response:
+    """What a change would have made of the latest rollouts that are kept. Nothing is applied.
+
+    The advantages are computed anew on those rollouts alone, before and after.
+    """
+    sent = checked_change(document)
+    text, head = store.spec_and_steering(job_id)
+    document = json.loads(text)
+    alignment_only(document, "steering")
+    spec = parse_spec(document)
+    wanted = _merged(head.current, sent, spec.objective_names)
+    step, rows = rollouts_of(store, config, job_id)
+    if not rows or step is None:
+        if spec.samples.every == 0:
+            raise ApiProblem(409, "no_rollouts", "this job keeps no rollouts: its spec's samples.every is 0")
+        if is_terminal(store.job(job_id).status):
+            raise ApiProblem(409, "no_rollouts", "this job has ended, and no rollouts of it are kept")
+        raise ApiProblem(425, "no_rollouts_yet", "no rollouts of this job are kept yet; try again after a step")
+    records = store.steps(job_id, after_step=step - 1, limit=1)
+    if not records:  # a claim has just taken the job back behind that step
+        raise ApiProblem(425, "no_rollouts_yet", "the job was taken back to an earlier step; try again after a step")
+    try:
+        found = preview(spec, rows, records[0]["weights"]["applied"], wanted)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        message = "this server has no torch, with which a preview reckons; steering itself needs none"
+        raise ApiProblem(501, "no_previews", message) from None
+    return StrictJSONResponse({"object": "steering.preview", **found})
+
+
+def checked_change(document: Any) -> dict[str, Any]:
+    """What was sent, once its shape is right: strict types, known fields. Whether it fits the job is merge's to say."""
+    try:
+        change = dict(_CHANGE.validate_python(document))
+    except ValidationError as error:
+        raise _problem(error) from None
+    if not change:
+        raise ApiProblem(422, "invalid_steering", f"nothing to change: give {', '.join(_FIELDS)}")
+    return change
+
+
+def _steer(store: JobStore, job_id: str, sent: dict[str, Any], expected: int | None, by: str) -> Steer:
+    """Merges and writes against one version; without an expected one, again for as long as others come first."""
+    while True:
+        spec, head = store.spec_and_steering(job_id)
+        document = json.loads(spec)
+        alignment_only(document, "steering")
+        objectives = tuple(objective["name"] for objective in document["objectives"])
+        merged = _merged(head.current, sent, objectives).model_dump(mode="json")
+        change = {field: merged[field] for field in sent}
+        version = head.version if expected is None else expected
+        steer = store.steer(job_id, change=change, if_match=version, by=by, head=head)
+        if steer.outcome is not SteerOutcome.STALE or expected is not None:
+            return steer
+
+
+def _merged(current: dict[str, Any], sent: dict[str, Any], objectives: tuple[str, ...]) -> Steering:
+    try:
+        return merge(current, sent, objectives)
+    except SteeringError as error:
+        raise ApiProblem(422, "invalid_steering", str(error), param=error.field or None) from None
+
+
+def _problem(error: ValidationError) -> ApiProblem:
+    first = error.errors(include_input=False, include_url=False)[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        hint = nearest(path, _FIELDS) or f"; fields are {', '.join(_FIELDS)}"
+        return ApiProblem(422, "invalid_steering", f"{path}: unknown field{hint}", param=path)
+    message = f"{path}: {first['msg']}" if path else "expected an object with mode, blend, weights or bounds"
+    return ApiProblem(422, "invalid_steering", message, param=path or None)
+
+
+def _version(if_match: str | None) -> int | None:
+    """The version in an If-Match header; None (any) where it is absent or `*`."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    match = re.fullmatch(r'"?(\d{1,15})"?', if_match.strip(), flags=re.ASCII)
+    if not match:
+        raise ApiProblem(422, "invalid_parameter", 'If-Match: expected a version such as "3"', param="If-Match")
+    return int(match.group(1))
+
+
+def _entry(entry: SteeringEntry) -> dict[str, Any]:
+    return {
+        "version": entry.version,
+        "effective_step": entry.effective_step,
+        "at": entry.at,
+        "by": entry.by,
+        "change": entry.change,
+    }
