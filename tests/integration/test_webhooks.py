@@ -35,8 +35,8 @@ from orchestrator.webhooks.subscriptions import (
     WebhookNotFound,
     WebhookStore,
 )
-from orchestrator.webhooks.subscriptions import delivery as webhook_delivery
-from orchestrator.webhooks.subscriptions import dispatcher as dispatcher_module
+from orchestrator.webhooks import delivery as webhook_delivery
+from orchestrator.webhooks import dispatcher as dispatcher_module
 from rewards import addresses as addresses_module
 from rewards.addresses import AddressError, addresses_of, check_url, is_public
 from services.api.webhooks import EventName
