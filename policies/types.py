@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -134,10 +133,3 @@ class LearnStats:
     surviving_B: tuple[float, ...] = ()  # mean over each rollout's tokens of ratio * [not clipped]
     gramian_KK: tuple[tuple[float, ...], ...] | None = None  # as measured during the update, for the next step
     influence_K: tuple[float, ...] | None = None
-
-
-def on_simplex(weights_K: Tensor) -> Tensor:
-    """Non-negative weights scaled to sum to 1. Raises ValueError where they can't be: negative, not finite, all 0."""
-    if not bool(torch.isfinite(weights_K).all()) or bool((weights_K < 0).any()) or float(weights_K.sum()) <= 0:
-        raise ValueError(f"weights must be finite, >= 0 and not all 0, got {weights_K.tolist()}")
-    return weights_K / weights_K.sum()

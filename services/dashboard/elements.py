@@ -91,9 +91,6 @@ class Chart(Component, component="static/chart.js", esm={}):
         if on_pick is not None:
             self.on("pick", lambda event: on_pick(event.args))
 
-    def patch(self, start: int, rows: Sequence[Any], dataset: int = 0) -> None:
-        self.run_method("patch", dataset, start, list(rows))
-
     def merge(self, part: Mapping[str, Any], *, replace: bool = False) -> None:
         self.run_method("merge", dict(part), replace)
 
@@ -208,8 +205,8 @@ class Field(Component, component="static/field.js"):
 class Moment(Component, component="static/moment.js"):
     """A time, in seconds since 1970."""
 
-    def __init__(self, at: float | None, *, brief: bool = False) -> None:
-        super().__init__(at=at, brief=brief)
+    def __init__(self, at: float | None) -> None:
+        super().__init__(at=at)
 
 
 def text(content: str, classes: str = "", tag: str = "span") -> Tag:

@@ -43,7 +43,7 @@ class RolloutsPanel:
         with section("Rollouts") as tools:
             with tools:
                 self._asked = Field("Step", placeholder="latest", on_change=self._asked_step)
-                self._orders = Choice("Order", {"": "as stored"} | _orders(page.names), "", self._choose_order)
+                Choice("Order", {"": "as stored"} | _orders(page.names), "", self._choose_order)
                 Choice("View", {"each": "one by one", "groups": "by prompt"}, "each", self._choose_view)
                 Button("Latest", self._latest)
             self._words = text("", "muted", "p").attributes(role="status")

@@ -97,7 +97,7 @@ class SubmitForm:
             with Tag("div", "", "stack"):
                 with Tag("section", "", "card stack", aria_label="Check and submit"):
                     with Tag("div", "", "steer-buttons"):
-                        self._check = Button("Dry run", self._dry_run)
+                        Button("Dry run", self._dry_run)
                         self._submit = Button("Submit", self._do_submit, "main")
                     self._result = Tag("div", "", "stack", aria_live="polite")
                 with Tag("section", "", "card stack", aria_label="Form"):

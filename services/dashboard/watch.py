@@ -78,7 +78,6 @@ class JobWatch:
         self.checkpoints: list[Checkpoint] = []
         self.loaded = False
         self.trouble = ""  # why nothing new comes; empty while it does
-        self.newest_step_at: float | None = None
         self.signs: dict[str, Any] = {}  # of the newest step: the health of its rewards and engines, and what falls
         self._seen_events = 0
         self._listeners: list[Listener] = []
@@ -254,7 +253,6 @@ class JobWatch:
         step = record["step"]
         self._wanted |= {"steps"}
         self.columns.append(step, figures(record))
-        self.newest_step_at = record.get("at")
         self.signs = {name: record.get(name) or {} for name in ("reward_health", "engine_health", "falling")}
         if evaluation := record.get("evaluation"):
             self._wanted |= {"front", "checkpoints"}  # its event comes before the front that it tells of

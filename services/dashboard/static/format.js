@@ -18,11 +18,11 @@ const DAY = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 const CLOCK = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 const WHOLE = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
 
-export function moment(seconds, brief) {
+export function moment(seconds) {
   if (typeof seconds !== "number") return "–";
   const at = new Date(seconds * 1000);
   const isToday = at.toDateString() === new Date().toDateString();
-  return isToday || brief ? CLOCK.format(at) : `${DAY.format(at)}, ${CLOCK.format(at)}`;
+  return isToday ? CLOCK.format(at) : `${DAY.format(at)}, ${CLOCK.format(at)}`;
 }
 
 export function wholeMoment(seconds) {

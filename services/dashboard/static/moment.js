@@ -3,8 +3,8 @@ import { h } from "vue";
 import { moment, wholeMoment } from "/assets/format.js";
 
 export default {
-  props: { at: Number, brief: Boolean },
+  props: { at: Number },
   render() {
-    return h("time", { title: wholeMoment(this.at), datetime: this.at ? new Date(this.at * 1000).toISOString() : undefined }, moment(this.at, this.brief));
+    return h("time", { title: wholeMoment(this.at), datetime: this.at ? new Date(this.at * 1000).toISOString() : undefined }, moment(this.at));
   },
 };
