@@ -198,8 +198,10 @@ def run_job(
             outcome, why = align(spec, store, journal, claim, checkpoints, ray_address=ray_address)
     except (StoreUnavailable, Fenced, ResourcesBusy):
         raise
-    except HandedBack as error:
-        hand_back(journal, directory, str(error) or GOING_DOWN)
+    except (HandedBack, SystemExit) as error:  # SystemExit is how Ray, while it starts, answers SIGTERM
+        if isinstance(error, SystemExit) and not journal.wishes().stop:
+            raise
+        hand_back(journal, directory, str(error) if isinstance(error, HandedBack) and str(error) else GOING_DOWN)
         return
     except (StoreAway, RemoteAway) as error:  # nothing is lost: another try, or another machine, may reach it
         raise ResourcesBusy(f"handed back: {error}") from error
@@ -286,29 +288,35 @@ class HandedBack(BaseException):
     """SIGTERM, a cancel or a pause came while the parts were being built. Not for those who catch what goes wrong."""
 
 
-def _hand_back(*_: Any) -> None:
-    raise HandedBack
-
-
 @contextlib.contextmanager
 def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_address: str | None) -> Iterator[Any]:
+    import ray
+
     from orchestrator.build import build
 
     said = ""
+    heard = signal.getsignal(signal.SIGTERM)  # it asks for a stop
 
     def on_stage(stage: str) -> None:
         nonlocal said
         wishes = journal.wishes()
         if wishes.cancel or wishes.pause:
             raise HandedBack("on request")
-        if wishes.stop:  # it came before this function could hear it itself
+        if wishes.stop:
             raise HandedBack
         if stage != said:
             log.info("%s", stage)
             journal.progress(stage=stage, eta_s=None)
         said = stage
 
-    heard = signal.signal(signal.SIGTERM, _hand_back)  # nothing is trained yet: no step to wait for
+    def on_sigterm(number: int, frame: Any) -> None:
+        """Nothing is trained yet: no step to wait for. Ray's waits would lose what is raised here; `on_stage` hears."""
+        if callable(heard):
+            heard(number, frame)
+        if not ray.is_initialized():
+            raise HandedBack
+
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
         state_dir, owner = directory.parent.parent, journal.store.owner
         parts = build(

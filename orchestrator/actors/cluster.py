@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -316,6 +317,22 @@ def _loss(error: ray.exceptions.RayError, killed: int) -> ActorLost | None:
     return ActorLost(f"the learner or an engine is gone: {last_line(error)}")
 
 
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray's start puts a handler in the place of this process's, by which SIGTERM ends it: ours hears that, too."""
+    ours = signal.getsignal(signal.SIGTERM)
+    if not callable(ours) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit:  # by Ray's
+        ours(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, ours)
+
+
 def _start_ray(**options: Any) -> None:
     """Ray's own processes on this machine, in a second try where a busy one takes longer than the half minute that Ray
     gives them. ActorLost where that is too late as well: no fault of the job's."""
@@ -364,17 +381,18 @@ class Cluster:
         if not self.owns_ray:
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address is not None:
-            _join_ray(address, **quiet)
-            return
-        _start_ray(
-            address="local",
-            include_dashboard=False,
-            num_cpus=cpus,
-            num_gpus=gpus,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **quiet,
-        )
+        with _own_sigterm():
+            if address is not None:
+                _join_ray(address, **quiet)
+                return
+            _start_ray(
+                address="local",
+                include_dashboard=False,
+                num_cpus=cpus,
+                num_gpus=gpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **quiet,
+            )
 
     @property
     def gpus(self) -> int:

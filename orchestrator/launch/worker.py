@@ -403,13 +403,21 @@ class Worker:
             driver.terminate()
         deadline = time.monotonic() + self._grace_s
         while self._drivers and time.monotonic() < deadline and not self._killing.is_set():
-            self._drivers = {key: driver for key, driver in self._drivers.items() if driver.poll() is None}
+            for key, driver in list(self._drivers.items()):
+                if (code := driver.poll()) is None:
+                    continue
+                if code not in (0, OTHER_HOLDER, NO_RESOURCES):  # without a word: its lease would have to run out
+                    self._take_back_at_the_end(driver)
+                del self._drivers[key]
             self._killing.wait(0.05)
         for driver in self._drivers.values():
             log.warning("%s: %s is killed; the job goes on from its last checkpoint", driver.job_id, driver.name)
             driver.kill()
-            with contextlib.suppress(StoreUnavailable, JobNotFound):
-                self._take_back(driver, self._store(driver.owner).job(driver.job_id))
+            self._take_back_at_the_end(driver)
+
+    def _take_back_at_the_end(self, driver: Handle) -> None:
+        with contextlib.suppress(StoreUnavailable, JobNotFound):
+            self._take_back(driver, self._store(driver.owner).job(driver.job_id))
 
 
 def _is_needless(driver: Handle, job: JobRecord) -> bool:

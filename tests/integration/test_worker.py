@@ -179,6 +179,14 @@ def test_a_stop_lets_the_driver_hand_its_job_back(bench: Bench) -> None:
     assert bench.started == [job_id]
 
 
+def test_a_driver_that_ends_at_a_stop_without_a_word_does_not_keep_its_lease(bench: Bench) -> None:
+    job_id = bench.submit()
+    with bench.working("claim(ttl_s=600); time.sleep(60)"):  # SIGTERM ends it
+        bench.wait(job_id, has(JobStatus.RUNNING))
+    job = bench.store.job(job_id)
+    assert (job.status, job.reason, job.attempts) == (JobStatus.QUEUED, "its driver died", 1)
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_driver_that_does_not_stop_is_killed_with_all_it_started(bench: Bench, killed: bool) -> None:
     job_id = bench.submit()

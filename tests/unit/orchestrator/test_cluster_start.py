@@ -1,6 +1,8 @@
 """Ray's own start, on machines that are busy."""
 
+import signal
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,3 +98,48 @@ def test_one_that_is_there_is_joined(monkeypatch: pytest.MonkeyPatch, port: int,
     calls = starting(monkeypatch)
     Cluster(address=address.format(port))
     assert calls == ["init"]
+
+
+@pytest.fixture
+def _sigterm() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("_sigterm")
+@pytest.mark.parametrize("joins", [True, False])
+@pytest.mark.parametrize("in_the_start", [True, False])
+def test_sigterm_is_heard_by_who_heard_it_before(
+    monkeypatch: pytest.MonkeyPatch, port: int, joins: bool, in_the_start: bool
+) -> None:
+    heard: list[int] = []
+
+    def init(**_: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray's does
+        if in_the_start:
+            signal.raise_signal(signal.SIGTERM)
+
+    starting(monkeypatch)
+    monkeypatch.setattr(ray, "init", init)
+    signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    address = f"127.0.0.1:{port}" if joins else None
+    if in_the_start:
+        with pytest.raises(SystemExit):
+            Cluster(address=address)
+    else:
+        Cluster(address=address)
+        signal.raise_signal(signal.SIGTERM)
+    assert heard == [signal.SIGTERM]
+
+
+@pytest.mark.usefixtures("_sigterm")
+def test_a_process_without_a_handler_of_its_own_has_rays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rays(*_: Any) -> None:
+        pass
+
+    starting(monkeypatch)
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, rays))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Cluster()
+    assert signal.getsignal(signal.SIGTERM) is rays

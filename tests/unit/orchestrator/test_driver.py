@@ -4,14 +4,17 @@ import contextlib
 import dataclasses
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from orchestrator import driver
+from orchestrator.actors.cluster import Cluster
 from orchestrator.errors import ActorLost, DoesNotFit
 from orchestrator.journal import StoreJournal, Wishes
 from orchestrator.launch.launchers import NO_RESOURCES
@@ -396,6 +399,49 @@ def test_sigterm_asks_the_loop_to_stop(store: FakeStore, tmp_path: Path, monkeyp
     monkeypatch.setattr(driver, "train", train)
     assert drive(tmp_path) == 0
     assert [call[0] for call in store.ends()] == ["release"]
+
+
+@pytest.mark.parametrize("when", ["before Ray", "in Ray's start", "at its very end", "in Ray"])
+def test_sigterm_while_the_parts_are_built_hands_the_job_back(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    runs = False
+    reached: list[str] = []
+
+    def at(here: str) -> None:
+        if here == when:
+            signal.raise_signal(signal.SIGTERM)
+        reached.append(here)
+
+    def init(**_: Any) -> None:
+        nonlocal runs
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray's does
+        at("in Ray's start")
+        runs = True
+        at("at its very end")
+
+    def build(*_: Any, on_stage: Callable[[str], None], **__: Any) -> None:
+        at("before Ray")
+        on_stage("starting Ray")
+        Cluster()
+        at("in Ray")
+        reached.append("Ray's wait has come to its end")
+        on_stage("starting engines and learner")
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: runs)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr("orchestrator.build.build", build)
+    assert drive(tmp_path) == 0
+    assert store.ends() == [("release", "handed back: the machine is going down")]
+    assert (reached[-1:] == ["Ray's wait has come to its end"]) == (when == "in Ray")
+
+
+def test_a_library_that_ends_the_process_is_no_sigterm(store: FakeStore, tmp_path: Path, job: Any) -> None:
+    job(raising(SystemExit(2)))
+    with pytest.raises(SystemExit):
+        drive(tmp_path)
+    assert store.ends() == []
 
 
 # --------------------------------------------------------------------- checkpoints
