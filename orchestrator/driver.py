@@ -55,6 +55,7 @@ from orchestrator.state.store import (
     JobStore,
     Lease,
     Signals,
+    StepGap,
     StoreUnavailable,
 )
 from orchestrator.storage.checkpoint_store import CheckpointStore, StoreAway, open_store
@@ -205,6 +206,10 @@ def run_job(
         return
     except (StoreAway, RemoteAway) as error:  # nothing is lost: another try, or another machine, may reach it
         raise ResourcesBusy(f"handed back: {error}") from error
+    except StepGap as error:  # what it has on disk is whole, and the next claim begins with that
+        log.error("%s", error)
+        hand_back(journal, directory, f"{error}, as where Redis was put back from an older copy", crashed=True)
+        return
     except ActorLost as error:
         log.error("%s", error)
         tries = 1 + journal.patiently(lambda: store.job(lease.job_id)).attempts  # a checkpoint sets these to 0

@@ -294,13 +294,15 @@ class JobStore(JobReader):
     ) -> None:
         """Set `metrics` and `on_front` by step, and forget `removals` (files are the caller's).
 
-        `ValueError` for an unknown step or field, and for removing the newest: a restart needs it.
+        `StepGap` for an unknown step; `ValueError` for an unknown field or the newest's removal: a restart needs it.
         """
         entries = {found.step: found for found in self.checkpoints(lease.job_id)}
         pairs: list[Arg] = []
         for step, change in (changes or {}).items():
-            if step not in entries or not change.keys() <= {"metrics", "on_front"}:
-                raise ValueError(f"checkpoint {step}: unknown, or a field other than metrics and on_front")
+            if step not in entries:
+                raise StepGap(step, max(entries, default=0))
+            if not change.keys() <= {"metrics", "on_front"}:
+                raise ValueError(f"checkpoint {step}: a field other than metrics and on_front")
             known = entries[step]
             entry = {"path": known.path, "digest": known.digest, "metrics": known.metrics,
                      "on_front": known.on_front}  # fmt: skip

@@ -1,8 +1,9 @@
 """A Redis that was emptied, or put back from an older copy: T25 of the reliability table."""
 
 import shutil
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,18 @@ SPEC = toy_spec()
 def running(directory: Path) -> Iterator[tuple[EmbeddedRedis, JobStore]]:
     with EmbeddedRedis(directory / "redis") as server, connect(server.url, timeout_s=5) as client:
         yield server, JobStore(client)
+
+
+def copy(directory: Path) -> None:
+    """Of a Redis that runs."""
+    shutil.copytree(directory / "redis", directory / "copy", ignore=shutil.ignore_patterns("*.sock", "*.lock"))
+
+
+def put_back(directory: Path) -> None:
+    """The copy in the place of a Redis that does not run."""
+    for path in (directory / "redis").rglob("*.aof*"):
+        path.unlink()
+    shutil.copytree(directory / "copy", directory / "redis", dirs_exist_ok=True)
 
 
 def wrong_steps(store: JobStore, job_id: str, directory: Path) -> list[int]:
@@ -90,13 +103,11 @@ def test_an_older_copy_of_redis_gives_out_no_fence_twice(
     with running(tmp_path) as (server, store), Garage(forks, server.url, tmp_path) as garage:
         submit(store, SPEC, "j")
         garage.start("j", failpoints="after_commit=kill@4").wait()
-        shutil.copytree(tmp_path / "redis", tmp_path / "copy", ignore=shutil.ignore_patterns("*.sock", "*.lock"))
+        copy(tmp_path)
         garage.start("j", failpoints="after_commit=kill@5").wait()
         assert store.job("j").fence == 2
         assert newest_manifest(tmp_path / "jobs" / "j" / "checkpoints") == (2, 6)
-    for path in (tmp_path / "redis").rglob("*.aof*"):
-        path.unlink()
-    shutil.copytree(tmp_path / "copy", tmp_path / "redis", dirs_exist_ok=True)
+    put_back(tmp_path)
     with running(tmp_path) as (server, store), Garage(forks, server.url, tmp_path) as garage:
         assert (store.job("j").fence, store.job("j").step, store.job("j").checkpoint_step) == (1, 4, 3)
         for _ in range(deaths):
@@ -112,3 +123,40 @@ def test_an_older_copy_of_redis_gives_out_no_fence_twice(
         assert [record["step"] for record in store.steps("j")] == [1, 2, 3, 4, 7, 8, 9]
         assert wrong_steps(store, "j", tmp_path) == []
         tell("T25", fences_repeated=0)
+
+
+@pytest.mark.parametrize(
+    ("place", "gap"),
+    [
+        ("before_commit=stop@8", "step 8 does not fit: the ledger expects step 5"),
+        ("checkpoint_registered=stop@3", "step 6 does not fit: the ledger expects step 3"),  # of 0, 3 and 6
+    ],
+)
+def test_a_driver_that_lives_through_an_older_copy_hands_its_job_back(
+    forks: Forks, tmp_path: Path, place: str, gap: str
+) -> None:
+    """The copy is younger than its claim and older than its last commit: its lease is good, and its steps are not."""
+    with ExitStack() as ends:
+        with running(tmp_path) as (server, store):
+            garage = ends.enter_context(Garage(forks, server.url, tmp_path))
+            submit(store, SPEC, "j")
+            driver = garage.start("j", failpoints=f"after_commit=stop@4,{place}")
+            driver.wait_until_stopped()
+            copy(tmp_path)
+            driver.send(signal.SIGCONT)
+            while store.job("j").step < 6:  # it stood still, and may seem to for another moment
+                assert driver.poll() is None, driver.tail()
+            driver.wait_until_stopped()
+        put_back(tmp_path)
+        server, store = ends.enter_context(running(tmp_path))
+        assert (server.url, store.job("j").fence, store.job("j").step) == (garage.redis_url, 1, 4)
+        driver.send(signal.SIGCONT)
+        assert driver.wait() == 0, driver.tail()
+        job = store.job("j")
+        assert (job.status, job.fence) == (JobStatus.QUEUED, 1)
+        assert job.reason == f"{gap}, as where Redis was put back from an older copy"
+        heir = garage.start("j")
+        assert heir.wait() == 0, heir.tail()
+        assert store.job("j").status is JobStatus.SUCCEEDED
+        assert [record["step"] for record in store.steps("j")] == [1, 2, 3, 4, 7, 8, 9]
+        assert wrong_steps(store, "j", tmp_path) == []

@@ -47,9 +47,9 @@ def test_checkpoints(store: JobStore) -> None:
     assert (second.step, second.metrics, second.on_front) == (3, {}, False)
     with pytest.raises(ValueError, match="newest"):
         store.update_checkpoints(lease, removals=[1, 3])
-    with pytest.raises(ValueError, match="unknown"):
+    with pytest.raises(StepGap, match="step 2 does not fit"):
         store.update_checkpoints(lease, {2: {"on_front": True}})
-    with pytest.raises(ValueError, match="unknown"):
+    with pytest.raises(ValueError, match="other than metrics"):
         store.update_checkpoints(lease, {3: {"path": "/elsewhere"}})
     store.update_checkpoints(lease, {3: {"on_front": True}}, removals=[1])
     assert [(c.step, c.on_front) for c in store.checkpoints("j")] == [(3, True)]

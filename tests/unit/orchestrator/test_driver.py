@@ -21,7 +21,7 @@ from orchestrator.launch.launchers import NO_RESOURCES
 from orchestrator.spec import parse_spec
 from orchestrator.state.records import Checkpoint, Claim, ClaimOutcome, Event, JobRecord, Lease, Origin, Page, Signals
 from orchestrator.state.states import JobStatus
-from orchestrator.state.store import Fenced, IllegalTransition, StoreUnavailable
+from orchestrator.state.store import Fenced, IllegalTransition, StepGap, StoreUnavailable
 from orchestrator.storage import remote
 from orchestrator.storage.checkpoint_store import CheckpointStore
 from orchestrator.storage.checkpoints import directory_name, write_checkpoint
@@ -310,6 +310,17 @@ def test_a_process_that_is_gone_is_a_crash_of_the_job_and_not_its_end(
     job(raising(ActorLost("a rollout engine is gone")))
     assert drive(tmp_path) == 0
     assert store.ends() == [("release", "a rollout engine is gone", "crashed")]
+
+
+def test_a_ledger_that_lacks_its_last_steps_is_a_crash_of_the_job_and_not_its_end(
+    store: FakeStore, tmp_path: Path, job: Any
+) -> None:
+    job(raising(StepGap(8, 5)))
+    assert drive(tmp_path) == 0
+    ((_, reason, crashed),) = store.ends()
+    assert crashed == "crashed"
+    assert reason.startswith("step 8 does not fit: the ledger expects step 5, as where Redis was put back")
+    assert "ended" not in json.loads((tmp_path / "jobs" / "job" / "job.json").read_text())
 
 
 def test_a_cluster_that_shrank_is_waited_for(store: FakeStore, tmp_path: Path, job: Any) -> None:
