@@ -16,7 +16,9 @@ from orchestrator.rollouts.prompts import Prompt
 from orchestrator.rollouts.scoring import roll_out_and_score
 from orchestrator.routing import Routes
 from orchestrator.spec import JobSpec
+from orchestrator.storage.checkpoint_store import StoreAway
 from orchestrator.storage.checkpoints import CheckpointError
+from orchestrator.storage.remote import LONG_PAUSES_S
 from policies.pareto import Point
 from policies.types import Rollout, RolloutRequest
 from rewards.base import Scores
@@ -146,21 +148,24 @@ class Evaluator:
             for point in archive.points
         ]
 
-    def test_front(self, loop: Loop) -> None:
+    def test_front(self, loop: Loop) -> bool:
         """The test split under the last policy and the front's checkpoints; the initial one had its turn at the start.
 
         Points are chosen on validation and only reported on test. At most `test_points` of the front, the best by the
-        person's weights first.
+        person's weights first. False where the run is to end before all are tested: no checkpoint has these figures, so
+        who goes on begins with them anew. Raises StoreAway.
         """
         learner = self.parts.learner
         last = loop.state.step
         end = loop.state.samples and self.samples()
         for step in self.tested(loop):
-            if loop.journal.wishes().cancel:
-                return
+            if loop.asked():
+                return False
             if step != last:
                 try:
-                    directory = loop.checkpoints.directory(step)
+                    directory = loop.checkpoints.directory(step, pauses_s=LONG_PAUSES_S)
+                except StoreAway:  # it may be whole, and the report would lack it for good
+                    raise
                 except CheckpointError as error:
                     loop.journal.event("checkpoint.damaged", level="error", step=step, message=str(error))
                     continue
@@ -173,6 +178,7 @@ class Evaluator:
             {"prompt": start["prompt"], "answer": start["answer"], "start": start, "end": end[i]}
             for i, start in loop.state.samples.items()
         ]
+        return True
 
     def tested(self, loop: Loop) -> list[int]:
         """Steps in the order of testing: the last first, whose weights the engines have. None without a test split."""

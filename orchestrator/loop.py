@@ -110,9 +110,10 @@ class Loop:
         while self.state.step not in self.kept:  # the last policy is the result: not without it
             self.checkpoint()
         self.journal.progress(stage="testing the front", eta_s=None)
-        self.evaluator.test_front(self)
+        tested = self.evaluator.test_front(self)
         self.tell_incidents()
-        return "cancelled" if self.journal.wishes().cancel else "succeeded"
+        asked = self.asked()
+        return asked if asked and (asked == "cancelled" or not tested) else "succeeded"
 
     def start(self) -> str | None:
         """The initial policy is the first point: every later one is measured against it.

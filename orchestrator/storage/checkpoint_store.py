@@ -214,11 +214,11 @@ class CheckpointStore:
                 raise CheckpointError(f"{here}; {there}") from None
             return True
 
-    def directory(self, step: int) -> Path:
+    def directory(self, step: int, *, pauses_s: Sequence[float] = PAUSES_S) -> Path:
         """Where a registered checkpoint is, fetched if this machine lacks it. CheckpointError as `restore`."""
         path = self.root / directory_name(step)
         if self._remote is not None and not _is_registered(path, self.registered[step]):
-            self._fetch(step, PAUSES_S)
+            self._fetch(step, pauses_s)
         return path
 
     def fetch_beside(self, path: Path) -> None:

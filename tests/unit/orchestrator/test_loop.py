@@ -274,11 +274,27 @@ def test_without_a_test_split_no_figures_are_said_to_be_of_one(tmp_path: Path) -
     assert [row["prompt"] for row in run.loop.samples] == [f"validation {n}" for n in (1, 2, 3, 4)]
 
 
-def test_a_cancel_is_heard_while_the_front_is_tested(tmp_path: Path) -> None:
-    run = start(tmp_path)
-    run.journal.wish = lambda: Wishes(cancel=len(run.journal.records) == 6)
-    assert run.loop.run() == "cancelled"
+@pytest.mark.parametrize(
+    ("wish", "outcome"),
+    [(Wishes(cancel=True), "cancelled"), (Wishes(pause=True), "paused"), (Wishes(stop=True), "stopped")],
+)
+def test_a_wish_is_heard_while_the_front_is_tested(tmp_path: Path, wish: Wishes, outcome: str) -> None:
+    run = start(tmp_path / "one")
+    run.journal.wish = lambda: wish if len(run.journal.records) == 6 else Wishes()
+    assert run.loop.run() == outcome
     assert {point["step"] for point in run.journal.fronts[-1]["points"] if point["test"]} == {0}
+    run.journal.wish = Wishes
+    again = resume(run)
+    assert again.loop.run() == "succeeded"
+    assert run.journal.fronts[-1] == whole(tmp_path / "whole").journal.fronts[-1]
+
+
+@pytest.mark.parametrize(("wish", "outcome"), [(Wishes(cancel=True), "cancelled"), (Wishes(stop=True), "succeeded")])
+def test_once_all_is_tested_a_stop_has_nothing_to_hand_back(tmp_path: Path, wish: Wishes, outcome: str) -> None:
+    run = start(tmp_path)
+    run.journal.wish = lambda: wish if run.loop.samples else Wishes()
+    assert run.loop.run() == outcome
+    assert {point["step"] for point in run.journal.fronts[-1]["points"] if point["test"]} == {0, 6}
 
 
 # ---------------------------------------------------------------------- collapse
