@@ -181,7 +181,7 @@ class EnginePool:
         for place in self.places:
             place.engine.started()
             place.up()
-        self._reconnect(self.places)
+        self._reconnect([place.engine for place in self.places])
         for place in self.places:
             place.serve(0)
 
@@ -203,7 +203,7 @@ class EnginePool:
             engines = [place.engine for place in members]
             self._refitting = True
         try:
-            self._reconnect(members)
+            self._reconnect(engines)  # those, as a batch may lose one meanwhile, and what replaces it still starts
             learner.sync(version)
             self._take_back(members, engines, version)
         finally:
@@ -220,6 +220,9 @@ class EnginePool:
             members = self._in(Health.HEALTHY)
             self._resting = {place.engine for place in members}
         self._all(members, lambda engine: engine.rest(), "it did not go to sleep")
+        with self._lock:
+            if not self._in(Health.HEALTHY):
+                raise self._none_left()
 
     def _rise(self) -> None:
         asleep = [place for place in self.places if place.engine in self._resting]
@@ -233,11 +236,10 @@ class EnginePool:
         for place, engine, answer in asked:
             if not answer(max(0.0, deadline - time.monotonic())):
                 with self._lock:
-                    if place.engine is engine:
+                    if place.engine is engine and place.health is not Health.RETIRED:
                         self._retire(place, problem)
 
-    def _reconnect(self, members: Sequence[Place]) -> None:
-        engines = [place.engine for place in members]
+    def _reconnect(self, engines: list[Engine]) -> None:
         if self._connected != engines:
             self._connect(engines)
             self._connected = engines

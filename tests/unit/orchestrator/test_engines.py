@@ -369,6 +369,46 @@ def test_an_engine_that_does_not_sleep_or_wake_is_replaced(at: str, said: str) -
     assert {rollout.policy_version for rollout in pool.generate(requests_of(4, 1))} == {1}
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_where_none_goes_to_sleep_all_begins_anew(count: int) -> None:
+    fleet = Fleet()
+    pool = fleet.pool(count)
+    fleet.stiff = set(range(count))
+    with pytest.raises(ActorLost, match=r"no rollout engine is left.*it did not go to sleep"):
+        pool.rest()  # before anything is learned in vain
+
+
+def test_one_that_was_given_up_while_it_went_to_sleep_is_not_woken() -> None:
+    fleet = Fleet()
+    pool = fleet.pool(2)
+    pool.places[1].starts = engines.STARTS
+    fleet.stiff = {1}
+    pool.rest()
+    pool.refit(fleet, 1)
+    assert [place.health for place in pool.places] == [Health.HEALTHY, Health.RETIRED]
+
+
+def test_an_engine_that_is_replaced_while_the_learner_is_connected_is_not_connected_before_it_is_up() -> None:
+    fleet = Fleet()
+    pool = fleet.pool(2)
+    reconnect = pool._reconnect
+
+    def late(members: list[Any]) -> None:
+        with pool._lock:  # a batch's thread, which had its death in hand
+            pool._retire(pool.places[0], "died just now")
+        reconnect(members)
+
+    fleet.up = False
+    pool._reconnect = late  # type: ignore[method-assign]
+    pool.refit(fleet, 1)
+    assert pool.places[0].health is Health.STARTING
+    assert all(pool.places[0].engine not in connected for connected in fleet.connected)
+    pool._reconnect = reconnect  # type: ignore[method-assign]
+    fleet.up = True
+    pool.refit(fleet, 2)
+    assert [place.version for place in pool.places] == [2, 2]
+
+
 def test_an_engine_that_never_comes_up_is_given_up() -> None:
     fleet = Fleet(trouble={0: ("die", 0)})
     pool = fleet.pool(2)
