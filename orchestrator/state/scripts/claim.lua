@@ -3,7 +3,7 @@
 local nonce, ttl_ms = ARGV[2], ARGV[3]
 local floor_fence, floor_step, allowed = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 
-local j = read('status', 'fence', 'nonce', 'closed', 'step', 'ckpt_step', 'attempts', 'claim_from',
+local j = read('status', 'fence', 'nonce', 'closed', 'step', 'digest', 'ckpt_step', 'attempts', 'claim_from',
   'started_at', 'finished_at', 'floor', 'may_take_gpus')
 if not j.status then return {'NOTFOUND'} end
 local committed = tonumber(j.step)
@@ -40,12 +40,14 @@ local fence = math.max(tonumber(j.fence), floor_fence) + 1
 -- What a disk ahead of Redis says holds until a holder has registered it (rewind), however many die before that.
 local floor = math.max(floor_step, tonumber(j.floor or 0))
 local start = math.max(tonumber(j.ckpt_step) or 0, floor)
+-- A holder that died before its first commit had the step set back already: what was committed is what it found.
+local from = j.digest == '' and math.max(committed, tonumber(j.claim_from) or 0) or committed
 redis.call('HSET', JOB, 'status', 'starting', 'reason', '', 'fence', fence, 'nonce', nonce, 'closed', '',
-  'attempts', tonumber(j.attempts) + 1, 'ttl_ms', ttl_ms, 'claim_from', committed,
+  'attempts', tonumber(j.attempts) + 1, 'ttl_ms', ttl_ms, 'claim_from', from,
   'step', start, 'digest', '', 'floor', floor, 'gpu_milli', 0)
 redis.call('HDEL', JOB, 'pause_why')
 if j.started_at == '' then redis.call('HSET', JOB, 'started_at', seconds(us)) end
 redis.call('ZREM', QUEUE, ID)
 extend(us, ttl_ms)
 emit('job.claimed', 'info', cjson.encode({from = committed, to = start, fence = fence}), us)
-return {'OK', fence, start, committed}
+return {'OK', fence, start, from}

@@ -49,6 +49,26 @@ def test_the_fence_is_above_the_floor(store: JobStore) -> None:
     commit(store, got.lease, 5)
 
 
+def test_an_heir_of_one_that_died_before_its_first_commit_re_runs_as_many(store: JobStore) -> None:
+    lease = running(store)
+    commit(store, lease, 1, 2, 3)
+    store.register_checkpoint(lease, step=1, path="/c/1", digest="c1")
+    store.register_checkpoint(lease, step=2, path="/c/2", digest="c2")
+    store.release(lease, "its driver died", crashed=True)
+    for nonce, rewinds in (("a", False), ("b", True), ("c", False)):
+        got = store.claim("j", nonce=nonce, ttl_s=TTL_S)
+        assert got.lease is not None
+        assert (got.step, got.from_step) == (1 if nonce == "c" else 2, 3)
+        assert store.claim("j", nonce=nonce, ttl_s=TTL_S) == got  # the reply was lost
+        if rewinds:
+            store.rewind(got.lease, step=1)
+        if nonce == "c":
+            commit(store, got.lease, 2)
+        store.release(got.lease, "its driver died")
+    got = store.claim("j", nonce="d", ttl_s=TTL_S)
+    assert (got.step, got.from_step) == (1, 2)
+
+
 def test_an_expired_lease_can_be_claimed_and_its_steps_are_re_run(store: JobStore) -> None:
     old = running(store, ttl_s=SHORT_TTL_S)
     commit(store, old, 1, 2, 3)
