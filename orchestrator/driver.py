@@ -58,8 +58,8 @@ from orchestrator.state.store import (
     StepGap,
     StoreUnavailable,
 )
-from orchestrator.storage.checkpoint_store import CheckpointStore, StoreAway, open_store
-from orchestrator.storage.checkpoints import CheckpointError, collect, newest_manifest, newest_whole
+from orchestrator.storage.checkpoint_store import CheckpointStore, open_store
+from orchestrator.storage.checkpoints import CheckpointError, Unreadable, collect, newest_manifest, newest_whole
 from orchestrator.storage.recovery import keep_document, keep_ending, register_found
 from orchestrator.storage.remote import RemoteAway
 
@@ -132,7 +132,7 @@ def drive(
     checkpoints.root.mkdir(exist_ok=True)
     try:
         claim = claim_job(store, job_id, checkpoints, nonce=nonce, wait=wait)
-    except (StoreAway, StoreUnavailable) as error:  # no fault of the job's
+    except (Unreadable, StoreUnavailable) as error:  # no fault of the job's
         log.warning("job %s stays in the queue: %s", job_id, error)
         return 0
     if claim.lease is None:
@@ -204,7 +204,7 @@ def run_job(
             raise
         hand_back(journal, directory, str(error) if isinstance(error, HandedBack) and str(error) else GOING_DOWN)
         return
-    except (StoreAway, RemoteAway) as error:  # nothing is lost: another try, or another machine, may reach it
+    except (Unreadable, RemoteAway) as error:  # nothing is lost: another try, or another machine, may reach it
         raise ResourcesBusy(f"handed back: {error}") from error
     except StepGap as error:  # what it has on disk is whole, and the next claim begins with that
         log.error("%s", error)
@@ -381,11 +381,12 @@ def usable_checkpoint(store: JobStore, journal: StoreJournal, checkpoints: Check
     known = journal.patiently(lambda: store.checkpoints(journal.lease.job_id))
     registered = {found.step: found.digest for found in known}
     checkpoints.registered = registered
+    checkpoints.check_there()
     for step in sorted(registered, reverse=True):
         try:
             if checkpoints.restore(step):
                 journal.event("checkpoint.fetched", step=step)
-        except StoreAway:  # it may be whole: passing over it would lose its steps
+        except Unreadable:  # it may be whole: passing over it would lose its steps
             raise
         except CheckpointError as error:
             journal.event("checkpoint.damaged", level="error", step=step, message=str(error))

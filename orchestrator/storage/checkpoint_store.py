@@ -27,7 +27,7 @@ from typing import Any
 
 from orchestrator.state.records import Checkpoint
 from orchestrator.storage import checkpoints
-from orchestrator.storage.checkpoints import MANIFEST, CheckpointError, Fill, Manifest, directory_name
+from orchestrator.storage.checkpoints import MANIFEST, CheckpointError, Fill, Manifest, Unreadable, directory_name
 from orchestrator.storage.remote import LONG_PAUSES_S, PAUSES_S, RemoteAway, open_filesystem, patiently
 
 STORE_VARIABLE = "EQUIPOISE_CHECKPOINT_STORE"
@@ -37,8 +37,8 @@ _FETCHED = 8  # more than may be copied from at once
 log = logging.getLogger(__name__)
 
 
-class StoreAway(CheckpointError):
-    """The checkpoint store does not answer: what it holds is neither lost nor damaged."""
+class StoreAway(Unreadable):
+    """The checkpoint store does not answer."""
 
 
 class Remote:
@@ -194,10 +194,21 @@ class CheckpointStore:
 
         return finish
 
+    def check_there(self) -> None:
+        """Raises Unreadable where nothing at all is left of what is registered: so much is not lost, but elsewhere."""
+        if not self.registered or any(os.path.lexists(self.root / directory_name(step)) for step in self.registered):
+            return
+        where = str(self.root)
+        if self._remote is not None:
+            if not self.registered.keys().isdisjoint(step for step, _ in self._remote.within(LONG_PAUSES_S).steps()):
+                return
+            where += f", nor in {STORE_VARIABLE}"
+        raise Unreadable(f"none of the job's checkpoints is in {where}: see that its volume is mounted on this machine")
+
     def restore(self, step: int) -> bool:
         """See that a registered checkpoint is here as it was registered; True where it had to be fetched.
 
-        CheckpointError where it is nowhere whole, StoreAway where that can't be told yet.
+        CheckpointError where it is nowhere whole, Unreadable where that can't be told yet.
         """
         try:
             if checkpoints.verify(self.root / directory_name(step)).digest != self.registered[step]:
@@ -208,10 +219,11 @@ class CheckpointStore:
                 raise
             try:
                 self._fetch(step, LONG_PAUSES_S)
-            except StoreAway:
+            except Unreadable:
                 raise
             except CheckpointError as there:
-                raise CheckpointError(f"{here}; {there}") from None
+                kind = Unreadable if isinstance(here, Unreadable) else CheckpointError
+                raise kind(f"{here}; {there}") from None
             return True
 
     def directory(self, step: int, *, pauses_s: Sequence[float] = PAUSES_S) -> Path:
@@ -284,13 +296,13 @@ def _is_registered(path: Path, digest: str) -> bool:
 
 
 def _put_whole(target: Path, fill: Callable[[Path], None]) -> None:
-    """`target` as `fill` makes it, or as it was. CheckpointError."""
+    """`target` as `fill` makes it, or as it was. CheckpointError, Unreadable where it is this disk that fails."""
     hidden = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     try:
         hidden.mkdir(parents=True)
         fill(hidden)
         checkpoints.put_in_place(hidden, target)
     except OSError as error:
-        raise CheckpointError(f"can't fetch {target}: {error.strerror or error}; free space") from error
+        raise Unreadable(f"can't fetch {target}: {error.strerror or error}; free space") from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)

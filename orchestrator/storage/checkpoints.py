@@ -36,6 +36,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint that can't be trusted or written; the message says which file and what to do."""
 
 
+class Unreadable(CheckpointError):
+    """What holds a checkpoint does not give it now: it is neither lost nor damaged."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a checkpoint holds."""
@@ -102,28 +106,40 @@ def _disk(root: Path, step: int, fence: int) -> Iterator[None]:
 
 
 def verify(directory: Path, *, under: str = "") -> Manifest:
-    """The manifest, once the sum of every file whose name begins with `under` has been compared. CheckpointError."""
+    """The manifest, once the sum of every file whose name begins with `under` has been compared.
+
+    CheckpointError where one is missing or has another sum, Unreadable where the disk does not give it.
+    """
     try:
-        text = (directory / MANIFEST).read_bytes()
-        document = json.loads(text)
-        manifest = Manifest(
-            step=document["step"],
-            fence=document["fence"],
-            files=dict(document["files"].items()),
-            digest=hashlib.sha256(text).hexdigest(),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        manifest = parse_manifest(_read(directory / MANIFEST))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         raise CheckpointError(f"{directory} is no whole checkpoint: {MANIFEST} is missing or damaged") from None
     for name, expected in manifest.files.items():
         if not name.startswith(under):
             continue
         try:
             found = _sum(directory / name)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             raise CheckpointError(f"{directory / name} is missing; take another checkpoint") from None
+        except OSError as error:
+            raise _unreadable(directory / name, error) from error
         if found != expected:
             raise CheckpointError(f"{directory / name} does not match its sha256; take another checkpoint")
     return manifest
+
+
+def parse_manifest(text: bytes) -> Manifest:
+    """Raises ValueError for what is none."""
+    try:
+        document = json.loads(text)
+        return Manifest(
+            step=int(document["step"]),
+            fence=int(document["fence"]),
+            files=dict(document["files"].items()),
+            digest=hashlib.sha256(text).hexdigest(),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a manifest: {error}") from error
 
 
 def newest_manifest(root: Path) -> tuple[int, int]:
@@ -140,10 +156,10 @@ def newest_whole(root: Path) -> int:
 
 
 def _manifests(root: Path) -> Iterator[tuple[int, int, Path]]:
-    """(fence, step, directory) of all that can be read."""
+    """(fence, step, directory) of all that say so. Raises Unreadable."""
     for file in root.glob(f"step-*/{MANIFEST}"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            document = json.loads(file.read_bytes())
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            document = json.loads(_read(file))
             yield int(document["fence"]), int(document["step"]), file.parent
 
 
@@ -233,6 +249,21 @@ def _seal(directory: Path, *, step: int, fence: int) -> Manifest:
     for folder in {directory, *(path for path in directory.rglob("*") if path.is_dir())}:
         flush(folder)
     return Manifest(step=step, fence=fence, files=files, digest=hashlib.sha256(text).hexdigest())
+
+
+def _read(path: Path) -> bytes:
+    """Raises FileNotFoundError or NotADirectoryError where it is not there, and Unreadable."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> Unreadable:
+    reason = error.strerror or str(error)
+    return Unreadable(f"can't read {path}: {reason}; mend its disk, or remove its directory to do without it")
 
 
 def _sum(path: Path) -> str:

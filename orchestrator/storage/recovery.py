@@ -28,7 +28,7 @@ from orchestrator.state.keys import Keys, is_name
 from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import Claim, JobStore, Origin
 from orchestrator.steering import initial_steering
-from orchestrator.storage.checkpoints import CheckpointError, directory_name, newest_whole, verify
+from orchestrator.storage.checkpoints import CheckpointError, Unreadable, directory_name, newest_whole, verify
 
 DOCUMENT = "job.json"
 _CHUNK = 500  # jobs read per round trip
@@ -135,10 +135,14 @@ def register_found(store: JobStore, journal: StoreJournal, claim: Claim, root: P
     if claim.step <= max(registered, default=0):
         return
     for directory in sorted(root.glob("step-*")):
-        with contextlib.suppress(CheckpointError):
+        try:
             manifest = verify(directory)
-            if max(registered, default=-1) < manifest.step <= claim.step:
-                journal.checkpoint(directory, manifest)
+        except Unreadable:
+            raise
+        except CheckpointError:
+            continue
+        if max(registered, default=-1) < manifest.step <= claim.step:
+            journal.checkpoint(directory, manifest)
     journal.event("job.recovered", level="warning", step=claim.step, fence=journal.lease.fence)
 
 

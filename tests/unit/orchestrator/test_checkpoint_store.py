@@ -1,6 +1,7 @@
 """Checkpoints behind which a store stands: what is registered is there, whole; what is not whole is not read."""
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -17,11 +18,12 @@ from fsspec.implementations.local import LocalFileSystem
 from orchestrator import driver
 from orchestrator.launch.launchers import NO_RESOURCES
 from orchestrator.state.store import Checkpoint
-from orchestrator.storage import checkpoint_store, remote
+from orchestrator.storage import checkpoint_store, checkpoints, remote
 from orchestrator.storage.checkpoint_store import CheckpointStore, Remote, StoreAway, find_checkpoint
 from orchestrator.storage.checkpoints import (
     MANIFEST,
     CheckpointError,
+    Unreadable,
     directory_name,
     export_policy,
     verify,
@@ -381,6 +383,10 @@ def test_a_store_that_is_away_while_the_front_is_tested_is_waited_for(
 # ----------------------------------------------------------------------- the driver
 
 
+def raises(error: BaseException) -> Any:
+    raise error
+
+
 def registered(fake: FakeStore, store: CheckpointStore, *steps: int) -> None:
     for step in steps:
         path, manifest = store.write(step=step, fence=1, fill=fill(str(step)))
@@ -401,6 +407,36 @@ def test_a_damaged_copy_is_named_and_passed_over(tmp_path: Path) -> None:
         ("checkpoint.fetched", 10),
     ]
     assert text_of(tmp_path / "two" / directory_name(10)) == "10"
+
+
+def test_a_store_of_another_installation_hands_the_job_back(tmp_path: Path) -> None:
+    fake = FakeStore()
+    registered(fake, CheckpointStore(tmp_path / "one", Remote(f"file://{tmp_path}/store", *JOB)), 10)
+    other = CheckpointStore(tmp_path / "two", Remote(f"file://{tmp_path}/wrong", *JOB))
+    with pytest.raises(Unreadable, match="nor in EQUIPOISE_CHECKPOINT_STORE"):
+        driver.usable_checkpoint(fake, journal_of(fake), other)  # type: ignore[arg-type]
+    assert fake.events_written == fake.did == []
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_what_this_disk_does_not_do_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """A directory that can't be read is fetched, a fetch that this disk does not take tells nothing of the copy."""
+    url, fake = f"file://{tmp_path}/store", FakeStore()
+    store = CheckpointStore(tmp_path / "one", Remote(url, *JOB))
+    registered(fake, store, 10, 20)
+    if where == "here":
+        verify_ = checkpoints.verify
+        unreadable = Unreadable("can't read it")
+        monkeypatch.setattr(checkpoints, "verify", lambda path, **options: (
+            verify_(path, **options) if path.name.startswith(".") else raises(unreadable)))  # fmt: skip
+        assert driver.usable_checkpoint(fake, journal_of(fake), store) == 20  # type: ignore[arg-type]
+        shutil.rmtree(tmp_path / "store" / "/".join(JOB) / "000020-1")
+    else:
+        shutil.rmtree(tmp_path / "one" / directory_name(20))
+        monkeypatch.setattr(checkpoints, "put_in_place", lambda *_: raises(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(Unreadable, match="can't read it" if where == "here" else "No space left; free space"):
+        driver.usable_checkpoint(fake, journal_of(fake), store)  # type: ignore[arg-type]
+    assert [type for type, _, _ in fake.events_written if type == "checkpoint.damaged"] == []
 
 
 def test_a_damaged_directory_is_fetched_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import signal
 import sys
@@ -499,6 +500,52 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(store: FakeStore, tmp_pat
     assert first[2]["step"] == 30
     assert "weights does not match its sha256" in first[2]["message"]
     assert second[2] == {"step": 20, "message": "step 20 is not the checkpoint that was registered"}
+
+
+@pytest.mark.parametrize("file", ["weights", "manifest.json"])
+def test_a_checkpoint_that_can_not_be_read_now_hands_the_job_back(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """It is whole: passing over it would lose its steps, and then the directory itself."""
+    root = tmp_path / "jobs" / "job" / "checkpoints"
+    registered(store, root, 10, 20)
+    real = Path.open
+
+    def stale(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == root / directory_name(20) / file:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", stale)
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr("orchestrator.loop.Loop", lambda *_, **__: None)
+    assert drive(tmp_path) == (NO_RESOURCES if file == "weights" else 0)  # 0: it was not claimed at all
+    assert [call[0] for call in store.did if call[0] == "rewind"] == store.events_written == []
+    if file == "weights":
+        assert store.ends() == [
+            (
+                "release",
+                f"handed back: can't read {root / directory_name(20) / file}: Stale file handle; "
+                "mend its disk, or remove its directory to do without it",
+            )
+        ]
+
+
+def test_a_disk_that_has_none_of_the_checkpoints_hands_the_job_back(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume that is not mounted: as terminal an end as "damaged" can't be taken back."""
+    registered(store, tmp_path / "elsewhere", 10, 20)
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr("orchestrator.loop.Loop", lambda *_, **__: None)
+    assert drive(tmp_path) == NO_RESOURCES
+    ((kind, reason),) = store.ends()
+    assert kind == "release"
+    assert reason == (
+        f"handed back: none of the job's checkpoints is in {tmp_path}/jobs/job/checkpoints: "
+        "see that its volume is mounted on this machine"
+    )
+    assert store.events_written == []
 
 
 def test_nothing_but_damaged_checkpoints_fails_the_job(store: FakeStore, tmp_path: Path, monkeypatch: Any) -> None:
