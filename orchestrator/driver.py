@@ -59,7 +59,7 @@ from orchestrator.state.store import (
     StoreUnavailable,
 )
 from orchestrator.storage.checkpoint_store import CheckpointStore, open_store
-from orchestrator.storage.checkpoints import CheckpointError, Unreadable, collect, newest_manifest, newest_whole
+from orchestrator.storage.checkpoints import CheckpointError, Unreadable, collect
 from orchestrator.storage.recovery import keep_document, keep_ending, register_found
 from orchestrator.storage.remote import RemoteAway
 
@@ -170,10 +170,10 @@ def claim_job(
 ) -> Claim:
     """The lease, its fence above every checkpoint's. With `wait`, once another's lease has run out."""
     fence, known = checkpoints.floor(), store.job(job_id)
-    # A holder commits before it checkpoints: a disk that is ahead means that Redis was emptied, or is an old copy.
+    # A holder commits before it checkpoints: one that is ahead means that Redis was emptied, or is an old copy.
     # Under a newer fence it is not: what lies there was never registered, and its steps are undone.
-    ahead = newest_manifest(checkpoints.root) > (known.fence, known.step)
-    floor_step = newest_whole(checkpoints.root) if ahead else 0
+    ahead = checkpoints.newest(after=(known.fence, known.step))
+    floor_step = 0 if ahead is None else ahead.step
     nonce = nonce or secrets.token_hex(16)
     deadline = time.monotonic() + 2 * LEASE_TTL_S
     while True:
@@ -367,7 +367,7 @@ def hold_gpus(journal: StoreJournal, gpus: float) -> None:
 def newest_checkpoint(store: JobStore, journal: StoreJournal, claim: Claim, checkpoints: CheckpointStore) -> int | None:
     """The step to go on from, its checkpoint here and whole."""
     collect(checkpoints.root)
-    register_found(store, journal, claim, checkpoints.root)
+    register_found(store, journal, claim, checkpoints)
     return usable_checkpoint(store, journal, checkpoints)
 
 

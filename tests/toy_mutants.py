@@ -129,11 +129,10 @@ def _park_nowhere() -> None:
 
 def _no_floor() -> None:
     """A claim that asks Redis alone."""
-    from orchestrator import driver
     from orchestrator.storage.checkpoint_store import CheckpointStore
 
     CheckpointStore.floor = lambda _: 0  # type: ignore[method-assign,assignment]
-    driver.newest_manifest = lambda _: (0, 0)
+    CheckpointStore.newest = lambda *_, **_options: None  # type: ignore[method-assign,assignment]
 
 
 def _neutral_scores() -> None:

@@ -15,7 +15,6 @@ import contextlib
 import copy
 import functools
 import hashlib
-import json
 import logging
 import os
 import re
@@ -27,7 +26,16 @@ from typing import Any
 
 from orchestrator.state.records import Checkpoint
 from orchestrator.storage import checkpoints
-from orchestrator.storage.checkpoints import MANIFEST, CheckpointError, Fill, Manifest, Unreadable, directory_name
+from orchestrator.storage.checkpoints import (
+    MANIFEST,
+    CheckpointError,
+    Fill,
+    Manifest,
+    Unreadable,
+    directory_name,
+    parse_manifest,
+    read_file,
+)
 from orchestrator.storage.remote import LONG_PAUSES_S, PAUSES_S, RemoteAway, open_filesystem, patiently
 
 STORE_VARIABLE = "EQUIPOISE_CHECKPOINT_STORE"
@@ -77,6 +85,22 @@ class Remote:
                 raise CheckpointError(f"{name} of step {step} is missing in the checkpoint store") from None
         checkpoints.verify(target, under=under)
 
+    def read(self, step: int, digest: str, name: str) -> bytes:
+        """One file of the checkpoint with that digest, as its manifest has it. CheckpointError as `get`."""
+        manifest = self._find(step, digest)
+        file = f"{self._place(step, manifest.fence)}/{name}"
+        try:
+            return _checked(self._cat(f"read {name} of step {step}", file), name, manifest)
+        except FileNotFoundError:
+            raise CheckpointError(f"{name} of step {step} is missing in the checkpoint store") from None
+
+    def manifest(self, step: int, fence: int) -> Manifest | None:
+        """Of a copy that is whole."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            file = f"{self._place(step, fence)}/{MANIFEST}"
+            return parse_manifest(self._cat(f"read the manifest of step {step}", file))
+        return None
+
     def steps(self) -> list[tuple[int, int]]:
         """(step, fence) of every directory, sorted; also of those that are not whole."""
 
@@ -121,11 +145,8 @@ class Remote:
 
     def _find(self, step: int, digest: str) -> Manifest:
         for fence in [its for found, its in self.steps() if found == step]:
-            file = f"{self._place(step, fence)}/{MANIFEST}"
-            with contextlib.suppress(FileNotFoundError):
-                text = self._try(f"read the manifest of step {step}", functools.partial(self._fs.cat_file, file))
-                if hashlib.sha256(text).hexdigest() == digest:
-                    return Manifest(step=step, fence=fence, files=json.loads(text)["files"], digest=digest)
+            if (manifest := self.manifest(step, fence)) is not None and manifest.digest == digest:
+                return manifest
         raise CheckpointError(f"step {step} is not in the checkpoint store as it was registered")
 
     def _put_file(self, source: Path, target: str) -> None:
@@ -143,6 +164,10 @@ class Remote:
 
     def _get_file(self, source: str, target: Path) -> None:
         self._try(f"fetch {target.name} from the checkpoint store", lambda: self._fs.get_file(source, str(target)))
+
+    def _cat(self, what: str, file: str) -> bytes:
+        content: bytes = self._try(what, functools.partial(self._fs.cat_file, file))
+        return content
 
     def _drop_manifest(self, place: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -169,6 +194,46 @@ class CheckpointStore:
         """The highest fence that wrote: the next one is above it, whatever became of Redis. May raise StoreAway."""
         fence, _ = checkpoints.newest_manifest(self.root)
         return max([fence] + [its for _, its in (self._remote.steps() if self._remote else [])])
+
+    def newest(self, after: tuple[int, int] = (0, 0)) -> Manifest | None:
+        """The newest whole checkpoint, here or in the store, that was written after this (fence, step); if any.
+
+        Raises Unreadable.
+        """
+        here, there = self._written_by()
+        for fence, step in sorted(here | there, reverse=True):
+            if (fence, step) <= after:
+                break
+            if (found := self._whole(fence, step, here=(fence, step) in here)) is not None:
+                return found
+        return None
+
+    def found(self, *, above: int, upto: int) -> list[Manifest]:
+        """The whole checkpoints of these steps, here or in the store, by step. Raises Unreadable.
+
+        None that a newer holder undid: it wrote that step again, or one before it.
+        """
+        here, there = self._written_by()
+        of_step: dict[int, Manifest] = {}
+        for fence, step in sorted(here | there):
+            if above < step <= upto and (found := self._whole(fence, step, here=(fence, step) in here)) is not None:
+                of_step[step] = found
+        kept: list[Manifest] = []
+        for _, manifest in sorted(of_step.items()):
+            if not kept or manifest.fence >= kept[-1].fence:
+                kept.append(manifest)
+        return kept
+
+    def read(self, step: int, digest: str, name: str) -> bytes:
+        """One file of the checkpoint with that digest, without fetching the others. CheckpointError as `restore`."""
+        here = self.root / directory_name(step)
+        if self._remote is not None and not _is_registered(here, digest):
+            return self._remote.read(step, digest, name)
+        try:
+            manifest = parse_manifest(read_file(here / MANIFEST))
+            return _checked(read_file(here / name), name, manifest)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            raise CheckpointError(f"{here / name} is missing; take another checkpoint") from None
 
     def write(self, *, step: int, fence: int, fill: Fill, beside: Sequence[Path] = ()) -> tuple[Path, Manifest]:
         """A checkpoint, whole here and in the store, with the files `beside` that it relies on. CheckpointError."""
@@ -244,6 +309,25 @@ class CheckpointStore:
         if self._remote is not None:
             self._remote.within(()).keep_only(steps, fence, written=self._written)
 
+    def _written_by(self) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+        """(fence, step) of what is here, and of what is in the store; not all of it is whole."""
+        there = set() if self._remote is None else {(fence, step) for step, fence in self._remote.steps()}
+        return set(checkpoints.manifests(self.root)), there
+
+    def _whole(self, fence: int, step: int, *, here: bool) -> Manifest | None:
+        unreadable = None
+        if here:
+            try:
+                return checkpoints.verify(self.root / directory_name(step))
+            except Unreadable as error:
+                unreadable = error
+            except CheckpointError:
+                pass
+        found = None if self._remote is None else self._remote.manifest(step, fence)
+        if found is None and unreadable is not None:
+            raise unreadable
+        return found
+
     def _copy(self, path: Path, manifest: Manifest, beside: Sequence[Path]) -> None:
         if self._remote is None:
             return
@@ -285,6 +369,12 @@ def find_checkpoint(found: Checkpoint, url: str | None, *, owner: str, job_id: s
         for old in kept[:-_FETCHED]:
             checkpoints.remove(old)
     return target
+
+
+def _checked(content: bytes, name: str, manifest: Manifest) -> bytes:
+    if hashlib.sha256(content).hexdigest() != manifest.files.get(name):
+        raise CheckpointError(f"{name} of step {manifest.step} does not match its sha256; take another checkpoint")
+    return content
 
 
 def _is_registered(path: Path, digest: str) -> bool:

@@ -111,7 +111,7 @@ def verify(directory: Path, *, under: str = "") -> Manifest:
     CheckpointError where one is missing or has another sum, Unreadable where the disk does not give it.
     """
     try:
-        manifest = parse_manifest(_read(directory / MANIFEST))
+        manifest = parse_manifest(read_file(directory / MANIFEST))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise CheckpointError(f"{directory} is no whole checkpoint: {MANIFEST} is missing or damaged") from None
     for name, expected in manifest.files.items():
@@ -142,25 +142,27 @@ def parse_manifest(text: bytes) -> Manifest:
         raise ValueError(f"not a manifest: {error}") from error
 
 
+def read_file(path: Path) -> bytes:
+    """Raises FileNotFoundError or NotADirectoryError where it is not there, and Unreadable."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def newest_manifest(root: Path) -> tuple[int, int]:
     """(fence, step) of the newest manifest on disk, 0 and 0 without one: the floor for a fence after a Redis loss."""
-    return max(((fence, step) for fence, step, _ in _manifests(root)), default=(0, 0))
+    return max(manifests(root), default=(0, 0))
 
 
-def newest_whole(root: Path) -> int:
-    """Step of the newest checkpoint on disk whose sums are right, 0 without one."""
-    for _, _, directory in sorted(_manifests(root), reverse=True):
-        with contextlib.suppress(CheckpointError):
-            return verify(directory).step
-    return 0
-
-
-def _manifests(root: Path) -> Iterator[tuple[int, int, Path]]:
-    """(fence, step, directory) of all that say so. Raises Unreadable."""
+def manifests(root: Path) -> Iterator[tuple[int, int]]:
+    """(fence, step) of all that are on disk, whole or not. Raises Unreadable."""
     for file in root.glob(f"step-*/{MANIFEST}"):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-            document = json.loads(_read(file))
-            yield int(document["fence"]), int(document["step"]), file.parent
+            document = json.loads(read_file(file))
+            yield int(document["fence"]), int(document["step"])
 
 
 def keep_only(root: Path, steps: Collection[int]) -> None:
@@ -249,16 +251,6 @@ def _seal(directory: Path, *, step: int, fence: int) -> Manifest:
     for folder in {directory, *(path for path in directory.rglob("*") if path.is_dir())}:
         flush(folder)
     return Manifest(step=step, fence=fence, files=files, digest=hashlib.sha256(text).hexdigest())
-
-
-def _read(path: Path) -> bytes:
-    """Raises FileNotFoundError or NotADirectoryError where it is not there, and Unreadable."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: OSError) -> Unreadable:

@@ -4,9 +4,9 @@
                             one or by the worker (`survey`)
     JOB/checkpoints/        the places to restart from, each with its manifest
 
-`recover` submits again the jobs that Redis does not know. The next driver of a job sees that the disk is ahead of
-Redis, claims with a fence above every manifest's, and registers the checkpoints that are whole. Ledger, events and the
-steering log are gone; the steering that the newest checkpoint followed is kept, as the new version 1.
+`recover` submits again the jobs that Redis does not know. The next driver of a job sees that the disk or the checkpoint
+store is ahead of Redis, claims with a fence above all that wrote there, and registers what is whole. Ledger, events and
+the steering log are gone; the steering that the newest checkpoint followed is kept, as the new version 1.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from orchestrator.state.keys import Keys, is_name
 from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import Claim, JobStore, Origin
 from orchestrator.steering import initial_steering
-from orchestrator.storage.checkpoints import CheckpointError, Unreadable, directory_name, newest_whole, verify
+from orchestrator.storage.checkpoint_store import CheckpointStore, StoreAway, open_store
+from orchestrator.storage.checkpoints import Manifest, Unreadable, directory_name
 
 DOCUMENT = "job.json"
+STATE = "state.json"  # of a checkpoint
 _CHUNK = 500  # jobs read per round trip
 
 
@@ -129,25 +131,27 @@ def _entries(state_dir: Path, ended: dict[str, str]) -> Iterator[tuple[Path, str
             yield directory, owner, has_ended
 
 
-def register_found(store: JobStore, journal: StoreJournal, claim: Claim, root: Path) -> None:
-    """After a claim that started above what is registered: register the whole checkpoints that Redis has lost."""
-    registered = {checkpoint.step for checkpoint in store.checkpoints(journal.lease.job_id)}
-    if claim.step <= max(registered, default=0):
+def register_found(store: JobStore, journal: StoreJournal, claim: Claim, checkpoints: CheckpointStore) -> None:
+    """After a claim that started above what is registered: register the whole checkpoints that Redis has lost.
+
+    Raises Unreadable where there are none: an earlier holder, which found what the claim says, was elsewhere.
+    """
+    newest = max((checkpoint.step for checkpoint in store.checkpoints(journal.lease.job_id)), default=-1)
+    if claim.step <= max(newest, 0):
         return
-    for directory in sorted(root.glob("step-*")):
-        try:
-            manifest = verify(directory)
-        except Unreadable:
-            raise
-        except CheckpointError:
-            continue
-        if max(registered, default=-1) < manifest.step <= claim.step:
-            journal.checkpoint(directory, manifest)
+    found = checkpoints.found(above=newest, upto=claim.step)
+    if newest < 0 and not found:
+        raise Unreadable(f"no checkpoint up to step {claim.step} is in {checkpoints.root}; another machine had one")
+    for manifest in found:
+        journal.checkpoint(checkpoints.root / directory_name(manifest.step), manifest)
     journal.event("job.recovered", level="warning", step=claim.step, fence=journal.lease.fence)
 
 
 def recover(store: JobStore, state_dir: Path, *, dry: bool = False) -> Iterator[Found]:
-    """Every job's directory; with `dry`, what would become of it. Recovered jobs are paused: a person resumes them."""
+    """Every job's directory; with `dry`, what would become of it. Recovered jobs are paused: a person resumes them.
+
+    Raises StoreAway where the checkpoint store does not tell how far a job was: the next call goes on there.
+    """
     for directory in _directories(state_dir):
         yield _recover(store, directory, dry=dry)
 
@@ -172,10 +176,15 @@ def _recover(any_store: JobStore, directory: Path, *, dry: bool) -> Found:
         return known
     if ended := document.get("ended"):
         return Found(job_id=job_id, finding=Finding.FINISHED, owner=owner, note=f"{ended}; its files stay")
-    step = newest_whole(directory / "checkpoints")
-    steering = _steering(directory / "checkpoints" / directory_name(step)) or initial_steering(spec).model_dump(
-        mode="json"
-    )
+    checkpoints = open_store(directory / "checkpoints", owner, job_id)
+    try:
+        newest = checkpoints.newest()
+        steering = _steering(checkpoints, newest) or initial_steering(spec).model_dump(mode="json")
+    except StoreAway:
+        raise
+    except Unreadable as error:
+        return Found(job_id=job_id, finding=Finding.LOST, owner=owner, note=f"not yet: {error}")
+    step = 0 if newest is None else newest.step
     if not dry:
         store.submit(
             text,
@@ -207,8 +216,10 @@ def _origin(document: Mapping[str, Any]) -> Origin | None:
     return None if found is None else Origin(parent=str(found["parent"]), step=int(found["step"]))
 
 
-def _steering(checkpoint: Path) -> dict[str, object] | None:
-    with contextlib.suppress(OSError, ValueError):
-        steering: dict[str, object] | None = json.loads((checkpoint / "state.json").read_text()).get("steering")
-        return steering
-    return None
+def _steering(checkpoints: CheckpointStore, newest: Manifest | None) -> dict[str, object] | None:
+    """What the newest checkpoint followed. One of a reward model has none."""
+    if newest is None or STATE not in newest.files:
+        return None
+    steering: dict[str, object] | None
+    steering = json.loads(checkpoints.read(newest.step, newest.digest, STATE)).get("steering")
+    return steering

@@ -36,6 +36,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         from orchestrator.state.embedded_redis import EmbeddedRedis
         from orchestrator.state.redis_calls import connect
         from orchestrator.state.store import JobStore
+        from orchestrator.storage.checkpoint_store import StoreAway
         from orchestrator.storage.recovery import Finding, recover
 
         directory = state_dir()
@@ -44,7 +45,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
                 url = redis or stack.enter_context(EmbeddedRedis(directory / "redis")).url
                 client = stack.enter_context(connect(url))
                 found = list(recover(JobStore(client), directory, dry=dry_run))
-            except (StoreUnavailable, ValueError) as error:
+            except (StoreUnavailable, StoreAway, ValueError) as error:
                 fail(str(error))
         if as_json:
             print_json([dataclasses.asdict(each) for each in found])

@@ -1,6 +1,7 @@
 """Checkpoints behind which a store stands: what is registered is there, whole; what is not whole is not read."""
 
 import contextlib
+import dataclasses
 import errno
 import os
 import secrets
@@ -29,10 +30,11 @@ from orchestrator.storage.checkpoints import (
     verify,
     write_json,
 )
+from orchestrator.storage.recovery import register_found
 from orchestrator.storage.remote import RemoteError
 from services.settings import checkpoint_store as from_environment
 from tests.loop_fakes import Killed, Run, make_spec, start
-from tests.unit.orchestrator.test_driver import FakeStore, journal_of
+from tests.unit.orchestrator.test_driver import CLAIM, FakeStore, journal_of
 
 JOB = ("local", "job-1")
 
@@ -489,6 +491,41 @@ def test_the_fence_is_above_what_the_store_has_seen(tmp_path: Path, fake: FakeSt
     CheckpointStore(tmp_path / "one", Remote("x://", *JOB)).write(step=3, fence=9, fill=fill("a"))
     drive(tmp_path)
     assert fake.claimed[0]["floor_fence"] == 9
+
+
+@pytest.mark.parametrize("disk", ["behind", "damaged", "empty"])
+def test_after_a_loss_of_redis_the_store_tells_where_the_job_was(tmp_path: Path, disk: str) -> None:
+    """The disk of the machine that has it next is of an earlier holder. What was undone or is cut short is not used."""
+    url, fake = f"file://{tmp_path}/store", FakeStore()
+    here, there = (CheckpointStore(tmp_path / name, Remote(url, *JOB)) for name in ("one", "two"))
+    here.write(step=10, fence=3, fill=fill("early"))
+    here.write(step=25, fence=3, fill=fill("undone"))
+    for step in (20, 30):
+        there.write(step=step, fence=4, fill=fill(str(step)))
+    there.write(step=40, fence=4, fill=fill("cut short"))
+    (tmp_path / "store" / "/".join(JOB) / "000040-4" / MANIFEST).unlink()
+    if disk == "empty":
+        shutil.rmtree(tmp_path / "one")
+    elif disk == "damaged":
+        shutil.copytree(tmp_path / "two" / directory_name(30), tmp_path / "one" / directory_name(30))
+        (tmp_path / "one" / directory_name(30) / "state.json").write_text("x")
+    again = CheckpointStore(tmp_path / "one", Remote(url, *JOB))
+    fake.step, fake.fence = 0, 0
+    claim = driver.claim_job(fake, JOB[1], again)  # type: ignore[arg-type]
+    assert (fake.claimed[0]["floor_fence"], fake.claimed[0]["floor_step"]) == (4, 30)
+    claim = dataclasses.replace(claim, step=30)
+    register_found(fake, journal_of(fake), claim, again)  # type: ignore[arg-type]
+    put = [options for name, *options in fake.did if name == "register_checkpoint"]
+    assert [step for step, _, _ in put] == [10, 20, 30]
+    fake.registered = [Checkpoint(step=s, path=p, digest=d, metrics={}, on_front=False) for s, p, d in put]
+    assert driver.usable_checkpoint(fake, journal_of(fake), again) == 30  # type: ignore[arg-type]
+    assert text_of(tmp_path / "one" / directory_name(30)) == "30"
+
+
+def test_what_a_claim_found_and_this_machine_lacks_is_waited_for(tmp_path: Path) -> None:
+    fake = FakeStore()
+    with pytest.raises(Unreadable, match="no checkpoint up to step 30 is in"):
+        register_found(fake, journal_of(fake), dataclasses.replace(CLAIM, step=30), CheckpointStore(tmp_path))  # type: ignore[arg-type]
 
 
 # --------------------------------------------------------------------------- readers

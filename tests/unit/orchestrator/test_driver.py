@@ -54,7 +54,7 @@ class FakeStore:
         self.did: list[tuple[Any, ...]] = []
         self.refuse: dict[str, Exception] = {}
         self.reported: list[tuple[str, str | None]] = []
-        self.step = 4
+        self.step, self.fence = 4, 5
         self.origin: Origin | None = None
 
     def claim(self, job_id: str, **options: Any) -> Claim:
@@ -106,7 +106,7 @@ class FakeStore:
     def job(self, job_id: str) -> JobRecord:
         return JobRecord(
             job_id=job_id, name="driver", status=JobStatus.RUNNING, reason=None, created_at=1.0, started_at=2.0,
-            finished_at=None, step=self.step, total_steps=4, fence=5, attempts=1, checkpoint_step=4,
+            finished_at=None, step=self.step, total_steps=4, fence=self.fence, attempts=1, checkpoint_step=4,
             checkpoint_path="p", checkpoint_digest="d", spec_digest="s", cancel_requested=False, pause_requested=False,
             progress={}, origin=self.origin,
         )  # fmt: skip

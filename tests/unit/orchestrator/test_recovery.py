@@ -2,7 +2,9 @@
 
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,9 @@ from orchestrator.state.keys import Keys
 from orchestrator.state.redis_calls import connect
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import JobStore, Origin
+from orchestrator.steering import initial_steering
+from orchestrator.storage.checkpoint_store import STORE_VARIABLE, open_store
+from orchestrator.storage.checkpoints import MANIFEST, directory_name, write_checkpoint, write_json
 from orchestrator.storage.recovery import DOCUMENT, Finding, Found, Survey, keep_document, recover, survey
 from tests.loop_fakes import make_spec
 
@@ -43,6 +48,46 @@ def test_a_job_comes_back_with_its_priority_and_its_origin(store: JobStore, tmp_
     for job_id, forked in jobs.items():
         record = store.job(job_id)
         assert (record.status, record.priority, record.origin) == (JobStatus.PAUSED, 3, forked)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_job_comes_back_from_the_checkpoint_store(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """A machine that had the job once, and whose disk is behind."""
+    monkeypatch.setenv(STORE_VARIABLE, f"file://{tmp_path}/store")
+    spec, job_id = make_spec(), "job-moved"
+    directory = tmp_path / "here" / "jobs" / job_id
+    directory.mkdir(parents=True)
+    keep_document(directory, owner=store.owner, spec=spec.to_json())
+    followed = initial_steering(spec).model_dump(mode="json")
+
+    def fill(folder: Path, **steering: Any) -> None:
+        write_json(folder / "state.json", {"steering": followed | steering})
+
+    open_store(directory / "checkpoints", store.owner, job_id).write(step=10, fence=3, fill=fill)
+    elsewhere = open_store(tmp_path / "there", store.owner, job_id)
+    elsewhere.write(step=30, fence=4, fill=partial(fill, mode="manual"))
+    if not whole:
+        (tmp_path / "store" / store.owner / job_id / "000030-4" / MANIFEST).unlink()
+    (found,) = recover(store, tmp_path / "here")
+    assert (found.finding, found.step) == (Finding.RECOVERED, 30 if whole else 10)
+    assert store.steering(job_id).current["mode"] == ("manual" if whole else followed["mode"])
+
+
+def test_what_can_not_be_read_yet_is_said_and_the_others_come_back(store: JobStore, tmp_path: Path) -> None:
+    spec = make_spec()
+    for job_id in ("job-one", "job-two"):
+        directory = tmp_path / "jobs" / job_id / "checkpoints"
+        write_checkpoint(directory, step=3, fence=1, fill=lambda folder: write_json(folder / "state.json", {}))
+        keep_document(directory.parent, owner=store.owner, spec=spec.to_json())
+    manifest = tmp_path / "jobs" / "job-one" / "checkpoints" / directory_name(3) / MANIFEST
+    manifest.unlink()
+    manifest.mkdir()  # a read that fails, also for root
+    found = {each.job_id: each for each in recover(store, tmp_path)}
+    assert found["job-two"].finding is Finding.RECOVERED
+    assert found["job-one"].finding is Finding.LOST
+    assert found["job-one"].note.startswith("not yet: can't read")
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"owner": "local"}'])
