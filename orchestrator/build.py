@@ -90,6 +90,7 @@ class Parts:
     describe: Callable[[list[str], list[str]], dict[str, Any]]  # extra figures of completions and answers
     close: Callable[[], None]
     gold: GoldScorer | None = None
+    policy_commit: str | None = None  # on the hub
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +113,17 @@ def build(
     on_stage: Callable[[str], None] = lambda _: None,
     on_gpus: Callable[[float], None] = lambda _: None,
     data_dir: Path | None = None,
+    trained_commit: str | None = None,
 ) -> Parts:
     """Start everything that a job needs; `on_stage` hears what takes long. ValueError where the spec can't run.
 
-    `on_gpus` hears how many GPUs are reserved, as soon as they are. `data_dir` is where the job keeps what it fetches.
+    `on_gpus` hears how many GPUs are reserved, as soon as they are. `data_dir` is where the job keeps what it fetches,
+    `trained_commit` the hub's commit of the policy that its checkpoints stand on.
     """
     if spec.policy.model == "quickstart":
         on_stage("preparing the quickstart policy (trained once, in about a minute and a half)")
     model = resolve_model(spec, state_dir, data_dir=data_dir, on_stage=on_stage)
-    spec = spec if data_dir is None else at_one_commit(spec, model, data_dir)
+    spec = spec if data_dir is None else at_one_commit(spec, model, data_dir, trained=trained_commit)
     tokenizer = load_tokenizer(model, revision=spec.policy.revision)
     splits = load_splits(
         spec,
@@ -145,6 +148,7 @@ def build(
         save_tokenizer=save_tokenizer,
         close=running.close,
         gold=None if gold is None else (lambda batch: gold.score(batch).scores[GOLD]),
+        policy_commit=spec.policy.revision if model == spec.policy.model else None,
     )
 
 
@@ -227,6 +231,7 @@ def assemble(
     save_tokenizer: Callable[[Path], None],
     close: Callable[[], None],
     gold: GoldScorer | None = None,
+    policy_commit: str | None = None,
 ) -> Parts:
     """The parts of a job around processes that run: everything else is made from the spec, and remembers nothing."""
     return Parts(
@@ -247,6 +252,7 @@ def assemble(
         describe=_describer(spec),
         close=close,
         gold=gold,
+        policy_commit=policy_commit,
     )
 
 

@@ -39,6 +39,7 @@ from orchestrator.launch.launchers import (
     REDIS_URL_FILE_VARIABLE,
     REDIS_URL_VARIABLE,
 )
+from orchestrator.pinning import trained_commit
 from orchestrator.report import render_report
 from orchestrator.spec import JobSpec, parse_job
 from orchestrator.specs.reward_job import RewardJobSpec
@@ -246,7 +247,9 @@ def align(
     """The loop over its parts, and the report of what came of it. Returns the outcome, and its reason if it has one."""
     lease, directory = journal.lease, checkpoints.root.parent
     journal.patiently(lambda: store.set_total_steps(lease, spec.steps))
-    with parts_of(spec, directory, journal, ray_address=ray_address) as parts:
+    find_registered(store, journal, claim, checkpoints)
+    commit = trained_commit(checkpoints, journal.patiently(lambda: store.checkpoints(lease.job_id)))
+    with parts_of(spec, directory, journal, ray_address=ray_address, trained_commit=commit) as parts:
         outcome, samples, why = train(spec, parts, store, journal, claim, checkpoints)
     if outcome == "succeeded":
         journal.patiently(lambda: write_report(store, lease, spec, directory, samples))
@@ -294,7 +297,9 @@ class HandedBack(BaseException):
 
 
 @contextlib.contextmanager
-def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_address: str | None) -> Iterator[Any]:
+def parts_of(
+    spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_address: str | None, trained_commit: str | None
+) -> Iterator[Any]:
     import ray
 
     from orchestrator.build import build
@@ -332,6 +337,7 @@ def parts_of(spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_addre
             on_stage=on_stage,
             on_gpus=lambda gpus: hold_gpus(journal, gpus),
             data_dir=directory / "data",
+            trained_commit=trained_commit,
         )
     finally:
         signal.signal(signal.SIGTERM, heard)
@@ -366,9 +372,14 @@ def hold_gpus(journal: StoreJournal, gpus: float) -> None:
 
 def newest_checkpoint(store: JobStore, journal: StoreJournal, claim: Claim, checkpoints: CheckpointStore) -> int | None:
     """The step to go on from, its checkpoint here and whole."""
+    find_registered(store, journal, claim, checkpoints)
+    return usable_checkpoint(store, journal, checkpoints)
+
+
+def find_registered(store: JobStore, journal: StoreJournal, claim: Claim, checkpoints: CheckpointStore) -> None:
+    """All that may be gone on from is registered, and in its place if it is here. Repeated, it does nothing."""
     collect(checkpoints.root)
     register_found(store, journal, claim, checkpoints)
-    return usable_checkpoint(store, journal, checkpoints)
 
 
 def start_running(store: JobStore, journal: StoreJournal) -> None:

@@ -436,6 +436,7 @@ class Loop:
             "gramian": self.state.gramian,
             "influence": self.state.influence,
             "data": self.parts.splits.sha256,
+            "policy_commit": self.parts.policy_commit,
             "collector": self.collector.state_dict(),
             "weighting": self.parts.weighting.state_dict(),
             "archive": self.parts.archive.state_dict(),

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.spec import JobSpec
+from orchestrator.state.records import Checkpoint
+from orchestrator.storage.checkpoint_store import CheckpointStore
+from orchestrator.storage.checkpoints import STATE, CheckpointError, Unreadable
 
 FILE = "policy-commit"  # in the folder of what the job fetches
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def at_one_commit(spec: JobSpec, model: str, data_dir: Path) -> JobSpec:
+def trained_commit(checkpoints: CheckpointStore, known: Sequence[Checkpoint]) -> str | None:
+    """The commit that registered checkpoints stand on: on another machine, they are all that tells it.
+
+    Raises Unreadable. What is damaged is for who restores it to name.
+    """
+    for found in sorted(known, key=lambda found: found.step, reverse=True):
+        try:
+            state = json.loads(checkpoints.read(found.step, found.digest, STATE))
+        except Unreadable:
+            raise
+        except CheckpointError:
+            continue
+        commit = state.get("policy_commit")
+        return commit if commit and _COMMIT.fullmatch(commit) else None
+    return None
+
+
+def at_one_commit(spec: JobSpec, model: str, data_dir: Path, *, trained: str | None = None) -> JobSpec:
     """The spec with the commit that its revision of a hub id meant when the job first started.
 
-    `model` is what is loaded; a directory has no revision. Where no commit can be told, the spec is as it was.
+    `model` is what is loaded; a directory has no revision. `trained`: the commit that the job's checkpoints stand on,
+    if there are any. Where no commit can be told, the spec is as it was.
     """
     if model != spec.policy.model or Path(model).exists() or _COMMIT.fullmatch(spec.policy.revision or ""):
         return spec
     file = data_dir / FILE
-    commit = file.read_text(encoding="utf-8") if file.exists() else _commit(model, spec.policy.revision)
+    kept = file.read_text(encoding="utf-8") if file.exists() else None
+    commit = trained or kept or _commit(model, spec.policy.revision)
     if commit is None:
         return spec
-    if not file.exists():
+    if commit != kept:
         data_dir.mkdir(parents=True, exist_ok=True)
         hidden = file.with_name(f".{FILE}")
         hidden.write_text(commit, encoding="utf-8")

@@ -28,6 +28,7 @@ from orchestrator.failpoints import reach
 from policies.disk import flush
 
 MANIFEST = "manifest.json"
+STATE = "state.json"
 Fill = Callable[[Path], Callable[[], None] | None]
 """Writes a checkpoint's files into a directory; returns what waits for those that are still being written, if any."""
 

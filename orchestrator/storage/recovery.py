@@ -29,10 +29,9 @@ from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import Claim, JobStore, Origin
 from orchestrator.steering import initial_steering
 from orchestrator.storage.checkpoint_store import CheckpointStore, StoreAway, open_store
-from orchestrator.storage.checkpoints import Manifest, Unreadable, directory_name
+from orchestrator.storage.checkpoints import STATE, Manifest, Unreadable, directory_name
 
 DOCUMENT = "job.json"
-STATE = "state.json"  # of a checkpoint
 _CHUNK = 500  # jobs read per round trip
 
 
