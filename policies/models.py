@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
+_OF_A_HUB_ID = ["*.json", "*.safetensors"]  # what is fetched to load the weights; never code or pickles
 
 
 class ModelError(ValueError):
@@ -45,6 +46,7 @@ def check_directory(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is no directory; give a Hugging Face directory, a hub id or 'quickstart'")
     if adapter_base(path) is not None:
         raise ModelError(f"{path} has an adapter alone; make a whole policy of it: equipoise merge ADAPTER DIRECTORY")
+    _check_adapter(path, str(path))
     config_file = path / "config.json"
     if not config_file.is_file():
         raise ModelError(f"{path} has no config.json; expected a Hugging Face model directory")
@@ -63,6 +65,12 @@ def check_directory(path: Path) -> dict[str, Any]:
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ModelError(f"{path} has no tokenizer; save it there: tokenizer.save_pretrained(directory)")
     return config
+
+
+def _check_adapter(path: Path, name: str) -> None:
+    """transformers takes the base that it names, which may be any directory of this machine, or adds it unseen."""
+    if (path / ADAPTER_CONFIG).exists():
+        raise ModelError(f"{name} has an adapter ({ADAPTER_CONFIG}), expected whole weights alone; take one without it")
 
 
 def _weights(path: Path) -> bool:
@@ -131,20 +139,26 @@ def load_model(
     model: str, *, revision: str | None = None, dtype: Literal["float32", "bfloat16"] = "float32"
 ) -> PreTrainedModel:
     """The policy, from safetensors, without its directory's code. Raises ModelError."""
+    from huggingface_hub import snapshot_download
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    if Path(model).is_dir():
-        check_directory(Path(model))
+    path = Path(model)
     try:
+        if path.is_dir():
+            check_directory(path)
+        else:
+            path = Path(snapshot_download(model, revision=revision, allow_patterns=_OF_A_HUB_ID))
+            _check_adapter(path, model)
         answer: Any = AutoModelForCausalLM.from_pretrained(
-            model,
-            revision=revision,
+            path,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
+    except ModelError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"can't load {model}: {_first_line(error)}") from None
     loaded, report = answer

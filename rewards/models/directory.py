@@ -11,6 +11,7 @@ from typing import Any
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_ADAPTER = "adapter_config.json"  # as PEFT names it
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]  # of a hub id; never code or pickles
 
 
@@ -56,6 +57,8 @@ def check_directory(path: Path) -> dict[str, Any]:
     config = read_json(path / "config.json", "save a model there: model.save_pretrained(directory)")
     if "auto_map" in config:
         raise ModelError(f"{path} wants to run code of its own (auto_map in config.json), which is never allowed")
+    if (path / _ADAPTER).exists():  # transformers would add it unseen, or take the base that it names
+        raise ModelError(f"{path} has an adapter ({_ADAPTER}), expected whole weights alone; take one without it")
     if not any(path.glob("*.safetensors")):
         pickled = sorted(file.name for pattern in _PICKLED for file in path.glob(pattern))
         found = f"only pickled weights ({', '.join(pickled[:3])}), which can run code" if pickled else "no weights"

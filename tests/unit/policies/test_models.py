@@ -5,8 +5,11 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file
 
 from policies.models import (
+    ADAPTER_CONFIG,
     ModelError,
     check_directory,
     context_length,
@@ -17,6 +20,7 @@ from policies.models import (
 )
 from tests.support import make_policy
 
+COMMIT = "c" * 40
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'][0] }}:{{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}a:{% endif %}"
@@ -124,6 +128,43 @@ def test_pickled_weights_are_not_read_for_want_of_safetensors(copy):
     (copy / "model.safetensors").rename(copy / "adapter.safetensors")
     with pytest.raises(ModelError, match="can't load"):
         load_model(str(copy))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A cache of one earlier download, which is all that there is of the hub."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--some--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    return make_policy(repository / "snapshots" / COMMIT, seed=1)
+
+
+@pytest.mark.parametrize("revision", [None, "main", COMMIT])
+def test_a_hub_id_is_loaded_from_its_own_weights(hub, revision):
+    expected = load_file(hub / "model.safetensors")
+    found = dict(load_model("some/model", revision=revision).named_parameters())
+    assert all(torch.equal(found[name].data, weights) for name, weights in expected.items() if name in found)
+
+
+def test_an_adapter_beside_weights_is_refused(copy, policy):
+    """PEFT would add it in loading."""
+    (copy / ADAPTER_CONFIG).write_text(json.dumps(adapter_of(policy)))
+    for check in (check_directory, lambda path: load_model(str(path))):
+        with pytest.raises(ModelError, match=r"has an adapter \(adapter_config\.json\), expected whole weights"):
+            check(copy)
+
+
+@pytest.mark.parametrize("revision", [None, COMMIT])
+def test_a_hub_id_does_not_lead_to_a_directory_of_this_machine(hub, policy, revision):
+    """transformers would load the base that an adapter names in place of the weights beside it."""
+    (hub / ADAPTER_CONFIG).write_text(json.dumps(adapter_of(policy)))
+    with pytest.raises(ModelError, match=r"some/model has an adapter"):
+        load_model("some/model", revision=revision)
+
+
+def adapter_of(base):
+    return {"peft_type": "LORA", "base_model_name_or_path": str(base), "target_modules": ["q_proj"], "r": 1}
 
 
 def test_a_directory_without_weights(copy):

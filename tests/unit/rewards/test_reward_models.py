@@ -254,6 +254,10 @@ def own_code(directory):
     (directory / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "modeling.Evil"}}))
 
 
+def adapter_beside(directory):
+    (directory / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/somebody/elses"}))
+
+
 def no_tokenizer(directory):
     (directory / "tokenizer.json").unlink()
 
@@ -285,6 +289,7 @@ def cut_weights(directory):
         (damage_nothing, "no such directory"),
         (only_pickled, r"only pickled weights \(pytorch_model.bin\), which can run code"),
         (own_code, "auto_map"),
+        (adapter_beside, r"has an adapter \(adapter_config.json\)"),
         (no_tokenizer, "no tokenizer"),
         (broken_config, "not valid JSON"),
         (nan_weights, "score.weight has values that are not finite"),
