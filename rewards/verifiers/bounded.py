@@ -49,10 +49,14 @@ class Bounded:
         What took too long is not tried again: a policy that repeats it would spend every call's time on it.
         RuntimeError where nothing can be decided at all, for instance because a library does not import.
         """
+        return self.verdict(**question) == _YES
+
+    def verdict(self, **question: Any) -> str:
+        """The same with the task's reason for a No, in a line: "no" and what it says. "late" where there is no time."""
         message = json.dumps([self._timeout_s, question]) + "\n"
         key = hashlib.sha256(message.encode()).digest()
         if key in self._late:
-            return False
+            return _LATE
         if self._child is None:
             self._child = self._start()
         verdict = _exchange(self._child, message)
@@ -65,7 +69,7 @@ class Bounded:
             self._end_child()
             if status >= 0:  # a signal (a crash, no memory) would be negative
                 raise RuntimeError(f"the process that decides {self._task!r} failed; its error output says why")
-        return verdict == _YES
+        return verdict
 
     def _start(self) -> subprocess.Popen[str]:
         # -P: this file's folder holds a math.py, which must not hide the standard library's.
@@ -112,7 +116,7 @@ def _serve(task: str) -> None:
     _answer(decide, verdicts)
 
 
-def _answer(decide: Callable[..., bool], verdicts: TextIO) -> None:
+def _answer(decide: Callable[..., bool | str], verdicts: TextIO) -> None:
     """The worker: a JSON question a line on stdin, a verdict a line on stdout."""
     for line in sys.stdin:
         timeout_s, question = json.loads(line)
@@ -126,7 +130,10 @@ def _answer(decide: Callable[..., bool], verdicts: TextIO) -> None:
         except Exception:  # of a text that a library stumbles over, which is as far from being right as any
             verdict = False
         signal.setitimer(signal.ITIMER_PROF, 0)
-        verdicts.write(_YES if verdict else _NO)
+        if isinstance(verdict, str):  # a No with its reason
+            verdicts.write(f"no {verdict}\n")
+        else:
+            verdicts.write(_YES if verdict else _NO)
 
 
 def _equal_answers() -> Callable[..., bool]:
@@ -172,7 +179,29 @@ def _valid_json() -> Callable[..., bool]:
     return valid
 
 
-TASKS = {"equal_answers": _equal_answers, "valid_json": _valid_json}
+def _json_schema() -> Callable[..., bool | str]:
+    from jsonschema import Draft202012Validator, SchemaError
+
+    def sound(schema: Any) -> bool | str:
+        """Compiles the patterns too, which may take minutes."""
+        try:
+            Draft202012Validator.check_schema(schema)
+        except SchemaError as error:
+            place = "/".join(map(str, error.absolute_path))
+            return f"expected a JSON schema (draft 2020-12), found a fault at {place or 'its root'!r}"
+        except RecursionError:
+            return "expected a schema that nests less deep"
+        return True
+
+    sound({"properties": {"a": {"pattern": "a"}}})  # what a first check loads, no worker has to load again
+    return sound
+
+
+TASKS: dict[str, Callable[[], Callable[..., bool | str]]] = {
+    "equal_answers": _equal_answers,
+    "valid_json": _valid_json,
+    "json_schema": _json_schema,
+}
 
 
 if __name__ == "__main__":

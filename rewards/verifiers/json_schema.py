@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, Field, JsonValue, field_validator, model_validator
@@ -14,6 +20,13 @@ from rewards.verifiers.bounded import Bounded
 from rewards.verifiers.json_text import MAX_JSON_CHARS, NoJson, fenced, read_json
 
 _MAX_SCHEMA_CHARS = 50_000
+_CHECK_S = 1.0  # processor time
+_SOUND_KNOWN = 10_000
+
+_checker = Bounded("json_schema", _CHECK_S)
+_turn = threading.Lock()  # to ask it
+_sound: set[bytes] = set()  # digests of what it found nothing wrong with
+_until: ContextVar[float | None] = ContextVar("_until", default=None)
 
 
 class JsonSchemaOptions(rows.RowOptions):
@@ -52,8 +65,9 @@ class JsonSchemaOptions(rows.RowOptions):
 class JsonSchema:
     """1 where the completion, or the JSON in its last code fence, follows a JSON schema, else 0.
 
-    The schema is the spec's or the row's; a reference that leaves it is refused, so nothing is ever fetched. It is
-    checked in a process with a limit on processor time and memory, as a schema's own patterns may backtrack for ever.
+    The schema is the spec's or the row's; a reference that leaves it is refused, so nothing is ever fetched. Both it
+    and the text are checked in a process with a limit on processor time and memory: its own patterns may take minutes
+    to compile, and backtrack for ever.
     """
 
     name: ClassVar[str] = "json_schema"
@@ -64,7 +78,6 @@ class JsonSchema:
     def __init__(self, options: JsonSchemaOptions) -> None:
         self._options = options
         self._child = Bounded("valid_json", options.timeout_s)
-        self._known: set[str] = set()  # schemas of rows that were checked
 
     def score(self, batch: RewardBatch) -> list[float | None]:
         return [self._score(batch, row) for row in range(len(batch))]
@@ -89,9 +102,7 @@ class JsonSchema:
             return None
         try:
             schema = read_json(found) if isinstance(found, str) else found
-            if (text := json.dumps(schema)) not in self._known:
-                check_schema(schema)
-                self._known.add(text)
+            check_schema(schema)
         except ValueError as error:
             wanted = f"needs a JSON schema in the column {self._options.column!r}"
             raise rows.MissingRow(row, wanted, f": {error}") from None
@@ -99,23 +110,52 @@ class JsonSchema:
         return schema
 
 
-def check_schema(schema: JsonValue) -> None:
-    """ValueError for what is no schema, is too large, or refers to another document."""
-    from jsonschema import Draft202012Validator, SchemaError
+@contextmanager
+def schemas_within(seconds: float = 5.0) -> Iterator[None]:
+    """Checks of schemas in this context may take so long in all, with the wait for their turn; the rest is refused.
 
+    For servers: one request with many schemas that each take their second would hold a thread, and hold up the others.
+    """
+    token = _until.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _until.reset(token)
+
+
+def check_schema(schema: JsonValue) -> None:
+    """ValueError for what is no schema, is too large, takes too long to check, or refers to another document."""
     if not isinstance(schema, dict):
         raise ValueError("expected an object")
-    if len(json.dumps(schema)) > _MAX_SCHEMA_CHARS:
+    if len(text := json.dumps(schema)) > _MAX_SCHEMA_CHARS:
         raise ValueError(f"expected at most {_MAX_SCHEMA_CHARS} characters")
     if any(not reference.startswith("#") for reference in _references(schema)):
         raise ValueError("expected references inside the schema alone, such as #/$defs/item")
+    if fault := _fault(text):
+        raise ValueError(fault)
+
+
+def _fault(text: str) -> str:
+    """What is wrong with it as a schema, or nothing: in a process with a limit, as it has its patterns compiled."""
+    digest = hashlib.sha256(text.encode()).digest()
+    if digest in _sound:
+        return ""
+    until = _until.get()
+    left_s = -1.0 if until is None else until - time.monotonic()
+    if (until is not None and left_s <= 0) or not _turn.acquire(timeout=left_s):
+        return "expected schemas that take less time to check; make them smaller, or try again"
     try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        place = "/".join(map(str, error.absolute_path))
-        raise ValueError(f"expected a JSON schema (draft 2020-12), found a fault at {place or 'its root'!r}") from None
-    except RecursionError:
-        raise ValueError("expected a schema that nests less deep") from None
+        verdict = _checker.verdict(schema=json.loads(text)).strip()
+    finally:
+        _turn.release()
+    if verdict == "yes":
+        if len(_sound) >= _SOUND_KNOWN:
+            _sound.clear()
+        _sound.add(digest)
+        return ""
+    if verdict == "late":
+        return f"expected a schema that is checked within {_CHECK_S:g} s; make it smaller, or its patterns simpler"
+    return verdict.removeprefix("no ") or "it could not be checked; make it smaller, or try again"
 
 
 def _references(schema: Any) -> list[str]:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -32,10 +32,12 @@ from orchestrator.state.store import JobRecord, JobStore, Page, QuotaReached, Su
 from orchestrator.steering import initial_steering
 from orchestrator.storage.recovery import keep_ending
 from orchestrator.webhooks.subscriptions import WebhookStore
+from rewards.verifiers.json_schema import schemas_within
 from services.body import json_body, optional_json_body
-from services.deps import MAX_PAGE, Configuration, From, JobId, MaxActive, Store, body_schema, page, store_of
+from services.deps import MAX_PAGE, Caller, Configuration, From, JobId, MaxActive, Store, body_schema, page, store_of
 from services.errors import ApiProblem, StrictJSONResponse, quota_problem, spec_problem
 from services.query import StrictRoute
+from services.slots import held
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 
@@ -135,6 +137,15 @@ class Submit(BaseModel):
     )
 
 
+async def _place(request: Request, caller: Caller) -> AsyncIterator[None]:
+    """A dry run is as much work as a submission, and no quota counts it."""
+    if "validate_only" not in request.query_params:
+        yield
+        return
+    with held(request.app, "dry runs of jobs", caller.owner, at_once=8, of_owner=4):
+        yield
+
+
 @router.post(
     "",
     status_code=201,
@@ -147,6 +158,7 @@ def submit_job(
     document: Annotated[Any, Depends(json_body)],
     query: Annotated[Submit, Query()],
     by: From,
+    _place: Annotated[None, Depends(_place)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queues a job. The body is the same document as the CLI's YAML.
@@ -356,6 +368,7 @@ def check_files(spec: JobSpec | RewardJobSpec, access: Access) -> Mapping[str, C
     return found.contents
 
 
+@schemas_within()
 def strict_spec(document: Any) -> JobSpec | RewardJobSpec:
     """Without YAML's leniency, which takes the text 1e-6 for a number: in JSON a number is one, and true is not."""
     kind = document.get("kind", "alignment") if isinstance(document, dict) else None

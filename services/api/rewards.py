@@ -15,6 +15,7 @@ from orchestrator.checks.access import Access
 from orchestrator.spec_errors import nearest
 from rewards import registry
 from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
+from rewards.verifiers.json_schema import schemas_within
 from services.body import json_body, parsed
 from services.deps import Caller, FileAccess, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
@@ -119,7 +120,11 @@ def _listed(reward: registry.Listed) -> dict[str, Any]:
 
 
 @router.post("/validate", openapi_extra=body_schema(RewardChoice.model_json_schema()))
-def validate_reward(document: Annotated[Any, Depends(json_body)], access: FileAccess) -> Response:
+def validate_reward(
+    document: Annotated[Any, Depends(json_body)],
+    access: FileAccess,
+    _place: Annotated[None, place("checks of rewards", at_once=8, of_owner=4)],
+) -> Response:
     """The options with every default written out; 422 names what is wrong with them."""
     choice = parsed(RewardChoice, document, "invalid_reward")
     return StrictJSONResponse({"object": "reward.validation", "valid": True, **_resolved(choice, "", access)})
@@ -195,6 +200,7 @@ def _scores(question: dict[str, Any], owner: str) -> tuple[Scores, list[dict[str
     return answer["scores"], answer["heads"]
 
 
+@schemas_within()
 def _resolved(choice: RewardChoice, field: str, access: Access) -> dict[str, Any]:
     """A reward with all its options. Raises ApiProblem under `field`."""
     prefix = f"{field}." if field else ""

@@ -10,6 +10,7 @@ import yaml
 from orchestrator import spec_yaml
 from orchestrator.spec import check_new, parse_job
 from orchestrator.spec_errors import SpecError
+from rewards.verifiers.json_schema import schemas_within
 
 MAX_CHARS = 64 << 10
 Path = Sequence[str]
@@ -47,6 +48,7 @@ def read(text: str) -> dict[str, Any]:
     return document
 
 
+@schemas_within()
 def checked(text: str) -> dict[str, Any]:
     """The document to submit, as the command line reads it. Raises BadText or SpecError."""
     resolved: dict[str, Any] = check_new(parse_job(read(text))).model_dump(mode="json")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards import registry
+from rewards.verifiers import json_schema
 from rewards.verifiers.constraints import CHECKS, prepare
 from rewards.verifiers.json_text import NoJson, canonical, fenced, read_json
 from rewards.verifiers.language import LANGUAGES, rank_languages
@@ -144,6 +146,38 @@ def test_what_cannot_be_decided_is_not_valid_and_the_next_is_still_checked(score
 def test_a_row_without_a_usable_schema_is_named(score, by_row, schema, message):
     with pytest.raises(ValueError, match=f"row 0 .*{message}"):
         score(by_row, "1", detail={"schema": schema})
+
+
+# Each range is case folded character by character: half a minute, were it compiled to the end.
+SLOW = {"pattern": "(?i)[" + "".join(f" -{chr(0xFFFF - i)}" for i in range(5000)) + "]"}
+
+
+def test_a_schema_that_takes_long_to_check_is_refused_and_keeps_nobody(score, by_row):
+    spent = time.process_time()
+    with pytest.raises(registry.OptionsError, match="expected a schema that is checked within 1 s"):
+        registry.parse_options("json_schema", {"json_schema": SLOW})
+    with pytest.raises(ValueError, match=r"row 0 .*checked within 1 s"):
+        score(by_row, "1", detail={"schema": SLOW})
+    assert registry.parse_options("json_schema", {"json_schema": PERSON})
+    assert time.process_time() - spent < 1  # of this process
+
+
+def test_many_schemas_have_one_limit_together(monkeypatch):
+    asked = []
+    monkeypatch.setattr(json_schema._checker, "verdict", lambda schema: asked.append(schema) or "late")
+    with json_schema.schemas_within(0.3):
+        for i in range(3):
+            with pytest.raises(ValueError, match="is checked within" if i == 0 else "take less time to check"):
+                json_schema.check_schema({"maximum": i, **SLOW})
+            time.sleep(0.4)
+    with pytest.raises(ValueError, match="is checked within"):
+        json_schema.check_schema(SLOW)
+    assert len(asked) == 2
+
+
+def test_a_turn_is_not_waited_for_beyond_the_limit():
+    with json_schema._turn, json_schema.schemas_within(0.05), pytest.raises(ValueError, match="or try again"):
+        json_schema.check_schema({"type": "string", "title": "of nobody else"})
 
 
 # ------------------------------------------------------------- tool calls
