@@ -28,6 +28,24 @@ JSON_PACE = Pace(grace_s=20.0, bytes_per_s=16 * 1024, longest_s=90.0)
 UPLOAD_PACE = Pace(grace_s=30.0, bytes_per_s=32 * 1024, longest_s=1800.0)
 
 
+def paced(receive: Receive, pace: Pace) -> Receive:
+    """The same for who reads a body: ApiProblem (408) where it is late."""
+    began, seen, whole = time.monotonic(), 0, False
+
+    async def receive_in_time() -> Message:
+        nonlocal seen, whole
+        if whole:  # what comes now is a disconnect, whenever it likes
+            return await receive()
+        with anyio.move_on_after(began + pace.allowed_s(seen) - time.monotonic()):
+            message = await receive()
+            seen += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            return message
+        raise ApiProblem(408, "body_timeout", "the body came too slowly", headers={"connection": "close"})
+
+    return receive_in_time
+
+
 class BodyDeadline:
     """ASGI middleware: 408 where a body is later than its pace allows, whoever reads it."""
 
@@ -49,17 +67,4 @@ class BodyDeadline:
             await self._app(scope, receive, send)
             return
         pace = self._upload_pace if (scope["method"], scope["path"]) in self._uploads else self._pace
-        began, seen, whole = time.monotonic(), 0, False
-
-        async def paced() -> Message:
-            nonlocal seen, whole
-            if whole:  # what comes now is a disconnect, whenever it likes
-                return await receive()
-            with anyio.move_on_after(began + pace.allowed_s(seen) - time.monotonic()):
-                message = await receive()
-                seen += len(message.get("body", b""))
-                whole = not message.get("more_body", False)
-                return message
-            raise ApiProblem(408, "body_timeout", "the body came too slowly", headers={"connection": "close"})
-
-        await self._app(scope, paced, send)
+        await self._app(scope, paced(receive, pace), send)

@@ -28,10 +28,12 @@ from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.body_deadline import JSON_PACE, paced
 from services.client import ApiError, AsyncClient, PermissionDenied, Unavailable
 from services.client.retry import NO_RETRY, Retry
 from services.dashboard.sessions import LIFETIME_S, Session, Sessions
 from services.dashboard.signin import POLICY, next_path, signin_page, way_in
+from services.errors import ApiProblem, problem_response
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -127,7 +129,10 @@ class Gate:
         return _page(signin_page(then=then, ended=query.get("ended", [""])[0]))
 
     async def _sign_in(self, scope: Scope, receive: Receive) -> Response:
-        form = await _form(receive)
+        try:
+            form = await _form(paced(receive, JSON_PACE))
+        except ApiProblem as late:
+            return problem_response(late)
         key, then = form.get("key", "").strip(), next_path(form.get("next", "/"))
         problem, status, client = "", 401, None
         try:

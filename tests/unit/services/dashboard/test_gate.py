@@ -6,11 +6,13 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from fastapi import FastAPI, Request, WebSocket
 from starlette.responses import HTMLResponse, JSONResponse
 
+from services.body_deadline import Pace
 from services.dashboard import gate as module
 from services.dashboard.gate import Gate
 from services.dashboard.sessions import Session
@@ -118,6 +120,22 @@ async def test_pages_lead_to_the_sign_in_and_back(browser: httpx.AsyncClient, pa
     assert (await browser.get("/jobs/job-1")).status_code == 200
     assert pages.seen[0].key["owner"] == "o"
     assert (await browser.get("/signin")).headers["location"] == "/"
+
+
+async def test_a_sign_in_that_trickles_in_is_given_up(
+    browser: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has shown a key yet: it would hold its connection for nothing."""
+    monkeypatch.setattr(module, "JSON_PACE", Pace(grace_s=0.05, bytes_per_s=1000, longest_s=0.05))
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"key="
+        await anyio.sleep_forever()
+
+    with anyio.fail_after(20):
+        answer = await browser.post("/signin", content=slow(), headers={"origin": ORIGIN})
+    assert (answer.status_code, answer.headers["connection"]) == (408, "close")
+    assert answer.json()["error"]["code"] == "body_timeout"
 
 
 async def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(browser: httpx.AsyncClient) -> None:
