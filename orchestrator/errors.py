@@ -5,7 +5,7 @@
     ├── JobNotFound         no such job for this owner (404)
     ├── IllegalTransition   the job's status does not allow it (409)
     ├── QuotaReached        the owner has as many active jobs as it may have (429)
-    ├── KeepsTooMany        the owner has as many jobs in all, those that ended among them, as it may have (429)
+    ├── KeepsTooMany        the owner has as many or as large jobs in all, with those that ended, as it may have (429)
     ├── gpu_hours.GpuQuotaReached  the owner has used its GPU-hours of the month up (429)
     ├── Fenced              another holder has the job: exit, write nothing more
     └── StepGap             a commit or checkpoint that does not continue the ledger
@@ -67,11 +67,7 @@ class QuotaReached(StoreError):
 
 
 class KeepsTooMany(StoreError):
-    """The owner has `most` jobs, those that ended among them: one must be deleted first."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__(most)
-        self.most = most
+    """The owner has as many jobs, or as large ones, as it may, those that ended among them: one must be deleted."""
 
 
 class Fenced(StoreError):

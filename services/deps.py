@@ -93,6 +93,7 @@ class Submitter:
     access: Access
     max_active: int | None
     max_kept: int | None  # jobs of the owner in all
+    max_kept_bytes: int | None  # of their specs
     name: str  # of the key, as the steering log has it
 
 
@@ -105,6 +106,7 @@ async def _submitter(request: Request) -> Submitter:
         access=await _access(request),
         max_active=await _max_active(request),
         max_kept=(limits.kept_jobs_local if _owns_all(request) else limits.kept_jobs) or None,
+        max_kept_bytes=(limits.kept_bytes_local if _owns_all(request) else limits.kept_bytes) or None,
         name=principal.key_name,
     )
 

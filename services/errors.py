@@ -107,8 +107,8 @@ def quota_problem(max_active: int | None) -> ApiProblem:
     return ApiProblem(429, "too_many_jobs", message, headers={"retry-after": str(_QUOTA_RETRY_AFTER_S)})
 
 
-def kept_problem(most: int) -> ApiProblem:
-    message = f"{most} jobs of this owner are kept, and no more may be: delete some that have ended"
+def kept_problem(error: KeepsTooMany) -> ApiProblem:
+    message = f"{error}: delete some that have ended"
     return ApiProblem(429, "too_many_kept_jobs", message, headers={"retry-after": str(_QUOTA_RETRY_AFTER_S)})
 
 
@@ -141,7 +141,7 @@ def add_handlers(app: FastAPI) -> None:
             case GpuQuotaReached():
                 return gpu_quota_problem(error.hours)
             case KeepsTooMany():
-                return kept_problem(error.most)
+                return kept_problem(error)
             case IllegalTransition():
                 return ApiProblem(409, "illegal_transition", str(error))
             case _:

@@ -82,6 +82,7 @@ class JobStore(JobReader):
         body: str | None = None,
         max_active: int | None = None,
         max_kept: int | None = None,
+        max_kept_bytes: int | None = None,
         origin: Origin | None = None,
         priority: int = 0,
         by: str = "submit",
@@ -94,7 +95,7 @@ class JobStore(JobReader):
         version. With a key, the job comes as the first answer had it.
         So does a call whose first reply was lost: REPLAY, one job. QUOTA, and nothing stored, where it is new
         and the owner has `max_active` jobs that wait or are worked on (None: no limit); `KeepsTooMany` where it has
-        `max_kept` in all. `origin`: where it was forked.
+        `max_kept` in all, or their specs would have more than `max_kept_bytes`. `origin`: where it was forked.
         `priority`, as in a spec, is for good: it decides among the owner's own jobs whenever this one waits.
         A job that `may_take_gpus` is `GpuQuotaReached`, and nothing stored, where its owner's GPU-hours are used up.
         """
@@ -120,16 +121,18 @@ class JobStore(JobReader):
             int(may_take_gpus),
             _digest(spec_json if body is None else body),
             "" if max_kept is None else max_kept,
+            "" if max_kept_bytes is None else max_kept_bytes,
             more=[
                 keys.idempotency(idempotency_key or ""), keys.jobs, keys.spec(job_id),
-                keys.steering(job_id), OWNERS,
+                keys.steering(job_id), OWNERS, keys.kept,
             ],
         )  # fmt: skip
         if outcome == "GPU_QUOTA":
             raise GpuQuotaReached(read_gpu_hours(self._calls, self.owner))
         if outcome == "KEPT":
-            assert max_kept is not None
-            raise KeepsTooMany(max_kept)
+            raise KeepsTooMany(f"{max_kept} jobs of this owner are kept, and no more may be")
+        if outcome == "KEPT_BYTES":
+            raise KeepsTooMany(f"the specs of this owner's jobs may have {max_kept_bytes} bytes in all")
         return _submission(outcome, accepted_id, fields)
 
     def submitted(self, body: str, *, idempotency_key: str) -> Submission | None:
@@ -165,7 +168,7 @@ class JobStore(JobReader):
         """
         keys = self._keys
         more = [
-            keys.stalled, keys.jobs, keys.spec(job_id), keys.told(job_id), keys.steps(job_id),
+            keys.stalled, keys.jobs, keys.kept, keys.spec(job_id), keys.told(job_id), keys.steps(job_id),
             keys.checkpoints(job_id), keys.front(job_id), keys.steering(job_id),
         ]  # fmt: skip
         code, *current = self._run("delete", job_id, more=more)

@@ -46,7 +46,7 @@ from orchestrator.state.states import is_terminal
 from orchestrator.state.store import Checkpoint, JobStore, KeepsTooMany, Origin, SubmitOutcome
 from orchestrator.steering import SteeringError, initial_steering, merge
 from orchestrator.storage.checkpoints import CheckpointError
-from services.api.jobs import IdempotencyKey, checked_spec, first_steering, job_document
+from services.api.jobs import IdempotencyKey, checked_spec, first_steering, job_document, text_of
 from services.body import first_of, json_body, parse_json
 from services.deps import (
     Finder,
@@ -247,7 +247,7 @@ def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: 
             weights=None if vector is None else _scaled(base, vector, field),
             init=_init(config, new),
         )
-        jobs.append({"id": new, "spec": parse_spec(document).to_json()})
+        jobs.append({"id": new, "spec": text_of(parse_spec(document))})
     return {
         "parent": parent,
         "step": checkpoint.step,
@@ -288,6 +288,7 @@ def _carry_out(
                 steering=first_steering(spec),
                 max_active=by.max_active,
                 max_kept=by.max_kept,
+                max_kept_bytes=by.max_kept_bytes,
                 origin=Origin(parent=plan["parent"], step=plan["step"]),
                 priority=spec.priority,
                 by=by.name,

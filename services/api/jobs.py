@@ -41,6 +41,8 @@ from services.slots import held
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 
+_MAX_SPEC_BYTES = 256 << 10
+
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -142,7 +144,7 @@ async def _place(request: Request, caller: Caller) -> AsyncIterator[None]:
     if "validate_only" not in request.query_params:
         yield
         return
-    with held(request.app, "dry runs of jobs", caller.owner, at_once=8, of_owner=4):
+    with held(request.app, "dry runs of jobs", caller.owner, at_once=10, of_owner=6):
         yield
 
 
@@ -174,7 +176,7 @@ def submit_job(
             return _answer(known)
     spec = strict_spec(document)
     contents = check_files(spec, by.access)
-    text = spec.to_json()
+    text = text_of(spec)
     if query.validate_only:
         plan = _validated(spec, text, contents)
         if isinstance(spec, JobSpec):
@@ -194,6 +196,7 @@ def submit_job(
         body=_canonical(document),
         max_active=by.max_active,
         max_kept=by.max_kept,
+        max_kept_bytes=by.max_kept_bytes,
         priority=spec.priority,
         by=by.name,
         may_take_gpus=may_take_gpus(spec),
@@ -381,6 +384,15 @@ def strict_spec(document: Any) -> JobSpec | RewardJobSpec:
         return parse_job(document)  # which says what is wrong
     except RuntimeError as error:  # an installed reward plugin is broken, which the spec's author can't help
         raise ApiProblem(500, "plugin_broken", str(error)) from error
+
+
+def text_of(spec: JobSpec | RewardJobSpec) -> str:
+    """The document that is kept, with every default. Redis holds it in memory for as long as the job is known."""
+    text = spec.to_json()
+    if (size := len(text.encode())) > _MAX_SPEC_BYTES:
+        message = f"the spec has {size} bytes with its defaults, expected at most {_MAX_SPEC_BYTES}; shorten its texts"
+        raise ApiProblem(413, "spec_too_large", message)
+    return text
 
 
 def first_steering(spec: JobSpec | RewardJobSpec) -> dict[str, Any]:

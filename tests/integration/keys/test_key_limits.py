@@ -82,6 +82,33 @@ def test_jobs_that_ended_count_until_they_are_deleted(place: Place, tmp_path: Pa
             assert {operator.post("/v1/jobs", json=SPEC).status_code for _ in range(4)} == {201}
 
 
+def test_the_specs_of_an_owners_jobs_have_so_many_bytes_in_all(place: Place, tmp_path: Path) -> None:
+    """Redis holds them in memory, and ten thousand large ones would be more than it has."""
+    objective = SPEC["objectives"][0]
+    schema = {"name": "json_schema", "options": {"json_schema": {"description": "x" * 49_000}}}
+    large = {**SPEC, "objectives": [{**objective, "reward": schema}]}
+    with serving(place.client, tmp_path, kept_bytes=120_000) as limited:
+        owner = f"owner-{uuid.uuid4().hex[:8]}"
+        with limited.http(limited.key("read", "submit", owner=owner)) as http:
+            ids = [http.post("/v1/jobs", json=large).json()["id"] for _ in range(2)]
+            refused = http.post("/v1/jobs", json=large)
+            assert error_of(refused, 429)["code"] == "too_many_kept_jobs"
+            assert "the specs of this owner's jobs may have 120000 bytes in all: delete" in refused.text
+            kept = int(place.client.hget(names.Keys(owner).kept, "bytes"))
+            assert 2 * 49_000 < kept < 120_000
+            assert http.post(f"/v1/jobs/{ids[0]}/cancel").status_code == 200
+            assert http.delete(f"/v1/jobs/{ids[0]}").status_code == 200
+            assert int(place.client.hget(names.Keys(owner).kept, "bytes")) == kept / 2
+            assert http.post("/v1/jobs", json=large).status_code == 201
+            objectives = [f"o{i}" for i in range(6)]
+            huge = {**SPEC, "objectives": [{**objective, "name": name, "reward": schema} for name in objectives]}
+            for query in ({}, {"validate_only": True}):
+                refused = http.post("/v1/jobs", params=query, json=huge)
+                assert error_of(refused, 413)["code"] == "spec_too_large"
+        with limited.http() as operator:
+            assert {operator.post("/v1/jobs", json=large).status_code for _ in range(3)} == {201}
+
+
 def test_a_key_writes_so_often_a_minute_and_reads_on(place: Place, tmp_path: Path) -> None:
     with serving(place.client, tmp_path, writes_per_minute=5) as limited:
         made = place.make("submit", "read")
@@ -116,8 +143,9 @@ def test_an_owner_writes_no_more_with_more_keys(place: Place) -> None:
 
 def test_limits_come_from_the_environment() -> None:
     assert Limits.from_environment({}) == Limits(
-        writes_per_minute=600, active_jobs=100, active_jobs_local=0, kept_jobs=10_000, kept_jobs_local=0
-    )
+        writes_per_minute=600, active_jobs=100, active_jobs_local=0, kept_jobs=10_000, kept_jobs_local=0,
+        kept_bytes=64 << 20, kept_bytes_local=0,
+    )  # fmt: skip
     given = {"EQUIPOISE_MAX_WRITES_PER_MINUTE": "0", "EQUIPOISE_MAX_ACTIVE_JOBS": "3"}
     assert Limits.from_environment({**given, "EQUIPOISE_MAX_ACTIVE_JOBS_LOCAL": "9"}) == Limits(
         writes_per_minute=0, active_jobs=3, active_jobs_local=9
