@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
@@ -57,6 +58,9 @@ class RolloutEngine:
     """
 
     def __init__(self, settings: EngineSettings) -> None:
+        if settings.transport == "ipc":
+            _allow_handles()
+
         from vllm import AsyncEngineArgs
         from vllm.config import WeightTransferConfig
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -265,6 +269,16 @@ class RolloutEngine:
 
     def close(self) -> None:
         self.llm.shutdown()
+
+
+def _allow_handles() -> None:
+    """Lets vLLM pickle what it sends to its own process: a GPU's handles hold types that it can't send otherwise.
+
+    Without that no weight arrives by `ipc`. It is safe here: the two talk through a socket file of this machine's, and
+    what is sent are the learner's handles, which came by Ray, pickled as well. Nobody from outside reaches either. Set
+    in this process alone, before vLLM starts its own, and for no other transport.
+    """
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
 
 
 def _is_death(error: BaseException) -> bool:

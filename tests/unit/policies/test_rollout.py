@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,3 +49,42 @@ def test_a_rollout_is_of_the_policy_of_its_first_token(labels, spans):
     request = RolloutRequest(prompt_tokens=(3,), seed=0, max_tokens=4)
     rollout = _rollout(request, SimpleNamespace(outputs=[completion]), "")
     assert (rollout.policy_version, rollout.version_spans) == (spans[0][0], spans)
+
+
+HANDLES = """
+import sys
+
+import torch
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from policies.rollout import EngineSettings, RolloutEngine
+
+weight = torch.zeros(2, 3, dtype=torch.bfloat16)  # and what `reduce_tensor` makes of one on a GPU
+storage = type(weight._typed_storage())
+handle = (
+    type(weight), weight.size(), weight.stride(), 0, storage, weight.dtype, 0, b"handle", 12, 0, b"counter", 0,
+    b"event", True, False,
+)
+AsyncLLM.from_engine_args = lambda *_, **__: sys.exit("starts")  # its own process, which inherits the environment
+for transport in ("nccl", "shared_memory", "ipc"):
+    try:
+        RolloutEngine(EngineSettings(model=".", device="cuda", transport=transport))
+    except SystemExit:
+        pass
+    try:
+        sent = MsgpackEncoder().encode({"ipc_handles": [{"GPU-1": handle}]})
+    except TypeError:
+        print(transport, "refused")
+    else:
+        arrived = MsgpackDecoder().decode(sent)["ipc_handles"][0]["GPU-1"]
+        print(transport, arrived == [list(part) if isinstance(part, tuple) else part for part in handle])
+"""
+
+
+def test_a_gpus_handles_reach_vllms_own_process_by_ipc_and_nothing_else_is_pickled():
+    """Encoded and decoded as they go from an engine to its process. Apart, as vLLM sets up logs where it is loaded."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+    done = subprocess.run([sys.executable, "-c", HANDLES], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-3:] == ["nccl refused", "shared_memory refused", "ipc True"]
