@@ -116,14 +116,13 @@ class Learner:
     def _scorer(self, model: Any) -> Scorer:
         """Sharded over the ranks."""
         settings = self.settings
-        with self._precision():  # it tries the model
-            scorer = Scorer(
-                model,
-                temperature=settings.temperature,
-                chunk_logits=settings.chunk_logits,
-                share_prompts=settings.share_prompts and not settings.compile,  # each batch's parts are another form
-                packing=settings.packing,
-            )
+        scorer = Scorer(
+            model,
+            temperature=settings.temperature,
+            chunk_logits=settings.chunk_logits,
+            share_prompts=settings.share_prompts and not settings.compile,  # each batch's parts are another form
+            packing=settings.packing,
+        )
         self.ranks.shard(scorer, blocks(model)[1], settings.dtype)
         return scorer
 

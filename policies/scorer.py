@@ -195,7 +195,7 @@ def _is_decoder_and_head(model: Any) -> bool:
     head = model.get_output_embeddings()
     if head is None:
         return False
-    with _not_training(model):
+    with _trial(model):
         ids = torch.arange(2, device=model.device).unsqueeze(0)
         hidden = getattr(model.get_decoder()(input_ids=ids, use_cache=False), "last_hidden_state", None)
         return hidden is not None and torch.equal(head(hidden), model(input_ids=ids, use_cache=False).logits)
@@ -279,7 +279,10 @@ def _not_training(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _trial(model: Any) -> Iterator[None]:
-    """In the weights' own precision: what changes in float32 does not hide in rounding."""
+    """In the weights' own precision: what changes in float32 does not hide in rounding.
+
+    And on the model's own device, whichever it is to learn on: what is to be offloaded or sharded is still the host's.
+    """
     rounded = model.dtype != torch.float32
     with _not_training(model), torch.autocast(model.device.type, model.dtype if rounded else None, enabled=rounded):
         yield

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from policies.batching import make_rows, packing
 from policies.learner import Learner, LearnerSettings
+from policies.lora import Lora, attach
 from policies.scorer import Scorer
 from policies.types import ObjectiveAdvantages, Rollout
 from tests.support import make_policy
@@ -196,6 +197,15 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_again(models):
     loss, head = (values.flatten() * torch.linspace(-1, 2, values.numel())).sum(), model.lm_head.weight
     (first,), (second,) = torch.autograd.grad(loss, head, retain_graph=True), torch.autograd.grad(loss, head)
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_model_is_tried_where_it_is_whatever_it_is_to_learn_on(policies, share):
+    """One that a GPU gets block by block is on the host then, where a GPU's autocast joins no two types."""
+    model = AutoModelForCausalLM.from_pretrained(policies["qwen3"], dtype=torch.bfloat16)
+    attach(model, Lora(rank=2, alpha=4))
+    scorer = Scorer(model, share_prompts=share)
+    assert (scorer.splits, scorer.shares_prompts) == (True, share)
 
 
 def test_a_model_that_bounds_its_logits_is_asked_for_them():
