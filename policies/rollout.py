@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec
 
 from policies.types import Rollout, RolloutRequest
 from policies.weight_sync import Transport
@@ -18,6 +19,10 @@ _LOOK_EVERY_S = 0.5
 _GATHER_S = 0.02  # a message for every decoding step costs more than the step where the policy is small
 _SIGN_EVERY_S = 1.0  # of life, where no rollout ends
 _REMEMBERED = 256  # streams that were withdrawn, as some may have ended and others have yet to begin
+
+
+P = ParamSpec("P")
+Phase = Callable[Concatenate["RolloutEngine", P], Awaitable[None]]
 
 
 class EngineDied(RuntimeError):
@@ -50,12 +55,29 @@ class EngineSettings:
     stall_s: float = 120.0
 
 
+def phase(method: Phase[P]) -> Phase[P]:
+    """Of a weight update. Why one failed is kept, as the learner may wait for the engine in an exchange, and hear
+    nothing of what its call raised."""
+
+    @functools.wraps(method)
+    async def kept(self: RolloutEngine, *arguments: P.args, **named: P.kwargs) -> None:
+        try:
+            await method(self, *arguments, **named)
+        except Exception as error:
+            self.broken = " ".join(str(error).split()) or type(error).__name__
+            raise
+
+    return kept
+
+
 class RolloutEngine:
     """Samples completions under known weights.
 
     The same requests in the same order under the same weights give the same rollouts: requests are queued while the
     scheduler is paused, so that the batches it forms do not depend on when each request arrives.
     """
+
+    broken: str | None = None  # by a weight update, which failed
 
     def __init__(self, settings: EngineSettings) -> None:
         if settings.transport == "ipc":
@@ -223,11 +245,13 @@ class RolloutEngine:
                 raise EngineDied(str(error)) from error
             raise
 
+    @phase
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         await self._call(self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info)))
 
+    @phase
     async def start_weight_update(self) -> None:
         """From here until `finish_weight_update` the weights are mixed."""
         async with self._gate:
@@ -236,11 +260,13 @@ class RolloutEngine:
             await self._pause(clear_cache=True)
         await self._call(self.llm.start_weight_update())
 
+    @phase
     async def update_weights(self, update_info: Any) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         await self._call(self.llm.update_weights(WeightTransferUpdateRequest(update_info=update_info)))
 
+    @phase
     async def finish_weight_update(self, weight_version: str | None = None) -> None:
         await self._call(self.llm.finish_weight_update(weight_version))
         if weight_version is not None:

@@ -80,9 +80,12 @@ class EngineActor(RolloutEngine):
             await super().update_weights({**update_info, "path": str(path)})
 
     async def lasts(self) -> None:
-        """Never answers: a wait for it ends with Ray's error once this process is gone, or with EngineDied."""
+        """Never answers: a wait for it ends with Ray's error once this process is gone, with EngineDied, or with the
+        EngineError that the engine had in a weight update, while the learner may still wait for it."""
         while True:
             await self.version()
+            if self.broken is not None:
+                raise EngineError(self.broken)
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def end_core(self) -> None:
@@ -206,7 +209,12 @@ class EngineFanout:
         """What the engines said, of those that are left then."""
         calls = dict(zip(references, self.engines, strict=True))
         if self.patience_s is None:
-            return ray.get(list(calls))
+            try:
+                return ray.get(list(calls))
+            except ray.exceptions.RayTaskError as error:
+                if _is_lost(error):
+                    raise
+                raise EngineError(last_line(error)) from error  # which the learner does not take for its own
         answered, _ = ray.wait(list(calls), num_returns=len(calls), timeout=self.patience_s)
         self.engines, said = [], []
         problem: Exception = EngineDied(f"no engine answered within {self.patience_s:g} s (rollout.stall_s)")
@@ -304,6 +312,8 @@ def _loss(error: ray.exceptions.RayError, killed: int) -> ActorLost | None:
 
     `killed`: the kernel's kills of this machine (kernel_kills.py) before the call; a learner on another is just gone.
     """
+    if isinstance(getattr(error, "cause", None), EngineError):
+        return ActorLost(f"a rollout engine failed in a weight update: {last_line(error)}")
     if isinstance(error, ray.exceptions.OutOfMemoryError) or is_out_of_memory(getattr(error, "cause", None)):
         return LearnerOutOfMemory(f"the learner is out of memory: {last_line(error)}")
     if isinstance(error, ray.exceptions.GetTimeoutError):

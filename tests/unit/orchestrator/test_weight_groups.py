@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
 from orchestrator.actors import cluster, learner_group
 from orchestrator.actors.cluster import Cluster, EngineActor, EngineFanout, LearnerError, RemoteLearner, connect_engines
 from orchestrator.actors.learner_group import LearnerRanks, meet
-from orchestrator.errors import ActorLost
-from orchestrator.rollouts.engines import EnginePool
+from orchestrator.errors import ActorLost, LearnerOutOfMemory
+from orchestrator.rollouts.engines import EngineError, EnginePool
 from policies import weight_sync
 from policies.learner_settings import LearnerSettings
 from policies.rollout import EngineDied, EngineSettings
@@ -190,6 +191,29 @@ def test_a_learner_that_waits_for_an_engine_that_is_gone_is_not_waited_for(loss:
         connect_engines(LearnerRanks([Actor(NEVER)]), [Actor()], settings(), [Reference(loss)])
 
 
+def test_a_learner_that_waits_for_an_engine_whose_update_failed_is_not_waited_for() -> None:
+    """It never hears of it where it is itself in the exchange; nor is the engine's memory its own."""
+    broken = [Reference(NEVER), Reference(failed(EngineError("can't allocate memory: the receive buffer")))]
+    with pytest.raises(ActorLost, match=r"a rollout engine failed in a weight update: .*receive buffer") as told:
+        RemoteLearner(Actor(NEVER), sync_s=1800, group=broken).sync(3)
+    assert not isinstance(told.value, LearnerOutOfMemory)
+    with pytest.raises(ActorLost, match="receive buffer"):
+        connect_engines(LearnerRanks([Actor(NEVER)]), [Actor()], settings(), broken)
+
+
+@pytest.mark.parametrize("update", ["update_weights", "init_weight_transfer_engine"])
+def test_what_an_engine_raises_in_a_group_is_no_word_of_the_learners(update: str) -> None:
+    """Where the sender itself is told of it."""
+    gone, full = (EngineFanout([Actor(error)]) for error in (CORE_GONE, failed(torch.OutOfMemoryError("CUDA's"))))
+    with pytest.raises(EngineDied):
+        getattr(gone, update)({})
+    with pytest.raises(EngineError, match="CUDA's") as told:
+        getattr(full, update)({})
+    with pytest.raises(ActorLost, match="CUDA's") as loss:
+        RemoteLearner(Actor(failed(told.value)), sync_s=5, group=[Reference(NEVER)]).sync(3)
+    assert not isinstance(loss.value, LearnerOutOfMemory)
+
+
 @pytest.mark.parametrize(
     "outcome", [failed(RuntimeError("NCCL error: remote process exited")), failed(ConnectionError("reset"))]
 )
@@ -305,3 +329,44 @@ def test_an_engine_lasts_until_vllms_process_ends(monkeypatch: pytest.MonkeyPatc
         return time.monotonic() - since
 
     assert asyncio.run(watched()) < 5
+
+
+@pytest.mark.parametrize(
+    ("update", "arguments"),
+    [
+        ("init_weight_transfer_engine", ({},)),
+        ("start_weight_update", ()),
+        ("update_weights", ({},)),
+        ("finish_weight_update", ("1",)),
+    ],
+)
+def test_an_engine_lasts_until_a_phase_of_an_update_fails(
+    update: str, arguments: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says why, in one line."""
+    requests = SimpleNamespace(WeightTransferInitRequest=dict, WeightTransferUpdateRequest=dict)
+    monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.base", requests)
+    monkeypatch.setattr(cluster, "LOOK_EVERY_S", 0.01)
+
+    async def fails(*_: Any) -> None:
+        raise ValueError("no module or\n  parameter named 'mlp'")
+
+    async def paused(*_: Any, **__: Any) -> None: ...
+
+    actor = EngineActor.__new__(EngineActor)
+    actor.llm, actor.stale, actor.policy_version = SimpleNamespace(errored=False), False, 0
+    actor.llm.engine_core = SimpleNamespace(pause_scheduler_async=paused)
+    setattr(actor.llm, update, fails)
+    actor.resting, actor._gate = False, asyncio.Lock()
+    monkeypatch.setattr("policies.rollout._is_death", lambda _: False)
+
+    async def watched() -> None:
+        waiting = asyncio.ensure_future(actor.lasts())
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        with pytest.raises(ValueError, match="no module"):
+            await getattr(actor, update)(*arguments)
+        with pytest.raises(EngineError, match="no module or parameter named 'mlp'"):
+            await asyncio.wait_for(waiting, 5)
+
+    asyncio.run(watched())
