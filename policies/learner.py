@@ -39,6 +39,7 @@ from policies.meter import Meter
 from policies.models import check_positions, load_model
 from policies.rank_rows import rank_rows, token_shares
 from policies.ranks import Ranks, whole
+from policies.saved_names import as_saved, kinds_as_saved
 from policies.scorer import Scorer
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout
 
@@ -464,7 +465,7 @@ class Learner:
     # ------------------------------------------------------------------ state
 
     def weights(self) -> dict[str, Tensor]:
-        """What an engine loads: the Hugging Face names, in the policy's dtype, tied tensors once, adapters merged.
+        """What an engine loads: the checkpoint's names, in the policy's dtype, tied tensors once, adapters merged.
 
         Of several ranks all must ask, and the first is given them; the others keep none. Where parameters wait on the
         host, so do these.
@@ -473,7 +474,7 @@ class Learner:
 
     def each_weight(self) -> Iterator[tuple[str, Tensor]]:
         """As `weights`, each made when it is asked for, so that a GPU need not hold the policy once more."""
-        return merged(self._base_weights(), self.adapter())
+        return as_saved(self.model, merged(self._base_weights(), self.adapter()))
 
     def _base_weights(self) -> Iterator[tuple[str, Tensor]]:
         place = torch.device("cpu") if self.settings.cpu_offload else self.device
@@ -484,7 +485,8 @@ class Learner:
 
     def weight_kinds(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(name, dtype, shape) of `weights`, of this rank alone."""
-        return [(name, self._dtype, tuple(parameter.shape)) for name, parameter in base_parameters(self.model)]
+        own = ((name, self._dtype, tuple(parameter.shape)) for name, parameter in base_parameters(self.model))
+        return kinds_as_saved(self.model, own)
 
     def adapter(self) -> dict[str, Tensor]:
         """What policies.lora.merged adds to the base, in the policy's dtype; asked for and given as `weights`."""
