@@ -25,7 +25,7 @@ from orchestrator.specs.plugins import PluginSpec, plugin_specs
 from orchestrator.specs.sampling import BudgetSpec, TailSpec, ZeroSignalSpec
 from orchestrator.specs.transforms import TransformSpec
 from orchestrator.specs.weightings import BuiltInWeighting, WeightingSpec
-from policies.plugins import load_plugin, parameters, plugin_module
+from policies.plugins import can_load, load_plugin, parameters, plugin_module
 
 NEEDS = {
     "gramian": "inner products of the objectives' gradients, see gramian.mode",
@@ -231,7 +231,9 @@ def _plugin(kind: RuleKind, model: type[PluginSpec], *, load: bool) -> Rule:
     name, module = model.rule_name, plugin_module(model.group, model.rule_name)
     description, needs = "An installed plug-in; asked for by name, it is loaded and described.", frozenset[str]()
     options: tuple[Option, ...] = ()
-    if load:
+    if load and not can_load():
+        description = "An installed plug-in; there is no torch here to load it with, so that a job's driver checks it."
+    elif load:
         found = load_plugin(model.group, name)
         description = inspect.cleandoc(found.__doc__ or "An installed plug-in without a description.")
         needs = frozenset(getattr(found, "needs", ()))

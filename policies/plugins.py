@@ -6,12 +6,13 @@ A package offers one with an entry point of that name:
     worst_first = "my_package:WorstFirst"
 
 Names are known without importing anything; a plug-in is imported when a spec first asks for it. Importing this module
-does not import torch, which the rules need.
+does not import torch, which the rules need: where it is not installed (an API server's own image) none can be loaded.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,11 @@ def plugin_module(group: str, name: str) -> str:
     return " and ".join(point.value for point in _entry_points(group)[name])
 
 
+def can_load() -> bool:
+    """Whether rules can be imported here."""
+    return importlib.util.find_spec("torch") is not None
+
+
 @cache
 def load_plugin(group: str, name: str) -> type[Any]:
     """The class of an installed plug-in. Raises RuntimeError, naming it and its module, where it can't be used."""
@@ -57,8 +63,8 @@ def load_plugin(group: str, name: str) -> type[Any]:
     where = f"the plug-in for {family.kind} '{name}' ({plugin_module(group, name)})"
     if len(points) > 1:
         raise RuntimeError(f"{where} is offered by more than one installed package; keep one of them")
-    base = getattr(importlib.import_module(family.module), family.base)
     try:
+        base = getattr(importlib.import_module(family.module), family.base)
         rule = points[0].load()
     except Exception as error:  # whatever a stranger's module raises at import: the plug-in must be named
         raise RuntimeError(f"{where} does not load: {_line(error)}") from error

@@ -230,7 +230,8 @@ class EstimatorPlugin(PluginSpec, EstimatorRule):
 
     @property
     def single_rollout(self) -> bool:  # type: ignore[override]  # the class knows
-        return bool(getattr(self.rule, "single_rollout", False))
+        rule = self.rule  # what is unknown is not refused
+        return rule is None or bool(getattr(rule, "single_rollout", False))
 
 
 if TYPE_CHECKING:

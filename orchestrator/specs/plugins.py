@@ -13,11 +13,14 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field, JsonValue, create_model, field_validator
 
 from orchestrator.specs.base import RuleSpec
-from policies.plugins import build_plugin, load_plugin, plugin_names
+from policies.plugins import build_plugin, can_load, load_plugin, plugin_names
 
 
 class PluginSpec(RuleSpec):
-    """A rule from an installed package, which is loaded and built once to see whether it takes the options."""
+    """A rule from an installed package, which is loaded and built once to see whether it takes the options.
+
+    Where rules can't be loaded, options are taken as they are and needs are not known: the job's driver looks.
+    """
 
     source = "an installed package"
     group: ClassVar[str]
@@ -31,12 +34,14 @@ class PluginSpec(RuleSpec):
     @field_validator("options")
     @classmethod
     def _taken(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        build_plugin(cls.group, cls.rule_name, value)
+        if can_load():
+            build_plugin(cls.group, cls.rule_name, value)
         return value
 
     @property
-    def rule(self) -> type[Any]:
-        return load_plugin(self.group, self.rule_name)
+    def rule(self) -> type[Any] | None:
+        """None where rules can't be loaded."""
+        return load_plugin(self.group, self.rule_name) if can_load() else None
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # the class knows, and is only loaded when it is asked

@@ -318,3 +318,32 @@ print(json.dumps({
     assert found["unknown"].endswith("softmin, plain_sum")
     assert found["option"].endswith("its parameters are sharpness (4.0)")
     assert found["missing"].endswith("its parameters are size")
+
+
+def test_without_torch_a_plugin_is_taken_by_name_and_its_options_are_the_drivers_to_check(site: Path) -> None:
+    """As in the API server's own image."""
+    found = run(
+        site,
+        """
+import sys
+sys.modules["torch"] = None  # as if it were not installed
+"""
+        + DOCUMENT
+        + """
+from services.api.jobs import strict_spec
+from services.api.rules import get_rule
+wanted = {"name": "worst_first", "options": {"sharp": 1}}
+spec = strict_spec(document(weighting=wanted, estimator={"name": "plain_sum"}, rollout={"rollouts_per_prompt": 1}))
+rule = json.loads(get_rule("worst_first").body)["data"][0]
+print(json.dumps({
+    "spec": spec.model_dump(mode="json")["weighting"], "needs": sorted(spec.weighting.needs),
+    "misspelt": said(weighting={"name": "worst_frist"}), "rule": [rule["name"], rule["summary"], rule["options"]],
+}))
+""",
+    )
+    assert found["spec"] == {"name": "worst_first", "options": {"sharp": 1}}
+    assert found["needs"] == []
+    assert found["misspelt"].endswith("did you mean 'worst_first'?")
+    name, summary, options = found["rule"]
+    assert (name, options) == ("worst_first", [])
+    assert "no torch here" in summary
