@@ -59,8 +59,12 @@ class ModelSize:
 
 def size_of(directory: Path) -> ModelSize:
     """Of a Hugging Face directory. Raises ModelError; its message says what is wrong, but not where."""
-    config = check_directory(directory)
-    shapes = _shapes(directory)
+    return size_from(check_directory(directory), _shapes(directory))
+
+
+def size_from(config: dict[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> ModelSize:
+    """Of a model with this config.json and these tensors in its files."""
+    shapes = dict(tensors)
     head = shapes.get("lm_head.weight")
     embeddings = [shape for name, shape in shapes.items() if name.endswith("embed_tokens.weight")]
     if config.get("tie_word_embeddings") is True and head in embeddings:  # some files hold it twice

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checks.hub import hub_size
 from orchestrator.checks.layout import Layout, Machine
 from orchestrator.checks.remedies import remedies
 from orchestrator.spec import JobSpec
@@ -82,7 +84,7 @@ def devices(spec: JobSpec, machine: Machine) -> list[str]:
 
 
 def model_size(spec: JobSpec) -> ModelSize:
-    """Of the policy that the job starts from. Raises ModelError where that is not on this machine, or can't be read."""
+    """Of the policy that the job starts from. Raises ModelError where nobody can tell, or it can't be read."""
     name, revision = spec.policy.model, spec.policy.revision
     if spec.init_checkpoint is not None:
         start = Path(spec.init_checkpoint).expanduser()
@@ -93,22 +95,23 @@ def model_size(spec: JobSpec) -> ModelSize:
     elif name == "quickstart":
         return quickstart_size()
     path = Path(name).expanduser()
-    return size_of(path if path.is_dir() else _cached(name, revision))
+    return size_of(path) if path.is_dir() else _of_hub_id(name, revision)
 
 
-def _cached(hub_id: str, revision: str | None) -> Path:
-    """Where an earlier download of a hub id lies. Raises ModelError."""
+def _of_hub_id(hub_id: str, revision: str | None) -> ModelSize:
+    """From an earlier download, else as the hub says. Raises ModelError."""
     try:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
     except ImportError:  # an API server's own image
         raise ModelError("hub ids can't be looked up here; name the model's directory for an estimate") from None
-    found: Any = None
-    if revision is None or _REVISION.fullmatch(revision):
-        try:
-            found = try_to_load_from_cache(hub_id, "config.json", revision=revision)
-        except HFValidationError:
-            found = None
-    if not isinstance(found, str):
-        raise ModelError("the model is not on this machine: it is downloaded when the job starts")
-    return Path(found).parent
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise ModelError("the model is not on this machine, and its revision can't be looked up")
+    try:
+        found: Any = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+    except HFValidationError:
+        raise ModelError("the model is not on this machine, and is no hub id") from None
+    if isinstance(found, str):
+        with contextlib.suppress(ModelError):  # a download that did not end
+            return size_of(Path(found).parent)
+    return hub_size(hub_id, revision)

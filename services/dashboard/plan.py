@@ -21,9 +21,7 @@ def show_plan(plan: Plan) -> None:
         _facts(_training_facts(spec["training"]))
         _whole(spec)
         return
-    layouts = (plan.get("estimate") or {"layouts": []})["layouts"]
-    is_too_large = bool(layouts) and all(layout["fits"] is False for layout in layouts)
-    Tag("h3", "Valid, but it fits nowhere here" if is_too_large else "Nothing is wrong with it. It would run:")
+    Tag("h3", _verdict(plan.get("estimate")))
     _facts(
         {
             "steps": f"{spec['steps']:,}",
@@ -44,6 +42,15 @@ def show_plan(plan: Plan) -> None:
                     text(doubt["param"], tag="code")
                     text(f": {doubt['message']}")
     _whole(spec)
+
+
+def _verdict(estimate: Estimate | None) -> str:
+    """In one line, whether it can run, as far as that is known."""
+    if estimate is not None and estimate["layouts"] and all(each["fits"] is False for each in estimate["layouts"]):
+        return "Valid, but it fits nowhere here"
+    if estimate is not None and estimate["unknown"]:
+        return "Valid, but nobody can tell here whether it fits. It would run:"
+    return "Nothing is wrong with it. It would run:"
 
 
 def _show_estimate(estimate: Estimate) -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from orchestrator.actors.gang import gpus_reserved, members
 from orchestrator.build import placement
@@ -24,7 +30,7 @@ from orchestrator.hosting import hosted_rewards
 from orchestrator.spec import JobSpec, parse_spec
 from policies.batching import microbatches
 from policies.models import ModelError
-from policies.sizes import Dimensions, ModelSize, adapter_size
+from policies.sizes import Dimensions, ModelSize, adapter_size, size_of
 from tests.support import make_policy
 
 # Qwen3-1.7B, by its published configuration.
@@ -472,6 +478,124 @@ def test_an_api_server_without_the_hubs_package_says_that_it_knows_none(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     found = estimate(spec())
     assert found["unknown"] == "hub ids can't be looked up here; name the model's directory for an estimate"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub's files, as its real client asks for them: below `folder`, ORG/NAME/FILE."""
+
+    protocol_version = "HTTP/1.1"
+    folder = Path()
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        organisation, name, _, revision, file = self.path.lstrip("/").split("/", 4)
+        repository = self.folder / organisation / name
+        if name == "slow":
+            time.sleep(60)
+        status, body, headers = 200, b"", {"X-Repo-Commit": "1" * 40, "ETag": f'"{file}"'}
+        if not repository.is_dir():
+            status, headers = 404, {"X-Error-Code": "RepoNotFound"}
+        elif revision != "main":
+            status, headers = 404, {"X-Error-Code": "RevisionNotFound"}
+        elif name == "gated":
+            status, headers = 403, {"X-Error-Code": "GatedRepo"}
+        elif not (repository / file).is_file():
+            status, headers = 404, {"X-Error-Code": "EntryNotFound"}
+        else:
+            body = (repository / file).read_bytes()
+        if found := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("range", "")):
+            body = body[int(found[1]) : int(found[2]) + 1]
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[str]:
+    """The address of a stand-in for the hub, whose repositories are below tmp_path / "repositories"."""
+    handler = type("TheHub", (Hub,), {"folder": tmp_path / "repositories"})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def asked(code: str, hub: str, cache: Path, **environment: str) -> Any:
+    """What a process says that has the hub at this address, which is read once; its cache is empty."""
+    code = "import json; from orchestrator.checks import hub; from orchestrator.checks.estimate import *\n" + code
+    variables = {"HF_ENDPOINT": hub, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | variables
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return json.loads(done.stdout)
+
+
+LOOK = """
+def look(name, **changes):
+    try:
+        size = model_size(JobSpec.model_validate({**SPEC, "policy": {"model": name, **changes}}))
+        return [size.parameters, size.context, size.no_dimensions]
+    except ModelError as error:
+        return str(error)
+"""
+
+
+def test_the_size_of_a_hub_id_is_asked_of_the_hub_and_no_weights_are_fetched(hub: str, tmp_path: Path) -> None:
+    repositories = tmp_path / "repositories"
+    whole = make_policy(repositories / "some" / "model")
+    shards = repositories / "some" / "shards"
+    shutil.copytree(whole, shards)
+    state = load_file(shards / "model.safetensors")
+    (shards / "model.safetensors").unlink()
+    names = sorted(state)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: state[name] for name in part}, shards / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, part in parts.items() for name in part}}
+    (shards / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("gated", "slow"):
+        shutil.copytree(whole, repositories / "some" / name)
+    code = repositories / "some" / "code"
+    shutil.copytree(whole, code)
+    config = json.loads((code / "config.json").read_text())
+    (code / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "model.Model"}}))
+    (repositories / "some" / "empty").mkdir()
+
+    size = size_of(whole)
+    found = asked(
+        f"SPEC = {spec().model_dump()!r}\n"
+        + LOOK
+        + "told = {name: look(f'some/{name}') for name in ('model', 'shards', 'gated', 'none', 'empty', 'code')}\n"
+        + "told['revision'] = look('some/model', revision='other')\n"
+        + "told['again'] = look('some/model')\n"
+        + "hub.ANSWER_S = 0.2\n"
+        + "told['slow'] = look('some/slow')\n"
+        + "print(json.dumps(told))",
+        hub,
+        tmp_path / "cache",
+    )
+    told = [size.parameters, size.context, size.no_dimensions]
+    assert (found["model"], found["shards"], found["again"]) == (told, told, told)
+    assert "accepted its terms" in found["gated"]
+    assert "knows no such model" in found["none"]
+    assert "no config.json" in found["empty"]
+    assert "code of its own" in found["code"]
+    assert "no such revision" in found["revision"]
+    assert found["slow"] == "the hub did not say within 0.2 s how large the model is"
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    offline = f"SPEC = {spec().model_dump()!r}\n" + LOOK + "print(json.dumps(look('some/model')))"
+    said = asked(offline, hub, tmp_path / "cache", HF_HUB_OFFLINE="1")
+    assert said == "the model is not on this machine, and HF_HUB_OFFLINE is set"
 
 
 # -- of any spec ----------------------------------------------------------------------------------------------

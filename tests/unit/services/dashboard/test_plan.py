@@ -46,6 +46,9 @@ def test_a_model_of_unknown_size_is_told_as_that() -> None:
     async def look(_: Any, __: Client) -> None:
         with ui.element() as place:
             show_plan(plan)
-        assert f"memory is not known: {plan['estimate']['unknown']}" in texts(place)
+        said = texts(place)
+        assert f"memory is not known: {plan['estimate']['unknown']}" in said
+        assert "nobody can tell here whether it fits" in said
+        assert "Nothing is wrong with it" not in said
 
     on_page(look)
