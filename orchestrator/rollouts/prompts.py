@@ -364,15 +364,29 @@ def _checked(path: Path, row: int, column: str, content: Any) -> str | list[dict
         if not content.strip():
             raise DatasetError(f"{path}: row {row}: '{column}' is empty")
         return content
-    if isinstance(content, Sequence) and content and all(_is_message(message) for message in content):
-        return [{"role": message["role"], "content": message["content"]} for message in content]
-    raise DatasetError(
-        f"{path}: row {row}: '{column}': expected text, or chat messages with role and content, got {_kind(content)}"
-    )
+    where = f"{path}: row {row}: '{column}'"
+    if not isinstance(content, Sequence) or isinstance(content, bytes) or not content:
+        found = "an empty list" if content == [] else _kind(content)
+        raise DatasetError(f"{where}: expected text, or chat messages with role and content, got {found}")
+    for number, message in enumerate(content, start=1):
+        if problem := _message_problem(message):
+            raise DatasetError(f"{where}: message {number}: {problem}")
+    if content[-1]["role"] == "assistant":
+        raise DatasetError(
+            f"{where}: the last message is the assistant's, which the policy would be shown; a prompt ends before it: "
+            "cut it off, and keep its text in a column of its own where it is the answer"
+        )
+    return [{"role": message["role"], "content": message["content"]} for message in content]
 
 
-def _is_message(message: Any) -> bool:
-    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+def _message_problem(message: Any) -> str | None:
+    if not isinstance(message, Mapping):
+        return f"expected role and content, got {_kind(message)}"
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            more = "; calls of tools are not read" if message.get("tool_calls") else ""
+            return f"expected text as its {key}, got {_kind(message.get(key))}{more}"
+    return None
 
 
 def _last_user(messages: Sequence[Mapping[str, str]]) -> str:

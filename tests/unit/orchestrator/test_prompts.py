@@ -15,6 +15,7 @@ from orchestrator.rollouts.prompts import DatasetError, PromptOrder, encode, loa
 from orchestrator.specs.data import Columns
 
 GOOD = {"prompt": "1+1", "answer": "2"}
+ASKED = {"role": "user", "content": "1+1"}
 NESTED = Columns(prompt="prompt", answer="reward_model.ground_truth")
 
 
@@ -65,9 +66,9 @@ def test_chat_messages_and_a_nested_answer(tmp_path: Path, write: Any) -> None:
 
 
 def test_messages_keep_only_role_and_content(tmp_path: Path) -> None:
-    path = jsonl(tmp_path, {"prompt": [{"role": "assistant", "content": "hi", "name": "x"}], "answer": "2"})
+    path = jsonl(tmp_path, {"prompt": [{"role": "system", "content": "hi", "name": "x"}], "answer": "2"})
     (prompt,) = load_prompts(path, Columns())
-    assert prompt.content == [{"role": "assistant", "content": "hi"}]
+    assert prompt.content == [{"role": "system", "content": "hi"}]
     assert prompt.text == "hi"  # no user spoke: the last message
 
 
@@ -130,10 +131,16 @@ def test_pairs_of_surrogates_are_text(tmp_path: Path) -> None:
         ({"prompt": "", "answer": "2"}, "row 2: 'prompt' is empty"),
         ({"prompt": None, "answer": "2"}, "row 2: 'prompt': expected text, or chat messages"),
         ({"prompt": 5, "answer": "2"}, "got int"),
-        ({"prompt": [], "answer": "2"}, "got list"),
-        ({"prompt": ["hi"], "answer": "2"}, "with role and content"),
-        ({"prompt": [{"role": "user"}], "answer": "2"}, "with role and content"),
-        ({"prompt": [{"role": "user", "content": 3}], "answer": "2"}, "with role and content"),
+        ({"prompt": [], "answer": "2"}, "got an empty list"),
+        ({"prompt": ["hi"], "answer": "2"}, "row 2: 'prompt': message 1: expected role and content, got str"),
+        ({"prompt": [{"role": "user"}], "answer": "2"}, "message 1: expected text as its content, got nothing"),
+        ({"prompt": [ASKED, {"role": "user", "content": 3}]}, "message 2: expected text as its content, got int"),
+        ({"prompt": [ASKED, {"content": "x"}]}, "message 2: expected text as its role, got nothing"),
+        (
+            {"prompt": [ASKED, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+            "message 2: expected text as its content, got nothing; calls of tools are not read",
+        ),
+        ({"prompt": [ASKED, {"role": "assistant", "content": "2"}]}, "row 2: 'prompt': the last message is the assi"),
         ({"prompt": {"role": "user", "content": "x"}, "answer": "2"}, "got dict"),
         ({"prompt": "x", "answer": None}, "row 2: 'answer': expected text or a number, got nothing"),
         ({"prompt": "x", "answer": ["2"]}, "row 2: 'answer': expected text or a number, got list"),
