@@ -28,6 +28,11 @@ class DatasetError(ValueError):
     """A dataset that can't be used; the message names the file, the row (from 1) and what was expected."""
 
 
+NO_ANSWERS = (
+    "name the column of the answers, or none where no reward compares with them: data.columns.answer: null "
+    "(of an upload, an empty answer)"
+)
+
 # The row's number, from 1, and its columns, or why it has none; a file that can't be read on raises.
 Rows = Generator[tuple[int, Mapping[str, Any] | DatasetError], None, None]
 
@@ -311,11 +316,15 @@ def _prompt(path: Path, row: int, record: Mapping[str, Any] | DatasetError, colu
 
 
 def _answer(path: Path, row: int, record: Mapping[str, Any], column: str) -> str:
-    value = _value(path, row, record, column)
+    try:
+        value = _value(path, row, record, column)
+    except DatasetError as error:
+        raise DatasetError(f"{error}; {NO_ANSWERS}") from None
     answer = answer_text(value)
     if answer is None:
         found = str(value) if isinstance(value, float) else _kind(value)
-        raise DatasetError(f"{path}: row {row}: '{column}': expected text or a number, got {found}")
+        advice = f"; {NO_ANSWERS}" if value is None else ""
+        raise DatasetError(f"{path}: row {row}: '{column}': expected text or a number, got {found}{advice}")
     return answer
 
 

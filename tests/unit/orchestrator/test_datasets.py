@@ -11,7 +11,16 @@ import pytest
 from orchestrator import children
 from orchestrator.checks.access import Access
 from orchestrator.checks.dataset_check import Reading, check, outcomes_of, shown
-from orchestrator.rollouts.prompts import Contents, DatasetError, each_prompt, examine, in_bounds, load_prompts, preview
+from orchestrator.rollouts.prompts import (
+    NO_ANSWERS,
+    Contents,
+    DatasetError,
+    each_prompt,
+    examine,
+    in_bounds,
+    load_prompts,
+    preview,
+)
 from orchestrator.spec import parse_spec
 from orchestrator.specs.data import Columns
 from orchestrator.storage.datasets import Datasets, find, locate, resolve
@@ -164,7 +173,7 @@ def test_what_a_child_says_of_a_jobs_files(tmp_path: Path) -> None:
     good.write_text('{"prompt": "1+1", "answer": "2"}\n')
     bad.write_text('{"prompt": "1+1"}\n')
     found = outcomes_of([Reading(path=path, columns=Columns()) for path in (good, bad)])
-    assert found == [Contents(domains={None}, rows=1), f"{bad}: row 1: no 'answer'; found prompt"]
+    assert found == [Contents(domains={None}, rows=1), f"{bad}: row 1: no 'answer'; found prompt; {NO_ANSWERS}"]
     assert shown(good, Columns(), after=0, limit=5) == [{"row": 1, "prompt": "1+1", "answer": "2"}]
     with pytest.raises(DatasetError, match="no 'answer'"):
         shown(bad, Columns(), after=0, limit=5)

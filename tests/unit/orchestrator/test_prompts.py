@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.rollouts.prompts import DatasetError, PromptOrder, encode, load_prompts
+from orchestrator.rollouts.prompts import NO_ANSWERS, DatasetError, PromptOrder, encode, load_prompts
 from orchestrator.specs.data import Columns
 
 GOOD = {"prompt": "1+1", "answer": "2"}
@@ -126,7 +126,7 @@ def test_pairs_of_surrogates_are_text(tmp_path: Path) -> None:
         (b"[1]", "row 2: expected an object, got list"),
         (b"null", "row 2: expected an object, got NoneType"),
         ({"answer": "2"}, "row 2: no 'prompt'; found answer"),
-        ({"prompt": "x"}, "row 2: no 'answer'; found prompt"),
+        ({"prompt": "x"}, f"row 2: no 'answer'; found prompt; {NO_ANSWERS}"),
         ({"prompt": " \n", "answer": "2"}, "row 2: 'prompt' is empty"),
         ({"prompt": "", "answer": "2"}, "row 2: 'prompt' is empty"),
         ({"prompt": None, "answer": "2"}, "row 2: 'prompt': expected text, or chat messages"),
@@ -142,7 +142,10 @@ def test_pairs_of_surrogates_are_text(tmp_path: Path) -> None:
         ),
         ({"prompt": [ASKED, {"role": "assistant", "content": "2"}]}, "row 2: 'prompt': the last message is the assi"),
         ({"prompt": {"role": "user", "content": "x"}, "answer": "2"}, "got dict"),
-        ({"prompt": "x", "answer": None}, "row 2: 'answer': expected text or a number, got nothing"),
+        (
+            {"prompt": "x", "answer": None},
+            f"row 2: 'answer': expected text or a number, got nothing; {NO_ANSWERS}",
+        ),
         ({"prompt": "x", "answer": ["2"]}, "row 2: 'answer': expected text or a number, got list"),
         (b'{"prompt": "x", "answer": NaN}', "row 2: 'answer': expected text or a number, got nan"),
         (b'{"prompt": "x", "answer": -1e999}', "row 2: 'answer': expected text or a number, got -inf"),
