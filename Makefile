@@ -1,5 +1,7 @@
 # Everything a person does here is a target; `make` alone lists them.
-DEVICE ?= cpu
+ifndef DEVICE
+DEVICE := $(shell deploy/setup.sh --device)
+endif
 BENCH ?= main_job
 SETUP_FLAGS ?=
 LOCKS ?= control cpu gpu
@@ -21,7 +23,7 @@ TIDY = sed -E -e 's/^(torch==[0-9.]+).*/\1/' -e "/== '(win32|emscripten)'/d"
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
-	@echo "  DEVICE=cpu|cuda selects what setup installs and what demo runs on (now: $(DEVICE))"
+	@echo "  DEVICE=cpu|cuda selects what setup installs and what demo runs on (now: $(DEVICE); it stays until another is named)"
 
 setup: ## make .venv from the lock (once; instant when nothing changed)
 	@deploy/setup.sh $(DEVICE)
@@ -32,7 +34,7 @@ demo: setup ## align a tiny model to three rewards on this machine and write a r
 serve: setup ## API, dashboard, worker and embedded Redis on this machine
 	$(BIN)/equipoise up
 
-test: setup ## every test (those that need a GPU only with DEVICE=cuda)
+test: setup ## every test (those that need a GPU only where DEVICE is cuda)
 	$(BIN)/python -m tests.lanes $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 
 browser: setup ## of the tests, the dashboard's alone: a real Chromium, installed where apt-get can

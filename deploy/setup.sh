@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # Make .venv from requirements/<device>.txt: deploy/setup.sh [cpu|cuda]. Instant when nothing changed.
+# Without one, for the device that .venv was last made for, else for CPUs; `deploy/setup.sh --device` says which that is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-device="${1:-cpu}"
+stamp=.venv/.equipoise-setup
+made_for=$(cut -d' ' -f1 "$stamp" 2>/dev/null || true)
+device="${1:-${made_for:-cpu}}"
+if [ "$device" = --device ]; then echo "${made_for:-cpu}"; exit 0; fi
 case "$device" in
   cpu) lock=requirements/cpu.txt ;;
   cuda) lock=requirements/gpu.txt ;;
-  *) echo "usage: deploy/setup.sh [cpu|cuda]" >&2; exit 2 ;;
+  *) echo "usage: deploy/setup.sh [cpu|cuda|--device]" >&2; exit 2 ;;
 esac
 python=.venv/bin/python
-stamp=.venv/.equipoise-setup
 
 say() { echo "==> $*"; }
 fail() { printf 'setup: %s\n' "$@" >&2; exit 1; }
@@ -75,13 +78,15 @@ check_packages() {
 
 if [ -x "$python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(state)" ]; then exit 0; fi
 begin=$SECONDS
-made_for=$(cut -d' ' -f1 "$stamp" 2>/dev/null || true)
+if [ "$device" = cpu ] && nvidia-smi -L >/dev/null 2>&1; then
+  say "setting up for CPUs, and this machine has a GPU: DEVICE=cuda is for that"
+fi
 if ! supported "$python" || [ "${made_for:-$device}" != "$device" ]; then  # the two vLLM packages share a folder
   base=$(find_python)
   say "making .venv with $("$base" -V) (a few seconds)"
   "$base" -m venv --clear .venv
 fi
-rm -f "$stamp"
+echo "$device unfinished" > "$stamp"  # who comes back without saying which device goes on with this one
 check_system
 install_packages
 check_packages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -57,6 +58,8 @@ from policies.weighting import Weighting
 from rewards.gates import Gates
 from rewards.pool import RewardPool
 from rewards.transforms import TRANSFORMS, Transform
+
+log = logging.getLogger("equipoise.driver")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +164,6 @@ def start(
     on_gpus: Callable[[float], None],
 ) -> Running:
     """Room on a cluster, all of it or none; then engines, learner and rewards in it. What failed leaves nothing."""
-    import torch
-
     on_stage("starting Ray")
     hosted, hosted_apart = hosted_rewards(spec), hosted_gold(spec)
     replicas = [options for reward in (*hosted, *hosted_apart) for options in reward.reserved]
@@ -178,8 +179,7 @@ def start(
         cluster.close()
 
     try:
-        # On a cluster, this process may be where no GPU is; here, a torch without CUDA can't use what Ray sees.
-        gpus = cluster.gpus if cluster.grows else min(cluster.gpus, torch.cuda.device_count())
+        gpus = usable_gpus(spec, cluster.gpus, grows=cluster.grows)
         device = resolve_device(spec, gpus, grows=cluster.grows)
         here = None if cluster.grows else gpus
         check_placement(spec, device, here)
@@ -399,6 +399,24 @@ def longest_prompt(spec: JobSpec, model: str) -> int:
             "the prompt as well; lower rollout.max_tokens or raise policy.max_model_len"
         )
     return room
+
+
+def usable_gpus(spec: JobSpec, seen: int, *, grows: bool) -> int:
+    """Of the GPUs that Ray sees. On a cluster all: this process may be where none is.
+
+    Here, a torch without CUDA can't use them, and a job would be on CPUs without anybody having said so.
+    """
+    import torch
+
+    usable = seen if grows else min(seen, torch.cuda.device_count())
+    if usable < seen and spec.resources.device != "cpu":
+        log.warning(
+            "this machine has %d GPUs, of which torch %s can use %d; `make setup DEVICE=cuda` installs one for GPUs",
+            seen,
+            torch.__version__,
+            usable,
+        )
+    return usable
 
 
 def resolve_device(spec: JobSpec, gpus: int, *, grows: bool = False) -> str:

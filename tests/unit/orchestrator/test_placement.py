@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,7 +32,7 @@ from orchestrator.actors.placement import (
     shares_gpu,
 )
 from orchestrator.actors.threads import WAITING
-from orchestrator.build import placement, resolve_device
+from orchestrator.build import placement, resolve_device, usable_gpus
 from orchestrator.errors import DoesNotFit, ResourcesBusy
 from orchestrator.hosting import hosted_rewards, reward_pool
 from orchestrator.spec import JobSpec, ResourcesSpec, parse_spec
@@ -413,6 +414,31 @@ def test_where_a_job_runs() -> None:
     with pytest.raises(ValueError, match=r"resources\.device"):
         resolve_device(spec(device="cuda"), 0)
     assert resolve_device(spec(device="cuda"), 0, grows=True) == "cuda"  # it waits for a machine that has one
+
+
+@pytest.mark.parametrize(
+    ("device", "seen", "usable", "grows", "told"),
+    [
+        ("auto", 2, 0, False, True),
+        ("cuda", 2, 0, False, True),
+        ("cpu", 2, 0, False, False),  # asked for
+        ("auto", 2, 2, False, False),
+        ("auto", 0, 0, False, False),
+        ("auto", 2, 0, True, False),  # the GPUs are elsewhere
+    ],
+)
+def test_gpus_that_torch_cannot_use_are_told(
+    device: str,
+    seen: int,
+    usable: int,
+    grows: bool,
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: usable)
+    assert usable_gpus(spec(device=device), seen, grows=grows) == (seen if grows else usable)
+    assert ("has 2 GPUs, of which torch" in caplog.text) is told
 
 
 @pytest.mark.parametrize("gpus", [0, 8])
