@@ -39,6 +39,7 @@ from orchestrator.launch.launchers import (
     REDIS_URL_FILE_VARIABLE,
     REDIS_URL_VARIABLE,
 )
+from orchestrator.lineage import front_as_told
 from orchestrator.pinning import trained_commit
 from orchestrator.report import render_report
 from orchestrator.spec import JobSpec, parse_job
@@ -454,11 +455,12 @@ def write_report(
         "step": record.step,
         "total_steps": record.total_steps,
     }
+    front, document = store.front(lease.job_id), spec.model_dump(mode="json")
     html = render_report(
         job=job,
-        spec=spec.model_dump(mode="json"),
+        spec=document,
         steps=store.steps(lease.job_id),
-        front=store.front(lease.job_id),
+        front=front and front_as_told(front, document),
         samples=samples,
         events=[dataclasses.asdict(event) for event in all_events(store, lease.job_id)],
     )

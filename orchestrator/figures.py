@@ -87,7 +87,8 @@ def front_document(archive: Archive, kept: Collection[int]) -> dict[str, Any]:
     return {
         "objectives": list(archive.ranges),
         "ranges": {name: list(ends) for name, ends in archive.ranges.items()},
-        "reference": archive.points[0].objectives,
+        "reference": archive.corner,
+        "initial": archive.points[0].objectives,
         "hypervolume": archive.hypervolume,
         "hypervolume_base": archive.hypervolume_base,
         "hypervolume_over_base": archive.hypervolume_over_base,

@@ -320,6 +320,14 @@ def corners(spec: Mapping[str, Any]) -> dict[str, list[float]]:
     return found
 
 
+def front_as_told(front: Json, spec: Mapping[str, Any]) -> Json:
+    """A front's document, where an older job keeps its initial policy's point under the name of the corner."""
+    if "initial" in front:
+        return front
+    corner = {name: found for name, (_, _, found) in corners(spec).items()}
+    return {**front, "reference": corner, "initial": front.get("reference", {})}
+
+
 class TooManyPoints(ValueError):
     """More than is compared in one go."""
 

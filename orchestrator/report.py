@@ -40,7 +40,7 @@ def render_report(
         loader=jinja2.PackageLoader("orchestrator"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": _number, "moment": _moment, "compact": _compact_json}
-    pairs = _pair_figures(names, points)
+    pairs = _pair_figures(names, points, (front or {}).get("reference") or {})
     return environment.get_template("report.html.j2").render(
         job=job,
         names=names,
@@ -358,14 +358,17 @@ KINDS: dict[str, Json] = {
 }
 
 
+CORNER: Json = {"name": "corner of the volume", "marker": {"color": MUTED, "size": 9, "symbol": "square-open"}}
+
+
 def _hover(names: list[str], point: Json) -> str:
     values = (f"{_label(name)} {_number(_get(point, 'objectives', name))}" for name in names)
     kept = ["checkpoint kept"] if point.get("checkpoint") else []
     return "<br>".join([f"step {_label(point.get('step'))}, {_kind(point)}", *values, *kept])
 
 
-def _pair_figures(names: list[str], points: list[Json]) -> list[Json]:
-    """A scatter of every pair of objectives on the validation split."""
+def _pair_figures(names: list[str], points: list[Json], corner: Json) -> list[Json]:
+    """A scatter of every pair of objectives on the validation split, with the corner of the volume."""
     figures = []
     for across, up in itertools.combinations(names, 2):
         traces = []
@@ -375,6 +378,11 @@ def _pair_figures(names: list[str], points: list[Json]) -> list[Json]:
             text = [_hover(names, point) for point in chosen]
             trace = {"type": "scatter", "mode": "markers", "x": x, "y": y, "text": text, "hoverinfo": "text"} | look
             traces.append(trace if chosen else None)
+        if any(traces) and None not in (place := [corner.get(name) for name in (across, up)]):
+            values = [f"{_label(name)} {_number(value)}" for name, value in zip((across, up), place, strict=True)]
+            text = "<br>".join(["corner of the volume", *values])
+            at: Json = {"x": place[:1], "y": place[1:], "text": [text], "hoverinfo": "text"}
+            traces.append({"type": "scatter", "mode": "markers", **at, **CORNER})
         axes = {"xaxis": {"title": {"text": _label(across)}}, "yaxis": {"title": {"text": _label(up)}}}
         if any(traces):
             figures.append(_figure(f"{across} and {up}", traces, height=290, **axes))

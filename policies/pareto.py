@@ -92,10 +92,14 @@ class Archive:
         return max(0.0, self.hypervolume - before)
 
     @property
+    def corner(self) -> dict[str, float]:
+        """From which the hypervolume is measured, in raw units."""
+        return {name: self.references.get(name, low) for name, (low, _) in self.ranges.items()}
+
+    @property
     def reference_K(self) -> Array:
-        """The corner from which the hypervolume is measured, normalised."""
-        corner = {name: low for name, (low, _) in self.ranges.items()} | self.references
-        return normalise([corner[name] for name in self.ranges], list(self.ranges.values()))
+        """The corner, normalised."""
+        return normalise(list(self.corner.values()), list(self.ranges.values()))
 
     @property
     def eligible(self) -> list[Point]:

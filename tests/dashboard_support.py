@@ -72,8 +72,8 @@ class FakeApi:
     async def front(self, _: str) -> dict[str, Any]:
         await self._called("front")
         return {
-            "points": list(self.points), "reference": {}, "hypervolume": self.hypervolume, "hypervolume_base": None,
-            "hypervolume_by_step": [],
+            "points": list(self.points), "reference": {}, "initial": {}, "hypervolume": self.hypervolume,
+            "hypervolume_base": None, "hypervolume_by_step": [],
         }  # fmt: skip
 
     async def checkpoints(self, _: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, Response, StreamingResponse
 
+from orchestrator.lineage import front_as_told
 from orchestrator.state.states import is_terminal
 from orchestrator.state.store import Checkpoint
 from orchestrator.storage.checkpoints import CheckpointError, export_policy, verify
@@ -62,14 +63,21 @@ _INTERNAL = frozenset({"fence", "digest"})
 
 @router.get("/jobs/{job_id}/front")
 def get_front(job_id: JobId, store: Store) -> Response:
-    """The Pareto archive: points, hypervolume by step. Without points before the first evaluation."""
-    found = store.front(job_id)
-    if not found:
-        alignment_only(json.loads(store.spec(job_id)), "front")
+    """The Pareto archive: points, hypervolume by step. Without points before the first evaluation.
+
+    `reference` is the corner that the hypervolume is measured from (`objectives[].reference`, else the lower ends of
+    the ranges), `initial` what the policy reached before its first step.
+    """
+    found, spec = store.front(job_id), json.loads(store.spec(job_id))
+    if found:
+        found = front_as_told(found, spec)
+    else:
+        alignment_only(spec, "front")
     empty: dict[str, Any] = {
         "objectives": [],
         "ranges": {},
         "reference": {},
+        "initial": {},
         "hypervolume": None,
         "hypervolume_base": None,
         "hypervolume_by_step": [],

@@ -259,7 +259,8 @@ class Front(TypedDict):
 
     objectives: list[str]
     ranges: dict[str, list[float]]
-    reference: dict[str, float]
+    reference: dict[str, float]  # the corner of the volume
+    initial: dict[str, float | None]  # what the policy reached before its first step
     hypervolume: float | None
     hypervolume_base: float | None
     hypervolume_by_step: list[list[Any]]

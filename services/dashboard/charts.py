@@ -130,6 +130,7 @@ def lines(names: Sequence[str], *, y: Json | None = None) -> Json:
 
 
 _RING: Json = {"color": "transparent", "borderWidth": 2}
+INITIAL, CORNER = "initial policy", "corner of the volume"
 SHARE: Json = {"min": 0, "max": 1, "scale": False, "interval": 0.25}
 
 
@@ -184,9 +185,18 @@ def stage_rows(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
 
 
 def front(
-    x: str, y: str, points: Sequence[Mapping[str, Any]], reference: Mapping[str, float], chosen: int | None
+    x: str,
+    y: str,
+    points: Sequence[Mapping[str, Any]],
+    chosen: int | None,
+    *,
+    initial: Mapping[str, float | None],
+    reference: Mapping[str, float | None],
 ) -> Json:
-    """Points of two objectives: the dominated dimmed, the front joined, the newest ringed. A value is [x, y, step]."""
+    """Points of two objectives: the dominated dimmed, the front joined, the newest ringed. A value is [x, y, step].
+
+    `initial` is the first policy, `reference` the corner that the hypervolume is measured from.
+    """
     shown = [point for point in points if None not in (point["objectives"].get(x), point["objectives"].get(y))]
 
     def values(found: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
@@ -201,18 +211,21 @@ def front(
     rest = [point for point in shown if not point["on_front"]]
     newest = sorted(shown, key=lambda point: point["step"])[-1:]
     picked = [point for point in shown if point["step"] == chosen]
-    corner = [[reference.get(x), reference.get(y), -1]] if reference.get(x) is not None else []
+    first, corner = (
+        [[place[x], place[y], -1]] if None not in (place.get(x), place.get(y)) else [] for place in (initial, reference)
+    )
     series = [
         dots("dominated", "dominated", values(rest), 9, {"color": MUTED, "opacity": 0.45}),
         _edge([value[:2] for value in values(best)]),
         dots("front", "front", values(best), 12, {"color": "var(--s0)", "borderColor": CARD, "borderWidth": 1.5}),
         dots("now", "newest", values(newest), 20, _RING | {"borderColor": "var(--s1)"}, silent=True),
         dots("chosen", "selected", values(picked), 26, _RING | {"borderColor": INK}, silent=True),
-        dots("reference", "reference", corner, 9, {"color": MUTED}, silent=True, symbol="diamond"),
+        dots("initial", INITIAL, first, 11, {"color": INK}, silent=True, symbol="diamond"),
+        dots("reference", CORNER, corner, 9, {"color": MUTED}, silent=True, symbol="rect"),
     ]
     option = _plane(x, y, series)
     option["yAxis"]["nameLocation"] = "end"
-    option["legend"]["data"] = ["front", "dominated", "newest", "reference"]
+    option["legend"]["data"] = ["front", "dominated", "newest", INITIAL, CORNER]
     return option
 
 

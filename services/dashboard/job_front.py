@@ -30,7 +30,7 @@ class FrontPanel:
                     Choice("Pair", pairs, "|".join(self._pair), self._choose_pair, hidden=True)
             with Tag("div", "", "two-charts"):
                 empty = "The first evaluation gives the first point."
-                option = charts.front(*self._pair, [], {}, None)
+                option = charts.front(*self._pair, [], None, initial={}, reference={})
                 self._scatter = Chart(
                     "Front", option, label="Front", height=320, on_pick=self._picked, empty=empty, loading=True
                 )
@@ -99,7 +99,8 @@ class FrontPanel:
             note=f"{best} of {len(points)} points",
             label=f"Front of {self._pair[0]} and {self._pair[1]}: {best} of {len(points)} points are not dominated",
         )
-        self._scatter.merge(charts.front(*self._pair, points, front["reference"], self._chosen), replace=True)
+        drawn = charts.front(*self._pair, points, self._chosen, initial=front["initial"], reference=front["reference"])
+        self._scatter.merge(drawn, replace=True)
         if self._parallel is not None:
             self._parallel.merge(charts.parallel(self.page.names, points, self._chosen), replace=True)
         self.page.put(self._volume, 0, front["hypervolume_by_step"])

@@ -114,7 +114,8 @@ def front_of(names: Sequence[str], steps: int, every: int, chance: random.Random
     return {
         "objectives": list(names),
         "ranges": {name: [0.0, 1.0] for name in names},
-        "reference": dict.fromkeys(names, 0.25),
+        "reference": dict.fromkeys(names, 0.0),
+        "initial": points[0]["objectives"],
         "hypervolume": growth[-1][1],
         "hypervolume_base": growth[0][1],
         "hypervolume_by_step": growth,

@@ -101,5 +101,9 @@ def test_metrics_page_and_what_is_not_finite_is_null(client: Client, store: JobS
 
 def test_the_front_is_empty_and_then_what_the_driver_wrote(client: Client, store: JobStore, job_id: str) -> None:
     assert client.front(job_id)["points"] == []
-    store.set_front(claim(store, job_id), {"points": [{"step": 0}], "hypervolume": 0.5})
-    assert client.front(job_id)["hypervolume"] == 0.5
+    older = {"points": [{"step": 0}], "hypervolume": 0.5, "reference": {"accuracy": 0.4}}
+    store.set_front(claim(store, job_id), older)
+    told = client.front(job_id)
+    assert told["hypervolume"] == 0.5
+    corner = {objective["name"]: 0.0 for objective in client.job(job_id)["spec"]["objectives"]}
+    assert (told["initial"], told["reference"]) == ({"accuracy": 0.4}, corner)

@@ -17,6 +17,7 @@ from orchestrator.lineage import (
     compared,
     drop_orphans,
     forking,
+    front_as_told,
     is_full,
     keep_answer,
     keep_plan,
@@ -49,6 +50,16 @@ def test_the_best_is_on_the_front_and_counts_places_in_the_range() -> None:
     assert best_step(found, ranges, {"a": 0.5, "b": 0.5}) == 1
     assert best_step(found, ranges, {"a": 0.0, "b": 1.0}) == 2
     assert best_step(found[2:], ranges, {"a": 0.0, "b": 1.0}) is None
+
+
+@pytest.mark.parametrize("reference", [None, 0.2])
+def test_a_front_of_an_older_job_has_its_first_policy_and_the_corner_apart(reference: float | None) -> None:
+    objectives = [{"name": "a", "range": [-1.0, 4.0]}, {"name": "b", "reference": reference}]
+    first, corner = {"a": 0.4, "b": 0.7}, {"a": -1.0, "b": reference or 0.0}
+    older = {"points": [{"step": 0, "objectives": first}], "reference": first}
+    told = front_as_told(older, {"objectives": objectives})
+    assert told == {**older, "reference": corner, "initial": first}
+    assert front_as_told(told, {"objectives": []}) == told
 
 
 def test_a_full_disk_is_told_from_other_failures() -> None:

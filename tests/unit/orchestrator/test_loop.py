@@ -232,7 +232,8 @@ def test_the_front_is_kept_and_the_rest_is_not(tmp_path: Path) -> None:
     front = run.journal.fronts[-1]
     assert [point["step"] for point in front["points"]] == [0, 2, 4, 6, 8, 9]
     assert {point["step"] for point in front["points"] if point["checkpoint"]} == {0, 6, 8, 9}
-    assert front["reference"] == {"accuracy": 0.2, "brevity": 0.5}
+    assert front["initial"] == {"accuracy": 0.2, "brevity": 0.5}
+    assert front["reference"] == {"accuracy": 0.0, "brevity": 0.0}  # the volume's corner
     volumes = [volume for _, volume in front["hypervolume_by_step"]]
     assert volumes == sorted(volumes)
     # 0.2 x 0.5 of the start; then 0.5 x 0.4 + 0.2 x 0.1 and so on

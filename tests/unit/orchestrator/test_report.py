@@ -84,6 +84,16 @@ def test_every_pair_of_objectives_has_a_figure(objectives: int) -> None:
     assert ("All objectives at once" in titles) == (objectives >= 3)
 
 
+def test_the_corner_of_the_volume_is_drawn_and_named() -> None:
+    parts = documents(2)
+    parts["front"]["reference"] = {"objective_0": 0.2, "objective_1": 0.0}
+    (pair,) = [figure for figure in figures(page(**parts)) if " and " in figure["title"]]
+    (corner,) = [trace for trace in pair["data"] if trace["name"] == "corner of the volume"]
+    assert (corner["x"], corner["y"]) == ([0.2], [0.0])
+    assert corner["text"] == ["corner of the volume<br>objective_0 0.200<br>objective_1 0.000"]
+    assert "the corner that the hypervolume is measured from" in page(**parts)
+
+
 def test_result_is_told_in_words_and_numbers() -> None:
     text = page(**documents(2))
     assert "objective_0 rose from 0.500 to 0.700" in text

@@ -40,7 +40,7 @@ def a_step(step: int, accuracy: float | None = None, **changes: Any) -> Document
 
 
 FRONT: Document = {
-    "objectives": ["accuracy", "clarity"], "ranges": {}, "reference": {}, "hypervolume": 0.6123,
+    "objectives": ["accuracy", "clarity"], "ranges": {}, "reference": {}, "initial": {}, "hypervolume": 0.6123,
     "hypervolume_base": 0.5001, "hypervolume_by_step": [[0, 0.5001], [10, 0.55], [20, 0.6123]],
     "points": [
         {"step": 0, "objectives": {"accuracy": 0.5, "clarity": 0.9}, "mean_tokens": 28.0, "on_front": False,

@@ -6,6 +6,7 @@ from typing import Any
 
 from nicegui import Client
 
+from services.dashboard import charts
 from services.dashboard.elements import Choice
 from services.dashboard.job_front import FrontPanel
 from services.dashboard.job_head import HeadPanel
@@ -45,3 +46,14 @@ def test_a_chosen_point_that_is_dominated_meanwhile_is_told_as_that() -> None:
         assert [found.value for found in client.elements.values() if isinstance(found, Choice)] == ["best"]
 
     on_page(look)
+
+
+def test_the_first_policy_and_the_corner_of_the_volume_are_drawn_apart() -> None:
+    initial, corner = {"accuracy": 0.4, "brevity": 0.7}, {"accuracy": 0.2, "brevity": 0.0}
+    drawn = charts.front("accuracy", "brevity", [_point(40, True)], None, initial=initial, reference=corner)
+    places = {series.get("name"): series["data"] for series in drawn["series"]}
+    assert places["initial policy"] == [[0.4, 0.7, -1]]
+    assert places["corner of the volume"] == [[0.2, 0.0, -1]]
+    assert {"initial policy", "corner of the volume"} <= set(drawn["legend"]["data"])
+    partly = charts.front("accuracy", "brevity", [], None, initial={"accuracy": 0.4, "brevity": None}, reference={})
+    assert not any(series["data"] for series in partly["series"])
