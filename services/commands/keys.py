@@ -53,6 +53,8 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
         if as_json:
             print_json(made)
             return
+        if not {Scope.READ, Scope.ADMIN} & set(scope):
+            say("it may not read: jobs can't be followed with it, nor the dashboard seen; --scope read is for that")
         say(f"key {made['id']} of {plain(made['owner'])}, shown this once:")
         print(made["key"])
 

@@ -70,6 +70,14 @@ def test_every_command_in_the_readme_exists() -> None:
     assert named <= set(get_group(app).commands)
 
 
+@pytest.mark.parametrize("name", ["README.md", "deploy/README.md"])
+def test_keys_that_documents_hand_out_can_read(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    made = re.findall(r"equipoise keys create (.*--scope [^`\n]*)", text)
+    assert made
+    assert all("--scope read" in options for options in made)
+
+
 @pytest.mark.parametrize("name", re.findall(r"\]\(([^)#]+)\)", README))
 def test_every_file_that_the_readme_links_exists(name: str) -> None:
     assert (ROOT / name).exists()

@@ -189,6 +189,7 @@ def test_keys_from_the_command_line(place: Place, monkeypatch: pytest.MonkeyPatc
 
     made = run("create", "--name", "ci", "--scope", "read", "--scope", "submit", "--owner", owner, "--expires", "90d")
     assert made.exit_code == 0, made.output
+    assert "may not read" not in made.stderr
     key = made.stdout.strip()
     assert place.status(key) == 200
     (listed,) = json.loads(run("list", "--owner", owner, "--json").stdout)
@@ -202,6 +203,7 @@ def test_keys_from_the_command_line(place: Place, monkeypatch: pytest.MonkeyPatc
     assert run("revoke", listed["id"]).stdout == f"{listed['id']} revoked\n"
     assert "revoked 2" in run("list", "--owner", owner).stdout
     assert place.status(key) == 401
+    assert "--scope read is for that" in run("create", "--name", "x", "--scope", "steer", "--owner", owner).stderr
     assert run("create", "--name", "x", "--scope", "read", "--expires", "soon").exit_code == 2
     assert run("create", "--name", "x", "--scope", "everything").exit_code == 2
     assert run("revoke", "../jobs").exit_code == 2
