@@ -43,6 +43,8 @@ from services.terminal import (
     say,
 )
 from services.text import event_line, plain
+from services.trackers.base import NotInstalled
+from services.trackers.choice import chosen
 
 app = typer.Typer(
     name="equipoise",
@@ -121,10 +123,28 @@ def submit(
 
 
 @app.command("follow")
-def follow_job(job: JobArgument) -> None:
-    """Watch a job. Ctrl-C stops watching, not the job."""
+def follow_job(
+    job: JobArgument,
+    tensorboard: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="also write TensorBoard's files below this directory")
+    ] = None,
+    wandb: Annotated[list[str] | None, typer.Option(metavar="PROJECT", help="also log to this project of W&B")] = None,
+    mlflow: Annotated[
+        list[str] | None, typer.Option(metavar="URI", help="also log to the MLflow server (or store) at this URI")
+    ] = None,
+) -> None:
+    """Watch a job. Ctrl-C stops watching, not the job.
+
+    Trackers get what a crash can't undo any more, a checkpoint late; what they miss, the next call sends. For example:
+
+        equipoise follow last --tensorboard ./runs --wandb my-project
+    """
+    try:
+        trackers = chosen(tensorboard=tensorboard or (), wandb=wandb or (), mlflow=mlflow or ())
+    except NotInstalled as error:
+        fail(str(error))
     with connect_client(_state_dir) as client:
-        follow_to_end(client, find_job(client, job), output())
+        follow_to_end(client, find_job(client, job), output(), trackers)
 
 
 @app.command()

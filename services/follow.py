@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import typer
@@ -16,8 +17,9 @@ from rich.text import Text
 
 from services.client import ApiError, Client, RateLimited, Unavailable
 from services.client.flows import RESTING
-from services.terminal import say
+from services.terminal import fail, say
 from services.text import duration, event_line, figure, is_number, plain, signed, sparkline
+from services.trackers.recorder import Open, Recorder
 
 Document = Mapping[str, Any]
 
@@ -32,9 +34,10 @@ _PATIENCE_S = 120.0
 class Follower:
     """What is known of one job; `poll` asks for the rest."""
 
-    def __init__(self, client: Client, job_id: str) -> None:
+    def __init__(self, client: Client, job_id: str, trackers: Mapping[str, Open] = MappingProxyType({})) -> None:
         self._client = client
         self.job: Document = client.job(job_id)
+        self.recorder = Recorder(client, self.job, trackers)
         self.steps: list[Document] = []
         self.front: Document = {}
         self.events: list[Document] = []
@@ -61,6 +64,7 @@ class Follower:
             self.trouble = f"{error}; trying again"
             return [], []
         self.trouble, self._away_since = "", None
+        self.recorder.take(self.job, self.steps, self.front)
         return news
 
     def _fetch(self) -> tuple[list[Document], list[Document]]:
@@ -84,22 +88,43 @@ class Follower:
         return steps, events
 
 
-def follow(client: Client, job_id: str, console: Console, *, poll_s: float = 1.0) -> Document:
-    """Shows the job until it rests, and returns it."""
-    follower = Follower(client, job_id)
-    if console.is_terminal:
-        _follow_live(follower, console, poll_s)
-    else:
-        _follow_lines(follower, console, poll_s)
+class Untold(Exception):
+    """The job rests, and a tracker does not have all of it; the message names it."""
+
+
+def follow(
+    client: Client,
+    job_id: str,
+    console: Console,
+    *,
+    poll_s: float = 1.0,
+    trackers: Mapping[str, Open] = MappingProxyType({}),
+) -> Document:
+    """Shows the job until it rests, and returns it; `trackers` are told of it meanwhile. Raises Untold."""
+    follower = Follower(client, job_id, trackers)
+    try:
+        if console.is_terminal:
+            _follow_live(follower, console, poll_s)
+        else:
+            _follow_lines(follower, console, poll_s)
+        follower.recorder.finish(follower.job, follower.steps, follower.front)
+    finally:
+        follower.recorder.close(follower.job["status"])
     if follower.front.get("points"):
         console.print(front_table(follower.front))
+    if trouble := follower.recorder.trouble:
+        raise Untold(trouble)
     return follower.job
 
 
-def follow_to_end(client: Client, job_id: str, console: Console) -> None:
+def follow_to_end(
+    client: Client, job_id: str, console: Console, trackers: Mapping[str, Open] = MappingProxyType({})
+) -> None:
     """For a command: exit code 0 only where the job has succeeded, else 1; 130 after Ctrl-C, which lets it go on."""
     try:
-        job = follow(client, job_id, console)
+        job = follow(client, job_id, console, trackers=trackers)
+    except Untold as error:
+        fail(f"{error}; the job is as it was, and the same command sends what is missing")
     except KeyboardInterrupt:
         say(f"detached, the job goes on; `equipoise follow {job_id}` shows it, `equipoise cancel {job_id}` ends it")
         raise typer.Exit(130) from None
@@ -120,9 +145,12 @@ def _follow_live(follower: Follower, console: Console, poll_s: float) -> None:
 
 
 def _follow_lines(follower: Follower, console: Console, poll_s: float) -> None:
-    stage = trouble = ""
+    stage = trouble = untold = ""
     while True:
         steps, events = follower.poll()
+        if follower.recorder.trouble != untold:
+            untold = follower.recorder.trouble
+            _line(console, f"- {plain(untold) or 'the trackers take steps again'}")
         if follower.trouble != trouble:
             trouble = follower.trouble
             _line(console, f"- {trouble or 'the server is back'}")
@@ -145,7 +173,10 @@ def _line(console: Console, text: str) -> None:
 
 def _view(follower: Follower) -> RenderableType:
     view = render(follower.job, follower.steps, follower.front, follower.events)
-    return Group(view, Text(follower.trouble, style="yellow")) if follower.trouble else view
+    troubles = [
+        Text(plain(trouble), style="yellow") for trouble in (follower.trouble, follower.recorder.trouble) if trouble
+    ]
+    return Group(view, *troubles) if troubles else view
 
 
 def render(job: Document, steps: list[Document], front: Document, events: list[Document]) -> RenderableType:
