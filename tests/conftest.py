@@ -13,6 +13,7 @@ import pytest
 from tests.session import QUIET, own_ray
 
 if TYPE_CHECKING:
+    from tests.cli_forks import Commands
     from tests.toy_driver import Forks
 
 os.environ |= QUIET
@@ -60,6 +61,16 @@ def forks() -> "Iterator[Forks]":
     forks = Forks()
     yield forks
     forks.close()
+
+
+@pytest.fixture(scope="session")
+def commands() -> "Iterator[Commands]":
+    """What runs commands of the CLI (tests/cli_forks.py)."""
+    from tests.cli_forks import Commands
+
+    commands = Commands()
+    yield commands
+    commands.close()
 
 
 @pytest.fixture(scope="session")

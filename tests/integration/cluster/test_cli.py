@@ -1,7 +1,9 @@
-"""The CLI as a person runs it: a process of its own, against a real server on a real Redis."""
+"""The CLI as a person runs it: a process of its own, against a real server on a real Redis.
+
+What only asks one thing is forked (tests/cli_forks.py); what is about starting, signals or output as it comes is not.
+"""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,9 +23,9 @@ from services.client import Client
 from services.keys import digest
 from services.server import ApiServer
 from services.settings import Settings, read_credentials, write_credentials
+from tests.cli_forks import LIMIT_S, Commands, environment_of
 from tests.support import self_signed
 
-PROJECT = Path(__file__).parents[3]
 SPEC = """
 name: tiny
 steps: 4
@@ -45,16 +47,14 @@ def heed_ctrl_c() -> None:
 def start(
     state_dir: Path, *words: str, program: Sequence[str] = ("-m", "services.cli"), **environment: str
 ) -> subprocess.Popen[str]:
-    env = {key: value for key, value in os.environ.items() if not key.startswith("EQUIPOISE_")}
-    env |= {"EQUIPOISE_STATE_DIR": str(state_dir), "COLUMNS": "160", "PYTHONPATH": str(PROJECT), **environment}
     return subprocess.Popen(
         [sys.executable, *program, *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=state_dir, start_new_session=True,
-        preexec_fn=heed_ctrl_c,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment_of(state_dir, environment),
+        cwd=state_dir, start_new_session=True, preexec_fn=heed_ctrl_c,
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str], timeout_s: float = 30) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], timeout_s: float = LIMIT_S) -> tuple[int, str, str]:
     try:
         output, errors = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
@@ -67,13 +67,13 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 30) -> tuple[int, 
 class Installation:
     """A state directory, a server on it, and the CLI that finds it there."""
 
-    def __init__(self, state_dir: Path, store: JobStore) -> None:
-        self.state_dir, self.store = state_dir, store
+    def __init__(self, commands: Commands, state_dir: Path, store: JobStore) -> None:
+        self.commands, self.state_dir, self.store = commands, state_dir, store
         self.spec = state_dir / "spec.yaml"
         self.spec.write_text(SPEC)
 
     def run(self, *words: str) -> tuple[int, str, str]:
-        return finish(start(self.state_dir, *words))
+        return self.commands.run(self.state_dir, *words)
 
     def succeed(self, *words: str) -> str:
         code, output, errors = self.run(*words)
@@ -99,13 +99,13 @@ class Installation:
 
 
 @pytest.fixture
-def cli(redis_url: str, tmp_path: Path) -> Iterator[Installation]:
+def cli(commands: Commands, redis_url: str, tmp_path: Path) -> Iterator[Installation]:
     connection = connect(redis_url)
     store = JobStore(connection, owner=f"cli-{uuid.uuid4().hex}")
     server = ApiServer("127.0.0.1", 0)
     credentials, _ = write_credentials(tmp_path, server.url)
     server.start(store, Settings(state_dir=tmp_path, key_sha256=digest(credentials.key), local_exports=True))
-    yield Installation(tmp_path, store)
+    yield Installation(commands, tmp_path, store)
     server.stop()
     connection.close()
 
@@ -235,25 +235,24 @@ def test_mistakes_are_one_line_and_exit_code_2(cli: Installation, words: list[st
     assert cli.fail(*words).startswith(line)
 
 
-def test_a_role_label_that_ray_would_refuse_is_told_at_the_start(tmp_path: Path) -> None:
+def test_a_role_label_that_ray_would_refuse_is_told_at_the_start(commands: Commands, tmp_path: Path) -> None:
     words = ["worker", "--redis", "redis://127.0.0.1:1", "--launcher", "ray-jobs", "--ray-address", "http://head:1"]
-    process = start(tmp_path, *words, "--redis-url-file", "x", EQUIPOISE_RAY_ROLE_LABEL="my role")
-    code, _, errors = finish(process)
+    code, _, errors = commands.run(tmp_path, *words, "--redis-url-file", "x", EQUIPOISE_RAY_ROLE_LABEL="my role")
     assert code == 2
     assert errors.startswith("equipoise: EQUIPOISE_RAY_ROLE_LABEL: 'my role' is no label's name")
 
 
-def test_without_a_server_the_line_says_how_to_start_one(tmp_path: Path) -> None:
-    code, _, errors = finish(start(tmp_path / "..", "jobs", EQUIPOISE_STATE_DIR=str(tmp_path / "none")))
+def test_without_a_server_the_line_says_how_to_start_one(commands: Commands, tmp_path: Path) -> None:
+    code, _, errors = commands.run(tmp_path / "..", "jobs", EQUIPOISE_STATE_DIR=str(tmp_path / "none"))
     assert code == 2
     assert errors.startswith("equipoise: no Equipoise server was ever started")
     assert errors.endswith("start one with `equipoise up`\n")
     unused = ApiServer("127.0.0.1", 0)
     write_credentials(tmp_path, unused.url)
     unused.stop()
-    code, _, errors = finish(start(tmp_path, "jobs"))
+    code, _, errors = commands.run(tmp_path, "jobs")
     assert (code, errors) == (2, f"equipoise: no Equipoise server at {unused.url}: start one with `equipoise up`\n")
-    code, _, errors = finish(start(tmp_path, "jobs", EQUIPOISE_URL="http://127.0.0.1:9", EQUIPOISE_API_KEY="x"))
+    code, _, errors = commands.run(tmp_path, "jobs", EQUIPOISE_URL="http://127.0.0.1:9", EQUIPOISE_API_KEY="x")
     assert (code, errors) == (
         2,
         "equipoise: no Equipoise server at http://127.0.0.1:9: start one with `equipoise up`\n",
@@ -301,7 +300,7 @@ def test_results_are_shown_as_tables_and_as_documents(cli: Installation) -> None
     assert credentials is not None
     elsewhere.mkdir()
     there = {"EQUIPOISE_URL": credentials.url, "EQUIPOISE_API_KEY": credentials.key}
-    code, output, errors = finish(start(elsewhere, "report", "last", **there))
+    code, output, errors = cli.commands.run(elsewhere, "report", "last", **there)
     assert (code, output) == (0, f"{elsewhere / job_id}.html\n"), errors
     assert Path(output.strip()).read_text() == "<p>report</p>"
     assert "conciseness" in cli.succeed("rewards")
