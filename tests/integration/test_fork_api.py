@@ -4,12 +4,11 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from services.keys import digest
 from services.server import ApiServer
 from services.settings import Limits, Settings, write_credentials
 from tests.api_support import KEY, SPEC, assert_error, claim, serving, step_record
+from tests.cli_forks import Commands
 
 OTHER = {"accuracy": 1.0, "conciseness": 3.0}
 POINTS = {  # step -> objectives on the validation split
@@ -496,18 +496,9 @@ def test_bad_comparisons(http: httpx.Client) -> None:
 
 
 @pytest.fixture(scope="module")
-def cli(http: httpx.Client, state_dir: Path) -> Callable[..., tuple[int, str, str]]:
+def cli(http: httpx.Client, state_dir: Path, commands: Commands) -> Callable[..., tuple[int, str, str]]:
     write_credentials(state_dir, str(http.base_url).rstrip("/"), KEY)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("EQUIPOISE_")}
-    environment |= {"EQUIPOISE_STATE_DIR": str(state_dir), "COLUMNS": "200", "NO_COLOR": "1"}
-
-    def run(*words: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "services.cli", *words], capture_output=True, text=True, env=environment, check=False
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    return run
+    return partial(commands.run, state_dir, COLUMNS="200", NO_COLOR="1")
 
 
 def test_fork_and_compare_from_a_terminal(
