@@ -15,12 +15,81 @@ from services.auth import PUBLIC_PATHS
 from services.scopes import SCOPES
 from tests.keys_support import SPEC, Place, ask, declared, error_of, fill, settings
 
+# Written out by hand, not taken from services/scopes.py: a route that moves there has to move here, too.
+ALLOWED = {
+    Scope.READ: """
+        GET /readyz
+        GET /metrics
+        GET /openapi.json
+        GET /docs
+        GET /v1/jobs
+        GET /v1/jobs/compare
+        GET /v1/jobs/{job_id}
+        GET /v1/jobs/{job_id}/events
+        GET /v1/jobs/{job_id}/metrics
+        GET /v1/jobs/{job_id}/rollouts
+        GET /v1/jobs/{job_id}/steering
+        POST /v1/jobs/{job_id}/steering/preview
+        GET /v1/jobs/{job_id}/front
+        GET /v1/jobs/{job_id}/report
+        GET /v1/jobs/{job_id}/checkpoints
+        GET /v1/jobs/{job_id}/checkpoints/{step}/download
+        GET /v1/fine_tuning/jobs
+        GET /v1/fine_tuning/jobs/{job_id}
+        GET /v1/fine_tuning/jobs/{job_id}/events
+        GET /v1/fine_tuning/jobs/{job_id}/checkpoints
+        GET /v1/key
+        GET /v1/rewards
+        GET /v1/rewards/{name}
+        GET /v1/judges
+        GET /v1/rules
+        GET /v1/rules/{name}
+        GET /v1/models
+        GET /v1/datasets
+        GET /v1/datasets/{dataset_id}
+        GET /v1/datasets/{dataset_id}/rows
+    """,
+    Scope.SUBMIT: """
+        POST /v1/jobs
+        DELETE /v1/jobs/{job_id}
+        POST /v1/jobs/{job_id}/cancel
+        POST /v1/jobs/{job_id}/pause
+        POST /v1/jobs/{job_id}/resume
+        POST /v1/jobs/{job_id}/fork
+        POST /v1/fine_tuning/jobs/{job_id}/cancel
+        POST /v1/fine_tuning/jobs/{job_id}/pause
+        POST /v1/fine_tuning/jobs/{job_id}/resume
+        POST /v1/rewards/validate
+        POST /v1/rewards/run
+        POST /v1/datasets
+        DELETE /v1/datasets/{dataset_id}
+    """,
+    Scope.STEER: """
+        PUT /v1/jobs/{job_id}/steering
+    """,
+    Scope.ADMIN: """
+        POST /v1/keys
+        GET /v1/keys
+        DELETE /v1/keys/{key_id}
+        GET /v1/quotas/{owner}
+        PUT /v1/quotas/{owner}
+        POST /v1/webhooks
+        GET /v1/webhooks
+        DELETE /v1/webhooks/{webhook_id}
+        POST /v1/webhooks/{webhook_id}/secret
+        POST /v1/webhooks/{webhook_id}/test
+        POST /v1/jobs/{job_id}/checkpoints/{step}/export
+    """,
+}
+NEEDED = {route.strip(): scope for scope, routes in ALLOWED.items() for route in routes.strip().splitlines()}
+
 # -- scopes -------------------------------------------------------------------------------------------------
 
 
 def test_every_route_declares_its_scope(place: Place, tmp_path: Path) -> None:
     routes = {f"{method} {path}" for method, path in declared(tmp_path, place.client) if path not in PUBLIC_PATHS}
     assert routes <= SCOPES.keys(), "services/scopes.py names every route with its scope; others need admin"
+    assert SCOPES == NEEDED
 
 
 @pytest.mark.parametrize("scope", list(Scope))
@@ -30,7 +99,7 @@ def test_a_key_reaches_what_its_scope_says_and_no_more(place: Place, tmp_path: P
             if path in PUBLIC_PATHS:
                 continue
             answer = ask(http, method, fill(path))
-            needed = SCOPES[f"{method} {path}"]
+            needed = NEEDED[f"{method} {path}"]
             if scope in (needed, Scope.ADMIN):
                 assert answer.status_code not in (401, 403), (method, path)
             else:
