@@ -9,7 +9,6 @@ from typing import Any
 
 from services.trackers.base import NOTHING, Entry, Run, needed
 
-
 _SETTINGS = {"console": "off", "x_disable_stats": True, "disable_git": True}  # of the job, not of who watches it
 
 

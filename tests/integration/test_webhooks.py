@@ -25,6 +25,8 @@ import pytest
 from orchestrator.state.embedded_redis import EmbeddedRedis, connect
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import JobStore
+from orchestrator.webhooks import delivery as webhook_delivery
+from orchestrator.webhooks import dispatcher as dispatcher_module
 from orchestrator.webhooks.delivery import DeliveryError, post
 from orchestrator.webhooks.dispatcher import LOCK, Dispatcher
 from orchestrator.webhooks.subscriptions import (
@@ -35,8 +37,6 @@ from orchestrator.webhooks.subscriptions import (
     WebhookNotFound,
     WebhookStore,
 )
-from orchestrator.webhooks import delivery as webhook_delivery
-from orchestrator.webhooks import dispatcher as dispatcher_module
 from rewards import addresses as addresses_module
 from rewards.addresses import AddressError, addresses_of, check_url, is_public
 from services.api.webhooks import EventName
