@@ -4,7 +4,8 @@
 
 The Redis URL is EQUIPOISE_REDIS_URL, or in the file EQUIPOISE_REDIS_URL_FILE, whose password may change; --redis is for
 people, as everyone on a machine can read its arguments.
-Killing the API or the worker does not stop it. SIGTERM makes it checkpoint at the next step and hand the job back.
+Killing the API or the worker does not stop it. SIGTERM makes it checkpoint at the next step and hand the job back. A
+cancel is heard at the next step, or carried out without it.
 Exit codes: 0 done with the job (whatever its end), 3 another holder took the job, 4 it was handed back for want of
 resources or of its checkpoint store, 1 a crash: its worker takes the job back, or else its lease runs out.
 """
@@ -70,18 +71,22 @@ LEASE_TTL_S = 30.0
 GOING_DOWN = "handed back: the machine is going down"
 MAX_OUT_OF_MEMORY = 3  # tries from one checkpoint
 RENEW_EVERY_S = 2.0  # also how soon a cancel is heard
+CANCEL_GRACE_S = 20.0  # for the loop to come to a place where it hears of it, and to end
 log = logging.getLogger("equipoise.driver")
 
 
 class Heartbeat:
     """Renews the lease beside the loop, and hears what people want.
 
-    unblocked by: `stop`. A lease that is lost ends the process at once: whatever it would write is refused.
+    unblocked by: `stop`. A lease that is lost ends the process at once: whatever it would write is refused. A cancel
+    that the loop does not come to in CANCEL_GRACE_S is carried out here, by `end_cancelled`.
     """
 
-    def __init__(self, store: JobStore, lease: Lease) -> None:
+    def __init__(self, store: JobStore, lease: Lease, *, end_cancelled: Callable[[], None] = lambda: None) -> None:
         self.store = store
         self.lease = lease
+        self._end_cancelled = end_cancelled
+        self._cancelled_at: float | None = None  # monotonic seconds
         self._signals = Signals(cancel=False, pause=False, steering_version=0)
         self._stop_asked = False  # on its own: a renewal that is under way must not overwrite it
         self._stopping = threading.Event()
@@ -107,6 +112,7 @@ class Heartbeat:
         while not self._stopping.wait(RENEW_EVERY_S):
             try:
                 self._signals = self.store.renew(self.lease, LEASE_TTL_S)
+                self._look_at_the_cancel()
             except Fenced:
                 if self._stopping.wait(1.0):  # it was this process itself that ended the job, a moment ago
                     return
@@ -114,6 +120,14 @@ class Heartbeat:
                 os._exit(OTHER_HOLDER)
             except Exception as error:  # whatever Redis said: the lease lives as long as this thread tries
                 log.warning("the lease could not be renewed: %s", error)
+
+    def _look_at_the_cancel(self) -> None:
+        if not self._signals.cancel:
+            return
+        now = time.monotonic()
+        self._cancelled_at = self._cancelled_at or now
+        if now - self._cancelled_at >= CANCEL_GRACE_S:
+            self._end_cancelled()
 
 
 def drive(
@@ -141,7 +155,8 @@ def drive(
         log.info("job %s is not to be run: %s", job_id, claim.outcome)
         return 0
     reach("after_claim")
-    heartbeat = Heartbeat(store, claim.lease)
+    lease = claim.lease
+    heartbeat = Heartbeat(store, lease, end_cancelled=lambda: end_cancelled(store, lease, directory))
     signal.signal(signal.SIGTERM, lambda *_: heartbeat.ask_to_stop())
     heartbeat.start()
     journal = StoreJournal(store, claim.lease, lambda: heartbeat.wishes)
@@ -165,6 +180,16 @@ def hand_back(journal: StoreJournal, directory: Path, reason: str, *, crashed: b
     status = journal.patiently(lambda: journal.store.release(journal.lease, reason, crashed=crashed))
     if is_terminal(status):
         keep_ending(directory, status)
+
+
+def end_cancelled(store: JobStore, lease: Lease, directory: Path) -> None:
+    """Ends the job, and this process with its actors, wherever the loop is: a cancel keeps nothing of its step."""
+    log.warning("job %s is cancelled in the middle of a step, after %g s", lease.job_id, CANCEL_GRACE_S)
+    report_so_far(store, lease, directory, JobStatus.CANCELLED, None)
+    status = store.release(lease, "cancelled on request")
+    if is_terminal(status):
+        keep_ending(directory, status)
+    os._exit(0)
 
 
 def claim_job(

@@ -3,7 +3,8 @@
     python -m tests.toy_driver DRIVER'S ARGUMENTS
     python -m tests.toy_driver --serve     forks a driver for each line of JSON: a start costs milliseconds
 
-EQUIPOISE_TOY is JSON: `ttl_s` and `renew_s` of the lease, `mutants` of tests/toy_mutants.py, `ahead_s` of the clock,
+EQUIPOISE_TOY is JSON: `ttl_s` and `renew_s` of the lease, `cancel_s` that a cancel waits for a step's end,
+`mutants` of tests/toy_mutants.py, `ahead_s` of the clock,
 `rewards` are troubles of tests/loop_fakes.py for this driver alone, beside those that the spec's metadata has for every
 one (`toy.rewards`), `oom_step` is where its learner runs out of memory, once, and `oom_when` whether "before", "in" or
 "after" its optimizer's step; `lost_step` where its process is gone, once, after that step and before the answer. A step
@@ -40,6 +41,7 @@ def run(arguments: list[str]) -> None:
     toy = json.loads(os.environ.get(VARIABLE, "{}"))
     driver.LEASE_TTL_S = toy.get("ttl_s", driver.LEASE_TTL_S)
     driver.RENEW_EVERY_S = toy.get("renew_s", driver.RENEW_EVERY_S)
+    driver.CANCEL_GRACE_S = toy.get("cancel_s", driver.CANCEL_GRACE_S)
     if ahead_s := toy.get("ahead_s", 0.0):
         real, steady = time.time, time.monotonic
         time.time, time.monotonic = (lambda: real() + ahead_s), (lambda: steady() + ahead_s)  # type: ignore[assignment]

@@ -5,6 +5,7 @@ Races of the store alone, zombies' every write and sweeps are in store/test_stor
 test_worker.py.
 """
 
+import json
 import random
 import signal
 import threading
@@ -517,8 +518,29 @@ def test_requests_race_with_the_end_to_one_end(garage: Garage, store: JobStore) 
         found = audit(store, job_id, spec, garage.state_dir)
         assert is_terminal(store.job(job_id).status)
         assert found.violations == ()
+    assert max(after_cancel, default=0) < 30
     figures = {"ends": dict(ends), "busy_s_after_cancel_max": round(max(after_cancel, default=0), 2)}
     tell("T30", jobs=sum(ends.values()), **figures)
+
+
+def test_a_cancel_does_not_wait_for_the_end_of_a_long_step(garage: Garage, store: JobStore) -> None:
+    spec = toy_spec(steps=3, step_s=600)
+    job_id = submit(store, spec)
+    driver = garage.start(job_id, owner=store.owner, cancel_s=0.5)
+    while store.job(job_id).status is not JobStatus.RUNNING:
+        assert driver.poll() is None, driver.tail()
+        time.sleep(0.02)
+    asked = time.monotonic()
+    store.request_cancel(job_id)
+    assert driver.wait() == 0, driver.tail()
+    took_s = time.monotonic() - asked
+    assert 0.5 <= took_s < 10  # 0.5 s of grace, and what a busy machine takes
+    job = store.job(job_id)
+    assert (job.status, job.reason) == (JobStatus.CANCELLED, "cancelled on request")
+    document = json.loads((garage.state_dir / "jobs" / job_id / "job.json").read_text())
+    assert document["ended"] == "cancelled"
+    assert audit(store, job_id, spec, garage.state_dir).violations == ()
+    tell("T30", long_step_s=600, grace_s=0.5, busy_s_after_cancel_in_a_step=round(took_s, 2))
 
 
 def test_a_second_end_is_seen(store: JobStore, tmp_path: Path) -> None:

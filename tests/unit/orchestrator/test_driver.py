@@ -6,6 +6,7 @@ import errno
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from orchestrator.state.store import Fenced, IllegalTransition, StepGap, StoreUn
 from orchestrator.storage import remote
 from orchestrator.storage.checkpoint_store import CheckpointStore
 from orchestrator.storage.checkpoints import directory_name, write_checkpoint
+from orchestrator.storage.recovery import keep_document
 
 LEASE = Lease(job_id="job", fence=5, nonce="n")
 CLAIM = Claim(outcome=ClaimOutcome.OK, lease=LEASE, step=0, from_step=0)
@@ -399,6 +401,57 @@ def test_a_stop_survives_the_renewals(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.005)
     heartbeat.stop()
     assert heartbeat.wishes == Wishes(cancel=True, pause=True, stop=True)
+
+
+@pytest.mark.parametrize("meanwhile", [None, "away", "done"])
+def test_a_cancel_that_the_loop_does_not_come_to_is_carried_out_beside_it(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str | None
+) -> None:
+    """Redis may be away just then, or the loop may end the job itself."""
+    over, codes = threading.Event(), []
+    troubles = {"away": [StoreUnavailable("away")], "done": [Fenced("done")] * 1000}.get(meanwhile or "", [])
+    cancelled = False
+
+    def renew(*_: Any) -> Signals:
+        return Signals(cancel=cancelled, pause=False, steering_version=1)
+
+    def release(lease: Lease, reason: str) -> JobStatus:
+        if troubles:
+            raise troubles.pop()
+        assert lease is LEASE
+        store.did.append(("release", reason))
+        return JobStatus.CANCELLED
+
+    def ends(code: int) -> None:
+        codes.append(code)
+        over.set()
+        heartbeat._stopping.set()
+
+    monkeypatch.setattr(driver, "RENEW_EVERY_S", 0.01)
+    monkeypatch.setattr(driver, "CANCEL_GRACE_S", 0.1)
+    monkeypatch.setattr(driver.os, "_exit", ends)
+    monkeypatch.setattr(store, "renew", renew)
+    monkeypatch.setattr(store, "release", release)
+    keep_document(tmp_path, owner="local", spec=store.text, origin=None)
+    heartbeat = driver.Heartbeat(
+        store,  # type: ignore[arg-type]
+        LEASE,
+        end_cancelled=lambda: driver.end_cancelled(store, LEASE, tmp_path),  # type: ignore[arg-type]
+    )
+    heartbeat.start()
+    assert not over.wait(0.3)  # as nobody cancels it
+    cancelled = True
+    if meanwhile == "done":
+        time.sleep(0.3)
+        heartbeat.stop()  # within a second: it was this process itself
+        assert codes == []
+        return
+    assert over.wait(10)
+    heartbeat.stop()
+    assert codes == [0]
+    assert store.ends() == [("release", "cancelled on request")]
+    assert set(store.reported) == {("cancelled", None)}
+    assert json.loads((tmp_path / "job.json").read_text())["ended"] == "cancelled"
 
 
 def test_sigterm_asks_the_loop_to_stop(store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
