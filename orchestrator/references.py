@@ -19,6 +19,11 @@ from torch import Tensor
 FILE = "references.jsonl"
 
 
+def stored_name(digest: str) -> str:
+    """What the checkpoint store calls the file: two holders of a job that began at once have each its own."""
+    return f"references-{digest[:16]}.jsonl"
+
+
 class References:
     """By objective SN: as many values for each of the S prompts that are known so far, from the first on."""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from orchestrator.build import Parts
 from orchestrator.clock import Clock
-from orchestrator.references import References
+from orchestrator.references import References, stored_name
 from orchestrator.rollouts.ahead import Ahead, FirstRound
 from orchestrator.rollouts.batch import Batch, by_prompt, rollout_seed, stack, without
 from orchestrator.rollouts.scoring import Rolled, Stage, roll_out_and_score
@@ -278,13 +278,14 @@ class Collector:
             found_PNk = by_prompt(gated_BK[:, self.wants_references], counts)
             self.known.append({name: found_PNk[:, :, i].contiguous() for i, name in enumerate(names)})
             yield index[-1] + 1, size
+        self.known.read()  # what a holder that lost the job put in first is what everybody reads
 
     # ------------------------------------------------------------------ state
 
     @property
-    def files(self) -> list[Path]:
-        """What a checkpoint relies on beside its own files."""
-        return [self.known.path] if self.references else []
+    def files(self) -> dict[str, Path]:
+        """What a checkpoint relies on beside its own files, by its name in the checkpoint store."""
+        return {stored_name(self.known.digest): self.known.path} if self.references else {}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -295,8 +296,8 @@ class Collector:
             "references": self.known.digest if self.references else None,
         }
 
-    def load(self, state: dict[str, Any], fetch: Callable[[Path], None]) -> None:
-        """`fetch` brings a file of the job that this machine lacks. CheckpointError where it is another one."""
+    def load(self, state: dict[str, Any], fetch: Callable[[Path, str], None]) -> None:
+        """`fetch` brings a file of the job, by its name in the store. CheckpointError where it is another one."""
         if "turns" in state:
             self.turns.load_state_dict(state["turns"])
         else:  # a checkpoint of 0.1
@@ -308,7 +309,7 @@ class Collector:
             return
         self.known.read()
         if self.known.digest != digest:
-            fetch(self.known.path)
+            fetch(self.known.path, stored_name(digest))
             self.known.read()
         if self.known.digest != digest:
             raise CheckpointError(f"{self.known.path} is not what the job was trained with; restore it from a backup")

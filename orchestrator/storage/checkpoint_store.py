@@ -3,7 +3,7 @@
     STORE/OWNER/JOB/000010-3/       step and fence: two holders of a job never write to the same place
         policy/...  learner.safetensors  state.json
         manifest.json               last: an object store renames nothing, so the manifest is the commit
-    STORE/OWNER/JOB/references.jsonl
+    STORE/OWNER/JOB/references-DIGEST.jsonl      what checkpoints rely on: by its content, so that nobody replaces it
 
 A checkpoint is registered once the store has it. A machine that lacks one fetches it, checked against the digest that
 was registered. The store is EQUIPOISE_CHECKPOINT_STORE, any URL that fsspec opens; a spec can't name one.
@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +129,18 @@ class Remote:
         except StoreAway as error:
             log.warning("%s", error)
 
-    def put_beside(self, path: Path) -> None:
+    def put_beside(self, path: Path, name: str) -> None:
         """Copy a file that checkpoints rely on."""
-        self._put_file(path, f"{self._base}/{path.name}")
+        self._put_file(path, f"{self._base}/{name}")
 
-    def get_beside(self, path: Path) -> None:
+    def get_beside(self, path: Path, name: str) -> None:
         """Fetch such a file; whether it is the right one is for its reader to tell."""
         hidden = path.with_name(f".{path.name}-fetching")
-        with contextlib.suppress(FileNotFoundError):
-            self._get_file(f"{self._base}/{path.name}", hidden)
-            hidden.rename(path)
+        for stored in (name, path.name):  # the latter of a version that called it so
+            with contextlib.suppress(FileNotFoundError):
+                self._get_file(f"{self._base}/{stored}", hidden)
+                hidden.rename(path)
+                return
 
     def _place(self, step: int, fence: int) -> str:
         return f"{self._base}/{step:06d}-{fence}"
@@ -187,7 +189,7 @@ class CheckpointStore:
         self.root = root
         self.registered: dict[int, str] = {}  # step -> digest
         self._remote = remote
-        self._beside: set[Path] = set()  # files that the store has
+        self._beside: set[str] = set()  # files that the store has
         self._written: set[int] = set()  # steps that are in the store as this process wrote them
 
     def floor(self) -> int:
@@ -235,12 +237,17 @@ class CheckpointStore:
         except (FileNotFoundError, NotADirectoryError, ValueError):
             raise CheckpointError(f"{here / name} is missing; take another checkpoint") from None
 
-    def write(self, *, step: int, fence: int, fill: Fill, beside: Sequence[Path] = ()) -> tuple[Path, Manifest]:
-        """A checkpoint, whole here and in the store, with the files `beside` that it relies on. CheckpointError."""
+    def write(
+        self, *, step: int, fence: int, fill: Fill, beside: Mapping[str, Path] | None = None
+    ) -> tuple[Path, Manifest]:
+        """A checkpoint, whole here and in the store, with the files `beside` that it relies on. CheckpointError.
+
+        These are by the names that the store has for them.
+        """
         return self.begin(step=step, fence=fence, fill=fill, beside=beside)()
 
     def begin(
-        self, *, step: int, fence: int, fill: Fill, beside: Sequence[Path] = ()
+        self, *, step: int, fence: int, fill: Fill, beside: Mapping[str, Path] | None = None
     ) -> Callable[[], tuple[Path, Manifest]]:
         """The files of `write`, and what makes them durable: to be called once, by any thread, before the next `begin`.
 
@@ -251,7 +258,7 @@ class CheckpointStore:
         def finish() -> tuple[Path, Manifest]:
             path, manifest = checkpoints.make_whole(self.root, step=step, fence=fence, written=written)
             try:
-                self._copy(path, manifest, beside)
+                self._copy(path, manifest, beside or {})
             except StoreAway as error:  # the run goes on without this one; only a start has to wait for the store
                 raise CheckpointError(str(error)) from error
             self.registered[step] = manifest.digest
@@ -298,10 +305,10 @@ class CheckpointStore:
             self._fetch(step, pauses_s)
         return path
 
-    def fetch_beside(self, path: Path) -> None:
-        """Replace a file that checkpoints rely on by the store's, where it has one."""
+    def fetch_beside(self, path: Path, name: str) -> None:
+        """Replace a file that checkpoints rely on by the store's of that name, where it has one."""
         if self._remote is not None:
-            self._remote.within(LONG_PAUSES_S).get_beside(path)
+            self._remote.within(LONG_PAUSES_S).get_beside(path, name)
 
     def keep_only(self, steps: Collection[int], *, fence: int) -> None:
         """Remove every other checkpoint, here and in the store."""
@@ -328,12 +335,13 @@ class CheckpointStore:
             raise unreadable
         return found
 
-    def _copy(self, path: Path, manifest: Manifest, beside: Sequence[Path]) -> None:
+    def _copy(self, path: Path, manifest: Manifest, beside: Mapping[str, Path]) -> None:
         if self._remote is None:
             return
-        for file in set(beside) - self._beside:
-            self._remote.put_beside(file)
-            self._beside.add(file)
+        for name, file in beside.items():
+            if name not in self._beside:
+                self._remote.put_beside(file, name)
+                self._beside.add(name)
         self._remote.put(path, manifest)
         self._written.add(manifest.step)
 

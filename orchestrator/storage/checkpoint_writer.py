@@ -8,7 +8,7 @@ Only one is under way at a time, and the ledger hears of it from the loop's own 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,14 +34,14 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._under_way: tuple[int, Future[tuple[Path, Manifest]]] | None = None  # its step
 
-    def write(self, step: int, fill: Fill, *, beside: Sequence[Path], wait: bool) -> None:
+    def write(self, step: int, fill: Fill, *, beside: Mapping[str, Path], wait: bool) -> None:
         """Make a step's state durable. Not to `wait`: `settle` registers it later; `fill` has returned in any case.
 
         A failure is an event; several in a row raise CheckpointError, or StoreAway where it is the store that is away.
         """
         self.settle()
         with self._failure_is_told(step):
-            finish = self.store.begin(step=step, fence=self.fence, fill=fill, beside=list(beside))
+            finish = self.store.begin(step=step, fence=self.fence, fill=fill, beside=beside)
             if wait:
                 self._register(*finish())
             else:

@@ -130,6 +130,25 @@ def test_a_kill_costs_one_chunk_of_references(tmp_path: Path) -> None:
         assert again.loop.collector.known.digest == expected.loop.collector.known.digest
 
 
+def test_of_two_holders_that_sample_at_once_all_have_the_first_ones(tmp_path: Path) -> None:
+    """On a disk that both write to: one has lost the job, and does not know it yet."""
+    run = start(tmp_path, SPEC)
+    known = run.loop.collector.known
+    append = known.append
+
+    def late(values: Any) -> None:
+        if not known.path.exists():
+            other = References(known.path)
+            other.append({name: values_PN + 0.125 for name, values_PN in values.items()})
+        append(values)
+
+    known.append = late  # type: ignore[method-assign]
+    run.journal.die_at = ("before commit", 1)
+    with pytest.raises(Killed):
+        run.loop.run()
+    assert resume(run, SPEC).loop.run() == "succeeded"
+
+
 def test_checkpoints_hold_the_digest_alone(tmp_path: Path) -> None:
     run = whole(tmp_path)
     directory = tmp_path / directory_name(4)
@@ -158,7 +177,8 @@ def test_another_file_of_references_is_noticed(tmp_path: Path) -> None:
         resume(run, SPEC)
 
 
-def test_another_machine_takes_them_from_the_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stored", ["by its content", "beside a late holder's", "by an earlier version"])
+def test_another_machine_takes_them_from_the_store(tmp_path: Path, stored: str) -> None:
     expected = whole(tmp_path / "whole")
     url = f"file://{tmp_path}/store"
     run = start(tmp_path / "one", SPEC, store=CheckpointStore(tmp_path / "one", Remote(url, "local", "job")))
@@ -166,6 +186,16 @@ def test_another_machine_takes_them_from_the_store(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run.loop.run()
     run.journal.die_at = ("", 0)
+    if stored == "beside a late holder's":  # its own references, and it has not heard yet that the job is another's
+        late = CheckpointStore(tmp_path / "late", Remote(url, "local", "job"))
+        other = start(tmp_path / "late", SPEC, profile=lambda _: (0.3, 0.7), store=late, fence=0)
+        other.journal.die_at = ("before register", 0)
+        with pytest.raises(Killed):
+            other.loop.run()
+        assert other.loop.collector.known.digest != expected.loop.collector.known.digest
+    elif stored == "by an earlier version":
+        (kept,) = (tmp_path / "store" / "local" / "job").glob("*.jsonl")
+        kept.rename(kept.with_name(run.loop.collector.known.path.name))
     for part in (None, 1):  # this machine has nothing, or what an earlier attempt here left
         there = tmp_path / f"two {part}"
         store = CheckpointStore(there, Remote(url, "local", "job"))
