@@ -2,13 +2,12 @@
 
 JOB/training/          the trainer's own directory: a copy of the newest registered checkpoint when a holder starts
 JOB/checkpoints/step-N/trainer/    what the trainer goes on from
-JOB/checkpoints/step-N/policy/     the finished model, at the last step: what is exported and served; its figures beside
+JOB/checkpoints/step-N/policy/     the finished model, at the last step: what is exported and served
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from orchestrator.journal import Journal
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.storage.checkpoint_store import CheckpointStore, StoreAway
-from orchestrator.storage.checkpoints import CheckpointError, write_json
+from orchestrator.storage.checkpoints import CheckpointError
 from orchestrator.storage.remote import LONG_PAUSES_S, is_url
 from orchestrator.storage.remote_data import fetch
 from rewards import training
@@ -27,7 +26,8 @@ FOLDER = "training"
 MODEL = "policy"  # as that of an aligned model, so that it is exported and fetched in the same way
 STATE = "trainer"
 EVALUATION = {"eval.json": "eval.json", "eval.html": "report.html"}  # of the trainer, and beside the job
-SUMMARY = "summary.json"
+TRAINED, TRAINERS_STATE = "model", "checkpoint"  # what the trainer calls them
+NEWEST = 2  # checkpoints that are kept until the end, in case the newest is found damaged
 MAX_CHECKPOINT_FAILURES = 3
 
 Trainer = Callable[..., TrainResult]
@@ -56,10 +56,8 @@ class RewardTraining:
         self.total: int | None = None
         self._set_total = set_total
         self._train = trainer or training.train
-        self._finished = False
         self._kept: set[int] = set()
         self._failures = 0
-        self._seen: object = None  # the trainer's state as it was last registered or found
 
     def resume(self, step: int | None, known: list[int]) -> None:
         """The trainer's directory as the checkpoint of that step has it, or empty."""
@@ -67,26 +65,28 @@ class RewardTraining:
         self.directory.mkdir(mode=0o700, parents=True)
         if step is not None:
             found = self.checkpoints.directory(step)
-            self._finished = (found / MODEL).is_dir()
-            if not self._finished:
-                shutil.copytree(found / STATE, self.directory / "checkpoint")
+            if (found / MODEL).is_dir():
+                shutil.copytree(found / MODEL, self.directory / TRAINED)
+            else:
+                shutil.copytree(found / STATE, self.directory / TRAINERS_STATE)
             self.step = step
             self._kept = {other for other in known if other <= step}
-        self._seen = self._state()
 
     def run(self) -> str:
         """succeeded, paused, cancelled or stopped."""
-        if self._finished:
-            self.conclude()
-            return "succeeded"
         if asked := self.asked():
             return asked
         self.journal.progress(stage="reading the data and loading the model", eta_s=None)
-        result = self._train(self.settings(), directory=self.directory, on_step=self.on_step, should_stop=self.asked)
+        result = self._train(
+            self.settings(),
+            directory=self.directory,
+            on_step=self.on_step,
+            should_stop=self.asked,
+            on_saved=self.on_saved,
+        )
         if result.stopped is not None:
-            self.register_new()
             return result.stopped
-        self.finish(result)
+        self.conclude(result)
         return "cancelled" if self.journal.wishes().cancel else "succeeded"
 
     def asked(self) -> str | None:
@@ -117,8 +117,7 @@ class RewardTraining:
         return "cuda" if cuda else "cpu"
 
     def on_step(self, figures: dict[str, Any]) -> None:
-        """After each update. What the trainer saved meanwhile is of the update before."""
-        self.register_new()
+        """After each update."""
         step, total = figures["step"], figures["total_steps"]
         if total != self.total:
             self._set_total(total)
@@ -130,43 +129,32 @@ class RewardTraining:
         self.step = step
         self.journal.progress(stage=f"training the {figures['phase']}", eta_s=seconds * (total - step))
 
-    def register_new(self) -> None:
-        """A checkpoint of what the trainer has saved since the last one. A full disk costs an event."""
-        if (state := self._state()) == self._seen or self.step == 0:
-            return
-        self._seen = state
-        self.register(self._copy_state)
+    def on_saved(self) -> None:
+        """A checkpoint of the trainer's state; a full disk costs an event. Of the model, which is the result: not."""
+        if (self.directory / TRAINED).is_dir():
+            while not self.register(self._copy_model):
+                pass
+            if self.spec.training.validation:
+                self.journal.progress(stage="evaluating the model", eta_s=None)
+        else:
+            self.register(self._copy_state)
 
     def _copy_state(self, directory: Path) -> None:
-        shutil.copytree(self.directory / "checkpoint", directory / STATE)
+        shutil.copytree(self.directory / TRAINERS_STATE, directory / STATE)
 
-    def finish(self, result: TrainResult) -> None:
-        """The model as the checkpoint of the last step, with its evaluation."""
-        assert result.model is not None
-        model = result.model
+    def _copy_model(self, directory: Path) -> None:
+        shutil.copytree(self.directory / TRAINED, directory / MODEL)
 
-        def fill(directory: Path) -> None:
-            shutil.copytree(model, directory / MODEL)
-            write_json(directory / SUMMARY, _summary(result))
-            for name in EVALUATION:
-                if (self.directory / name).is_file():
-                    shutil.copyfile(self.directory / name, directory / name)
-
-        while not self.register(fill):  # the model is the result: not without it
-            pass
-        self.conclude()
-
-    def conclude(self) -> None:
-        """What the finished model's checkpoint says, told; a holder that comes after a kill does it again."""
-        directory = self.checkpoints.directory(self.step)
-        summary: dict[str, Any] = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
-        self.retain(summary)
+    def conclude(self, result: TrainResult) -> None:
+        """The evaluation, told; a holder that comes after a kill does both again. Of checkpoints, the model alone."""
+        summary = _summary(result)
         if summary:
             told = {"step": self.step, **summary}
             self.journal.event("reward_model.evaluated", once=f"evaluated {self.step}", **told)
         for name, kept in EVALUATION.items():
-            if (directory / name).is_file():
-                shutil.copyfile(directory / name, self.job / kept)
+            if (self.directory / name).is_file():
+                shutil.copyfile(self.directory / name, self.job / kept)
+        self.retain(summary, newest=1)
 
     def register(self, fill: Callable[[Path], None]) -> bool:
         """Whether it was written. Raises CheckpointError, or StoreAway, when it fails for the third time in a row."""
@@ -186,17 +174,13 @@ class RewardTraining:
         self.retain({})
         return True
 
-    def retain(self, metrics: dict[str, Any]) -> None:
-        """Only the newest checkpoint is of use."""
-        dropped = sorted(self._kept - {self.step})
-        self._kept = {self.step}
+    def retain(self, metrics: dict[str, Any], *, newest: int = NEWEST) -> None:
+        """Only the newest checkpoints are of use. `metrics`: of the last one."""
+        kept = sorted(self._kept)[-newest:]
+        dropped = sorted(self._kept.difference(kept))
+        self._kept = set(kept)
         self.journal.checkpoints({self.step: {"on_front": False, "metrics": metrics}}, dropped)
         self.checkpoints.keep_only(self._kept, fence=self.fence)
-
-    def _state(self) -> object:
-        """What tells one state of the trainer from another: its files are replaced as a whole."""
-        files = sorted(path for path in (self.directory / "checkpoint").glob("*") if not path.name.startswith("."))
-        return [(path.name, path.stat().st_ino, path.stat().st_mtime_ns) for path in files]
 
 
 def _summary(result: TrainResult) -> dict[str, Any]:

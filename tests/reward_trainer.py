@@ -1,6 +1,7 @@
 """A stand-in for `rewards.training.train` that keeps its contract: updates, saved states, a finished directory."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class FakeTrainer:
         self.steps, self.evaluates, self.fails = steps, evaluates, fails
         self.settings: list[TrainSettings] = []
         self.after: Callable[[int], None] = lambda _: None
+        self.judging: Callable[[], None] = lambda: None
 
     def __call__(
         self,
@@ -34,10 +36,12 @@ class FakeTrainer:
         directory: Path,
         on_step: Callable[[dict[str, Any]], None],
         should_stop: Callable[[], str | None],
+        on_saved: Callable[[], None],
     ) -> TrainResult:
         self.settings.append(settings)
         if self.fails is not None:
             raise self.fails
+        model = directory / "model"
         state = directory / "checkpoint" / "checkpoint.safetensors"
         known = json.loads(state.read_text()) if state.exists() else {"step": 0, "weight": 0}
 
@@ -47,22 +51,31 @@ class FakeTrainer:
             scratch.write_text(json.dumps(known))
             scratch.replace(state)
 
-        while known["step"] < self.steps:
+        while not model.exists() and known["step"] < self.steps:
             known["step"] += 1
             known["weight"] += known["step"] ** 2
             on_step(self.figures(known))
             self.after(known["step"])
+            if known["step"] == self.steps:
+                save()
+                break
             reason = should_stop()
             if reason or known["step"] % settings.checkpoint_every == 0:
                 save()
+                on_saved()
             if reason:
                 return TrainResult(model=None, step=known["step"], total_steps=self.steps, stopped=reason)
-        model = directory / "model"
-        model.mkdir()
-        (model / "config.json").write_text("{}")
-        (model / "model.safetensors").write_text(json.dumps(known))
+        if not model.exists():
+            model.mkdir()
+            (model / "config.json").write_text("{}")
+            (model / "model.safetensors").write_text(json.dumps(known))
+            shutil.rmtree(state.parent)
+            on_saved()
         report = None
         if self.evaluates:
+            self.judging()
+            if reason := should_stop():
+                return TrainResult(model=model, step=self.steps, total_steps=self.steps, stopped=reason)
             report = self.report()
             (directory / "eval.json").write_text("{}")
             (directory / "eval.html").write_text("<p>how it judges</p>")

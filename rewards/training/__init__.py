@@ -21,20 +21,22 @@ def train(
     directory: Path,
     on_step: Callable[[dict[str, Any]], None],
     should_stop: Callable[[], str | None],
+    on_saved: Callable[[], None] = lambda: None,
 ) -> TrainResult:
     """Trains a reward model; the finished one is `directory`/model, its evaluation eval.json and eval.html beside it.
 
     `directory`/checkpoint holds what it takes to go on: called again with the same settings after a kill or a stop, it
     ends with the same weights as without. `on_step` hears after each update: phase (`heads` or `gating`), step,
     total_steps, epoch, loss, rating_loss and pair_loss (None where absent), pair_accuracy, lr, grad_norm, rows,
-    duration_s. `should_stop` is asked after each update; a reason makes it write a checkpoint and return.
+    duration_s. `should_stop` is asked after each update but the last, where it writes a checkpoint and returns, and in
+    the evaluation. `on_saved` hears of each checkpoint, and at the end of the model, before that is evaluated.
 
     Raises ValueError for a mistake in data (file and line), settings, model or checkpoint; FloatingPointError where
     the loss is not finite.
     """
     from rewards.training import job
 
-    return job.train(settings, directory=directory, on_step=on_step, should_stop=should_stop)
+    return job.train(settings, directory=directory, on_step=on_step, should_stop=should_stop, on_saved=on_saved)
 
 
 def evaluate(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,13 @@ Listener = Callable[[dict[str, Any]], None]
 Stop = Callable[[], str | None]
 
 
-def train(settings: TrainSettings, *, directory: Path, on_step: Listener, should_stop: Stop) -> TrainResult:
+class _Stopped(Exception):
+    """In an evaluation, with what `should_stop` said."""
+
+
+def train(
+    settings: TrainSettings, *, directory: Path, on_step: Listener, should_stop: Stop, on_saved: Callable[[], None]
+) -> TrainResult:
     """See rewards.training.train."""
     path, config = locate(settings.model, settings.revision)
     rows = read_rows(settings.train)
@@ -44,21 +50,30 @@ def train(settings: TrainSettings, *, directory: Path, on_step: Listener, should
         job = _Job(settings, directory, path, config, rows, digest)
         result = TrainResult(model=directory / MODEL, step=job.total_steps, total_steps=job.total_steps)
         if not job.is_finished():
-            reason = job.run(on_step, should_stop)
+            reason = job.run(on_step, should_stop, on_saved)
             if reason is not None:
                 return TrainResult(model=None, step=job.step, total_steps=job.total_steps, stopped=reason)
     if held_out is None:
         return result
-    report = evaluate(
-        directory / MODEL,
-        settings.validation,
-        on_progress=lambda *_: None,
-        batch_size=settings.microbatch_size or settings.batch_size,
-        max_length=_longest(config, settings),
-        device=settings.device,
-    )
+
+    def go_on(*_: int) -> None:
+        if (reason := should_stop()) is not None:
+            raise _Stopped(reason)
+
+    try:
+        go_on()
+        report = evaluate(
+            directory / MODEL,
+            settings.validation,
+            on_progress=go_on,
+            batch_size=settings.microbatch_size or settings.batch_size,
+            max_length=_longest(config, settings),
+            device=settings.device,
+        )
+    except _Stopped as stopped:
+        return replace(result, stopped=str(stopped))
     report.write(directory)
-    return TrainResult(model=result.model, step=result.step, total_steps=result.total_steps, evaluation=report)
+    return replace(result, evaluation=report)
 
 
 def _longest(config: dict[str, Any], settings: TrainSettings) -> int:
@@ -100,7 +115,7 @@ class _Job:
             raise ValueError(f"{manifest.parent} is of another model, settings or data; train in another directory")
         return True
 
-    def run(self, on_step: Listener, should_stop: Stop) -> str | None:
+    def run(self, on_step: Listener, should_stop: Stop, on_saved: Callable[[], None]) -> str | None:
         checkpoint = self._directory / CHECKPOINT
         load_state(self._trainer, checkpoint, self._digest)
 
@@ -109,9 +124,11 @@ class _Job:
 
         def save() -> None:
             save_state(self._trainer, checkpoint, self._digest)
+            if self.step < self.total_steps:  # else the model comes at once
+                on_saved()
 
         reason = run(self._trainer, lambda figures: tell("heads", figures), should_stop, save)
-        if reason is not None:
+        if reason is not None and self.step < self.total_steps:
             return reason
         self._module.eval()
         if isinstance(self._module, RegressionModule):
@@ -124,6 +141,7 @@ class _Job:
                 return reason
         self._export()
         shutil.rmtree(checkpoint, ignore_errors=True)
+        on_saved()
         return None
 
     def _finish_heads(self, module: RegressionModule, on_update: Listener, should_stop: Stop) -> str | None:

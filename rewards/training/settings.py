@@ -92,7 +92,7 @@ class TrainResult:
     """How a training ended."""
 
     model: Path | None
-    """The finished model's directory; None where it was stopped before the end."""
+    """The finished model's directory; None where it was stopped before that was there."""
     step: int
     """Updates made so far, those before a resume included."""
     total_steps: int

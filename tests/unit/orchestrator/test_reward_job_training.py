@@ -60,6 +60,10 @@ class Job:
         return found
 
 
+def raises(error: BaseException) -> None:
+    raise error
+
+
 WHOLE = {"step": STEPS, "weight": sum(step**2 for step in range(1, STEPS + 1))}
 
 
@@ -114,7 +118,7 @@ def test_a_pause_keeps_what_was_trained(tmp_path: Path) -> None:
     job.journal.wish = lambda: wish[0]
     trainer.after = lambda step: wish.__setitem__(0, Wishes(pause=step == 5))
     assert job.holder(trainer).run() == "paused"
-    assert list(job.journal.registered) == [5]
+    assert list(job.journal.registered) == [3, 5]  # the one before, too: either may be found damaged
     wish[0] = Wishes()
     with pytest.raises(CheckpointError):  # there is no model yet
         export_policy(job.root / "step-000005", tmp_path / "out")
@@ -122,6 +126,32 @@ def test_a_pause_keeps_what_was_trained(tmp_path: Path) -> None:
     assert again.step == 5
     assert again.run() == "succeeded"
     assert job.model() == WHOLE
+
+
+@pytest.mark.parametrize("end", ["killed", "paused"])
+def test_a_model_that_is_there_is_never_trained_again_nor_written_again(tmp_path: Path, end: str) -> None:
+    """Its evaluation may run out of memory, or be stopped: who goes on has only that to do."""
+    job, trainer, wish = Job(tmp_path), FakeTrainer(), [Wishes()]
+    job.journal.wish = lambda: wish[0]
+    if end == "killed":
+        trainer.judging = lambda: raises(Killed())
+        with pytest.raises(Killed):
+            job.holder(trainer).run()
+    else:
+        trainer.after = lambda step: wish.__setitem__(0, Wishes(pause=step == STEPS))
+        assert job.holder(trainer).run() == "paused"
+    assert list(job.journal.registered) == [6, STEPS]
+    digest = job.journal.registered[STEPS]["digest"]
+    assert (export_policy(job.root / f"step-{STEPS:06d}", tmp_path / "out") / "config.json").exists()
+    assert job.journal.named("reward_model.evaluated") == []
+    wish[0] = Wishes()
+    again = FakeTrainer()
+    again.after = lambda step: pytest.fail(f"update {step} is made again")
+    assert job.holder(again).run() == "succeeded"
+    assert job.model() == WHOLE
+    assert {step: entry["digest"] for step, entry in job.journal.registered.items()} == {STEPS: digest}
+    assert job.journal.registered[STEPS]["metrics"]["ece"] == 0.1
+    assert len(job.journal.named("reward_model.evaluated")) == 1
 
 
 @pytest.mark.parametrize(("wish", "outcome"), [(Wishes(cancel=True), "cancelled"), (Wishes(stop=True), "stopped")])

@@ -277,6 +277,28 @@ def test_a_trained_model_is_evaluated_on_held_out_rows(backbone, files, tmp_path
     assert not (tmp_path / "checkpoint").exists()
 
 
+def test_what_may_be_gone_on_from_is_told_before_the_evaluation(backbone, files, tmp_path):
+    wanted = document(backbone, files, validation=[files["held_out"]], epochs=1, checkpoint_every=2)
+    saved, log = [], []
+
+    def on_saved():
+        saved.append((log[-1]["step"], sorted(path.name for path in tmp_path.iterdir())))
+
+    def stop():  # heard before the evaluation, or in it
+        return "asked to" if (tmp_path / "model").exists() else None
+
+    settings = TrainSettings.from_dict(wanted)
+    result = train(settings, directory=tmp_path, on_step=log.append, should_stop=stop, on_saved=on_saved)
+    total = result.total_steps
+    assert saved == [*((step, ["checkpoint"]) for step in range(2, total, 2)), (total, ["model"])]
+    assert (result.stopped, result.model, result.evaluation) == ("asked to", tmp_path / "model", None)
+    asked = iter([None, "asked to"])
+    assert train(settings, directory=tmp_path, on_step=log.append, should_stop=lambda: next(asked)) == result
+    resumed, rest = run(wanted, tmp_path)
+    assert resumed.evaluation is not None
+    assert rest == []
+
+
 # ----------------------------------------------------------------------------------------------------------- gating
 
 
