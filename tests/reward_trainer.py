@@ -36,7 +36,7 @@ class FakeTrainer:
         directory: Path,
         on_step: Callable[[dict[str, Any]], None],
         should_stop: Callable[[], str | None],
-        on_saved: Callable[[], None],
+        on_saved: Callable[[], None] = lambda: None,
     ) -> TrainResult:
         self.settings.append(settings)
         if self.fails is not None:
