@@ -16,6 +16,14 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any
 
+# What a child sees of our variables: where programs, packages, models and scratch files are, and how libraries behave.
+_SEEN = frozenset(
+    {"PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "HF_HOME"}
+)
+_SEEN_BEGINNINGS = (
+    "LC_", "PYTHON", "XDG_", "SSL_CERT_", "HF_HUB_", "TRANSFORMERS_", "TOKENIZERS_", "OMP_", "MKL_", "OPENBLAS_",
+    "CUDA_", "NVIDIA_",
+)  # fmt: skip
 _AT_ONCE = 4
 _PATIENCE_S = 10.0  # for a place among those
 
@@ -71,11 +79,15 @@ _places = Places(_AT_ONCE)
 def ask(module: str, question: Any, *, timeout_s: float, owner: str = "", sees: Collection[str] = ()) -> Any:
     """The answer of `python -m module` to a JSON document; it and what it started are killed after `timeout_s`.
 
-    `owner` is for whom: owners share the places for children. The child sees no variable of ours but where packages
-    and models are, and `sees`: no password, no key.
+    `owner` is for whom: owners share the places for children. The child sees no variable of ours but those of _SEEN and
+    `sees`: no password, no key, no credentials of the cloud.
     """
     with _places.one(owner, patience_s=_PATIENCE_S):
         return _ask(module, question, timeout_s, sees)
+
+
+def _is_seen(name: str) -> bool:
+    return name in _SEEN or name.startswith(_SEEN_BEGINNINGS)
 
 
 def _ask(module: str, question: Any, timeout_s: float, sees: Collection[str]) -> Any:
@@ -86,7 +98,7 @@ def _ask(module: str, question: Any, timeout_s: float, sees: Collection[str]) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env={name: value for name, value in os.environ.items() if not name.startswith("EQUIPOISE_") or name in sees},
+        env={name: value for name, value in os.environ.items() if name in sees or _is_seen(name)},
     ) as child:
         try:
             answer, _ = child.communicate(json.dumps(question).encode(), timeout=timeout_s)

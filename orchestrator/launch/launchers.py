@@ -22,6 +22,9 @@ NONCE_VARIABLE = "EQUIPOISE_LEASE_NONCE"
 REDIS_URL_FILE_VARIABLE = "EQUIPOISE_REDIS_URL_FILE"
 OTHER_HOLDER = 3  # exit code of a driver that lost or missed its lease: no harm done
 NO_RESOURCES = 4  # of one that handed its job back, as others hold what it needs
+_API_KEYS = frozenset(
+    f"{name}{file}" for name in ("EQUIPOISE_API_KEY", "EQUIPOISE_METRICS_KEY") for file in ("", "_FILE")
+)
 _LAST_LINE_CHARS = 300
 
 
@@ -132,8 +135,8 @@ class SubprocessLauncher:
         return []
 
     def _environment(self) -> dict[str, str]:
-        """Ours, with the Redis and without the API's key, which no driver needs."""
-        kept = {name: value for name, value in os.environ.items() if name != "EQUIPOISE_API_KEY"}
+        """Ours, with the Redis and without the API's keys, which no driver needs."""
+        kept = {name: value for name, value in os.environ.items() if name not in _API_KEYS}
         return {**kept, REDIS_URL_VARIABLE: self._redis_url}
 
 

@@ -27,6 +27,7 @@ from typing import Any, TextIO
 
 _READY, _YES, _NO, _LATE = "ready\n", "yes\n", "no\n", "late\n"
 _MEMORY_BYTES = 4 * 1024**3  # an expression that grows without end meets this before it troubles the machine
+_SEEN = frozenset({"PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV"})  # of our variables: no key
 _LATE_KNOWN = 4096  # questions that took too long, a hash of each
 
 
@@ -74,7 +75,8 @@ class Bounded:
     def _start(self) -> subprocess.Popen[str]:
         # -P: this file's folder holds a math.py, which must not hide the standard library's.
         command = [sys.executable, "-P", __file__, self._task]
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        seen = {name: value for name, value in os.environ.items() if name in _SEEN or name.startswith("PYTHON")}
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=seen)
         self._end_child = weakref.finalize(self, _end, child)
         if _exchange(child, "") != _READY:
             raise RuntimeError(f"the process that decides {self._task!r} did not start; its error output says why")

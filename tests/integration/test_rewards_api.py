@@ -259,13 +259,20 @@ def _children() -> list[str]:
 def test_a_child_knows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tell_all.py").write_text(
         "import json, os, sys; json.load(sys.stdin); "
-        "print(json.dumps([name for name in os.environ if name.startswith('EQUIPOISE')]))"
+        f"print(json.dumps([name for name, value in os.environ.items() if {SECRET!r} in value or name == 'HF_HOME']))"
     )
     (tmp_path / "die.py").write_text("import os; os._exit(3)")
     (tmp_path / "hang.py").write_text("import time; time.sleep(60)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("EQUIPOISE_REDIS_URL", f"redis://:{SECRET}@host")
-    assert children.ask("tell_all", {}, timeout_s=20) == []
+    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN", "WANDB_API_KEY", "SOME_PLUGINS_PASSWORD"):
+        monkeypatch.setenv(name, SECRET)
+    monkeypatch.setenv("HF_HOME", "/models")
+    assert children.ask("tell_all", {}, timeout_s=20) == ["HF_HOME"]
+    assert set(children.ask("tell_all", {}, timeout_s=20, sees=("EQUIPOISE_REDIS_URL",))) == {
+        "HF_HOME",
+        "EQUIPOISE_REDIS_URL",
+    }
     with pytest.raises(children.ChildError, match="status 3"):
         children.ask("die", {}, timeout_s=20)
     with pytest.raises(children.ChildTimeout):

@@ -352,10 +352,11 @@ def test_a_worker_works_for_every_owner_unless_told(tmp_path: Path) -> None:
         bench.client.close()
 
 
-def test_a_driver_does_not_inherit_the_key_of_the_api(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EQUIPOISE_API_KEY", "eqp_canary")
+def test_a_driver_does_not_inherit_the_keys_of_the_api(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EQUIPOISE_API_KEY", "EQUIPOISE_METRICS_KEY", "EQUIPOISE_METRICS_KEY_FILE"):
+        monkeypatch.setenv(name, "eqp_canary")
     job_id = bench.submit()
-    with bench.working(f'print("EQUIPOISE_API_KEY" in os.environ)\n{SUCCEEDS}'):
+    with bench.working(f'print("eqp_canary" in os.environ.values())\n{SUCCEEDS}'):
         bench.wait(job_id, has(JobStatus.SUCCEEDED))
     assert (bench.state_dir / "jobs" / job_id / "driver.log").read_text() == "False\n"
 

@@ -268,6 +268,13 @@ def checker():
     return checker
 
 
+def test_the_child_sees_no_secret(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
+    checker = Bounded("equal_answers", 1.0)
+    assert checker.ask(gold="1", answer="1", prose=False)
+    assert b"canary" not in Path(f"/proc/{checker._child.pid}/environ").read_bytes()
+
+
 def test_what_took_too_long_costs_no_new_child_and_is_not_asked_again(checker, monkeypatch):
     child, worker = checker._child, worker_of(checker)
     endless = {"gold": "27", "answer": "9^{9^{9^{9}}}", "prose": False}
