@@ -33,7 +33,7 @@ _SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++[\"'\u201d\u2019)\]]*+(?=\s|$)|[\u
 _PLACEHOLDER = re.compile(r"\[[^\[\]\n]*\]")
 _BULLET = re.compile(r"^[ \t]*(?:\*(?!\*)|-)[^\n]*$", re.MULTILINE)
 _HIGHLIGHT = re.compile(r"\*\*([^*\n]*)\*\*|\*([^*\n]*)\*")
-_TITLE = re.compile(r"<<[^<>\n]*[^<>\s][^<>\n]*>>")
+_TITLE = re.compile(r"<<([^<>\n]*)>>")
 _DIVIDER = re.compile(r"\s?\*\*\*\s?")
 _ANSWERS = ("my answer is yes.", "my answer is no.", "my answer is maybe.")
 
@@ -216,7 +216,7 @@ def json_format(text: str) -> bool:
 @check("detectable_format:title")
 def title(text: str) -> bool:
     """In double angular brackets, as in <<poem of joy>>."""
-    return bool(_TITLE.search(text))
+    return any(found.strip() for found in _TITLE.findall(text))
 
 
 @check("detectable_format:constrained_response")

@@ -380,6 +380,21 @@ def test_every_constraint_tells_who_follows_it(name, arguments, yes, no):
     assert not holds("")
 
 
+HOSTILE = [
+    "<<" + "a b" * 20_000,
+    *(unit * 20_000 for unit in ("<<a", "[a", "*a ", "- ", "** ", "a'", '"!', " \t", "P. ")),
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=[text[:5] for text in HOSTILE])
+def test_constraints_take_time_linear_in_the_text(text):
+    """The actor is killed for one that does not."""
+    for name, arguments, *_ in FOLLOWED:
+        began = time.thread_time()  # which waiting for a busy processor does not count
+        prepare(name, arguments)(text)
+        assert time.thread_time() - began < 3, name
+
+
 def test_every_constraint_is_tried():
     assert {name for name, *_ in FOLLOWED} == set(CHECKS)
     assert len(CHECKS) == 26  # IFEval's 25 and the start
