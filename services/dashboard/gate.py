@@ -31,7 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.body_deadline import JSON_PACE, paced
 from services.client import ApiError, AsyncClient, PermissionDenied, Unavailable
 from services.client.retry import NO_RETRY, Retry
-from services.dashboard.sessions import LIFETIME_S, Session, Sessions
+from services.dashboard.sessions import LIFETIME_S, Session, Sessions, TooManySessions
 from services.dashboard.signin import POLICY, next_path, signin_page, way_in
 from services.errors import ApiProblem, problem_response
 
@@ -150,9 +150,14 @@ class Gate:
             if client is not None:
                 await client.aclose()
             return _page(signin_page(then=then, problem=problem), status)
-        await self._sessions.end(_cookie(scope))
-        token = await self._sessions.begin(own, self._client(key, retry=Retry(attempts=2, deadline_s=5.0)))
         await client.aclose()
+        await self._sessions.end(_cookie(scope))
+        client = self._client(key, retry=Retry(attempts=2, deadline_s=5.0))
+        try:
+            token = await self._sessions.begin(own, client)
+        except TooManySessions:
+            await client.aclose()
+            return _page(signin_page(then=then, problem="Too many are signed in now. Try again later."), 503)
         answer = RedirectResponse(then, 303)
         _set_cookie(answer, scope, token, int(LIFETIME_S))
         return answer

@@ -15,8 +15,12 @@ from services.client import AsyncClient
 from services.client.types import OwnKey
 
 LIFETIME_S = 12 * 3600.0
-_MOST = 10_000
+_OF_KEY, _OF_OWNER, _MOST = 100, 500, 10_000
 Why = Literal["signed_out", "over", "key"]  # how a session ended: by hand, with its time, or with its key
+
+
+class TooManySessions(RuntimeError):
+    """Nobody else's session makes room for a new one."""
 
 
 @dataclass(eq=False)
@@ -56,10 +60,19 @@ class Sessions:
         self._ending: set[asyncio.Task[None]] = set()
 
     async def begin(self, key: OwnKey, client: AsyncClient) -> str:
-        """The token of a new session. The oldest makes room where there are too many."""
+        """The token of a new session. The oldest of the same key, or of its owner, makes room where there are too many.
+
+        TooManySessions where there are too many in all: signing in again and again must end no other owner's session.
+        """
         await self._sweep()
+        of_owner = [digest for digest, session in self._found.items() if session.key["owner"] == key["owner"]]
+        of_key = [digest for digest in of_owner if self._found[digest].key["id"] == key["id"]]
+        for mine, most in ((of_key, _OF_KEY), (of_owner, _OF_OWNER)):
+            if len(mine) >= most:
+                await self._found.pop(mine[0]).end()
+                break
         if len(self._found) >= _MOST:
-            await self._found.pop(next(iter(self._found))).end()
+            raise TooManySessions
         token = secrets.token_urlsafe(32)
         session = self._found[_digest(token)] = Session(key, client, time.monotonic() + LIFETIME_S)
         session.timer = asyncio.get_running_loop().call_later(LIFETIME_S, self._run_out, session)

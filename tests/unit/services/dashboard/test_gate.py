@@ -138,6 +138,15 @@ async def test_a_sign_in_that_trickles_in_is_given_up(
     assert answer.json()["error"]["code"] == "body_timeout"
 
 
+async def test_too_many_that_are_signed_in_keep_a_new_one_out(
+    browser: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.dashboard.sessions._MOST", 0)
+    answer = await _sign_in(browser)
+    assert answer.status_code == 503
+    assert "Too many are signed in now" in answer.text
+
+
 async def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(browser: httpx.AsyncClient) -> None:
     cookie = (await _sign_in(browser)).headers["set-cookie"]
     assert re.fullmatch(r"equipoise-\d+=[\w-]{43}; HttpOnly; Max-Age=43200; Path=/; SameSite=strict", cookie)

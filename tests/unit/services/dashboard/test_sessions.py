@@ -10,15 +10,47 @@ from nicegui import Client
 
 from services.dashboard import sessions
 from services.dashboard.frame import frame
-from services.dashboard.sessions import Session, Sessions
+from services.dashboard.sessions import Session, Sessions, TooManySessions
 from tests.dashboard_support import FakeApi, on_page, opened
+
+
+def key_of(owner: str, key_id: str) -> Any:
+    return {"id": key_id, "name": "k", "owner": owner, "scopes": ["read"]}
+
+
+def test_who_signs_in_again_and_again_signs_no_other_key_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_OF_KEY", 3)
+    monkeypatch.setattr(sessions, "_OF_OWNER", 5)
+    monkeypatch.setattr(sessions, "_MOST", 8)
+
+    async def story() -> None:
+        found = Sessions()
+
+        async def begin(owner: str, key_id: str) -> str:
+            return await found.begin(key_of(owner, key_id), FakeApi())  # type: ignore[arg-type]
+
+        def there(tokens: list[str]) -> list[bool]:
+            return [found.find(token) is not None for token in tokens]
+
+        others = [await begin("bob", "9"), await begin("ann", "1")]
+        same = [await begin("ann", "2") for _ in range(5)]
+        assert there(others + same) == [True, True, False, False, True, True, True]
+        more = [await begin("ann", "3") for _ in range(2)]  # of the owner there are six: the oldest makes room
+        assert there([*others, *same[2:], *more]) == [True, False, True, True, True, True, True]
+        await begin("cyd", "4")
+        await begin("cyd", "4")
+        with pytest.raises(TooManySessions):
+            await begin("dan", "5")
+        assert there([others[0], *more]) == [True, True, True]
+
+    asyncio.run(asyncio.wait_for(story(), 30))
 
 
 def test_its_time_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "LIFETIME_S", 0.01)
 
     async def wait() -> None:
-        found, key, client = Sessions(), {"name": "k"}, FakeApi()
+        found, key, client = Sessions(), key_of("ann", "1"), FakeApi()
         session = found.find(await found.begin(key, client))  # type: ignore[arg-type]
         assert session is not None
         told: list[str] = []
