@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -198,7 +199,10 @@ class LocalReplica:
 class RewardActor:
     """Holds one reward in a process of its own; `actor_replica` makes a Ray actor of it."""
 
-    def __init__(self, factory: RewardFactory) -> None:
+    def __init__(self, factory: RewardFactory, *, gpus: bool = True) -> None:
+        """Without `gpus` it sees none: Ray leaves all of a machine's to who asks for none, and they are others'."""
+        if not gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._reward = factory()
         if (warm_up := getattr(self._reward, "warm_up", None)) is not None:
             warm_up()
@@ -253,7 +257,8 @@ def actor_replica(factory: RewardFactory, **actor_options: Any) -> ActorReplica:
     # A verifier works for milliseconds a step: a core each would starve small machines. Restarts are the host's.
     options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0} | actor_options
     actor = ray.remote(RewardActor).options(**options)
-    return ActorReplica(lambda: actor.remote(factory), ray.kill, ray.exceptions.RayError)
+    gpus = actor_options.get("num_gpus", 0) > 0
+    return ActorReplica(lambda: actor.remote(factory, gpus=gpus), ray.kill, ray.exceptions.RayError)
 
 
 def _late(timeout_s: float) -> Failure:

@@ -36,6 +36,7 @@ def doubts(spec: JobSpec, contents: Mapping[str, Contents] = MappingProxyType({}
         *_splits(spec, contents),
         *_ranges(spec),
         *_deadlines(spec),
+        *_rewards_on_cpu(spec),
         *_scales(spec),
         *_engines(spec),
         *_loss(spec),
@@ -88,6 +89,19 @@ def _deadlines(spec: JobSpec) -> Iterator[tuple[str, str]]:
                     f"a call is given up after {deadline_s:g} s, and '{judge}' may take {needed_s:g} s with its "
                     "retries; the process is then killed, and the whole batch asked for again: use more",
                 )
+
+
+def _rewards_on_cpu(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """Models in a job that may be on GPUs, none of which they have."""
+    for field, owner in _rewarded(spec).items():
+        reward = owner.reward
+        unreserved = spec.resources.device != "cpu" and not reward.hosting.num_gpus
+        if unreserved and reward.options.get("device") != "cpu" and registry.named_models(reward.name, reward.options):
+            yield (
+                f"{field}.reward.hosting.num_gpus",
+                f"0, so the model of '{reward.name}' scores on CPU even where the policy has GPUs; give it 1, or a "
+                "share of one",
+            )
 
 
 def _rewarded(spec: JobSpec) -> dict[str, ObjectiveSpec | GoldSpec]:

@@ -66,6 +66,9 @@ def look(spec: JobSpec | RewardJobSpec, access: Access | None = None) -> Finding
             continue  # its model is not looked at
         found = registry.problems(reward.name, reward.options)
         problems += [(f"{field}.options.{option}", problem) for option, problem in found]
+        if reward.options.get("device") == "cuda" and not reward.hosting.num_gpus:
+            told = "cuda is asked for, and no GPU is reserved; set hosting.num_gpus, or leave this out to score on CPU"
+            problems.append((f"{field}.options.device", told))
     if problems:
         return Findings(problems=problems, contents={})
     if problem := transport_problem(spec, spec.resources.device):  # where it is auto, a dry run tells

@@ -30,7 +30,9 @@ class LoadOptions(RewardOptions):
     )
     batch_size: int = Field(16, ge=1, le=65_536, description="rows in one forward pass")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of weights and arithmetic")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where the reward's process has one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU where the reward's process has one (hosting.num_gpus)"
+    )
 
 
 class ModelOptions(LoadOptions):

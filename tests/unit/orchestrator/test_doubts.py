@@ -37,9 +37,14 @@ def objectives(*widths: float, **second: Any) -> list[dict[str, Any]]:
     return found
 
 
-def scored_by(name: str, options: dict[str, Any] | None = None, **fields: Any) -> list[dict[str, Any]]:
+STEPS = {"model": "someone/steps", "revision": "0" * 40}
+
+
+def scored_by(
+    name: str, options: dict[str, Any] | None = None, *, gpus: float = 0, **fields: Any
+) -> list[dict[str, Any]]:
     """An objective beside an ordinary one."""
-    reward = {"name": name, "options": options or {}}
+    reward = {"name": name, "options": options or {}, "hosting": {"num_gpus": gpus}}
     return [{"name": "right", "reward": {"name": "math"}}, {"name": "other", "reward": reward, **fields}]
 
 
@@ -67,6 +72,11 @@ def test_an_ordinary_job_raises_none() -> None:
         ),
         ({"objectives": scored_by("length")}, "objectives.1.range", r"^\[0, 1\], and 'length' has no bounds: .*; give"),
         ({"objectives": scored_by("worded", range=[0, 1])}, "objectives.1.range", "goes from -10 to 20"),
+        (
+            {"objectives": scored_by("process", STEPS)},
+            "objectives.1.reward.hosting.num_gpus",
+            "'process' scores on CPU even where the policy has GPUs; give it 1, or a share of one",
+        ),
         ({"gold": {"reward": {"name": "length"}}}, "gold.range", "'length' has no bounds"),
         ({"evaluation": {"every": 40}}, "evaluation.every", "first and last policy"),
         ({"checkpoints": {"every": 50}}, "checkpoints.every", "begins anew"),
@@ -103,7 +113,9 @@ def test_it_names_the_field_and_what_to_do(changes: dict[str, Any], field: str, 
         {"objectives": scored_by("length", range=[-500, 0])},
         {"objectives": scored_by("worded")},  # its own
         {"objectives": scored_by("worded", range=[0, 10])},  # what a person sees to be reached
-        {"objectives": scored_by("process", {"model": "someone/steps", "revision": "0" * 40})},  # probabilities
+        {"objectives": scored_by("process", STEPS), "resources": {"device": "cpu"}},  # probabilities
+        {"objectives": scored_by("process", STEPS, gpus=0.5)},
+        {"objectives": scored_by("process", STEPS | {"device": "cpu"})},
         {"steps": 3},  # a trial, with a real job's rhythm
         {"estimator": {"name": "dr_grpo"}, "loss": {"aggregation": "constant"}},
         {"rollout": {"max_tokens": 64, "engines": 40, "mode": "overlapped"}},  # two steps' prompts
@@ -130,7 +142,7 @@ def test_what_may_well_be_meant_is_not_asked_about(changes: dict[str, Any]) -> N
 def test_a_models_own_ranges_are_looked_up(
     tmp_path: Path, reward: str, options: dict[str, str], has: str | None
 ) -> None:
-    found = asked(objectives=scored_by(reward, {"model": rating_model(tmp_path), **options}))
+    found = asked(objectives=scored_by(reward, {"model": rating_model(tmp_path), **options}, gpus=1))
     assert found.keys() == ({"objectives.1.range"} if has else set())
     assert has is None or f"and '{reward}' {has}" in found["objectives.1.range"]
 

@@ -137,11 +137,22 @@ def test_a_reward_model_that_is_not_there(model: str, option: str, words: str) -
     assert all(message.startswith(words) for _, message in found)
 
 
+def test_a_reward_asks_for_cuda_only_where_it_has_a_gpu() -> None:
+    document = learned("foo/bar", revision="0" * 40, device="cuda").model_dump(mode="json")
+    found = preflight(parse_spec(document))
+    assert [field for field, _ in found] == ["objectives.0.reward.options.device", "gold.reward.options.device"]
+    assert all("no GPU is reserved; set hosting.num_gpus" in message for _, message in found)
+    for reward in (document["objectives"][0]["reward"], document["gold"]["reward"]):
+        reward["hosting"]["num_gpus"] = 0.5
+    assert preflight(parse_spec(document)) == []
+
+
 def test_a_reward_model_is_looked_at(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(model.parent))
     assert preflight(learned(str(model))) == []
     assert preflight(learned(f"~/{model.name}")) == []
     assert preflight(learned("foo/bar", revision="0" * 40)) == []
+    assert preflight(learned("foo/bar", revision="0" * 40, device="auto")) == []
     (model / "config.json").unlink()
     ((field, message), _) = preflight(learned(str(model)))
     assert field == "objectives.0.reward.options.model"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -24,7 +26,17 @@ from rewards.base import (
     RewardUnavailableError,
 )
 from rewards.host import Host
-from rewards.hosting import SINGLE, ActorReplica, Answer, Failure, Hosting, LocalReplica, RewardActor, answer
+from rewards.hosting import (
+    SINGLE,
+    ActorReplica,
+    Answer,
+    Failure,
+    Hosting,
+    LocalReplica,
+    RewardActor,
+    actor_replica,
+    answer,
+)
 from rewards.pool import RewardPool, Scored, local_pool, pieces
 
 QUICK = Hosting(deadline_s=5.0, backoff_s=0.001)
@@ -214,6 +226,29 @@ def test_what_the_first_call_would_wait_for_is_done_before_it(make_batch):
             return [float(self.warm)] * len(batch)
 
     assert RewardActor(Slow).answer(make_batch("a"), (SINGLE,)).columns == {SINGLE: [1.0]}
+
+
+@pytest.mark.parametrize(("options", "sees"), [({}, ""), ({"num_gpus": 0}, ""), ({"num_gpus": 0.5}, "0,1")])
+def test_a_process_sees_the_gpus_that_it_has_reserved_alone(options, sees, monkeypatch):
+    """Where a task reserves none, Ray leaves the variable as the machine has it: all GPUs, which are others'."""
+    seen = []
+
+    def build():
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        return Fixed(ones)
+
+    class Made(RewardActor):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            answered = SimpleNamespace(result=lambda _: True)
+            self.ready = SimpleNamespace(remote=lambda: SimpleNamespace(future=lambda: answered))
+
+    remote = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=Made))
+    ray = SimpleNamespace(remote=lambda _: remote, kill=None, exceptions=SimpleNamespace(RayError=OSError))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert actor_replica(build, **options).start(5) is None
+    assert seen == [sees]
 
 
 class Sensitive:
