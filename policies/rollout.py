@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from dataclasses import dataclass
 from typing import Any, Concatenate, Literal, ParamSpec
 
+from policies.root_cause import points_elsewhere, with_root_cause
 from policies.types import Rollout, RolloutRequest
 from policies.weight_sync import Transport
 
@@ -101,26 +102,30 @@ class RolloutEngine:
             arguments["distributed_executor_backend"] = "mp"  # in a placement group vLLM would hand its ranks to Ray
         if settings.max_model_len is not None:
             arguments["max_model_len"] = settings.max_model_len
-        self.llm = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=settings.model,
-                revision=settings.revision,
-                dtype=settings.dtype,
-                seed=settings.seed,
-                max_num_seqs=settings.max_num_seqs,
-                tensor_parallel_size=settings.tensor_parallel,
-                enable_prefix_caching=settings.prefix_caching,
-                enforce_eager=settings.enforce_eager or on_cpu,
-                enable_sleep_mode=settings.sleep and not on_cpu,
-                trust_remote_code=False,
-                load_format="safetensors",
-                logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
-                weight_transfer_config=WeightTransferConfig(backend=settings.transport),
-                disable_log_stats=True,
-                generation_config="vllm",  # no hidden sampling defaults from the model's directory
-                **arguments,
-            )
+        engine = AsyncEngineArgs(
+            model=settings.model,
+            revision=settings.revision,
+            dtype=settings.dtype,
+            seed=settings.seed,
+            max_num_seqs=settings.max_num_seqs,
+            tensor_parallel_size=settings.tensor_parallel,
+            enable_prefix_caching=settings.prefix_caching,
+            enforce_eager=settings.enforce_eager or on_cpu,
+            enable_sleep_mode=settings.sleep and not on_cpu,
+            trust_remote_code=False,
+            load_format="safetensors",
+            logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
+            weight_transfer_config=WeightTransferConfig(backend=settings.transport),
+            disable_log_stats=True,
+            generation_config="vllm",  # no hidden sampling defaults from the model's directory
+            **arguments,
         )
+        try:
+            self.llm = AsyncLLM.from_engine_args(engine)
+        except RuntimeError as error:
+            if not points_elsewhere(error):
+                raise
+            raise RuntimeError(with_root_cause(error)) from error
         self.policy_version = 0
         self.stale = False
         self.resting = False
@@ -174,7 +179,7 @@ class RolloutEngine:
             over = not waiting
         except BaseException as error:
             if _is_death(error):
-                raise EngineDied(str(error)) from error
+                raise EngineDied(with_root_cause(error)) from error
             raise
         finally:
             del self._calls[call]
@@ -237,12 +242,12 @@ class RolloutEngine:
         try:
             while not (await asyncio.wait([task], timeout=_LOOK_EVERY_S))[0]:
                 if self.llm.errored:
-                    raise EngineDied("vLLM's process ended before it answered")
+                    raise EngineDied(with_root_cause("vLLM's process ended before it answered"))
             task.result()
         except BaseException as error:
             task.cancel()
             if _is_death(error):
-                raise EngineDied(str(error)) from error
+                raise EngineDied(with_root_cause(error)) from error
             raise
 
     @phase
@@ -290,7 +295,7 @@ class RolloutEngine:
     async def version(self) -> int | None:
         """Of the policy that it samples from; None where it is stale. Raises EngineDied."""
         if self.llm.errored:
-            raise EngineDied("vLLM's process ended")
+            raise EngineDied(with_root_cause("vLLM's process ended"))
         return None if self.stale else self.policy_version
 
     def close(self) -> None:
