@@ -24,6 +24,7 @@ _MOST_TOKENS, _MOST_GIB = 2**40, 2**30  # numbers of a spec have no end of their
 ENGINE_BYTES, LEARNER_BYTES = 1400 << 20, 512 << 20
 RANK_BYTES = 512 << 20  # of each of several in an engine, which have processes of their own
 OTHERS_BYTES, REWARD_BYTES = 1250 << 20, 80 << 20
+PACKED_BYTES = 2 << 30  # of vLLM's two buffers, for weights on their way to other GPUs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,14 +162,16 @@ class Layout:
 
     @property
     def kept_bytes(self) -> int:
-        """What the learner has between two updates, with the copy of the policy that the engines read it from."""
-        parts = self.learner.parts
-        return (
-            parts["weights"]
-            + parts["moments"]
-            + parts["reference"]
-            + engine_weights_bytes(self.size, self.number_bytes)
-        )
+        """What the learner's first rank has between two updates, while it gives the engines the policy.
+
+        A copy in the engines' dtype, where they read it from their common GPU, or it is collected from several ranks;
+        else weights go one by one, through buffers of vLLM's. What is offloaded is collected on the host.
+        """
+        parts, policy = self.learner.parts, engine_weights_bytes(self.size, self.number_bytes)
+        collected = self.spec.resources.learner_ranks > 1 and not self.update.offloaded
+        copied = policy if self.shared or collected else 0
+        buffers = 0 if self.shared else min(2 * policy, PACKED_BYTES)
+        return parts["weights"] + parts["moments"] + parts["reference"] + copied + buffers
 
     @property
     def update(self) -> Update:
@@ -258,12 +261,12 @@ class Layout:
             needed = readable(self.learner.bytes)
             yield "learner", f"{needed}{beside} do not fit on a GPU of {readable(machine.gpu_bytes)}"
         elif self.kept_bytes + taken > machine.gpu_bytes:
-            kept = readable(self.kept_bytes)
-            yield (
-                "sharing",
-                f"{kept} that the learner keeps while engines with {readable(taken)} roll out do not fit on a GPU of "
-                f"{readable(machine.gpu_bytes)}",
-            )
+            kept, there = readable(self.kept_bytes), f"do not fit on a GPU of {readable(machine.gpu_bytes)}"
+            if self.shared:
+                engines = f"engines with {readable(taken)}"
+                yield "sharing", f"{kept} that the learner keeps while {engines} roll out {there}"
+            else:
+                yield "learner", f"{kept} of its first rank, while it gives the engines the policy, {there}"
 
 
 def readable(size: int) -> str:

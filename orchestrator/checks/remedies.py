@@ -33,8 +33,8 @@ def remedies(layout: Layout, about: str) -> list[str]:
         tried = [[*beside, resort] for resort in resorts if not _misfits(layout, [*beside, resort], about)]
         if tried:
             return [" together with ".join(_said(change) for change in together) for together in tried]
-    least = _with(layout, [*changes, *resorts]).learner.bytes
-    needed = f"{readable(least)} at the least"
+    smallest = _with(layout, [*changes, *resorts])
+    needed = f"{readable(max(smallest.learner.bytes, smallest.kept_bytes))} at the least"
     return [f"a larger GPU, or a smaller policy: each rank of the learner is on one GPU, and needs {needed}"]
 
 

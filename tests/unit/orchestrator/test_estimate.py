@@ -394,6 +394,53 @@ def test_an_adapter_or_the_hosts_memory_is_left_where_no_other_setting_helps() -
     assert only(spec(policy={"lora": {"rank": 16}}), gpu_gib=24, gpus=2)["fits"] is True
 
 
+LARGE = ModelSize(
+    shapes={"embed_tokens": (128_256, 8192), "norm": (8192,)}
+    | {
+        f"layers.{layer}.{name}": shape
+        for layer in range(80)
+        for name, shape in {
+            "q": (8192, 8192), "k": (1024, 8192), "v": (1024, 8192), "o": (8192, 8192), "gate": (28_672, 8192),
+            "up": (28_672, 8192), "down": (8192, 28_672), "before": (8192,), "after": (8192,),
+        }.items()
+    },
+    dimensions=Dimensions(
+        layers=80, hidden=8192, query=8192, key_value=1024, intermediate=28_672, vocabulary=128_256, normed_heads=False
+    ),
+    context=8192,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("policy", "ranks", "message"),
+    [
+        ({"cpu_offload": True}, 1, None),
+        ({"cpu_offload": True}, 2, None),  # collected on the host
+        ({"cpu_offload": True, "lora": {}}, 2, None),
+        ({"lora": {}}, 4, "of its first rank, while it gives the engines the policy, do not fit on a GPU of 80.0 GiB"),
+        ({"lora": {}}, 1, "do not fit on a GPU of 80.0 GiB"),
+    ],
+)
+def test_a_copy_of_the_policy_counts_where_a_gpu_has_one(
+    policy: dict[str, Any], ranks: int, message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a policy that is larger than a GPU, in the engines' dtype."""
+    assert 2 * LARGE.parameters > 80 * GIB
+    monkeypatch.setattr(estimate_module, "model_size", lambda _: LARGE)
+    job = spec(
+        policy=policy | {"gradient_checkpointing": True},
+        rollout={"tensor_parallel": 4, "gpu_memory_utilization": 0.9},
+        resources={"learner_ranks": ranks},
+    )
+    found = only(job, gpus=16)
+    assert found["fits"] is (message is None)
+    if message is not None:
+        (problem,) = found["problems"]
+        assert problem["about"] == "learner"
+        assert message in problem["message"]
+        assert problem["remedies"] == ["policy.cpu_offload: true"]
+
+
 def test_an_adapter_keeps_its_base_once_and_learns_little() -> None:
     """Rank 16 on all seven layers of a block: r (m + n) parameters each, by hand."""
     job = {"loss": {"kl_coef": 0.1}, "weighting": {"name": "gradient"}}
