@@ -497,7 +497,8 @@ def engine_settings(spec: JobSpec, model: str, device: str, transport: Transport
 
 def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
     optimizer, loss = spec.optimizer, spec.loss
-    on_host = device == "cpu" or spec.policy.cpu_offload  # where the optimiser works; unasked, Ray would give it one
+    # Where the optimiser works, or what several share is loaded and tried; unasked, Ray would give it one thread.
+    on_host = device == "cpu" or spec.policy.cpu_offload or spec.resources.learner_ranks > 1
     return LearnerSettings(
         model=model,
         revision=spec.policy.revision,

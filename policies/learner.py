@@ -140,8 +140,8 @@ class Learner:
         return self._scorer(self._place(self._load()).eval().requires_grad_(False))
 
     def _place(self, model: Any) -> Any:
-        """On the device, unless it is brought there block by block."""
-        return model if self.settings.cpu_offload else model.to(self.device)
+        """On the device, unless it is brought there block by block: of several ranks, none need have room for all."""
+        return model if self.settings.cpu_offload or self.ranks.size > 1 else model.to(self.device)
 
     # ------------------------------------------------------------------ learn
 

@@ -32,7 +32,7 @@ from orchestrator.actors.placement import (
     shares_gpu,
 )
 from orchestrator.actors.threads import WAITING
-from orchestrator.build import placement, resolve_device, usable_gpus
+from orchestrator.build import learner_settings, placement, resolve_device, usable_gpus
 from orchestrator.errors import DoesNotFit, ResourcesBusy
 from orchestrator.hosting import hosted_rewards, reward_pool
 from orchestrator.spec import JobSpec, ResourcesSpec, parse_spec
@@ -274,6 +274,25 @@ def test_an_engine_has_the_threads_that_it_is_given_and_one_for_the_quickstart_p
     assert [threads("some/model", None, engines=engines) for engines in (2, 3, 16)] == ["4", "2", "1"]
     assert [threads("some/model", given, 2) for given in (None, 6, 1)] == ["4", "3", "1"]  # each rank's
     assert threads("quickstart", None, 2) == "1"
+
+
+@pytest.mark.parametrize(
+    ("device", "policy", "ranks", "threads"),
+    [
+        ("cpu", {}, 1, 8),
+        ("cpu", {}, 4, 2),
+        ("cuda", {}, 1, None),
+        ("cuda", {"cpu_offload": True}, 1, 8),
+        ("cuda", {}, 4, 2),  # each loads and tries the policy on the host
+    ],
+)
+def test_a_learner_that_works_on_the_host_has_its_cores(
+    device: str, policy: dict[str, Any], ranks: int, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    document = spec().model_dump(mode="json") | {"weighting": {"name": "fixed"}, "resources": {"learner_ranks": ranks}}
+    job = parse_spec(document | {"policy": {"model": "quickstart", **policy}})
+    assert learner_settings(job, "m", device).threads == threads
 
 
 def with_rewards(*hosting: dict[str, Any], **rollout: Any) -> JobSpec:

@@ -17,7 +17,7 @@ import torch._dynamo
 import torch._functorch.config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3ForCausalLM
 
 from policies import learner_state
 from policies.batching import minibatches
@@ -27,6 +27,7 @@ from policies.learner import Learner, LearnerSettings, learning_rate
 from policies.lora import Lora
 from policies.losses import ClippedSurrogate
 from policies.models import ModelError
+from policies.ranks import Ranks
 from policies.types import ObjectiveAdvantages, Rollout
 from tests.support import make_policy
 
@@ -79,6 +80,27 @@ def make_learner(model, **changes):
     """Of rollouts in padded rows of their own; test_shared_prompts.py holds the other layout against these."""
     settings = LearnerSettings(model=model, threads=1, lr=1e-2, max_grad_norm=1e9, share_prompts=False)
     return Learner(replace(settings, **changes))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes", "whole"),
+    [(1, {}, True), (2, {}, False), (2, {"kl_coef": 0.1}, False), (1, {"cpu_offload": True}, False)],
+)
+def test_a_gpu_has_the_whole_policy_only_where_it_keeps_it(policy, ranks, changes, whole, monkeypatch):
+    """Else it is sharded from the host, block by block: the policy may be larger than a GPU, and the reference too."""
+    moved = []
+
+    class Among(Ranks):
+        def __init__(self, device, *, offload=False):
+            self.device, self.rank, self.size, self.offload = device, 0, ranks, offload
+
+        def shard(self, root, blocks, dtype):
+            pass
+
+    monkeypatch.setattr("policies.learner.Ranks", Among)
+    monkeypatch.setattr(Qwen3ForCausalLM, "to", lambda model, device: moved.append(device) or model)
+    learner = make_learner(policy, **changes)
+    assert moved == ([learner.device] if whole else [])
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by torch's tracing
