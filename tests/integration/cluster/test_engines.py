@@ -384,7 +384,7 @@ def test_an_engine_whose_core_stands_still_is_retired(synced, caplog, monkeypatc
 
 
 def test_two_steps_on_competition_mathematics(math500: Path, tmp_path, redis_url, state_dir):
-    """deploy/jobs/math.yaml with a tiny policy: Parquet, chat prompts, ground truth inside a struct.
+    """deploy/jobs/math.yaml with a tiny policy, on Parquet with chat prompts and the ground truth inside a struct.
 
     Rolled out ahead: the second step's rollouts begin while the first is learned from, and go on under its weights.
     """
@@ -397,6 +397,7 @@ def test_two_steps_on_competition_mathematics(math500: Path, tmp_path, redis_url
     spec |= {"steps": 2, "policy": {"model": str(policy), "dtype": "float32"}}
     spec["data"] |= {"train": str(math500 / "train.parquet"), "validation": str(math500 / "val.parquet")}
     spec["data"] |= {"test": str(math500 / "test.parquet"), "limit": 12}
+    spec["data"]["columns"] = {"prompt": "prompt", "answer": "reward_model.ground_truth"}
     spec["rollout"] = {
         "mode": "async",
         "prompts_per_step": 4,
