@@ -123,7 +123,7 @@ def gpu_quota_problem(hours: GpuHours) -> ApiProblem:
 def add_handlers(app: FastAPI) -> None:
     """Turns what the handlers raise into answers."""
 
-    def as_problem(error: Exception) -> ApiProblem:
+    def as_problem(error: Exception, path: str) -> ApiProblem:
         match error:
             case ApiProblem():
                 return error
@@ -132,7 +132,7 @@ def add_handlers(app: FastAPI) -> None:
             case RequestValidationError():
                 return _validation_problem(error)
             case HTTPException():
-                return _http_problem(error)
+                return _http_problem(error, path)
             case JobNotFound():
                 return not_found("no such job")
             case ChildBusy():
@@ -148,8 +148,8 @@ def add_handlers(app: FastAPI) -> None:
                 assert isinstance(error, StoreUnavailable)
                 return unavailable(error)
 
-    async def answer(_: Request, error: Exception) -> StrictJSONResponse:
-        return problem_response(as_problem(error))
+    async def answer(request: Request, error: Exception) -> StrictJSONResponse:
+        return problem_response(as_problem(error, request.url.path))
 
     kinds = (
         ApiProblem,
@@ -253,10 +253,12 @@ def _validation_problem(error: RequestValidationError) -> ApiProblem:
     return ApiProblem(422, "invalid_parameter", f"{param}: {first['msg']}", param=param)
 
 
-def _http_problem(error: HTTPException) -> ApiProblem:
+def _http_problem(error: HTTPException, path: str) -> ApiProblem:
     """What the router itself refuses: unknown paths and methods."""
     codes = {404: ("not_found", "no such path"), 405: ("method_not_allowed", "this path has no such method")}
     code, message = codes.get(error.status_code, ("invalid_request", str(error.detail)))
+    if error.status_code == 405 and path == "/v1/fine_tuning/jobs":  # which clients of that API submit to
+        message += "; jobs are submitted at POST /v1/jobs"
     return ApiProblem(error.status_code, code, message, headers=dict(error.headers or {}))
 
 

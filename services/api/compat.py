@@ -1,5 +1,7 @@
 """The jobs in the shapes of the fine-tuning API, for clients that know that one: list, look at, cancel, pause, resume.
 
+`fine_tuned_model` is the front's best by the steered weights, as `fork --at best` takes it; the newest checkpoint where
+none is on the front.
 What it has no word for (objectives, weights, the front) is under /v1/jobs. Jobs are submitted there too.
 """
 
@@ -15,8 +17,9 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
+from orchestrator.lineage import best_step, corners
 from orchestrator.state.states import JobStatus
-from orchestrator.state.store import Checkpoint, Event, JobRecord, JobStore
+from orchestrator.state.store import Checkpoint, Event, JobNotFound, JobRecord, JobStore
 from services.api.jobs import (
     EMPTY_BODY,
     METADATA_PARAMETER,
@@ -63,35 +66,35 @@ def list_jobs(query: Annotated[Page, Query()], metadata: Metadata, store: Store)
     """Newest first."""
     found = jobs_with(store, JobList(after=query.after, limit=query.limit, status=None), metadata)
     texts = store.specs([record.job_id for record in found.items])
-    shown = [_job(store.owner, record, texts[record.job_id]) for record in found.items if record.job_id in texts]
+    shown = [_job(store, record, texts[record.job_id]) for record in found.items if record.job_id in texts]
     return StrictJSONResponse(page(shown, has_more=found.has_more))
 
 
 @router.get("/{job_id}")
 def get_job(job_id: JobId, store: Store) -> Response:
     """A job in this API's shape."""
-    return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
+    return StrictJSONResponse(_job(store, *store.job_and_spec(job_id)))
 
 
 @router.post("/{job_id}/cancel", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
 def cancel_job(job_id: JobId, store: Store) -> Response:
     """At once where it waits; a running job ends after the step in flight."""
     store.request_cancel(job_id)
-    return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
+    return StrictJSONResponse(_job(store, *store.job_and_spec(job_id)))
 
 
 @router.post("/{job_id}/pause", openapi_extra=PAUSE_BODY)
 def pause_job(job_id: JobId, document: Annotated[Any, Depends(optional_json_body)], store: Store) -> Response:
     """A running job writes a checkpoint first, unless the body has `{"checkpoint": "latest"}`."""
     store.request_pause(job_id, save=saves(document))
-    return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
+    return StrictJSONResponse(_job(store, *store.job_and_spec(job_id)))
 
 
 @router.post("/{job_id}/resume", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
 def resume_job(job_id: JobId, store: Store, max_active: MaxActive) -> Response:
     """Back in the queue; it goes on from its newest checkpoint."""
     back_in_queue(store, job_id, max_active)
-    return StrictJSONResponse(_job(store.owner, *store.job_and_spec(job_id)))
+    return StrictJSONResponse(_job(store, *store.job_and_spec(job_id)))
 
 
 @router.get("/{job_id}/events")
@@ -118,8 +121,8 @@ def list_checkpoints(job_id: JobId, query: Annotated[Page, Query()], store: Stor
     return StrictJSONResponse(page(shown, has_more=len(found) > query.limit))
 
 
-def _job(owner: str, record: JobRecord, text: str) -> dict[str, Any]:
-    spec, checkpoint = json.loads(text), record.checkpoint_path
+def _job(store: JobStore, record: JobRecord, text: str) -> dict[str, Any]:
+    spec = json.loads(text)
     model, files, batch_size, seed = _trained(spec)
     failed, succeeded = record.status is JobStatus.FAILED, record.status is JobStatus.SUCCEEDED
     message = record.reason or "the job failed"
@@ -131,7 +134,7 @@ def _job(owner: str, record: JobRecord, text: str) -> dict[str, Any]:
         "status": STATUSES[record.status],
         "error": {"code": "job_failed", "message": message, "param": None} if failed else None,
         "model": model,
-        "fine_tuned_model": str(Path(checkpoint) / "policy") if succeeded and checkpoint else None,
+        "fine_tuned_model": _result(store, record, spec) if succeeded else None,
         "training_file": files[0],
         "validation_file": files[1],
         "hyperparameters": {
@@ -139,7 +142,7 @@ def _job(owner: str, record: JobRecord, text: str) -> dict[str, Any]:
             "batch_size": batch_size,
             "learning_rate_multiplier": "auto",
         },
-        "organization_id": owner,
+        "organization_id": store.owner,
         "result_files": [],
         "seed": seed,
         "trained_tokens": None,
@@ -147,6 +150,17 @@ def _job(owner: str, record: JobRecord, text: str) -> dict[str, Any]:
         "integrations": [],
         "metadata": spec.get("metadata", {}),
     }
+
+
+def _result(store: JobStore, record: JobRecord, spec: dict[str, Any]) -> str | None:
+    path = record.checkpoint_path
+    if spec.get("kind") != "reward_model":
+        with contextlib.suppress(JobNotFound):  # deleted a moment ago
+            weights = store.steering_head(record.job_id).current["weights"]
+            kept = store.checkpoints(record.job_id)
+            best = best_step(kept, {name: (low, high) for name, (low, high, _) in corners(spec).items()}, weights)
+            path = next((found.path for found in kept if found.step == best), path)
+    return str(Path(path) / "policy") if path else None
 
 
 def _trained(spec: dict[str, Any]) -> tuple[str, tuple[str, str | None], int, int]:

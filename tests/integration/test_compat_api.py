@@ -85,6 +85,12 @@ def test_pause_resume_cancel(jobs: Any, job_id: str) -> None:
     assert caught.value.code == "illegal_transition"
 
 
+def test_who_submits_is_told_where(jobs: Any) -> None:
+    with pytest.raises(openai.APIStatusError, match="jobs are submitted at POST /v1/jobs") as caught:
+        jobs.create(model="m", training_file="f")
+    assert caught.value.status_code == 405
+
+
 def test_errors_have_the_classes_that_clients_catch(jobs: Any, url: str, job_id: str) -> None:
     with pytest.raises(openai.NotFoundError):
         jobs.retrieve("ftjob-0")
@@ -130,7 +136,26 @@ def test_checkpoints_and_the_model_of_a_job_that_succeeded(
     assert (found[0].fine_tuning_job_id, found[0].metrics.step, found[0].metrics.accuracy) == (job_id, 3, 0.3)
     store.finish(lease, JobStatus.SUCCEEDED)
     job = jobs.retrieve(job_id)
-    assert (job.status, job.fine_tuned_model) == ("succeeded", str(tmp_path / "step-000003" / "policy"))
+    last = str(tmp_path / "step-000003" / "policy")
+    assert (job.status, job.fine_tuned_model) == ("succeeded", last)  # nothing was evaluated
+
+
+def test_the_model_of_a_job_is_the_fronts_best_by_the_weights_and_not_a_collapsed_last_one(
+    jobs: Any, store: JobStore, client: Client, tmp_path: Path
+) -> None:
+    job_id = client.submit(SPEC)["id"]
+    names = [objective["name"] for objective in SPEC["objectives"]]
+    lease = claim(store, job_id)
+    for step, value, on_front in ((1, 0.6, True), (2, 0.8, True), (3, 0.1, False)):
+        store.commit(lease, step=step, digest=str(step), record=step_record())
+        path = tmp_path / f"step-{step:06}"
+        store.register_checkpoint(lease, step=step, path=str(path), digest=str(step))
+        figures = {"metrics": {"objectives": dict.fromkeys(names, value)}, "on_front": on_front}
+        store.update_checkpoints(lease, {step: figures})
+    store.finish(lease, JobStatus.SUCCEEDED)
+    best = str(tmp_path / "step-000002" / "policy")
+    assert jobs.retrieve(job_id).fine_tuned_model == best
+    assert next(job for job in jobs.list() if job.id == job_id).fine_tuned_model == best
 
 
 def test_a_failed_job_says_why(jobs: Any, store: JobStore, job_id: str) -> None:
