@@ -508,6 +508,8 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
         or (max(1, (os.cpu_count() or 1) // spec.resources.learner_ranks) if on_host else None),
         seed=spec.seed,
         temperature=spec.rollout.temperature,
+        evaluated_temperature=spec.evaluation.temperature,
+        evaluated_top_p=spec.rollout.top_p,
         lr=optimizer.lr,
         betas=optimizer.betas,
         weight_decay=optimizer.weight_decay,

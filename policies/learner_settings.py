@@ -24,6 +24,8 @@ class LearnerSettings:
     threads: int | None = None
     seed: int = 0
     temperature: float = 1.0
+    evaluated_temperature: float = 1.0  # with which held-out figures are sampled; 0 is greedy
+    evaluated_top_p: float = 1.0
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import re
@@ -39,6 +40,7 @@ Writer = Callable[[], None]
 FILE = "learner.safetensors"
 PARTS = "learner"  # a directory of torch.distributed.checkpoint
 BASE = "base.sha256"
+GENERATION_CONFIG = "generation_config.json"
 ADAPTER = "adapter"  # a directory beside the policy's
 
 
@@ -67,6 +69,9 @@ def policy_writer(learner: Learner, directory: Path, *, copy: bool = False) -> W
                 )  # fmt: skip
             if not alone:
                 save_whole(learner.model, dict(merged(state.items(), adapter)), directory, settings.dtype)
+            save_sampling(
+                learner.model, directory, temperature=settings.evaluated_temperature, top_p=settings.evaluated_top_p
+            )
 
     return write
 
@@ -76,6 +81,19 @@ def save_whole(model: Any, state: dict[str, Tensor], directory: Path, dtype: str
     model.save_pretrained(directory, state_dict=state)
     model.config.dtype = dtype  # save_pretrained writes that of the weights in memory
     model.config.save_pretrained(directory)
+
+
+def save_sampling(model: Any, directory: Path, *, temperature: float, top_p: float) -> None:
+    """What servers draw with unasked: as the front's figures were, without the base's penalties and cuts.
+
+    Of the base's own generation_config.json the tokens that begin, end and pad stay. Greedy is the likeliest of one:
+    transformers refuses to save a temperature of 0.
+    """
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    tokens = {name: value for name in names if (value := getattr(model.generation_config, name, None)) is not None}
+    drawn = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {"top_k": 1}
+    text = json.dumps({**tokens, "do_sample": True, **drawn}, indent=2)
+    (directory / GENERATION_CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def _plain_state(learner: Learner, *, copy: bool) -> dict[str, Tensor]:

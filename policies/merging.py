@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from policies.disk import flush
-from policies.learner_state import disk_errors, save_whole
+from policies.learner_state import GENERATION_CONFIG, disk_errors, save_sampling, save_whole
 from policies.lora import base_digest, merged, read_adapter
 from policies.models import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelError, adapter_base, load_model, load_tokenizer
 
@@ -56,6 +56,10 @@ def merge_adapter(directory: Path, target: Path, *, base: str | None = None) -> 
                 load_tokenizer(where, revision=revision).save_pretrained(made)
             with disk_errors():
                 save_whole(model, whole, made, dtype)
+                if (directory / GENERATION_CONFIG).is_file():
+                    shutil.copyfile(directory / GENERATION_CONFIG, made / GENERATION_CONFIG)
+                else:  # an adapter of an older job
+                    save_sampling(model, made, temperature=1.0, top_p=1.0)
             for path in (*made.iterdir(), made):  # a name that is there after a crash has its files
                 flush(path)
             if target.exists():

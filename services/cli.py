@@ -29,6 +29,7 @@ from services.commands import (
     server,
 )
 from services.follow import follow_to_end, front_table
+from services.serving import serve_command
 from services.settings import default_state_dir
 from services.tables import checkpoints_table, job_view, jobs_table, training_view
 from services.terminal import (
@@ -300,7 +301,7 @@ def export(
     print(done["path"])
     if not Path(done["path"]).exists():
         say(f"that is on the server's machine; `equipoise download {job} {step} {directory}` fetches it to this one")
-    _tell_of_adapter(Path(done["path"]))
+    _tell_of_use(Path(done["path"]))
 
 
 @app.command()
@@ -328,7 +329,7 @@ def download(
         except tarfile.TarError as error:
             fail(f"what the server sent can't be unpacked: {error}")
     print(target)
-    _tell_of_adapter(target)
+    _tell_of_use(target)
 
 
 @app.command()
@@ -351,14 +352,18 @@ def merge(
     except ImportError as error:
         fail(f"merging needs {error.name}, which this installation lacks: do it where jobs run")
     try:
-        print(merge_adapter(adapter.expanduser().absolute(), directory.expanduser().absolute(), base=base))
+        made = merge_adapter(adapter.expanduser().absolute(), directory.expanduser().absolute(), base=base)
     except ModelError as error:
         fail(str(error))
+    print(made)
+    _tell_of_use(made)
 
 
-def _tell_of_adapter(directory: Path) -> None:
+def _tell_of_use(directory: Path) -> None:
     if (directory / ADAPTER_CONFIG).is_file():
         say(f"an adapter, for PEFT or vLLM's --lora-modules; `equipoise merge {directory} NEW` makes a whole model")
+    if command := serve_command(directory):
+        say(f"to serve it: {command}")
 
 
 def _unpacked(sent: Path, folder: Path) -> Path:

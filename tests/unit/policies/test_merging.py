@@ -193,3 +193,32 @@ def test_a_full_disk_leaves_nothing(adapter, tmp_path, monkeypatch):
 def test_an_adapter_alone_is_no_policy_to_start_from_and_says_what_to_do(adapter):
     with pytest.raises(ModelError, match="has an adapter alone; make a whole policy of it: equipoise merge"):
         check_directory(adapter)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "drawn"),
+    [
+        (1.0, 1.0, {"temperature": 1.0, "top_p": 1.0, "top_k": 0}),
+        (0.6, 0.9, {"temperature": 0.6, "top_p": 0.9, "top_k": 0}),
+        (0.0, 0.9, {"top_k": 1}),  # greedy
+    ],
+)
+def test_a_policy_is_served_as_it_was_evaluated_and_not_as_its_base_was(
+    policies: dict[str, str], temperature: float, top_p: float, drawn: dict[str, float], tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(policies["untied"], base)
+    habits = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.1}
+    ends = {"eos_token_id": [1, 2]}
+    (base / "generation_config.json").write_text(json.dumps({**habits, **ends}))
+    learner = updated(str(base))
+    learner.settings = replace(learner.settings, evaluated_temperature=temperature, evaluated_top_p=top_p)
+    alone = saved(learner, tmp_path / "alone")
+    made = merge_adapter(alone, tmp_path / "made")
+    for directory in (alone, made):
+        found = json.loads((directory / "generation_config.json").read_text())
+        assert found == {**ends, "do_sample": True, **drawn}
+    AutoModelForCausalLM.from_pretrained(made).save_pretrained(tmp_path / "again")  # as a fork does
+    (alone / "generation_config.json").unlink()
+    older = json.loads((merge_adapter(alone, tmp_path / "older") / "generation_config.json").read_text())
+    assert older == {**ends, "do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
