@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import routing
 from orchestrator.actors.cluster import Cluster, RemoteLearner
@@ -44,7 +44,9 @@ from policies.models import (
     ADAPTER_WEIGHTS,
     ModelError,
     adapter_base,
+    check_chat,
     check_directory,
+    check_texts,
     context_length,
     encode_prompt,
     load_tokenizer,
@@ -58,6 +60,9 @@ from policies.weighting import Weighting
 from rewards.gates import Gates
 from rewards.pool import RewardPool
 from rewards.transforms import TRANSFORMS, Transform
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger("equipoise.driver")
 
@@ -132,7 +137,7 @@ def build(
         spec,
         state_dir,
         model=model,
-        encoder=lambda content: encode_prompt(tokenizer, content),
+        encoder=prompt_encoder(spec, tokenizer),
         owner=owner,
         data_dir=data_dir,
     )
@@ -334,6 +339,17 @@ def resolve_model(
         check_directory(path)
         return str(path.resolve())
     return spec.policy.model
+
+
+def prompt_encoder(spec: JobSpec, tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], list[int]]:
+    """Makes tokens of a prompt, text or messages. Raises ModelError where the spec and the tokenizer do not fit."""
+    chat, rollout = spec.policy.chat, spec.rollout
+    check_chat(tokenizer, chat.system, chat.template_kwargs)
+    texts = {f"rollout.stop.{i}": text for i, text in enumerate(rollout.stop)}
+    if rollout.thoughts_end is not None:
+        texts["rollout.reasoning.end"] = rollout.thoughts_end
+    check_texts(tokenizer, texts)
+    return functools.partial(encode_prompt, tokenizer, system=chat.system, template_kwargs=chat.template_kwargs)
 
 
 def load_splits(

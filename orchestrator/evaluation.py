@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.build import Parts
-from orchestrator.rollouts.batch import rollout_seed
+from orchestrator.rollouts.batch import rollout_request, rollout_seed
 from orchestrator.rollouts.prompts import Prompt
 from orchestrator.rollouts.scoring import roll_out_and_score
 from orchestrator.routing import Routes
@@ -20,7 +20,7 @@ from orchestrator.storage.checkpoint_store import StoreAway
 from orchestrator.storage.checkpoints import CheckpointError
 from orchestrator.storage.remote import LONG_PAUSES_S
 from policies.pareto import Point
-from policies.types import Rollout, RolloutRequest
+from policies.types import Rollout
 from rewards.base import Scores
 from rewards.pool import Scored
 
@@ -97,13 +97,7 @@ class Evaluator:
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int | None]]) -> tuple[list[Rollout], Scored]:
         """Completions of each prompt, one for each of its seeds, and their scores."""
         requests = [
-            RolloutRequest(
-                prompt_tokens=prompt.tokens,
-                seed=seed,
-                max_tokens=self.spec.rollout.max_tokens,
-                temperature=self.spec.evaluation.temperature,
-                top_p=self.spec.rollout.top_p,
-            )
+            rollout_request(self.spec.rollout, prompt, seed, temperature=self.spec.evaluation.temperature)
             for prompt, row in zip(prompts, seeds, strict=True)
             for seed in row
         ]
@@ -114,7 +108,7 @@ class Evaluator:
             prompts,
             [len(row) for row in seeds],
             routes=self.routes,
-            max_tokens=self.spec.rollout.max_tokens,
+            rollout=self.spec.rollout,
         )
         return rolled.rollouts, rolled.scored
 

@@ -54,6 +54,7 @@ class GoldWatch:
             [1] * len(rows),
             [batch.rollouts[row] for row in rows],
             self.spec.rollout.max_tokens,
+            self.spec.rollout.thoughts_end,
         )
         scores = self._score(chosen)
         known = [i for i, score in enumerate(scores) if score is not None]

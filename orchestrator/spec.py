@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -40,6 +40,21 @@ MAX_RANKS = 64
 MAX_OBJECTIVES = 31  # the most that moocore approximates a hypervolume for
 
 
+class ReasoningSpec(Spec):
+    """Where a completion's thoughts end: rewards, judges and gold see what follows."""
+
+    end: str = Field(
+        "</think>",
+        min_length=1,
+        max_length=64,
+        description="rewards get the text behind its first occurrence, and an empty one where there is none; lengths "
+        "in tokens stay those of the whole, which rollout files and reports show",
+    )
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+
+
 class RolloutSpec(Spec):
     """How completions are sampled, and on what."""
 
@@ -48,7 +63,22 @@ class RolloutSpec(Spec):
     max_tokens: int = Field(1024, ge=1, description="tokens of a completion, at most")
     temperature: float = Field(1.0, gt=0, le=5, allow_inf_nan=False, description="above 0: training explores")
     top_p: float = Field(
-        1.0, gt=0, le=1, allow_inf_nan=False, description="share of the probability that is sampled from; 1 is all"
+        1.0,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="share of the probability that is sampled from; 1 is all. The learner reckons with all of it: what "
+        "was cut off shows in importance_mean and sampler_gap",
+    )
+    stop: tuple[StopString, ...] = Field(
+        (),
+        max_length=16,
+        description="texts that end a completion, in training and evaluation, as its own end does; the tokens that "
+        "wrote one are learned from",
+    )
+    include_stop: bool = Field(False, description="whether a completion's text has the stop text that ended it")
+    reasoning: ReasoningSpec | None = Field(
+        None, description="rewards see only what follows the thoughts; `{}` takes the default marker. All when absent"
     )
     engines: int = Field(1, ge=1, le=256, description="vLLM engines, each an actor of its own")
     tensor_parallel: int = Field(
@@ -91,6 +121,18 @@ class RolloutSpec(Spec):
         le=64,
         description="async: updates that a rollout's weights may be behind those that learn from it, at most",
     )
+
+    @model_validator(mode="after")
+    def _something_follows_the_marker(self) -> Self:
+        for i, stop in enumerate(self.stop):
+            if self.reasoning is not None and stop in self.reasoning.end:
+                raise ValueError(f"stop.{i}: ends completions at rollout.reasoning.end, so rewards would see no text")
+        return self
+
+    @property
+    def thoughts_end(self) -> str | None:
+        """What rewards see follows it; None where they see all."""
+        return None if self.reasoning is None else self.reasoning.end
 
     @property
     def most_stale(self) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -167,17 +170,56 @@ def load_model(
     return loaded
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]]) -> list[int]:
+def with_system(messages: list[dict[str, str]], system: str | None) -> list[dict[str, str]]:
+    """A chat with a system message at its start, unless it has one of its own or none is given."""
+    if system is None or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[dict[str, str]],
+    *,
+    system: str | None = None,
+    template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+) -> list[int]:
     """Tokens of a prompt, through the chat template where the tokenizer has one.
 
-    Raises ModelError for chat messages without a template.
+    Raises ModelError for chat messages without a template, and for those that it refuses.
     """
+    from jinja2 import TemplateError
+
     if tokenizer.chat_template is None:
         if not isinstance(prompt, str):
             raise ModelError("the prompts are chat messages, but the tokenizer has no chat template")
         return list(tokenizer.encode(prompt))
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+    messages = with_system([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, system)
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False, **template_kwargs}
+    try:
+        return list(tokenizer.apply_chat_template(messages, **options))
+    except TemplateError as error:
+        raise ModelError(f"the policy's chat template refuses a prompt: {_first_line(error)}") from None
+
+
+def check_chat(tokenizer: PreTrainedTokenizerBase, system: str | None, template_kwargs: Mapping[str, Any]) -> None:
+    """Raises ModelError where the tokenizer's template would take no notice of them."""
+    if system is None and not template_kwargs:
+        return
+    if tokenizer.chat_template is None:
+        raise ModelError("policy.chat: the policy's tokenizer has no chat template; leave it out")
+    template = tokenizer.get_chat_template()
+    for name in template_kwargs:
+        if not re.search(rf"\b{name}\b", template):
+            raise ModelError(f"policy.chat.template_kwargs: the policy's chat template has no variable '{name}'")
+
+
+def check_texts(tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, str]) -> None:
+    """Raises ModelError for one, by its field, that no completion has: special tokens are left out of its text."""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for field, text in texts.items():
+        if found := [token for token in special if token in text]:
+            raise ModelError(f"{field}: '{found[0]}' is a special token, which the text of a completion is without")
 
 
 def _first_line(error: Exception) -> str:

@@ -75,7 +75,8 @@ class RolloutEngine:
     """Samples completions under known weights.
 
     The same requests in the same order under the same weights give the same rollouts: requests are queued while the
-    scheduler is paused, so that the batches it forms do not depend on when each request arrives.
+    scheduler is paused, so that the batches it forms do not depend on when each request arrives. Stop texts are found
+    outside of the scheduler, which may decode a token more before it hears: as far as batches round alike.
     """
 
     broken: str | None = None  # by a weight update, which failed
@@ -171,7 +172,7 @@ class RolloutEngine:
                     continue
                 self._heard = time.monotonic() if done else self._heard
                 ended = sorted(((waiting.pop(task), task.result()) for task in done), key=lambda pair: pair[0])
-                texts = self._texts([output.outputs[0] for _, output in ended])
+                texts = self._texts([(requests[place], output.outputs[0]) for place, output in ended])
                 yield [
                     (place, _rollout(requests[place], output, text))
                     for (place, output), text in zip(ended, texts, strict=True)
@@ -194,13 +195,9 @@ class RolloutEngine:
         for task in self._calls.get(call, ()):
             task.cancel()
 
-    def _texts(self, completions: Sequence[Any]) -> list[str]:
-        """Each decoded at once: vLLM does it token by token, and again for the tokens' log-probabilities."""
-        written = [c.token_ids[:-1] if c.finish_reason == "stop" else c.token_ids for c in completions]
+    def _texts(self, ended: Sequence[tuple[RolloutRequest, Any]]) -> list[str]:
         tokenizer: Any = self.llm.get_tokenizer()
-        return [
-            tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in written
-        ]
+        return [_text(tokenizer, request, completion) for request, completion in ended]
 
     async def _queue(self, names: Sequence[str], requests: Sequence[RolloutRequest]) -> list[Any]:
         """All requests at once, while the scheduler is paused."""
@@ -331,7 +328,8 @@ def _sampling(request: RolloutRequest) -> Any:
         logprobs=0,  # of the sampled token alone
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
-        detokenize=False,
+        stop=list(request.stop),
+        detokenize=bool(request.stop),
         skip_clone=True,  # nobody else has it
     )
 
@@ -349,6 +347,20 @@ async def _ended(waiting: Iterable[asyncio.Future[Any]], within_s: float) -> set
     if done and left:
         done |= (await asyncio.wait(left, timeout=_GATHER_S))[0]
     return done
+
+
+def _text(tokenizer: Any, request: RolloutRequest, completion: Any) -> str:
+    """Decoded at once, without its end: vLLM does it token by token, and again for the tokens' log-probabilities.
+
+    It has to where it looks for stop texts, and then its text, cut before the one that ended it, is all requests'.
+    """
+    ended_by = completion.stop_reason
+    if request.stop:
+        text: str = completion.text
+        return text + ended_by if request.include_stop and isinstance(ended_by, str) else text
+    written = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids
+    decoded: str = tokenizer.decode(list(written), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return decoded
 
 
 def _rollout(request: RolloutRequest, output: Any, text: str) -> Rollout:

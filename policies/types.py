@@ -20,6 +20,8 @@ class RolloutRequest:
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    stop: tuple[str, ...] = ()  # texts that end it
+    include_stop: bool = False  # in its text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +29,7 @@ class Rollout:
     """A sampled completion with the sampler's own log-probabilities and the policy versions that wrote it."""
 
     prompt_tokens: tuple[int, ...]
-    tokens: tuple[int, ...]  # T, end-of-sequence included where the policy wrote one
+    tokens: tuple[int, ...]  # T, end-of-sequence or stop text included where the policy wrote one
     logprobs: tuple[float, ...]  # T
     text: str
     truncated: bool  # ran into max_tokens

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from orchestrator.build import Parts, Splits, assemble, build, learner_settings, load_splits
+from orchestrator.build import Parts, Splits, assemble, build, learner_settings, load_splits, prompt_encoder
 from orchestrator.evaluation import Evaluation
 from orchestrator.hosting import HostedReward, hosted_rewards, reward_pool
 from orchestrator.spec import JobSpec
-from policies.models import encode_prompt, load_tokenizer
+from policies.models import load_tokenizer
 from rewards.pool import RewardPool
 
 
@@ -68,9 +68,7 @@ class Workshop:
         if key not in self._splits:
             tokenizer = load_tokenizer(model)
             self._splits = {
-                key: load_splits(
-                    spec, self.state_dir, model=model, encoder=lambda content: encode_prompt(tokenizer, content)
-                )
+                key: load_splits(spec, self.state_dir, model=model, encoder=prompt_encoder(spec, tokenizer))
             }
         return self._splits[key]
 

@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator import children
 from orchestrator.rollouts.prompts import Contents, DatasetError, Prompt, each_prompt, examine, in_bounds, preview
 from orchestrator.specs.data import Columns
+from policies.models import with_system
 
 MAX_PROBLEMS = 20
 TIMEOUT_S = 300.0
@@ -36,13 +37,14 @@ class Reading:
     limit: int | None = None  # rows
     tokenizer: Path | None = None  # where prompts are measured
     room: int = 0  # tokens
+    system: str | None = None  # beside each prompt
     is_train: bool = False
 
     def document(self) -> dict[str, Any]:
         tokenizer = None if self.tokenizer is None else str(self.tokenizer)
         columns = self.columns.model_dump()
         return {"path": str(self.path), "columns": columns, "limit": self.limit, "room": self.room} | {
-            "tokenizer": tokenizer, "is_train": self.is_train
+            "tokenizer": tokenizer, "is_train": self.is_train, "system": self.system
         }  # fmt: skip
 
 
@@ -126,16 +128,18 @@ def read(reading: Reading, trained: set[int]) -> Contents:
     with contextlib.closing(rows):
         for prompt in in_bounds(reading.path, rows):
             contents.add(prompt)
-            same = hash(tuple((message["role"], message["content"]) for message in prompt.messages))
+            messages = prompt.messages
+            same = hash(tuple((message["role"], message["content"]) for message in messages))
             if not reading.is_train:
                 contents.repeated += same in trained
             elif len(trained) < _COMPARED:
                 trained.add(same)
-            if (
-                tokenizer is None or len(prompt.text) <= reading.room
-            ):  # ordinary text has no more tokens than characters
+            text = prompt.text
+            if reading.system is not None and with_system(messages, reading.system) is not messages:
+                text = f"{reading.system}\n{text}"
+            if tokenizer is None or len(text) <= reading.room:  # ordinary text has no more tokens than characters
                 continue
-            tokens = len(tokenizer.encode(prompt.text, add_special_tokens=False).ids)
+            tokens = len(tokenizer.encode(text, add_special_tokens=False).ids)
             if tokens > reading.room:
                 raise DatasetError(
                     f"{reading.path}: row {prompt.row}: the prompt has {tokens} tokens, but the context leaves room "

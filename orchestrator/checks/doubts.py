@@ -39,6 +39,7 @@ def doubts(spec: JobSpec, contents: Mapping[str, Contents] = MappingProxyType({}
         *_rewards_on_cpu(spec),
         *_scales(spec),
         *_engines(spec),
+        *_thoughts(spec),
         *_loss(spec),
         *_rhythm(spec),
     ]
@@ -143,6 +144,16 @@ def _engines(spec: JobSpec) -> Iterator[tuple[str, str]]:
         yield (
             "rollout.max_staleness",
             "0 lets no rollout begin before the update that it waits for, as mode: sync does; async gains from 1 on",
+        )
+
+
+def _thoughts(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    end = spec.rollout.thoughts_end
+    if end is not None and spec.policy.chat.template_kwargs.get("enable_thinking") is False:
+        yield (
+            "rollout.reasoning",
+            "policy.chat tells the policy not to think, and rewards see an empty text where a completion has no "
+            f"'{end}'; drop one of the two",
         )
 
 

@@ -222,6 +222,7 @@ def _data(
                 limit=data.limit,
                 tokenizer=tokenizer,
                 room=tokens,
+                system=spec.policy.chat.system,
                 is_train=split == "train",
             )
         found = (

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from orchestrator.rollouts.prompts import Prompt
-from policies.types import Rollout
+from orchestrator.spec import RolloutSpec
+from policies.types import Rollout, RolloutRequest
 from rewards.base import RewardBatch, Scores
 
 
@@ -78,14 +79,40 @@ def rollout_seed(seed: int, purpose: str, *place: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
+def rollout_request(rollout: RolloutSpec, prompt: Prompt, seed: int | None, temperature: float) -> RolloutRequest:
+    """One completion of a prompt, as the spec has it."""
+    return RolloutRequest(
+        prompt_tokens=prompt.tokens,
+        seed=seed,
+        max_tokens=rollout.max_tokens,
+        temperature=temperature,
+        top_p=rollout.top_p,
+        stop=rollout.stop,
+        include_stop=rollout.include_stop,
+    )
+
+
+def answer_of(text: str, thoughts_end: str | None) -> str:
+    """What rewards see of a completion: what follows its thoughts, without the space before it.
+
+    Nothing where the thoughts do not end: an answer in their midst was not given, and rewards for it would teach a
+    policy not to end them.
+    """
+    return text if thoughts_end is None else text.partition(thoughts_end)[2].lstrip()
+
+
 def reward_batch(
-    prompts: Sequence[Prompt], counts: Sequence[int], rollouts: Sequence[Rollout], max_tokens: int
+    prompts: Sequence[Prompt],
+    counts: Sequence[int],
+    rollouts: Sequence[Rollout],
+    max_tokens: int,
+    thoughts_end: str | None = None,
 ) -> RewardBatch:
     """The rollouts of each prompt in a row, with what its row says."""
     rows = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
     return RewardBatch(
         prompts=tuple(prompt.text for prompt in rows),
-        completions=tuple(rollout.text for rollout in rollouts),
+        completions=tuple(answer_of(rollout.text, thoughts_end) for rollout in rollouts),
         answers=tuple(prompt.answer for prompt in rows),
         completion_tokens=tuple(len(rollout.tokens) for rollout in rollouts),
         truncated=tuple(rollout.truncated for rollout in rollouts),

@@ -15,7 +15,7 @@ from orchestrator.build import Parts
 from orchestrator.clock import Clock
 from orchestrator.references import References, stored_name
 from orchestrator.rollouts.ahead import Ahead, FirstRound
-from orchestrator.rollouts.batch import Batch, by_prompt, rollout_seed, stack, without
+from orchestrator.rollouts.batch import Batch, by_prompt, rollout_request, rollout_seed, stack, without
 from orchestrator.rollouts.scoring import Rolled, Stage, roll_out_and_score
 from orchestrator.rollouts.turns import Turn, Turns
 from orchestrator.routing import Routes
@@ -24,7 +24,7 @@ from orchestrator.specs.sampling import KnapsackSpec
 from orchestrator.storage.checkpoints import CheckpointError
 from policies.budget import count_successes
 from policies.signal import SPREAD, drop, keep, missing, signal_P
-from policies.types import Rollout, RolloutRequest
+from policies.types import Rollout
 from rewards.base import RewardError
 from rewards.pool import Scored
 from rewards.transforms import TransformContext
@@ -182,12 +182,8 @@ class Collector:
         rollout = self.spec.rollout
         prompts = [self.parts.splits.train[i] for i in turn.index]
         requests = [
-            RolloutRequest(
-                prompt_tokens=prompt.tokens,
-                seed=rollout_seed(self.spec.seed, purpose, first + p, g),
-                max_tokens=rollout.max_tokens,
-                temperature=rollout.temperature,
-                top_p=rollout.top_p,
+            rollout_request(
+                rollout, prompt, rollout_seed(self.spec.seed, purpose, first + p, g), temperature=rollout.temperature
             )
             for p, (prompt, count) in enumerate(zip(prompts, counts, strict=True))
             for g in range(count)
@@ -199,7 +195,7 @@ class Collector:
             prompts,
             counts,
             routes=self.routes,
-            max_tokens=rollout.max_tokens,
+            rollout=rollout,
             enough=turn.enough,
             before=before,
             stage=stage or self.clock,

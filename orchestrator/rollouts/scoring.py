@@ -11,6 +11,7 @@ from orchestrator.rollouts.batch import reward_batch
 from orchestrator.rollouts.engines import EnginePool
 from orchestrator.rollouts.prompts import Prompt
 from orchestrator.routing import Routes
+from orchestrator.spec import RolloutSpec
 from policies.types import Rollout, RolloutRequest
 from rewards.pool import RewardPool, Round, Scored
 
@@ -33,7 +34,7 @@ def roll_out_and_score(
     counts: Sequence[int],
     *,
     routes: Routes,
-    max_tokens: int,
+    rollout: RolloutSpec,
     enough: int | None = None,
     before: Sequence[Scored] = (),
     stage: Stage = lambda _: nullcontext(),
@@ -46,7 +47,7 @@ def roll_out_and_score(
     """
     wanted = len(counts) if enough is None else enough
     round_ = rewards.begin(counts, before=before)
-    groups = Groups(round_, prompts, counts, max_tokens)
+    groups = Groups(round_, prompts, counts, rollout)
     try:
         with stage("rollout"):
             engines.gather(requests, groups.take, lambda: len(groups.ended) >= wanted)
@@ -64,8 +65,9 @@ def roll_out_and_score(
 class Groups:
     """Hands each group to the rewards once all of its rollouts have ended, in whatever order they do."""
 
-    def __init__(self, round_: Round, prompts: Sequence[Prompt], counts: Sequence[int], max_tokens: int) -> None:
-        self._round, self._prompts, self._counts, self._max_tokens = round_, prompts, counts, max_tokens
+    def __init__(self, round_: Round, prompts: Sequence[Prompt], counts: Sequence[int], rollout: RolloutSpec) -> None:
+        self._round, self._prompts, self._counts = round_, prompts, counts
+        self._limits = rollout.max_tokens, rollout.thoughts_end
         self._places = [(p, g) for p, count in enumerate(counts) for g in range(count)]
         self._found: list[dict[int, Rollout]] = [{} for _ in counts]
         self.ended: list[int] = []  # prompts, in the order in which their groups ended
@@ -77,7 +79,7 @@ class Groups:
         group[g] = rollout
         if len(group) == count:
             self.ended.append(p)
-            self._round.add(p, reward_batch([self._prompts[p]], [count], self.rollouts(p), self._max_tokens))
+            self._round.add(p, reward_batch([self._prompts[p]], [count], self.rollouts(p), *self._limits))
 
     def rollouts(self, p: int) -> list[Rollout]:
         """Of a prompt whose group has ended."""

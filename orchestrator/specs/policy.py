@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, JsonValue, field_validator
 
 from orchestrator.specs.base import Positive, Spec
 
@@ -43,6 +43,39 @@ class LoraSpec(Spec):
         return targets
 
 
+TAKEN = frozenset({
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "messages",
+    "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs",
+    "truncation",
+})  # fmt: skip
+"""What a prompt is made with already, and no variable of a template."""
+
+
+class ChatSpec(Spec):
+    """What the policy's chat template is given beside a row's prompt, in training and evaluation."""
+
+    system: str | None = Field(
+        None,
+        min_length=1,
+        max_length=100_000,
+        description="system message before each prompt that has none of its own; rewards see prompts without it",
+    )
+    template_kwargs: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        max_length=32,
+        description="variables of the chat template, such as {enable_thinking: false}; one that it does not have is "
+        "refused when the job starts",
+    )
+
+    @field_validator("template_kwargs")
+    @classmethod
+    def _are_the_templates(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name in value:
+            if name in TAKEN or not name.isidentifier():
+                raise ValueError(f"'{name[:64]}' is no variable of a chat template that can be set; leave it out")
+        return value
+
+
 class PolicySpec(Spec):
     """The language model that is aligned."""
 
@@ -74,3 +107,4 @@ class PolicySpec(Spec):
         description="train an adapter instead of every parameter: a fraction of the memory, and small checkpoints of "
         "the learner; wants a higher optimizer.lr. `{}` takes the defaults",
     )
+    chat: ChatSpec = Field(ChatSpec(), description="system message and variables of the chat template")

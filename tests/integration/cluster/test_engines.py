@@ -99,6 +99,23 @@ def test_a_rollouts_text_is_what_its_tokens_say_without_the_end_of_the_sequence(
         assert len(rollout.logprobs) == len(rollout.tokens)
 
 
+def test_a_stop_text_ends_a_rollout_whose_tokens_have_it_and_whose_text_does_not(synced):
+    _, engines, learner, _, requests, _ = synced
+    plain = engines.generate(requests)
+    stop = next(r.text[1:3] for r in plain if len(r.text) >= 4)
+    asked = [replace(request, stop=(stop,)) for request in requests]
+    stopped, included = engines.generate(asked), engines.generate([replace(r, include_stop=True) for r in asked])
+    for whole, cut, ended in zip(plain, stopped, included, strict=True):
+        before, found, _ = whole.text.partition(stop)
+        assert (cut.text, ended.text) == (before, before + found)
+        assert cut.tokens == whole.tokens[: len(cut.tokens)]
+        assert len(cut.logprobs) == len(cut.tokens)
+        assert cut.truncated == (whole.truncated and not found)
+    assert any(len(cut.tokens) < len(whole.tokens) for whole, cut in zip(plain, stopped, strict=True))
+    for rollout, scores in zip(stopped, learner.logprobs(stopped), strict=True):
+        assert rollout.logprobs == pytest.approx(scores, abs=1e-4)
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_norm_of_an_engine_on_cpu_is_vllms_own():
     """Strided as a head's part is, without a weight, narrow, of another dtype: always what vLLM's own calls say."""

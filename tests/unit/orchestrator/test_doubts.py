@@ -88,6 +88,14 @@ def test_an_ordinary_job_raises_none() -> None:
             "as mode: sync does",
         ),
         (
+            {
+                "policy": {"model": "quickstart", "chat": {"template_kwargs": {"enable_thinking": False}}},
+                "rollout": {"max_tokens": 64, "reasoning": {}},
+            },
+            "rollout.reasoning",
+            "an empty text where a completion has no '</think>'",
+        ),
+        (
             {"estimator": {"name": "grpo"}, "objectives": objectives(64, 1)},
             "estimator.name",
             "'o0' can move the sum 64 times as far as 'o1'; use gdpo",
@@ -116,6 +124,7 @@ def test_it_names_the_field_and_what_to_do(changes: dict[str, Any], field: str, 
         {"objectives": scored_by("process", STEPS), "resources": {"device": "cpu"}},  # probabilities
         {"objectives": scored_by("process", STEPS, gpus=0.5)},
         {"objectives": scored_by("process", STEPS | {"device": "cpu"})},
+        {"rollout": {"max_tokens": 64, "reasoning": {}}},
         {"steps": 3},  # a trial, with a real job's rhythm
         {"estimator": {"name": "dr_grpo"}, "loss": {"aggregation": "constant"}},
         {"rollout": {"max_tokens": 64, "engines": 40, "mode": "overlapped"}},  # two steps' prompts

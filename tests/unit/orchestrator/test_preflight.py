@@ -290,6 +290,17 @@ def test_a_long_prompt(model: Path, data: dict[str, Any]) -> None:
     assert "row 4: the prompt has 11 tokens, but the context leaves room for 10 beside rollout.max_tokens" in message
 
 
+def test_a_system_message_takes_room_beside_prompts_that_have_none(model: Path, data: dict[str, Any]) -> None:
+    own = [{"role": "system", "content": "word"}, {"role": "user", "content": "word"}]
+    Path(data["train"]).write_text(json.dumps({"prompt": own, "answer": "1"}) + "\n")
+    chat = {"system": "word " * (CONTEXT - 4)}
+    access = Access(owner="ann", state_dir=model.parent, roots=None)
+    for server in (None, access):
+        found = preflight(make_spec(model, data, policy={"model": str(model), "chat": chat}), server)
+        assert [field for field, _ in found] == ["data.validation", "data.test"]
+        assert all("the prompt has" in message for _, message in found)
+
+
 def test_a_shorter_context_of_the_spec_counts(model: Path, data: dict[str, Any]) -> None:
     policy = {"model": str(model), "max_model_len": 16}
     assert preflight(make_spec(model, data, policy=policy)) == []

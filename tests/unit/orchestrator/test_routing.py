@@ -83,6 +83,27 @@ def test_a_reward_gets_what_the_row_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("so 2</think>\n\n2", "2"),
+        ("</think>a</think>b", "a</think>b"),
+        ("so 2, or rather", ""),
+        ("2</think>", ""),
+    ],
+)
+def test_rewards_see_what_follows_the_thoughts(tmp_path: Path, text: str, seen: str) -> None:
+    from policies.types import Rollout
+
+    prompts = load_prompts(write(tmp_path / "a.jsonl", row()), KIND)
+    rollout = Rollout(
+        prompt_tokens=(1,), tokens=(2, 3), logprobs=(0.0, 0.0), text=text, truncated=True, policy_version=0
+    )
+    batch = reward_batch(prompts, [1], [rollout], 9, "</think>")
+    assert (batch.completions, batch.completion_tokens, batch.truncated) == ((seen,), (2,), (True,))
+    assert reward_batch(prompts, [1], [rollout], 9).completions == (text,)
+
+
+@pytest.mark.parametrize(
     ("value", "found"), [(3, "got int"), (["math"], "got list"), ("ma\nth", "another text"), ("x" * 65, "another text")]
 )
 def test_a_domain_that_is_none_is_an_error_of_its_row(tmp_path: Path, value: Any, found: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from orchestrator.rollouts.samples import kept_steps, read_samples, shard
+from policies.types import LearnStats, Rollout, RolloutRequest
+from rewards.base import RewardBatch
 from tests.loop_fakes import Killed, Run, make_spec, resume, start
 
 
@@ -53,6 +56,34 @@ def test_the_signal_is_gated_and_the_reward_raw(tmp_path: Path) -> None:
     run.loop.run()
     assert {row["signal"]["brevity"] for row in rows_of(run, 1)} == {0.0}
     assert all(row["rewards"]["brevity"] > 0 for row in rows_of(run, 1))
+
+
+def test_thoughts_are_kept_and_change_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gold = {"reward": {"name": "math"}, "every": 1, "samples": 4}
+    rollout = {"prompts_per_step": 3, "rollouts_per_prompt": 4, "max_tokens": 9}
+    sections: dict[str, Any] = {"steps": 2, "gold": gold}
+
+    def watched(batch: RewardBatch) -> list[float | None]:
+        return [float(text.split()[0]) for text in batch.completions]
+
+    plain = start(tmp_path / "plain", make_spec(**sections), gold=watched)
+    plain.loop.run()
+    run = start(tmp_path / "thinks", make_spec(**sections, rollout={**rollout, "reasoning": {}}), gold=watched)
+    sample, learn = run.engines.sample, run.learner.learn
+
+    def thinks(request: RolloutRequest) -> Rollout:
+        rollout = sample(request)
+        return replace(rollout, text=f"9 9</think>\n\n{rollout.text}")
+
+    def learns(rollouts: list[Rollout], *further: Any) -> LearnStats:
+        return learn([replace(rollout, text=rollout.text.partition("\n\n")[2]) for rollout in rollouts], *further)
+
+    monkeypatch.setattr(run.engines, "sample", thinks)
+    monkeypatch.setattr(run.learner, "learn", learns)
+    run.loop.run()
+    assert run.figures() == plain.figures()
+    for row, before in zip(rows_of(run, 2), rows_of(plain, 2), strict=True):
+        assert row == before | {"completion": f"9 9</think>\n\n{before['completion']}"}
 
 
 @pytest.mark.parametrize(("every", "steps"), [(0, []), (2, [2, 4, 6]), (4, [4])])

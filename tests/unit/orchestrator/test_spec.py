@@ -349,6 +349,15 @@ def test_every_wrong_field_is_named() -> None:
         ({"policy__lora": {"targets": []}}, "policy.lora.targets", "name a layer at least"),
         ({"policy__lora": {"targets": ["q_proj", "q_proj"]}}, "policy.lora.targets", "'q_proj' stands twice"),
         ({"policy__lora": {"targets": ["model.*"]}}, "policy.lora.targets.0", "match pattern"),
+        ({"policy__chat": {"system": ""}}, "policy.chat.system", "at least 1 character"),
+        ({"policy__chat": {"template_kwargs": {"tokenize": False}}}, "policy.chat.template_kwargs", "leave it out"),
+        ({"policy__chat": {"template_kwargs": {"a b": 1}}}, "policy.chat.template_kwargs", "'a b' is no variable"),
+        ({"rollout__stop": ["a", ""]}, "rollout.stop.1", "at least 1 character"),
+        (
+            {"rollout__stop": ["\n\n", "think>"], "rollout__reasoning": {}},
+            "rollout.stop.1",
+            "rewards would see no text",
+        ),
         ({"rollout__sleep": True, "rollout__mode": "async"}, "rollout.sleep", "use mode: sync"),
         (
             {"policy__cpu_offload": True, "weighting": {"name": "gradient"}, "gramian__mode": "sketch"},

@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from policies.models import (
     ADAPTER_CONFIG,
     ModelError,
+    check_chat,
     check_directory,
+    check_texts,
     context_length,
     encode_prompt,
     load_model,
@@ -246,3 +248,40 @@ def test_chat_messages_without_a_template_are_refused(tokenizer):
     tokenizer.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):
         encode_prompt(tokenizer, [{"role": "user", "content": "hi"}])
+
+
+def test_a_system_message_and_variables_reach_the_template(tokenizer):
+    tokenizer.chat_template = TEMPLATE + "{% if hush %}<hush>{% endif %}{{ tools or '' }}"
+    options = {"system": "be brief", "template_kwargs": {"hush": True}}
+    check_chat(tokenizer, **options)
+    assert decode(tokenizer, encode_prompt(tokenizer, "hi", **options)) == "<s>s:be brief\nu:hi\na:<hush>"
+    own = [{"role": "system", "content": "be long"}, {"role": "user", "content": "hi"}]
+    assert decode(tokenizer, encode_prompt(tokenizer, own, **options)) == "<s>s:be long\nu:hi\na:<hush>"
+    assert encode_prompt(tokenizer, "hi", system=None, template_kwargs={}) == encode_prompt(tokenizer, "hi")
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "variables", "problem"),
+    [
+        (None, "be brief", {}, "policy.chat: the policy's tokenizer has no chat template"),
+        (None, None, {"hush": True}, "policy.chat: the policy's tokenizer has no chat template"),
+        (TEMPLATE, None, {"mess": 1}, "policy.chat.template_kwargs: the policy's chat template has no variable 'mess'"),
+    ],
+)
+def test_what_a_template_would_not_notice_is_refused(tokenizer, template, system, variables, problem):
+    tokenizer.chat_template = template
+    check_chat(tokenizer, None, {})
+    with pytest.raises(ModelError, match=problem):
+        check_chat(tokenizer, system, variables)
+
+
+def test_what_a_template_refuses_is_told_in_its_words(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('no system role, please') }}"
+    with pytest.raises(ModelError, match="chat template refuses a prompt: no system role, please"):
+        encode_prompt(tokenizer, "hi", system="be brief")
+
+
+def test_a_text_that_no_completion_has_is_refused(tokenizer):
+    check_texts(tokenizer, {"rollout.stop.0": "\n\n", "rollout.reasoning.end": "</think>"})
+    with pytest.raises(ModelError, match=r"rollout.stop.1: '</s>' is a special token"):
+        check_texts(tokenizer, {"rollout.stop.0": "\n", "rollout.stop.1": "a</s>"})

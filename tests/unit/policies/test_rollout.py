@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from policies.rollout import _ended, _rollout
+from policies.rollout import _ended, _rollout, _text
 from policies.types import RolloutRequest
 
 
@@ -88,3 +88,30 @@ def test_a_gpus_handles_reach_vllms_own_process_by_ipc_and_nothing_else_is_pickl
     done = subprocess.run([sys.executable, "-c", HANDLES], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-3:] == ["nccl refused", "shared_memory refused", "ipc True"]
+
+
+class Letters:
+    """A tokenizer of one letter for each token."""
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return "".join(map(chr, ids))
+
+
+@pytest.mark.parametrize(
+    ("request_options", "completion", "text"),
+    [
+        ({}, ("ab$", "", "stop", None), "ab"),
+        ({}, ("ab", "", "length", None), "ab"),
+        ({"stop": ("b",)}, ("ab", "a", "stop", "b"), "a"),
+        ({"stop": ("b",), "include_stop": True}, ("ab", "a", "stop", "b"), "ab"),
+        ({"stop": ("b",), "include_stop": True}, ("aa$", "aa", "stop", None), "aa"),
+        ({"stop": ("b",)}, ("aa", "aa", "length", None), "aa"),
+    ],
+)
+def test_a_text_ends_before_what_ended_it(request_options, completion, text):
+    tokens, written, finish_reason, stop_reason = completion
+    ended = SimpleNamespace(
+        token_ids=[*map(ord, tokens)], text=written, finish_reason=finish_reason, stop_reason=stop_reason
+    )
+    request = RolloutRequest(prompt_tokens=(3,), seed=0, max_tokens=4, **request_options)
+    assert _text(Letters(), request, ended) == text
