@@ -4,6 +4,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -70,18 +71,21 @@ def test_the_metrics_key_is_good_for_metrics_alone(place: Place, tmp_path: Path)
     assert client.post("/metrics").status_code == 401
 
 
-def test_probes_of_readiness_ask_redis_once_a_second(place: Place, tmp_path: Path) -> None:
+def test_probes_of_readiness_ask_redis_once_a_second(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the operator says so, whoever reaches it may call it without a key, however often."""
     store = JobStore(place.client)
     assert TestClient(create_app(store, settings(tmp_path))).get("/readyz").status_code == 401
     app = create_app(store, settings(tmp_path).model_copy(update={"keyless_probes": True}))
-    asked = []
-    app.state.readiness._ask = lambda: asked.append(time.monotonic())
+    clock, asked = SimpleNamespace(now_s=0.0), []
+    monkeypatch.setattr("services.readiness.time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    app.state.readiness._ask = lambda: asked.append(clock.now_s)
     client = TestClient(app)
-    until = time.monotonic() + 1.5
-    while time.monotonic() < until:
+    for moment_s in (0.0, 0.0, 0.9, 1.1, 1.2, 2.0, 2.2):
+        clock.now_s = moment_s
         assert client.get("/readyz").status_code == 200
-    assert len(asked) == 2
+    assert asked == [0.0, 1.1, 2.2]
     assert client.get("/readyz", headers={"authorization": "Bearer eqp_wrong"}).status_code == 401
     assert client.post("/readyz").status_code == 401
 
@@ -120,10 +124,15 @@ def test_malformed_and_unknown_keys_are_401(place: Place) -> None:
 
 
 def test_an_expired_key_is_401(place: Place) -> None:
-    key = place.make("read", expires_in_s=1)["key"]
-    assert place.status(key) == 200
-    time.sleep(1.1)
-    assert place.status(key) == 401
+    """Where it was good a moment before; that one who is known of late expires is asserted below."""
+    made = place.make("read", expires_in_s=3600)
+    assert place.status(made["key"]) == 200
+    place.client.hset(f"mo:key:{made['id']}", "expires_at", f"{time.time() - 1:.6f}")
+    deadline = time.monotonic() + 30
+    while place.status(made["key"]) == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert place.status(made["key"]) == 401
 
 
 def test_a_revoked_key_is_401_at_once_and_for_good(place: Place) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import redis
 
+from orchestrator.state.keys import Keys
 from orchestrator.state.states import JobStatus as S
 from orchestrator.state.store import ClaimOutcome, Fenced, JobStore, Lease
 from tests.fault_figures import all_at_once
@@ -107,11 +108,18 @@ def test_renewing_keeps_a_lease_and_brings_signals(store: JobStore) -> None:
         store.renew(lease, 0)
 
 
-def test_a_commit_extends_the_lease(store: JobStore) -> None:
-    lease = running(store, ttl_s=0.3)
+def test_a_commit_extends_the_lease(store: JobStore, client: redis.Redis) -> None:
+    """To its whole time from then on, and no longer."""
+    leases = Keys(store.owner).leases
+    lease = running(store, ttl_s=TTL_S)
     for step in (1, 2, 3):
-        time.sleep(0.15)
+        seconds, micros = client.time()
+        now_ms = 1000 * seconds + micros / 1000
+        client.zadd(leases, {"j": now_ms + 5000})  # as if most of it had passed
         commit(store, lease, step)
+        seconds, micros = client.time()
+        latest_ms = 1000 * seconds + micros / 1000
+        assert now_ms - 1 <= client.zscore(leases, "j") - 1000 * TTL_S <= latest_ms + 1
     assert store.claim("j", nonce="n", ttl_s=1).outcome is ClaimOutcome.HELD
 
 
