@@ -12,6 +12,15 @@ from tests import fault_figures
 from tests.fault_figures import FIGURES_VARIABLE, tell
 
 PROJECT = Path(__file__).parent.parent.parent
+LOAD_S = 2.0  # of a toy driver, which has no model
+BOUNDS = {  # of the reliability table, by row and figure
+    ("T1", "ready_s_max"): 10.0,
+    ("T2", "takeover_s_max"): 1.0 + LOAD_S,  # the lease, and what is loaded
+    ("T6", "takeover_s_max"): 2.0,
+    ("T8", "detect_s_max"): 15.0,
+    ("T22", "api_503_s_max"): 3.0,
+    ("T30", "busy_s_after_cancel_max"): 30.0,
+}
 RESULTS = PROJECT / "tests" / "benchmarks" / "results" / "faults.json"
 
 
@@ -57,3 +66,12 @@ def test_what_is_kept_is_of_tests_that_there_are_and_says_when_it_was_measured()
             assert f"def {function.partition('[')[0]}(" in text, (row, test)
             assert re.search(rf'\btell\(\s*"{row}"', text), (row, test)
             assert figures["measured"].keys() == {"date", "processor", "cores", "EQUIPOISE_FAULT_REPEATS"}, test
+
+
+def test_what_is_kept_is_within_the_bounds_of_the_reliability_table() -> None:
+    kept = json.loads(RESULTS.read_text(encoding="utf-8"))["tests"]
+    for (row, name), most in BOUNDS.items():
+        found = [figures[name] for figures in kept[row].values() if name in figures]
+        assert found, (row, name)
+        assert max(found) <= most, (row, name)
+    assert [figures["ttl_s"] for figures in kept["T2"].values() if "takeover_s_max" in figures] == [1.0]
