@@ -7,28 +7,38 @@ import pytest
 import torch
 
 from policies.weight_sync import SharedMemorySender
-from tests.gpu.bench_learner import CASES as ALL
-from tests.gpu.bench_learner import SIZES, held_against_targets, measure
+from tests.gpu import bench_learner
+from tests.gpu.bench_learner import CASES, SIZES, Case, held_against_targets, measure
 from tests.gpu.engine_sync import ThreadedEngine, running_loop
 
-CASES = [case for case in ALL if not case.compiled]  # which wants a GPU
+MODES = (None, "exact", "sketch", "last_block", "step_response")
+SOME = [  # every way of comparing, and each of the rest in one of them; the plain one of its sort first
+    *(Case(gramian=mode) for mode in MODES),
+    *(Case(gramian=mode, lora=True) for mode in (None, "step_response")),
+    *(Case(gramian=mode, checkpointing=False, whole=mode is not None) for mode in (None, "step_response")),
+]
 
 
-def test_every_case_has_its_figures() -> None:
-    size = SIZES["tiny"]
-    found = measure(size, "cpu", rounds=1)
-    modes = ("plain", "exact", "sketch", "last_block", "step_response")
-    names = {f"{lora}{mode}{kept}" for mode in modes for lora in ("", "lora_") for kept in ("", "_kept")}
+def test_there_is_a_case_of_each_sort() -> None:
+    names = {f"{lora}{mode or 'plain'}{kept}" for mode in MODES for lora in ("", "lora_") for kept in ("", "_kept")}
     names |= {f"{lora}whole_step_response_kept" for lora in ("", "lora_")}
-    assert names == {case.name for case in CASES}
-    for case in CASES:
+    assert names == {case.name for case in CASES if not case.compiled}
+    assert {case.name for case in SOME} <= names
+
+
+def test_every_case_has_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = SIZES["tiny"]
+    monkeypatch.setattr(bench_learner, "CASES", SOME)
+    found = measure(size, "cpu", rounds=1)
+    assert {name for name, figures in found.items() if isinstance(figures, dict)} == {case.name for case in SOME}
+    for case in SOME:
         figures = found[case.name]
         assert figures["update_s"] > 0
         assert figures["sync_s"] > 0
         assert figures["tokens_per_s"] == pytest.approx(size.rollouts * size.tokens / figures["update_s"])
         assert figures["times_plain"] == pytest.approx(figures["update_s"] / found[case.plain]["update_s"])
         assert figures["mfu"] is None  # of a GPU
-    assert [found[case.plain]["times_plain"] for case in CASES] == [1] * len(CASES)
+    assert [found[case.plain]["times_plain"] for case in SOME] == [1] * len(SOME)
     assert 10_000 < found["parameters"] < 100_000
 
 
