@@ -19,8 +19,9 @@ from typing import Any
 
 import psutil
 
-from tests.deploy_redis import DeployedRedis, deployed_redis, free_port, mapped, write_secret
+from tests.deploy_redis import DeployedRedis, deployed_redis, mapped, write_secret
 from tests.deploy_support import Rendered, wait_for
+from tests.ports import free_port
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent

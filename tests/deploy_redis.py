@@ -10,7 +10,6 @@ import asyncio
 import base64
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 import threading
@@ -26,6 +25,7 @@ import redis
 from orchestrator.state.embedded_redis import _server_binary
 from orchestrator.state.redis_calls import connect
 from tests.deploy_support import Rendered
+from tests.ports import free_port
 
 
 @dataclass(kw_only=True)
@@ -48,13 +48,6 @@ def mapped(url: str, server: DeployedRedis) -> str:
     assert (parts.scheme, parts.hostname, parts.port) == ("rediss", "redis", 6379)
     url = url.replace("@redis:6379/", f"@localhost:{server.port}/")
     return url.replace("/run/secrets/redis-ca/ca.crt", str(server.secrets / "ca.crt"))
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def write_secret(rendered: Rendered, name: str, directory: Path) -> Path:

@@ -5,50 +5,57 @@ python -m tests.toy_api MUTANT ARGUMENTS    the same with a mistake of tests/toy
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from services.client import ApiError, Client
+from services.client import Client
+from tests.ports import free_port
 
 KEY = "eqp_faults"
+LIMIT_S = 120  # only what hangs takes it
 PROJECT = Path(__file__).parents[1]
 
 
 class Api:
-    """`equipoise serve` in a process of its own, on one port for good."""
+    """`equipoise serve` in a process of its own, on one port for good. Ready, unless `waits` is false."""
 
-    def __init__(self, redis_url: str, state_dir: Path, *, mutant: str | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+    def __init__(self, redis_url: str, state_dir: Path, *, mutant: str | None = None, waits: bool = True) -> None:
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._arguments = ["serve", "--redis", redis_url, "--port", str(self.port), "--state-dir", str(state_dir)]
         self._program = ["services.cli"] if mutant is None else ["tests.toy_api", mutant]
-        self._log = state_dir / "api.log"
+        self._log = state_dir / f"api-{self.port}.log"
+        self._began = 0.0
         self.process: subprocess.Popen[bytes]
-        self.start()
+        self.begin()
+        if waits:
+            self.wait_until_ready()
 
     def start(self) -> float:
         """Seconds until it is ready."""
-        began = time.monotonic()
+        self.begin()
+        return self.wait_until_ready()
+
+    def begin(self) -> None:
+        self._began = time.monotonic()
         environment = {**os.environ, "EQUIPOISE_API_KEY": KEY, "EQUIPOISE_MAX_WRITES_PER_MINUTE": "0"}
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *self._program, *self._arguments],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=PROJECT,
             )  # fmt: skip
+
+    def wait_until_ready(self) -> float:
+        """Seconds since its start."""
         with Client(self.url, KEY, timeout_s=5) as client:
-            while True:
-                with contextlib.suppress(ApiError):
-                    if client.ready():
-                        return time.monotonic() - began
+            while not client.ready():
                 assert self.process.poll() is None, self._log.read_text()[-2000:]
+                assert time.monotonic() < self._began + LIMIT_S, self._log.read_text()[-2000:]
                 time.sleep(0.05)
+        return time.monotonic() - self._began
 
     def kill(self) -> None:
         self.process.kill()

@@ -25,7 +25,7 @@ from orchestrator.state.redis_calls import connect
 from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import ClaimOutcome, Fenced, IllegalTransition, JobStore, SteerOutcome
 from tests import toy_driver
-from tests.fault_figures import REPEATS, all_at_once, tell
+from tests.fault_figures import BUSY_S, REPEATS, all_at_once, tell
 from tests.toy_driver import Forks, Garage, ToyDriver
 from tests.toy_jobs import EVERY, audit, events_of, submit, toy_spec, weights
 from tests.toy_mutants import store_with
@@ -166,6 +166,7 @@ def test_a_driver_killed_at_random(garage: Garage, store: JobStore) -> None:
             takeovers.append(claimed_at(store, job_id, killed) - killed)
         assert audit(store, job_id, spec, garage.state_dir).violations == ()
     tell("T2", random_kills=len(takeovers), takeover_s_max=round(max(takeovers), 2), ttl_s=garage.toy["ttl_s"])
+    assert max(takeovers) < garage.toy["ttl_s"] + BUSY_S
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def test_a_zombie_that_wakes_at_its_commit_is_fenced(garage: Garage, store: JobS
     """The generators need no fence of their own: engines are actors of their driver's own Ray session and end with it.
 
     No engine ever hears from another driver, so a zombie's weights reach only its own engines, whose rollouts only it
-    could commit (tests/integration/cluster/test_job.py counts what a killed driver leaves behind).
+    could commit (tests/integration/cluster/test_rules_job.py looks for what a killed driver leaves behind).
     """
     exits = []
     for _ in range(REPEATS):
@@ -307,8 +308,11 @@ def test_the_two_fences_stand_alone(store: JobStore) -> None:
 def test_a_driver_that_hangs_does_not_keep_its_job(
     redis_url: str, store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker whose driver it is has no other place for the job."""
-    monkeypatch.setenv("EQUIPOISE_TOY", '{"ttl_s": 1.0, "renew_s": 0.2}')
+    """The worker whose driver it is has no other place for the job.
+
+    On a busy machine a driver that is well may lose its lease, too: then a third one ends the job.
+    """
+    monkeypatch.setenv("EQUIPOISE_TOY", '{"ttl_s": 5.0, "renew_s": 0.2}')
     monkeypatch.setenv("EQUIPOISE_FAILPOINTS", "after_commit=stop@4")
     spec = toy_spec(steps=6)  # the first driver stops after step 4, the second does 4, 5 and 6
     job_id = submit(store, spec)
@@ -317,7 +321,7 @@ def test_a_driver_that_hangs_does_not_keep_its_job(
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not is_terminal(store.job(job_id).status):
             assert time.monotonic() < deadline, store.job(job_id)
             time.sleep(0.05)
@@ -325,7 +329,9 @@ def test_a_driver_that_hangs_does_not_keep_its_job(
         worker.request_kill()
         thread.join(20)
     found = audit(store, job_id, spec, tmp_path)
-    assert (store.job(job_id).status, found.violations, found.claims) == (JobStatus.SUCCEEDED, (), 2)
+    assert (store.job(job_id).status, found.violations) == (JobStatus.SUCCEEDED, ())
+    assert found.claims >= 2
+    assert [step for fence, step, _ in store.raw_steps(job_id) if fence == 1] == [1, 2, 3, 4]
 
 
 def test_a_driver_that_ends_its_job_does_not_take_itself_for_a_zombie(garage: Garage, store: JobStore) -> None:
@@ -521,6 +527,7 @@ def test_requests_race_with_the_end_to_one_end(garage: Garage, store: JobStore) 
     assert max(after_cancel, default=0) < 30
     figures = {"ends": dict(ends), "busy_s_after_cancel_max": round(max(after_cancel, default=0), 2)}
     tell("T30", jobs=sum(ends.values()), **figures)
+    assert max(after_cancel, default=0) < BUSY_S
 
 
 def test_a_cancel_does_not_wait_for_the_end_of_a_long_step(garage: Garage, store: JobStore) -> None:

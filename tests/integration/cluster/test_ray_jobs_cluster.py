@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from orchestrator.state.states import JobStatus
 from orchestrator.state.store import JobStore
 from orchestrator.steering import initial_steering
 from tests.fault_figures import REPEATS
+from tests.ports import free_port
 from tests.support import make_policy, small_spec
 
 T = TypeVar("T")
@@ -53,12 +53,6 @@ signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 while not store.job(job).progress.get("go"):
     time.sleep(0.05)
 """
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def wait_for(found: Callable[[], T], timeout_s: float = 60) -> T:

@@ -27,7 +27,8 @@ from orchestrator.state.redis_calls import connect
 from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import JobStore
 from tests.fault_figures import REPEATS, tell
-from tests.integration.cluster.test_ray_jobs_cluster import free_port, wait_for
+from tests.integration.cluster.test_ray_jobs_cluster import wait_for
+from tests.ports import free_port
 from tests.support import largest_difference, make_policy, run_job, small_spec, submit
 
 pytestmark = [
