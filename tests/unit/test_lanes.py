@@ -1,8 +1,10 @@
-"""The three runs of all tests: what is said of each at its end."""
+"""The three runs of all tests: what is said of each at its end, and what they must not hold against each other."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from hypothesis import settings
 
 from tests.lanes import CLUSTER, SLOWEST_FILES, WITH_OTHERS, took
 
@@ -21,3 +23,7 @@ def test_a_runs_seconds_and_its_slowest_files_are_told(tmp_path: Path) -> None:
 
 def test_what_the_runs_share_out_is_there() -> None:
     assert [path for path in WITH_OTHERS if not (path.is_file() and path.parent == CLUSTER)] == []
+
+
+def test_no_example_has_a_deadline() -> None:
+    assert settings().deadline is None
