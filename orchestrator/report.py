@@ -380,8 +380,8 @@ def _pair_figures(names: list[str], points: list[Json], corner: Json) -> list[Js
             traces.append(trace if chosen else None)
         if any(traces) and None not in (place := [corner.get(name) for name in (across, up)]):
             values = [f"{_label(name)} {_number(value)}" for name, value in zip((across, up), place, strict=True)]
-            text = "<br>".join(["corner of the volume", *values])
-            at: Json = {"x": place[:1], "y": place[1:], "text": [text], "hoverinfo": "text"}
+            hover = "<br>".join(["corner of the volume", *values])
+            at: Json = {"x": place[:1], "y": place[1:], "text": [hover], "hoverinfo": "text"}
             traces.append({"type": "scatter", "mode": "markers", **at, **CORNER})
         axes = {"xaxis": {"title": {"text": _label(across)}}, "yaxis": {"title": {"text": _label(up)}}}
         if any(traces):

@@ -8,7 +8,7 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, Literal, ParamSpec
 
@@ -23,7 +23,7 @@ _REMEMBERED = 256  # streams that were withdrawn, as some may have ended and oth
 
 
 P = ParamSpec("P")
-Phase = Callable[Concatenate["RolloutEngine", P], Awaitable[None]]
+Phase = Callable[Concatenate["RolloutEngine", P], Coroutine[Any, Any, None]]
 
 
 class EngineDied(RuntimeError):

@@ -39,7 +39,7 @@ def _asked(hub_id: str, revision: str | None) -> ModelSize:
 def _look(hub_id: str, revision: str | None) -> ModelSize:
     from huggingface_hub import get_safetensors_metadata, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, NotASafetensorsRepoError
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()  # this is a server
     try:
