@@ -61,7 +61,7 @@ def phase(method: Phase[P]) -> Phase[P]:
     nothing of what its call raised."""
 
     @functools.wraps(method)
-    async def kept(self: RolloutEngine, *arguments: P.args, **named: P.kwargs) -> None:
+    async def kept(self: RolloutEngine, /, *arguments: P.args, **named: P.kwargs) -> None:
         try:
             await method(self, *arguments, **named)
         except Exception as error:
