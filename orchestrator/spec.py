@@ -20,11 +20,12 @@ from pydantic import (
 )
 
 from orchestrator import spec_yaml
-from orchestrator.spec_errors import SpecError, nearest, problem
+from orchestrator.spec_errors import SpecError, all_problems, nearest
 from orchestrator.specs import guardrails as guardrail_rules
 from orchestrator.specs.base import MAX_METADATA, Decay, Fraction, Metadata, Positive, Spec, Title
 from orchestrator.specs.data import DataSpec, FilesData, QuickstartData
 from orchestrator.specs.estimators import CondGdpoSpec, EstimatorSpec, GdpoSpec
+from orchestrator.specs.foreign import FOREIGN
 from orchestrator.specs.gold import GoldSpec
 from orchestrator.specs.guardrails import GuardrailSpec
 from orchestrator.specs.objectives import ObjectiveSpec
@@ -559,7 +560,8 @@ def validated(root: type[Document], validate: Callable[[], Document]) -> Documen
         return validate()
     except ValidationError as error:
         found = error.errors(include_url=False)
-        raise SpecError([problem(root, detail) for detail in found if not _follows(detail["loc"], found)]) from None
+        told = [detail for detail in found if not _follows(detail["loc"], found)]
+        raise SpecError(all_problems(root, told, FOREIGN if root is JobSpec else {})) from None
 
 
 def _follows(place: tuple[int | str, ...], found: Sequence[Any]) -> bool:

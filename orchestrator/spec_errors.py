@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+
+_UNKNOWN = "unknown field"
+_LISTING = f"{_UNKNOWN}; fields are "
 
 
 class SpecError(ValueError):
@@ -24,6 +27,37 @@ def nearest(word: str, candidates: list[str] | tuple[str, ...]) -> str:
     return f", did you mean '{close[0]}'?" if close else ""
 
 
+def all_problems(root: type[BaseModel], details: Iterable[Any], foreign: Mapping[str, str]) -> list[tuple[str, str]]:
+    """As `problem`, for all errors of a document.
+
+    What another trainer has (`foreign`, by its path there) is told with our field, part by part where it is a mapping.
+    The fields of a place are listed once.
+    """
+    found: list[tuple[str, str]] = []
+    listed: set[str] = set()
+    for detail in details:
+        path, message = problem(root, detail)
+        if detail["type"] == "extra_forbidden":
+            known = [place for place in _places(path, detail.get("input")) if place in foreign]
+            if known:
+                found += [(place, f"unknown field; here it is {foreign[place]}") for place in known]
+                continue
+            place = path.rpartition(".")[0]
+            if message.startswith(_LISTING):
+                message = _UNKNOWN if place in listed else message
+                listed.add(place)
+        found.append((path, message))
+    return found
+
+
+def _places(path: str, value: object, *, depth: int = 4) -> Iterator[str]:
+    """The path of a field, and of what is in it, as deep as foreign fields go."""
+    yield path
+    if isinstance(value, Mapping) and depth:
+        for key, inner in value.items():
+            yield from _places(f"{path}.{key}", inner, depth=depth - 1)
+
+
 def problem(root: type[BaseModel], detail: Any) -> tuple[str, str]:
     """(dotted path, message) of one pydantic error on a tree of models.
 
@@ -33,8 +67,10 @@ def problem(root: type[BaseModel], detail: Any) -> tuple[str, str]:
     if detail["type"] == "extra_forbidden":
         fields = _fields(_type_at(root, location[:-1]))
         unknown = str(location[-1])
-        hint = nearest(unknown, fields) or (f"; fields are {', '.join(fields)}" if fields else "")
-        return _path(root, location), f"unknown field{hint}"
+        hint = nearest(unknown, fields)
+        if fields and not hint:
+            return _path(root, location), f"{_LISTING}{', '.join(fields)}"
+        return _path(root, location), f"{_UNKNOWN}{hint}"
     if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
         tags, key = list(_tags(_type_at(root, location))), detail["ctx"]["discriminator"].strip("'")
         hint = nearest(str(detail["ctx"].get("tag", "")), tags)

@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,10 @@ from orchestrator import spec_yaml
 from orchestrator.spec import JobSpec, check_new, load_spec, parse_job, parse_spec, scaled
 from orchestrator.spec_errors import SpecError, nearest
 from orchestrator.specs.base import RuleSpec
+from orchestrator.specs.data import FilesData
 from orchestrator.specs.estimators import BuiltInEstimator
+from orchestrator.specs.foreign import FOREIGN
+from orchestrator.specs.policy import LoraSpec
 from orchestrator.specs.sampling import BudgetSpec, TailSpec, ZeroSignalSpec
 from orchestrator.specs.transforms import TransformSpec
 from orchestrator.specs.weightings import BuiltInWeighting
@@ -178,6 +182,57 @@ def test_an_unknown_field_near_nothing_lists_the_fields() -> None:
     assert problems(document(checkpoints__xyz=1)) == {
         "checkpoints.xyz": "unknown field; fields are every, asynchronous"
     }
+
+
+def test_the_fields_of_a_place_are_listed_once() -> None:
+    found = problems(document(zzz=1, yyy=2, checkpoints__xyz=1, checkpoints__xyw=1))
+    assert [path for path, message in found.items() if message.startswith("unknown field; fields are ")] == [
+        "checkpoints.xyz",
+        "zzz",
+    ]
+    assert (found["checkpoints.xyw"], found["yyy"]) == ("unknown field", "unknown field")
+
+
+def test_fields_of_other_trainers_are_told_with_ours() -> None:
+    """A GRPOConfig as YAML, a configuration of verl, whole and as one dotted key."""
+    found = problems(
+        document(
+            learning_rate=1e-6,
+            num_generations=8,
+            reward_weights=[1.0],
+            actor_rollout_ref={"rollout": {"n": 8, "name": "vllm"}, "actor": {"optim": {"lr": 1e-6}}},
+            data__train_files="train.parquet",
+        )
+        | {"algorithm.adv_estimator": "grpo"}
+    )
+    assert found == {
+        "learning_rate": "unknown field; here it is optimizer.lr",
+        "num_generations": "unknown field; here it is rollout.rollouts_per_prompt",
+        "reward_weights": "unknown field; here it is objectives, the weight of each",
+        "actor_rollout_ref.rollout.n": "unknown field; here it is rollout.rollouts_per_prompt",
+        "actor_rollout_ref.actor.optim.lr": "unknown field; here it is optimizer.lr",
+        "data.train_files": "unknown field; here it is data.train",
+        "algorithm.adv_estimator": "unknown field; here it is estimator, such as {name: grpo}",
+    }
+
+
+@pytest.mark.parametrize("theirs", FOREIGN)
+def test_a_foreign_field_is_none_of_ours_and_names_one_that_is(theirs: str) -> None:
+    ours = re.split("[,;]", FOREIGN[theirs])[0]
+    assert is_field(ours)
+    assert not is_field(theirs)
+
+
+def is_field(path: str) -> bool:
+    """Of a job on files, with an adapter."""
+    chosen = {"data": FilesData, "policy.lora": LoraSpec}
+    place: Any = JobSpec
+    parts = path.split(".")
+    for i, part in enumerate(parts, start=1):
+        if part not in getattr(place, "model_fields", {}):
+            return False
+        place = chosen.get(".".join(parts[:i]), place.model_fields[part].annotation)
+    return True
 
 
 def test_every_wrong_field_is_named() -> None:
