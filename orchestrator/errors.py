@@ -102,5 +102,9 @@ class LearnerOutOfMemory(ActorLost):
     """The learner's memory did not suffice. Another try from the checkpoint may have more, but not for ever."""
 
 
+class Interrupted(Exception):
+    """A person, or the machine, wants the run to end: what is under way is not waited for."""
+
+
 class ResourcesBusy(Exception):
     """The job fits, but not beside what runs now, or once machines come; it holds nothing and waits in the queue."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.build import Parts
+from orchestrator.errors import Interrupted
 from orchestrator.rollouts.batch import rollout_request, rollout_seed
 from orchestrator.rollouts.prompts import Prompt
 from orchestrator.rollouts.scoring import roll_out_and_score
@@ -64,11 +65,13 @@ class Evaluator:
         self.parts = parts
         self.routes = Routes.of(spec)
 
-    def evaluate(self, split: str, *, greedy: bool = False) -> Evaluation:
+    def evaluate(
+        self, split: str, *, greedy: bool = False, interrupted: Callable[[], bool] = lambda: False
+    ) -> Evaluation:
         prompts = self.prompts(split)
         repeats = 1 if greedy or self.spec.evaluation.temperature == 0 else self.spec.evaluation.rollouts_per_prompt
         seeds = [[rollout_seed(self.spec.seed, split, p, g) for g in range(repeats)] for p in range(len(prompts))]
-        rollouts, scored = self.sample(prompts, [[None] * repeats] * len(prompts) if greedy else seeds)
+        rollouts, scored = self.sample(prompts, [[None] * repeats] * len(prompts) if greedy else seeds, interrupted)
         answers = [prompt.answer or "" for prompt in prompts for _ in range(repeats)]
         known = {name: self.applicable(name, split, values) for name, values in scored.scores.items()}
         kept = [row for row in range(len(rollouts)) if row not in set(scored.dropped)]
@@ -94,7 +97,12 @@ class Evaluator:
             return self.parts.splits.test
         return self.parts.splits.validation[: self.spec.evaluation.prompts]
 
-    def sample(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int | None]]) -> tuple[list[Rollout], Scored]:
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[Sequence[int | None]],
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> tuple[list[Rollout], Scored]:
         """Completions of each prompt, one for each of its seeds, and their scores."""
         requests = [
             rollout_request(self.spec.rollout, prompt, seed, temperature=self.spec.evaluation.temperature)
@@ -109,6 +117,7 @@ class Evaluator:
             [len(row) for row in seeds],
             routes=self.routes,
             rollout=self.spec.rollout,
+            interrupted=interrupted,
         )
         return rolled.rollouts, rolled.scored
 
@@ -126,16 +135,16 @@ class Evaluator:
             for i, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True))
         }
 
-    def test(self, step: int) -> None:
+    def test(self, step: int, interrupted: Callable[[], bool] = lambda: False) -> None:
         """The test split's figures, sampled and greedy, put with the point of the policy that the engines have.
 
-        There are none without a test split: validation's would be taken for them.
+        There are none without a test split: validation's would be taken for them. Raises Interrupted.
         """
         if not self.parts.splits.test:
             return
-        figures = {"sampled": self.evaluate("test").figures()}
+        figures = {"sampled": self.evaluate("test", interrupted=interrupted).figures()}
         if self.spec.evaluation.greedy:
-            figures["greedy"] = self.evaluate("test", greedy=True).figures()
+            figures["greedy"] = self.evaluate("test", greedy=True, interrupted=interrupted).figures()
         archive = self.parts.archive
         archive.points = [
             replace(point, extra={**point.extra, "test": figures}) if point.step == step else point
@@ -165,7 +174,10 @@ class Evaluator:
                     continue
                 learner.load(directory)
                 self.parts.engines.refit(learner, step)
-            self.test(step)
+            try:
+                self.test(step, lambda: loop.asked() is not None)
+            except Interrupted:
+                return False
             loop.journal.progress(stage="testing the front", eta_s=None, tested=step)
             loop.journal.front(loop.front_document())
         loop.samples = [

@@ -160,7 +160,7 @@ class Loop:
     def step(self, step: int) -> None:
         """Sample, roll out, score, weigh, learn, sync, evaluate when due, commit.
 
-        A wish that is heard between two rounds of sampling leaves everything as it was before the step.
+        A wish that is heard before all is sampled leaves everything as it was before the step.
         """
         self.clock.begin()
         self.parts.rewards.health()  # of what was scored since the last step's rollouts

@@ -22,6 +22,8 @@ from rewards.base import RewardBatch, RewardDataError, RewardError
 from rewards.host import Host, Incident, Piece, Share
 from rewards.hosting import SINGLE, Hosting, LocalReplica, RewardFactory
 
+_LOOK_EVERY_S = 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
@@ -140,10 +142,11 @@ class Round:
             if whole:
                 share.host.put([self._piece(share, part) for part in whole])
 
-    def finish(self, groups: Sequence[int] | None = None) -> Scored:
+    def finish(self, groups: Sequence[int] | None = None, on_wait: Callable[[], None] = lambda: None) -> Scored:
         """Waits for the rest. Raises RewardError, of the first host that gave up; what is left is then dropped.
 
         `groups`: those that the round came to, in order, where it ended before others did; scores are of their rows.
+        `on_wait` is called at least every second meanwhile, and may raise: who is then to `cancel` is the caller.
         """
         missing = [p for p, group in enumerate(self._groups) if group is None]
         assert missing == ([] if groups is None else sorted({*range(len(self._groups))} - {*groups})), (
@@ -154,7 +157,8 @@ class Round:
         self.gathered = time.monotonic()
         with self._changed:
             while not all(share.over for share in self.shares) and not self._errors():
-                self._changed.wait()
+                self._changed.wait(_LOOK_EVERY_S)
+                on_wait()
         errors = self._errors()
         self.cancel()
         self._pool.ended(self)

@@ -237,7 +237,7 @@ class FakeRound:
         assert len(batch) == self.counts[group]
         self.groups[group] = batch
 
-    def finish(self, groups: Sequence[int]) -> Scored:
+    def finish(self, groups: Sequence[int], on_wait: Callable[[], None] = lambda: None) -> Scored:  # noqa: ARG002
         assert sorted(self.groups) == list(groups)
         return Scored(scores=self.pool.score(RewardBatch.joined([self.groups[p] for p in groups])))
 

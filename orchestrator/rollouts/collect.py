@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from orchestrator.build import Parts
 from orchestrator.clock import Clock
+from orchestrator.errors import Interrupted
 from orchestrator.references import References, stored_name
 from orchestrator.rollouts.ahead import Ahead, FirstRound
 from orchestrator.rollouts.batch import Batch, by_prompt, rollout_request, rollout_seed, stack, without
@@ -28,6 +30,8 @@ from policies.types import Rollout
 from rewards.base import RewardError
 from rewards.pool import Scored
 from rewards.transforms import TransformContext
+
+LOOK_EVERY_S = 1.0
 
 
 @dataclass(kw_only=True)
@@ -88,21 +92,21 @@ class Collector:
         """Everything that was sampled for a step, and which of its groups are learned from.
 
         counts_K: above 0 for the objectives that may get weight, whose spread makes a group worth learning from.
-        None where it was `interrupted` between two rounds: then it is as if the step had not begun.
+        None where it was `interrupted`: then it is as if the step had not begun.
         """
         rule, wanted = self.spec.sampling.zero_signal, self.spec.rollout.prompts_per_step
         begun, sampled, need = self.ahead.take(step), Sampled(), wanted
         for extra_round in range(1 + (rule.max_rounds if rule.name == "refill" else 0)):
-            if extra_round and interrupted():
-                self.leave(sampled)
-                return None
             try:
                 if extra_round:
-                    self.sample(step, self.turns.further(need), sampled)
+                    self.sample(step, self.turns.further(need), sampled, interrupted)
                 elif begun is None:
-                    self.sample(step, self.turns.first(), sampled)
+                    self.sample(step, self.turns.first(), sampled, interrupted)
                 else:
-                    self.take(begun, sampled)
+                    self.take(begun, sampled, interrupted)
+            except Interrupted:
+                self.leave(sampled)
+                return None
             except RewardError:
                 self.leave(sampled)
                 raise
@@ -133,10 +137,13 @@ class Collector:
     def _roll_out_ahead(self, step: int, begun: FirstRound, stage: Stage) -> Rolled:
         return self.roll_out(f"step {step}", begun.turn, begun.counts, stage=stage)
 
-    def take(self, begun: FirstRound, sampled: Sampled) -> None:
+    def take(self, begun: FirstRound, sampled: Sampled, interrupted: Callable[[], bool]) -> None:
         """A first round that was begun ahead."""
         sampled.turns.append(begun.turn)
         with self.clock("rollout"):  # what of it is not hidden behind earlier steps
+            while wait([begun.result], timeout=LOOK_EVERY_S).not_done:
+                if interrupted():
+                    raise Interrupted
             rolled = begun.result.result()
         self.add(sampled, begun.turn, begun.counts, rolled)
 
@@ -145,11 +152,12 @@ class Collector:
         if not self.spec.rollout.in_flight:
             self.ahead.settle()
 
-    def sample(self, step: int, turn: Turn, sampled: Sampled) -> None:
+    def sample(self, step: int, turn: Turn, sampled: Sampled, interrupted: Callable[[], bool]) -> None:
         """A round of its own."""
         sampled.turns.append(turn)
         counts = self.parts.budget.allocate(turn.index)
-        rolled = self.roll_out(f"step {step}", turn, counts, first=sampled.prompts, before=sampled.rounds)
+        purpose, first = f"step {step}", sampled.prompts
+        rolled = self.roll_out(purpose, turn, counts, first=first, before=sampled.rounds, interrupted=interrupted)
         self.add(sampled, turn, counts, rolled)
 
     def add(self, sampled: Sampled, turn: Turn, counts: Sequence[int], rolled: Rolled) -> None:
@@ -174,6 +182,7 @@ class Collector:
         first: int = 0,
         before: Sequence[Scored] = (),
         stage: Stage | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> Rolled:
         """`counts` rollouts of each train prompt, each with a seed of its own by its place in the step, and scored.
 
@@ -199,6 +208,7 @@ class Collector:
             enough=turn.enough,
             before=before,
             stage=stage or self.clock,
+            interrupted=interrupted,
         )
 
     def score(self, scored: Scored) -> tuple[Tensor, Tensor]:

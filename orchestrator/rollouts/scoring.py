@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
+from orchestrator.errors import Interrupted
 from orchestrator.rollouts.batch import reward_batch
 from orchestrator.rollouts.engines import EnginePool
 from orchestrator.rollouts.prompts import Prompt
@@ -38,25 +39,36 @@ def roll_out_and_score(
     enough: int | None = None,
     before: Sequence[Scored] = (),
     stage: Stage = lambda _: nullcontext(),
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Rolled:
     """A rollout for each request, prompt by prompt, `counts` of each, and their scores.
 
     Once `enough` groups have ended, where that is said, the others are withdrawn. An objective has None where it does
     not apply to a prompt's domain. The stage `score` is what of the scoring was not hidden behind the rollouts.
-    `before`: rounds of the same step. Raises RewardError, and what the engines raise.
+    `before`: rounds of the same step. Raises RewardError, what the engines raise, and Interrupted within a second of
+    being `interrupted`.
     """
     wanted = len(counts) if enough is None else enough
     round_ = rewards.begin(counts, before=before)
     groups = Groups(round_, prompts, counts, rollout)
+
+    def look() -> None:
+        if interrupted():
+            raise Interrupted
+
+    def is_enough() -> bool:
+        look()
+        return len(groups.ended) >= wanted
+
     try:
         with stage("rollout"):
-            engines.gather(requests, groups.take, lambda: len(groups.ended) >= wanted)
+            engines.gather(requests, groups.take, is_enough)
+        ended = sorted(groups.ended)
+        with stage("score"):
+            scored = round_.finish(ended, look)
     except BaseException:
         round_.cancel()
         raise
-    ended = sorted(groups.ended)
-    with stage("score"):
-        scored = round_.finish(ended)
     domains = [prompts[p].domain for p in ended for _ in range(counts[p])]
     scored = replace(scored, scores=routes.mask(scored.scores, domains))
     return Rolled([rollout for p in ended for rollout in groups.rollouts(p)], scored, ended)

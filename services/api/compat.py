@@ -78,7 +78,7 @@ def get_job(job_id: JobId, store: Store) -> Response:
 
 @router.post("/{job_id}/cancel", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
 def cancel_job(job_id: JobId, store: Store) -> Response:
-    """At once where it waits; a running job ends after the step in flight."""
+    """At once where it waits; a running job ends within half a minute."""
     store.request_cancel(job_id)
     return StrictJSONResponse(_job(store, *store.job_and_spec(job_id)))
 

@@ -289,7 +289,7 @@ def get_job(job_id: JobId, request: Request) -> Response:
 
 @router.post("/{job_id}/cancel", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
 def cancel_job(job_id: JobId, store: Store) -> Response:
-    """At once where it waits; a running job ends after the step in flight."""
+    """At once where it waits; a running job ends within half a minute."""
     store.request_cancel(job_id)
     return StrictJSONResponse(job_document(store.job(job_id)))
 

@@ -76,7 +76,7 @@ class Api:
 
     @endpoint
     def cancel(self, job_id: str) -> Request[types.Job]:
-        """At once where it waits; a running job ends after the step in flight."""
+        """At once where it waits; a running job ends within half a minute."""
         return _job_request("cancel", job_id, is_repeatable=True)
 
     @endpoint

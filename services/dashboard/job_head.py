@@ -125,9 +125,7 @@ class HeadPanel:
         async def pause(checkpoint: Literal["save", "latest"]) -> None:
             client, job_id = self.page.session.client, self.page.watch.job_id
             dialog.close()
-            await self._after(
-                lambda: client.pause(job_id, checkpoint=checkpoint), "It pauses after the step in flight."
-            )
+            await self._after(lambda: client.pause(job_id, checkpoint=checkpoint), "It pauses before its next update.")
 
         with _dialog("Pause this job?") as dialog:
             newest = self.page.watch.job["checkpoint_step"]
@@ -143,7 +141,7 @@ class HeadPanel:
         async def cancel() -> None:
             dialog.close()
             client, job_id = self.page.session.client, self.page.watch.job_id
-            await self._after(lambda: client.cancel(job_id), "It ends after the step in flight.")
+            await self._after(lambda: client.cancel(job_id), "It ends within half a minute.")
 
         with _dialog("Cancel this job for good?") as dialog:
             text("Its checkpoints stay, but it can't go on. A pause can be taken back; this can't.", tag="p")

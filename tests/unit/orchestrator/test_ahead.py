@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.figures import staleness_figures
+from orchestrator.journal import Wishes
 from orchestrator.rollouts.ahead import Ahead, FirstRound
 from orchestrator.rollouts.prompts import PromptOrder
 from orchestrator.rollouts.turns import Turn
@@ -220,6 +222,36 @@ def test_a_reward_that_fails_ahead_pauses_before_its_step_and_goes_on_with_its_p
     again = resume(run, spec)
     assert again.loop.run() == "succeeded"
     assert list(again.journal.records) == list(range(1, 9))
+
+
+def test_a_stop_is_heard_while_a_round_ahead_is_waited_for(tmp_path: Path) -> None:
+    spec = spec_of("overlapped", steps=5)
+    run = start(tmp_path, spec)
+    score, calls, goes_on = run.rewards.score, [0], threading.Event()
+
+    def slow(batch: Any) -> Any:
+        calls[0] += len(batch) == 12
+        if calls[0] == 4 and len(batch) == 12:
+            goes_on.wait(60)
+        return score(batch)
+
+    asked: list[float] = []
+
+    def wish() -> Wishes:
+        asked.extend([time.monotonic()] * (len(run.journal.records) == 3))
+        return Wishes(stop=bool(asked) and time.monotonic() > asked[0] + 0.3)  # step 4 has begun
+
+    run.rewards.score, run.journal.wish = slow, wish  # type: ignore[method-assign]
+    try:
+        assert run.loop.run() == "stopped"
+        assert not goes_on.is_set()
+        assert (run.loop.state.step, max(run.journal.registered), next_prompts(run)) == (3, 3, 3 * 3)
+    finally:
+        goes_on.set()
+    run.journal.wish = Wishes
+    again = resume(run, spec)
+    assert again.loop.run() == "succeeded"
+    assert list(again.journal.records) == [1, 2, 3, 4, 5]
 
 
 def test_a_refill_takes_further_rounds_at_the_steps_own_turn(tmp_path: Path) -> None:

@@ -290,6 +290,19 @@ def test_a_wish_is_heard_while_the_front_is_tested(tmp_path: Path, wish: Wishes,
     assert run.journal.fronts[-1] == whole(tmp_path / "whole").journal.fronts[-1]
 
 
+def test_a_stop_is_heard_in_the_middle_of_a_test(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    batches = run.engines.batches
+
+    def wish() -> Wishes:
+        tested = len(run.journal.records) == 6 and batches[-1][0].prompt_tokens[0] == len("test")
+        return Wishes(stop=tested and batches[-1][0].seed is not None)  # not the samples for the report
+
+    run.journal.wish = wish
+    assert run.loop.run() == "stopped"
+    assert {point["step"] for point in run.journal.fronts[-1]["points"] if point["test"]} == {0}
+
+
 @pytest.mark.parametrize(("wish", "outcome"), [(Wishes(cancel=True), "cancelled"), (Wishes(stop=True), "succeeded")])
 def test_once_all_is_tested_a_stop_has_nothing_to_hand_back(tmp_path: Path, wish: Wishes, outcome: str) -> None:
     run = start(tmp_path)

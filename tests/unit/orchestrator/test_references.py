@@ -211,7 +211,7 @@ def test_another_machine_takes_them_from_the_store(tmp_path: Path, stored: str) 
     assert sampled_prompts(again) == []
 
 
-# ------------------------------------------------------------------- between two rounds
+# ----------------------------------------------------------------- while a step is sampled
 
 
 def silent(run: Run) -> None:
@@ -226,8 +226,9 @@ def silent(run: Run) -> None:
     run.engines.sample = flat  # type: ignore[method-assign]
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
 @pytest.mark.parametrize("outcome", ["paused", "stopped", "cancelled"])
-def test_a_wish_is_heard_between_two_rounds(tmp_path: Path, outcome: str) -> None:
+def test_a_wish_is_heard_in_the_middle_of_a_round(tmp_path: Path, outcome: str, rounds: int) -> None:
     spec = make_spec(sampling={"zero_signal": {"name": "refill", "max_rounds": 5}}, steps=3)
     expected = start(tmp_path / "whole", spec)
     silent(expected)
@@ -239,9 +240,9 @@ def test_a_wish_is_heard_between_two_rounds(tmp_path: Path, outcome: str) -> Non
         return len([b for b in run.engines.batches if len(b) == 12]) if len(run.journal.records) == step else 0
 
     wishes = {"paused": Wishes(pause=True), "stopped": Wishes(stop=True), "cancelled": Wishes(cancel=True)}
-    run.journal.wish = lambda: wishes[outcome] if batches_of(1) == 6 + 2 else Wishes()
+    run.journal.wish = lambda: wishes[outcome] if batches_of(1) == 6 + rounds else Wishes()
     assert run.loop.run() == outcome
-    assert batches_of(1) == 8  # two rounds of the six of step 2
+    assert batches_of(1) == 6 + rounds  # of the six of step 2
     assert list(run.journal.records) == [1]
     if outcome == "cancelled":
         return

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.journal import Wishes
 from orchestrator.rollouts.collect import Sampled
 from orchestrator.rollouts.turns import Turn
 from orchestrator.spec import JobSpec
@@ -109,15 +111,36 @@ def test_a_further_round_without_a_row_that_can_be_scored_does_not_stop_the_job(
     run = runs.start(tmp_path, spec, brevity=trouble)
     sample = run.loop.collector.sample
 
-    def second_is_bad(step: int, turn: Turn, sampled: Sampled) -> None:
+    def second_is_bad(step: int, turn: Turn, sampled: Sampled, *rest: Any) -> None:
         trouble["version"] = run.world.version if len(sampled.rounds) == 1 else -1
-        sample(step, turn, sampled)
+        sample(step, turn, sampled, *rest)
 
     monkeypatch.setattr(run.loop.collector, "sample", second_is_bad)
     assert run.loop.run() == "succeeded"
     (record,) = run
     assert (record["rollouts_dropped"], record["groups"]) == (ROWS, 6)
     assert run.journal.named("reward.rows_dropped")[0]["rows"] == list(range(ROWS, 2 * ROWS))
+
+
+def test_a_stop_is_heard_while_a_reward_does_not_answer(tmp_path: Path, runs: Runs) -> None:
+    spec = spec_with(deadline_s=600.0)
+    expected = runs.start(tmp_path / "whole", spec)
+    assert expected.loop.run() == "succeeded"
+    run = runs.start(tmp_path / "run", spec, brevity={"how": "hang", "version": 1})  # in step 2
+    asked: list[float] = []
+
+    def wish() -> Wishes:
+        asked.extend([time.monotonic()] * (len(run.journal.records) == 1))
+        return Wishes(stop=bool(asked) and time.monotonic() > asked[0] + 0.3)  # it has begun
+
+    run.journal.wish = wish
+    assert run.loop.run() == "stopped"
+    assert time.monotonic() - asked[0] < 60
+    assert max(run.journal.registered) == 1
+    run.journal.wish = Wishes
+    again = runs.resume(run, spec)
+    assert again.loop.run() == "succeeded"
+    assert again.figures() == expected.figures()
 
 
 @pytest.mark.parametrize("seed", range(3))
