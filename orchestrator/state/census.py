@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.state.fronts import until
 from orchestrator.state.keys import Keys
 from orchestrator.state.reader import JobReader
 from orchestrator.state.records import ledger_step
@@ -98,7 +99,7 @@ class Census:
                 step=int(step),
                 # After a crash the newest entry may lie above the step that the job was set back to.
                 record=newest[2] if newest is not None and newest[1] == int(step) else None,
-                hypervolume=None if front is None else json.loads(front).get("hypervolume"),
+                hypervolume=None if front is None else until(json.loads(front), int(step)).get("hypervolume"),
                 failed_checkpoints=int(failures or 0),
             )
         return found

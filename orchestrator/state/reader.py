@@ -8,6 +8,7 @@ from typing import Any, Self
 import redis
 
 from orchestrator.errors import JobNotFound
+from orchestrator.state.fronts import until
 from orchestrator.state.keys import OWNERS, Keys
 from orchestrator.state.records import (
     Checkpoint,
@@ -152,8 +153,12 @@ class JobReader:
         return list(self._calls.command("ZRANGE", self._keys.queue, 0, -1))
 
     def front(self, job_id: str) -> Json | None:
-        document = self._of_job(job_id, ("HGET", self._keys.front(job_id), "doc"))
-        return None if document is None else dict(json.loads(document))
+        """The Pareto front's document, up to the committed step."""
+        commands = [("HGET", self._keys.front(job_id), "doc"), ("HGET", self._keys.job(job_id), "step")]
+        document, step = self._calls.reads(commands)  # in this order: a point that is committed meanwhile stays
+        if step is None:
+            raise JobNotFound(job_id)
+        return None if document is None else until(json.loads(document), int(step))
 
     def steps(self, job_id: str, *, after_step: int = 0, limit: int | None = None) -> list[Json]:
         """The final lineage in order, each step once: what a crash undid is left out.

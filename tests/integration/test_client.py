@@ -26,6 +26,7 @@ from services.keys import digest
 from services.local import announce, api_server
 from services.server import ApiServer, ServerError
 from services.settings import Listen, Settings, Tls, write_credentials
+from tests.api_support import step_record
 from tests.support import self_signed
 
 PROJECT = Path(__file__).parents[2]
@@ -304,6 +305,7 @@ def test_the_readmes_examples_run(
             time.sleep(0.02)
         lease = claim(store, job_id)
         point = {"step": 1, "objectives": {"accuracy": 0.75}, "on_front": True}
+        store.commit(lease, step=1, digest="1", record=step_record())
         store.set_front(lease, {"points": [point], "hypervolume": 0.5})
         store.finish(lease, JobStatus.FAILED, "as a test")
 

@@ -436,7 +436,10 @@ def test_a_quota_that_others_fill_meanwhile_stops_a_sweep_and_a_later_try_goes_o
 def with_front(http: httpx.Client, store: JobStore, *points: tuple[float, float], **changes: Any) -> str:
     job_id = submitted(http, **changes)
     found = {i: {"accuracy": a, "conciseness": b} for i, (a, b) in enumerate(points)}
-    store.set_front(claim(store, job_id), front(found))
+    lease = claim(store, job_id)
+    for step in range(1, len(points)):
+        store.commit(lease, step=step, digest=str(step), record=step_record())
+    store.set_front(lease, front(found))
     return job_id
 
 

@@ -16,5 +16,7 @@ end
 local seq = emit(ARGV[5], ARGV[6], ARGV[7], now_us())
 if ARGV[5] == 'checkpoint.failed' then redis.call('HINCRBY', JOB, 'ckpt_failures', 1) end -- for monitors
 if once ~= '' then redis.call('HSET', TOLD, once, seq) end
+local applied = once:match('^steering (%d+)$')
+if applied then redis.call('HSET', JOB, 'applied', applied) end -- for reject_changes
 keep_reply(token, tostring(seq))
 return {'OK', seq}

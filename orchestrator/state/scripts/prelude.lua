@@ -116,13 +116,15 @@ local function queue_score()
   return string.format('%.0f', tonumber(j.order) - (tonumber(j.priority) or 0) * PRIORITY_US)
 end
 
--- Tells of the changes of steering, the last few, that a job which ends was promised and never reached.
+-- Tells of the changes of steering, the last few, that a job which ends was promised and never reached. Not of one that
+-- was told as applied: a crash may have undone its step since.
 local function reject_changes(to, us)
-  local committed, rejected = tonumber(redis.call('HGET', JOB, 'step')), {}
+  local j, rejected = read('step', 'applied'), {}
+  local committed, applied = tonumber(j.step), tonumber(j.applied) or 0
   for _, entry in ipairs(redis.call('XREVRANGE', WLOG, '+', '-', 'COUNT', REJECTED_TOLD)) do
-    local effective = tonumber(entry[2][2]) -- the entry's first field, eff
-    if effective <= committed then break end
-    table.insert(rejected, 1, {version = tonumber(entry[1]:match('^%d+')), effective_step = effective})
+    local effective, version = tonumber(entry[2][2]), tonumber(entry[1]:match('^%d+')) -- the entry's first field, eff
+    if effective <= committed or version <= applied then break end
+    table.insert(rejected, 1, {version = version, effective_step = effective})
   end
   for _, change in ipairs(rejected) do
     change.reason = string.format('the job ended at step %d: %s', committed, to)

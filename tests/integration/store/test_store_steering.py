@@ -90,6 +90,21 @@ def test_a_change_that_a_job_ended_before_is_told_as_rejected(
     assert event_types(store).count("steering.rejected") == 2
 
 
+def test_a_change_that_was_told_as_applied_is_not_rejected_once_its_step_is_undone(store: JobStore) -> None:
+    lease = running(store)
+    for i in (0, 1):
+        store.steer("j", change={"a": i}, if_match=None, by="me")  # both from step 2 on
+    commit(store, lease, 1, 2)
+    store.event("j", "steering.applied", {"version": 3}, lease, once="steering 3")
+    store.steer("j", change={"a": 2}, if_match=None, by="me")
+    store.release(lease)
+    lease = claim(store)  # from the beginning, as there is no checkpoint
+    assert store.job("j").step == 0
+    cancelled(store, lease)
+    told = [event.data["version"] for event in store.events("j").items if event.type == "steering.rejected"]
+    assert told == [4]
+
+
 def test_of_many_rejected_changes_the_last_few_are_told(store: JobStore) -> None:
     submit(store)
     for _ in range(20):

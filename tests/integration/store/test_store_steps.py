@@ -1,12 +1,19 @@
 """Steps, checkpoints, the front and events on a real redis-server."""
 
+import json
 import math
 import time
+from typing import Any
 
 import pytest
 
+from orchestrator.figures import front_document
 from orchestrator.state import reader
+from orchestrator.state.census import Census
+from orchestrator.state.records import dumps
+from orchestrator.state.states import JobStatus
 from orchestrator.state.store import Fenced, JobStore, StepGap
+from policies.pareto import Archive, Point
 from tests.fault_figures import all_at_once
 from tests.store_support import claim, commit, running, submit
 
@@ -80,8 +87,42 @@ def test_a_damaged_checkpoint_is_rewound_past(store: JobStore) -> None:
 def test_the_front(store: JobStore) -> None:
     lease = running(store)
     assert store.front("j") is None
-    store.set_front(lease, {"points": [[0.1, math.nan]], "hypervolume": 0.3})
-    assert store.front("j") == {"points": [[0.1, None]], "hypervolume": 0.3}
+    points = [{"step": 0, "objectives": {"a": 0.1}, "mean_tokens": math.nan}]
+    store.set_front(lease, {"points": points, "hypervolume": 0.3})
+    assert store.front("j") == {"points": [{**points[0], "mean_tokens": None}], "hypervolume": 0.3}
+
+
+@pytest.mark.parametrize("end", ["claimed", "cancelled", "rewound"])
+def test_the_front_is_the_lineages(store: JobStore, end: str) -> None:
+    """A point whose step was undone, or never committed, is on no front; nor does it keep another from it."""
+    values = {0: (0.2, 0.2), 1: (0.4, 0.5), 2: (0.5, 0.4), 3: (0.6, 0.6), 4: (0.7, 0.7)}
+
+    def front(steps: int) -> dict[str, Any]:
+        archive = Archive({"a": (0.0, 1.0), "b": (0.0, 1.0)})
+        for step in range(steps + 1):
+            archive.add(Point(step=step, objectives=dict(zip("ab", values[step], strict=True)), mean_tokens=9.0))
+        return json.loads(dumps(front_document(archive, {1, 2})))  # type: ignore[no-any-return]
+
+    lease = running(store)
+    for step in (1, 2, 3):
+        commit(store, lease, step)
+        if step < 3:
+            store.register_checkpoint(lease, step=step, path=f"/c/{step}", digest=f"c{step}")
+    store.set_front(lease, front(3))
+    assert store.front("j") == front(3)
+    store.set_front(lease, front(4))  # evaluated, and killed before its commit
+    assert store.front("j") == front(3)
+    store.release(lease)
+    lease = claim(store)
+    expected = front(2)
+    if end == "cancelled":
+        store.request_cancel("j")
+        store.finish(lease, JobStatus.CANCELLED)
+    elif end == "rewound":
+        store.rewind(lease, step=1)
+        expected = front(1)
+    assert store.front("j") == expected
+    assert Census(store).pulses(["j"])["j"].hypervolume == expected["hypervolume"]
 
 
 def test_events_are_numbered_without_a_gap_under_concurrency(store: JobStore) -> None:
