@@ -163,12 +163,11 @@ class Loop:
         A wish that is heard before all is sampled leaves everything as it was before the step.
         """
         self.clock.begin()
-        self.parts.rewards.health()  # of what was scored since the last step's rollouts
         version, steering = self.journal.steering(step)
 
         collected = self.collector.collect(step, self.may_get_weight(steering), lambda: self.asked() is not None)
         self.tell_incidents()
-        health = self.parts.rewards.health()
+        health = self.parts.rewards.health(f"step {step}")
         if collected is None:
             return
         batch, kept = collected

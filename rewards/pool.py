@@ -23,6 +23,7 @@ from rewards.host import Host, Incident, Piece, Share
 from rewards.hosting import SINGLE, Hosting, LocalReplica, RewardFactory
 
 _LOOK_EVERY_S = 1.0
+_ENDED = 64  # rounds that nobody has asked for; more than a step has, with those that were begun ahead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +59,14 @@ class RewardPool:
         self._labels = _labels(hosts)
         self._incidents: list[Incident] = []
         self._telling = threading.Lock()
-        self._ended: deque[Round] = deque(maxlen=64)  # more than a step has
+        self._ended: deque[_Ended] = deque(maxlen=_ENDED)
 
-    def begin(self, counts: Sequence[int], *, before: Sequence[Scored] = ()) -> Round:
-        """A round of scoring: groups of `counts` rows, to be added as they end. `before`: earlier ones of the step."""
-        return Round(self, self._hosts, counts, before)
+    def begin(self, counts: Sequence[int], *, before: Sequence[Scored] = (), purpose: str = "") -> Round:
+        """A round of scoring: groups of `counts` rows, to be added as they end. `before`: earlier ones of the step.
+
+        `purpose` is what `health` calls it.
+        """
+        return Round(self, self._hosts, counts, before, purpose)
 
     def score(self, batch: RewardBatch) -> Scored:
         """A batch that is there as a whole."""
@@ -85,11 +89,15 @@ class RewardPool:
             incidents, self._incidents = self._incidents, []
         return incidents
 
-    def health(self) -> dict[str, dict[str, float]]:
-        """Figures of each reward over the rounds since the last call."""
-        ended = list(self._ended)
-        self._ended.clear()
-        return {label: _health([(r.shares[i], r.gathered) for r in ended]) for i, label in enumerate(self._labels)}
+    def health(self, purpose: str = "") -> dict[str, dict[str, float]]:
+        """Figures of each reward over the rounds of a purpose, told once; those of none are forgotten.
+
+        Steps ask each for its own: a round that was begun ahead may end before the step that it is of begins.
+        """
+        with self._telling:
+            ended = [found for found in self._ended if found.purpose == purpose]
+            self._ended = deque((found for found in self._ended if found.purpose not in ("", purpose)), maxlen=_ENDED)
+        return {label: _health([(e.shares[i], e.gathered) for e in ended]) for i, label in enumerate(self._labels)}
 
     def close(self) -> None:
         """Ends every host. Safe to call twice."""
@@ -98,18 +106,28 @@ class RewardPool:
 
     def ended(self, round_: Round) -> None:
         """Called by the round itself."""
-        self._ended.append(round_)
         with self._telling:
+            self._ended.append(_Ended(round_.purpose, round_.shares, round_.gathered))
             self._incidents += [incident for share in round_.shares for incident in share.incidents()]
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What `health` needs of a round, without its rows."""
+
+    purpose: str
+    shares: Sequence[Share]
+    gathered: float
 
 
 class Round:
     """Groups that are scored as they are added."""
 
     def __init__(
-        self, pool: RewardPool, hosts: Sequence[Host], counts: Sequence[int], before: Sequence[Scored]
+        self, pool: RewardPool, hosts: Sequence[Host], counts: Sequence[int], before: Sequence[Scored], purpose: str
     ) -> None:
         self._pool = pool
+        self.purpose = purpose
         self._changed = threading.Condition()
         self._counts = counts
         self._starts = [0, *itertools.accumulate(counts)]

@@ -223,7 +223,7 @@ class FakeRewards:
     def told(self) -> list[Incident]:
         return []
 
-    def health(self) -> dict[str, dict[str, float]]:
+    def health(self, purpose: str) -> dict[str, dict[str, float]]:  # noqa: ARG002  it has none
         return {}
 
 

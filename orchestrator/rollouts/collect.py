@@ -207,6 +207,7 @@ class Collector:
             rollout=rollout,
             enough=turn.enough,
             before=before,
+            purpose=purpose,
             stage=stage or self.clock,
             interrupted=interrupted,
         )

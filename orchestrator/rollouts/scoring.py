@@ -38,6 +38,7 @@ def roll_out_and_score(
     rollout: RolloutSpec,
     enough: int | None = None,
     before: Sequence[Scored] = (),
+    purpose: str = "",
     stage: Stage = lambda _: nullcontext(),
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Rolled:
@@ -45,11 +46,11 @@ def roll_out_and_score(
 
     Once `enough` groups have ended, where that is said, the others are withdrawn. An objective has None where it does
     not apply to a prompt's domain. The stage `score` is what of the scoring was not hidden behind the rollouts.
-    `before`: rounds of the same step. Raises RewardError, what the engines raise, and Interrupted within a second of
-    being `interrupted`.
+    `before`: rounds of the same step; `purpose`: what the rewards' health calls this one. Raises RewardError, what the
+    engines raise, and Interrupted within a second of being `interrupted`.
     """
     wanted = len(counts) if enough is None else enough
-    round_ = rewards.begin(counts, before=before)
+    round_ = rewards.begin(counts, before=before, purpose=purpose)
     groups = Groups(round_, prompts, counts, rollout)
 
     def look() -> None:

@@ -168,6 +168,26 @@ def test_rewards_in_a_pool_give_the_figures_of_rewards_at_the_end(tmp_path: Path
     assert 0 <= health["math"]["hidden_share"] <= 1
 
 
+@pytest.mark.parametrize("rollout", [{"mode": "sync"}, {"mode": "overlapped"}, {"mode": "async", "max_staleness": 2}])
+def test_a_step_has_the_calls_of_its_own_rewards(tmp_path: Path, runs: Runs, rollout: dict[str, Any]) -> None:
+    """Its rounds may have ended before it began; an evaluation's are no step's."""
+    spec = spec_with(batch_size=4)
+    sizes = spec.rollout.model_dump(include={"prompts_per_step", "rollouts_per_prompt", "max_tokens"})
+    spec = make_spec(objectives=objectives_with(batch_size=4), rollout={**sizes, **rollout})
+    run = runs.start(tmp_path, spec)
+    learn = run.learner.learn
+
+    def slowly(*arguments: Any) -> Any:
+        for begun in run.loop.collector.ahead._begun.values():  # these end meanwhile
+            begun.result.result()
+        return learn(*arguments)
+
+    run.learner.learn = slowly  # type: ignore[method-assign]
+    assert run.loop.run() == "succeeded"
+    calls = [run.journal.records[step]["reward_health"]["conciseness"]["calls"] for step in run.journal.records]
+    assert calls == [ROWS // 4] * spec.steps
+
+
 # ----------------------------------------------------------------------------------- nothing is learned
 
 
