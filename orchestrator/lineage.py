@@ -21,6 +21,7 @@ from typing import Any
 
 from orchestrator.spec import JobSpec
 from orchestrator.state.store import Checkpoint, JobRecord, JobStore
+from orchestrator.steering import initial_steering
 from orchestrator.storage.checkpoints import CheckpointError, verify
 from orchestrator.storage.recovery import Survey, survey
 from policies.disk import flush
@@ -63,6 +64,18 @@ def fork_document(spec: JobSpec, *, name: str, weights: Mapping[str, float] | No
     for objective in document["objectives"]:
         if weights is not None:
             objective["weight"] = weights[objective["name"]]
+    return document
+
+
+def steered(spec: JobSpec, steering: Mapping[str, Any]) -> Json:
+    """The document of a job that begins with what another one is steered with."""
+    document: Json = spec.model_dump(mode="json")
+    if steering == initial_steering(spec).model_dump(mode="json"):
+        return document
+    for objective in document["objectives"]:
+        name = objective["name"]
+        objective |= {"weight": steering["weights"][name], "bounds": steering["bounds"][name]}
+    document["steering"] |= {"mode": steering["mode"], "blend": steering["blend"]}
     return document
 
 

@@ -37,6 +37,7 @@ from orchestrator.lineage import (
     lineage,
     merged,
     plan_path,
+    steered,
 )
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.state.census import Census
@@ -78,7 +79,11 @@ class Fork(BaseModel):
     checkpoint: Annotated[int, Field(ge=0, le=2**53)] | Literal["latest", "best"] = Field(
         description="a kept step; `best` is the front's highest by the weights that the job is steered with"
     )
-    weights: _Weights | None = Field(None, description="one for each objective; scaled to sum to 1")
+    weights: _Weights | None = Field(
+        None,
+        description="one for each objective; scaled to sum to 1. Without them or a sweep, a fork begins with what the job "
+        "is steered with now: weights, mode, blend and bounds",
+    )
     sweep: list[_Weights] | None = Field(None, min_length=1, max_length=MAX_FORKS, description="one job for each")
     changes: dict[str, Any] = Field(default_factory=dict, description="of the spec, merged branch by branch")
     name: str | None = Field(None, min_length=1, max_length=120)
@@ -228,7 +233,9 @@ def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: 
     alignment_only(document, "front to fork from")
     spec = parse_spec(document)
     checkpoint = _checkpoint(store, parent, spec, fork.checkpoint)
-    wanted = merged(spec.model_dump(mode="json"), fork.changes)
+    own_weights = fork.weights is not None or fork.sweep is not None
+    begun = spec.model_dump(mode="json") if own_weights else steered(spec, store.steering_head(parent).current)
+    wanted = merged(begun, fork.changes)
     try:
         wanted["init_checkpoint"] = str(find(parent, checkpoint) / "policy")
     except CheckpointError as error:

@@ -136,6 +136,26 @@ def test_latest_and_best(http: httpx.Client, parent: str) -> None:
     assert forked(http, parent, checkpoint="best")["lineage"]["step"] == 2
 
 
+@pytest.mark.parametrize("given", ["nothing", "changes", "weights"])
+def test_without_weights_a_fork_begins_with_its_parents_steering(http: httpx.Client, parent: str, given: str) -> None:
+    """Else the best policy by these weights would be trained back towards the parent's first ones."""
+    bounds = {"accuracy": [0.1, 0.9], "conciseness": [0.2, 0.8]}
+    http.put(f"/v1/jobs/{parent}/steering", json={"mode": "blend", "blend": 0.25, "weights": OTHER, "bounds": bounds})
+    body: dict[str, Any] = {"changes": {"steering": {"mode": "manual"}}} if given == "changes" else {}
+    body |= {"weights": {"accuracy": 1, "conciseness": 1}} if given == "weights" else {}
+    (new,) = forked(http, parent, checkpoint="best", **body)["data"]
+    log = http.get(f"/v1/jobs/{new['id']}/steering").json()
+    found = {name: log[name] for name in ("mode", "blend", "weights", "bounds")}
+    if given == "weights":  # and the rest as the spec has it
+        whole = {"accuracy": [0.0, 1.0], "conciseness": [0.0, 1.0]}
+        expected = {"mode": "auto", "blend": 0.5, "weights": {"accuracy": 0.5, "conciseness": 0.5}, "bounds": whole}
+    else:
+        mode = "manual" if given == "changes" else "blend"
+        weights = {"accuracy": 0.25, "conciseness": 0.75}
+        expected = {"mode": mode, "blend": 0.25, "weights": weights, "bounds": bounds}
+    assert found == expected
+
+
 def test_a_sweep_makes_one_job_for_each_vector(http: httpx.Client, parent: str) -> None:
     sweep = [{"accuracy": 1, "conciseness": 0}, OTHER, {"accuracy": 2, "conciseness": 2}]
     made = forked(http, parent, checkpoint=1, sweep=sweep, name="sweep", changes={"steps": 9})["data"]
