@@ -12,8 +12,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 # What a child sees of our variables: where programs, packages, models and scratch files are, and how libraries behave.
@@ -26,6 +28,10 @@ _SEEN_BEGINNINGS = (
 )  # fmt: skip
 _AT_ONCE = 4
 _PATIENCE_S = 10.0  # for a place among those
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")  # where it has a limit, and ends all of us above it
+_FOR_OURSELVES = 512 << 20
+_LOOK_EVERY_S = 0.05
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class ChildError(RuntimeError):
@@ -80,7 +86,8 @@ def ask(module: str, question: Any, *, timeout_s: float, owner: str = "", sees: 
     """The answer of `python -m module` to a JSON document; it and what it started are killed after `timeout_s`.
 
     `owner` is for whom: owners share the places for children. The child sees no variable of ours but those of _SEEN and
-    `sees`: no password, no key, no credentials of the cloud.
+    `sees`: no password, no key, no credentials of the cloud. In a container with a limit on memory it is killed above
+    its share of that, before the kernel ends the container: ChildError, as for a crash.
     """
     with _places.one(owner, patience_s=_PATIENCE_S):
         return _ask(module, question, timeout_s, sees)
@@ -101,7 +108,7 @@ def _ask(module: str, question: Any, timeout_s: float, sees: Collection[str]) ->
         env={name: value for name, value in os.environ.items() if name in sees or _is_seen(name)},
     ) as child:
         try:
-            answer, _ = child.communicate(json.dumps(question).encode(), timeout=timeout_s)
+            answer = _answer(child, json.dumps(question).encode(), time.monotonic() + timeout_s)
         except BaseException as error:
             os.killpg(child.pid, signal.SIGKILL)  # it is not reaped yet, so the number is still its own
             if isinstance(error, subprocess.TimeoutExpired):
@@ -111,3 +118,37 @@ def _ask(module: str, question: Any, timeout_s: float, sees: Collection[str]) ->
         return json.loads(answer)
     except ValueError:
         raise ChildError(f"{module} ended with status {child.returncode}") from None
+
+
+def _answer(child: subprocess.Popen[bytes], question: bytes, until: float) -> bytes:
+    """What it writes until it ends. Raises TimeoutExpired, and ChildError where it takes more memory than it may."""
+    most = _most_bytes()
+    sent: bytes | None = question
+    while True:
+        left_s = until - time.monotonic()
+        try:
+            return child.communicate(sent, timeout=left_s if most is None else min(left_s, _LOOK_EVERY_S))[0]
+        except subprocess.TimeoutExpired:
+            if most is None or time.monotonic() >= until:
+                raise
+        sent = None  # the first call goes on with it
+        if _resident_bytes(child.pid) > most:
+            raise ChildError(f"more than {most >> 20} MiB of memory")
+
+
+def _most_bytes() -> int | None:
+    """What one child may take, so that all of them fit into this container beside us; None where there is no limit."""
+    try:
+        return max(int(_CONTAINER.read_text()) - _FOR_OURSELVES, 0) // _AT_ONCE
+    except (OSError, ValueError):  # no container, or "max"
+        return None
+
+
+def _resident_bytes(process: int) -> int:
+    """Of it and all that it started; what they share counts for each."""
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+        started = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except (OSError, IndexError):  # it has just ended
+        return 0
+    return pages * _PAGE + sum(_resident_bytes(int(child)) for child in started)

@@ -97,6 +97,9 @@ def resources_are_bounded(rendered: Rendered) -> Iterator[str]:
         for kind in ("requests", "limits"):
             if not {"cpu", "memory"} <= set(resources.get(kind, {})):
                 yield f"{where}: {kind} without cpu or memory"
+    memory = rendered.pod("serve").containers[0]["resources"]["limits"].get("memory", "")
+    if (found := re.fullmatch(r"(\d+)Gi", memory)) is None or int(found[1]) < 3:
+        yield f"serve: {memory} does not hold its children (orchestrator/children.py) at 512 MiB each or more"
     for pod in rendered.pods:
         for volume in pod.spec.get("volumes", []):
             if "emptyDir" in volume and "sizeLimit" not in (volume["emptyDir"] or {}):

@@ -21,7 +21,8 @@ MAX_CHARACTERS = 500_000_000  # of the texts of a file that strangers give: a jo
 
 MAX_DOMAINS = 1000  # of a file
 _MAX_ROW_BYTES = 1 << 24  # of a line of JSONL or a field of CSV: longer than any prompt, short enough to hold
-_PARQUET_ROWS = 64  # at once: a dictionary or a long run makes much of few bytes
+_PARQUET_ROWS = 64  # at once, fewer where they are large: a dictionary or a long run makes much of few bytes
+_PARQUET_BYTES = 16 << 20
 
 
 class DatasetError(ValueError):
@@ -271,7 +272,7 @@ def _read_parquet(path: Path) -> Rows:
 
     row = 0
     try:
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=_PARQUET_ROWS):
+        for batch in _parquet_parts(parquet.ParquetFile(path)):
             names = batch.schema.names
             if len(set(names)) != len(names):
                 raise DatasetError(f"{path}: two of its columns have the same name")
@@ -281,6 +282,18 @@ def _read_parquet(path: Path) -> Rows:
                 yield row, {name: values[i] for name, values in columns.items()}
     except (arrow.ArrowException, OSError, UnicodeDecodeError):
         raise DatasetError(f"{path}: not a Parquet file, or a damaged one (after row {row})") from None
+
+
+def _parquet_parts(file: Any) -> Iterator[Any]:
+    """Batches of so few rows that they are no matter as Python's objects."""
+    for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+        size = sum(  # where a column is a dictionary, each of its rows may be all of it
+            len(column) * column.dictionary.nbytes if hasattr(column, "dictionary") else column.nbytes
+            for column in batch.columns
+        )
+        rows = max(1, batch.num_rows * _PARQUET_BYTES // max(size, 1))
+        for start in range(0, batch.num_rows, rows):
+            yield batch.slice(start, rows)
 
 
 @dataclass(frozen=True)

@@ -46,4 +46,5 @@ class Repetition:
         runs = len(units) - n + 1
         if runs < 2:
             return 1.0
-        return len({tuple(units[start : start + n]) for start in range(runs)}) / runs
+        # Their hashes: of a long text the runs themselves would take n times its memory.
+        return len({hash(tuple(units[start : start + n])) for start in range(runs)}) / runs

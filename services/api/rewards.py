@@ -193,7 +193,9 @@ def _scores(question: dict[str, Any], owner: str) -> tuple[Scores, list[dict[str
         message = "other samples are being scored; try again shortly"
         raise ApiProblem(503, "busy", message, headers={"retry-after": "5"}) from None
     except children.ChildError:
-        raise ApiProblem(422, "reward_failed", "a reward ended its process", param="rewards") from None
+        raise ApiProblem(
+            422, "reward_failed", "a reward ended its process, or took too much memory", param="rewards"
+        ) from None
     if "error" in answer:
         param = f"rewards.{answer['reward']}"
         raise ApiProblem(422, "reward_failed", f"{param}: {answer['error']}", param=param)

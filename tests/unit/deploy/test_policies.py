@@ -86,6 +86,7 @@ MUTANTS: dict[str, list[Callable[[Rendered], Any]]] = {
     "resources_are_bounded": [
         lambda f: first(f, "redis")["resources"]["limits"].pop("memory"),
         lambda f: first(f, "ray-reward")["resources"].pop("requests"),
+        lambda f: first(f, "serve")["resources"]["limits"].update(memory="1Gi"),
         lambda f: spec_of(f, "serve")["volumes"][0].update(emptyDir={}),
     ],
     "images_are_pinned": [

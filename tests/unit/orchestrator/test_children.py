@@ -6,10 +6,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from orchestrator.children import ChildBusy, Places
+from orchestrator import children
+from orchestrator.children import ChildBusy, ChildError, ChildTimeout, Places
 
 LONG_S = 30.0
 
@@ -63,3 +65,41 @@ def until(reached: Callable[[], bool]) -> None:
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+HUNGRY = """
+import json, subprocess, sys, time
+mib, by_another = json.load(sys.stdin)
+if by_another:
+    subprocess.run([sys.executable, "-c", f"import time; held = b'x' * ({mib} << 20); time.sleep(30)"])
+held = b"x" * (mib << 20)
+time.sleep(0.5 if mib < 200 else 30)
+print(len(held))
+"""
+
+
+@pytest.mark.parametrize("by_another", [False, True])
+def test_a_child_has_its_share_of_a_containers_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_another: bool
+) -> None:
+    """The kernel may end all of a container for one process that takes too much."""
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    (tmp_path / "memory.max").write_text(str((512 + 4 * 200) << 20))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(children, "_CONTAINER", tmp_path / "memory.max")
+    if not by_another:
+        assert children.ask("hungry", [50, False], timeout_s=LONG_S) == 50 << 20
+    with pytest.raises(ChildError, match="more than 200 MiB of memory"):
+        children.ask("hungry", [250, by_another], timeout_s=LONG_S)
+    with pytest.raises(ChildTimeout, match=r"within 0\.2 s"):
+        children.ask("hungry", [50, False], timeout_s=0.2)
+
+
+@pytest.mark.parametrize("limit", ["max", None])
+def test_where_the_container_says_nothing_there_is_no_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None
+) -> None:
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit)
+    monkeypatch.setattr(children, "_CONTAINER", tmp_path / "memory.max")
+    assert children._most_bytes() is None

@@ -203,7 +203,7 @@ def test_a_child_that_fails_is_a_problem_of_the_file_that_it_read(
     first, second = outcomes_of(readings)
     assert first == Contents(domains={"math"}, unanswered={None: (3, 1)}, rows=4, repeated=2)
     assert isinstance(second, str)
-    assert "4 GiB of memory" in second
+    assert "within the memory that the server has for it" in second
     for error, expected in ((children.ChildTimeout, [None, None]), (children.ChildBusy, None)):
         monkeypatch.setattr(children, "ask", Mock(side_effect=error))
         if expected is None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.rollouts.prompts import NO_ANSWERS, DatasetError, PromptOrder, encode, load_prompts
+from orchestrator.rollouts.prompts import NO_ANSWERS, DatasetError, PromptOrder, encode, examine, load_prompts
 from orchestrator.specs.data import Columns
 
 GOOD = {"prompt": "1+1", "answer": "2"}
@@ -166,6 +167,18 @@ def test_a_bad_row_of_jsonl(tmp_path: Path, row: Any, words: str) -> None:
 )
 def test_a_missing_struct_is_named_by_its_path(tmp_path: Path, row: Any, words: str) -> None:
     assert words in refusal(jsonl(tmp_path, {"prompt": "x", "reward_model": {"ground_truth": "2"}}, row), NESTED)
+
+
+def test_few_rows_of_parquet_are_objects_at_once_where_they_are_large(tmp_path: Path) -> None:
+    """A dictionary makes gigabytes of a few bytes."""
+    large = arrow.DictionaryArray.from_arrays(arrow.array([0] * 100), arrow.array(["x" * 4_000_000]))
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(arrow.table({"prompt": large, "answer": ["1"] * 100}), path, compression="zstd")
+    assert path.stat().st_size < 4000
+    tracemalloc.start()
+    assert examine(path, Columns(), most=1)[0] == 100
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,6 +179,14 @@ def test_a_row_without_ground_truth_is_an_error_or_left_out(score, name):
 )
 def test_the_share_of_runs_that_are_no_repetition(score, text, n, expected):
     assert score("repetition", text, n=n) == pytest.approx(expected)
+
+
+def test_long_runs_of_a_long_text_take_no_multiple_of_its_memory(score):
+    text = "".join(random.Random(0).choices("abcdefgh", k=100_000))
+    tracemalloc.start()
+    assert score("repetition", text, n=50, unit="characters") == 1.0
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
 
 
 def test_repetition_of_characters(score):
