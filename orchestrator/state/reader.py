@@ -126,18 +126,21 @@ class JobReader:
         return reply[::2], reply[1::2]
 
     def _matching(self, ids: Sequence[str], status: JobStatus | None, metadata: Mapping[str, str]) -> list[str]:
-        """Those of the jobs that have the status and the metadata, which stands in their specs."""
+        """Those of the jobs that have the status and the metadata."""
         if status is not None and ids:
             found = self._calls.reads([("HGET", self._keys.job(job_id), "status") for job_id in ids])
             ids = [job_id for job_id, its in zip(ids, found, strict=True) if its == status]
         if metadata:
-            specs = self.specs(ids)
-            ids = [
-                job_id
-                for job_id in ids
-                if job_id in specs and metadata.items() <= json.loads(specs[job_id]).get("metadata", {}).items()
-            ]
+            known = self._metadata_of(ids)
+            ids = [job_id for job_id in ids if job_id in known and metadata.items() <= known[job_id].items()]
         return list(ids)
+
+    def _metadata_of(self, ids: Sequence[str]) -> dict[str, Json]:
+        """Of those of the jobs that exist. Specs, which may be large, are read of jobs of earlier versions alone."""
+        found = self._calls.reads([("HGET", self._keys.job(job_id), "metadata") for job_id in ids]) if ids else []
+        known: dict[str, Json] = {job_id: json.loads(text) for job_id, text in zip(ids, found, strict=True) if text}
+        specs = self.specs([job_id for job_id in ids if job_id not in known])
+        return known | {job_id: json.loads(spec).get("metadata", {}) for job_id, spec in specs.items()}
 
     def _page(self, ids: Sequence[str], *, has_more: bool, last: str | None) -> Page[JobRecord]:
         hashes = self._calls.reads([("HGETALL", self._keys.job(job_id)) for job_id in ids]) if ids else []

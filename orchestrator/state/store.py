@@ -87,6 +87,7 @@ class JobStore(JobReader):
         priority: int = 0,
         by: str = "submit",
         may_take_gpus: bool = False,
+        metadata: Mapping[str, str] | None = None,
     ) -> Submission:
         """Queue a job; `steering` is its first version, `by` whoever gave it.
 
@@ -98,6 +99,7 @@ class JobStore(JobReader):
         `max_kept` in all, or their specs would have more than `max_kept_bytes`. `origin`: where it was forked.
         `priority`, as in a spec, is for good: it decides among the owner's own jobs whenever this one waits.
         A job that `may_take_gpus` is `GpuQuotaReached`, and nothing stored, where its owner's GPU-hours are used up.
+        `metadata`, as in the spec, stands beside it, so that lists which filter by it read no specs.
         """
         if abs(priority) > MAX_PRIORITY:
             raise ValueError(f"priority: {-MAX_PRIORITY} to {MAX_PRIORITY} are allowed")
@@ -122,6 +124,7 @@ class JobStore(JobReader):
             _digest(spec_json if body is None else body),
             "" if max_kept is None else max_kept,
             "" if max_kept_bytes is None else max_kept_bytes,
+            "" if metadata is None else dumps(metadata),
             more=[
                 keys.idempotency(idempotency_key or ""), keys.jobs, keys.spec(job_id),
                 keys.steering(job_id), OWNERS, keys.kept,

@@ -300,6 +300,7 @@ def _carry_out(
                 priority=spec.priority,
                 by=by.name,
                 may_take_gpus=may_take_gpus(spec),
+                metadata=spec.metadata,
             )
         except (GpuQuotaReached, KeepsTooMany):
             _forget(config, [] if again else ids[i:])

@@ -68,10 +68,15 @@ class JobList(BaseModel):
 _METADATA = re.compile(r"metadata\[(.{1,512})\]", flags=re.DOTALL)
 
 
-async def _wanted_metadata(request: Request) -> dict[str, str]:
-    """The filters metadata[k]=v of a list; a job must have them all."""
+async def _wanted_metadata(request: Request, caller: Caller) -> AsyncIterator[dict[str, str]]:
+    """The filters metadata[k]=v of a list; a job must have them all. To look at thousands of jobs takes a place."""
     given = request.query_params.multi_items()
-    return {match.group(1): value for name, value in given if (match := _METADATA.fullmatch(name))}
+    wanted = {match.group(1): value for name, value in given if (match := _METADATA.fullmatch(name))}
+    if not wanted:
+        yield wanted
+        return
+    with held(request.app, "lists by metadata", caller.owner, at_once=4, of_owner=2):
+        yield wanted
 
 
 async def _list_query(request: Request) -> JobList:
@@ -200,6 +205,7 @@ def submit_job(
         priority=spec.priority,
         by=by.name,
         may_take_gpus=may_take_gpus(spec),
+        metadata=spec.metadata,
     )
     if submission.outcome is SubmitOutcome.QUOTA:
         raise quota_problem(by.max_active)

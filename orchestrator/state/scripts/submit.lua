@@ -1,9 +1,10 @@
 -- Accepts a job once. KEYS 8..13: idempotency, jobs, spec, steering, owners, kept.
 -- ARGV: id, spec sha256, idempotency ttl ms (0: no key given), name, spec, steering, owner, most active jobs ('': any),
 -- the job and the step that it was forked from ('': it was not), priority (-5 to 5), who submits it, whether it may take
--- GPUs (0|1), sha256 of the body that asked for it, most jobs in all ('': any), most bytes of all their specs ('': any).
--- Answers {NEW | REPLAY | CONFLICT | QUOTA | KEPT | KEPT_BYTES | GPU_QUOTA, id, the job's fields as JSON}. With a key the
--- fields are those of the first answer, for as long as the key is kept, whatever has become of the job.
+-- GPUs (0|1), sha256 of the body that asked for it, most jobs in all ('': any), most bytes of all their specs ('': any),
+-- the spec's metadata as JSON ('': to be read in the spec). Answers {NEW | REPLAY | CONFLICT | QUOTA | KEPT | KEPT_BYTES |
+-- GPU_QUOTA, id, the job's fields as JSON}. With a key the fields are those of the first answer, for as long as the key is
+-- kept, whatever has become of the job.
 local IDEM, JOBS, SPEC, W = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local OWNERS, owner, max_active = KEYS[12], ARGV[7], tonumber(ARGV[8])
 local priority, asked = ARGV[11], ARGV[14]
@@ -42,7 +43,8 @@ redis.call('HSET', JOB, 'schema_v', 1, 'id', ID, 'name', name, 'status', 'valida
   'fence', 0, 'nonce', '', 'closed', 'new', 'attempts', 0, 'ttl_ms', 0, 'claim_from', 0,
   'step', 0, 'digest', '', 'total_steps', '', 'progress', '{}', 'seq', 0,
   'ckpt_step', '', 'ckpt_path', '', 'ckpt_digest', '', 'parent', ARGV[9], 'parent_step', ARGV[10],
-  'may_take_gpus', ARGV[13], 'gpu_milli', 0, 'gpu_at', 0, 'gpu_used', 0, 'kept_bytes', bytes)
+  'may_take_gpus', ARGV[13], 'gpu_milli', 0, 'gpu_at', 0, 'gpu_used', 0, 'kept_bytes', bytes,
+  'metadata', ARGV[17])
 redis.call('HINCRBY', KEYS[13], 'bytes', bytes)
 redis.call('SET', SPEC, spec)
 redis.call('HSET', W, 'ver', 1, 'eff', 0, 'current', steering)

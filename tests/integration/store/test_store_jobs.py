@@ -104,6 +104,19 @@ def test_jobs_are_listed_newest_first_in_pages(store: JobStore) -> None:
         store.jobs(after="nobody")
 
 
+def test_a_list_by_metadata_reads_specs_of_jobs_of_earlier_versions_alone(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"mark": "|x\u00e9"}
+    for i in range(4):
+        store.submit(json.dumps({"metadata": given}), name="x", job_id=f"j{i}", metadata=given if i % 2 else None)
+    store.submit(json.dumps({"metadata": {}}), name="x", job_id="other", metadata={})
+    read, specs = [], JobStore.specs
+    monkeypatch.setattr(JobStore, "specs", lambda self, ids: read.extend(ids) or specs(self, ids))
+    assert [job.job_id for job in store.jobs(metadata=given).items] == ["j3", "j2", "j1", "j0"]
+    assert read == ["j2", "j0"]
+
+
 def test_a_filtered_list_is_bounded_and_says_where_to_go_on(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.state.reader.MAX_SCANNED", 4)
     monkeypatch.setattr("orchestrator.state.reader._CHUNK", 2)

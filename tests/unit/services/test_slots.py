@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import pytest
 from fastapi.routing import APIRoute
+from starlette.datastructures import QueryParams
 
 from services.api import datasets as datasets_api
 from services.api import events as events_api
@@ -46,6 +47,27 @@ def test_places_are_counted_by_owner_and_in_all_and_given_back() -> None:
 
     anyio.run(story)
     assert request.app.state.places == {"forks": Counter()}
+
+
+def test_a_list_by_metadata_takes_a_place_and_another_none() -> None:
+    app = SimpleNamespace(state=SimpleNamespace(places={}))
+
+    async def story() -> None:
+        async def ask(**query: str) -> Any:
+            request: Any = SimpleNamespace(app=app, query_params=QueryParams(query))
+            asked = jobs_api._wanted_metadata(request, SimpleNamespace(owner="ann"))  # type: ignore[arg-type]
+            return asked, await anext(asked)
+
+        under_way = [await ask(**{"metadata[a]": "b", "limit": "1"}) for _ in range(2)]
+        assert [wanted for _, wanted in under_way] == [{"a": "b"}] * 2
+        with pytest.raises(ApiProblem, match="enough at once"):
+            await ask(**{"metadata[a]": "b"})
+        assert (await ask(limit="1"))[1] == {}
+        for asked, _ in under_way:
+            await asked.aclose()
+
+    anyio.run(story)
+    assert app.state.places == {"lists by metadata": Counter()}
 
 
 def test_a_place_is_taken_after_all_else_is_known() -> None:
