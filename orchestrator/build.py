@@ -8,6 +8,8 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,8 @@ from orchestrator.gold import GoldScorer
 from orchestrator.hosting import GOLD, hosted_gold, hosted_rewards, reward_pool
 from orchestrator.pinning import at_one_commit
 from orchestrator.rollouts.engines import EnginePool
-from orchestrator.rollouts.prompts import Contents, DatasetError, Prompt, PromptOrder, encode, load_prompts
+from orchestrator.rollouts.prompts import Contents, DatasetError, Prompt, PromptOrder, encode
+from orchestrator.rollouts.split_files import SplitFiles, each_of
 from orchestrator.spec import JobSpec
 from orchestrator.specs.data import Columns, FilesData
 from orchestrator.storage.datasets import locate
@@ -362,44 +365,59 @@ def load_splits(
     data_dir: Path | None = None,
 ) -> Splits:
     """Every split, encoded. Raises DatasetError naming the file and the row."""
-    files, limit = split_files(spec, state_dir, owner, data_dir)
-    sums = {name: sha256_of(path) for name, (path, _) in files.items() if isinstance(spec.data, FilesData)}
+    files = split_files(spec, state_dir, owner, data_dir)
     longest = longest_prompt(spec, model)
     splits = {}
-    for name, (path, columns) in files.items():
+    for name, each in files.items():
         try:
-            splits[name] = encode(load_prompts(path, columns, limit=limit), str(path), encoder, longest=longest)
+            splits[name] = [
+                prompt
+                for path, rows in groupby(each_of(each), itemgetter(0))
+                for prompt in encode((row for _, row in rows), str(path), encoder, longest=longest)
+            ]
         except DatasetError as error:  # in the words of the spec, not of where its file was fetched to
-            named = str(getattr(spec.data, name))
-            raise DatasetError(str(error).replace(str(path), named) if is_url(named) else str(error)) from None
+            raise DatasetError(each.in_words_of_spec(str(error))) from None
     used = {**splits, "validation": splits["validation"][: spec.evaluation.prompts]}
     for where, message in routing.problems(spec, {name: Contents.of(prompts) for name, prompts in used.items()}):
         raise DatasetError(f"{where}: {message}")
+    sums = {
+        name: sha256_of(*each.paths)
+        for name, each in files.items()
+        if isinstance(spec.data, FilesData) and not each.is_held_out  # what is held back follows from the train split
+    }
     return Splits(train=splits["train"], validation=splits["validation"], test=splits.get("test", []), sha256=sums)
 
 
-def split_files(
-    spec: JobSpec, state_dir: Path, owner: str, data_dir: Path | None = None
-) -> tuple[dict[str, tuple[Path, Columns]], int | None]:
-    """Path and columns by split, and the rows to use; the quickstart task's files are written first."""
+def split_files(spec: JobSpec, state_dir: Path, owner: str, data_dir: Path | None = None) -> dict[str, SplitFiles]:
+    """By split; the quickstart task's files are written first, and those of URLs fetched."""
     if isinstance(spec.data, FilesData):
-        named = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}
-        columns = spec.data.columns
-        folder = data_dir or state_dir / "data"
-        files = {
-            name: (fetch(path, folder, pauses_s=LONG_PAUSES_S), columns)
-            if is_url(path)
-            else locate(path, columns, owner, state_dir)
-            for name, path in named.items()
-            if path is not None
-        }
-        return files, spec.data.limit
+        data, folder = spec.data, data_dir or state_dir / "data"
+        return {split: _files_of(data, split, folder, owner, state_dir) for split in data.splits}
     from policies.quickstart import write_splits
 
     sizes = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}
     folder = state_dir / "data" / ("quickstart-" + "-".join(str(size) for size in (spec.seed, *sizes.values())))
     written = write_splits(folder, seed=spec.seed, sizes=sizes)
-    return {name: (path, Columns()) for name, path in written.items()}, None
+    return {name: SplitFiles(paths=(path,), columns=Columns()) for name, path in written.items()}
+
+
+def _files_of(data: FilesData, split: str, folder: Path, owner: str, state_dir: Path) -> SplitFiles:
+    columns = data.columns
+    paths: dict[Path, str | None] = {}  # with their URLs
+    for name in data.names(split):
+        if is_url(name):
+            paths[fetch(name, folder, pauses_s=LONG_PAUSES_S)] = name
+        else:
+            found, columns = locate(name, data.columns, owner, state_dir)
+            paths |= dict.fromkeys(found)
+    return SplitFiles(
+        paths=tuple(paths),
+        columns=columns,
+        limit=data.limit,
+        share=data.held_back if split in ("train", "validation") else None,
+        is_held_out=split == "validation" and data.held_back is not None,
+        named={path: url for path, url in paths.items() if url is not None},
+    )
 
 
 def longest_prompt(spec: JobSpec, model: str) -> int:

@@ -28,6 +28,7 @@ from orchestrator.rollouts.batch import Batch
 from orchestrator.rollouts.collect import Collector
 from orchestrator.rollouts.samples import FOLDER, SampleKeeper
 from orchestrator.spec import JobSpec
+from orchestrator.specs.data import FilesData
 from orchestrator.steering import Steering, apply_directions, clamped
 from orchestrator.storage.checkpoint_store import CheckpointStore
 from orchestrator.storage.checkpoint_writer import CheckpointWriter
@@ -478,7 +479,7 @@ class Loop:
         """Raises ValueError where a split's file is not the one that the job was trained with."""
         for split, digest in trained_with.items():
             if self.parts.splits.sha256.get(split) != digest:
-                name = getattr(self.spec.data, split)
+                name = ", ".join(self.spec.data.names(split)) if isinstance(self.spec.data, FilesData) else ""
                 was = f"it has another content than the job was trained with (sha256 {digest})"
                 raise ValueError(f"data.{split}: {name}: {was}; put the old file back, or submit the job again")
 

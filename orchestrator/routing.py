@@ -76,7 +76,7 @@ def _unseen(spec: JobSpec, found: Mapping[str, Contents]) -> Iterator[tuple[str,
     data = spec.data
     if not isinstance(data, FilesData):
         return
-    own = [contents for split, contents in found.items() if not str(getattr(data, split)).startswith(REFERENCE)]
+    own = [contents for split, contents in found.items() if not data.names(split)[0].startswith(REFERENCE)]
     if not own:
         return
     if data.columns.domain is not None and not any(contents.domains - {None} for contents in own):

@@ -7,7 +7,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Tag
 
 _UNKNOWN = "unknown field"
 _LISTING = f"{_UNKNOWN}; fields are "
@@ -137,7 +137,7 @@ def _plain(annotation: Any) -> Any:
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     members = [member for member in _members(annotation) if member is not type(None)]
-    return members[0] if len(members) == 1 else annotation
+    return _plain(members[0]) if len(members) == 1 else annotation
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -148,6 +148,7 @@ def _tags(union: Any) -> dict[str, Any]:
     """Members of a discriminated union by their tag."""
     tags: dict[str, Any] = {}
     for member in _members(union):
+        tags |= {note.tag: _plain(member) for note in getattr(member, "__metadata__", ()) if isinstance(note, Tag)}
         if (field := _tag_field(member)) is not None:
             tags |= dict.fromkeys(get_args(member.model_fields[field].annotation), member)
     return tags

@@ -15,7 +15,7 @@ from fastapi import Depends, Query, Request
 from fastapi import Path as PathParameter
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from orchestrator.checks.access import Access
+from orchestrator.checks.access import HUB, Access
 from orchestrator.errors import JobNotFound
 from orchestrator.state.keys import is_name
 from orchestrator.state.store import Checkpoint, JobStore
@@ -64,9 +64,13 @@ async def _max_active(request: Request) -> int | None:
 
 
 async def _access(request: Request) -> Access:
-    """Which files a spec may name: any for the installation's own owner, none for others, or those of the roots."""
+    """Which files a spec may name: any for the installation's own owner, none for others, or those of the roots.
+
+    Who may name any file may name any dataset of the hub, too: both are read by what the server's machine may read.
+    """
     settings: Settings = request.app.state.settings
     limits, store = settings.limits, store_of(request)
+    is_free = _owns_all(request) and limits.data_roots is None
 
     def is_own(job_id: str) -> bool:
         try:
@@ -77,9 +81,9 @@ async def _access(request: Request) -> Access:
     return Access(
         owner=store.owner,
         state_dir=settings.state_dir,
-        roots=None if _owns_all(request) and limits.data_roots is None else limits.data_roots or (),
+        roots=None if is_free else limits.data_roots or (),
         model_roots=limits.model_roots,
-        urls=limits.data_urls,
+        urls=(*limits.data_urls, HUB) if is_free else limits.data_urls,
         own_job=is_own,
     )
 

@@ -46,9 +46,11 @@ def anchored_changes(document: Mapping[str, Any]) -> dict[str, Any]:
     """The same of some fields of an alignment's spec, whatever they hold: what is wrong with them the server says."""
     found: dict[str, Any] = copy.deepcopy(dict(document))
     for split in ("train", "validation", "test"):
-        name = _at(found, "data", split)
-        if isinstance(name, str) and not is_reference(name) and not is_url(name):
-            found["data"][split] = _absolute(name)
+        names = _at(found, "data", split)
+        if isinstance(names, str):
+            found["data"][split] = _absolute_data(names)
+        elif isinstance(names, list):
+            found["data"][split] = [_absolute_data(name) for name in names]
     if isinstance(found.get("init_checkpoint"), str):
         found["init_checkpoint"] = _absolute(found["init_checkpoint"])
     model = _at(found, "policy", "model")
@@ -101,7 +103,10 @@ def _files(document: Mapping[str, Any]) -> dict[str, Any]:
     """What names a file or a model, by field."""
     files: dict[str, Any] = {"init_checkpoint": document.get("init_checkpoint")}
     for part, names in (("policy", ("model",)), ("data", ("train", "validation", "test"))):
-        files |= {f"{part}.{name}": _at(document, part, name) for name in names}
+        for name in names:
+            value = _at(document, part, name)
+            files |= {f"{part}.{name}.{i}": each for i, each in enumerate(value)} if isinstance(value, list) else {}
+            files[f"{part}.{name}"] = value
     for field, reward in _rewards(document).items():
         files |= {f"{field}.options.{option}": model for option, model in _models(reward).items()}
     return files
@@ -146,6 +151,10 @@ def _print_training(spec: Document) -> None:
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
+
+
+def _absolute_data(name: Any) -> Any:
+    return _absolute(name) if isinstance(name, str) and not is_reference(name) and not is_url(name) else name
 
 
 def _absolute_model(model: str) -> str:

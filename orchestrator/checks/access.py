@@ -6,16 +6,19 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+from orchestrator.rollouts.split_files import is_pattern, matches
 from orchestrator.spec import JobSpec
-from orchestrator.specs.data import FilesData
+from orchestrator.specs.data import MAX_FILES, FilesData
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.storage.datasets import is_reference
 from orchestrator.storage.remote import RemoteError, is_under, is_url, parts_of
 from rewards import registry
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+HUB = "hf://datasets"  # below it lie the hub's datasets, as huggingface_hub opens them
 _OTHER_MODELS = "use a model of GET /v1/models or a hub id"
 
 
@@ -39,10 +42,9 @@ class Access:
         if isinstance(spec, RewardJobSpec):
             return self._problems_of_training(spec)
         if isinstance(spec.data, FilesData):
-            for split in ("train", "validation", "test"):
-                name = getattr(spec.data, split)
-                if name is not None and (problem := self._problem_of_data(name)):
-                    problems.append((f"data.{split}", problem))
+            for split in spec.data.splits:
+                found = {field: self._problem_of_data(name) for field, name in spec.data.fields(split).items()}
+                problems += [(field, problem) for field, problem in found.items() if problem]
         if self.roots is None:
             return problems
         if spec.init_checkpoint is not None and not self._is_open(spec.init_checkpoint):
@@ -75,7 +77,7 @@ class Access:
         if is_reference(name):
             return None
         if not is_url(name):
-            return None if self.roots is None or _inside(name, self.roots) else self._refusal(instead)
+            return None if self.roots is None or _all_inside(name, self.roots) else self._refusal(instead)
         try:
             if any(_is_below(name, root) for root in self.urls):
                 return None
@@ -131,6 +133,16 @@ def _inside(name: str, roots: Iterable[Path]) -> bool:
     """With symbolic links followed."""
     path = _resolved(name)
     return path is not None and any(path.is_relative_to(root.resolve()) for root in roots)
+
+
+def _all_inside(name: str, roots: Iterable[Path]) -> bool:
+    """A path, or everything that a pattern matches in one folder. Nothing outside is listed, nor told."""
+    if not is_pattern(name):
+        return _inside(name, roots)
+    folder = str(Path(name).parent)
+    if is_pattern(folder) or not _inside(folder, roots):
+        return False
+    return all(_inside(str(path), roots) for path in (Path(name), *islice(matches(name), MAX_FILES + 1)))
 
 
 def _resolved(name: str) -> Path | None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import children
-from orchestrator.rollouts.prompts import Contents, DatasetError, Prompt, each_prompt, examine, in_bounds, preview
-from orchestrator.specs.data import Columns
+from orchestrator.rollouts.prompts import Contents, DatasetError, Prompt, examine, in_bounds, preview
+from orchestrator.rollouts.split_files import SplitFiles, each_of
+from orchestrator.specs.data import Columns, Share
 from policies.models import with_system
 
 MAX_PROBLEMS = 20
@@ -29,23 +30,37 @@ _SHOWN_MESSAGES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """A file of a job, and what its prompts must fit into."""
+class Reading(SplitFiles):
+    """The files of a split, and what its prompts must fit into."""
 
-    path: Path
-    columns: Columns
-    limit: int | None = None  # rows
     tokenizer: Path | None = None  # where prompts are measured
     room: int = 0  # tokens
     system: str | None = None  # beside each prompt
     is_train: bool = False
 
     def document(self) -> dict[str, Any]:
-        tokenizer = None if self.tokenizer is None else str(self.tokenizer)
-        columns = self.columns.model_dump()
-        return {"path": str(self.path), "columns": columns, "limit": self.limit, "room": self.room} | {
-            "tokenizer": tokenizer, "is_train": self.is_train, "system": self.system
-        }  # fmt: skip
+        return {
+            "paths": [str(path) for path in self.paths],
+            "columns": self.columns.model_dump(),
+            "limit": self.limit,
+            "share": None if self.share is None else self.share.model_dump(),
+            "is_held_out": self.is_held_out,
+            "tokenizer": None if self.tokenizer is None else str(self.tokenizer),
+            "room": self.room,
+            "system": self.system,
+            "is_train": self.is_train,
+        }
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> Reading:
+        share, tokenizer = document["share"], document["tokenizer"]
+        placed = {
+            "paths": tuple(map(Path, document["paths"])),
+            "columns": Columns.model_validate(document["columns"]),
+            "share": None if share is None else Share.model_validate(share),
+            "tokenizer": None if tokenizer is None else Path(tokenizer),
+        }
+        return cls(**{**document, **placed})
 
 
 def check(path: Path, columns: Columns, *, owner: str = "") -> tuple[int, list[str]]:
@@ -123,10 +138,10 @@ def read(reading: Reading, trained: set[int]) -> Contents:
     takes the hashes of the training's first prompts, and those of other splits are looked up in it.
     """
     tokenizer = None if reading.tokenizer is None else _tokenizer(reading.tokenizer)
-    rows = each_prompt(reading.path, reading.columns, limit=reading.limit)
+    rows = each_of(reading)
     contents = Contents()
     with contextlib.closing(rows):
-        for prompt in in_bounds(reading.path, rows):
+        for path, prompt in in_bounds(rows):
             contents.add(prompt)
             messages = prompt.messages
             same = hash(tuple((message["role"], message["content"]) for message in messages))
@@ -142,7 +157,7 @@ def read(reading: Reading, trained: set[int]) -> Contents:
             tokens = len(tokenizer.encode(text, add_special_tokens=False).ids)
             if tokens > reading.room:
                 raise DatasetError(
-                    f"{reading.path}: row {prompt.row}: the prompt has {tokens} tokens, but the context leaves room "
+                    f"{path}: row {prompt.row}: the prompt has {tokens} tokens, but the context leaves room "
                     f"for {reading.room} beside rollout.max_tokens; shorten it, lower that or raise "
                     "policy.max_model_len"
                 )
@@ -221,13 +236,8 @@ def _answer(question: dict[str, Any]) -> Any:
         return _checked(**placed(question["check"]))
     if "show" in question:
         return _shown(**placed(question["show"]))
-    readings = [placed(document) for document in question["read"]]
-    files = [None if reading["tokenizer"] is None else Path(reading["tokenizer"]) for reading in readings]
     trained: set[int] = set()
-    return [
-        _outcome(Reading(**{**reading, "tokenizer": file}), trained)
-        for reading, file in zip(readings, files, strict=True)
-    ]
+    return [_outcome(Reading.of(document), trained) for document in question["read"]]
 
 
 def _main() -> None:

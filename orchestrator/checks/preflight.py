@@ -11,7 +11,7 @@ import functools
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from orchestrator.actors.placement import transport_problem
 from orchestrator.checks.access import HUB_ID, Access
 from orchestrator.checks.dataset_check import Outcome, Reading, outcomes_of, read
 from orchestrator.rollouts.prompts import Contents, DatasetError
+from orchestrator.rollouts.split_files import is_pattern, matching
 from orchestrator.spec import MAX_RANKS, JobSpec
 from orchestrator.spec_errors import nearest
-from orchestrator.specs.data import FilesData
+from orchestrator.specs.data import Columns, FilesData
 from orchestrator.specs.objectives import RewardSpec
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.storage.datasets import is_reference, locate
@@ -191,35 +192,33 @@ def _data(
     spec: JobSpec, data: FilesData, model: Path | None, problems: list[tuple[str, str]], access: Access | None
 ) -> dict[str, Contents]:
     """What the splits hold that could be read here."""
-    names = {split: name for split in ("train", "validation", "test") if (name := getattr(data, split)) is not None}
-    if data.columns.answer is None and not all(map(is_reference, names.values())):
+    names = [name for split in data.splits for name in data.names(split)]
+    if data.columns.answer is None and not all(map(is_reference, names)):
         _needs_answers(spec, "data.columns.answer is null", problems)
     room = None if model is None else _room(spec, model)
-    refused: dict[str, tuple[str, tuple[str, ...]]] = {}  # why, and what of it the caller sent
+    refused: dict[str, tuple[str, str]] = {}  # field and why
+    files: dict[str, Located] = {}
     readings: dict[str, Reading] = {}
     with contextlib.ExitStack() as held:
-        for split, name in names.items():
-            path, columns = _path(name), data.columns
+        for split in data.splits:
+            if split == "validation" and data.held_back is not None:
+                if "train" in readings:
+                    readings[split] = replace(readings["train"], is_held_out=True, is_train=False)
+                    files[split] = files["train"]
+                continue
             try:
-                if is_reference(name):
-                    if access is None:
-                        raise DatasetError(f"{name}: only a server has datasets")
-                    path, columns = locate(name, data.columns, access.owner, access.state_dir)
-                    if columns.answer is None:
-                        _needs_answers(spec, f"the dataset of data.{split} was uploaded without answers", problems)
-                if is_url(name) and access is None:
-                    raise DatasetError(f"{name}: only a server fetches data")
-                path = held.enter_context(_here(name, path))
+                files[split], columns = _located(spec, data, split, access, held, problems)
             except TooLarge:  # the driver reads it
                 continue
-            except (RemoteAway, DatasetError) as error:
-                refused[split] = str(error), (str(path), name, name[:64])
+            except _Refused as error:
+                refused[split] = error.field, error.message
                 continue
             tokenizer, tokens = room or (None, 0)
             readings[split] = Reading(
-                path=path,
+                paths=tuple(files[split]),
                 columns=columns,
                 limit=data.limit,
+                share=data.held_back if split == "train" else None,
                 tokenizer=tokenizer,
                 room=tokens,
                 system=spec.policy.chat.system,
@@ -231,16 +230,69 @@ def _data(
     contents: dict[str, Contents] = {}
     for (split, reading), outcome in zip(readings.items(), found, strict=True):
         if isinstance(outcome, str):
-            refused[split] = outcome, (str(reading.path), names[split], names[split][:64])
+            if not (reading.is_held_out and "train" in refused):  # told of the train split already
+                refused[split] = _placed(f"data.{split}", outcome, files[split])
         elif outcome is not None:
             contents[split] = outcome
-    for split in filter(refused.__contains__, names):
-        message, sent = refused[split]
-        problems.append((f"data.{split}", _fields(_unnamed(message, *sent), data)))
-    if contents.keys() == names.keys():  # else the driver tells
+    for split in filter(refused.__contains__, data.splits):
+        field, message = refused[split]
+        problems.append((field, _fields(message, data)))
+    if contents.keys() == {*data.splits}:  # else the driver tells
         problems += routing.problems(spec, contents)
     problems += _blank_answers(spec, contents)
     return contents
+
+
+Located = dict[Path, tuple[str, str]]
+"""The files of a split, each with the field and the name that it is from."""
+
+
+class _Refused(Exception):
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field, self.message = field, message
+
+
+def _located(
+    spec: JobSpec,
+    data: FilesData,
+    split: str,
+    access: Access | None,
+    held: contextlib.ExitStack,
+    problems: list[tuple[str, str]],
+) -> tuple[Located, Columns]:
+    """The split's files, what URLs give for as long as `held` is open, and their columns. _Refused, TooLarge."""
+    files: Located = {}
+    columns = data.columns
+    for field, name in data.fields(split).items():
+        try:
+            if is_reference(name):
+                if access is None:
+                    raise DatasetError(f"{name}: only a server has datasets")
+                found, columns = locate(name, data.columns, access.owner, access.state_dir)
+                if columns.answer is None:
+                    _needs_answers(spec, f"the dataset of {field} was uploaded without answers", problems)
+            elif is_url(name):
+                if access is None:
+                    raise DatasetError(f"{name}: only a server fetches data")
+                found = [held.enter_context(_fetched(name))]
+            else:
+                found = matching(name)
+        except (RemoteAway, DatasetError) as error:
+            raise _Refused(field, _unnamed(str(error), str(_path(name)), name, name[:64])) from None
+        files |= dict.fromkeys(found, (field, name))
+    return files, columns
+
+
+def _placed(field: str, message: str, files: Located) -> tuple[str, str]:
+    """(field, message) of what is wrong with a file. One of a pattern is named: who sent that does not know which."""
+    if message.startswith("data."):
+        field, _, message = message.partition(": ")
+    for path, (place, name) in files.items():
+        if message.startswith(f"{path}: "):
+            told = _unnamed(message, str(path), name, name[:64])
+            return place, f"{path.name}: {told}" if is_pattern(name) and path != _path(name) else told
+    return field, message
 
 
 def _read_here(readings: Iterable[Reading]) -> list[Outcome]:
@@ -267,13 +319,10 @@ def _fields(message: str, data: FilesData) -> str:
 
 
 @contextlib.contextmanager
-def _here(name: str, path: Path) -> Iterator[Path]:
-    """The file itself, or for as long as it is looked at a copy of what a URL gives."""
-    if not is_url(name):
-        yield path
-        return
+def _fetched(url: str) -> Iterator[Path]:
+    """A copy of what a URL gives, for as long as it is looked at."""
     with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
-        yield fetch(name, Path(folder), most_bytes=MAX_FETCHED_BYTES, pauses_s=(1.0,))
+        yield fetch(url, Path(folder), most_bytes=MAX_FETCHED_BYTES, pauses_s=(1.0,))
 
 
 def _needs_answers(spec: JobSpec, why: str, problems: list[tuple[str, str]]) -> None:

@@ -107,14 +107,14 @@ def each_prompt(path: Path, columns: Columns, *, limit: int | None = None) -> Ge
         raise _empty(path, columns)
 
 
-def in_bounds(path: Path, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
-    """The same prompts, with a DatasetError where they have above MAX_CHARACTERS."""
+def in_bounds(prompts: Iterable[tuple[Path, Prompt]]) -> Iterator[tuple[Path, Prompt]]:
+    """The same prompts with their files, with a DatasetError where they have above MAX_CHARACTERS."""
     characters = 0
-    for prompt in prompts:
+    for path, prompt in prompts:
         characters += prompt.characters
         if characters > MAX_CHARACTERS:
             raise _too_much(path, prompt.row)
-        yield prompt
+        yield path, prompt
 
 
 def examine(path: Path, columns: Columns, *, most: int) -> tuple[int, list[str]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from orchestrator.specs.base import Spec
 
 DOMAIN = r"^[A-Za-z0-9][A-Za-z0-9 _./+-]{0,63}$"
 Domain = Annotated[str, Field(pattern=DOMAIN)]
 ColumnName = Annotated[str, Field(min_length=1, max_length=200)]
+MAX_FILES = 1000  # of a split
 REFERENCE = "dataset:"  # and the id of an upload, in the place of a path
 
 
@@ -52,23 +54,84 @@ def detail_name(column: str) -> str:
     return column.rpartition(".")[2]
 
 
+class Share(Spec):
+    """Train prompts that are held back for validation, in the place of files.
+
+    Which ones follows from each prompt's words and the seed: equal prompts are on one side, and a resumed or forked job
+    has the same.
+    """
+
+    share: float = Field(gt=0, lt=1, description="of the train prompts, as far as chance lets it be met")
+    seed: int = Field(0, ge=0, lt=2**31, description="another one holds other prompts back")
+
+
+def _kind(value: object) -> str:
+    return "several" if isinstance(value, list | tuple) else "share" if isinstance(value, Mapping | Share) else "one"
+
+
+_One = Annotated[str, Tag("one")]
+_Several = Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_FILES), Tag("several")]
+Files = Annotated[_One | _Several, Discriminator(lambda value: "several" if _kind(value) == "several" else "one")]
+
+
 class FilesData(Spec):
-    """Prompts from JSONL, CSV or Parquet files, or from uploaded datasets, whose own columns count."""
+    """Prompts from JSONL, CSV or Parquet files, or from uploaded datasets, whose own columns count.
+
+    A split may be several files with the same columns: a list, or a local path with `*`, `?` or `[...]`.
+    """
 
     type: Literal["files"] = "files"
-    train: str = Field(description="path of the train split (.jsonl, .csv, .parquet), its URL, or dataset:ID")
-    validation: str = Field(description="path of the validation split")
-    test: str | None = Field(
-        None, description="path of the test split; the validation split's figures alone when absent"
+    train: Files = Field(
+        description="path of the train split (.jsonl, .csv, .parquet), its URL, or dataset:ID; a list or a pattern of "
+        "paths for several files"
+    )
+    validation: Annotated[_One | _Several | Annotated[Share, Tag("share")], Discriminator(_kind)] = Field(
+        description="the same of the validation split; or {share: .05} to hold back train prompts"
+    )
+    test: Files | None = Field(
+        None, description="the same of the test split; the validation split's figures alone when absent"
     )
     columns: Columns = Columns()
-    limit: int | None = Field(None, ge=1, description="rows used of each split; all when absent")
+    limit: int | None = Field(None, ge=1, description="rows used of each split, before a share; all when absent")
+
+    @model_validator(mode="after")
+    def _datasets_stand_alone(self) -> Self:
+        """Each has its own columns."""
+        for split in self.splits:
+            names = self.names(split)
+            for i, name in enumerate(names):
+                if len(names) > 1 and name.startswith(REFERENCE):
+                    raise ValueError(f"{split}.{i}: a dataset is a split of its own; upload the files as one")
+        return self
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("train", "validation") if self.test is None else ("train", "validation", "test")
+
+    @property
+    def held_back(self) -> Share | None:
+        return self.validation if isinstance(self.validation, Share) else None
+
+    def names(self, split: str) -> tuple[str, ...]:
+        """Of the files in which a split's prompts are, as the spec has them."""
+        named = getattr(self, split)
+        if isinstance(named, Share):
+            return self.names("train")
+        return (named,) if isinstance(named, str) else named or ()
+
+    def fields(self, split: str) -> dict[str, str]:
+        """The same by field. A share names none of its own."""
+        named = getattr(self, split)
+        if isinstance(named, Share):
+            return {}
+        places = [f"data.{split}"] if isinstance(named, str) else [f"data.{split}.{i}" for i in range(len(named or ()))]
+        return dict(zip(places, self.names(split), strict=True))
 
     @property
     def may_have_domains(self) -> bool:
         """Whether rows may say what kind they are: by the columns here, or by those of an upload."""
-        splits = [split for split in (self.train, self.validation, self.test) if split is not None]
-        return self.columns.domain is not None or any(split.startswith(REFERENCE) for split in splits)
+        named = [name for split in self.splits for name in self.names(split)]
+        return self.columns.domain is not None or any(name.startswith(REFERENCE) for name in named)
 
 
 DataSpec = Annotated[QuickstartData | FilesData, Field(discriminator="type")]

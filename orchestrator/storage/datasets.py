@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.rollouts.prompts import DatasetError
+from orchestrator.rollouts.split_files import matching
 from orchestrator.specs.data import REFERENCE, Columns
 from orchestrator.state.keys import is_name
 from policies.disk import flush
@@ -209,12 +210,12 @@ def find(reference: str, owner: str, state_dir: Path) -> Dataset:
     return found
 
 
-def locate(name: str, columns: Columns, owner: str, state_dir: Path) -> tuple[Path, Columns]:
-    """The file that a split names, and its columns: a dataset's are those that it was checked with."""
+def locate(name: str, columns: Columns, owner: str, state_dir: Path) -> tuple[list[Path], Columns]:
+    """The files that a split names, and their columns: a dataset's are those that it was checked with."""
     if not is_reference(name):
-        return Path(name).expanduser(), columns
+        return matching(name), columns
     found = find(name, owner, state_dir)
-    return found.path, found.columns
+    return [found.path], found.columns
 
 
 def _identify(draft: Draft, columns: Columns) -> str:

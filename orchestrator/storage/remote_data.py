@@ -55,8 +55,11 @@ def fetch(url: str, folder: Path, *, most_bytes: int | None = None, pauses_s: Se
     return target
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
+def sha256_of(*paths: Path) -> str:
+    """Of a file's bytes; of several, of their sums in this order."""
+    if len(paths) > 1:
+        return hashlib.sha256("\n".join(map(sha256_of, paths)).encode()).hexdigest()
+    with paths[0].open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

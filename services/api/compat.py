@@ -170,11 +170,17 @@ def _trained(spec: dict[str, Any]) -> tuple[str, tuple[str, str | None], int, in
         files = training["train"][0], next(iter(training["validation"]), None)
         return training["model"], files, training["batch_size"], training["seed"]
     data, rollout = spec["data"], spec["rollout"]
-    train, validation = (
-        data[split] if isinstance(data[split], str) else data["type"] for split in ("train", "validation")
-    )
+    train, validation = (_file(data, split) for split in ("train", "validation"))
     batch_size = rollout["prompts_per_step"] * rollout["rollouts_per_prompt"]
     return spec["policy"]["model"], (train, validation), batch_size, spec["seed"]
+
+
+def _file(data: dict[str, Any], split: str) -> str:
+    """The first of a split's; of what a share holds back, the train split's."""
+    named = data["train"] if isinstance(data[split], dict) else data[split]
+    if isinstance(named, int):
+        return str(data["type"])
+    return str(named if isinstance(named, str) else named[0])
 
 
 def _event(job_id: str, event: Event) -> dict[str, Any]:

@@ -90,9 +90,8 @@ def train_prompts(state_dir: Path, spec: Any) -> list[Any]:
     from orchestrator.build import split_files
     from orchestrator.rollouts.prompts import PromptOrder, load_prompts
 
-    files, limit = split_files(spec, state_dir, "local")
-    path, columns = files["train"]
-    prompts = load_prompts(path, columns, limit=limit)
+    train = split_files(spec, state_dir, "local")["train"]
+    prompts = load_prompts(train.paths[0], train.columns, limit=train.limit)
     return [prompts[i] for i in PromptOrder(len(prompts), seed=spec.seed).take(len(prompts))]
 
 

@@ -529,6 +529,46 @@ def test_urls_below_a_root_are_open_to_everybody_and_others_to_nobody(
                 assert SECRET not in error["message"]
 
 
+def test_the_hubs_datasets_are_open_to_the_own_owner_unless_roots_bound_it(
+    redis_url: str, tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(url: str, _: Path, **__: Any) -> Path:
+        assert url == hub
+        return files / "open/good.jsonl"
+
+    monkeypatch.setattr("orchestrator.checks.preflight.fetch", fetched)  # the hub is out of reach
+    hub = "hf://datasets/org/name/train.jsonl"
+    with serving(redis_url, tmp_path / "free") as place:
+        other = place.key("submit", owner="acme")
+        with place.http() as own, place.http(other) as http:
+            assert submit(own, hub).status_code == 200
+            assert "operator allowed" in error_of(submit(own, "hf://org/model/train.jsonl"), 422)["message"]
+            assert "operator allowed" in error_of(submit(http, hub), 422)["message"]
+    with serving(redis_url, tmp_path / "bound", data_roots=(files / "open",)) as place, place.http() as own:
+        assert "operator allowed" in error_of(submit(own, hub), 422)["message"]
+
+
+def test_several_files_and_a_share_in_a_spec(redis_url: str, tmp_path: Path, files: Path) -> None:
+    with serving(redis_url, tmp_path) as place, place.http() as http:
+
+        def told(train: Any, validation: Any) -> httpx.Response:
+            data = {"type": "files", "train": train, "validation": validation}
+            spec = {**SPEC, "policy": {"model": "someone/model"}, "data": data}
+            return http.post("/v1/jobs", json=spec, params={"validate_only": True})
+
+        good = str(files / "open/good.jsonl")
+        for train, validation in (([good], {"share": 0.5}), (str(files / "open/go*.jsonl"), [good])):
+            assert told(train, validation).json()["spec"]["data"]["train"] == train
+        error = error_of(told([good], {"share": 1e-9}), 422)
+        assert error["message"].startswith("data.validation.share: 1e-09 holds back none of the 30 prompts; raise it")
+        error = error_of(told([good, str(files / "open/rows.jsonl")], good), 422)
+        assert error["message"].startswith("data.train.1: row 31: ")
+        assert str(files) not in error["message"]
+        error = error_of(told(str(files / "open/*.jsonl"), good), 422)
+        assert error["message"].startswith("data.train: rows.jsonl: row 31: ")
+        assert SECRET not in error["message"]
+
+
 def test_without_roots_other_owners_have_datasets_alone(place: Place, files: Path) -> None:
     good = str(files / "open/good.jsonl")
     with place.http() as own, place.http(place.key("read", "submit", owner="acme")) as http:

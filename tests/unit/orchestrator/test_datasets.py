@@ -76,7 +76,7 @@ def test_a_damaged_manifest_is_no_dataset(tmp_path: Path, text: str) -> None:
 
 def test_a_path_keeps_the_columns_of_the_spec(tmp_path: Path) -> None:
     columns = Columns(prompt="q", answer=None)
-    assert locate("/x/y.csv", columns, "me", tmp_path) == (Path("/x/y.csv"), columns)
+    assert locate("/x/y.csv", columns, "me", tmp_path) == ([Path("/x/y.csv")], columns)
 
 
 def test_csv_rows(tmp_path: Path) -> None:
@@ -164,15 +164,16 @@ def test_a_small_file_of_much_text_is_refused(tmp_path: Path, monkeypatch: pytes
     assert rows == 100  # 10,001 characters each: it stops where there are too many
     assert problem.endswith("row 100: more than 1000000 characters of text so far; use fewer rows")
     with pytest.raises(DatasetError, match="row 100: more than"):
-        list(in_bounds(path, each_prompt(path, Columns())))
-    assert len(list(in_bounds(path, each_prompt(path, Columns(), limit=99)))) == 99
+        list(in_bounds((path, prompt) for prompt in each_prompt(path, Columns())))
+    rows = ((path, prompt) for prompt in each_prompt(path, Columns(), limit=99))
+    assert len(list(in_bounds(rows))) == 99
 
 
 def test_what_a_child_says_of_a_jobs_files(tmp_path: Path) -> None:
     good, bad = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     good.write_text('{"prompt": "1+1", "answer": "2"}\n')
     bad.write_text('{"prompt": "1+1"}\n')
-    found = outcomes_of([Reading(path=path, columns=Columns()) for path in (good, bad)])
+    found = outcomes_of([Reading(paths=(path,), columns=Columns()) for path in (good, bad)])
     assert found == [Contents(domains={None}, rows=1), f"{bad}: row 1: no 'answer'; found prompt; {NO_ANSWERS}"]
     assert shown(good, Columns(), after=0, limit=5) == [{"row": 1, "prompt": "1+1", "answer": "2"}]
     with pytest.raises(DatasetError, match="no 'answer'"):
@@ -182,10 +183,10 @@ def test_what_a_child_says_of_a_jobs_files(tmp_path: Path) -> None:
 def test_a_child_that_fails_is_a_problem_of_the_file_that_it_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    readings = [Reading(path=tmp_path / name, columns=Columns()) for name in ("a.jsonl", "b.jsonl")]
+    readings = [Reading(paths=(tmp_path / name,), columns=Columns()) for name in ("a.jsonl", "b.jsonl")]
 
     def ask(_: str, question: dict[str, Any], **__: float) -> list[Any]:
-        if any(document["path"].endswith("b.jsonl") for document in question["read"]):
+        if any(document["paths"][0].endswith("b.jsonl") for document in question["read"]):
             raise children.ChildError
         return [
             {

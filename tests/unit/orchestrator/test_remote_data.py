@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from orchestrator.build import load_splits
-from orchestrator.checks.access import Access
+from orchestrator.checks.access import HUB, Access
 from orchestrator.checks.preflight import preflight
 from orchestrator.rollouts.prompts import DatasetError
 from orchestrator.spec import JobSpec, parse_spec
@@ -119,6 +119,25 @@ def test_a_url_that_was_not_allowed_is_a_problem_of_its_field(tmp_path: Path, sp
             assert "hunter2" not in message
     assert access(tmp_path, "s3://bucket/data", roots=()).problems(spec_of(good)) == []
     assert len(access(tmp_path).problems(spec_of(good))) == 2
+
+
+def test_datasets_of_the_hub_are_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked of the hub's own filesystem, which says what is there; here nobody reaches it."""
+    url = "hf://datasets/org/name/data/train-00000.parquet"
+    filesystem, path = remote.open_filesystem(url)
+    assert type(filesystem).__name__ == "HfFileSystem"
+    assert path == "datasets/org/name/data/train-00000.parquet"
+    own = access(tmp_path, HUB)
+    assert own.problems(spec_of(url)) == []
+    for other in ("hf://buckets/org/name/x.parquet", "hf://org/model/x.parquet", "hf://datasets/../org/x.parquet"):
+        assert [field for field, _ in own.problems(spec_of(url, other))] == ["data.validation"], other
+    assert len(access(tmp_path).problems(spec_of(url))) == 2
+
+    def missing(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError(url)
+
+    monkeypatch.setattr(type(filesystem), "open", missing)
+    assert preflight(spec_of(url), own) == [("data.train", "no such file"), ("data.validation", "no such file")]
 
 
 def test_a_link_out_of_a_root_on_disk_is_refused(tmp_path: Path) -> None:
