@@ -46,6 +46,12 @@ def plugin_names(group: str) -> list[str]:
     return sorted(_entry_points(group))
 
 
+def plugin_package(group: str, name: str) -> str:
+    """The distribution that an installed plug-in is of, with its version: `my-package 1.0`."""
+    found = {point.dist for point in _entry_points(group)[name] if point.dist is not None}
+    return " and ".join(sorted(f"{dist.name} {dist.version}" for dist in found))
+
+
 def plugin_module(group: str, name: str) -> str:
     """Where an installed plug-in comes from, as its entry point says, without importing it."""
     return " and ".join(point.value for point in _entry_points(group)[name])

@@ -23,6 +23,7 @@ from services.commands import (
     judges,
     keys,
     lineage,
+    plugins,
     recover,
     rewards,
     rules,
@@ -403,6 +404,7 @@ def report(job: JobArgument, open_it: Annotated[bool, typer.Option("--open", hel
 
 
 rules.add_commands(app)
+plugins.add_commands(app)
 judges.add_commands(app)
 rewards.add_commands(app, lambda: _state_dir)
 lineage.add_commands(app, lambda: _state_dir)

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.checks.layout import readable
+from orchestrator.plugins import Plugin
 from orchestrator.rules import NEEDS, Rule
 from services.text import ago, duration, figure, plain
 
@@ -94,6 +95,14 @@ def rewards_table(rewards: Sequence[Document]) -> Table:
             reward["summary"] or f"plug-in {reward['plugin']}; `equipoise rewards show {reward['name']}` imports it"
         )
         cells = (reward["name"], _ends(reward["range"]), options, summary)
+        table.add_row(*(Text(plain(cell)) for cell in cells))
+    return table
+
+
+def plugins_table(plugins: Sequence[Plugin]) -> Table:
+    table = _table("kind", "name", "from", "package", "problem")
+    for plugin in plugins:
+        cells = (plugin.kind, plugin.name, plugin.module, plugin.package, plugin.problem or "–")
         table.add_row(*(Text(plain(cell)) for cell in cells))
     return table
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import psutil
 
 from orchestrator.arena.ledger import SCHEMA, Ledger, LedgerError
-from orchestrator.arena.plan import Planned, digest
+from orchestrator.arena.plan import Planned, digest, packages
 from orchestrator.arena.protocol import rule_version
 from orchestrator.spec import JobSpec
 
@@ -220,6 +220,7 @@ def heading(planned: Planned, spec: JobSpec) -> Json:
         "estimator": spec.estimator.name,
         "weighting": spec.weighting.name,
         "rule_version": rule_version(spec.estimator.name, spec.weighting.name),
+        "packages": packages(spec),
         "preference": spec.preference,
         "seed": planned.seed,
         "steps": planned.steps,

@@ -7,6 +7,7 @@
     softmin/dara
     softmin/hv_gradient
     ESTIMATOR/aggregate          equal weights under an estimator that trades objectives off by itself
+    gdpo/PLUGIN                  a weighting of an installed package; PLUGIN/aggregate: an estimator of one
 
 Options are the rules' own defaults.
 """
@@ -15,8 +16,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from orchestrator.specs.estimators import EstimatorSpec
+from orchestrator.specs.plugins import plugin_specs
+from orchestrator.specs.weightings import WeightingSpec
 
 Role = Literal["static", "strategy", "aggregator", "auto"]
 CENTRE = "fixed"
@@ -57,10 +62,11 @@ class Entry:
     proportions: tuple[int, ...] = ()  # of the weights, K; equal where absent
     sections: Mapping[str, Any] = field(default_factory=dict)
     targets_from_statics: bool = False
+    plugin: bool = False
 
 
 def entries(objectives: int) -> list[Entry]:
-    """Everybody, for a task with K objectives; the statics first, as others rely on them."""
+    """All of ours, for a task with K objectives; the statics first, as others rely on them."""
     return [*statics("gdpo", objectives), *statics("grpo", objectives), *ours(), *strategies(), *aggregators()]
 
 
@@ -136,6 +142,15 @@ def aggregators() -> Iterator[Entry]:
         # dr_grpo is defined with a constant in place of the number of tokens.
         sections = {"loss": {"aggregation": "constant"}} if name == "dr_grpo" else {}
         yield Entry(name=f"{name}/aggregate", role="aggregator", estimator=name, sections=sections)
+
+
+def plugins() -> Iterator[Entry]:
+    """Of installed packages; nothing is imported."""
+    for weighting in plugin_specs(WeightingSpec):
+        yield replace(_strategy("gdpo", weighting.rule_name), plugin=True)
+    for estimator in plugin_specs(EstimatorSpec):
+        name = estimator.rule_name
+        yield Entry(name=f"{name}/aggregate", role="aggregator", estimator=name, plugin=True)
 
 
 def _strategy(estimator: str, name: str, **options: bool) -> Entry:

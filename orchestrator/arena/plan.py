@@ -10,16 +10,20 @@ import fnmatch
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.arena.entries import Entry, entries
+from orchestrator.arena.entries import Entry, entries, plugins
+from orchestrator.arena.job_task import JobTask
 from orchestrator.arena.protocol import FIRST, VERSION, Preset, rule_version
 from orchestrator.arena.tasks import TASKS, Task
 from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import nearest
+from orchestrator.specs.base import RuleSpec
+from orchestrator.specs.plugins import PluginSpec
 from policies.pareto import normalise
+from policies.plugins import plugin_package
 
 Json = dict[str, Any]
 UNDECIDED: Mapping[str, set[str] | bool] = {
@@ -110,7 +114,7 @@ class Planned:
 
 def digest(spec: JobSpec, task: Task, policy_seed: int) -> str:
     """Of everything that decides what a run comes to: its spec, how its policy was made, the protocol's version, and
-    the rule's where it is above 1.
+    the rule's where it is above 1, or that of the package that it is from.
 
     Of the spec what its document says: runs stay what they were when specs learn to say more. Whoever changes what is
     meant where a document says nothing raises VERSION.
@@ -119,8 +123,14 @@ def digest(spec: JobSpec, task: Task, policy_seed: int) -> str:
     deciding = {section: said for section, said in document.items() if said != {}}
     rule = rule_version(spec.estimator.name, spec.weighting.name)
     changed = [rule] if rule > 1 else []
-    text = json.dumps([VERSION, task.recipe.digest(policy_seed), deciding, *changed], sort_keys=True)
+    text = json.dumps([VERSION, task.digest(policy_seed), deciding, *changed, *packages(spec)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def packages(spec: JobSpec) -> list[str]:
+    """Those that the job's rules are from, with their versions."""
+    rules: tuple[RuleSpec, ...] = (spec.estimator, spec.weighting)
+    return [plugin_package(rule.group, rule.rule_name) for rule in rules if isinstance(rule, PluginSpec)]
 
 
 def plan(
@@ -132,27 +142,62 @@ def plan(
     first_seed: int = 0,
     steps: int | None = None,
     held_out: bool = False,
+    own: JobTask | None = None,
+    on_left_out: Callable[[str], None] = lambda _: None,
 ) -> list[Planned]:
     """Every run, in order: `seeds` of them from `first_seed`. What is None is the preset's.
 
-    Raises ValueError naming the option that can't be.
+    `own` is a job in the place of the tasks. Plug-ins take part where `rules` are named. What matches a pattern and
+    does not fit its task is left out, and told of. Raises ValueError naming the option that can't be.
     """
-    chosen = [_task(name, held_out) for name in (tasks if tasks is not None else _usual(preset, held_out))]
+    if own is not None:
+        chosen: list[Task] = [own]
+        preset = own.preset(preset)
+    else:
+        chosen = [_task(name, held_out) for name in (tasks if tasks is not None else _usual(preset, held_out))]
     patterns = rules if rules is not None else preset.rules
-    by_task = {task.name: entries(len(task.objectives)) for task in chosen}
-    for pattern in patterns:
+    offered = list(plugins()) if rules is not None else []
+    by_task = {task.name: entries(len(task.objectives)) + offered for task in chosen}
+    for pattern in rules or ():
         names = [entry.name for found in by_task.values() for entry in found]
         if not any(_matches(name, pattern) for name in names):
             raise ValueError(
-                f"--rules: no entry '{pattern}'{nearest(pattern, names)}; `equipoise arena --list` has all"
+                f"--rules: no entry '{pattern}'{nearest(pattern, names)}; `equipoise arena --list` has all, "
+                "`equipoise plugins` those of installed packages"
             )
+    steps = preset.steps if steps is None else steps
+    for task in chosen:
+        mine = [entry for entry in by_task[task.name] if any(_matches(entry.name, pattern) for pattern in patterns)]
+        by_task[task.name] = [entry for entry in mine if _takes_part(task, entry, preset, steps, patterns, on_left_out)]
     return [
-        Planned(task=task, entry=entry, preset=preset, seed=seed, steps=preset.steps if steps is None else steps)
+        Planned(task=task, entry=entry, preset=preset, seed=seed, steps=steps)
         for seed in range(first_seed, first_seed + (preset.seeds if seeds is None else seeds))
         for task in chosen
         for entry in sorted(by_task[task.name], key=lambda entry: entry.targets_from_statics)
-        if any(_matches(entry.name, pattern) for pattern in patterns)
     ]
+
+
+def _takes_part(
+    task: Task,
+    entry: Entry,
+    preset: Preset,
+    steps: int,
+    patterns: Sequence[str],
+    on_left_out: Callable[[str], None],
+) -> bool:
+    """Whether the entry's job can be; ours are of all of our tasks. ValueError where one was asked for by its name."""
+    if not entry.plugin and task.name in TASKS:
+        return True
+    targets = {o["name"]: o["range"][0] for o in task.objectives[1:]} if entry.targets_from_statics else {}
+    try:
+        task.spec(entry, preset, seed=0, steps=steps, targets=targets)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: a plug-in that does not load
+        said = f"{entry.name} can't take part in {task.name}: {str(error).splitlines()[0]}"
+        if {entry.name, entry.name.partition("/")[2]} & {*patterns}:
+            raise ValueError(f"--rules: {said}") from None
+        on_left_out(said)
+        return False
+    return True
 
 
 def _usual(preset: Preset, held_out: bool) -> list[str]:

@@ -68,6 +68,7 @@ class Run(_Part):
     estimator: str
     weighting: str
     rule_version: int = 1
+    packages: list[str] = []  # of plug-ins, with their versions
     preference: dict[str, float] = {}
     seed: int
     steps: int = Field(ge=1)
@@ -148,7 +149,8 @@ def read_results(path: Path) -> Results:
 
     The last line may be cut short by a kill, and is then left out, as are runs whose conditions (steps, prompts,
     evaluations, protocol) are not those that most runs of their task have together, those of an older version of a rule
-    where the task has runs of a newer one, and those whose figures have a gap.
+    where the task has runs of a newer one (of a plug-in: of another one than its last), and those whose figures have a
+    gap.
     Of two finished runs of the same entry, task and seed the later counts, if their digests are the same, and else the
     first. `ValueError` names the line and the field that does not fit.
     """
@@ -215,8 +217,10 @@ def _check_ranges(done: list[Run], name: str) -> None:
 def _comparable(runs: list[Run], left_out: list[str]) -> Results:
     usual = {task: _usual_budget([run for run in runs if run.task == task]) for task in {run.task for run in runs}}
     newest: dict[tuple[str, str], int] = {}
+    last: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         if run.status == "done":
+            last[run.task, run.entry] = run.packages
             newest[run.task, run.entry] = max(run.rule_version, newest.get((run.task, run.entry), 1))
     kept: dict[tuple[str, str, int], Run] = {}
     for run in runs:
@@ -228,6 +232,9 @@ def _comparable(runs: list[Run], left_out: list[str]) -> Results:
             continue
         if run.rule_version < (version := newest.get((run.task, run.entry), 1)):
             left_out.append(f"{name}: made by version {run.rule_version} of the rule; version {version} ran as well")
+            continue
+        if run.packages != (packages := last.get((run.task, run.entry), run.packages)):
+            left_out.append(f"{name}: made by {', '.join(run.packages)}; {', '.join(packages)} ran later")
             continue
         if other is not None and other.status == "done":
             if run.status == "failed" or _same(run, other):

@@ -45,6 +45,11 @@ class Task:
         targets: Mapping[str, float] = MappingProxyType({}),
     ) -> dict[str, Any]:
         """An ordinary job, as a person would write it."""
+        ruled = self.ruled(entry, seed, targets)
+        return {"name": ruled["name"], "seed": seed, **preset.sections(steps), **ruled, **entry.sections}
+
+    def ruled(self, entry: Entry, seed: int, targets: Mapping[str, float]) -> dict[str, Any]:
+        """Of a document, what is the entry's own."""
         proportions = entry.proportions or (1,) * len(self.objectives)
         objectives = []
         for objective, weight in zip(self.objectives, proportions, strict=True):
@@ -54,12 +59,14 @@ class Task:
         return {
             "name": f"arena {self.name} {entry.name} seed {seed}",
             "seed": seed,
-            **preset.sections(steps),
             "objectives": objectives,
             "estimator": {"name": entry.estimator},
             "weighting": dict(entry.weighting),
-            **entry.sections,
         }
+
+    def digest(self, policy_seed: int) -> str:
+        """Of what decides a run and is not in its spec: how its policy is made."""
+        return self.recipe.digest(policy_seed)
 
 
 def _objective(name: str, reward: str, span: tuple[float, float] = (0.0, 1.0), **options: Any) -> dict[str, Any]:

@@ -56,19 +56,23 @@ class Maker:
     def _run(self, request: Mapping[str, Any]) -> Json:
         from orchestrator.arena.run import run_job
         from orchestrator.arena.tasks import TASKS
+        from orchestrator.build import resolve_model
         from orchestrator.spec import parse_spec
-        from policies.quickstart import ensure_policy
+        from policies.quickstart import Recipe, ensure_policy
 
-        recipe, threads = TASKS[request["task"]].recipe, self.threads
+        recipe = TASKS[request["task"]].recipe if request["task"] in TASKS else Recipe()
+        threads = self.threads
         resources = {"device": "cpu", "learner_threads": threads, "engine_threads": threads}
         spec = parse_spec({**request["spec"], "resources": resources})
-        model = ensure_policy(
-            self.state_dir / "policies", seed=request["policy_seed"], show_progress=False, recipe=recipe
-        )
+        if spec.policy.model == "quickstart" and spec.init_checkpoint is None:
+            policies, seed = self.state_dir / "policies", request["policy_seed"]
+            model = str(ensure_policy(policies, seed=seed, show_progress=False, recipe=recipe))
+        else:
+            model = resolve_model(spec, self.state_dir)
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True)
-        parts = self.workshop.parts(spec, str(model))
-        return run_job(spec, parts, self.scratch, self.workshop.initial(spec, str(model)))
+        parts = self.workshop.parts(spec, model)
+        return run_job(spec, parts, self.scratch, self.workshop.initial(spec, model))
 
 
 def is_disk_full(error: BaseException | None) -> bool:

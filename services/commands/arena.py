@@ -17,11 +17,14 @@ from rich.table import Table
 from orchestrator.arena import protocol
 from orchestrator.arena.conduct import Arena, ArenaStopped
 from orchestrator.arena.entries import entries
+from orchestrator.arena.job_task import JobTask, job_task
 from orchestrator.arena.ledger import FILE, Ledger, LedgerError
 from orchestrator.arena.plan import Planned, plan
 from orchestrator.arena.processes import ProcessWorker
 from orchestrator.arena.tasks import TASKS
-from orchestrator.spec_errors import nearest
+from orchestrator.spec import JobSpec, load_spec, parse_spec
+from orchestrator.spec_errors import SpecError, nearest
+from services.submission import anchored_changes
 from services.terminal import fail, output, say
 
 arena_app = typer.Typer(help="Compare every weighting rule on the same tasks.", invoke_without_command=True)
@@ -38,6 +41,9 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
             list[str] | None, typer.Option(help="entries: a name, `saw`, or a pattern such as `gdpo/*`; repeat it")
         ] = None,
         tasks: Annotated[list[str] | None, typer.Option(help="tasks; repeat it")] = None,
+        task: Annotated[
+            Path | None, typer.Option(metavar="FILE", help="the spec of a job of your own, in the tasks' place")
+        ] = None,
         seeds: Annotated[int | None, typer.Option(min=1, max=100, help="runs of each entry and task")] = None,
         first_seed: Annotated[
             int, typer.Option(min=0, max=10_000, help="where seeds begin, so that machines can share an arena by seeds")
@@ -62,6 +68,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
             equipoise arena --preset smoke
             equipoise arena --rules gdpo/fixed --rules gradient --seeds 3
             equipoise arena --resume --limit 10
+            equipoise arena --task job.yaml --rules gdpo/fixed --rules my_plugin --out mine
             equipoise arena report
         """
         if context.invoked_subcommand is not None:
@@ -71,7 +78,10 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
             return
         if retry_failed and not resume:
             fail("--retry-failed: goes with --resume")
-        runs = _planned(preset, tasks, rules, seeds, first_seed, steps, held_out)
+        if task is not None and (tasks is not None or held_out):
+            fail("--task: stands in the place of --tasks and --held-out")
+        own = None if task is None else _own(task)
+        runs = _planned(preset, tasks, rules, seeds, first_seed, steps, held_out, own)
         directory = (out or state_dir() / "arena").expanduser().absolute()
         lanes = workers or default_workers()
         threads = max(1, (os.cpu_count() or 1) // lanes)
@@ -145,6 +155,7 @@ def _planned(
     first_seed: int,
     steps: int | None,
     held_out: bool,
+    own: JobTask | None,
 ) -> list[Planned]:
     if preset not in protocol.PRESETS:
         fail(
@@ -160,9 +171,23 @@ def _planned(
             first_seed=first_seed,
             steps=steps,
             held_out=held_out,
+            own=own,
+            on_left_out=lambda what: say(f"left out: {what}"),
         )
     except ValueError as error:
         fail(str(error))
+
+
+def _own(file: Path) -> JobTask:
+    """The job as a task, its relative paths made absolute."""
+    try:
+        spec = load_spec(file)
+        if not isinstance(spec, JobSpec):
+            fail(f"--task: {file}: kind: expected an alignment, got {spec.kind}")
+        document = anchored_changes(spec.model_dump(mode="json", exclude_unset=True))
+        return job_task(parse_spec(document))
+    except SpecError as error:
+        fail(*(f"--task: {': '.join(filter(None, problem))}" for problem in error.problems))
 
 
 def _print_task(name: str) -> None:

@@ -347,3 +347,83 @@ print(json.dumps({
     name, summary, options = found["rule"]
     assert (name, options) == ("worst_first", [])
     assert "no torch here" in summary
+
+
+# --------------------------------------------------------------------- the arena, and the list
+
+
+ARENA = """
+import json
+from orchestrator.arena.plan import digest, plan
+from orchestrator.arena.protocol import PRESETS
+
+def planned(*rules):
+    return plan(PRESETS["full"], tasks=["sums3"], rules=list(rules), seeds=1)
+
+def said(*rules):
+    try:
+        planned(*rules)
+    except ValueError as error:
+        return str(error)
+
+def mark(*rules):
+    (one,) = planned(*rules)
+    return digest(one.spec(()), one.task, one.policy_seed)
+"""
+
+
+def test_the_arena_takes_plugins_that_are_named(site: Path) -> None:
+    found = run(
+        site,
+        ARENA
+        + """
+left_out = []
+every = plan(PRESETS["full"], tasks=["sums3"], rules=["gdpo/*", "*/aggregate"], seeds=1, on_left_out=left_out.append)
+theirs = [[one.entry.name, one.entry.role] for one in every if one.entry.plugin]
+usual = [one.entry.name for one in plan(PRESETS["full"], tasks=["sums3"], seeds=1) if one.entry.plugin]
+spec = planned("worst_first")[0].spec(())
+print(json.dumps({
+    "theirs": theirs, "left out": left_out, "usual": usual, "weighting": spec.weighting.name,
+    "estimator": planned("plain_sum/aggregate")[0].spec(()).estimator.name,
+    "broken": said("gdpo/absent"), "unknown": said("worst_frist"),
+}))
+""",
+    )
+    assert found["theirs"] == [
+        ["gdpo/measuring", "strategy"], ["gdpo/worst_first", "strategy"], ["plain_sum/aggregate", "aggregator"],
+    ]  # fmt: skip
+    assert [line.split()[0] for line in found["left out"]] == [
+        "gdpo/absent", "gdpo/crossed", "gdpo/fragile", "gdpo/loose",
+    ]  # fmt: skip
+    assert (found["usual"], found["weighting"], found["estimator"]) == ([], "worst_first", "plain_sum")
+    assert "--rules: gdpo/absent can't take part in sums3" in found["broken"]
+    assert "No module named 'no_such_module'" in found["broken"]
+    assert "no entry 'worst_frist', did you mean 'gdpo/worst_first'?" in found["unknown"]
+
+
+def test_another_version_of_a_package_has_runs_of_its_own(site: Path) -> None:
+    code = ARENA + 'print(json.dumps([mark("worst_first"), mark("plain_sum/aggregate"), mark("gdpo/fixed")]))'
+    before = run(site, code)
+    metadata = site / "my_package-1.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 1.1"))
+    after = run(site, code)
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
+
+
+def test_what_is_installed_is_listed_with_what_is_wrong(site: Path) -> None:
+    install(site, "polite", {"polite": "x = 1"}, {"equipoise.rewards": {"polite": "polite:Absent"}})
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(PROJECT)]), "COLUMNS": "250"}
+    command = [sys.executable, "-m", "services.cli", "plugins"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1, done.stderr
+    found = {(one["kind"], one["name"]): one for one in json.loads(done.stdout)}
+    assert found["weighting", "worst_first"] | {"kind": ""} == {
+        "kind": "", "name": "worst_first", "module": "my_package:WorstFirst", "package": "my-package 1.0",
+        "problem": None,
+    }  # fmt: skip
+    problems = {name: one["problem"] for (_, name), one in found.items() if one["problem"]}
+    assert sorted(problems) == ["absent", "crossed", "fixed", "loose", "polite"]
+    assert "No module named 'no_such_module'" in problems["absent"]
+    assert problems["fixed"] == "there is a weighting of that name already; give it another"
+    table = subprocess.run(command, capture_output=True, text=True, env=environment, check=False).stdout
+    assert all(name in table for _, name in found)

@@ -57,6 +57,30 @@ def test_a_task_is_printed_as_a_job_that_can_be_submitted(tmp_path: Path, task: 
     assert spec.objective_names == tuple(objective["name"] for objective in TASKS[task].objectives)
 
 
+def test_a_job_of_ones_own_is_the_task(tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": "1+1=", "answer": "2"})] * 3
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    spec: dict[str, Any] = {
+        "name": "mine", "steps": 6, "policy": {"model": "someone/model"},
+        "data": {"type": "files"} | {split: f"{split}.jsonl" for split in ("train", "validation", "test")},
+        "objectives": [{"name": name, "reward": {"name": "math"}} for name in ("a", "b")],
+    }  # fmt: skip
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(spec))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        done = run(tmp_path, "--task", "job.yaml", "--rules", "gdpo/saw", "--seeds", "2", "--list")
+    assert done.exit_code == 0, done.stderr
+    rows = [line.replace("│", "").split() for line in done.stdout.splitlines() if "gdpo/saw" in line]
+    assert rows == [["mine", "gdpo/saw", "strategy", str(seed), "6", "left"] for seed in (0, 1)]
+    del spec["data"]["test"]
+    spec["data"] |= {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
+    file.write_text(yaml.safe_dump(spec))
+    done = run(tmp_path, "--task", str(file), "--list")
+    assert (done.exit_code, "--task: data.test: the arena chooses on validation" in done.stderr) == (2, True)
+
+
 def test_without_resume_it_says_what_is_there_and_how_to_go_on(tmp_path: Path) -> None:
     write(tmp_path / "out", [*record(1), *record(1, status="failed", seed=1)])
     done = run(tmp_path, "--preset", "smoke", "--out", str(tmp_path / "out"))
@@ -78,6 +102,8 @@ def test_with_nothing_left_it_ends_at_once(tmp_path: Path) -> None:
         (["--tasks", "held_out"], "--tasks: held_out is kept for the end"),
         (["--task-spec", "sums"], "--task-spec: no task 'sums'"),
         (["--retry-failed"], "--retry-failed: goes with --resume"),
+        (["--task", "absent.yaml"], "--task: absent.yaml: No such file"),
+        (["--task", "absent.yaml", "--tasks", "sums3"], "--task: stands in the place of --tasks"),
     ],
 )
 def test_what_can_not_be_is_refused_with_a_reason(tmp_path: Path, words: list[str], said: str) -> None:

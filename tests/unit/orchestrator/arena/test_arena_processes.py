@@ -142,3 +142,25 @@ def test_a_full_disk_stops_and_another_mistake_fails_with_all_processes_ended(
         assert answer == {"failed": "advantages are not finite"}
     assert shop.closed == 1
     assert not maker.scratch.exists()
+
+
+@pytest.mark.parametrize(("model", "trained"), [("quickstart", 1), ("someone/model", 0)])
+def test_only_the_quickstart_policy_is_trained_for_a_run(
+    tmp_path: Path, model: str, trained: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    used: list[str] = []
+
+    class Known(Workshop):
+        def parts(self, spec: Any, model: str) -> Any:
+            used.append(model)
+            return super().parts(spec, model)
+
+    monkeypatch.setattr("policies.quickstart.ensure_policy", lambda *_, seed, **__: made.append(seed) or tmp_path)
+    maker = worker.Maker(tmp_path, tmp_path / "scratch", 1)
+    maker.workshop = Known(ValueError("no parts"))  # type: ignore[assignment]
+    spec = SPEC.model_dump(mode="json")
+    if model != "quickstart":
+        spec |= {"policy": {"model": model}, "data": {"type": "files", "train": "a.csv", "validation": "b.csv"}}
+    assert maker.make({"task": "a job of one's own", "policy_seed": 3, "spec": spec}) == {"failed": "no parts"}
+    assert (made, used) == ([3] * trained, [str(tmp_path) if trained else model])

@@ -221,6 +221,16 @@ def test_runs_of_two_versions_of_a_rule_are_never_one_entry(tmp_path: Path) -> N
     assert told == "gdpo/covariance: made by an older version of the rule; a resumed arena makes its runs again"
 
 
+def test_runs_of_two_versions_of_a_plugin_are_never_one_entry(tmp_path: Path) -> None:
+    old = [record("gdpo/theirs", seed=seed, packages=["theirs 1.0"]) for seed in range(3)]
+    new = [record("gdpo/theirs", seed=seed, packages=["theirs 1.1"], digest="n") for seed in range(2)]
+    results = read_results(write(tmp_path / "runs.jsonl", [*old, *new, record(seed=2)]))
+    assert [(run.entry, run.seed, run.packages) for run in results.done] == [
+        ("gdpo/theirs", 0, ["theirs 1.1"]), ("gdpo/theirs", 1, ["theirs 1.1"]), ("gdpo/gradient", 2, []),
+    ]  # fmt: skip
+    assert results.left_out[2] == "sums3 gdpo/theirs seed 2: made by theirs 1.0; theirs 1.1 ran later"
+
+
 @pytest.mark.parametrize(("change", "reason"), [
     ({"chosen_step": 7}, "the step that it chose, 7, has no test figures"),
     ({"warnings": ["checkpoint.failed"]}, "a checkpoint could not be written, so its front may lack points"),
