@@ -81,8 +81,8 @@ class Fork(BaseModel):
     )
     weights: _Weights | None = Field(
         None,
-        description="one for each objective; scaled to sum to 1. Without them or a sweep, a fork begins with what the job "
-        "is steered with now: weights, mode, blend and bounds",
+        description="one for each objective; scaled to sum to 1. Without them or a sweep, a fork begins with what the "
+        "job is steered with now: weights, mode, blend and bounds",
     )
     sweep: list[_Weights] | None = Field(None, min_length=1, max_length=MAX_FORKS, description="one job for each")
     changes: dict[str, Any] = Field(default_factory=dict, description="of the spec, merged branch by branch")
