@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +17,7 @@ from orchestrator.arena.entries import Entry
 from orchestrator.arena.protocol import Preset
 from orchestrator.arena.tasks import TASKS, Task
 from orchestrator.checks.preflight import look
+from orchestrator.rollouts.split_files import matching
 from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import SpecError
 from orchestrator.specs.data import FilesData
@@ -35,7 +35,7 @@ class JobTask(Task):
     """`base` are the job's sections, `sums` those of its files, `own` its amounts of everything."""
 
     base: Mapping[str, Any]
-    sums: Mapping[str, str]
+    sums: Mapping[str, list[str]]
     own: Mapping[str, Any]
 
     def preset(self, preset: Preset) -> Preset:
@@ -83,7 +83,6 @@ def job_task(spec: JobSpec) -> JobTask:
     base["rollout"] = {**rollout, "mode": "sync"}
     base["evaluation"] = {**base.get("evaluation", {}), "greedy": False, "test_points": 6}
     files = spec.data if isinstance(spec.data, FilesData) else None
-    named = {} if files is None else {"train": files.train, "validation": files.validation, "test": str(files.test)}
     rows = {
         split: findings.contents[split].rows if files is not None else getattr(spec.data, split)
         for split in ("validation", "test")
@@ -93,7 +92,7 @@ def job_task(spec: JobSpec) -> JobTask:
         what="a job of your own",
         objectives=tuple(map(_objective, spec.objectives)),
         base=base,
-        sums={split: sha256_of(Path(name).expanduser()) for split, name in named.items()},
+        sums={} if files is None else {split: _sums(files.names(split)) for split in files.splits},
         own={
             "steps": spec.steps,
             "prompts_per_step": spec.rollout.prompts_per_step,
@@ -104,6 +103,10 @@ def job_task(spec: JobSpec) -> JobTask:
             "policy_for_each_seed": spec.policy.model == "quickstart" and spec.init_checkpoint is None,
         },
     )
+
+
+def _sums(names: Iterable[str]) -> list[str]:
+    return [sha256_of(path) for name in names for path in matching(name)]
 
 
 def _lacking(spec: JobSpec) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -95,12 +96,14 @@ class FrontTester(Evaluator):
         self._initial = initial
         self._begun: set[str] = set()
 
-    def evaluate(self, split: str, *, greedy: bool = False) -> Evaluation:
+    def evaluate(
+        self, split: str, *, greedy: bool = False, interrupted: Callable[[], bool] = lambda: False
+    ) -> Evaluation:
         if split in self._begun or greedy:
-            return super().evaluate(split, greedy=greedy)
+            return super().evaluate(split, greedy=greedy, interrupted=interrupted)
         self._begun.add(split)
         if split not in self._initial:
-            self._initial[split] = super().evaluate(split)
+            self._initial[split] = super().evaluate(split, interrupted=interrupted)
         return self._initial[split]
 
     def tested(self, loop: Loop) -> list[int]:
