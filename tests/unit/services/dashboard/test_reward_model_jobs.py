@@ -101,7 +101,7 @@ def test_it_is_submitted_as_the_command_takes_it() -> None:
     async def look(session: Any, client: Client) -> None:
         with ui.element() as place:
             show_plan(plan)
-        assert "helpfulness, clarity, verbosity" in texts(place)
+        assert "helpfulness, coherence, verbosity" in texts(place)
         form = SubmitForm(session, client, YAML, {"weighting": ["fixed"], "estimator": ["grpo"]})
         assert list(form._fields) == ["name", "training.epochs", "training.model", "training.lr"]
         form._write("training.epochs", "3")
