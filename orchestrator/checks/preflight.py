@@ -342,12 +342,20 @@ def _blank_answers(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[
             wanted = domains.get(field) or found.unanswered
             blank = [rows for domain, rows in found.unanswered.items() if domain in wanted]
             if split == "validation" and spec.evaluation.prompts is not None:  # its other rows are not used
+                if not _is_one_file(spec.data, split):  # a row's number is not its place; the driver tells
+                    continue
                 blank = [(first, count) for first, count in blank if first <= spec.evaluation.prompts]
             if sum(count for _, count in blank) <= reward.hosting.max_bad_share * found.rows:
                 continue
             said = f"row {min(blank)[0]}: the answer is empty, and '{reward.name}' compares with it"
             yield f"data.{split}", f"{said}; fill it in, or set {field}.options.missing to skip"
             break
+
+
+def _is_one_file(data: object, split: str) -> bool:
+    """Whether the split is all rows of a file, and nothing else."""
+    named = getattr(data, split)
+    return isinstance(named, str) and not is_pattern(named)
 
 
 def _rewards(spec: JobSpec) -> dict[str, RewardSpec]:

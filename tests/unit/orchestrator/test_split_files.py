@@ -267,6 +267,16 @@ def test_a_share_that_leaves_a_split_empty_is_refused(tmp_path: Path, share: flo
     assert str(caught.value) == f"data.validation.share: {message}"
 
 
+def test_blank_answers_of_rows_that_may_not_be_evaluated_are_left_to_the_driver(tmp_path: Path) -> None:
+    put(tmp_path / "0.jsonl", *prompts(0, 2))
+    put(tmp_path / "1.jsonl", *prompts(2, 2, answer=""))
+    document = spec_of(train=f"{tmp_path}/0.jsonl", validation=f"{tmp_path}/[01].jsonl").model_dump(mode="json")
+    few = parse_spec({**document, "evaluation": {"prompts": 2}})
+    assert preflight(few) == []
+    ((field, message),) = preflight(parse_spec(document))
+    assert (field, message[:26]) == ("data.validation", "row 1: the answer is empty")
+
+
 def test_what_is_wrong_with_the_rows_is_told_once(tmp_path: Path) -> None:
     path = put(tmp_path / "train.jsonl", *prompts(0, 4), {"question": "1"})
     ((field, message),) = preflight(spec_of(train=str(path), validation={"share": 0.5}))
