@@ -15,6 +15,8 @@ from tests.deploy_local import Installation
 from tests.deploy_support import Rendered, prepare, render, wait_for
 from tests.support import make_policy, small_spec
 
+ROUNDING = 1e-5  # as in test_tensor_parallel.py
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
@@ -49,18 +51,35 @@ def ray_status(place: Installation, token: str | None) -> int:
         return 0
 
 
+def shared_by_ranks() -> set[Path]:
+    return {path for path in Path("/dev/shm").iterdir() if path.name.startswith(("psm_", "vllm_dist_"))}
+
+
 def test_a_job_that_is_submitted_through_the_api_ends_well(place: Installation, tmp_path: Path) -> None:
+    """Its engine has two ranks: it samples from the learner's weights in every step, and the memory that its ranks
+    shared is given back.
+    """
     wait_for(lambda: ready(place), 120)
     policy = make_policy(tmp_path / "policy")
-    spec = small_spec(policy, steps=2, weighting={"name": "fixed"}).model_dump(mode="json", exclude_unset=True)
+    rollout = {"tensor_parallel": 2, "max_tokens": 8, "kv_cache_gib": 0.1}
+    spec = small_spec(policy, steps=2, weighting={"name": "fixed"}, rollout=rollout)
+    before, seen = shared_by_ranks(), set[Path]()
+
+    def ended() -> bool:
+        seen.update(shared_by_ranks() - before)
+        return client.job(job_id)["status"] not in ("queued", "starting", "running")
+
     with Client(place.url, key(place)) as client:
-        job_id = client.submit(spec)["id"]
-        wait_for(lambda: client.job(job_id)["status"] not in ("queued", "starting", "running"), 480)
+        job_id = client.submit(spec.model_dump(mode="json", exclude_unset=True))["id"]
+        wait_for(ended, 480)
         job = client.job(job_id)
         told = place.log("worker") + place.log("serve") + place.log("scripts")
         assert job["status"] == "succeeded", f"{job['reason']}\n{told[-4000:]}"
         assert job["step"] == 2
         assert client.front(job_id)["points"]
+        assert [step["sampler_gap"] < ROUNDING for step in client.metrics(job_id)["data"]] == [True, True]
+    assert seen
+    wait_for(lambda: not seen & shared_by_ranks(), 60)
     for secret in place.secrets.iterdir():
         if secret.name.endswith((".password", "-key", "auth_token")):
             assert secret.read_text().strip() not in told, secret.name

@@ -1,9 +1,11 @@
-"""An engine of two ranks on CPU: before and after weights changed it is the engine of one rank, and the learner."""
+"""An engine of two ranks on CPU: before and after weights changed it is the engine of one rank, and the learner.
+
+A job with such an engine is test_deploy_kind.py's.
+"""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import Drive, connect, make_policy, one_of, small_spec
+from tests.support import make_policy, one_of, small_spec
 
 # Two ranks add up in another order than one, in float32, whose last bit at log-probabilities of about -5 is 5e-7: that
 # is what they were apart. Weights that are an update behind are off by more than MOVED.
@@ -139,27 +141,3 @@ def test_an_engine_that_lost_a_rank_says_that_it_is_gone(engines):
     with pytest.raises(EngineDied):
         ray.get(engines[2].lasts.remote(), timeout=60)
     assert ray.get(engines[1].version.remote()) == 2
-
-
-def shared_by_ranks() -> set[Path]:
-    return {path for path in Path("/dev/shm").iterdir() if path.name.startswith(("psm_", "vllm_dist_"))}
-
-
-def test_a_job_whose_engine_has_two_ranks(policy, redis_url, state_dir):
-    """Its engine samples from the learner's weights in every step; the memory that its ranks shared is given back."""
-    from orchestrator.state.store import JobStatus, JobStore
-    from orchestrator.steering import initial_steering
-
-    rollout = {"tensor_parallel": 2, "max_tokens": 8, "kv_cache_gib": 0.1}
-    spec = small_spec(policy, name="two-ranks", steps=2, rollout=rollout)
-    store, before = JobStore(connect(redis_url)), shared_by_ranks()
-    steering = initial_steering(spec).model_dump(mode="json")
-    store.submit(spec.model_dump_json(), name=spec.name, job_id="job-two-ranks", steering=steering)
-    drive, seen = Drive("job-two-ranks", redis_url, state_dir), set()
-    while drive.process.poll() is None:
-        seen |= shared_by_ranks() - before
-        time.sleep(0.2)
-    assert store.job("job-two-ranks").status is JobStatus.SUCCEEDED, drive.log.read_text()[-4000:]
-    assert [step["sampler_gap"] < ROUNDING for step in store.steps("job-two-ranks")] == [True, True]
-    assert seen
-    assert not seen & shared_by_ranks()
