@@ -158,9 +158,9 @@ def _score_without() -> None:
 
     real = Round.finish
 
-    def without(self: Round, groups: Sequence[int] | None = None) -> Scored:
+    def without(self: Round, groups: Sequence[int] | None = None, *rest: Any) -> Scored:
         try:
-            return real(self, groups)
+            return real(self, groups, *rest)
         except RewardError:
             scores: dict[str, list[float | None]] = {
                 name: [score or 0.0 for score in column]
