@@ -206,7 +206,8 @@ def layout_line(layout: Document) -> str:
         return f"on CPU{f', rewards on {_gpus(layout)}' if layout['gpus'] else ''}{weights}{total}{there}"
     shared = " that all share" if layout["shared"] else ""
     rewards = f", {layout['reward_gpus']:g} for rewards" if layout["reward_gpus"] else ""
-    return f"on {_gpus(layout)} of {readable(layout['gpu_bytes'])}{shared}{rewards}{weights}{total}"
+    host = f", and {readable(layout['host_bytes'])} of the machine's memory" if layout.get("host_bytes") else ""
+    return f"on {_gpus(layout)} of {readable(layout['gpu_bytes'])}{shared}{rewards}{weights}{total}{host}"
 
 
 def _gpus(layout: Document) -> str:

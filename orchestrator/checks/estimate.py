@@ -14,7 +14,12 @@ from orchestrator.spec import JobSpec
 from policies.models import ModelError, adapter_base
 from policies.sizes import ModelSize, quickstart_size, size_of
 
-_NOTHING_KNOWN: dict[str, Any] = {"processes": [], "bytes": None, "kv_cache": None}  # of a model of unknown size
+_NOTHING_KNOWN: dict[str, Any] = {
+    "processes": [],
+    "bytes": None,
+    "host_bytes": None,
+    "kv_cache": None,
+}  # of a model of unknown size
 _REVISION = re.compile(r"[\w.-]{1,255}", re.ASCII)
 
 
@@ -63,6 +68,7 @@ def _document(layout: Layout) -> dict[str, Any]:
         "reward_gpus": layout.reward_gpus,
         "gpu_bytes": layout.machine.gpu_bytes if layout.on_gpu else None,
         "memory_bytes": layout.memory_bytes,
+        "host_bytes": layout.host_bytes,
         "shared": layout.shared,
         "transport": layout.transport,
         "processes": processes,

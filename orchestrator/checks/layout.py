@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.actors.placement import gpus_wanted, reward_gpus, shares_gpu, transport_of, transport_problem
 from orchestrator.spec import JobSpec
@@ -24,6 +24,7 @@ _MOST_TOKENS, _MOST_GIB = 2**40, 2**30  # numbers of a spec have no end of their
 ENGINE_BYTES, LEARNER_BYTES = 1400 << 20, 512 << 20
 RANK_BYTES = 512 << 20  # of each of several in an engine, which have processes of their own
 OTHERS_BYTES, REWARD_BYTES = 1250 << 20, 80 << 20
+_KEPT = ("weights", "moments", "gradients", "reference")
 PACKED_BYTES = 2 << 30  # of vLLM's two buffers, for weights on their way to other GPUs
 
 
@@ -145,8 +146,7 @@ class Layout:
 
     @property
     def learner(self) -> Process:
-        lora = self.spec.policy.lora
-        trained = None if lora is None else adapter_size(self.size, rank=lora.rank, targets=lora.targets)
+        trained = self.trained
         parts = learner_bytes(self.size, self.update, trained=trained)
         if not self.on_gpu:
             parts["runtime"] = LEARNER_BYTES
@@ -154,6 +154,12 @@ class Layout:
                 saved = self.size if trained is None or self.spec.merges else trained
                 parts["checkpoint"] = parts["moments"] * 3 // 2 + self.number_bytes * saved.parameters
         return Process(name="learner", count=self.spec.resources.learner_ranks, gpus=int(self.on_gpu), parts=parts)
+
+    @property
+    def trained(self) -> ModelSize | None:
+        """An adapter's, where that learns."""
+        lora = self.spec.policy.lora
+        return None if lora is None else adapter_size(self.size, rank=lora.rank, targets=lora.targets)
 
     @property
     def sleeps(self) -> bool:
@@ -172,6 +178,19 @@ class Layout:
         copied = policy if self.shared or collected else 0
         buffers = 0 if self.shared else min(2 * policy, PACKED_BYTES)
         return parts["weights"] + parts["moments"] + parts["reference"] + copied + buffers
+
+    @property
+    def host_bytes(self) -> int | None:
+        """Of the host's memory, for a job on GPUs: what the learner's ranks load, each a whole policy, or what is
+        offloaded of all of them; and the weights of engines that sleep."""
+        if not self.on_gpu:
+            return None
+        alone = replace(self.update, offloaded=False, ranks=1)
+        parts = learner_bytes(self.size, alone, trained=self.trained)
+        kept = sum(parts[name] for name in _KEPT) if self.update.offloaded else 0
+        loaded = parts["weights"] * self.spec.resources.learner_ranks
+        asleep = self.engine.parts["weights"] * self.spec.rollout.engines if self.sleeps else 0
+        return max(loaded, kept) + asleep
 
     @property
     def update(self) -> Update:

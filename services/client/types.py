@@ -118,6 +118,8 @@ class Layout(TypedDict):
     gpu_bytes: int | None
     memory_bytes: int | None
     """Of the machine that a job on CPU gets."""
+    host_bytes: NotRequired[int | None]
+    """What a job on GPUs takes of its machine's memory, which nothing is held against."""
     shared: bool
     transport: Literal["shared_memory", "nccl", "ipc"]
     """How weights would reach the engines."""

@@ -31,6 +31,7 @@ from orchestrator.spec import JobSpec, parse_spec
 from policies.batching import microbatches
 from policies.models import ModelError
 from policies.sizes import Dimensions, ModelSize, adapter_size, size_of
+from services.tables import layout_line
 from tests.support import make_policy
 
 # Qwen3-1.7B, by its published configuration.
@@ -200,6 +201,29 @@ def test_a_job_that_no_setting_fits_into_a_machine_needs_another() -> None:
 def test_a_jobs_memory_on_gpus_is_not_the_machines() -> None:
     layout = only(spec(), memory_gib=1)
     assert (layout["memory_bytes"], layout["fits"]) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus", "of_each"),
+    [
+        ({}, 2, 4),  # loaded in float32
+        ({"resources": {"learner_ranks": 3}}, 4, 12),
+        ({"policy": {"cpu_offload": True}}, 2, 16),  # weights, moments and gradients
+        ({"policy": {"cpu_offload": True}, "loss": {"kl_coef": 0.1}}, 2, 20),
+        ({"policy": {"cpu_offload": True}, "resources": {"learner_ranks": 8}}, 9, 32),
+        ({"rollout": {"sleep": True, "gpu_memory_utilization": 0.4}}, 1, 6),
+    ],
+)
+def test_a_job_on_gpus_says_what_the_host_has_of_it(changes: dict[str, Any], gpus: int, of_each: int) -> None:
+    layout = only(spec(**changes), gpus=gpus)
+    assert layout["host_bytes"] == of_each * QWEN.parameters
+    assert layout_line(layout).endswith(f", and {readable(layout['host_bytes'])} of the machine's memory")
+
+
+def test_a_job_on_cpu_has_no_other_host() -> None:
+    layout = only(spec(resources={"device": "cpu"}))
+    assert layout["host_bytes"] is None
+    assert layout_line(layout).endswith(" in all")
 
 
 # -- bytes ----------------------------------------------------------------------------------------------------
