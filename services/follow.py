@@ -120,7 +120,10 @@ def follow(
 def follow_to_end(
     client: Client, job_id: str, console: Console, trackers: Mapping[str, Open] = MappingProxyType({})
 ) -> None:
-    """For a command: exit code 0 only where the job has succeeded, else 1; 130 after Ctrl-C, which lets it go on."""
+    """For a command: exit code 0 only where the job has succeeded, else 1; 2 where a tracker lacks some of it.
+
+    130 after Ctrl-C, which lets the job go on.
+    """
     try:
         job = follow(client, job_id, console, trackers=trackers)
     except Untold as error:
