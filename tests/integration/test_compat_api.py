@@ -164,10 +164,18 @@ def test_a_failed_job_says_why(jobs: Any, store: JobStore, job_id: str) -> None:
     assert (job.status, job.error.code, job.error.message) == ("failed", "job_failed", "no space left")
 
 
-def test_files_are_named_as_they_are(jobs: Any, store: JobStore) -> None:
-    spec = {**SPEC, "data": {"type": "files", "train": "/data/train.jsonl", "validation": "/data/val.jsonl"}}
+@pytest.mark.parametrize(
+    ("train", "validation", "shown"),
+    [
+        ("/data/train.jsonl", "/data/val.jsonl", "/data/val.jsonl"),
+        (["/data/train.jsonl", "/data/more.jsonl"], ["/data/val.jsonl"], "/data/val.jsonl"),  # the first of each
+        ("/data/train.jsonl", {"share": 0.1, "seed": 0}, "/data/train.jsonl"),  # which it is held back from
+    ],
+)
+def test_files_are_named_as_they_are(jobs: Any, store: JobStore, train: Any, validation: Any, shown: str) -> None:
+    spec = {**SPEC, "data": {"type": "files", "train": train, "validation": validation}}
     spec |= {"seed": 0, "rollout": {"prompts_per_step": 2, "rollouts_per_prompt": 3}}
     job_id = f"job-{uuid.uuid4().hex[:12]}"
     store.submit(json.dumps(spec), name="files", job_id=job_id)
     job = jobs.retrieve(job_id)
-    assert (job.training_file, job.validation_file) == ("/data/train.jsonl", "/data/val.jsonl")
+    assert (job.training_file, job.validation_file) == ("/data/train.jsonl", shown)
