@@ -347,7 +347,8 @@ def resolve_model(
 def prompt_encoder(spec: JobSpec, tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], list[int]]:
     """Makes tokens of a prompt, text or messages. Raises ModelError where the spec and the tokenizer do not fit."""
     chat, rollout = spec.policy.chat, spec.rollout
-    check_chat(tokenizer, chat.system, chat.template_kwargs)
+    template = None if tokenizer.chat_template is None else tokenizer.get_chat_template()
+    check_chat(template, chat.system, chat.template_kwargs)
     texts = {f"rollout.stop.{i}": text for i, text in enumerate(rollout.stop)}
     if rollout.thoughts_end is not None:
         texts["rollout.reasoning.end"] = rollout.thoughts_end

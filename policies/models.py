@@ -202,16 +202,26 @@ def encode_prompt(
         raise ModelError(f"the policy's chat template refuses a prompt: {_first_line(error)}") from None
 
 
-def check_chat(tokenizer: PreTrainedTokenizerBase, system: str | None, template_kwargs: Mapping[str, Any]) -> None:
-    """Raises ModelError where the tokenizer's template would take no notice of them."""
+def check_chat(template: str | None, system: str | None, template_kwargs: Mapping[str, Any]) -> None:
+    """Raises ModelError where a policy's chat template would take no notice of them; None: it has no template."""
     if system is None and not template_kwargs:
         return
-    if tokenizer.chat_template is None:
+    if template is None:
         raise ModelError("policy.chat: the policy's tokenizer has no chat template; leave it out")
-    template = tokenizer.get_chat_template()
     for name in template_kwargs:
         if not re.search(rf"\b{name}\b", template):
             raise ModelError(f"policy.chat.template_kwargs: the policy's chat template has no variable '{name}'")
+
+
+def template_file(path: Path) -> str | None:
+    """The chat template in a policy's directory, as far as it is told without loading the tokenizer."""
+    try:
+        if (file := path / "chat_template.jinja").is_file():
+            return file.read_text(encoding="utf-8")
+        template = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return template if isinstance(template, str) else None
 
 
 def check_texts(tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, str]) -> None:

@@ -75,8 +75,9 @@ class RolloutEngine:
     """Samples completions under known weights.
 
     The same requests in the same order under the same weights give the same rollouts: requests are queued while the
-    scheduler is paused, so that the batches it forms do not depend on when each request arrives. Stop texts are found
-    outside of the scheduler, which may decode a token more before it hears: as far as batches round alike.
+    scheduler is paused, so that the batches it forms do not depend on when each request arrives. With stop
+    texts they do as far as batches of other sizes round alike: those are found outside of the scheduler, which may
+    decode a token more before it hears.
     """
 
     broken: str | None = None  # by a weight update, which failed

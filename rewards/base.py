@@ -102,7 +102,7 @@ class RewardBatch:
     prompts: tuple[str, ...]
     """Text of the prompt."""
     completions: tuple[str, ...]
-    """What the policy wrote, without the prompt."""
+    """What the policy wrote, without the prompt, and without its thoughts where the job says how they end."""
     answers: tuple[str | None, ...]
     """Ground truth, where the data has one."""
     completion_tokens: tuple[int, ...]

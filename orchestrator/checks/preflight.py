@@ -29,7 +29,15 @@ from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.storage.datasets import is_reference, locate
 from orchestrator.storage.remote import RemoteAway, is_url
 from orchestrator.storage.remote_data import TooLarge, fetch
-from policies.models import ModelError, adapter_base, check_directory, context_length, ranks_that_share
+from policies.models import (
+    ModelError,
+    adapter_base,
+    check_chat,
+    check_directory,
+    context_length,
+    ranks_that_share,
+    template_file,
+)
 from policies.sizes import ModelSize, linear_layers, quickstart_config, quickstart_size, size_of
 from rewards import registry
 
@@ -124,6 +132,7 @@ def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
         return None
     _ranks(spec, config, problems)
     _lora(spec, functools.partial(size_of, path), problems)
+    _chat(spec, path, problems)
     return path
 
 
@@ -186,6 +195,17 @@ def _lora(spec: JobSpec, size: Callable[[], ModelSize], problems: list[tuple[str
             if there and target not in there:
                 said = f"no linear layer '{target}' in the policy's blocks{nearest(target, there)}"
                 problems.append((f"policy.lora.targets.{i}", f"{said}; there are {', '.join(there)}"))
+
+
+def _chat(spec: JobSpec, path: Path, problems: list[tuple[str, str]]) -> None:
+    """What the policy's chat template would not notice; one that is not found here the driver looks for."""
+    if (template := template_file(path)) is None:
+        return
+    try:
+        check_chat(template, spec.policy.chat.system, spec.policy.chat.template_kwargs)
+    except ModelError as error:
+        field, _, message = str(error).partition(": ")
+        problems.append((field, message))
 
 
 def _data(

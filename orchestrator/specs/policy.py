@@ -64,7 +64,7 @@ class ChatSpec(Spec):
         default_factory=dict,
         max_length=32,
         description="variables of the chat template, such as {enable_thinking: false}; one that it does not have is "
-        "refused when the job starts",
+        "refused",
     )
 
     @field_validator("template_kwargs")

@@ -301,6 +301,13 @@ def test_a_system_message_takes_room_beside_prompts_that_have_none(model: Path, 
         assert all("the prompt has" in message for _, message in found)
 
 
+def test_a_variable_that_the_chat_template_lacks(model: Path, data: dict[str, Any]) -> None:
+    (model / "chat_template.jinja").write_text("{% if enable_thinking %}<think>{% endif %}{{ messages }}")
+    for name, found in (("enable_thinking", []), ("enable_thinkng", ["policy.chat.template_kwargs"])):
+        policy = {"model": str(model), "chat": {"template_kwargs": {name: True}}}
+        assert [field for field, _ in preflight(make_spec(model, data, policy=policy))] == found
+
+
 def test_a_shorter_context_of_the_spec_counts(model: Path, data: dict[str, Any]) -> None:
     policy = {"model": str(model), "max_model_len": 16}
     assert preflight(make_spec(model, data, policy=policy)) == []

@@ -19,6 +19,7 @@ from policies.models import (
     load_model,
     load_tokenizer,
     ranks_that_share,
+    template_file,
 )
 from tests.support import make_policy
 
@@ -253,7 +254,7 @@ def test_chat_messages_without_a_template_are_refused(tokenizer):
 def test_a_system_message_and_variables_reach_the_template(tokenizer):
     tokenizer.chat_template = TEMPLATE + "{% if hush %}<hush>{% endif %}{{ tools or '' }}"
     options = {"system": "be brief", "template_kwargs": {"hush": True}}
-    check_chat(tokenizer, **options)
+    check_chat(tokenizer.chat_template, **options)
     assert decode(tokenizer, encode_prompt(tokenizer, "hi", **options)) == "<s>s:be brief\nu:hi\na:<hush>"
     own = [{"role": "system", "content": "be long"}, {"role": "user", "content": "hi"}]
     assert decode(tokenizer, encode_prompt(tokenizer, own, **options)) == "<s>s:be long\nu:hi\na:<hush>"
@@ -268,11 +269,20 @@ def test_a_system_message_and_variables_reach_the_template(tokenizer):
         (TEMPLATE, None, {"mess": 1}, "policy.chat.template_kwargs: the policy's chat template has no variable 'mess'"),
     ],
 )
-def test_what_a_template_would_not_notice_is_refused(tokenizer, template, system, variables, problem):
-    tokenizer.chat_template = template
-    check_chat(tokenizer, None, {})
+def test_what_a_template_would_not_notice_is_refused(template, system, variables, problem):
+    check_chat(template, None, {})
     with pytest.raises(ModelError, match=problem):
-        check_chat(tokenizer, system, variables)
+        check_chat(template, system, variables)
+
+
+def test_a_template_is_found_in_a_directory(tokenizer, copy):
+    (copy / "chat_template.jinja").unlink()
+    assert template_file(copy) is None
+    change_json(copy / "tokenizer_config.json", chat_template=TEMPLATE)
+    assert template_file(copy) == TEMPLATE
+    tokenizer.chat_template = TEMPLATE + "{{ hush }}"
+    tokenizer.save_pretrained(copy)
+    assert template_file(copy) == load_tokenizer(str(copy)).get_chat_template() == TEMPLATE + "{{ hush }}"
 
 
 def test_what_a_template_refuses_is_told_in_its_words(tokenizer):
