@@ -28,6 +28,7 @@ class Entry:
     role: str
     estimator: str
     runs: dict[int, RunFigures]
+    plugin: bool = False
 
     @property
     def static(self) -> bool:
@@ -35,7 +36,8 @@ class Entry:
 
     @property
     def published(self) -> bool:
-        return self.role in ("strategy", "aggregator")
+        """One of ours; a plug-in is compared with the best of them."""
+        return self.role in ("strategy", "aggregator") and not self.plugin
 
     @property
     def hypervolumes(self) -> BySeed:
@@ -158,7 +160,10 @@ def entries_of(runs: Iterable[Run]) -> dict[str, Entry]:
     """A task's finished runs by entry."""
     entries: dict[str, Entry] = {}
     for run in runs:
-        entry = entries.setdefault(run.entry, Entry(name=run.entry, role=run.role, estimator=run.estimator, runs={}))
+        entry = entries.setdefault(
+            run.entry,
+            Entry(name=run.entry, role=run.role, estimator=run.estimator, runs={}, plugin=bool(run.packages)),
+        )
         entry.runs[run.seed] = RunFigures(run)
     return entries
 

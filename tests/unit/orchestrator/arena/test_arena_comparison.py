@@ -378,6 +378,17 @@ def test_the_published_rule_to_beat_is_never_the_default_itself() -> None:
         assert "other than the default: gdpo/saw" in task_.baselines["published"].words
 
 
+def test_a_plugin_is_compared_with_the_best_published_rule_and_is_none() -> None:
+    records = arena({"gdpo/saw": 0.03, "gdpo/gradient": 0.06})
+    for one in records:
+        one["packages"] = ["theirs 1.0"] if one["entry"] == "gdpo/gradient" else []
+    found = task(records)
+    assert found.baselines["published"].entry == "gdpo/saw"
+    gain = found.row("gdpo/gradient").against["published"]
+    assert gain is not None
+    assert gain.mean > 0
+
+
 def test_a_published_rule_of_which_nothing_could_be_told_is_no_rival() -> None:
     records = arena({"gdpo/hv_gradient": 0.06, "gdpo/saw": 0.05, "gdpo/dara": 0.02})
     few = [r for r in records if r["seed"] < 2 or r["entry"] != "gdpo/saw"]
