@@ -1,9 +1,11 @@
-"""A person's day: `equipoise up`, a job submitted, steered, interrupted, resumed, paused and cancelled by the CLI."""
+"""A person's day: `equipoise up`, a job submitted, steered, interrupted, resumed, paused and cancelled by the CLI.
+
+What only waits asks by a client: a command each half second would take a core from the job that is waited for.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -11,34 +13,45 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from services.terminal import connect_client
+from services.client import Client
+from tests.cli_forks import LIMIT_S, Commands, environment_of
 from tests.support import make_policy, small_spec
-
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Machine:
     """A state directory with `equipoise up` on it."""
 
-    def __init__(self, state_dir: Path) -> None:
-        self.state_dir = state_dir
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("EQUIPOISE_")}
-        self.environment = kept | {"EQUIPOISE_STATE_DIR": str(state_dir), "COLUMNS": "160"}
+    def __init__(self, state_dir: Path, commands: Commands) -> None:
+        self.state_dir, self.commands = state_dir, commands
+        self.state_dir.mkdir()
         self.server: subprocess.Popen[str] | None = None
 
     def up(self) -> None:
         self.server = subprocess.Popen(
             [sys.executable, "-m", "services.cli", "up", "--port", "0"],
-            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env=environment_of(self.state_dir, {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
         )  # fmt: skip
-        deadline = time.monotonic() + 30
-        while self.cli("jobs").returncode != 0:
+        deadline = time.monotonic() + LIMIT_S
+        while not self.answers():
+            assert self.server.poll() is None, self.server.communicate()[0]
             assert time.monotonic() < deadline, "`equipoise up` does not answer"
             time.sleep(0.3)
+
+    def answers(self) -> bool:
+        try:
+            with self.client() as client:
+                return client.ready()
+        except ValueError:  # it has not yet left its address
+            return False
+
+    def client(self) -> Client:
+        return Client.from_state(self.state_dir, {})
 
     def interrupt(self) -> str:
         """Ctrl-C; what it printed."""
@@ -47,18 +60,19 @@ class Machine:
         output, _ = self.server.communicate(timeout=90)
         return output
 
-    def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "services.cli", *words]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+    def cli(self, *words: str) -> str:
+        """What a command that succeeds prints."""
+        code, output, errors = self.commands.run(self.state_dir, *words)
+        assert code == 0, errors
+        return output
 
-    def job(self) -> dict:
-        shown = self.cli("show", "last", "--json")
-        assert shown.returncode == 0, shown.stderr
-        return json.loads(shown.stdout)
+    def job(self) -> Any:
+        with self.client() as client:
+            return next(client.iter_jobs())
 
     def weights(self, objective: str) -> dict[int, float]:
         """An objective's applied weight by step."""
-        with connect_client(self.state_dir) as client:
+        with self.client() as client:
             job_id, after, more = next(client.iter_jobs())["id"], 0, True
             weights: dict[int, float] = {}
             while more:
@@ -68,10 +82,10 @@ class Machine:
             return weights
 
     def checkpoint_steps(self) -> list[int]:
-        with connect_client(self.state_dir) as client:
+        with self.client() as client:
             return sorted(kept["step"] for kept in client.checkpoints(next(client.iter_jobs())["id"])["data"])
 
-    def wait_for(self, reached: Callable[[dict], bool], *, timeout_s: float = 180) -> dict:
+    def wait_for(self, reached: Callable[[Any], bool], *, timeout_s: float = 600) -> Any:
         deadline = time.monotonic() + timeout_s
         while not reached(job := self.job()):
             assert job["status"] != "failed", job["reason"]
@@ -81,8 +95,8 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    machine = Machine(tmp_path / "state")
+def machine(tmp_path: Path, commands: Commands) -> Iterator[Machine]:
+    machine = Machine(tmp_path / "state", commands)
     yield machine
     if machine.server is not None and machine.server.poll() is None:
         machine.server.send_signal(signal.SIGINT)
@@ -95,12 +109,11 @@ def test_a_job_from_submit_to_cancel_over_a_restart(machine: Machine, tmp_path: 
     file = tmp_path / "job.yaml"
     file.write_text(yaml.safe_dump(spec))
     machine.up()
-    assert machine.cli("submit", str(file)).returncode == 0
+    machine.cli("submit", str(file))
     machine.wait_for(lambda job: job["step"] >= 1)
 
     steered = machine.cli("steer", "last", "conciseness=0.8", "--mode", "manual")
-    assert steered.returncode == 0, steered.stderr
-    effective = int(re.search(r"step (\d+)", steered.stdout)[1])
+    effective = int(re.search(r"step (\d+)", steered)[1])
     machine.wait_for(lambda job: job["step"] > effective)
     applied = [event for event in json_events(machine) if event["type"] == "steering.applied"]
     assert applied[0]["data"]["step"] == effective
@@ -120,19 +133,16 @@ def test_a_job_from_submit_to_cancel_over_a_restart(machine: Machine, tmp_path: 
     weights = machine.weights("conciseness")
     assert weights[max(weights)] == pytest.approx(0.8)  # the steer outlives it
 
-    assert machine.cli("pause", "last").returncode == 0
-    paused = machine.wait_for(lambda job: job["status"] == "paused", timeout_s=60)
+    machine.cli("pause", "last")
+    paused = machine.wait_for(lambda job: job["status"] == "paused")
     assert machine.checkpoint_steps()[-1] == paused["step"]
-    assert "conciseness" in machine.cli("front", "last").stdout
-    exported = machine.cli("export", "last", str(machine.job()["step"]), str(tmp_path / "chosen"))
-    assert exported.returncode == 0, exported.stderr
+    assert "conciseness" in machine.cli("front", "last")
+    machine.cli("export", "last", str(paused["step"]), str(tmp_path / "chosen"))
     assert (tmp_path / "chosen" / "config.json").is_file()
-    assert machine.cli("cancel", "last").returncode == 0
-    assert machine.job()["status"] == "cancelled"
+    machine.cli("cancel", "last")
+    assert json.loads(machine.cli("show", "last", "--json"))["status"] == "cancelled"
     machine.interrupt()
 
 
-def json_events(machine: Machine) -> list[dict]:
-    shown = machine.cli("events", "last", "--json")
-    assert shown.returncode == 0, shown.stderr
-    return [json.loads(line) for line in shown.stdout.splitlines()]
+def json_events(machine: Machine) -> list[Any]:
+    return [json.loads(line) for line in machine.cli("events", "last", "--json").splitlines()]
