@@ -58,13 +58,21 @@ def submit_document(store: JobStore, job_id: str, document: dict[str, Any], poli
 
 
 @pytest.fixture(scope="module")
-def finished(policy, site, redis_url, state_dir) -> tuple[JobStore, str, Path]:
+def family() -> dict[psutil.Process, str]:
+    """What that job's driver had started by its first step: actors, engines, Ray. None has the job's id in its name."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def finished(policy, site, redis_url, state_dir, family) -> tuple[JobStore, str, Path]:
     """A job that ran undisturbed."""
     store, job_id = JobStore(connect(redis_url)), "job-undisturbed"
     submit_document(store, job_id, document_of(policy), policy)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", site)
         drive = Drive(job_id, redis_url, state_dir)
+    drive.wait_for_step(1)
+    family |= {process: " ".join(process.cmdline()) for process in descendants(drive.process.pid)}
     drive.wait()
     assert store.job(job_id).status is JobStatus.SUCCEEDED, drive.log.read_text()[-4000:]
     return store, job_id, state_dir / "jobs" / job_id
@@ -225,10 +233,11 @@ def test_killed_in_checkpoints_that_are_written_beside_the_steps(
     assert max(rerun) <= 2  # the interval, and the steps that a checkpoint takes
 
 
-def test_nothing_is_left_running(finished):
-    names = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
-    _, job_id, _ = finished
-    assert not [line for line in names if job_id in " ".join(line)]
+@pytest.mark.usefixtures("finished")
+def test_nothing_is_left_running(family):
+    assert [name for name in family.values() if "EngineActor" in name or "VLLM::" in name]
+    _, alive = psutil.wait_procs(list(family), timeout=60)
+    assert not [family[process] for process in alive]
 
 
 def test_a_wrong_model_fails_the_job_with_its_reason(redis_url, state_dir, tmp_path):
