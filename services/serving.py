@@ -21,15 +21,26 @@ def serve_command(directory: Path) -> str | None:
         return None
     if base is None:
         causal = "ForCausalLM" in str(_read(directory / "config.json").get("architectures"))
-        return shlex.join(["vllm", "serve", str(directory)]) if causal else None
+        return whole_command(str(directory)) if causal else None
     rank = _read(directory / ADAPTER_CONFIG).get("r")
-    room = next((each for each in _RANKS if isinstance(rank, int) and rank <= each), None)
-    if room is None:
+    if not isinstance(rank, int):
         return None
     drawing = str(directory) if (directory / _GENERATION_CONFIG).is_file() else "vllm"
-    words = ["vllm", "serve", base.model, *(["--revision", base.revision] if base.revision else [])]
+    return adapter_command(str(directory), base=base.model, revision=base.revision, rank=rank, drawing=drawing)
+
+
+def whole_command(directory: str) -> str:
+    return shlex.join(["vllm", "serve", directory])
+
+
+def adapter_command(directory: str, *, base: str, revision: str | None, rank: int, drawing: str) -> str | None:
+    """`drawing`: whose generation_config.json counts. None where the rank is more than vLLM has room for."""
+    room = next((each for each in _RANKS if rank <= each), None)
+    if room is None:
+        return None
+    words = ["vllm", "serve", base, *(["--revision", revision] if revision else [])]
     words += ["--generation-config", drawing, "--enable-lora", "--max-lora-rank", str(room)]
-    return shlex.join([*words, "--lora-modules", f"{directory.name}={directory}"])
+    return shlex.join([*words, "--lora-modules", f"{Path(directory).name}={directory}"])
 
 
 def _read(path: Path) -> dict[str, Any]:

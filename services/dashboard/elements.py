@@ -209,6 +209,13 @@ class Moment(Component, component="static/moment.js"):
         super().__init__(at=at)
 
 
+class Command(Component, component="static/command.js"):
+    """A line for a shell that a person may copy."""
+
+    def __init__(self, label: str, command: str) -> None:
+        super().__init__(label=label, command=command)
+
+
 def text(content: str, classes: str = "", tag: str = "span") -> Tag:
     """Foreign text: its direction is its own."""
     return Tag(tag, content, classes, dir="auto")

@@ -1,7 +1,7 @@
 """What stands before the pages: which requests are theirs, who is signed in, and what a browser may do with them.
 
-Nothing here changes a job: the pages ask the API under the session's key, and the API decides. The gate keeps other
-sites' pages from using a browser's session, and text from becoming script:
+Nothing here changes a job: the pages ask the API under the session's key, and the API decides; whole files pass through
+as it sends them. The gate keeps other sites' pages from using a browser's session, and text from becoming script:
 
 - a session is a cookie that scripts can't read and other sites can't send (HttpOnly, SameSite=Strict, and Secure with
   the prefix __Host- under TLS);
@@ -33,6 +33,7 @@ from services.client import ApiError, AsyncClient, PermissionDenied, Unavailable
 from services.client.retry import NO_RETRY, Retry
 from services.dashboard.sessions import LIFETIME_S, Session, Sessions, TooManySessions
 from services.dashboard.signin import POLICY, next_path, signin_page, way_in
+from services.dashboard.through import goes_through, pass_through
 from services.errors import ApiProblem, problem_response
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Gate:
         self._stack = AsyncExitStack()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or not _is_ours(scope["path"]):
+        if scope["type"] == "lifespan" or not (_is_ours(scope["path"]) or goes_through(scope)):
             await self._app(scope, receive, send)
             return
         if scope["type"] == "websocket":
@@ -97,7 +98,10 @@ class Gate:
             session = self._session(scope)
             if session is not None:
                 scope[SESSION] = session
-                await (await self.pages())(_without_prefix(scope), receive, send)
+                if goes_through(scope):
+                    await pass_through(self._app, session, scope, receive, send)
+                else:
+                    await (await self.pages())(_without_prefix(scope), receive, send)
                 return
             answer = self._to_sign_in(scope)
         await answer(scope, receive, send)
@@ -154,7 +158,7 @@ class Gate:
         await self._sessions.end(_cookie(scope))
         client = self._client(key, retry=Retry(attempts=2, deadline_s=5.0))
         try:
-            token = await self._sessions.begin(own, client)
+            token = await self._sessions.begin(own, client, key)
         except TooManySessions:
             await client.aclose()
             return _page(signin_page(then=then, problem="Too many are signed in now. Try again later."), 503)

@@ -11,6 +11,7 @@ from services.dashboard.elements import Button, Chart, Choice, Table, Tag, text
 from services.dashboard.exports import csv_text
 from services.dashboard.figures import figure
 from services.dashboard.panels import JobPage, section
+from services.dashboard.use import show_use
 from services.dashboard.watch import News
 
 
@@ -190,6 +191,8 @@ class FrontPanel:
                     if tested:
                         _fact(words, ", ".join(f"{k} {figure(v)}" for k, v in tested.items()))
                 _fact("checkpoint", str(kept["path"]) if kept else "not kept: a dominated point's is dropped")
+            if kept is not None:
+                show_use(self.page.watch.job_id, point["step"], self.page.watch.job["spec"])
 
     async def _fork(self, step: int) -> None:
         await self.page.ask_fork(step)

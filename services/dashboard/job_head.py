@@ -14,6 +14,7 @@ from services.dashboard.figures import change, figure, span
 from services.dashboard.frame import AGAIN, ONE_JOB, attempt
 from services.dashboard.once import Once
 from services.dashboard.panels import JobPage
+from services.dashboard.through import download_path
 from services.dashboard.watch import News
 
 _TONES = {
@@ -159,6 +160,7 @@ class HeadPanel:
                 "on_front": found["on_front"],
                 "figures": ", ".join(f"{k} {figure(v)}" for k, v in (found["metrics"].get("objectives") or {}).items()),
                 "path": found["path"],
+                "policy": self._download(found["step"]),
             }
             for found in self.page.watch.checkpoints
         ]
@@ -166,6 +168,7 @@ class HeadPanel:
             {"key": "step", "label": "Step", "kind": "number"},
             {"key": "on_front", "label": "On the front", "kind": "yes"},
             {"key": "figures", "label": "Held out"},
+            {"key": "policy", "label": "Policy", "kind": "file"},
             {"key": "path", "label": "Where it lies", "kind": "code"},
         ]
 
@@ -181,6 +184,13 @@ class HeadPanel:
             with Tag("div", "", "dialog-buttons"):
                 Button("Close", dialog.close, autofocus=True)
         dialog.open()
+
+    def _download(self, step: int) -> dict[str, str] | None:
+        """A reward model is there at the last step alone."""
+        watch = self.page.watch
+        if watch.trains_reward and step != watch.job["total_steps"]:
+            return None
+        return {"href": download_path(watch.job_id, step), "name": f"Download the policy of step {step}"}
 
     async def ask_fork(self, step: int | None = None) -> None:
         """A dialog for a new job from a checkpoint, with other weights."""

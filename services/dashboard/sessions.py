@@ -30,6 +30,7 @@ class Session:
     key: OwnKey
     client: AsyncClient
     until: float  # by time.monotonic
+    secret: str = field(default="", repr=False)  # the key itself, for what does not go by the client
     pages: set[str] = field(default_factory=set)  # ids of NiceGUI's clients that it opened
     shared: dict[Any, Any] = field(default_factory=dict)  # what its pages share, such as the watch of a job
     ending: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
@@ -59,7 +60,7 @@ class Sessions:
         self._found: dict[str, Session] = {}  # by the token's SHA-256
         self._ending: set[asyncio.Task[None]] = set()
 
-    async def begin(self, key: OwnKey, client: AsyncClient) -> str:
+    async def begin(self, key: OwnKey, client: AsyncClient, secret: str = "") -> str:
         """The token of a new session. The oldest of the same key, or of its owner, makes room where there are too many.
 
         TooManySessions where there are too many in all: signing in again and again must end no other owner's session.
@@ -74,7 +75,7 @@ class Sessions:
         if len(self._found) >= _MOST:
             raise TooManySessions
         token = secrets.token_urlsafe(32)
-        session = self._found[_digest(token)] = Session(key, client, time.monotonic() + LIFETIME_S)
+        session = self._found[_digest(token)] = Session(key, client, time.monotonic() + LIFETIME_S, secret)
         session.timer = asyncio.get_running_loop().call_later(LIFETIME_S, self._run_out, session)
         return token
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -317,6 +318,20 @@ def test_a_point_of_the_front_is_selected_by_a_click_and_forked(
     _click_point(page, newest)
     expect(detail).to_contain_text("on the front")
     expect(detail).to_contain_text("accuracy")
+    use = page.get_by_role("region", name="Use it")
+    expect(use).to_contain_text(f"equipoise download {job} {newest} ./{job}-step-{newest}")
+    expect(use).to_contain_text(f"vllm serve ./{job}-step-{newest}")
+    use.get_by_role("button", name="Copy: fetch it").click()
+    expect(use.get_by_text(re.compile("^(Copied|Selected)$"))).to_be_visible()
+    with page.expect_download() as saved:
+        use.get_by_role("link", name="Download").click()
+    assert saved.value.suggested_filename == f"{job}-step-{newest}.tar"
+    with tarfile.open(saved.value.path()) as archive:
+        assert {name.split("/")[0] for name in archive.getnames()} == {f"{job}-step-{newest}"}
+    page.get_by_role("button", name="Checkpoints").click()
+    links = page.get_by_role("dialog").get_by_role("link", name=f"Download the policy of step {newest}")
+    expect(links).to_have_attribute("href", f"/jobs/{job}/checkpoints/{newest}/download")
+    page.get_by_role("dialog").get_by_role("button", name="Close").click()
     page.get_by_role("button", name=re.compile("^Fork$")).click()
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("heading", name=re.compile("Fork"))).to_be_visible()

@@ -23,6 +23,7 @@ const KINDS = {
   status: (value) => h("span", { class: ["pill", `pill-${STATUS[value] || "off"}`] }, String(value)),
   level: (value) => h("span", { class: ["pill", `pill-${{ error: "bad", warning: "wait" }[value] || "off"}`] }, String(value)),
   link: (value) => (value ? h("a", { href: `/jobs/${encodeURIComponent(value.id)}`, dir: "auto" }, String(value.text)) : "–"),
+  file: (value) => (value ? h("a", { href: value.href, "aria-label": value.name }, "Download") : "–"),
   progress: (value) => [
     h("span", { class: "progress-text" }, value.text),
     h("span", { class: "bar", "aria-hidden": "true" }, [h("span", { style: { width: `${Math.round(100 * Math.min(1, Math.max(0, value.share || 0)))}%` } })]),

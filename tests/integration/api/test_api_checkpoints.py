@@ -13,6 +13,7 @@ from orchestrator.state.states import JobStatus
 from orchestrator.state.store import JobStore
 from orchestrator.storage.checkpoints import write_checkpoint
 from services.client import ApiError, Client
+from services.settings import Dashboard
 from tests.api_support import KEY, SPEC, assert_error, claim, serving, step_record
 
 
@@ -75,6 +76,29 @@ def test_a_checkpoint_is_downloaded_as_it_was_made(
     assert str(tmp_path) not in error["message"]
     assert_error(http.get(f"/v1/jobs/{job_id}/checkpoints/2/download"), 425)
     assert_error(http.get(f"/v1/jobs/{job_id}/checkpoints/0/download"), 404)
+
+
+def test_a_dashboards_session_downloads_it_as_the_api_sends_it(store: JobStore, tmp_path: Path) -> None:
+    def fill(directory: Path) -> None:
+        (directory / "policy").mkdir()
+        (directory / "policy" / "model.safetensors").write_bytes(secrets.token_bytes(2**21))
+
+    with serving(store, tmp_path, dashboard=Dashboard()) as server, Client(server.url, KEY) as client:
+        job_id = client.submit(SPEC)["id"]
+        lease = claim(store, job_id)
+        store.commit(lease, step=1, digest="1", record=step_record())
+        path, manifest = write_checkpoint(tmp_path / "checkpoints", step=1, fence=lease.fence, fill=fill)
+        store.register_checkpoint(lease, step=1, path=str(path), digest=manifest.digest)
+        client.download(job_id, 1, tmp_path / "one.tar")
+        made = client.create_key(name="reader", scopes=["read"])
+        with httpx.Client(base_url=server.url) as browser:
+            browser.post("/signin", data={"key": made["key"]}, headers={"origin": server.url})
+            answer = browser.get(f"/jobs/{job_id}/checkpoints/1/download")
+            assert answer.content == (tmp_path / "one.tar").read_bytes()
+            assert answer.headers["content-disposition"] == f'attachment; filename="{job_id}-step-1.tar"'
+            assert "no checkpoint is kept at step 0" in browser.get(f"/jobs/{job_id}/checkpoints/0/download").text
+            client.revoke_key(made["id"])
+            assert browser.get(f"/jobs/{job_id}/checkpoints/1/download").headers["location"].startswith("/signin?")
 
 
 @pytest.mark.parametrize("to", ["relative/path", "", 5, None, "/nul\x00"])

@@ -82,7 +82,20 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> Pages:
 
 
 async def _rest(scope: Any, receive: Any, send: Any) -> None:
-    await JSONResponse({"of": "the API"}, 418)(scope, receive, send)
+    """The API; it has one checkpoint, at step 40."""
+    headers = {name.decode(): value.decode() for name, value in scope.get("headers", ())}
+    if not scope["path"].startswith("/v1/jobs/job-1/checkpoints/"):
+        await JSONResponse({"of": "the API"}, 418)(scope, receive, send)
+    elif headers.get("authorization") != f"Bearer {GOOD}" or "cookie" in headers:
+        await JSONResponse({"error": {"message": "no"}}, 401)(scope, receive, send)
+    elif scope["raw_path"] != b"/v1/jobs/job-1/checkpoints/40/download":
+        await JSONResponse({"error": {"message": "no checkpoint is kept at step 41"}}, 404)(scope, receive, send)
+    else:
+        start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/x-tar")]}
+        await send(start)
+        for part in (b"one", b"two"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
 
 @pytest.fixture
@@ -120,6 +133,48 @@ async def test_pages_lead_to_the_sign_in_and_back(browser: httpx.AsyncClient, pa
     assert (await browser.get("/jobs/job-1")).status_code == 200
     assert pages.seen[0].key["owner"] == "o"
     assert (await browser.get("/signin")).headers["location"] == "/"
+
+
+async def test_a_checkpoint_comes_from_the_api_under_the_sessions_key(
+    gate: Gate, browser: httpx.AsyncClient, pages: Pages
+) -> None:
+    asked = await browser.get("/jobs/job-1/checkpoints/40/download", headers={"authorization": f"Bearer {GOOD}"})
+    assert asked.headers["location"] == "/signin?next=%2Fjobs%2Fjob-1%2Fcheckpoints%2F40%2Fdownload"
+    await _sign_in(browser)
+    sent = await browser.get("/jobs/job-1/checkpoints/40/download", headers={"authorization": "Bearer another"})
+    assert (sent.status_code, sent.content, sent.headers["content-type"]) == (200, b"onetwo", "application/x-tar")
+    assert sent.headers["x-content-type-options"] == "nosniff"
+    parts = await _parts(gate, "/jobs/job-1/checkpoints/40/download", _cookies(browser))
+    assert parts == [b"one", b"two", b""], "as they come: none waits for the whole"
+    refused = await browser.get("/jobs/job-1/checkpoints/41/download")
+    assert (refused.status_code, refused.text) == (
+        404, "This can't be downloaded: no checkpoint is kept at step 41\n",
+    )  # fmt: skip
+    assert refused.headers["content-type"].startswith("text/plain")
+    assert pages.seen == []
+
+
+async def test_a_download_with_a_key_that_is_no_longer_taken_leads_to_the_sign_in(browser: httpx.AsyncClient) -> None:
+    await _sign_in(browser, READER)
+    answer = await browser.get("/jobs/job-1/checkpoints/40/download")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/signin?ended=key&next=%2Fjobs%2Fjob-1")
+    assert (await browser.get("/jobs/job-1")).status_code == 303, "the session is over"
+
+
+async def _parts(gate: Gate, path: str, cookie: str) -> list[bytes]:
+    """The parts of a body as they are sent."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "scheme": "http", "method": "GET", "path": path, "query_string": b"",
+             "headers": [(b"host", b"testserver"), (b"cookie", cookie.encode())], "server": None}  # fmt: skip
+    await gate(scope, receive, send)
+    return [message["body"] for message in sent[1:]]
 
 
 async def test_a_sign_in_that_trickles_in_is_given_up(

@@ -26,6 +26,7 @@ def test_a_chosen_point_that_is_dominated_meanwhile_is_told_as_that() -> None:
         await front.update(frozenset({"front", "checkpoints"}))
         front._select(40)
         fork = button(front._detail, "Fork from step 40")
+        assert "Use it" in texts(front._detail)
         await front.update(frozenset({"front", "checkpoints"}))
         assert button(front._detail, "Fork from step 40") is fork, "what has not changed is not drawn anew"
         api.points, api.kept = [_point(0, False), _point(40, False), _point(50, True)], [50]
@@ -33,6 +34,7 @@ def test_a_chosen_point_that_is_dominated_meanwhile_is_told_as_that() -> None:
         await front.update(frozenset(await page.watch._fetch()))
         assert "dominated\n" in texts(front._detail)
         assert "not kept" in texts(front._detail)
+        assert "Use it" not in texts(front._detail)
         assert buttons(front._detail, "Fork from step 40") == []
         assert [row["kept"] for row in front._table.rows] == [True, False, False]
         api.kept = []

@@ -3,8 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from nicegui import Client
 
-from services.dashboard.job_head import engines_told
+from services.dashboard.elements import Table
+from services.dashboard.job_head import HeadPanel, engines_told
+from tests.dashboard_support import job_page, on_page
 
 
 @pytest.mark.parametrize(
@@ -19,3 +22,17 @@ from services.dashboard.job_head import engines_told
 )
 def test_engines_are_told_of_unless_there_is_one_and_it_serves(told: Any, said: str) -> None:
     assert engines_told(told) == said
+
+
+@pytest.mark.parametrize("kind", ["alignment", "reward_model"])
+def test_a_kept_policy_can_be_downloaded(kind: str) -> None:
+    async def look(session: Any, client: Client) -> None:
+        session.client.kept = [40, 100]
+        session.client.told["spec"] |= {"kind": kind}
+        HeadPanel(await job_page(session, client), ["Front"])._show_checkpoints()
+        (table,) = (found for found in client.elements.values() if isinstance(found, Table))
+        files = {row["step"]: (row["policy"] or {}).get("href") for row in table.rows}
+        early = None if kind == "reward_model" else "/jobs/job-1/checkpoints/40/download"
+        assert files == {40: early, 100: "/jobs/job-1/checkpoints/100/download"}, "a reward model is there at the end"
+
+    on_page(look)
