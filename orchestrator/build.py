@@ -102,6 +102,7 @@ class Parts:
     close: Callable[[], None]
     gold: GoldScorer | None = None
     policy_commit: str | None = None  # on the hub
+    cost: Callable[[], float] = lambda: 0.0  # of all calls of rewards since the start, as judges' profiles price them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +161,7 @@ def build(
         close=running.close,
         gold=None if gold is None else (lambda batch: gold.score(batch).scores[GOLD]),
         policy_commit=spec.policy.revision if model == spec.policy.model else None,
+        cost=lambda: running.rewards.cost + (0.0 if gold is None else gold.cost),
     )
 
 
@@ -240,6 +242,7 @@ def assemble(
     close: Callable[[], None],
     gold: GoldScorer | None = None,
     policy_commit: str | None = None,
+    cost: Callable[[], float] = lambda: 0.0,
 ) -> Parts:
     """The parts of a job around processes that run: everything else is made from the spec, and remembers nothing."""
     return Parts(
@@ -261,6 +264,7 @@ def assemble(
         close=close,
         gold=gold,
         policy_commit=policy_commit,
+        cost=cost,
     )
 
 

@@ -479,6 +479,8 @@ def write_report(
         "finished_at": time.time(),
         "step": record.step,
         "total_steps": record.total_steps,
+        "gpu_hours": record.gpu_hours,
+        "cost": record.cost,
     }
     front, document = store.front(lease.job_id), spec.model_dump(mode="json")
     html = render_report(

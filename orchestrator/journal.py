@@ -51,6 +51,10 @@ class Journal(Protocol):
 
     def steered(self, *, version: int, **data: Any) -> None: ...
     def progress(self, **line: Any) -> None: ...
+    def spent(self, cost: float) -> dict[str, float]:
+        """Keeps what rewards cost in this run so far, and gives `cost` and `gpu_hours` of all the job's runs."""
+        ...
+
     def front(self, document: Mapping[str, Any]) -> None: ...
     def checkpoint(self, path: Path, manifest: Manifest) -> None: ...
     def checkpoints(self, changes: Mapping[int, Mapping[str, Any]], removals: list[int]) -> None: ...
@@ -69,6 +73,7 @@ class StoreJournal:
         self._wishes = wishes
         self.patience_s = patience_s
         self._pausing = False
+        self._cost_before: float | None = None  # of earlier runs of the job
 
     def steering(self, step: int) -> tuple[int, Steering]:
         entry = self.patiently(lambda: self.store.steering_at(self.lease.job_id, step))
@@ -95,6 +100,15 @@ class StoreJournal:
 
     def progress(self, **line: Any) -> None:
         self.patiently(lambda: self.store.set_progress(self.lease, line))
+
+    def spent(self, cost: float) -> dict[str, float]:
+        record = self.patiently(lambda: self.store.job(self.lease.job_id))
+        if self._cost_before is None:
+            self._cost_before = record.cost
+        total = self._cost_before + cost
+        if total != record.cost:
+            self.patiently(lambda: self.store.set_cost(self.lease, total))
+        return {"cost": total, "gpu_hours": record.gpu_hours}
 
     def front(self, document: Mapping[str, Any]) -> None:
         self.patiently(lambda: self.store.set_front(self.lease, document))

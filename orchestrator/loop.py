@@ -89,9 +89,12 @@ class Loop:
         A reward that does not come back pauses the run, or fails it by raising, as its objective's hosting says.
         """
         try:
-            return self.train()
+            ended = self.train()
         except RewardError as error:
-            return self.without_reward(error)
+            self.spent()
+            ended = self.without_reward(error)
+        self.spent()
+        return ended
 
     def train(self) -> str:
         """As `run`. Raises RewardError, with every committed step as it was."""
@@ -198,7 +201,7 @@ class Loop:
         self.journal.commit(record | clocked)
         self.committed = step
         self.collector.look_ahead(served=step, taken=step)
-        self.guard(record)
+        self.guard(record | self.spent())
         self.keep_samples(step, version, steering, batch.groups(kept), update)
         self.tell_steering(step, version, steering, update)
         engines = {"serving": self.parts.engines.serving, "of": self.spec.rollout.engines}
@@ -375,6 +378,10 @@ class Loop:
             if self.spec.gold is not None and self.spec.gold.action == "pause":
                 self.journal.request_pause()
         return reading.figures
+
+    def spent(self) -> dict[str, float]:
+        """What the job took so far, now that it is kept. No digest has it: an answer from a cache costs nothing."""
+        return self.journal.spent(self.parts.cost())
 
     def guard(self, record: Mapping[str, Any]) -> None:
         """Name what is outside a person's limits; the next step may not come."""

@@ -272,6 +272,7 @@ class Host:
         self._broken: Failure | None = None
         self._changed = threading.Condition()
         self._closing = threading.Event()
+        self.cost = 0.0  # of all calls since the start, also of those whose scores nobody waited for
         self._threads = [
             threading.Thread(target=self._run, args=(i,), name=f"reward {reward} {i}", daemon=True)
             for i in range(len(replicas))
@@ -377,6 +378,8 @@ class Host:
         began = time.monotonic()
         found = self._replicas[i].call(piece.batch, self._columns, self.hosting.deadline_s)
         call = Call(began=began, ended=time.monotonic(), waited=began - piece.queued, cost=found.cost)
+        with self._changed:
+            self.cost += found.cost
         failure = found.failure
         lost = failure is not None and failure.kind not in DATA
         self._failures[i] = self._failures[i] + 1 if lost else 0

@@ -83,6 +83,11 @@ class RewardPool:
         for host in self._hosts:
             host.wait_ready(on_wait)
 
+    @property
+    def cost(self) -> float:
+        """Of all calls since the start, whatever they were for."""
+        return sum(host.cost for host in self._hosts)
+
     def told(self) -> list[Incident]:
         """What people should hear of since the last call."""
         with self._telling:

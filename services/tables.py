@@ -14,7 +14,7 @@ from rich.text import Text
 from orchestrator.checks.layout import readable
 from orchestrator.plugins import Plugin
 from orchestrator.rules import NEEDS, Rule
-from services.text import ago, duration, figure, plain
+from services.text import ago, duration, figure, plain, taken
 
 Document = Mapping[str, Any]
 
@@ -58,6 +58,7 @@ def job_view(job: Document, steering: Document) -> RenderableType:
         "checkpoint": "none yet" if job["checkpoint_step"] is None else f"step {job['checkpoint_step']}",
         "stage": plain(job["progress"].get("stage", "")),
         "created": ago(job["created_at"]),
+        **taken(job.get("gpu_hours"), job.get("cost")),
         "weighting": plain(job["spec"]["weighting"]["name"]),
         "steering": f"{steering['mode']}, version {steering['version']}",
     }
@@ -77,6 +78,7 @@ def training_view(job: Document) -> RenderableType:
         "checkpoint": "none yet" if job["checkpoint_step"] is None else f"step {job['checkpoint_step']}",
         "stage": plain(job["progress"].get("stage", "")),
         "created": ago(job["created_at"]),
+        **taken(job.get("gpu_hours"), job.get("cost")),
         "backbone": plain(training["model"]),
         "objective": training["objective"],
         "heads": ", ".join(plain(head["name"]) for head in training["heads"]),

@@ -23,6 +23,19 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def taken(gpu_hours: float | None, cost: float | None) -> dict[str, str]:
+    """What a job took so far, where it did. A cost is in the currency of the judges' profiles, which name none."""
+    told = {"GPU-hours": amount(gpu_hours or 0.0), "judges' cost": amount(cost or 0.0)}
+    return {name: value for name, value in told.items() if value}
+
+
+def amount(value: float) -> str:
+    """With as many digits as people pay for; empty for nothing."""
+    if value <= 0:
+        return ""
+    return f"{value:,.2f}" if value >= 0.01 else "below 0.01"
+
+
 def figure(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if is_number(value) else "–"
 

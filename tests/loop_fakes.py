@@ -322,6 +322,7 @@ class MemoryJournal:
         self.events: list[tuple[str, str, dict[str, Any]]] = []
         self.told: set[str | None] = set()
         self.lines: list[dict[str, Any]] = []
+        self.costs: list[float] = []
         self.fronts: list[dict[str, Any]] = []
         self.registered: dict[int, dict[str, Any]] = {}
         self.wish: Callable[[], Wishes] = Wishes
@@ -353,6 +354,10 @@ class MemoryJournal:
 
     def progress(self, **line: Any) -> None:
         self.lines.append(line)
+
+    def spent(self, cost: float) -> dict[str, float]:
+        self.costs.append(cost)
+        return {"cost": cost, "gpu_hours": 0.5 * len(self.costs)}
 
     def front(self, document: Mapping[str, Any]) -> None:
         self.fronts.append(json.loads(json.dumps(document, allow_nan=False)))

@@ -44,6 +44,7 @@ def writes_under(store: JobStore, lease: Lease) -> list[Callable[[], Any]]:
         lambda: store.set_status(lease, S.RUNNING),
         lambda: store.set_progress(lease, {"line": "zombie"}),
         lambda: store.set_total_steps(lease, 99),
+        lambda: store.set_cost(lease, 99.0),
         lambda: store.set_front(lease, {"points": []}),
         lambda: store.commit(lease, step=1, digest="z", record={}),
         lambda: store.register_checkpoint(lease, step=0, path="z", digest="z"),

@@ -14,6 +14,7 @@ FIGURES = (
     "kl", "entropy", "loss", "grad_norm", "clip_share", "importance_mean", "sampler_gap", "total", "tokens",
     "mean_tokens", "truncated_share", "groups", "groups_learned", "rollouts_dropped", "prompts_put_off",
     "prompts_waiting", "evaluation.hypervolume", "evaluation.mean_tokens", "evaluation.truncated_share",
+    "cost", "gpu_hours",
 )  # fmt: skip
 
 
@@ -41,7 +42,7 @@ class GuardrailSpec(Spec):
     metric: Annotated[str, Field(min_length=1, max_length=200)] = Field(
         description="such as kl, entropy, mean_tokens, truncated_share, objectives.NAME.mean, weights.applied.NAME or "
         "evaluation.objectives.NAME; with a gold reward gold.mean, gold.correlation.NAME or gold.trend.NAME; a figure "
-        "that not every step has counts at those that have it"
+        "that not every step has counts at those that have it; `cost` (of judges) and `gpu_hours` are the job's so far"
     )
     min: Finite | None = Field(None, description="breached below this")
     max: Finite | None = Field(None, description="breached above this")

@@ -259,6 +259,10 @@ class JobStore(JobReader):
         line = dumps(progress, limit_bytes=PROGRESS_LIMIT_BYTES)
         self._write("put", lease, "progress", line, more=[self._keys.job(lease.job_id)])
 
+    def set_cost(self, lease: Lease, cost: float) -> None:
+        """What rewards cost so far, in all runs of the job."""
+        self._write("put", lease, "cost", repr(cost), more=[self._keys.job(lease.job_id)])
+
     def set_total_steps(self, lease: Lease, total_steps: int) -> None:
         self._write("put", lease, "total_steps", total_steps, more=[self._keys.job(lease.job_id)])
 

@@ -426,6 +426,7 @@ def job_document(record: JobRecord) -> dict[str, Any]:
         "attempts": record.attempts,
         "checkpoint_step": record.checkpoint_step,
         "gpu_hours": record.gpu_hours,
+        "cost": record.cost,
         "progress": record.progress,
     }
 

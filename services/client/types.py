@@ -61,6 +61,7 @@ class Job(TypedDict):
     attempts: int
     checkpoint_step: int | None
     gpu_hours: float
+    cost: float
     progress: dict[str, Any]
 
 

@@ -16,6 +16,7 @@ from services.dashboard.once import Once
 from services.dashboard.panels import JobPage
 from services.dashboard.through import download_path
 from services.dashboard.watch import News
+from services.text import taken
 
 _TONES = {
     "running": "live",
@@ -51,6 +52,7 @@ class HeadPanel:
                 with Tag("div", "", "job-facts"):
                     self._step, self._left = text("", "num"), text("", "num")
                     self._volume, self._engines = text("", "num"), text("", "num")
+                    self._taken = text("", "num")
                     self._origin = Tag("span", "", "")
                     text(job["id"], "muted").attributes(title="the job's id")
                     with self._origin:
@@ -90,6 +92,7 @@ class HeadPanel:
         else:
             self._volume.set_text("" if watch.trains_reward else "no evaluation yet")
         self._engines.set_text("" if status in FINAL else engines_told(job["progress"].get("engines")))
+        self._taken.set_text(taken_told(job))
         self._bar.style(f"width: {100 * min(1.0, step / total) if total else 0:.1f}%")
         if watch.trouble:
             self._banner.set_text(f"Nothing new: {watch.trouble}. What is below is the last that was known.")
@@ -268,6 +271,11 @@ class _Inside:
 
     def __exit__(self, *error: Any) -> None:
         self._box.__exit__(*error)
+
+
+def taken_told(job: Any) -> str:
+    """What the job took so far."""
+    return ", ".join(f"{name} {value}" for name, value in taken(job.get("gpu_hours"), job.get("cost")).items())
 
 
 def engines_told(told: Any) -> str:

@@ -16,10 +16,12 @@ def test_a_job_runs_to_its_end(store: JobStore) -> None:
     lease = running(store)
     store.set_total_steps(lease, 3)
     store.set_progress(lease, {"loss": math.inf, "line": "step 1"})
+    assert store.job("j").cost == 0
+    store.set_cost(lease, 1e-7)
     commit(store, lease, 1, 2, 3)
     store.finish(lease, S.SUCCEEDED)
     job = store.job("j")
-    assert (job.status, job.step, job.total_steps) == (S.SUCCEEDED, 3, 3)
+    assert (job.status, job.step, job.total_steps, job.cost) == (S.SUCCEEDED, 3, 3, 1e-7)
     assert job.progress == {"loss": None, "line": "step 1"}
     assert job.started_at is not None
     assert job.finished_at is not None

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,6 +112,17 @@ def test_what_reaches_the_store() -> None:
 
 def test_the_steering_in_force_at_a_step() -> None:
     assert journal(FakeStore()).steering(5) == (2, STEERING)
+
+
+def test_what_a_job_cost_goes_on_from_its_earlier_runs() -> None:
+    store = FakeStore()
+    store.job = lambda _: SimpleNamespace(cost=kept[-1], gpu_hours=1.5)  # type: ignore[attr-defined]
+    store.set_cost = lambda _, cost: kept.append(cost)  # type: ignore[attr-defined]
+    kept = [2.0]
+    made = journal(store)
+    assert [made.spent(cost)["cost"] for cost in (0.0, 0.25, 0.25, 1.0)] == [2.0, 2.25, 2.25, 3.0]
+    assert kept == [2.0, 2.25, 3.0]  # written where it changed
+    assert made.spent(1.0) == {"cost": 3.0, "gpu_hours": 1.5}
 
 
 def test_a_pause_that_comes_after_a_cancel_is_no_error() -> None:

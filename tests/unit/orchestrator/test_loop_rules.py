@@ -1,6 +1,7 @@
 """What the rules change in a step, and that a killed run goes on with all of their state."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -370,6 +371,18 @@ def test_a_guardrail_names_what_is_outside(tmp_path: Path, action: str) -> None:
     assert breaches[0]["step"] == 2
     assert "objectives.accuracy.mean" in breaches[0]["message"]
     assert run.journal.pauses == (action == "pause")
+
+
+@pytest.mark.parametrize(("metric", "most", "step"), [("cost", 5.0, 3), ("gpu_hours", 1.6, 4)])
+def test_a_guardrail_stops_at_what_the_job_took(tmp_path: Path, metric: str, most: float, step: int) -> None:
+    rail = {"metric": metric, "max": most, "action": "pause"}
+    run = start(tmp_path, make_spec(guardrails=[rail]))
+    costs = itertools.count(2.0, 2.0)
+    run.loop.parts = dataclasses.replace(run.loop.parts, cost=lambda: next(costs))
+    run.loop.run()
+    assert [breach["step"] for breach in run.journal.named("guardrail.breached")] == [step]
+    assert run.journal.pauses == 1
+    assert run.journal.costs[-1] == 2.0 * len(run.journal.costs)  # the end's evaluation is counted too
 
 
 def test_what_a_step_told_before_a_kill_is_not_told_when_it_runs_again(tmp_path: Path) -> None:

@@ -103,6 +103,14 @@ def test_result_is_told_in_words_and_numbers() -> None:
     assert "collapse seen at step 4" in text
 
 
+@pytest.mark.parametrize(("took", "told"), [({}, []), ({"gpu_hours": 2.5, "cost": 31.0}, ["2.500", "31.0"])])
+def test_what_the_job_took_is_told_where_it_did(took: Json, told: list[str]) -> None:
+    parts = documents(2)
+    parts["job"] |= took
+    head = page(**parts).replace("&nbsp;", "")
+    assert re.findall(r"·(?: judges' cost)? ([\d.]+)(?: GPU-hours)?$", head, re.MULTILINE) == told
+
+
 def test_without_a_gain_the_report_says_so() -> None:
     parts = documents(2)
     for point in parts["front"]["points"][1:]:

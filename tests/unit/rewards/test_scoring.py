@@ -645,6 +645,7 @@ def test_what_a_reward_cost_is_in_its_health(batch):
     for _ in range(2):
         pool.score(batch)
         assert pool.health()["priced"]["cost"] == 0.25 * len(batch)  # of each step alone
+    assert pool.cost == 2 * 0.25 * len(batch)  # of all
     pool.close()
 
 

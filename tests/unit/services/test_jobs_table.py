@@ -31,3 +31,18 @@ def test_a_jobs_own_page_names_its_priority_where_it_has_one(priority: int, show
     facts = job_view(job(priority=priority), steering).renderables[0]
     names = [cell.plain for cell in facts.columns[0].cells]
     assert ("priority" in names) is shown
+
+
+@pytest.mark.parametrize(
+    ("took", "told"),
+    [
+        ({}, {}),
+        ({"gpu_hours": 0.0, "cost": 0.0}, {}),
+        ({"gpu_hours": 12.345, "cost": 0.004}, {"GPU-hours": "12.35", "judges' cost": "below 0.01"}),
+    ],
+)
+def test_a_jobs_own_page_names_what_it_took(took: dict[str, float], told: dict[str, str]) -> None:
+    steering = {"mode": "auto", "version": 1, "weights": {}, "bounds": {}, "strategy": None}
+    columns = job_view(job(**took), steering).renderables[0].columns
+    facts = dict(zip(*([cell.plain for cell in column.cells] for column in columns), strict=True))
+    assert {name: facts[name] for name in ("GPU-hours", "judges' cost") if name in facts} == told

@@ -6,7 +6,7 @@ import pytest
 from nicegui import Client
 
 from services.dashboard.elements import Table
-from services.dashboard.job_head import HeadPanel, engines_told
+from services.dashboard.job_head import HeadPanel, engines_told, taken_told
 from tests.dashboard_support import job_page, on_page
 
 
@@ -36,3 +36,15 @@ def test_a_kept_policy_can_be_downloaded(kind: str) -> None:
         assert files == {40: early, 100: "/jobs/job-1/checkpoints/100/download"}, "a reward model is there at the end"
 
     on_page(look)
+
+
+@pytest.mark.parametrize(
+    ("took", "told"),
+    [
+        ({}, ""),
+        ({"gpu_hours": 2.5, "cost": 0.0}, "GPU-hours 2.50"),
+        ({"gpu_hours": 1250.0, "cost": 31.0}, "GPU-hours 1,250.00, judges' cost 31.00"),
+    ],
+)
+def test_what_the_job_took_is_told_where_it_did(took: dict[str, float], told: str) -> None:
+    assert taken_told(took) == told
