@@ -38,6 +38,7 @@ from rewards import registry
 
 KINDS = ("alignment", "reward_model")
 MAX_RANKS = 64
+MAX_ENGINES = 256
 MAX_OBJECTIVES = 31  # the most that moocore approximates a hypervolume for
 
 
@@ -81,7 +82,7 @@ class RolloutSpec(Spec):
     reasoning: ReasoningSpec | None = Field(
         None, description="rewards see only what follows the thoughts; `{}` takes the default marker. All when absent"
     )
-    engines: int = Field(1, ge=1, le=256, description="vLLM engines, each an actor of its own")
+    engines: int = Field(1, ge=1, le=MAX_ENGINES, description="vLLM engines, each an actor of its own")
     tensor_parallel: int = Field(
         1,
         ge=1,

@@ -16,7 +16,7 @@ from orchestrator.storage.datasets import is_reference
 from orchestrator.storage.remote import is_url
 from rewards import registry
 from services.client import ApiError
-from services.tables import estimate_view
+from services.tables import estimate_view, judge_line
 from services.terminal import Document, output
 from services.text import plain
 
@@ -130,6 +130,8 @@ def print_plan(plan: Document) -> None:
         f"evaluations  {plan['evaluations']}",
     ):
         console.print(line, markup=False)
+    for judge in plan.get("judges", ()):
+        console.print(f"judges       {judge_line(judge)}", markup=False)
     for doubt in plan.get("doubts", ()):
         console.print(f"is it meant?  {doubt['param']}: {plain(doubt['message'])}", markup=False, style="yellow")
     console.print(estimate_view(plan["estimate"]))

@@ -14,7 +14,7 @@ from rich.text import Text
 from orchestrator.checks.layout import readable
 from orchestrator.plugins import Plugin
 from orchestrator.rules import NEEDS, Rule
-from services.text import ago, duration, figure, plain, taken
+from services.text import ago, amount, duration, figure, plain, taken
 
 Document = Mapping[str, Any]
 
@@ -198,6 +198,18 @@ def estimate_view(estimate: Document) -> RenderableType:
             parts.append(Text(f"does not fit: {plain(problem['message'])}", style="red"))
             parts += [Text(f"  would help: {plain(remedy)}") for remedy in problem["remedies"]]
     return Group(*parts)
+
+
+def judge_line(judge: Document) -> str:
+    """What a dry run says of a judge's calls."""
+    training, evaluation = judge["training"], judge["evaluation"]
+    told = f"{training['calls']:,} calls of judge '{plain(judge['profile'])}' for training"
+    if evaluation is None:
+        told += ", not known how many for evaluations"
+    elif evaluation["calls"]:
+        told += f", {evaluation['calls']:,} for evaluations"
+    costs = [part["cost"] for part in (training, evaluation) if part is not None and part["cost"] is not None]
+    return told + (f": up to {amount(sum(costs))}, prompts and rubric aside" if any(costs) else "")
 
 
 def layout_line(layout: Document) -> str:

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from types import MappingProxyType
 
+from orchestrator.actors.placement import engines_that_fit, shares_gpu
+from orchestrator.checks.judge_calls import judge_calls
 from orchestrator.rollouts.prompts import Contents
-from orchestrator.spec import JobSpec
+from orchestrator.spec import MAX_ENGINES, JobSpec
 from orchestrator.specs.data import FilesData
 from orchestrator.specs.gold import GoldSpec
 from orchestrator.specs.objectives import DEFAULT_RANGE, ObjectiveSpec
@@ -27,10 +29,12 @@ MUCH_WIDER = 10.0  # times the next; below it a person's weights may well have a
 REPEATED = 0.01  # share of a split; a few prompts recur in many published sets
 
 
-def doubts(spec: JobSpec, contents: Mapping[str, Contents] = MappingProxyType({})) -> list[tuple[str, str]]:
+def doubts(
+    spec: JobSpec, contents: Mapping[str, Contents] = MappingProxyType({}), *, gpus: int | None = None
+) -> list[tuple[str, str]]:
     """(field, what follows from it and what would not) of each, in the order of a spec's fields.
 
-    `contents` are those of its splits, as far as they were read.
+    `contents` are those of its splits, as far as they were read; `gpus` those that there are, where that is said.
     """
     return [
         *_splits(spec, contents),
@@ -39,9 +43,11 @@ def doubts(spec: JobSpec, contents: Mapping[str, Contents] = MappingProxyType({}
         *_rewards_on_cpu(spec),
         *_scales(spec),
         *_engines(spec),
+        *_idle_gpus(spec, gpus),
         *_thoughts(spec),
         *_loss(spec),
         *_rhythm(spec),
+        *_judged_evaluations(spec, contents),
     ]
 
 
@@ -147,6 +153,18 @@ def _engines(spec: JobSpec) -> Iterator[tuple[str, str]]:
         )
 
 
+def _idle_gpus(spec: JobSpec, gpus: int | None) -> Iterator[tuple[str, str]]:
+    if not gpus or spec.resources.device == "cpu" or shares_gpu(spec, gpus):
+        return
+    fit, engines = engines_that_fit(spec, gpus), spec.rollout.engines
+    if fit <= engines:
+        return
+    idle = (fit - engines) * spec.rollout.tensor_parallel
+    useful = min(fit, spec.prompts_asked * (1 + spec.rollout.most_stale), MAX_ENGINES)
+    use = f"rollout.engines: {useful}, or more " if useful > engines else ""
+    yield "rollout.engines", f"{idle} of {gpus} GPUs would be idle; use {use}resources.learner_ranks"
+
+
 def _thoughts(spec: JobSpec) -> Iterator[tuple[str, str]]:
     end = spec.rollout.thoughts_end
     if end is not None and spec.policy.chat.template_kwargs.get("enable_thinking") is False:
@@ -184,3 +202,15 @@ def _rhythm(spec: JobSpec) -> Iterator[tuple[str, str]]:
             "checkpoints.every",
             f"the job has {spec.steps} steps: a crash at any of them begins anew; use less",
         )
+
+
+def _judged_evaluations(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[str, str]]:
+    """A long validation split is asked about as a whole, at each evaluation."""
+    found = judge_calls(spec, contents) if spec.steps > TRIAL_STEPS else []
+    for calls in found:
+        if calls.evaluation is not None and calls.evaluation > calls.training > 0 and calls.param != "gold.reward":
+            yield (
+                "evaluation.prompts",
+                f"evaluations call judge '{calls.profile}' up to {calls.evaluation:,} times, training "
+                f"{calls.training:,} times; use fewer prompts or evaluation.test_points, or a larger evaluation.every",
+            )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import secrets
 from collections.abc import AsyncIterator, Mapping
@@ -19,6 +18,7 @@ from orchestrator.actors.placement import may_take_gpus
 from orchestrator.checks.access import Access
 from orchestrator.checks.doubts import doubts
 from orchestrator.checks.estimate import estimate
+from orchestrator.checks.judge_calls import evaluations, judge_calls
 from orchestrator.checks.layout import Machine
 from orchestrator.checks.preflight import look
 from orchestrator.errors import JobNotFound
@@ -172,7 +172,8 @@ def submit_job(
 
     With validate_only it says what would run, and of an alignment reckons GPUs and memory: `estimate` has a layout for
     each device that the job may run on, its processes' bytes by part, and what does not fit with the settings that
-    would help. `doubts` names what is valid but was probably not meant.
+    would help. `judges` has the calls of each judge, at most, and what they cost by its profile's prices where
+    completions and answers are as long as they may be. `doubts` names what is valid but was probably not meant.
     """
     _check_query(query)
     if idempotency_key is not None and not query.validate_only:
@@ -183,7 +184,7 @@ def submit_job(
     contents = check_files(spec, by.access)
     text = text_of(spec)
     if query.validate_only:
-        plan = _validated(spec, text, contents)
+        plan = _validated(spec, text, contents, query.gpus)
         if isinstance(spec, JobSpec):
             machine = Machine(
                 gpus=query.gpus,
@@ -431,17 +432,19 @@ def job_document(record: JobRecord) -> dict[str, Any]:
     }
 
 
-def _validated(spec: JobSpec | RewardJobSpec, text: str, contents: Mapping[str, Contents]) -> dict[str, Any]:
+def _validated(
+    spec: JobSpec | RewardJobSpec, text: str, contents: Mapping[str, Contents], gpus: int | None
+) -> dict[str, Any]:
     if isinstance(spec, RewardJobSpec):
         return {"object": "validation", "valid": True, "spec": json.loads(text)}
     rollouts = spec.prompts_asked * spec.rollout.rollouts_per_prompt
-    evaluations = math.ceil(spec.steps / spec.evaluation.every) + 1
     return {
         "object": "validation",
         "valid": True,
         "rollouts_per_step": rollouts,
         "rollouts": rollouts * spec.steps,
-        "evaluations": evaluations,
-        "doubts": [{"param": param, "message": message} for param, message in doubts(spec, contents)],
+        "evaluations": evaluations(spec),
+        "judges": [calls.document() for calls in judge_calls(spec, contents)],
+        "doubts": [{"param": param, "message": message} for param, message in doubts(spec, contents, gpus=gpus)],
         "spec": json.loads(text),
     }

@@ -146,6 +146,22 @@ class Doubt(TypedDict):
     message: str
 
 
+class CallsEstimate(TypedDict):
+    """At most; `cost` where every completion and every answer is as long as it may be, None without prices."""
+
+    calls: int
+    cost: float | None
+
+
+class JudgeEstimate(TypedDict):
+    """What a judge is asked. `evaluation` is None where nobody can tell how long a split is."""
+
+    param: str
+    profile: str
+    training: CallsEstimate
+    evaluation: CallsEstimate | None
+
+
 class Plan(TypedDict):
     """What a submission would run, and what it would take."""
 
@@ -153,6 +169,7 @@ class Plan(TypedDict):
     rollouts_per_step: NotRequired[int]
     rollouts: NotRequired[int]
     evaluations: NotRequired[int]
+    judges: NotRequired[list[JudgeEstimate]]
     doubts: NotRequired[list[Doubt]]
     spec: dict[str, Any]
     estimate: NotRequired[Estimate]

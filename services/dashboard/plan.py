@@ -10,7 +10,7 @@ import yaml
 from services.client.types import Estimate, Plan
 from services.dashboard.elements import Tag, text
 from services.dashboard.watch import trains_reward
-from services.tables import layout_line
+from services.tables import judge_line, layout_line
 
 
 def show_plan(plan: Plan) -> None:
@@ -32,6 +32,10 @@ def show_plan(plan: Plan) -> None:
             "weighting": spec["weighting"]["name"],
         }
     )
+    if plan.get("judges"):
+        with Tag("ul"):
+            for judge in plan.get("judges", ()):
+                text(judge_line(judge), tag="li")
     if "estimate" in plan:
         _show_estimate(plan["estimate"])
     if plan.get("doubts"):

@@ -53,7 +53,7 @@ def test_validate_only_says_what_would_run_and_stores_nothing(client: Client, tm
     assert plan["valid"] is True
     assert plan["rollouts"] == 4 * plan["rollouts_per_step"]
     assert plan["spec"]["optimizer"]["lr"] > 0
-    assert plan["doubts"] == []
+    assert plan["doubts"] == plan["judges"] == []
     (doubt,) = client.plan({**SPEC, "optimizer": {"warmup_steps": 99}})["doubts"]
     assert doubt["param"] == "optimizer.warmup_steps"
     for split in ("train", "validation"):

@@ -15,7 +15,7 @@ from tests.judge_server import write_profiles
 URL = "https://judges.example.com/v1"
 
 
-def asked(**changes: Any) -> dict[str, str]:
+def asked(gpus: int | None = None, **changes: Any) -> dict[str, str]:
     document = {
         "name": "a job", "steps": 40, "policy": {"model": "quickstart"}, "data": {"type": "quickstart"},
         "objectives": [
@@ -25,7 +25,7 @@ def asked(**changes: Any) -> dict[str, str]:
         "rollout": {"max_tokens": 64},
         **changes,
     }  # fmt: skip
-    return dict(doubts(parse_spec(document)))
+    return dict(doubts(parse_spec(document), gpus=gpus))
 
 
 def objectives(*widths: float, **second: Any) -> list[dict[str, Any]]:
@@ -178,3 +178,51 @@ def test_a_call_that_ends_before_its_judge_does_is_asked_about(
     assert message.startswith("a call is given up after 60 s, and 'slow' may take 90 s with its retries")
     assert found("slow", deadline_s=91) == found("quick") == found("nobody") == {}
     assert "after 20 s, and 'quick' may take 20 s" in found("quick", deadline_s=20)[field]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "changes", "told"),
+    [
+        (None, {}, None),
+        (0, {}, None),
+        (1, {}, None),  # all share it
+        (2, {}, None),
+        (8, {}, "6 of 8 GPUs would be idle; use rollout.engines: 7, or more resources.learner_ranks"),
+        (8, {"rollout": {"engines": 7}}, None),
+        (
+            8,
+            {"rollout": {"engines": 2, "tensor_parallel": 2}},
+            "2 of 8 GPUs would be idle; use rollout.engines: 3, or more",
+        ),
+        (
+            8,
+            {"rollout": {"engines": 4, "prompts_per_step": 4}},
+            "3 of 8 GPUs would be idle; use resources.learner_ranks",
+        ),
+        (8, {"rollout": {"transport": "ipc"}}, None),
+        (8, {"resources": {"device": "cpu"}}, None),
+    ],
+)
+def test_gpus_that_the_job_leaves_idle_are_asked_about(
+    gpus: int | None, changes: dict[str, Any], told: str | None
+) -> None:
+    found = asked(gpus, **changes)
+    assert found.keys() == ({"rollout.engines"} if told else set())
+    assert told is None or found["rollout.engines"].startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_asked"),
+    [({}, False), ({"evaluation": {"every": 1}}, True), ({"steps": 10, "evaluation": {"every": 1}}, False),
+     ({"evaluation": {"every": 1, "prompts": 50}}, False)],
+)  # fmt: skip
+def test_more_calls_of_a_judge_for_evaluations_than_for_training_are_asked_about(
+    changes: dict[str, Any], is_asked: bool
+) -> None:
+    judged = scored_by("judge", {"profile": "nobody", "rubric": "style"})
+    data = {"type": "quickstart", "test": 10}
+    found = asked(objectives=judged, data=data, rollout={"prompts_per_step": 16}, **changes)
+    assert found.keys() == ({"evaluation.prompts"} if is_asked else set())
+    for message in found.values():
+        assert message.startswith("evaluations call judge 'nobody' up to 8,420 times")
+        assert "training 5,120 times" in message

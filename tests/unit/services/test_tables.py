@@ -6,7 +6,7 @@ import math
 import pytest
 from rich.console import Console
 
-from services.tables import rewards_table
+from services.tables import judge_line, rewards_table
 
 
 @pytest.mark.parametrize("end", [None, math.inf])
@@ -19,3 +19,16 @@ def test_a_reward_without_bounds_is_listed(end):
     text = console.file.getvalue()
     assert "0 to 1" in text
     assert "-∞ to ∞" in text
+
+
+@pytest.mark.parametrize(
+    ("cost", "evaluation", "told"),
+    [
+        (None, None, ", not known how many for evaluations"),
+        (None, {"calls": 0, "cost": None}, ""),
+        (1.5, {"calls": 2000, "cost": 2.0}, ", 2,000 for evaluations: up to 3.50, prompts and rubric aside"),
+    ],
+)
+def test_a_dry_run_tells_a_judges_calls(cost, evaluation, told):
+    judge = {"profile": "gpt", "training": {"calls": 1500, "cost": cost}, "evaluation": evaluation}
+    assert judge_line(judge) == f"1,500 calls of judge 'gpt' for training{told}"

@@ -20,7 +20,8 @@ def test_a_job_that_does_not_fit_is_told_as_that(fits: bool) -> None:
     spec = parse_spec({**SPEC, "resources": {"device": "cpu"}})
     found = estimate(spec, Machine(memory_gib=64 if fits else 0.01))
     assert [layout["fits"] for layout in found["layouts"]] == [fits]
-    counts = {"rollouts_per_step": 1, "rollouts": 4, "evaluations": 1}
+    judge = {"profile": "gpt", "training": {"calls": 4, "cost": None}, "evaluation": None}
+    counts = {"rollouts_per_step": 1, "rollouts": 4, "evaluations": 1, "judges": [judge]}
     plan: Any = {"valid": True, "spec": spec.model_dump(mode="json"), "estimate": found, **counts}
 
     async def look(_: Any, __: Client) -> None:
@@ -30,6 +31,7 @@ def test_a_job_that_does_not_fit_is_told_as_that(fits: bool) -> None:
         assert ("Nothing is wrong with it" in said) is fits
         assert ("fits nowhere here" in said) is not fits
         assert "on CPU" in said
+        assert "4 calls of judge 'gpt' for training" in said
         assert ("does not fit: " in said) is not fits
         assert ("would help: " in said) is not fits
         for problem in found["layouts"][0]["problems"]:
