@@ -18,9 +18,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import JsonValue
 
-from orchestrator.spec import GramianSpec
 from orchestrator.specs.base import RuleSpec
 from orchestrator.specs.estimators import BuiltInEstimator, EstimatorSpec
+from orchestrator.specs.gramian import GramianSpec
 from orchestrator.specs.plugins import PluginSpec, plugin_specs
 from orchestrator.specs.sampling import BudgetSpec, TailSpec, ZeroSignalSpec
 from orchestrator.specs.transforms import TransformSpec

@@ -10,290 +10,35 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import (
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
 from orchestrator import spec_yaml
 from orchestrator.spec_errors import SpecError, all_problems, nearest
 from orchestrator.specs import guardrails as guardrail_rules
-from orchestrator.specs.base import MAX_METADATA, Decay, Fraction, Metadata, Positive, Spec, Title
+from orchestrator.specs.base import MAX_METADATA, Metadata, Spec, Title
 from orchestrator.specs.data import DataSpec, FilesData, QuickstartData
 from orchestrator.specs.estimators import CondGdpoSpec, EstimatorSpec, GdpoSpec
+from orchestrator.specs.evaluation import CheckpointSpec, CollapseSpec, EvaluationSpec, SamplesSpec, SteeringSpec
 from orchestrator.specs.foreign import FOREIGN
 from orchestrator.specs.gold import GoldSpec
+from orchestrator.specs.gramian import GramianSpec
 from orchestrator.specs.guardrails import GuardrailSpec
 from orchestrator.specs.objectives import ObjectiveSpec
+from orchestrator.specs.optimizer import LossSpec, OptimizerSpec
 from orchestrator.specs.policy import PolicySpec
+from orchestrator.specs.resources import ResourcesSpec
 from orchestrator.specs.reward_job import RewardJobSpec
+from orchestrator.specs.rollout import RolloutSpec
 from orchestrator.specs.sampling import SamplingSpec
 from orchestrator.specs.weightings import HvGradientSpec, HypervolumeSpec, LagrangianSpec, WeightingSpec
 from orchestrator.state.states import MAX_PRIORITY
 from rewards import registry
 
 KINDS = ("alignment", "reward_model")
-MAX_RANKS = 64
-MAX_ENGINES = 256
 MAX_OBJECTIVES = 31  # the most that moocore approximates a hypervolume for
-
-
-class ReasoningSpec(Spec):
-    """Where a completion's thoughts end: rewards, judges and gold see what follows."""
-
-    end: str = Field(
-        "</think>",
-        min_length=1,
-        max_length=64,
-        description="rewards get the text behind its first occurrence, and an empty one where there is none; lengths "
-        "in tokens stay those of the whole, which rollout files and reports show",
-    )
-
-
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
-
-
-class RolloutSpec(Spec):
-    """How completions are sampled, and on what."""
-
-    prompts_per_step: int = Field(32, ge=1, le=65_536, description="P: prompts in a step")
-    rollouts_per_prompt: int = Field(8, ge=1, le=1024, description="G: completions of each prompt")
-    max_tokens: int = Field(1024, ge=1, description="tokens of a completion, at most")
-    temperature: float = Field(1.0, gt=0, le=5, allow_inf_nan=False, description="above 0: training explores")
-    top_p: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
-        description="share of the probability that is sampled from; 1 is all. The learner reckons with all of it: what "
-        "was cut off shows in importance_mean and sampler_gap",
-    )
-    stop: tuple[StopString, ...] = Field(
-        (),
-        max_length=16,
-        description="texts that end a completion, in training and evaluation, as its own end does; the tokens that "
-        "wrote one are learned from",
-    )
-    include_stop: bool = Field(False, description="whether a completion's text has the stop text that ended it")
-    reasoning: ReasoningSpec | None = Field(
-        None, description="rewards see only what follows the thoughts; `{}` takes the default marker. All when absent"
-    )
-    engines: int = Field(1, ge=1, le=MAX_ENGINES, description="vLLM engines, each an actor of its own")
-    tensor_parallel: int = Field(
-        1,
-        ge=1,
-        le=MAX_RANKS,
-        description="GPUs of an engine, all in one machine; on CPU, processes that share its work",
-    )
-    max_num_seqs: int = Field(256, ge=1, le=8192, description="completions that an engine decodes together")
-    kv_cache_gib: Positive = Field(1.0, description="KV cache of an engine on CPU, GiB")
-    gpu_memory_utilization: Positive = Field(0.4, le=0.98, description="share of a GPU's memory for an engine")
-    prefix_caching: bool = Field(True, description="share the prompt's KV cache between its rollouts")
-    enforce_eager: bool = Field(False, description="no CUDA graphs or compilation: quicker start, slower decoding")
-    transport: Literal["auto", "shared_memory", "nccl", "ipc"] = Field(
-        "auto",
-        description="how weights reach the engines; auto: shared_memory on CPU, nccl on GPUs, ipc where all share one; "
-        "what the device does not have is refused",
-    )
-    timeout_s: Positive = Field(
-        1800.0, description="longest wait for a rollout of a batch to end, or for a weight sync, seconds"
-    )
-    stall_s: Positive = Field(
-        120.0,
-        description="an engine that has requests and makes no token for so many seconds is replaced; so is one that "
-        "does not take new weights in this time, or in a minute where that is longer",
-    )
-    mode: Literal["sync", "overlapped", "async"] = Field(
-        "sync",
-        description="sync: roll out, then learn; overlapped: the next step is rolled out while one is learned from; "
-        "async: engines never wait, and weights change under rollouts that go on",
-    )
-    sleep: bool = Field(
-        False,
-        description="on GPUs, engines give their memory up while the learner learns: weights wait on the host, caches "
-        "are dropped (mode: sync)",
-    )
-    max_staleness: int = Field(
-        1,
-        ge=0,
-        le=64,
-        description="async: updates that a rollout's weights may be behind those that learn from it, at most",
-    )
-
-    @model_validator(mode="after")
-    def _something_follows_the_marker(self) -> Self:
-        for i, stop in enumerate(self.stop):
-            if self.reasoning is not None and stop in self.reasoning.end:
-                raise ValueError(f"stop.{i}: ends completions at rollout.reasoning.end, so rewards would see no text")
-        return self
-
-    @property
-    def thoughts_end(self) -> str | None:
-        """What rewards see follows it; None where they see all."""
-        return None if self.reasoning is None else self.reasoning.end
-
-    @property
-    def most_stale(self) -> int:
-        """Updates between the weights that begin a rollout and those that learn from it, at most."""
-        return {"sync": 0, "overlapped": 1, "async": self.max_staleness}[self.mode]
-
-    @property
-    def in_flight(self) -> bool:
-        """Whether weights change under rollouts that go on."""
-        return self.mode == "async"
-
-
-class LossSpec(Spec):
-    """Token-level clipped surrogate, and a KL penalty to the initial policy."""
-
-    clip_low: Fraction = Field(0.2, description="ratio is clipped at 1 - clip_low")
-    clip_high: float = Field(0.28, ge=0, le=10, allow_inf_nan=False, description="ratio is clipped at 1 + clip_high")
-    importance_cap: Positive = Field(
-        2.0,
-        description="truncation of learner/sampler probability ratios (engines round, and their weights may be older)",
-    )
-    kl_coef: float = Field(
-        0.0,
-        ge=0,
-        le=100,
-        allow_inf_nan=False,
-        description="k3 KL to the initial policy; 0 loads no reference",
-    )
-    aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
-        "token_mean", description="constant divides by rollout.max_tokens (arXiv 2503.20783)"
-    )
-
-
-class OptimizerSpec(Spec):
-    """AdamW and how a batch becomes updates."""
-
-    lr: Positive = Field(1e-6, le=1, description="peak learning rate")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="decay of the gradient's mean and of its square")
-    weight_decay: float = Field(0.0, ge=0, le=10, allow_inf_nan=False, description="decoupled, as AdamW has it")
-    warmup_steps: int = Field(0, ge=0, description="updates over which the learning rate rises from 0")
-    schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="after the warm-up")
-    max_grad_norm: Positive = Field(1.0, description="clipping of the combined gradient's norm")
-    minibatches: int = Field(1, ge=1, le=1024, description="updates made from one batch of rollouts")
-    tokens_per_microbatch: int = Field(
-        16_384, ge=16, description="tokens of one forward pass of a rank, padding included"
-    )
-    packing: bool = Field(
-        False, description="several short rollouts in one row of a forward pass, none of which sees another: no padding"
-    )
-    share_prompts: bool = Field(
-        True,
-        description="no padding in a microbatch, and a prompt goes through the policy once for all its rollouts there: "
-        "where that saves a tenth of the tokens and the model allows it; not with policy.compile, nor where gradients "
-        "of objectives are read off a backward pass",
-    )
-
-
-class GramianSpec(Spec):
-    """How the objectives' gradients are compared, where the weighting needs it."""
-
-    mode: Literal["exact", "sketch", "last_block", "step_response"] = Field(
-        "exact",
-        description="exact before the update, at (2 + K) / 3 of its cost; or measured during it, nearly free, for the "
-        "next step: sketch (random projections), last_block, step_response (influence alone)",
-    )
-    sketch_width: int = Field(16, ge=2, le=1024, description="columns of a sketch's projections: error ~ 1 / width")
-    response_share: float = Field(
-        0.25,
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
-        description="share of the prompts, drawn anew at each step, whose rollouts step_response reads again; 1 is all",
-    )
-    average: Decay = Field(0.0, description="share of the running average kept at each step; 0 is this step's alone")
-
-
-class SteeringSpec(Spec):
-    """Who decides the weights at the start; a person can change it while the job runs."""
-
-    mode: Literal["auto", "blend", "manual"] = Field(
-        "auto", description="strategy alone, a mix, or the preference alone"
-    )
-    blend: Fraction = Field(0.5, description="share of the preference in mode blend")
-
-
-class EvaluationSpec(Spec):
-    """Held-out figures, which make the Pareto front."""
-
-    every: int = Field(10, ge=1, description="steps between evaluations; step 0 and the last are always evaluated")
-    prompts: int | None = Field(None, ge=1, description="validation prompts used; all when absent")
-    rollouts_per_prompt: int = Field(1, ge=1, le=64, description="completions of each held-out prompt")
-    temperature: float = Field(1.0, ge=0, le=5, allow_inf_nan=False, description="of held-out sampling; 0 is greedy")
-    greedy: bool = Field(True, description="greedy figures beside the sampled ones on the test split")
-    test_points: int = Field(
-        8, ge=0, le=256, description="points of the final front that are evaluated on the test split"
-    )
-
-
-class SamplesSpec(Spec):
-    """Training rollouts that are kept on disk, to be looked at and to preview a change of weights."""
-
-    every: int = Field(1, ge=0, description="steps between those whose rollouts are kept; 0 keeps none")
-    prompts: int = Field(4, ge=1, le=64, description="whole groups kept of such a step, the first of its batch")
-    keep: int = Field(500, ge=1, le=100_000, description="such steps whose rollouts are kept, the newest")
-
-
-class CheckpointSpec(Spec):
-    """What a crash can cost, and what is kept."""
-
-    every: int = Field(10, ge=1, description="steps between checkpoints: the most that a crash re-runs")
-    asynchronous: bool = Field(
-        False,
-        description="checkpoints are written, summed, flushed and copied to a store beside the next steps, from a copy "
-        "of the learner's state in the host's memory; a crash meanwhile goes back to the checkpoint before",
-    )
-
-
-class CollapseSpec(Spec):
-    """Sees one objective being hacked while another falls."""
-
-    action: Literal["off", "alert", "pause"] = "alert"
-    drop: Fraction = Field(0.15, description="fall of an objective below its best, in units of its range, that counts")
-    total_drop: Fraction = Field(
-        0.05, description="fall of the preference-weighted total below its best that counts; both must hold"
-    )
-
-
-class ResourcesSpec(Spec):
-    """What the job runs on."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    learner_ranks: int = Field(
-        1,
-        ge=1,
-        le=1024,
-        description="processes of the learner, on GPUs one each, that share weights, moments and every batch (FSDP2)",
-    )
-    learner_threads: int | None = Field(
-        None, ge=1, description="CPU threads of each rank of the learner; all cores, shared evenly, when absent"
-    )
-    engine_threads: int | None = Field(
-        None,
-        ge=1,
-        description="CPU threads of an engine, shared among its ranks; when absent the engines share all cores, but 1 "
-        "for the quickstart policy",
-    )
-    placement_timeout_s: Positive = Field(
-        60.0,
-        description="longest wait for all of the job's CPUs and GPUs at once, before it lets others go first, seconds; "
-        "machines that a cluster has yet to start have the operator's EQUIPOISE_RAY_GROWTH_S, if that is longer",
-    )
-    learner_timeout_s: Positive = Field(
-        7200.0,
-        description="longest wait for one update, or another call of the learner, seconds; one that takes longer is "
-        "given up, and the job goes back to its checkpoint",
-    )
-    reward_timeout_s: Positive = Field(
-        60.0, description="longest wait for one call of a reward, seconds, where its hosting.deadline_s is absent"
-    )
 
 
 class JobSpec(Spec):

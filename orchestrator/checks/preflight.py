@@ -21,11 +21,12 @@ from orchestrator.checks.access import HUB_ID, Access
 from orchestrator.checks.dataset_check import Outcome, Reading, outcomes_of, read
 from orchestrator.rollouts.prompts import Contents, DatasetError
 from orchestrator.rollouts.split_files import is_pattern, matching
-from orchestrator.spec import MAX_RANKS, JobSpec
+from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import nearest
 from orchestrator.specs.data import Columns, FilesData
 from orchestrator.specs.objectives import RewardSpec
 from orchestrator.specs.reward_job import RewardJobSpec
+from orchestrator.specs.rollout import MAX_RANKS
 from orchestrator.storage.datasets import is_reference, locate
 from orchestrator.storage.remote import RemoteAway, is_url
 from orchestrator.storage.remote_data import TooLarge, fetch

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.rollouts.prompts import Prompt
-from orchestrator.spec import RolloutSpec
+from orchestrator.specs.rollout import RolloutSpec
 from policies.types import Rollout, RolloutRequest
 from rewards.base import RewardBatch, Scores
 

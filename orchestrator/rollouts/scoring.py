@@ -12,7 +12,7 @@ from orchestrator.rollouts.batch import reward_batch
 from orchestrator.rollouts.engines import EnginePool
 from orchestrator.rollouts.prompts import Prompt
 from orchestrator.routing import Routes
-from orchestrator.spec import RolloutSpec
+from orchestrator.specs.rollout import RolloutSpec
 from policies.types import Rollout, RolloutRequest
 from rewards.pool import RewardPool, Round, Scored
 

@@ -34,7 +34,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from orchestrator.spec import GramianSpec
+from orchestrator.specs.gramian import GramianSpec
 from policies.capture import Capture
 from policies.estimators import Gdpo
 from policies.estimators.base import whitening_factor

@@ -35,8 +35,9 @@ from orchestrator.actors.threads import WAITING
 from orchestrator.build import learner_settings, placement, resolve_device, usable_gpus
 from orchestrator.errors import DoesNotFit, ResourcesBusy
 from orchestrator.hosting import hosted_rewards, reward_pool
-from orchestrator.spec import JobSpec, ResourcesSpec, parse_spec
+from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.spec_errors import SpecError
+from orchestrator.specs.resources import ResourcesSpec
 from rewards import registry
 from rewards.base import RewardOptions
 from rewards.hosting import SINGLE, LocalReplica

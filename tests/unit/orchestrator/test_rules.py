@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from orchestrator.rules import NEEDS, Rule, RuleKind, find_rules, rules
-from orchestrator.spec import GramianSpec, parse_spec
+from orchestrator.spec import parse_spec
 from orchestrator.specs.estimators import BuiltInEstimator
+from orchestrator.specs.gramian import GramianSpec
 from orchestrator.specs.sampling import BudgetSpec, TailSpec, ZeroSignalSpec
 from orchestrator.specs.transforms import TransformSpec
 from orchestrator.specs.weightings import BuiltInWeighting

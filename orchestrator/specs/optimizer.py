@@ -1,0 +1,54 @@
+"""The loss, and how a batch becomes updates."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from orchestrator.specs.base import Decay, Fraction, Positive, Spec
+
+
+class LossSpec(Spec):
+    """Token-level clipped surrogate, and a KL penalty to the initial policy."""
+
+    clip_low: Fraction = Field(0.2, description="ratio is clipped at 1 - clip_low")
+    clip_high: float = Field(0.28, ge=0, le=10, allow_inf_nan=False, description="ratio is clipped at 1 + clip_high")
+    importance_cap: Positive = Field(
+        2.0,
+        description="truncation of learner/sampler probability ratios (engines round, and their weights may be older)",
+    )
+    kl_coef: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="k3 KL to the initial policy; 0 loads no reference",
+    )
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
+        "token_mean", description="constant divides by rollout.max_tokens (arXiv 2503.20783)"
+    )
+
+
+class OptimizerSpec(Spec):
+    """AdamW and how a batch becomes updates."""
+
+    lr: Positive = Field(1e-6, le=1, description="peak learning rate")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="decay of the gradient's mean and of its square")
+    weight_decay: float = Field(0.0, ge=0, le=10, allow_inf_nan=False, description="decoupled, as AdamW has it")
+    warmup_steps: int = Field(0, ge=0, description="updates over which the learning rate rises from 0")
+    schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="after the warm-up")
+    max_grad_norm: Positive = Field(1.0, description="clipping of the combined gradient's norm")
+    minibatches: int = Field(1, ge=1, le=1024, description="updates made from one batch of rollouts")
+    tokens_per_microbatch: int = Field(
+        16_384, ge=16, description="tokens of one forward pass of a rank, padding included"
+    )
+    packing: bool = Field(
+        False, description="several short rollouts in one row of a forward pass, none of which sees another: no padding"
+    )
+    share_prompts: bool = Field(
+        True,
+        description="no padding in a microbatch, and a prompt goes through the policy once for all its rollouts there: "
+        "where that saves a tenth of the tokens and the model allows it; not with policy.compile, nor where gradients "
+        "of objectives are read off a backward pass",
+    )
