@@ -12,10 +12,10 @@ from orchestrator.actors.placement import engines_that_fit, shares_gpu
 from orchestrator.checks.judge_calls import judge_calls
 from orchestrator.rollouts.prompts import Contents
 from orchestrator.spec import JobSpec
-from orchestrator.specs.rollout import MAX_ENGINES
 from orchestrator.specs.data import FilesData
 from orchestrator.specs.gold import GoldSpec
 from orchestrator.specs.objectives import DEFAULT_RANGE, ObjectiveSpec
+from orchestrator.specs.rollout import MAX_ENGINES
 from rewards import registry
 from rewards.judges import profiles
 

@@ -20,7 +20,10 @@ from starlette.responses import Response
 from orchestrator.lineage import best_step, corners
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import Checkpoint, Event, JobNotFound, JobRecord, JobStore
-from services.api.jobs import (
+from services.body import optional_json_body
+from services.deps import MAX_PAGE, JobId, MaxActive, Store, page
+from services.errors import ApiProblem, StrictJSONResponse
+from services.job_requests import (
     EMPTY_BODY,
     METADATA_PARAMETER,
     PAUSE_BODY,
@@ -31,9 +34,6 @@ from services.api.jobs import (
     jobs_with,
     saves,
 )
-from services.body import optional_json_body
-from services.deps import MAX_PAGE, JobId, MaxActive, Store, page
-from services.errors import ApiProblem, StrictJSONResponse
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 

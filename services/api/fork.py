@@ -47,7 +47,6 @@ from orchestrator.state.states import is_terminal
 from orchestrator.state.store import Checkpoint, JobStore, KeepsTooMany, Origin, SubmitOutcome
 from orchestrator.steering import SteeringError, initial_steering, merge
 from orchestrator.storage.checkpoints import CheckpointError
-from services.api.jobs import IdempotencyKey, checked_spec, first_steering, job_document, text_of
 from services.body import first_of, json_body, parse_json
 from services.deps import (
     Finder,
@@ -60,9 +59,11 @@ from services.deps import (
     page,
 )
 from services.errors import ApiProblem, StrictJSONResponse, not_found, quota_problem
+from services.job_requests import IdempotencyKey, job_document
 from services.query import StrictRoute
 from services.settings import Settings
 from services.slots import place
+from services.spec_checks import checked_spec, first_steering, text_of
 
 router = APIRouter(prefix="/v1/jobs", tags=["lineage"], route_class=StrictRoute)
 log = logging.getLogger(__name__)

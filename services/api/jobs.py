@@ -4,121 +4,49 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import secrets
 from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from orchestrator.actors.placement import may_take_gpus
-from orchestrator.checks.access import Access
 from orchestrator.checks.doubts import doubts
 from orchestrator.checks.estimate import estimate
 from orchestrator.checks.judge_calls import evaluations, judge_calls
 from orchestrator.checks.layout import Machine
-from orchestrator.checks.preflight import look
-from orchestrator.errors import JobNotFound
 from orchestrator.lineage import lineage
 from orchestrator.rollouts.prompts import Contents
-from orchestrator.spec import JobSpec, check_new, parse_job, validated
-from orchestrator.spec_errors import problem
+from orchestrator.spec import JobSpec
 from orchestrator.specs.reward_job import RewardJobSpec
-from orchestrator.state.states import JobStatus, is_terminal
-from orchestrator.state.store import JobRecord, JobStore, Page, QuotaReached, Submission, SubmitOutcome
-from orchestrator.steering import initial_steering
+from orchestrator.state.states import is_terminal
+from orchestrator.state.store import JobStore, Submission, SubmitOutcome
 from orchestrator.storage.recovery import keep_ending
 from orchestrator.webhooks.subscriptions import WebhookStore
-from rewards.verifiers.json_schema import schemas_within
 from services.body import json_body, optional_json_body
-from services.deps import MAX_PAGE, Caller, Configuration, From, JobId, MaxActive, Store, body_schema, page, store_of
-from services.errors import ApiProblem, StrictJSONResponse, quota_problem, spec_problem
+from services.deps import Caller, Configuration, From, JobId, MaxActive, Store, body_schema, page, store_of
+from services.errors import ApiProblem, StrictJSONResponse, quota_problem
+from services.job_requests import (
+    EMPTY_BODY,
+    PAUSE_BODY,
+    IdempotencyKey,
+    JobList,
+    Metadata,
+    NoFields,
+    back_in_queue,
+    job_document,
+    jobs_with,
+    list_parameters,
+    list_query,
+    saves,
+)
 from services.query import StrictRoute
 from services.slots import held
+from services.spec_checks import check_files, first_steering, strict_spec, text_of
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
-
-_MAX_SPEC_BYTES = 256 << 10
-
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        min_length=1,
-        max_length=255,
-        pattern=r"^[\x21-\x7e]+$",
-        description="the same key and body is answered as it was the first time, for 24 h",
-    ),
-]
-
-
-class JobList(BaseModel):
-    """Query of the list."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    after: str | None = Query(None, description="only jobs older than this one")
-    limit: int = Query(20, ge=1, le=MAX_PAGE)
-    status: JobStatus | None = None
-
-
-_METADATA = re.compile(r"metadata\[(.{1,512})\]", flags=re.DOTALL)
-
-
-async def _wanted_metadata(request: Request, caller: Caller) -> AsyncIterator[dict[str, str]]:
-    """The filters metadata[k]=v of a list; a job must have them all. To look at thousands of jobs takes a place."""
-    given = request.query_params.multi_items()
-    wanted = {match.group(1): value for name, value in given if (match := _METADATA.fullmatch(name))}
-    if not wanted:
-        yield wanted
-        return
-    with held(request.app, "lists by metadata", caller.owner, at_once=4, of_owner=2):
-        yield wanted
-
-
-async def _list_query(request: Request) -> JobList:
-    plain = {name: value for name, value in request.query_params.items() if not _METADATA.fullmatch(name)}
-    try:
-        return JobList.model_validate(plain)
-    except ValidationError as error:
-        raise RequestValidationError([{**found, "loc": ("query", *found["loc"])} for found in error.errors()]) from None
-
-
-METADATA_PARAMETER = {
-    "name": "metadata",
-    "in": "query",
-    "style": "deepObject",
-    "explode": True,
-    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
-}
-
-
-def _list_parameters() -> list[dict[str, Any]]:
-    """For openapi_extra, as the handler reads them itself."""
-    text = {"type": "string"}
-    return [
-        {"name": "after", "in": "query", "schema": text, "description": "only jobs older than this one"},
-        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}},
-        {"name": "status", "in": "query", "schema": {**text, "enum": [str(status) for status in JobStatus]}},
-        METADATA_PARAMETER,
-    ]
-
-
-async def _no_fields(document: Annotated[Any, Depends(optional_json_body)]) -> None:
-    """A body that says something is refused: what it asks for would not happen."""
-    if document is None or document == {}:
-        return
-    field = next(iter(document)) if isinstance(document, dict) else ""
-    raise spec_problem([(field, "unknown field; this takes none" if field else "expected no body, or an object")])
-
-
-NoFields = Depends(_no_fields)
-EMPTY_BODY = body_schema({"type": "object", "additionalProperties": False}, required=False)
-
-Metadata = Annotated[dict[str, str], Depends(_wanted_metadata)]
 
 
 class Submit(BaseModel):
@@ -248,20 +176,12 @@ def _answer(submission: Submission) -> Response:
     )
 
 
-@router.get("", openapi_extra={"parameters": _list_parameters()})
-def list_jobs(query: Annotated[JobList, Depends(_list_query)], metadata: Metadata, store: Store) -> Response:
+@router.get("", openapi_extra={"parameters": list_parameters()})
+def list_jobs(query: Annotated[JobList, Depends(list_query)], metadata: Metadata, store: Store) -> Response:
     """Newest first. A filtered list looks at 10,000 jobs at most: while has_more, next_after is the cursor to go on."""
     found = jobs_with(store, query, metadata)
     document = page([job_document(job) for job in found.items], has_more=found.has_more)
     return StrictJSONResponse({**document, "next_after": found.last if found.has_more else None})
-
-
-def jobs_with(store: JobStore, query: JobList, metadata: dict[str, str]) -> Page[JobRecord]:
-    """A page of the list."""
-    try:
-        return store.jobs(after=query.after, limit=query.limit, status=query.status, metadata=metadata)
-    except JobNotFound:
-        raise ApiProblem(422, "invalid_parameter", "after: no such job", param="after") from None
 
 
 _IF_NONE_MATCH: dict[str, Any] = {
@@ -318,19 +238,6 @@ def delete_job(job_id: JobId, store: Store, config: Configuration) -> Response:
     return StrictJSONResponse({"object": "job", "id": job_id, "deleted": True})
 
 
-class Pause(BaseModel):
-    """Where a running job stops."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    checkpoint: Literal["save", "latest"] = Field(
-        "save", description="`save` a new one; or at the `latest`, after which the steps since then run again"
-    )
-
-
-PAUSE_BODY = body_schema(Pause.model_json_schema(), required=False)
-
-
 @router.post("/{job_id}/pause", openapi_extra=PAUSE_BODY)
 def pause_job(job_id: JobId, document: Annotated[Any, Depends(optional_json_body)], store: Store) -> Response:
     """A running job writes a checkpoint and lets go of its resources."""
@@ -338,98 +245,11 @@ def pause_job(job_id: JobId, document: Annotated[Any, Depends(optional_json_body
     return StrictJSONResponse(job_document(store.job(job_id)))
 
 
-def saves(document: Any) -> bool:
-    """Whether a pause, by its body, writes a checkpoint first. Raises ApiProblem."""
-    try:
-        pause = Pause.model_validate({} if document is None else document)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        raise spec_problem([problem(Pause, detail) for detail in found]) from None
-    return pause.checkpoint == "save"
-
-
 @router.post("/{job_id}/resume", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
 def resume_job(job_id: JobId, store: Store, max_active: MaxActive) -> Response:
     """Puts a paused job back in the queue; it goes on from its newest checkpoint."""
     back_in_queue(store, job_id, max_active)
     return StrictJSONResponse(job_document(store.job(job_id)))
-
-
-def back_in_queue(store: JobStore, job_id: str, max_active: int | None) -> None:
-    """As a submission, a resumed job counts against its owner's quota."""
-    try:
-        store.resume(job_id, max_active=max_active)
-    except QuotaReached:
-        raise quota_problem(max_active) from None
-
-
-def checked_spec(document: Any, access: Access) -> JobSpec | RewardJobSpec:
-    """A spec that can run here: its fields fit, and so do the files that it names, which `access` allows."""
-    spec = strict_spec(document)
-    check_files(spec, access)
-    return spec
-
-
-def check_files(spec: JobSpec | RewardJobSpec, access: Access) -> Mapping[str, Contents]:
-    """What the files of its splits hold, as far as they were read."""
-    found = look(spec, access)
-    if found.problems:
-        raise spec_problem(found.problems)
-    return found.contents
-
-
-@schemas_within()
-def strict_spec(document: Any) -> JobSpec | RewardJobSpec:
-    """Without YAML's leniency, which takes the text 1e-6 for a number: in JSON a number is one, and true is not."""
-    kind = document.get("kind", "alignment") if isinstance(document, dict) else None
-    try:
-        text = json.dumps(document)
-        if kind == "alignment":
-            return check_new(validated(JobSpec, lambda: JobSpec.model_validate_json(text, strict=True)))
-        if kind == "reward_model":
-            return check_new(validated(RewardJobSpec, lambda: RewardJobSpec.model_validate_json(text, strict=True)))
-        return parse_job(document)  # which says what is wrong
-    except RuntimeError as error:  # an installed reward plugin is broken, which the spec's author can't help
-        raise ApiProblem(500, "plugin_broken", str(error)) from error
-
-
-def text_of(spec: JobSpec | RewardJobSpec) -> str:
-    """The document that is kept, with every default. Redis holds it in memory for as long as the job is known."""
-    text = spec.to_json()
-    if (size := len(text.encode())) > _MAX_SPEC_BYTES:
-        message = f"the spec has {size} bytes with its defaults, expected at most {_MAX_SPEC_BYTES}; shorten its texts"
-        raise ApiProblem(413, "spec_too_large", message)
-    return text
-
-
-def first_steering(spec: JobSpec | RewardJobSpec) -> dict[str, Any]:
-    """Version 1: whole, so that every later change has something to stand on."""
-    try:
-        return initial_steering(spec).model_dump(mode="json")
-    except OverflowError:
-        raise spec_problem([("objectives", "the weights are too large to be scaled")]) from None
-
-
-def job_document(record: JobRecord) -> dict[str, Any]:
-    """A job as clients see it. What only the lease's holder needs (fence, digests) stays inside."""
-    return {
-        "object": "job",
-        "id": record.job_id,
-        "name": record.name,
-        "priority": record.priority,
-        "status": record.status,
-        "reason": record.reason,
-        "created_at": record.created_at,
-        "started_at": record.started_at,
-        "finished_at": record.finished_at,
-        "step": record.step,
-        "total_steps": record.total_steps,
-        "attempts": record.attempts,
-        "checkpoint_step": record.checkpoint_step,
-        "gpu_hours": record.gpu_hours,
-        "cost": record.cost,
-        "progress": record.progress,
-    }
 
 
 def _validated(

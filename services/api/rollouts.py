@@ -8,12 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from orchestrator.rollouts.samples import FOLDER, Row, kept_steps, read_samples
-from orchestrator.state.store import JobStore
+from orchestrator.rollouts.samples import Row
 from services.deps import Configuration, Cursor, JobId, Store, alignment_only, page
-from services.errors import ApiProblem, StrictJSONResponse, not_found
+from services.errors import ApiProblem, StrictJSONResponse
+from services.job_requests import rollouts_of
 from services.query import StrictRoute
-from services.settings import Settings
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/rollouts", tags=["results"], route_class=StrictRoute)
 
@@ -42,21 +41,6 @@ def get_rollouts(
     shown = ordered[query.after : query.after + query.limit]
     document = page([_shown(row) for row in shown], has_more=len(ordered) > query.after + query.limit)
     return StrictJSONResponse({**document, "step": step, "total": len(ordered)})
-
-
-def rollouts_of(
-    store: JobStore, config: Settings, job_id: str, step: int | None = None
-) -> tuple[int | None, list[Row]]:
-    """The latest kept step, or this one (404 where it is not kept), and its rollouts with their numbers from 1."""
-    directory = config.state_dir / "jobs" / job_id / FOLDER
-    kept = kept_steps(directory, up_to=store.job(job_id).step)
-    if step is not None and step not in kept:
-        every = json.loads(store.spec(job_id)).get("samples", {}).get("every", 1)
-        raise not_found(f"no rollouts are kept of this step; the spec's samples.every is {every}")
-    for candidate in [step] if step is not None else reversed(kept):
-        if rows := read_samples(directory, candidate):
-            return candidate, [{"number": number, **row} for number, row in enumerate(rows, start=1)]
-    return step, []
 
 
 def _sorted(rows: list[Row], sort: str | None, names: list[str]) -> list[Row]:

@@ -17,10 +17,10 @@ from orchestrator.spec_errors import nearest
 from orchestrator.state.states import is_terminal
 from orchestrator.state.store import JobStore, Steer, SteeringEntry, SteerOutcome
 from orchestrator.steering import Steering, SteeringError, merge
-from services.api.rollouts import rollouts_of
 from services.body import json_body
 from services.deps import MAX_PAGE, Configuration, JobId, Store, alignment_only, body_schema
 from services.errors import ApiProblem, StrictJSONResponse
+from services.job_requests import rollouts_of
 from services.query import StrictRoute
 from services.slots import place
 

@@ -19,9 +19,9 @@ from orchestrator.storage.recovery import keep_document
 from orchestrator.webhooks.subscriptions import WebhookStore
 from services.api import jobs as jobs_api
 from services.api import rules as rules_api
-from services.api.jobs import strict_spec
 from services.client import ApiError, Client, NotFound, types
 from services.errors import spec_problem
+from services.spec_checks import strict_spec
 from tests.api_support import KEY, SPEC, assert_error, claim, serving
 from tests.store_support import writes_under
 from tests.support import make_policy

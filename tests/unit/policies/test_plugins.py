@@ -330,7 +330,7 @@ sys.modules["torch"] = None  # as if it were not installed
 """
         + DOCUMENT
         + """
-from services.api.jobs import strict_spec
+from services.spec_checks import strict_spec
 from services.api.rules import get_rule
 wanted = {"name": "worst_first", "options": {"sharp": 1}}
 spec = strict_spec(document(weighting=wanted, estimator={"name": "plain_sum"}, rollout={"rollouts_per_prompt": 1}))

@@ -9,6 +9,7 @@ import pytest
 from fastapi.routing import APIRoute
 from starlette.datastructures import QueryParams
 
+from services import job_requests
 from services.api import datasets as datasets_api
 from services.api import events as events_api
 from services.api import fork as fork_api
@@ -55,7 +56,7 @@ def test_a_list_by_metadata_takes_a_place_and_another_none() -> None:
     async def story() -> None:
         async def ask(**query: str) -> Any:
             request: Any = SimpleNamespace(app=app, query_params=QueryParams(query))
-            asked = jobs_api._wanted_metadata(request, SimpleNamespace(owner="ann"))  # type: ignore[arg-type]
+            asked = job_requests.wanted_metadata(request, SimpleNamespace(owner="ann"))  # type: ignore[arg-type]
             return asked, await anext(asked)
 
         under_way = [await ask(**{"metadata[a]": "b", "limit": "1"}) for _ in range(2)]

@@ -7,8 +7,8 @@ import pytest
 
 from orchestrator.spec import parse_job, parse_spec
 from orchestrator.spec_errors import SpecError
-from services.api.jobs import strict_spec
 from services.client import ApiError
+from services.spec_checks import strict_spec
 from services.submission import anchored, anchored_changes, naming_files
 
 
