@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import LauncherUnavailable
+from orchestrator.fork_copies import ORPHAN_AGE_S, drop_orphans
 from orchestrator.launch.custody import Custody
 from orchestrator.launch.launchers import NO_RESOURCES, OTHER_HOLDER, Handle, Launcher
-from orchestrator.lineage import ORPHAN_AGE_S, drop_orphans
 from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import (
     ClaimOutcome,

@@ -17,7 +17,8 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
-from orchestrator.lineage import best_step, corners
+from orchestrator.comparison import corners
+from orchestrator.lineage import best_step
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import Checkpoint, Event, JobNotFound, JobRecord, JobStore
 from services.body import optional_json_body

@@ -17,28 +17,11 @@ from starlette.responses import Response
 from orchestrator import spec_errors
 from orchestrator.actors.placement import may_take_gpus
 from orchestrator.checks.access import Access
+from orchestrator.comparison import TooManyPoints, compared, corners
 from orchestrator.errors import JobNotFound
-from orchestrator.lineage import (
-    MAX_FORKS,
-    NoRoom,
-    PlanConflict,
-    TooManyPoints,
-    best_step,
-    compared,
-    copy_policy,
-    corners,
-    fork_document,
-    forking,
-    is_full,
-    keep_answer,
-    keep_plan,
-    kept_answer,
-    kept_plan,
-    lineage,
-    merged,
-    plan_path,
-    steered,
-)
+from orchestrator.fork_copies import NoRoom, copy_policy, forking, is_full
+from orchestrator.fork_plans import PlanConflict, keep_answer, keep_plan, kept_answer, kept_plan, plan_path
+from orchestrator.lineage import MAX_FORKS, best_step, fork_document, lineage, merged, steered
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.state.census import Census
 from orchestrator.state.gpu_hours import GpuQuotaReached

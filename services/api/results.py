@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, Response, StreamingResponse
 
-from orchestrator.lineage import front_as_told
+from orchestrator.comparison import front_as_told
 from orchestrator.state.states import is_terminal
 from orchestrator.state.store import Checkpoint
 from orchestrator.storage.checkpoints import CheckpointError, export_policy, verify

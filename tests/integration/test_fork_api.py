@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator import lineage
-from orchestrator.lineage import plan_path
+from orchestrator import comparison
+from orchestrator.fork_plans import plan_path
 from orchestrator.state.census import Census
 from orchestrator.state.embedded_redis import connect
 from orchestrator.state.states import JobStatus
@@ -500,7 +500,7 @@ def test_other_ranges_or_objectives_have_no_common_scale(http: httpx.Client, sto
 def test_a_comparison_that_takes_long_is_refused(
     http: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lineage, "_POINTS", 3)
+    monkeypatch.setattr(comparison, "_POINTS", 3)
     two = with_front(http, store, (0.8, 0.2), (0.2, 0.8), *[(0.1, 0.1)] * 5)  # what is dominated takes no time
     more = with_front(http, store, (0.3, 0.2), (0.2, 0.3))
     assert compare(http, two)["comparable"]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import ray
 
-from orchestrator import driver
+from orchestrator import driver, job_report
 from orchestrator.actors.cluster import Cluster
 from orchestrator.errors import ActorLost, DoesNotFit
 from orchestrator.journal import StoreJournal, Wishes
@@ -127,7 +127,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
         made.reported.append((parts["job"]["status"], parts["job"]["reason"]))
         return f"<html>{len(list(parts['events']))}</html>"
 
-    monkeypatch.setattr(driver, "render_report", render)
+    monkeypatch.setattr(job_report, "render_report", render)
     return made
 
 
@@ -248,7 +248,7 @@ def test_a_failed_job_has_a_report_of_what_it_did(store: FakeStore, tmp_path: Pa
 def test_a_report_of_what_was_done_never_decides_how_a_job_ends(
     store: FakeStore, tmp_path: Path, job: Any, monkeypatch: pytest.MonkeyPatch, outcome: str
 ) -> None:
-    monkeypatch.setattr(driver, "render_report", lambda **_: raising(KeyError("points"))())
+    monkeypatch.setattr(job_report, "render_report", lambda **_: raising(KeyError("points"))())
     job((lambda: outcome) if outcome == "paused" else raising(ValueError("why")))
     assert drive(tmp_path) == 0
     assert store.ends() == [("finish", JobStatus(outcome), None if outcome == "paused" else "why")]
@@ -369,7 +369,7 @@ def test_a_report_that_the_disk_does_not_take_costs_an_event(store: FakeStore, t
 def test_a_report_that_can_not_be_drawn_fails_with_its_reason(
     store: FakeStore, tmp_path: Path, job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "render_report", lambda **_: raising(KeyError("points"))())
+    monkeypatch.setattr(job_report, "render_report", lambda **_: raising(KeyError("points"))())
     job(lambda: "succeeded")
     assert drive(tmp_path) == 0
     assert store.ends() == [("finish", JobStatus.FAILED, "'points'")]

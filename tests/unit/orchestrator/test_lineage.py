@@ -10,22 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.lineage import (
-    PlanConflict,
-    TooManyPoints,
-    best_step,
-    compared,
-    drop_orphans,
-    forking,
-    front_as_told,
-    is_full,
-    keep_answer,
-    keep_plan,
-    kept_answer,
-    kept_plan,
-    merged,
-    plan_path,
-)
+from orchestrator.comparison import TooManyPoints, compared, front_as_told
+from orchestrator.fork_copies import drop_orphans, forking, is_full
+from orchestrator.fork_plans import PlanConflict, keep_answer, keep_plan, kept_answer, kept_plan, plan_path
+from orchestrator.lineage import best_step, merged
 from orchestrator.state.redis_calls import connect
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import Checkpoint, JobStore
