@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -17,8 +18,8 @@ class Archive:
     Not compressed, as weights hardly shrink. `close` it, also where `chunks` was not read to its end.
     """
 
-    def __init__(self, directory: Path, *, name: str) -> None:
-        """`name` is the folder that unpacking makes. Raises OSError."""
+    def __init__(self, directory: Path, *, name: str, beside: Mapping[str, bytes] | None = None) -> None:
+        """`name` is the folder that unpacking makes, `beside` has files that the directory lacks. Raises OSError."""
         self._files: list[tuple[tarfile.TarInfo, BinaryIO]] = []
         self._stack = ExitStack()
         with ExitStack() as opening:
@@ -28,6 +29,10 @@ class Archive:
                 info = tarfile.TarInfo(f"{name}/{path.relative_to(directory).as_posix()}")
                 info.size, info.mode = path.stat().st_size, 0o644
                 self._files.append((info, file))
+            for path_in_it, content in (beside or {}).items():
+                info = tarfile.TarInfo(f"{name}/{path_in_it}")
+                info.size, info.mode = len(content), 0o644
+                self._files.append((info, io.BytesIO(content)))
             opening.pop_all()
 
     @property

@@ -196,10 +196,10 @@ def collect(root: Path) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def export_policy(directory: Path, target: Path) -> Path:
+def export_policy(directory: Path, target: Path, *, beside: Mapping[str, bytes] | None = None) -> Path:
     """Copy a checkpoint's policy, verified, to a directory that plain transformers and vLLM (or PEFT) load.
 
-    Raises CheckpointError where the checkpoint is damaged or the target exists.
+    `beside`: files that come to it. Raises CheckpointError where the checkpoint is damaged or the target exists.
     """
     verify(directory, under="policy/")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -209,6 +209,8 @@ def export_policy(directory: Path, target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(hidden, ignore_errors=True)
         shutil.copytree(directory / "policy", hidden)
+        for name, content in (beside or {}).items():
+            (hidden / name).write_bytes(content)
         if target.exists():
             target.rmdir()
         hidden.rename(target)

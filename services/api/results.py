@@ -16,10 +16,12 @@ from orchestrator.comparison import front_as_told
 from orchestrator.state.states import is_terminal
 from orchestrator.state.store import Checkpoint
 from orchestrator.storage.checkpoints import CheckpointError, export_policy, verify
+from policies.models import ADAPTER_CONFIG
 from services.archive import Archive
 from services.body import json_body, parsed
 from services.deps import Configuration, Cursor, Finder, JobId, Store, alignment_only, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
+from services.model_card import FILE, model_card
 from services.query import StrictRoute
 from services.slots import place
 
@@ -135,7 +137,8 @@ def export_checkpoint(
     destination = Path(parsed(Export, document, "invalid_export").to)
     checkpoint = _kept_at(store, job_id, step)
     try:
-        export_policy(find(job_id, checkpoint), destination)
+        directory = find(job_id, checkpoint)
+        export_policy(directory, destination, beside=_card(store, job_id, step, directory / "policy"))
     except CheckpointError as error:
         raise ApiProblem(409, "export_failed", str(error)) from None
     return StrictJSONResponse({"object": "export", "step": step, "path": str(destination)})
@@ -159,7 +162,8 @@ def download_checkpoint(
     try:
         directory = find(job_id, checkpoint)
         verify(directory, under="policy/")
-        archive = Archive(directory / "policy", name=f"{job_id}-step-{step}")
+        policy = directory / "policy"
+        archive = Archive(policy, name=f"{job_id}-step-{step}", beside=_card(store, job_id, step, policy))
     except (CheckpointError, OSError):
         log.exception("checkpoint %d of %s can't be sent", step, job_id)
         raise ApiProblem(409, "checkpoint_unusable", "its files are gone or damaged; take another checkpoint") from None
@@ -170,6 +174,24 @@ def download_checkpoint(
     sent = StreamingResponse(archive.chunks(), media_type="application/x-tar", headers=headers)
     sent.background = BackgroundTask(archive.close)
     return sent
+
+
+def _card(store: Store, job_id: str, step: int, policy: Path) -> dict[str, bytes]:
+    """A model card, where the policy has none; of a reward model none is written."""
+    spec = json.loads(store.spec(job_id))
+    if "objectives" not in spec or (policy / FILE).exists():
+        return {}
+    points = (store.front(job_id) or {}).get("points", ())
+    records = store.steps(job_id, after_step=step - 1, limit=1) if step else []
+    card = model_card(
+        job_id,
+        step,
+        spec,
+        point=next((point for point in points if point["step"] == step), None),
+        weights=(records[0].get("weights") or {}).get("applied") if records else None,
+        is_adapter=(policy / ADAPTER_CONFIG).is_file(),
+    )
+    return {FILE: card.encode()}
 
 
 def _kept_at(store: Store, job_id: str, step: int) -> Checkpoint:

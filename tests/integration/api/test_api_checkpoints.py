@@ -26,11 +26,15 @@ def test_a_checkpoint_is_verified_and_exported(client: Client, store: JobStore, 
     store.commit(lease, step=1, digest="1", record=step_record())
     path, manifest = write_checkpoint(tmp_path / "checkpoints", step=1, fence=lease.fence, fill=fill)
     store.register_checkpoint(lease, step=1, path=str(path), digest=manifest.digest)
+    figures = {"objectives": {"accuracy": 0.5, "conciseness": 0.1}, "standard_errors": {"accuracy": 0.01}}
+    store.set_front(lease, {"points": [{"step": 1, **figures}]})
     assert [found["step"] for found in client.checkpoints(job_id)["data"]] == [1]
 
     target = tmp_path / "exported" / "model"
     assert client.export(job_id, 1, str(target))["path"] == str(target)
     assert (target / "config.json").read_text() == "{}"
+    card = (target / "README.md").read_text()
+    assert "| accuracy | `math` | 0.5 | 0.01 | 0.6 |" in card, card
 
     (path / "policy" / "config.json").write_text("{ }")
     for step, directory, status in ((1, target, 409), (1, tmp_path / "other", 409), (2, tmp_path / "other", 425)):
@@ -65,6 +69,9 @@ def test_a_checkpoint_is_downloaded_as_it_was_made(
         archive.extractall(tmp_path / "here", filter="data")
     folder = tmp_path / "here" / f"{job_id}-step-1"
     found = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    card = found.pop("README.md").decode()
+    assert f"job `{job_id}`, step 1," in card
+    assert "This step was not evaluated." in card
     assert found == {"config.json": b"{}", "model.safetensors": weights, f"nested/{'n' * 150}": b""}
     client.download(job_id, 1, tmp_path / "two.tar")
     assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
