@@ -150,14 +150,19 @@ def follow_job(
 
 
 @app.command()
-def jobs(as_json: AsJson = False) -> None:
+def jobs(
+    by: Annotated[str | None, typer.Option(help="only those that the key of this name submitted")] = None,
+    as_json: AsJson = False,
+) -> None:
     """List jobs, newest first."""
     with connect_client(_state_dir) as client:
-        found = list(client.iter_jobs())
+        found = list(client.iter_jobs(submitted_by=by))
     if as_json:
         print_json(found)
     elif found:
         output().print(jobs_table(found))
+    elif by is not None:
+        say(f"no job was submitted by a key of the name '{by}'")
     else:
         say("no jobs yet: `equipoise submit SPEC` makes one")
 

@@ -42,6 +42,7 @@ class JobList(BaseModel):
     after: str | None = Query(None, description="only jobs older than this one")
     limit: int = Query(20, ge=1, le=MAX_PAGE)
     status: JobStatus | None = None
+    submitted_by: str | None = Query(None, max_length=256, description="the name of the key that submitted it")
 
 
 _METADATA = re.compile(r"metadata\[(.{1,512})\]", flags=re.DOTALL)
@@ -82,6 +83,7 @@ def list_parameters() -> list[dict[str, Any]]:
         {"name": "after", "in": "query", "schema": text, "description": "only jobs older than this one"},
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}},
         {"name": "status", "in": "query", "schema": {**text, "enum": [str(status) for status in JobStatus]}},
+        {"name": "submitted_by", "in": "query", "schema": text, "description": "the name of the key that submitted it"},
         METADATA_PARAMETER,
     ]
 
@@ -126,7 +128,13 @@ def saves(document: Any) -> bool:
 def jobs_with(store: JobStore, query: JobList, metadata: dict[str, str]) -> Page[JobRecord]:
     """A page of the list."""
     try:
-        return store.jobs(after=query.after, limit=query.limit, status=query.status, metadata=metadata)
+        return store.jobs(
+            after=query.after,
+            limit=query.limit,
+            status=query.status,
+            submitted_by=query.submitted_by,
+            metadata=metadata,
+        )
     except JobNotFound:
         raise ApiProblem(422, "invalid_parameter", "after: no such job", param="after") from None
 
@@ -160,6 +168,7 @@ def job_document(record: JobRecord) -> dict[str, Any]:
         "object": "job",
         "id": record.job_id,
         "name": record.name,
+        "submitted_by": record.submitted_by,
         "priority": record.priority,
         "status": record.status,
         "reason": record.reason,

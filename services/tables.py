@@ -32,12 +32,14 @@ _PARTS = {
 
 def jobs_table(jobs: Sequence[Document]) -> Table:
     ranked = ("priority",) if any(job.get("priority") for job in jobs) else ()
-    columns = ("id", "name", *ranked, "status", "step", "time left", "created")
+    by = ("by",) if len({job.get("submitted_by") for job in jobs}) > 1 else ()
+    columns = ("id", "name", *by, *ranked, "status", "step", "time left", "created")
     table = _table(*columns, right=("priority", "step", "time left"))
     for job in jobs:
         table.add_row(
             job["id"],
             Text(plain(job["name"])),
+            *(Text(plain(job.get("submitted_by") or "")) for _ in by),
             *(str(job.get("priority", 0)) for _ in ranked),
             Text(job["status"] + (f" ({plain(job['reason'])})" if job["status"] == "failed" and job["reason"] else "")),
             f"{job['step']}/{job['total_steps']}" if job["total_steps"] else str(job["step"]),
@@ -57,7 +59,7 @@ def job_view(job: Document, steering: Document) -> RenderableType:
         "step": f"{job['step']} of {job['total_steps']}",
         "checkpoint": "none yet" if job["checkpoint_step"] is None else f"step {job['checkpoint_step']}",
         "stage": plain(job["progress"].get("stage", "")),
-        "created": ago(job["created_at"]),
+        "created": ago(job["created_at"]) + (f" by {plain(job['submitted_by'])}" if job.get("submitted_by") else ""),
         **taken(job.get("gpu_hours"), job.get("cost")),
         "weighting": plain(job["spec"]["weighting"]["name"]),
         "steering": f"{steering['mode']}, version {steering['version']}",
@@ -77,7 +79,7 @@ def training_view(job: Document) -> RenderableType:
         "step": f"{job['step']} of {job['total_steps'] or '?'}",
         "checkpoint": "none yet" if job["checkpoint_step"] is None else f"step {job['checkpoint_step']}",
         "stage": plain(job["progress"].get("stage", "")),
-        "created": ago(job["created_at"]),
+        "created": ago(job["created_at"]) + (f" by {plain(job['submitted_by'])}" if job.get("submitted_by") else ""),
         **taken(job.get("gpu_hours"), job.get("cost")),
         "backbone": plain(training["model"]),
         "objective": training["objective"],

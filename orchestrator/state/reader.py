@@ -98,20 +98,23 @@ class JobReader:
         after: str | None = None,
         limit: int = 20,
         status: JobStatus | None = None,
+        submitted_by: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Page[JobRecord]:
-        """Newest first, those created before the job `after`; with this status and all of this metadata.
+        """Newest first, those created before the job `after`; with this status, submitter and all of this metadata.
 
         Filters look at MAX_SCANNED jobs at most. Where there are older ones, the page says so with `has_more` even if
         it is short or empty, and `last` is the job to go on after.
         """
-        filtered = status is not None or bool(metadata)
+        fields = {"status": status, "submitted_by": submitted_by}
+        wanted = {name: str(value) for name, value in fields.items() if value is not None}
+        filtered = bool(wanted or metadata)
         below = "+inf" if after is None else f"({self._job_field(after, 'order')}"
         found: list[str] = []
         scanned, older, last, chunk = 0, True, after, _CHUNK if filtered else limit + 1
         while older and len(found) <= limit and scanned < MAX_SCANNED:
             ids, scores = self._older_than(below, chunk)
-            found += self._matching(ids, status, metadata or {}) if filtered else ids
+            found += self._matching(ids, wanted, metadata or {}) if filtered else ids
             scanned += len(ids)
             older = len(ids) == chunk
             if older:
@@ -125,11 +128,11 @@ class JobReader:
         reply = self._calls.command("ZREVRANGEBYSCORE", self._keys.jobs, below, "-inf", "WITHSCORES", "LIMIT", 0, count)
         return reply[::2], reply[1::2]
 
-    def _matching(self, ids: Sequence[str], status: JobStatus | None, metadata: Mapping[str, str]) -> list[str]:
-        """Those of the jobs that have the status and the metadata."""
-        if status is not None and ids:
-            found = self._calls.reads([("HGET", self._keys.job(job_id), "status") for job_id in ids])
-            ids = [job_id for job_id, its in zip(ids, found, strict=True) if its == status]
+    def _matching(self, ids: Sequence[str], wanted: Mapping[str, str], metadata: Mapping[str, str]) -> list[str]:
+        """Those of the jobs that have these fields and the metadata."""
+        if wanted and ids:
+            found = self._calls.reads([("HMGET", self._keys.job(job_id), *wanted) for job_id in ids])
+            ids = [job_id for job_id, its in zip(ids, found, strict=True) if its == [*wanted.values()]]
         if metadata:
             known = self._metadata_of(ids)
             ids = [job_id for job_id in ids if job_id in known and metadata.items() <= known[job_id].items()]

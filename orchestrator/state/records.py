@@ -116,6 +116,7 @@ class JobRecord:
     spec_digest: str  # sha256 of the document's text
     origin: Origin | None = None
     gpu_hours: float = 0.0  # so far: of a job at work, up to its last renewal
+    submitted_by: str | None = None  # the name of a key; None of a job of an earlier version
     cost: float = 0.0  # so far, of rewards that have a price, as judges have
 
 
@@ -244,6 +245,7 @@ def job_record(fields: Mapping[str, str]) -> JobRecord:
         progress=json.loads(fields["progress"]),
         origin=_origin(fields),
         gpu_hours=int(fields.get("gpu_used", 0)) / UNITS_PER_HOUR,
+        submitted_by=fields.get("submitted_by") or None,
         cost=float(fields.get("cost", 0)),
     )
 

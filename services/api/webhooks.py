@@ -41,6 +41,9 @@ EventName = Literal[
     "reward.recovered",
     "engine.retired",
     "engine.back",
+    "collapse.detected",
+    "checkpoint.failed",
+    "gold.failed",
 ]
 
 

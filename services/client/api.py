@@ -57,17 +57,22 @@ class Api:
         after: str | None = None,
         limit: int = 100,
         status: types.JobStatus | None = None,
+        submitted_by: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Request[Page[types.Job]]:
-        """A page of the list, newest first; `after` is the id of the last one seen."""
-        return _jobs(after, limit, status, metadata)
+        """A page of the list, newest first; `after` is the id of the last one seen, `submitted_by` a key's name."""
+        return _jobs(after, limit, status, submitted_by, metadata)
 
     @pages(by="id")
     def iter_jobs(
-        self, *, status: types.JobStatus | None = None, metadata: Mapping[str, str] | None = None
+        self,
+        *,
+        status: types.JobStatus | None = None,
+        submitted_by: str | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> Request[Page[types.Job]]:
         """All jobs, newest first."""
-        return _jobs(None, 100, status, metadata)
+        return _jobs(None, 100, status, submitted_by, metadata)
 
     @endpoint
     def job(self, job_id: str) -> Request[types.JobDetail]:
@@ -466,10 +471,14 @@ def _get(route: str, **values: Any) -> Request[Any]:
 
 
 def _jobs(
-    after: str | None, limit: int, status: types.JobStatus | None, metadata: Mapping[str, str] | None
+    after: str | None,
+    limit: int,
+    status: types.JobStatus | None,
+    submitted_by: str | None,
+    metadata: Mapping[str, str] | None,
 ) -> Request[Any]:
     wanted = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
-    params = {"after": after, "limit": limit, "status": status, **wanted}
+    params = {"after": after, "limit": limit, "status": status, "submitted_by": submitted_by, **wanted}
     return Request(method="GET", route="/v1/jobs", params=params, is_repeatable=True)
 
 

@@ -50,6 +50,7 @@ class Job(TypedDict):
 
     id: str
     name: str
+    submitted_by: str | None  # the name of a key
     priority: int
     status: JobStatus
     reason: str | None

@@ -34,7 +34,7 @@ _COLUMNS: list[dict[str, Any]] = [
     {"key": "objectives", "label": "Objectives", "kind": "sparks"},
     {"key": "hypervolume", "label": "Hypervolume", "kind": "number"},
     {"key": "weights", "label": "Weights now", "kind": "mix"},
-    {"key": "owner", "label": "Owner", "kind": "text"},
+    {"key": "by", "label": "Submitted by", "kind": "text"},
     {"key": "created", "label": "Created", "kind": "time"},
 ]
 
@@ -44,13 +44,15 @@ class JobList:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.status, self.name, self.after = "", "", [""]  # the last of `after` is the page's cursor
+        self.status, self.name, self.by, self.after = "", "", "", [""]  # the last of `after` is the page's cursor
         self.has_more, self.next_after = False, ""
         self._details: dict[str, tuple[Any, dict[str, Any]]] = session.shared.setdefault("job details", {})
 
     async def read(self) -> list[dict[str, Any]]:
         status: Any = self.status or None
-        page = await self._session.client.jobs(after=self.after[-1] or None, limit=PAGE, status=status)
+        page = await self._session.client.jobs(
+            after=self.after[-1] or None, limit=PAGE, status=status, submitted_by=self.by or None
+        )
         self.has_more = page["has_more"]
         self.next_after = str(page.get("next_after") or (page["data"][-1]["id"] if page["data"] else ""))
         wanted = [job for job in page["data"] if self.name.lower() in f"{job['name']} {job['id']}".lower()]
@@ -79,7 +81,7 @@ class JobList:
                 "text": f"{words}, {span(left)} left" if left else words,
                 "share": step / total if total else 0,
             },
-            "owner": self._session.key["owner"],
+            "by": job.get("submitted_by"),
             "created": job["created_at"],
             **{key: known[1][key] for key in ("objectives", "hypervolume", "weights")},
         }
@@ -152,6 +154,7 @@ class JobsPage:
         with Tag("div", "", "filters"):
             Choice("State", {"": "all states"} | {name: name for name in _STATES}, "", self._choose)
             self._name = Field("Name or id on this page", on_change=self._typed, placeholder="any")
+            self._by = Field("Submitted by", on_change=self._typed_by, placeholder="a key's name")
             with Tag("div", "", "filters-end"):
                 self._newer = Button("Newer", lambda: self._turn(-1), "quiet")
                 self._older = Button("Older", lambda: self._turn(1), "quiet")
@@ -190,6 +193,10 @@ class JobsPage:
         self._jobs.name = self._name.value.strip()
         await self.refresh()
 
+    async def _typed_by(self) -> None:
+        self._jobs.by, self._jobs.after = self._by.value.strip(), [""]
+        await self.refresh()
+
     async def _turn(self, step: int) -> None:
         if step > 0:
             self._jobs.after.append(self._jobs.next_after)
@@ -210,13 +217,13 @@ def _once(start: Any) -> Any:
 
 
 def _empty(session: Session, jobs: JobList) -> str:
-    if jobs.status or jobs.name:
+    if jobs.status or jobs.name or jobs.by:
         return "No job on this page is like that."
     return "No jobs yet. Submit one, or run `equipoise demo`." if session.may("submit") else "No jobs yet."
 
 
 def _save(table: Table) -> None:
-    header = ["id", "name", "state", "reason", "progress", "hypervolume", "weights", "owner", "created"]
+    header = ["id", "name", "state", "reason", "progress", "hypervolume", "weights", "submitted by", "created"]
     rows_ = [
         [
             row["id"],
@@ -226,7 +233,7 @@ def _save(table: Table) -> None:
             row["progress"]["text"],
             row["hypervolume"],
             "; ".join(f"{part['name']}={part['weight']:.4g}" for part in row["weights"]),
-            row["owner"],
+            row["by"],
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(row["created"])),
         ]
         for row in table.rows

@@ -44,7 +44,7 @@ redis.call('HSET', JOB, 'schema_v', 1, 'id', ID, 'name', name, 'status', 'valida
   'step', 0, 'digest', '', 'total_steps', '', 'progress', '{}', 'seq', 0,
   'ckpt_step', '', 'ckpt_path', '', 'ckpt_digest', '', 'parent', ARGV[9], 'parent_step', ARGV[10],
   'may_take_gpus', ARGV[13], 'gpu_milli', 0, 'gpu_at', 0, 'gpu_used', 0, 'kept_bytes', bytes,
-  'metadata', ARGV[17])
+  'metadata', ARGV[17], 'submitted_by', ARGV[12])
 redis.call('HINCRBY', KEYS[13], 'bytes', bytes)
 redis.call('SET', SPEC, spec)
 redis.call('HSET', W, 'ver', 1, 'eff', 0, 'current', steering)

@@ -38,6 +38,10 @@ def test_a_job_is_accepted_and_found_again(http: httpx.Client, client: Client) -
     assert job["spec"]["estimator"] == {"name": "gdpo", "std_floor": job["spec"]["estimator"]["std_floor"]}
     assert "fence" not in job
     assert next(client.iter_jobs())["id"] == job["id"]
+    by = job["submitted_by"]
+    assert by == client.own_key()["name"]
+    assert next(client.iter_jobs(submitted_by=by))["id"] == job["id"]
+    assert list(client.iter_jobs(submitted_by="nobody")) == []
 
 
 def test_the_clients_types_know_every_field_of_a_job(client: Client) -> None:

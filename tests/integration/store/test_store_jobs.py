@@ -171,3 +171,17 @@ def test_an_unknown_job_is_not_found_by_any_method(store: JobStore, job_id: str)
     for call in calls:
         with pytest.raises(JobNotFound):
             call()
+
+
+def test_jobs_are_listed_by_who_submitted_them(store: JobStore) -> None:
+    for i in range(4):
+        submit(store, f"j{i}", by="ann" if i % 2 else "bob")
+    store.request_cancel("j3")
+    assert store.job("j1").submitted_by == "ann"
+    assert [job.job_id for job in store.jobs(submitted_by="ann").items] == ["j3", "j1"]
+    assert [job.job_id for job in store.jobs(submitted_by="ann", status=S.CANCELLED).items] == ["j3"]
+    assert [job.job_id for job in store.jobs(submitted_by="ann", status=S.QUEUED).items] == ["j1"]
+    assert store.jobs(submitted_by="nobody").items == ()
+    store.calls.command("HDEL", Keys(store.owner).job("j1"), "submitted_by")  # of an earlier version
+    assert store.job("j1").submitted_by is None
+    assert [job.job_id for job in store.jobs(submitted_by="ann").items] == ["j3"]

@@ -46,3 +46,12 @@ def test_a_jobs_own_page_names_what_it_took(took: dict[str, float], told: dict[s
     columns = job_view(job(**took), steering).renderables[0].columns
     facts = dict(zip(*([cell.plain for cell in column.cells] for column in columns), strict=True))
     assert {name: facts[name] for name in ("GPU-hours", "judges' cost") if name in facts} == told
+
+
+@pytest.mark.parametrize(
+    ("by", "shown"), [(("ann", "ann"), None), (("ann", "bob"), ["ann", "bob"]), ((None, "bob"), ["", "bob"])]
+)
+def test_who_submitted_is_listed_where_several_did(by: tuple[str | None, ...], shown: list[str] | None) -> None:
+    table = jobs_table([job(submitted_by=name) for name in by])
+    cells = {column.header: [str(cell) for cell in column.cells] for column in table.columns}
+    assert cells.get("by") == shown
