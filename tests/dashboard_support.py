@@ -25,6 +25,7 @@ class FakeApi:
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
+        self.listed: list[dict[str, Any]] = []  # the filters of each list of jobs
         self.keys: list[str | None] = []  # of idempotency, in the order of the calls
         self.failing: dict[str, Exception] = {}
         self.moves = True  # every look finds another step
@@ -50,8 +51,9 @@ class FakeApi:
             raise self.failing[name]
         await asyncio.sleep(0)
 
-    async def jobs(self, **_: Any) -> dict[str, Any]:
+    async def jobs(self, **filters: Any) -> dict[str, Any]:
         await self._called("jobs")
+        self.listed.append(filters)
         return {"data": [self.told], "has_more": False}
 
     async def job(self, _: str) -> dict[str, Any]:

@@ -36,6 +36,8 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
     ) -> None:
         """Queue new jobs that start from a checkpoint of a job.
 
+        All but the policy begins anew: steps, the optimiser's state, the weighting's, the order of prompts, the front.
+
         For example:
 
             equipoise fork last --at best --weights accuracy=0.8

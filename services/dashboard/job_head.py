@@ -28,6 +28,12 @@ _TONES = {
 }
 
 
+BEGINS_ANEW = (
+    "Only the policy comes along. Steps, AdamW's moments, the learning rate's schedule, the weighting's state, the order "
+    "of prompts and the front begin anew; the KL reference is the policy that it starts from."
+)
+
+
 class HeadPanel:
     """State, step, progress, hypervolume; pause, resume, cancel, checkpoints, fork and report."""
 
@@ -231,6 +237,7 @@ class HeadPanel:
             go.enable(True)
 
         with _dialog("Fork: a new job from a checkpoint") as dialog:
+            text(BEGINS_ANEW, "muted", "p")
             start = Choice("From", offered, "best" if step is None else str(step))
             name = Field("Name", f"{watch.job['name'][:100]} fork", maxlength=120)
             text("Weights it begins with", "choice-label")

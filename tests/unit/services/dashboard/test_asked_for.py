@@ -11,7 +11,7 @@ from nicegui import Client, ui
 from services.client import Unavailable
 from services.dashboard.elements import Field
 from services.dashboard.frame import AGAIN, BY_ITSELF, MAYBE_DONE, ONE_JOB, problem
-from services.dashboard.job_head import HeadPanel
+from services.dashboard.job_head import BEGINS_ANEW, HeadPanel
 from services.dashboard.jobs import JobList, JobsPage
 from services.dashboard.submit import SubmitForm, example
 from tests.dashboard_support import button, is_enabled, job_page, notes, on_page, opened, press, texts
@@ -25,6 +25,7 @@ def test_two_clicks_on_a_fork_are_one_job() -> None:
         api.kept = [3]
         head = HeadPanel(await job_page(session, client), ["Front"])
         await head.ask_fork(3)
+        assert BEGINS_ANEW in [texts(found) for found in client.elements.values()]
         start = button(client, "Start the fork")
         api.failing["fork"] = AWAY
         await press(start, times=2)
@@ -124,6 +125,19 @@ def test_a_list_that_is_read_again_by_itself_says_so() -> None:
 
     on_page(look)
     assert problem(AWAY) == f"Redis does not answer. {AGAIN}"
+
+
+def test_jobs_are_chosen_by_who_submitted_them() -> None:
+    async def look(session: Any, _: Client) -> None:
+        session.client.told["submitted_by"] = "ann"
+        jobs = JobList(session)
+        assert [row["by"] for row in await jobs.read()] == ["ann"]
+        shown = JobsPage(session, jobs, [])
+        shown._by.value = " bob "
+        await shown._typed_by()
+        assert session.client.listed[-1]["submitted_by"] == "bob"
+
+    on_page(look)
 
 
 def test_a_dialog_that_is_closed_stays_closed() -> None:
