@@ -142,8 +142,8 @@ def fork_job(
 ) -> Response:
     """Queues jobs that start from a copy of the checkpoint's policy. Each is queued whole or not at all.
 
-    All but the policy begins anew: steps, AdamW's moments, the learning rate's schedule, the weighting's state, the order
-    of prompts, the front. The KL reference is the policy that the job starts from.
+    All but the policy begins anew: steps, AdamW's moments, the learning rate's schedule, the weighting's state, the
+    order of prompts, the front. The KL reference is the policy that the job starts from.
 
     An Idempotency-Key stands for the whole set: who asks again gets the jobs that were missing, and once all are made
     the same answer.

@@ -29,8 +29,8 @@ _TONES = {
 
 
 BEGINS_ANEW = (
-    "Only the policy comes along. Steps, AdamW's moments, the learning rate's schedule, the weighting's state, the order "
-    "of prompts and the front begin anew; the KL reference is the policy that it starts from."
+    "Only the policy comes along. Steps, AdamW's moments, the learning rate's schedule, the weighting's state, the "
+    "order of prompts and the front begin anew; the KL reference is the policy that it starts from."
 )
 
 
