@@ -18,6 +18,7 @@ import pytest
 from tests.fault_figures import REPEATS, tell
 from tests.support import make_policy, small_spec
 
+STALL_S = 10.0  # more than an engine that is well shows no token for on a busy machine
 DETECT_S = 15.0  # at most, from an engine's end until it is retired
 PROMPTS = [f"{start}-1+6-9+1=" for start in range(30, 38)]
 
@@ -116,9 +117,11 @@ def test_a_stop_text_ends_a_rollout_whose_tokens_have_it_and_whose_text_does_not
         assert rollout.logprobs == pytest.approx(scores, abs=1e-4)
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_the_norm_of_an_engine_on_cpu_is_vllms_own():
-    """Strided as a head's part is, without a weight, narrow, of another dtype: always what vLLM's own calls say."""
+def test_the_norm_of_an_engine_on_cpu_is_vllms_own(synced):
+    """Strided as a head's part is, without a weight, narrow, of another dtype: always what vLLM's own calls say.
+
+    In an engine's process, as any other would have to import vLLM first.
+    """
     import ray
 
     def gaps() -> dict[str, float]:
@@ -153,7 +156,8 @@ def test_the_norm_of_an_engine_on_cpu_is_vllms_own():
                     found[case] = float(((a - b).abs() / (1 + b.abs())).max())
         return found
 
-    found = ray.get(ray.remote(num_cpus=0)(gaps).remote())
+    _, engines, *_ = synced
+    found = ray.get(engines.places[0].engine.actor.__ray_call__.remote(lambda _: gaps()))
     assert len(found) == 72
     for case, gap in found.items():
         assert gap < (2**-6 if "bfloat16" in case else 1e-6), case
@@ -171,27 +175,22 @@ def test_engines_that_slept_sample_what_they_would_have(synced):
 
 def test_equals_a_fresh_engine_on_the_exported_checkpoint(synced):
     """Same greedy tokens, log-probabilities within 1e-3."""
-    from orchestrator.actors.cluster import Cluster
-    from policies.learner import LearnerSettings
+    import ray
+
+    from orchestrator.actors.cluster import EngineActor
     from policies.rollout import EngineSettings
 
     _, engines, _, exported, requests, _ = synced
     greedy = [replace(request, seed=None) for request in requests]
-    expected = engines.generate(greedy)
-    fresh = Cluster()
-    others, _ = fresh.start(
-        EngineSettings(model=str(exported), kv_cache_gib=0.1),
-        LearnerSettings(model=str(exported), threads=1),
-        engines=1,
-        engine_options=_engine_options(exported),
-        learner_options={"num_cpus": 1},
-    )
+    settings = EngineSettings(model=str(exported), kv_cache_gib=0.1)
+    fresh = ray.remote(EngineActor).options(**_engine_options(exported)).remote(settings)
     try:
-        for rollout, other in zip(expected, others.generate(greedy), strict=True):
+        for rollout, other in zip(engines.generate(greedy), ray.get(fresh.generate.remote(greedy)), strict=True):
             assert rollout.tokens == other.tokens
             assert rollout.logprobs == pytest.approx(other.logprobs, abs=1e-3)
+        ray.get(fresh.end_core.remote())
     finally:
-        fresh.close()
+        ray.kill(fresh)
 
 
 def test_an_engine_that_saw_half_an_update_serves_after_a_whole_one(synced):
@@ -239,7 +238,9 @@ def test_what_nobody_waits_for_is_forgotten_by_vllm(synced):
     _, engines, _, _, requests, _ = synced
     expected = engines.generate(requests)
     long = [replace(request, seed=seed, max_tokens=100) for seed, request in enumerate(requests * 8)]
-    ended = []
+    begun, ended = time.monotonic(), []
+    engines.generate(long)
+    whole_s = time.monotonic() - begun
     found = engines.gather(long, lambda place, _: ended.append(place), lambda: len(ended) >= 4)
     assert 4 <= len(found) < len(long)
 
@@ -253,7 +254,7 @@ def test_what_nobody_waits_for_is_forgotten_by_vllm(synced):
         ]
         return ray.get(asked)
 
-    deadline = time.monotonic() + 1  # where they all would take several
+    deadline = time.monotonic() + max(1, whole_s / 3)  # all but four of them go on for most of it
     while any(sum(counts) for counts in under_way()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert under_way() == [(0, 0)] * len(engines.places)
@@ -368,7 +369,7 @@ def test_an_engine_whose_core_stands_still_is_retired(synced, caplog, monkeypatc
     many = [replace(request, seed=seed, max_tokens=90) for seed, request in enumerate(requests * 8)]
     pids = [ray.get(place.engine.actor.__ray_call__.remote(lambda _: os.getpid())) for place in engines.places]
     core = one_of(pids[0], "VLLM::EngineCore")
-    engines.stall_s = 3.0
+    engines.stall_s = STALL_S
     stopped = [0.0]
 
     def stop() -> None:
@@ -377,12 +378,13 @@ def test_an_engine_whose_core_stands_still_is_retired(synced, caplog, monkeypatc
 
     rollouts = engines.generate(many, _at_first_end(stop))
     assert len(rollouts) == len(many)
-    (retired,) = engines.told()
-    assert "no new token for 3 s" in retired.data["message"]
+    (retired,) = (incident for incident in engines.told() if incident.type == "engine.retired")
+    assert retired.data["engine"] == 0
+    assert f"no new token for {STALL_S:g} s" in retired.data["message"]
     batch_s, detect_s = round(time.time() - stopped[0], 2), _retired_s_after(stopped[0], caplog)
     # Signs of life come once a second: the last one may be that much older than the stop.
     assert engines.stall_s - 1 <= detect_s <= DETECT_S
-    tell("T9", stall_s=3.0, detect_s=detect_s, batch_after_stop_s=batch_s, resent=retired.data["resent"])
+    tell("T9", stall_s=STALL_S, detect_s=detect_s, batch_after_stop_s=batch_s, resent=retired.data["resent"])
     core.wait(30)  # stopped as it was, it is ended all the same
 
     monkeypatch.setattr(cluster, "PATIENCE_S", 3.0)
@@ -400,10 +402,12 @@ def test_an_engine_whose_core_stands_still_is_retired(synced, caplog, monkeypatc
         engines.generate(many)
 
 
-def test_two_steps_on_competition_mathematics(math500: Path, tmp_path, redis_url, state_dir):
-    """deploy/jobs/math.yaml with a tiny policy, on Parquet with chat prompts and the ground truth inside a struct.
+def test_four_steps_on_competition_mathematics(math500: Path, tmp_path, redis_url, state_dir):
+    """deploy/jobs/math.yaml with a tiny policy: Parquet, chat prompts, ground truth inside a struct.
 
-    Rolled out ahead: the second step's rollouts begin while the first is learned from, and go on under its weights.
+    Rolled out ahead: a step's rollouts begin while the one before is learned from, and go on under its weights. Whether
+    the second step's have a token before those weights come is a race on a busy machine; that none of three steps' has
+    one is no accident.
     """
     import yaml
 
@@ -411,7 +415,7 @@ def test_two_steps_on_competition_mathematics(math500: Path, tmp_path, redis_url
 
     spec = yaml.safe_load((Path(__file__).parents[3] / "deploy" / "jobs" / "math.yaml").read_text())
     policy = make_policy(tmp_path / "policy", architecture="qwen3", context=2048)
-    spec |= {"steps": 2, "policy": {"model": str(policy), "dtype": "float32"}}
+    spec |= {"steps": 4, "policy": {"model": str(policy), "dtype": "float32"}}
     spec["data"] |= {"train": str(math500 / "train.parquet"), "validation": str(math500 / "val.parquet")}
     spec["data"] |= {"test": str(math500 / "test.parquet"), "limit": 12}
     spec["data"]["columns"] = {"prompt": "prompt", "answer": "reward_model.ground_truth"}
@@ -424,9 +428,12 @@ def test_two_steps_on_competition_mathematics(math500: Path, tmp_path, redis_url
     }
     spec["objectives"][1]["reward"]["options"] = {"free_tokens": 8}
     spec["optimizer"]["minibatches"] = 2
-    spec["evaluation"] = {"every": 2, "test_points": 1}
+    spec["evaluation"] = {"every": 4, "test_points": 1}
     store, job_id = run_job(parse_spec(spec), redis_url, state_dir)
-    assert len(store.steps(job_id)) == 2
-    assert store.steps(job_id)[-1]["updates"] == 2
-    assert [step["staleness"]["max"] for step in store.steps(job_id)] in ([0, 0], [0, 1])
-    assert [step["engine_health"]["0"]["health"] for step in store.steps(job_id)] == ["healthy"] * 2
+    steps = store.steps(job_id)
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert steps[-1]["updates"] == 2
+    stalest = [step["staleness"]["max"] for step in steps]
+    assert stalest[0] == 0
+    assert max(stalest) == 1
+    assert [step["engine_health"]["0"]["health"] for step in steps] == ["healthy"] * 4

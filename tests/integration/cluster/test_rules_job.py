@@ -50,6 +50,7 @@ def spec(tmp_path_factory):
         estimator={"name": "softmin"},
         weighting={"name": "gradient", "step_size": 1.0},
         gramian={"mode": "sketch", "sketch_width": 8, "average": 0.5},
+        optimizer={"lr": 1e-2, "tokens_per_microbatch": 512},  # so that an adapter merged twice would show in the gap
         sampling={
             "zero_signal": {"name": "refill", "max_rounds": 2},
             "budget": {"name": "knapsack", "objective": "conciseness", "success_at": 0.5},
