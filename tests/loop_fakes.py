@@ -14,7 +14,6 @@ import torch
 
 from orchestrator.build import (
     Parts,
-    Splits,
     describe_objectives,
     make_archive,
     make_budget,
@@ -25,6 +24,7 @@ from orchestrator.build import (
 from orchestrator.failpoints import reach
 from orchestrator.gold import GoldScorer
 from orchestrator.hosting import hosted_rewards, reward_pool
+from orchestrator.inputs import Splits
 from orchestrator.journal import Wishes, figures_digest
 from orchestrator.loop import Loop
 from orchestrator.rollouts.prompts import Prompt, PromptOrder

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from orchestrator.build import Parts, Splits, assemble, build, learner_settings, load_splits, prompt_encoder
+from orchestrator.build import Parts, assemble, build
 from orchestrator.evaluation import Evaluation
 from orchestrator.hosting import HostedReward, hosted_rewards, reward_pool
+from orchestrator.inputs import Splits, load_splits, prompt_encoder
+from orchestrator.process_settings import learner_settings
 from orchestrator.spec import JobSpec
 from policies.models import load_tokenizer
 from rewards.pool import RewardPool

@@ -56,7 +56,7 @@ class Maker:
     def _run(self, request: Mapping[str, Any]) -> Json:
         from orchestrator.arena.run import run_job
         from orchestrator.arena.tasks import TASKS
-        from orchestrator.build import resolve_model
+        from orchestrator.inputs import resolve_model
         from orchestrator.spec import parse_spec
         from policies.quickstart import Recipe, ensure_policy
 

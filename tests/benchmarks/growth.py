@@ -40,7 +40,7 @@ from typing import Any
 import psutil
 import torch
 
-from orchestrator.build import Splits
+from orchestrator.inputs import Splits
 from orchestrator.loop import Loop
 from orchestrator.rollouts.engines import Engine, EnginePool
 from orchestrator.rollouts.prompts import PromptOrder

@@ -87,7 +87,7 @@ def spec_of(policy: str, mode: str = "sync") -> Any:
 
 def train_prompts(state_dir: Path, spec: Any) -> list[Any]:
     """In the order in which both take them."""
-    from orchestrator.build import split_files
+    from orchestrator.inputs import split_files
     from orchestrator.rollouts.prompts import PromptOrder, load_prompts
 
     train = split_files(spec, state_dir, "local")["train"]

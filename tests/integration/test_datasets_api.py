@@ -20,7 +20,7 @@ import pyarrow.parquet as parquet
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator.build import load_splits
+from orchestrator.inputs import load_splits
 from orchestrator.rollouts.prompts import DatasetError
 from orchestrator.spec import parse_spec
 from orchestrator.state.embedded_redis import connect

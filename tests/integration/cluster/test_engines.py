@@ -25,7 +25,7 @@ PROMPTS = [f"{start}-1+6-9+1=" for start in range(30, 38)]
 
 def _engine_options(policy: Path) -> dict[str, Any]:
     """What a job asks of Ray for its engines."""
-    from orchestrator.build import placement
+    from orchestrator.actors.placement import placement
 
     return placement(small_spec(policy), "cpu", 0)[1]
 

@@ -18,7 +18,7 @@ from tests.support import make_policy, small_spec
 def cluster(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:  # noqa: ARG001  # Ray runs
     """Its learner has two ranks; nobody samples from it."""
     from orchestrator.actors import cluster
-    from orchestrator.build import placement
+    from orchestrator.actors.placement import placement
     from policies.learner import LearnerSettings
     from policies.lora import Lora
     from policies.rollout import EngineSettings

@@ -34,7 +34,8 @@ def engines(request: pytest.FixtureRequest, policy: Path) -> Iterator[dict[int, 
     import ray
 
     from orchestrator.actors.cluster import EngineActor
-    from orchestrator.build import engine_settings, placement
+    from orchestrator.actors.placement import placement
+    from orchestrator.process_settings import engine_settings
 
     def start(ranks: int) -> Any:
         spec = small_spec(policy, rollout={"tensor_parallel": ranks, "max_tokens": 8, "kv_cache_gib": 0.1})

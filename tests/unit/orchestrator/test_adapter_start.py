@@ -11,9 +11,10 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from orchestrator.build import learner_settings, resolve_model
 from orchestrator.checks.estimate import model_size
 from orchestrator.checks.preflight import preflight
+from orchestrator.inputs import resolve_model
+from orchestrator.process_settings import learner_settings
 from orchestrator.spec import JobSpec, parse_spec
 from policies import merging
 from policies.learner import Learner, LearnerSettings

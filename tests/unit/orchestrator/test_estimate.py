@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from orchestrator.actors.gang import gpus_reserved, members
-from orchestrator.build import placement
+from orchestrator.actors.placement import placement
 from orchestrator.checks import estimate as estimate_module
 from orchestrator.checks.estimate import estimate, model_size
 from orchestrator.checks.layout import GIB, Layout, Machine, readable

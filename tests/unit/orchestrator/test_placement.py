@@ -28,13 +28,16 @@ from orchestrator.actors.placement import (
     cluster_device,
     engines_that_fit,
     gpus_wanted,
+    placement,
+    resolve_device,
     reward_gpus,
     shares_gpu,
 )
 from orchestrator.actors.threads import WAITING
-from orchestrator.build import learner_settings, placement, resolve_device, usable_gpus
+from orchestrator.build import usable_gpus
 from orchestrator.errors import DoesNotFit, ResourcesBusy
 from orchestrator.hosting import hosted_rewards, reward_pool
+from orchestrator.process_settings import learner_settings
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.spec_errors import SpecError
 from orchestrator.specs.resources import ResourcesSpec

@@ -10,9 +10,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from orchestrator.build import load_splits
 from orchestrator.checks.access import HUB, Access
 from orchestrator.checks.preflight import preflight
+from orchestrator.inputs import load_splits
 from orchestrator.rollouts.prompts import DatasetError
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.storage import remote, remote_data

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.build import Splits, load_splits
 from orchestrator.checks.dataset_check import MAX_PROBLEMS, check, shown
 from orchestrator.checks.preflight import preflight
+from orchestrator.inputs import Splits, load_splits
 from orchestrator.rollouts.batch import reward_batch
 from orchestrator.rollouts.prompts import Contents, DatasetError, Prompt, load_prompts
 from orchestrator.rollouts.samples import read_samples

@@ -8,10 +8,10 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 
-from orchestrator.build import load_splits
 from orchestrator.checks.access import Access
 from orchestrator.checks.doubts import doubts
 from orchestrator.checks.preflight import look, preflight
+from orchestrator.inputs import load_splits
 from orchestrator.lineage import fork_document
 from orchestrator.rollouts import split_files
 from orchestrator.rollouts.prompts import DatasetError, Prompt

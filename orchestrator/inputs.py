@@ -1,0 +1,168 @@
+"""What a job starts from: its model, the tokens of its prompts, and its splits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import routing
+from orchestrator.rollouts.prompts import Contents, DatasetError, Prompt, encode
+from orchestrator.rollouts.split_files import SplitFiles, each_of
+from orchestrator.spec import JobSpec
+from orchestrator.specs.data import Columns, FilesData
+from orchestrator.storage.datasets import locate
+from orchestrator.storage.remote import LONG_PAUSES_S, is_url
+from orchestrator.storage.remote_data import fetch, sha256_of
+from policies.models import (
+    ADAPTER_WEIGHTS,
+    ModelError,
+    adapter_base,
+    check_chat,
+    check_directory,
+    check_texts,
+    context_length,
+    encode_prompt,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Encoded prompts. `test` is empty where the spec names none."""
+
+    train: list[Prompt]
+    validation: list[Prompt]
+    test: list[Prompt]
+    sha256: dict[str, str] = field(default_factory=dict)  # of each file that the spec names
+
+
+def resolve_model(
+    spec: JobSpec, state_dir: Path, *, data_dir: Path | None = None, on_stage: Callable[[str], None] = lambda _: None
+) -> str:
+    """A directory or hub id that transformers and vLLM load.
+
+    Trains the quickstart policy where it is asked for. An adapter that the job starts from is merged into `data_dir`,
+    once, so that its base stays what it was.
+    """
+    if spec.init_checkpoint is not None:
+        path = Path(spec.init_checkpoint).expanduser()
+        if not path.is_dir():
+            raise ModelError(f"init_checkpoint: {path} is no directory; give that of an exported checkpoint")
+        if adapter_base(path) is not None:
+            merged = (data_dir or state_dir / "policies") / f"merged-{sha256_of(path / ADAPTER_WEIGHTS)[:16]}"
+            if not merged.is_dir():
+                on_stage("merging the adapter that the job starts from")
+                from policies.merging import merge_adapter
+
+                merge_adapter(path, merged)
+            return str(merged)
+        check_directory(path)
+        return str(path)
+    if spec.policy.model == "quickstart":
+        from policies.quickstart import ensure_policy
+
+        return str(ensure_policy(state_dir / "policies", seed=spec.seed, show_progress=False))
+    if Path(spec.policy.model).expanduser().exists() or spec.policy.model.startswith((".", "/", "~")):
+        path = Path(spec.policy.model).expanduser()
+        check_directory(path)
+        return str(path.resolve())
+    return spec.policy.model
+
+
+def prompt_encoder(spec: JobSpec, tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], list[int]]:
+    """Makes tokens of a prompt, text or messages. Raises ModelError where the spec and the tokenizer do not fit."""
+    chat, rollout = spec.policy.chat, spec.rollout
+    template = None if tokenizer.chat_template is None else tokenizer.get_chat_template()
+    check_chat(template, chat.system, chat.template_kwargs)
+    texts = {f"rollout.stop.{i}": text for i, text in enumerate(rollout.stop)}
+    if rollout.thoughts_end is not None:
+        texts["rollout.reasoning.end"] = rollout.thoughts_end
+    check_texts(tokenizer, texts)
+    return functools.partial(encode_prompt, tokenizer, system=chat.system, template_kwargs=chat.template_kwargs)
+
+
+def load_splits(
+    spec: JobSpec,
+    state_dir: Path,
+    *,
+    model: str,
+    encoder: Callable[[Any], list[int]],
+    owner: str = "local",
+    data_dir: Path | None = None,
+) -> Splits:
+    """Every split, encoded. Raises DatasetError naming the file and the row."""
+    files = split_files(spec, state_dir, owner, data_dir)
+    longest = longest_prompt(spec, model)
+    splits = {}
+    for name, each in files.items():
+        try:
+            splits[name] = [
+                prompt
+                for path, rows in groupby(each_of(each), itemgetter(0))
+                for prompt in encode((row for _, row in rows), str(path), encoder, longest=longest)
+            ]
+        except DatasetError as error:  # in the words of the spec, not of where its file was fetched to
+            raise DatasetError(each.in_words_of_spec(str(error))) from None
+    used = {**splits, "validation": splits["validation"][: spec.evaluation.prompts]}
+    for where, message in routing.problems(spec, {name: Contents.of(prompts) for name, prompts in used.items()}):
+        raise DatasetError(f"{where}: {message}")
+    sums = {
+        name: sha256_of(*each.paths)
+        for name, each in files.items()
+        if isinstance(spec.data, FilesData) and not each.is_held_out  # what is held back follows from the train split
+    }
+    return Splits(train=splits["train"], validation=splits["validation"], test=splits.get("test", []), sha256=sums)
+
+
+def split_files(spec: JobSpec, state_dir: Path, owner: str, data_dir: Path | None = None) -> dict[str, SplitFiles]:
+    """By split; the quickstart task's files are written first, and those of URLs fetched."""
+    if isinstance(spec.data, FilesData):
+        data, folder = spec.data, data_dir or state_dir / "data"
+        return {split: _files_of(data, split, folder, owner, state_dir) for split in data.splits}
+    from policies.quickstart import write_splits
+
+    sizes = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}
+    folder = state_dir / "data" / ("quickstart-" + "-".join(str(size) for size in (spec.seed, *sizes.values())))
+    written = write_splits(folder, seed=spec.seed, sizes=sizes)
+    return {name: SplitFiles(paths=(path,), columns=Columns()) for name, path in written.items()}
+
+
+def _files_of(data: FilesData, split: str, folder: Path, owner: str, state_dir: Path) -> SplitFiles:
+    columns = data.columns
+    paths: dict[Path, str | None] = {}  # with their URLs
+    for name in data.names(split):
+        if is_url(name):
+            paths[fetch(name, folder, pauses_s=LONG_PAUSES_S)] = name
+        else:
+            found, columns = locate(name, data.columns, owner, state_dir)
+            paths |= dict.fromkeys(found)
+    return SplitFiles(
+        paths=tuple(paths),
+        columns=columns,
+        limit=data.limit,
+        share=data.held_back if split in ("train", "validation") else None,
+        is_held_out=split == "validation" and data.held_back is not None,
+        named={path: url for path, url in paths.items() if url is not None},
+    )
+
+
+def longest_prompt(spec: JobSpec, model: str) -> int:
+    """Tokens that a prompt may have beside rollout.max_tokens. Raises ModelError where there is no room at all."""
+    config = check_directory(Path(model)) if Path(model).is_dir() else {}
+    lengths = [length for length in (spec.policy.max_model_len, context_length(config)) if length]
+    if not lengths:
+        return 2**31
+    room = min(lengths) - spec.rollout.max_tokens
+    if room < 1:
+        raise ModelError(
+            f"rollout.max_tokens is {spec.rollout.max_tokens}, but the context of {min(lengths)} tokens must hold "
+            "the prompt as well; lower rollout.max_tokens or raise policy.max_model_len"
+        )
+    return room
