@@ -152,17 +152,18 @@ def follow_job(
 @app.command()
 def jobs(
     by: Annotated[str | None, typer.Option(help="only those that the key of this name submitted")] = None,
+    owner: Annotated[str | None, typer.Option(help="of this owner; for the server's own key")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     with connect_client(_state_dir) as client:
-        found = list(client.iter_jobs(submitted_by=by))
+        found = list(client.iter_jobs(submitted_by=by, owner=owner))
     if as_json:
         print_json(found)
     elif found:
         output().print(jobs_table(found))
-    elif by is not None:
-        say(f"no job was submitted by a key of the name '{by}'")
+    elif by is not None or owner is not None:
+        say("no job is like that")
     else:
         say("no jobs yet: `equipoise submit SPEC` makes one")
 

@@ -43,6 +43,7 @@ class JobList(BaseModel):
     limit: int = Query(20, ge=1, le=MAX_PAGE)
     status: JobStatus | None = None
     submitted_by: str | None = Query(None, max_length=256, description="the name of the key that submitted it")
+    owner: str | None = Query(None, description="whose; the installation's own key may name another owner")
 
 
 _METADATA = re.compile(r"metadata\[(.{1,512})\]", flags=re.DOTALL)
@@ -84,6 +85,12 @@ def list_parameters() -> list[dict[str, Any]]:
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}},
         {"name": "status", "in": "query", "schema": {**text, "enum": [str(status) for status in JobStatus]}},
         {"name": "submitted_by", "in": "query", "schema": text, "description": "the name of the key that submitted it"},
+        {
+            "name": "owner",
+            "in": "query",
+            "schema": text,
+            "description": "whose; the installation's own key may name any",
+        },
         METADATA_PARAMETER,
     ]
 

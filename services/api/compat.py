@@ -65,7 +65,9 @@ class Page(BaseModel):
 @router.get("", openapi_extra={"parameters": [METADATA_PARAMETER]})
 def list_jobs(query: Annotated[Page, Query()], metadata: Metadata, store: Store) -> Response:
     """Newest first."""
-    found = jobs_with(store, JobList(after=query.after, limit=query.limit, status=None, submitted_by=None), metadata)
+    found = jobs_with(
+        store, JobList(after=query.after, limit=query.limit, status=None, submitted_by=None, owner=None), metadata
+    )
     texts = store.specs([record.job_id for record in found.items])
     shown = [_job(store, record, texts[record.job_id]) for record in found.items if record.job_id in texts]
     return StrictJSONResponse(page(shown, has_more=found.has_more))

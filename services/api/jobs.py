@@ -21,10 +21,13 @@ from orchestrator.lineage import lineage
 from orchestrator.rollouts.prompts import Contents
 from orchestrator.spec import JobSpec
 from orchestrator.specs.reward_job import RewardJobSpec
+from orchestrator.state.gpu_hours import is_owner
+from orchestrator.state.keys import is_name
 from orchestrator.state.states import is_terminal
 from orchestrator.state.store import JobStore, Submission, SubmitOutcome
 from orchestrator.storage.recovery import keep_ending
 from orchestrator.webhooks.subscriptions import WebhookStore
+from services.auth import Principal
 from services.body import json_body, optional_json_body
 from services.deps import Caller, Configuration, From, JobId, MaxActive, Store, body_schema, page, store_of
 from services.errors import ApiProblem, StrictJSONResponse, quota_problem
@@ -177,11 +180,24 @@ def _answer(submission: Submission) -> Response:
 
 
 @router.get("", openapi_extra={"parameters": list_parameters()})
-def list_jobs(query: Annotated[JobList, Depends(list_query)], metadata: Metadata, store: Store) -> Response:
+def list_jobs(
+    query: Annotated[JobList, Depends(list_query)], metadata: Metadata, store: Store, caller: Caller
+) -> Response:
     """Newest first. A filtered list looks at 10,000 jobs at most: while has_more, next_after is the cursor to go on."""
+    if query.owner is not None and query.owner != caller.owner:
+        store = _of_other(store, query.owner, caller)
     found = jobs_with(store, query, metadata)
     document = page([job_document(job) for job in found.items], has_more=found.has_more)
     return StrictJSONResponse({**document, "next_after": found.last if found.has_more else None})
+
+
+def _of_other(store: JobStore, owner: str, caller: Principal) -> JobStore:
+    if not caller.is_operator:
+        message = "only the installation's own key lists the jobs of other owners"
+        raise ApiProblem(403, "other_owner", message, param="owner")
+    if not is_name(owner) or not is_owner(store.calls, owner):
+        raise ApiProblem(422, "invalid_parameter", "owner: no such owner: it has neither keys nor jobs", param="owner")
+    return store.of_owner(owner)
 
 
 _IF_NONE_MATCH: dict[str, Any] = {

@@ -58,10 +58,14 @@ class Api:
         limit: int = 100,
         status: types.JobStatus | None = None,
         submitted_by: str | None = None,
+        owner: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Request[Page[types.Job]]:
-        """A page of the list, newest first; `after` is the id of the last one seen, `submitted_by` a key's name."""
-        return _jobs(after, limit, status, submitted_by, metadata)
+        """A page of the list, newest first; `after` is the id of the last one seen, `submitted_by` a key's name.
+
+        The installation's own key may ask for the jobs of another `owner`.
+        """
+        return _jobs(after, limit, status, submitted_by, owner, metadata)
 
     @pages(by="id")
     def iter_jobs(
@@ -69,10 +73,11 @@ class Api:
         *,
         status: types.JobStatus | None = None,
         submitted_by: str | None = None,
+        owner: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Request[Page[types.Job]]:
         """All jobs, newest first."""
-        return _jobs(None, 100, status, submitted_by, metadata)
+        return _jobs(None, 100, status, submitted_by, owner, metadata)
 
     @endpoint
     def job(self, job_id: str) -> Request[types.JobDetail]:
@@ -475,10 +480,12 @@ def _jobs(
     limit: int,
     status: types.JobStatus | None,
     submitted_by: str | None,
+    owner: str | None,
     metadata: Mapping[str, str] | None,
 ) -> Request[Any]:
     wanted = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
-    params = {"after": after, "limit": limit, "status": status, "submitted_by": submitted_by, **wanted}
+    chosen = {"status": status, "submitted_by": submitted_by, "owner": owner}
+    params = {"after": after, "limit": limit, **chosen, **wanted}
     return Request(method="GET", route="/v1/jobs", params=params, is_repeatable=True)
 
 

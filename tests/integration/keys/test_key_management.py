@@ -74,6 +74,23 @@ def test_an_owner_has_so_many_keys_and_dead_ones_make_room(place: Place, monkeyp
         assert http.post("/v1/keys", json={"name": "more", "scopes": ["read"]}).status_code == 409
 
 
+def test_the_operators_key_lists_the_jobs_of_any_owner(place: Place) -> None:
+    owner = f"owner-{uuid.uuid4().hex[:8]}"
+    with place.http(place.key("submit", "read", owner=owner)) as http:
+        job = http.post("/v1/jobs", json=SPEC).json()
+        for own in ({}, {"owner": owner}):
+            assert [found["id"] for found in http.get("/v1/jobs", params=own).json()["data"]] == [job["id"]]
+        for other in ("local", "nobody", f"{owner}:job"):
+            assert error_of(http.get("/v1/jobs", params={"owner": other}), 403)["code"] == "other_owner"
+    with place.http() as http:
+        named = {"owner": owner, "submitted_by": job["submitted_by"]}
+        assert [found["id"] for found in http.get("/v1/jobs", params=named).json()["data"]] == [job["id"]]
+        assert http.get("/v1/jobs", params={**named, "submitted_by": "x"}).json()["data"] == []
+        assert job["id"] not in [found["id"] for found in http.get("/v1/jobs").json()["data"]]
+        for nobody in ("nobody", f"{owner}:job", ""):
+            assert error_of(http.get("/v1/jobs", params={"owner": nobody}), 422)["param"] == "owner"
+
+
 def test_an_admin_manages_the_keys_of_its_owner_alone(place: Place) -> None:
     stranger = place.make("read", owner="theirs")
     with place.http(place.key("admin", owner="ours")) as http:
