@@ -34,6 +34,8 @@ from services.serving import serve_command
 from services.settings import default_state_dir
 from services.tables import checkpoints_table, job_view, jobs_table, training_view
 from services.terminal import (
+    AsJson,
+    JobArgument,
     beside_output,
     connect_client,
     fail,
@@ -56,8 +58,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="a job's id, the start of it, or `last`")]
-AsJson = Annotated[bool, typer.Option("--json", help="print the API's own document, for scripts")]
 _state_dir = default_state_dir()
 
 

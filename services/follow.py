@@ -17,11 +17,9 @@ from rich.text import Text
 
 from services.client import ApiError, Client, RateLimited, Unavailable
 from services.client.flows import RESTING
-from services.terminal import fail, say
+from services.terminal import Document, fail, say
 from services.text import duration, event_line, figure, is_number, plain, signed, sparkline
 from services.trackers.recorder import Open, Recorder
-
-Document = Mapping[str, Any]
 
 _STAGES = (("roll out", "rollout"), ("score", "score"), ("learn", "learn"), ("sync", "sync"), ("evaluate", "evaluate"))
 _TRAINING = {"loss": "loss", "pairs right": "pair_accuracy", "gradient": "grad_norm"}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -14,9 +13,8 @@ from rich.text import Text
 from orchestrator.checks.layout import readable
 from orchestrator.plugins import Plugin
 from orchestrator.rules import NEEDS, Rule
+from services.terminal import Document
 from services.text import ago, amount, duration, figure, plain, taken
-
-Document = Mapping[str, Any]
 
 _PARTS = {
     "arriving": "new weights",

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from services.settings import credentials_path
 from services.text import plain
 
 Document = Mapping[str, Any]
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="a job's id, the start of it, or `last`")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the API's own document, for scripts")]
 
 EXIT_ERROR = 2
 _RETRY = Retry(attempts=3)  # a person waits: less than a second where there is no server

@@ -12,12 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from services.client.types import DatasetFormat
-from services.terminal import Document, connect_client, fail, output, print_json, say
+from services.terminal import AsJson, Document, connect_client, fail, output, print_json, say
 from services.text import ago, plain
 
 _FORMATS: tuple[DatasetFormat, ...] = ("jsonl", "csv", "parquet")
 
-AsJson = Annotated[bool, typer.Option("--json", help="print the API's own document, for scripts")]
 DatasetId = Annotated[str, typer.Argument(metavar="ID", help="as `equipoise datasets list` shows it")]
 
 

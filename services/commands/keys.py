@@ -15,13 +15,11 @@ from rich.text import Text
 
 from orchestrator.state.gpu_hours import MAX_QUOTA_HOURS
 from orchestrator.state.keystore import Scope
-from services.terminal import Document, connect_client, fail, output, print_json, say
+from services.terminal import AsJson, Document, connect_client, fail, output, print_json, say
 from services.text import plain
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"([1-9]\d{0,8})([smhd])")
-
-AsJson = Annotated[bool, typer.Option("--json", help="print the API's own document, for scripts")]
 
 
 def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:

@@ -15,10 +15,8 @@ from rich.text import Text
 
 from orchestrator import spec_yaml
 from services import steer_words, submission
-from services.terminal import Document, connect_client, fail, find_job, output, print_json, say
+from services.terminal import AsJson, Document, JobArgument, connect_client, fail, find_job, output, print_json, say
 from services.text import figure, plain
-
-AsJson = Annotated[bool, typer.Option("--json", help="print the API's own document, for scripts")]
 
 
 def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
@@ -26,7 +24,7 @@ def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
 
     @app.command()
     def fork(
-        job: Annotated[str, typer.Argument(metavar="JOB", help="a job's id, the start of it, or `last`")],
+        job: JobArgument,
         at: Annotated[str, typer.Option(metavar="STEP", help="a step that is kept, `latest` or `best`")] = "latest",
         weights: Annotated[str | None, typer.Option(metavar="NAME=WEIGHT,...", help="for one job")] = None,
         sweep: Annotated[Path | None, typer.Option(metavar="FILE", help="a YAML or JSON list, a job for each")] = None,

@@ -19,9 +19,8 @@ from rewards import registry
 from services.commands import reward_training as reward_training_cli
 from services.reward_runs import Run, RunError
 from services.tables import reward_view, rewards_table
-from services.terminal import fail, output, print_json, say
+from services.terminal import AsJson, fail, output, print_json, say
 
-AsJson = Annotated[bool, typer.Option("--json", help="print the API's own document, for scripts")]
 RewardName = Annotated[str, typer.Argument(metavar="NAME", help="as `equipoise rewards list` shows it")]
 
 

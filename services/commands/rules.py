@@ -10,7 +10,7 @@ from rich.text import Text
 
 from orchestrator.rules import Rule, RuleKind, find_rules, rules
 from services.tables import rule_view, rules_table
-from services.terminal import fail, output, print_json
+from services.terminal import AsJson, fail, output, print_json
 
 WIDE = 140  # columns of a terminal
 
@@ -20,7 +20,7 @@ def add_commands(app: typer.Typer) -> None:
     def show_rules(
         name: Annotated[str | None, typer.Argument(metavar="NAME", help="one rule, with all its options")] = None,
         kind: Annotated[RuleKind | None, typer.Option(help="only rules of this kind")] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="print the API's own document, for scripts")] = False,
+        as_json: AsJson = False,
     ) -> None:
         """The rules that a spec may name: what they do, where they are from, what they cost.
 
