@@ -216,6 +216,14 @@ class Command(Component, component="static/command.js"):
         super().__init__(label=label, command=command)
 
 
+class Upload(Component, component="static/upload.js"):
+    """A file of prompts that becomes a dataset; `on_uploaded` gets its id and rows, as the browser tells them."""
+
+    def __init__(self, on_uploaded: Handler) -> None:
+        super().__init__()
+        self.on("uploaded", lambda event: on_uploaded(event.args))
+
+
 def text(content: str, classes: str = "", tag: str = "span") -> Tag:
     """Foreign text: its direction is its own."""
     return Tag(tag, content, classes, dir="auto")

@@ -96,6 +96,33 @@ def put(text: str, path: Path, value: str | float | int) -> str:
     return _anew(document, path, value)
 
 
+def use_dataset(text: str, split: str, dataset_id: str) -> str:
+    """The text with an uploaded dataset as one of the splits; generated prompts make room. Raises BadText."""
+    reference = f"dataset:{dataset_id}"
+    document = read(text)
+    if isinstance(data := document.get("data"), dict) and data.get("type") == "files":
+        return put(text, ["data", split], reference)
+    held_out: dict[str, Any] = {"validation": {"share": 0.05}} if split == "train" else {}
+    wanted = {"type": "files", split: reference, **held_out}
+    written = _in_place(text, "data", wanted)
+    is_right = written is not None and read(written) == {**document, "data": wanted}
+    return written if written is not None and is_right else _anew(document, ["data"], wanted)
+
+
+def _in_place(text: str, key: str, value: Any) -> str | None:
+    """The text with a mapping on one line in the place of another, and the comments after it; None where none is."""
+    found = _child(yaml.compose(text, Loader=yaml.SafeLoader), key)
+    if found is None or not isinstance(found[1], yaml.MappingNode):
+        return None
+    start, end = found[1].start_mark.index, found[1].end_mark.index
+    lines, after = text[start:end].splitlines(keepends=True), ""
+    while lines and (not lines[-1].strip() or lines[-1].lstrip().startswith("#")):
+        after = lines.pop() + after
+    newline = "\n" if lines and lines[-1].endswith("\n") else ""
+    flow = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6).strip()
+    return text[:start] + flow + newline + after + text[end:]
+
+
 def _anew(document: Any, path: Path, value: Any) -> str:
     place = document
     for part in path[:-1]:
@@ -124,4 +151,4 @@ def _child(node: Any, part: str) -> tuple[Any, Any] | None:
     return None
 
 
-__all__ = ["BadText", "SpecError", "checked", "line_of", "put", "read", "value_at"]
+__all__ = ["BadText", "SpecError", "checked", "line_of", "put", "read", "use_dataset", "value_at"]

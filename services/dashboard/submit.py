@@ -15,7 +15,7 @@ from nicegui import Client
 
 from services.client import ApiError, AuthenticationError
 from services.dashboard import spec_text
-from services.dashboard.elements import Button, Choice, Field, Tag, text
+from services.dashboard.elements import Button, Choice, Field, Tag, Upload, text
 from services.dashboard.frame import AGAIN, ONE_JOB, address, failed, frame, problem, session_of
 from services.dashboard.once import Once
 from services.dashboard.plan import show_plan
@@ -36,6 +36,7 @@ _REWARD_FORM: tuple[tuple[str, str], ...] = (
     ("training.model", "Backbone"),
     ("training.lr", "Learning rate"),
 )
+_SPLITS = ("train", "validation", "test")
 _RULES = (("weighting.name", "Weighting", "weighting"), ("estimator.name", "Advantages", "estimator"))
 
 
@@ -103,6 +104,11 @@ class SubmitForm:
                 with Tag("section", "", "card stack", aria_label="Form"):
                     Tag("h2", "What is changed most")
                     self._form = Tag("div", "", "stack")
+                with Tag("section", "", "card stack", aria_label="Prompts") as self._prompts:
+                    Tag("h2", "Prompts of your own")
+                    self._split = Choice("Used as", {name: name for name in _SPLITS}, _SPLITS[0])
+                    Upload(self._use)
+                    self._uploaded = text("", "muted", "p").attributes(role="status")
         self._shape: list[tuple[str, str]] = []
         self._read_form()
 
@@ -135,6 +141,7 @@ class SubmitForm:
             if isinstance(found, dict)
         ][:31]
         is_reward = trains_reward(document)
+        self._prompts.set_visibility(not is_reward)
         shown = [*_REWARD_FORM] if is_reward else [*_FORM, *weights]
         if self._shape != shown:
             self._shape = shown
@@ -177,6 +184,17 @@ class SubmitForm:
             self._banner.set_text(f"The form can't write into this text: {error}")
             return
         self._banner.set_text("")
+        self._read_form()
+
+    def _use(self, uploaded: dict[str, Any]) -> None:
+        """A dataset that was just uploaded, into the text."""
+        dataset_id, rows, split = str(uploaded.get("id")), uploaded.get("rows"), self._split.value
+        try:
+            self._yaml.set(spec_text.use_dataset(self._yaml.value, split, dataset_id))
+        except (BadText, LookupError, ValueError) as error:
+            self._uploaded.set_text(f"dataset:{dataset_id} is kept, but can't be written into this text: {error}")
+            return
+        self._uploaded.set_text(f"dataset:{dataset_id} is data.{split} now; rows: {rows}.")
         self._read_form()
 
     async def _start_from(self, name: str) -> None:

@@ -1,6 +1,7 @@
 """What a browser takes or gives as a whole file: the API's own route under the session's key, as it comes.
 
-The client of this process would hold an answer in memory, and a checkpoint is as large as its policy.
+The client of this process would hold an answer in memory, and a checkpoint is as large as its policy; a file of prompts
+needs no second copy here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.dashboard.sessions import Session
 from services.dashboard.signin import way_in
 
-_ROUTES = re.compile(r"GET (?P<job>/jobs/[A-Za-z0-9_-]{1,255})/checkpoints/\d{1,9}/download")
+_ROUTES = re.compile(r"GET (?P<job>/jobs/[A-Za-z0-9_-]{1,255})/checkpoints/\d{1,9}/download|POST /datasets")
 _OURS = frozenset({b"authorization", b"cookie"})  # headers that are not the browser's to say to the API
 
 
@@ -29,13 +30,15 @@ def goes_through(scope: Scope) -> bool:
 
 
 async def pass_through(app: ASGIApp, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
-    """`app` is the API behind the dashboard. What it refuses is told as a line for a person."""
+    """`app` is the API behind the dashboard. A download that it refuses is told as a line for a person."""
     refused: Message | None = None
     body = bytearray()
 
     async def answering(message: Message) -> None:
         nonlocal refused
-        if message["type"] == "http.response.start" and message["status"] >= 400:
+        if message["type"] == "http.response.start" and message["status"] == 401:
+            await session.end("key")
+        if message["type"] == "http.response.start" and message["status"] >= 400 and scope["method"] == "GET":
             refused = message
         elif refused is None:
             await send(message)
@@ -44,7 +47,7 @@ async def pass_through(app: ASGIApp, session: Session, scope: Scope, receive: Re
 
     await app(_for_api(scope, session), receive, answering)
     if refused is not None:
-        answer = await _refusal(session, scope, refused["status"], bytes(body))
+        answer = _refusal(scope, refused["status"], bytes(body))
         await answer(scope, receive, send)
 
 
@@ -55,10 +58,9 @@ def _for_api(scope: Scope, session: Session) -> Scope:
     return {**scope, "path": path, "raw_path": path.encode(), "headers": headers}
 
 
-async def _refusal(session: Session, scope: Scope, status: int, body: bytes) -> Response:
+def _refusal(scope: Scope, status: int, body: bytes) -> Response:
     """A key that is no longer taken leads to the sign-in page, and from there back to the job."""
     if status == 401:
-        await session.end("key")
         found = _ROUTES.fullmatch(f"{scope['method']} {scope['path']}")
         return RedirectResponse(way_in("key", found["job"] if found else "/"), 303)
     return PlainTextResponse(f"This can't be downloaded: {_message(body)}\n", status)

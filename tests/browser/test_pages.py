@@ -151,6 +151,22 @@ def test_a_bad_spec_is_told_at_its_field_and_a_good_one_runs(stage: Stage, viewe
     page.close()
 
 
+def test_a_file_of_prompts_becomes_a_dataset_of_the_spec(stage: Stage, viewer: Viewer) -> None:
+    page = viewer.open("/submit")
+    prompts = page.get_by_role("region", name="Prompts")
+    prompts.get_by_role("button", name="Upload").click()
+    expect(prompts.get_by_role("alert")).to_have_text("choose a .jsonl, .csv or .parquet file")
+    good = {"name": "mine.csv", "mimeType": "text/csv", "buffer": b"question,answer\nWhat is 1+1?,2\n"}
+    prompts.get_by_label("File").set_input_files([good])
+    prompts.get_by_label("Column of prompts").fill("question")
+    prompts.get_by_role("button", name="Upload").click()
+    expect(prompts.get_by_role("status")).to_contain_text("is data.train now; rows: 1.")
+    kept = stage.client.datasets()["data"][0]
+    assert (kept["name"], kept["rows"]) == ("mine.csv", 1)
+    expect(page.get_by_label("Spec, as YAML")).to_have_value(re.compile(f"train: 'dataset:{kept['id']}'"))
+    page.close()
+
+
 def test_what_is_typed_outlives_a_page_that_is_loaded_anew(new_viewer: NewViewer) -> None:
     viewer = new_viewer()
     page = viewer.open("/submit")

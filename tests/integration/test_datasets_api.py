@@ -30,7 +30,7 @@ from services.body_deadline import Pace
 from services.cli import app as cli
 from services.keys import digest
 from services.server import ApiServer
-from services.settings import Limits, Settings
+from services.settings import Dashboard, Limits, Settings
 
 KEY = "eqp_test"
 SECRET = "hunter2-do-not-repeat"
@@ -71,7 +71,8 @@ def serving(redis_url: str, state: Path, **limits: Any) -> Iterator[Place]:
     owner = f"data-{uuid.uuid4().hex}"
     server = ApiServer("127.0.0.1", 0)
     store = JobStore(client, owner=owner)
-    server.start(store, Settings(state_dir=state, key_sha256=digest(KEY), limits=Limits(**limits)))
+    settings = Settings(state_dir=state, key_sha256=digest(KEY), limits=Limits(**limits), dashboard=Dashboard())
+    server.start(store, settings)
     try:
         yield Place(url=server.url, state=state, owner=owner, store=store)
     finally:
@@ -272,6 +273,20 @@ def test_at_most_20_problems_are_named(http: httpx.Client) -> None:
     assert message.count("row ") == 20
     assert "row 20:" in message
     assert message.endswith("and maybe more")
+
+
+def test_a_dashboards_session_uploads_as_its_key_may(place: Place) -> None:
+    asked: dict[str, Any] = {"params": {"name": "sums", "format": "jsonl"}, "headers": {"origin": place.url}}
+    for scopes, status in ((("read", "submit"), 201), (("read",), 403)):
+        key = place.key(*scopes, owner=f"pages-{uuid.uuid4().hex[:8]}")
+        with httpx.Client(base_url=place.url, timeout=30) as browser:
+            browser.post("/signin", data={"key": key}, headers={"origin": place.url})
+            answer = browser.post("/datasets", content=unique(), **asked)
+            assert answer.status_code == status, answer.text
+            if status == 201:
+                with place.http(key) as http:
+                    assert http.get(f"/v1/datasets/{answer.json()['id']}").json()["rows"] == 1
+                assert browser.post("/datasets", content=jsonl({"prompt": "x" * 200_000}), **asked).status_code == 413
 
 
 @pytest.mark.parametrize("chunked", [False, True])

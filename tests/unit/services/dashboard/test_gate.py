@@ -84,7 +84,11 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> Pages:
 async def _rest(scope: Any, receive: Any, send: Any) -> None:
     """The API; it has one checkpoint, at step 40."""
     headers = {name.decode(): value.decode() for name, value in scope.get("headers", ())}
-    if not scope["path"].startswith("/v1/jobs/job-1/checkpoints/"):
+    if (scope["method"], scope["path"]) == ("POST", "/v1/datasets"):
+        status = 201 if headers.get("authorization") == f"Bearer {GOOD}" else 401
+        told = {"error": {"message": "no"}} if status == 401 else {"rows": (await receive())["body"].decode()}
+        await JSONResponse(told | {"query": scope["query_string"].decode()}, status)(scope, receive, send)
+    elif not scope["path"].startswith("/v1/jobs/job-1/checkpoints/"):
         await JSONResponse({"of": "the API"}, 418)(scope, receive, send)
     elif headers.get("authorization") != f"Bearer {GOOD}" or "cookie" in headers:
         await JSONResponse({"error": {"message": "no"}}, 401)(scope, receive, send)
@@ -159,6 +163,21 @@ async def test_a_download_with_a_key_that_is_no_longer_taken_leads_to_the_sign_i
     answer = await browser.get("/jobs/job-1/checkpoints/40/download")
     assert (answer.status_code, answer.headers["location"]) == (303, "/signin?ended=key&next=%2Fjobs%2Fjob-1")
     assert (await browser.get("/jobs/job-1")).status_code == 303, "the session is over"
+
+
+@pytest.mark.parametrize("key", [GOOD, READER])
+async def test_a_file_of_prompts_goes_to_the_api_as_it_is(browser: httpx.AsyncClient, key: str) -> None:
+    asked = {"url": "/datasets?name=a.csv&format=csv", "content": b"prompt", "headers": {"origin": ORIGIN}}
+    assert (await browser.post(**asked)).status_code == 401
+    await _sign_in(browser, key)
+    assert (await browser.post(**{**asked, "headers": {"origin": "https://evil.example"}})).status_code == 403
+    answer = await browser.post(**asked)
+    assert answer.json()["query"] == "name=a.csv&format=csv"
+    assert answer.json().get("rows") == ("prompt" if key == GOOD else None)
+    assert (await browser.get("/")).status_code == (200 if key == GOOD else 303), (
+        "a key that isn't taken is told as JSON"
+    )
+    assert (await browser.get("/datasets")).status_code == 418
 
 
 async def _parts(gate: Gate, path: str, cookie: str) -> list[bytes]:

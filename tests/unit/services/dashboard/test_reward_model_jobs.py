@@ -106,8 +106,12 @@ def test_it_is_submitted_as_the_command_takes_it() -> None:
         assert list(form._fields) == ["name", "training.epochs", "training.model", "training.lr"]
         form._write("training.epochs", "3")
         assert yaml.safe_load(form._yaml.value)["training"]["epochs"] == 3
+        assert not form._prompts.visible, "it has ratings, no prompts"
         await form._start_from("quickstart")
         assert "policy.model" in form._fields
         assert form._choices["weighting.name"].value
+        form._use({"id": "ds-1", "rows": 3})
+        assert yaml.safe_load(form._yaml.value)["data"]["train"] == "dataset:ds-1"
+        assert "dataset:ds-1 is data.train now; rows: 3." in texts(form._prompts)
 
     on_page(look)

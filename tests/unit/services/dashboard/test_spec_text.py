@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from orchestrator.spec_errors import SpecError
-from services.dashboard.spec_text import BadText, checked, line_of, put, read, value_at
+from services.dashboard.spec_text import BadText, checked, line_of, put, read, use_dataset, value_at
 
 QUICKSTART = resources.files("deploy").joinpath("jobs/quickstart.yaml").read_text(encoding="utf-8")
 
@@ -34,6 +34,34 @@ def test_what_is_not_there_yet_is_added() -> None:
     written = put(QUICKSTART, ["priority"], 2)
     assert yaml.safe_load(written) == {**yaml.safe_load(QUICKSTART), "priority": 2}
     assert yaml.safe_load(put("a: 1", ["b", "c"], "x")) == {"a": 1, "b": {"c": "x"}}
+
+
+SHARE = {"share": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("split", "data", "expected"),
+    [
+        ("train", "type: quickstart", {"train": "dataset:ds-1", "validation": SHARE}),
+        ("validation", "type: quickstart", {"validation": "dataset:ds-1"}),
+        ("train", "{type: files, train: a, validation: b}", {"train": "dataset:ds-1", "validation": "b"}),
+        ("validation", "{type: files, train: a, validation: {share: .1}}",
+         {"train": "a", "validation": "dataset:ds-1"}),
+        ("test", "{type: files, train: [a, c], validation: b}",
+         {"train": ["a", "c"], "validation": "b", "test": "dataset:ds-1"}),
+    ],
+)  # fmt: skip
+def test_an_uploaded_dataset_becomes_a_split(split: str, data: str, expected: dict[str, object]) -> None:
+    text = QUICKSTART.replace("type: quickstart", data)
+    written = use_dataset(text, split, "ds-1")
+    assert yaml.safe_load(written) == {**yaml.safe_load(text), "data": {"type": "files", **expected}}
+
+
+def test_generated_prompts_make_room_and_the_comments_stay() -> None:
+    written = use_dataset(QUICKSTART.replace("objectives:", "# three of them\nobjectives:"), "train", "ds-1")
+    assert "\n\n# three of them\nobjectives:" in written
+    assert "# the boxed answer is right" in written
+    assert yaml.safe_load(use_dataset("a: 1", "test", "ds-1"))["data"] == {"type": "files", "test": "dataset:ds-1"}
 
 
 @pytest.mark.parametrize(
