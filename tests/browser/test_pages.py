@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -156,7 +157,7 @@ def test_a_file_of_prompts_becomes_a_dataset_of_the_spec(stage: Stage, viewer: V
     prompts = page.get_by_role("region", name="Prompts")
     prompts.get_by_role("button", name="Upload").click()
     expect(prompts.get_by_role("alert")).to_have_text("choose a .jsonl, .csv or .parquet file")
-    good = {"name": "mine.csv", "mimeType": "text/csv", "buffer": b"question,answer\nWhat is 1+1?,2\n"}
+    good: Any = {"name": "mine.csv", "mimeType": "text/csv", "buffer": b"question,answer\nWhat is 1+1?,2\n"}
     prompts.get_by_label("File").set_input_files([good])
     prompts.get_by_label("Column of prompts").fill("question")
     prompts.get_by_role("button", name="Upload").click()
