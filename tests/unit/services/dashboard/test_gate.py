@@ -167,7 +167,8 @@ async def test_a_download_with_a_key_that_is_no_longer_taken_leads_to_the_sign_i
 
 @pytest.mark.parametrize("key", [GOOD, READER])
 async def test_a_file_of_prompts_goes_to_the_api_as_it_is(browser: httpx.AsyncClient, key: str) -> None:
-    asked: dict[str, Any] = {"url": "/datasets?name=a.csv&format=csv", "content": b"prompt", "headers": {"origin": ORIGIN}}
+    path = "/datasets?name=a.csv&format=csv"
+    asked: dict[str, Any] = {"url": path, "content": b"prompt", "headers": {"origin": ORIGIN}}
     assert (await browser.post(**asked)).status_code == 401
     await _sign_in(browser, key)
     assert (await browser.post(**{**asked, "headers": {"origin": "https://evil.example"}})).status_code == 403
