@@ -12,7 +12,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from orchestrator.spec_errors import SpecError
 from policies.models import ADAPTER_CONFIG, ModelError
 from services import steer_words, submission
 from services.client import ApiError, AuthenticationError, Client, NotSendable, PermissionDenied
@@ -36,7 +35,6 @@ from services.tables import checkpoints_table, job_view, jobs_table, training_vi
 from services.terminal import (
     AsJson,
     JobArgument,
-    beside_output,
     connect_client,
     fail,
     find_job,
@@ -108,20 +106,11 @@ def submit(
     for option, value in (("--gpus", gpus), ("--gpu-gib", gpu_gib), ("--memory-gib", memory_gib)):
         if value is not None and not dry_run:
             fail(f"{option} needs --dry-run: it says what a machine would have, and chooses none")
-    try:
-        document = submission.read(spec, name)
-    except SpecError as error:
-        fail(*str(error).splitlines())
-    except RuntimeError as error:  # an installed plug-in does not load; its name is in the message
-        fail(str(error))
-    with connect_client(_state_dir) as client, submission.naming_files(document):
-        if dry_run:
-            submission.print_plan(client.plan(document, gpus=gpus, gpu_gib=gpu_gib, memory_gib=memory_gib))
-            return
-        job = client.submit(document)
-        print(job["id"], flush=True)
-        if follow_it:
-            follow_to_end(client, job["id"], beside_output())
+    document = submission.load(spec, name)
+    with connect_client(_state_dir) as client:
+        submission.send(
+            client, document, dry_run=dry_run, follow_it=follow_it, gpus=gpus, gpu_gib=gpu_gib, memory_gib=memory_gib
+        )
 
 
 @app.command("follow")

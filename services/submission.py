@@ -11,23 +11,51 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.spec import JobSpec, load_spec, parse_job
+from orchestrator.spec_errors import SpecError
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.storage.datasets import is_reference
 from orchestrator.storage.remote import is_url
 from rewards import registry
-from services.client import ApiError
+from services.client import ApiError, Client
+from services.follow import follow_to_end
 from services.tables import estimate_view, judge_line
-from services.terminal import Document, output
+from services.terminal import Document, beside_output, fail, output
 from services.text import plain
 
 
-def read(path: Path, name: str | None = None) -> dict[str, Any]:
-    """The document to submit, its files named so that the server finds them from wherever it runs. Raises SpecError."""
-    document = anchored(load_spec(path))
-    if name is not None:
-        document["name"] = name
-        parse_job(document)
+def load(path: Path, name: str | None = None) -> dict[str, Any]:
+    """The document to submit, its files named so that the server finds them from wherever it runs. Or `fail`."""
+    try:
+        document = anchored(load_spec(path))
+        if name is not None:
+            document["name"] = name
+            parse_job(document)
+    except SpecError as error:
+        fail(*str(error).splitlines())
+    except RuntimeError as error:  # an installed plug-in does not load; its name is in the message
+        fail(str(error))
     return document
+
+
+def send(
+    client: Client,
+    document: Document,
+    *,
+    dry_run: bool,
+    follow_it: bool,
+    gpus: int | None = None,
+    gpu_gib: float | None = None,
+    memory_gib: float | None = None,
+) -> None:
+    """Queues a job and prints its id; or, as a dry run, prints what would run, on a machine such as the last three."""
+    with naming_files(document):
+        if dry_run:
+            print_plan(client.plan(document, gpus=gpus, gpu_gib=gpu_gib, memory_gib=memory_gib))
+            return
+        job = client.submit(document)
+        print(job["id"], flush=True)
+        if follow_it:
+            follow_to_end(client, job["id"], beside_output())
 
 
 def anchored(spec: JobSpec | RewardJobSpec) -> dict[str, Any]:

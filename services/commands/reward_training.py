@@ -10,11 +10,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.spec_errors import SpecError
 from orchestrator.specs.reward_job import RewardJobSpec
 from services import submission
-from services.follow import follow_to_end
-from services.terminal import beside_output, connect_client, fail, output, print_json, say
+from services.terminal import connect_client, fail, output, print_json, say
 from services.text import figure, plain
 
 
@@ -45,14 +43,8 @@ def add_commands(rewards: typer.Typer, state_dir: Callable[[], Path]) -> None:
         if local is not None:
             _train_here(document, local.expanduser().absolute())
             return
-        with connect_client(state_dir()) as client, submission.naming_files(document):
-            if dry_run:
-                submission.print_plan(client.plan(document))
-                return
-            job = client.submit(document)
-            print(job["id"], flush=True)
-            if follow_it:
-                follow_to_end(client, job["id"], beside_output())
+        with connect_client(state_dir()) as client:
+            submission.send(client, document, dry_run=dry_run, follow_it=follow_it)
 
     @rewards.command("eval")
     def evaluate_model(
@@ -93,12 +85,7 @@ def add_commands(rewards: typer.Typer, state_dir: Callable[[], Path]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = submission.read(path)
-    except SpecError as error:
-        fail(*str(error).splitlines())
-    except RuntimeError as error:  # an installed plug-in does not load; its name is in the message
-        fail(str(error))
+    document = submission.load(path)
     if document["kind"] != "reward_model":
         fail(f"{path}: expected kind: reward_model; `equipoise submit` takes other jobs")
     return document
