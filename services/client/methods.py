@@ -12,6 +12,7 @@ from services.client.requests import Request
 from services.client.types import Page
 
 P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -27,14 +28,28 @@ class Awaited:
     _core: Core
 
 
-class Method(Generic[P, T]):
-    """Gives one result."""
+class _Descriptor(Generic[P, R]):
+    """Runs a definition on the client's core: what it returns one client awaits, and the other waits for."""
 
-    def __init__(
-        self, run: Callable[Concatenate[Core, P], Coroutine[Any, Any, T]], written: Callable[..., Any]
-    ) -> None:
+    _block: Callable[[R], Any]
+
+    def __init__(self, run: Callable[Concatenate[Core, P], R], written: Callable[..., Any]) -> None:
         self._run, self.written = run, written
         self.__doc__ = written.__doc__
+
+    def _of(self, client: Blocking | Awaited | None) -> Any:
+        if client is None:
+            return self
+        run, block, core = self._run, self._block, client._core
+        if isinstance(client, Awaited):
+            return _shown(lambda *args, **options: run(core, *args, **options), self.written)
+        return _shown(lambda *args, **options: block(run(core, *args, **options)), self.written)
+
+
+class Method(_Descriptor[P, Coroutine[Any, Any, T]], Generic[P, T]):
+    """Gives one result."""
+
+    _block = staticmethod(finish)
 
     @overload
     def __get__(self, client: None, owner: Any) -> Self: ...
@@ -43,22 +58,13 @@ class Method(Generic[P, T]):
     @overload
     def __get__(self, client: Awaited, owner: Any) -> Callable[P, Coroutine[Any, Any, T]]: ...
     def __get__(self, client: Blocking | Awaited | None, owner: Any) -> Any:
-        if client is None:
-            return self
-        run, core = self._run, client._core
-        if isinstance(client, Awaited):
-            return _shown(lambda *args, **options: run(core, *args, **options), self.written)
-        return _shown(lambda *args, **options: finish(run(core, *args, **options)), self.written)
+        return self._of(client)
 
 
-class Stream(Generic[P, T]):
+class Stream(_Descriptor[P, AsyncGenerator[T, None]], Generic[P, T]):
     """Gives one result after the other."""
 
-    def __init__(
-        self, run: Callable[Concatenate[Core, P], AsyncGenerator[T, None]], written: Callable[..., Any]
-    ) -> None:
-        self._run, self.written = run, written
-        self.__doc__ = written.__doc__
+    _block = staticmethod(each)
 
     @overload
     def __get__(self, client: None, owner: Any) -> Self: ...
@@ -67,12 +73,7 @@ class Stream(Generic[P, T]):
     @overload
     def __get__(self, client: Awaited, owner: Any) -> Callable[P, AsyncGenerator[T, None]]: ...
     def __get__(self, client: Blocking | Awaited | None, owner: Any) -> Any:
-        if client is None:
-            return self
-        run, core = self._run, client._core
-        if isinstance(client, Awaited):
-            return _shown(lambda *args, **options: run(core, *args, **options), self.written)
-        return _shown(lambda *args, **options: each(run(core, *args, **options)), self.written)
+        return self._of(client)
 
 
 def endpoint(build: Callable[Concatenate[Any, P], Request[T]]) -> Method[P, T]:
