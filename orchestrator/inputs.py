@@ -17,7 +17,8 @@ from orchestrator.spec import JobSpec
 from orchestrator.specs.data import Columns, FilesData
 from orchestrator.storage.datasets import locate
 from orchestrator.storage.remote import LONG_PAUSES_S, is_url
-from orchestrator.storage.remote_data import fetch, sha256_of
+from orchestrator.storage.remote_data import fetch
+from policies.disk import sha256_of
 from policies.models import (
     ADAPTER_WEIGHTS,
     ModelError,

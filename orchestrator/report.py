@@ -7,7 +7,6 @@ once more because plotly.js reads a little HTML, and the page's own policy forbi
 import html
 import itertools
 import json
-import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import jinja2
 import yaml
 from plotly.offline import get_plotlyjs
+
+from orchestrator.state.records import finite
 
 Json = dict[str, Any]
 
@@ -31,7 +32,7 @@ def render_report(
     *, job: Json, spec: Json, steps: list[Json], front: Json | None, samples: list[Json], events: list[Json]
 ) -> str:
     """The report as one HTML document. Whatever is missing, or not a finite number, is left out or shown as a dash."""
-    job, spec, steps, front, samples, events = (_finite(part) for part in (job, spec, steps, front, samples, events))
+    job, spec, steps, front, samples, events = (finite(part) for part in (job, spec, steps, front, samples, events))
     names = _objective_names(spec, steps, front)
     points = sorted((front or {}).get("points") or [], key=lambda point: point.get("step") or 0)
     marks = _marks(steps, events)
@@ -71,17 +72,6 @@ def render_report(
 
 
 # What is in the documents -------------------------------------------------------------------------------------------
-
-
-def _finite(value: Any) -> Any:
-    """A copy of a JSON document with null in place of NaN and infinities, which JSON has no words for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _objective_names(spec: Json, steps: list[Json], front: Json | None) -> list[str]:

@@ -7,7 +7,6 @@ checked and shown without them, and only build.py turns it into objects.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -35,6 +34,7 @@ from orchestrator.specs.rollout import RolloutSpec
 from orchestrator.specs.sampling import SamplingSpec
 from orchestrator.specs.weightings import HvGradientSpec, HypervolumeSpec, LagrangianSpec, WeightingSpec
 from orchestrator.state.states import MAX_PRIORITY
+from orchestrator.unprintable import UNSHOWN
 from rewards import registry
 
 KINDS = ("alignment", "reward_model")
@@ -334,17 +334,13 @@ def load_spec(path: Path) -> JobSpec | RewardJobSpec:
     return check_new(parse_job(document))
 
 
-# They move a cursor, break a line or turn the direction of writing where a name is shown.
-_UNSHOWN = re.compile(r"[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-
-
 AnyJob = TypeVar("AnyJob", bound=JobSpec | RewardJobSpec)
 
 
 def check_new(spec: AnyJob) -> AnyJob:
     """What is asked of a job that is submitted, beyond what one that is stored may say. Raises SpecError."""
     problems = []
-    if _UNSHOWN.search(spec.name):
+    if UNSHOWN.search(spec.name):
         problems.append(("name", "has control characters or marks of a line's end or direction; leave them out"))
     if any(len(key) > MAX_METADATA for key in spec.metadata):
         problems.append(("metadata", f"a key has more than {MAX_METADATA} characters"))

@@ -29,6 +29,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from policies.disk import sha256_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -209,7 +211,7 @@ def ensure_policy(directory: Path, *, seed: int = 0, show_progress: bool = True,
         made = Path(scratch) / target.name
         model, tokenizer, figures = _train(recipe, seed, show_progress)
         _save(model, tokenizer, made)
-        hashes = {path.name: _sha256(path) for path in sorted(made.iterdir())}
+        hashes = {path.name: sha256_of(path) for path in sorted(made.iterdir())}
         manifest = {"recipe": asdict(recipe), "seed": seed, "figures": figures, "sha256": hashes}
         (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         if not _is_complete(target):  # another process may have finished it meanwhile
@@ -221,7 +223,7 @@ def ensure_policy(directory: Path, *, seed: int = 0, show_progress: bool = True,
 def _is_complete(folder: Path) -> bool:
     try:
         hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-        return all(_sha256(folder / name) == digest for name, digest in hashes.items())
+        return all(sha256_of(folder / name) == digest for name, digest in hashes.items())
     except (OSError, ValueError, KeyError):
         return False
 
@@ -236,10 +238,6 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
     if shows_bars:
         logging.enable_progress_bar()
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _render(problem: Problem, style: str, recipe: Recipe, rng: random.Random) -> str:

@@ -36,6 +36,7 @@ from orchestrator.children import ChildBusy
 from orchestrator.errors import IllegalTransition, JobNotFound, KeepsTooMany, Outage, StoreUnavailable
 from orchestrator.spec_errors import SpecError
 from orchestrator.state.gpu_hours import GpuHours, GpuQuotaReached
+from orchestrator.state.records import finite
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class StrictJSONResponse(JSONResponse):
         try:
             text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         except ValueError:
-            text = json.dumps(_finite(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            text = json.dumps(finite(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.encode("utf-8")
 
 
@@ -260,13 +261,3 @@ def _http_problem(error: HTTPException, path: str) -> ApiProblem:
     if error.status_code == 405 and path == "/v1/fine_tuning/jobs":  # which clients of that API submit to
         message += "; jobs are submitted at POST /v1/jobs"
     return ApiProblem(error.status_code, code, message, headers=dict(error.headers or {}))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(child) for key, child in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(child) for child in value]
-    return value

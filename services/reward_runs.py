@@ -19,6 +19,7 @@ from typing import Annotated, Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from policies.disk import sha256_of
 from rewards import registry
 from rewards.base import Reward, RewardBatch, answer_text
 from rewards.dry_run import score
@@ -121,9 +122,7 @@ class Run:
     @property
     def unfinished(self) -> Path:
         """Where the rows that are done are kept meanwhile."""
-        with self.source.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        facts = json.dumps([content, self.name, dict(self.options), self.max_tokens], sort_keys=True)
+        facts = json.dumps([sha256_of(self.source), self.name, dict(self.options), self.max_tokens], sort_keys=True)
         return self.target.with_name(f".{self.target.name}.{hashlib.sha256(facts.encode()).hexdigest()[:16]}.part")
 
     def run(self, on_progress: Callable[[int], None]) -> list[str]:

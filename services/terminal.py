@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from orchestrator.unprintable import UNSHOWN
 from services.client import Client, Retry
 from services.settings import credentials_path
 from services.text import plain
@@ -24,7 +24,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the API's own docume
 
 EXIT_ERROR = 2
 _RETRY = Retry(attempts=3)  # a person waits: less than a second where there is no server
-_UNSHOWN = re.compile(r"[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # JSON escapes those below itself
 
 
 def output() -> Console:
@@ -59,7 +58,8 @@ def print_json_line(document: Any) -> None:
 
 
 def _shown(text: str) -> str:
-    return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """Those below a space JSON escapes itself."""
+    return UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def connect_client(state_dir: Path) -> Client:

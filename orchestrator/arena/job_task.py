@@ -22,7 +22,7 @@ from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import SpecError
 from orchestrator.specs.data import FilesData
 from orchestrator.specs.objectives import ObjectiveSpec
-from orchestrator.storage.remote_data import sha256_of
+from policies.disk import sha256_of
 from rewards import registry
 
 MAX_NAME = 40  # characters, as a run's own name has the entry's beside it

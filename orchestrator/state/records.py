@@ -204,19 +204,20 @@ def steering_at(log: Sequence[SteeringEntry], step: int) -> SteeringEntry | None
 
 def dumps(document: Mapping[str, Any], *, limit_bytes: int | None = None) -> str:
     """Strict JSON: NaN and infinities become null. Raises `ValueError` above `limit_bytes`."""
-    text = json.dumps(_finite(document), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(finite(document), allow_nan=False, separators=(",", ":"))
     if limit_bytes is not None and len(text) > limit_bytes:  # ASCII: one byte a character
         raise ValueError(f"{len(text)} bytes of JSON, at most {limit_bytes} are allowed")
     return text
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A copy of a JSON document with null in place of NaN and infinities, which JSON has no words for."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.failpoints import reach
-from policies.disk import flush
+from policies.disk import flush, sha256_of
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -119,7 +119,7 @@ def verify(directory: Path, *, under: str = "") -> Manifest:
         if not name.startswith(under):
             continue
         try:
-            found = _sum(directory / name)
+            found = sha256_of(directory / name)
         except (FileNotFoundError, NotADirectoryError):
             raise CheckpointError(f"{directory / name} is missing; take another checkpoint") from None
         except OSError as error:
@@ -245,7 +245,7 @@ def put_in_place(hidden: Path, final: Path) -> None:
 def _seal(directory: Path, *, step: int, fence: int) -> Manifest:
     files = {}
     for file in sorted(path for path in directory.rglob("*") if path.is_file()):
-        files[file.relative_to(directory).as_posix()] = _sum(file)
+        files[file.relative_to(directory).as_posix()] = sha256_of(file)
         flush(file)
     text = json.dumps({"step": step, "fence": fence, "files": files}, indent=1).encode()
     path = directory / MANIFEST
@@ -259,8 +259,3 @@ def _seal(directory: Path, *, step: int, fence: int) -> Manifest:
 def _unreadable(path: Path, error: OSError) -> Unreadable:
     reason = error.strerror or str(error)
     return Unreadable(f"can't read {path}: {reason}; mend its disk, or remove its directory to do without it")
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from orchestrator.rollouts.prompts import DatasetError
 from orchestrator.storage.remote import PAUSES_S, RemoteError, open_filesystem, parts_of, patiently
+from policies.disk import sha256_of
 
 _FORMATS = (".jsonl", ".csv", ".parquet")
 _CHUNK_BYTES = 1 << 20
@@ -53,14 +54,6 @@ def fetch(url: str, folder: Path, *, most_bytes: int | None = None, pauses_s: Se
     except PermissionError:
         raise DatasetError(f"{url}: the server's credentials do not open it") from None
     return target
-
-
-def sha256_of(*paths: Path) -> str:
-    """Of a file's bytes; of several, of their sums in this order."""
-    if len(paths) > 1:
-        return hashlib.sha256("\n".join(map(sha256_of, paths)).encode()).hexdigest()
-    with paths[0].open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(url: str, target: Path, most_bytes: int | None) -> None:

@@ -16,6 +16,7 @@ from orchestrator.checks.dataset_check import MAX_PROBLEMS, check, shown
 from orchestrator.rollouts.prompts import DatasetError
 from orchestrator.specs.data import Columns, detail_name
 from orchestrator.storage.datasets import Dataset, DatasetNotFound, Datasets, Draft
+from orchestrator.unprintable import PRINTABLE
 from services.deps import MAX_PAGE, Configuration, OwnDatasets, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.query import StrictRoute
@@ -23,7 +24,6 @@ from services.slots import place
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=StrictRoute)
 
-_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
 _CHUNK_BYTES = 1 << 20
 _PREVIEW_ROWS = 10_000
 
@@ -33,9 +33,9 @@ class Upload(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Query(min_length=1, max_length=128, pattern=_PRINTABLE, description="what people call it")
+    name: str = Query(min_length=1, max_length=128, pattern=PRINTABLE, description="what people call it")
     format: Literal["jsonl", "csv", "parquet"] = Query(description="of the body")
-    prompt: str = Query("prompt", min_length=1, max_length=256, pattern=_PRINTABLE, description="column of prompts")
+    prompt: str = Query("prompt", min_length=1, max_length=256, pattern=PRINTABLE, description="column of prompts")
     answer: str = Query("answer", max_length=256, description="column of the ground truth; empty where there is none")
     domain: str = Query("", max_length=200, description="column of the prompts' domains; empty where there is none")
     details: list[Annotated[str, Field(min_length=1, max_length=200)]] = Query(

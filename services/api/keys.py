@@ -12,6 +12,7 @@ from orchestrator.errors import QuotaReached
 from orchestrator.state import gpu_hours
 from orchestrator.state.keys import is_name
 from orchestrator.state.keystore import ApiKey, KeyNotFound, KeyStore, Scope
+from orchestrator.unprintable import PRINTABLE
 from services.api.quotas import hours_document
 from services.body import json_body, parsed
 from services.deps import MAX_PAGE, Caller, Store, body_schema, page
@@ -30,7 +31,7 @@ class NewKey(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: str = Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$")
+    name: str = Field(min_length=1, max_length=64, pattern=PRINTABLE)
     scopes: list[Literal["read", "submit", "steer", "admin"]] = Field(min_length=1, max_length=4)
     owner: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}$", description="the caller's own if absent")
     expires_in_s: int | None = Field(None, ge=1, le=_TEN_YEARS_S, description="it never expires if absent")

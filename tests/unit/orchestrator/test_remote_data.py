@@ -17,7 +17,8 @@ from orchestrator.rollouts.prompts import DatasetError
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.storage import remote, remote_data
 from orchestrator.storage.remote import RemoteAway, RemoteError, is_under
-from orchestrator.storage.remote_data import TooLarge, fetch, sha256_of
+from orchestrator.storage.remote_data import TooLarge, fetch
+from policies.disk import sha256_of
 from services.settings import Limits
 from services.submission import anchored
 from tests.loop_fakes import Killed, resume, start

@@ -19,7 +19,7 @@ from orchestrator.rollouts.split_files import SplitFiles, each_of, holds_back, m
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.spec_errors import SpecError
 from orchestrator.specs.data import Columns, FilesData, Share
-from orchestrator.storage.remote_data import sha256_of
+from policies.disk import sha256_of
 from services.submission import anchored, anchored_changes
 from tests.loop_fakes import Killed, start
 
