@@ -17,7 +17,8 @@ from orchestrator.errors import StoreUnavailable
 from services.client import Client
 from services.client.flows import FINAL
 from services.follow import follow
-from services.local import AlreadyRunning, LocalServer, StopSignals
+from services.local import AlreadyRunning, LocalServer
+from services.processes import StopSignals
 from services.server import ServerError
 from services.settings import Listen, read_credentials
 from services.terminal import Document, fail, output, say

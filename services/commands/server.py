@@ -29,7 +29,7 @@ from services.terminal import fail, say
 if TYPE_CHECKING:
     from orchestrator.launch.launchers import Launcher
     from orchestrator.state.redis_safety import SettingsWatch
-    from services.local import StopSignals
+    from services.processes import StopSignals
     from services.server import ApiServer
 
 _REDIS_WAIT_S = 5.0  # for one that starts as we do
@@ -249,7 +249,7 @@ def _add_scripts(app: typer.Typer, _chosen: Callable[[Path | None], Path]) -> No
         """Keep the store's scripts in a Redis whose other users may load none (deploy/README.md)."""
         from orchestrator.state.redis_calls import connect
         from orchestrator.state.script_keeper import ScriptKeeper
-        from services.local import StopSignals, running
+        from services.processes import StopSignals, running
 
         _log_to_stderr(log_format, redis)
         late = _check_redis(redis, accept_redis_settings)
@@ -284,7 +284,7 @@ def _serve(redis: str, listen: Listen, state_dir: Path, late: SettingsWatch | No
     from orchestrator.state.redis_calls import connect
     from orchestrator.state.store import JobStore
     from services.keys import digest
-    from services.local import StopSignals, announce, api_server
+    from services.processes import StopSignals, announce, api_server
     from services.server import ServerError
 
     signals = StopSignals()
@@ -368,7 +368,7 @@ def _work(
     from orchestrator.state.keys import is_name
     from orchestrator.state.redis_calls import connect
     from orchestrator.state.store import JobStore
-    from services.local import StopSignals, dispatching, running
+    from services.processes import StopSignals, dispatching, running
 
     for owner in owners or ():
         if not is_name(owner):
@@ -434,7 +434,7 @@ def _check_redis(url: str, accepted: str) -> SettingsWatch | None:
 @contextmanager
 def _checked(late: SettingsWatch | None, signals: StopSignals) -> Iterator[None]:
     """A Redis that answers later, and would lose data, ends the process as a signal does, and with the same words."""
-    from services.local import running
+    from services.processes import running
 
     if late is None:
         yield

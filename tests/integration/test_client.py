@@ -23,7 +23,7 @@ from orchestrator.state.states import JobStatus
 from orchestrator.state.store import JobStore, Lease
 from services.client import NO_RETRY, ApiError, AsyncClient, Client, Retry, Unreachable
 from services.keys import digest
-from services.local import announce, api_server
+from services.processes import announce, api_server
 from services.server import ApiServer, ServerError
 from services.settings import Listen, Settings, Tls, write_credentials
 from tests.api_support import step_record
