@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from orchestrator.rollouts.batch import Batch
 from policies import statistics
 from policies.pareto import Archive, Point
 from policies.signal import SPREAD
@@ -64,6 +65,22 @@ def objective_figures(rewards_PG: Tensor) -> dict[str, float | None]:
     }
 
 
+def batch_figures(batch: Batch, version: int, *, groups_learned: int) -> dict[str, Any]:
+    """Of the rollouts that a step sampled: how old and how long they are. `version`: of the policy that learns."""
+    tokens = [len(rollout.tokens) for rollout in batch.rollouts]
+    return {
+        "policy_version": min(rollout.policy_version for rollout in batch.rollouts),
+        "staleness": staleness_figures(batch.rollouts, version),
+        "groups": len(batch.counts),
+        "groups_learned": groups_learned,
+        "tokens": sum(tokens),
+        "mean_tokens": sum(tokens) / len(tokens),
+        "truncated_share": sum(rollout.truncated for rollout in batch.rollouts) / len(batch.rollouts),
+        "rollouts_dropped": batch.dropped,
+        "prompts_put_off": batch.put_off,
+    }
+
+
 def staleness_figures(rollouts: Sequence[Rollout], version: int) -> dict[str, float]:
     """Of tokens: weight updates between the policy that wrote them and the one that learns from them, `version`."""
     found = [span for rollout in rollouts for span in rollout.staleness(version)]
@@ -79,6 +96,12 @@ def measured(record: Mapping[str, Any]) -> dict[str, Any]:
         for name, figures in record["objectives"].items()
     }
     return {**record, "objectives": objectives}
+
+
+def point_metrics(archive: Archive, step: int) -> dict[str, Any]:
+    """What is kept with a step's checkpoint; nothing where the step was not evaluated."""
+    found = [point for point in archive.points if point.step == step]
+    return {"objectives": found[0].objectives, "mean_tokens": found[0].mean_tokens} if found else {}
 
 
 def front_document(archive: Archive, kept: Collection[int]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -120,6 +120,15 @@ def load_splits(
         if isinstance(spec.data, FilesData) and not each.is_held_out  # what is held back follows from the train split
     }
     return Splits(train=splits["train"], validation=splits["validation"], test=splits.get("test", []), sha256=sums)
+
+
+def check_data(spec: JobSpec, splits: Splits, trained_with: Mapping[str, str]) -> None:
+    """Raises ValueError where a split's file is not the one that the job was trained with."""
+    for split, digest in trained_with.items():
+        if splits.sha256.get(split) != digest:
+            name = ", ".join(spec.data.names(split)) if isinstance(spec.data, FilesData) else ""
+            was = f"it has another content than the job was trained with (sha256 {digest})"
+            raise ValueError(f"data.{split}: {name}: {was}; put the old file back, or submit the job again")
 
 
 def split_files(spec: JobSpec, state_dir: Path, owner: str, data_dir: Path | None = None) -> dict[str, SplitFiles]:

@@ -19,16 +19,16 @@ from orchestrator.build import Parts
 from orchestrator.clock import Clock
 from orchestrator.evaluation import Evaluator
 from orchestrator.failpoints import reach
-from orchestrator.figures import Update, front_document, measured, staleness_figures
+from orchestrator.figures import Update, batch_figures, front_document, measured, point_metrics
 from orchestrator.gold import GoldWatch
 from orchestrator.guardrails import Guardrails
+from orchestrator.inputs import check_data
 from orchestrator.journal import Journal
 from orchestrator.references import FILE
 from orchestrator.rollouts.batch import Batch
 from orchestrator.rollouts.collect import Collector
 from orchestrator.rollouts.samples import FOLDER, SampleKeeper
 from orchestrator.spec import JobSpec
-from orchestrator.specs.data import FilesData
 from orchestrator.steering import Steering, apply_directions, clamped
 from orchestrator.storage.checkpoint_store import CheckpointStore
 from orchestrator.storage.checkpoint_writer import CheckpointWriter
@@ -417,10 +417,13 @@ class Loop:
 
         The others leave the ledger first and then the disk.
         """
-        front = {point.step for point in self.parts.archive.front}
+        archive = self.parts.archive
+        front = {point.step for point in archive.front}
         dropped = self.kept - front - set(sorted(self.kept)[-NEWEST:])
         self.kept -= dropped
-        changes = {step: {"on_front": step in front, "metrics": self.metrics(step)} for step in sorted(self.kept)}
+        changes = {
+            step: {"on_front": step in front, "metrics": point_metrics(archive, step)} for step in sorted(self.kept)
+        }
         self.journal.checkpoints(changes, sorted(dropped))
         self.checkpoints.keep_only(self.kept, fence=self.fence)
         self.journal.front(self.front_document())
@@ -457,7 +460,7 @@ class Loop:
         """Continue after a checkpoint (`known`: all registered ones). Engines get its weights before they serve."""
         directory = self.checkpoints.directory(step)
         document = json.loads((directory / "state.json").read_text())
-        self.check_data(document.get("data", {}))
+        check_data(self.spec, self.parts.splits, document.get("data", {}))
         self.parts.learner.load(directory)
         self.parts.engines.refit(self.parts.learner, step)
         self.collector.load(document["collector"], self.checkpoints.fetch_beside)
@@ -482,28 +485,13 @@ class Loop:
         self.committed = self.state.step
         self.retain()  # a kill may have come between a checkpoint and this
 
-    def check_data(self, trained_with: Mapping[str, str]) -> None:
-        """Raises ValueError where a split's file is not the one that the job was trained with."""
-        for split, digest in trained_with.items():
-            if self.parts.splits.sha256.get(split) != digest:
-                name = ", ".join(self.spec.data.names(split)) if isinstance(self.spec.data, FilesData) else ""
-                was = f"it has another content than the job was trained with (sha256 {digest})"
-                raise ValueError(f"data.{split}: {name}: {was}; put the old file back, or submit the job again")
-
     # ---------------------------------------------------------------- figures
 
     def due(self, step: int) -> bool:
         return step % self.spec.evaluation.every == 0 or step == self.spec.steps
 
-    def by_name(self, values_K: Tensor) -> dict[str, float]:
-        return dict(zip(self.names, values_K.tolist(), strict=True))
-
     def in_order(self, values: Mapping[str, float]) -> Tensor:
         return torch.tensor([values[name] for name in self.names], dtype=torch.float64)
-
-    def metrics(self, step: int) -> dict[str, Any]:
-        found = [point for point in self.parts.archive.points if point.step == step]
-        return {"objectives": found[0].objectives, "mean_tokens": found[0].mean_tokens} if found else {}
 
     def record(
         self,
@@ -515,22 +503,13 @@ class Loop:
         evaluation: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         """What the step decided and saw: every raw objective, and their weighted total."""
-        tokens = [len(rollout.tokens) for rollout in batch.rollouts]
         return {
             "step": step,
             **update.figures(self.names, batch.rewards_PGK),
             "gramian": self.state.gramian,
             "influence": self.state.influence,
             "steering_version": version,
-            "policy_version": min(rollout.policy_version for rollout in batch.rollouts),
-            "staleness": staleness_figures(batch.rollouts, step - 1),
-            "groups": len(batch.counts),
-            "groups_learned": groups_learned,
-            "tokens": sum(tokens),
-            "mean_tokens": sum(tokens) / len(tokens),
-            "truncated_share": sum(rollout.truncated for rollout in batch.rollouts) / len(batch.rollouts),
-            "rollouts_dropped": batch.dropped,
-            "prompts_put_off": batch.put_off,
+            **batch_figures(batch, step - 1, groups_learned=groups_learned),
             "prompts_waiting": len(self.collector.turns.waiting),
             "evaluation": evaluation,
         }
