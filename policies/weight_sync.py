@@ -231,8 +231,8 @@ def prepare_vllm() -> None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True, name="end-with-parent").start()
 
 
-def _end_with(parent: Any, poll_s: float = 1.0) -> None:
+def _end_with(parent: Any) -> None:
     """vLLM's engine process outlives a parent that was killed; with its KV cache, nobody would ever free it."""
     while parent.is_alive():
-        time.sleep(poll_s)
+        time.sleep(1.0)
     os._exit(1)

@@ -27,15 +27,15 @@ class RayJobWatch:
     """What `selector` takes, by name.
 
     consumes: the API server's list and its changes.
-    waits for: nothing; a server that is away is asked again after `pause_s`.
+    waits for: nothing; a server that is away is asked again after a second.
     unblocked by: `stop`, and the process's end, as the thread is a daemon.
     """
 
-    def __init__(self, api: CustomObjectsApi, namespace: str, selector: str, *, pause_s: float = 1.0) -> None:
+    def __init__(self, api: CustomObjectsApi, namespace: str, selector: str) -> None:
         self._api = api
         self._namespace = namespace
         self._selector = selector
-        self._pause_s = pause_s
+        self._pause_s = 1.0
         self._lock = threading.Lock()
         self._known: dict[str, Any] = {}
         self._version = ""

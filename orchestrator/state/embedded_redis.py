@@ -32,6 +32,7 @@ __all__ = ["EmbeddedRedis", "StoreUnavailable", "connect"]
 SOCKET_PATH_LIMIT_BYTES = 100  # Linux allows 107, macOS 103
 STOP_TIMEOUT_S = 10.0
 _VERSION_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 30.0
 
 
 class EmbeddedRedis:
@@ -39,11 +40,11 @@ class EmbeddedRedis:
 
     Whoever started it stops it: by `stop()`, at the end of the `with` block, or at interpreter exit. One that
     attached leaves it running, unless its owner has died: then the attached one becomes the owner. A write is
-    on disk before it is acknowledged. `StoreUnavailable` if the server does not answer in `start_timeout_s`, or
+    on disk before it is acknowledged. `StoreUnavailable` if the server does not answer in START_TIMEOUT_S, or
     is older than the one that wrote the data: it would begin with none, or with a part.
     """
 
-    def __init__(self, directory: Path | str, *, start_timeout_s: float = 30.0) -> None:
+    def __init__(self, directory: Path | str) -> None:
         self.directory = Path(directory).absolute()
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory.chmod(0o700)
@@ -52,7 +53,7 @@ class EmbeddedRedis:
         self._home_pid = os.getpid()
         self._process: subprocess.Popen[bytes] | None = None
         self._owner_lock: int | None = None
-        deadline = time.monotonic() + start_timeout_s
+        deadline = time.monotonic() + START_TIMEOUT_S
         try:
             self._start_or_attach(deadline)
         except BaseException:

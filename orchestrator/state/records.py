@@ -109,9 +109,6 @@ class JobRecord:
     attempts: int
     checkpoint_step: int | None
     checkpoint_path: str | None
-    checkpoint_digest: str | None
-    cancel_requested: bool
-    pause_requested: bool
     progress: Json
     spec_digest: str  # sha256 of the document's text
     origin: Origin | None = None
@@ -223,12 +220,11 @@ def finite(value: Any) -> Any:
 
 def job_record(fields: Mapping[str, str]) -> JobRecord:
     """From the job hash, where an empty string stands for "none"."""
-    status = JobStatus(fields["status"])
     return JobRecord(
         job_id=fields["id"],
         name=fields["name"],
         priority=int(fields.get("priority", 0)),
-        status=status,
+        status=JobStatus(fields["status"]),
         reason=fields["reason"] or None,
         created_at=float(fields["created_at"]),
         started_at=_optional(float, fields["started_at"]),
@@ -240,9 +236,6 @@ def job_record(fields: Mapping[str, str]) -> JobRecord:
         checkpoint_step=_optional(int, fields["ckpt_step"]),
         checkpoint_path=fields["ckpt_path"] or None,
         spec_digest=fields["spec_digest"],
-        checkpoint_digest=fields["ckpt_digest"] or None,
-        cancel_requested=status in (JobStatus.CANCELLING, JobStatus.CANCELLED),
-        pause_requested=status in (JobStatus.PAUSING, JobStatus.PAUSED),
         progress=json.loads(fields["progress"]),
         origin=_origin(fields),
         gpu_hours=int(fields.get("gpu_used", 0)) / UNITS_PER_HOUR,

@@ -50,12 +50,12 @@ class StoreAway(Unreadable):
 
 
 class Remote:
-    """One job's copies in the store. A call is tried again after each of `pauses_s`, and then raises StoreAway."""
+    """One job's copies in the store. A call is tried again after each of its pauses, and then raises StoreAway."""
 
-    def __init__(self, url: str, owner: str, job_id: str, *, pauses_s: Sequence[float] = PAUSES_S) -> None:
+    def __init__(self, url: str, owner: str, job_id: str) -> None:
         self._fs, base = open_filesystem(url)
         self._base = f"{base}/{owner}/{job_id}"
-        self._pauses_s = pauses_s
+        self._pauses_s: Sequence[float] = PAUSES_S
 
     def within(self, pauses_s: Sequence[float]) -> Remote:
         """The same with another patience."""

@@ -22,6 +22,7 @@ PATIENCE = 3
 PIVOTS = 3000  # rarely more than 20
 NEWTON_STEPS = 100
 BACKTRACKS = 30
+STILL = 1e-4
 
 
 def nonnegative_quadratic(matrix_KK: Array, linear_RK: Array, free_RK: Mask | None = None) -> Array:
@@ -80,12 +81,12 @@ def least_norm(gramian_KK: Array) -> Array:
     return weights_K
 
 
-def conflict_averse(gramian_KK: Array, *, c: float, still: float = 1e-4) -> Array:
+def conflict_averse(gramian_KK: Array, *, c: float) -> Array:
     """1/K + x with |sum_k x_k g_k| = c |g_0|, the direction d within c |g_0| of the mean g_0 whose least g_k.d is most.
 
     For a given nu, x(nu) = argmin over x >= 0 of x'Gx / 2 - (nu - G/K)'x is piecewise linear and its norm rises with
     nu: on each piece the nu of the wanted norm is a quadratic's root. x / sum x is the w of the paper's dual. NaN where
-    |g_w| < `still`: no direction helps every objective.
+    |g_w| < STILL: no direction helps every objective.
     """
     size = len(gramian_KK)
     matrix_KK = gramian_KK + RIDGE * np.eye(size)
@@ -110,7 +111,7 @@ def conflict_averse(gramian_KK: Array, *, c: float, still: float = 1e-4) -> Arra
         nu = _nu_on_piece(matrix_KK, pull_K, free_K, radius)
         if not low < nu < high:
             nu = 0.5 * (low + high) if np.isfinite(high) else 2 * low + radius
-    still_direction = not np.isfinite(x_K).all() or radius < still * x_K.sum()
+    still_direction = not np.isfinite(x_K).all() or radius < STILL * x_K.sum()
     return np.full(size, np.nan) if still_direction else mean_K + x_K
 
 

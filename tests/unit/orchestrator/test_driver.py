@@ -109,8 +109,7 @@ class FakeStore:
         return JobRecord(
             job_id=job_id, name="driver", status=JobStatus.RUNNING, reason=None, created_at=1.0, started_at=2.0,
             finished_at=None, step=self.step, total_steps=4, fence=self.fence, attempts=1, checkpoint_step=4,
-            checkpoint_path="p", checkpoint_digest="d", spec_digest="s", cancel_requested=False, pause_requested=False,
-            progress={}, origin=self.origin,
+            checkpoint_path="p", spec_digest="s", progress={}, origin=self.origin,
         )  # fmt: skip
 
     def ends(self) -> list[tuple[Any, ...]]:
