@@ -62,6 +62,9 @@ class Notes:
     def checkpoints(self, changes: Mapping[int, Mapping[str, Any]], removals: list[int]) -> None: ...
     def request_pause(self) -> None: ...
 
+    def spent(self, cost: float) -> dict[str, float]:
+        return {"cost": cost, "gpu_hours": 0.0}
+
     def wishes(self) -> Wishes:
         return Wishes()
 

@@ -115,10 +115,9 @@ def test_the_steering_in_force_at_a_step() -> None:
 
 
 def test_what_a_job_cost_goes_on_from_its_earlier_runs() -> None:
-    store = FakeStore()
+    store, kept = FakeStore(), [2.0]
     store.job = lambda _: SimpleNamespace(cost=kept[-1], gpu_hours=1.5)  # type: ignore[attr-defined]
     store.set_cost = lambda _, cost: kept.append(cost)  # type: ignore[attr-defined]
-    kept = [2.0]
     made = journal(store)
     assert [made.spent(cost)["cost"] for cost in (0.0, 0.25, 0.25, 1.0)] == [2.0, 2.25, 2.25, 3.0]
     assert kept == [2.0, 2.25, 3.0]  # written where it changed
