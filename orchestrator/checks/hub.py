@@ -6,9 +6,12 @@ What is asked goes to the hub alone, under this process's own HF_TOKEN, and neve
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,23 @@ from policies.models import ModelError
 from policies.sizes import ModelSize, size_from
 
 ANSWER_S = 8.0  # for all that is asked of one model
+CONNECT_S = 3.0  # for its first answer
+KEPT_S = 60.0  # what the hub refused is not asked again before
 _LOOKS = threading.BoundedSemaphore(4)  # at once: each may outlast who waits for it
-_MOST_CONFIG = 1 << 20
+_MOST_BYTES = {"config.json": 1 << 20, "model.safetensors.index.json": 16 << 20}  # whose files they are is unknown
+_MOST_SHARDS = 256
+_MOST_TENSORS = 1 << 20
+_MOST_REFUSED = 1024
+_EVERY_MODEL = ("", None)
+_refused: dict[tuple[str, str | None], tuple[float, str]] = {}  # until when (monotonic), and why
+
+
+class _Away(ModelError):
+    """The hub can't be reached, whatever the model."""
+
+
+class _Busy(ModelError):
+    """Not asked at all."""
 
 
 def hub_size(hub_id: str, revision: str | None) -> ModelSize:
@@ -30,39 +48,108 @@ def hub_size(hub_id: str, revision: str | None) -> ModelSize:
     return _asked(hub_id, revision)
 
 
-@lru_cache(maxsize=256)
 def _asked(hub_id: str, revision: str | None) -> ModelSize:
-    """Kept, as a form asks at each look; a branch that moves on changes its size rarely."""
+    """Kept, as a form asks at each look: a size for good (branches change theirs rarely), a refusal for KEPT_S."""
+    for key in (_EVERY_MODEL, (hub_id, revision)):
+        until, message = _refused.get(key, (0.0, ""))
+        if time.monotonic() < until:
+            raise ModelError(message)
+    try:
+        return _found(hub_id, revision)
+    except _Busy:
+        raise
+    except ModelError as error:
+        if len(_refused) >= _MOST_REFUSED:
+            _refused.clear()
+        key = _EVERY_MODEL if isinstance(error, _Away) else (hub_id, revision)
+        _refused[key] = time.monotonic() + KEPT_S, str(error)
+        raise
+
+
+@lru_cache(maxsize=256)
+def _found(hub_id: str, revision: str | None) -> ModelSize:
     return _in_time(lambda: _look(hub_id, revision))
 
 
 def _look(hub_id: str, revision: str | None) -> ModelSize:
-    from huggingface_hub import get_safetensors_metadata, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, NotASafetensorsRepoError
+    from huggingface_hub.errors import EntryNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    until = time.monotonic() + ANSWER_S
     disable_progress_bars()  # this is a server
     try:
-        with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:  # a cache with a part looks like the whole
-            file = Path(hf_hub_download(hub_id, "config.json", revision=revision, local_dir=folder))
-            config = json.loads(file.read_bytes()[:_MOST_CONFIG])
-        found = get_safetensors_metadata(hub_id, revision=revision, timeout=ANSWER_S)
-    except NotASafetensorsRepoError:
-        raise ModelError("the model has no safetensors on the hub, and nothing else is loaded") from None
+        config, commit = _document(hub_id, revision, "config.json")
     except EntryNotFoundError:
         raise ModelError("the model has no config.json on the hub") from None
-    if not isinstance(config, dict):
-        raise ModelError("the model's config.json is not a JSON object")
     if "auto_map" in config:
         raise ModelError("the model wants to run code of its own (auto_map in config.json), which is never allowed")
-    tensors = [pair for file in found.files_metadata.values() for pair in file.tensors.items()]
-    return size_from(config, {name: tuple(map(int, tensor.shape)) for name, tensor in tensors})
+    try:
+        return size_from(config, _shapes(hub_id, commit, _weight_files(hub_id, commit), until))
+    except EntryNotFoundError:
+        raise ModelError("the model has no safetensors on the hub, and nothing else is loaded") from None
+
+
+def _document(hub_id: str, revision: str | None, name: str) -> tuple[dict[str, Any], str | None]:
+    """A JSON object of the model's, and the commit that has it. Its size is asked before it is fetched."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    told = get_hf_file_metadata(hf_hub_url(hub_id, name, revision=revision), timeout=CONNECT_S)
+    commit = told.commit_hash or revision  # a branch may move on between
+    if told.size is None or told.size > _MOST_BYTES[name]:
+        raise ModelError(f"the model's {name} has more than {_MOST_BYTES[name] >> 20} MiB, which is not looked at")
+    with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:  # a cache with a part looks like the whole
+        file = hf_hub_download(hub_id, name, revision=commit, local_dir=folder, etag_timeout=CONNECT_S)
+        found = json.loads(Path(file).read_bytes())
+    if not isinstance(found, dict):
+        raise ModelError(f"the model's {name} is not a JSON object")
+    return found, commit
+
+
+def _weight_files(hub_id: str, commit: str | None) -> list[str]:
+    """Raises EntryNotFoundError where there are none."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    whole = "model.safetensors"
+    try:
+        get_hf_file_metadata(hf_hub_url(hub_id, whole, revision=commit), timeout=CONNECT_S)
+    except EntryNotFoundError:
+        index, _ = _document(hub_id, commit, f"{whole}.index.json")
+    else:
+        return [whole]
+    places = index.get("weight_map")
+    files = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []
+    if not files or not all(re.fullmatch(r"[\w.-]+\.safetensors", file) for file in files):
+        raise ModelError(f"the model's {whole}.index.json does not name its files of weights")
+    if len(files) > _MOST_SHARDS:
+        raise ModelError(f"the model's weights are in more than {_MOST_SHARDS} files, which are not looked at")
+    return files
+
+
+def _shapes(hub_id: str, commit: str | None, files: list[str], until: float) -> dict[str, tuple[int, ...]]:
+    """Of all tensors, from the headers of their files."""
+    from huggingface_hub import parse_safetensors_file_metadata
+
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def take(file: str) -> None:
+        if time.monotonic() > until:  # nobody waits any more
+            raise ModelError(_late())
+        found = parse_safetensors_file_metadata(hub_id, file, revision=commit, timeout=ANSWER_S)
+        shapes.update({name: tuple(map(int, tensor.shape)) for name, tensor in found.tensors.items()})
+        if len(shapes) > _MOST_TENSORS:
+            raise ModelError(f"the model has more than {_MOST_TENSORS} tensors, which are not looked at")
+
+    with ThreadPoolExecutor(min(8, len(files))) as pool:
+        for _ in pool.map(take, files):
+            pass
+    return shapes
 
 
 def _in_time(look: Callable[[], ModelSize]) -> ModelSize:
     """What it gives within ANSWER_S. A thread of its own: the hub's client tries again, with waits of its own."""
     if not _LOOKS.acquire(blocking=False):
-        raise ModelError("the hub is being asked for other models; ask again")
+        raise _Busy("the hub is being asked for other models; ask again")
     answer: list[Any] = []
 
     def ask() -> None:
@@ -80,21 +167,29 @@ def _in_time(look: Callable[[], ModelSize]) -> ModelSize:
         case [ModelSize() as size]:
             return size
         case [Exception() as error]:
-            raise ModelError(_reason(error)) from None
+            raise _refusal(error) from None
         case _:
-            raise ModelError(f"the hub did not say within {ANSWER_S:g} s how large the model is")
+            raise ModelError(_late())
 
 
-def _reason(error: Exception) -> str:
+def _late() -> str:
+    return f"the hub did not say within {ANSWER_S:g} s how large the model is"
+
+
+def _refusal(error: Exception) -> ModelError:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     match error:
         case ModelError():
-            return str(error)
+            return error
+        case _ if type(error).__name__ in ("ConnectError", "ConnectTimeout"):  # of the hub's client, whichever it is
+            return _Away("the hub can't be reached from here; set HF_HUB_OFFLINE=1 where it never can")
         case GatedRepoError():
-            return "the hub keeps the model for those who accepted its terms; set HF_TOKEN where jobs run, and here"
+            said = "the hub keeps the model for those who accepted its terms; set HF_TOKEN where jobs run, and here"
         case RepositoryNotFoundError():
-            return "the hub knows no such model, or keeps it private; check its id, or set HF_TOKEN"
+            said = "the hub knows no such model, or keeps it private; check its id, or set HF_TOKEN"
         case RevisionNotFoundError():
-            return "the hub knows no such revision of the model"
-    return f"the hub could not be asked how large the model is ({type(error).__name__})"
+            said = "the hub knows no such revision of the model"
+        case _:
+            said = f"the hub could not be asked how large the model is ({type(error).__name__})"
+    return ModelError(said)

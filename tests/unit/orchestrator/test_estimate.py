@@ -570,7 +570,7 @@ class Hub(BaseHTTPRequestHandler):
         status, body, headers = 200, b"", {"X-Repo-Commit": "1" * 40, "ETag": f'"{file}"'}
         if not repository.is_dir():
             status, headers = 404, {"X-Error-Code": "RepoNotFound"}
-        elif revision != "main":
+        elif revision not in ("main", "1" * 40):
             status, headers = 404, {"X-Error-Code": "RevisionNotFound"}
         elif name == "gated":
             status, headers = 403, {"X-Error-Code": "GatedRepo"}
@@ -578,6 +578,9 @@ class Hub(BaseHTTPRequestHandler):
             status, headers = 404, {"X-Error-Code": "EntryNotFound"}
         else:
             body = (repository / file).read_bytes()
+        if self.command == "GET":
+            with (self.folder / "fetched").open("a") as fetched:
+                fetched.write(f"{name}/{file}\n")
         if found := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("range", "")):
             body = body[int(found[1]) : int(found[2]) + 1]
         self.send_response(status)
@@ -667,6 +670,64 @@ def test_the_size_of_a_hub_id_is_asked_of_the_hub_and_no_weights_are_fetched(hub
     offline = f"SPEC = {spec().model_dump()!r}\n" + LOOK + "print(json.dumps(look('some/model')))"
     said = asked(offline, hub, tmp_path / "cache", HF_HUB_OFFLINE="1")
     assert said == "the model is not on this machine, and HF_HUB_OFFLINE is set"
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("config.json", "config.json has more than 1 MiB"),
+        ("model.safetensors.index.json", "model.safetensors.index.json has more than 16 MiB"),
+    ],
+)
+def test_a_strangers_large_file_on_the_hub_is_not_fetched(hub: str, tmp_path: Path, file: str, says: str) -> None:
+    folder = make_policy(tmp_path / "repositories" / "some" / "model")
+    (folder / "model.safetensors").unlink()
+    with (folder / file).open("wb") as large:
+        large.truncate((16 << 20) + 1)
+    code = f"SPEC = {spec().model_dump()!r}\n" + LOOK + "print(json.dumps(look('some/model')))"
+    assert says in asked(code, hub, tmp_path / "cache")
+    fetched = tmp_path / "repositories" / "fetched"
+    assert not fetched.exists() or f"model/{file}" not in fetched.read_text()
+
+
+@pytest.mark.parametrize(
+    ("places", "says"),
+    [
+        ([f"model-{i}.safetensors" for i in range(257)], "in more than 256 files"),
+        (["../../other/model.safetensors"], "does not name its files"),
+        ([], "does not name its files"),
+    ],
+)
+def test_a_strangers_index_on_the_hub_is_not_followed_anywhere(
+    hub: str, tmp_path: Path, places: list[str], says: str
+) -> None:
+    folder = make_policy(tmp_path / "repositories" / "some" / "model")
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {str(i): place for i, place in enumerate(places)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    code = f"SPEC = {spec().model_dump()!r}\n" + LOOK + "print(json.dumps(look('some/model')))"
+    assert says in asked(code, hub, tmp_path / "cache")
+    assert ".safetensors\n" not in (tmp_path / "repositories" / "fetched").read_text()
+
+
+def test_what_the_hub_refused_is_not_asked_again_at_once_and_without_a_way_to_it_nothing_is(
+    hub: str, tmp_path: Path
+) -> None:
+    (tmp_path / "repositories" / "some").mkdir(parents=True)
+    count = "looks = []\nreal = hub._look\nhub._look = lambda *model: looks.append(model) or real(*model)\n"
+    looked = (
+        f"SPEC = {spec().model_dump()!r}\n"
+        + LOOK
+        + count
+        + "told = [look(f'some/{name}') for name in ('none', 'none', 'other')]\n"
+        + "print(json.dumps([told, len(looks)]))"
+    )
+    told, looks = asked(looked, hub, tmp_path / "cache")
+    assert looks == 2
+    assert all("knows no such model" in each for each in told)
+    told, looks = asked(looked, "http://127.0.0.1:9", tmp_path / "cache")
+    assert looks == 1
+    assert set(told) == {"the hub can't be reached from here; set HF_HUB_OFFLINE=1 where it never can"}
 
 
 # -- of any spec ----------------------------------------------------------------------------------------------
