@@ -84,11 +84,13 @@ def build(
     on_gpus: Callable[[float], None] = lambda _: None,
     data_dir: Path | None = None,
     trained_commit: str | None = None,
+    is_resumed: bool = False,
 ) -> Parts:
     """Start everything that a job needs; `on_stage` hears what takes long. ValueError where the spec can't run.
 
     `on_gpus` hears how many GPUs are reserved, as soon as they are. `data_dir` is where the job keeps what it fetches,
-    `trained_commit` the hub's commit of the policy that its checkpoints stand on.
+    `trained_commit` the hub's commit of the policy that its checkpoints stand on. A job that `is_resumed` from one goes
+    on with prompts that would be refused at its submission now.
     """
     if spec.policy.model == "quickstart":
         on_stage("preparing the quickstart policy (trained once, in about a minute and a half)")
@@ -102,6 +104,7 @@ def build(
         encoder=prompt_encoder(spec, tokenizer),
         owner=owner,
         data_dir=data_dir,
+        is_resumed=is_resumed,
     )
     running = start(spec, model, ray_address=ray_address, on_stage=on_stage, on_gpus=on_gpus)
     gold = running.gold

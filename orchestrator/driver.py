@@ -271,8 +271,11 @@ def align(
     lease, directory = journal.lease, checkpoints.root.parent
     journal.patiently(lambda: store.set_total_steps(lease, spec.steps))
     find_registered(store, journal, claim, checkpoints)
-    commit = trained_commit(checkpoints, journal.patiently(lambda: store.checkpoints(lease.job_id)))
-    with parts_of(spec, directory, journal, ray_address=ray_address, trained_commit=commit) as parts:
+    known = journal.patiently(lambda: store.checkpoints(lease.job_id))
+    commit = trained_commit(checkpoints, known)
+    with parts_of(
+        spec, directory, journal, ray_address=ray_address, trained_commit=commit, is_resumed=bool(known)
+    ) as parts:
         outcome, samples, why = train(spec, parts, store, journal, claim, checkpoints)
     if outcome == "succeeded":
         journal.patiently(lambda: write_report(store, lease, spec, directory, samples))
@@ -321,7 +324,13 @@ class HandedBack(BaseException):
 
 @contextlib.contextmanager
 def parts_of(
-    spec: JobSpec, directory: Path, journal: StoreJournal, *, ray_address: str | None, trained_commit: str | None
+    spec: JobSpec,
+    directory: Path,
+    journal: StoreJournal,
+    *,
+    ray_address: str | None,
+    trained_commit: str | None,
+    is_resumed: bool,
 ) -> Iterator[Any]:
     import ray
 
@@ -361,6 +370,7 @@ def parts_of(
             on_gpus=lambda gpus: hold_gpus(journal, gpus),
             data_dir=directory / "data",
             trained_commit=trained_commit,
+            is_resumed=is_resumed,
         )
     finally:
         signal.signal(signal.SIGTERM, heard)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from rewards.hosting import SINGLE, Hosting, Replica, actor_replica
 from rewards.pool import RewardPool
 
 GOLD = "gold"
+log = logging.getLogger("equipoise.driver")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,15 @@ def reward_pool(
     for reward in hosted:
         reserved = reward.reserved or [{}] * reward.hosting.replicas
         factory = functools.partial(routed.build, reward.name, reward.options, reward.domains)
-        replicas = [replica(factory, **one, **(next(left) if one else elsewhere)) for one in reserved]
+        seen = _gpus_seen(reward)
+        replicas = [replica(factory, **one, **(next(left) if one else elsewhere), **seen) for one in reserved]
         hosts.append(Host(reward.name, reward.heads, replicas, reward.constants))
     return RewardPool(hosts)
+
+
+def _gpus_seen(reward: HostedReward) -> dict[str, bool]:
+    """Of one that asks for cuda and reserves none, which is refused at submission: its job was accepted before that."""
+    if reward.options.get("device") != "cuda" or reward.hosting.num_gpus:
+        return {}
+    log.warning("reward '%s' scores on cuda without a GPU of its own; set hosting.num_gpus in new jobs", reward.name)
+    return {"sees_gpus": True}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -32,6 +33,8 @@ from policies.models import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("equipoise.driver")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,7 @@ def load_splits(
     encoder: Callable[[Any], list[int]],
     owner: str = "local",
     data_dir: Path | None = None,
+    is_resumed: bool = False,
 ) -> Splits:
     """Every split, encoded. Raises DatasetError naming the file and the row."""
     files = split_files(spec, state_dir, owner, data_dir)
@@ -106,11 +110,13 @@ def load_splits(
         try:
             splits[name] = [
                 prompt
-                for path, rows in groupby(each_of(each), itemgetter(0))
+                for path, rows in groupby(each_of(each, lenient=is_resumed), itemgetter(0))
                 for prompt in encode((row for _, row in rows), str(path), encoder, longest=longest)
             ]
         except DatasetError as error:  # in the words of the spec, not of where its file was fetched to
             raise DatasetError(each.in_words_of_spec(str(error))) from None
+    if shown := [name for name, split in splits.items() if any(p.messages[-1]["role"] == "assistant" for p in split)]:
+        log.warning("prompts of %s end with the assistant's turn, which new jobs may not have", ", ".join(shown))
     used = {**splits, "validation": splits["validation"][: spec.evaluation.prompts]}
     for where, message in routing.problems(spec, {name: Contents.of(prompts) for name, prompts in used.items()}):
         raise DatasetError(f"{where}: {message}")

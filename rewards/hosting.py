@@ -250,14 +250,17 @@ class ActorReplica:
             self._end(self._actor)
 
 
-def actor_replica(factory: RewardFactory, **actor_options: Any) -> ActorReplica:
-    """A Ray actor, which belongs to this process and ends with it. `actor_options` are Ray's (`num_gpus`, ...)."""
+def actor_replica(factory: RewardFactory, *, sees_gpus: bool = False, **actor_options: Any) -> ActorReplica:
+    """A Ray actor, which belongs to this process and ends with it. `actor_options` are Ray's (`num_gpus`, ...).
+
+    It sees the GPUs that it has reserved; with `sees_gpus` also those of the machine where it has none.
+    """
     import ray  # only here: rewards are used, listed and tested without Ray
 
     # A verifier works for milliseconds a step: a core each would starve small machines. Restarts are the host's.
     options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0} | actor_options
     actor = ray.remote(RewardActor).options(**options)
-    gpus = actor_options.get("num_gpus", 0) > 0
+    gpus = sees_gpus or actor_options.get("num_gpus", 0) > 0
     return ActorReplica(lambda: actor.remote(factory, gpus=gpus), ray.kill, ray.exceptions.RayError)
 
 

@@ -96,13 +96,15 @@ class Contents:
             self.unanswered[prompt.domain] = first, count + 1
 
 
-def each_prompt(path: Path, columns: Columns, *, limit: int | None = None) -> Generator[Prompt, None, None]:
-    """The same one by one, none of them kept."""
+def each_prompt(
+    path: Path, columns: Columns, *, limit: int | None = None, lenient: bool = False
+) -> Generator[Prompt, None, None]:
+    """The same one by one, none of them kept. With `lenient` a chat may end with the assistant's turn."""
     is_empty = True
     with _rows(path) as rows:
         for row, record in islice(rows, limit):
             is_empty = False
-            yield _prompt(path, row, record, columns)
+            yield _prompt(path, row, record, columns, lenient=lenient)
     if is_empty:
         raise _empty(path, columns)
 
@@ -314,12 +316,14 @@ def _parquet_values(column: Any) -> list[Any]:
         return [_Foreign(str(column.type))] * len(column)
 
 
-def _prompt(path: Path, row: int, record: Mapping[str, Any] | DatasetError, columns: Columns) -> Prompt:
+def _prompt(
+    path: Path, row: int, record: Mapping[str, Any] | DatasetError, columns: Columns, *, lenient: bool = False
+) -> Prompt:
     if isinstance(record, DatasetError):
         raise record
     content = _value(path, row, record, columns.prompt)
     return Prompt(
-        content=_checked(path, row, columns.prompt, content),
+        content=_checked(path, row, columns.prompt, content, lenient=lenient),
         text=content if isinstance(content, str) else _last_user(content),
         answer=None if columns.answer is None else _answer(path, row, record, columns.answer),
         row=row,
@@ -381,7 +385,7 @@ def _value(path: Path, row: int, record: Mapping[str, Any], column: str) -> Any:
     return value
 
 
-def _checked(path: Path, row: int, column: str, content: Any) -> str | list[dict[str, str]]:
+def _checked(path: Path, row: int, column: str, content: Any, *, lenient: bool) -> str | list[dict[str, str]]:
     if isinstance(content, str):
         if not content.strip():
             raise DatasetError(f"{path}: row {row}: '{column}' is empty")
@@ -393,7 +397,7 @@ def _checked(path: Path, row: int, column: str, content: Any) -> str | list[dict
     for number, message in enumerate(content, start=1):
         if problem := _message_problem(message):
             raise DatasetError(f"{where}: message {number}: {problem}")
-    if content[-1]["role"] == "assistant":
+    if content[-1]["role"] == "assistant" and not lenient:
         raise DatasetError(
             f"{where}: the last message is the assistant's, which the policy would be shown; a prompt ends before it: "
             "cut it off, and keep its text in a column of its own where it is the answer"

@@ -36,8 +36,8 @@ class SplitFiles:
         return message
 
 
-def each_of(files: SplitFiles) -> Generator[tuple[Path, Prompt], None, None]:
-    """The split's prompts, each with its file, none kept. Raises DatasetError.
+def each_of(files: SplitFiles, *, lenient: bool = False) -> Generator[tuple[Path, Prompt], None, None]:
+    """The split's prompts, each with its file, none kept. Raises DatasetError; `lenient` as of `each_prompt`.
 
     Also where a file has no row with a column that another one has, and where a share leaves a split empty.
     """
@@ -48,7 +48,7 @@ def each_of(files: SplitFiles) -> Generator[tuple[Path, Prompt], None, None]:
         if left == 0:
             break
         before, found = rows, set[str]()
-        with contextlib.closing(each_prompt(path, files.columns, limit=left)) as prompts:
+        with contextlib.closing(each_prompt(path, files.columns, limit=left, lenient=lenient)) as prompts:
             for prompt in prompts:
                 rows += 1
                 found.update(_columns_of(prompt, files.columns))

@@ -70,7 +70,8 @@ def test_another_machine_takes_the_commit_of_the_checkpoints(
     publish(hub, SECOND)
     built: list[str | None] = []
 
-    def build(_spec: JobSpec, *_arguments: Any, data_dir: Path, trained_commit: str | None, **_options: Any) -> Any:
+    def build(_spec: JobSpec, *_arguments: Any, data_dir: Path, trained_commit: str | None, **options: Any) -> Any:
+        assert options["is_resumed"]
         for _ in range(2):  # the second time the file has it
             built.append(at_one_commit(job(), "some/model", data_dir, trained=trained_commit).policy.revision)
         raise DoesNotFit("no more of the job is needed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -336,6 +337,22 @@ def test_a_reward_that_reserves_nothing_is_not_on_a_clusters_head() -> None:
     reward_pool(hosted, [{"place": 1}], elsewhere=anywhere("x/role"), replica=replica).close()
     assert seen == [elsewhere, {"num_cpus": 2, "num_gpus": 0, "place": 1}]
     assert anywhere(None) == {}
+
+
+@pytest.mark.parametrize(("gpus", "sees"), [(0, True), (0.5, None)])
+def test_a_reward_on_cuda_of_a_job_that_was_accepted_without_a_gpu_for_it_still_sees_them(
+    gpus: float, sees: bool | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def replica(factory: Any, **options: Any) -> LocalReplica:
+        seen.append(options)
+        return LocalReplica(factory)
+
+    (reward,) = hosted_rewards(with_rewards({"num_gpus": gpus}))
+    reward_pool([replace(reward, options={"device": "cuda"})], [{}], replica=replica).close()
+    assert [options.get("sees_gpus") for options in seen] == [sees]
+    assert ["without a GPU of its own" in record.message for record in caplog.records] == [True] * (gpus == 0)
 
 
 @pytest.mark.parametrize("address", [None, "head:6379"])

@@ -54,12 +54,30 @@ def spec_of(**data: Any) -> JobSpec:
     return parse_spec({**document, "rollout": shape, "data": {"type": "files", **data}})
 
 
-def loaded(spec: JobSpec, folder: Path) -> Any:
-    return load_splits(spec, folder, model="none", encoder=lambda _: [1], data_dir=folder / "data")
+def loaded(spec: JobSpec, folder: Path, **options: Any) -> Any:
+    return load_splits(spec, folder, model="none", encoder=lambda _: [1], data_dir=folder / "data", **options)
 
 
 def texts(found: list[Prompt]) -> list[str]:
     return [prompt.text for prompt in found]
+
+
+def test_a_job_with_a_checkpoint_goes_on_with_prompts_that_new_jobs_may_not_have(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chat = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
+    rows = [{"prompt": chat, "answer": "2"}] * 2
+    train, other = put(tmp_path / "train.jsonl", *rows), put(tmp_path / "other.jsonl", *prompts(9, 1, answer="10"))
+    spec = spec_of(train=str(train), validation=str(other), test=str(other))
+    ((field, message),) = preflight(spec)
+    assert (field, "the last message is the assistant's" in message) == ("data.train", True)
+    with pytest.raises(DatasetError, match="the last message is the assistant's"):
+        loaded(spec, tmp_path)
+    found = loaded(spec, tmp_path, is_resumed=True)
+    assert [prompt.messages for prompt in found.train] == [chat, chat]
+    assert [record.message for record in caplog.records] == [
+        "prompts of train end with the assistant's turn, which new jobs may not have"
+    ]
 
 
 # -------------------------------------------------------------------------- several files

@@ -228,7 +228,10 @@ def test_what_the_first_call_would_wait_for_is_done_before_it(make_batch):
     assert RewardActor(Slow).answer(make_batch("a"), (SINGLE,)).columns == {SINGLE: [1.0]}
 
 
-@pytest.mark.parametrize(("options", "sees"), [({}, ""), ({"num_gpus": 0}, ""), ({"num_gpus": 0.5}, "0,1")])
+@pytest.mark.parametrize(
+    ("options", "sees"),
+    [({}, ""), ({"num_gpus": 0}, ""), ({"num_gpus": 0.5}, "0,1"), ({"num_gpus": 0, "sees_gpus": True}, "0,1")],
+)
 def test_a_process_sees_the_gpus_that_it_has_reserved_alone(options, sees, monkeypatch):
     """Where a task reserves none, Ray leaves the variable as the machine has it: all GPUs, which are others'."""
     seen = []
