@@ -29,7 +29,7 @@ from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import Claim, JobStore, Origin
 from orchestrator.steering import initial_steering
 from orchestrator.storage.checkpoint_store import CheckpointStore, StoreAway, open_store
-from orchestrator.storage.checkpoints import STATE, Manifest, Unreadable, directory_name
+from orchestrator.storage.checkpoints import STATE, CheckpointError, Manifest, Unreadable, directory_name
 
 DOCUMENT = "job.json"
 _CHUNK = 500  # jobs read per round trip
@@ -216,9 +216,17 @@ def _origin(document: Mapping[str, Any]) -> Origin | None:
 
 
 def _steering(checkpoints: CheckpointStore, newest: Manifest | None) -> dict[str, object] | None:
-    """What the newest checkpoint followed. One of a reward model has none."""
+    """What the newest checkpoint followed. One of a reward model has none. Raises Unreadable.
+
+    None as well of one that is damaged: the job's driver names it, and goes on from the one before.
+    """
     if newest is None or STATE not in newest.files:
         return None
-    steering: dict[str, object] | None
-    steering = json.loads(checkpoints.read(newest.step, newest.digest, STATE)).get("steering")
+    try:
+        state = checkpoints.read(newest.step, newest.digest, STATE)
+    except Unreadable:
+        raise
+    except CheckpointError:
+        return None
+    steering: dict[str, object] | None = json.loads(state).get("steering")
     return steering

@@ -14,7 +14,7 @@ from orchestrator.state.states import JobStatus
 from orchestrator.state.store import JobStore, Origin
 from orchestrator.steering import initial_steering
 from orchestrator.storage.checkpoint_store import STORE_VARIABLE, open_store
-from orchestrator.storage.checkpoints import MANIFEST, directory_name, write_checkpoint, write_json
+from orchestrator.storage.checkpoints import MANIFEST, STATE, directory_name, write_checkpoint, write_json
 from orchestrator.storage.recovery import DOCUMENT, Finding, Found, Survey, keep_document, recover, survey
 from tests.loop_fakes import make_spec
 
@@ -50,9 +50,11 @@ def test_a_job_comes_back_with_its_priority_and_its_origin(store: JobStore, tmp_
         assert (record.status, record.priority, record.origin) == (JobStatus.PAUSED, 3, forked)
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    ("missing", "step", "mode"), [(None, 30, "manual"), (MANIFEST, 10, "auto"), (STATE, 30, "auto")]
+)
 def test_a_job_comes_back_from_the_checkpoint_store(
-    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str | None, step: int, mode: str
 ) -> None:
     """A machine that had the job once, and whose disk is behind."""
     monkeypatch.setenv(STORE_VARIABLE, f"file://{tmp_path}/store")
@@ -68,11 +70,11 @@ def test_a_job_comes_back_from_the_checkpoint_store(
     open_store(directory / "checkpoints", store.owner, job_id).write(step=10, fence=3, fill=fill)
     elsewhere = open_store(tmp_path / "there", store.owner, job_id)
     elsewhere.write(step=30, fence=4, fill=partial(fill, mode="manual"))
-    if not whole:
-        (tmp_path / "store" / store.owner / job_id / "000030-4" / MANIFEST).unlink()
+    if missing is not None:
+        (tmp_path / "store" / store.owner / job_id / "000030-4" / missing).unlink()
     (found,) = recover(store, tmp_path / "here")
-    assert (found.finding, found.step) == (Finding.RECOVERED, 30 if whole else 10)
-    assert store.steering(job_id).current["mode"] == ("manual" if whole else followed["mode"])
+    assert (found.finding, found.step) == (Finding.RECOVERED, step)
+    assert store.steering(job_id).current["mode"] == mode
 
 
 def test_what_can_not_be_read_yet_is_said_and_the_others_come_back(store: JobStore, tmp_path: Path) -> None:
