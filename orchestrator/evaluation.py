@@ -17,8 +17,7 @@ from orchestrator.rollouts.prompts import Prompt
 from orchestrator.rollouts.scoring import roll_out_and_score
 from orchestrator.routing import Routes
 from orchestrator.spec import JobSpec
-from orchestrator.storage.checkpoint_store import StoreAway
-from orchestrator.storage.checkpoints import CheckpointError
+from orchestrator.storage.checkpoints import CheckpointError, Unreadable
 from orchestrator.storage.remote import LONG_PAUSES_S
 from policies.pareto import Point
 from policies.types import Rollout
@@ -156,7 +155,7 @@ class Evaluator:
 
         Points are chosen on validation and only reported on test. At most `test_points` of the front, the best by the
         person's weights first. False where the run is to end before all are tested: no checkpoint has these figures, so
-        who goes on begins with them anew. Raises StoreAway.
+        who goes on begins with them anew. Raises Unreadable.
         """
         learner = self.parts.learner
         last = loop.state.step
@@ -167,7 +166,7 @@ class Evaluator:
             if step != last:
                 try:
                     directory = loop.checkpoints.directory(step, pauses_s=LONG_PAUSES_S)
-                except StoreAway:  # it may be whole, and the report would lack it for good
+                except Unreadable:  # it may be whole, and the report would lack it for good
                     raise
                 except CheckpointError as error:
                     loop.journal.event("checkpoint.damaged", level="error", step=step, message=str(error))

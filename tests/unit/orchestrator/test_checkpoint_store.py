@@ -354,29 +354,40 @@ def test_a_front_checkpoint_that_is_lost_is_named_and_not_tested(tmp_path: Path)
     assert {p["step"] for p in run.journal.fronts[-1]["points"] if p["test"]} == {0, 2, 6}
 
 
-def test_a_store_that_is_away_while_the_front_is_tested_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("trouble", ["no route", "No space left"])
+def test_a_checkpoint_that_can_not_be_fetched_while_the_front_is_tested_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
+    """The store is away, or this disk is full."""
     values = {0: (0.2, 0.5), 2: (0.5, 0.4), 4: (0.4, 0.6), 6: (0.6, 0.1)}
     made = Doubtful()
     monkeypatch.setattr(checkpoint_store, "open_filesystem", lambda _: (made, str(tmp_path / "store")))
     store = CheckpointStore(tmp_path / "one", Remote("x://", *JOB))
     run = start(tmp_path / "one", make_spec(), profile=lambda version: values.get(version, (0.0, 0.0)), store=store)
-    commit, pauses = run.journal.commit, []
+    commit, pauses, put_in_place = run.journal.commit, [], checkpoints.put_in_place
+
+    def full(hidden: Path, final: Path) -> None:
+        if final.name == directory_name(4):
+            raise OSError(errno.ENOSPC, "No space left")
+        put_in_place(hidden, final)
 
     def losing(record: Any) -> None:
         commit(record)
         if record["step"] == 6:
             shutil.rmtree(tmp_path / "one" / directory_name(4))
-            made.trouble = lambda name, _: OSError("no route") if name in ("get", "ls") else None
+            if trouble == "no route":
+                made.trouble = lambda name, _: OSError(trouble) if name in ("get", "ls") else None
+            else:
+                monkeypatch.setattr(checkpoints, "put_in_place", full)
 
     run.journal.commit = losing  # type: ignore[method-assign]
     monkeypatch.setattr(remote.time, "sleep", pauses.append)
-    with pytest.raises(StoreAway, match="no route"):  # the driver hands the job back
+    with pytest.raises(Unreadable, match=trouble):  # the driver hands the job back
         run.loop.run()
     assert run.journal.named("checkpoint.damaged") == []
-    assert sum(pauses) > 500
+    assert (sum(pauses) > 500) == (trouble == "no route")
     made.trouble = lambda _name, _path: None
+    monkeypatch.setattr(checkpoints, "put_in_place", put_in_place)
     again = go_on(run, tmp_path / "two", "x://")
     assert again.loop.run() == "succeeded"
     assert {p["step"] for p in run.journal.fronts[-1]["points"] if p["test"]} == {0, 2, 4, 6}
