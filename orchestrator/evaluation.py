@@ -120,10 +120,10 @@ class Evaluator:
         )
         return rolled.rollouts, rolled.scored
 
-    def samples(self) -> dict[str, Any]:
+    def samples(self, interrupted: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Greedy completions of the first held-out prompts, with every reward; of validation without a test split."""
         prompts = (self.parts.splits.test or self.parts.splits.validation)[:SAMPLES]
-        rollouts, scored = self.sample(prompts, [[None]] * len(prompts))
+        rollouts, scored = self.sample(prompts, [[None]] * len(prompts), interrupted)
         return {
             str(i): {
                 "prompt": prompt.text,
@@ -174,7 +174,7 @@ class Evaluator:
                 learner.load(directory)
                 self.parts.engines.refit(learner, step)
             try:
-                self.test(step, lambda: loop.asked() is not None)
+                self.test(step, loop.is_asked)
             except Interrupted:
                 return False
             loop.journal.progress(stage="testing the front", eta_s=None, tested=step)

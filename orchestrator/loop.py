@@ -17,6 +17,7 @@ from torch import Tensor
 
 from orchestrator.build import Parts
 from orchestrator.clock import Clock
+from orchestrator.errors import Interrupted
 from orchestrator.evaluation import Evaluator
 from orchestrator.failpoints import reach
 from orchestrator.figures import Update, batch_figures, front_document, measured, point_metrics
@@ -122,25 +123,45 @@ class Loop:
     def start(self) -> str | None:
         """The initial policy is the first point: every later one is measured against it.
 
-        Returns what a person asked for meanwhile, where that ends it: then nothing has been done yet.
+        Returns what was asked for meanwhile, where that ends it: nothing of it is kept yet, it all begins anew.
         """
         if self.collector.wants_references:
             for done, size in self.collector.sample_references():
                 self.journal.progress(stage=f"sampling references: {done} of {size} prompts", eta_s=None)
                 if asked := self.asked():
                     return asked
+        if asked := self.asked():
+            return asked
         self.journal.progress(stage="evaluating the initial policy", eta_s=None)
         version, steering = self.journal.steering(1)
         self.state.steering_version = version
-        self.evaluate(0, steering)
-        self.evaluator.test(0)
+        for part in (
+            functools.partial(self.evaluate, 0, steering, self.is_asked),
+            functools.partial(self.evaluator.test, 0, self.is_asked),
+        ):
+            if asked := self.unless_asked(part):
+                return asked
         self.checkpoint()
         return None
+
+    def unless_asked(self, part: Callable[[], object]) -> str | None:
+        """What was asked for meanwhile; None once `part`, which leaves nothing where it is Interrupted, is done."""
+        while True:
+            try:
+                part()
+            except Interrupted:
+                if asked := self.asked():  # else the wish was withdrawn
+                    return asked
+            else:
+                return None
 
     def asked(self) -> str | None:
         """How the run is to end, where a person or the machine wants it to."""
         wishes = self.journal.wishes()
         return "cancelled" if wishes.cancel else "paused" if wishes.pause else "stopped" if wishes.stop else None
+
+    def is_asked(self) -> bool:
+        return self.asked() is not None
 
     def without_reward(self, error: RewardError) -> str:
         """The end of a run whose objective `error.reward` has no scores: nothing was learned without it."""
@@ -169,7 +190,7 @@ class Loop:
         self.clock.begin()
         version, steering = self.journal.steering(step)
 
-        collected = self.collector.collect(step, self.may_get_weight(steering), lambda: self.asked() is not None)
+        collected = self.collector.collect(step, self.may_get_weight(steering), self.is_asked)
         self.tell_incidents()
         health = self.parts.rewards.health(f"step {step}")
         if collected is None:
@@ -318,12 +339,14 @@ class Loop:
         if influence is not None:
             self.state.influence = _mix(self.state.influence or influence, influence, average)
 
-    def evaluate(self, step: int, steering: Steering) -> dict[str, Any]:
-        """Held-out figures -> watch for a collapse -> archive -> hypervolume."""
+    def evaluate(
+        self, step: int, steering: Steering, interrupted: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any]:
+        """Held-out figures -> watch for a collapse -> archive -> hypervolume. Raises Interrupted."""
         with self.clock("evaluate"):
-            result = self.evaluator.evaluate("validation")
+            result = self.evaluator.evaluate("validation", interrupted=interrupted)
         if step == 0:
-            self.state.samples = self.evaluator.samples()
+            self.state.samples = self.evaluator.samples(interrupted)
         self.tell_incidents()
         archive = self.parts.archive
         normalised = dict(zip(self.names, archive.normalised([result.point(step)])[0].tolist(), strict=True))

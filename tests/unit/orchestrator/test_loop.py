@@ -290,6 +290,34 @@ def test_a_wish_is_heard_while_the_front_is_tested(tmp_path: Path, wish: Wishes,
     assert run.journal.fronts[-1] == whole(tmp_path / "whole").journal.fronts[-1]
 
 
+@pytest.mark.parametrize(
+    ("wish", "outcome"),
+    [(Wishes(cancel=True), "cancelled"), (Wishes(pause=True), "paused"), (Wishes(stop=True), "stopped")],
+)
+@pytest.mark.parametrize("batches", [0, 1, 2, 3])  # validation, the samples for the report, the test split
+def test_a_wish_is_heard_while_the_initial_policy_is_evaluated(
+    tmp_path: Path, wish: Wishes, outcome: str, batches: int
+) -> None:
+    run = start(tmp_path / "one")
+    run.journal.wish = lambda: wish if len(run.engines.batches) >= batches else Wishes()
+    assert run.loop.run() == outcome
+    assert len(run.engines.batches) == batches
+    assert not run.journal.registered
+    run.journal.wish = Wishes
+    again = start(tmp_path / "one")
+    assert again.loop.run() == "succeeded"
+    assert again.journal.fronts[-1] == whole(tmp_path / "whole").journal.fronts[-1]
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_wish_that_is_withdrawn_changes_nothing_of_the_initial_evaluation(tmp_path: Path, batches: int) -> None:
+    run, wishes = start(tmp_path / "one"), iter([Wishes(pause=True)])
+    run.journal.wish = lambda: next(wishes, Wishes()) if len(run.engines.batches) >= batches else Wishes()
+    assert run.loop.run() == "succeeded"
+    assert next(wishes, None) is None
+    assert run.journal.fronts[-1] == whole(tmp_path / "whole").journal.fronts[-1]
+
+
 def test_a_stop_is_heard_in_the_middle_of_a_test(tmp_path: Path) -> None:
     run = start(tmp_path)
     batches = run.engines.batches
