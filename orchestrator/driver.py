@@ -29,7 +29,7 @@ from typing import Any
 
 from orchestrator import logs
 from orchestrator.actors.threads import WAITING
-from orchestrator.errors import ActorLost, DoesNotFit, LearnerOutOfMemory, ResourcesBusy
+from orchestrator.errors import ActorLost, DoesNotFit, JobNotFound, LearnerOutOfMemory, ResourcesBusy
 from orchestrator.failpoints import reach
 from orchestrator.job_report import report_so_far, write_report
 from orchestrator.journal import StoreJournal, Wishes
@@ -147,6 +147,8 @@ def drive(
         claim = claim_job(store, job_id, checkpoints, nonce=nonce, wait=wait)
     except (Unreadable, StoreUnavailable) as error:  # no fault of the job's
         log.warning("job %s stays in the queue: %s", job_id, error)
+        if isinstance(error, Unreadable):
+            tell_why_it_waits(store, job_id, str(error))
         return 0
     if claim.lease is None:
         log.info("job %s is not to be run: %s", job_id, claim.outcome)
@@ -170,6 +172,13 @@ def drive(
     finally:
         heartbeat.stop()
     return 0
+
+
+def tell_why_it_waits(store: JobStore, job_id: str, message: str) -> None:
+    """For who asks for the job; once until it has been claimed again, however often its worker tries."""
+    with contextlib.suppress(StoreUnavailable, JobNotFound):
+        fence = store.job(job_id).fence
+        store.event(job_id, "job.waits", {"message": message}, level="warning", once=f"waits {fence}")
 
 
 def hand_back(journal: StoreJournal, directory: Path, reason: str, *, crashed: bool = False) -> None:
