@@ -191,11 +191,14 @@ def hand_back(journal: StoreJournal, directory: Path, reason: str, *, crashed: b
 def end_cancelled(store: JobStore, lease: Lease, directory: Path) -> None:
     """Ends the job, and this process with its actors, wherever the loop is: a cancel keeps nothing of its step."""
     log.warning("job %s is cancelled in the middle of a step, after %g s", lease.job_id, CANCEL_GRACE_S)
-    report_so_far(store, lease, directory, JobStatus.CANCELLED, None)
     status = store.release(lease, "cancelled on request")
-    if is_terminal(status):
-        keep_ending(directory, status)
-    os._exit(0)
+    try:
+        if is_terminal(status):
+            keep_ending(directory, status)
+            # Not before: nobody renews the lease while a long job's report is drawn.
+            report_so_far(store, lease, directory, status, None, released=True)
+    finally:
+        os._exit(0)
 
 
 def claim_job(

@@ -21,22 +21,27 @@ from orchestrator.state.store import REASON_LIMIT_CHARS, Fenced, JobStatus, JobS
 log = logging.getLogger("equipoise.driver")
 
 
-def report_so_far(store: JobStore, lease: Lease, directory: Path, status: JobStatus, reason: str | None) -> None:
-    """The report of a job that did not come to its end. It is an extra: what goes wrong with it costs an event."""
+def report_so_far(
+    store: JobStore, lease: Lease, directory: Path, status: JobStatus, reason: str | None, *, released: bool = False
+) -> None:
+    """The report of a job that did not come to its end. It is an extra: what goes wrong with it costs an event.
+
+    `released`: the lease is over, and an event under it would be refused.
+    """
     try:
         if store.job(lease.job_id).step == 0:
             return
         spec = parse_job(json.loads(store.spec(lease.job_id)))
         if isinstance(spec, RewardJobSpec):
             return
-        write_report(store, lease, spec, directory, [], status=status, reason=reason)
+        write_report(store, lease, spec, directory, [], status=status, reason=reason, released=released)
     except Fenced:
         raise
     except Exception as error:  # whatever it is, the job ends as it would have without a report
         log.error("no report: %s", traceback.format_exc())
         data = {"message": str(error)[:REASON_LIMIT_CHARS]}
         with contextlib.suppress(StoreUnavailable):
-            store.event(lease.job_id, "report.failed", data, lease, level="error")
+            store.event(lease.job_id, "report.failed", data, None if released else lease, level="error")
 
 
 def write_report(
@@ -48,9 +53,10 @@ def write_report(
     *,
     status: JobStatus = JobStatus.SUCCEEDED,
     reason: str | None = None,
+    released: bool = False,
 ) -> None:
     """report.html and samples.json beside the checkpoints. A full disk costs an event, not the job."""
-    record = store.job(lease.job_id)
+    record, under = store.job(lease.job_id), None if released else lease
     job = {
         "id": record.job_id,
         "name": record.name,
@@ -79,9 +85,9 @@ def write_report(
             hidden.write_text(text, encoding="utf-8")
             hidden.rename(directory / name)
     except OSError as error:
-        store.event(lease.job_id, "report.failed", {"message": str(error)}, lease, level="error")
+        store.event(lease.job_id, "report.failed", {"message": str(error)}, under, level="error")
         return
-    store.event(lease.job_id, "report.written", {"path": str(directory / "report.html")}, lease)
+    store.event(lease.job_id, "report.written", {"path": str(directory / "report.html")}, under)
 
 
 def all_events(store: JobStore, job_id: str) -> Iterator[Any]:

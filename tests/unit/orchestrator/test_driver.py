@@ -57,6 +57,7 @@ class FakeStore:
         self.did: list[tuple[Any, ...]] = []
         self.refuse: dict[str, Exception] = {}
         self.reported: list[tuple[str, str | None]] = []
+        self.ends_before_reports: list[list[tuple[Any, ...]]] = []
         self.step, self.fence = 4, 5
         self.origin: Origin | None = None
 
@@ -102,7 +103,7 @@ class FakeStore:
         once: str | None = None,
         **_kw: Any,
     ) -> None:
-        assert lease is LEASE or not self.claimed or self.ends()
+        assert lease is (None if self.ends() else LEASE) or not self.claimed
         if once is None or once not in self.told:
             self.events_written.append((type, level, dict(data)))
         self.told.add(once)
@@ -137,6 +138,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
 
     def render(**parts: Any) -> str:
         made.reported.append((parts["job"]["status"], parts["job"]["reason"]))
+        made.ends_before_reports.append(made.ends())
         return f"<html>{len(list(parts['events']))}</html>"
 
     monkeypatch.setattr(job_report, "render_report", render)
@@ -462,7 +464,9 @@ def test_a_cancel_that_the_loop_does_not_come_to_is_carried_out_beside_it(
     heartbeat.stop()
     assert codes == [0]
     assert store.ends() == [("release", "cancelled on request")]
-    assert set(store.reported) == {("cancelled", None)}
+    assert store.reported == [("cancelled", None)]
+    assert store.ends_before_reports == [store.ends()]  # nobody renews the lease while it is drawn
+    assert [type for type, _, _ in store.events_written] == ["report.written"]
     assert json.loads((tmp_path / "job.json").read_text())["ended"] == "cancelled"
 
 
