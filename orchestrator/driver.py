@@ -308,7 +308,8 @@ def train_reward_model(
         journal.patiently(lambda: store.set_total_steps(lease, steps))
 
     training = RewardTraining(spec, journal, checkpoints, fence=lease.fence, set_total=set_total)
-    step = newest_checkpoint(store, journal, claim, checkpoints)
+    find_registered(store, journal, claim, checkpoints)
+    step = usable_checkpoint(store, journal, checkpoints)
     training.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])
     if step is not None:
         journal.event("job.resumed", step=step, rerun=max(0, claim.from_step - step))
@@ -400,7 +401,7 @@ def train(
 
     lease = journal.lease
     loop = Loop(spec, parts, journal, checkpoints, fence=lease.fence)
-    step = newest_checkpoint(store, journal, claim, checkpoints)
+    step = usable_checkpoint(store, journal, checkpoints)
     if step is not None:
         loop.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])
         journal.event("job.resumed", step=step, rerun=max(0, claim.from_step - step))
@@ -415,14 +416,8 @@ def hold_gpus(journal: StoreJournal, gpus: float) -> None:
         journal.patiently(lambda: journal.store.hold_gpus(journal.lease, gpus))
 
 
-def newest_checkpoint(store: JobStore, journal: StoreJournal, claim: Claim, checkpoints: CheckpointStore) -> int | None:
-    """The step to go on from, its checkpoint here and whole."""
-    find_registered(store, journal, claim, checkpoints)
-    return usable_checkpoint(store, journal, checkpoints)
-
-
 def find_registered(store: JobStore, journal: StoreJournal, claim: Claim, checkpoints: CheckpointStore) -> None:
-    """All that may be gone on from is registered, and in its place if it is here. Repeated, it does nothing."""
+    """All that may be gone on from is registered, and in its place if it is here. Once after a claim."""
     collect(checkpoints.root)
     register_found(store, journal, claim, checkpoints)
 
@@ -433,7 +428,7 @@ def start_running(store: JobStore, journal: StoreJournal) -> None:
 
 
 def usable_checkpoint(store: JobStore, journal: StoreJournal, checkpoints: CheckpointStore) -> int | None:
-    """The newest registered checkpoint whose sums are right; a damaged one is named in an event and passed over."""
+    """The newest registered checkpoint, here and whole; a damaged one is named in an event and passed over."""
     known = journal.patiently(lambda: store.checkpoints(journal.lease.job_id))
     registered = {found.step: found.digest for found in known}
     checkpoints.registered = registered

@@ -133,7 +133,8 @@ def _entries(state_dir: Path, ended: dict[str, str]) -> Iterator[tuple[Path, str
 def register_found(store: JobStore, journal: StoreJournal, claim: Claim, checkpoints: CheckpointStore) -> None:
     """After a claim that started above what is registered: register the whole checkpoints that Redis has lost.
 
-    Raises Unreadable where there are none: an earlier holder, which found what the claim says, was elsewhere.
+    Raises Unreadable where there are none: an earlier holder, which found what the claim says, was elsewhere. Where
+    some are here, the job goes on from these; the event says how far it had come `elsewhere`.
     """
     newest = max((checkpoint.step for checkpoint in store.checkpoints(journal.lease.job_id)), default=-1)
     if claim.step <= max(newest, 0):
@@ -143,7 +144,9 @@ def register_found(store: JobStore, journal: StoreJournal, claim: Claim, checkpo
         raise Unreadable(f"no checkpoint up to step {claim.step} is in {checkpoints.root}; another machine had one")
     for manifest in found:
         journal.checkpoint(checkpoints.root / directory_name(manifest.step), manifest)
-    journal.event("job.recovered", level="warning", step=claim.step, fence=journal.lease.fence)
+    step = found[-1].step if found else newest
+    elsewhere = {"elsewhere": claim.step} if step < claim.step else {}
+    journal.event("job.recovered", level="warning", step=step, fence=journal.lease.fence, **elsewhere)
 
 
 def recover(store: JobStore, state_dir: Path, *, dry: bool = False) -> Iterator[Found]:

@@ -666,6 +666,30 @@ def test_a_resumed_job_says_from_where(store: FakeStore, tmp_path: Path, monkeyp
     assert not torn.exists()
 
 
+@pytest.mark.parametrize("claimed", [8, 10])
+def test_what_a_claim_found_is_registered_and_told_once(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claimed: int
+) -> None:
+    """Up to step 8 here; the claim may be of a holder on a machine whose disk had more."""
+    root = tmp_path / "jobs" / "job" / "checkpoints"
+    for step in (5, 8):
+        write_checkpoint(
+            root, step=step, fence=3, fill=lambda folder: (folder / "state.json").write_text("{}") and None
+        )
+    store.claims = [dataclasses.replace(CLAIM, step=claimed)]
+
+    def register(_: Lease, step: int, path: str, digest: str, **_options: Any) -> None:
+        store.registered.append(Checkpoint(step=step, path=path, digest=digest, metrics={}, on_front=False))
+
+    monkeypatch.setattr(store, "register_checkpoint", register, raising=False)
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr("orchestrator.loop.Loop", FakeLoop)
+    assert drive(tmp_path) == 0
+    assert FakeLoop.made.pop().resumed == (8, [5, 8])
+    told = [data for type, _, data in store.events_written if type == "job.recovered"]
+    assert told == [{"step": 8, "fence": 5} | ({"elsewhere": 10} if claimed == 10 else {})]
+
+
 def test_a_checkpoint_that_was_half_replaced_is_found_again(store: FakeStore, tmp_path: Path, monkeypatch: Any) -> None:
     root = tmp_path / "jobs" / "job" / "checkpoints"
     registered(store, root, 10)
