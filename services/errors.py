@@ -4,6 +4,7 @@
     orchestrator.spec.SpecError      422, param is the first wrong field
     orchestrator.errors.JobNotFound  404
     orchestrator.children.ChildBusy  503 with Retry-After
+    rewards.verifiers.json_schema.SchemasBusy  503 with Retry-After
     orchestrator.errors.IllegalTransition  409
     orchestrator.state.gpu_hours.GpuQuotaReached  429 with Retry-After
     orchestrator.errors.KeepsTooMany  429 with Retry-After
@@ -37,6 +38,7 @@ from orchestrator.errors import IllegalTransition, JobNotFound, KeepsTooMany, Ou
 from orchestrator.spec_errors import SpecError
 from orchestrator.state.gpu_hours import GpuHours, GpuQuotaReached
 from orchestrator.state.records import finite
+from rewards.verifiers.json_schema import SchemasBusy
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +139,9 @@ def add_handlers(app: FastAPI) -> None:
             case JobNotFound():
                 return not_found("no such job")
             case ChildBusy():
-                headers = {"retry-after": "5"}
-                return ApiProblem(503, "busy", "other files are being read; try again shortly", headers=headers)
+                return _busy("other files are being read")
+            case SchemasBusy():
+                return _busy("other JSON schemas are being checked")
             case GpuQuotaReached():
                 return gpu_quota_problem(error.hours)
             case KeepsTooMany():
@@ -159,6 +162,7 @@ def add_handlers(app: FastAPI) -> None:
         HTTPException,
         JobNotFound,
         ChildBusy,
+        SchemasBusy,
         GpuQuotaReached,
         KeepsTooMany,
         IllegalTransition,
@@ -166,6 +170,10 @@ def add_handlers(app: FastAPI) -> None:
     )
     for kind in kinds:
         app.add_exception_handler(kind, answer)
+
+
+def _busy(why: str) -> ApiProblem:
+    return ApiProblem(503, "busy", f"{why}; try again shortly", headers={"retry-after": "5"})
 
 
 def unavailable(error: StoreUnavailable) -> ApiProblem:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, Field, JsonValue, field_validator, model_validator
@@ -25,8 +26,27 @@ _SOUND_KNOWN = 10_000
 
 _checker = Bounded("json_schema", _CHECK_S)
 _turn = threading.Lock()  # to ask it
+_line = threading.Semaphore(6)  # to wait for the turn: a server has few threads, and others need them
 _sound: set[bytes] = set()  # digests of what it found nothing wrong with
-_until: ContextVar[float | None] = ContextVar("_until", default=None)
+
+
+class SchemasBusy(Exception):
+    """Others' schemas take the time in which this one would be checked: it may be sound."""
+
+
+@dataclass
+class _Limit:
+    """Of all checks in one context."""
+
+    seconds: float
+    until: float  # by time.monotonic
+    waited_s: float = 0.0  # for a turn
+
+    def left_s(self) -> float:
+        return self.until - time.monotonic()
+
+
+_limit: ContextVar[_Limit | None] = ContextVar("_limit", default=None)
 
 
 class JsonSchemaOptions(rows.RowOptions):
@@ -113,14 +133,15 @@ class JsonSchema:
 @contextmanager
 def schemas_within(seconds: float = 5.0) -> Iterator[None]:
     """Checks of schemas in this context may take so long in all, with the wait for their turn; the rest is refused.
+    SchemasBusy where most of it went into that wait, or where too many wait already.
 
     For servers: one request with many schemas that each take their second would hold a thread, and hold up the others.
     """
-    token = _until.set(time.monotonic() + seconds)
+    token = _limit.set(_Limit(seconds, time.monotonic() + seconds))
     try:
         yield
     finally:
-        _until.reset(token)
+        _limit.reset(token)
 
 
 def check_schema(schema: JsonValue) -> None:
@@ -140,9 +161,7 @@ def _fault(text: str) -> str:
     digest = hashlib.sha256(text.encode()).digest()
     if digest in _sound:
         return ""
-    until = _until.get()
-    left_s = -1.0 if until is None else until - time.monotonic()
-    if (until is not None and left_s <= 0) or not _turn.acquire(timeout=left_s):
+    if not _has_turn(_limit.get()):
         return "expected schemas that take less time to check; make them smaller, or try again"
     try:
         verdict = _checker.verdict(schema=json.loads(text)).strip()
@@ -156,6 +175,23 @@ def _fault(text: str) -> str:
     if verdict == "late":
         return f"expected a schema that is checked within {_CHECK_S:g} s; make it smaller, or its patterns simpler"
     return verdict.removeprefix("no ") or "it could not be checked; make it smaller, or try again"
+
+
+def _has_turn(limit: _Limit | None) -> bool:
+    """False where the time is over before; SchemasBusy where that is others' doing."""
+    if limit is None:
+        return _turn.acquire()
+    if not _line.acquire(blocking=False):
+        raise SchemasBusy
+    began = time.monotonic()
+    try:
+        got = (left_s := limit.left_s()) > 0 and _turn.acquire(timeout=left_s)
+    finally:
+        _line.release()
+    limit.waited_s += time.monotonic() - began
+    if not got and limit.waited_s > limit.seconds / 2:
+        raise SchemasBusy
+    return got
 
 
 def _references(schema: Any) -> list[str]:

@@ -75,9 +75,12 @@ class Submit(BaseModel):
     )
 
 
+_NO = ("false", "f", "no", "n", "off", "0")  # what pydantic takes for one
+
+
 async def _place(request: Request, caller: Caller) -> AsyncIterator[None]:
     """A dry run is as much work as a submission, and no quota counts it."""
-    if "validate_only" not in request.query_params:
+    if request.query_params.get("validate_only", "false").lower() in _NO:
         yield
         return
     with held(request.app, "dry runs of jobs", caller.owner, at_once=10, of_owner=6):

@@ -10,7 +10,7 @@ import yaml
 from orchestrator import spec_yaml
 from orchestrator.spec import check_new, parse_job
 from orchestrator.spec_errors import SpecError
-from rewards.verifiers.json_schema import schemas_within
+from rewards.verifiers.json_schema import SchemasBusy, schemas_within
 
 MAX_CHARS = 64 << 10
 Path = Sequence[str]
@@ -51,7 +51,10 @@ def read(text: str) -> dict[str, Any]:
 @schemas_within()
 def checked(text: str) -> dict[str, Any]:
     """The document to submit, as the command line reads it. Raises BadText or SpecError."""
-    resolved: dict[str, Any] = check_new(parse_job(read(text))).model_dump(mode="json")
+    try:
+        resolved: dict[str, Any] = check_new(parse_job(read(text))).model_dump(mode="json")
+    except SchemasBusy:
+        raise BadText("other JSON schemas are being checked; try again shortly") from None
     return resolved
 
 

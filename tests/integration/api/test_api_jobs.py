@@ -17,6 +17,7 @@ from orchestrator.state.states import JobStatus
 from orchestrator.state.store import JobStore, StepGap
 from orchestrator.storage.recovery import keep_document
 from orchestrator.webhooks.subscriptions import WebhookStore
+from rewards.verifiers import json_schema
 from services.api import jobs as jobs_api
 from services.api import rules as rules_api
 from services.client import ApiError, Client, NotFound, types
@@ -179,6 +180,18 @@ def test_a_retry_across_an_upgrade_makes_no_second_job(
     again = http.post("/v1/jobs", json=reordered, headers=headers)
     assert (again.status_code, again.content) == (201, first.content)
     assert again.headers["idempotent-replayed"] == "true"
+
+
+def test_a_schema_that_waits_for_others_is_busy_and_not_refused(http: httpx.Client) -> None:
+    options = {"json_schema": {"type": "object", "title": uuid.uuid4().hex}}
+    reward = {"name": "json_schema", "options": options}
+    spec = {**SPEC, "objectives": [{**SPEC["objectives"][0], "reward": reward}]}
+    with json_schema._turn:  # held as by other submissions
+        for path, body in (("/v1/jobs", spec), ("/v1/rewards/validate", reward)):
+            answer = http.post(path, json=body)
+            assert assert_error(answer, 503)["code"] == "busy"
+            assert int(answer.headers["retry-after"]) > 0
+    assert http.post("/v1/jobs", json=spec).status_code == 201
 
 
 def test_a_key_that_an_earlier_version_kept_is_known(http: httpx.Client, store: JobStore) -> None:

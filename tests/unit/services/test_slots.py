@@ -71,6 +71,22 @@ def test_a_list_by_metadata_takes_a_place_and_another_none() -> None:
     assert app.state.places == {"lists by metadata": Counter()}
 
 
+def test_a_dry_run_takes_a_place_and_a_submission_that_says_it_is_none_does_not() -> None:
+    app = SimpleNamespace(state=SimpleNamespace(places={}))
+
+    async def taken(**query: str) -> int:
+        request: Any = SimpleNamespace(app=app, query_params=QueryParams(query))
+        asked = jobs_api._place(request, SimpleNamespace(owner="ann"))  # type: ignore[arg-type]
+        await anext(asked)
+        found = app.state.places.get("dry runs of jobs", Counter())["ann"]
+        await asked.aclose()
+        return found
+
+    for value, places in (("true", 1), ("1", 1), ("false", 0), ("False", 0), ("0", 0)):
+        assert anyio.run(lambda value=value: taken(validate_only=value)) == places, value
+    assert anyio.run(taken) == 0
+
+
 def test_a_place_is_taken_after_all_else_is_known() -> None:
     """A body that trickles in would hold one; what is refused needs none."""
     with_place = []

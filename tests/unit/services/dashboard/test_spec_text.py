@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from importlib import resources
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
 from orchestrator.spec_errors import SpecError
+from rewards.verifiers.json_schema import SchemasBusy
+from services.dashboard import spec_text
 from services.dashboard.spec_text import BadText, checked, line_of, put, read, use_dataset, value_at
 
 QUICKSTART = resources.files("deploy").joinpath("jobs/quickstart.yaml").read_text(encoding="utf-8")
@@ -116,3 +119,9 @@ def test_a_value_at_a_path() -> None:
     assert value_at(document, ["a", "0", "b"]) == 1
     for path in (["a", "1", "b"], ["a", "x"], ["c", "d"], ["q"]):
         assert value_at(document, path) is None
+
+
+def test_schemas_of_others_that_are_being_checked_are_no_fault_of_the_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spec_text, "parse_job", Mock(side_effect=SchemasBusy))
+    with pytest.raises(BadText, match="other JSON schemas are being checked; try again shortly"):
+        checked(QUICKSTART)
