@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -92,6 +94,11 @@ def mlflow(server: Server) -> tuple[ModuleType, ModuleType]:
         def log_batch(self, run_id: str, metrics: Any = (), params: Any = ()) -> None:
             assert len(params) <= 100
             assert len(metrics) <= 1000
+            for name in (named.key for named in (*metrics, *params)):  # its own rules
+                assert re.fullmatch(r"[/\w.\- ]{1,250}", name), name
+                assert posixpath.normpath(name) == name, name
+                assert not name.startswith("/"), name
+            assert len({param.key for param in params}) == len(params)
             run = server.run(run_id)
             run["config"] |= {param.key: param.value for param in params}
             if metrics:

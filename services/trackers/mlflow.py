@@ -6,6 +6,8 @@ The experiment is that of MLFLOW_EXPERIMENT_NAME, else `equipoise`.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from services.trackers.base import NOTHING, Entry, Run, needed
@@ -13,6 +15,8 @@ from services.trackers.base import NOTHING, Entry, Run, needed
 TAG = "equipoise.job"
 _PARAMETERS = 100  # of a call
 _VALUE_CHARACTERS = 500
+_NAME_CHARACTERS = 250
+_ODD = re.compile(r"[^/\w.\- ]")  # what MLflow refuses in names; and so some paths: //, or / at an end
 _ENDS = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 
 
@@ -27,9 +31,7 @@ class MLflow:
         found = self._client.search_runs([experiment], filter_string=f"tags.`{TAG}` = '{run.id}'", max_results=1)
         self._run = found[0] if found else self._client.create_run(experiment, tags={TAG: run.id}, run_name=run.name)
         self.id: str = self._run.info.run_id
-        parameters = [
-            self._entities.Param(name[-250:], str(value)[:_VALUE_CHARACTERS]) for name, value in run.settings().items()
-        ]
+        parameters = [self._entities.Param(name, value) for name, value in _parameters(run.settings()).items()]
         for i in range(0, len(parameters), _PARAMETERS):  # the same again is allowed
             self._client.log_batch(self.id, params=parameters[i : i + _PARAMETERS])
 
@@ -46,7 +48,7 @@ class MLflow:
         self._client.log_batch(
             self.id,
             metrics=[
-                self._entities.Metric(name, value, at_ms, entry.step)
+                self._entities.Metric(_ODD.sub("_", name), value, at_ms, entry.step)
                 for name, value in {**entry.figures, "step": float(entry.step)}.items()
             ],
         )
@@ -59,3 +61,11 @@ class MLflow:
     def _experiment(self, name: str) -> str:
         known = self._client.get_experiment_by_name(name)
         return str(self._client.create_experiment(name) if known is None else known.experiment_id)
+
+
+def _parameters(settings: Mapping[str, Any]) -> dict[str, str]:
+    """A value can't change, so that of two names that MLflow can't tell apart it is told the first."""
+    found: dict[str, str] = {}
+    for name, value in settings.items():
+        found.setdefault(_ODD.sub("_", name[-_NAME_CHARACTERS:]).replace("/", "_"), str(value)[:_VALUE_CHARACTERS])
+    return found

@@ -201,6 +201,19 @@ def test_the_run_is_called_by_the_job_and_has_its_spec(server: Server, tmp_path:
     assert {entry.key for entry in content.session_start_info.hparams} == settings.keys()
 
 
+def test_mlflow_gets_names_that_it_takes(server: Server) -> None:
+    schema = {"$defs": {"item": {"type": "string"}}}
+    metadata = {"team@x": "ann", "a,b": "1", "a;b": "2", "http://x/": "y", "größe": "z"}
+    job = {**a_job("succeeded", step=3), "spec": {"metadata": metadata, "schema": schema}}
+    teller = told({"tensorboard": [], "wandb": [], "mlflow": ["there"]}, job)
+    assert teller.trouble == ""
+    assert server.run("job-1")["config"] == {
+        "metadata.team_x": "ann", "metadata.a_b": "1", "metadata.http___x_": "y", "metadata.größe": "z",
+        "schema._defs.item.type": "string",
+    }  # fmt: skip
+    assert server.run("job-1")["rows"]
+
+
 def test_rollouts_are_a_table_whose_texts_are_shown_as_they_are(tmp_path: Path, server: Server) -> None:
     words: dict[str, Any] = {"tensorboard": [tmp_path], "wandb": ["mine"], "mlflow": []}
     told(words, a_job("succeeded", 20, step=20)).close("succeeded")
