@@ -26,6 +26,7 @@ class FakeApi:
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
         self.listed: list[dict[str, Any]] = []  # the filters of each list of jobs
+        self.forks: list[dict[str, Any]] = []  # what was asked for
         self.keys: list[str | None] = []  # of idempotency, in the order of the calls
         self.failing: dict[str, Exception] = {}
         self.moves = True  # every look finds another step
@@ -121,8 +122,9 @@ class FakeApi:
         self.steered = {**self.steered, **change, "version": version, "log": [*self.steered["log"], entry]}
         return {"version": version, "effective_step": step}
 
-    async def fork(self, _: str, *, idempotency_key: str | None = None, **__: Any) -> dict[str, Any]:
+    async def fork(self, _: str, *, idempotency_key: str | None = None, **wanted: Any) -> dict[str, Any]:
         self.keys.append(idempotency_key)
+        self.forks.append(wanted)
         await self._called("fork")
         return {"data": [{"id": "job-2"}]}
 

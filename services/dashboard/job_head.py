@@ -206,7 +206,8 @@ class HeadPanel:
         page, watch = self.page, self.page.watch
         steering = watch.steering
         weights = dict(steering["weights"]) if steering else {name: 1 / len(page.names) for name in page.names}
-        edited, once = {"weights": weights}, Once()
+        edited: dict[str, dict[str, float] | None] = {"weights": None}  # untouched: it begins with all of the steering
+        once = Once()
         kept = {str(found["step"]): f"step {found['step']}" for found in watch.checkpoints}
         if step is not None and str(step) not in kept:
             say(f"The checkpoint of step {step:,} is no longer kept. Choose another one.", "bad")

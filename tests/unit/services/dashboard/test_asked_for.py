@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from nicegui import Client, ui
 
 from services.client import Unavailable
-from services.dashboard.elements import Field
+from services.dashboard.elements import Field, Simplex
 from services.dashboard.frame import AGAIN, BY_ITSELF, MAYBE_DONE, ONE_JOB, problem
 from services.dashboard.job_head import BEGINS_ANEW, HeadPanel
 from services.dashboard.jobs import JobList, JobsPage
@@ -55,6 +56,24 @@ def test_another_fork_has_another_key() -> None:
         await head.ask_fork()
         await press(button(client, "Start the fork"))
         assert len(set(session.client.keys)) == 3
+
+    on_page(look)
+
+
+def test_a_fork_begins_with_all_of_the_steering_until_a_weight_is_moved() -> None:
+    """Weights in a request are all that is different, and mode, blend and bounds then those of the spec."""
+
+    async def look(session: Any, client: Client) -> None:
+        head = HeadPanel(await job_page(session, client), ["Front"])
+        await head.ask_fork()
+        start = button(client, "Start the fork")
+        await press(start)
+        (simplex,) = [found for found in client.elements.values() if isinstance(found, Simplex)]
+        (edit,) = [found.handler for found in simplex._event_listeners.values() if found.type == "edit"]
+        moved = {"accuracy": 0.9, "brevity": 0.1}
+        edit(SimpleNamespace(args={"edits": 1, "weights": moved}))  # type: ignore[misc, arg-type]
+        await press(start)
+        assert [asked["weights"] for asked in session.client.forks] == [None, moved]
 
     on_page(look)
 
