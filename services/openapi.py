@@ -33,6 +33,8 @@ _REFUSALS = {
 }
 _JOB, _ALIAS = "/v1/jobs/{job_id}", "/v1/fine_tuning/jobs/{job_id}"
 _MORE = {  # what does not follow from an operation's shape
+    "GET /v1/jobs": (429,),
+    "GET /v1/fine_tuning/jobs": (429,),
     "GET /v1/jobs/compare": (404, 409, 429),
     "POST /v1/jobs": (409,),
     f"DELETE {_JOB}": (409,),

@@ -286,6 +286,8 @@ def test_openapi_documents_the_spec(http: httpx.Client) -> None:
     references = {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}
     assert references <= schemas.keys()
     assert "#/$defs/" not in text
+    for path in ("/v1/jobs", "/v1/fine_tuning/jobs"):  # by metadata they take a place
+        assert "429" in document["paths"][path]["get"]["responses"]
 
 
 # -- when Redis is away -------------------------------------------------------------------------------------
