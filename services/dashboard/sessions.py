@@ -16,7 +16,7 @@ from services.client.types import OwnKey
 
 LIFETIME_S = 12 * 3600.0
 _OF_KEY, _OF_OWNER, _MOST = 100, 500, 10_000
-Why = Literal["signed_out", "over", "key"]  # how a session ended: by hand, with its time, or with its key
+Why = Literal["signed_out", "over", "key", "others"]  # by hand, with its time, with its key, for others of the key
 
 
 class TooManySessions(RuntimeError):
@@ -25,7 +25,7 @@ class TooManySessions(RuntimeError):
 
 @dataclass(eq=False)
 class Session:
-    """Ends with `end`: by a sign-out, with its time, or when the API no longer takes its key."""
+    """Ends with `end`: by a sign-out, with its time, for newer ones, or when the API no longer takes its key."""
 
     key: OwnKey
     client: AsyncClient
@@ -70,7 +70,7 @@ class Sessions:
         of_key = [digest for digest in of_owner if self._found[digest].key["id"] == key["id"]]
         for mine, most in ((of_key, _OF_KEY), (of_owner, _OF_OWNER)):
             if len(mine) >= most:
-                await self._found.pop(mine[0]).end()
+                await self._found.pop(mine[0]).end("others")
                 break
         if len(self._found) >= _MOST:
             raise TooManySessions

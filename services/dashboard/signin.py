@@ -22,6 +22,7 @@ def next_path(given: str) -> str:
 _ENDED = {
     "signed_out": "You are signed out.",
     "over": "Your session is over: it lasts 12 hours. Sign in again.",
+    "others": "Your session made room: too many people have signed in with your key, or with keys of its owner.",
     "key": "The key that you had signed in with is no longer taken: it is expired or revoked.",
 }
 

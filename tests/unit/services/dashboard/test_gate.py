@@ -304,8 +304,9 @@ async def test_another_name_that_leads_here_is_refused(browser: httpx.AsyncClien
 
 @pytest.mark.parametrize(
     ("ended", "said"),
-    [("signed_out", "You are signed out."), ("over", "it lasts 12 hours"), ("key", "expired or revoked"), ("<b>", "")],
-)
+    [("signed_out", "You are signed out."), ("over", "it lasts 12 hours"), ("key", "expired or revoked"),
+     ("others", "made room"), ("<b>", "")],
+)  # fmt: skip
 async def test_the_sign_in_page_says_how_the_session_ended(browser: httpx.AsyncClient, ended: str, said: str) -> None:
     assert way_in("signed_out", "/jobs/job-1") == "/signin?ended=signed_out"
     page = await browser.get(way_in(ended, "/jobs/job-1?x=1"))

@@ -33,7 +33,11 @@ def test_who_signs_in_again_and_again_signs_no_other_key_out(monkeypatch: pytest
             return [found.find(token) is not None for token in tokens]
 
         others = [await begin("bob", "9"), await begin("ann", "1")]
-        same = [await begin("ann", "2") for _ in range(5)]
+        same = [await begin("ann", "2")]
+        first = found.find(same[0])
+        same += [await begin("ann", "2") for _ in range(4)]
+        assert first is not None
+        assert (first.is_over, first.why) == (True, "others")
         assert there(others + same) == [True, True, False, False, True, True, True]
         more = [await begin("ann", "3") for _ in range(2)]  # of the owner there are six: the oldest makes room
         assert there([*others, *same[2:], *more]) == [True, False, True, True, True, True, True]
@@ -71,6 +75,7 @@ def test_its_time_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("over", "/signin?ended=over&next=%2Fnowhere%3Flike%3Djob-1"),
         ("key", "/signin?ended=key&next=%2Fnowhere%3Flike%3Djob-1"),
+        ("others", "/signin?ended=others&next=%2Fnowhere%3Flike%3Djob-1"),
         ("signed_out", "/signin?ended=signed_out"),
     ],
 )
