@@ -24,8 +24,10 @@ _SEEN = frozenset(
 )
 _SEEN_BEGINNINGS = (
     "LC_", "PYTHON", "XDG_", "SSL_CERT_", "HF_HUB_", "TRANSFORMERS_", "TOKENIZERS_", "OMP_", "MKL_", "OPENBLAS_",
-    "CUDA_", "NVIDIA_",
+    "CUDA_", "NVIDIA_", "REQUESTS_CA_", "CURL_CA_",
 )  # fmt: skip
+# How the hub is reached; each may have a user's name and password in it, and is seen without those alone.
+_ADDRESSES = frozenset({"HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
 _AT_ONCE = 4
 _PATIENCE_S = 10.0  # for a place among those
 _CONTAINER = Path("/sys/fs/cgroup/memory.max")  # where it has a limit, and ends all of us above it
@@ -93,7 +95,9 @@ def ask(module: str, question: Any, *, timeout_s: float, owner: str = "", sees: 
         return _ask(module, question, timeout_s, sees)
 
 
-def _is_seen(name: str) -> bool:
+def _is_seen(name: str, value: str) -> bool:
+    if name.upper() in _ADDRESSES:
+        return "@" not in value
     return name in _SEEN or name.startswith(_SEEN_BEGINNINGS)
 
 
@@ -105,7 +109,7 @@ def _ask(module: str, question: Any, timeout_s: float, sees: Collection[str]) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env={name: value for name, value in os.environ.items() if name in sees or _is_seen(name)},
+        env={name: value for name, value in os.environ.items() if name in sees or _is_seen(name, value)},
     ) as child:
         try:
             answer = _answer(child, json.dumps(question).encode(), time.monotonic() + timeout_s)

@@ -95,6 +95,22 @@ def test_a_child_has_its_share_of_a_containers_memory(
         children.ask("hungry", [50, False], timeout_s=0.2)
 
 
+def test_a_child_sees_how_the_hub_is_reached_and_no_password_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tell_all.py").write_text("import json, os\nprint(json.dumps(dict(os.environ)))\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    reached = {
+        "HF_ENDPOINT": "https://mirror", "https_proxy": "http://proxy:3128", "NO_PROXY": "localhost",
+        "REQUESTS_CA_BUNDLE": "/ca.pem",
+    }  # fmt: skip
+    secret = {"HTTPS_PROXY": "http://ann:hidden@proxy:3128", "HTTP_PROXY": "ann:hidden@proxy", "HF_TOKEN": "hidden"}
+    for name, value in (reached | secret).items():
+        monkeypatch.setenv(name, value)
+    seen = children.ask("tell_all", {}, timeout_s=LONG_S)
+    assert {name: seen.get(name) for name in reached | secret} == reached | dict.fromkeys(secret)
+
+
 @pytest.mark.parametrize("limit", ["max", None])
 def test_where_the_container_says_nothing_there_is_no_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None
