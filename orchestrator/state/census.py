@@ -77,6 +77,11 @@ class Census:
         """Jobs that wait or that a driver holds, as quotas count them."""
         return sum(self._calls.reads([("ZCARD", self._keys.queue), ("ZCARD", self._keys.leases)]))
 
+    def kept(self) -> tuple[int, int]:
+        """(jobs in all, those that ended among them; bytes of their specs), as quotas count them."""
+        jobs, size = self._calls.reads([("ZCARD", self._keys.jobs), ("HGET", self._keys.kept, "bytes")])
+        return int(jobs), int(size or 0)
+
     def pulses(self, job_ids: Sequence[str]) -> dict[str, Pulse]:
         """By job; one that is gone is left out."""
         commands = [

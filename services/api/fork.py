@@ -26,8 +26,9 @@ from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.state.census import Census
 from orchestrator.state.gpu_hours import GpuQuotaReached
 from orchestrator.state.gpu_hours import read as read_gpu_hours
+from orchestrator.state.records import dumps
 from orchestrator.state.states import is_terminal
-from orchestrator.state.store import Checkpoint, JobStore, KeepsTooMany, Origin, SubmitOutcome
+from orchestrator.state.store import Checkpoint, JobStore, KeepsTooMany, Origin, Submission, SubmitOutcome
 from orchestrator.steering import SteeringError, initial_steering, merge
 from orchestrator.storage.checkpoints import CheckpointError
 from services.body import first_of, json_body, parse_json
@@ -41,7 +42,7 @@ from services.deps import (
     body_schema,
     page,
 )
-from services.errors import ApiProblem, StrictJSONResponse, not_found, quota_problem
+from services.errors import ApiProblem, StrictJSONResponse, gpu_quota_problem, kept_problem, not_found, quota_problem
 from services.job_requests import IdempotencyKey, job_document
 from services.query import StrictRoute
 from services.settings import Settings
@@ -167,7 +168,7 @@ def fork_job(
         raise
     answer = None if path is None else kept_answer(path, plan)
     if answer is None:
-        _check_room(store, plan, by.max_active)
+        _check_room(store, plan, by)
         try:
             with forking(config.state_dir):
                 made = _carry_out(
@@ -274,38 +275,49 @@ def _carry_out(
     made: list[dict[str, Any]] = []
     for i, job in enumerate(plan["jobs"]):
         spec = parse_spec(json.loads(job["spec"]))
+        origin = Origin(parent=plan["parent"], step=plan["step"])
         try:
-            submission = store.submit(
-                job["spec"],
-                name=spec.name,
-                job_id=job["id"],
-                steering=first_steering(spec),
-                max_active=by.max_active,
-                max_kept=by.max_kept,
-                max_kept_bytes=by.max_kept_bytes,
-                origin=Origin(parent=plan["parent"], step=plan["step"]),
-                priority=spec.priority,
-                by=by.name,
-                may_take_gpus=may_take_gpus(spec),
-                metadata=spec.metadata,
-            )
-        except (GpuQuotaReached, KeepsTooMany):
+            submission = _queued(store, job["id"], job["spec"], spec, by, origin)
+        except ApiProblem as problem:
             _forget(config, [] if again else ids[i:])
-            raise
-        if submission.outcome is SubmitOutcome.QUOTA:
-            _forget(config, [] if again else ids[i:])
-            problem = quota_problem(by.max_active)
             if made:
                 problem.message += f"; made already: {', '.join(found['id'] for found in made)}"
-            raise problem
+            raise
         assert submission.job is not None
         made.append({**job_document(submission.job), "lineage": lineage(submission.job)})
     return made
 
 
-def _check_room(store: JobStore, plan: dict[str, Any], max_active: int | None) -> None:
+def _queued(store: JobStore, job_id: str, text: str, spec: JobSpec, by: Submitter, origin: Origin) -> Submission:
+    """Raises ApiProblem where its owner may have no more."""
+    try:
+        submission = store.submit(
+            text,
+            name=spec.name,
+            job_id=job_id,
+            steering=first_steering(spec),
+            max_active=by.max_active,
+            max_kept=by.max_kept,
+            max_kept_bytes=by.max_kept_bytes,
+            origin=origin,
+            priority=spec.priority,
+            by=by.name,
+            may_take_gpus=may_take_gpus(spec),
+            metadata=spec.metadata,
+        )
+    except GpuQuotaReached as error:
+        raise gpu_quota_problem(error.hours) from None
+    except KeepsTooMany as error:
+        raise kept_problem(error) from None
+    if submission.outcome is SubmitOutcome.QUOTA:
+        raise quota_problem(by.max_active)
+    return submission
+
+
+def _check_room(store: JobStore, plan: dict[str, Any], by: Submitter) -> None:
     """Before anything is copied; each submission is checked again, as others may come first."""
-    missing = sum(not _is_job(store, job["id"]) for job in plan["jobs"])
+    texts = [job["spec"] for job in plan["jobs"] if not _is_job(store, job["id"])]
+    missing, max_active = len(texts), by.max_active
     if missing and any(may_take_gpus(parse_spec(json.loads(job["spec"]))) for job in plan["jobs"]):
         hours = read_gpu_hours(store.calls, store.owner)
         if hours.is_used_up:
@@ -314,6 +326,16 @@ def _check_room(store: JobStore, plan: dict[str, Any], max_active: int | None) -
         problem = quota_problem(max_active)
         problem.message = f"{missing} more would be above the {max_active} jobs of an owner that may wait or run"
         raise problem
+    kept, kept_bytes = Census(store).kept()
+    if by.max_kept is not None and missing and kept + missing > by.max_kept:
+        raise KeepsTooMany(f"{missing} more would be above the {by.max_kept} jobs of an owner that are kept")
+    if by.max_kept_bytes is not None and missing and kept_bytes + sum(map(_kept_bytes, texts)) > by.max_kept_bytes:
+        raise KeepsTooMany(f"{missing} more: the specs of this owner's jobs may have {by.max_kept_bytes} bytes in all")
+
+
+def _kept_bytes(text: str) -> int:
+    """With its steering, as scripts/submit.lua counts it."""
+    return len(text.encode()) + len(dumps(first_steering(parse_spec(json.loads(text)))))
 
 
 def _is_job(store: JobStore, job_id: str) -> bool:

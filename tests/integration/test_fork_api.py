@@ -19,6 +19,7 @@ from orchestrator import comparison
 from orchestrator.fork_plans import plan_path
 from orchestrator.state.census import Census
 from orchestrator.state.embedded_redis import connect
+from orchestrator.state.keys import Keys
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import JobStore, Lease, Origin
 from orchestrator.storage.checkpoint_store import CheckpointStore, Remote
@@ -428,6 +429,34 @@ def test_a_fork_beyond_the_jobs_that_are_kept_leaves_no_copy(redis_url: str, tmp
             response = http.post(f"/v1/jobs/{parent}/fork", json={"checkpoint": 2})
             assert assert_error(response, 429)["code"] == "too_many_kept_jobs"
             assert sorted((tmp_path / "jobs").iterdir()) == before
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+@pytest.mark.parametrize("limit", ["jobs", "bytes"])
+def test_a_sweep_beyond_what_is_kept_makes_none_or_says_which(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, meanwhile: bool
+) -> None:
+    with connect(redis_url) as client:
+        store = JobStore(client, owner=f"kept-{uuid.uuid4().hex}")
+        with (
+            serving(store, tmp_path) as server,
+            httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as http,
+        ):
+            parent, _ = trained(http, store, tmp_path)
+            one = int(client.hget(Keys(store.owner).kept, "bytes"))
+            limits = {"kept_bytes_local": one * 7 // 2} if limit == "bytes" else {"kept_jobs_local": 3}
+            before = sorted((tmp_path / "jobs").iterdir())
+            path, body = f"/v1/jobs/{parent}/fork", {"checkpoint": 2, "sweep": [OTHER] * 3}
+            if meanwhile:  # as it was when it was asked
+                monkeypatch.setattr(Census, "kept", lambda _: (0, 0))
+            with serving(store, tmp_path, limits=Limits(**limits)) as limited:
+                error = assert_error(http.post(f"{limited.url}{path}", json=body), 429)
+        assert error["code"] == "too_many_kept_jobs"
+        made = [job.job_id for job in store.jobs().items if job.job_id != parent]
+        assert len(made) == (2 if meanwhile else 0)
+        assert error["message"].count("job-") == len(made)
+        assert all(job_id in error["message"] for job_id in made)
+        assert len(sorted((tmp_path / "jobs").iterdir())) == len(before) + len(made)
 
 
 def test_a_quota_that_others_fill_meanwhile_stops_a_sweep_and_a_later_try_goes_on(
