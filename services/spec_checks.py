@@ -52,7 +52,8 @@ def text_of(spec: JobSpec | RewardJobSpec) -> str:
     """The document that is kept, with every default. Redis holds it in memory for as long as the job is known."""
     text = spec.to_json()
     if (size := len(text.encode())) > _MAX_SPEC_BYTES:
-        message = f"the spec has {size} bytes with its defaults, expected at most {_MAX_SPEC_BYTES}; shorten its texts"
+        message = f"the spec has {size} bytes with its defaults, expected at most {_MAX_SPEC_BYTES}; "
+        message += "shorten its texts, or name files by a pattern"
         raise ApiProblem(413, "spec_too_large", message)
     return text
 

@@ -105,6 +105,7 @@ def test_the_specs_of_an_owners_jobs_have_so_many_bytes_in_all(place: Place, tmp
             for query in ({}, {"validate_only": True}):
                 refused = http.post("/v1/jobs", params=query, json=huge)
                 assert error_of(refused, 413)["code"] == "spec_too_large"
+                assert refused.json()["error"]["message"].endswith("; shorten its texts, or name files by a pattern")
         with limited.http() as operator:
             assert {operator.post("/v1/jobs", json=large).status_code for _ in range(3)} == {201}
 
