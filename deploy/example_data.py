@@ -50,9 +50,9 @@ def ratings(source: Path, target: Path) -> None:
             _write(target / f"{split}.jsonl", rated)
 
 
-SETS: dict[str, tuple[str, str, Callable[[Path, Path], None]]] = {
-    "math": ("nlile/hendrycks-MATH-benchmark", "data/*.parquet", math),
-    "ratings": ("nvidia/HelpSteer2", "*.jsonl.gz", ratings),
+SETS: dict[str, tuple[str, list[str], Callable[[Path, Path], None]]] = {
+    "math": ("nlile/hendrycks-MATH-benchmark", ["data/*.parquet"], math),
+    "ratings": ("nvidia/HelpSteer2", ["train.jsonl.gz", "validation.jsonl.gz"], ratings),
 }
 
 
@@ -68,8 +68,8 @@ def main(names: list[str]) -> None:
     if not names or not set(names) <= SETS.keys():
         sys.exit(f"usage: python deploy/example_data.py {' | '.join(SETS)}")
     for name in names:
-        repository, pattern, convert = SETS[name]
-        source = snapshot_download(repository, repo_type="dataset", allow_patterns=pattern)
+        repository, patterns, convert = SETS[name]
+        source = snapshot_download(repository, repo_type="dataset", allow_patterns=patterns)
         convert(Path(source), Path("data") / name)
 
 

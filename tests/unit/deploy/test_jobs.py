@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from deploy import example_data
 from orchestrator.checks.preflight import preflight
@@ -45,6 +46,16 @@ def test_an_example_has_its_data_where_its_comment_says(
     if named:
         example_data.main(named)
     assert preflight(spec) == []
+
+
+def test_no_more_is_fetched_than_is_read(tmp_path: Path) -> None:
+    """The hub's `*` takes folders too."""
+    source = hub(tmp_path)
+    (source / "preference").mkdir()
+    (source / "preference" / "preference.jsonl.gz").write_bytes(b"")
+    held = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
+    fetched = filter_repo_objects(held, allow_patterns=example_data.SETS["ratings"][1])
+    assert set(fetched) == {"train.jsonl.gz", "validation.jsonl.gz"}
 
 
 def test_math_holds_some_of_the_training_set_back(tmp_path: Path) -> None:
