@@ -541,7 +541,7 @@ def test_a_cancel_does_not_wait_for_the_end_of_a_long_step(garage: Garage, store
     store.request_cancel(job_id)
     assert driver.wait() == 0, driver.tail()
     took_s = time.monotonic() - asked
-    assert 0.5 <= took_s < 10  # 0.5 s of grace, and what a busy machine takes
+    assert 0.5 <= took_s < 0.5 + BUSY_S  # 0.5 s of grace, and what a busy machine takes
     job = store.job(job_id)
     assert (job.status, job.reason) == (JobStatus.CANCELLED, "cancelled on request")
     document = json.loads((garage.state_dir / "jobs" / job_id / "job.json").read_text())
