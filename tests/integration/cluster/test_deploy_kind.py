@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import redis
 
@@ -51,8 +55,18 @@ def ray_status(place: Installation, token: str | None) -> int:
         return 0
 
 
-def shared_by_ranks() -> set[Path]:
-    return {path for path in Path("/dev/shm").iterdir() if path.name.startswith(("psm_", "vllm_dist_"))}
+SHARED_BY_RANKS = re.compile(r"/dev/shm/(?:psm|vllm_dist)_\S+")
+
+
+def shared_by_ranks(place: Installation) -> set[Path]:
+    """In the maps of what its Ray machines run, as other tests on this machine may share memory under such names."""
+    found: set[Path] = set()
+    for machine in place.processes.values():
+        for process in psutil.Process(machine.pid).children(recursive=True):
+            with suppress(OSError):  # it has just ended
+                maps = Path(f"/proc/{process.pid}/maps").read_text(errors="replace")
+                found |= {Path(name) for name in SHARED_BY_RANKS.findall(maps)}
+    return found
 
 
 def test_a_job_that_is_submitted_through_the_api_ends_well(place: Installation, tmp_path: Path) -> None:
@@ -63,10 +77,11 @@ def test_a_job_that_is_submitted_through_the_api_ends_well(place: Installation, 
     policy = make_policy(tmp_path / "policy")
     rollout = {"tensor_parallel": 2, "max_tokens": 8, "kv_cache_gib": 0.1}
     spec = small_spec(policy, steps=2, weighting={"name": "fixed"}, rollout=rollout)
-    before, seen = shared_by_ranks(), set[Path]()
+    seen: set[Path] = set()
 
     def ended() -> bool:
-        seen.update(shared_by_ranks() - before)
+        time.sleep(0.3)  # the job needs the processors
+        seen.update(shared_by_ranks(place))
         return client.job(job_id)["status"] not in ("queued", "starting", "running")
 
     with Client(place.url, key(place)) as client:
@@ -79,7 +94,7 @@ def test_a_job_that_is_submitted_through_the_api_ends_well(place: Installation, 
         assert client.front(job_id)["points"]
         assert [step["sampler_gap"] < ROUNDING for step in client.metrics(job_id)["data"]] == [True, True]
     assert seen
-    wait_for(lambda: not seen & shared_by_ranks(), 60)
+    wait_for(lambda: not any(path.exists() for path in seen), 60)
     for secret in place.secrets.iterdir():
         if secret.name.endswith((".password", "-key", "auth_token")):
             assert secret.read_text().strip() not in told, secret.name
