@@ -145,7 +145,7 @@ def register_found(store: JobStore, journal: StoreJournal, claim: Claim, checkpo
     for manifest in found:
         journal.checkpoint(checkpoints.root / directory_name(manifest.step), manifest)
     step = found[-1].step if found else newest
-    elsewhere = {"elsewhere": claim.step} if step < claim.step else {}
+    elsewhere: dict[str, Any] = {"elsewhere": claim.step} if step < claim.step else {}
     journal.event("job.recovered", level="warning", step=step, fence=journal.lease.fence, **elsewhere)
 
 
