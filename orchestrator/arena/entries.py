@@ -97,25 +97,7 @@ def grid(objectives: int) -> Iterator[tuple[int, ...]]:
 
 
 def ours() -> Iterator[Entry]:
-    """Candidates for the default: a rule of our own, and two compositions of published ones. It went to hv_gradient.
-
-    Of softmin/dara, the estimator sees to it that no objective is given up within a rollout, and the weights that one
-    which few groups can learn from is learned at all. It was picked by what it came to with seeds 0 and 1 of sums3 and
-    sums5. Tried beside it, and behind it on one of these or both: DARA's share in place of its root (seeds 0 and 1);
-    with seed 0 alone, the shares over the places in the range (pref / q, as in log_volume), softmin centred in each
-    group (on sums5), schedules from the quick objectives to the others (on sums3), and on sums5 a softer kappa (to 1,
-    or 1 throughout) and DARA's root over that of the place in the range, under softmin and under gdpo. On sums4, which
-    had no part in this, it lets an objective go that fixed weights let go as well, and that log_volume and hv_gradient
-    keep.
-
-    So softmin/hv_gradient: weights that follow the volume, under softmin. It was picked, for a look at held_out, by two
-    seeds of each of sums3 (3, 4), sums4 (0, 1) and sums5 (3, 4). Tried beside it: log_volume without its spreads, or
-    with their root (under gdpo; more on sums4 than hv_gradient, less on sums5); log_volume with and without them under
-    softmin (sums4, seed 0); hv_gradient times DARA's factor, under gdpo and softmin, and with slopes that move by half
-    of the way at each evaluation (no more than hv_gradient on sums4, elsewhere no difference that so few seeds could
-    show). With five seeds it is ahead of gdpo/hv_gradient on sums3 and sums5 and behind on sums4. Under gdpo, slopes
-    squared, or to the fourth power in the last 10 or 15 steps, were behind hv_gradient on sums3 (seeds 3, 4).
-    """
+    """Candidates for the default: a rule of our own, and two compositions of published ones. README.md says why these."""
     yield Entry(name="gdpo/log_volume", role="auto", estimator="gdpo", weighting={"name": "log_volume"})
     for name in ("dara", "hv_gradient"):
         yield Entry(name=f"softmin/{name}", role="auto", estimator="softmin", weighting={"name": name})

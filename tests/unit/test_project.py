@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+READMES = [
+    ROOT / "README.md",
+    *(ROOT / name for name in ("deploy/README.md", "deploy/operations.md")),
+    *(ROOT / name / "README.md" for name in ("orchestrator", "orchestrator/arena", "policies", "rewards")),
+]
+README = "\n".join(path.read_text(encoding="utf-8") for path in READMES)
+LINKS = [
+    (path.relative_to(ROOT).as_posix(), link)
+    for path in READMES
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text(encoding="utf-8"))
+]
 TOP_LEVEL = {
     "services", "orchestrator", "policies", "rewards", "deploy", "tests",
     "pyproject.toml", "README.md", "Makefile", "LICENSE", "CHANGELOG.md", "requirements",
@@ -70,7 +80,7 @@ def test_every_command_in_the_readme_exists() -> None:
     assert named <= set(get_group(app).commands)
 
 
-@pytest.mark.parametrize("name", ["README.md", "deploy/README.md"])
+@pytest.mark.parametrize("name", ["deploy/README.md", "deploy/operations.md"])
 def test_keys_that_documents_hand_out_can_read(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     made = re.findall(r"equipoise keys create (.*--scope [^`\n]*)", text)
@@ -78,9 +88,9 @@ def test_keys_that_documents_hand_out_can_read(name: str) -> None:
     assert all("--scope read" in options for options in made)
 
 
-@pytest.mark.parametrize("name", re.findall(r"\]\(([^)#]+)\)", README))
-def test_every_file_that_the_readme_links_exists(name: str) -> None:
-    assert (ROOT / name).exists()
+@pytest.mark.parametrize(("readme", "link"), LINKS)
+def test_every_file_that_a_readme_links_exists(readme: str, link: str) -> None:
+    assert ((ROOT / readme).parent / link).exists()
 
 
 @pytest.mark.parametrize("module", ["services.cli", "orchestrator.spec"])
