@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
-_OF_A_HUB_ID = ["*.json", "*.safetensors"]  # what is fetched to load the weights; never code or pickles
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"  # as transformers names them
 
 
 class ModelError(ValueError):
@@ -142,7 +142,6 @@ def load_model(
     model: str, *, revision: str | None = None, dtype: Literal["float32", "bfloat16"] = "float32"
 ) -> PreTrainedModel:
     """The policy, from safetensors, without its directory's code. Raises ModelError."""
-    from huggingface_hub import snapshot_download
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -151,8 +150,7 @@ def load_model(
         if path.is_dir():
             check_directory(path)
         else:
-            path = Path(snapshot_download(model, revision=revision, allow_patterns=_OF_A_HUB_ID))
-            _check_adapter(path, model)
+            path = _fetched(model, revision)
         answer: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
@@ -168,6 +166,19 @@ def load_model(
     if report["missing_keys"]:  # transformers would make them up at random
         raise ModelError(f"can't load {model}: it has no weights for {', '.join(sorted(report['missing_keys'])[:3])}")
     return loaded
+
+
+def _fetched(hub_id: str, revision: str | None) -> Path:
+    """Its files that loading takes, of one commit: never code or pickles, nor its weights in other formats."""
+    from huggingface_hub import snapshot_download
+
+    path = Path(snapshot_download(hub_id, revision=revision, allow_patterns=["*.json"], ignore_patterns=["*/*"]))
+    _check_adapter(path, hub_id)
+    index = json.loads((path / _INDEX).read_text(encoding="utf-8")) if (path / _INDEX).is_file() else {}
+    places = index.get("weight_map", {}) if isinstance(index, dict) else {}
+    shards = {file for file in places.values() if isinstance(file, str)} if isinstance(places, dict) else set()
+    wanted = [_WEIGHTS, *sorted(file for file in shards if file.endswith(".safetensors"))]
+    return Path(snapshot_download(hub_id, revision=path.name, allow_patterns=wanted))
 
 
 def with_system(messages: list[dict[str, str]], system: str | None) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from huggingface_hub import constants
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 
 from policies.models import (
@@ -151,6 +152,30 @@ def test_a_hub_id_is_loaded_from_its_own_weights(hub, revision):
 
 
 def test_an_adapter_beside_weights_is_refused(copy, policy):
+@pytest.mark.parametrize(
+    ("index", "weights"),
+    [
+        (None, {"model.safetensors"}),
+        ({"weight_map": {"a": "part-2.safetensors", "b": "x.bin"}}, {"model.safetensors", "part-2.safetensors"}),
+    ],
+)
+def test_of_a_hub_id_the_weights_that_loading_takes_are_fetched_alone(hub, index, weights, monkeypatch):
+    offered = [*weights, "config.json", "consolidated.safetensors", "original/model.safetensors", "fp8/config.json"]
+    offered += ["pytorch_model.bin", "x.bin", "model.py"]
+    if index is not None:
+        (hub / "model.safetensors.index.json").write_text(json.dumps(index))
+    fetched, of = set(), []
+
+    def download(_, *, revision, **patterns):
+        of.append(revision)
+        fetched.update(filter_repo_objects(offered, **patterns))
+        return str(hub)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    load_model("some/model", revision="main")
+    assert (fetched, of) == (weights | {"config.json"}, ["main", COMMIT])
+
+
     """PEFT would add it in loading."""
     (copy / ADAPTER_CONFIG).write_text(json.dumps(adapter_of(policy)))
     for check in (check_directory, lambda path: load_model(str(path))):
