@@ -26,6 +26,7 @@ from policies.models import (
     adapter_base,
     check_chat,
     check_directory,
+    check_system,
     check_texts,
     context_length,
     encode_prompt,
@@ -85,6 +86,8 @@ def prompt_encoder(spec: JobSpec, tokenizer: PreTrainedTokenizerBase) -> Callabl
     chat, rollout = spec.policy.chat, spec.rollout
     template = None if tokenizer.chat_template is None else tokenizer.get_chat_template()
     check_chat(template, chat.system, chat.template_kwargs)
+    if chat.system is not None:
+        check_system(tokenizer, chat.system, chat.template_kwargs)
     texts = {f"rollout.stop.{i}": text for i, text in enumerate(rollout.stop)}
     if rollout.thoughts_end is not None:
         texts["rollout.reasoning.end"] = rollout.thoughts_end

@@ -224,6 +224,19 @@ def check_chat(template: str | None, system: str | None, template_kwargs: Mappin
             raise ModelError(f"policy.chat.template_kwargs: the policy's chat template has no variable '{name}'")
 
 
+def check_system(tokenizer: PreTrainedTokenizerBase, system: str, template_kwargs: Mapping[str, Any]) -> None:
+    """Raises ModelError where the chat template leaves a system message out. What it refuses, a prompt will tell."""
+    try:
+        one, other = (
+            encode_prompt(tokenizer, "?", system=text, template_kwargs=template_kwargs)
+            for text in (system, f"{system} x")  # not with and without: it may be the template's own
+        )
+    except ModelError:
+        return
+    if one == other:
+        raise ModelError("policy.chat.system: the policy's chat template shows no system message; leave it out")
+
+
 def template_file(path: Path) -> str | None:
     """The chat template in a policy's directory, as far as it is told without loading the tokenizer."""
     try:

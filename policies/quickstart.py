@@ -53,6 +53,10 @@ _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _STEP = re.compile(r"(first we get |then we get |)\d*([+-]\d)+=\d+")
 
 
+def chat_template() -> str:
+    return _CHAT_TEMPLATE
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How the policy is made. Any change gives another hash, hence another cached policy.

@@ -39,6 +39,7 @@ from policies.models import (
     ranks_that_share,
     template_file,
 )
+from policies.quickstart import chat_template
 from policies.sizes import ModelSize, linear_layers, quickstart_config, quickstart_size, size_of
 from rewards import registry
 
@@ -79,6 +80,7 @@ def look(spec: JobSpec | RewardJobSpec, access: Access | None = None) -> Finding
         if reward.options.get("device") == "cuda" and not reward.hosting.num_gpus:
             told = "cuda is asked for, and no GPU is reserved; set hosting.num_gpus, or leave this out to score on CPU"
             problems.append((f"{field}.options.device", told))
+    problems += _stops(spec)
     if problems:
         return Findings(problems=problems, contents={})
     if problem := transport_problem(spec, spec.resources.device):  # where it is auto, a dry run tells
@@ -101,6 +103,17 @@ def _training_files(spec: RewardJobSpec) -> list[tuple[str, str]]:
     return problems
 
 
+def _stops(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """Not in the spec's own checks: jobs that were accepted with it go on."""
+    rollout = spec.rollout
+    if rollout.include_stop and not rollout.stop:
+        yield "rollout.include_stop", "there is no stop text to include; set rollout.stop, or leave this out"
+    for i, stop in enumerate(rollout.stop):
+        if rollout.thoughts_end is not None and rollout.thoughts_end in stop and not rollout.include_stop:
+            said = "takes rollout.reasoning.end out of the completions that it ends, so rewards would see no text"
+            yield f"rollout.stop.{i}", f"{said}; set include_stop, or use another text"
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -114,6 +127,7 @@ def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
         if _has_room(spec, quickstart_config(), problems):
             _ranks(spec, quickstart_config(), problems)
             _lora(spec, quickstart_size, problems)
+            _chat(spec, chat_template(), problems)
         return None
     field, value = "policy.model", spec.policy.model
     if spec.init_checkpoint is not None:
@@ -133,7 +147,7 @@ def _model(spec: JobSpec, problems: list[tuple[str, str]]) -> Path | None:
         return None
     _ranks(spec, config, problems)
     _lora(spec, functools.partial(size_of, path), problems)
-    _chat(spec, path, problems)
+    _chat(spec, template_file(path), problems)
     return path
 
 
@@ -198,9 +212,9 @@ def _lora(spec: JobSpec, size: Callable[[], ModelSize], problems: list[tuple[str
                 problems.append((f"policy.lora.targets.{i}", f"{said}; there are {', '.join(there)}"))
 
 
-def _chat(spec: JobSpec, path: Path, problems: list[tuple[str, str]]) -> None:
+def _chat(spec: JobSpec, template: str | None, problems: list[tuple[str, str]]) -> None:
     """What the policy's chat template would not notice; one that is not found here the driver looks for."""
-    if (template := template_file(path)) is None:
+    if template is None:
         return
     try:
         check_chat(template, spec.policy.chat.system, spec.policy.chat.template_kwargs)

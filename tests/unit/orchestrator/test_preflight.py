@@ -11,6 +11,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from orchestrator import children
+from orchestrator.build import prompt_encoder
 from orchestrator.checks.access import Access
 from orchestrator.checks.doubts import doubts
 from orchestrator.checks.preflight import look, preflight
@@ -18,6 +19,7 @@ from orchestrator.rollouts.prompts import Contents
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.specs.data import Columns
 from orchestrator.storage.datasets import Datasets
+from policies.models import ModelError, load_tokenizer
 from rewards import registry
 from rewards.base import RewardBatch
 from rewards.verifiers.rows import MissingRow
@@ -306,6 +308,40 @@ def test_a_variable_that_the_chat_template_lacks(model: Path, data: dict[str, An
     for name, found in (("enable_thinking", []), ("enable_thinkng", ["policy.chat.template_kwargs"])):
         policy = {"model": str(model), "chat": {"template_kwargs": {name: True}}}
         assert [field for field, _ in preflight(make_spec(model, data, policy=policy))] == found
+
+
+def test_a_variable_that_the_quickstart_policys_template_lacks() -> None:
+    policy = {"model": "quickstart", "chat": {"system": "be brief", "template_kwargs": {"enable_thinking": True}}}
+    field, message = problem(make_spec("quickstart", {"type": "quickstart"}, policy=policy))
+    assert (field, "has no variable 'enable_thinking'" in message) == ("policy.chat.template_kwargs", True)
+
+
+def test_a_system_message_that_the_template_leaves_out_is_told_unless_the_job_has_a_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = load_tokenizer(str(make_policy(tmp_path / "policy")))
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    spec = make_spec("quickstart", {"type": "quickstart"}, policy={"model": "x/y", "chat": {"system": "be brief"}})
+    with pytest.raises(ModelError, match=r"policy\.chat\.system"):
+        prompt_encoder(spec, tokenizer)
+    assert prompt_encoder(spec, tokenizer, is_resumed=True)("1") == tokenizer.encode("1", add_special_tokens=False)
+    assert ["policy.chat.system" in record.message for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize(
+    ("rollout", "field"),
+    [
+        ({"include_stop": True}, "rollout.include_stop"),
+        ({"stop": ["x", "</think>\n\nQuestion:"], "reasoning": {}}, "rollout.stop.1"),
+        ({"stop": ["</think>\n\nQuestion:"], "reasoning": {}, "include_stop": True}, None),
+        ({"stop": ["</think>\n\nQuestion:"]}, None),
+    ],
+)
+def test_a_stop_text_that_does_nothing_or_takes_the_thoughts_end_away(
+    rollout: dict[str, Any], field: str | None
+) -> None:
+    spec = make_spec("quickstart", {"type": "quickstart"}, rollout={"max_tokens": 10, **rollout})
+    assert [place for place, _ in preflight(spec)] == ([] if field is None else [field])
 
 
 def test_a_shorter_context_of_the_spec_counts(model: Path, data: dict[str, Any]) -> None:

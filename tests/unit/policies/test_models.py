@@ -14,6 +14,7 @@ from policies.models import (
     ModelError,
     check_chat,
     check_directory,
+    check_system,
     check_texts,
     context_length,
     encode_prompt,
@@ -151,7 +152,6 @@ def test_a_hub_id_is_loaded_from_its_own_weights(hub, revision):
     assert all(torch.equal(found[name].data, weights) for name, weights in expected.items() if name in found)
 
 
-def test_an_adapter_beside_weights_is_refused(copy, policy):
 @pytest.mark.parametrize(
     ("index", "weights"),
     [
@@ -176,6 +176,7 @@ def test_of_a_hub_id_the_weights_that_loading_takes_are_fetched_alone(hub, index
     assert (fetched, of) == (weights | {"config.json"}, ["main", COMMIT])
 
 
+def test_an_adapter_beside_weights_is_refused(copy, policy):
     """PEFT would add it in loading."""
     (copy / ADAPTER_CONFIG).write_text(json.dumps(adapter_of(policy)))
     for check in (check_directory, lambda path: load_model(str(path))):
@@ -298,6 +299,20 @@ def test_what_a_template_would_not_notice_is_refused(template, system, variables
     check_chat(template, None, {})
     with pytest.raises(ModelError, match=problem):
         check_chat(template, system, variables)
+
+
+def test_a_template_that_shows_no_system_message_is_told(tokenizer):
+    tokenizer.chat_template = TEMPLATE
+    check_system(tokenizer, "be brief", {})
+    own = "{% if messages[0]['role'] != 'system' %}s:be brief\n{% endif %}"
+    tokenizer.chat_template = own + TEMPLATE
+    check_system(tokenizer, "be brief", {})
+    users = TEMPLATE.replace("in messages %}", "in messages if message['role'] == 'user' %}")
+    tokenizer.chat_template = users
+    with pytest.raises(ModelError, match=r"policy.chat.system: .* shows no system message"):
+        check_system(tokenizer, "be brief", {})
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    check_system(tokenizer, "be brief", {})
 
 
 def test_a_template_is_found_in_a_directory(tokenizer, copy):
