@@ -135,7 +135,8 @@ class Collector:
             self.ahead.put(step, begun.begin(partial(self._roll_out_ahead, step, begun)))
 
     def _roll_out_ahead(self, step: int, begun: FirstRound, stage: Stage) -> Rolled:
-        return self.roll_out(f"step {step}", begun.turn, begun.counts, stage=stage)
+        purpose = f"step {step}"
+        return self.roll_out(purpose, begun.turn, begun.counts, health=purpose, stage=stage)
 
     def take(self, begun: FirstRound, sampled: Sampled, interrupted: Callable[[], bool]) -> None:
         """A first round that was begun ahead."""
@@ -157,7 +158,10 @@ class Collector:
         sampled.turns.append(turn)
         counts = self.parts.budget.allocate(turn.index)
         purpose, first = f"step {step}", sampled.prompts
-        rolled = self.roll_out(purpose, turn, counts, first=first, before=sampled.rounds, interrupted=interrupted)
+        before = sampled.rounds
+        rolled = self.roll_out(
+            purpose, turn, counts, first=first, before=before, health=purpose, interrupted=interrupted
+        )
         self.add(sampled, turn, counts, rolled)
 
     def add(self, sampled: Sampled, turn: Turn, counts: Sequence[int], rolled: Rolled) -> None:
@@ -181,11 +185,13 @@ class Collector:
         *,
         first: int = 0,
         before: Sequence[Scored] = (),
+        health: str = "",
         stage: Stage | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Rolled:
         """`counts` rollouts of each train prompt, each with a seed of its own by its place in the step, and scored.
 
+        `health`: what the rewards' health calls the round, where a step asks for it.
         A reward that fails raises, and names itself.
         """
         rollout = self.spec.rollout
@@ -207,7 +213,7 @@ class Collector:
             rollout=rollout,
             enough=turn.enough,
             before=before,
-            purpose=purpose,
+            purpose=health,
             stage=stage or self.clock,
             interrupted=interrupted,
         )

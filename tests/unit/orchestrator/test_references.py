@@ -106,6 +106,21 @@ def sampled_prompts(run: Run) -> list[Any]:
     return [batch[0].prompt_tokens for batch in run.engines.batches if len(batch) == 10]
 
 
+def test_rewards_health_keeps_nothing_of_the_references(tmp_path: Path) -> None:
+    """No step asks for it, and each round has all of its calls."""
+    spec = make_spec(
+        objectives=OBJECTIVES, sampling={"reference_rollouts": 5}, steps=1, metadata={"toy.rewards": json.dumps({})}
+    )
+    run = start(tmp_path, spec)
+    pool = run.loop.parts.rewards
+    for _ in run.loop.collector.sample_references():
+        pass
+    assert {found.purpose for found in pool._ended} == {""}  # which the next step's health forgets
+    assert run.loop.run() == "succeeded"
+    assert all(figures["calls"] > 0 for figures in run.journal.records[1]["reward_health"].values())
+    pool.close()
+
+
 def test_a_kill_costs_one_chunk_of_references(tmp_path: Path) -> None:
     expected = whole(tmp_path / "whole")
     assert len(sampled_prompts(expected)) == 5
