@@ -97,7 +97,7 @@ def grid(objectives: int) -> Iterator[tuple[int, ...]]:
 
 
 def ours() -> Iterator[Entry]:
-    """Candidates for the default: a rule of our own, and two compositions of published ones; README.md here says why."""
+    """Candidates for the default: a rule of our own, two compositions of published ones; README.md here says why."""
     yield Entry(name="gdpo/log_volume", role="auto", estimator="gdpo", weighting={"name": "log_volume"})
     for name in ("dara", "hv_gradient"):
         yield Entry(name=f"softmin/{name}", role="auto", estimator="softmin", weighting={"name": name})
