@@ -212,8 +212,19 @@ class JobReader:
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """All that are registered and not removed, by step."""
-        entries = self._of_job(job_id, ("HGETALL", self._keys.checkpoints(job_id)))
-        return sorted((checkpoint(int(step), entry) for step, entry in entries.items()), key=lambda found: found.step)
+        return _by_step(self._of_job(job_id, ("HGETALL", self._keys.checkpoints(job_id))))
+
+    def weighed_checkpoints(self, job_ids: Sequence[str]) -> dict[str, tuple[list[Checkpoint], dict[str, float]]]:
+        """(checkpoints, the weights that are steered with) of those of the jobs that exist, in one round trip."""
+        reads: list[Sequence[Arg]] = []
+        for job_id in job_ids:
+            reads += [("HGETALL", self._keys.checkpoints(job_id)), ("HGET", self._keys.steering(job_id), "current")]
+        found = self._calls.reads(reads) if reads else []
+        return {
+            job_id: (_by_step(entries), json.loads(current)["weights"])
+            for job_id, entries, current in zip(job_ids, found[::2], found[1::2], strict=True)
+            if current is not None
+        }
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Page[Event]:
         """Events numbered above `after`, oldest first; about the last 10,000 of a job are kept."""
@@ -315,3 +326,7 @@ class JobReader:
             if len(entries) < _CHUNK:
                 return
             before = f"({entries[-1][0]}"
+
+
+def _by_step(entries: Mapping[str, str]) -> list[Checkpoint]:
+    return sorted((checkpoint(int(step), entry) for step, entry in entries.items()), key=lambda found: found.step)

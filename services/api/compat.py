@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from starlette.responses import Response
 from orchestrator.comparison import corners
 from orchestrator.lineage import best_step
 from orchestrator.state.states import JobStatus
-from orchestrator.state.store import Checkpoint, Event, JobNotFound, JobRecord, JobStore
+from orchestrator.state.store import Checkpoint, Event, JobRecord, JobStore
 from services.body import optional_json_body
 from services.deps import MAX_PAGE, JobId, MaxActive, Store, page
 from services.errors import ApiProblem, StrictJSONResponse
@@ -69,35 +70,35 @@ def list_jobs(query: Annotated[Page, Query()], metadata: Metadata, store: Store)
         store, JobList(after=query.after, limit=query.limit, status=None, submitted_by=None, owner=None), metadata
     )
     texts = store.specs([record.job_id for record in found.items])
-    shown = [_job(store, record, texts[record.job_id]) for record in found.items if record.job_id in texts]
+    shown = _jobs(store, [(record, texts[record.job_id]) for record in found.items if record.job_id in texts])
     return StrictJSONResponse(page(shown, has_more=found.has_more))
 
 
 @router.get("/{job_id}")
 def get_job(job_id: JobId, store: Store) -> Response:
     """A job in this API's shape."""
-    return StrictJSONResponse(_job(store, *store.job_and_spec(job_id)))
+    return StrictJSONResponse(_jobs(store, [store.job_and_spec(job_id)])[0])
 
 
 @router.post("/{job_id}/cancel", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
 def cancel_job(job_id: JobId, store: Store) -> Response:
     """At once where it waits; a running job ends within half a minute."""
     store.request_cancel(job_id)
-    return StrictJSONResponse(_job(store, *store.job_and_spec(job_id)))
+    return StrictJSONResponse(_jobs(store, [store.job_and_spec(job_id)])[0])
 
 
 @router.post("/{job_id}/pause", openapi_extra=PAUSE_BODY)
 def pause_job(job_id: JobId, document: Annotated[Any, Depends(optional_json_body)], store: Store) -> Response:
     """A running job writes a checkpoint first, unless the body has `{"checkpoint": "latest"}`."""
     store.request_pause(job_id, save=saves(document))
-    return StrictJSONResponse(_job(store, *store.job_and_spec(job_id)))
+    return StrictJSONResponse(_jobs(store, [store.job_and_spec(job_id)])[0])
 
 
 @router.post("/{job_id}/resume", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
 def resume_job(job_id: JobId, store: Store, max_active: MaxActive) -> Response:
     """Back in the queue; it goes on from its newest checkpoint."""
     back_in_queue(store, job_id, max_active)
-    return StrictJSONResponse(_job(store, *store.job_and_spec(job_id)))
+    return StrictJSONResponse(_jobs(store, [store.job_and_spec(job_id)])[0])
 
 
 @router.get("/{job_id}/events")
@@ -124,8 +125,18 @@ def list_checkpoints(job_id: JobId, query: Annotated[Page, Query()], store: Stor
     return StrictJSONResponse(page(shown, has_more=len(found) > query.limit))
 
 
-def _job(store: JobStore, record: JobRecord, text: str) -> dict[str, Any]:
-    spec = json.loads(text)
+def _jobs(store: JobStore, found: Sequence[tuple[JobRecord, str]]) -> list[dict[str, Any]]:
+    """Jobs with their specs; what their results follow from is read at once."""
+    jobs = [(record, json.loads(text)) for record, text in found]
+    kept = store.weighed_checkpoints([record.job_id for record, spec in jobs if _has_front(record, spec)])
+    return [_job(store.owner, record, spec, _result(record, spec, kept.get(record.job_id))) for record, spec in jobs]
+
+
+def _has_front(record: JobRecord, spec: dict[str, Any]) -> bool:
+    return record.status is JobStatus.SUCCEEDED and spec.get("kind") != "reward_model"
+
+
+def _job(owner: str, record: JobRecord, spec: dict[str, Any], result: str | None) -> dict[str, Any]:
     model, files, batch_size, seed = _trained(spec)
     failed, succeeded = record.status is JobStatus.FAILED, record.status is JobStatus.SUCCEEDED
     message = record.reason or "the job failed"
@@ -137,7 +148,7 @@ def _job(store: JobStore, record: JobRecord, text: str) -> dict[str, Any]:
         "status": STATUSES[record.status],
         "error": {"code": "job_failed", "message": message, "param": None} if failed else None,
         "model": model,
-        "fine_tuned_model": _result(store, record, spec) if succeeded else None,
+        "fine_tuned_model": result if succeeded else None,
         "training_file": files[0],
         "validation_file": files[1],
         "hyperparameters": {
@@ -145,7 +156,7 @@ def _job(store: JobStore, record: JobRecord, text: str) -> dict[str, Any]:
             "batch_size": batch_size,
             "learning_rate_multiplier": "auto",
         },
-        "organization_id": store.owner,
+        "organization_id": owner,
         "result_files": [],
         "seed": seed,
         "trained_tokens": None,
@@ -155,14 +166,14 @@ def _job(store: JobStore, record: JobRecord, text: str) -> dict[str, Any]:
     }
 
 
-def _result(store: JobStore, record: JobRecord, spec: dict[str, Any]) -> str | None:
+def _result(
+    record: JobRecord, spec: dict[str, Any], weighed: tuple[list[Checkpoint], dict[str, float]] | None
+) -> str | None:
     path = record.checkpoint_path
-    if spec.get("kind") != "reward_model":
-        with contextlib.suppress(JobNotFound):  # deleted a moment ago
-            weights = store.steering_head(record.job_id).current["weights"]
-            kept = store.checkpoints(record.job_id)
-            best = best_step(kept, {name: (low, high) for name, (low, high, _) in corners(spec).items()}, weights)
-            path = next((found.path for found in kept if found.step == best), path)
+    if weighed is not None:  # else it has no front, or was deleted a moment ago
+        kept, weights = weighed
+        best = best_step(kept, {name: (low, high) for name, (low, high, _) in corners(spec).items()}, weights)
+        path = next((found.path for found in kept if found.step == best), path)
     return str(Path(path) / "policy") if path else None
 
 

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from orchestrator.state.embedded_redis import connect
+from orchestrator.state.redis_calls import RedisCalls
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import JobStore
 from orchestrator.storage.checkpoints import write_checkpoint
@@ -156,6 +157,27 @@ def test_the_model_of_a_job_is_the_fronts_best_by_the_weights_and_not_a_collapse
     best = str(tmp_path / "step-000002" / "policy")
     assert jobs.retrieve(job_id).fine_tuned_model == best
     assert next(job for job in jobs.list() if job.id == job_id).fine_tuned_model == best
+    other = client.submit(SPEC)["id"]
+    store.finish(claim(store, other), JobStatus.SUCCEEDED)
+    assert {job.id: job.fine_tuned_model for job in jobs.list(limit=2).data} == {job_id: best, other: None}
+
+
+def test_a_list_asks_redis_once_for_all_of_its_models(
+    jobs: Any, store: JobStore, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    reads = RedisCalls.reads
+
+    def counted(calls: RedisCalls, commands: Any) -> list[Any]:
+        if any(str(word).endswith(":w") for words in commands for word in words):
+            asked.append(commands)
+        return reads(calls, commands)
+
+    for _ in range(4):
+        store.finish(claim(store, client.submit(SPEC)["id"]), JobStatus.SUCCEEDED)
+    monkeypatch.setattr(RedisCalls, "reads", counted)
+    assert len(jobs.list(limit=4).data) == 4
+    assert len(asked) == 1
 
 
 def test_a_failed_job_says_why(jobs: Any, store: JobStore, job_id: str) -> None:
