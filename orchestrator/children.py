@@ -32,6 +32,7 @@ _AT_ONCE = 4
 _PATIENCE_S = 10.0  # for a place among those
 _CONTAINER = Path("/sys/fs/cgroup/memory.max")  # where it has a limit, and ends all of us above it
 _FOR_OURSELVES = 512 << 20
+_LEAST = 192 << 20  # an honest file of prompts takes half of it; below, a small container would refuse them all
 _LOOK_EVERY_S = 0.05
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -141,9 +142,10 @@ def _answer(child: subprocess.Popen[bytes], question: bytes, until: float) -> by
 
 
 def _most_bytes() -> int | None:
-    """What one child may take, so that all of them fit into this container beside us; None where there is no limit."""
+    """What one child may take, so that all of them fit into this container beside us, if it is large enough for that;
+    None where there is no limit."""
     try:
-        return max(int(_CONTAINER.read_text()) - _FOR_OURSELVES, 0) // _AT_ONCE
+        return max((int(_CONTAINER.read_text()) - _FOR_OURSELVES) // _AT_ONCE, _LEAST)
     except (OSError, ValueError):  # no container, or "max"
         return None
 

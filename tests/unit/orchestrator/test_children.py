@@ -111,6 +111,12 @@ def test_a_child_sees_how_the_hub_is_reached_and_no_password_in_it(
     assert {name: seen.get(name) for name in reached | secret} == reached | dict.fromkeys(secret)
 
 
+def test_in_a_small_container_a_child_may_still_read_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.max").write_text(str(512 << 20))
+    monkeypatch.setattr(children, "_CONTAINER", tmp_path / "memory.max")
+    assert children._most_bytes() == 192 << 20
+
+
 @pytest.mark.parametrize("limit", ["max", None])
 def test_where_the_container_says_nothing_there_is_no_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None
