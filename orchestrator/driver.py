@@ -227,8 +227,8 @@ def run_job(
     try:
         text = journal.patiently(lambda: store.spec(lease.job_id))
         spec = parse_job(json.loads(text))
-        origin = journal.patiently(lambda: store.job(lease.job_id)).origin
-        keep_document(directory, owner=store.owner, spec=text, origin=origin)
+        known = journal.patiently(lambda: store.job(lease.job_id))
+        keep_document(directory, owner=store.owner, spec=text, origin=known.origin, by=known.submitted_by)
         if isinstance(spec, RewardJobSpec):
             outcome, why = train_reward_model(spec, store, journal, claim, checkpoints), None
         else:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from orchestrator.specs.guardrails import GuardrailSpec
+from orchestrator.specs.guardrails import TOTALS, GuardrailSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,9 @@ class Guardrails:
         streaks = [int(streak) for streak in state["streaks"]]
         if len(streaks) != len(self.specs):
             raise ValueError(f"{len(streaks)} guardrails in the checkpoint, {len(self.specs)} in the spec")
-        self._streaks = streaks
+        # A total never comes back inside: whoever resumes the job is asked again, else it would spend without a limit.
+        totals = {i for i, spec in enumerate(self.specs) if spec.metric in TOTALS}
+        self._streaks = [0 if i in totals else streak for i, streak in enumerate(streaks)]
 
 
 def _reading(record: Mapping[str, Any], metric: str) -> tuple[bool, float | None]:

@@ -50,13 +50,14 @@ _METADATA = re.compile(r"metadata\[(.{1,512})\]", flags=re.DOTALL)
 
 
 async def wanted_metadata(request: Request, caller: Caller) -> AsyncIterator[dict[str, str]]:
-    """The filters metadata[k]=v of a list; a job must have them all. To look at thousands of jobs takes a place."""
+    """The filters metadata[k]=v of a list; a job must have them all. To look at thousands of jobs takes a place, also
+    for those of one key."""
     given = request.query_params.multi_items()
     wanted = {match.group(1): value for name, value in given if (match := _METADATA.fullmatch(name))}
-    if not wanted:
+    if not wanted and "submitted_by" not in request.query_params:
         yield wanted
         return
-    with held(request.app, "lists by metadata", caller.owner, at_once=4, of_owner=2):
+    with held(request.app, "filtered lists", caller.owner, at_once=4, of_owner=2):
         yield wanted
 
 

@@ -73,7 +73,12 @@ def _figures(spec: Json, point: Json, weights: Json | None) -> list[str]:
         for objective in spec["objectives"]
     ]
     table = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(row) + " |" for row in table] + ["", _how(spec, point)]
+    collapsed = (
+        ["", "The run had collapsed at this step, which is therefore not on its front."]
+        if point.get("collapsed")
+        else []
+    )
+    return ["| " + " | ".join(row) + " |" for row in table] + collapsed + ["", _how(spec, point)]
 
 
 def _how(spec: Json, point: Json) -> str:

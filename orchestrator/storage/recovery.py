@@ -55,11 +55,13 @@ class Found:
     note: str = ""
 
 
-def keep_document(directory: Path, *, owner: str, spec: str, origin: Origin | None = None) -> None:
+def keep_document(
+    directory: Path, *, owner: str, spec: str, origin: Origin | None = None, by: str | None = None
+) -> None:
     """Write down what the job is. A disk that does not take it costs only this way back."""
     if not (directory / DOCUMENT).exists():
         forked = {} if origin is None else {"origin": {"parent": origin.parent, "step": origin.step}}
-        _write(directory, {"owner": owner, "spec": spec, **forked})
+        _write(directory, {"owner": owner, "spec": spec, "by": by, **forked})
 
 
 def keep_ending(directory: Path, status: JobStatus) -> None:
@@ -195,7 +197,8 @@ def _recover(any_store: JobStore, directory: Path, *, dry: bool) -> Found:
             steering=steering,
             origin=origin,
             priority=spec.priority,
-            by="recover",  # whatever its owner's quota: if it is used up, the job is paused again once it has GPUs
+            by=str(document.get("by") or "recover"),
+            # Whatever its owner's quota: if it is used up, the job is paused again once it has GPUs.
         )
         with contextlib.suppress(IllegalTransition):
             store.request_pause(job_id)

@@ -33,7 +33,7 @@ from services.client import ApiError, AsyncClient, PermissionDenied, Unavailable
 from services.client.retry import NO_RETRY, Retry
 from services.dashboard.sessions import LIFETIME_S, Session, Sessions, TooManySessions
 from services.dashboard.signin import POLICY, next_path, signin_page, way_in
-from services.dashboard.through import goes_through, pass_through
+from services.dashboard.through import goes_through, page_of, pass_through
 from services.errors import ApiProblem, problem_response
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class Gate:
         if scope["path"].startswith("/_nicegui") or scope["method"] not in _SAFE:
             return PlainTextResponse("sign in first", 401)
         query = scope["query_string"].decode("latin-1")
-        wanted = next_path(scope["path"] + (f"?{query}" if query else ""))
+        wanted = next_path(page_of(scope["path"]) + (f"?{query}" if query else ""))
         return RedirectResponse(way_in(then=wanted), 303)
 
     def _client(self, key: str, retry: Retry = NO_RETRY) -> AsyncClient:

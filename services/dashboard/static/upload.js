@@ -19,6 +19,7 @@ export default {
         const answer = await fetch(`/datasets?${asked}`, { method: "POST", body: this.file, headers: { "content-type": "application/octet-stream" } });
         const told = await answer.json().catch(() => ({}));
         if (answer.ok) this.$emit("uploaded", { id: told.id, rows: told.rows });
+        else if (answer.status === 401) this.problem = "you are signed out: sign in again in another tab, then press this once more";
         else this.problem = told.error ? told.error.message : `the server did not take it (${answer.status})`;
       } catch {
         this.problem = "the server is away, or the file has changed since it was chosen; try again";

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -72,7 +73,9 @@ def finished(policy, site, redis_url, state_dir, family) -> tuple[JobStore, str,
         patch.setenv("PYTHONPATH", site)
         drive = Drive(job_id, redis_url, state_dir)
     drive.wait_for_step(1)
-    family |= {process: " ".join(process.cmdline()) for process in descendants(drive.process.pid)}
+    for process in descendants(drive.process.pid):
+        with contextlib.suppress(psutil.NoSuchProcess):  # Ray's helpers come and go
+            family[process] = " ".join(process.cmdline())
     drive.wait()
     assert store.job(job_id).status is JobStatus.SUCCEEDED, drive.log.read_text()[-4000:]
     return store, job_id, state_dir / "jobs" / job_id

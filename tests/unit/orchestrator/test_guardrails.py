@@ -88,6 +88,14 @@ def test_a_resumed_watch_tells_what_an_undisturbed_one_would(cut: int) -> None:
     assert found == expected
 
 
+def test_a_total_that_is_above_its_limit_is_told_again_after_each_resume() -> None:
+    rails = Guardrails([rail("cost", max=10, action="pause")])
+    assert [len(rails.observe(record(step, cost=cost))) for step, cost in enumerate((5, 12, 13), 1)] == [0, 1, 0]
+    resumed = Guardrails(rails.specs)
+    resumed.load_state_dict(rails.state_dict())
+    assert [breach.value for breach in resumed.observe(record(4, cost=14))] == [14]
+
+
 def test_the_state_of_other_guardrails_is_refused() -> None:
     with pytest.raises(ValueError, match="1 guardrails in the checkpoint, 0 in the spec"):
         Guardrails([]).load_state_dict(Guardrails([rail(max=1)]).state_dict())

@@ -34,20 +34,22 @@ def forget(store: JobStore, job_id: str) -> None:
     store.calls.command("ZREM", keys.queue, job_id)
 
 
-def test_a_job_comes_back_with_its_priority_and_its_origin(store: JobStore, tmp_path: Path) -> None:
+def test_a_job_comes_back_with_its_priority_its_origin_and_who_submitted_it(store: JobStore, tmp_path: Path) -> None:
     spec = make_spec(priority=3)
     origin = Origin(parent="job-parent", step=7)
     jobs = {"job-fork": origin, "job-plain": None}
+    by = {"job-fork": "ci", "job-plain": None}
     for job_id, forked in jobs.items():
         store.submit(spec.to_json(), name=spec.name, job_id=job_id, origin=forked, priority=spec.priority)
         (tmp_path / "jobs" / job_id).mkdir(parents=True)
-        record = store.job(job_id)
-        keep_document(tmp_path / "jobs" / job_id, owner=store.owner, spec=store.spec(job_id), origin=record.origin)
+        text = store.spec(job_id)
+        keep_document(tmp_path / "jobs" / job_id, owner=store.owner, spec=text, origin=forked, by=by[job_id])
         forget(store, job_id)
     assert {each.finding for each in recover(store, tmp_path)} == {Finding.RECOVERED}
     for job_id, forked in jobs.items():
         record = store.job(job_id)
         assert (record.status, record.priority, record.origin) == (JobStatus.PAUSED, 3, forked)
+        assert record.submitted_by == (by[job_id] or "recover")
 
 
 @pytest.mark.parametrize(

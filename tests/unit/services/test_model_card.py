@@ -47,6 +47,12 @@ def test_it_has_every_objective_with_its_error_and_weight_and_how_they_were_meas
     assert f"{spec['rollout']['max_tokens']} tokens at most; their mean length is 31.5 tokens" in text
 
 
+def test_a_collapsed_run_is_told_of() -> None:
+    said = "The run had collapsed at this step"
+    assert said in card_of(_spec("org/base"), point=POINT | {"collapsed": True})[1]
+    assert said not in card_of(_spec("org/base"), point=POINT)[1]
+
+
 @pytest.mark.parametrize(
     "spec", [_spec("/home/ann/base"), _spec("quickstart"), _spec("org/base", init_checkpoint="/state/jobs/job-0")]
 )

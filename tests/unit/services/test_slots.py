@@ -68,7 +68,7 @@ def test_a_list_by_metadata_takes_a_place_and_another_none() -> None:
             await asked.aclose()
 
     anyio.run(story)
-    assert app.state.places == {"lists by metadata": Counter()}
+    assert app.state.places == {"filtered lists": Counter()}
 
 
 def test_a_dry_run_takes_a_place_and_a_submission_that_says_it_is_none_does_not() -> None:

@@ -143,7 +143,7 @@ async def test_a_checkpoint_comes_from_the_api_under_the_sessions_key(
     gate: Gate, browser: httpx.AsyncClient, pages: Pages
 ) -> None:
     asked = await browser.get("/jobs/job-1/checkpoints/40/download", headers={"authorization": f"Bearer {GOOD}"})
-    assert asked.headers["location"] == "/signin?next=%2Fjobs%2Fjob-1%2Fcheckpoints%2F40%2Fdownload"
+    assert asked.headers["location"] == "/signin?next=%2Fjobs%2Fjob-1"
     await _sign_in(browser)
     sent = await browser.get("/jobs/job-1/checkpoints/40/download", headers={"authorization": "Bearer another"})
     assert (sent.status_code, sent.content, sent.headers["content-type"]) == (200, b"onetwo", "application/x-tar")
