@@ -172,11 +172,22 @@ def test_a_reward_that_cannot_be_built_is_named():
     pool.close()
 
 
+def wait_until_dead(actor) -> None:
+    import ray
+
+    try:
+        while ray.get(actor.ready.remote(), timeout=60):
+            time.sleep(0.05)
+    except ray.exceptions.RayActorError:
+        return
+
+
 def test_an_actor_that_is_killed_from_outside_is_replaced(obedient):
     import ray
 
     for replica in obedient._hosts[1]._replicas:
         ray.kill(replica._actor)
+        wait_until_dead(replica._actor)  # until then it may go on answering
     assert obedient.score(rows(*["fine"] * 8)).scores["told"] == [1.0] * 8
     (told,) = obedient.told()
     assert set(told.data["failures"]) == {"died"}
