@@ -61,7 +61,8 @@ def keep_document(
     """Write down what the job is. A disk that does not take it costs only this way back."""
     if not (directory / DOCUMENT).exists():
         forked = {} if origin is None else {"origin": {"parent": origin.parent, "step": origin.step}}
-        _write(directory, {"owner": owner, "spec": spec, "by": by, **forked})
+        submitted = {} if by is None else {"by": by}
+        _write(directory, {"owner": owner, "spec": spec, **submitted, **forked})
 
 
 def keep_ending(directory: Path, status: JobStatus) -> None:
