@@ -64,7 +64,7 @@ def phase(method: Phase[P]) -> Phase[P]:
     async def kept(self: RolloutEngine, /, *arguments: P.args, **named: P.kwargs) -> None:
         try:
             await method(self, *arguments, **named)
-        except Exception as error:
+        except Exception as error:  # vLLM raises whatever its worker did; it is told here and raised on
             self.broken = " ".join(str(error).split()) or type(error).__name__
             raise
 
