@@ -30,7 +30,6 @@ from services.commands import (
 )
 from services.follow import follow_to_end, front_table
 from services.serving import serve_command
-from services.settings import default_state_dir
 from services.tables import checkpoints_table, job_view, jobs_table, training_view
 from services.terminal import (
     AsJson,
@@ -43,6 +42,8 @@ from services.terminal import (
     print_json,
     print_json_line,
     say,
+    state_dir,
+    use_state_dir,
 )
 from services.text import event_line, plain
 from services.trackers.base import NotInstalled
@@ -55,8 +56,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_state_dir = default_state_dir()
 
 
 @app.callback()
@@ -79,8 +78,7 @@ def _common(
         equipoise front last
         equipoise export last 40 ./my-model
     """
-    global _state_dir
-    _state_dir = (state_dir or default_state_dir()).expanduser().absolute()
+    use_state_dir(state_dir)
 
 
 @app.command()
@@ -107,7 +105,7 @@ def submit(
         if value is not None and not dry_run:
             fail(f"{option} needs --dry-run: it says what a machine would have, and chooses none")
     document = submission.load(spec, name)
-    with connect_client(_state_dir) as client:
+    with connect_client(state_dir()) as client:
         submission.send(
             client, document, dry_run=dry_run, follow_it=follow_it, gpus=gpus, gpu_gib=gpu_gib, memory_gib=memory_gib
         )
@@ -134,7 +132,7 @@ def follow_job(
         trackers = chosen(tensorboard=tensorboard or (), wandb=wandb or (), mlflow=mlflow or ())
     except NotInstalled as error:
         fail(str(error))
-    with connect_client(_state_dir) as client:
+    with connect_client(state_dir()) as client:
         follow_to_end(client, find_job(client, job), output(), trackers)
 
 
@@ -145,7 +143,7 @@ def jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    with connect_client(_state_dir) as client:
+    with connect_client(state_dir()) as client:
         found = list(client.iter_jobs(submitted_by=by, owner=owner))
     if as_json:
         print_json(found)
@@ -160,7 +158,7 @@ def jobs(
 @app.command()
 def show(job: JobArgument, as_json: AsJson = False) -> None:
     """A job's state, objectives and weights; with --json its spec too."""
-    with connect_client(_state_dir) as client:
+    with connect_client(state_dir()) as client:
         document = client.job(find_job(client, job))
         if as_json:
             print_json(document)
@@ -177,7 +175,7 @@ def events(
     as_json: AsJson = False,
 ) -> None:
     """What happened to a job, oldest first."""
-    with connect_client(_state_dir) as client:
+    with connect_client(state_dir()) as client:
         job_id = find_job(client, job)
         for event in client.stream_events(job_id) if follow_them else client.iter_events(job_id):
             if as_json:
@@ -202,7 +200,7 @@ def steer(
         equipoise steer last --mode auto
     """
     change: dict[str, Any] = {key: value for key, value in (("mode", mode), ("blend", blend)) if value is not None}
-    with connect_client(_state_dir) as client:
+    with connect_client(state_dir()) as client:
         job_id = find_job(client, job)
         now = client.steering(job_id, log_limit=0)
         try:
@@ -244,14 +242,14 @@ def cancel(job: JobArgument) -> None:
 @app.command()
 def delete(job: JobArgument) -> None:
     """Forget a job that has ended, for good; its directory stays on the server's disk."""
-    with connect_client(_state_dir) as client:
+    with connect_client(state_dir()) as client:
         print(f"{client.delete_job(find_job(client, job))['id']} deleted")
 
 
 @app.command()
 def front(job: JobArgument, as_json: AsJson = False) -> None:
     """The Pareto front: what its points reach on every objective."""
-    with connect_client(_state_dir) as client:
+    with connect_client(state_dir()) as client:
         document = client.front(find_job(client, job))
     if as_json:
         print_json(document)
@@ -264,7 +262,7 @@ def front(job: JobArgument, as_json: AsJson = False) -> None:
 @app.command()
 def checkpoints(job: JobArgument, as_json: AsJson = False) -> None:
     """The checkpoints that are kept, and where."""
-    with connect_client(_state_dir) as client:
+    with connect_client(state_dir()) as client:
         found = client.checkpoints(find_job(client, job))["data"]
     if as_json:
         print_json(found)
@@ -286,7 +284,7 @@ def export(
 
         equipoise export last 40 ./my-model
     """
-    with connect_client(_state_dir) as client:
+    with connect_client(state_dir()) as client:
         try:
             done = client.export(find_job(client, job), step, str(directory.expanduser().absolute()))
         except PermissionDenied as error:
@@ -306,15 +304,17 @@ def download(
     step: Annotated[int, typer.Argument(help="of a checkpoint that is kept; see `equipoise checkpoints`")],
     directory: Annotated[Path, typer.Argument(help="a new directory on this machine")],
 ) -> None:
-    """Fetch a checkpoint's model from a server that may be elsewhere. For example:
+    """Fetch a checkpoint's model from a server that may be elsewhere.
 
-    equipoise download last 40 ./my-model
+    For example:
+
+        equipoise download last 40 ./my-model
     """
     target = directory.expanduser().absolute()
     if target.exists():
         fail(f"{target} exists already: name a new directory")
     parent = _parent_of(target)
-    with connect_client(_state_dir) as client:
+    with connect_client(state_dir()) as client:
         job_id = find_job(client, job)
         try:
             with tempfile.TemporaryDirectory(dir=parent) as scratch:
@@ -383,9 +383,9 @@ def _parent_of(target: Path) -> Path:
 @app.command()
 def report(job: JobArgument, open_it: Annotated[bool, typer.Option("--open", help="in the browser")] = False) -> None:
     """The path of a job's HTML report; it is fetched to here where the server has it elsewhere."""
-    with connect_client(_state_dir) as client:
+    with connect_client(state_dir()) as client:
         job_id = find_job(client, job)
-        path = _state_dir / "jobs" / job_id / "report.html"
+        path = state_dir() / "jobs" / job_id / "report.html"
         if not path.exists():  # the server is elsewhere, or its state
             path = Path(f"{job_id}.html").absolute()
             text = client.report(job_id)
@@ -398,16 +398,27 @@ def report(job: JobArgument, open_it: Annotated[bool, typer.Option("--open", hel
         webbrowser.open(path.as_uri())
 
 
-rules.add_commands(app)
-plugins.add_commands(app)
-judges.add_commands(app)
-rewards.add_commands(app, lambda: _state_dir)
-lineage.add_commands(app, lambda: _state_dir)
-keys.add_commands(app, lambda: _state_dir)
-datasets.add_commands(app, lambda: _state_dir)
-recover.add_commands(app, lambda: _state_dir)
-arena.add_commands(app, lambda: _state_dir)
-server.add_commands(app, lambda: _state_dir)
+for command, name in (
+    (rules.show_rules, "rules"),
+    (plugins.show_plugins, "plugins"),
+    (lineage.fork, "fork"),
+    (lineage.compare, "compare"),
+    (recover.recover_jobs, "recover"),
+    (server.up, "up"),
+    (server.demo, "demo"),
+    (server.serve, "serve"),
+    (server.worker, "worker"),
+    (server.scripts, "scripts"),
+):
+    app.command(name)(command)
+for group, name in (
+    (judges.commands, "judges"),
+    (rewards.commands, "rewards"),
+    (keys.commands, "keys"),
+    (datasets.commands, "datasets"),
+    (arena.commands, "arena"),
+):
+    app.add_typer(group, name=name)
 
 
 def main() -> NoReturn:
@@ -415,7 +426,7 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False)
     except AuthenticationError as error:
-        say(f"equipoise: {plain(error)}; {plain(key_source(_state_dir))}")
+        say(f"equipoise: {plain(error)}; {plain(key_source(state_dir()))}")
         code = 2
     except ApiError as error:
         say(f"equipoise: {plain(error)}")
@@ -436,7 +447,7 @@ def main() -> NoReturn:
 
 
 def _request(job: str, ask: Callable[[Client, str], Job]) -> None:
-    with connect_client(_state_dir) as client:
+    with connect_client(state_dir()) as client:
         done = ask(client, find_job(client, job))
     print(f"{done['id']} {done['status']}")
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from orchestrator.unprintable import UNSHOWN
 from services.client import Client, Retry
-from services.settings import credentials_path
+from services.settings import credentials_path, default_state_dir
 from services.text import plain
 
 Document = Mapping[str, Any]
@@ -24,6 +24,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the API's own docume
 
 EXIT_ERROR = 2
 _RETRY = Retry(attempts=3)  # a person waits: less than a second where there is no server
+_state_dir = default_state_dir()
+
+
+def use_state_dir(path: Path | None) -> None:
+    """As the common option of all commands has it; the default one where that is absent."""
+    global _state_dir
+    _state_dir = (path or default_state_dir()).expanduser().absolute()
+
+
+def state_dir() -> Path:
+    """Of this command: known once the common options are read."""
+    return _state_dir
 
 
 def output() -> Console:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -25,102 +24,98 @@ from orchestrator.arena.tasks import TASKS
 from orchestrator.spec import JobSpec, load_spec, parse_spec
 from orchestrator.spec_errors import SpecError, nearest
 from services.submission import anchored_changes
-from services.terminal import fail, output, say
+from services.terminal import fail, output, say, state_dir
 
-arena_app = typer.Typer(help="Compare every weighting rule on the same tasks.", invoke_without_command=True)
+commands = typer.Typer(help="Compare every weighting rule on the same tasks.", invoke_without_command=True)
 MOST_WORKERS = 8  # where none are named
 STATES = ("done", "running", "failed", "left", "waiting")
 
 
-def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
-    @arena_app.callback()
-    def arena(
-        context: typer.Context,
-        preset: Annotated[str, typer.Option(help=f"how much: {', '.join(protocol.PRESETS)}")] = "full",
-        rules: Annotated[
-            list[str] | None, typer.Option(help="entries: a name, `saw`, or a pattern such as `gdpo/*`; repeat it")
-        ] = None,
-        tasks: Annotated[list[str] | None, typer.Option(help="tasks; repeat it")] = None,
-        task: Annotated[
-            Path | None, typer.Option(metavar="FILE", help="the spec of a job of your own, in the tasks' place")
-        ] = None,
-        seeds: Annotated[int | None, typer.Option(min=1, max=100, help="runs of each entry and task")] = None,
-        first_seed: Annotated[
-            int, typer.Option(min=0, max=10_000, help="where seeds begin, so that machines can share an arena by seeds")
-        ] = 0,
-        steps: Annotated[int | None, typer.Option(min=1, max=100_000, help="training steps of a run")] = None,
-        workers: Annotated[int | None, typer.Option(min=1, max=64, help="runs side by side")] = None,
-        out: Annotated[Path | None, typer.Option(help="directory of the results")] = None,
-        resume: Annotated[bool, typer.Option("--resume", help="go on with what is there")] = False,
-        retry_failed: Annotated[
-            bool, typer.Option("--retry-failed", help="with --resume: also those that failed")
-        ] = False,
-        limit: Annotated[int | None, typer.Option(min=1, help="stop after so many runs")] = None,
-        held_out: Annotated[bool, typer.Option("--held-out", help="the task that is kept for the end, once")] = False,
-        list_them: Annotated[bool, typer.Option("--list", help="the runs and what has become of them")] = False,
-        task_spec: Annotated[str | None, typer.Option(help="print a task as a job that can be submitted")] = None,
-    ) -> None:
-        """Compare every weighting rule on the same tasks, seeds and budget.
+@commands.callback()
+def arena(
+    context: typer.Context,
+    preset: Annotated[str, typer.Option(help=f"how much: {', '.join(protocol.PRESETS)}")] = "full",
+    rules: Annotated[
+        list[str] | None, typer.Option(help="entries: a name, `saw`, or a pattern such as `gdpo/*`; repeat it")
+    ] = None,
+    tasks: Annotated[list[str] | None, typer.Option(help="tasks; repeat it")] = None,
+    task: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="the spec of a job of your own, in the tasks' place")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, max=100, help="runs of each entry and task")] = None,
+    first_seed: Annotated[
+        int, typer.Option(min=0, max=10_000, help="where seeds begin, so that machines can share an arena by seeds")
+    ] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, max=100_000, help="training steps of a run")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help="runs side by side")] = None,
+    out: Annotated[Path | None, typer.Option(help="directory of the results")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with what is there")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="with --resume: also those that failed")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="stop after so many runs")] = None,
+    held_out: Annotated[bool, typer.Option("--held-out", help="the task that is kept for the end, once")] = False,
+    list_them: Annotated[bool, typer.Option("--list", help="the runs and what has become of them")] = False,
+    task_spec: Annotated[str | None, typer.Option(help="print a task as a job that can be submitted")] = None,
+) -> None:
+    """Compare every weighting rule on the same tasks, seeds and budget.
 
-        A run is an ordinary job of 40 steps, a minute or two on two cores; all of them take a day. Each is written to
-        runs.jsonl of the directory when it ends. For example:
+    A run is an ordinary job of 40 steps, a minute or two on two cores; all of them take a day. Each is written to
+    runs.jsonl of the directory when it ends. For example:
 
-            equipoise arena --preset smoke
-            equipoise arena --rules gdpo/fixed --rules gradient --seeds 3
-            equipoise arena --resume --limit 10
-            equipoise arena --task job.yaml --rules gdpo/fixed --rules my_plugin --out mine
-            equipoise arena report
-        """
-        if context.invoked_subcommand is not None:
+        equipoise arena --preset smoke
+        equipoise arena --rules gdpo/fixed --rules gradient --seeds 3
+        equipoise arena --resume --limit 10
+        equipoise arena --task job.yaml --rules gdpo/fixed --rules my_plugin --out mine
+        equipoise arena report
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if task_spec is not None:
+        _print_task(task_spec)
+        return
+    if retry_failed and not resume:
+        fail("--retry-failed: goes with --resume")
+    if task is not None and (tasks is not None or held_out):
+        fail("--task: stands in the place of --tasks and --held-out")
+    own = None if task is None else _own(task)
+    runs = _planned(preset, tasks, rules, seeds, first_seed, steps, held_out, own)
+    directory = (out or state_dir() / "arena").expanduser().absolute()
+    lanes = workers or default_workers()
+    threads = max(1, (os.cpu_count() or 1) // lanes)
+
+    def arena_on(ledger: Ledger) -> Arena:
+        return Arena(
+            runs=runs,
+            ledger=ledger,
+            hire=lambda number: ProcessWorker(number, directory, state_dir(), threads=threads),
+            workers=lanes,
+            limit=limit,
+            retry_failed=retry_failed,
+        )
+
+    try:
+        if list_them:
+            _print_list(arena_on(Ledger.peek(directory)))
             return
-        if task_spec is not None:
-            _print_task(task_spec)
-            return
-        if retry_failed and not resume:
-            fail("--retry-failed: goes with --resume")
-        if task is not None and (tasks is not None or held_out):
-            fail("--task: stands in the place of --tasks and --held-out")
-        own = None if task is None else _own(task)
-        runs = _planned(preset, tasks, rules, seeds, first_seed, steps, held_out, own)
-        directory = (out or state_dir() / "arena").expanduser().absolute()
-        lanes = workers or default_workers()
-        threads = max(1, (os.cpu_count() or 1) // lanes)
+        with Ledger(directory) as ledger:
+            if ledger.runs and not resume:
+                fail(_what_is_there(arena_on(ledger), directory))
+            _run(arena_on(ledger), directory)
+    except (LedgerError, ArenaStopped) as error:
+        fail(str(error))
 
-        def arena_on(ledger: Ledger) -> Arena:
-            return Arena(
-                runs=runs,
-                ledger=ledger,
-                hire=lambda number: ProcessWorker(number, directory, state_dir(), threads=threads),
-                workers=lanes,
-                limit=limit,
-                retry_failed=retry_failed,
-            )
 
-        try:
-            if list_them:
-                _print_list(arena_on(Ledger.peek(directory)))
-                return
-            with Ledger(directory) as ledger:
-                if ledger.runs and not resume:
-                    fail(_what_is_there(arena_on(ledger), directory))
-                _run(arena_on(ledger), directory)
-        except (LedgerError, ArenaStopped) as error:
-            fail(str(error))
-
-    @arena_app.command("report")
-    def report(
-        directory: Annotated[Path | None, typer.Argument(help="of the results, or a file of runs")] = None,
-        out: Annotated[Path | None, typer.Option(help="the HTML file; the Markdown goes beside it")] = None,
-        default: Annotated[
-            str | None, typer.Option(help="the entry whose gains are told; else that of a job that names no rule")
-        ] = None,
-    ) -> None:
-        """What the runs say: which rule is better than which, with intervals and what is significant; at any time."""
-        runs = (directory or state_dir() / "arena").expanduser()
-        runs = runs / FILE if runs.is_dir() or directory is None else runs
-        _report(runs, out or runs.with_name("arena.html"), default)
-
-    app.add_typer(arena_app, name="arena")
+@commands.command("report")
+def report(
+    directory: Annotated[Path | None, typer.Argument(help="of the results, or a file of runs")] = None,
+    out: Annotated[Path | None, typer.Option(help="the HTML file; the Markdown goes beside it")] = None,
+    default: Annotated[
+        str | None, typer.Option(help="the entry whose gains are told; else that of a job that names no rule")
+    ] = None,
+) -> None:
+    """What the runs say: which rule is better than which, with intervals and what is significant; at any time."""
+    runs = (directory or state_dir() / "arena").expanduser()
+    runs = runs / FILE if runs.is_dir() or directory is None else runs
+    _report(runs, out or runs.with_name("arena.html"), default)
 
 
 def _report(runs: Path, html: Path, default: str | None) -> None:

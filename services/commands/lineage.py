@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,80 +14,87 @@ from rich.text import Text
 
 from orchestrator import spec_yaml
 from services import steer_words, submission
-from services.terminal import AsJson, Document, JobArgument, connect_client, fail, find_job, output, print_json, say
+from services.terminal import (
+    AsJson,
+    Document,
+    JobArgument,
+    connect_client,
+    fail,
+    find_job,
+    output,
+    print_json,
+    say,
+    state_dir,
+)
 from services.text import figure, plain
 
 
-def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
-    """`state_dir` is asked when a command runs, after the common options are read."""
+def fork(
+    job: JobArgument,
+    at: Annotated[str, typer.Option(metavar="STEP", help="a step that is kept, `latest` or `best`")] = "latest",
+    weights: Annotated[str | None, typer.Option(metavar="NAME=WEIGHT,...", help="for one job")] = None,
+    sweep: Annotated[Path | None, typer.Option(metavar="FILE", help="a YAML or JSON list, a job for each")] = None,
+    changes: Annotated[Path | None, typer.Option(metavar="FILE", help="fields of the spec that differ")] = None,
+    name: Annotated[str | None, typer.Option(help="what the new job is called")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Queue new jobs that start from a checkpoint of a job.
 
-    @app.command()
-    def fork(
-        job: JobArgument,
-        at: Annotated[str, typer.Option(metavar="STEP", help="a step that is kept, `latest` or `best`")] = "latest",
-        weights: Annotated[str | None, typer.Option(metavar="NAME=WEIGHT,...", help="for one job")] = None,
-        sweep: Annotated[Path | None, typer.Option(metavar="FILE", help="a YAML or JSON list, a job for each")] = None,
-        changes: Annotated[Path | None, typer.Option(metavar="FILE", help="fields of the spec that differ")] = None,
-        name: Annotated[str | None, typer.Option(help="what the new job is called")] = None,
-        as_json: AsJson = False,
-    ) -> None:
-        """Queue new jobs that start from a checkpoint of a job.
+    All but the policy begins anew: steps, the optimiser's state, the weighting's, the order of prompts, the front.
 
-        All but the policy begins anew: steps, the optimiser's state, the weighting's, the order of prompts, the front.
+    For example:
 
-        For example:
+        equipoise fork last --at best --weights accuracy=0.8
+        equipoise fork last --at 40 --sweep weights.yaml
+    """
+    files: Any = None
+    body: dict[str, Any] = {"checkpoint": int(at) if at.isascii() and at.isdigit() and len(at) < 16 else at}
+    if name is not None:
+        body["name"] = name
+    if sweep is not None:
+        body["sweep"] = _document(sweep)
+    if changes is not None:
+        body["changes"] = files = _document(changes)
+        if isinstance(files, dict):
+            body["changes"] = files = submission.anchored_changes(files)
+    with connect_client(state_dir()) as client:
+        job_id = find_job(client, job)
+        if weights is not None:
+            now = client.steering(job_id, log_limit=0)["weights"]
+            try:
+                body["weights"] = steer_words.weights([word.strip() for word in weights.split(",")], now)
+            except ValueError as error:
+                fail(f"--weights: {error}")
+        with submission.naming_files(files if isinstance(files, dict) else {}):
+            made = client.fork(job_id, **body)
+    if as_json:
+        print_json(made)
+        return
+    say(f"from step {made['lineage']['step']} of {plain(job_id)}:")
+    for found in made["data"]:
+        print(found["id"])
 
-            equipoise fork last --at best --weights accuracy=0.8
-            equipoise fork last --at 40 --sweep weights.yaml
-        """
-        files: Any = None
-        body: dict[str, Any] = {"checkpoint": int(at) if at.isascii() and at.isdigit() and len(at) < 16 else at}
-        if name is not None:
-            body["name"] = name
-        if sweep is not None:
-            body["sweep"] = _document(sweep)
-        if changes is not None:
-            body["changes"] = files = _document(changes)
-            if isinstance(files, dict):
-                body["changes"] = files = submission.anchored_changes(files)
-        with connect_client(state_dir()) as client:
-            job_id = find_job(client, job)
-            if weights is not None:
-                now = client.steering(job_id, log_limit=0)["weights"]
-                try:
-                    body["weights"] = steer_words.weights([word.strip() for word in weights.split(",")], now)
-                except ValueError as error:
-                    fail(f"--weights: {error}")
-            with submission.naming_files(files if isinstance(files, dict) else {}):
-                made = client.fork(job_id, **body)
-        if as_json:
-            print_json(made)
-            return
-        say(f"from step {made['lineage']['step']} of {plain(job_id)}:")
-        for found in made["data"]:
-            print(found["id"])
 
-    @app.command()
-    def compare(
-        jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="ids, the starts of them, or `last`")],
-        as_json: AsJson = False,
-    ) -> None:
-        """What several jobs found, side by side: volumes, and whose points are on the front of all together.
+def compare(
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="ids, the starts of them, or `last`")],
+    as_json: AsJson = False,
+) -> None:
+    """What several jobs found, side by side: volumes, and whose points are on the front of all together.
 
-        For example:
+    For example:
 
-            equipoise compare job-1a2b3c job-4d5e6f
-        """
-        with connect_client(state_dir()) as client:
-            found = client.compare([find_job(client, job) for job in jobs])
-        if as_json:
-            print_json(found)
-            return
-        output().print(compare_table(found))
-        for line in found["differences"]:
-            say(plain(line))
-        if found["comparable"]:
-            say(f"hypervolume of all together: {figure(found['hypervolume'], 4)}")
+        equipoise compare job-1a2b3c job-4d5e6f
+    """
+    with connect_client(state_dir()) as client:
+        found = client.compare([find_job(client, job) for job in jobs])
+    if as_json:
+        print_json(found)
+        return
+    output().print(compare_table(found))
+    for line in found["differences"]:
+        say(plain(line))
+    if found["comparable"]:
+        say(f"hypervolume of all together: {figure(found['hypervolume'], 4)}")
 
 
 def compare_table(found: Document) -> Table:

@@ -16,90 +16,90 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from orchestrator import spec_yaml
 from rewards import registry
-from services.commands import reward_training as reward_training_cli
+from services.commands import reward_training
 from services.reward_runs import Run, RunError
 from services.tables import reward_view, rewards_table
 from services.terminal import AsJson, fail, output, print_json, say
 
 RewardName = Annotated[str, typer.Argument(metavar="NAME", help="as `equipoise rewards list` shows it")]
 
+commands = typer.Typer(help="The rewards that a spec may name; trying, training and judging them.")
 
-def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
-    """`state_dir` is asked when a command runs, after the common options are read."""
-    rewards = typer.Typer(name="rewards", help="The rewards that a spec may name; trying, training and judging them.")
-    app.add_typer(rewards)
 
-    @rewards.callback(invoke_without_command=True)
-    def all_rewards(context: typer.Context, as_json: AsJson = False) -> None:
-        if context.invoked_subcommand is None:
-            _print_list(as_json)
-
-    @rewards.command("list")
-    def list_rewards(as_json: AsJson = False) -> None:
-        """The rewards of this installation. Plug-ins are listed without importing them."""
+@commands.callback(invoke_without_command=True)
+def all_rewards(context: typer.Context, as_json: AsJson = False) -> None:
+    if context.invoked_subcommand is None:
         _print_list(as_json)
 
-    @rewards.command()
-    def show(name: RewardName, as_json: AsJson = False) -> None:
-        """One reward with its options; a plug-in is imported for it."""
-        try:
-            found = _document(registry.describe_one(name))
-        except (ValueError, RuntimeError) as error:  # RuntimeError: a plug-in that does not load
-            fail(str(error))
-        if as_json:
-            print_json(found)
-        else:
-            output().print(reward_view(found))
 
-    @rewards.command()
-    def run(
-        name: RewardName,
-        source: Annotated[Path, typer.Option("--input", metavar="FILE", help="JSONL: prompt, completion, answer, ...")],
-        target: Annotated[Path, typer.Option("--output", metavar="FILE", help="a new file: the rows with `rewards`")],
-        options: Annotated[
-            list[str] | None, typer.Option(metavar="KEY=VALUE|FILE", help="of the reward; repeated, or a YAML file")
-        ] = None,
-        max_tokens: Annotated[
-            int, typer.Option(min=1, help="longest completion allowed, as rollout.max_tokens")
-        ] = 1024,
-        batch: Annotated[int, typer.Option(min=1, help="rows scored together")] = 64,
-        keep_going: Annotated[bool, typer.Option("--keep-going", help="null for rows that can't be scored")] = False,
-        force: Annotated[bool, typer.Option("--force", help="replace the output where it is there already")] = False,
-    ) -> None:
-        """Score the rows of a file under a reward.
+@commands.command("list")
+def list_rewards(as_json: AsJson = False) -> None:
+    """The rewards of this installation. Plug-ins are listed without importing them."""
+    _print_list(as_json)
 
-        A row has prompt (text or chat messages) and completion, where the reward needs them also answer, domain,
-        details, completion_tokens and truncated. Stopped, the same command goes on where it was. For example:
 
-            equipoise rewards run math --input in.jsonl --output out.jsonl
-            equipoise rewards run conciseness --options free_tokens=20 --input in.jsonl --output out.jsonl
-        """
-        if target.exists() and not force:
-            fail(f"{target} exists already: name a new file, or give --force")
-        try:
-            wanted = Run(
-                name=name,
-                options=read_options(options or ()),
-                source=source,
-                target=target,
-                max_tokens=max_tokens,
-                batch=batch,
-                keep_going=keep_going,
-            )
-            problems = _run(wanted)
-        except RunError as error:
-            fail(*(f"{source}: {problem}" for problem in error.problems))
-        except (ValueError, RuntimeError) as error:  # options, or a plug-in that does not load
-            fail(str(error))
-        except OSError as error:
-            fail(f"{error.filename or source}: {error.strerror or error}")
-        print(target)
-        for problem in problems:
-            say(f"{source}: {problem}")
-        if problems:
-            raise typer.Exit(1)
+@commands.command()
+def show(name: RewardName, as_json: AsJson = False) -> None:
+    """One reward with its options; a plug-in is imported for it."""
+    try:
+        found = _document(registry.describe_one(name))
+    except (ValueError, RuntimeError) as error:  # RuntimeError: a plug-in that does not load
+        fail(str(error))
+    if as_json:
+        print_json(found)
+    else:
+        output().print(reward_view(found))
 
-    reward_training_cli.add_commands(rewards, state_dir)
+
+@commands.command()
+def run(
+    name: RewardName,
+    source: Annotated[Path, typer.Option("--input", metavar="FILE", help="JSONL: prompt, completion, answer, ...")],
+    target: Annotated[Path, typer.Option("--output", metavar="FILE", help="a new file: the rows with `rewards`")],
+    options: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE|FILE", help="of the reward; repeated, or a YAML file")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="longest completion allowed, as rollout.max_tokens")] = 1024,
+    batch: Annotated[int, typer.Option(min=1, help="rows scored together")] = 64,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="null for rows that can't be scored")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace the output where it is there already")] = False,
+) -> None:
+    """Score the rows of a file under a reward.
+
+    A row has prompt (text or chat messages) and completion, where the reward needs them also answer, domain,
+    details, completion_tokens and truncated. Stopped, the same command goes on where it was. For example:
+
+        equipoise rewards run math --input in.jsonl --output out.jsonl
+        equipoise rewards run conciseness --options free_tokens=20 --input in.jsonl --output out.jsonl
+    """
+    if target.exists() and not force:
+        fail(f"{target} exists already: name a new file, or give --force")
+    try:
+        wanted = Run(
+            name=name,
+            options=read_options(options or ()),
+            source=source,
+            target=target,
+            max_tokens=max_tokens,
+            batch=batch,
+            keep_going=keep_going,
+        )
+        problems = _run(wanted)
+    except RunError as error:
+        fail(*(f"{source}: {problem}" for problem in error.problems))
+    except (ValueError, RuntimeError) as error:  # options, or a plug-in that does not load
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename or source}: {error.strerror or error}")
+    print(target)
+    for problem in problems:
+        say(f"{source}: {problem}")
+    if problems:
+        raise typer.Exit(1)
+
+
+commands.command()(reward_training.train)
+commands.command("eval")(reward_training.evaluate_model)
 
 
 def _run(wanted: Run) -> list[str]:

@@ -15,28 +15,26 @@ from services.terminal import AsJson, fail, output, print_json
 WIDE = 140  # columns of a terminal
 
 
-def add_commands(app: typer.Typer) -> None:
-    @app.command("rules")
-    def show_rules(
-        name: Annotated[str | None, typer.Argument(metavar="NAME", help="one rule, with all its options")] = None,
-        kind: Annotated[RuleKind | None, typer.Option(help="only rules of this kind")] = None,
-        as_json: AsJson = False,
-    ) -> None:
-        """The rules that a spec may name: what they do, where they are from, what they cost.
+def show_rules(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="one rule, with all its options")] = None,
+    kind: Annotated[RuleKind | None, typer.Option(help="only rules of this kind")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The rules that a spec may name: what they do, where they are from, what they cost.
 
-        Installed plug-ins are among them. For example:
+    Installed plug-ins are among them. For example:
 
-            equipoise rules --kind weighting
-            equipoise rules gramian:upgrad
-        """
-        found = _found(name, kind)
-        if as_json:
-            print_json([dataclasses.asdict(rule) for rule in found])
-        elif name is not None:
-            for rule in found:
-                output().print(rule_view(rule))
-        else:
-            _print_list(found)
+        equipoise rules --kind weighting
+        equipoise rules gramian:upgrad
+    """
+    found = _found(name, kind)
+    if as_json:
+        print_json([dataclasses.asdict(rule) for rule in found])
+    elif name is not None:
+        for rule in found:
+            output().print(rule_view(rule))
+    else:
+        _print_list(found)
 
 
 def _found(name: str | None, kind: RuleKind | None) -> list[Rule]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -24,7 +24,7 @@ from services.settings import (
     secret,
     write_credentials,
 )
-from services.terminal import fail, say
+from services.terminal import fail, say, state_dir
 
 if TYPE_CHECKING:
     from orchestrator.launch.launchers import Launcher
@@ -100,164 +100,146 @@ class Weighting(StrEnum):
     gradient = "gradient"
 
 
-def add_commands(app: typer.Typer, state_dir: Callable[[], Path]) -> None:
-    """`state_dir` is asked when a command runs, after the common options are read."""
+def up(
+    host: Host = "127.0.0.1",
+    port: Port = DEFAULT_PORT,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    behind_proxy: BehindProxy = "",
+    state_dir: StateDir = None,
+    log_format: LogFormat = None,
+) -> None:
+    """Serve everything on this machine: Redis, API and worker.
 
-    def chosen(option: Path | None) -> Path:
-        return option.expanduser().absolute() if option else state_dir()
+    Ctrl-C stops it cleanly; jobs go on at the next start.
+    """
+    from services.local import run_until_stopped
 
-    def made(option: Path | None) -> Path:
-        path = chosen(option)
-        try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            fail(f"--state-dir: {path}: {error.strerror}; name a directory, or where one can be made")
-        return path
-
-    _add_up(app, made)
-    _add_demo(app, made)
-    _add_serve(app, made)
-    _add_worker(app, chosen)
-    _add_scripts(app, chosen)
-
-
-def _add_up(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
-    @app.command()
-    def up(
-        host: Host = "127.0.0.1",
-        port: Port = DEFAULT_PORT,
-        tls_cert: TlsCert = None,
-        tls_key: TlsKey = None,
-        behind_proxy: BehindProxy = "",
-        state_dir: StateDir = None,
-        log_format: LogFormat = None,
-    ) -> None:
-        """Serve everything on this machine: Redis, API and worker.
-
-        Ctrl-C stops it cleanly; jobs go on at the next start.
-        """
-        from services.local import run_until_stopped
-
-        state = chosen(state_dir)
-        _log_to_stderr(log_format)
-        run_until_stopped(state, _listen(host, port, tls_cert, tls_key, behind_proxy))
+    state = _made(state_dir)
+    _log_to_stderr(log_format)
+    run_until_stopped(state, _listen(host, port, tls_cert, tls_key, behind_proxy))
 
 
-def _add_demo(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
-    @app.command()
-    def demo(
-        device: Annotated[Device | None, typer.Option(help="where it trains; found by itself if absent")] = None,
-        steps: Annotated[int | None, typer.Option(min=1, help="instead of the example's own")] = None,
-        weighting: Annotated[Weighting | None, typer.Option(help="who sets the weights")] = None,
-        state_dir: StateDir = None,
-    ) -> None:
-        """Align a tiny model to three rewards, and get a report.
+def demo(
+    device: Annotated[Device | None, typer.Option(help="where it trains; found by itself if absent")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="instead of the example's own")] = None,
+    weighting: Annotated[Weighting | None, typer.Option(help="who sets the weights")] = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Align a tiny model to three rewards, and get a report.
 
-        Nothing to set up, no network. Ctrl-C stops it; the same command goes on where it was. For example:
+    Nothing to set up, no network. Ctrl-C stops it; the same command goes on where it was. For example:
 
-            equipoise demo --weighting hypervolume --steps 40
-        """
-        from services.demo import run_demo
+        equipoise demo --weighting hypervolume --steps 40
+    """
+    from services.demo import run_demo
 
-        state = chosen(state_dir)
-        _log_to_stderr()
-        code = run_demo(state, device=device, steps=steps, weighting=weighting)
-        raise typer.Exit(code)
+    state = _made(state_dir)
+    _log_to_stderr()
+    code = run_demo(state, device=device, steps=steps, weighting=weighting)
+    raise typer.Exit(code)
 
 
-def _add_serve(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
-    @app.command()
-    def serve(
-        redis: RedisUrl,
-        host: Host = "127.0.0.1",
-        port: Port = DEFAULT_PORT,
-        tls_cert: TlsCert = None,
-        tls_key: TlsKey = None,
-        behind_proxy: BehindProxy = "",
-        state_dir: StateDir = None,
-        accept_redis_settings: Accepted = "",
-        log_format: LogFormat = None,
-    ) -> None:
-        """Serve the API alone, on a Redis of yours.
+def serve(
+    redis: RedisUrl,
+    host: Host = "127.0.0.1",
+    port: Port = DEFAULT_PORT,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    behind_proxy: BehindProxy = "",
+    state_dir: StateDir = None,
+    accept_redis_settings: Accepted = "",
+    log_format: LogFormat = None,
+) -> None:
+    """Serve the API alone, on a Redis of yours.
 
-        Its key is EQUIPOISE_API_KEY, or in the file EQUIPOISE_API_KEY_FILE, else one that is kept in the state
-        directory. A key in EQUIPOISE_METRICS_KEY_FILE is good for GET /metrics alone.
-        """
-        state = chosen(state_dir)
-        _log_to_stderr(log_format, redis)
-        listen = _listen(host, port, tls_cert, tls_key, behind_proxy)
-        _serve(redis, listen, state, _check_redis(redis, accept_redis_settings))
+    Its key is EQUIPOISE_API_KEY, or in the file EQUIPOISE_API_KEY_FILE, else one that is kept in the state
+    directory. A key in EQUIPOISE_METRICS_KEY_FILE is good for GET /metrics alone.
+    """
+    state = _made(state_dir)
+    _log_to_stderr(log_format, redis)
+    listen = _listen(host, port, tls_cert, tls_key, behind_proxy)
+    _serve(redis, listen, state, _check_redis(redis, accept_redis_settings))
 
 
-def _add_worker(app: typer.Typer, chosen: Callable[[Path | None], Path]) -> None:
-    @app.command()
-    def worker(
-        redis: RedisUrl,
-        capacity: Annotated[int, typer.Option(min=1, max=64, help="jobs at once")] = 1,
-        state_dir: StateDir = None,
-        owner: Annotated[
-            list[str] | None, typer.Option(help="only this owner's jobs; may be given several times; all if absent")
-        ] = None,
-        accept_redis_settings: Accepted = "",
-        log_format: LogFormat = None,
-        launcher: Annotated[
-            LauncherName,
-            typer.Option(help="where drivers run: here, as jobs of a Ray cluster, or each as a RayJob of Kubernetes"),
-        ] = LauncherName.subprocess,
-        ray_address: Annotated[
-            str | None,
-            typer.Option(help="of ray-jobs: Ray's job server, http://HEAD:8265", envvar="EQUIPOISE_RAY_JOBS_ADDRESS"),
-        ] = None,
-        redis_url_file: Annotated[
-            Path | None,
-            typer.Option(
-                help="of ray-jobs and ray-job: the Redis URL's file on the cluster", envvar="EQUIPOISE_REDIS_URL_FILE"
-            ),
-        ] = None,
-        ray_cluster: Annotated[
-            str,
-            typer.Option(help="of ray-job: the RayCluster that each job's is like", envvar="EQUIPOISE_RAY_CLUSTER"),
-        ] = "ray",
-        alive_file: AliveFile = None,
-    ) -> None:
-        """Run queued jobs, on this machine or on a Ray cluster, from a Redis of yours.
+def worker(
+    redis: RedisUrl,
+    capacity: Annotated[int, typer.Option(min=1, max=64, help="jobs at once")] = 1,
+    state_dir: StateDir = None,
+    owner: Annotated[
+        list[str] | None, typer.Option(help="only this owner's jobs; may be given several times; all if absent")
+    ] = None,
+    accept_redis_settings: Accepted = "",
+    log_format: LogFormat = None,
+    launcher: Annotated[
+        LauncherName,
+        typer.Option(help="where drivers run: here, as jobs of a Ray cluster, or each as a RayJob of Kubernetes"),
+    ] = LauncherName.subprocess,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="of ray-jobs: Ray's job server, http://HEAD:8265", envvar="EQUIPOISE_RAY_JOBS_ADDRESS"),
+    ] = None,
+    redis_url_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="of ray-jobs and ray-job: the Redis URL's file on the cluster", envvar="EQUIPOISE_REDIS_URL_FILE"
+        ),
+    ] = None,
+    ray_cluster: Annotated[
+        str,
+        typer.Option(help="of ray-job: the RayCluster that each job's is like", envvar="EQUIPOISE_RAY_CLUSTER"),
+    ] = "ray",
+    alive_file: AliveFile = None,
+) -> None:
+    """Run queued jobs, on this machine or on a Ray cluster, from a Redis of yours.
 
-        Several workers may share one Redis. It works for all owners, in turns. It also delivers webhooks.
-        With ray-jobs or ray-job, the state directory is a volume that the cluster shares, and drivers go on when this
-        stops.
-        """
-        _log_to_stderr(log_format, redis)
-        state = chosen(state_dir)
-        if launcher is LauncherName.ray_jobs:
-            drivers = _ray_jobs(ray_address, redis_url_file, state)
-        elif launcher is LauncherName.ray_job:
-            drivers = _ray_job(ray_cluster, redis_url_file, state)
-        else:
-            drivers = _subprocesses(redis, state)
-        late = _check_redis(redis, accept_redis_settings)
-        _work(redis, capacity, drivers, state, owner, alive_file, late)
+    Several workers may share one Redis. It works for all owners, in turns. It also delivers webhooks.
+    With ray-jobs or ray-job, the state directory is a volume that the cluster shares, and drivers go on when this
+    stops.
+    """
+    _log_to_stderr(log_format, redis)
+    state = _chosen(state_dir)
+    if launcher is LauncherName.ray_jobs:
+        drivers = _ray_jobs(ray_address, redis_url_file, state)
+    elif launcher is LauncherName.ray_job:
+        drivers = _ray_job(ray_cluster, redis_url_file, state)
+    else:
+        drivers = _subprocesses(redis, state)
+    late = _check_redis(redis, accept_redis_settings)
+    _work(redis, capacity, drivers, state, owner, alive_file, late)
 
 
-def _add_scripts(app: typer.Typer, _chosen: Callable[[Path | None], Path]) -> None:
-    @app.command()
-    def scripts(
-        redis: RedisUrl,
-        alive_file: AliveFile = None,
-        accept_redis_settings: Accepted = "",
-        log_format: LogFormat = None,
-    ) -> None:
-        """Keep the store's scripts in a Redis whose other users may load none (deploy/README.md)."""
-        from orchestrator.state.redis_calls import connect
-        from orchestrator.state.script_keeper import ScriptKeeper
-        from services.processes import StopSignals, running
+def scripts(
+    redis: RedisUrl,
+    alive_file: AliveFile = None,
+    accept_redis_settings: Accepted = "",
+    log_format: LogFormat = None,
+) -> None:
+    """Keep the store's scripts in a Redis whose other users may load none (deploy/README.md)."""
+    from orchestrator.state.redis_calls import connect
+    from orchestrator.state.script_keeper import ScriptKeeper
+    from services.processes import StopSignals, running
 
-        _log_to_stderr(log_format, redis)
-        late = _check_redis(redis, accept_redis_settings)
-        signals = StopSignals()
-        keeper = ScriptKeeper(connect(redis), alive_file=alive_file)
-        with signals.handled(), _checked(late, signals), running(keeper):
-            say("scripts: watching Redis (Ctrl-C stops it)")
-            signals.received.wait()
+    _log_to_stderr(log_format, redis)
+    late = _check_redis(redis, accept_redis_settings)
+    signals = StopSignals()
+    keeper = ScriptKeeper(connect(redis), alive_file=alive_file)
+    with signals.handled(), _checked(late, signals), running(keeper):
+        say("scripts: watching Redis (Ctrl-C stops it)")
+        signals.received.wait()
+
+
+def _chosen(option: Path | None) -> Path:
+    return option.expanduser().absolute() if option else state_dir()
+
+
+def _made(option: Path | None) -> Path:
+    path = _chosen(option)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--state-dir: {path}: {error.strerror}; name a directory, or where one can be made")
+    return path
 
 
 def _listen(host: str, port: int, tls_cert: Path | None, tls_key: Path | None, proxies: str) -> Listen:
