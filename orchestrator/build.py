@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.actors.cluster import Cluster, RemoteLearner
+from orchestrator.actors.cluster import Cluster
 from orchestrator.actors.gang import anywhere, gpus_reserved, members, role_label
 from orchestrator.actors.placement import check_placement, placement, resolve_device
+from orchestrator.actors.remote_learner import RemoteLearner
 from orchestrator.gold import GoldScorer
 from orchestrator.hosting import GOLD, hosted_gold, hosted_rewards, reward_pool
 from orchestrator.inputs import Splits, load_splits, prompt_encoder, resolve_model

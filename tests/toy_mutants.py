@@ -88,7 +88,7 @@ def _forget_learner() -> None:
 
 def _forget_weights() -> None:
     """The same of a real learner."""
-    from orchestrator.actors.cluster import RemoteLearner
+    from orchestrator.actors.remote_learner import RemoteLearner
 
     RemoteLearner.load = lambda *_: None  # type: ignore[method-assign,assignment]
 

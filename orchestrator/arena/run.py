@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from orchestrator.actors.cluster import RemoteLearner
+from orchestrator.actors.remote_learner import RemoteLearner
 from orchestrator.build import Parts
 from orchestrator.evaluation import Evaluation, Evaluator
 from orchestrator.journal import Wishes

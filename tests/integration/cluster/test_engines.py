@@ -177,7 +177,7 @@ def test_equals_a_fresh_engine_on_the_exported_checkpoint(synced):
     """Same greedy tokens, log-probabilities within 1e-3."""
     import ray
 
-    from orchestrator.actors.cluster import EngineActor
+    from orchestrator.actors.engine_actors import EngineActor
     from policies.rollout import EngineSettings
 
     _, engines, _, exported, requests, _ = synced

@@ -225,6 +225,7 @@ def test_a_learner_that_dies_while_it_loads_is_lost_and_one_that_says_why_is_not
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from orchestrator.actors import cluster, learner_group
+    from orchestrator.actors.remote_learner import LearnerError
     from orchestrator.errors import ActorLost
     from policies.learner_settings import LearnerSettings
     from policies.rollout import EngineSettings
@@ -248,7 +249,7 @@ def test_a_learner_that_dies_while_it_loads_is_lost_and_one_that_says_why_is_not
     monkeypatch.setattr(cluster, "EngineActor", Idle)
     monkeypatch.setattr(cluster, "END_S", 0.1)
     monkeypatch.setattr(learner_group, "LearnerActor", Part)
-    for model, expected in (("dies", ActorLost), ("x", cluster.LearnerError)):
+    for model, expected in (("dies", ActorLost), ("x", LearnerError)):
         parts = cluster.Cluster()
         try:
             with pytest.raises(expected):
@@ -265,7 +266,8 @@ def test_a_process_that_is_gone_is_told_from_one_that_says_what_is_wrong() -> No
     import ray
     import torch
 
-    from orchestrator.actors.cluster import ActorEngine, LearnerError, RemoteLearner
+    from orchestrator.actors.engine_actors import ActorEngine
+    from orchestrator.actors.remote_learner import LearnerError, RemoteLearner
     from orchestrator.errors import ActorLost, LearnerOutOfMemory
     from orchestrator.rollouts.engines import EngineError, EnginePool
     from policies.rollout import EngineDied
@@ -344,7 +346,7 @@ def test_a_learner_that_the_kernel_kills_is_out_of_memory(small_group: Path) -> 
     """T14, of the machine's memory: no error is raised anywhere, the process is just gone."""
     import ray
 
-    from orchestrator.actors.cluster import RemoteLearner
+    from orchestrator.actors.remote_learner import RemoteLearner
     from orchestrator.errors import ActorLost, LearnerOutOfMemory
 
     class Part:

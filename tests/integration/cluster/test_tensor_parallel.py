@@ -33,7 +33,7 @@ def engines(request: pytest.FixtureRequest, policy: Path) -> Iterator[dict[int, 
     request.getfixturevalue("ray_cluster")
     import ray
 
-    from orchestrator.actors.cluster import EngineActor
+    from orchestrator.actors.engine_actors import EngineActor
     from orchestrator.actors.placement import placement
     from orchestrator.process_settings import engine_settings
 
@@ -88,7 +88,7 @@ def update(learner: Any, engines: list[Any], rollouts: list[Any], version: int) 
     """The learner learns from the rollouts, and then sends what it has to all the engines, as its actor does."""
     import torch
 
-    from orchestrator.actors.cluster import EngineFanout
+    from orchestrator.actors.engine_actors import EngineFanout
     from policies.weight_sync import Collected, SharedMemorySender
 
     before = learner.logprobs(rollouts)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 
-from orchestrator.actors.cluster import EngineActor, EngineFanout
+from orchestrator.actors.engine_actors import EngineActor, EngineFanout
 from policies import weight_sync
 from policies.rollout import RolloutEngine
 

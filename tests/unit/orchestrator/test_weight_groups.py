@@ -13,9 +13,11 @@ import pytest
 import ray
 import torch
 
-from orchestrator.actors import cluster, learner_group
-from orchestrator.actors.cluster import Cluster, EngineActor, EngineFanout, LearnerError, RemoteLearner, connect_engines
+from orchestrator.actors import cluster, engine_actors, learner_group
+from orchestrator.actors.cluster import Cluster, connect_engines
+from orchestrator.actors.engine_actors import EngineActor, EngineFanout
 from orchestrator.actors.learner_group import LearnerRanks, meet
+from orchestrator.actors.remote_learner import LearnerError, RemoteLearner
 from orchestrator.errors import ActorLost, LearnerOutOfMemory
 from orchestrator.rollouts.engines import EngineError, EnginePool
 from policies import weight_sync
@@ -315,7 +317,7 @@ def test_a_group_that_never_meets_says_what_to_look_at() -> None:
 
 
 def test_an_engine_lasts_until_vllms_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(engine_actors, "LOOK_EVERY_S", 0.01)
     actor = EngineActor.__new__(EngineActor)
     actor.llm, actor.stale, actor.policy_version = SimpleNamespace(errored=False), False, 0
 
@@ -346,7 +348,7 @@ def test_an_engine_lasts_until_a_phase_of_an_update_fails(
     """And says why, in one line."""
     requests = SimpleNamespace(WeightTransferInitRequest=dict, WeightTransferUpdateRequest=dict)
     monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.base", requests)
-    monkeypatch.setattr(cluster, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(engine_actors, "LOOK_EVERY_S", 0.01)
 
     async def fails(*_: Any) -> None:
         raise ValueError("no module or\n  parameter named 'mlp'")
