@@ -2,7 +2,8 @@
 
 Whoever changes what a run does, here or in the tasks, raises VERSION: runs of another one are never taken for the same.
 Whoever changes what one rule does in these runs raises that rule's in RULES, and keeps the others' runs.
-hv_gradient's `least` came after its first runs and left VERSION as it was: it would have changed no weight of theirs.
+What hv_gradient learned after its first runs, its `least` and what an equal place is worth, left its version as it was:
+the runs whose weights either would have changed were made again.
 """
 
 from __future__ import annotations

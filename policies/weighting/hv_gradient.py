@@ -67,9 +67,10 @@ class HypervolumeGradient(Weighting):
 
 
 def hypervolume_gradient(points_NK: Array, current_K: Array, least: float = 0.0) -> Array:
-    """dHV(points + current)/dcurrent_k: the area of the facet that current alone holds up in direction k.
+    """dHV(points + current)/dcurrent_k as current rises: the area of the facet that it alone holds up in direction k.
 
-    The facet is the box below current without coordinate k, less what the points cover that are at least as high in k.
+    The facet is the box below current without coordinate k, less what the points cover that are higher in k. One just
+    as high covers nothing above itself, and held-out means are often just as high; at 1, where none can rise, it counts.
     Coordinates of current below `least` are raised to it first.
     """
     others_NK = points_NK[np.abs(points_NK - current_K).max(axis=1) > SAME]
@@ -78,7 +79,8 @@ def hypervolume_gradient(points_NK: Array, current_K: Array, least: float = 0.0)
     for k in range(len(current_K)):
         box = np.delete(current_K, k)
         if box.all():
-            beside_SK = np.delete(others_NK[others_NK[:, k] >= current_K[k]], k, axis=1)
+            covers = np.greater if current_K[k] < 1 else np.greater_equal
+            beside_SK = np.delete(others_NK[covers(others_NK[:, k], current_K[k])], k, axis=1)
             slopes_K[k] = box.prod() * _uncovered(np.minimum(beside_SK / box, 1.0))
     return slopes_K
 

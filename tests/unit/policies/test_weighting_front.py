@@ -98,6 +98,30 @@ class TestHypervolumeGradient:
         slopes = [(volume(k, step) - volume(k, -step)) / (2 * step) for k in range(count)]
         assert hypervolume_gradient(points, current) == pytest.approx(slopes, abs=1e-6)
 
+    @pytest.mark.parametrize("count", [2, 3, 4])
+    @pytest.mark.parametrize("seed", range(8))
+    def test_among_equals_is_the_slope_upwards(self, count, seed):
+        """Of places that are multiples of .2, many are shared: what an objective gains is what lies above it."""
+        rng = np.random.default_rng(seed)
+        points, step = rng.integers(1, 5, (8, count)) / 5, 1e-7
+        current = points[-1]
+        assert (points[:-1] == current).any()
+
+        def volume(k, move):
+            return hypervolume(np.vstack([points[:-1], current + move * np.eye(count)[k]]))
+
+        slopes = [(volume(k, step) - volume(k, 0.0)) / step for k in range(count)]
+        assert hypervolume_gradient(points, current) == pytest.approx(slopes, abs=1e-6)
+
+    def test_an_objective_that_stalls_keeps_its_weight(self):
+        """By hand: between (.42, .5) and (.42 + e, .6) the volume grows by .6 e, though the first shares its .42."""
+        points = np.array([[0.42, 0.5], [0.42, 0.6]])
+        assert hypervolume_gradient(points, points[-1]) == pytest.approx([0.6, 0.42])
+
+    def test_at_its_upper_end_an_objective_has_no_more_than_what_it_holds_alone(self):
+        points = np.array([[1.0, 0.5], [1.0, 0.6]])
+        assert hypervolume_gradient(points, points[-1]) == pytest.approx([0.1, 1.0])
+
     @pytest.mark.parametrize(("count", "points"), [(3, 14), (8, 12), (9, 12), (9, 5)])
     def test_the_three_ways_agree(self, count, points, monkeypatch):
         rng = np.random.default_rng(count + points)
