@@ -50,16 +50,18 @@ class Update:
 
 
 def objective_figures(rewards_PG: Tensor) -> dict[str, float | None]:
-    """Of one raw reward: mean and spread over the batch, and the share of groups in which it does not spread.
+    """Of one raw reward: mean over prompts of the groups' means, spread over the batch's rollouts, and the share of
+    groups in which it does not spread.
 
-    Over what was measured; None where the objective applied to nothing.
+    A prompt counts once, however many rollouts a budget gave it. Over what was measured; None where the objective
+    applied to nothing.
     """
     everywhere = (0, 1)
     measured_P = (~rewards_PG.isnan()).any(dim=1)
     if not bool(measured_P.any()):
         return {"mean": None, "std": None, "zero_share": None}
     return {
-        "mean": float(statistics.mean(rewards_PG, everywhere)),
+        "mean": float(statistics.mean(rewards_PG[measured_P], 1).mean()),
         "std": float(statistics.std(rewards_PG, everywhere)),
         "zero_share": float((statistics.std(rewards_PG[measured_P], 1) < SPREAD).double().mean()),
     }

@@ -153,6 +153,13 @@ class JobSpec(Spec):
             )
         if self.weighting.name == "lagrangian":
             self._directions_fit(self.weighting)
+        if self.weighting.name == "covariance":
+            self._targets_are_floors()
+        if self.sampling.zero_signal.name == "copo" and self.estimator.single_rollout:
+            raise ValueError(
+                f"sampling.zero_signal: estimator '{self.estimator.name}' compares prompts with each other itself, and "
+                "'copo' would count that twice where a group has no signal; use keep, or another estimator"
+            )
         if "gramian" in self.weighting.needs and self.gramian.mode == "step_response":
             raise ValueError(
                 f"gramian.mode: '{self.weighting.name}' needs all inner products of the objectives' gradients, but "
@@ -200,6 +207,15 @@ class JobSpec(Spec):
                 )
             if condition == objective.name:
                 raise ValueError(f"estimator.condition: {why}; choose a condition that is never pushed down")
+
+    def _targets_are_floors(self) -> None:
+        """The rule only ever pushes rewards up."""
+        for i, objective in enumerate(self.objectives):
+            if objective.target is not None and objective.target.op == "<=":
+                raise ValueError(
+                    f"objectives.{i}.target.op: 'covariance' pushes '{objective.name}' up until its target is met, "
+                    "which '<=' would turn round; use '>=', or weighting 'lagrangian'"
+                )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -41,8 +41,9 @@ class ClippedSurrogate:
     def clipped(self, logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_B: Tensor) -> Tensor:
         """Where the clip removes the gradient, as booleans_BT."""
         ratio_BT = torch.exp(logprobs_BT - old_logprobs_BT)
-        positive_B1 = advantages_B.unsqueeze(1) > 0
-        return torch.where(positive_B1, ratio_BT > 1 + self.clip_high, ratio_BT < 1 - self.clip_low)
+        advantages_B1 = advantages_B.unsqueeze(1)  # 0 has no gradient to remove
+        above_BT = (advantages_B1 > 0) & (ratio_BT > 1 + self.clip_high)
+        return above_BT | ((advantages_B1 < 0) & (ratio_BT < 1 - self.clip_low))
 
 
 def k3(logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:

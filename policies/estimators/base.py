@@ -46,7 +46,8 @@ class Estimator:
     @property
     def least_spread(self) -> float:
         """An objective that spreads no more in a group asks for nothing there."""
-        return max(SPREAD, getattr(self, "std_floor", 0.0))
+        floor: float = getattr(self, "std_floor", SPREAD)
+        return floor
 
     def at(self, progress: float) -> Self:
         """The rule at this share of the job's steps, 0 at the first and 1 at the last, for constants that move."""

@@ -45,12 +45,14 @@ class GradientInfluence(Weighting):
         preference_K = stats.preference_K.double()
         if self._weights_K is None or self._preference_K is None or not torch.equal(preference_K, self._preference_K):
             self._weights_K = self._preference_K = preference_K  # a new preference is a new start
-        influence_K = stats.influence_K if stats.gramian_KK is None else influence(stats.gramian_KK)
+        asked = preference_K > 0  # what a person gave no weight stays without, and has no say in the others'
+        influence_K = None if stats.influence_K is None else stats.influence_K[asked]
+        if stats.gramian_KK is not None:
+            influence_K = influence(stats.gramian_KK[asked][:, asked])
         if influence_K is None or not bool(torch.isfinite(influence_K).all()):  # nothing measured yet
             return Weights(weights_K=self._weights_K.float())
-        asked = preference_K > 0  # what a person gave no weight stays without
         self._weights_K = torch.where(asked, self._weights_K, 0.0)
-        self._weights_K[asked] = self._descend(self._weights_K[asked], preference_K[asked], influence_K[asked].double())
+        self._weights_K[asked] = self._descend(self._weights_K[asked], preference_K[asked], influence_K.double())
         return Weights(weights_K=self._weights_K.float())
 
     def _descend(self, weights_K: Tensor, preference_K: Tensor, influence_K: Tensor) -> Tensor:

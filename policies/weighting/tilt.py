@@ -37,8 +37,12 @@ def under_preference(rule: type[Weighting], choice_K: Tensor, preference_K: Tens
 
 
 def batch_mean(values_PGK: Tensor) -> Tensor:
-    """Mean of each objective over what the batch measured; NaN where it measured nothing."""
-    return torch.nanmean(values_PGK.double(), dim=(0, 1))
+    """Mean over prompts of each objective's mean in its group; NaN where the batch measured nothing.
+
+    A prompt counts once, however many rollouts it was given: a budget gives more to what is rarely solved, and the mean
+    over rollouts would then be one of hard prompts.
+    """
+    return torch.nanmean(torch.nanmean(values_PGK.double(), dim=1), dim=0)
 
 
 def to_json(values_K: Tensor | None) -> list[float | None] | None:

@@ -330,6 +330,16 @@ def test_every_wrong_field_is_named() -> None:
         ({"estimator": {"name": "softmin", "kappa_end": -1}}, "estimator.kappa_end", "greater than or equal"),
         ({"estimator": {"name": "cond_gdpo", "at_least": 1}}, "estimator.condition", "Field required"),
         (
+            {"weighting": {"name": "covariance"}, "objectives__1__target": {"op": "<=", "value": 0.5}},
+            "objectives.1.target.op",
+            "which '<=' would turn round",
+        ),
+        (
+            {"estimator": {"name": "reinforce"}, "sampling": {"zero_signal": {"name": "copo"}}},
+            "sampling.zero_signal",
+            "would count that twice",
+        ),
+        (
             {
                 "weighting": {"name": "lagrangian"},
                 "objectives__1__target": {"op": "<=", "value": 0.5},

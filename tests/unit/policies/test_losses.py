@@ -64,6 +64,7 @@ def test_the_gradient_is_zero_exactly_where_clipped(batch):
         (0.79, -1.0, True),
         (0.81, -1.0, False),
         (1.5, -1.0, False),
+        (0.5, 0.0, False),  # there is no gradient to remove
     ],
 )
 def test_the_clip_is_asymmetric(ratio, advantage, is_clipped):

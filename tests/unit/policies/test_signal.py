@@ -109,7 +109,7 @@ def test_global_advantages_are_finite_and_only_where_there_is_no_signal(batch):
     assert (advantages[signal_P(rewards, weights)] == 0).all()
 
 
-@pytest.mark.parametrize("inner", [Gdpo(), Grpo(), Reinforce(), Rloo()])
+@pytest.mark.parametrize("inner", [Gdpo(), Grpo(), Rloo()])
 @settings(max_examples=25, deadline=None)
 @given(batch=batches(), coefficient=st.floats(0, 3))
 def test_copo_adds_the_global_advantage_to_any_estimator(inner, batch, coefficient):
@@ -144,6 +144,15 @@ def test_copo_teaches_where_the_inner_rule_takes_a_spread_for_none(inner):
     copo = Copo(inner(std_floor=0.01))
     torch.testing.assert_close(copo(rewards, weight), torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), atol=0.01, rtol=0)
     torch.testing.assert_close(copo.per_objective(rewards)[..., 0].float(), copo(rewards, weight))
+
+
+@pytest.mark.parametrize("inner", [Gdpo, Grpo])
+def test_what_is_a_spread_for_the_inner_rule_is_one_for_copo_and_sampling(inner):
+    rewards, weight = torch.tensor([[[0.0], [1e-7]], [[0.9], [0.9]]]), torch.ones(1)
+    rule = inner(std_floor=1e-9)
+    assert rule(rewards, weight)[0].abs().min() > 0.9
+    assert signal_P(rewards, weight, rule.least_spread).tolist() == [True, False]
+    assert torch.equal(Copo(rule)(rewards, weight)[0], rule(rewards, weight)[0])
 
 
 def test_copo_of_one_prompt_adds_nothing():

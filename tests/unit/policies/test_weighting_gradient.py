@@ -75,6 +75,14 @@ class TestGradient:
             weights = strategy.update(stats(step, preference=preference, influence_K=torch.tensor(influence))).weights_K
         assert weights.tolist() == pytest.approx(expected, abs=1e-6)
 
+    def test_what_has_no_preference_has_no_say_either(self):
+        """c helps a and hinders b: with a say it would make all of the difference between two that are alike."""
+        gramian = torch.tensor([[1.0, 0.0, 0.9], [0.0, 1.0, -0.9], [0.9, -0.9, 1.7]])
+        strategy = GradientInfluence()
+        for step in range(20):
+            weights = strategy.update(stats(step, preference=[0.5, 0.5, 0.0], gramian=gramian)).weights_K
+        assert weights.tolist() == pytest.approx([0.5, 0.5, 0.0])
+
     def test_decay_pulls_back_to_the_preference(self):
         gramian = torch.diag(torch.tensor([1.0, 0.1]))
         free, held = GradientInfluence(floor=0.0), GradientInfluence(floor=0.0, decay=0.2)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from orchestrator.figures import objective_figures
 from policies.types import UpdateOutcome
 from policies.weighting.covariance import CovarianceTarget, group_covariance
 from policies.weighting.dara import SignalShare
@@ -13,7 +14,16 @@ from policies.weighting.lagrangian import Lagrangian
 from policies.weighting.pama import LeastAdvantage
 from policies.weighting.saturation import SaturationAware
 from policies.weighting.saw import CoefficientOfVariation
+from policies.weighting.tilt import batch_mean
 from tests.weighting_stats import NAN, objectives_of, rich_stats, stats, two
+
+
+def test_a_prompt_counts_once_however_many_rollouts_it_was_given():
+    """Of the prompts half are always solved, of the rollouts a quarter."""
+    rewards = torch.tensor([[[1.0], [NAN], [NAN]], [[0.0], [0.0], [0.0]], [[NAN], [NAN], [NAN]]])
+    assert batch_mean(rewards).tolist() == [0.5]
+    assert objective_figures(rewards[..., 0])["mean"] == 0.5
+    assert batch_mean(torch.full((2, 2, 1), NAN)).isnan().all()
 
 
 class TestSaw:
