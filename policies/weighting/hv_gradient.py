@@ -70,7 +70,7 @@ def hypervolume_gradient(points_NK: Array, current_K: Array, least: float = 0.0)
     """dHV(points + current)/dcurrent_k as current rises: the area of the facet that it alone holds up in direction k.
 
     The facet is the box below current without coordinate k, less what the points cover that are higher in k. One just
-    as high covers nothing above itself, and held-out means are often just as high; at 1, where none can rise, it counts.
+    as high covers nothing above itself, and held-out means are often just as high; at 1 it counts, as none can rise.
     Coordinates of current below `least` are raised to it first.
     """
     others_NK = points_NK[np.abs(points_NK - current_K).max(axis=1) > SAME]

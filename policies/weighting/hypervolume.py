@@ -18,9 +18,9 @@ class HypervolumeGuided(Weighting):
     units tanh would be stuck at 0 or 1. Until the next evaluation m stays.
 
     As published (`faithful`), m multiplies the rewards before they are normalised, which group standardisation and
-    whitening cancel: only rloo feels it. By default m multiplies the advantages, where it acts as far as the gradient's
-    norm stays within the learner's limit: beyond it clipping takes a larger m back, and what is left of the rule is that
-    it brakes. Before the first evaluation after the initial one, m = 1.
+    whitening cancel: only rloo feels it. By default m multiplies the advantages, where it acts as far as the norm of
+    the gradient stays within the learner's limit: beyond, clipping takes a larger m back, and what is left of the rule
+    is that it brakes. Before the first evaluation after the initial one, m = 1.
     """
 
     needs = frozenset({"archive"})
