@@ -15,6 +15,7 @@ from orchestrator.actors.cluster import Cluster
 from orchestrator.actors.gang import anywhere, gpus_reserved, members, role_label
 from orchestrator.actors.placement import check_placement, placement, resolve_device
 from orchestrator.actors.remote_learner import RemoteLearner
+from orchestrator.directions import directions
 from orchestrator.gold import GoldScorer
 from orchestrator.hosting import GOLD, hosted_gold, hosted_rewards, reward_pool
 from orchestrator.inputs import Splits, load_splits, prompt_encoder, resolve_model
@@ -261,6 +262,7 @@ def make_archive(spec: JobSpec) -> Archive:
     return Archive(
         {objective.name: objective.range for objective in spec.objectives},
         {objective.name: objective.reference for objective in spec.objectives if objective.reference is not None},
+        directions(spec.model_dump(mode="json"), reads_targets="targets" in spec.weighting.needs),
     )
 
 

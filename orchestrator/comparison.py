@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from orchestrator.directions import scales
+from policies.places import counted_values, read_scales
+
 Json = dict[str, Any]
 _POINTS, _POINTS_TIMES_JOBS = 4000, 16_000  # of one comparison: some seconds where volumes are approximated
 _EXACT_POINTS = {1: _POINTS, 2: _POINTS, 3: _POINTS, 4: _POINTS, 5: 1000, 6: 200, 7: 60}  # by objectives: under 0.1 s
 
 
-def corners(spec: Mapping[str, Any]) -> dict[str, list[float]]:
-    """By objective: the ends of its range, and the value from which its volume is measured."""
-    found = {}
+def corners(spec: Mapping[str, Any], told: Mapping[str, Any] | None = None) -> dict[str, list[float]]:
+    """By objective: the ends of its range, and the value from which its volume is measured.
+
+    `told`: the directions that the job's front has.
+    """
+    found, known = {}, scales(spec, told)
     for objective in spec["objectives"]:
-        low, high = objective.get("range", (0.0, 1.0))
-        reference = objective.get("reference")
-        found[objective["name"]] = [low, high, low if reference is None else reference]
+        name, scale = objective["name"], known[objective["name"]]
+        found[name] = [scale.low, scale.high, scale.corner(objective.get("reference"))]
     return found
 
 
@@ -32,8 +37,12 @@ class TooManyPoints(ValueError):
     """More than is compared in one go."""
 
 
-def compared(scale: Mapping[str, Sequence[float]], points: Mapping[str, Sequence[Json]]) -> Json:
-    """Fronts of jobs that share a scale (`corners`): volume of each and of all, and what each adds to the others.
+def compared(
+    scale: Mapping[str, Sequence[float]],
+    points: Mapping[str, Sequence[Json]],
+    directions: Mapping[str, Json] | None = None,
+) -> Json:
+    """Fronts of jobs that share a scale (`corners`) and directions: volume of each and of all, and what each adds.
 
     points: by job, as the front's documents have them; those of a collapsed run take part in nothing. Raises
     TooManyPoints for what would take long. Exact where that is quick (exact volumes of 300 points in 7 objectives take
@@ -41,15 +50,17 @@ def compared(scale: Mapping[str, Sequence[float]], points: Mapping[str, Sequence
     """
     import numpy as np
 
-    from policies.pareto import hypervolume, nondominated, normalise
+    from policies.pareto import hypervolume, nondominated
 
+    known = read_scales({name: (low, high) for name, (low, high, _) in scale.items()}, directions)
     names = list(scale)
-    ranges = [(scale[name][0], scale[name][1]) for name in names]
-    corner_K = normalise([scale[name][2] for name in names], ranges)
+    corner_K = np.array([known[name].place(scale[name][2]) for name in names])
     fronts = {}  # of each job alone: (its points that nothing of its own dominates, their places)
     for job, found in points.items():
-        eligible = [point for point in found if not point["collapsed"]]
-        placed = [normalise([point["objectives"][name] for name in names], ranges) for point in eligible]
+        counted = zip(found, counted_values(found), strict=True)
+        kept = [(point, values) for point, values in counted if not point["collapsed"]]
+        eligible = [point for point, _ in kept]
+        placed = [[known[name].place(values[name]) for name in names] for _, values in kept]
         places_NK = np.array(placed, dtype=np.float64).reshape(len(placed), len(names))
         own_N = nondominated(places_NK)
         fronts[job] = ([point for point, keep in zip(eligible, own_N, strict=True) if keep], places_NK[own_N])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
@@ -32,9 +32,10 @@ SAMPLES = 10  # completions of the start and the end in the report
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Means over a split."""
+    """Means over a split. `counted`: those after the gates; None where there are none."""
 
     objectives: dict[str, float]
+    counted: dict[str, float] | None = None
     standard_errors: dict[str, float]
     mean_tokens: float
     truncated_share: float
@@ -43,12 +44,18 @@ class Evaluation:
     def point(self, step: int, *, collapsed: bool = False) -> Point:
         extra = {"standard_errors": self.standard_errors, **self.described}
         return Point(
-            step=step, objectives=self.objectives, mean_tokens=self.mean_tokens, collapsed=collapsed, extra=extra
+            step=step,
+            objectives=self.objectives,
+            counted=self.counted,
+            mean_tokens=self.mean_tokens,
+            collapsed=collapsed,
+            extra=extra,
         )
 
     def figures(self) -> dict[str, Any]:
         return {
             "objectives": self.objectives,
+            **({} if self.counted is None else {"counted": self.counted}),
             "standard_errors": self.standard_errors,
             "mean_tokens": self.mean_tokens,
             "truncated_share": self.truncated_share,
@@ -77,11 +84,19 @@ class Evaluator:
         rollouts, answers = [rollouts[row] for row in kept], [answers[row] for row in kept]
         return Evaluation(
             objectives={name: fmean(values) for name, values in known.items()},
+            counted=self.counted(scored.scores, split),
             standard_errors={name: pstdev(values) / math.sqrt(len(values) / repeats) for name, values in known.items()},
             mean_tokens=fmean(len(rollout.tokens) for rollout in rollouts),
             truncated_share=fmean(rollout.truncated for rollout in rollouts),
             described=self.parts.describe([rollout.text for rollout in rollouts], answers),
         )
+
+    def counted(self, scores: Mapping[str, Scores], split: str) -> dict[str, float] | None:
+        """Means after the gates, as training counts them; None where no objective has one."""
+        if all(objective.gate is None for objective in self.spec.objectives):
+            return None
+        gated = self.parts.gates.apply(scores)
+        return {name: fmean(self.applicable(name, split, values)) for name, values in gated.items()}
 
     @staticmethod
     def applicable(name: str, split: str, scores: Scores) -> list[float]:

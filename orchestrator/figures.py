@@ -103,15 +103,19 @@ def measured(record: Mapping[str, Any]) -> dict[str, Any]:
 def point_metrics(archive: Archive, step: int) -> dict[str, Any]:
     """What is kept with a step's checkpoint; nothing where the step was not evaluated."""
     found = [point for point in archive.points if point.step == step]
-    return {"objectives": found[0].objectives, "mean_tokens": found[0].mean_tokens} if found else {}
+    if not found:
+        return {}
+    places = dict(zip(archive.scales, archive.normalised(found)[0].tolist(), strict=True))
+    return {"objectives": found[0].objectives, "mean_tokens": found[0].mean_tokens, "places": places}
 
 
 def front_document(archive: Archive, kept: Collection[int]) -> dict[str, Any]:
     """The archive as people see it; `kept`: steps whose checkpoint is on disk."""
     front = {point.step for point in archive.front}
     return {
-        "objectives": list(archive.ranges),
+        "objectives": list(archive.scales),
         "ranges": {name: list(ends) for name, ends in archive.ranges.items()},
+        "directions": archive.directions,
         "reference": archive.corner,
         "initial": archive.points[0].objectives,
         "hypervolume": archive.hypervolume,
@@ -126,6 +130,7 @@ def _point(point: Point, front: set[int], kept: Collection[int]) -> dict[str, An
     return {
         "step": point.step,
         "objectives": point.objectives,
+        **({} if point.counted is None else {"counted": point.counted}),
         "mean_tokens": point.mean_tokens,
         "on_front": point.step in front,
         "collapsed": point.collapsed,

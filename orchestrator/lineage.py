@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.spec import JobSpec
 from orchestrator.state.store import Checkpoint, JobRecord
 from orchestrator.steering import initial_steering
+from policies.places import Scale
 
 Json = dict[str, Any]
 MAX_FORKS = 32
@@ -63,19 +64,28 @@ def steered(spec: JobSpec, steering: Mapping[str, Any]) -> Json:
 
 
 def best_step(
-    checkpoints: Sequence[Checkpoint], ranges: Mapping[str, Sequence[float]], preference: Mapping[str, float]
+    checkpoints: Sequence[Checkpoint], scales: Mapping[str, Scale], preference: Mapping[str, float]
 ) -> int | None:
-    """Of the checkpoints on the front, the one with the highest preference-weighted total on the validation split.
+    """Of the checkpoints on the front, the one that is `best_of` them on the validation split."""
+    found = {
+        checkpoint.step: _places(checkpoint.metrics, scales)
+        for checkpoint in checkpoints
+        if checkpoint.on_front and checkpoint.metrics.get("objectives", {}).keys() >= scales.keys()
+    }
+    return best_of(found, preference)
 
-    Values count by their place in the objective's range. Of equal ones the latest; None where none is on the front.
-    """
+
+def best_of(places: Mapping[int, Mapping[str, float]], preference: Mapping[str, float]) -> int | None:
+    """The step with the highest preference-weighted total of places; of equal ones the latest, None of none."""
     totals = {
-        found.step: sum(preference[name] * _place(found.metrics["objectives"][name], ranges[name]) for name in ranges)
-        for found in checkpoints
-        if found.on_front and found.metrics.get("objectives", {}).keys() >= ranges.keys()
+        step: sum(preference.get(name, 0.0) * place for name, place in found.items()) for step, found in places.items()
     }
     return max(totals, key=lambda step: (totals[step], step), default=None)
 
 
-def _place(value: float, ends: Sequence[float]) -> float:
-    return min(max((value - ends[0]) / (ends[1] - ends[0]), 0.0), 1.0)
+def _places(metrics: Mapping[str, Any], scales: Mapping[str, Scale]) -> dict[str, float]:
+    """As the job's archive says; an older one says raw means alone."""
+    told = metrics.get("places") or {}
+    return {
+        name: told[name] if name in told else scale.place(metrics["objectives"][name]) for name, scale in scales.items()
+    }

@@ -375,7 +375,8 @@ class Loop:
             return
         collapse = self.parts.watch.observe(step, normalised, steering.weights)
         if collapse is not None and not self.state.collapsed:
-            told = {"message": collapse.describe(), **asdict(collapse)}
+            turned = "; 1 is the better end of each range" if self.parts.archive.is_turned else ""
+            told = {"message": collapse.describe() + turned, **asdict(collapse)}
             self.journal.event("collapse.detected", level="warning", once=f"collapse {step}", **told)
             if self.spec.collapse.action == "pause":
                 self.journal.request_pause()
@@ -489,7 +490,8 @@ class Loop:
         self.collector.load(document["collector"], self.checkpoints.fetch_beside)
         self.parts.weighting.load_state_dict(document["weighting"])
         self.parts.archive.load_state_dict(document["archive"])
-        self.parts.watch.load_state_dict(document["watch"])
+        if "directions" in document["archive"] or not self.parts.archive.is_turned:
+            self.parts.watch.load_state_dict(document["watch"])  # an older one watched in the wrong direction
         if "guardrails" in document:  # a checkpoint of a version without them has none
             self.guardrails.load_state_dict(document["guardrails"])
         self.gold.load_state_dict(document.get("gold"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import moocore
 import numpy as np
 from numpy.typing import NDArray
+
+from policies.places import read_scales
 
 Array = NDArray[np.float64]
 
@@ -55,12 +57,16 @@ def normalise(values_K: Sequence[float], ranges_K: Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One evaluated policy: raw objective means by name, and whether the run had collapsed there."""
+    """One evaluated policy: raw objective means by name, and whether the run had collapsed there.
+
+    `counted`: the means after the gates, by which it is ranked; None where no objective has a gate.
+    """
 
     step: int
     objectives: dict[str, float]
     mean_tokens: float
     collapsed: bool = False
+    counted: dict[str, float] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -70,21 +76,38 @@ class Archive:
     Two volumes: `hypervolume` measures from the references, or the lower ends of the ranges, so the initial policy
     itself has one (`hypervolume_base`); `hypervolume_over_base` measures from the initial policy's own point, so it
     counts only policies that are better in every objective. Points of a collapsed run are kept and shown, and never on
-    the front.
+    the front. An objective's `direction` turns its places (policies/places.py); what points say stays raw.
     """
 
     def __init__(
-        self, ranges: Mapping[str, tuple[float, float]], references: Mapping[str, float] | None = None
+        self,
+        ranges: Mapping[str, tuple[float, float]],
+        references: Mapping[str, float] | None = None,
+        directions: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """`references`: the corner in raw units, where it is not the range's lower end."""
-        self.ranges = dict(ranges)
+        """`references`: the corner in raw units, where it is not the range's worse end. Larger is better without
+        `directions`."""
+        self.scales = read_scales(ranges, directions)
         self.references = dict(references or {})
         self.points: list[Point] = []
 
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return {name: (scale.low, scale.high) for name, scale in self.scales.items()}
+
+    @property
+    def directions(self) -> dict[str, dict[str, Any]]:
+        return {name: scale.direction for name, scale in self.scales.items()}
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether larger is not better for all of them."""
+        return any(scale.better != "larger" for scale in self.scales.values())
+
     def add(self, point: Point) -> float:
         """Put in an evaluated policy; the growth of the hypervolume, >= 0. The same step again replaces the point."""
-        if set(point.objectives) != set(self.ranges):
-            raise ValueError(f"expected objectives {sorted(self.ranges)}, got {sorted(point.objectives)}")
+        if set(point.objectives) != set(self.scales):
+            raise ValueError(f"expected objectives {sorted(self.scales)}, got {sorted(point.objectives)}")
         self.points = [other for other in self.points if other.step != point.step]
         before = self.hypervolume
         self.points.append(point)
@@ -94,26 +117,32 @@ class Archive:
     @property
     def corner(self) -> dict[str, float]:
         """From which the hypervolume is measured, in raw units."""
-        return {name: self.references.get(name, low) for name, (low, _) in self.ranges.items()}
+        return {name: scale.corner(self.references.get(name)) for name, scale in self.scales.items()}
 
     @property
     def reference_K(self) -> Array:
         """The corner, normalised."""
-        return normalise(list(self.corner.values()), list(self.ranges.values()))
+        return self._placed(self.corner)
 
     @property
     def eligible(self) -> list[Point]:
         return [point for point in self.points if not point.collapsed]
 
     def normalised(self, points: Sequence[Point]) -> Array:
-        """points_NK in [0, 1]."""
-        rows = [
-            normalise([point.objectives[name] for name in self.ranges], list(self.ranges.values())) for point in points
-        ]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.ranges))
+        """points_NK in [0, 1], larger is better.
+
+        By what counts after the gates, where every point says it: those of an older version say raw means alone, and
+        raw ones are not ranked beside gated ones.
+        """
+        gated = all(point.counted is not None for point in [*self.points, *points])
+        rows = [self._placed(point.counted if gated and point.counted else point.objectives) for point in points]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.scales))
+
+    def _placed(self, values: Mapping[str, float]) -> Array:
+        return np.array([scale.place(values[name]) for name, scale in self.scales.items()], dtype=np.float64)
 
     def above_reference(self, points: Sequence[Point]) -> Array:
-        """points_NK in the box between the references (0) and the upper ends (1)."""
+        """points_NK in the box between the references (0) and the better ends (1)."""
         scaled: Array = np.clip((self.normalised(points) - self.reference_K) / (1.0 - self.reference_K), 0.0, 1.0)
         return scaled
 
@@ -149,11 +178,16 @@ class Archive:
     def state_dict(self) -> dict[str, Any]:
         return {
             "ranges": {name: list(ends) for name, ends in self.ranges.items()},
+            "directions": self.directions,
             "references": dict(self.references),
             "points": [vars(p) for p in self.points],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.ranges = {name: (float(low), float(high)) for name, (low, high) in state["ranges"].items()}
+        """A state without directions is of a version that took larger for better: the collapses that it saw in an
+        objective that is to fall were none."""
+        self.scales = read_scales(state["ranges"], state.get("directions", self.directions))
         self.references = dict(state["references"])
         self.points = [Point(**point) for point in state["points"]]
+        if "directions" not in state and self.is_turned:
+            self.points = [replace(point, collapsed=False) for point in self.points]

@@ -56,7 +56,7 @@ class RewardSpec(Spec):
 class Gate(Spec):
     """The objective counts only in rollouts where another one reached a threshold.
 
-    Elsewhere it is 0, or the batch's lowest where that is negative.
+    Elsewhere it is 0, or the batch's lowest where that is negative. So it counts on the front too; figures stay raw.
     """
 
     objective: Name = Field(description="the other objective")
@@ -64,7 +64,10 @@ class Gate(Spec):
 
 
 class Target(Spec):
-    """What the objective should reach; used by rules that need targets, and drawn in the report."""
+    """What the objective should reach; used by rules that need targets, and drawn in the report.
+
+    Under such a rule the front takes smaller for better where the target is `<=`, and under `equality` what is nearer.
+    """
 
     op: Literal[">=", "<="] = ">="
     value: Finite = Field(description="in units of the raw reward")

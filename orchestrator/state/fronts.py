@@ -13,9 +13,12 @@ def until(document: Json, step: int) -> Json:
         return document
     from policies.pareto import Archive, Point
 
-    archive = Archive({name: (low, high) for name, (low, high) in document["ranges"].items()})
+    ranges = {name: (low, high) for name, (low, high) in document["ranges"].items()}
+    archive = Archive(ranges, directions=document.get("directions"))
     fields = ("step", "objectives", "mean_tokens", "collapsed")
-    archive.points = [Point(**{field: point[field] for field in fields}) for point in points]
+    archive.points = [
+        Point(**{field: point[field] for field in fields}, counted=point.get("counted")) for point in points
+    ]
     front = {point.step for point in archive.front}
     volumes = [pair for pair in document["hypervolume_by_step"] if pair[0] <= step]
     return {

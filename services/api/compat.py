@@ -18,7 +18,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
-from orchestrator.comparison import corners
+from orchestrator.directions import scales
 from orchestrator.lineage import best_step
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import Checkpoint, Event, JobRecord, JobStore
@@ -172,7 +172,7 @@ def _result(
     path = record.checkpoint_path
     if weighed is not None:  # else it has no front, or was deleted a moment ago
         kept, weights = weighed
-        best = best_step(kept, {name: (low, high) for name, (low, high, _) in corners(spec).items()}, weights)
+        best = best_step(kept, scales(spec), weights)
         path = next((found.path for found in kept if found.step == best), path)
     return str(Path(path) / "policy") if path else None
 

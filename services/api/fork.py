@@ -18,6 +18,7 @@ from orchestrator import spec_errors
 from orchestrator.actors.placement import may_take_gpus
 from orchestrator.checks.access import Access
 from orchestrator.comparison import TooManyPoints, compared, corners
+from orchestrator.directions import directions, scales
 from orchestrator.errors import JobNotFound
 from orchestrator.fork_copies import NoRoom, copy_policy, forking, is_full
 from orchestrator.fork_plans import PlanConflict, keep_answer, keep_plan, kept_answer, kept_plan, plan_path
@@ -101,10 +102,17 @@ def compare_jobs(
     for spec in specs.values():
         alignment_only(spec, "front to compare")
     fronts = {job_id: store.front(job_id) or {} for job_id in ids}
-    scale = corners(specs[ids[0]])
-    differences = [line for job_id in ids[1:] for line in _differences(ids[0], scale, job_id, corners(specs[job_id]))]
+    ways = {job_id: fronts[job_id].get("directions") or directions(spec) for job_id, spec in specs.items()}
+    its_corners = {job_id: corners(specs[job_id], ways[job_id]) for job_id in ids}
+    scale = its_corners[ids[0]]
+    differences = [
+        line
+        for job_id in ids[1:]
+        for line in _differences(ids[0], scale, ways[ids[0]], job_id, its_corners[job_id], ways[job_id])
+    ]
+    points = {job_id: fronts[job_id].get("points", []) for job_id in ids}
     try:
-        found = None if differences else compared(scale, {job_id: fronts[job_id].get("points", []) for job_id in ids})
+        found = None if differences else compared(scale, points, ways[ids[0]])
     except TooManyPoints as error:
         raise ApiProblem(422, "too_many_points", f"ids: {error}; compare fewer jobs", param="ids") from None
     data = [
@@ -355,8 +363,8 @@ def _checkpoint(store: JobStore, job_id: str, spec: JobSpec, wanted: int | str) 
     if wanted == "latest":
         step = max(kept, default=None)
     elif wanted == "best":
-        ranges = {objective.name: objective.range for objective in spec.objectives}
-        step = best_step(list(kept.values()), ranges, store.steering_head(job_id).current["weights"])
+        found = scales(spec.model_dump(mode="json"))
+        step = best_step(list(kept.values()), found, store.steering_head(job_id).current["weights"])
     else:
         step = int(wanted)
     if step is not None and step in kept:
@@ -394,14 +402,28 @@ def _invalid(param: str | None, message: str) -> ApiProblem:
     return ApiProblem(422, "invalid_fork", f"{param or 'body'}: {message}", param=param)
 
 
-def _differences(first: str, scale: dict[str, list[float]], other: str, its: dict[str, list[float]]) -> list[str]:
+def _differences(
+    first: str,
+    scale: dict[str, list[float]],
+    ways: dict[str, Any],
+    other: str,
+    its: dict[str, list[float]],
+    its_ways: dict[str, Any],
+) -> list[str]:
     if scale.keys() != its.keys():
         return [f"{first} and {other} have other objectives: {', '.join(scale)} and {', '.join(its)}"]
-    return [
-        f"{name}: {first} and {other} measure it on other ranges or from another reference"
-        for name in scale
-        if scale[name] != its[name]
-    ]
+    found = []
+    for name in scale:
+        if ways[name] != its_ways[name]:
+            found.append(f"{name}: {first} and {other} do not train it towards the same: {_way(ways[name])} is better "
+                         f"in the one, {_way(its_ways[name])} in the other")  # fmt: skip
+        elif scale[name] != its[name]:
+            found.append(f"{name}: {first} and {other} measure it on other ranges or from another reference")
+    return found
+
+
+def _way(direction: dict[str, Any]) -> str:
+    return f"nearer to {direction['target']:g}" if direction["better"] == "nearer" else str(direction["better"])
 
 
 def _alone(front: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,9 @@ def get_front(job_id: JobId, store: Store) -> Response:
     """The Pareto archive: points, hypervolume by step. Without points before the first evaluation.
 
     `reference` is the corner that the hypervolume is measured from (`objectives[].reference`, else the lower ends of
-    the ranges), `initial` what the policy reached before its first step.
+    the ranges), `initial` what the policy reached before its first step. `directions` says of each objective whether
+    larger or smaller is better, or what is nearer to a target; a point's `counted` are its means after the gates, by
+    which it is ranked, where the job has gates. All other figures are raw.
     """
     found, spec = store.front(job_id), json.loads(store.spec(job_id))
     if found:
@@ -78,6 +80,7 @@ def get_front(job_id: JobId, store: Store) -> Response:
     empty: dict[str, Any] = {
         "objectives": [],
         "ranges": {},
+        "directions": {},
         "reference": {},
         "initial": {},
         "hypervolume": None,

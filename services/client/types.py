@@ -270,9 +270,19 @@ class Preview(TypedDict):
 
 
 class FrontPoint(TypedDict):
+    """`objectives` are raw means; `counted` those after the gates, which rank the point, where the job has gates."""
+
     step: int
     objectives: dict[str, float | None]
+    counted: NotRequired[dict[str, float | None]]
     on_front: bool
+
+
+class Direction(TypedDict):
+    """Whether larger or smaller is better, or what is nearer to the target."""
+
+    better: Literal["larger", "smaller", "nearer"]
+    target: float | None
 
 
 class Front(TypedDict):
@@ -280,6 +290,7 @@ class Front(TypedDict):
 
     objectives: list[str]
     ranges: dict[str, list[float]]
+    directions: NotRequired[dict[str, Direction]]  # of each objective; without them larger is better
     reference: dict[str, float]  # the corner of the volume
     initial: dict[str, float | None]  # what the policy reached before its first step
     hypervolume: float | None

@@ -19,6 +19,7 @@ from orchestrator.state.states import JobStatus
 from orchestrator.state.store import Checkpoint, JobStore
 from orchestrator.storage.recovery import keep_document, keep_ending
 from policies.pareto import hypervolume
+from policies.places import Scale
 
 
 def test_changes_are_merged_branch_by_branch() -> None:
@@ -33,11 +34,15 @@ def test_the_best_is_on_the_front_and_counts_places_in_the_range() -> None:
     def kept(step: int, on_front: bool, **objectives: float) -> Checkpoint:
         return Checkpoint(step=step, path="", digest="", on_front=on_front, metrics={"objectives": objectives})
 
-    ranges = {"a": (0.0, 1.0), "b": (0.0, 100.0)}
+    scales = {"a": Scale(low=0, high=1), "b": Scale(low=0, high=100)}
     found = [kept(1, True, a=0.9, b=10), kept(2, True, a=0.2, b=50), kept(3, False, a=1, b=100), kept(4, True)]
-    assert best_step(found, ranges, {"a": 0.5, "b": 0.5}) == 1
-    assert best_step(found, ranges, {"a": 0.0, "b": 1.0}) == 2
-    assert best_step(found[2:], ranges, {"a": 0.0, "b": 1.0}) is None
+    assert best_step(found, scales, {"a": 0.5, "b": 0.5}) == 1
+    assert best_step(found, scales, {"a": 0.0, "b": 1.0}) == 2
+    assert best_step(found[2:], scales, {"a": 0.0, "b": 1.0}) is None
+    smaller = {**scales, "b": Scale(low=0, high=100, better="smaller")}
+    assert best_step(found, smaller, {"a": 0.0, "b": 1.0}) == 1
+    found[1].metrics["places"] = {"a": 0.2, "b": 0.0}  # what the job's own archive says of it goes first
+    assert best_step(found, scales, {"a": 0.0, "b": 1.0}) == 1
 
 
 @pytest.mark.parametrize("reference", [None, 0.2])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.build import make_archive
 from orchestrator.journal import Wishes
 from orchestrator.spec import JobSpec
 from orchestrator.storage.checkpoints import CheckpointError, directory_name
@@ -243,6 +244,65 @@ def test_the_front_is_kept_and_the_rest_is_not(tmp_path: Path) -> None:
     tested = {point["step"] for point in front["points"] if point["test"]}
     assert tested == {0, 8, 9}
     assert set(front["points"][0]["test"]) == {"sampled", "greedy"}
+
+
+def test_an_objective_that_is_to_stay_below_its_target_is_better_the_smaller_it_is(tmp_path: Path) -> None:
+    values = {0: (0.6, 0.9), 2: (0.6, 0.7), 4: (0.59, 0.39), 6: (0.595, 0.3)}
+    objectives = [
+        {"name": "accuracy", "reward": {"name": "math"}},
+        {"name": "brevity", "reward": {"name": "conciseness"}, "target": {"op": "<=", "value": 0.4}},
+    ]
+    spec = make_spec(objectives=objectives, weighting={"name": "lagrangian"}, collapse={"action": "pause"})
+    run = start(tmp_path, spec, profile=lambda version: values.get(version, (0.6, 0.6)))
+    run.loop.run()
+    front = run.journal.fronts[-1]
+    assert [point["step"] for point in front["points"] if point["on_front"]] == [2, 6]
+    assert [point["objectives"]["brevity"] for point in front["points"]] == [0.9, 0.7, 0.39, 0.3]
+    assert front["directions"] == {
+        "accuracy": {"better": "larger", "target": None}, "brevity": {"better": "smaller", "target": None},
+    }  # fmt: skip
+    assert front["reference"] == {"accuracy": 0.0, "brevity": 1.0}
+    assert run.on_disk() == [2, 4, 6]  # the newest two, and the front
+    assert run.journal.registered[6]["metrics"]["places"] == pytest.approx({"accuracy": 0.595, "brevity": 0.7})
+    assert [point["step"] for point in front["points"] if point["test"]] == [0, 2, 6]
+    assert not run.journal.named("collapse.detected")
+
+
+@pytest.mark.parametrize(
+    ("weighting", "direction"),
+    [
+        ({"name": "lagrangian", "form": "equality"}, {"better": "nearer", "target": 0.4}),
+        ({"name": "fixed"}, {"better": "larger", "target": None}),  # it raises whatever has a target
+    ],
+)
+def test_what_is_better_is_what_the_rule_trains_towards(weighting: dict[str, Any], direction: dict[str, Any]) -> None:
+    objectives = [
+        {"name": "accuracy", "reward": {"name": "math"}},
+        {"name": "brevity", "reward": {"name": "conciseness"}, "target": {"op": "<=", "value": 0.4}},
+    ]
+    archive = make_archive(make_spec(objectives=objectives, weighting=weighting))
+    assert archive.directions == {"accuracy": {"better": "larger", "target": None}, "brevity": direction}
+
+
+def test_what_is_gated_counts_gated_on_the_front_and_is_shown_raw(tmp_path: Path) -> None:
+    """A start that is short and wrong is no better than what training made of it."""
+    objectives = [
+        {"name": "accuracy", "reward": {"name": "math"}},
+        {"name": "brevity", "reward": {"name": "conciseness"}, "gate": {"objective": "accuracy", "at_least": 0.4}},
+    ]
+    run = start(
+        tmp_path,
+        make_spec(objectives=objectives, collapse={"action": "alert"}),
+        profile=lambda version: (0.22, 0.95) if version < 2 else (0.44, 0.24),
+    )
+    run.loop.run()
+    points = {point["step"]: point for point in run.journal.fronts[-1]["points"]}
+    assert points[0]["objectives"] == {"accuracy": 0.22, "brevity": 0.95}
+    assert points[0]["counted"] == {"accuracy": 0.22, "brevity": 0.0}
+    assert [step for step, point in points.items() if point["on_front"]] == [2]
+    assert run.journal.registered[6]["metrics"]["places"]["brevity"] == pytest.approx(0.24)
+    assert points[6]["test"]["sampled"]["counted"] == {"accuracy": 0.44, "brevity": 0.24}
+    assert not run.journal.named("collapse.detected")
 
 
 def test_the_strategy_sees_the_front_as_the_last_evaluation_left_it(tmp_path: Path) -> None:

@@ -188,3 +188,36 @@ def test_a_front_in_as_many_objectives_as_a_spec_may_have_has_a_volume():
 
     points_NK = np.random.default_rng(0).uniform(0.4, 0.9, size=(5, MAX_OBJECTIVES))
     assert 0 < hypervolume(points_NK) < 1
+
+
+DOWN = {"tokens": {"better": "smaller", "target": None}}
+
+
+def test_where_smaller_is_better_the_front_and_its_volume_are_turned():
+    archive = Archive({"accuracy": (0.0, 1.0), "tokens": (0.0, 1000.0)}, directions=DOWN)
+    for step, (accuracy, tokens) in enumerate([(0.6, 900.0), (0.6, 700.0), (0.59, 390.0), (0.595, 300.0)]):
+        archive.add(Point(step=step, objectives={"accuracy": accuracy, "tokens": tokens}, mean_tokens=tokens))
+    assert [found.step for found in archive.front] == [1, 3]
+    assert archive.corner == {"accuracy": 0.0, "tokens": 1000.0}
+    assert archive.hypervolume == pytest.approx(0.6 * 0.3 + 0.595 * (0.7 - 0.3))
+    assert [found.objectives["tokens"] for found in archive.points] == [900.0, 700.0, 390.0, 300.0]
+
+
+def test_a_state_of_before_directions_keeps_none_of_the_collapses_that_were_seen_the_wrong_way():
+    old, _ = archive_of(point(0, 0.5), point(5, 0.5, -150.0, collapsed=True))
+    state = {key: value for key, value in old.state_dict().items() if key != "directions"}
+    turned, same = Archive(RANGES, directions=DOWN), Archive(RANGES)
+    for archive in (turned, same):
+        archive.load_state_dict(json.loads(json.dumps(state)))
+    assert [found.step for found in turned.front] == [5]
+    assert [found.step for found in same.front] == [0]
+
+
+def test_points_count_with_what_is_left_after_the_gates_where_all_of_them_say_it():
+    archive, _ = archive_of(
+        point(0, 0.22, -10.0, counted={"accuracy": 0.22, "tokens": -160.0}),
+        point(5, 0.44, -150.0, counted={"accuracy": 0.44, "tokens": -150.0}),
+    )
+    assert [found.step for found in archive.front] == [5]
+    archive.add(point(10, 0.3, -190.0))  # of an older version
+    assert [found.step for found in archive.front] == [0, 5]
