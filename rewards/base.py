@@ -172,7 +172,8 @@ class Reward(Protocol):
     It is built in the process that scores, so a learned model loads its weights in `__init__`. What the first call
     would wait for may be done in a method `warm_up()`, which is called once before it. A class attribute
     `rowwise = True` says that a row's score depends on that row alone, to the last bit: what waits may be scored in one
-    call then.
+    call then. A static method `takes_truth(answer)`, beside `wanted_truth` in words, lets a dry run tell ground truths
+    that no completion could meet.
     """
 
     name: ClassVar[str]

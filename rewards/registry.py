@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -135,6 +135,13 @@ def range_of(name: str, options: Mapping[str, object]) -> tuple[float, float]:
 def needs_answer(name: str, options: Mapping[str, object]) -> bool:
     """Whether it has no score for a row without a ground truth."""
     return bool(getattr(parse_options(name, options), "needs_answer", False))
+
+
+def truth_check(name: str) -> tuple[Callable[[str], bool], str] | None:
+    """(whether some completion could meet a ground truth, what one has to be), of a reward that can tell."""
+    reward = resolve(name)
+    takes = getattr(reward, "takes_truth", None)
+    return None if takes is None else (takes, getattr(reward, "wanted_truth", "another one"))
 
 
 def named_models(name: str, options: Mapping[str, object]) -> dict[str, object]:

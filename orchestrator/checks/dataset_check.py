@@ -18,6 +18,7 @@ from orchestrator.rollouts.prompts import Contents, DatasetError, Prompt, examin
 from orchestrator.rollouts.split_files import SplitFiles, each_of
 from orchestrator.specs.data import Columns, Share
 from policies.models import with_system
+from rewards import registry
 
 MAX_PROBLEMS = 20
 TIMEOUT_S = 300.0
@@ -37,6 +38,7 @@ class Reading(SplitFiles):
     room: int = 0  # tokens
     system: str | None = None  # beside each prompt
     is_train: bool = False
+    rewards: tuple[str, ...] = ()  # which compare with the answers
 
     def document(self) -> dict[str, Any]:
         return {
@@ -49,6 +51,7 @@ class Reading(SplitFiles):
             "room": self.room,
             "system": self.system,
             "is_train": self.is_train,
+            "rewards": self.rewards,
         }
 
     @classmethod
@@ -59,6 +62,7 @@ class Reading(SplitFiles):
             "columns": Columns.model_validate(document["columns"]),
             "share": None if share is None else Share.model_validate(share),
             "tokenizer": None if tokenizer is None else Path(tokenizer),
+            "rewards": tuple(document["rewards"]),
         }
         return cls(**{**document, **placed})
 
@@ -110,10 +114,15 @@ def _contents(found: dict[str, Any]) -> Contents:
     return Contents(
         domains=set(found["domains"]),
         details=set(found["details"]),
-        unanswered={domain: (first, count) for domain, (first, count) in found["unanswered"]},
+        unanswered=_counts(found["unanswered"]),
+        unmeetable={reward: _counts(rows) for reward, rows in found["unmeetable"]},
         rows=found["rows"],
         repeated=found["repeated"],
     )
+
+
+def _counts(pairs: list[Any]) -> dict[str | None, tuple[int, int]]:
+    return {domain: (first, count) for domain, (first, count) in pairs}
 
 
 def shown(path: Path, columns: Columns, *, after: int, limit: int, owner: str = "") -> list[dict[str, Any]]:
@@ -138,11 +147,14 @@ def read(reading: Reading, trained: set[int]) -> Contents:
     takes the hashes of the training's first prompts, and those of other splits are looked up in it.
     """
     tokenizer = None if reading.tokenizer is None else _tokenizer(reading.tokenizer)
+    checks = {name: check[0] for name in reading.rewards if (check := registry.truth_check(name)) is not None}
     rows = each_of(reading)
     contents = Contents()
     with contextlib.closing(rows):
         for path, prompt in in_bounds(rows):
             contents.add(prompt)
+            for reward, takes in checks.items():
+                contents.check_answer(prompt, reward, takes)
             messages = prompt.messages
             same = hash(tuple((message["role"], message["content"]) for message in messages))
             if not reading.is_train:
@@ -192,6 +204,7 @@ def _outcome(reading: Reading, trained: set[int]) -> dict[str, Any]:
         "domains": [*contents.domains],
         "details": [*contents.details],
         "unanswered": [*contents.unanswered.items()],  # None is no key of JSON
+        "unmeetable": [[reward, [*rows.items()]] for reward, rows in contents.unmeetable.items()],
         "rows": contents.rows,
         "repeated": contents.repeated,
     }

@@ -258,6 +258,7 @@ def _data(
                 room=tokens,
                 system=spec.policy.chat.system,
                 is_train=split == "train",
+                rewards=_comparing(spec),
             )
         found = (
             _read_here(readings.values()) if access is None else outcomes_of([*readings.values()], owner=access.owner)
@@ -274,7 +275,7 @@ def _data(
         problems.append((field, _fields(message, data)))
     if contents.keys() == {*data.splits}:  # else the driver tells
         problems += routing.problems(spec, contents)
-    problems += _blank_answers(spec, contents)
+    problems += _unusable_answers(spec, contents)
     return contents
 
 
@@ -366,25 +367,45 @@ def _needs_answers(spec: JobSpec, why: str, problems: list[tuple[str, str]]) -> 
             problems.append((f"{field}.name", f"'{reward.name}' compares with a ground truth, but {why}"))
 
 
-def _blank_answers(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[str, str]]:
+def _comparing(spec: JobSpec) -> tuple[str, ...]:
+    """Rewards that can tell which ground truths no completion could meet."""
+    needing = {r.name for r in _rewards(spec).values() if registry.needs_answer(r.name, r.options)}
+    return tuple(sorted(name for name in needing if registry.truth_check(name) is not None))
+
+
+def _unusable_answers(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[str, str]]:
     """More rows than a reward may leave out, which would stop the job; the first row of each split."""
-    domains = {f"objectives.{i}.reward": objective.domains for i, objective in enumerate(spec.objectives)}
     for split, found in contents.items():
         for field, reward in _rewards(spec).items():
+            if not registry.needs_answer(reward.name, reward.options):
+                continue
             options = registry.parse_options(reward.name, reward.options)
-            if not registry.needs_answer(reward.name, reward.options) or getattr(options, "missing", "") != "error":
-                continue
-            wanted = domains.get(field) or found.unanswered
-            blank = [rows for domain, rows in found.unanswered.items() if domain in wanted]
-            if split == "validation" and spec.evaluation.prompts is not None:  # its other rows are not used
-                if not _is_one_file(spec.data, split):  # a row's number is not its place; the driver tells
-                    continue
-                blank = [(first, count) for first, count in blank if first <= spec.evaluation.prompts]
-            if sum(count for _, count in blank) <= reward.hosting.max_bad_share * found.rows:
-                continue
-            said = f"row {min(blank)[0]}: the answer is empty, and '{reward.name}' compares with it"
-            yield f"data.{split}", f"{said}; fill it in, or set {field}.options.missing to skip"
-            break
+            blank = found.unanswered if getattr(options, "missing", "") == "error" else {}
+            if row := _too_many(spec, split, field, blank, found.rows):
+                said = f"row {row}: the answer is empty, and '{reward.name}' compares with it"
+                yield f"data.{split}", f"{said}; fill it in, or set {field}.options.missing to skip"
+                break
+            check = registry.truth_check(reward.name)
+            if check and (row := _too_many(spec, split, field, found.unmeetable.get(reward.name, {}), found.rows)):
+                said = f"row {row}: '{reward.name}' needs a ground truth that is {check[1]}, and no completion meets"
+                yield f"data.{split}", f"{said} this one; change the answers, or name another column"
+                break
+
+
+def _too_many(
+    spec: JobSpec, split: str, field: str, unusable: Mapping[str | None, tuple[int, int]], rows: int
+) -> int | None:
+    """The first of the rows that the reward can't score, by domain, where they are more than it may leave out."""
+    domains = {f"objectives.{i}.reward": objective.domains for i, objective in enumerate(spec.objectives)}
+    wanted = domains.get(field) or unusable
+    counts = [counted for domain, counted in unusable.items() if domain in wanted]
+    if split == "validation" and spec.evaluation.prompts is not None:  # its other rows are not used
+        if not _is_one_file(spec.data, split):  # a row's number is not its place; the driver tells
+            return None
+        counts = [(first, count) for first, count in counts if first <= spec.evaluation.prompts]
+    if sum(count for _, count in counts) <= _rewards(spec)[field].hosting.max_bad_share * rows:
+        return None
+    return min(counts)[0]
 
 
 def _is_one_file(data: object, split: str) -> bool:

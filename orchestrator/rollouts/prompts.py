@@ -73,6 +73,8 @@ class Contents:
     details: set[str] = field(default_factory=set)
     unanswered: dict[str | None, tuple[int, int]] = field(default_factory=dict)
     """The first row whose answer is blank, and how many are, of each domain that has one."""
+    unmeetable: dict[str, dict[str | None, tuple[int, int]]] = field(default_factory=dict)
+    """Likewise, by reward: rows with an answer that no completion could meet."""
     rows: int = 0
     repeated: int = 0
     """Rows whose prompt is one of the training's, in another split."""
@@ -92,8 +94,18 @@ class Contents:
             raise DatasetError(f"row {prompt.row}: more than {MAX_DOMAINS} domains so far; is this another column?")
         self.details |= prompt.details.keys()
         if prompt.answer is not None and not prompt.answer.strip():
-            first, count = self.unanswered.get(prompt.domain, (prompt.row, 0))
-            self.unanswered[prompt.domain] = first, count + 1
+            _count(self.unanswered, prompt)
+
+    def check_answer(self, prompt: Prompt, reward: str, takes: Callable[[str], bool]) -> None:
+        """`takes` says whether this reward can compare with an answer; a blank one is counted already."""
+        answer = (prompt.answer or "").strip()
+        if answer and not takes(answer):
+            _count(self.unmeetable.setdefault(reward, {}), prompt)
+
+
+def _count(rows: dict[str | None, tuple[int, int]], prompt: Prompt) -> None:
+    first, count = rows.get(prompt.domain, (prompt.row, 0))
+    rows[prompt.domain] = first, count + 1
 
 
 def each_prompt(

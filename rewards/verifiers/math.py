@@ -50,6 +50,7 @@ _FUNCTION = re.compile(
     r"|(?<=[\d)}])!"
 )
 _UNIT = re.compile(r"(?:\\(?:text|mbox|mathrm)\{[^{}]*\}|\^\\circ|\\?%|[a-zA-Z]+)$")
+_TRUTH_MARKER = "####"  # before the answer, in GSM8K's worked solutions
 _MARKER = re.compile(r"(?:answer(?:\s+is)?|####)\s*:?\s*(.*\S)", re.IGNORECASE)
 
 
@@ -80,12 +81,18 @@ class MathAccuracy:
     the ground truth only by algebra. Of `x = 5` or `2 + 3 = 5` the last part counts.
 
     An answer above 300 characters, or one that takes longer than `timeout_s` to compare, scores 0.
+
+    A ground truth may be a worked solution: its last box counts, else what follows its last `####`. One that is
+    still no short answer can't be met, so its row can't be scored.
     """
 
     name: ClassVar[str] = "math"
     Options: ClassVar[type[BaseModel]] = MathOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     rowwise: ClassVar[bool] = True
+    wanted_truth: ClassVar[str] = (
+        r"a short answer, or a worked solution with it in a \boxed{} or after ####"  # in words, for people
+    )
 
     def __init__(self, options: MathOptions) -> None:
         self._options = options
@@ -103,10 +110,14 @@ class MathAccuracy:
             if truth is None:
                 scores.append(None)
                 continue
-            boxed = last_boxed(truth)
-            gold = boxed.content if boxed else truth
+            if (gold := short_answer(truth)) is None:
+                raise rows.MissingRow(row, f"needs a ground truth that is {self.wanted_truth}")
             scores.append(float(correct(gold, *self._final_answer(completion), batch.prompts[row])))
         return scores
+
+    @staticmethod
+    def takes_truth(truth: str) -> bool:
+        return short_answer(truth) is not None
 
     def _final_answer(self, completion: str) -> tuple[str, bool]:
         """The answer, empty where there is none, and whether it is a line of prose rather than a box."""
@@ -120,6 +131,17 @@ class MathAccuracy:
     def _correct(self, gold: str, answer: str, prose: bool, prompt: str) -> bool:
         quick = compare_plainly(gold, answer, prompt)
         return self._child.ask(gold=spell(gold), answer=spell(answer), prose=prose) if quick is None else quick
+
+
+def short_answer(truth: str) -> str | None:
+    """What a ground truth says the answer is; None where no answer could equal that."""
+    if boxed := last_boxed(truth):
+        return boxed.content if len(boxed.content) <= _MAX_ANSWER_CHARS else None
+    answer = truth.rpartition(_TRUTH_MARKER)[2].strip()
+    is_prose = "\n" in answer and r"\begin" not in answer  # a matrix may go over lines
+    if not answer or len(answer) > _MAX_ANSWER_CHARS or r"\boxed" in answer or is_prose:
+        return None
+    return answer
 
 
 def compare_plainly(gold: str, answer: str, prompt: str = "") -> bool | None:

@@ -47,6 +47,7 @@ class Numeric:
     Options: ClassVar[type[BaseModel]] = NumericOptions
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     rowwise: ClassVar[bool] = True
+    wanted_truth: ClassVar[str] = "one number"
 
     def __init__(self, options: NumericOptions) -> None:
         self._options = options
@@ -58,10 +59,14 @@ class Numeric:
             scores.append(None if truth is None else float(self._near(row, truth, completion)))
         return scores
 
+    @staticmethod
+    def takes_truth(truth: str) -> bool:
+        return len(numbers(truth[:_MAX_ANSWER_CHARS])) == 1
+
     def _near(self, row: int, truth: str, completion: str) -> bool:
         wanted = numbers(truth)
         if len(wanted) != 1:
-            raise rows.MissingRow(row, "needs a ground truth that is one number")
+            raise rows.MissingRow(row, f"needs a ground truth that is {self.wanted_truth}")
         part = extract(completion, self._options.where)
         found = numbers(part[-_MAX_ANSWER_CHARS:]) if part else []
         if not found or (self._options.pick == "only" and len(found) > 1):

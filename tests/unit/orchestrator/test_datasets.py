@@ -194,6 +194,7 @@ def test_a_child_that_fails_is_a_problem_of_the_file_that_it_read(
                 "domains": ["math"],
                 "details": [],
                 "unanswered": [[None, [3, 1]]],
+                "unmeetable": [["math", [["math", [1, 2]]]]],
                 "rows": 4,
                 "repeated": 2,
             }
@@ -202,7 +203,8 @@ def test_a_child_that_fails_is_a_problem_of_the_file_that_it_read(
 
     monkeypatch.setattr(children, "ask", ask)
     first, second = outcomes_of(readings)
-    assert first == Contents(domains={"math"}, unanswered={None: (3, 1)}, rows=4, repeated=2)
+    unmeetable = {"math": {"math": (1, 2)}}
+    assert first == Contents(domains={"math"}, unanswered={None: (3, 1)}, unmeetable=unmeetable, rows=4, repeated=2)
     assert isinstance(second, str)
     assert "within the memory that the server has for it" in second
     for error, expected in ((children.ChildTimeout, [None, None]), (children.ChildBusy, None)):

@@ -399,6 +399,32 @@ def test_an_empty_answer_that_a_reward_would_stop_at(
 
 
 @pytest.mark.parametrize("is_server", [False, True])
+@pytest.mark.parametrize(
+    ("name", "answers", "row"),
+    [
+        ("math", ["1", "Half of 48 is 24.\nSo it is 24 + 48 = 72.", "So 5."], 2),
+        ("math", ["1", "Half of 48 is 24.\nSo it is 24 + 48 = 72.\n#### 72", "So 5."], None),
+        ("numeric", ["1", "24 + 48 = 72", "72"], 2),
+        ("text", ["1", "24 + 48 = 72\n72", "72"], None),
+    ],
+)
+def test_an_answer_that_no_completion_could_meet(
+    model: Path, data: dict[str, Any], name: str, answers: list[str], row: int | None, is_server: bool, tmp_path: Path
+) -> None:
+    access = Access(owner="ann", state_dir=tmp_path, roots=None) if is_server else None
+    text = (json.dumps({"prompt": "word", "answer": answer, "kind": "a"}) + "\n" for answer in answers)
+    Path(data["train"]).write_text("".join(text))
+    document = {**data, "columns": {"domain": "kind"}}
+    objectives = [{"name": "right", "reward": {"name": name}}, {"name": "brevity", "reward": {"name": "conciseness"}}]
+    found = preflight(make_spec(model, document, objectives=objectives), access)
+    assert [field for field, _ in found] == ([] if row is None else ["data.train"])
+    for _, message in found:
+        assert message.startswith(f"row {row}: '{name}' needs a ground truth that is ")
+    elsewhere = [{**objectives[0], "domains": ["b"]}, objectives[1]]
+    assert not any("ground truth" in said for _, said in preflight(make_spec(model, document, objectives=elsewhere)))
+
+
+@pytest.mark.parametrize("is_server", [False, True])
 def test_prompts_of_other_splits_that_are_trained_on_are_counted(
     model: Path, data: dict[str, Any], is_server: bool, tmp_path: Path
 ) -> None:

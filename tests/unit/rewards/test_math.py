@@ -179,6 +179,55 @@ def test_a_ground_truth_may_be_boxed(score):
     assert score(r"hence $\boxed{\frac12}$", box("1/2")) == 1.0
 
 
+GSM8K = [  # as published, with the marks of its calculator
+    (
+        "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
+        "Natalia sold 48+24 = <<48+24=72>>72 clips altogether in April and May.\n#### 72",
+        "72",
+    ),
+    (
+        "Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.\n"
+        "Working 50 minutes, she earned 0.2 x 50 = $<<0.2*50=10>>10.\n#### 10",
+        "10",
+    ),
+    ("He wins 2125 in all.\n#### 2,125", "2125"),
+]
+
+
+@pytest.mark.parametrize(("truth", "answer"), GSM8K)
+def test_a_ground_truth_may_be_a_worked_solution_that_marks_its_answer(score, truth, answer):
+    assert MathAccuracy.takes_truth(truth)
+    assert score(truth, box(answer)) == 1.0
+    assert score(truth, box("24")) == 0.0
+
+
+def test_every_short_answer_is_met_by_itself(score):
+    for gold, _ in SAME_WITHOUT_ALGEBRA + SAME_WITH_ALGEBRA:
+        assert MathAccuracy.takes_truth(gold)
+        assert score(gold, box(gold)) == 1.0
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        "He sells 24 in May.\nIn all 24 + 48 = 72.",
+        "so " * 101,
+        r"so \boxed{" + "1" * 301 + "}",
+        r"it is \boxed{72",
+        "it is 72\n####",
+    ],
+)
+def test_a_ground_truth_that_no_answer_could_meet_is_no_wrong_answer(accuracy, make_batch, truth):
+    assert not MathAccuracy.takes_truth(truth)
+    with pytest.raises(ValueError, match="row 1 needs a ground truth that is a short answer"):
+        accuracy.score(make_batch(box("1"), box("2"), answers=["1", truth]))
+
+
+def test_a_matrix_may_go_over_several_lines(score):
+    truth = "\\begin{pmatrix}\n1\\\\\n2\n\\end{pmatrix}"
+    assert score(truth, box(r"\begin{pmatrix}1\\2\end{pmatrix}")) == 1.0
+
+
 @pytest.mark.parametrize(
     ("completion", "expected"),
     [
