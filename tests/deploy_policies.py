@@ -438,6 +438,8 @@ def ray_asks_for_a_token_and_grows_from_zero(rendered: Rendered) -> Iterator[str
         settings = rendered.settings(spec["headGroupSpec"]["template"]["spec"]["containers"][0])
         if not settings.get(GROWTH_VARIABLE):
             yield f"RayCluster {name}: jobs fail where its machines take a while to start"
+        if float(settings.get("RAY_JOB_START_TIMEOUT_SECONDS", 900)) < float(settings.get(GROWTH_VARIABLE) or 0):
+            yield f"RayCluster {name}: Ray gives a driver up before its machine may be there"
         label = settings[ROLE_LABEL_VARIABLE]
         groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
         if set(groups) != {"learner", "rollout", "reward"}:

@@ -29,7 +29,8 @@ from orchestrator.launch.ray_jobs import cluster_driver_command, shown_environme
 _OURS = "app.kubernetes.io/managed-by=equipoise-worker"
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _ENDED = frozenset({"Complete", "Failed", "ValidationFailed"})
-_NO_ROOM = "PreRunningDeadlineExceeded"  # its machines did not come in time
+_NO_HEAD = "PreRunningDeadlineExceeded"  # its cluster did not come in time
+_NO_MACHINE = "Job supervisor actor failed to start within"  # Ray's words: RAY_JOB_START_TIMEOUT_SECONDS without room
 _LOST = 1  # exit code of a driver of which nobody can say how it ended
 
 
@@ -221,10 +222,11 @@ class RayJob:
         self._said = last_line(status.get("message") or "") or str(status.get("reason") or "")
         if status["jobDeploymentStatus"] == "Complete":
             return 0
-        if status.get("reason") == _NO_ROOM:
+        reason, message = status.get("reason"), status.get("message") or ""  # Ray's words, which KubeRay passes on
+        if reason == _NO_HEAD or (reason == "AppFailed" and message.startswith(_NO_MACHINE)):
             return NO_RESOURCES
-        code = re.search(r"exit code (-?\d+)", status.get("message") or "")  # Ray's words, which KubeRay passes on
-        return int(code[1]) if code and status.get("reason") == "AppFailed" else _LOST
+        code = re.search(r"exit code (-?\d+)", message)
+        return int(code[1]) if code and reason == "AppFailed" else _LOST
 
     def terminate(self) -> None:
         """Ray sends SIGTERM, and SIGKILL after the launcher's `grace_s` or its machines' own."""

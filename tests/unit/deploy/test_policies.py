@@ -192,6 +192,7 @@ MUTANTS: dict[str, list[Callable[[Rendered], Any]]] = {
         lambda f: ray(f).pop("enableInTreeAutoscaling"),
         lambda f: ray(f)["autoscalerOptions"].pop("version"),
         lambda f: f.named("ConfigMap", "settings")["data"].pop("EQUIPOISE_RAY_GROWTH_S"),
+        lambda f: f.named("ConfigMap", "settings")["data"].pop("RAY_JOB_START_TIMEOUT_SECONDS"),
         lambda f: ray(f)["workerGroupSpecs"][1].pop("labels"),
         lambda f: ray(f)["workerGroupSpecs"].pop(),
         lambda f: ray(f)["workerGroupSpecs"][0].update(minReplicas=1),

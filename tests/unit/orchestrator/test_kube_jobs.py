@@ -137,6 +137,15 @@ def test_a_lost_reply_to_a_creation_makes_no_second_driver(server: ApiServer, la
             4,
             "no machines",
         ),
+        (
+            {
+                "jobDeploymentStatus": "Failed",
+                "reason": "AppFailed",
+                "message": "Job supervisor actor failed to start within 1800.0 seconds. This timeout can be set.",
+            },
+            4,
+            "Job supervisor actor failed to start within 1800.0 seconds. This timeout can be set.",
+        ),
         ({"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded"}, 1, "DeadlineExceeded"),
         ({"jobDeploymentStatus": "ValidationFailed", "reason": "ValidationFailed", "message": "bad"}, 1, "bad"),
     ],
