@@ -456,6 +456,14 @@ def ray_asks_for_a_token_and_grows_from_zero(rendered: Rendered) -> Iterator[str
 
 
 @rule
+def ray_is_replaced_as_a_whole(rendered: Rendered) -> Iterator[str]:
+    """Machines of a new image can't join a head of the old one, and would run beside old actors if they could."""
+    for cluster in rendered.of("RayCluster"):
+        if cluster["spec"].get("upgradeStrategy", {}).get("type") != "Recreate":
+            yield f"RayCluster {cluster['metadata']['name']}: an upgrade leaves its head behind"
+
+
+@rule
 def drivers_hear_of_their_machines_end(rendered: Rendered) -> Iterator[str]:
     """And Ray keeps engines and learners for them meanwhile, but not longer than Kubernetes lets it."""
     for pod in (pod for pod in rendered.pods if pod.on_ray):

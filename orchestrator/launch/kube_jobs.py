@@ -28,6 +28,7 @@ from orchestrator.launch.ray_jobs import cluster_driver_command, shown_environme
 
 _OURS = "app.kubernetes.io/managed-by=equipoise-worker"
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_OF_THE_MODEL = ("suspend", "upgradeStrategy")  # KubeRay takes the latter of no cluster that a RayJob makes
 _ENDED = frozenset({"Complete", "Failed", "ValidationFailed"})
 _NO_HEAD = "PreRunningDeadlineExceeded"  # its cluster did not come in time
 _NO_MACHINE = "Job supervisor actor failed to start within"  # Ray's words: RAY_JOB_START_TIMEOUT_SECONDS without room
@@ -149,7 +150,7 @@ class RayJobLauncher:
 
     def _document(self, name: str, job_id: str, owner: str, fence: int) -> dict[str, Any]:
         like: Any = self._call(self._api.get_namespaced_custom_object, self._cluster, plural="rayclusters")
-        cluster = {key: value for key, value in like["spec"].items() if key != "suspend"}
+        cluster = {key: value for key, value in like["spec"].items() if key not in _OF_THE_MODEL}
         label, _, value = _OURS.partition("=")
         return {
             "apiVersion": "/".join(RAY_JOBS),

@@ -198,6 +198,10 @@ MUTANTS: dict[str, list[Callable[[Rendered], Any]]] = {
         lambda f: ray(f)["workerGroupSpecs"][0].update(minReplicas=1),
         lambda f: spec_of(f, "ray-learner")["volumes"][2].update(emptyDir={"sizeLimit": "1Gi"}),
     ],
+    "ray_is_replaced_as_a_whole": [
+        lambda f: ray(f).pop("upgradeStrategy"),
+        lambda f: ray(f)["upgradeStrategy"].update(type="None"),
+    ],
     "drivers_hear_of_their_machines_end": [
         lambda f: first(f, "ray-reward").pop("lifecycle"),
         lambda f: f.named("ConfigMap", "settings")["data"].pop("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"),
