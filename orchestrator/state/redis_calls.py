@@ -3,6 +3,8 @@
 import copy
 import logging
 import math
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +21,7 @@ from orchestrator.state import scripts
 from orchestrator.state.redis_secret import resolve
 
 log = logging.getLogger(__name__)
+_CONNECT_S = 1.0
 
 Arg = str | int | float
 
@@ -141,6 +144,24 @@ class RedisCalls:
     def script(self, name: str, keys: Sequence[str], args: Sequence[Arg]) -> list[Any]:
         with self._reachable():
             return list(self._scripts[name](keys=list(keys), args=list(args)))
+
+    def certificate_end(self) -> float | None:
+        """When the server's certificate ends, in Unix time; None without TLS, or where nobody shows a good one."""
+        pool = self._client.connection_pool
+        if not issubclass(pool.connection_class, redis.SSLConnection):
+            return None
+        at = pool.connection_kwargs
+        host, port = at.get("host", "localhost"), int(at.get("port", 6379))
+        try:
+            context = ssl.create_default_context(cafile=at.get("ssl_ca_certs"))
+            with (
+                socket.create_connection((host, port), timeout=_CONNECT_S) as plain,
+                context.wrap_socket(plain, server_hostname=host) as connection,
+            ):
+                shown = connection.getpeercert() or {}
+        except OSError:
+            return None
+        return float(ssl.cert_time_to_seconds(str(shown["notAfter"])))
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:

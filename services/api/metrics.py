@@ -17,12 +17,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.errors import StoreUnavailable
+from orchestrator.errors import Outage, StoreUnavailable
 from orchestrator.rollouts.engine_health import Health
 from orchestrator.state import gpu_hours
 from orchestrator.state.census import COUNTED_JOBS, Census, Pulse
-from orchestrator.state.reader import JobReader
 from orchestrator.state.states import JobStatus
+from orchestrator.state.store import JobStore
 from services.deps import Store
 
 router = APIRouter(tags=["health"])
@@ -92,9 +92,9 @@ class RequestMeter:
 
 
 class JobFigures:
-    """A collector that reads the jobs of some owners when it is asked."""
+    """A collector that reads the jobs of some owners, and how Redis is, when it is asked."""
 
-    def __init__(self, readers: Callable[[], Sequence[JobReader]]) -> None:
+    def __init__(self, readers: Callable[[], Sequence[JobStore]]) -> None:
         self._readers = readers
 
     def collect(self) -> Iterator[Metric]:
@@ -118,6 +118,7 @@ class JobFigures:
         running = _RunningJobs()
         room = MAX_JOBS
         readers = self._readers()
+        yield from _of_redis(readers[0])
         for reader in readers:
             census = Census(reader)
             counts = census.counts(at_most=max(_FEWEST_COUNTED, COUNTED_JOBS // len(readers)))
@@ -133,6 +134,25 @@ class JobFigures:
             for job_id, pulse in census.pulses(held).items():
                 running.add(reader.owner, job_id, pulse)
         yield from (jobs, queued, leases, used, quota, *running.families)
+
+
+def _of_redis(store: JobStore) -> Iterator[Metric]:
+    """Raises StoreUnavailable for one that is away: one that is full still answers reads."""
+    writes = GaugeMetricFamily("equipoise_redis_writes", "1 if Redis takes writes, 0 where it is full or read-only.")
+    try:
+        store.check_writes()
+    except StoreUnavailable as error:
+        if error.outage is Outage.AWAY:
+            raise
+        writes.add_metric([], 0)
+    else:
+        writes.add_metric([], 1)
+    yield writes
+    ends = GaugeMetricFamily(
+        "equipoise_redis_certificate_end_timestamp_seconds", "When the certificate that Redis shows ends."
+    )
+    _add(ends, [], store.calls.certificate_end())
+    yield ends
 
 
 class Scrapes:

@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from orchestrator.errors import Fenced, IllegalTransition, StepGap, StoreUnavail
 from orchestrator.state import scripts
 from orchestrator.state.gpu_hours import set_quota
 from orchestrator.state.keystore import KeyStore, Scope
+from orchestrator.state.redis_calls import RedisCalls
 from orchestrator.state.redis_safety import check_settings
 from orchestrator.state.redis_secret import file_url
 from orchestrator.state.script_keeper import KEPT, VERSIONS, ScriptKeeper
@@ -137,6 +139,16 @@ def test_who_trusts_another_authority_does_not_connect(server: DeployedRedis, pa
     url = server.url("api", passwords).partition("?")[0]
     with redis.Redis.from_url(url) as client, pytest.raises(redis.ConnectionError, match="certificate verify failed"):
         client.ping()
+
+
+def test_when_its_certificate_ends_is_told(server: DeployedRedis, passwords: Path) -> None:
+    url = server.url("api", passwords)
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        end = RedisCalls(client).certificate_end()
+    assert end is not None
+    assert 396 < (end - time.time()) / 86400 <= 397
+    with redis.Redis.from_url(url.partition("?")[0], decode_responses=True) as client:
+        assert RedisCalls(client).certificate_end() is None  # of another authority
 
 
 OF_EARLIER_SCRIPTS = {"INCR"}  # which drivers and servers of the version before call during an upgrade, or a step back

@@ -69,6 +69,7 @@ def test_reads_are_served(place: Place) -> None:
             assert [key["id"] for key in http.get("/v1/keys").json()["data"]] == [key_id]
             metrics = http.get("/metrics").text
     assert "equipoise_redis_up 1" in metrics
+    assert "equipoise_redis_writes 0" in metrics
     assert 'equipoise_jobs{owner="local",status="running"} 1' in metrics
 
 

@@ -104,7 +104,8 @@ def test_jobs_are_counted_by_owner_and_running_ones_shown(http: httpx.Client, st
     submit(other)
     submit(other)
     found = scrape(http)
-    assert found["equipoise_redis_up"] == {(): 1}
+    assert found["equipoise_redis_up"] == found["equipoise_redis_writes"] == {(): 1}
+    assert "equipoise_redis_certificate_end_timestamp_seconds" not in found  # it speaks no TLS
     assert found["equipoise_jobs"][("ann", "running")] == 1
     assert found["equipoise_jobs"][("ann", "queued")] == 1
     assert found["equipoise_jobs"][("bob", "queued")] == 2

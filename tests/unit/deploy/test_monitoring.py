@@ -12,11 +12,14 @@ from prometheus_client import CollectorRegistry
 from services.api.metrics import RequestMeter, _RunningJobs
 from tests.deploy_support import DEPLOY, Object, Rendered
 
-# Of figures that we don't export: Prometheus's own and the kubelet's.
-THEIRS = {"up", "kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes"}
+# Of figures that we don't export: Prometheus's own, the kubelet's, and kube-state-metrics'.
+THEIRS = {
+    "up", "kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes", "container_memory_rss",
+    "kube_deployment_status_replicas_available", "kube_pod_container_status_waiting_reason",
+}  # fmt: skip
 WORDS = {
     "absent", "and", "by", "changes", "delta", "histogram_quantile", "increase", "le", "max", "min", "offset", "rate",
-    "sum", "unless",
+    "sum", "time", "unless",
 }  # fmt: skip
 REQUESTS = {"equipoise_requests_total", "equipoise_request_seconds_bucket"}
 # One pod's figure, before which it may be compared with an earlier one of the same pod.
@@ -95,6 +98,24 @@ def test_a_new_job_is_not_stalled(gpu: Rendered) -> None:
     ]
     now, _, before = expression.partition(" == ")
     assert before == now.replace("equipoise_job_step", "equipoise_job_step offset 1h")
+
+
+def expression(gpu: Rendered, alert: str) -> str:
+    (rules,) = gpu.of("PrometheusRule")
+    (found,) = [item["expr"] for item in rules["spec"]["groups"][0]["rules"] if item["alert"] == alert]
+    return str(found)
+
+
+def test_redis_memory_is_told_of_before_it_is_full(gpu: Rendered) -> None:
+    config = gpu.named("ConfigMap", "redis-config")["data"]["redis.conf"]
+    room = int(re.findall(r"(?m)^maxmemory (\d+)mb$", config)[0]) * 2**20
+    bound = int(expression(gpu, "EquipoiseRedisFills").rpartition(" ")[2])
+    assert 0.8 * room < bound < 0.9 * room
+
+
+def test_each_part_without_a_figure_of_its_own_is_watched(gpu: Rendered) -> None:
+    (names,) = re.findall(r'deployment=~"([^"]*)"', expression(gpu, "EquipoisePartDown"))
+    assert set(names.split("|")) == gpu.names("Deployment") - {"serve"}  # which Prometheus scrapes
 
 
 def test_the_dashboard_asks_for_figures_that_exist(gpu: Rendered) -> None:
