@@ -124,7 +124,10 @@ def naming_files(document: Mapping[str, Any]) -> Iterator[None]:
             if isinstance(value, str):
                 named = f"{field}: {value}: "
                 message = re.sub(rf"(^|; ){re.escape(field)}: ", lambda found: found[1] + named, message)  # noqa: B023
-        raise type(error)(error.status, error.code, message, error.param) from None
+        told = {"retry_after_s": error.retry_after_s, "request_id": error.request_id}
+        named_error = type(error)(error.status, error.code, message, error.param, **told)
+        named_error.idempotency_key = error.idempotency_key
+        raise named_error from None
 
 
 def _files(document: Mapping[str, Any]) -> dict[str, Any]:

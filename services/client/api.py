@@ -20,6 +20,7 @@ from services.client.types import Page
 Document = Mapping[str, Any]
 
 _SCORING_S = 60.0
+_READING_S = 60.0  # the server gives the reading of a file half of it
 
 
 class Api:
@@ -29,9 +30,18 @@ class Api:
 
     @endpoint
     def submit(self, spec: Document, *, idempotency_key: str | None = None) -> Request[types.Job]:
-        """Queues a job. Whatever happens on the way, it is one job: a key of its own stands for the call."""
-        headers = {"idempotency-key": idempotency_key or new_idempotency_key()}
-        return Request(method="POST", route="/v1/jobs", body=dict(spec), headers=headers, is_repeatable=True)
+        """Queues a job. Whatever happens on the way, it is one job: a key of its own stands for the call.
+
+        An error has it, as `idempotency_key`, for whoever asks again.
+        """
+        return Request(
+            method="POST",
+            route="/v1/jobs",
+            body=dict(spec),
+            headers={"idempotency-key": idempotency_key or new_idempotency_key()},
+            timeout_s=LONG_S,  # the server reads the data first
+            is_repeatable=True,
+        )
 
     @endpoint
     def plan(
@@ -48,7 +58,14 @@ class Api:
         `memory_gib`: of the machine, for a job on CPU; as the server has it.
         """
         params = {"validate_only": "true", "gpus": gpus, "gpu_gib": gpu_gib, "memory_gib": memory_gib}
-        return Request(method="POST", route="/v1/jobs", body=dict(spec), params=params, is_repeatable=True)
+        return Request(
+            method="POST",
+            route="/v1/jobs",
+            body=dict(spec),
+            params=params,
+            timeout_s=LONG_S,  # as of `submit`
+            is_repeatable=True,
+        )
 
     @endpoint
     def jobs(
@@ -361,7 +378,14 @@ class Api:
     @endpoint
     def dataset_rows(self, dataset_id: str, *, after: int = 0, limit: int = 20) -> Request[Page[types.DatasetRow]]:
         """Its first rows, as a job gets them."""
-        return _get("/v1/datasets/{dataset_id}/rows", dataset_id=dataset_id, after=after, limit=limit)
+        return Request(
+            method="GET",
+            route="/v1/datasets/{dataset_id}/rows",
+            ids={"dataset_id": dataset_id},
+            params={"after": after, "limit": limit},
+            timeout_s=_READING_S,
+            is_repeatable=True,
+        )
 
     @endpoint
     def delete_dataset(self, dataset_id: str) -> Request[types.Deleted]:

@@ -89,7 +89,7 @@ class Core:
             except httpx.RequestError as error:
                 if response is not None:
                     await self.io.close(response)
-                failure = unreachable(self.url, error)
+                failure = unreachable(self.url, error, request.headers.get("idempotency-key"))
                 may_repeat = request.is_repeatable or isinstance(error, _NEVER_SENT)
                 may_repeat = may_repeat and failure.code != "untrusted_certificate"
             else:
@@ -99,6 +99,7 @@ class Core:
                 may_repeat = response.status_code == 429 or (request.is_repeatable and response.status_code in _AWAY)
             wait_s = retry.wait_s(attempts, time.monotonic() - began, failure.retry_after_s)
             if not may_repeat or wait_s is None or (request.content is not None and start is None):
+                failure.idempotency_key = request.headers.get("idempotency-key")
                 raise failure
             await self.io.sleep(wait_s)
         try:
@@ -116,10 +117,15 @@ class Core:
                 headers={name: value for name, value in request.headers.items() if value is not None},
                 json=request.body,
                 content=None if request.content is None else self.io.content(request.content),
-                timeout=httpx.USE_CLIENT_DEFAULT if request.timeout_s is None else request.timeout_s,
+                timeout=self._patience(request.timeout_s),
             )
         except ValueError as error:  # NaN and the infinities, which JSON has not; half of a surrogate pair
             raise NotSendable(f"what is asked can't be sent: {error}") from None
+
+    def _patience(self, timeout_s: float | None) -> httpx.Timeout:
+        """Of a request: what takes the server long to answer takes it no longer to be reached."""
+        own = self.io.http.timeout
+        return own if timeout_s is None else httpx.Timeout(timeout_s, connect=own.connect, pool=own.pool)
 
 
 class BlockingIo:

@@ -1,6 +1,6 @@
 """What a call raises, all of it with one line for a person.
 
-    ApiError                 the server refused; `status`, `code`, `message`, `param`, `retry_after_s`
+    ApiError                 the server refused; `status`, `code`, `message`, `param`, `retry_after_s`, `request_id`
       Invalid                400, 422: `param` names the field
       AuthenticationError    401
       PermissionDenied       403
@@ -10,7 +10,7 @@
       NotReady               425: not yet; try again after a step
       RateLimited            429: `retry_after_s` says when
       Unavailable            502, 503, 504
-        Unreachable          status 0: no answer at all
+        Unreachable          status 0: no answer at all; `idempotency_key` asks again without doing it twice
 
     NotSendable              a ValueError: what no request can say, such as NaN, or an id of no characters
 
@@ -30,14 +30,34 @@ import httpx
 
 
 class ApiError(Exception):
-    """The server refused, or there is none (status 0). Its text is one line for a person."""
+    """The server refused, or there is none (status 0). Its text is one line for a person.
+
+    `request_id` is what the server's log calls the request; `idempotency_key` is the one that it was sent with.
+    """
 
     def __init__(
-        self, status: int, code: str, message: str, param: str | None = None, *, retry_after_s: float | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        param: str | None = None,
+        *,
+        retry_after_s: float | None = None,
+        request_id: str | None = None,
     ) -> None:
         super().__init__(" ".join(message.splitlines()))
         self.status, self.code, self.message, self.param = status, code, message, param
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.request_id = retry_after_s, request_id
+        self.idempotency_key: str | None = None
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        told = self.status < 500 or self.request_id is None or self.request_id in text
+        return text if told else f"{text} (request {self.request_id})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it reaches whoever waits for another process: Exception would make it anew of its text alone."""
+        return type(self), (self.status, self.code, self.message, self.param), self.__dict__
 
 
 class NotSendable(ValueError):
@@ -103,7 +123,10 @@ _BY_STATUS: Mapping[int, type[ApiError]] = {
 def problem(response: httpx.Response) -> ApiError:
     """The error that a read answer stands for."""
     kind = _BY_STATUS.get(response.status_code, ApiError)
-    retry_after_s = retry_after(response.headers.get("retry-after"))
+    told: dict[str, Any] = {
+        "retry_after_s": retry_after(response.headers.get("retry-after")),
+        "request_id": response.headers.get("x-request-id"),
+    }
     try:
         document = response.json()
     except ValueError:
@@ -116,25 +139,27 @@ def problem(response: httpx.Response) -> ApiError:
             error["code"],
             error["message"],
             param if isinstance(param, str) else None,
-            retry_after_s=retry_after_s,
+            **told,
         )
-    return unexpected(response, kind, retry_after_s)
+    return unexpected(response, kind, **told)
 
 
-def unexpected(
-    response: httpx.Response, kind: type[ApiError] = ApiError, retry_after_s: float | None = None
-) -> ApiError:
+def unexpected(response: httpx.Response, kind: type[ApiError] = ApiError, **told: Any) -> ApiError:
     message = f"{response.url} answered {response.status_code} in a form that isn't Equipoise's"
-    return kind(response.status_code, "unexpected_answer", message, retry_after_s=retry_after_s)
+    return kind(response.status_code, "unexpected_answer", message, **told)
 
 
-def unreachable(url: str, error: httpx.RequestError) -> Unreachable:
+def unreachable(url: str, error: httpx.RequestError, idempotency_key: str | None = None) -> Unreachable:
+    """`idempotency_key`: of a request that may have been carried out all the same."""
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         message = f"the certificate of {url} is not trusted (EQUIPOISE_CA_FILE names one that is): {error}"
         return Unreachable(0, "untrusted_certificate", message)
     if isinstance(error, httpx.ConnectError):
         return Unreachable(0, "unreachable", f"no Equipoise server at {url}: start one with `equipoise up`")
-    return Unreachable(0, "unreachable", f"the server at {url} broke off: {str(error) or type(error).__name__}")
+    message = f"the server at {url} broke off: {str(error) or type(error).__name__}"
+    if idempotency_key is not None:
+        message += f"; it may have been done all the same: Idempotency-Key {idempotency_key} asks again, and not twice"
+    return Unreachable(0, "unreachable", message)
 
 
 def retry_after(header: str | None) -> float | None:

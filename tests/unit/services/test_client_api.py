@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.checks import dataset_check
 from orchestrator.state.redis_calls import connect
 from orchestrator.state.store import JobStore
 from services.app import create_app
@@ -139,6 +140,17 @@ def test_what_changes_something_is_repeated_only_where_twice_is_once() -> None:
     assert {name for name, request in requests.items() if request.method == "GET" and not request.is_repeatable} == {
         "ready"
     }
+
+
+def test_what_has_the_server_read_files_is_waited_for_longer_than_it_takes_to_read_them() -> None:
+    read_at_once_s, read_whole_s = dataset_check._SHORT_TIMEOUT_S, dataset_check.TIMEOUT_S
+    least = dict.fromkeys(("submit", "plan", "fork", "upload_dataset"), read_whole_s) | {"dataset_rows": read_at_once_s}
+    for name, seconds in least.items():
+        assert (request_of(METHODS[name]).timeout_s or 0) > seconds, name
+    script = Script(ok())
+    with script.client(timeout_s=7) as client:
+        client.plan({})
+    assert script.seen[0].extensions["timeout"] == {"connect": 7, "read": LONG_S, "write": LONG_S, "pool": 7}
 
 
 # -- answers in a row ---------------------------------------------------------------------------------------

@@ -1,9 +1,13 @@
 """The client turns every way to fail into one ApiError with a line for a person."""
 
+import copy
+import pickle
+
 import httpx
 import pytest
 
-from services.client import NO_RETRY, ApiError, Client
+from services.client import NO_RETRY, ApiError, Client, NotFound, Unreachable
+from services.client.errors import _BY_STATUS
 
 
 def answering(response: httpx.Response) -> Client:
@@ -57,6 +61,38 @@ def test_no_answer_is_status_0_and_one_line(error: Exception, message: str) -> N
     assert (caught.value.status, str(caught.value)) == (0, message)
     with failing(error) as client:
         assert client.ready() is False
+
+
+@pytest.mark.parametrize("kind", sorted({ApiError, Unreachable, *_BY_STATUS.values()}, key=lambda kind: kind.__name__))
+def test_an_error_reaches_another_process(kind: type[ApiError]) -> None:
+    error = kind(429, "busy", "two\nlines", "steps", retry_after_s=3.0, request_id="r1")
+    error.idempotency_key = "k1"
+    error.add_note("seen")
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301
+        assert (type(other), str(other), vars(other)) == (kind, str(error), vars(error))
+
+
+def test_an_error_says_what_the_log_of_the_server_calls_it() -> None:
+    document = {"error": {"code": "x", "message": "no"}}
+    for status, text in ((404, "no"), (503, "no (request r1)")):
+        answer = httpx.Response(status, json=document, headers={"x-request-id": "r1"})
+        with answering(answer) as client, pytest.raises(ApiError) as caught:
+            client.rewards()
+        assert (caught.value.request_id, str(caught.value)) == ("r1", text)
+    assert str(NotFound(500, "x", "its log has r1", request_id="r1")) == "its log has r1"
+
+
+def test_a_submission_that_broke_off_tells_the_key_that_asks_again() -> None:
+    with (
+        failing(httpx.ReadTimeout("timed out")) as client,
+        pytest.raises(Unreachable, match="key-1 asks again") as caught,
+    ):
+        client.submit({}, idempotency_key="key-1")
+    assert caught.value.idempotency_key == "key-1"
+    with failing(httpx.ConnectError("refused")) as client, pytest.raises(Unreachable) as caught:
+        client.submit({})
+    assert caught.value.idempotency_key
+    assert "asks again" not in str(caught.value)
 
 
 def test_every_request_has_the_key_and_what_is_left_out_is_not_sent() -> None:

@@ -68,8 +68,10 @@ def test_a_refused_file_is_named_here(tmp_path: Path, monkeypatch: pytest.Monkey
     data = {"type": "files", "train": "dataset:x", "validation": "dataset:y"}
     sent = anchored(parse_spec(document(policy={"model": "./policy"}, data=data)))
     fields = ("objectives.1.reward.options.model", "policy.model", "data.train")
+    lines = "; ".join(f"{field}: not there" for field in fields)
     with pytest.raises(ApiError) as caught, naming_files(sent):
-        raise ApiError(422, "invalid_spec", "; ".join(f"{field}: not there" for field in fields), fields[0])
+        raise ApiError(422, "invalid_spec", lines, fields[0], retry_after_s=5, request_id="r1")
+    assert (caught.value.param, caught.value.retry_after_s, caught.value.request_id) == (fields[0], 5, "r1")
     assert caught.value.message == (
         f"objectives.1.reward.options.model: {tmp_path}/my-reward: not there; policy.model: {tmp_path}/policy: not "
         "there; data.train: dataset:x: not there"
