@@ -122,8 +122,7 @@ def _named_jobs(store: JobStore, job_ids: set[str]) -> set[str]:
             for job in page.items:
                 spec = reader.spec(job.job_id)
                 found |= {job_id for job_id in job_ids if job_id == job.job_id or f"/{job_id}/" in spec}
-                after = job.job_id
-            more = page.has_more
+            after, more = page.last, page.has_more
     return found
 
 

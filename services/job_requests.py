@@ -34,12 +34,15 @@ IdempotencyKey = Annotated[
 ]
 
 
+AFTER_JOB = "only jobs older than this one: its id, or a page's next_after, which holds when that job is deleted"
+
+
 class JobList(BaseModel):
     """Query of the list."""
 
     model_config = ConfigDict(extra="forbid")
 
-    after: str | None = Query(None, description="only jobs older than this one")
+    after: str | None = Query(None, description=AFTER_JOB)
     limit: int = Query(20, ge=1, le=MAX_PAGE)
     status: JobStatus | None = None
     submitted_by: str | None = Query(None, max_length=256, description="the name of the key that submitted it")
@@ -82,7 +85,7 @@ def list_parameters() -> list[dict[str, Any]]:
     """For openapi_extra, as the handler reads them itself."""
     text = {"type": "string"}
     return [
-        {"name": "after", "in": "query", "schema": text, "description": "only jobs older than this one"},
+        {"name": "after", "in": "query", "schema": text, "description": AFTER_JOB},
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}},
         {"name": "status", "in": "query", "schema": {**text, "enum": [str(status) for status in JobStatus]}},
         {"name": "submitted_by", "in": "query", "schema": text, "description": "the name of the key that submitted it"},
@@ -144,7 +147,12 @@ def jobs_with(store: JobStore, query: JobList, metadata: dict[str, str]) -> Page
             metadata=metadata,
         )
     except JobNotFound:
-        raise ApiProblem(422, "invalid_parameter", "after: no such job", param="after") from None
+        raise ApiProblem(
+            422,
+            "invalid_parameter",
+            "after: no such job; a page's next_after holds when a job is deleted",
+            param="after",
+        ) from None
 
 
 def back_in_queue(store: JobStore, job_id: str, max_active: int | None) -> None:

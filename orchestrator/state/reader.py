@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -31,6 +32,7 @@ from orchestrator.state.states import JobStatus
 MAX_SCANNED = 10_000  # jobs that a filtered list looks at
 _CHUNK = 500  # stream entries and jobs read per round trip
 _STEERS = 16  # changes of the steering read at once
+_ORDER = re.compile(r"[0-9]{1,20}")
 
 
 class JobReader:
@@ -103,25 +105,34 @@ class JobReader:
     ) -> Page[JobRecord]:
         """Newest first, those created before the job `after`; with this status, submitter and all of this metadata.
 
-        Filters look at MAX_SCANNED jobs at most. Where there are older ones, the page says so with `has_more` even if
-        it is short or empty, and `last` is the job to go on after.
+        `after` is a job's id, or a page's `last`, which holds where that job was deleted meanwhile. Filters look at
+        MAX_SCANNED jobs at most. Where there are older ones, the page says so with `has_more` even if it is short or
+        empty.
         """
         fields = {"status": status, "submitted_by": submitted_by}
         wanted = {name: str(value) for name, value in fields.items() if value is not None}
         filtered = bool(wanted or metadata)
-        below = "+inf" if after is None else f"({self._job_field(after, 'order')}"
+        below = "+inf" if after is None else f"({self._order(after)}"
         found: list[str] = []
+        orders: dict[str, str] = {}
         scanned, older, last, chunk = 0, True, after, _CHUNK if filtered else limit + 1
         while older and len(found) <= limit and scanned < MAX_SCANNED:
             ids, scores = self._older_than(below, chunk)
+            orders.update(zip(ids, scores, strict=True))
             found += self._matching(ids, wanted, metadata or {}) if filtered else ids
             scanned += len(ids)
             older = len(ids) == chunk
             if older:
-                last, below = ids[-1], f"({scores[-1]}"
+                last, below = f"{ids[-1]}.{scores[-1]}", f"({scores[-1]}"
         if len(found) <= limit:
             return self._page(found, has_more=older and bool(self._older_than(below, 1)[0]), last=last)
-        return self._page(found[:limit], has_more=True, last=found[limit - 1])
+        oldest = found[limit - 1]
+        return self._page(found[:limit], has_more=True, last=f"{oldest}.{orders[oldest]}")
+
+    def _order(self, after: str) -> str:
+        """Where a job stands among all, from its id or a page's `last`. Raises JobNotFound."""
+        order = after.partition(".")[2]
+        return order if _ORDER.fullmatch(order) else self._job_field(after, "order")
 
     def _older_than(self, below: str, count: int) -> tuple[list[str], list[str]]:
         """Ids of jobs, newest first, and when they were made."""

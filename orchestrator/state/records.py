@@ -119,7 +119,10 @@ class JobRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page(Generic[T]):
-    """Part of a list; ask again after the last item while `has_more`, or after `last` where that is given."""
+    """Part of a list; ask again after the last item while `has_more`, or after `last` where that is given.
+
+    `last` holds also where that item is gone by then.
+    """
 
     items: tuple[T, ...]
     has_more: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from typing import Annotated, Any, Literal, Self
 
 import anyio
@@ -26,6 +27,7 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=StrictR
 
 _CHUNK_BYTES = 1 << 20
 _PREVIEW_ROWS = 10_000
+_CURSOR = re.compile(r"(ds-[0-9a-f]{12})\.([0-9]{1,12}(?:\.[0-9]{1,9})?)")
 
 
 class Upload(BaseModel):
@@ -61,7 +63,10 @@ class DatasetList(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    after: str | None = Query(None, description="only datasets older than this one")
+    after: str | None = Query(
+        None,
+        description="only datasets older than this one: its id, or a page's next_after, which holds when it is deleted",
+    )
     limit: int = Query(20, ge=1, le=MAX_PAGE)
 
 
@@ -146,12 +151,23 @@ def list_datasets(query: Annotated[DatasetList, Query()], datasets: OwnDatasets)
     """Newest first."""
     found = datasets.all()
     if query.after is not None:
-        place = next((i for i, dataset in enumerate(found) if dataset.id == query.after), None)
-        if place is None:
-            raise ApiProblem(422, "invalid_parameter", "after: no such dataset", param="after")
-        found = found[place + 1 :]
-    listed = [_document(dataset) for dataset in found[: query.limit]]
-    return StrictJSONResponse(page(listed, has_more=len(found) > query.limit))
+        seen = _place_of(query.after, found)
+        found = [dataset for dataset in found if (-dataset.created_at, dataset.id) > seen]
+    listed, has_more = found[: query.limit], len(found) > query.limit
+    next_after = f"{listed[-1].id}.{listed[-1].created_at!r}" if has_more else None
+    document = page([_document(dataset) for dataset in listed], has_more=has_more)
+    return StrictJSONResponse({**document, "next_after": next_after})
+
+
+def _place_of(after: str, found: list[Dataset]) -> tuple[float, str]:
+    """In the list's order."""
+    if cursor := _CURSOR.fullmatch(after):
+        return -float(cursor[2]), cursor[1]
+    place = next(((-dataset.created_at, dataset.id) for dataset in found if dataset.id == after), None)
+    if place is None:
+        message = "after: no such dataset; a page's next_after holds when a dataset is deleted"
+        raise ApiProblem(422, "invalid_parameter", message, param="after")
+    return place
 
 
 @router.get("/{dataset_id}")

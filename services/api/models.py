@@ -79,7 +79,7 @@ def _checkpoints(store: JobStore) -> list[dict[str, Any]]:
         if not jobs.has_more:
             break
         seen += len(jobs.items)
-        after = jobs.items[-1].job_id
+        after = jobs.last
     return found
 
 

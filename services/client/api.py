@@ -80,6 +80,7 @@ class Api:
     ) -> Request[Page[types.Job]]:
         """A page of the list, newest first; `after` is the id of the last one seen, `submitted_by` a key's name.
 
+        A page's `next_after` does for that id, also where the job is deleted meanwhile; `iter_jobs` goes by it.
         The installation's own key may ask for the jobs of another `owner`.
         """
         return _jobs(after, limit, status, submitted_by, owner, metadata)

@@ -24,7 +24,7 @@ DatasetFormat = Literal["jsonl", "csv", "parquet"]
 
 
 class Page(TypedDict, Generic[Item]):
-    """A part of a list. `next_after`: where a list of jobs goes on, which after a filter may not be its last item."""
+    """A part of a list. `next_after`: where a list of jobs or datasets goes on, whatever is deleted meanwhile."""
 
     data: list[Item]
     has_more: bool

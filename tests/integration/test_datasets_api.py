@@ -213,12 +213,17 @@ def test_lists_and_deletes(place: Place) -> None:
         first = http.get("/v1/datasets", params={"limit": 2}).json()
         rest = http.get("/v1/datasets", params={"after": first["data"][-1]["id"]}).json()
         assert [found["id"] for found in first["data"] + rest["data"]] == made[::-1]
-        assert (first["has_more"], rest["has_more"]) == (True, False)
+        assert (first["has_more"], rest["has_more"], rest["next_after"]) == (True, False, None)
         assert http.delete(f"/v1/datasets/{made[0]}").json() == {"object": "dataset", "id": made[0], "deleted": True}
         for method, path in (("GET", ""), ("GET", "/rows"), ("DELETE", "")):
             assert error_of(http.request(method, f"/v1/datasets/{made[0]}{path}"), 404)["code"] == "not_found"
         assert error_of(http.get("/v1/datasets", params={"after": made[0]}), 422)["param"] == "after"
         assert len(http.get("/v1/datasets").json()["data"]) == 2
+        upload(http, unique())
+        first = http.get("/v1/datasets", params={"limit": 1}).json()
+        assert http.delete(f"/v1/datasets/{first['data'][0]['id']}").status_code == 200
+        rest = http.get("/v1/datasets", params={"after": first["next_after"]}).json()
+        assert [found["id"] for found in rest["data"]] == made[:0:-1]
     assert kept(place, owner) == sorted(made[1:])
 
 

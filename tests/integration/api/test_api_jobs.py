@@ -20,7 +20,7 @@ from orchestrator.webhooks.subscriptions import WebhookStore
 from rewards.verifiers import json_schema
 from services.api import jobs as jobs_api
 from services.api import rules as rules_api
-from services.client import ApiError, Client, NotFound, types
+from services.client import ApiError, Client, Invalid, NotFound, types
 from services.errors import spec_problem
 from services.spec_checks import strict_spec
 from tests.api_support import KEY, SPEC, assert_error, claim, serving
@@ -217,6 +217,23 @@ def test_jobs_are_paged_newest_first(client: Client) -> None:
     second = client.jobs(limit=2, after=first["data"][-1]["id"])
     assert [job["id"] for job in first["data"] + second["data"]] == made[:0:-1]
     assert first["has_more"] is True
+
+
+def test_jobs_are_deleted_while_their_list_is_gone_through(client: Client) -> None:
+    mark = {"of": "a clean-up"}
+    made = [client.submit({**SPEC, "metadata": mark})["id"] for _ in range(5)]
+    for job_id in made:
+        client.cancel(job_id)
+    deleted: list[str] = []
+    after: str | None = None
+    while True:
+        page = client.jobs(limit=2, status="cancelled", metadata=mark, after=after)
+        deleted += [client.delete_job(job["id"])["id"] for job in page["data"]]
+        if (after := page["next_after"]) is None:
+            break
+    assert deleted == made[::-1]
+    with pytest.raises(Invalid, match="a page's next_after holds"):
+        client.jobs(after=made[0])
 
 
 def test_a_priority_puts_a_job_before_its_owners_others(http: httpx.Client, client: Client, store: JobStore) -> None:

@@ -100,8 +100,25 @@ def test_jobs_are_listed_newest_first_in_pages(store: JobStore) -> None:
     assert ([job.job_id for job in page.items], page.has_more) == (["j6", "j5", "j4"], True)
     page = store.jobs(after="j4", limit=3, status=S.QUEUED)
     assert ([job.job_id for job in page.items], page.has_more) == (["j2", "j1", "j0"], False)
-    with pytest.raises(JobNotFound):
-        store.jobs(after="nobody")
+    for nobody in ("nobody", "nobody.", "nobody.x", "."):
+        with pytest.raises(JobNotFound):
+            store.jobs(after=nobody)
+
+
+@pytest.mark.parametrize("wanted", [None, S.CANCELLED])
+def test_a_list_is_gone_through_while_its_jobs_are_deleted(store: JobStore, wanted: S | None) -> None:
+    ids = [submit(store, f"j{i}") for i in range(7)]
+    for job_id in ids:
+        store.request_cancel(job_id)
+    page, seen = store.jobs(limit=3, status=wanted), list[str]()
+    while True:
+        for job in page.items:
+            seen.append(job.job_id)
+            store.delete(job.job_id)
+        if not page.has_more:
+            break
+        page = store.jobs(after=page.last, limit=3, status=wanted)
+    assert (seen, store.jobs().items) == (ids[::-1], ())
 
 
 def test_a_list_by_metadata_reads_specs_of_jobs_of_earlier_versions_alone(
@@ -129,7 +146,7 @@ def test_a_filtered_list_is_bounded_and_says_where_to_go_on(store: JobStore, mon
         pages.append(store.jobs(after=after, limit=3, metadata={"mark": "x"}))
         after = pages[-1].last
     assert [[job.job_id for job in page.items] for page in pages] == [[], [], ["j3", "j2", "j1"], ["j0"]]
-    assert (pages[0].last, pages[1].last) == ("j8", "j4")
+    assert [str(page.last).partition(".")[0] for page in pages[:2]] == ["j8", "j4"]
     assert [job.job_id for job in store.jobs(after="j4", metadata={"mark": "x", "odd": "1"}).items] == ["j3", "j1"]
     assert [job.job_id for job in store.jobs(after="j4", status=S.CANCELLED).items] == ["j0"]
     assert not store.jobs(after="j4", status=S.CANCELLED).has_more
