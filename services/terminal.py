@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 
 from orchestrator.unprintable import UNSHOWN
-from services.client import Client, Retry
+from services.client import Client, NotFound, Retry
 from services.settings import credentials_path, default_state_dir
 from services.text import plain
 
@@ -23,6 +24,7 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="a job's id, the
 AsJson = Annotated[bool, typer.Option("--json", help="print the API's own document, for scripts")]
 
 EXIT_ERROR = 2
+_WHOLE_ID = re.compile(r"job-[0-9a-f]{12}")
 _RETRY = Retry(attempts=3)  # a person waits: less than a second where there is no server
 _state_dir = default_state_dir()
 
@@ -90,17 +92,25 @@ def key_source(state_dir: Path) -> str:
 
 
 def find_job(client: Client, wanted: str) -> str:
-    """A job's id from `last`, the id, or the start of it that no other job shares."""
-    ids = [str(job["id"]) for job in client.iter_jobs()]
+    """A job's id from `last`, the id, or the start of it that no other job shares: for that alone all are listed."""
+    if wanted == "last":
+        newest = client.jobs(limit=1)["data"]
+        return newest[0]["id"] if newest else fail("there are no jobs yet: `equipoise submit SPEC` makes one")
+    if _WHOLE_ID.fullmatch(wanted):
+        try:
+            return client.job(wanted)["id"]
+        except NotFound:
+            fail(_none(wanted))
+    ids = [job["id"] for job in client.iter_jobs()]
     if wanted in ids:
         return wanted
-    if wanted == "last":
-        if not ids:
-            fail("there are no jobs yet: `equipoise submit SPEC` makes one")
-        return ids[0]
     found = [job_id for job_id in ids if wanted and wanted in (job_id[: len(wanted)], job_id[4 : 4 + len(wanted)])]
     if len(found) == 1:
         return found[0]
     if found:
         fail(f"'{wanted}' is the start of {len(found)} jobs: {', '.join(found[:5])}")
-    fail(f"no job '{wanted}': `equipoise jobs` lists them")
+    fail(_none(wanted))
+
+
+def _none(wanted: str) -> str:
+    return f"no job '{wanted}': `equipoise jobs` lists them"

@@ -5,13 +5,15 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
-from services import cli
+from services import cli, terminal
 from services.cli import app
-from services.client import AuthenticationError, PermissionDenied
+from services.client import AuthenticationError, Client, PermissionDenied
 
 RUNNER = CliRunner()
 SPEC = {
@@ -35,8 +37,8 @@ class Server:
     def __exit__(self, *_: Any) -> None:
         pass
 
-    def iter_jobs(self) -> list[dict[str, Any]]:
-        return [{"id": "job-1"}]
+    def jobs(self, *, limit: int) -> dict[str, Any]:
+        return {"data": [{"id": "job-1"}][:limit]}
 
     def delete_job(self, job_id: str) -> dict[str, Any]:
         return {"id": job_id, "deleted": True}
@@ -111,6 +113,45 @@ def test_a_download_that_cannot_be_unpacked(
 def test_what_is_deleted_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "connect_client", Server(b""))
     assert RUNNER.invoke(app, ["delete", "last"]).output == "job-1 deleted\n"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "asked", "found"),
+    [
+        ("last", ["/v1/jobs?limit=1"], "job-0123456789ab"),
+        ("job-0123456789ab", ["/v1/jobs/job-0123456789ab"], "job-0123456789ab"),
+        ("0123", ["/v1/jobs?limit=100"], "job-0123456789ab"),
+        ("job-0", ["/v1/jobs?limit=100"], "job-0123456789ab"),
+        ("", ["/v1/jobs?limit=100"], "no job '': `equipoise jobs` lists them"),
+        (
+            "job-ffffffffffff",
+            ["/v1/jobs/job-ffffffffffff"],
+            "no job 'job-ffffffffffff': `equipoise jobs` lists them",
+        ),
+    ],
+)
+def test_only_the_start_of_an_id_takes_the_whole_list(
+    capsys: pytest.CaptureFixture[str], wanted: str, asked: list[str], found: str
+) -> None:
+    seen: list[str] = []
+    job = {"id": "job-0123456789ab"}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.url.raw_path.decode())
+        if request.url.path == "/v1/jobs":
+            return httpx.Response(200, json={"data": [job], "has_more": False})
+        if request.url.path.endswith(job["id"]):
+            return httpx.Response(200, json=job)
+        return httpx.Response(404, json={"error": {"code": "not_found", "message": "no such job"}})
+
+    with Client("http://test", "key", transport=httpx.MockTransport(answer)) as client:
+        if found.startswith("no job"):
+            with pytest.raises(typer.Exit):
+                terminal.find_job(client, wanted)
+            assert capsys.readouterr().err == f"equipoise: {found}\n"
+        else:
+            assert terminal.find_job(client, wanted) == found
+    assert seen == asked
 
 
 def test_a_download_to_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
