@@ -78,6 +78,7 @@ def write_report(
         front=front and front_as_told(front, document),
         samples=samples,
         events=[dataclasses.asdict(event) for event in all_events(store, lease.job_id)],
+        weights=store.steering_head(lease.job_id).current["weights"],
     )
     try:
         for name, text in (("samples.json", json.dumps(samples, indent=1)), ("report.html", html)):

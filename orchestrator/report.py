@@ -7,7 +7,7 @@ once more because plotly.js reads a little HTML, and the page's own policy forbi
 import html
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +15,10 @@ import jinja2
 import yaml
 from plotly.offline import get_plotlyjs
 
+from orchestrator.directions import directions
+from orchestrator.lineage import best_of
 from orchestrator.state.records import finite
+from policies.places import Scale, counted_values, read_scales
 
 Json = dict[str, Any]
 
@@ -26,17 +29,30 @@ PAIRS_AT_ONCE = 6
 TEST_SPLITS = {"sampled": "sampled as in training", "greedy": "greedy decoding"}
 EVENTS_SHOWN = 500
 SAMPLES_SHOWN = 10
+SAME_WEIGHT = 1e-6  # below it two weights differ by how they were scaled
 
 
 def render_report(
-    *, job: Json, spec: Json, steps: list[Json], front: Json | None, samples: list[Json], events: list[Json]
+    *,
+    job: Json,
+    spec: Json,
+    steps: list[Json],
+    front: Json | None,
+    samples: list[Json],
+    events: list[Json],
+    weights: Mapping[str, float] | None = None,
 ) -> str:
-    """The report as one HTML document. Whatever is missing, or not a finite number, is left out or shown as a dash."""
+    """The report as one HTML document. Whatever is missing, or not a finite number, is left out or shown as a dash.
+
+    `weights` are those that the job was last steered with; the spec's without them.
+    """
     job, spec, steps, front, samples, events = (finite(part) for part in (job, spec, steps, front, samples, events))
     names = _objective_names(spec, steps, front)
     points = sorted((front or {}).get("points") or [], key=lambda point: point.get("step") or 0)
     marks = _marks(steps, events)
-    best = _best_point(names, points, spec, front or {})
+    best = _best_point(points, spec, front or {}, weights or _submitted(spec))
+    is_steered = weights is not None and not _alike(weights, _submitted(spec))
+    by = "the weights that it was last steered with" if is_steered else "the preference that it was submitted with"
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("orchestrator"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -47,7 +63,8 @@ def render_report(
         names=names,
         colours={name: _colour(i) for i, name in enumerate(names)},
         duration=_duration(job, steps),
-        story=_story(names, points, best, front),
+        story=_story(names, points, best, front, by),
+        by=by,
         tiles=_tiles(names, points, best, front),
         marks=marks,
         objective_figures=_objective_figures(names, steps, marks),
@@ -111,16 +128,32 @@ def _scaled(value: float | None, name: str, front: Json) -> float | None:
     return min(1.0, max(0.0, (value - low) / (high - low)))
 
 
-def _best_point(names: list[str], points: list[Json], spec: Json, front: Json) -> Json | None:
-    """The point of the front with the highest preference-weighted sum of scaled objectives."""
-    weights = {str(o.get("name")): o.get("weight", 1.0) for o in spec.get("objectives") or []}
+def _submitted(spec: Json) -> dict[str, float]:
+    """The spec's weights, scaled to sum to 1."""
+    weights = {str(o.get("name")): o.get("weight", 1.0) or 0.0 for o in spec.get("objectives") or []}
+    total = sum(weights.values()) or 1.0
+    return {name: weight / total for name, weight in weights.items()}
 
-    def total(point: Json) -> float:
-        scaled = ((weights.get(name, 1.0), _scaled(_get(point, "objectives", name), name, front)) for name in names)
-        return sum((weight or 0.0) * (value or 0.0) for weight, value in scaled)
 
-    candidates = [point for point in points if point.get("on_front") and not point.get("collapsed")]
-    return max(candidates, key=total, default=None)
+def _alike(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    return one.keys() == other.keys() and all(abs(one[name] - other[name]) < SAME_WEIGHT for name in one)
+
+
+def _best_point(points: list[Json], spec: Json, front: Json, weights: Mapping[str, float]) -> Json | None:
+    """The point that `fork --at best` takes, by the same rule; of those without a checkpoint where none is kept."""
+    ranges = {name: ends for name, ends in (front.get("ranges") or {}).items() if None not in ends}
+    named = [objective for objective in spec.get("objectives") or [] if objective.get("name")]
+    scales = read_scales(ranges, front.get("directions") or directions({**spec, "objectives": named}))
+    counted = zip(points, counted_values(points), strict=True)
+    found = [(point, values) for point, values in counted if point.get("on_front") and not point.get("collapsed")]
+    kept = [(point, values) for point, values in found if point.get("checkpoint")] or found
+    places = {point.get("step"): _places(values, scales) for point, values in kept}
+    best = best_of({step: found for step, found in places.items() if step is not None}, weights)
+    return next((point for point, _ in kept if point.get("step") == best), None)
+
+
+def _places(values: Mapping[str, Any], scales: Mapping[str, Scale]) -> dict[str, float]:
+    return {name: scale.place(values[name]) for name, scale in scales.items() if values.get(name) is not None}
 
 
 def _base_point(points: list[Json]) -> Json | None:
@@ -141,8 +174,9 @@ def _changes(names: list[str], base: Any, best: Any) -> str:
     return ", ".join(words)
 
 
-def _story(names: list[str], points: list[Json], best: Json | None, front: Json | None) -> list[str]:
-    """The result in sentences: what the best point gained and lost against the base, and the hypervolume."""
+def _story(names: list[str], points: list[Json], best: Json | None, front: Json | None, by: str) -> list[str]:
+    """The result in sentences: what the best point, by the weights that `by` says, gained and lost against the base,
+    and the hypervolume."""
     if front is None or not points:
         return ["No evaluation has been recorded yet, so there is no front."]
     sentences = []
@@ -150,11 +184,11 @@ def _story(names: list[str], points: list[Json], best: Json | None, front: Json 
     if best is None:
         sentences.append("Every point so far is dominated or collapsed.")
     elif base is None:
-        sentences.append(f"The base was not evaluated; step {best.get('step')} is the front's best by the preference.")
+        sentences.append(f"The base was not evaluated; step {best.get('step')} is the front's best by {by}.")
     elif best is base:
-        sentences.append("By the preference that the job was submitted with, no later point beats the base.")
+        sentences.append(f"By {by}, no later point beats the base.")
     elif changes := _changes(names, base, best):
-        sentences.append(f"From the base to step {best.get('step')}, the front's best by the preference: {changes}.")
+        sentences.append(f"From the base to step {best.get('step')}, the front's best by {by}: {changes}.")
         for split, words in TEST_SPLITS.items() if len(names) <= 4 else ():  # the table has the rest
             if told := _changes(names, _get(base, "test", split), _get(best, "test", split)):
                 sentences.append(f"On the test split, {words}: {told}.")

@@ -60,7 +60,7 @@ class Scale:
 def counted_values(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, float]]:
     """What each point of a front's document counts with: its means after the gates, where every point says them."""
     gated = all(point.get("counted") for point in points)
-    return [point["counted"] if gated else point["objectives"] for point in points]
+    return [(point["counted"] if gated else point.get("objectives")) or {} for point in points]
 
 
 def read_scales(

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from plotly.offline import get_plotlyjs
 
+from orchestrator.lineage import best_step
 from orchestrator.report import render_report
+from orchestrator.state.store import Checkpoint
+from policies.places import Scale
 
 Json = dict[str, Any]
 
@@ -115,6 +118,49 @@ def test_without_a_gain_the_report_says_so() -> None:
     parts = documents(2)
     for point in parts["front"]["points"][1:]:
         point["on_front"] = False
+    assert "no later point beats the base" in page(**parts)
+
+
+@pytest.mark.parametrize(
+    ("weights", "step", "words"),
+    [
+        (None, 10, "by the preference that it was submitted with"),
+        ({"accuracy": 0.5, "brevity": 0.5}, 10, "by the preference that it was submitted with"),
+        ({"accuracy": 0.9, "brevity": 0.1}, 40, "by the weights that it was last steered with"),
+    ],
+)
+def test_its_best_is_the_checkpoint_that_a_fork_takes(weights: Json | None, step: int, words: str) -> None:
+    ranges = {"accuracy": [0.0, 1.0], "brevity": [0.0, 1.0]}
+    values = {0: (0.2, 0.5), 10: (0.5, 0.8), 40: (0.9, 0.3), 50: (0.95, 0.95)}
+    points = [
+        {"step": at, "objectives": dict(zip(ranges, both, strict=True)), "on_front": at != 0, "checkpoint": at != 50}
+        for at, both in values.items()
+    ]
+    spec = {"objectives": [{"name": name, "weight": 1.0} for name in ranges]}
+    front = {"objectives": list(ranges), "ranges": ranges, "points": points}
+    text = page(**documents(2) | {"front": front, "spec": spec}, weights=weights)
+    assert f"From the base to step {step}, the front&#39;s best {words}: " in text
+    kept = [
+        Checkpoint(step=p["step"], path="", digest="", metrics=p, on_front=p["on_front"])
+        for p in points
+        if p["checkpoint"]
+    ]
+    preference = weights or dict.fromkeys(ranges, 0.5)
+    assert best_step(kept, {name: Scale(low=0, high=1) for name in ranges}, preference) == step
+
+
+def test_its_best_is_the_smallest_where_that_is_better_and_counts_after_the_gates() -> None:
+    parts = documents(1)
+    front = parts["front"]
+    front["points"] = [
+        {"step": 0, "objectives": {"objective_0": 0.9}, "on_front": True, "checkpoint": True},
+        {"step": 2, "objectives": {"objective_0": 0.2}, "on_front": True, "checkpoint": True},
+    ]
+    front["directions"] = {"objective_0": {"better": "smaller", "target": None}}
+    assert "From the base to step 2" in page(**parts)
+    assert "no later point beats the base" in page(**parts | {"front": {**front, "directions": None}})
+    for point, counted in zip(front["points"], (0.1, 0.2), strict=True):
+        point["counted"] = {"objective_0": counted}
     assert "no later point beats the base" in page(**parts)
 
 
