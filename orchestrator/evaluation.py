@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,11 +32,12 @@ SAMPLES = 10  # completions of the start and the end in the report
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Means over a split. `counted`: those after the gates; None where there are none."""
+    """Means over a split, and how well its prompts tell them (None: of one prompt nobody knows). `counted`: the means
+    after the gates; None where there are none."""
 
     objectives: dict[str, float]
     counted: dict[str, float] | None = None
-    standard_errors: dict[str, float]
+    standard_errors: dict[str, float | None]
     mean_tokens: float
     truncated_share: float
     described: dict[str, Any]
@@ -63,6 +64,17 @@ class Evaluation:
         }
 
 
+def standard_error(scores: Scores, repeats: int) -> float | None:
+    """Of the mean over prompts that have `repeats` completions each, one prompt after the other.
+
+    From the prompts' own means: more completions narrow these, and are no further prompts. None for one prompt.
+    """
+    by_prompt = (scores[first : first + repeats] for first in range(0, len(scores), repeats))
+    known = ([score for score in row if score is not None] for row in by_prompt)
+    means = [fmean(row) for row in known if row]
+    return stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
+
+
 class Evaluator:
     """Samples a split with the engines and scores it. The same seeds every time: policies differ, luck does not."""
 
@@ -85,7 +97,7 @@ class Evaluator:
         return Evaluation(
             objectives={name: fmean(values) for name, values in known.items()},
             counted=self.counted(scored.scores, split),
-            standard_errors={name: pstdev(values) / math.sqrt(len(values) / repeats) for name, values in known.items()},
+            standard_errors={name: standard_error(values, repeats) for name, values in scored.scores.items()},
             mean_tokens=fmean(len(rollout.tokens) for rollout in rollouts),
             truncated_share=fmean(rollout.truncated for rollout in rollouts),
             described=self.parts.describe([rollout.text for rollout in rollouts], answers),

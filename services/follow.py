@@ -218,7 +218,11 @@ def front_table(front: Document) -> Table:
     names = front["objectives"]
     volumes = dict(front.get("hypervolume_by_step", []))
     table = Table(
-        title=f"Pareto front: {_hypervolume(front)}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        title=f"Pareto front: {_hypervolume(front)}",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for column in ("step", "prompts", *(plain(name) for name in names), "tokens", "volume", ""):
         table.add_column(
@@ -236,12 +240,14 @@ def front_table(front: Document) -> Table:
         )
         for kind, values in (point.get("test") or {}).items():
             table.add_row("", f"test {plain(kind)}", *_figures(values or {}, names), "", "")
+    table.caption = "±: standard error" if any(point.get("standard_errors") for point in front["points"]) else None
     return table
 
 
 def _figures(values: Document, names: list[str]) -> list[str]:
-    means = values.get("objectives") or {}
-    return [*(figure(means.get(name)) for name in names), figure(values.get("mean_tokens"), 1)]
+    means, errors = (values.get(key) or {} for key in ("objectives", "standard_errors"))
+    told = (figure(means.get(name)) + (f" ±{figure(errors[name])}" if errors.get(name) else "") for name in names)
+    return [*told, figure(values.get("mean_tokens"), 1)]
 
 
 def _header(job: Document) -> Text:

@@ -54,20 +54,17 @@ def hub_base(spec: Json) -> str | None:
 
 
 def _figures(spec: Json, point: Json, weights: Json | None) -> list[str]:
-    errors = point.get("standard_errors") or {}
     tests = {
         words: found
         for split, words in _TESTS
-        if (found := ((point.get("test") or {}).get(split) or {}).get("objectives"))
+        if (found := (point.get("test") or {}).get(split) or {}).get("objectives")
     }
-    header = ["objective", "reward", "mean", "standard error", *tests, "weight"]
+    header = ["objective", "reward", "validation", *tests, "weight"]
     rows = [
         [
             _shown(objective["name"]),
             f"`{objective['reward']['name']}`",
-            _number(point["objectives"].get(objective["name"])),
-            _number(errors.get(objective["name"])),
-            *(_number(found.get(objective["name"])) for found in tests.values()),
+            *(_with_error(found, objective["name"]) for found in (point, *tests.values())),
             _number((weights or {}).get(objective["name"])),
         ]
         for objective in spec["objectives"]
@@ -91,12 +88,19 @@ def _how(spec: Json, point: Json) -> str:
         f"each: {repeats}, {drawn}, {rollout.get('max_tokens')} tokens at most; their mean length is "
         f"{_number(point.get('mean_tokens'))} tokens. Weights are those of this step."
     )
-    return told + (" Those of the test split are means over all its prompts." if point.get("test") else "")
+    errors = " After ± is the standard error, by the means of the prompts." if point.get("standard_errors") else ""
+    return told + (" Those of the test split are means over all its prompts." if point.get("test") else "") + errors
 
 
 def _shown(text: str) -> str:
     """One line of text, and neither HTML nor a cell's end."""
     return escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+
+
+def _with_error(figures: Json, name: str) -> str:
+    """An objective's mean over a split, and its standard error where that is told."""
+    error = (figures.get("standard_errors") or {}).get(name)
+    return _number(figures["objectives"].get(name)) + (f" ± {_number(error)}" if error else "")
 
 
 def _number(value: Any) -> str:

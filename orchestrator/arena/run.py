@@ -177,7 +177,7 @@ def _tested(point: Point, prompts: int) -> Json:
     return {
         "step": point.step,
         "objectives": figures["objectives"],
-        "stderr": figures["standard_errors"],
+        "stderr": {name: error for name, error in figures["standard_errors"].items() if error is not None},
         "mean_tokens": figures["mean_tokens"],
         "prompts": prompts,
     }

@@ -181,15 +181,15 @@ class FrontPanel:
                         Button(f"Fork from step {point['step']}", lambda: self._fork(point["step"]), "main")
                     Button("Rollouts of this step", lambda: self._samples(point["step"]))
             with Tag("dl", "", "facts"):
-                errors = point.get("standard_errors") or {}
                 for name in self.page.names:
-                    error = errors.get(name)
-                    _fact(name, figure(point["objectives"].get(name)) + (f" ± {figure(error)}" if error else ""))
+                    _fact(name, _with_error(point, name))
                 _fact("tokens a completion", figure(point.get("mean_tokens")))
                 for split, words in (("sampled", "test, sampled"), ("greedy", "test, greedy")):
-                    tested = ((point.get("test") or {}).get(split) or {}).get("objectives")
-                    if tested:
-                        _fact(words, ", ".join(f"{k} {figure(v)}" for k, v in tested.items()))
+                    tested = (point.get("test") or {}).get(split) or {}
+                    if tested.get("objectives"):
+                        _fact(words, ", ".join(f"{name} {_with_error(tested, name)}" for name in tested["objectives"]))
+                if point.get("standard_errors"):
+                    _fact("±", "standard error of the mean")
                 _fact("checkpoint", str(kept["path"]) if kept else "not kept: a dominated point's is dropped")
             if kept is not None:
                 show_use(self.page.watch.job_id, point["step"], self.page.watch.job["spec"])
@@ -208,6 +208,12 @@ class FrontPanel:
         ]
         header = ["step", *names, "tokens", "on the front", "checkpoint"]
         ui.download.content(csv_text(header, rows), f"{self.page.watch.job_id}-front.csv", "text/csv")
+
+
+def _with_error(figures: dict[str, Any], name: str) -> str:
+    """Of a split: an objective's mean and its standard error, where that is told."""
+    error = (figures.get("standard_errors") or {}).get(name)
+    return figure(figures["objectives"].get(name)) + (f" ± {figure(error)}" if error else "")
 
 
 def _fact(term: str, told: str) -> None:

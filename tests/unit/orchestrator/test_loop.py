@@ -209,6 +209,17 @@ def test_when_it_is_evaluated(tmp_path: Path) -> None:
     assert run.journal.records[2]["evaluation"]["described"] == 4
 
 
+def test_more_completions_tell_the_means_better(tmp_path: Path) -> None:
+    """The toy's prompts are alike, so that all of the spread is of their completions."""
+    errors = {}
+    for repeats in (1, 64):
+        run = start(tmp_path / str(repeats), make_spec(steps=1, evaluation={"rollouts_per_prompt": repeats}))
+        run.loop.run()
+        point = run.journal.fronts[-1]["points"][-1]
+        errors[repeats] = [*point["standard_errors"].values(), *point["test"]["sampled"]["standard_errors"].values()]
+    assert sum(errors[64]) < 0.4 * sum(errors[1])
+
+
 def test_the_front_is_kept_and_the_rest_is_not(tmp_path: Path) -> None:
     values = {0: (0.2, 0.5), 2: (0.5, 0.4), 4: (0.4, 0.3), 6: (0.1, 0.6), 8: (0.6, 0.4)}
     spec = make_spec(steps=9, checkpoints={"every": 3}, evaluation={"every": 2, "test_points": 1})

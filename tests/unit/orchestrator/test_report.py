@@ -40,11 +40,12 @@ def documents(objectives: int) -> Json:
         }  # fmt: skip
 
     def point(number: int, **more: Any) -> Json:
-        test = {"objectives": values(0.1 * number), "mean_tokens": 31.0}
+        test = {"objectives": values(0.1 * number), "mean_tokens": 31.0, "standard_errors": dict.fromkeys(names, 0.02)}
         base = {"step": number, "objectives": values(0.1 * number), "mean_tokens": 30.0, "on_front": True}
         styles = {"short": {"share": 0.4, "accuracy": 0.2}, "overall": {"share": 1.0, "accuracy": 0.5}}
+        errors = {"standard_errors": dict.fromkeys(names, 0.015)}
         tested = {"sampled": test, "greedy": test}
-        return base | {"collapsed": False, "checkpoint": True, "test": tested, "styles": styles} | more
+        return base | {"collapsed": False, "checkpoint": True, "test": tested, "styles": styles, **errors} | more
 
     return {
         "job": {"id": "job_1", "name": "a job", "status": "succeeded", "started_at": 1.7e9, "finished_at": 1.7e9 + 75,
@@ -104,6 +105,9 @@ def test_result_is_told_in_words_and_numbers() -> None:
     assert "1 min 15 s" in text
     assert "weights steered from step 2" in text
     assert "collapse seen at step 4" in text
+    assert "0.500 ± 0.015</td>" in text
+    assert "0.700 ± 0.020</td>" in text
+    assert "after ± is the standard error" in text
 
 
 @pytest.mark.parametrize(("took", "told"), [({}, []), ({"gpu_hours": 2.5, "cost": 31.0}, ["2.500", "31.0"])])

@@ -44,12 +44,14 @@ FRONT: Document = {
     "hypervolume_base": 0.5001, "hypervolume_by_step": [[0, 0.5001], [10, 0.55], [20, 0.6123]],
     "points": [
         {"step": 0, "objectives": {"accuracy": 0.5, "clarity": 0.9}, "mean_tokens": 28.0, "on_front": False,
-         "collapsed": False, "checkpoint": False, "test": None},
+         "collapsed": False, "checkpoint": False, "test": None,
+         "standard_errors": {"accuracy": 0.021, "clarity": None}},
         {"step": 10, "objectives": {"accuracy": 0.4, "clarity": 0.4}, "mean_tokens": 20.0, "on_front": False,
          "collapsed": False, "checkpoint": False, "test": None},
         {"step": 20, "objectives": {"accuracy": 0.71, "clarity": 0.82}, "mean_tokens": 31.0, "on_front": True,
          "collapsed": False, "checkpoint": True,
-         "test": {"sampled": {"objectives": {"accuracy": 0.69, "clarity": 0.8}, "mean_tokens": 31.0},
+         "test": {"sampled": {"objectives": {"accuracy": 0.69, "clarity": 0.8}, "mean_tokens": 31.0,
+                              "standard_errors": {"accuracy": 0.03, "clarity": 0.012}},
                   "greedy": {"objectives": {"accuracy": 0.93, "clarity": 0.85}, "mean_tokens": 30.0}}},
     ],
 }  # fmt: skip
@@ -106,10 +108,11 @@ def test_the_front_shows_the_start_and_its_points_on_both_splits() -> None:
     lines = [" ".join(line.split()) for line in shown(front_table(FRONT), width=80).splitlines() if line.strip()]
     assert lines[0] == "Pareto front: hypervolume 0.6123 (0.5001 at the start)"
     assert lines[3:] == [
-        "0 validation 0.500 0.900 28.0 0.5001 off it",
+        "0 validation 0.500 ±0.021 0.900 28.0 0.5001 off it",
         "20 validation 0.710 0.820 31.0 0.6123 kept",
-        "test sampled 0.690 0.800 31.0",
+        "test sampled 0.690 ±0.030 0.800 ±0.012 31.0",
         "test greedy 0.930 0.850 30.0",
+        "±: standard error",
     ]
 
 

@@ -15,7 +15,12 @@ POINT = {
     "objectives": {"accuracy": 0.75, "brevity": 0.5},
     "standard_errors": {"accuracy": 0.0125},
     "mean_tokens": 31.5,
-    "test": {"greedy": {"objectives": {"accuracy": 0.7, "brevity": 0.4}}},
+    "test": {
+        "greedy": {
+            "objectives": {"accuracy": 0.7, "brevity": 0.4},
+            "standard_errors": {"accuracy": 0.02, "brevity": None},
+        }
+    },
 }
 
 
@@ -40,9 +45,10 @@ def test_it_has_every_objective_with_its_error_and_weight_and_how_they_were_meas
     }  # fmt: skip
     rewards = [objective["reward"]["name"] for objective in spec["objectives"]]
     assert "job `job-1`, step 40, from `org/base` (revision `abc`)." in text
-    assert "| objective | reward | mean | standard error | test, greedy | weight |" in text
-    assert f"| accuracy | `{rewards[0]}` | 0.75 | 0.0125 | 0.7 | 0.3 |" in text
-    assert f"| brevity | `{rewards[1]}` | 0.5 | - | 0.4 | 0.7 |" in text
+    assert "| objective | reward | validation | test, greedy | weight |" in text
+    assert f"| accuracy | `{rewards[0]}` | 0.75 ± 0.0125 | 0.7 ± 0.02 | 0.3 |" in text
+    assert f"| brevity | `{rewards[1]}` | 0.5 | 0.4 | 0.7 |" in text
+    assert "After ± is the standard error" in text
     assert f"temperature {spec['evaluation']['temperature']}" in text
     assert f"{spec['rollout']['max_tokens']} tokens at most; their mean length is 31.5 tokens" in text
 
