@@ -95,15 +95,26 @@ def marks(steered: Iterable[int], target: float | None = None) -> Json:
     return {"silent": True, "symbol": "none", "label": {"show": False}, "lineStyle": style, "data": lines}
 
 
+def _band(index: int, column: int) -> list[Json]:
+    """An area from what stands in a column to that and the next one's spread, whatever the sign of either."""
+    hidden: Json = {
+        "lineStyle": {"width": 0},
+        "symbol": "none",
+        "stack": "band",
+        "stackStrategy": "all",
+        "tooltip": {"show": False},
+        "silent": True,
+    }
+    low = _line("low", column, colour(index), **hidden)
+    return [low, _line("spread", column + 1, colour(index), **hidden, areaStyle={"color": colour(index, 0.16)})]
+
+
 def objective_columns(name: str) -> list[str]:
     return [f"{name}.mean", f"{name}.low", f"{name}.spread"]
 
 
 def objective(name: str, index: int, steered: Iterable[int] = (), target: float | None = None) -> Json:
     """Mean with a band of one standard deviation; the evaluations, of the second dataset, as points."""
-    hidden: Json = {"lineStyle": {"width": 0}, "stack": "band", "tooltip": {"show": False}, "silent": True}
-    band = _line("low", 2, colour(index), **hidden)
-    spread = _line("spread", 3, colour(index), **hidden, areaStyle={"color": colour(index, 0.16)})
     evaluated = {
         "id": "held-out",
         "name": "held out",
@@ -115,7 +126,7 @@ def objective(name: str, index: int, steered: Iterable[int] = (), target: float 
         "itemStyle": {"color": CARD, "borderColor": INK, "borderWidth": 1.1},
     }
     mean = _line("mean", 1, colour(index), name=name, markLine=marks(steered, target))
-    return _base(series=[band, spread, mean, evaluated])
+    return _base(series=[*_band(index, 2), mean, evaluated])
 
 
 def line(column_name: str, *, hue: str = "var(--s0)", steered: Iterable[int] = (), y: Json | None = None) -> Json:
@@ -131,6 +142,7 @@ def lines(names: Sequence[str], *, y: Json | None = None) -> Json:
 
 _RING: Json = {"color": "transparent", "borderWidth": 2}
 INITIAL, CORNER = "initial policy", "corner of the volume"
+ON_FRONT, DOMINATED, COLLAPSED = "on the front", "dominated", "collapsed"
 SHARE: Json = {"min": 0, "max": 1, "scale": False, "interval": 0.25}
 
 
@@ -193,7 +205,9 @@ def front(
     initial: Mapping[str, float | None],
     reference: Mapping[str, float | None],
 ) -> Json:
-    """Points of two objectives: the dominated dimmed, the front joined, the newest ringed. A value is [x, y, step].
+    """Points of two objectives: the dominated dimmed, the newest ringed. A value is [x, y, step].
+
+    What is dominated in these two ends at a line; of more objectives, points of the front may lie below it.
 
     `initial` is the first policy, `reference` the corner that the hypervolume is measured from.
     """
@@ -208,7 +222,8 @@ def front(
         return drawn | about | more
 
     best = sorted((point for point in shown if point["on_front"]), key=lambda point: point["objectives"][x])
-    rest = [point for point in shown if not point["on_front"]]
+    rest = [point for point in shown if place_of(point) == DOMINATED]
+    collapsed = [point for point in shown if place_of(point) == COLLAPSED]
     newest = sorted(shown, key=lambda point: point["step"])[-1:]
     picked = [point for point in shown if point["step"] == chosen]
     first, corner = (
@@ -216,7 +231,8 @@ def front(
     )
     series = [
         dots("dominated", "dominated", values(rest), 9, {"color": MUTED, "opacity": 0.45}),
-        _edge([value[:2] for value in values(best)]),
+        dots("collapsed", COLLAPSED, values(collapsed), 10, {"color": BAD}, symbol="triangle", symbolRotate=180),
+        _edge(values(best), "var(--s0)"),
         dots("front", "front", values(best), 12, {"color": "var(--s0)", "borderColor": CARD, "borderWidth": 1.5}),
         dots("now", "newest", values(newest), 20, _RING | {"borderColor": "var(--s1)"}, silent=True),
         dots("chosen", "selected", values(picked), 26, _RING | {"borderColor": INK}, silent=True),
@@ -225,22 +241,32 @@ def front(
     ]
     option = _plane(x, y, series)
     option["yAxis"]["nameLocation"] = "end"
-    option["legend"]["data"] = ["front", "dominated", "newest", INITIAL, CORNER]
+    option["legend"]["data"] = ["front", "dominated", *([COLLAPSED] if collapsed else ()), "newest", INITIAL, CORNER]
     return option
 
 
-def _edge(data: list[list[Any]]) -> Json:
-    """What joins the front's points."""
+def place_of(point: Mapping[str, Any]) -> str:
+    """Points of a collapsed run are never on the front, whatever they reach, and are dominated by nothing for that."""
+    return COLLAPSED if point.get("collapsed") else ON_FRONT if point["on_front"] else DOMINATED
+
+
+def _edge(places: Sequence[Sequence[Any]], hue: str, id_: str = "edge", **more: Any) -> Json:
+    """Where that ends which one of these [x, y, ...] dominates: stairs down over those that none dominates here."""
+    stairs: list[list[Any]] = []
+    for x, y, *_ in sorted(places, key=lambda place: (place[0], place[1]), reverse=True):
+        if not stairs or y > stairs[-1][1]:
+            stairs.append([x, y])
     return {
-        "id": "edge",
+        "id": id_,
         "type": "line",
-        "data": data,
+        "data": stairs[::-1],
+        "step": "start",
         "symbol": "none",
         "silent": True,
-        "lineStyle": {"color": "var(--s0)", "width": 1.4, "opacity": 0.6},
+        "lineStyle": {"color": hue, "width": 1.4, "opacity": 0.6},
         "tooltip": {"show": False},
         "z": 1,
-    }
+    } | more
 
 
 def _plane(x: str, y: str, series: list[Json]) -> Json:
@@ -259,13 +285,14 @@ def parallel(names: Sequence[str], points: Sequence[Mapping[str, Any]], chosen: 
     axes.append({"dim": len(names), "name": "step", "minInterval": 1})
 
     def line_of(point: Mapping[str, Any]) -> Json:
-        is_chosen, on_front = point["step"] == chosen, point["on_front"]
-        hue = INK if is_chosen else "var(--s0)" if on_front else MUTED
+        place = place_of(point)
         style = {
-            "color": hue,
-            "width": 3 if is_chosen else 1.8 if on_front else 1,
-            "opacity": 1 if is_chosen else 0.75 if on_front else 0.25,
-        }
+            ON_FRONT: {"color": "var(--s0)", "width": 1.8, "opacity": 0.75},
+            COLLAPSED: {"color": BAD, "width": 1, "opacity": 0.5, "type": "dashed"},
+            DOMINATED: {"color": MUTED, "width": 1, "opacity": 0.25},
+        }[place]
+        if point["step"] == chosen:
+            style |= {"color": INK, "width": 3, "opacity": 1}
         return {"value": [*(point["objectives"].get(name) for name in names), point["step"]], "lineStyle": style}
 
     ordered = sorted(points, key=lambda point: (point["step"] == chosen, point["on_front"]))
@@ -314,21 +341,17 @@ def fronts(x: str, y: str, jobs: Sequence[Mapping[str, Any]]) -> Json:
     for i, job in enumerate(jobs):
         known = [p for p in job["front"] if None not in (p["objectives"].get(x), p["objectives"].get(y))]
         data = sorted([p["objectives"][x], p["objectives"][y], p["step"]] for p in known)
-        series.append(
-            {
-                "id": f"f{i}",
-                "name": job["label"],
-                "type": "line",
-                "data": data,
-                "symbol": "circle",
-                "symbolSize": 10,
-                "showSymbol": True,
-                "lineStyle": {"color": colour(i), "width": 1.4, "opacity": 0.6},
-                "itemStyle": {"color": colour(i)},
-                "encode": {"x": 0, "y": 1, "tooltip": [0, 1, 2]},
-                "dimensions": [x, y, "step"],
-            }
-        )
+        dots = {
+            "id": f"f{i}",
+            "name": job["label"],
+            "type": "scatter",
+            "data": data,
+            "symbolSize": 10,
+            "itemStyle": {"color": colour(i)},
+            "encode": {"x": 0, "y": 1, "tooltip": [0, 1, 2]},
+            "dimensions": [x, y, "step"],
+        }
+        series += [_edge(data, colour(i), f"e{i}", name=job["label"], itemStyle={"color": colour(i)}), dots]
     return _plane(x, y, series)
 
 

@@ -14,6 +14,8 @@ from services.dashboard.panels import JobPage, section
 from services.dashboard.use import show_use
 from services.dashboard.watch import News
 
+_PLACES = {charts.ON_FRONT: "yes", charts.DOMINATED: "", charts.COLLAPSED: "collapsed"}
+
 
 class FrontPanel:
     """A scatter of any pair, parallel coordinates from three objectives on, hypervolume, and the chosen point."""
@@ -59,7 +61,7 @@ class FrontPanel:
                 {"key": "step", "label": "Step", "kind": "number", "sortable": True},
                 *({"key": f"o.{name}", "label": name, "kind": "number", "sortable": True} for name in names),
                 {"key": "tokens", "label": "Tokens", "kind": "number"},
-                {"key": "on_front", "label": "On the front", "kind": "yes"},
+                {"key": "place", "label": "On the front", "kind": "text"},
                 {"key": "kept", "label": "Checkpoint", "kind": "yes"},
             ]
             self._sort = "-step"
@@ -95,10 +97,12 @@ class FrontPanel:
                 chart.change(loading=False)
         if front is None or not points:
             return
-        best = sum(point["on_front"] for point in points)
+        places = [charts.place_of(point) for point in points]
+        best, collapsed = places.count(charts.ON_FRONT), places.count(charts.COLLAPSED)
+        of, apart = f"{best} of {len(points) - collapsed} points", f", {collapsed} collapsed" if collapsed else ""
         self._scatter.change(
-            note=f"{best} of {len(points)} points",
-            label=f"Front of {self._pair[0]} and {self._pair[1]}: {best} of {len(points)} points are not dominated",
+            note=of + apart,
+            label=f"Front of {self._pair[0]} and {self._pair[1]}: {of} are not dominated{apart}",
         )
         drawn = charts.front(*self._pair, points, self._chosen, initial=front["initial"], reference=front["reference"])
         self._scatter.merge(drawn, replace=True)
@@ -125,6 +129,7 @@ class FrontPanel:
                 "step": p["step"],
                 "tokens": p.get("mean_tokens"),
                 "on_front": p["on_front"],
+                "place": _PLACES[charts.place_of(p)],
                 "kept": p["step"] in kept,
                 **{f"o.{name}": p["objectives"].get(name) for name in self.page.names},
             }
@@ -175,7 +180,9 @@ class FrontPanel:
         with self._detail, Tag("div", "", "card chosen-point"):
             with Tag("div", "", "section-head"):
                 Tag("h3", f"Step {point['step']:,}")
-                text("on the front" if point["on_front"] else "dominated", "pill")
+                place = charts.place_of(point)
+                is_collapsed = place == charts.COLLAPSED
+                text("collapsed: not eligible" if is_collapsed else place, f"pill{' pill-bad' if is_collapsed else ''}")
                 with Tag("div", "", "section-tools"):
                     if kept is not None and self.page.session.may("submit"):
                         Button(f"Fork from step {point['step']}", lambda: self._fork(point["step"]), "main")
@@ -190,9 +197,16 @@ class FrontPanel:
                         _fact(words, ", ".join(f"{name} {_with_error(tested, name)}" for name in tested["objectives"]))
                 if point.get("standard_errors"):
                     _fact("±", "standard error of the mean")
-                _fact("checkpoint", str(kept["path"]) if kept else "not kept: a dominated point's is dropped")
+                _fact("checkpoint", str(kept["path"]) if kept else self._why_not_kept(place))
             if kept is not None:
                 show_use(self.page.watch.job_id, point["step"], self.page.watch.job["spec"])
+
+    def _why_not_kept(self, place: str) -> str:
+        if place == charts.COLLAPSED:
+            return "not kept: the run had collapsed, and its points are not eligible"
+        if place == charts.DOMINATED:
+            return "not kept: a dominated point's is dropped"
+        return "not kept" if self.page.watch.is_over else "not there yet: it is written beside the next steps"
 
     async def _fork(self, step: int) -> None:
         await self.page.ask_fork(step)
@@ -203,10 +217,17 @@ class FrontPanel:
     def _save(self) -> None:
         names = self.page.names
         rows = [
-            [row["step"], *(row[f"o.{name}"] for name in names), row["tokens"], row["on_front"], row["kept"]]
+            [
+                row["step"],
+                *(row[f"o.{name}"] for name in names),
+                row["tokens"],
+                row["on_front"],
+                row["kept"],
+                row["place"],
+            ]
             for row in self._table.rows
         ]
-        header = ["step", *names, "tokens", "on the front", "checkpoint"]
+        header = ["step", *names, "tokens", "on the front", "checkpoint", "place"]
         ui.download.content(csv_text(header, rows), f"{self.page.watch.job_id}-front.csv", "text/csv")
 
 

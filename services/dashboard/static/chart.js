@@ -2,6 +2,7 @@
 // and looked up again when light turns to dark. All text is drawn on the canvas: tooltips too, so that no name is ever HTML.
 import { echarts } from "nicegui-echart";
 import { h } from "vue";
+import { withRoom, withSymbols } from "/assets/alone.js";
 import { figure } from "/assets/format.js";
 
 function themed(value, style) {
@@ -101,9 +102,12 @@ export default {
       }
       const style = getComputedStyle(document.body);
       const option = themed({ ...this.option, ...this.extra }, style);
+      option.series = withSymbols(option.series, this.datasets);
+      const axis = withRoom(option.xAxis, this.datasets.flat());
+      if (axis) option.xAxis = axis;
       option.dataset = this.datasets.map((source) => ({ source, sourceHeader: false }));
       option.tooltip = { ...(option.tooltip || {}), renderMode: "richText", valueFormatter: figure, confine: true };
-      this.chart.setOption(whole || this.isWhole ? option : { dataset: option.dataset, series: option.series }, { notMerge: whole || Boolean(this.isWhole), lazyUpdate: true });
+      this.chart.setOption(whole || this.isWhole ? option : { dataset: option.dataset, series: option.series, ...(axis && { xAxis: axis }) }, { notMerge: whole || Boolean(this.isWhole), lazyUpdate: true });
       this.isDirty = this.isWhole = false;
       canvas.dataset.points = String(this.count);
     },

@@ -13,8 +13,8 @@ from services.dashboard.job_head import HeadPanel
 from tests.dashboard_support import button, buttons, job_page, notes, on_page, texts
 
 
-def _point(step: int, on_front: bool) -> dict[str, Any]:
-    return {"step": step, "objectives": {"accuracy": 0.1, "brevity": 0.2}, "on_front": on_front}
+def _point(step: int, on_front: bool, **more: Any) -> dict[str, Any]:
+    return {"step": step, "objectives": {"accuracy": 0.1, "brevity": 0.2}, "on_front": on_front} | more
 
 
 def test_a_chosen_point_that_is_dominated_meanwhile_is_told_as_that() -> None:
@@ -46,6 +46,29 @@ def test_a_chosen_point_that_is_dominated_meanwhile_is_told_as_that() -> None:
         assert [found for found in client.elements.values() if isinstance(found, Choice)] == []
         await head.ask_fork()
         assert [found.value for found in client.elements.values() if isinstance(found, Choice)] == ["best"]
+
+    on_page(look)
+
+
+def test_a_point_is_told_by_what_it_is_and_why_it_has_no_checkpoint() -> None:
+    async def look(session: Any, client: Client) -> None:
+        api = session.client
+        api.points = [_point(0, True), _point(10, False), _point(20, False, collapsed=True), _point(30, True)]
+        api.kept = [0]
+        front = FrontPanel(await job_page(session, client))
+        await front.update(frozenset({"front", "checkpoints"}))
+        assert front._scatter.props["label"].endswith(": 2 of 3 points are not dominated, 1 collapsed")
+        assert [row["place"] for row in front._table.rows] == ["yes", "collapsed", "", "yes"]
+        told = {}
+        for step in (10, 20, 30):
+            front._select(step)
+            told[step] = texts(front._detail)
+        assert "dominated\n" in told[10]
+        assert "not kept: a dominated point's is dropped" in told[10]
+        assert "collapsed: not eligible" in told[20]
+        assert "not kept: the run had collapsed" in told[20]
+        assert "dominated" not in told[20] + told[30]
+        assert "not there yet: it is written beside the next steps" in told[30]
 
     on_page(look)
 

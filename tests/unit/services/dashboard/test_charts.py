@@ -1,0 +1,164 @@
+"""What ECharts draws of our charts: the options as they are, in the ECharts that the pages get, as SVG."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.dashboard import charts
+
+Json = dict[str, Any]
+Place = tuple[float, float]
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="no node")
+WIDTH, HEIGHT = 400, 150
+BLUE, ORANGE = "#3f6fd8", "#d9772b"
+_DRAW = f"""
+globalThis.window = undefined;
+const {{ readFileSync }} = await import("fs");
+const {{ echarts }} = await import("./index.js");
+const {{ withRoom, withSymbols }} = await import("./alone.js");
+const {{ option, datasets }} = JSON.parse(readFileSync(0, "utf-8"));
+const chart = echarts.init(null, null, {{ renderer: "svg", ssr: true, width: {WIDTH}, height: {HEIGHT} }});
+option.series = withSymbols(option.series, datasets);
+option.xAxis = withRoom(option.xAxis, datasets.flat());
+option.dataset = datasets.map((source) => ({{ source, sourceHeader: false }}));
+chart.setOption(option);
+const axes = ["x", "y"].map((one) => chart.getModel().getComponent(`${{one}}Axis`).axis.scale.getExtent());
+const at = (x, y) => chart.convertToPixel({{ gridIndex: 0 }}, [x, y]);
+const [zero, one] = [at(axes[0][0], axes[1][0]), at(axes[0][1], axes[1][1])];
+console.log(JSON.stringify({{ svg: chart.renderToSVGString(), axes, zero, one }}));
+process.exit(0);
+"""
+
+
+class Drawn:
+    """An SVG, and what its pixels stand for."""
+
+    def __init__(self, told: Json) -> None:
+        self.svg: str = told["svg"]
+        self.axes: list[list[float]] = told["axes"]
+        self._zero, self._one = told["zero"], told["one"]
+
+    def lines(self, hue: str) -> list[list[Place]]:
+        """The corners of every line of this colour that can be seen, in values."""
+        found = [self._corners(tag) for tag in self._paths(f'stroke="{hue}"') if 'stroke-width="0"' not in tag]
+        return [corners for corners in found if len(corners) > 1]
+
+    def areas(self, hue: str) -> list[list[Place]]:
+        return [self._corners(tag) for tag in self._paths(f'fill="{hue}')]
+
+    def symbols(self, hue: str) -> list[Place]:
+        """Where a symbol of this colour stands."""
+        at = [re.search(r'transform="[^"]*?([-\d.]+),([-\d.]+)\)"', tag) for tag in self._paths(f'fill="{hue}"')]
+        return [self._value(float(found[1]), float(found[2])) for found in at if found]
+
+    def _paths(self, look: str) -> list[str]:
+        return [tag for tag in re.findall(r"<path [^>]*>", self.svg) if look in tag and "matrix(0" not in tag]
+
+    def _corners(self, tag: str) -> list[Place]:
+        path = re.search(r' d="([^"]*)"', tag)
+        assert path is not None
+        return [self._value(float(x), float(y)) for x, y in re.findall(r"(-?[\d.]+) (-?[\d.]+)", path[1])]
+
+    def _value(self, x: float, y: float) -> Place:
+        return tuple(
+            round(low + (at - zero) / (one - zero) * (high - low), 2)
+            for at, zero, one, (low, high) in zip((x, y), self._zero, self._one, self.axes, strict=True)
+        )
+
+
+Draw = Callable[..., Drawn]
+
+
+@pytest.fixture(scope="module")
+def draw(tmp_path_factory: pytest.TempPathFactory) -> Draw:
+    folder = tmp_path_factory.mktemp("echarts")
+    for source in resources.files("nicegui").joinpath("elements/echart/dist").iterdir():
+        if source.name.endswith(".js"):
+            (folder / source.name).write_bytes(source.read_bytes())
+    static = resources.files("services.dashboard").joinpath("static")
+    (folder / "alone.js").write_bytes(static.joinpath("alone.js").read_bytes())
+    (folder / "package.json").write_text('{"type": "module"}')
+    (folder / "draw.js").write_text(_DRAW)
+    light = static.joinpath("theme.css").read_text(encoding="utf-8").partition("@media")[0]
+    theme = dict(re.findall(r"(--[a-z0-9-]+): (#[0-9a-f]{6})", light))
+    return lambda option, *datasets: _drawn(folder, theme, option, datasets)
+
+
+def _drawn(folder: Path, theme: dict[str, str], option: Json, datasets: Sequence[Any]) -> Drawn:
+    def themed(found: re.Match[str]) -> str:
+        hue, alpha = theme[found[1]], found[2]
+        return f'"{hue}"' if alpha is None else f'"{hue}{round(255 * float(alpha)):02x}"'
+
+    told = re.sub(r'"var\((--[a-z0-9-]+)(?:, ([\d.]+))?\)"', themed, json.dumps(option))
+    asked = f'{{"option": {told}, "datasets": {json.dumps(list(datasets))}}}'
+    done = subprocess.run(
+        ["node", "draw.js"], input=asked, capture_output=True, text=True, check=True, timeout=60, cwd=folder
+    )
+    return Drawn(json.loads(done.stdout))
+
+
+@needs_node
+@pytest.mark.parametrize(("mean", "std"), [(0.2, 0.4), (-5.0, 1.0), (0.6, 0.1), (0.0, 0.5)])
+def test_the_band_is_around_its_mean(draw: Draw, mean: float, std: float) -> None:
+    rows = [[step, mean, mean - std, 2 * std] for step in range(1, 6)]
+    drawn = draw(charts.objective("accuracy", 0), rows, [])
+    (band,) = drawn.areas(f"{BLUE}29")
+    assert {y for _, y in band} == {round(mean - std, 2), round(mean + std, 2)}
+    assert {y for _, y in drawn.lines(BLUE)[-1]} == {mean}
+    assert drawn.axes[1] == pytest.approx([mean - std, mean + std], abs=std), "no room for anything else"
+
+
+@needs_node
+def test_what_is_between_gaps_is_drawn(draw: Draw) -> None:
+    drawn = draw(charts.line("kl"), [[1, 0.5], [2, None], [3, 0.6], [4, None], [5, 0.7], [6, 0.8]])
+    assert drawn.symbols(BLUE) == [(1, 0.5), (3, 0.6)], "the others are joined"
+    one = draw(charts.objective("accuracy", 0), [[7, 0.5, 0.4, 0.2]], [])
+    assert one.symbols(BLUE) == [(7, 0.5)]
+    assert one.axes[0] == [6, 8]
+    assert draw(charts.hypervolume(), [[0, 0.25]]).symbols("#1f9a72") == [(0, 0.25)]
+
+
+def _point(step: int, *values: float, **more: Any) -> Json:
+    return {"step": step, "objectives": dict(zip("xyz", values, strict=False)), "on_front": True} | more
+
+
+FRONT = [_point(1, 0.2, 0.9, 0.1), _point(2, 0.5, 0.1, 0.9), _point(3, 0.8, 0.5, 0.2)]
+STAIRS = [(0.2, 0.9), (0.2, 0.5), (0.8, 0.5)]
+
+
+@needs_node
+def test_a_front_ends_in_stairs_over_what_it_dominates_in_that_pair(draw: Draw) -> None:
+    drawn = draw(charts.front("x", "y", FRONT, None, initial={}, reference={}))
+    assert drawn.lines(BLUE) == [STAIRS]
+    assert sorted(drawn.symbols(BLUE)) == [(0.2, 0.9), (0.5, 0.1), (0.8, 0.5)]
+    jobs = [{"label": "one", "front": FRONT}, {"label": "other", "front": FRONT[:1]}]
+    drawn = draw(charts.fronts("x", "y", jobs))
+    assert STAIRS in drawn.lines(BLUE)
+    assert {(0.2, 0.9), (0.5, 0.1), (0.8, 0.5)} <= set(drawn.symbols(BLUE))
+    assert (0.2, 0.9) in drawn.symbols(ORANGE)
+
+
+def test_points_of_a_collapsed_run_are_no_dominated_ones() -> None:
+    points = [
+        *FRONT,
+        _point(4, 0.95, 0.95, 0.95, on_front=False, collapsed=True),
+        _point(5, 0.1, 0.1, 0.1, on_front=False),
+    ]
+    drawn = charts.front("x", "y", points, None, initial={}, reference={})
+    places = {series["id"]: series["data"] for series in drawn["series"]}
+    assert places["collapsed"] == [[0.95, 0.95, 4]]
+    assert places["dominated"] == [[0.1, 0.1, 5]]
+    assert "collapsed" in drawn["legend"]["data"]
+    assert "collapsed" not in charts.front("x", "y", FRONT, None, initial={}, reference={})["legend"]["data"]
+    looks = {line["value"][-1]: line["lineStyle"] for line in charts.parallel("xyz", points, None)["series"][0]["data"]}
+    assert looks[4] not in (looks[1], looks[5])
