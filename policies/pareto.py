@@ -16,15 +16,16 @@ from policies.places import read_scales
 Array = NDArray[np.float64]
 
 EXACT_OBJECTIVES = 7
+EXACT_POINTS = {6: 400, 7: 150}  # of a front, by objectives: half a second; 300 in 7 objectives take five
 
 
 def hypervolume(points_NK: Array, reference_K: Array | None = None, *, exact: bool | None = None) -> float:
     """Share of the box above the reference that at least one point dominates; points in [0, 1]^K, larger is better.
 
-    Computed by moocore, exactly up to EXACT_OBJECTIVES and by its deterministic approximation above: the exact
-    volume's time is exponential in K (15 points in 20 objectives: over a second). Without a reference the corner is 0,
-    every objective at the lower end of its range. A point that is not better than the reference in every objective
-    adds nothing. `exact` chooses for those who compare volumes with each other.
+    Computed by moocore, exactly up to EXACT_OBJECTIVES and EXACT_POINTS, and by its deterministic approximation (to
+    about three digits) above: the exact volume's time is exponential in K (15 points in 20 objectives: over a second).
+    Without a reference the corner is 0, every objective at the lower end of its range. A point that is not better than
+    the reference in every objective adds nothing. `exact` chooses for those who compare volumes with each other.
     """
     if len(points_NK) == 0:
         return 0.0
@@ -33,9 +34,17 @@ def hypervolume(points_NK: Array, reference_K: Array | None = None, *, exact: bo
     if len(above_NK) == 0:
         return 0.0
     if exact is None:
-        exact = points_NK.shape[1] <= EXACT_OBJECTIVES
+        exact = _is_quick(above_NK)
     volume = (moocore.hypervolume if exact else moocore.hv_approx)(above_NK, ref=corner_K, maximise=True)
     return float(volume / np.prod(1.0 - corner_K))
+
+
+def _is_quick(points_NK: Array) -> bool:
+    """Whether an exact volume is: only points that no other dominates cost time."""
+    most = EXACT_POINTS.get(points_NK.shape[1])
+    if most is None or len(points_NK) <= most:
+        return points_NK.shape[1] <= EXACT_OBJECTIVES
+    return int(nondominated(points_NK).sum()) <= most
 
 
 def nondominated(points_NK: Array) -> NDArray[np.bool_]:
@@ -90,6 +99,7 @@ class Archive:
         self.scales = read_scales(ranges, directions)
         self.references = dict(references or {})
         self.points: list[Point] = []
+        self._volumes: dict[int, float] = {}  # by step, of the points up to it, as far as known: each is dear
 
     @property
     def ranges(self) -> dict[str, tuple[float, float]]:
@@ -109,7 +119,9 @@ class Archive:
         if set(point.objectives) != set(self.scales):
             raise ValueError(f"expected objectives {sorted(self.scales)}, got {sorted(point.objectives)}")
         self.points = [other for other in self.points if other.step != point.step]
+        self._forget_volumes(point.step)
         before = self.hypervolume
+        self._forget_volumes(point.step)  # what has just been found lacks the point
         self.points.append(point)
         self.points.sort(key=lambda other: other.step)
         return max(0.0, self.hypervolume - before)
@@ -153,7 +165,7 @@ class Archive:
 
     @property
     def hypervolume(self) -> float:
-        return hypervolume(self.normalised(self.eligible), self.reference_K)
+        return self._volume(self.eligible)
 
     @property
     def hypervolume_base(self) -> float:
@@ -171,9 +183,21 @@ class Archive:
     def hypervolume_by_step(self) -> list[tuple[int, float]]:
         """(step, hypervolume of the points up to it), never falling."""
         points = self.eligible
-        volumes = (hypervolume(self.normalised(points[: i + 1]), self.reference_K) for i in range(len(points)))
+        volumes = (self._volume(points[: i + 1]) for i in range(len(points)))
         rising = itertools.accumulate(volumes, max)  # against the last digit's rounding
         return [(point.step, volume) for point, volume in zip(points, rising, strict=True)]
+
+    def _volume(self, points: Sequence[Point]) -> float:
+        """Of the eligible points up to the last of these."""
+        if not points:
+            return 0.0
+        if (step := points[-1].step) not in self._volumes:
+            self._volumes[step] = hypervolume(self.normalised(points), self.reference_K)
+        return self._volumes[step]
+
+    def _forget_volumes(self, step: int) -> None:
+        """Those from this step on."""
+        self._volumes = {known: volume for known, volume in self._volumes.items() if known < step}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -181,6 +205,7 @@ class Archive:
             "directions": self.directions,
             "references": dict(self.references),
             "points": [vars(p) for p in self.points],
+            "volumes": sorted(self._volumes.items()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -191,3 +216,4 @@ class Archive:
         self.points = [Point(**point) for point in state["points"]]
         if "directions" not in state and self.is_turned:
             self.points = [replace(point, collapsed=False) for point in self.points]
+        self._volumes = dict(state.get("volumes", []))  # absent: of an earlier version

@@ -3,12 +3,15 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.figures import front_document
+from policies import pareto
 from policies.pareto import Archive, Point, hypervolume, nondominated, normalise
 
 RANGES = {"accuracy": (0.0, 1.0), "tokens": (-200.0, 0.0)}
@@ -181,6 +184,42 @@ def test_state_round_trip_through_json():
     assert other.ranges == RANGES
     assert other.hypervolume == archive.hypervolume
     assert other.add(point(15, 0.95, -10.0)) == archive.add(point(15, 0.95, -10.0))
+
+
+def sphere(points, objectives):
+    """Of which none dominates another."""
+    rows_NK = np.random.default_rng(0).random((points, objectives))
+    return rows_NK / np.linalg.norm(rows_NK, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_volume_is_computed_once(monkeypatch, resumed):
+    """A job of thousands of evaluations tells of each: with every volume anew its GPUs would wait for hours."""
+    archive = Archive(dict.fromkeys("abc", (0.0, 1.0)))
+    for step, row_K in enumerate(sphere(60, 3).tolist()):
+        archive.add(Point(step=step, objectives=dict(zip("abc", row_K, strict=True)), mean_tokens=1.0))
+    anew = Archive(archive.ranges)
+    anew.points = archive.points
+    by_step = anew.hypervolume_by_step()
+    if resumed:
+        state = json.loads(json.dumps(archive.state_dict()))
+        archive = Archive({})
+        archive.load_state_dict(state)
+    computed = []
+    real = pareto.hypervolume
+    monkeypatch.setattr(pareto, "hypervolume", lambda *args: computed.append(args) or real(*args))
+    assert front_document(archive, set())["hypervolume_by_step"] == [list(pair) for pair in by_step]
+    assert len(computed) == 2, "from the base and over it"
+    archive.add(replace(archive.points[30], step=30))
+    assert archive.hypervolume_by_step() == by_step
+
+
+@pytest.mark.parametrize(("points", "exact"), [(50, True), (151, False)])
+def test_exact_volumes_that_take_long_are_approximated(points, exact):
+    """300 points in 7 objectives take seconds, and more points minutes. Those that another dominates are quick."""
+    points_NK = sphere(points, 7)
+    points_NK = np.concatenate([points_NK, points_NK / 2, points_NK / 3])
+    assert hypervolume(points_NK) == hypervolume(points_NK, exact=exact)
 
 
 def test_a_front_in_as_many_objectives_as_a_spec_may_have_has_a_volume():
