@@ -62,6 +62,11 @@ def size_of(directory: Path) -> ModelSize:
     return size_from(check_directory(directory), _shapes(directory))
 
 
+def parameters_of(directory: Path) -> int:
+    """Of all tensors in a directory's safetensors, whatever model it is. Raises ModelError as `size_of`."""
+    return sum(math.prod(shape) for shape in _shapes(directory).values())
+
+
 def size_from(config: dict[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> ModelSize:
     """Of a model with this config.json and these tensors in its files."""
     shapes = dict(tensors)

@@ -10,9 +10,10 @@ from typing import Any
 from orchestrator.checks.hub import hub_size
 from orchestrator.checks.layout import Layout, Machine
 from orchestrator.checks.remedies import remedies
+from orchestrator.checks.reward_models import Model, hosted_models
 from orchestrator.spec import JobSpec
 from policies.models import ModelError, adapter_base
-from policies.sizes import ModelSize, quickstart_size, size_of
+from policies.sizes import ModelSize, parameters_of, quickstart_size, size_of
 
 _NOTHING_KNOWN: dict[str, Any] = {
     "processes": [],
@@ -20,6 +21,7 @@ _NOTHING_KNOWN: dict[str, Any] = {
     "host_bytes": None,
     "kv_cache": None,
 }  # of a model of unknown size
+_MOST_REWARD_MODELS = 4  # that are looked up: each may be a question to the hub
 _REVISION = re.compile(r"[\w.-]{1,255}", re.ASCII)
 
 
@@ -30,17 +32,21 @@ def estimate(spec: JobSpec, machine: Machine | None = None) -> dict[str, Any]:
         size, unknown = model_size(spec), ""
     except ModelError as error:
         size, unknown = ModelSize(shapes={}, dimensions=None), str(error)
+    reward_sizes, unknown_reward = reward_model_sizes(spec)
     layouts = []
     for device in devices(spec, machine):
-        layout = Layout(spec=spec, size=size, device=device, machine=machine)
+        layout = Layout(spec=spec, size=size, device=device, machine=machine, reward_sizes=reward_sizes)
         problems = [
             {"about": about, "message": message, "remedies": remedies(layout, about)}
             for about, message in layout.misfits()
         ]
-        document = _document(layout) | {"problems": problems, "fits": _fits(layout, problems)}
+        document = _document(layout) | {
+            "problems": problems,
+            "fits": None if unknown_reward and not problems else _fits(layout, problems),
+        }
         layouts.append(document | (_NOTHING_KNOWN if unknown else {}))
-    known = {"parameters": None if unknown else size.parameters, "unknown": unknown or size.no_dimensions or None}
-    return {**known, "layouts": layouts}
+    why = unknown or size.no_dimensions or unknown_reward or None
+    return {"parameters": None if unknown else size.parameters, "unknown": why, "layouts": layouts}
 
 
 def _fits(layout: Layout, problems: list[Any]) -> bool | None:
@@ -102,6 +108,24 @@ def model_size(spec: JobSpec) -> ModelSize:
         return quickstart_size()
     path = Path(name).expanduser()
     return size_of(path) if path.is_dir() else _of_hub_id(name, revision)
+
+
+def reward_model_sizes(spec: JobSpec) -> tuple[dict[Model, int], str]:
+    """(parameters of each, what can't be told of the first that is not known)."""
+    sizes: dict[Model, int] = {}
+    unknown = ""
+    for hosted in hosted_models(spec):
+        if hosted.model in sizes:
+            continue
+        field = f"{hosted.fields[0]}.options.model"
+        if len(sizes) == _MOST_REWARD_MODELS:
+            return sizes, unknown or f"{field}: more than {_MOST_REWARD_MODELS} reward models are not looked up"
+        try:
+            path = Path(hosted.model[0]).expanduser()
+            sizes[hosted.model] = parameters_of(path) if path.is_dir() else _of_hub_id(*hosted.model).parameters
+        except ModelError as error:
+            unknown = unknown or f"{field}: {error}"
+    return sizes, unknown
 
 
 def _of_hub_id(hub_id: str, revision: str | None) -> ModelSize:

@@ -7,10 +7,11 @@ have a model is in it too, as measured; on GPUs, what CUDA takes is not.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from orchestrator.actors.placement import gpus_wanted, reward_gpus, shares_gpu, transport_of, transport_problem
+from orchestrator.checks.reward_models import HostedModel, Model, hosted_models
 from orchestrator.spec import JobSpec
 from policies.memory import Update, cached_token_bytes, engine_weights_bytes, learner_bytes
 from policies.sizes import ModelSize, adapter_size
@@ -51,7 +52,7 @@ class Process:
 
     name: str
     count: int
-    gpus: int  # of each
+    gpus: float  # of each
     parts: dict[str, int]  # bytes
 
     @property
@@ -67,6 +68,7 @@ class Layout:
     size: ModelSize
     device: str
     machine: Machine
+    reward_sizes: Mapping[Model, int] = field(default_factory=dict)  # parameters, of those that are known
 
     @property
     def on_gpu(self) -> bool:
@@ -85,9 +87,12 @@ class Layout:
     def gpus(self) -> float:
         """Of all processes at once, the rewards' among them whatever the policy runs on."""
         own = 0 if not self.on_gpu else 1 if self.shared else gpus_wanted(self.spec)
-        beside = self.shared and self.machine.gpus == 1 and self.reward_gpus < 1  # rewards and the rest, on one GPU
-        total = 1.0 if beside else own + self.reward_gpus
-        return int(total) if total.is_integer() else total
+        return _whole(1.0 if self.shares_with_rewards else own + self.reward_gpus)
+
+    @property
+    def shares_with_rewards(self) -> bool:
+        """Rewards and the rest, on one GPU."""
+        return self.shared and self.machine.gpus == 1 and self.reward_gpus < 1
 
     @property
     def reward_gpus(self) -> float:
@@ -182,7 +187,7 @@ class Layout:
     @property
     def host_bytes(self) -> int | None:
         """Of the host's memory, for a job on GPUs: what the learner's ranks load, each a whole policy, or what is
-        offloaded of all of them; and the weights of engines that sleep."""
+        offloaded of all of them; the weights of engines that sleep; and reward models that have no GPU."""
         if not self.on_gpu:
             return None
         alone = replace(self.update, offloaded=False, ranks=1)
@@ -190,7 +195,7 @@ class Layout:
         kept = sum(parts[name] for name in _KEPT) if self.update.offloaded else 0
         loaded = parts["weights"] * self.spec.resources.learner_ranks
         asleep = self.engine.parts["weights"] * self.spec.rollout.engines if self.sleeps else 0
-        return max(loaded, kept) + asleep
+        return max(loaded, kept) + asleep + self.host_rewards_bytes
 
     @property
     def update(self) -> Update:
@@ -224,11 +229,56 @@ class Layout:
         tokens = max(completion, min(budget, math.ceil(batch / spec.optimizer.minibatches) * longest))
         return tokens, min(longest, tokens)
 
+    # ------------------------------------------------------------------ rewards
+
+    @property
+    def reward_models(self) -> list[tuple[HostedModel, Process]]:
+        """Those whose size is known, wherever they are."""
+        return [
+            (
+                hosted,
+                Process(
+                    name=hosted.name,
+                    count=hosted.reward.hosting.replicas,
+                    gpus=_whole(hosted.reward.hosting.num_gpus) if hosted.on_gpu else 0,
+                    parts=hosted.parts(self.reward_sizes[hosted.model], self.machine.gpu_bytes),
+                ),
+            )
+            for hosted in hosted_models(self.spec)
+            if hosted.model in self.reward_sizes
+        ]
+
+    @property
+    def host_rewards_bytes(self) -> int:
+        return sum(process.count * process.bytes for hosted, process in self.reward_models if not hosted.on_gpu)
+
+    @property
+    def rewards_beside_bytes(self) -> int:
+        """On the GPU that engines and learner share, where the rewards are on it too."""
+        on_gpu = [process for hosted, process in self.reward_models if hosted.on_gpu]
+        return sum(process.count * process.bytes for process in on_gpu) if self.shares_with_rewards else 0
+
+    def _misfits_of_rewards(self) -> Iterator[tuple[str, str]]:
+        """Of models that have GPUs apart. Shares of a GPU are put together, in order, as far as they make one."""
+        gpus: list[tuple[float, int, set[str]]] = []
+        for hosted, process in self.reward_models if not self.shares_with_rewards else []:
+            share, of_each = min(1.0, hosted.reward.hosting.num_gpus), process.bytes // hosted.spread
+            for _ in range(process.count if hosted.on_gpu else 0):
+                i = next((i for i, (taken, _, _) in enumerate(gpus) if taken + share <= 1 + 1e-9), None)
+                taken, held, names = (0.0, 0, set[str]()) if i is None else gpus.pop(i)
+                gpus.append((taken + share, held + of_each, {*names, process.name}))
+        for _, held, names in gpus:
+            if held > self.machine.gpu_bytes:
+                there = f"do not fit on a GPU of {readable(self.machine.gpu_bytes)}"
+                yield "rewards", f"{readable(held)} of {' and '.join(sorted(names))} {there}"
+                return
+
     # ------------------------------------------------------------------ all of it
 
     @property
     def processes(self) -> list[Process]:
         found = [self.engine, self.learner]
+        found += [process for hosted, process in self.reward_models if hosted.on_gpu == self.on_gpu]
         if not self.on_gpu:
             others = OTHERS_BYTES + len(self.spec.objectives) * REWARD_BYTES
             found.append(Process(name="driver, Ray and rewards", count=1, gpus=0, parts={"runtime": others}))
@@ -253,6 +303,7 @@ class Layout:
             yield "gpus", f"the job needs {self.gpus:g} GPUs at once{rewards}, and there are {machine.gpus}"
         if self.on_gpu:
             yield from self._misfits_on_gpu()
+        yield from self._misfits_of_rewards()
         if self.memory_bytes is not None and self.bytes > self.memory_bytes:
             needed, there = readable(self.bytes), readable(self.memory_bytes)
             yield "memory", f"all processes together need {needed} of memory, and the machine has {there}"
@@ -272,20 +323,27 @@ class Layout:
                 f"weights of {weights} leave no room for a cache in the {readable(self.engine_limit)} it may have",
             )
         taken = self.engine_limit * self.spec.rollout.engines if self.shared else 0
-        if taken > machine.gpu_bytes:
+        left = machine.gpu_bytes - self.rewards_beside_bytes
+        rewards = f" and reward models with {readable(machine.gpu_bytes - left)}" if self.rewards_beside_bytes else ""
+        if taken > left:
             share = self.spec.rollout.gpu_memory_utilization
-            yield "sharing", f"{self.spec.rollout.engines} engines with {share:g} of a GPU each do not fit on one"
-        elif self.learner.bytes + (0 if self.sleeps else taken) > machine.gpu_bytes:
+            engines = f"{self.spec.rollout.engines} engines with {share:g} of a GPU each"
+            yield "sharing", f"{engines}{rewards} do not fit on one"
+        elif self.learner.bytes + (0 if self.sleeps else taken) > left:
             beside = f" beside engines with {readable(taken)}" if taken and not self.sleeps else ""
             needed = readable(self.learner.bytes)
-            yield "learner", f"{needed}{beside} do not fit on a GPU of {readable(machine.gpu_bytes)}"
-        elif self.kept_bytes + taken > machine.gpu_bytes:
+            yield "learner", f"{needed}{beside}{rewards} do not fit on a GPU of {readable(machine.gpu_bytes)}"
+        elif self.kept_bytes + taken > left:
             kept, there = readable(self.kept_bytes), f"do not fit on a GPU of {readable(machine.gpu_bytes)}"
             if self.shared:
-                engines = f"engines with {readable(taken)}"
+                engines = f"engines with {readable(taken)}{rewards}"
                 yield "sharing", f"{kept} that the learner keeps while {engines} roll out {there}"
             else:
                 yield "learner", f"{kept} of its first rank, while it gives the engines the policy, {there}"
+
+
+def _whole(gpus: float) -> float:
+    return int(gpus) if float(gpus).is_integer() else gpus
 
 
 def readable(size: int) -> str:

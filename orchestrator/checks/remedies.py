@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.actors.placement import engines_that_fit
 from orchestrator.checks.layout import GIB, Layout, readable
+from orchestrator.checks.reward_models import hosted_models
 from orchestrator.spec import JobSpec
 from orchestrator.specs.policy import LoraSpec
 
@@ -121,6 +122,8 @@ def _learner(layout: Layout) -> Iterator[Change]:
     if layout.shared and layout.spec.rollout.mode == "sync" and not layout.spec.rollout.sleep:
         yield "rollout.sleep", True
     yield from _share(layout)
+    if layout.rewards_beside_bytes:
+        yield from _smaller_rewards(layout)
     yield from _more_ranks(layout)
     if spec.loss.kl_coef > 0:
         yield "loss.kl_coef", 0.0
@@ -147,17 +150,31 @@ def _more_ranks(layout: Layout) -> Iterator[Change]:
 
 def _share(layout: Layout) -> Iterator[Change]:
     """What the learner leaves of a GPU, for each of the engines on it."""
-    free = layout.machine.gpu_bytes - (layout.kept_bytes if layout.sleeps else layout.learner.bytes)
+    free = layout.machine.gpu_bytes - layout.rewards_beside_bytes
+    free -= layout.kept_bytes if layout.sleeps else layout.learner.bytes
     left = free * 100 // (layout.machine.gpu_bytes * layout.spec.rollout.engines)
     if layout.shared and left >= 1:
         yield "rollout.gpu_memory_utilization", left / 100
+
+
+def _sharing(layout: Layout) -> Iterator[Change]:
+    yield from _share(layout)
+    yield from _smaller_rewards(layout)
+
+
+def _smaller_rewards(layout: Layout) -> Iterator[Change]:
+    """Of each model on a GPU; of one that several objectives share, all of them have to say it."""
+    for hosted in hosted_models(layout.spec):
+        if hosted.on_gpu and hosted.options.dtype == "float32":
+            yield " and ".join(f"{field}.options.dtype" for field in hosted.fields), "bfloat16"
 
 
 _CANDIDATES: dict[str, Callable[[Layout], Iterator[Change]]] = {
     "transport": _transport,
     "gpus": _fewer_gpus,
     "engine": _engine,
-    "sharing": _share,
+    "sharing": _sharing,
+    "rewards": _smaller_rewards,
     "learner": _learner,
     "memory": _memory,
     "kv_cache": _cache,
@@ -176,8 +193,24 @@ def _with(layout: Layout, changes: list[Change]) -> Layout:
 
 def _changed(spec: JobSpec, change: Change) -> JobSpec:
     path, value = change
+    if path.endswith(".options.dtype"):
+        return reduce(lambda found, field: _with_option(found, field, value), path.split(" and "), spec)
     branch, name = path.split(".")
     return spec.model_copy(update={branch: getattr(spec, branch).model_copy(update={name: value})})
+
+
+def _with_option(spec: JobSpec, field: str, value: Any) -> JobSpec:
+    """Of a reward: objectives.I.reward.options.NAME or gold.reward.options.NAME."""
+    *place, _, _, name = field.split(".")
+
+    def changed(owner: Any) -> Any:
+        options = {**owner.reward.options, name: value}
+        return owner.model_copy(update={"reward": owner.reward.model_copy(update={"options": options})})
+
+    if place == ["gold"]:
+        return spec.model_copy(update={"gold": changed(spec.gold)})
+    objectives = [changed(each) if i == int(place[1]) else each for i, each in enumerate(spec.objectives)]
+    return spec.model_copy(update={"objectives": type(spec.objectives)(objectives)})
 
 
 def _said(change: Change) -> str:

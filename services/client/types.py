@@ -88,7 +88,7 @@ class ProcessEstimate(TypedDict):
 
     name: str
     count: int
-    gpus: int
+    gpus: float
     parts: dict[str, int]
     bytes: int
 
@@ -105,7 +105,7 @@ class CacheEstimate(TypedDict):
 class Misfit(TypedDict):
     """`remedies` are settings that would help, each alone unless it says more."""
 
-    about: Literal["transport", "gpus", "engine", "sharing", "learner", "memory", "kv_cache"]
+    about: Literal["transport", "gpus", "engine", "sharing", "learner", "rewards", "memory", "kv_cache"]
     message: str
     remedies: list[str]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -491,6 +492,115 @@ def test_ranks_share_what_a_learner_keeps_and_each_has_its_gpu() -> None:
     assert (alone["count"], rank["count"], rank["gpus"]) == (1, 4, 1)
     for part in ("weights", "moments", "gradients", "objective_gradients"):
         assert rank["parts"][part] == pytest.approx(alone["parts"][part] / 4, abs=32)
+
+
+# -- models of rewards ----------------------------------------------------------------------------------------
+
+COMMIT = "0" * 40
+
+
+def with_model(*, hosting: dict[str, Any] | None = None, heads: int = 1, **options: Any) -> dict[str, Any]:
+    """A branch of `spec`'s: objectives of which `heads` share a reward model of seven billion parameters."""
+    reward = {
+        "name": "bradley_terry",
+        "options": {"model": "org/reward", "revision": COMMIT, **options},
+        "hosting": hosting or {},
+    }
+    heads_of = [{"name": f"head_{i}", "reward": reward} for i in range(heads)]
+    return {"objectives": [*heads_of, {"name": "conciseness", "reward": {"name": "conciseness"}}]}
+
+
+def parsed(branch: dict[str, Any], **changes: Any) -> JobSpec:
+    return parse_spec(spec(**changes).model_dump(mode="json") | branch)
+
+
+@pytest.fixture
+def seven_billion(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {("org/reward", COMMIT): 7_000_000_000}
+    monkeypatch.setattr(estimate_module, "reward_model_sizes", lambda _: (sizes, ""))
+
+
+@pytest.mark.usefixtures("seven_billion")
+@pytest.mark.parametrize(
+    ("options", "hosting", "of_each", "count"),
+    [
+        ({}, {"num_gpus": 1}, 28_000_000_000, 1),
+        ({"dtype": "bfloat16"}, {"num_gpus": 0.5, "replicas": 2}, 14_000_000_000, 2),
+        ({"runner": "vllm", "gpu_memory_utilization": 0.4}, {"num_gpus": 1}, 32 * GIB, 1),
+        ({"runner": "vllm", "gpu_memory_utilization": 0.4, "tensor_parallel": 2}, {"num_gpus": 2}, 64 * GIB, 1),
+    ],
+)
+def test_a_rewards_model_is_a_process_of_its_own(
+    options: dict[str, Any], hosting: dict[str, Any], of_each: int, count: int
+) -> None:
+    layout = only(parsed(with_model(hosting=hosting, **options)))
+    found = process(layout, "reward bradley_terry (head_0)")
+    assert (found["bytes"], found["count"], found["gpus"]) == (of_each, count, hosting["num_gpus"])
+    assert layout["fits"] is True
+    assert layout["bytes"] == sum(found["count"] * found["bytes"] for found in layout["processes"])
+
+
+@pytest.mark.usefixtures("seven_billion")
+def test_a_rewards_model_without_a_gpu_is_the_machines() -> None:
+    layout = only(parsed(with_model(hosting={"replicas": 3})))
+    assert [found["name"] for found in layout["processes"]] == ["engine", "learner"]
+    assert layout["host_bytes"] == 4 * QWEN.parameters + 3 * 28_000_000_000
+    on_cpu = only(parsed(with_model(hosting={"replicas": 3}), resources={"device": "cpu"}), memory_gib=64)
+    assert process(on_cpu, "reward bradley_terry (head_0)")["count"] == 3
+    assert [problem["about"] for problem in on_cpu["problems"]] == ["memory"]
+
+
+@pytest.mark.usefixtures("seven_billion")
+@pytest.mark.parametrize(
+    ("hosting", "machine", "about", "message"),
+    [
+        # 28 of 25.8 GB
+        ({"num_gpus": 1}, {"gpu_gib": 24}, "rewards", "26.0 GiB of reward bradley_terry (head_0, head_1) do not fit"),
+        ({"num_gpus": 2}, {"gpu_gib": 24}, "rewards", "26.0 GiB of reward"),  # it is on one of them
+        # 56 of 51.5 GB
+        ({"num_gpus": 0.5, "replicas": 2}, {"gpu_gib": 48}, "rewards", "52.1 GiB of reward"),
+        # 28 beside the engine's 14.4 and the learner's
+        ({"num_gpus": 0.2}, {"gpu_gib": 48, "gpus": 1}, "learner", "and reward models with 26.0 GiB do not fit"),
+        ({"num_gpus": 0.2}, {"gpu_gib": 30, "gpus": 1}, "sharing", "and reward models with 26.0 GiB do not fit on one"),
+    ],
+)  # fmt: skip
+def test_a_rewards_model_that_does_not_fit(
+    hosting: dict[str, Any], machine: dict[str, Any], about: str, message: str
+) -> None:
+    rollout = {"gpu_memory_utilization": 0.3}
+    layout = only(parsed(with_model(heads=2, hosting=hosting), rollout=rollout), **machine)
+    (problem,) = [problem for problem in layout["problems"] if problem["about"] == about]
+    assert message in problem["message"]
+    if about == "rewards":
+        both = "objectives.0.reward.options.dtype and objectives.1.reward.options.dtype"
+        assert problem["remedies"] == [f"{both}: bfloat16"]
+        halved = with_model(heads=2, hosting=hosting, dtype="bfloat16")
+        left = only(parsed(halved, rollout=rollout), **machine)["problems"]
+        assert "rewards" not in {problem["about"] for problem in left}
+
+
+@pytest.mark.usefixtures("seven_billion")
+def test_a_shared_gpu_with_a_smaller_reward_model_has_room() -> None:
+    """28 GB of float32 beside an engine's and the learner's, or half of it."""
+    machine, rollout = {"gpus": 1, "gpu_gib": 72}, {"gpu_memory_utilization": 0.15}
+    whole = parsed(with_model(hosting={"num_gpus": 0.2}), rollout=rollout)
+    (problem,) = only(whole, **machine)["problems"]
+    assert "objectives.0.reward.options.dtype: bfloat16" in problem["remedies"]
+    halved = parsed(with_model(hosting={"num_gpus": 0.2}, dtype="bfloat16"), rollout=rollout)
+    assert only(halved, **machine)["fits"] is True
+
+
+def test_sizes_of_reward_models_are_those_of_their_files(tmp_path: Path) -> None:
+    save_file({"score.weight": torch.zeros(3, 5), "model.norm.weight": torch.zeros(7)}, tmp_path / "model.safetensors")
+    job = parsed(with_model(model=str(tmp_path), revision=None, hosting={"num_gpus": 1}))
+    assert estimate_module.reward_model_sizes(job) == ({(str(tmp_path), None): 22}, "")
+    assert process(only(job), "reward bradley_terry (head_0)")["parts"] == {"weights": 88}
+
+
+def test_a_reward_model_that_is_not_known_leaves_open_what_fits() -> None:
+    found = estimate(parsed(with_model()))
+    assert found["unknown"].startswith("objectives.0.reward.options.model: the model is not on this machine")
+    assert found["layouts"][0]["fits"] is None
 
 
 # -- what is not known ----------------------------------------------------------------------------------------
