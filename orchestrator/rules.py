@@ -16,8 +16,8 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 import yaml
-from pydantic import JsonValue
 
+from orchestrator.spec_fields import Option, options_of
 from orchestrator.specs.base import RuleSpec
 from orchestrator.specs.estimators import BuiltInEstimator, EstimatorSpec
 from orchestrator.specs.gramian import GramianSpec
@@ -67,17 +67,6 @@ _PLACES = {
     RuleKind.TAIL: ("Long completions: whether a step waits for the last of them", "sampling.tail"),
     RuleKind.GRAMIAN: ("Gramian modes: how the objectives' gradients are compared", "gramian.mode"),
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Option:
-    """A field of a rule."""
-
-    name: str
-    required: bool
-    default: JsonValue
-    allowed: str
-    description: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,7 +185,7 @@ def _all(load: str | None) -> Iterator[Rule]:
 def _rule(kind: RuleKind, model: type[RuleSpec]) -> Rule:
     name = get_args(model.model_fields["name"].annotation)[0]
     description = inspect.cleandoc(model.__doc__ or "")
-    options = tuple(option for option in _options(model) if option.name != "name")
+    options = tuple(option for option in options_of(model) if option.name != "name")
     chosen = {"name": name, **_chosen(options, _EXAMPLES.get(name, {}))}
     return Rule(
         kind=kind,
@@ -213,7 +202,7 @@ def _rule(kind: RuleKind, model: type[RuleSpec]) -> Rule:
 
 def _mode(name: str) -> Rule:
     mode = _MODES[name]
-    options = tuple(option for option in _options(GramianSpec) if option.name in mode.options)
+    options = tuple(option for option in options_of(GramianSpec) if option.name in mode.options)
     return Rule(
         kind=RuleKind.GRAMIAN,
         name=name,
@@ -261,48 +250,6 @@ def _parameter(name: str, default: Any) -> Option:
     except (TypeError, ValueError):
         value = repr(default)
     return Option(name=name, required=required, default=value, allowed="as the class has it", description="")
-
-
-def _options(model: type[Any]) -> list[Option]:
-    schema = model.model_json_schema()
-    return [
-        Option(
-            name=name,
-            required=name in schema.get("required", ()),
-            default=field.get("default"),
-            allowed=_allowed(field, schema.get("$defs", {})),
-            description=field.get("description", ""),
-        )
-        for name, field in schema["properties"].items()
-    ]
-
-
-def _allowed(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    """What a JSON schema lets through, in a few words."""
-    match schema:
-        case {"$ref": place}:
-            return _allowed(definitions[place.rpartition("/")[2]], definitions)
-        case {"anyOf": choices}:
-            return " or ".join(_allowed(choice, definitions) for choice in choices)
-        case {"enum": values}:
-            return ", ".join(map(str, values))
-        case {"prefixItems": items}:
-            return f"[{', '.join(_allowed(item, definitions) for item in items)}]"
-        case {"type": "array", "items": items}:
-            return f"list of {_allowed(items, definitions)}"
-        case {"type": "object", "properties": fields}:
-            return f"mapping of {', '.join(fields)}"
-        case {"type": "integer" | "number" as kind}:
-            signs = {"exclusiveMinimum": ">", "minimum": ">=", "maximum": "<=", "exclusiveMaximum": "<"}
-            ends = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
-            return " ".join(filter(None, (kind, ", ".join(ends))))
-        case {"type": "boolean"}:
-            return "true, false"
-        case {"type": "string"}:
-            return "text"
-        case {"type": str(kind)}:
-            return kind
-    return "anything"
 
 
 def _chosen(options: tuple[Option, ...], given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from services.commands import (
     rewards,
     rules,
     server,
+    spec,
 )
 from services.follow import follow_to_end, front_table
 from services.serving import serve_command
@@ -399,6 +400,7 @@ def report(job: JobArgument, open_it: Annotated[bool, typer.Option("--open", hel
 
 
 for command, name in (
+    (spec.show_spec, "spec"),
     (rules.show_rules, "rules"),
     (plugins.show_plugins, "plugins"),
     (lineage.fork, "fork"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,6 +13,7 @@ from rich.text import Text
 from orchestrator.checks.layout import readable
 from orchestrator.plugins import Plugin
 from orchestrator.rules import NEEDS, Rule
+from orchestrator.spec_fields import Option, Section
 from services.terminal import Document
 from services.text import ago, amount, duration, figure, plain, taken
 
@@ -168,7 +169,7 @@ def rule_view(rule: Rule) -> RenderableType:
     title = Text(f"{plain(rule.name)}: {rule.kind.path} of a spec", style="bold")
     parts: list[RenderableType] = [title, *(Text(plain(part)) for part in paragraphs), Text(), facts, Text()]
     if rule.options:
-        parts += [_options_table(rule), Text()]
+        parts += [_options_table(rule.options), Text()]
     return Group(*parts, Text("In a spec:\n", style="dim"), Text(rule.example.rstrip("\n")))
 
 
@@ -237,12 +238,27 @@ def _processes_table(processes: Sequence[Document]) -> Table:
     return table
 
 
-def _options_table(rule: Rule) -> Table:
+def section_view(section: Section, sections: Collection[str]) -> RenderableType:
+    """A part of a spec and its fields; those that are parts themselves, of `sections`, only say so."""
+    title = Text(section.path or "a job", style="bold")
+    names = {path.removesuffix("[]") for path in sections}
+    inside = {option.name for option in section.options if _inner(section.path, option.name) in names}
+    paragraphs = [" ".join(part.split()) for part in section.description.split("\n\n") if part]
+    return Group(title, *(Text(plain(part)) for part in paragraphs), _options_table(section.options, inside))
+
+
+def _inner(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _options_table(options: Iterable[Option], parts: Collection[str] = ()) -> Table:
     table = _table("option", "default", "allowed", "what it is")
     table.columns[0].no_wrap = True
-    for option in rule.options:
+    for option in options:
         default = "required" if option.required else json.dumps(option.default, ensure_ascii=False)
-        cells = (option.name, "–" if default == "null" else default, option.allowed, option.description)
+        cells = [option.name, "–" if default == "null" else default, option.allowed, option.description]
+        if option.name in parts:
+            cells[1:3] = "required" if option.required else "its own", "a part of its own"
         table.add_row(*(Text(plain(cell)) for cell in cells))
     return table
 
