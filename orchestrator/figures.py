@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -122,8 +122,33 @@ def front_document(archive: Archive, kept: Collection[int]) -> dict[str, Any]:
         "hypervolume_base": archive.hypervolume_base,
         "hypervolume_over_base": archive.hypervolume_over_base,
         "hypervolume_by_step": [list(pair) for pair in archive.hypervolume_by_step()],
+        **tested_volumes(archive),
         "points": [_point(point, front, kept) for point in archive.points],
     }
+
+
+def tested_volumes(archive: Archive) -> dict[str, float | None]:
+    """What the front's tested points reach on the test split, which chose none of them, and the initial policy alone.
+
+    None until the end of the run, where the front is tested. Those that the test finds dominated take nothing away.
+    """
+    tested = {point.step: found for point in archive.points if (found := _tested(point)) is not None}
+    if not any(step > 0 for step in tested):
+        return {"hypervolume_test": None, "hypervolume_test_base": None}
+    on_front = [tested[point.step] for point in archive.front if point.step in tested]
+    base = [found for step, found in tested.items() if step == 0]
+    return {
+        "hypervolume_test": archive.volume(on_front) if on_front else None,
+        "hypervolume_test_base": archive.volume(base) if base else None,
+    }
+
+
+def _tested(point: Point) -> Point | None:
+    """With the means of the test split in the place of its own."""
+    found = (point.extra.get("test") or {}).get("sampled")
+    if found is None:
+        return None
+    return replace(point, objectives=found["objectives"], counted=found.get("counted"))
 
 
 def _point(point: Point, front: set[int], kept: Collection[int]) -> dict[str, Any]:

@@ -163,13 +163,17 @@ class Archive:
         kept = nondominated(self.normalised(self.eligible))
         return [point for point, on_front in zip(self.eligible, kept, strict=True) if on_front]
 
+    def volume(self, points: Sequence[Point]) -> float:
+        """Of any points, from the archive's corner."""
+        return hypervolume(self.normalised(points), self.reference_K)
+
     @property
     def hypervolume(self) -> float:
         return self._volume(self.eligible)
 
     @property
     def hypervolume_base(self) -> float:
-        return hypervolume(self.normalised(self.points[:1]), self.reference_K)
+        return self.volume(self.points[:1])
 
     @property
     def hypervolume_over_base(self) -> float:

@@ -218,7 +218,7 @@ def front_table(front: Document) -> Table:
     names = front["objectives"]
     volumes = dict(front.get("hypervolume_by_step", []))
     table = Table(
-        title=f"Pareto front: {_hypervolume(front)}",
+        title=f"Pareto front: {_hypervolume(front)}{_tested(front)}",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -323,6 +323,11 @@ def _health(step: Document, front: Document) -> Text:
 def _hypervolume(front: Document) -> str:
     now, start = front.get("hypervolume"), front.get("hypervolume_base")
     return f"hypervolume {figure(now, 4)} ({figure(start, 4)} at the start)"
+
+
+def _tested(front: Document) -> str:
+    now, start = front.get("hypervolume_test"), front.get("hypervolume_test_base")
+    return "" if now is None else f"; on the test split {figure(now, 4)} ({figure(start, 4)} at the start)"
 
 
 def _times(steps: list[Document]) -> Text:

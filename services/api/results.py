@@ -70,7 +70,9 @@ def get_front(job_id: JobId, store: Store) -> Response:
     `reference` is the corner that the hypervolume is measured from (`objectives[].reference`, else the lower ends of
     the ranges), `initial` what the policy reached before its first step. `directions` says of each objective whether
     larger or smaller is better, or what is nearer to a target; a point's `counted` are its means after the gates, by
-    which it is ranked, where the job has gates. All other figures are raw.
+    which it is ranked, where the job has gates. All other figures are raw. `hypervolume_test` is that of the front's
+    tested points on the test split, once the run has ended: the validation split chose them, so that its own
+    hypervolume also grows by luck.
     """
     found, spec = store.front(job_id), json.loads(store.spec(job_id))
     if found:
@@ -85,6 +87,8 @@ def get_front(job_id: JobId, store: Store) -> Response:
         "initial": {},
         "hypervolume": None,
         "hypervolume_base": None,
+        "hypervolume_test": None,
+        "hypervolume_test_base": None,
         "hypervolume_by_step": [],
         "points": [],
     }

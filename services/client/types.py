@@ -295,6 +295,8 @@ class Front(TypedDict):
     initial: dict[str, float | None]  # what the policy reached before its first step
     hypervolume: float | None
     hypervolume_base: float | None
+    hypervolume_test: NotRequired[float | None]  # of the front's tested points, on the test split; once it is tested
+    hypervolume_test_base: NotRequired[float | None]
     hypervolume_by_step: list[list[Any]]
     points: list[FrontPoint]
 

@@ -21,7 +21,18 @@ from orchestrator.errors import ActorLost, DoesNotFit
 from orchestrator.journal import StoreJournal, Wishes
 from orchestrator.launch.launchers import NO_RESOURCES
 from orchestrator.spec import parse_spec
-from orchestrator.state.records import Checkpoint, Claim, ClaimOutcome, Event, JobRecord, Lease, Origin, Page, Signals
+from orchestrator.state.records import (
+    Checkpoint,
+    Claim,
+    ClaimOutcome,
+    Event,
+    JobRecord,
+    Lease,
+    Origin,
+    Page,
+    Signals,
+    SteeringHead,
+)
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import Fenced, IllegalTransition, StepGap, StoreUnavailable
 from orchestrator.storage import remote
@@ -114,6 +125,9 @@ class FakeStore:
     def front(self, _: str) -> dict[str, Any]:
         return {}
 
+    def steering_head(self, _: str) -> SteeringHead:
+        return SteeringHead(version=2, current={"weights": {"accuracy": 0.9, "brevity": 0.1}})
+
     def events(self, _: str, *, after: int, limit: int) -> Page[Event]:
         assert limit == 1000
         items = [Event(seq=seq, type="x", at=0.0, level="info", data={}) for seq in (1, 2, 3) if seq > after][:2]
@@ -137,6 +151,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
     monkeypatch.setattr(driver, "JobStore", lambda *_, **__: made)
 
     def render(**parts: Any) -> str:
+        assert parts["weights"] == made.steering_head("job").current["weights"]
         made.reported.append((parts["job"]["status"], parts["job"]["reason"]))
         made.ends_before_reports.append(made.ends())
         return f"<html>{len(list(parts['events']))}</html>"

@@ -316,6 +316,18 @@ def test_what_is_gated_counts_gated_on_the_front_and_is_shown_raw(tmp_path: Path
     assert not run.journal.named("collapse.detected")
 
 
+def test_the_tested_points_of_the_front_have_a_volume_on_the_test_split(tmp_path: Path) -> None:
+    values = {0: (0.2, 0.5), 2: (0.5, 0.4), 4: (0.4, 0.3), 6: (0.1, 0.6)}
+    spec = make_spec(evaluation={"every": 2, "test_points": 1})
+    run = start(tmp_path, spec, profile=lambda version: values.get(version, (0.0, 0.0)))
+    run.loop.run()
+    assert [front["hypervolume_test"] for front in run.journal.fronts[:4]] == [None] * 4
+    front = run.journal.fronts[-1]
+    assert [point["step"] for point in front["points"] if point["on_front"] and point["test"]] == [0, 2, 6]
+    assert front["hypervolume_test"] == pytest.approx(0.5 * 0.4 + 0.2 * 0.1 + 0.1 * 0.1)
+    assert front["hypervolume_test_base"] == pytest.approx(0.1)
+
+
 def test_the_strategy_sees_the_front_as_the_last_evaluation_left_it(tmp_path: Path) -> None:
     values = {0: (0.5, 0.5), 2: (0.6, 0.5), 4: (0.6, 0.5)}  # grows by 0.05, then not at all
     spec = make_spec(weighting={"name": "hypervolume"})

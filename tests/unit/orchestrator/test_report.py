@@ -168,6 +168,18 @@ def test_its_best_is_the_smallest_where_that_is_better_and_counts_after_the_gate
     assert "no later point beats the base" in page(**parts)
 
 
+def test_the_gain_is_that_of_the_test_split() -> None:
+    """Of a policy that stays as it is, the validated front grows, as the luckiest of many evaluations make it."""
+    parts = documents(2)
+    assert "On the test split, the front&#39;s hypervolume" not in page(**parts)
+    parts["front"] |= {"hypervolume_test": 0.3, "hypervolume_test_base": 0.3}
+    text = page(**parts)
+    assert "On the test split, the front&#39;s hypervolume stayed at 0.300." in text
+    assert "some of such a growth is luck" in text
+    parts["front"] |= {"hypervolume_test": 0.35}
+    assert "On the test split, the front&#39;s hypervolume went from 0.300 to 0.350." in page(**parts)
+
+
 def test_hostile_text_is_shown_as_text() -> None:
     parts = replaced(documents(3), str, HOSTILE)
     parts["front"]["points"][1]["styles"] = {HOSTILE: 1.0}
