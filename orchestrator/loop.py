@@ -540,7 +540,8 @@ class Loop:
         }
 
     def front_document(self) -> dict[str, Any]:
-        return front_document(self.parts.archive, self.kept)
+        sums = self.parts.splits.sha256
+        return front_document(self.parts.archive, self.kept) | ({"split_sha256": sums} if sums else {})
 
 
 def _mix(old: Sequence[float], new: Sequence[float], kept: float) -> list[float]:

@@ -23,6 +23,7 @@ from orchestrator.errors import JobNotFound
 from orchestrator.fork_copies import NoRoom, copy_policy, forking, is_full
 from orchestrator.fork_plans import PlanConflict, keep_answer, keep_plan, kept_answer, kept_plan, plan_path
 from orchestrator.lineage import MAX_FORKS, best_step, fork_document, lineage, merged, steered
+from orchestrator.measurement import measured_differently
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.state.census import Census
 from orchestrator.state.gpu_hours import GpuQuotaReached
@@ -92,6 +93,8 @@ def compare_jobs(
     """Fronts side by side: each job's volume, what it adds to the others', and the front of all together.
 
     Jobs whose objectives, ranges or references differ have no common scale: `comparable` is false, and says why.
+    `measured_differently` says what else makes the figures of one scale no measure of the policies: another reward or
+    gate, held-out prompts that are others or sampled otherwise.
     Volumes of many points in more than four objectives are approximated, all of them in the same way.
     """
     ids = list(dict.fromkeys(query.ids.split(",")))
@@ -115,6 +118,8 @@ def compare_jobs(
         found = None if differences else compared(scale, points, ways[ids[0]])
     except TooManyPoints as error:
         raise ApiProblem(422, "too_many_points", f"ids: {error}; compare fewer jobs", param="ids") from None
+    same = [job_id for job_id in ids[1:] if its_corners[job_id].keys() == scale.keys()]
+    unlike = [line for job_id in same for line in measured_differently(ids[0], job_id, specs, fronts)]
     data = [
         {
             "id": job_id,
@@ -131,6 +136,7 @@ def compare_jobs(
             "object": "comparison",
             "comparable": found is not None,
             "differences": differences,
+            "measured_differently": unlike,
             "objectives": list(scale),
             "ranges": {name: ends[:2] for name, ends in scale.items()} if found else None,
             "hypervolume": found and found["hypervolume"],

@@ -317,6 +317,7 @@ class Comparison(TypedDict):
 
     comparable: bool
     differences: list[str]
+    measured_differently: NotRequired[list[str]]  # on one scale, and yet no measure of the policies alone
     objectives: list[str]
     ranges: dict[str, list[float]] | None
     hypervolume: float | None

@@ -93,6 +93,8 @@ def compare(
     output().print(compare_table(found))
     for line in found["differences"]:
         say(plain(line))
+    for line in found.get("measured_differently") or ():
+        say(f"measured differently: {plain(line)}")
     if found["comparable"]:
         say(f"hypervolume of all together: {figure(found['hypervolume'], 4)}")
 

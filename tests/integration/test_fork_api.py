@@ -526,6 +526,39 @@ def test_other_ranges_or_objectives_have_no_common_scale(http: httpx.Client, sto
     assert "other objectives" in compare(http, one, alone)["differences"][0]
 
 
+def test_what_was_measured_differently_is_said_of_fronts_on_one_scale(http: httpx.Client, store: JobStore) -> None:
+    one, same = with_front(http, store, (0.8, 0.2)), with_front(http, store, (0.7, 0.2))
+    assert compare(http, one, same)["measured_differently"] == []
+    gate = {"objective": "accuracy", "at_least": 1.0}
+    objectives = [
+        {**SPEC["objectives"][0], "reward": {"name": "numeric"}},
+        {**SPEC["objectives"][1], "gate": gate},
+    ]
+    changes = {"evaluation": {"temperature": 0, "prompts": 10}, "data": {**SPEC["data"], "validation": 20}}
+    other = with_front(http, store, (0.9, 0.1), objectives=objectives, **changes)
+    found = compare(http, one, other)
+    assert found["comparable"] is True
+    assert found["measured_differently"] == [
+        f"accuracy.reward: math in {one}, numeric in {other}",
+        f"conciseness.gate: not the same in {one} and {other}",
+        f"evaluation.temperature: 1.0 in {one}, 0.0 in {other}",
+        f"evaluation.prompts: none in {one}, 10 in {other}",
+        f"data.validation: {one} and {other} have other prompts, or read them differently",
+    ]
+
+
+def test_what_is_trained_towards_other_directions_has_no_common_scale(http: httpx.Client, store: JobStore) -> None:
+    below = [SPEC["objectives"][0], {**SPEC["objectives"][1], "target": {"op": "<=", "value": 0.4}}]
+    one = with_front(http, store, (0.8, 0.2), (0.8, 0.6), objectives=below, weighting={"name": "lagrangian"})
+    other = with_front(http, store, (0.8, 0.2))
+    assert compare(http, one, other)["differences"] == [
+        f"conciseness: {one} and {other} do not train it towards the same: smaller is better in the one, larger in the "
+        "other"
+    ]
+    assert [point["step"] for point in compare(http, one)["front"]] == [0]
+    assert compare(http, one)["hypervolume"] == pytest.approx(0.8 * 0.8)
+
+
 def test_a_comparison_that_takes_long_is_refused(
     http: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

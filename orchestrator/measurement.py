@@ -1,0 +1,73 @@
+"""How a job's held-out figures come about: what two jobs must share for their figures to say which policy is better."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rewards import registry
+
+Json = Mapping[str, Any]
+_LONGEST_CHARS = 40  # of a value that is said
+_FIELDS = {
+    "evaluation": ("temperature", "prompts", "rollouts_per_prompt"),
+    "rollout": ("max_tokens", "top_p", "stop", "include_stop", "reasoning"),
+    "policy": ("chat",),
+}
+
+
+def measured_differently(first: str, other: str, specs: Mapping[str, Json], fronts: Mapping[str, Json]) -> list[str]:
+    """A line for each thing that two jobs with the same objectives do not measure alike."""
+    one, two = (_measurement(specs[job_id]) for job_id in (first, other))
+    lines = [_line(what, one[what], two[what], first, other) for what in one if what in two and one[what] != two[what]]
+    if _split(specs[first], fronts[first], fronts[other]) != _split(specs[other], fronts[other], fronts[first]):
+        lines.append(f"data.validation: {first} and {other} have other prompts, or read them differently")
+    return lines
+
+
+def _measurement(spec: Json) -> dict[str, Any]:
+    """By field. What a spec of an older version does not say is not compared."""
+    found = {}
+    for objective in spec["objectives"]:
+        name = objective["name"]
+        found[f"{name}.reward"] = _reward(objective["reward"])
+        found |= {f"{name}.{key}": objective[key] for key in ("gate", "domains") if key in objective}
+    for branch, fields in _FIELDS.items():
+        said = spec.get(branch) or {}
+        found |= {f"{branch}.{field}": said[field] for field in fields if field in said}
+    return found
+
+
+def _reward(reward: Json) -> Json:
+    """Name and options, with the defaults, where they can still be read."""
+    try:
+        options = registry.parse_options(reward["name"], reward.get("options") or {}).model_dump(mode="json")
+    except ValueError:
+        options = reward.get("options") or {}
+    return {"name": reward["name"], "options": options}
+
+
+def _split(spec: Json, mine: Json, others: Json) -> Any:
+    """What decides on the validation prompts: files by their sums, where both fronts tell them, else by their names."""
+    data = {key: value for key, value in spec["data"].items() if key not in ("train", "test")}
+    sums, theirs = mine.get("split_sha256") or {}, others.get("split_sha256") or {}
+    of = "train" if isinstance(data.get("validation"), Mapping) else "validation"  # a share of the train prompts
+    if data.get("type") == "files":
+        data["files"] = sums[of] if of in sums and of in theirs else spec["data"][of]
+        if of == "validation":
+            del data["validation"]
+    return data
+
+
+def _line(what: str, one: Any, two: Any, first: str, other: str) -> str:
+    said = [_said(value) for value in (one, two)]
+    if said[0] == said[1] or max(map(len, said)) > _LONGEST_CHARS:
+        return f"{what}: not the same in {first} and {other}"
+    return f"{what}: {said[0]} in {first}, {said[1]} in {other}"
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Mapping) and "options" in value:
+        value = value["name"]
+    return "none" if value is None else json.dumps(value, ensure_ascii=False).strip('"')

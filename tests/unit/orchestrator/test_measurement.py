@@ -1,0 +1,45 @@
+"""What two jobs on one scale did not measure alike."""
+
+from typing import Any
+
+import pytest
+
+from orchestrator.measurement import measured_differently
+
+Json = dict[str, Any]
+SPEC: Json = {
+    "objectives": [{"name": "a", "reward": {"name": "conciseness", "options": {}}, "gate": None}],
+    "evaluation": {"temperature": 1.0},
+    "data": {"type": "files", "train": "t.jsonl", "validation": "v.jsonl", "test": None, "columns": {"prompt": "p"}},
+}
+SPLIT = "data.validation: x and y have other prompts, or read them differently"
+
+
+def lines(change: Json, fronts: tuple[Json, Json] = ({}, {})) -> list[str]:
+    return measured_differently("x", "y", {"x": SPEC, "y": {**SPEC, **change}}, dict(zip("xy", fronts, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("data", "sums", "told"),
+    [
+        ({"train": "other.jsonl"}, None, []),
+        ({"validation": "w.jsonl"}, None, [SPLIT]),
+        ({"validation": "w.jsonl"}, ("1", "1"), []),  # the same file, elsewhere
+        ({}, ("1", "2"), [SPLIT]),  # another file, at the same place
+        ({"columns": {"prompt": "q"}}, ("1", "1"), [SPLIT]),
+        ({"validation": {"share": 0.1}}, None, [SPLIT]),
+    ],
+)
+def test_splits_are_the_same_by_what_is_in_them(data: Json, sums: tuple[str, str] | None, told: list[str]) -> None:
+    fronts = tuple({"split_sha256": {"validation": found}} for found in sums) if sums else ({}, {})
+    assert lines({"data": {**SPEC["data"], **data}}, fronts) == told  # type: ignore[arg-type]
+
+
+def test_options_count_with_their_defaults_and_what_is_long_is_not_said() -> None:
+    def rewarded(**options: Any) -> Json:
+        return {"objectives": [{**SPEC["objectives"][0], "reward": {"name": "conciseness", "options": options}}]}
+
+    assert lines(rewarded(max_tokens=None)) == []
+    assert lines(rewarded(max_tokens=50)) == ["a.reward: not the same in x and y"]
+    assert lines({"evaluation": {"temperature": 0.0}}) == ["evaluation.temperature: 1.0 in x, 0.0 in y"]
+    assert lines({"evaluation": {}}) == []  # a spec of an older version does not say it
