@@ -53,6 +53,11 @@ class Evaluation:
             extra=extra,
         )
 
+    def errors_within(self, ranges: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+        """Standard errors in units of the ranges; what nobody knows is left out."""
+        known = {name: error for name, error in self.standard_errors.items() if error is not None}
+        return {name: error / (ranges[name][1] - ranges[name][0]) for name, error in known.items()}
+
     def figures(self) -> dict[str, Any]:
         return {
             "objectives": self.objectives,

@@ -350,7 +350,7 @@ class Loop:
         self.tell_incidents()
         archive = self.parts.archive
         normalised = dict(zip(self.names, archive.normalised([result.point(step)])[0].tolist(), strict=True))
-        self.watch(step, normalised, steering)
+        self.watch(step, normalised, result.errors_within(archive.ranges), steering)
         growth = archive.add(result.point(step, collapsed=self.state.collapsed))
         self.state.front = self.front_stats(step, growth)
         on_front = step in {point.step for point in archive.front}
@@ -369,11 +369,13 @@ class Loop:
             current_K=torch.from_numpy(archive.above_reference(current)[0]),
         )
 
-    def watch(self, step: int, normalised: Mapping[str, float], steering: Steering) -> None:
+    def watch(
+        self, step: int, normalised: Mapping[str, float], errors: Mapping[str, float], steering: Steering
+    ) -> None:
         """Name a collapse when it begins; its points stay off the front until it is over."""
         if self.spec.collapse.action == "off":
             return
-        collapse = self.parts.watch.observe(step, normalised, steering.weights)
+        collapse = self.parts.watch.observe(step, normalised, steering.weights, errors)
         if collapse is not None and not self.state.collapsed:
             turned = "; 1 is the better end of each range" if self.parts.archive.is_turned else ""
             told = {"message": collapse.describe() + turned, **asdict(collapse)}

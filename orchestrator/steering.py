@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+SAME = 1e-9  # a smaller change of the weights is none
 
 
 class SteeringError(ValueError):
@@ -91,6 +92,9 @@ def merge(current: Mapping[str, Any], change: Mapping[str, Any], objectives: tup
     except ValueError as error:
         raise SteeringError("weights", str(error)) from None
     _check_bounds(steering.bounds, objectives)
+    before = current.get("weights", {})
+    if all(abs(weights[name] - before.get(name, -1.0)) <= SAME for name in objectives):
+        weights = {name: before[name] for name in objectives}  # sent again: scaling may move a last digit
     return steering.model_copy(update={"weights": weights})
 
 

@@ -1,14 +1,19 @@
 """Sees one objective being hacked: another falls, and the whole gets worse for it.
 
 Training towards a person's weights may lower an objective on purpose. So a fall alone is no collapse: it is one when
-the preference-weighted total, which is what the person asked to raise, has fallen below its own best as well.
+the preference-weighted total, which is what the person asked to raise, has fallen below its own best as well. Both
+must have fallen further than the noise of a held-out mean explains: the best of many evaluations was lucky, too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+SURE = 2.5  # standard errors by which a fall exceeds its threshold; tests have the rate of false alarms
+SAME = 1e-9  # weights that differ by less were meant to be the same: scaling them moves their last digits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +28,23 @@ class Collapse:
     held_up: tuple[str, ...]
     total_best: float
     total_now: float
+    fall_error: float = 0.0  # standard error of the objective's fall; 0 where the evaluations tell none
 
     def describe(self) -> str:
         held = f" while {' and '.join(self.held_up)} held up" if self.held_up else ""
+        error = f" (standard error of the fall {self.fall_error:.2f})" if self.fall_error else ""
         return (
-            f"{self.objective} fell from {self.best:.2f} to {self.now:.2f}{held}; the weighted total is "
+            f"{self.objective} fell from {self.best:.2f} to {self.now:.2f}{error}{held}; the weighted total is "
             f"{self.total_now:.2f}, below {self.total_best:.2f} at step {self.best_step}"
         )
 
 
 class CollapseWatch:
-    """Compares each evaluation with the best total since the weights were last steered.
+    """Compares each evaluation with the best total so far, by the weights of now.
 
-    Weights that are steered during a collapse do not end it: its best counts on, by the new ones.
+    A collapse begins where the falls exceed their thresholds by SURE standard errors, and is over once they are within
+    the thresholds themselves. A steer by itself neither ends one nor begins one: what would be one by new weights alone
+    was asked for, and the watch starts again from the last evaluation.
     """
 
     def __init__(self, *, drop: float, total_drop: float) -> None:
@@ -43,49 +52,73 @@ class CollapseWatch:
         self.total_drop = total_drop
         self._weights: dict[str, float] = {}
         self._best: dict[str, Any] | None = None
+        self._last: dict[str, Any] | None = None
         self._collapsed = False
 
-    def observe(self, step: int, normalised: Mapping[str, float], preference: Mapping[str, float]) -> Collapse | None:
-        """A Collapse while the run is in one, else None. New weights are a new aim, and start the watch again."""
-        if dict(preference) != self._weights:
+    def observe(
+        self,
+        step: int,
+        normalised: Mapping[str, float],
+        preference: Mapping[str, float],
+        errors: Mapping[str, float] | None = None,
+    ) -> Collapse | None:
+        """A Collapse while the run is in one, else None. `errors`: of the means, normalised too; none where unknown."""
+        if not _same(preference, self._weights):
             self._aim(dict(preference))
-        found = self._fall(step, normalised)
+        now = {"step": step, "objectives": dict(normalised), "errors": dict(errors or {})}
+        found = None if self._best is None else self._fall(self._best, now)
+        if self._best is None or self._total(now) > self._total(self._best):
+            self._best = now
+        self._last = now
         self._collapsed = found is not None
         return found
 
     def _aim(self, weights: dict[str, float]) -> None:
-        best = self._best if self._collapsed else None
         self._weights = weights
-        self._best = None if best is None else best | {"total": _total(best["objectives"], weights)}
+        if self._best is None or self._last is None or self._collapsed:
+            return
+        if self._total(self._last) > self._total(self._best) or self._fall(self._best, self._last) is not None:
+            self._best = self._last
 
-    def _fall(self, step: int, normalised: Mapping[str, float]) -> Collapse | None:
-        preference, total = self._weights, _total(normalised, self._weights)
-        if self._best is None or total > self._best["total"]:
-            self._best = {"step": step, "total": total, "objectives": dict(normalised)}
+    def _fall(self, best: Mapping[str, Any], now: Mapping[str, Any]) -> Collapse | None:
+        sure = 0.0 if self._collapsed else SURE
+        falls = {name: best["objectives"][name] - value for name, value in now["objectives"].items()}
+        errors = {name: math.hypot(_error(best, name), _error(now, name)) for name in falls}
+        total_error = math.hypot(*(self._weights[name] * error for name, error in errors.items()))
+        fallen = [
+            name for name, fall in falls.items() if self._weights[name] > 0 and fall >= self.drop + sure * errors[name]
+        ]
+        if not fallen or self._total(best) - self._total(now) < self.total_drop + sure * total_error:
             return None
-        falls = {name: self._best["objectives"][name] - normalised[name] for name in normalised}
-        fallen = [name for name, fall in falls.items() if fall >= self.drop and preference[name] > 0]
-        if not fallen or self._best["total"] - total < self.total_drop:
-            return None
-        worst = max(fallen, key=lambda name: preference[name] * falls[name])
+        worst = max(fallen, key=lambda name: self._weights[name] * falls[name])
         return Collapse(
-            step=step,
-            best_step=self._best["step"],
+            step=now["step"],
+            best_step=best["step"],
             objective=worst,
-            best=self._best["objectives"][worst],
-            now=normalised[worst],
+            best=best["objectives"][worst],
+            now=now["objectives"][worst],
             held_up=tuple(name for name, fall in falls.items() if fall <= 0.02 and name != worst),
-            total_best=self._best["total"],
-            total_now=total,
+            total_best=self._total(best),
+            total_now=self._total(now),
+            fall_error=errors[worst],
         )
 
+    def _total(self, seen: Mapping[str, Any]) -> float:
+        return sum(weight * seen["objectives"][name] for name, weight in self._weights.items())
+
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self._weights, "best": self._best, "collapsed": self._collapsed}
+        return {"weights": self._weights, "best": self._best, "last": self._last, "collapsed": self._collapsed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._weights, self._best = dict(state["weights"]), state["best"]
-        self._collapsed = state.get("collapsed", False)  # older checkpoints have none
+        self._collapsed = state.get("collapsed", False)  # older checkpoints have none of the two
+        self._last = state.get("last", self._best)
 
 
-def _total(normalised: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    return sum(weight * normalised[name] for name, weight in weights.items())
+def _same(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    return one.keys() == other.keys() and all(abs(one[name] - other[name]) <= SAME for name in one)
+
+
+def _error(seen: Mapping[str, Any], name: str) -> float:
+    """Of a mean; none in older checkpoints, which did not keep it."""
+    return float(seen.get("errors", {}).get(name, 0.0))

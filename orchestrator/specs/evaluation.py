@@ -51,7 +51,7 @@ class CheckpointSpec(Spec):
 
 
 class CollapseSpec(Spec):
-    """Sees one objective being hacked while another falls."""
+    """Sees one objective being hacked while another falls, further than noise explains (policies/collapse.py)."""
 
     action: Literal["off", "alert", "pause"] = "alert"
     drop: Fraction = Field(0.15, description="fall of an objective below its best, in units of its range, that counts")

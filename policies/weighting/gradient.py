@@ -11,6 +11,7 @@ from torch import Tensor
 from policies.types import StepStats, Weights
 from policies.weighting.base import Weighting
 from policies.weighting.simplex import project
+from policies.weighting.tilt import same
 
 
 class GradientInfluence(Weighting):
@@ -43,7 +44,7 @@ class GradientInfluence(Weighting):
 
     def update(self, stats: StepStats) -> Weights:
         preference_K = stats.preference_K.double()
-        if self._weights_K is None or self._preference_K is None or not torch.equal(preference_K, self._preference_K):
+        if self._weights_K is None or self._preference_K is None or not same(preference_K, self._preference_K):
             self._weights_K = self._preference_K = preference_K  # a new preference is a new start
         asked = preference_K > 0  # what a person gave no weight stays without, and has no say in the others'
         influence_K = None if stats.influence_K is None else stats.influence_K[asked]

@@ -28,12 +28,17 @@ def under_preference(rule: type[Weighting], choice_K: Tensor, preference_K: Tens
         case "repeats":
             return wanted_K
         case "restarts":
-            return choice_K if torch.equal(preference_K, wanted_K) else wanted_K
+            return choice_K if same(preference_K, wanted_K) else wanted_K
         case "multiplies":
             factors_K = torch.where(preference_K > 0, choice_K / preference_K, 1.0)
             return tilt(wanted_K, factors_K).weights_K.double()
         case _:
             return choice_K
+
+
+def same(one_K: Tensor, other_K: Tensor) -> bool:
+    """Whether two preferences were meant to be the same: scaling one again moves its last digits."""
+    return torch.allclose(one_K.double(), other_K.double(), rtol=0.0, atol=1e-9)
 
 
 def batch_mean(values_PGK: Tensor) -> Tensor:

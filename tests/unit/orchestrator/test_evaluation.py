@@ -6,7 +6,7 @@ from statistics import fmean, pstdev, stdev
 import numpy as np
 import pytest
 
-from orchestrator.evaluation import standard_error
+from orchestrator.evaluation import Evaluation, standard_error
 
 
 def test_the_standard_error_by_hand() -> None:
@@ -18,6 +18,19 @@ def test_the_standard_error_by_hand() -> None:
 @pytest.mark.parametrize(("scores", "repeats"), [([0.5], 1), ([0.5, 0.7], 2), ([0.5, 0.7, None, None], 2)])
 def test_nobody_knows_it_of_one_prompt(scores: list[float | None], repeats: int) -> None:
     assert standard_error(scores, repeats) is None
+
+
+def test_errors_in_units_of_the_ranges() -> None:
+    errors: dict[str, float | None] = {"a": 0.1, "b": 3.0, "c": None}
+    found = Evaluation(
+        objectives=dict.fromkeys(errors, 0.5),
+        standard_errors=errors,
+        mean_tokens=1.0,
+        truncated_share=0.0,
+        described={},
+    )
+    ranges = {"a": (0.0, 1.0), "b": (-10.0, 20.0), "c": (0.0, 1.0)}
+    assert found.errors_within(ranges) == pytest.approx({"a": 0.1, "b": 0.1})
 
 
 @pytest.mark.parametrize("repeats", [1, 4, 16])

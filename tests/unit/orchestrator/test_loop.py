@@ -4,6 +4,7 @@ Everything between them is real: prompts, gates, estimators, strategies, steerin
 """
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -451,6 +452,21 @@ def test_a_collapse_is_named_once_and_stays_off_the_front(tmp_path: Path, action
     assert run.journal.pauses == (action == "pause")
     assert run.journal.records[4]["evaluation"]["on_front"] is False
     assert 4 not in run.on_disk()
+
+
+def test_a_fall_that_four_prompts_cannot_tell_from_noise_is_no_collapse(tmp_path: Path) -> None:
+    ways = itertools.cycle((0.4, -0.4))
+
+    def noisy(version: int) -> tuple[float, float]:
+        accuracy, brevity = falling(version)
+        return accuracy + next(ways), brevity
+
+    run = start(tmp_path, make_spec(steps=8), profile=noisy)
+    run.loop.run()
+    points = {point["step"]: point for point in run.journal.fronts[-1]["points"]}
+    assert [points[step]["objectives"]["accuracy"] for step in (2, 4)] == pytest.approx([0.6, 0.1])
+    assert points[2]["standard_errors"]["accuracy"] > 0.2
+    assert not run.journal.named("collapse.detected")
 
 
 def test_a_steer_does_not_end_a_collapse(tmp_path: Path) -> None:

@@ -75,6 +75,17 @@ def test_weights_are_scaled_and_put_in_order() -> None:
     assert list(merged.weights.items()) == [("accuracy", 0.75), ("brevity", 0.0), ("clarity", 0.25)]
 
 
+@given(sent=st.lists(st.floats(0.001, 1e6), min_size=3, max_size=3), factor=st.floats(0.001, 1000))
+def test_the_same_change_again_changes_nothing(sent, factor):
+    """Whatever its scale: a last digit that moved would be a new preference to all that starts anew with one."""
+    change = {"mode": "blend", "weights": dict(zip(NAMES, sent, strict=True))}
+    once = merge(CURRENT, change, NAMES)
+    current = once.model_dump(mode="json")
+    assert merge(current, change, NAMES) == once
+    assert merge(current, {"weights": once.weights}, NAMES) == once
+    assert merge(current, {"weights": {name: factor * weight for name, weight in once.weights.items()}}, NAMES) == once
+
+
 def test_nothing_given_is_changed() -> None:
     change = {"weights": {"accuracy": 1.0, "brevity": 1.0, "clarity": 2.0}}
     merge(CURRENT, change, NAMES)
