@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from orchestrator.spec import JobSpec
 from orchestrator.storage.checkpoints import CheckpointError, Unreadable
 from orchestrator.storage.remote import LONG_PAUSES_S
 from policies.pareto import Point
+from policies.statistics import standard_error
 from policies.types import Rollout
 from rewards.base import Scores
 from rewards.pool import Scored
@@ -69,17 +69,6 @@ class Evaluation:
         }
 
 
-def standard_error(scores: Scores, repeats: int) -> float | None:
-    """Of the mean over prompts that have `repeats` completions each, one prompt after the other.
-
-    From the prompts' own means: more completions narrow these, and are no further prompts. None for one prompt.
-    """
-    by_prompt = (scores[first : first + repeats] for first in range(0, len(scores), repeats))
-    known = ([score for score in row if score is not None] for row in by_prompt)
-    means = [fmean(row) for row in known if row]
-    return stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
-
-
 class Evaluator:
     """Samples a split with the engines and scores it. The same seeds every time: policies differ, luck does not."""
 
@@ -102,7 +91,10 @@ class Evaluator:
         return Evaluation(
             objectives={name: fmean(values) for name, values in known.items()},
             counted=self.counted(scored.scores, split),
-            standard_errors={name: standard_error(values, repeats) for name, values in scored.scores.items()},
+            standard_errors={
+                name: standard_error(values[first : first + repeats] for first in range(0, len(values), repeats))
+                for name, values in scored.scores.items()
+            },
             mean_tokens=fmean(len(rollout.tokens) for rollout in rollouts),
             truncated_share=fmean(rollout.truncated for rollout in rollouts),
             described=self.parts.describe([rollout.text for rollout in rollouts], answers),

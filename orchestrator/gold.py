@@ -11,6 +11,7 @@ from orchestrator.rollouts.batch import Batch, reward_batch
 from orchestrator.rollouts.prompts import Prompt
 from orchestrator.spec import JobSpec
 from policies.overoptimisation import OveroptimisationWatch, Overoptimised, rank_correlation
+from policies.statistics import standard_error
 from rewards.base import RewardBatch, Scores
 
 GoldScorer = Callable[[RewardBatch], Scores]
@@ -69,7 +70,10 @@ class GoldWatch:
             levels = {name: _level(column, self._ranges[name]) for name, column in proxies.items()}
             level = _level(gold, self.gold.range)
             assert level is not None
-            began = self.watch.observe(step, level, levels)
+            of_prompt = [owners[rows[i]] for i in known]
+            errors = {name: error_of(column, of_prompt, self._ranges[name]) for name, column in proxies.items()}
+            gold_error = error_of(gold, of_prompt, self.gold.range)
+            began = self.watch.observe(step, level, levels, errors, gold_error)
         figures = {
             "mean": fmean(gold) if gold else None,
             "rollouts": len(gold),
@@ -104,3 +108,10 @@ def _level(values: Sequence[float | None], ends: tuple[float, float]) -> float |
     """The mean in units of the range, 0 at its low end."""
     mean = _mean(values)
     return None if mean is None else (mean - ends[0]) / (ends[1] - ends[0])
+
+
+def error_of(values: Sequence[float | None], prompts: Sequence[int], ends: tuple[float, float]) -> float | None:
+    """Standard error of the level; rollouts of a prompt are alike. Of one prompt's, as if each were of its own."""
+    groups = [[value for value, owner in zip(values, prompts, strict=True) if owner == p] for p in sorted(set(prompts))]
+    error = standard_error(groups if len(groups) > 1 else [[value] for value in values])
+    return None if error is None else error / (ends[1] - ends[0])

@@ -7,6 +7,8 @@ objective is over-optimised from the reading at which, since that best,
 
     gold has fallen by `drop` or more, and the objective has risen by `rise` or more,
 
+each beyond what noise explains: by GOLD_SURE and RISE_SURE standard errors of the difference, where readings tell
+theirs. (Gold's best is the best of many levels and so partly luck, the objective's level beside it is not.) It lasts
 until gold is less than drop / 2 below its best, or the objective less than rise / 2 above where it was then. The two
 thresholds keep noise from telling it over and over; a new best of gold ends it for all. Without a level of its own, an
 objective stays what it was.
@@ -21,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+GOLD_SURE = 3.5  # tests have the rate of false alarms
+RISE_SURE = 2.0
 _EPS = 1e-9  # rounding is neither a rise nor a fall
 
 
@@ -35,11 +39,15 @@ class Overoptimised:
     best_step: int  # where gold was at its best: take the checkpoint from near here
     gold_best: float
     gold_now: float
+    rise_error: float = 0.0  # standard errors of the rise and of gold's fall; 0 where the readings tell none
+    fall_error: float = 0.0
 
     def describe(self) -> str:
+        known = self.rise_error or self.fall_error
+        errors = f" (standard errors {self.rise_error:.2f} and {self.fall_error:.2f})" if known else ""
         return (
             f"{self.objective} rose from {self.before:.2f} to {self.now:.2f} while the gold reward fell from "
-            f"{self.gold_best:.2f} to {self.gold_now:.2f}; it was at its best at step {self.best_step}"
+            f"{self.gold_best:.2f} to {self.gold_now:.2f}{errors}; it was at its best at step {self.best_step}"
         )
 
 
@@ -54,50 +62,80 @@ class OveroptimisationWatch:
         self._best: dict[str, Any] | None = None
         self._moments = {name: [0.0] * 6 for name in self.objectives}  # of proxy and gold over the whole training
 
-    def observe(self, step: int, gold: float, proxies: Mapping[str, float | None]) -> list[Overoptimised]:
-        """Those that begin with this reading; an objective without a value (it applied nowhere) has no reading."""
+    def observe(
+        self,
+        step: int,
+        gold: float,
+        proxies: Mapping[str, float | None],
+        errors: Mapping[str, float | None] | None = None,
+        gold_error: float | None = None,
+    ) -> list[Overoptimised]:
+        """Those that begin with this reading; an objective without a value (it applied nowhere) has no reading.
+
+        `errors` are standard errors of the means, in the same units; none where unknown.
+        """
         readings = {name: proxies[name] for name in self.objectives}
         for name, value in readings.items():
             if value is not None:
                 self._moments[name] = _moments_with(self._moments[name], value, gold)
-        self._recent = [*self._recent, {"gold": gold, "proxies": readings}][-self.window :]
+        errors = {name: (errors or {}).get(name) for name in self.objectives}
+        reading = {"gold": gold, "proxies": readings, "gold_error": gold_error, "errors": errors}
+        self._recent = [*self._recent, reading][-self.window :]
         if len(self._recent) < self.window:
             return []
-        gold_now = math.fsum(one["gold"] for one in self._recent) / self.window
-        levels = {name: self._level(name) for name in self.objectives}
-        if self._best is None or gold_now > self._best["gold"]:
-            self._best = {"step": step, "gold": gold_now, "levels": levels}
-        known = self._best["levels"]  # what had no level at the best counts from its first one after it
-        first: dict[str, Any] = {name: now if known[name] is None else known[name] for name, now in levels.items()}
-        self._best = {**self._best, "levels": first}
-        fall = self._best["gold"] - gold_now
+        now = {"step": step, "gold": self._gold_level(), "levels": {name: self._level(name) for name in readings}}
+        self._best = self._best_with(now)
+        fall, fall_error = _change(now["gold"], self._best["gold"])
         found: dict[str, Overoptimised] = {}
-        for name, now in levels.items():
-            if now is None:
+        for name, level in now["levels"].items():
+            if level is None:
                 continue
-            share = 0.5 if name in self.active else 1.0
-            if fall >= share * self.drop - _EPS and now - first[name] >= share * self.rise - _EPS:
+            first = self._best["levels"][name]
+            rise, rise_error = _change(first, level)
+            if self._begun(name, fall, fall_error, self.drop, GOLD_SURE) and self._begun(
+                name, rise, rise_error, self.rise, RISE_SURE
+            ):
                 found[name] = Overoptimised(
                     step=step,
                     objective=name,
-                    before=first[name],
-                    now=now,
+                    before=first[0],
+                    now=level[0],
                     best_step=self._best["step"],
-                    gold_best=self._best["gold"],
-                    gold_now=gold_now,
+                    gold_best=self._best["gold"][0],
+                    gold_now=now["gold"][0],
+                    rise_error=rise_error,
+                    fall_error=fall_error,
                 )
         began = [one for name, one in found.items() if name not in self.active]
-        unread = {name for name in self.active if levels[name] is None and fall >= 0.5 * self.drop - _EPS}
+        unread = {name for name in self.active if now["levels"][name] is None and fall >= 0.5 * self.drop - _EPS}
         self.active = tuple(name for name in self.objectives if name in found or name in unread)
         return began
+
+    def _best_with(self, now: dict[str, Any]) -> dict[str, Any]:
+        """Gold's best so far; what had no level then counts from its first one after it."""
+        if self._best is None or now["gold"][0] > self._best["gold"][0]:
+            return now
+        levels = {name: now["levels"][name] if level is None else level for name, level in self._best["levels"].items()}
+        return {**self._best, "levels": levels}
+
+    def _begun(self, name: str, change: float, error: float, threshold: float, sure: float) -> bool:
+        """What has begun lasts longer than it takes to begin."""
+        return change >= (0.5 * threshold if name in self.active else threshold + sure * error) - _EPS
 
     def trends(self) -> dict[str, float | None]:
         """Pearson correlation of each objective's means with gold's, over all readings so far; None without spread."""
         return {name: _correlation(moments) for name, moments in self._moments.items()}
 
-    def _level(self, name: str) -> float | None:
-        known = [value for one in self._recent if (value := one["proxies"][name]) is not None]
-        return math.fsum(known) / len(known) if known else None
+    def _gold_level(self) -> list[float]:
+        return _mean_with_error([(one["gold"], one.get("gold_error")) for one in self._recent])
+
+    def _level(self, name: str) -> list[float] | None:
+        known = [
+            (value, one.get("errors", {}).get(name))
+            for one in self._recent
+            if (value := one["proxies"][name]) is not None
+        ]
+        return _mean_with_error(known) if known else None
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -112,8 +150,28 @@ class OveroptimisationWatch:
         if set(state["moments"]) != set(self.objectives):
             raise ValueError(f"the checkpoint watches {', '.join(state['moments'])}, not {', '.join(self.objectives)}")
         self.active = tuple(state["active"])
-        self._recent, self._best = list(state["recent"]), state["best"]
+        self._recent, self._best = list(state["recent"]), _with_errors(state["best"])
         self._moments = {name: list(values) for name, values in state["moments"].items()}
+
+
+def _mean_with_error(readings: Sequence[tuple[float, float | None]]) -> list[float]:
+    """[mean, its standard error] of independent readings."""
+    count = len(readings)
+    squares = math.fsum((error or 0.0) ** 2 for _, error in readings)
+    return [math.fsum(value for value, _ in readings) / count, math.sqrt(squares) / count]
+
+
+def _change(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """From one level to another, and its standard error. Windows that overlap differ by less than it says."""
+    return after[0] - before[0], math.hypot(before[1], after[1])
+
+
+def _with_errors(best: dict[str, Any] | None) -> dict[str, Any] | None:
+    """As older checkpoints have it: levels without errors."""
+    if best is None or not isinstance(best["gold"], int | float):
+        return best
+    levels = {name: None if level is None else [level, 0.0] for name, level in best["levels"].items()}
+    return {**best, "gold": [best["gold"], 0.0], "levels": levels}
 
 
 def rank_correlation(one: Sequence[float | None], other: Sequence[float | None]) -> float | None:

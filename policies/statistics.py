@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
+
 import torch
 from torch import Tensor
 
@@ -32,6 +36,16 @@ def standardise(values: Tensor, dim: Dims, *, std_floor: float) -> Tensor:
     spread = std(values, dim)
     scaled = centre(values, dim) / spread.clamp_min(torch.finfo(spread.dtype).tiny)
     return torch.where((spread > std_floor) | torch.isnan(values), scaled, 0.0)
+
+
+def standard_error(groups: Iterable[Sequence[float | None]]) -> float | None:
+    """Of the mean over groups (a prompt's completions) that were drawn; from the groups' own means.
+
+    More completions narrow these, and are no further prompts. None where fewer than two groups were measured.
+    """
+    known = ([value for value in group if value is not None] for group in groups)
+    means = [fmean(group) for group in known if group]
+    return stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
 
 
 def whiten(values: Tensor) -> Tensor:

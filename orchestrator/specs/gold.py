@@ -20,8 +20,12 @@ class GoldSpec(Spec):
     every: int = Field(1, ge=1, description="steps between those whose rollouts it scores")
     samples: int = Field(64, ge=2, le=65_536, description="rollouts of such a step, spread over its prompts")
     window: int = Field(5, ge=1, le=1000, description="readings that are averaged before they are compared")
-    drop: _Share = Field(0.05, description="fall of gold below its best, in units of its range, that counts")
-    rise: _Share = Field(0.02, description="rise of an objective since then, in units of its range, that counts")
+    drop: _Share = Field(
+        0.05, description="fall of gold below its best, in units of its range, that counts beyond noise"
+    )
+    rise: _Share = Field(
+        0.02, description="rise of an objective since then, in units of its range, that counts beyond noise"
+    )
     action: Literal["alert", "pause"] = Field("alert", description="an event, or an event and a pause of the job")
 
     @model_validator(mode="after")

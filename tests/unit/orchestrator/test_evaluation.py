@@ -6,18 +6,19 @@ from statistics import fmean, pstdev, stdev
 import numpy as np
 import pytest
 
-from orchestrator.evaluation import Evaluation, standard_error
+from orchestrator.evaluation import Evaluation
+from policies.statistics import standard_error
 
 
 def test_the_standard_error_by_hand() -> None:
     """Prompts' means 1, .5 and 0; one completion is not scored, nor is any of the fourth prompt."""
-    scores = [1.0, 1.0, 1.0, 0.0, 0.0, None, None, None]
-    assert standard_error(scores, 2) == pytest.approx(0.5 / math.sqrt(3))
+    scores = [[1.0, 1.0], [1.0, 0.0], [0.0, None], [None, None]]
+    assert standard_error(scores) == pytest.approx(0.5 / math.sqrt(3))
 
 
-@pytest.mark.parametrize(("scores", "repeats"), [([0.5], 1), ([0.5, 0.7], 2), ([0.5, 0.7, None, None], 2)])
-def test_nobody_knows_it_of_one_prompt(scores: list[float | None], repeats: int) -> None:
-    assert standard_error(scores, repeats) is None
+@pytest.mark.parametrize("scores", [[[0.5]], [[0.5, 0.7]], [[0.5, 0.7], [None, None]]])
+def test_nobody_knows_it_of_one_prompt(scores: list[list[float | None]]) -> None:
+    assert standard_error(scores) is None
 
 
 def test_errors_in_units_of_the_ranges() -> None:
@@ -40,8 +41,8 @@ def test_it_is_what_other_prompts_would_have_given(repeats: int) -> None:
     means, told = [], []
     for _ in range(400):
         chances_P = rng.random(100)
-        scores = (rng.random((100, repeats)) < chances_P[:, None]).astype(float).flatten().tolist()
-        means.append(fmean(scores))
-        told.append(standard_error(scores, repeats))
+        scores_PG = (rng.random((100, repeats)) < chances_P[:, None]).astype(float)
+        means.append(float(scores_PG.mean()))
+        told.append(standard_error(scores_PG.tolist()))
     assert fmean(error for error in told if error is not None) == pytest.approx(pstdev(means), rel=0.1)
     assert stdev(error for error in told if error is not None) < 0.1 * pstdev(means)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.gold import spread_out
+from orchestrator.gold import error_of, spread_out
 from orchestrator.report import render_report
 from orchestrator.spec import SpecError
 from policies.overoptimisation import rank_correlation
@@ -50,6 +50,14 @@ def test_rows_are_spread_over_the_prompts(counts: list[int], most: int) -> None:
         assert taken[p] <= count
 
 
+def test_rollouts_of_a_prompt_tell_less_than_prompts() -> None:
+    values = [1.0, 1.0, 0.0, 0.0]
+    assert error_of(values, [0, 0, 1, 1], (0.0, 2.0)) == pytest.approx(0.5 / 2)  # the means 1 and 0
+    assert error_of([*values, None], [0, 1, 2, 3, 4], (0.0, 1.0)) == pytest.approx(0.57735 / 2, rel=1e-4)
+    assert error_of(values, [7] * 4, (0.0, 1.0)) == pytest.approx(0.57735 / 2, rel=1e-4)  # no more is known
+    assert error_of([0.5], [7], (0.0, 1.0)) is None
+
+
 def test_gold_is_recorded_and_changes_nothing_else(tmp_path: Path) -> None:
     gold = FallingGold()
     run = gold_run(tmp_path / "gold", gold)
@@ -86,6 +94,8 @@ def test_an_objective_that_rises_while_gold_falls_is_told_once(tmp_path: Path) -
     assert told
     assert len({(one["objective"], one["step"]) for one in told}) == len(told)
     assert told[0]["message"].startswith(f"{told[0]['objective']} rose from ")
+    assert told[0]["fall_error"] > 0
+    assert told[0]["rise_error"] > 0
     record = run.journal.records[told[0]["step"]]
     assert told[0]["objective"] in record["gold"]["overoptimised"]
     assert run.journal.pauses >= len(told)

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +60,62 @@ def test_it_is_told_once_and_ends_at_half_of_either_threshold():
 
 def test_what_falls_together_is_no_over_optimisation():
     assert steps(watch(), [(0.9 - 0.1 * i, 0.9 - 0.1 * i, 0.5) for i in range(9)]) == []
+
+
+def drawn(rng, chance, count=64):
+    """Mean and standard error of independent rollouts of a 0/1 reward."""
+    mean = rng.binomial(count, chance) / count
+    return mean, math.sqrt(mean * (1 - mean) / (count - 1))
+
+
+def told_at(rng, golds, proxies, **options):
+    """Step of the first alarm, by the defaults of a spec's gold."""
+    one = OveroptimisationWatch(["a"], **({"window": 5, "drop": 0.05, "rise": 0.02} | options))
+    for step, (gold, proxy) in enumerate(zip(golds, proxies, strict=True)):
+        (mean, error), (a, a_error) = drawn(rng, gold), drawn(rng, proxy)
+        if one.observe(step, mean, {"a": a}, {"a": a_error}, error):
+            return step
+    return None
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.002])
+def test_gold_that_does_not_change_is_hardly_ever_told_to_fall(slope):
+    """In at most 5% of runs of 200 readings of 64 rollouts, whether or not the objective rises."""
+    rng = np.random.default_rng(0)
+    proxies = [0.4 + slope * step for step in range(200)]
+    alarms = sum(told_at(rng, [0.5] * 200, proxies) is not None for _ in range(200))
+    assert alarms <= 0.05 * 200
+
+
+def test_gold_that_falls_while_the_objective_rises_is_seen():
+    """.6 -> .3 within 100 readings after 20 good ones: told before the end in 95% of runs."""
+    rng = np.random.default_rng(0)
+    golds = [0.6] * 20 + [0.6 - 0.003 * step for step in range(100)]
+    proxies = [0.4] * 20 + [0.4 + 0.003 * step for step in range(100)]
+    told = [told_at(rng, golds, proxies) for _ in range(100)]
+    assert sum(step is not None for step in told) >= 95
+    assert sum(step is not None and step < 20 for step in told) == 0
+
+
+def test_what_is_told_has_its_errors():
+    one = watch()
+    one.observe(1, 0.9, {"a": 0.4, "b": 0.5}, {"a": 0.03, "b": None}, 0.03)
+    (found,) = one.observe(2, 0.5, {"a": 0.7, "b": 0.5}, {"a": 0.04, "b": None}, 0.04)
+    assert (found.rise_error, found.fall_error) == pytest.approx((0.05, 0.05))
+    assert "fell from 0.90 to 0.50 (standard errors 0.05 and 0.05); it was" in found.describe()
+    assert one.observe(3, 0.84, {"a": 0.46, "b": 0.5}, {"a": 0.04, "b": None}, 0.04) == []
+    assert one.active == ("a",)  # within the errors, and not within half of the thresholds
+
+
+def test_a_checkpoint_of_levels_without_errors_goes_on():
+    one, other = watch(), watch()
+    for step, (gold, a) in enumerate([(0.8, 0.4), (0.7, 0.42)]):
+        one.observe(step, gold, {"a": a, "b": 0.5})
+    state = one.state_dict()
+    state["recent"] = [{"gold": 0.7, "proxies": {"a": 0.42, "b": 0.5}}]
+    state["best"] = {"step": 0, "gold": 0.8, "levels": {"a": 0.4, "b": 0.5}}
+    other.load_state_dict(state)
+    assert steps(other, [(0.6, 0.5, 0.5)], start=2) == steps(one, [(0.6, 0.5, 0.5)], start=2) == [(2, "a")]
 
 
 def test_a_single_outlier_is_averaged_away():
