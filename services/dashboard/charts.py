@@ -95,8 +95,9 @@ def marks(steered: Iterable[int], target: float | None = None) -> Json:
     return {"silent": True, "symbol": "none", "label": {"show": False}, "lineStyle": style, "data": lines}
 
 
-def _band(index: int, column: int) -> list[Json]:
+def _band(hue: str, column: int) -> list[Json]:
     """An area from what stands in a column to that and the next one's spread, whatever the sign of either."""
+    area = {"color": f"{hue.removesuffix(')')}, 0.16)"}
     hidden: Json = {
         "lineStyle": {"width": 0},
         "symbol": "none",
@@ -105,8 +106,7 @@ def _band(index: int, column: int) -> list[Json]:
         "tooltip": {"show": False},
         "silent": True,
     }
-    low = _line("low", column, colour(index), **hidden)
-    return [low, _line("spread", column + 1, colour(index), **hidden, areaStyle={"color": colour(index, 0.16)})]
+    return [_line("low", column, hue, **hidden), _line("spread", column + 1, hue, **hidden, areaStyle=area)]
 
 
 def objective_columns(name: str) -> list[str]:
@@ -126,12 +126,12 @@ def objective(name: str, index: int, steered: Iterable[int] = (), target: float 
         "itemStyle": {"color": CARD, "borderColor": INK, "borderWidth": 1.1},
     }
     mean = _line("mean", 1, colour(index), name=name, markLine=marks(steered, target))
-    return _base(series=[*_band(index, 2), mean, evaluated])
+    return _base(series=[*_band(colour(index), 2), mean, evaluated])
 
 
 def line(column_name: str, *, hue: str = "var(--s0)", steered: Iterable[int] = (), y: Json | None = None) -> Json:
-    """One figure over steps."""
-    return _base(y=y, series=[_line(column_name, 1, hue, markLine=marks(steered))])
+    """One figure over steps, with a band from the least to the most where a point is of several."""
+    return _base(y=y, series=[*_band(hue, 2), _line(column_name, 1, hue, markLine=marks(steered))])
 
 
 def lines(names: Sequence[str], *, y: Json | None = None) -> Json:

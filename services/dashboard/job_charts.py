@@ -46,17 +46,19 @@ class ObjectivesPanel(_Marked):
         self._targets: dict[str, float | None] = targets
         self._evaluations = (0, 0)
         note = "mean of each batch, one standard deviation around it; diamonds are held out"
-        with section("Objectives", note), Tag("div", "", "small-charts"):
-            for i, name in enumerate(page.names):
-                option = charts.objective(name, i, (), targets[name])
-                self._charts[name] = Chart(name, option, label=f"{name} by step", height=150, loading=True)
-            self._total = Chart(
-                "Weighted total",
-                charts.line("total", hue=charts.MUTED),
-                label="Weighted total by step",
-                height=150,
-                loading=True,
-            )
+        with section("Objectives", note):
+            self._thinned = text("", "muted", "p")
+            with Tag("div", "", "small-charts"):
+                for i, name in enumerate(page.names):
+                    option = charts.objective(name, i, (), targets[name])
+                    self._charts[name] = Chart(name, option, label=f"{name} by step", height=150, loading=True)
+                self._total = Chart(
+                    "Weighted total",
+                    charts.line("total", hue=charts.MUTED),
+                    label="Weighted total by step",
+                    height=150,
+                    loading=True,
+                )
 
     async def update(self, news: News) -> None:
         page = self.page
@@ -65,7 +67,8 @@ class ObjectivesPanel(_Marked):
                 page.grow(chart, charts.objective_columns(name))
                 mean = page.latest(f"{name}.mean")
                 chart.change(loading=False, note=figure(mean), label=f"{name} by step; the latest is {figure(mean)}")
-            page.grow(self._total, ["total"])
+            self._thinned.set_text(page.thinned)
+            page.grow(self._total, ["total"], extremes=True)
             self._total.change(loading=False, note=figure(page.latest("total")))
             self._update_evaluations()
         if (steps := self.new_marks()) is not None:
@@ -89,6 +92,7 @@ class WeightsPanel(_Marked):
     def __init__(self, page: JobPage) -> None:
         super().__init__(page)
         with section("Weights", "as they were applied; dashed, where the learner alone would have parted them"):
+            self._thinned = text("", "muted", "p")
             self._chart = Chart(
                 "Applied weights", charts.weights(page.names), label="Applied weights by step", height=230, loading=True
             )
@@ -97,6 +101,7 @@ class WeightsPanel(_Marked):
     async def update(self, news: News) -> None:
         page = self.page
         if "steps" in news:
+            self._thinned.set_text(page.thinned)
             page.grow(self._chart, charts.weight_columns(page.names))
             now = mix({name: page.latest(f"{name}.applied") for name in page.names}, page.falling)
             self._chart.change(loading=False, label=f"Applied weights by step; now {now}")
@@ -126,7 +131,7 @@ class HealthPanel:
         self.page = page
         self._charts: dict[str, Chart] = {}
         with section("Health"):
-            self._words = text("", "muted", "p")
+            self._words, self._thinned = text("", "muted", "p"), text("", "muted", "p")
             self._rewards, self._engines = text("", "muted", "p"), text("", "muted", "p")
             with Tag("div", "", "small-charts"):
                 for i, (column, title, kind) in enumerate(_FIGURES):
@@ -153,6 +158,7 @@ class HealthPanel:
         page = self.page
         if not _grown(page, news, self._words, self._charts):
             return
+        self._thinned.set_text(_thinned(page))
         self._rewards.set_text(rewards_told(page.watch.signs.get("reward_health", {})))
         self._engines.set_text(engines_told(page.watch.signs.get("engine_health", {})))
         page.grow(self._zero, [f"{name}.zero_share" for name in page.names])
@@ -168,14 +174,15 @@ class TrainingPanel:
         self.page = page
         self._charts: dict[str, Chart] = {}
         with section("Training", "of a reward model; how well it predicts stands in the report when it has ended"):
-            self._words = text("", "muted", "p")
+            self._words, self._thinned = text("", "muted", "p"), text("", "muted", "p")
             with Tag("div", "", "small-charts"):
                 for i, (column, title) in enumerate(_TRAINING_FIGURES):
                     option = charts.line(column, hue=charts.colour(i))
                     self._charts[column] = Chart(title, option, label=f"{title} by step", height=150, loading=True)
 
     async def update(self, news: News) -> None:
-        _grown(self.page, news, self._words, self._charts)
+        if _grown(self.page, news, self._words, self._charts):
+            self._thinned.set_text(_thinned(self.page))
 
 
 def _grown(page: JobPage, news: News, words: Tag, drawn: Mapping[str, Chart]) -> bool:
@@ -185,9 +192,13 @@ def _grown(page: JobPage, news: News, words: Tag, drawn: Mapping[str, Chart]) ->
     if "steps" not in news:
         return False
     for column, chart in drawn.items():
-        page.grow(chart, [column])
+        page.grow(chart, [column], extremes=True)
         chart.change(loading=False, note=figure(page.latest(column)))
     return True
+
+
+def _thinned(page: JobPage) -> str:
+    return page.thinned and f"{page.thinned} The shade is from the least to the most of them."
 
 
 def _said(page: JobPage) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
@@ -17,7 +18,7 @@ from services.dashboard.elements import Button, Choice, Field, Table, Tag, text
 from services.dashboard.exports import csv_text
 from services.dashboard.figures import span
 from services.dashboard.frame import BY_ITSELF, failed, frame, problem, session_of
-from services.dashboard.series import Columns, rows
+from services.dashboard.series import Columns, Value, rows
 from services.dashboard.sessions import Session
 from services.dashboard.watch import figures
 
@@ -104,7 +105,10 @@ class JobList:
         drawn = rows(columns, [f"{name}.mean" for name in names], most=32)
         return {
             "total": total,
-            "objectives": [{"name": n, "values": [row[i + 1] for row in drawn]} for i, n in enumerate(names)],
+            "objectives": [
+                {"name": name, "values": [row[i + 1] for row in drawn], "now": _newest(columns.values[f"{name}.mean"])}
+                for i, name in enumerate(names)
+            ],
             "hypervolume": hypervolume,
             "weights": [
                 {"name": name, "weight": weight}
@@ -203,6 +207,11 @@ class JobsPage:
         elif len(self._jobs.after) > 1:
             self._jobs.after.pop()
         await self.refresh()
+
+
+def _newest(values: Sequence[Value]) -> Value:
+    """The last that is known: not every objective is scored at every step."""
+    return next((value for value in reversed(values) if value is not None), None)
 
 
 def _once(start: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from nicegui import Client
 
 from services.dashboard.elements import Chart, Tag, text
-from services.dashboard.series import Tail
+from services.dashboard.series import Tail, closer, stride
 from services.dashboard.sessions import Session
 from services.dashboard.watch import JobWatch, News
 
@@ -42,13 +42,37 @@ class JobPage:
         """Objectives that the newest step pushed down."""
         return list(self.watch.signs.get("falling", ()))
 
-    def grow(self, chart: Chart, columns: list[str], shape: Any = None) -> None:
+    @property
+    def stride(self) -> int:
+        """Steps in a point of a chart."""
+        return stride(len(self.watch.columns))
+
+    @property
+    def thinned(self) -> str:
+        """What stands beside charts whose points are no single steps."""
+        if self.stride == 1:
+            return ""
+        return f"Each point is the mean of {self.stride} steps; zoom in (Ctrl and the wheel) to see fewer in one."
+
+    def grow(self, chart: Chart, columns: list[str], shape: Any = None, *, extremes: bool = False) -> None:
         """Sends what a chart of these columns lacks, with the next `flush`. `shape` is done to the rows before."""
-        tail = self._tails.setdefault(chart.id, Tail())
-        found = tail.next_rows(self.watch.columns, columns, self.watch.generation)
+        tail = self._tails.get(chart.id)
+        if tail is None:
+            tail = self._tails[chart.id] = Tail()
+            chart.on("zoom", lambda event: self._look_closer(chart, columns, shape, extremes, event.args))
+        found = tail.next_rows(self.watch.columns, columns, self.watch.generation, extremes=extremes)
         if found is not None:
             start, new = found
             self.put(chart, start, new if shape is None else shape(new))
+
+    def _look_closer(self, chart: Chart, columns: list[str], shape: Any, extremes: bool, ends: Any) -> None:
+        """A person has zoomed in, to a first and a last step."""
+        if not isinstance(ends, list) or len(ends) != 2 or not all(type(end) is int for end in ends):
+            return
+        found = closer(self.watch.columns, columns, *ends, extremes=extremes)
+        if found is not None:
+            first, last, new = found
+            chart.run_method("look", first, last, _brief(new if shape is None else shape(new)))
 
     def put(self, chart: Chart, start: int, new: list[Any], dataset: int = 0) -> None:
         self._patches.append([chart.id, dataset, start, _brief(new)])

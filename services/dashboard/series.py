@@ -1,6 +1,7 @@
 """What a chart is given of a long series: at most some hundred buckets of steps, each with its mean.
 
 A bucket holds a power of two of steps, so a series grows by appending, and only when the power changes is it sent anew.
+A part that somebody looks at closely comes in smaller ones.
 """
 
 from __future__ import annotations
@@ -52,18 +53,52 @@ def stride(count: int, most: int = MOST) -> int:
     return 1 if count <= most else 2 ** math.ceil(math.log2(count / most))
 
 
-def rows(columns: Columns, names: Sequence[str], start: int = 0, *, most: int = MOST) -> list[list[Value]]:
-    """[last step of a bucket, then each name's mean in it] from bucket `start` on; None where nothing is known."""
+def rows(
+    columns: Columns, names: Sequence[str], start: int = 0, *, most: int = MOST, extremes: bool = False
+) -> list[list[Value]]:
+    """[last step of a bucket, then each name's mean in it] from bucket `start` on; None where nothing is known.
+
+    With `extremes`, after each mean come the least value and how far the greatest is above it; None of a single step.
+    """
     width = stride(len(columns), most)
+    return _buckets(columns, names, range(start * width, len(columns), width), len(columns), extremes)
+
+
+def closer(
+    columns: Columns, names: Sequence[str], first: int, last: int, *, most: int = MOST, extremes: bool = False
+) -> tuple[int, int, list[list[Value]]] | None:
+    """(first step, last step, smaller buckets) of the buckets that hold these steps; None where there are none."""
+    width = stride(len(columns), most)
+    if not len(columns) or last < first:
+        return None
+    begin, end = ((step - columns.steps[0]) // width * width for step in (first, last))
+    begin, end = max(0, begin), min(len(columns), end + width)
+    if end <= begin or (smaller := stride(end - begin, most)) >= width:
+        return None
+    found = _buckets(columns, names, range(begin, end, smaller), end, extremes)
+    return columns.steps[begin], columns.steps[end - 1], found
+
+
+def _buckets(columns: Columns, names: Sequence[str], starts: range, stop: int, extremes: bool) -> list[list[Value]]:
     found: list[list[Value]] = []
-    for first in range(start * width, len(columns), width):
-        end = min(first + width, len(columns))
-        parts = (columns.values.get(name, _NOTHING)[first:end] for name in names)
-        found.append([columns.steps[end - 1], *(_mean(part) for part in parts)])
+    for first in starts:
+        end = min(first + starts.step, stop)
+        row: list[Value] = [columns.steps[end - 1]]
+        for name in names:
+            part = columns.values.get(name, _NOTHING)[first:end]
+            row.append(_mean(part))
+            if extremes:
+                row += _extremes(part) if starts.step > 1 else (None, None)
+        found.append(row)
     return found
 
 
 _NOTHING: list[Value] = []
+
+
+def _extremes(values: Sequence[Value]) -> tuple[Value, Value]:
+    known = [value for value in values if value is not None]
+    return (min(known), max(known) - min(known)) if known else (None, None)
 
 
 def _mean(values: Sequence[Value]) -> Value:
@@ -82,7 +117,7 @@ class Tail:
     generation: int = 0
 
     def next_rows(
-        self, columns: Columns, names: Sequence[str], generation: int, *, most: int = MOST
+        self, columns: Columns, names: Sequence[str], generation: int, *, most: int = MOST, extremes: bool = False
     ) -> tuple[int, list[list[Value]]] | None:
         """(first bucket, rows from there on) to replace and append; None where there is nothing new.
 
@@ -97,4 +132,4 @@ class Tail:
         else:
             start = self.sent if width == 1 else max(0, self.sent - 1)  # the last one may not have been full
         self.sent, self.width, self.generation = buckets, width, generation
-        return start, rows(columns, names, start, most=most)
+        return start, rows(columns, names, start, most=most, extremes=extremes)

@@ -39,7 +39,7 @@ export default {
     rows: Array, // of the first dataset
     full: Boolean, // the option itself has data
   },
-  emits: ["pick"],
+  emits: ["pick", "zoom"], // the first and the last step that somebody has zoomed in to
   data() {
     return { count: (this.rows || []).length, filled: Boolean(this.full) };
   },
@@ -47,6 +47,7 @@ export default {
     // Not reactive: Vue must not walk through thousands of numbers.
     this.datasets = [this.rows || []];
     this.extra = {};
+    this.close = null; // rows of a part in place of those of the first dataset that are there
     this.chart = null;
     this.isDirty = true;
   },
@@ -65,6 +66,7 @@ export default {
     document.removeEventListener("equipoise:theme", this.onTheme);
     this.sight.disconnect();
     this.size.disconnect();
+    clearTimeout(this.zooming);
     this.chart?.dispose();
   },
   methods: {
@@ -73,7 +75,35 @@ export default {
       const old = this.datasets[dataset] || [];
       this.datasets[dataset] = old.slice(0, start).concat(rows);
       this.count = Math.max(...this.datasets.map((found) => found.length));
+      if (!dataset && !start && this.close) {
+        this.close = null; // of rows that are gone
+        this.zoomed();
+      }
       this.refresh(false);
+    },
+    look(first, last, rows) {
+      this.close = { first, last, rows };
+      this.refresh(false);
+    },
+    zoomed() {
+      clearTimeout(this.zooming);
+      const rows = this.datasets[0];
+      if (rows.length < 2 || rows[1][0] - rows[0][0] < 2) return; // every step is there
+      this.zooming = setTimeout(() => {
+        const { start, end, startValue, endValue } = this.chart.getOption().dataZoom[0];
+        if (end - start < 100) {
+          this.$emit("zoom", [Math.floor(startValue), Math.ceil(endValue)]);
+        } else if (this.close) {
+          this.close = null;
+          this.refresh(false);
+        }
+      }, 150);
+    },
+    sources() {
+      if (!this.close) return this.datasets;
+      const { first, last, rows } = this.close;
+      const [all, ...others] = this.datasets;
+      return [[...all.filter((row) => row[0] < first), ...rows, ...all.filter((row) => row[0] > last)], ...others];
     },
     // Parts of the option that change with the job: marks, the axes of another pair, series.
     merge(part, replace) {
@@ -99,13 +129,15 @@ export default {
         this.chart.on("click", (event) => {
           if (event.componentType === "series") this.$emit("pick", { series: event.seriesId, index: event.dataIndex, value: event.value });
         });
+        this.chart.on("datazoom", () => this.zoomed());
       }
+      const datasets = this.sources();
       const style = getComputedStyle(document.body);
       const option = themed({ ...this.option, ...this.extra }, style);
-      option.series = withSymbols(option.series, this.datasets);
-      const axis = withRoom(option.xAxis, this.datasets.flat());
+      option.series = withSymbols(option.series, datasets);
+      const axis = withRoom(option.xAxis, datasets.flat());
       if (axis) option.xAxis = axis;
-      option.dataset = this.datasets.map((source) => ({ source, sourceHeader: false }));
+      option.dataset = datasets.map((source) => ({ source, sourceHeader: false }));
       option.tooltip = { ...(option.tooltip || {}), renderMode: "richText", valueFormatter: figure, confine: true };
       this.chart.setOption(whole || this.isWhole ? option : { dataset: option.dataset, series: option.series, ...(axis && { xAxis: axis }) }, { notMerge: whole || Boolean(this.isWhole), lazyUpdate: true });
       this.isDirty = this.isWhole = false;

@@ -28,7 +28,7 @@ const KINDS = {
     h("span", { class: "progress-text" }, value.text),
     h("span", { class: "bar", "aria-hidden": "true" }, [h("span", { style: { width: `${Math.round(100 * Math.min(1, Math.max(0, value.share || 0)))}%` } })]),
   ],
-  sparks: (value) => h("div", { class: "sparks" }, (value || []).map((item, i) => h("div", { class: "sparkline", title: item.name }, [spark(item.values, i % 8), h("span", { class: "spark-name" }, item.name), h("b", figure(item.values.at(-1)))]))),
+  sparks: (value) => h("div", { class: "sparks" }, (value || []).map((item, i) => h("div", { class: "sparkline", title: item.name }, [spark(item.values, i % 8), h("span", { class: "spark-name" }, item.name), h("b", figure(item.now))]))),
   mix: (value) => h("div", { class: "mix-cell" }, [
     h("span", { class: "mix", "aria-hidden": "true" }, (value || []).map((item, i) => h("span", { style: { flexGrow: item.weight, background: `var(--s${i % 8})` } }))),
     h("span", { class: "mix-text" }, (value || []).map((item) => `${item.name} ${percent(item.weight)}`).join(" · ")),

@@ -159,6 +159,23 @@ def test_jobs_are_chosen_by_who_submitted_them() -> None:
     on_page(look)
 
 
+def test_a_figure_of_the_table_is_the_newest() -> None:
+    async def look(session: Any, _: Client) -> None:
+        means = [*(step / 100 for step in range(1, 100)), None]  # the last step had no prompt that it is scored on
+
+        async def metrics(*_: Any, **__: Any) -> Any:
+            steps = [{"step": step, "objectives": {"accuracy": {"mean": mean}}} for step, mean in enumerate(means, 1)]
+            return {"data": steps, "has_more": False}
+
+        session.client.metrics = metrics
+        (row,) = await JobList(session).read()
+        (shown,) = row["objectives"]
+        assert shown["now"] == 0.99
+        assert shown["values"][-1] == pytest.approx(0.98), "a point of the line is a mean"
+
+    on_page(look)
+
+
 def test_a_dialog_that_is_closed_stays_closed() -> None:
     async def look(session: Any, client: Client) -> None:
         HeadPanel(await job_page(session, client), ["Front"])

@@ -162,3 +162,12 @@ def test_points_of_a_collapsed_run_are_no_dominated_ones() -> None:
     assert "collapsed" not in charts.front("x", "y", FRONT, None, initial={}, reference={})["legend"]["data"]
     looks = {line["value"][-1]: line["lineStyle"] for line in charts.parallel("xyz", points, None)["series"][0]["data"]}
     assert looks[4] not in (looks[1], looks[5])
+
+
+@needs_node
+def test_a_point_of_many_steps_has_a_shade_from_the_least_to_the_most(draw: Draw) -> None:
+    drawn = draw(charts.line("kl"), [[32, 0.1, -0.2, 0.6], [64, 0.2, 0.0, 0.8], [66, 0.3, 0.3, 0.0]])
+    assert drawn.lines(BLUE)[-1] == [(32, 0.1), (64, 0.2), (66, 0.3)]
+    assert {(32, -0.2), (32, 0.4), (64, 0), (64, 0.8), (66, 0.3)} == set(drawn.areas(f"{BLUE}29")[0])
+    single = draw(charts.line("kl"), [[1, 1.0, None, None], [2, 2.0, None, None]])
+    assert single.axes[1] == pytest.approx([1, 2], abs=0.2)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from nicegui import Client
 
 from services.dashboard.health import engines_told, rewards_told
-from services.dashboard.job_charts import HealthPanel, WeightsPanel
+from services.dashboard.job_charts import HealthPanel, ObjectivesPanel, WeightsPanel
 from services.dashboard.job_steering import SteeringPanel
 from tests.dashboard_support import ALL, job_page, on_page
 
@@ -67,5 +68,29 @@ def test_they_are_on_the_page_and_so_is_what_falls() -> None:
             await panel.update(ALL)
         assert (health._rewards.text, health._engines.text) == ("", "")
         assert "↓" not in weights._now.text + steering._now.text
+
+    on_page(look)
+
+
+def test_charts_of_many_steps_say_so_and_a_close_look_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def look(session: Any, client: Client) -> None:
+        page = await job_page(session, client)
+        panels: list[Any] = [ObjectivesPanel(page), WeightsPanel(page), HealthPanel(page)]
+        for panel in panels:
+            await panel.update(ALL)
+        assert {panel._thinned.text for panel in panels} == {""}
+        for step in range(page.watch.columns.last + 1, 1001):
+            page.watch.columns.append(step, {"kl": float(step == 700)})
+        for panel in panels:
+            await panel.update(ALL)
+            assert panel._thinned.text.startswith("Each point is the mean of 2 steps")
+        sent: list[Any] = []
+        chart = panels[-1]._charts["kl"]
+        monkeypatch.setattr(chart, "run_method", lambda *args: sent.append(args))
+        (zoom,) = [found.handler for found in chart._event_listeners.values() if found.type == "zoom"]
+        for ends in ([699, 702], [1, 1000], ["699", 702], [699], None):
+            zoom(SimpleNamespace(args=ends))
+        still = [None, None]
+        assert sent == [("look", 699, 702, [[699, 0, *still], [700, 1, *still], [701, 0, *still], [702, 0, *still]])]
 
     on_page(look)

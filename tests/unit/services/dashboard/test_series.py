@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.dashboard.series import Columns, Tail, rows, stride
+from services.dashboard.series import Columns, Tail, closer, rows, stride
 
 
 def _columns(values: list[float | None]) -> Columns:
@@ -35,6 +35,30 @@ def test_a_bucket_is_the_mean_of_what_is_known(values: list[float | None], most:
     for i, (_, mean) in enumerate(found):
         known = [value for value in values[i * width : (i + 1) * width] if value is not None]
         assert mean == (pytest.approx(math.fsum(known) / len(known)) if known else None)
+
+
+def test_a_spike_is_within_the_extremes_of_its_bucket() -> None:
+    columns = _columns([50.0 if step == 2046 else None if step == 2047 else 1.0 for step in range(1, 2049)])
+    assert rows(columns, ["a"], extremes=True)[-1] == [2048, pytest.approx(52 / 3), 1.0, 49.0]
+    assert rows(_columns([1.0, None]), ["a"], extremes=True) == [[1, 1.0, None, None], [2, None, None, None]]
+
+
+@given(st.integers(1, 3000), st.integers(-9, 3100), st.integers(-9, 3100), st.integers(1, 64))
+def test_a_closer_look_is_at_whole_buckets_in_smaller_ones(count: int, first: int, last: int, most: int) -> None:
+    columns, width = _columns([float(step) for step in range(1, count + 1)]), stride(count, most)
+    found = closer(columns, ["a"], first, last, most=most)
+    if found is None:
+        seen = min(last, count) - max(first, 1) + 1
+        assert width == 1 or seen <= 0 or seen >= (most / 2 - 2) * width, "else smaller ones would do"
+        return
+    begin, end, new = found
+    whole = [0, *(step for step, _ in rows(columns, ["a"], most=most))]
+    assert begin - 1 in whole
+    assert end in whole
+    assert begin <= max(1, first) <= min(last, count) <= end
+    assert len(new) <= most
+    assert new[-1][0] == end
+    assert int(new[0][0] or 0) - begin + 1 < width
 
 
 @pytest.mark.parametrize("most", [4, 7, 512])
