@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from nicegui import ui
 
-from services.client import ApiError
+from services.client import ApiError, NotFound
+from services.client.flows import FINAL
 from services.client.types import Comparison, JobDetail
 from services.dashboard import charts
-from services.dashboard.elements import Button, Chart, Choice, Field, Table, Tag, text
+from services.dashboard.elements import Button, Chart, Choice, Field, Moment, Table, Tag, text
 from services.dashboard.exports import csv_text
 from services.dashboard.figures import figure
 from services.dashboard.frame import failed, frame, session_of
@@ -26,19 +29,33 @@ OFFERED = 50
 async def page(request: Request, ids: str = "") -> Any:
     """`/compare?ids=one,other`; without ids, the choice of them."""
     session = session_of(request)
-    wanted = [part for part in dict.fromkeys(ids.split(",")) if part][:MOST]
+    asked = [part for part in dict.fromkeys(ids.split(",")) if part]
+    wanted = asked[:MOST]
     with frame(session, "Compare", "/compare"):
         try:
             offered = (await session.client.jobs(limit=OFFERED))["data"]
-            details = await asyncio.gather(*(session.client.job(job_id) for job_id in wanted))
+            looked = await asyncio.gather(*(_detail(session, job_id) for job_id in wanted))
+            details = [job for job in looked if job is not None]
+            gone = [job_id for job_id, job in zip(wanted, looked, strict=True) if job is None]
             without = [job["name"] for job in details if trains_reward(job["spec"])]
-            shown = [] if without else wanted
+            shown = [] if without else [job["id"] for job in details]
             found = await session.client.compare(shown) if shown else None
             fronts = await asyncio.gather(*(session.client.front(job_id) for job_id in shown))
         except ApiError as error:
             return await failed(session, error)
-        Tag("h1", "Compare jobs")
-        _Choose(offered, wanted)
+        with Tag("div", "", "title-row"):
+            Tag("h1", "Compare jobs")
+            if any(job["status"] not in FINAL for job in details):
+                _tell_age(ids)
+        _Choose(offered, [job["id"] for job in details])
+        if gone:
+            with Tag("section", "", "card", role="alert"):
+                Tag("h2", "Not found")
+                rest = " The others are compared." if shown else ""
+                text(f"{', '.join(gone)}: deleted, or another owner's.{rest}", tag="p")
+        if left := asked[MOST:]:
+            with Tag("section", "", "card", role="note"):
+                text(f"At most {MOST} jobs are compared at once. Left out: {', '.join(left)}.", tag="p")
         for name in without:
             with Tag("section", "", "card", role="note"):
                 text(f"{name} trains a reward model, which has no front to compare: take it out above.", tag="p")
@@ -47,6 +64,23 @@ async def page(request: Request, ids: str = "") -> Any:
             _Plots(found, growths)
             await _tree(session, details)
     return None
+
+
+async def _detail(session: Session, job_id: str) -> JobDetail | None:
+    """None of a job that is not there."""
+    try:
+        return await session.client.job(job_id)
+    except NotFound:
+        return None
+
+
+def _tell_age(ids: str) -> None:
+    """This page is as it was when it was loaded."""
+    with Tag("span", "", "muted"):
+        text("as of ")
+        Moment(time.time())
+        text(", not live: ")
+        Tag("a", "load it again", href=f"/compare?ids={quote(ids, safe=',')}")
 
 
 class _Choose:
@@ -121,6 +155,7 @@ class _Plots:
                 Tag("h2", "These have no common scale")
                 for line in found["differences"][:10]:
                     text(line, "muted", "p")
+        volume = "Hypervolume" if found["comparable"] else "Hypervolume, on its own scale"
         x, y = charts.pairs(names)[0] if len(names) > 1 else (names[0], names[0])
         with Tag("section", "", "card", aria_label="Fronts and hypervolumes"):
             with Tag("div", "", "section-head"):
@@ -137,16 +172,18 @@ class _Plots:
                 self._fronts = Chart(
                     "Fronts", charts.fronts(x, y, self._jobs), label="Fronts of the jobs", height=360, empty=empty
                 )
-                volumes = charts.hypervolumes(self._jobs)
-                self._volumes = Chart("Hypervolume", volumes, label="Hypervolume by step", height=360, empty=empty)
                 self._fronts.change(full=shown)
-                self._volumes.change(full=grown)
+                if found["comparable"]:
+                    volumes = charts.hypervolumes(self._jobs)
+                    Chart("Hypervolume", volumes, label="Hypervolume by step", height=360, empty=empty, full=grown)
+            self._absent = text("", "muted", "p")
+            self._tell_absent(x, y)
             self._table = Table(
                 [
                     {"key": "job", "label": "Job", "kind": "link"},
                     {"key": "status", "label": "State", "kind": "status"},
                     {"key": "step", "label": "Step", "kind": "number"},
-                    {"key": "volume", "label": "Hypervolume", "kind": "number"},
+                    {"key": "volume", "label": volume, "kind": "number"},
                     {"key": "adds", "label": "Adds to the others", "kind": "number"},
                     {"key": "points", "label": "Points on its front", "kind": "number"},
                 ],
@@ -170,6 +207,15 @@ class _Plots:
     def _choose(self, value: str) -> None:
         x, _, y = value.partition("|")
         self._fronts.merge(charts.fronts(x, y, self._jobs), replace=True)
+        self._tell_absent(x, y)
+
+    def _tell_absent(self, x: str, y: str) -> None:
+        """Jobs that were evaluated, and have other objectives."""
+        pair = {x, y}
+        absent = [
+            job["label"] for job in self._jobs if job["front"] and not pair <= job["front"][0]["objectives"].keys()
+        ]
+        self._absent.set_text(f"Not drawn, as they have other objectives: {', '.join(absent)}." if absent else "")
 
     def _save(self) -> None:
         rows = [
