@@ -24,10 +24,10 @@ def percent(value: Any) -> str:
 
 
 def change(before: float | None, after: float | None) -> str:
-    """`+0.04`, for what is beside a figure; empty where there is no other."""
+    """`+0.04`, for what is beside a figure, of whatever size; empty where there is no other."""
     if before is None or after is None:
         return ""
-    return f"{after - before:+.3f}".replace("-0.000", "+0.000")
+    return f"{'-' if after < before else '+'}{figure(abs(after - before))}"
 
 
 def span(seconds: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
@@ -297,4 +296,4 @@ def _lasted(job: Any) -> str:
     began, ended = job["started_at"], job["finished_at"]
     if began is None:
         return ""
-    return f"ran for {span((ended or time.time()) - began)}" if ended else ""
+    return f"{span(ended - began)} from its first start to its end" if ended else ""  # with all that it was paused

@@ -291,10 +291,18 @@ def figures(record: Mapping[str, Any]) -> dict[str, Value]:
         found[f"time.{stage}"] = number(seconds)
     for name in _HEALTH:
         found[name] = number(record.get(name))
-    seconds, tokens = found.get("time.step"), found.get("tokens")
-    found["tokens_per_s"] = tokens / seconds if seconds and tokens is not None else None
+    found["tokens_per_s"] = _tokens_per_s(found)
     found["staleness"] = number((record.get("staleness") or {}).get("mean"))
     return found
+
+
+def _tokens_per_s(found: Mapping[str, Value]) -> Value:
+    """While it trains: an evaluation or a checkpoint makes no training slower."""
+    tokens, seconds = found.get("tokens"), found.get("time.step")
+    if tokens is None or seconds is None:
+        return None
+    seconds -= (found.get("time.evaluate") or 0.0) + (found.get("time.checkpoint") or 0.0)
+    return tokens / seconds if seconds > 0 else None
 
 
 def number(value: Any) -> Value:

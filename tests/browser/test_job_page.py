@@ -50,7 +50,7 @@ def test_charts_move_with_the_steps(page: Page, stage: Stage, job: str) -> None:
     stage.wait_for_step(job, step + 3)
     wait_for_points(page, "accuracy by step", step + 3)
     expect(page.locator(".job-facts")).to_contain_text(re.compile(r"step \d+ of 4,000"))
-    expect(page.locator(".job-facts")).to_contain_text(re.compile(r"hypervolume 0\.\d+ \(\+0\.\d+ to the base\)"))
+    expect(page.locator(".job-facts")).to_contain_text(re.compile(r"hypervolume 0\.\d+ \(\+[\d.e-]+ to the base\)"))
     expect(page.locator(".job-head .pill").first).to_have_text("running")
 
 

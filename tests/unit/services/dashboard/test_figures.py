@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from services.dashboard.figures import figure
+from services.dashboard.figures import change, figure
 
 # The value, and how it is written in a sentence and in a table, in whichever language the browser speaks.
 WRITTEN = [
@@ -23,6 +23,17 @@ WRITTEN = [
 @pytest.mark.parametrize(("value", "written"), WRITTEN)
 def test_a_figure_in_a_sentence(value: Any, written: str) -> None:
     assert figure(value) == written
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "written"),
+    [
+        (0.1, 0.14, "+0.04"), (0.00043, 0.00081, "+3.80e-04"), (0.0004, 0.0001, "-3.00e-04"), (0.5, 0.5, "+0"),
+        (0.9, 0.2, "-0.7"), (None, 0.5, ""), (0.5, None, ""),
+    ],
+)  # fmt: skip
+def test_a_change_is_as_fine_as_its_figure(before: float | None, after: float | None, written: str) -> None:
+    assert change(before, after) == written
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node")

@@ -38,6 +38,15 @@ def test_a_kept_policy_can_be_downloaded(kind: str) -> None:
     on_page(look)
 
 
+def test_a_time_that_may_hold_pauses_is_not_said_to_have_been_run() -> None:
+    async def look(session: Any, client: Client) -> None:
+        session.client.told |= {"status": "succeeded", "started_at": 60.0, "finished_at": 60.0 + 50_700}
+        head = HeadPanel(await job_page(session, client), ["Front"])
+        assert head._left.text == "14 h 05 min from its first start to its end"
+
+    on_page(look)
+
+
 @pytest.mark.parametrize(
     ("took", "told"),
     [

@@ -10,7 +10,7 @@ import pytest
 
 from services.client import Unavailable
 from services.dashboard import watch
-from services.dashboard.watch import JobWatch, pause_s
+from services.dashboard.watch import JobWatch, figures, pause_s
 from tests.dashboard_support import on_page
 
 
@@ -150,6 +150,19 @@ def test_a_front_and_a_checkpoint_that_come_after_their_event_are_seen() -> None
         assert await found._fetch() == {"steps", "job"}
 
     on_page(look)
+
+
+@pytest.mark.parametrize(
+    ("timings", "speed"),
+    [
+        ({"step": 12.0, "evaluate": 8.0, "checkpoint": 2.0}, 50.0),
+        ({"step": 2.0}, 50.0),
+        ({"step": 2.0, "evaluate": 2.0}, None),
+        ({}, None),
+    ],
+)
+def test_an_evaluation_makes_no_training_slower(timings: dict[str, float], speed: float | None) -> None:
+    assert figures({"step": 1, "tokens": 100, "timings_s": timings})["tokens_per_s"] == speed
 
 
 def test_watches_count_while_they_run() -> None:
