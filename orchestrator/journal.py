@@ -23,7 +23,7 @@ from orchestrator.steering import Steering
 from orchestrator.storage.checkpoints import Manifest
 
 T = TypeVar("T")
-CLOCKED = frozenset({"timings_s", "reward_health", "engine_health"})
+CLOCKED = frozenset({"timings_s", "reward_health", "engines", "engine_health"})
 log = logging.getLogger(__name__)
 
 

@@ -28,6 +28,7 @@ from orchestrator.journal import Journal
 from orchestrator.references import FILE
 from orchestrator.rollouts.batch import Batch
 from orchestrator.rollouts.collect import Collector
+from orchestrator.rollouts.engine_health import recorded
 from orchestrator.rollouts.samples import FOLDER, SampleKeeper
 from orchestrator.spec import JobSpec
 from orchestrator.steering import Steering, apply_directions, clamped
@@ -217,7 +218,7 @@ class Loop:
         clocked = {
             "timings_s": self.clock.read(),
             "reward_health": health,
-            "engine_health": self.parts.engines.health(),
+            **recorded(self.parts.engines.health()),
         }
         self.journal.commit(record | clocked)
         self.committed = step

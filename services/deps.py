@@ -97,7 +97,7 @@ class Submitter:
     access: Access
     max_active: int | None
     max_kept: int | None  # jobs of the owner in all
-    max_kept_bytes: int | None  # of their specs
+    max_kept_bytes: int | None  # of their specs, steps and steering
     name: str  # of the key, as the steering log has it
 
 

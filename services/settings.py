@@ -29,9 +29,9 @@ class Limits(BaseModel):
     writes_per_minute: int = Field(600, ge=0)  # of one key
     active_jobs: int = Field(100, ge=0)  # that wait or run, of one owner
     active_jobs_local: int = Field(0, ge=0)  # the same for the installation's own owner
-    kept_jobs: int = Field(10_000, ge=0)  # of one owner, those that ended among them: some 14 KB of Redis each
+    kept_jobs: int = Field(10_000, ge=0)  # of one owner, ended ones too: 14 KB each before its first step
     kept_jobs_local: int = Field(0, ge=0)  # the same for the installation's own owner
-    kept_bytes: int = Field(64 << 20, ge=0)  # of the specs of one owner's jobs, which Redis holds in memory
+    kept_bytes: int = Field(256 << 20, ge=0)  # of specs, steps and steering of one owner's jobs, in Redis' memory
     kept_bytes_local: int = Field(0, ge=0)  # the same for the installation's own owner
     streams: int = Field(600, ge=0)  # of events that are open at once, of one owner
     datasets: int = Field(1000, ge=0)  # of one owner

@@ -9,7 +9,8 @@ the current weights (NeMo-RL's rule, reliability.md fact 7).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -30,6 +31,28 @@ MOVES: dict[Health, frozenset[Health]] = {
     Health.HEALTHY: frozenset({Health.STALE, Health.RETIRED}),
     Health.RETIRED: frozenset({Health.STARTING}),
 }
+
+
+_TELLING = ("resent", "failures", "restarts")
+
+
+def recorded(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Of all engines' figures, what a step's record has: how many are in which state, and each with something to tell.
+
+    64 figures of healthy ones would be more than all else in it.
+    """
+    telling = {
+        number: found
+        for number, found in figures.items()
+        if found["health"] != Health.HEALTHY or any(found[name] for name in _TELLING)
+    }
+    return {"engines": dict(Counter(found["health"] for found in figures.values())), "engine_health": telling}
+
+
+def counted(record: Mapping[str, Any]) -> dict[str, int]:
+    """How many engines were in which state at a step. Records of earlier versions have each engine's figures."""
+    found: Mapping[str, Mapping[str, Any]] = record.get("engine_health") or {}
+    return dict(record.get("engines") or Counter(figures.get("health") for figures in found.values()))
 
 
 @dataclass(kw_only=True)

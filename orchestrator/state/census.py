@@ -78,7 +78,7 @@ class Census:
         return sum(self._calls.reads([("ZCARD", self._keys.queue), ("ZCARD", self._keys.leases)]))
 
     def kept(self) -> tuple[int, int]:
-        """(jobs in all, those that ended among them; bytes of their specs), as quotas count them."""
+        """(jobs in all, ended ones among them; bytes of their specs, steps and steering), as quotas count them."""
         jobs, size = self._calls.reads([("ZCARD", self._keys.jobs), ("HGET", self._keys.kept, "bytes")])
         return int(jobs), int(size or 0)
 

@@ -15,7 +15,7 @@
     mo:<owner>:leases               zset    held jobs by expiry, ms of Redis time
     mo:<owner>:stalled              hash    job id -> expiry and pass of the first sweep
     mo:<owner>:jobs                 zset    all jobs by creation, us of Redis time
-    mo:<owner>:kept                 hash    bytes: of the specs of all jobs
+    mo:<owner>:kept                 hash    bytes: of the specs, steps and steering of all jobs
     mo:<owner>:idem:<sha256>        string  job id | sha256 of the body | the job's fields at first, for 24 h
     mo:<owner>:job:{j}              hash    the job's one source of truth
     mo:<owner>:job:{j}:spec         string  the document as submitted

@@ -96,7 +96,7 @@ class JobStore(JobReader):
         version. With a key, the job comes as the first answer had it.
         So does a call whose first reply was lost: REPLAY, one job. QUOTA, and nothing stored, where it is new
         and the owner has `max_active` jobs that wait or are worked on (None: no limit); `KeepsTooMany` where it has
-        `max_kept` in all, or their specs would have more than `max_kept_bytes`. `origin`: where it was forked.
+        `max_kept` in all, or more than `max_kept_bytes` would be kept of them. `origin`: where it was forked.
         `priority`, as in a spec, is for good: it decides among the owner's own jobs whenever this one waits.
         A job that `may_take_gpus` is `GpuQuotaReached`, and nothing stored, where its owner's GPU-hours are used up.
         `metadata`, as in the spec, stands beside it, so that lists which filter by it read no specs.
@@ -135,7 +135,7 @@ class JobStore(JobReader):
         if outcome == "KEPT":
             raise KeepsTooMany(f"{max_kept} jobs of this owner are kept, and no more may be")
         if outcome == "KEPT_BYTES":
-            raise KeepsTooMany(f"the specs of this owner's jobs may have {max_kept_bytes} bytes in all")
+            raise KeepsTooMany(f"specs, steps and steering of this owner's jobs may have {max_kept_bytes} bytes in all")
         return _submission(outcome, accepted_id, fields)
 
     def submitted(self, body: str, *, idempotency_key: str) -> Submission | None:
@@ -277,7 +277,7 @@ class JobStore(JobReader):
 
         `StepGap` unless `step` is the committed one + 1.
         """
-        keys = [self._keys.steps(lease.job_id)]
+        keys = [self._keys.steps(lease.job_id), self._keys.kept]
         code, *expected = self._write("commit", lease, step, digest, dumps(record), more=keys)
         if code == "GAP":
             raise StepGap(step, expected[0])
@@ -380,7 +380,7 @@ class JobStore(JobReader):
             expected = head.version if if_match in (None, head.version) else 0
             code, version, effective_step = self._run(
                 "steer", job_id, token, expected, dumps(change), dumps(state), by,
-                more=[self._keys.steering(job_id)],
+                more=[self._keys.steering(job_id), self._keys.kept],
             )  # fmt: skip
             outcome = SteerOutcome(code)
             if outcome is not SteerOutcome.STALE or if_match is not None:

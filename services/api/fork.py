@@ -344,7 +344,8 @@ def _check_room(store: JobStore, plan: dict[str, Any], by: Submitter) -> None:
     if by.max_kept is not None and missing and kept + missing > by.max_kept:
         raise KeepsTooMany(f"{missing} more would be above the {by.max_kept} jobs of an owner that are kept")
     if by.max_kept_bytes is not None and missing and kept_bytes + sum(map(_kept_bytes, texts)) > by.max_kept_bytes:
-        raise KeepsTooMany(f"{missing} more: the specs of this owner's jobs may have {by.max_kept_bytes} bytes in all")
+        limit = f"specs, steps and steering of this owner's jobs may have {by.max_kept_bytes} bytes in all"
+        raise KeepsTooMany(f"{missing} more: {limit}")
 
 
 def _kept_bytes(text: str) -> int:

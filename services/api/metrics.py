@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.errors import Outage, StoreUnavailable
-from orchestrator.rollouts.engine_health import Health
+from orchestrator.rollouts.engine_health import Health, counted
 from orchestrator.state import gpu_hours
 from orchestrator.state.census import COUNTED_JOBS, Census, Pulse
 from orchestrator.state.states import JobStatus
@@ -218,9 +218,9 @@ class _RunningJobs:
                 _add(self.latency, [*labels, reward, quantile], health.get(name))
         _add(self.hypervolume, labels, pulse.hypervolume)
         _add(self.speed, labels, pulse.tokens_per_s)
-        if healths := [engine.get("health") for engine in record.get("engine_health", {}).values()]:
+        if engines := counted(record):
             for health in Health:
-                self.engines.add_metric([*labels, health], healths.count(health))
+                self.engines.add_metric([*labels, health], engines.get(health, 0))
         _add(self.staleness, labels, record.get("staleness", {}).get("mean"))
 
 

@@ -211,6 +211,7 @@ class Step(TypedDict):
     gold: NotRequired[dict[str, Any]]
     policy_version: NotRequired[int]
     staleness: NotRequired[dict[str, float]]
+    engines: NotRequired[dict[str, int]]
     engine_health: NotRequired[dict[str, dict[str, Any]]]
 
 

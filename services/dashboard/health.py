@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.rollouts.engine_health import counted
+
 _OF_REWARDS = (
     ("failures", "failed calls"),
     ("retries", "calls tried again"),
@@ -24,12 +26,14 @@ def rewards_told(health: Mapping[str, Mapping[str, Any]]) -> str:
     return f"Rewards at the last step: {'; '.join(parts) or 'nothing went wrong'}."
 
 
-def engines_told(health: Mapping[str, Mapping[str, Any]]) -> str:
-    """Of a step's `engine_health`; empty where it has none."""
-    if not health:
+def engines_told(record: Mapping[str, Any]) -> str:
+    """Of a step's engines; empty where it has none."""
+    health: Mapping[str, Mapping[str, Any]] = record.get("engine_health") or {}
+    engines = counted(record)
+    if not engines:
         return ""
     away = {number: figures for number, figures in health.items() if figures.get("health") != "healthy"}
-    parts = [f"{len(health) - len(away)} of {len(health)} healthy"]
+    parts = [f"{engines.get('healthy', 0)} of {sum(engines.values())} healthy"]
     for number, figures in away.items():
         reason = f": {figures['reason']}" if figures.get("reason") else ""
         parts.append(f"engine {number} is {figures.get('health')}{reason}")

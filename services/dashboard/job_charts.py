@@ -160,7 +160,7 @@ class HealthPanel:
             return
         self._thinned.set_text(_thinned(page))
         self._rewards.set_text(rewards_told(page.watch.signs.get("reward_health", {})))
-        self._engines.set_text(engines_told(page.watch.signs.get("engine_health", {})))
+        self._engines.set_text(engines_told(page.watch.signs))
         page.grow(self._zero, [f"{name}.zero_share" for name in page.names])
         page.grow(self._time, [f"time.{stage}" for stage in STAGES], charts.stage_rows)
         self._zero.change(loading=False)

@@ -253,7 +253,7 @@ class JobWatch:
         step = record["step"]
         self._wanted |= {"steps"}
         self.columns.append(step, figures(record))
-        self.signs = {name: record.get(name) or {} for name in ("reward_health", "engine_health", "falling")}
+        self.signs = {name: record.get(name) or {} for name in ("reward_health", "engines", "engine_health", "falling")}
         if evaluation := record.get("evaluation"):
             self._wanted |= {"front", "checkpoints"}  # its event comes before the front that it tells of
             self.evaluations.append({"step": step, "objectives": evaluation.get("objectives") or {}})

@@ -63,7 +63,8 @@ def record(step: int) -> dict[str, Any]:
             "math": {"calls": 4, "latency_s_p50": 0.01, "cost": 0.0},
         },
         "staleness": {"mean": 0.5, "max": 1},
-        "engine_health": {"0": {"health": "healthy"}, "1": {"health": "starting"}, "2": {"health": "healthy"}},
+        "engines": {"healthy": 2, "starting": 1},
+        "engine_health": {"1": {"health": "starting"}},
     }
 
 

@@ -1,4 +1,4 @@
--- Adds a step to the ledger. KEYS 8: steps. ARGV: id, fence, nonce, step, digest, record.
+-- Adds a step to the ledger. KEYS 8, 9: steps, kept. ARGV: id, fence, nonce, step, digest, record.
 -- Answers {OK} or {GAP, step expected}.
 local fence, step, digest = ARGV[2], tonumber(ARGV[4]), ARGV[5]
 local refused = refusal(fence, ARGV[3])
@@ -16,6 +16,7 @@ if type(added) == 'table' and added.err then
   if added.err:find('equal or smaller', 1, true) then return {'FENCED'} end
   return added
 end
+keep_bytes(KEYS[9], #ARGV[6])
 redis.call('HSET', JOB, 'step', step, 'digest', digest)
 extend(us, j.ttl_ms)
 return {'OK'}

@@ -47,6 +47,12 @@ local function keep_reply(token, reply)
   redis.call('LTRIM', REPLIES, 0, REPLIES_KEPT - 1)
 end
 
+-- Counts what is kept for as long as the job is, in its owner's sum too; `delete` takes it off again.
+local function keep_bytes(owners, bytes)
+  redis.call('HINCRBY', JOB, 'kept_bytes', bytes)
+  redis.call('HINCRBY', owners, 'bytes', bytes)
+end
+
 -- Appends an event under the job's next number; the counter moves in the same script: no gap, no repeat.
 local function emit(kind, level, json, us)
   local seq = redis.call('HINCRBY', JOB, 'seq', 1)

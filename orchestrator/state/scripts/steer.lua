@@ -1,4 +1,4 @@
--- Compare-and-swap of the steering. KEYS 8: steering.
+-- Compare-and-swap of the steering. KEYS 8, 9: steering, kept.
 -- ARGV: id, token, version expected, change, state after it, who. Answers {code, version, effective step}.
 local W = KEYS[8]
 local token, expected, change, state, who = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -19,6 +19,7 @@ local effective = math.max(tonumber(j.step) + 2, tonumber(w[2]))
 if effective > (tonumber(j.total_steps) or math.huge) then return {'LATE', tonumber(w[1]), 0} end
 redis.call('XADD', WLOG, string.format('%d-1', version), 'eff', effective, 'at', seconds(now_us()),
   'who', who, 'change', change, 'state', state)
+keep_bytes(KEYS[9], #change + #state)
 redis.call('HSET', W, 'ver', version, 'eff', effective, 'current', state)
 keep_reply(token, string.format('%d %d', version, effective))
 return {'OK', version, effective}

@@ -1,7 +1,7 @@
 -- Accepts a job once. KEYS 8..13: idempotency, jobs, spec, steering, owners, kept.
 -- ARGV: id, spec sha256, idempotency ttl ms (0: no key given), name, spec, steering, owner, most active jobs ('': any),
 -- the job and the step that it was forked from ('': it was not), priority (-5 to 5), who submits it, whether it may take
--- GPUs (0|1), sha256 of the body that asked for it, most jobs in all ('': any), most bytes of all their specs ('': any),
+-- GPUs (0|1), sha256 of the body that asked for it, most jobs in all ('': any), most bytes kept of them ('': any),
 -- the spec's metadata as JSON ('': to be read in the spec). Answers {NEW | REPLAY | CONFLICT | QUOTA | KEPT | KEPT_BYTES |
 -- GPU_QUOTA, id, the job's fields as JSON}. With a key the fields are those of the first answer, for as long as the key is
 -- kept, whatever has become of the job.

@@ -436,4 +436,4 @@ def test_four_steps_on_competition_mathematics(math500: Path, tmp_path, redis_ur
     stalest = [step["staleness"]["max"] for step in steps]
     assert stalest[0] == 0
     assert max(stalest) == 1
-    assert [step["engine_health"]["0"]["health"] for step in steps] == ["healthy"] * 4
+    assert [(step["engines"], step["engine_health"]) for step in steps] == [({"healthy": 1}, {})] * 4

@@ -93,7 +93,7 @@ def test_the_specs_of_an_owners_jobs_have_so_many_bytes_in_all(place: Place, tmp
             ids = [http.post("/v1/jobs", json=large).json()["id"] for _ in range(2)]
             refused = http.post("/v1/jobs", json=large)
             assert error_of(refused, 429)["code"] == "too_many_kept_jobs"
-            assert "the specs of this owner's jobs may have 120000 bytes in all: delete" in refused.text
+            assert "specs, steps and steering of this owner's jobs may have 120000 bytes in all: delete" in refused.text
             kept = int(place.client.hget(names.Keys(owner).kept, "bytes"))
             assert 2 * 49_000 < kept < 120_000
             assert http.post(f"/v1/jobs/{ids[0]}/cancel").status_code == 200
@@ -145,7 +145,7 @@ def test_an_owner_writes_no_more_with_more_keys(place: Place) -> None:
 def test_limits_come_from_the_environment() -> None:
     assert Limits.from_environment({}) == Limits(
         writes_per_minute=600, active_jobs=100, active_jobs_local=0, kept_jobs=10_000, kept_jobs_local=0,
-        kept_bytes=64 << 20, kept_bytes_local=0,
+        kept_bytes=256 << 20, kept_bytes_local=0,
     )  # fmt: skip
     given = {"EQUIPOISE_MAX_WRITES_PER_MINUTE": "0", "EQUIPOISE_MAX_ACTIVE_JOBS": "3"}
     assert Limits.from_environment({**given, "EQUIPOISE_MAX_ACTIVE_JOBS_LOCAL": "9"}) == Limits(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.figures import front_document
+from orchestrator.rollouts.engine_health import recorded
 from orchestrator.state import reader
 from orchestrator.state.census import Census
 from orchestrator.state.records import dumps
@@ -37,6 +38,25 @@ def test_a_long_ledger_is_read_in_chunks(store: JobStore, monkeypatch: pytest.Mo
     assert [r["step"] for r in store.steps("j")] == list(range(1, 29))
     assert [r["step"] for r in store.steps("j", after_step=26)] == [27, 28]
     assert [step for _, step, _ in store.raw_steps("j")] == list(range(1, 29))
+
+
+def test_what_a_job_writes_is_counted_until_it_is_deleted(store: JobStore) -> None:
+    """A few long jobs fill Redis, and then nobody's leases are renewed: its owner's quota is to say so before."""
+    lease = running(store)
+    before = Census(store).kept()[1]
+    healthy = {"health": "healthy", "resent": 0, "failures": 0, "restarts": 0, "rollouts": 8, "reason": None}
+    figures = {str(number): healthy for number in range(64)}
+    record = {"loss": 0.5, **recorded(figures)}
+    assert len(dumps(record)) < 100, "64 healthy engines are one figure"
+    for _ in range(2):  # the first reply was lost
+        store.commit(lease, step=1, digest="d", record=record)
+    assert Census(store).kept()[1] == before + len(dumps(record))
+    change = {"weights": {"a": 1.0}}
+    store.steer("j", change=change, if_match=None, by="ann")
+    assert Census(store).kept()[1] == before + len(dumps(record)) + 2 * len(dumps(change))
+    store.finish(lease, JobStatus.FAILED)
+    store.delete("j")
+    assert Census(store).kept() == (0, 0)
 
 
 def test_checkpoints(store: JobStore) -> None:

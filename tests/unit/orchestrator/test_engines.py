@@ -527,9 +527,12 @@ def test_a_job_whose_engine_dies_makes_the_same_figures_and_tells_of_it(tmp_path
     (retired,) = run.journal.named("engine.retired")
     assert retired == {"engine": 1, "step": 3, "message": "its process is gone", "resent": 2, "given_up": False}
     assert [len(run.journal.named(f"engine.{what}")) for what in ("restarted", "back")] == [1, 1]
-    healths = {step: record["engine_health"]["1"]["health"] for step, record in run.journal.records.items()}
-    assert healths == dict.fromkeys(range(1, 7), "healthy")  # back within its step's own sync
-    assert run.journal.records[3]["engine_health"]["1"]["restarts"] == 1
+    engines = [record["engines"] for record in run.journal.records.values()]
+    assert engines == [{"healthy": 3}] * 6  # back within its step's own sync
+    told = {step: record["engine_health"] for step, record in run.journal.records.items()}
+    assert told[2] == {}, "of healthy ones there is nothing to tell"
+    assert told[3].keys() == {"1"}
+    assert told[3]["1"]["restarts"] == 1
     lines = [line["engines"] for line in run.journal.lines if "engines" in line]
     assert lines == [{"serving": 3, "of": 3}] * 6
 

@@ -33,18 +33,25 @@ def test_rewards(health: Any, told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("health", "told"),
+    ("record", "told"),
     [
         ({}, ""),
-        ({"0": HEALTHY}, "Engines at the last step: 1 of 1 healthy."),
+        ({"engine_health": {"0": HEALTHY}}, "Engines at the last step: 1 of 1 healthy."),  # of an earlier version
+        ({"engines": {"healthy": 64}, "engine_health": {}}, "Engines at the last step: 64 of 64 healthy."),
         (
-            {"0": {**HEALTHY, "restarts": 2}, "1": {"health": "retired", "restarts": 1, "reason": "its process died"}},
-            "Engines at the last step: 1 of 2 healthy; engine 1 is retired: its process died; 3 started again so far.",
+            {
+                "engines": {"healthy": 3, "retired": 1},
+                "engine_health": {
+                    "0": {**HEALTHY, "restarts": 2},
+                    "1": {"health": "retired", "restarts": 1, "reason": "its process died"},
+                },
+            },
+            "Engines at the last step: 3 of 4 healthy; engine 1 is retired: its process died; 3 started again so far.",
         ),
     ],
 )
-def test_engines(health: Any, told: str) -> None:
-    assert engines_told(health) == told
+def test_engines(record: Any, told: str) -> None:
+    assert engines_told(record) == told
 
 
 def test_they_are_on_the_page_and_so_is_what_falls() -> None:
