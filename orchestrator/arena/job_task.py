@@ -27,6 +27,7 @@ from rewards import registry
 
 MAX_NAME = 40  # characters, as a run's own name has the entry's beside it
 _SECTIONS = ("policy", "data", "rollout", "gramian", "sampling", "loss", "optimizer", "evaluation", "init_checkpoint")
+_TIMEOUTS = ("learner_timeout_s", "reward_timeout_s")  # of its resources: a run is given as long as the job
 _OBJECTIVE = ("name", "reward", "transform", "gate", "domains")
 
 
@@ -81,6 +82,8 @@ def job_task(spec: JobSpec) -> JobTask:
     base = {section: said[section] for section in _SECTIONS if section in said}
     rollout = {field: value for field, value in base.get("rollout", {}).items() if field not in ("sleep", "mode")}
     base["rollout"] = {**rollout, "mode": "sync"}
+    if waits := {field: value for field, value in said.get("resources", {}).items() if field in _TIMEOUTS}:
+        base["resources"] = waits
     base["evaluation"] = {**base.get("evaluation", {}), "greedy": False, "test_points": 6}
     files = spec.data if isinstance(spec.data, FilesData) else None
     rows = {

@@ -62,8 +62,8 @@ class Maker:
 
         recipe = TASKS[request["task"]].recipe if request["task"] in TASKS else Recipe()
         threads = self.threads
-        resources = {"device": "cpu", "learner_threads": threads, "engine_threads": threads}
-        spec = parse_spec({**request["spec"], "resources": resources})
+        own = {"device": "cpu", "learner_threads": threads, "engine_threads": threads}
+        spec = parse_spec({**request["spec"], "resources": request["spec"].get("resources", {}) | own})
         if spec.policy.model == "quickstart" and spec.init_checkpoint is None:
             policies, seed = self.state_dir / "policies", request["policy_seed"]
             model = str(ensure_policy(policies, seed=seed, show_progress=False, recipe=recipe))

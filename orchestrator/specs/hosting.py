@@ -29,7 +29,8 @@ class HostingSpec(Spec):
         None,
         ge=1,
         le=65_536,
-        description="most completions in one call, whole groups where they fit; one group at a time when absent",
+        description="most completions in one call, whole groups where they fit; when absent a group, small groups "
+        "together up to 8 rows, and of a rowwise reward what waits, up to 64",
     )
     deadline_s: Positive | None = Field(
         None, description="longest wait for one call, seconds; resources.reward_timeout_s when absent"

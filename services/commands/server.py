@@ -96,6 +96,7 @@ class LauncherName(StrEnum):
 
 class Weighting(StrEnum):
     fixed = "fixed"
+    hv_gradient = "hv_gradient"
     hypervolume = "hypervolume"
     gradient = "gradient"
 

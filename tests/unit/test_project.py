@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ LINKS = [
     for path in READMES
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text(encoding="utf-8"))
 ]
+BLOCKS = {
+    kind: re.findall(rf"^```{kind}\n(.*?)^```", README, re.MULTILINE | re.DOTALL) for kind in ("yaml", "python", "toml")
+}
 TOP_LEVEL = {
     "services", "orchestrator", "policies", "rewards", "deploy", "tests",
     "pyproject.toml", "README.md", "Makefile", "LICENSE", "CHANGELOG.md", "requirements",
@@ -78,6 +82,52 @@ def test_every_command_in_the_readme_exists() -> None:
     named = set(re.findall(r"(?:^ +\S*|`)equipoise ([a-z]+)", README, re.MULTILINE))
     assert {"up", "submit", "steer"} <= named
     assert named <= set(get_group(app).commands)
+
+
+def test_every_option_in_the_readmes_exists() -> None:
+    """Of the commands that stand in lines of their own, or in backquotes."""
+    from typer.main import get_command
+
+    from services.cli import app
+
+    used = re.findall(r"(?:^ +\S*|`)equipoise ([^`#\n]+)", README, re.MULTILINE)
+    assert len(used) > 50
+    for line in used:
+        command, words = get_command(app), line.split()
+        options = {name for option in command.params for name in option.opts}
+        for word in words:
+            if word in getattr(command, "commands", {}):
+                command = command.commands[word]
+                options |= {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+        named = {word.partition("=")[0].rstrip(").,") for word in words if word.startswith("--")}
+        assert named <= options, line
+
+
+@pytest.mark.parametrize("block", BLOCKS["yaml"])
+def test_every_piece_of_a_spec_in_the_readmes_is_taken(block: str) -> None:
+    """Fields that a job has are put into one; other documents (a judge's, Kubernetes') have tests of their own."""
+    import yaml
+
+    from orchestrator.spec import JobSpec, parse_spec
+
+    (piece,) = yaml.safe_load_all(block.replace("politeness", "clarity"))  # a plug-in of the READMEs
+    if not isinstance(piece, dict) or not set(piece) <= set(JobSpec.model_fields):
+        pytest.skip("no piece of a job")
+    base = yaml.safe_load((ROOT / "deploy/jobs/quickstart.yaml").read_text(encoding="utf-8"))
+    base["weighting"] = {"name": "fixed"}  # goes with any number of objectives
+    for section, fields in piece.items():
+        base[section] = {**base.get(section, {}), **fields} if isinstance(fields, dict) else fields
+    parse_spec(base)
+
+
+@pytest.mark.parametrize("block", BLOCKS["python"])
+def test_every_program_in_the_readmes_compiles(block: str) -> None:
+    compile(block, "README", "exec")
+
+
+@pytest.mark.parametrize("block", BLOCKS["toml"])
+def test_every_table_in_the_readmes_is_toml(block: str) -> None:
+    assert tomllib.loads(block)
 
 
 @pytest.mark.parametrize("name", ["deploy/README.md", "deploy/operations.md"])

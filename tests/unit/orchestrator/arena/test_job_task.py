@@ -86,6 +86,14 @@ def test_a_run_is_the_job_but_for_the_rule(files: dict[str, str]) -> None:
     )  # fmt: skip
 
 
+def test_a_run_is_as_patient_as_the_job_and_no_less_the_same(files: dict[str, str]) -> None:
+    patient = run_of(task_of(files, resources={"reward_timeout_s": 600, "learner_threads": 7}), "gdpo/saw")
+    spec = patient.spec(())
+    assert spec is not None
+    assert (spec.resources.reward_timeout_s, spec.resources.learner_threads) == (600, None)
+    assert mark(patient) == mark(run_of(task_of(files), "gdpo/saw"))
+
+
 def test_every_entry_is_there_and_steps_can_be_chosen(files: dict[str, str]) -> None:
     task = task_of(files)
     found = plan(PRESETS["full"], own=task, seeds=1, steps=7)
