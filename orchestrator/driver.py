@@ -59,7 +59,7 @@ from orchestrator.state.store import (
     StoreUnavailable,
 )
 from orchestrator.storage.checkpoint_store import CheckpointStore, open_store
-from orchestrator.storage.checkpoints import CheckpointError, Unreadable, collect
+from orchestrator.storage.checkpoints import CheckpointError, PolicyAlone, Unreadable, check_room, collect
 from orchestrator.storage.recovery import keep_document, keep_ending, register_found
 from orchestrator.storage.remote import RemoteAway
 
@@ -284,6 +284,8 @@ def align(
     journal.patiently(lambda: store.set_total_steps(lease, spec.steps))
     find_registered(store, journal, claim, checkpoints)
     known = journal.patiently(lambda: store.checkpoints(lease.job_id))
+    if known and known[-1].step < spec.steps:
+        check_room(checkpoints.root)
     commit = trained_commit(checkpoints, known)
     with parts_of(
         spec, directory, journal, ray_address=ray_address, trained_commit=commit, is_resumed=bool(known)
@@ -439,13 +441,18 @@ def usable_checkpoint(store: JobStore, journal: StoreJournal, checkpoints: Check
                 journal.event("checkpoint.fetched", step=step)
         except Unreadable:  # it may be whole: passing over it would lose its steps
             raise
+        except PolicyAlone:  # of no use to a restart
+            continue
         except CheckpointError as error:
             journal.event("checkpoint.damaged", level="error", step=step, message=str(error))
             continue
         rewind_to(journal, step)
         return step
     if registered:
-        raise CheckpointError("every checkpoint is damaged; submit the job again, or restore a backup of its directory")
+        raise CheckpointError(
+            "every checkpoint is damaged, or kept for its policy alone; submit the job again, fork it from one of its "
+            "front, or restore a backup of its directory"
+        )
     return None
 
 

@@ -195,7 +195,7 @@ class Evaluator:
                 except CheckpointError as error:
                     loop.journal.event("checkpoint.damaged", level="error", step=step, message=str(error))
                     continue
-                learner.load(directory)
+                learner.load_policy(directory)
                 self.parts.engines.refit(learner, step)
             try:
                 self.test(step, loop.is_asked)
@@ -213,11 +213,14 @@ class Evaluator:
         """Steps in the order of testing: the last first, whose weights the engines have. None without a test split."""
         if not self.parts.splits.test:
             return []
+        kept = [point.step for point in self.ranked(loop) if point.step in loop.kept]
+        chosen = {*kept[: self.spec.evaluation.test_points], loop.state.step}
+        return sorted((chosen & loop.kept) - {0}, reverse=True)
+
+    def ranked(self, loop: Loop) -> list[Point]:
+        """The front, the best by the person's weights first."""
         archive = self.parts.archive
         _, steering = loop.journal.steering(loop.state.step)
         weights_K = np.array([steering.weights[name] for name in archive.ranges])
         totals_N = archive.normalised(archive.front) @ weights_K
-        ranked = [archive.front[i] for i in np.argsort(-totals_N, kind="stable")]
-        chosen = {point.step for point in ranked[: self.spec.evaluation.test_points]}
-        chosen |= {loop.state.step}
-        return sorted((chosen & loop.kept) - {0}, reverse=True)
+        return [archive.front[i] for i in np.argsort(-totals_N, kind="stable")]

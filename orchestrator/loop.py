@@ -26,6 +26,7 @@ from orchestrator.guardrails import Guardrails
 from orchestrator.inputs import check_data
 from orchestrator.journal import Journal
 from orchestrator.references import FILE
+from orchestrator.retention import widest
 from orchestrator.rollouts.batch import Batch
 from orchestrator.rollouts.collect import Collector
 from orchestrator.rollouts.engine_health import recorded
@@ -440,19 +441,25 @@ class Loop:
         self.retain()
 
     def retain(self) -> None:
-        """Keep the front's checkpoints and the newest, with the one before it in case the newest is found damaged.
+        """Keep the newest checkpoint, with the one before it in case that is found damaged, and the front's policies.
 
         The others leave the ledger first and then the disk.
         """
         archive = self.parts.archive
         front = {point.step for point in archive.front}
-        dropped = self.kept - front - set(sorted(self.kept)[-NEWEST:])
+        newest = set(sorted(self.kept)[-NEWEST:])
+        older = self.kept & front - newest
+        if len(older) > self.spec.checkpoints.front:
+            best = self.evaluator.ranked(self)[0].step
+            older = widest(archive, older, self.spec.checkpoints.front, always={0, best})
+        dropped = self.kept - older - newest
         self.kept -= dropped
         changes = {
             step: {"on_front": step in front, "metrics": point_metrics(archive, step)} for step in sorted(self.kept)
         }
         self.journal.checkpoints(changes, sorted(dropped))
         self.checkpoints.keep_only(self.kept, fence=self.fence)
+        self.checkpoints.keep_policies(older, fence=self.fence)
         self.journal.front(self.front_document())
 
     def fill(self, directory: Path, *, wait: bool) -> Callable[[], None]:

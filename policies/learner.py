@@ -32,7 +32,7 @@ from policies.gramian import (
 from policies.held import Held
 from policies.learner_settings import LearnerSettings as LearnerSettings  # its users know it by this module
 from policies.learner_settings import learning_rate
-from policies.learner_state import load_state, policy_writer, state_writer, without_frames
+from policies.learner_state import load_policy, load_state, policy_writer, state_writer, without_frames
 from policies.lora import adapter, attach, base_digest, base_parameters, merged, switched_off
 from policies.losses import k3
 from policies.meter import Meter
@@ -529,4 +529,9 @@ class Learner:
 
     def load_state(self, directory: Path) -> None:
         load_state(self, directory)
+        self._held = None
+
+    def load_policy(self, directory: Path) -> None:
+        """A checkpoint's policy as it was exported, to be evaluated: the optimiser and its moments are not its own."""
+        load_policy(self, directory)
         self._held = None

@@ -27,7 +27,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from policies.lora import merged, plain_name, save_adapter
+from policies.lora import adapter_parameters, merged, plain_name, read_adapter, save_adapter
+from policies.models import load_model
 from policies.ranks import like, whole
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ FILE = "learner.safetensors"
 PARTS = "learner"  # a directory of torch.distributed.checkpoint
 BASE = "base.sha256"
 GENERATION_CONFIG = "generation_config.json"
+POLICY = "policy"
 ADAPTER = "adapter"  # a directory beside the policy's
 
 
@@ -174,6 +176,27 @@ def load_state(learner: Learner, directory: Path) -> None:
         group["lr"] = rate
     torch.set_rng_state(tensors["random.torch"])
     learner.generator.set_state(tensors["random.order"])
+
+
+def load_policy(learner: Learner, directory: Path) -> None:
+    """The weights that `policy_writer` wrote there, in what it rounded them to; engines are given the same.
+
+    The optimiser's moments go: they belong to other weights. Raises ModelError, and KeyError where they are of another
+    model.
+    """
+    learner.optimizer.state.clear()
+    settings = learner.settings
+    if settings.lora is not None:
+        found, base = read_adapter(directory / (ADAPTER if settings.lora.merge else POLICY))
+        if base != learner.base_sha256:
+            raise KeyError(f"{directory} holds an adapter of other base weights")
+        targets = adapter_parameters(learner.model)
+    else:
+        found = dict(load_model(str(directory / POLICY), dtype=settings.dtype).named_parameters())
+        targets = learner.trained
+    with torch.no_grad():
+        for name, parameter in targets.items():
+            parameter.copy_(like(parameter.detach(), found[name]))
 
 
 def _read(learner: Learner, directory: Path) -> dict[str, Tensor]:

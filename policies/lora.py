@@ -116,6 +116,15 @@ def adapter(model: nn.Module, *, dtype: torch.dtype, gather: Callable[[Tensor], 
     return found
 
 
+def adapter_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """A and B of every adapted layer, by the names that `adapter` has for them."""
+    found = {}
+    for name, layer in layers(model).items():
+        found[name + _A] = layer.lora_A.default.weight
+        found[name + _B] = layer.lora_B.default.weight
+    return found
+
+
 def is_adapter(tensors: Mapping[str, Tensor]) -> bool:
     """Whether they are `adapter`'s rather than a policy's own."""
     return any(name.endswith(_A) for name in tensors)

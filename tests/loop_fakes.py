@@ -196,11 +196,15 @@ class FakeLearner:
     def save(self, directory: Path, *, beside: bool = False) -> None:  # noqa: ARG002  it has written when it returns
         (directory / "learner.json").write_text(json.dumps(self.skills))
         reach("checkpoint_halfway")
-        (directory / "policy" / "model.safetensors").write_text("policy")
+        (directory / "policy" / "model.safetensors").write_text(json.dumps(self.skills))
 
     def load(self, directory: Path) -> None:
         self.world.calls.append(f"load {directory.name}")
         self.skills = json.loads((directory / "learner.json").read_text())
+
+    def load_policy(self, directory: Path) -> None:
+        self.world.calls.append(f"load the policy of {directory.name}")
+        self.skills = json.loads((directory / "policy" / "model.safetensors").read_text())
 
 
 class FakeRewards:

@@ -123,6 +123,9 @@ class LearnerActor:
     def load(self, directory: Path) -> None:
         self.learner.load_state(directory)
 
+    def load_policy(self, directory: Path) -> None:
+        self.learner.load_policy(directory)
+
     def logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         return self.learner.logprobs(rollouts)
 

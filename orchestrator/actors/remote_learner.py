@@ -74,6 +74,10 @@ class RemoteLearner:
     def load(self, directory: Path) -> None:
         self._call("load", directory)
 
+    def load_policy(self, directory: Path) -> None:
+        """To be evaluated: nothing can be learned from there on."""
+        self._call("load_policy", directory)
+
     def logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         return self._call("logprobs", ray.put(rollouts))
 

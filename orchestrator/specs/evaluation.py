@@ -43,6 +43,13 @@ class CheckpointSpec(Spec):
     """What a crash can cost, and what is kept."""
 
     every: int = Field(10, ge=1, description="steps between checkpoints: the most that a crash re-runs")
+    front: int = Field(
+        32,
+        ge=1,
+        le=256,
+        description="checkpoints of the front that are kept beside the newest two, as policies alone: those that hold "
+        "most of the hypervolume alone, and always the initial policy and the best by the weights that are in force",
+    )
     asynchronous: bool = Field(
         False,
         description="checkpoints are written, summed, flushed and copied to a store beside the next steps, from a copy "

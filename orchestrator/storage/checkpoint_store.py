@@ -31,6 +31,7 @@ from orchestrator.storage.checkpoints import (
     CheckpointError,
     Fill,
     Manifest,
+    PolicyAlone,
     Unreadable,
     directory_name,
     parse_manifest,
@@ -129,6 +130,30 @@ class Remote:
         except StoreAway as error:
             log.warning("%s", error)
 
+    def keep_policies(self, steps: Collection[int], fence: int) -> bool:
+        """Of these steps, as holders up to `fence` wrote them, keep the policy alone. False if the store is away."""
+        try:
+            for step, its in self.steps():
+                if step in steps and its <= fence:
+                    self._keep_policy(self._place(step, its))
+        except StoreAway as error:
+            log.warning("%s", error)
+            return False
+        return True
+
+    def _keep_policy(self, place: str) -> None:
+        """The manifest comes in one move: what a kill leaves is whole."""
+        with contextlib.suppress(FileNotFoundError, ValueError):  # of one that is not whole
+            text = self._cat("read a manifest", f"{place}/{MANIFEST}")
+            changed, gone = checkpoints.policy_alone(text)
+            if changed != text:
+                hidden = f"{place}/.{MANIFEST}"
+                self._try("write a manifest", functools.partial(self._fs.pipe_file, hidden, changed))
+                self._try("replace a manifest", functools.partial(self._fs.mv, hidden, f"{place}/{MANIFEST}"))
+            for name in gone:
+                with contextlib.suppress(FileNotFoundError):
+                    self._try("remove a learner's state", functools.partial(self._fs.rm_file, f"{place}/{name}"))
+
     def put_beside(self, path: Path, name: str) -> None:
         """Copy a file that checkpoints rely on."""
         self._put_file(path, f"{self._base}/{name}")
@@ -191,6 +216,7 @@ class CheckpointStore:
         self._remote = remote
         self._beside: set[str] = set()  # files that the store has
         self._written: set[int] = set()  # steps that are in the store as this process wrote them
+        self._policies: set[int] = set()  # of which the store has the policy alone
 
     def floor(self) -> int:
         """The highest fence that wrote: the next one is above it, whatever became of Redis. May raise StoreAway."""
@@ -280,8 +306,15 @@ class CheckpointStore:
     def restore(self, step: int) -> bool:
         """See that a registered checkpoint is here as it was registered; True where it had to be fetched.
 
-        CheckpointError where it is nowhere whole, Unreadable where that can't be told yet.
+        CheckpointError where it is nowhere whole, Unreadable where that can't be told yet, PolicyAlone.
         """
+        was_fetched = self._restore(step)
+        manifest = parse_manifest(read_file(self.root / directory_name(step) / MANIFEST))
+        if manifest.gone:
+            raise PolicyAlone(f"of step {step} the policy alone is kept")
+        return was_fetched
+
+    def _restore(self, step: int) -> bool:
         try:
             if checkpoints.verify(self.root / directory_name(step)).digest != self.registered[step]:
                 raise CheckpointError(f"step {step} is not the checkpoint that was registered")
@@ -315,6 +348,14 @@ class CheckpointStore:
         checkpoints.keep_only(self.root, steps)
         if self._remote is not None:
             self._remote.within(()).keep_only(steps, fence, written=self._written)
+
+    def keep_policies(self, steps: Collection[int], *, fence: int) -> None:
+        """Of these, which no restart will take, keep the policy alone, here and in the store."""
+        for step in steps:
+            checkpoints.keep_policy(self.root / directory_name(step))
+        left = set(steps) - self._policies
+        if self._remote is not None and left and self._remote.within(()).keep_policies(left, fence):
+            self._policies |= left
 
     def _written_by(self) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
         """(fence, step) of what is here, and of what is in the store; not all of it is whole."""
@@ -388,8 +429,8 @@ def _checked(content: bytes, name: str, manifest: Manifest) -> bytes:
 def _is_registered(path: Path, digest: str) -> bool:
     """Whether the directory is what was registered: one of the same step may be of a holder that lost the job."""
     try:
-        return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest() == digest
-    except OSError:
+        return parse_manifest((path / MANIFEST).read_bytes()).digest == digest
+    except (OSError, ValueError):
         return False
 
 

@@ -10,13 +10,16 @@
       manifest.json         step, fence, and the sum of every other file; written last
 
 A directory is written under another name, flushed, and renamed: a kill leaves a hidden directory that nobody loads.
+One that is kept for its policy alone has policy/ and adapter/ left; its manifest names the others under `gone`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -29,6 +32,8 @@ from policies.disk import flush, sha256_of
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+_POLICY = ("policy/", "adapter/")
+log = logging.getLogger(__name__)
 Fill = Callable[[Path], Callable[[], None] | None]
 """Writes a checkpoint's files into a directory; returns what waits for those that are still being written, if any."""
 
@@ -41,14 +46,23 @@ class Unreadable(CheckpointError):
     """What holds a checkpoint does not give it now: it is neither lost nor damaged."""
 
 
+class DiskFull(Unreadable):
+    """The disk has no room for another checkpoint: those that it has are whole."""
+
+
+class PolicyAlone(CheckpointError):
+    """A whole checkpoint that no training can go on from: its learner's state was dropped."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a checkpoint holds."""
 
     step: int
     fence: int
-    files: dict[str, str]  # relative path -> sha256
-    digest: str  # of the manifest itself
+    files: dict[str, str]  # relative path -> sha256, of those that are to be there
+    digest: str  # of the manifest itself, as it was sealed
+    gone: frozenset[str] = frozenset()  # files that were dropped since
 
 
 def directory_name(step: int) -> str:
@@ -103,7 +117,8 @@ def _disk(root: Path, step: int, fence: int) -> Iterator[None]:
     except OSError as error:
         shutil.rmtree(_hidden(root, step, fence), ignore_errors=True)
         where, reason = root / directory_name(step), error.strerror or str(error)
-        raise CheckpointError(f"can't write checkpoint {where}: {reason}; free space or fix the directory") from error
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else CheckpointError
+        raise kind(f"can't write checkpoint {where}: {reason}; free space or fix the directory") from error
 
 
 def verify(directory: Path, *, under: str = "") -> Manifest:
@@ -133,14 +148,34 @@ def parse_manifest(text: bytes) -> Manifest:
     """Raises ValueError for what is none."""
     try:
         document = json.loads(text)
+        step, fence, files = int(document["step"]), int(document["fence"]), dict(document["files"].items())
+        gone = frozenset(document.get("gone", ()))
+        if not gone <= files.keys():
+            raise ValueError("not a manifest: it never had what is gone")
         return Manifest(
-            step=int(document["step"]),
-            fence=int(document["fence"]),
-            files=dict(document["files"].items()),
-            digest=hashlib.sha256(text).hexdigest(),
+            step=step,
+            fence=fence,
+            files={name: found for name, found in files.items() if name not in gone},
+            digest=hashlib.sha256(_sealed_text(step, fence, files) if gone else text).hexdigest(),
+            gone=gone,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a manifest: {error}") from error
+
+
+def _sealed_text(step: int, fence: int, files: Mapping[str, str]) -> bytes:
+    return json.dumps({"step": step, "fence": fence, "files": files}, indent=1).encode()
+
+
+def policy_alone(text: bytes) -> tuple[bytes, list[str]]:
+    """A manifest of the policy alone, and the files that it does without. ValueError as `parse_manifest`.
+
+    It keeps their sums, from which anybody gets the digest that was registered.
+    """
+    parse_manifest(text)
+    document = json.loads(text)
+    gone = [name for name in document["files"] if not name.startswith(_POLICY)]
+    return json.dumps({**document, "gone": gone}, indent=1).encode(), gone
 
 
 def read_file(path: Path) -> bytes:
@@ -166,6 +201,15 @@ def manifests(root: Path) -> Iterator[tuple[int, int]]:
             yield int(document["fence"]), int(document["step"])
 
 
+def check_room(root: Path) -> None:
+    """Raises DiskFull where another checkpoint as large as the largest here has no room: steps would be for nothing."""
+    sizes = [sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in root.glob("step-*")]
+    needed, free = max(sizes, default=0), shutil.disk_usage(root).free
+    if free < needed:
+        needed_gib, free_gib = needed / 2**30, free / 2**30
+        raise DiskFull(f"a checkpoint takes {needed_gib:.1f} GiB, and {root} has room for {free_gib:.1f}; free space")
+
+
 def keep_only(root: Path, steps: Collection[int]) -> None:
     """Remove every other checkpoint, also one that a kill kept from being registered."""
     names = {directory_name(step) for step in steps}
@@ -184,6 +228,33 @@ def remove(directory: Path) -> None:
     with contextlib.suppress(OSError):
         directory.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
+
+
+def keep_policy(directory: Path) -> None:
+    """Drop all of a checkpoint but its policy; it is the one that was registered still.
+
+    The manifest says so first, in one rename: after a kill the files are there and nobody reads them, until the next
+    call. What the disk refuses costs space, not the run.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):  # elsewhere, or damaged
+        try:
+            text = read_file(directory / MANIFEST)
+            changed, gone = policy_alone(text)
+            if changed != text:
+                hidden = directory / f".{MANIFEST}"
+                hidden.write_bytes(changed)
+                flush(hidden)
+                hidden.rename(directory / MANIFEST)
+                flush(directory)
+            for name in gone:
+                (directory / name).unlink(missing_ok=True)
+            for folder in {(directory / name).parent for name in gone} - {directory}:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except (OSError, Unreadable) as error:
+            log.warning("%s keeps more than its policy: %s", directory, error)
 
 
 def collect(root: Path) -> None:
@@ -221,7 +292,7 @@ def export_policy(directory: Path, target: Path, *, beside: Mapping[str, bytes] 
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+    path.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")  # with an indent it takes 4 times as long
 
 
 def put_in_place(hidden: Path, final: Path) -> None:
@@ -247,7 +318,7 @@ def _seal(directory: Path, *, step: int, fence: int) -> Manifest:
     for file in sorted(path for path in directory.rglob("*") if path.is_file()):
         files[file.relative_to(directory).as_posix()] = sha256_of(file)
         flush(file)
-    text = json.dumps({"step": step, "fence": fence, "files": files}, indent=1).encode()
+    text = _sealed_text(step, fence, files)
     path = directory / MANIFEST
     path.write_bytes(text)
     flush(path)

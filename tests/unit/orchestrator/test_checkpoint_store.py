@@ -24,6 +24,7 @@ from orchestrator.storage.checkpoint_store import CheckpointStore, Remote, Store
 from orchestrator.storage.checkpoints import (
     MANIFEST,
     CheckpointError,
+    PolicyAlone,
     Unreadable,
     directory_name,
     export_policy,
@@ -65,6 +66,14 @@ class Doubtful(LocalFileSystem):
     def ls(self, path: str, detail: bool = False, **options: Any) -> Any:
         self._asked("ls", path)
         return super().ls(path, detail, **options)
+
+    def pipe_file(self, path: str, value: bytes, mode: Any = "overwrite", **options: Any) -> None:
+        self._asked("pipe", path)
+        super().pipe_file(path, value, mode, **options)
+
+    def mv(self, path1: str, path2: str, **options: Any) -> None:
+        self._asked("mv", path2)
+        super().mv(path1, path2, **options)
 
     def rm_file(self, path: str) -> None:
         self._asked("rm_file", path)
@@ -182,6 +191,47 @@ def test_killed_at_every_call_of_a_copy(tmp_path: Path, doubtful: Doubtful) -> N
     store.write(step=10, fence=4, fill=fill("new"))
     store.keep_only([10], fence=4)
     assert whole(tmp_path) == stored(tmp_path) == ["000010-4"]  # what the kills left is gone too
+
+
+def test_of_a_policy_alone_the_store_keeps_no_more(tmp_path: Path, url: str) -> None:
+    """By its own manifest, whoever has the job; the digest that was registered finds it as before."""
+    store = CheckpointStore(tmp_path / "one", Remote(url, *JOB))
+    digests = {step: store.write(step=step, fence=3, fill=fill(str(step)))[1].digest for step in (10, 20)}
+    other = other_machine(store, tmp_path / "two", url)
+    other.keep_policies([10], fence=4)
+    found = Remote(url, *JOB).manifest(10, 3)
+    assert found is not None
+    assert found.digest == digests[10]
+    assert sorted(found.files) == ["policy/model.safetensors"]
+    with pytest.raises(PolicyAlone, match="of step 10 the policy alone is kept"):
+        other.restore(10)
+    with pytest.raises(CheckpointError, match=r"state\.json of step 10"):
+        Remote(url, *JOB).read(10, digests[10], "state.json")
+    path = other.directory(10)
+    assert verify(path).digest == digests[10]
+    assert sorted(file.name for file in path.rglob("*") if file.is_file()) == [MANIFEST, "model.safetensors"]
+    assert other.restore(20)
+
+
+def test_killed_at_every_call_while_the_store_drops_what_is_no_policy(tmp_path: Path, doubtful: Doubtful) -> None:
+    store = CheckpointStore(tmp_path / "one", Remote("x://", *JOB))
+    digest = store.write(step=10, fence=3, fill=fill("a"))[1].digest
+    for at in range(6):
+        count = iter(range(100))
+        doubtful.trouble = lambda name, _, at=at, count=count: (  # type: ignore[misc]
+            Killed() if name != "ls" and next(count) == at else None
+        )
+        with contextlib.suppress(Killed):
+            other_machine(store, tmp_path / "two", "x://").keep_policies([10], fence=3)
+        doubtful.trouble = lambda *_: None
+        found = other_machine(store, tmp_path / f"machine {at}", "x://").directory(10)
+        assert verify(found).digest == digest
+    doubtful.trouble = lambda name, _: PermissionError("denied") if name == "rm_file" else None
+    store.keep_policies([10], fence=3)  # a store that does not answer is asked again
+    doubtful.trouble = lambda *_: None
+    store.keep_policies([10], fence=3)
+    folder = tmp_path / "store" / "/".join(JOB) / "000010-3"
+    assert sorted(file.name for file in folder.rglob("*") if file.is_file()) == [MANIFEST, "model.safetensors"]
 
 
 @pytest.mark.usefixtures("doubtful")

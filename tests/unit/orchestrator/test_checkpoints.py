@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,11 @@ from orchestrator.storage import checkpoints
 from orchestrator.storage.checkpoints import (
     MANIFEST,
     CheckpointError,
+    DiskFull,
     collect,
     export_policy,
     keep_only,
+    keep_policy,
     newest_manifest,
     remove,
     verify,
@@ -218,6 +221,55 @@ def test_killed_while_removing(tmp_path: Path) -> None:
         write(root, 10, "old")
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("error", [Killed, partial(OSError, errno.ENOSPC, "full")], ids=["killed", "full"])
+def test_a_policy_alone_is_the_checkpoint_that_was_registered(tmp_path: Path, error: Any, after: bool) -> None:
+    """Cut short at each of its calls to the disk, the checkpoint is whole, and the next call ends the work."""
+    root = tmp_path / "checkpoints"
+    directory, manifest = write(root, 10, "a", fence=7)
+    for at in range(6):  # a file, its flush, the rename, the directory's flush, and one more than these
+        shutil.rmtree(root)
+        write(root, 10, "a", fence=7)
+        with pytest.MonkeyPatch.context() as monkeypatch, contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.contextmanager(failing)(monkeypatch, at, error(), after=after))
+            with contextlib.suppress(Killed):
+                keep_policy(directory)
+        assert verify(directory).digest == manifest.digest
+        keep_policy(directory)
+        found = verify(directory)
+        assert (found.digest, found.step, found.fence) == (manifest.digest, 10, 7)
+        assert sorted(found.files) == ["policy/model.safetensors"]
+        assert sorted(found.gone) == ["learner.safetensors", "state.json"]
+        assert visible(directory) == [MANIFEST, "policy"]
+
+
+def test_of_several_ranks_the_parts_go_too(tmp_path: Path) -> None:
+    def parts(directory: Path) -> None:
+        for name in ("policy", "adapter", "learner"):
+            (directory / name).mkdir()
+            (directory / name / "file").write_text(name)
+
+    directory, manifest = write_checkpoint(tmp_path, step=3, fence=1, fill=parts)
+    keep_policy(directory)
+    assert visible(directory) == ["adapter", MANIFEST, "policy"]
+    assert verify(directory).digest == manifest.digest
+    assert export_policy(directory, tmp_path / "exported").is_dir()
+    keep_policy(tmp_path / "absent")
+
+
+def test_a_manifest_whose_dropped_files_are_changed_has_another_digest(tmp_path: Path) -> None:
+    directory, manifest = write(tmp_path, 3, "a")
+    keep_policy(directory)
+    document = json.loads((directory / MANIFEST).read_text())
+    document["files"]["learner.safetensors"] = "0" * 64
+    (directory / MANIFEST).write_text(json.dumps(document))
+    assert verify(directory).digest != manifest.digest
+    document["gone"] = ["what never was"]
+    (directory / MANIFEST).write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="is missing or damaged"):
+        verify(directory)
+
+
 def test_keep_only_takes_nothing_that_is_no_checkpoint(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         write(tmp_path, step, "a")
@@ -270,7 +322,7 @@ def test_the_error_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     if where == "fsync":
         monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(DiskFull) as caught:
         write_checkpoint(tmp_path, step=3, fence=1, fill=broken if where == "fill" else fill("a"))
     assert str(caught.value) == (
         f"can't write checkpoint {tmp_path}/step-000003: No space left on device; free space or fix the directory"
@@ -333,6 +385,13 @@ def test_a_manifest_that_is_none(tmp_path: Path, text: str) -> None:
     (directory / MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(CheckpointError, match=r"manifest\.json is missing or damaged"):
         verify(directory)
+
+
+def test_a_large_state_is_written_soon(tmp_path: Path) -> None:
+    """An indent makes CPython take its slow encoder: 7 s for this one."""
+    before = time.process_time()
+    write_json(tmp_path / "state.json", {str(i): [i / 7, i] for i in range(300_000)})
+    assert time.process_time() - before < 3
 
 
 def test_missing_files(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import shutil
 import signal
 import sys
 import threading
@@ -37,7 +38,7 @@ from orchestrator.state.states import JobStatus
 from orchestrator.state.store import Fenced, IllegalTransition, StepGap, StoreUnavailable
 from orchestrator.storage import remote
 from orchestrator.storage.checkpoint_store import CheckpointStore
-from orchestrator.storage.checkpoints import directory_name, write_checkpoint
+from orchestrator.storage.checkpoints import CheckpointError, directory_name, keep_policy, write_checkpoint
 from orchestrator.storage.recovery import keep_document
 
 LEASE = Lease(job_id="job", fence=5, nonce="n")
@@ -586,6 +587,18 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(store: FakeStore, tmp_pat
     assert second[2] == {"step": 20, "message": "step 20 is not the checkpoint that was registered"}
 
 
+def test_a_restart_does_not_take_a_policy_alone(store: FakeStore, tmp_path: Path) -> None:
+    """It is not damaged either; where nothing else is left, the job says what it has."""
+    registered(store, tmp_path, 10, 20, 30)
+    keep_policy(tmp_path / directory_name(30))
+    assert usable(store, tmp_path) == 20
+    assert store.events_written == []
+    for step in (10, 20):
+        keep_policy(tmp_path / directory_name(step))
+    with pytest.raises(CheckpointError, match="kept for its policy alone; submit the job again, fork it"):
+        usable(store, tmp_path)
+
+
 @pytest.mark.parametrize("file", ["weights", "manifest.json"])
 def test_a_checkpoint_that_can_not_be_read_now_hands_the_job_back(
     store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
@@ -616,6 +629,20 @@ def test_a_checkpoint_that_can_not_be_read_now_hands_the_job_back(
     else:
         assert store.ends() == []
         assert store.events_written == [("job.waits", "warning", {"message": why})]  # once
+
+
+def test_without_room_for_a_checkpoint_the_job_waits_before_anything_is_built(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "jobs" / "job" / "checkpoints"
+    registered(store, root, 1)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=10))
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: pytest.fail("it was built"))
+    assert drive(tmp_path) == NO_RESOURCES
+    ((kind, reason),) = store.ends()
+    assert kind == "release"
+    assert reason == f"handed back: a checkpoint takes 0.0 GiB, and {root} has room for 0.0; free space"
 
 
 def test_a_disk_that_has_none_of_the_checkpoints_hands_the_job_back(

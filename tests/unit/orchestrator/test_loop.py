@@ -12,14 +12,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from orchestrator.build import make_archive
 from orchestrator.journal import Wishes
 from orchestrator.spec import JobSpec
-from orchestrator.storage.checkpoints import CheckpointError, directory_name
+from orchestrator.storage.checkpoints import CheckpointError, directory_name, verify
 from policies.estimators import Gdpo
+from policies.pareto import hypervolume
 from tests.loop_fakes import FakeEngines, Killed, Run, World, make_spec, resume, start
 
 
@@ -327,6 +329,60 @@ def test_the_tested_points_of_the_front_have_a_volume_on_the_test_split(tmp_path
     assert [point["step"] for point in front["points"] if point["on_front"] and point["test"]] == [0, 2, 6]
     assert front["hypervolume_test"] == pytest.approx(0.5 * 0.4 + 0.2 * 0.1 + 0.1 * 0.1)
     assert front["hypervolume_test_base"] == pytest.approx(0.1)
+def test_of_the_front_the_policies_are_kept_and_tested(tmp_path: Path) -> None:
+    """A point whose learner's state is gone has the figures that it would have with it."""
+    spec = make_spec(steps=8, checkpoints={"every": 1}, evaluation={"every": 1})
+    fronts = []
+    for whole_ones in (True, False):
+        run = start(tmp_path / str(whole_ones), spec)
+        if whole_ones:
+            run.loop.checkpoints.keep_policies = lambda *_, **__: None  # type: ignore[method-assign]
+        learn = run.learner.learn
+
+        def trading(*batch: Any, run: Run = run, learn: Any = learn) -> Any:
+            run.learner.skills = [run.learner.skills[0] + 0.05, run.learner.skills[1] - 0.05]
+            return learn(*batch)
+
+        run.learner.learn = trading  # type: ignore[method-assign]
+        assert run.loop.run() == "succeeded"
+        kept = run.on_disk()
+        assert len(kept) > 4
+        with_state = [step for step in kept if (run.directory / directory_name(step) / "learner.json").exists()]
+        assert with_state == (kept if whole_ones else [7, 8])
+        for step, entry in run.journal.registered.items():
+            assert verify(run.directory / directory_name(step)).digest == entry["digest"]
+        tested = {point["step"] for point in run.journal.fronts[-1]["points"] if point["test"]}
+        assert set(kept) - {7} <= tested
+        fronts.append(run.journal.fronts[-1])
+    assert fronts[0] == fronts[1]
+
+
+def test_the_front_has_no_more_checkpoints_than_asked_for(tmp_path: Path) -> None:
+    """30 points that none dominates; the start, and the best by the weights, are not where most volume is."""
+    spec = make_spec(steps=30, checkpoints={"every": 500, "front": 6}, evaluation={"every": 1, "test_points": 2})
+    angles = [math.pi / 2 * (0.02 + 0.96 * i / 30) for i in range(31)]
+    run = start(tmp_path, spec, profile=lambda step: (math.sin(angles[step]), math.cos(angles[step])))
+    most = 0
+    retain = run.loop.retain
+
+    def noted() -> None:
+        nonlocal most
+        retain()
+        most = max(most, len(run.on_disk()))
+
+    run.loop.retain = noted  # type: ignore[method-assign]
+    assert run.loop.run() == "succeeded"
+    assert most == 6 + 2
+    kept = run.on_disk()
+    assert sorted(run.journal.registered) == kept
+    assert kept[0] == 0
+    assert {29, 30} <= set(kept)
+    front = run.journal.fronts[-1]
+    values = np.array([list(point["objectives"].values()) for point in front["points"]])
+    assert int(np.argmax(values @ [0.75, 0.25])) in kept
+    volume = hypervolume(values[kept])
+    assert volume > 0.9 * front["hypervolume"]
+    assert len({point["step"] for point in front["points"] if point["test"]} - {0, 30}) == 2
 
 
 def test_the_strategy_sees_the_front_as_the_last_evaluation_left_it(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_a_misspelt_field_gets_the_nearest_name_and_its_path(path: str, right: s
 
 def test_an_unknown_field_near_nothing_lists_the_fields() -> None:
     assert problems(document(checkpoints__xyz=1)) == {
-        "checkpoints.xyz": "unknown field; fields are every, asynchronous"
+        "checkpoints.xyz": "unknown field; fields are every, front, asynchronous"
     }
 
 

@@ -616,6 +616,21 @@ def test_a_resumed_run_is_the_uninterrupted_one(policies, tmp_path, name, miniba
     assert_identical(parameters_of(whole), parameters_of(resumed))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_an_exported_policy_is_loaded_to_be_evaluated(policies, tmp_path, name, dtype):
+    """Engines are sent what they were sent when it was saved; moments of other weights are not kept."""
+    learner = make_learner(policies[name], dtype=dtype)
+    train(learner, range(2))
+    learner.save_policy(Path(shutil.copytree(policies[name], tmp_path / "policy")))  # which has the tokenizer
+    sent = learner.weights()
+    train(learner, range(2))
+    learner.load_policy(tmp_path)
+    assert_identical(learner.weights(), sent)
+    assert {p.dtype for p in learner.parameters} == {torch.float32}
+    assert not learner.optimizer.state
+
+
 def test_back_to_the_state_before_the_first_update(policy, tmp_path):
     """It has no moments, so the later ones must go."""
     learner = make_learner(policy)

@@ -196,6 +196,20 @@ def test_peft_loads_the_adapter_that_is_kept(policy, tmp_path, merge, place):
     torch.testing.assert_close(logits(model), logits(learner.model), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_exported_adapter_is_loaded_to_be_evaluated(policies, tmp_path, merge, dtype):
+    learner = updated(policies["tied"], dtype=dtype, lora=replace(LORA, merge=merge))
+    learner.save_policy(tmp_path / "policy")
+    sent = {name: tensor.clone() for name, tensor in learner.adapter().items()}
+    learner.learn(ROLLOUTS, ADVANTAGES_B)
+    assert any(not torch.equal(sent[name], now) for name, now in learner.adapter().items())
+    learner.load_policy(tmp_path)
+    assert_identical(learner.adapter(), sent)
+    with pytest.raises(KeyError, match="other base weights"):
+        make_learner(policies["untied"], lora=replace(LORA, merge=merge)).load_policy(tmp_path)
+
+
 def test_the_base_is_kept_in_the_policys_type_and_the_adapter_in_float32(policy):
     learner = make_learner(policy, dtype="bfloat16")
     assert {tensor.dtype for _, tensor in base_parameters(learner.model)} == {torch.bfloat16}
