@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Json = dict[str, Any]
 
-COLOURS = 8
+COLOURS = 31  # as many as a job may have objectives
 INK, MUTED, LINE, CARD, BAD = "var(--ink)", "var(--muted)", "var(--line)", "var(--card)", "var(--bad)"
 STAGES = ("rollout", "score", "learn", "sync", "evaluate", "checkpoint", "other")
 
@@ -86,11 +87,20 @@ def _line(id_: str, column: int, hue: str, *, name: str = "", width: float = 2, 
     } | more
 
 
-def marks(steered: Iterable[int], target: float | None = None) -> Json:
-    """Vertical lines where someone steered; a horizontal one at the objective's target."""
+@dataclass(frozen=True)
+class Level:
+    """What a figure should reach: a line where the axis has it, and words (`target ≥ 0.9`), as no line widens an axis."""
+
+    told: str
+    value: float
+
+
+def marks(steered: Iterable[int], levels: Iterable[Level] = ()) -> Json:
+    """Vertical lines where someone steered, horizontal ones at the levels."""
     lines: list[Json] = [{"xAxis": step} for step in steered]
-    if target is not None:
-        lines.append({"yAxis": target, "lineStyle": {"type": "solid", "opacity": 0.5}})
+    for level in levels:
+        label = {"show": True, "formatter": level.told, "position": "insideEndTop", "color": MUTED, "fontSize": 10}
+        lines.append({"yAxis": level.value, "lineStyle": {"type": "solid", "opacity": 0.5}, "label": label})
     style = {"color": MUTED, "type": "dotted", "width": 1.2}
     return {"silent": True, "symbol": "none", "label": {"show": False}, "lineStyle": style, "data": lines}
 
@@ -113,7 +123,7 @@ def objective_columns(name: str) -> list[str]:
     return [f"{name}.mean", f"{name}.low", f"{name}.spread"]
 
 
-def objective(name: str, index: int, steered: Iterable[int] = (), target: float | None = None) -> Json:
+def objective(name: str, index: int, steered: Iterable[int] = (), levels: Iterable[Level] = ()) -> Json:
     """Mean with a band of one standard deviation; the evaluations, of the second dataset, as points."""
     evaluated = {
         "id": "held-out",
@@ -125,7 +135,7 @@ def objective(name: str, index: int, steered: Iterable[int] = (), target: float 
         "symbolSize": 6,
         "itemStyle": {"color": CARD, "borderColor": INK, "borderWidth": 1.1},
     }
-    mean = _line("mean", 1, colour(index), name=name, markLine=marks(steered, target))
+    mean = _line("mean", 1, colour(index), name=name, markLine=marks(steered, levels))
     return _base(series=[*_band(colour(index), 2), mean, evaluated])
 
 

@@ -23,9 +23,9 @@ def cell(value: Any) -> Any:
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """RFC 4180, every text quoted."""
+    """RFC 4180, every text quoted. It begins with a mark by which spreadsheets know that it is UTF-8."""
     file = io.StringIO()
     writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow([cell(name) for name in header])
     writer.writerows([cell(value) for value in row] for row in rows)
-    return file.getvalue()
+    return f"\ufeff{file.getvalue()}"

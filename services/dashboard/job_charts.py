@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.dashboard import charts
-from services.dashboard.charts import STAGES
+from services.dashboard.charts import STAGES, Level
 from services.dashboard.elements import Chart, Tag, text
 from services.dashboard.figures import figure, span
 from services.dashboard.health import engines_told, rewards_told
@@ -41,16 +41,15 @@ class ObjectivesPanel(_Marked):
 
     def __init__(self, page: JobPage) -> None:
         super().__init__(page)
-        targets = {o["name"]: (o.get("target") or {}).get("value") for o in page.watch.job["spec"]["objectives"]}
         self._charts: dict[str, Chart] = {}
-        self._targets: dict[str, float | None] = targets
+        self._levels = {o["name"]: _targets(o) for o in page.watch.job["spec"]["objectives"]}
         self._evaluations = (0, 0)
         note = "mean of each batch, one standard deviation around it; diamonds are held out"
         with section("Objectives", note):
             self._thinned = text("", "muted", "p")
             with Tag("div", "", "small-charts"):
                 for i, name in enumerate(page.names):
-                    option = charts.objective(name, i, (), targets[name])
+                    option = charts.objective(name, i, (), self._levels[name])
                     self._charts[name] = Chart(name, option, label=f"{name} by step", height=150, loading=True)
                 self._total = Chart(
                     "Weighted total",
@@ -65,15 +64,16 @@ class ObjectivesPanel(_Marked):
         if "steps" in news:
             for name, chart in self._charts.items():
                 page.grow(chart, charts.objective_columns(name))
-                mean = page.latest(f"{name}.mean")
-                chart.change(loading=False, note=figure(mean), label=f"{name} by step; the latest is {figure(mean)}")
+                mean = figure(page.latest(f"{name}.mean"))
+                told = "".join(f", {level.told}" for level in self._levels[name])
+                chart.change(loading=False, note=mean + told, label=f"{name} by step; the latest is {mean}{told}")
             self._thinned.set_text(page.thinned)
             page.grow(self._total, ["total"], extremes=True)
             self._total.change(loading=False, note=figure(page.latest("total")))
             self._update_evaluations()
         if (steps := self.new_marks()) is not None:
             for i, (name, chart) in enumerate(self._charts.items()):
-                chart.merge({"series": charts.objective(name, i, steps, self._targets[name])["series"]})
+                chart.merge({"series": charts.objective(name, i, steps, self._levels[name])["series"]})
             self._total.merge({"series": charts.line("total", hue=charts.MUTED, steered=steps)["series"]})
 
     def _update_evaluations(self) -> None:
@@ -84,6 +84,14 @@ class ObjectivesPanel(_Marked):
         for name, chart in self._charts.items():
             points = [[point["step"], point["objectives"].get(name)] for point in found]
             self.page.put(chart, 0, points, dataset=1)
+
+
+def _targets(objective: Mapping[str, Any]) -> list[Level]:
+    target = objective.get("target")
+    if not target:
+        return []
+    side = {">=": "≥", "<=": "≤"}[target.get("op") or ">="]
+    return [Level(f"target {side} {figure(target['value'])}", target["value"])]
 
 
 class WeightsPanel(_Marked):

@@ -243,7 +243,7 @@ def test_what_is_seen_can_be_saved(page: Page) -> None:
     page.locator("#rollouts").get_by_label("View").select_option("each")
     with page.expect_download() as saved:
         page.get_by_role("button", name="Save Rollouts of the step as CSV").click()
-    text = Path(saved.value.path()).read_text()
+    text = Path(saved.value.path()).read_text(encoding="utf-8-sig")
     assert text.startswith('"step","rollout","group","prompt","completion","accuracy","brevity"')
     assert len(text.splitlines()) == 13
     image = page.get_by_role("button", name="Save accuracy as PNG")

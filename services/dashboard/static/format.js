@@ -1,3 +1,6 @@
+// As many as objectives: theme.css has them.
+export const colour = (index) => `var(--s${index % 31})`;
+
 // Numbers with the digits that matter, as services/dashboard/figures.py writes them, and times in the viewer's own zone.
 export function figure(value) {
   if (Array.isArray(value)) value = value[value.length - 1];

@@ -1,6 +1,6 @@
 // Weights on the simplex: moving one takes from, or gives to, those that aren't locked, in their present proportion.
 import { h } from "vue";
-import { percent } from "/assets/format.js";
+import { colour, percent } from "/assets/format.js";
 
 const round = (value) => Math.round(value * 1e4) / 1e4;
 
@@ -91,12 +91,12 @@ export default {
       const tick = (kind, share) => (typeof share === "number" ? h("span", { class: ["tick", `tick-${kind}`], style: { left: `calc(9px + ${share} * (100% - 18px))` }, title: `${kind}: ${percent(share)}` }) : null);
       const [floor, ceiling] = this.limits[name];
       return h("fieldset", { class: "weight", key: name, disabled: this.disabled }, [
-        h("legend", { class: "weight-name" }, [h("span", { class: "swatch", style: { background: `var(--s${i % 8})` } }), name]),
+        h("legend", { class: "weight-name" }, [h("span", { class: "swatch", style: { background: colour(i) } }), name]),
         h("div", { class: "weight-line" }, [
           h("div", { class: "slider" }, [
             h("input", {
               type: "range", min: 0, max: 1, step: 0.005, value, disabled: this.disabled || isLocked,
-              "aria-label": `Weight of ${name}`, "aria-valuetext": percent(value), style: { "--hue": `var(--s${i % 8})`, "--share": `calc(9px + ${value} * (100% - 18px))` },
+              "aria-label": `Weight of ${name}`, "aria-valuetext": percent(value), style: { "--hue": colour(i), "--share": `calc(9px + ${value} * (100% - 18px))` },
               onInput: (event) => this.move(name, Number(event.target.value)),
               onChange: () => this.flush(),
             }),

@@ -1,16 +1,16 @@
 // A table whose cells are text, figures, times, statuses or sparklines. Everything is a text node or an SVG path of numbers.
 import { h } from "vue";
-import { figure, moment, percent, wholeMoment } from "/assets/format.js";
+import { colour, figure, moment, percent, wholeMoment } from "/assets/format.js";
 
 const STATUS = { running: "live", starting: "live", validating: "live", queued: "wait", pausing: "wait", paused: "wait", cancelling: "wait", succeeded: "good", failed: "bad", cancelled: "off" };
 
-function spark(values, colour) {
+function spark(values, hue) {
   const known = values.filter((value) => typeof value === "number");
   if (known.length < 2) return h("span", { class: "faint" }, "–");
   const [low, high] = [Math.min(...known), Math.max(...known)];
   const y = (value) => (high - low < 1e-12 ? 10 : 18 - (16 * (value - low)) / (high - low));
   const points = values.map((value, i) => (typeof value === "number" ? `${((64 * i) / (values.length - 1)).toFixed(1)},${y(value).toFixed(1)}` : null)).filter(Boolean);
-  return h("svg", { class: "spark", viewBox: "-2 0 68 20", "aria-hidden": "true" }, [h("polyline", { points: points.join(" "), style: { stroke: `var(--s${colour})` } })]);
+  return h("svg", { class: "spark", viewBox: "-2 0 68 20", "aria-hidden": "true" }, [h("polyline", { points: points.join(" "), style: { stroke: hue } })]);
 }
 
 const KINDS = {
@@ -28,9 +28,9 @@ const KINDS = {
     h("span", { class: "progress-text" }, value.text),
     h("span", { class: "bar", "aria-hidden": "true" }, [h("span", { style: { width: `${Math.round(100 * Math.min(1, Math.max(0, value.share || 0)))}%` } })]),
   ],
-  sparks: (value) => h("div", { class: "sparks" }, (value || []).map((item, i) => h("div", { class: "sparkline", title: item.name }, [spark(item.values, i % 8), h("span", { class: "spark-name" }, item.name), h("b", figure(item.now))]))),
+  sparks: (value) => h("div", { class: "sparks" }, (value || []).map((item, i) => h("div", { class: "sparkline", title: item.name }, [spark(item.values, colour(i)), h("span", { class: "spark-name" }, item.name), h("b", figure(item.now))]))),
   mix: (value) => h("div", { class: "mix-cell" }, [
-    h("span", { class: "mix", "aria-hidden": "true" }, (value || []).map((item, i) => h("span", { style: { flexGrow: item.weight, background: `var(--s${i % 8})` } }))),
+    h("span", { class: "mix", "aria-hidden": "true" }, (value || []).map((item, i) => h("span", { style: { flexGrow: item.weight, background: colour(i) } }))),
     h("span", { class: "mix-text" }, (value || []).map((item) => `${item.name} ${percent(item.weight)}`).join(" · ")),
   ]),
   yes: (value) => (value ? "yes" : ""),

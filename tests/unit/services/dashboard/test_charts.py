@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.spec import MAX_OBJECTIVES
 from services.dashboard import charts
+from services.dashboard.charts import Level
 
 Json = dict[str, Any]
 Place = tuple[float, float]
@@ -116,6 +118,24 @@ def test_the_band_is_around_its_mean(draw: Draw, mean: float, std: float) -> Non
     assert {y for _, y in band} == {round(mean - std, 2), round(mean + std, 2)}
     assert {y for _, y in drawn.lines(BLUE)[-1]} == {mean}
     assert drawn.axes[1] == pytest.approx([mean - std, mean + std], abs=std), "no room for anything else"
+
+
+@needs_node
+def test_a_target_is_drawn_with_its_words_where_the_axis_has_it(draw: Draw) -> None:
+    rows = [[step, 0.3, 0.25, 0.1] for step in range(1, 6)]
+    near = draw(charts.objective("accuracy", 0, (), [Level("target ≥ 0.32", 0.32)]), rows, [])
+    assert "target ≥ 0.32" in near.svg
+    far = draw(charts.objective("accuracy", 0, (), [Level("target ≥ 0.9", 0.9)]), rows, [])
+    assert "target ≥ 0.9" not in far.svg, "so it stands beside the title too"
+
+
+def test_every_objective_has_a_colour_of_its_own() -> None:
+    theme = resources.files("services.dashboard").joinpath("static/theme.css").read_text(encoding="utf-8")
+    for block in re.findall(r"{[^{}]*--s0:[^{}]*}", theme):
+        colours = dict(re.findall(r"--(s\d+): (#[0-9a-f]{6});", block))
+        names = [charts.colour(i).removeprefix("var(--").removesuffix(")") for i in range(MAX_OBJECTIVES)]
+        assert len({colours[name] for name in names}) == MAX_OBJECTIVES
+    assert len(re.findall("--s30:", theme)) == 3
 
 
 @needs_node

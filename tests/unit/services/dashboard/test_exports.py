@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 
@@ -29,7 +30,9 @@ def test_all_else_is_left_alone(value: object) -> None:
 
 def test_a_table_reads_back() -> None:
     table = [["a,b", 'say "x"\nand go', -1.5, None, True], ["=1", "x", 2, "", False]]
-    read = list(csv.reader(io.StringIO(csv_text(["text", "=head", "n", "none", "yes"], table))))
+    kept = csv_text(["text", "=head", "n", "none", "yes"], table).encode()
+    assert kept.startswith(codecs.BOM_UTF8), "Excel takes it for something else without"
+    read = list(csv.reader(io.StringIO(kept.decode("utf-8-sig"))))
     assert read[0] == ["text", "'=head", "n", "none", "yes"]
     assert read[1] == ["a,b", 'say "x"\nand go', "-1.5", "", "True"]
     assert read[2] == ["'=1", "x", "2", "", "False"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from services.dashboard import charts
 from services.dashboard.figures import change, figure
 
 # The value, and how it is written in a sentence and in a table, in whichever language the browser speaks.
@@ -40,9 +41,11 @@ def test_a_change_is_as_fine_as_its_figure(before: float | None, after: float | 
 def test_a_figure_in_a_table() -> None:
     source = resources.files("services.dashboard").joinpath("static/format.js").read_text(encoding="utf-8")
     values = json.dumps([value for value, _ in WRITTEN])
-    code = f"{source}\nconsole.log(JSON.stringify({values}.map(figure)))"
+    code = f"{source}\nconsole.log(JSON.stringify([{values}.map(figure), [0, 8, 30].map(colour)]))"
     done = subprocess.run(
         ["node", "--input-type=module", "-e", code], capture_output=True, text=True, check=True, timeout=60,
         env={**os.environ, "LC_ALL": "de_DE.UTF-8"},
     )  # fmt: skip
-    assert json.loads(done.stdout) == [written for _, written in WRITTEN]
+    figures, colours = json.loads(done.stdout)
+    assert figures == [written for _, written in WRITTEN]
+    assert colours == [charts.colour(i) for i in (0, 8, 30)]

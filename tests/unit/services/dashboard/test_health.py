@@ -101,3 +101,16 @@ def test_charts_of_many_steps_say_so_and_a_close_look_is_answered(monkeypatch: p
         assert sent == [("look", 699, 702, [[699, 0, *still], [700, 1, *still], [701, 0, *still], [702, 0, *still]])]
 
     on_page(look)
+
+
+@pytest.mark.parametrize(
+    ("target", "note"), [(None, "–"), ({"value": 0.9}, "–, target ≥ 0.9"), ({"op": "<=", "value": 3}, "–, target ≤ 3")]
+)
+def test_a_target_stands_beside_its_objective(target: Any, note: str) -> None:
+    async def look(session: Any, client: Client) -> None:
+        session.client.told["spec"] = {"objectives": [{"name": "accuracy", "target": target}]}
+        panel = ObjectivesPanel(await job_page(session, client))
+        await panel.update(ALL)
+        assert panel._charts["accuracy"].props["note"] == note
+
+    on_page(look)
