@@ -175,6 +175,9 @@ def start(
         if hosted_apart:
             places = places[sum(len(reward.reserved) for reward in hosted) :]
             pools.append(reward_pool(hosted_apart, places, elsewhere=elsewhere))
+        if transport == "ipc" and any(options["num_gpus"] for options in replicas):
+            for pool in pools:  # vLLM counts as its own what others take of its GPU while it starts
+                pool.wait_ready(on_wait, every=True)
         engines, learner = cluster.start(
             engine_settings(spec, model, device, transport),
             learner_settings(spec, model, device),

@@ -288,20 +288,26 @@ class Host:
                 self._queue.extend(pieces)
             self._changed.notify_all()
 
-    def wait_ready(self, on_wait: Callable[[], None] = lambda: None) -> None:
-        """Returns when a replica can score. RewardFailedError where the reward can't be built, or does not start.
+    def wait_ready(self, on_wait: Callable[[], None] = lambda: None, *, every: bool = False) -> None:
+        """Returns when a replica can score, or with `every` when none is still starting.
 
+        RewardFailedError where the reward can't be built, or does not start.
         `on_wait` is called every second until then, and may raise.
         """
         while True:
             with self._changed:
-                if not self._up and not self._hopeless():
+                if not self._has_started(every):
                     self._changed.wait(LOOK_EVERY_S)
-                if self._up or self._hopeless():
+                if self._has_started(every):
                     if not self._up and self._broken is not None:
                         raise RewardFailedError(self.objective, self._broken.text)
                     return
             on_wait()
+
+    def _has_started(self, every: bool) -> bool:
+        if not every or self._hopeless():
+            return bool(self._up) or self._hopeless()
+        return all(i in self._up or failed >= self.hosting.attempts for i, failed in enumerate(self._failures))
 
     def _hopeless(self) -> bool:
         broken = self._broken is not None and self._broken.kind == "broken"

@@ -75,13 +75,14 @@ class RewardPool:
             round_.add(row, batch.rows([row]))
         return round_.finish()
 
-    def wait_ready(self, on_wait: Callable[[], None] = lambda: None) -> None:
-        """Returns when every reward can score. Raises RewardError, which names the one that can't be built.
+    def wait_ready(self, on_wait: Callable[[], None] = lambda: None, *, every: bool = False) -> None:
+        """Returns when every reward can score, or with `every` when each replica of theirs can that starts at all.
 
+        Raises RewardError, which names the one that can't be built.
         `on_wait` is called every second until then, and may raise.
         """
         for host in self._hosts:
-            host.wait_ready(on_wait)
+            host.wait_ready(on_wait, every=every)
 
     @property
     def cost(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -199,6 +200,42 @@ def machine_with(count: int, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     monkeypatch.setattr(build, "Cluster", Machine)
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
     return closed
+
+
+@pytest.mark.parametrize(("gpus", "order"), [(1, ["all replicas", "engines"]), (3, ["engines"])])
+def test_a_reward_on_the_engines_gpu_is_loaded_before_they_start(
+    gpus: int, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What vLLM finds taken of its GPU between two looks while it starts, it counts as its own."""
+    began: list[str] = []
+
+    class Pool:
+        def wait_ready(self, _: Any, *, every: bool = False) -> None:
+            began.append("all replicas" if every else "one of each reward")
+
+        def close(self) -> None: ...
+
+    class Machine:
+        grows = False
+
+        def __init__(self, **_: Any) -> None:
+            self.gpus = gpus
+
+        def reserve(self, **_: Any) -> Any:
+            return SimpleNamespace(place=lambda _: {})
+
+        def start(self, *_: Any, **__: Any) -> tuple[None, None]:
+            began.append("engines")
+            return None, None
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(build, "Cluster", Machine)
+    monkeypatch.setattr(build, "reward_pool", lambda *_, **__: Pool())
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    job = with_rewards({"num_gpus": 0.25})
+    build.start(job, "model", ray_address=None, on_stage=lambda _: None, on_gpus=lambda _: None)
+    assert began == [*order, "one of each reward"]
 
 
 def test_a_start_checks_the_placement_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -756,6 +756,18 @@ def test_a_reward_that_never_starts_is_an_error_with_the_reason(batch):
     pool.close()
 
 
+def test_every_replica_is_waited_for_where_that_is_asked(monkeypatch):
+    monkeypatch.setattr("rewards.host.LOOK_EVERY_S", 0.01)
+    late = Scripted(starts=[DIED] * 2)
+    pool = scripted(Scripted(), late)
+    pool.wait_ready(every=True)
+    assert late.started == 3
+    pool.close()
+    pool = scripted(Scripted(), Scripted(starts=[DIED] * 99))  # one that never starts is not waited for for ever
+    pool.wait_ready(every=True)
+    pool.close()
+
+
 def test_somebody_hears_that_a_start_takes_its_time_and_may_end_it(monkeypatch):
     monkeypatch.setattr("rewards.host.LOOK_EVERY_S", 0.01)
     pool = scripted(Scripted(starts=[DIED]), backoff_s=30.0)
