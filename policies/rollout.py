@@ -16,6 +16,7 @@ from policies.root_cause import points_elsewhere, with_root_cause
 from policies.types import Rollout, RolloutRequest
 from policies.weight_sync import Transport
 
+BATCHED_TOKENS = 8192  # of a step of vLLM's, prompts' and completions' together; as its server has them
 _LOOK_EVERY_S = 0.5
 _GATHER_S = 0.02  # a message for every decoding step costs more than the step where the policy is small
 _SIGN_EVERY_S = 1.0  # of life, where no rollout ends
@@ -71,6 +72,44 @@ def phase(method: Phase[P]) -> Phase[P]:
     return kept
 
 
+def vllm_arguments(settings: EngineSettings) -> dict[str, Any]:
+    """Of an engine, for vLLM's EngineArgs."""
+    on_cpu = settings.device == "cpu"
+    # vLLM's own default for an engine in a program is 2048 tokens a step: too few to prefill beside many that decode,
+    # and it refuses more sequences than that.
+    arguments: dict[str, Any] = {
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "max_num_batched_tokens": max(BATCHED_TOKENS, settings.max_num_seqs),
+    }
+    if on_cpu:
+        # A prompt that is prefilled in parts makes vLLM rewind the request's generator, which CPU generators can't.
+        arguments = {
+            "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30) // settings.tensor_parallel,  # of each rank
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(BATCHED_TOKENS, settings.max_model_len or 0),
+        }
+    if settings.tensor_parallel > 1:
+        arguments["distributed_executor_backend"] = "mp"  # in a placement group vLLM would hand its ranks to Ray
+    if settings.max_model_len is not None:
+        arguments["max_model_len"] = settings.max_model_len
+    return arguments | {
+        "model": settings.model,
+        "revision": settings.revision,
+        "dtype": settings.dtype,
+        "seed": settings.seed,
+        "max_num_seqs": settings.max_num_seqs,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "enable_prefix_caching": settings.prefix_caching,
+        "enforce_eager": settings.enforce_eager or on_cpu,
+        "enable_sleep_mode": settings.sleep and not on_cpu,
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+        "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
+        "disable_log_stats": True,
+        "generation_config": "vllm",  # no hidden sampling defaults from the model's directory
+    }
+
+
 class RolloutEngine:
     """Samples completions under known weights.
 
@@ -91,37 +130,8 @@ class RolloutEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self.settings = settings
-        on_cpu = settings.device == "cpu"
-        arguments: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_utilization}
-        if on_cpu:
-            # A prompt that is prefilled in parts makes vLLM rewind the request's generator, which CPU generators can't.
-            arguments = {
-                "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30) // settings.tensor_parallel,  # of each rank
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(8192, settings.max_model_len or 0),
-            }
-        if settings.tensor_parallel > 1:
-            arguments["distributed_executor_backend"] = "mp"  # in a placement group vLLM would hand its ranks to Ray
-        if settings.max_model_len is not None:
-            arguments["max_model_len"] = settings.max_model_len
-        engine = AsyncEngineArgs(
-            model=settings.model,
-            revision=settings.revision,
-            dtype=settings.dtype,
-            seed=settings.seed,
-            max_num_seqs=settings.max_num_seqs,
-            tensor_parallel_size=settings.tensor_parallel,
-            enable_prefix_caching=settings.prefix_caching,
-            enforce_eager=settings.enforce_eager or on_cpu,
-            enable_sleep_mode=settings.sleep and not on_cpu,
-            trust_remote_code=False,
-            load_format="safetensors",
-            logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
-            weight_transfer_config=WeightTransferConfig(backend=settings.transport),
-            disable_log_stats=True,
-            generation_config="vllm",  # no hidden sampling defaults from the model's directory
-            **arguments,
-        )
+        transfer = WeightTransferConfig(backend=settings.transport)
+        engine = AsyncEngineArgs(weight_transfer_config=transfer, **vllm_arguments(settings))
         try:
             self.llm = AsyncLLM.from_engine_args(engine)
         except RuntimeError as error:

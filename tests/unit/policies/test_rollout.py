@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from policies.rollout import _ended, _rollout, _text
+from policies.rollout import EngineSettings, _ended, _rollout, _text, vllm_arguments
 from policies.types import RolloutRequest
 
 
@@ -49,6 +49,21 @@ def test_a_rollout_is_of_the_policy_of_its_first_token(labels, spans):
     request = RolloutRequest(prompt_tokens=(3,), seed=0, max_tokens=4)
     rollout = _rollout(request, SimpleNamespace(outputs=[completion]), "")
     assert (rollout.policy_version, rollout.version_spans) == (spans[0][0], spans)
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 256, 4096, 8192])
+def test_an_engine_on_a_gpu_takes_as_many_sequences_as_a_spec_may_ask_for(max_num_seqs, tmp_path):
+    """Its default of tokens in a step does not: neither of its tables knows an engine that a program starts."""
+    from vllm import AsyncEngineArgs
+    from vllm.config import SchedulerConfig
+
+    settings = EngineSettings(model=str(tmp_path), device="cuda", max_num_seqs=max_num_seqs)
+    made = AsyncEngineArgs(**vllm_arguments(settings))
+    asked = {"max_num_seqs": made.max_num_seqs, "max_model_len": 4096, "is_encoder_decoder": False}
+    assert SchedulerConfig(max_num_batched_tokens=made.max_num_batched_tokens, **asked).max_num_batched_tokens == 8192
+    if max_num_seqs > SchedulerConfig.DEFAULT_MAX_NUM_BATCHED_TOKENS:
+        with pytest.raises(ValueError, match="must be greater than or equal to max_num_seqs"):
+            SchedulerConfig(**asked)
 
 
 HANDLES = """
