@@ -23,7 +23,7 @@ def engine_settings(spec: JobSpec, model: str, device: str, transport: Transport
         max_model_len=spec.policy.max_model_len,
         max_num_seqs=rollout.max_num_seqs,
         kv_cache_gib=rollout.kv_cache_gib,
-        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        gpu_memory_utilization=rollout.memory_share(is_shared=transport == "ipc"),
         tensor_parallel=rollout.tensor_parallel,
         prefix_caching=rollout.prefix_caching,
         enforce_eager=rollout.enforce_eager,

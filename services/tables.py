@@ -24,6 +24,7 @@ _PARTS = {
     "reference": "reference policy",
     "objective_gradients": "objectives' gradients",
     "checkpoint": "copy for a checkpoint",
+    "overhead": "activations and CUDA graphs",
     "working": "activations and logits",
     "runtime": "runtime",
 }

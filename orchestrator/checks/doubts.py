@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from types import MappingProxyType
+from typing import Any
 
 from orchestrator.actors.placement import engines_that_fit, shares_gpu
 from orchestrator.checks.judge_calls import judge_calls
@@ -24,6 +25,7 @@ ADD_FIRST = frozenset({"grpo", "dr_grpo", "rloo", "dvao", "corr_grpo", "reinforc
 
 JUDGES = frozenset({"judge", "judge_pairwise"})  # rewards with an option `profile`
 TRIAL_STEPS = 10  # of a job that is tried out, whose rhythm is that of the real one's
+FEW_SEQUENCES = 0.25  # of those that an engine decodes together; most are shorter than the longest
 MUCH_WIDER = 10.0  # times the next; below it a person's weights may well have allowed for it
 
 
@@ -50,6 +52,25 @@ def doubts(
         *_rhythm(spec),
         *_judged_evaluations(spec, contents),
     ]
+
+
+def estimated_doubts(spec: JobSpec, estimate: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same of what a dry run reckons."""
+    rollout = spec.rollout
+    rollouts = spec.prompts_asked * rollout.rollouts_per_prompt
+    together = min(rollout.max_num_seqs, math.ceil(rollouts / rollout.engines))
+    for layout in estimate["layouts"]:
+        cache = layout["kv_cache"]
+        held = None if cache is None or layout["device"] == "cpu" or layout["problems"] else cache["sequences"]
+        if held is not None and held < FEW_SEQUENCES * together:
+            is_bounded = spec.policy.max_model_len is not None
+            tokens = f"{cache['sequence_tokens']} tokens{'' if is_bounded else ', which is all of its context'}"
+            field = "rollout.gpu_memory_utilization" if is_bounded else "policy.max_model_len"
+            more = "give engines more of their GPUs, or a smaller policy.max_model_len"
+            use = more if is_bounded else "give the length of the longest prompt and completion together"
+            said = f"an engine's cache holds {held} sequences of {tokens}, of {together} to decode together"
+            return [(field, f"{said}, so that long ones would wait for each other: {use}")]
+    return []
 
 
 def _splits(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[str, str]]:

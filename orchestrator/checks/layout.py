@@ -26,6 +26,7 @@ ENGINE_BYTES, LEARNER_BYTES = 1400 << 20, 512 << 20
 RANK_BYTES = 512 << 20  # of each of several in an engine, which have processes of their own
 OTHERS_BYTES, REWARD_BYTES = 1250 << 20, 80 << 20
 _KEPT = ("weights", "moments", "gradients", "reference")
+ENGINE_OVERHEAD_BYTES = 2 << 30  # of an engine on a GPU beside weights and cache
 PACKED_BYTES = 2 << 30  # of vLLM's two buffers, for weights on their way to other GPUs
 
 
@@ -108,7 +109,7 @@ class Layout:
     def engine(self) -> Process:
         rollout = self.spec.rollout
         weights = engine_weights_bytes(self.size, self.number_bytes)
-        parts = {"weights": weights, "kv_cache": self.cache_bytes}
+        parts = {"weights": weights, "kv_cache": self.cache_bytes, "overhead": self.engine_overhead_bytes}
         if not self.on_gpu:
             ranks = rollout.tensor_parallel
             parts |= {"arriving": ranks * weights}  # a whole new policy beside the old one, read by each
@@ -120,15 +121,22 @@ class Layout:
     @property
     def engine_limit(self) -> int:
         """What an engine may have of its GPUs."""
-        rollout = self.spec.rollout
-        return int(rollout.gpu_memory_utilization * self.machine.gpu_bytes) * rollout.tensor_parallel
+        share = self.spec.rollout.memory_share(is_shared=self.shared)
+        return int(share * self.machine.gpu_bytes) * self.spec.rollout.tensor_parallel
+
+    @property
+    def engine_overhead_bytes(self) -> int:
+        """Of an engine on GPUs: activations, CUDA graphs and CUDA itself, about, which vLLM takes off its cache."""
+        most = ENGINE_OVERHEAD_BYTES * self.spec.rollout.tensor_parallel
+        return min(most, self.engine_limit // 10) if self.on_gpu else 0
 
     @property
     def cache_bytes(self) -> int:
-        """On GPUs what the weights leave, at most: an engine's own working memory comes off it."""
+        """On GPUs what weights and an engine's own working memory leave."""
         if not self.on_gpu:
             return int(min(self.spec.rollout.kv_cache_gib, _MOST_GIB) * GIB)
-        return max(0, self.engine_limit - engine_weights_bytes(self.size, self.number_bytes))
+        weights = engine_weights_bytes(self.size, self.number_bytes)
+        return max(0, self.engine_limit - weights - self.engine_overhead_bytes)
 
     @property
     def sequence_tokens(self) -> int | None:
@@ -317,16 +325,14 @@ class Layout:
     def _misfits_on_gpu(self) -> Iterator[tuple[str, str]]:
         machine = self.machine
         if self.cache_bytes == 0:
-            weights = readable(self.engine.parts["weights"])
-            yield (
-                "engine",
-                f"weights of {weights} leave no room for a cache in the {readable(self.engine_limit)} it may have",
-            )
+            weights, overhead = readable(self.engine.parts["weights"]), readable(self.engine_overhead_bytes)
+            needed = f"weights of {weights} and {overhead} of vLLM's own"
+            yield "engine", f"{needed} leave no room for a cache in the {readable(self.engine_limit)} it may have"
         taken = self.engine_limit * self.spec.rollout.engines if self.shared else 0
         left = machine.gpu_bytes - self.rewards_beside_bytes
         rewards = f" and reward models with {readable(machine.gpu_bytes - left)}" if self.rewards_beside_bytes else ""
         if taken > left:
-            share = self.spec.rollout.gpu_memory_utilization
+            share = self.spec.rollout.memory_share(is_shared=True)
             engines = f"{self.spec.rollout.engines} engines with {share:g} of a GPU each"
             yield "sharing", f"{engines}{rewards} do not fit on one"
         elif self.learner.bytes + (0 if self.sleeps else taken) > left:

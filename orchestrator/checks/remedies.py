@@ -13,10 +13,10 @@ from orchestrator.checks.layout import GIB, Layout, readable
 from orchestrator.checks.reward_models import hosted_models
 from orchestrator.spec import JobSpec
 from orchestrator.specs.policy import LoraSpec
+from orchestrator.specs.rollout import OWN_GPU_SHARE
 
 Change = tuple[str, Any]  # dotted path of a setting, and its value
 _ADAPTER: Change = ("policy.lora", LoraSpec())
-_FULLEST = 0.9  # of a GPU for an engine that has it alone
 
 
 def remedies(layout: Layout, about: str) -> list[str]:
@@ -58,8 +58,8 @@ def _fewer_gpus(layout: Layout) -> Iterator[Change]:
 
 def _engine(layout: Layout) -> Iterator[Change]:
     rollout = layout.spec.rollout
-    if not layout.shared and rollout.gpu_memory_utilization < _FULLEST:
-        yield "rollout.gpu_memory_utilization", _FULLEST
+    if not layout.shared and rollout.memory_share(is_shared=False) < OWN_GPU_SHARE:
+        yield "rollout.gpu_memory_utilization", OWN_GPU_SHARE
     size = next((n for n in (2, 4, 8) if n > rollout.tensor_parallel and _holds_one(layout, n)), None)
     if size is not None:
         yield "rollout.tensor_parallel", size

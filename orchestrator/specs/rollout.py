@@ -10,6 +10,7 @@ from orchestrator.specs.base import Positive, Spec
 
 MAX_RANKS = 64
 MAX_ENGINES = 256
+OWN_GPU_SHARE, COMMON_GPU_SHARE = 0.9, 0.4  # of its memory, for an engine where a spec does not say
 
 
 class ReasoningSpec(Spec):
@@ -61,7 +62,12 @@ class RolloutSpec(Spec):
     )
     max_num_seqs: int = Field(256, ge=1, le=8192, description="completions that an engine decodes together")
     kv_cache_gib: Positive = Field(1.0, description="KV cache of an engine on CPU, GiB")
-    gpu_memory_utilization: Positive = Field(0.4, le=0.98, description="share of a GPU's memory for an engine")
+    gpu_memory_utilization: Positive | None = Field(
+        None,
+        le=0.98,
+        description=f"share of a GPU's memory for an engine; when absent {OWN_GPU_SHARE:g} of one that it has alone, "
+        f"{COMMON_GPU_SHARE:g} of one that it shares with the learner",
+    )
     prefix_caching: bool = Field(True, description="share the prompt's KV cache between its rollouts")
     enforce_eager: bool = Field(False, description="no CUDA graphs or compilation: quicker start, slower decoding")
     transport: Literal["auto", "shared_memory", "nccl", "ipc"] = Field(
@@ -105,6 +111,10 @@ class RolloutSpec(Spec):
     def thoughts_end(self) -> str | None:
         """What rewards see follows it; None where they see all."""
         return None if self.reasoning is None else self.reasoning.end
+
+    def memory_share(self, *, is_shared: bool) -> float:
+        """Of the memory of an engine's GPU."""
+        return self.gpu_memory_utilization or (COMMON_GPU_SHARE if is_shared else OWN_GPU_SHARE)
 
     @property
     def most_stale(self) -> int:

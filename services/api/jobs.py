@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from orchestrator.actors.placement import may_take_gpus
-from orchestrator.checks.doubts import doubts
+from orchestrator.checks.doubts import doubts, estimated_doubts
 from orchestrator.checks.estimate import estimate
 from orchestrator.checks.judge_calls import evaluations, judge_calls
 from orchestrator.checks.layout import Machine
@@ -125,7 +125,8 @@ def submit_job(
                 gpu_gib=query.gpu_gib or by.settings.gpu_gib,
                 memory_gib=query.memory_gib or by.settings.memory_gib,
             )
-            plan["estimate"] = estimate(spec, machine)
+            plan["estimate"] = reckoned = estimate(spec, machine)
+            plan["doubts"] += _doubts_document(estimated_doubts(spec, reckoned))
         return StrictJSONResponse(plan)
     submission = by.store.submit(
         text,
@@ -271,6 +272,10 @@ def resume_job(job_id: JobId, store: Store, max_active: MaxActive) -> Response:
     return StrictJSONResponse(job_document(store.job(job_id)))
 
 
+def _doubts_document(found: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"param": param, "message": message} for param, message in found]
+
+
 def _validated(
     spec: JobSpec | RewardJobSpec, text: str, contents: Mapping[str, Contents], gpus: int | None
 ) -> dict[str, Any]:
@@ -284,6 +289,6 @@ def _validated(
         "rollouts": rollouts * spec.steps,
         "evaluations": evaluations(spec),
         "judges": [calls.document() for calls in judge_calls(spec, contents)],
-        "doubts": [{"param": param, "message": message} for param, message in doubts(spec, contents, gpus=gpus)],
+        "doubts": _doubts_document(doubts(spec, contents, gpus=gpus)),
         "spec": json.loads(text),
     }

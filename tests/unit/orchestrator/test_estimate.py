@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from orchestrator.actors.gang import gpus_reserved, members
 from orchestrator.actors.placement import placement
 from orchestrator.checks import estimate as estimate_module
+from orchestrator.checks.doubts import estimated_doubts
 from orchestrator.checks.estimate import estimate, model_size
 from orchestrator.checks.layout import GIB, Layout, Machine, readable
 from orchestrator.hosting import hosted_rewards
@@ -237,7 +238,9 @@ def test_parts_of_a_job_on_gpus() -> None:
     (layout,) = found["layouts"]
     engine, learner = process(layout, "engine"), process(layout, "learner")
     weights = 2 * found["parameters"]
-    assert engine["parts"] == {"weights": weights, "kv_cache": int(0.6 * 80 * GIB) - weights}
+    assert engine["parts"] == {
+        "weights": weights, "kv_cache": int(0.6 * 80 * GIB) - weights - 2 * GIB, "overhead": 2 * GIB,
+    }  # fmt: skip
     assert {name: size / found["parameters"] for name, size in learner["parts"].items() if name != "working"} == {
         "weights": 4, "moments": 8, "gradients": 4, "reference": 4,
     }  # fmt: skip
@@ -245,6 +248,39 @@ def test_parts_of_a_job_on_gpus() -> None:
     assert cache["token_bytes"] == 2 * 28 * 1024 * 2
     assert cache["sequences"] == engine["parts"]["kv_cache"] // (cache["token_bytes"] * 4096)
     assert layout["bytes"] == engine["bytes"] + learner["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "limit", "overhead"),
+    [(None, 2, 0.9 * 80 * GIB, 2 * GIB), (None, 1, 0.4 * 80 * GIB, 2 * GIB), (0.2, 2, 16 * GIB, 1.6 * GIB)],
+)
+def test_an_engine_has_most_of_its_own_gpu_and_less_of_a_common_one(
+    asked: float | None, gpus: int, limit: float, overhead: float
+) -> None:
+    engine = process(only(spec(rollout={"gpu_memory_utilization": asked}), gpus=gpus), "engine")
+    assert engine["bytes"] == int(limit)
+    assert engine["parts"]["overhead"] == int(overhead)
+    assert engine["parts"]["kv_cache"] == int(limit) - 2 * QWEN.parameters - int(overhead)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "held"),
+    [
+        ({}, None, 0),
+        ({"policy": {"max_model_len": None}}, "policy.max_model_len", 15),  # of 40,960 tokens
+        ({"rollout": {"gpu_memory_utilization": 0.15}}, "rollout.gpu_memory_utilization", 17),
+        ({"rollout": {"gpu_memory_utilization": 0.15, "engines": 4}}, None, 0),  # each has 64 of the 256
+        ({"rollout": {"gpu_memory_utilization": 0.03}}, None, 0),  # it does not fit at all
+        ({"policy": {"max_model_len": None}, "resources": {"device": "cpu"}}, None, 0),
+    ],
+)
+def test_a_cache_for_few_of_the_sequences_is_asked_about(changes: dict[str, Any], field: str | None, held: int) -> None:
+    job = spec(**{"rollout": {"gpu_memory_utilization": None}, **changes})
+    found = estimated_doubts(job, estimate(job))
+    assert [asked for asked, _ in found] == ([] if field is None else [field])
+    for _, message in found:
+        assert message.startswith(f"an engine's cache holds {held} sequences of ")
+        assert ", of 256 to decode together" in message
 
 
 def test_parts_of_a_job_on_cpu() -> None:
@@ -346,7 +382,7 @@ CROWDED: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "an engine's cache": ({"rollout": {"gpu_memory_utilization": 0.045}}, {}, {"kv_cache"}),
     "too few GPUs": ({"rollout": {"engines": 4, "tensor_parallel": 2}}, {"gpus": 4}, {"gpus"}),
     "GPUs that would be idle beside a shared one": (
-        {"rollout": {"engines": 4, "gpu_memory_utilization": 0.05}}, {"gpus": 4}, {"gpus"}
+        {"rollout": {"engines": 4, "gpu_memory_utilization": 0.055}}, {"gpus": 4}, {"gpus"}
     ),
     "NCCL on one GPU": (
         {"rollout": {"transport": "nccl", "gpu_memory_utilization": 0.2}}, {"gpus": 1}, {"gpus"}

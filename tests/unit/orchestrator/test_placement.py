@@ -39,7 +39,7 @@ from orchestrator.actors.threads import WAITING
 from orchestrator.build import usable_gpus
 from orchestrator.errors import DoesNotFit, ResourcesBusy
 from orchestrator.hosting import hosted_rewards, reward_pool
-from orchestrator.process_settings import learner_settings
+from orchestrator.process_settings import engine_settings, learner_settings
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.spec_errors import SpecError
 from orchestrator.specs.resources import ResourcesSpec
@@ -335,6 +335,12 @@ def test_a_learner_that_works_on_the_host_has_its_cores(
     document = spec().model_dump(mode="json") | {"weighting": {"name": "fixed"}, "resources": {"learner_ranks": ranks}}
     job = parse_spec(document | {"policy": {"model": "quickstart", **policy}})
     assert learner_settings(job, "m", device).threads == threads
+
+
+@pytest.mark.parametrize(("transport", "asked", "share"), [("nccl", None, 0.9), ("ipc", None, 0.4), ("nccl", 0.5, 0.5)])
+def test_an_engine_has_most_of_a_gpu_that_is_its_own(transport: Any, asked: float | None, share: float) -> None:
+    settings = engine_settings(spec(gpu_memory_utilization=asked), "m", "cuda", transport)
+    assert settings.gpu_memory_utilization == share
 
 
 def with_rewards(*hosting: dict[str, Any], **rollout: Any) -> JobSpec:
