@@ -9,7 +9,7 @@ import base64
 import re
 from collections.abc import Callable, Iterator
 
-from orchestrator.actors.gang import GROWTH_VARIABLE, ROLE_LABEL_VARIABLE
+from orchestrator.actors.gang import GROWTH_VARIABLE, MACHINES_VARIABLE, ROLE_LABEL_VARIABLE
 from orchestrator.actors.placement import DEVICE_VARIABLE
 from services.settings import DEFAULT_PORT
 from tests.deploy_support import DEPLOY, Object, Pod, Rendered, selects
@@ -349,6 +349,10 @@ def gpus_only_where_they_are_used(rendered: Rendered) -> Iterator[str]:
     device = rendered.named("ConfigMap", "settings")["data"].get(DEVICE_VARIABLE)
     if device != ("cuda" if on_gpus else ""):  # else what machines have, also those of an overlay that is not ours
         yield f"a job that names no device is on {device}"
+    machines = rendered.named("ConfigMap", "settings")["data"].get(MACHINES_VARIABLE, "")
+    there = [f"{group}={_gpus(rendered.pod(f'ray-{group}'))}" for group in ("learner", "rollout", "reward")]
+    if machines != (",".join(there) if on_gpus else ""):
+        yield f"jobs are told of machines with GPUs {machines}, and they have {','.join(there)}"
     for pod in rendered.pods:
         has = any("nvidia.com/gpu" in container["resources"]["limits"] for container in pod.containers)
         if has != (pod.name in wanted):
@@ -356,6 +360,10 @@ def gpus_only_where_they_are_used(rendered: Rendered) -> Iterator[str]:
         tolerates = any(item["key"] == "nvidia.com/gpu" for item in pod.spec.get("tolerations", []))
         if tolerates != has:
             yield f"{pod.name}: {'runs on' if tolerates else 'is kept off'} machines with GPUs"
+
+
+def _gpus(pod: Pod) -> int:
+    return sum(int(container["resources"]["limits"].get("nvidia.com/gpu", 0)) for container in pod.containers)
 
 
 @rule

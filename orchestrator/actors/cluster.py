@@ -19,7 +19,7 @@ from typing import Any
 import ray
 
 from orchestrator.actors.engine_actors import END_S, LOOK_EVERY_S, ActorEngine, EngineActor, EngineFanout
-from orchestrator.actors.gang import Gang, growth_s, members, reserve, role_label
+from orchestrator.actors.gang import Gang, growth_s, machine_gpus, members, reserve, role_label
 from orchestrator.actors.kernel_kills import kernel_kills
 from orchestrator.actors.learner_group import LearnerRanks, meet, start_ranks
 from orchestrator.actors.ray_errors import is_lost, last_line
@@ -140,6 +140,7 @@ class Cluster:
             growth_s=growth_s() if self.grows else 0.0,
             on_wait=on_wait,
             role_label=role_label() if self.grows else None,
+            machine_gpus=machine_gpus() if self.grows else {},
         )
         return self.gang
 

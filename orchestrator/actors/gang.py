@@ -3,7 +3,8 @@
 The actors' own Ray options say what they need, so what is reserved is what is then used. Rewards that ask for nothing,
 as verifiers do, are not among them: they fit on any machine (`anywhere`). Where an operator has labelled a cluster's
 machines by the role that they are for (EQUIPOISE_RAY_ROLE_LABEL), each actor has its room on those of its own. Where
-machines join a cluster once somebody waits for them, EQUIPOISE_RAY_GROWTH_S is how long one may take.
+machines join a cluster once somebody waits for them, EQUIPOISE_RAY_GROWTH_S is how long one may take, and
+EQUIPOISE_RAY_MACHINES how many GPUs one has.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from orchestrator.errors import DoesNotFit, ResourcesBusy
 
 ROLE_LABEL_VARIABLE = "EQUIPOISE_RAY_ROLE_LABEL"  # of a cluster: the label that says what a machine is for
 GROWTH_VARIABLE = "EQUIPOISE_RAY_GROWTH_S"
+MACHINES_VARIABLE = "EQUIPOISE_RAY_MACHINES"  # of a cluster: GPUs of a machine for each role, as far as it is known
 Options = Mapping[str, Any]
 Role = Literal["rollout", "learner", "reward"]
 Label = tuple[str, str]
@@ -57,6 +60,24 @@ def growth_s() -> float:
     if text and not re.fullmatch(r"\d{1,6}", text, re.ASCII):
         raise ValueError(f"{GROWTH_VARIABLE}: {text[:100]!r} is no time; expected whole seconds such as 1800")
     return float(text or 0)
+
+
+def machine_gpus() -> dict[str, int]:
+    """GPUs of the largest machine that may come for a role, by the operator; a role that is not named may have any.
+
+    ValueError for what is no such list.
+    """
+    found: dict[str, int] = {}
+    text = os.environ.get(MACHINES_VARIABLE) or ""
+    for part in filter(None, text.split(",")):
+        role, _, gpus = part.strip().partition("=")
+        if role not in get_args(Role) or not re.fullmatch(r"\d{1,3}", gpus, re.ASCII):
+            raise ValueError(
+                f"{MACHINES_VARIABLE}: {part[:100]!r} is no number of GPUs of a machine; "
+                "expected such as learner=1,rollout=1,reward=0"
+            )
+        found[role] = int(gpus)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +120,7 @@ def reserve(
     growth_s: float = 0.0,
     on_wait: Callable[[str], None] = lambda _: None,
     role_label: str | None = None,
+    machine_gpus: Mapping[str, int] = MappingProxyType({}),
 ) -> Gang:
     """Room for all the actors at once. Ray must be initialised.
 
@@ -106,12 +128,14 @@ def reserve(
     it never will: at once on a machine of its own (not `grows`). Machines that are not there may join a cluster within
     `growth_s`: they are waited for so long, and as nobody here knows how many there can be, the end is ResourcesBusy.
     `on_wait` hears every second why it waits, and may raise. With a `role_label`, on machines whose label of that name
-    is the actor's role.
+    is the actor's role. `machine_gpus`: what no machine that comes will have; it is not waited for.
     """
     from ray.util import placement_group
 
     bundles, places = bundles_of(actors)
-    labels = labels_of([role for role, _ in actors], places, role_label)
+    roles = [role for role, _ in actors]
+    labels = labels_of(roles, places, role_label)
+    never = too_large(bundles, labels_of(roles, places, "role"), machine_gpus)
     selectors = [dict([label]) if label else {} for label in labels] if role_label else None
     group = placement_group(bundles, strategy="PACK", bundle_label_selector=selectors)
     gang = Gang(group=group, places=tuple(places))
@@ -124,8 +148,8 @@ def reserve(
             if comes:
                 complete_since = now
             waited = now >= (began + max(timeout_s, growth_s) if comes else complete_since + timeout_s)
-            if problem and not comes and (waited or not grows):
-                raise DoesNotFit(f"resources: {problem}")
+            if problem and (never or (not comes and (waited or not grows))):
+                raise DoesNotFit(f"resources: {never or problem}")
             line = f"waiting for resources: {problem or shortage(bundles)}"
             if waited:
                 raise ResourcesBusy(line)
@@ -196,6 +220,18 @@ def lack(bundles: Sequence[Mapping[str, float]], labels: Sequence[Label | None] 
             whole = " and ".join(_count(amount, kind) for kind, amount in sorted(bundle.items(), reverse=True))
             where = f" with the label {'='.join(label)}" if label else ""
             return f"an actor needs {whole} on one machine{where}, and none has them"
+    return None
+
+
+def too_large(
+    bundles: Sequence[Mapping[str, float]], roles: Sequence[Label | None], machine_gpus: Mapping[str, int]
+) -> str | None:
+    """Why no machine that may come to a cluster will hold one of the bundles; None where one may."""
+    for bundle, role in zip(bundles, roles, strict=True):
+        most = None if role is None else machine_gpus.get(role[1])
+        if role is not None and most is not None and bundle.get("GPU", 0) > most:
+            asked = f"an actor needs {_count(bundle['GPU'], 'GPU')} on one machine for {role[1]}"
+            return f"{asked}, and none has more than {most} ({MACHINES_VARIABLE})"
     return None
 
 

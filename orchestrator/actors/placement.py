@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator.actors.gang import MACHINES_VARIABLE, machine_gpus
 from orchestrator.actors.threads import WAITING
 from orchestrator.errors import DoesNotFit
 from orchestrator.hosting import hosted_gold, hosted_rewards
@@ -87,6 +89,21 @@ def transport_problem(spec: JobSpec, device: str) -> str | None:
     if device == "cuda" and transport == "ipc" and spec.rollout.tensor_parallel > 1:
         return "ipc hands weights over inside one GPU, but an engine has several (rollout.tensor_parallel)"
     return None
+
+
+def machine_problems(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """(field, what is wrong) of what needs more GPUs of one machine than any of the operator's cluster has."""
+    most = machine_gpus()
+    told = f"no machine for {{}} has more GPUs than {{}} ({MACHINES_VARIABLE}, the operator's); {{}}"
+    on_gpus = spec.resources.device == "cuda" or (spec.resources.device == "auto" and cluster_device() == "cuda")
+    engines = most.get("rollout", math.inf)
+    if on_gpus and spec.rollout.tensor_parallel > engines:
+        yield "rollout.tensor_parallel", told.format("rollout", engines, "an engine's are all in one machine")
+    rewards = most.get("reward", math.inf)
+    hosted = {f"objectives.{i}.reward": objective.reward for i, objective in enumerate(spec.objectives)}
+    for field, reward in (hosted | ({} if spec.gold is None else {"gold.reward": spec.gold.reward})).items():
+        if reward.hosting.num_gpus > rewards:
+            yield f"{field}.hosting.num_gpus", told.format("reward", rewards, "leave it out to score on CPU")
 
 
 def check_placement(spec: JobSpec, device: str, gpus: int | None) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import routing
-from orchestrator.actors.placement import transport_problem
+from orchestrator.actors.placement import machine_problems, transport_problem
 from orchestrator.checks.access import HUB_ID, Access
 from orchestrator.checks.dataset_check import Outcome, Reading, outcomes_of, read
 from orchestrator.rollouts.prompts import Contents, DatasetError
@@ -81,6 +81,7 @@ def look(spec: JobSpec | RewardJobSpec, access: Access | None = None) -> Finding
             told = "cuda is asked for, and no GPU is reserved; set hosting.num_gpus, or leave this out to score on CPU"
             problems.append((f"{field}.options.device", told))
     problems += _stops(spec)
+    problems += machine_problems(spec)
     if problems:
         return Findings(problems=problems, contents={})
     if problem := transport_problem(spec, spec.resources.device):  # where it is auto, a dry run tells

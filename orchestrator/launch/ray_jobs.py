@@ -17,7 +17,14 @@ from typing import Any
 
 import httpx
 
-from orchestrator.actors.gang import GROWTH_VARIABLE, ROLE_LABEL_VARIABLE, growth_s, role_label
+from orchestrator.actors.gang import (
+    GROWTH_VARIABLE,
+    MACHINES_VARIABLE,
+    ROLE_LABEL_VARIABLE,
+    growth_s,
+    machine_gpus,
+    role_label,
+)
 from orchestrator.actors.placement import DEVICE_VARIABLE, cluster_device
 from orchestrator.errors import LauncherUnavailable
 from orchestrator.launch.launchers import NO_RESOURCES, REDIS_URL_FILE_VARIABLE, driver_command, last_line
@@ -31,6 +38,7 @@ _LOST = 1  # exit code of a driver of which Ray can't say how it ended
 # What drivers need of the worker's environment: no credentials.
 _SHOWN = (
     FORMAT_VARIABLE, STORE_VARIABLE, JUDGES_VARIABLE, ROLE_LABEL_VARIABLE, GROWTH_VARIABLE, DEVICE_VARIABLE,
+    MACHINES_VARIABLE,
 )  # fmt: skip
 
 
@@ -198,6 +206,7 @@ def check_environment() -> None:
     """Of what drivers read there, all that they would refuse, one by one. Raises ValueError."""
     role_label()
     growth_s()
+    machine_gpus()
     cluster_device()
 
 

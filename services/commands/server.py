@@ -264,6 +264,7 @@ def _credentials(api: ApiServer, state_dir: Path) -> tuple[Credentials, bool, Pa
 
 def _serve(redis: str, listen: Listen, state_dir: Path, late: SettingsWatch | None) -> None:
     from orchestrator import logs
+    from orchestrator.launch.ray_jobs import check_environment
     from orchestrator.state.redis_calls import connect
     from orchestrator.state.store import JobStore
     from services.keys import digest
@@ -278,6 +279,7 @@ def _serve(redis: str, listen: Listen, state_dir: Path, late: SettingsWatch | No
             metrics_key = secret("EQUIPOISE_METRICS_KEY")
             logs.hide(credentials.key, metrics_key)
             limits = Limits.from_environment()
+            check_environment()  # jobs are compared with the cluster's machines as they are submitted
             settings = Settings(
                 state_dir=state_dir,
                 key_sha256=digest(credentials.key),

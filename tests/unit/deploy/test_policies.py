@@ -165,6 +165,8 @@ MUTANTS: dict[str, list[Callable[[Rendered], Any]]] = {
         lambda f: first(f, "ray-learner")["resources"]["limits"].pop("nvidia.com/gpu"),
         lambda f: spec_of(f, "ray-rollout").pop("tolerations"),
         lambda f: f.named("ConfigMap", "settings")["data"].pop("EQUIPOISE_RAY_DEVICE"),
+        lambda f: f.named("ConfigMap", "settings")["data"].pop("EQUIPOISE_RAY_MACHINES"),
+        lambda f: first(f, "ray-rollout")["resources"]["limits"].update({"nvidia.com/gpu": "8"}),
     ],
     "accounts_have_the_least": [
         lambda f: spec_of(f, "serve").update(automountServiceAccountToken=True),

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from orchestrator import build
 from orchestrator.actors.gang import (
     GROWTH_VARIABLE,
+    MACHINES_VARIABLE,
     ROLE_LABEL_VARIABLE,
     anywhere,
     bundles_of,
     growth_s,
     labels_of,
+    machine_gpus,
     members,
     reserve,
     role_label,
@@ -619,6 +621,54 @@ def test_a_machine_of_its_own_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(DoesNotFit):
         reserve(ON_GPU, timeout_s=60, grows=False, growth_s=1800)
     assert cluster.now <= 1
+
+
+TWO_GPUS: list[Any] = [
+    ("learner", {"num_cpus": 1, "num_gpus": 1}),
+    ("rollout", {"num_cpus": 1, "num_gpus": 2}),
+]
+
+
+@pytest.mark.parametrize("most", [{"learner": 1, "rollout": 1}, {"rollout": 0}])
+def test_what_no_machine_will_have_is_not_waited_for(most: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = GrowingCluster(monkeypatch)
+    told = r"^resources: an actor needs 2 GPUs on one machine for rollout, and none has more than \d"
+    with pytest.raises(DoesNotFit, match=told):
+        reserve(TWO_GPUS, timeout_s=60, grows=True, growth_s=1800, machine_gpus=most)
+    assert cluster.now <= 1
+
+
+@pytest.mark.parametrize("most", [{}, {"learner": 1}, {"rollout": 2}, {"reward": 0}])
+def test_what_a_machine_may_have_is_waited_for(most: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    GrowingCluster(monkeypatch)
+    with pytest.raises(ResourcesBusy):
+        reserve(TWO_GPUS, timeout_s=60, grows=True, growth_s=1800, machine_gpus=most)
+
+
+def test_a_machine_that_is_there_counts_more_than_what_was_said_of_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    GrowingCluster(monkeypatch, comes_at_s=0, free_at_s=5)
+    assert reserve(ON_GPU, timeout_s=60, grows=True, growth_s=1800, machine_gpus={"learner": 0}).places == (0,)
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus"), [("", {}), ("learner=1,rollout=8, reward=0", {"learner": 1, "rollout": 8, "reward": 0})]
+)
+def test_how_many_gpus_machines_have_is_the_operators(
+    text: str, gpus: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MACHINES_VARIABLE, text)
+    assert machine_gpus() == gpus
+
+
+@pytest.mark.parametrize(
+    "text", ["8", "learner", "learner=", "learner=-1", "learner=1.5", "head=1", "learner=1;reward=0"]
+)
+def test_what_is_no_list_of_machines_is_refused_by_the_variable_s_name(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MACHINES_VARIABLE, text)
+    with pytest.raises(ValueError, match=f"^{MACHINES_VARIABLE}: .* expected such as learner=1,rollout=1,reward=0"):
+        machine_gpus()
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("", 0), ("0", 0), ("1800", 1800)])

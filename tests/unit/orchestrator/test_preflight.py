@@ -540,6 +540,31 @@ def test_ranks_that_cannot_share_the_heads_are_told(model: Path, data: dict[str,
     assert preflight(ranks(4)) == []
 
 
+def test_what_no_machine_of_the_cluster_can_hold_is_told(
+    model: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asking(device: str) -> JobSpec:
+        hosted = {"name": "conciseness", "hosting": {"num_gpus": 0.5}}
+        objectives = [{"name": "short", "reward": hosted}, {"name": "accuracy", "reward": {"name": "math"}}]
+        rollout = {"max_tokens": 10, "tensor_parallel": 2}
+        return make_spec(model, data, rollout=rollout, objectives=objectives, resources={"device": device})
+
+    assert preflight(asking("cuda")) == []
+    monkeypatch.setenv("EQUIPOISE_RAY_MACHINES", "learner=1,rollout=1,reward=0")
+    engines, rewards = preflight(asking("cuda"))
+    assert engines == (
+        "rollout.tensor_parallel",
+        "no machine for rollout has more GPUs than 1 (EQUIPOISE_RAY_MACHINES, the operator's); "
+        "an engine's are all in one machine",
+    )
+    assert rewards[0] == "objectives.0.reward.hosting.num_gpus"
+    assert preflight(asking("auto")) == preflight(asking("cpu")) == [rewards]
+    monkeypatch.setenv("EQUIPOISE_RAY_DEVICE", "cuda")
+    assert preflight(asking("auto")) == [engines, rewards]
+    monkeypatch.setenv("EQUIPOISE_RAY_MACHINES", "rollout=2")
+    assert preflight(asking("cuda")) == []
+
+
 def test_a_transport_that_the_device_lacks_is_told(model: Path, data: dict[str, Any]) -> None:
     rollout = {"max_tokens": 10, "transport": "shared_memory"}
     ((field, problem),) = preflight(make_spec(model, data, rollout=rollout, resources={"device": "cuda"}))

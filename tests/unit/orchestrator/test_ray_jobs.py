@@ -83,6 +83,7 @@ def test_what_ray_is_told_of_a_job_holds_no_secret(server: JobServer, monkeypatc
     monkeypatch.setenv("EQUIPOISE_JUDGES", "/etc/equipoise/judges.yaml")
     monkeypatch.setenv("EQUIPOISE_RAY_ROLE_LABEL", "equipoise.io/role")
     monkeypatch.setenv("EQUIPOISE_RAY_GROWTH_S", "1800")
+    monkeypatch.setenv("EQUIPOISE_RAY_MACHINES", "rollout=1")
     monkeypatch.setenv("EQUIPOISE_RAY_DEVICE", "cuda")
     make(server).start("job-1", "ann", fence=4)
     [document] = server.submitted
@@ -95,6 +96,7 @@ def test_what_ray_is_told_of_a_job_holds_no_secret(server: JobServer, monkeypatc
             "EQUIPOISE_JUDGES": "/etc/equipoise/judges.yaml",
             "EQUIPOISE_RAY_DEVICE": "cuda",
             "EQUIPOISE_RAY_GROWTH_S": "1800",
+            "EQUIPOISE_RAY_MACHINES": "rollout=1",
             "EQUIPOISE_RAY_ROLE_LABEL": "equipoise.io/role",
             "EQUIPOISE_REDIS_URL_FILE": str(SECRET),
             "RAY_JOB_STOP_WAIT_TIME_S": "90",
