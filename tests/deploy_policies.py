@@ -25,6 +25,8 @@ _ROUTES = {
     "/api/gcs_healthz": 8265,
     "/api/local_raylet_healthz": 52365,
 }
+# Of GPU feature discovery and node feature discovery, which run on a machine that is there.
+_LATE_LABELS = ("nvidia.com/", "feature.node.kubernetes.io/")
 _ALLOWED_VERBS = {("rayclusters", "get"), *(("rayjobs", verb) for verb in ("create", "delete", "get", "list", "watch"))}
 
 
@@ -360,6 +362,18 @@ def gpus_only_where_they_are_used(rendered: Rendered) -> Iterator[str]:
         tolerates = any(item["key"] == "nvidia.com/gpu" for item in pod.spec.get("tolerations", []))
         if tolerates != has:
             yield f"{pod.name}: {'runs on' if tolerates else 'is kept off'} machines with GPUs"
+
+
+@rule
+def machines_may_start_from_nothing(rendered: Rendered) -> Iterator[str]:
+    """An autoscaler knows of a machine that is not there yet what its group says, not what a DaemonSet adds."""
+    for pod in rendered.pods:
+        node = pod.spec.get("affinity", {}).get("nodeAffinity", {})
+        required = node.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get("nodeSelectorTerms", [])
+        keys = {item["key"] for term in required for item in term.get("matchExpressions", [])}
+        for key in sorted(keys | set(pod.spec.get("nodeSelector", {}))):
+            if key.startswith(_LATE_LABELS):
+                yield f"{pod.name}: requires {key}, which no machine has before it joined"
 
 
 def _gpus(pod: Pod) -> int:

@@ -168,6 +168,14 @@ MUTANTS: dict[str, list[Callable[[Rendered], Any]]] = {
         lambda f: f.named("ConfigMap", "settings")["data"].pop("EQUIPOISE_RAY_MACHINES"),
         lambda f: first(f, "ray-rollout")["resources"]["limits"].update({"nvidia.com/gpu": "8"}),
     ],
+    "machines_may_start_from_nothing": [
+        lambda f: spec_of(f, "ray-learner")["affinity"]["nodeAffinity"].update(
+            requiredDuringSchedulingIgnoredDuringExecution={
+                "nodeSelectorTerms": [{"matchExpressions": [{"key": "nvidia.com/gpu.product", "operator": "Exists"}]}]
+            }
+        ),
+        lambda f: spec_of(f, "ray-rollout").update(nodeSelector={"nvidia.com/gpu.present": "true"}),
+    ],
     "accounts_have_the_least": [
         lambda f: spec_of(f, "serve").update(automountServiceAccountToken=True),
         lambda f: spec_of(f, "serve").update(serviceAccountName="default"),
