@@ -145,8 +145,10 @@ def probes_ask_what_exists(rendered: Rendered) -> Iterator[str]:
             port = ports.get(asked["port"], asked["port"])
             if _ROUTES.get(asked["path"]) != port:
                 yield f"{where}: {name} asks {asked['path']} of port {port}"
-        if pod.name == "serve" and container["readinessProbe"]["httpGet"]["path"] != "/readyz":
-            yield f"{where}: is ready without Redis"
+        if pod.name == "serve" and container["readinessProbe"]["httpGet"]["path"] != "/livez":
+            yield f"{where}: nobody says that Redis is away"
+        if pod.name == "serve" and container.get("startupProbe", {}).get("httpGet", {}).get("path") != "/readyz":
+            yield f"{where}: one that never reached Redis replaces others"
 
 
 @rule

@@ -99,7 +99,9 @@ MUTANTS: dict[str, list[Callable[[Rendered], Any]]] = {
     ],
     "probes_ask_what_exists": [
         lambda f: first(f, "worker").pop("livenessProbe"),
-        lambda f: first(f, "serve")["readinessProbe"]["httpGet"].update(path="/livez"),
+        lambda f: first(f, "serve")["readinessProbe"]["httpGet"].update(path="/readyz"),
+        lambda f: first(f, "serve")["startupProbe"]["httpGet"].update(path="/livez"),
+        lambda f: first(f, "serve").pop("startupProbe"),
         lambda f: first(f, "serve")["livenessProbe"]["httpGet"].update(path="/healthz"),
         lambda f: first(f, "ray-headgroup")["livenessProbe"]["httpGet"].update(port=8266),
         lambda f: first(f, "redis").pop("readinessProbe"),
