@@ -34,6 +34,7 @@ from orchestrator.failpoints import reach
 from orchestrator.job_report import report_so_far, write_report
 from orchestrator.journal import StoreJournal, Wishes
 from orchestrator.launch.launchers import (
+    LOG_NAME,
     NO_RESOURCES,
     NONCE_VARIABLE,
     OTHER_HOLDER,
@@ -488,6 +489,8 @@ def main(arguments: list[str] | None = None) -> None:
     logs.hide_password(options.redis)
     logs.setup(level=logging.INFO, job_id=options.job)
     logs.report_crashes()
+    if options.ray_address is not None and nonce is None:  # a cluster's job: what Ray keeps goes with its machine
+        logs.write_also(options.state_dir / "jobs" / options.job / LOG_NAME)
     sys.exit(
         drive(
             options.job,

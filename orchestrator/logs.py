@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 from urllib.parse import unquote, urlsplit
@@ -23,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 FORMAT_VARIABLE = "EQUIPOISE_LOG_FORMAT"
 FORMATS = ("text", "json")
 MASK = "***"
+_FILE_BYTES = 16 << 20  # of a file, and of the one before it
 _SHORTEST_SECRET = 6  # shorter ones would mask ordinary words
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SECRETS = (
@@ -46,6 +49,22 @@ def setup(
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines(job_id) if chosen == "json" else TextLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def write_also(path: Path) -> None:
+    """The same lines into a file, the newest 32 MiB at most, for when what reads this process's output is gone.
+
+    What the file refuses is told once, and costs nothing else.
+    """
+    root = logging.getLogger()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler = RotatingFileHandler(path, maxBytes=_FILE_BYTES, backupCount=1, encoding="utf-8")
+    except OSError as error:
+        root.warning("%s: %s; this log is not kept there", path, error.strerror)
+        return
+    handler.setFormatter(root.handlers[0].formatter)
+    root.addHandler(handler)
 
 
 def report_crashes() -> None:

@@ -23,7 +23,7 @@ from kubernetes import client, config
 
 from orchestrator.errors import LauncherUnavailable
 from orchestrator.launch.kube_watch import PLURAL, RAY_JOBS, RayJobWatch
-from orchestrator.launch.launchers import NO_RESOURCES, last_line
+from orchestrator.launch.launchers import LOG_NAME, NO_RESOURCES, last_line
 from orchestrator.launch.ray_jobs import cluster_driver_command, shown_environment
 
 _OURS = "app.kubernetes.io/managed-by=equipoise-worker"
@@ -74,7 +74,7 @@ class RayJobLauncher:
         self._api = api
         self._namespace = namespace
         self._cluster = cluster
-        self._state_dir = state_dir
+        self.state_dir = state_dir
         self._redis_url_file = redis_url_file
         self._cpus = cpus
         self._grace_s = grace_s
@@ -166,7 +166,7 @@ class RayJobLauncher:
                 },
             },
             "spec": {
-                "entrypoint": shlex.join(self._command(job_id, owner, self._state_dir)),
+                "entrypoint": shlex.join(self._command(job_id, owner, self.state_dir)),
                 "entrypointNumCpus": self._cpus,
                 "submissionMode": "HTTPMode",  # by KubeRay itself, so that no further pod holds the cluster's token
                 "runtimeEnvYAML": yaml.safe_dump({"env_vars": shown_environment(self._redis_url_file, self._grace_s)}),
@@ -210,7 +210,7 @@ class RayJob:
 
     @property
     def log(self) -> str:
-        return f"kubectl logs, of the head and the machines of RayJob {self.name}"
+        return str(self.launcher.state_dir / "jobs" / self.job_id / LOG_NAME)
 
     def poll(self) -> int | None:
         found = self.launcher.state(self.name)

@@ -20,6 +20,7 @@ from typing import Protocol
 REDIS_URL_VARIABLE = "EQUIPOISE_REDIS_URL"
 NONCE_VARIABLE = "EQUIPOISE_LEASE_NONCE"
 REDIS_URL_FILE_VARIABLE = "EQUIPOISE_REDIS_URL_FILE"
+LOG_NAME = "driver.log"  # in the job's directory
 OTHER_HOLDER = 3  # exit code of a driver that lost or missed its lease: no harm done
 NO_RESOURCES = 4  # of one that handed its job back, as others hold what it needs
 _API_KEYS = frozenset(
@@ -118,7 +119,7 @@ class SubprocessLauncher:
     def start(self, job_id: str, owner: str, *, fence: int) -> Subprocess:
         directory = self._state_dir / "jobs" / job_id
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log_path, nonce = directory / "driver.log", secrets.token_hex(16)
+        log_path, nonce = directory / LOG_NAME, secrets.token_hex(16)
         with log_path.open("ab") as output:
             process = subprocess.Popen(
                 self._command(job_id, owner, self._state_dir),

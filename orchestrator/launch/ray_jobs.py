@@ -27,7 +27,13 @@ from orchestrator.actors.gang import (
 )
 from orchestrator.actors.placement import DEVICE_VARIABLE, cluster_device
 from orchestrator.errors import LauncherUnavailable
-from orchestrator.launch.launchers import NO_RESOURCES, REDIS_URL_FILE_VARIABLE, driver_command, last_line
+from orchestrator.launch.launchers import (
+    LOG_NAME,
+    NO_RESOURCES,
+    REDIS_URL_FILE_VARIABLE,
+    driver_command,
+    last_line,
+)
 from orchestrator.logs import FORMAT_VARIABLE
 from orchestrator.storage.checkpoint_store import STORE_VARIABLE
 from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
@@ -68,7 +74,7 @@ class RayJobsLauncher:
 
         Ray itself waits up to 10 s for a machine that can take a job, so `timeout_s` is above that.
         """
-        self._state_dir = state_dir
+        self.state_dir = state_dir
         self._redis_url_file = redis_url_file
         self._cpus = cpus
         self._grace_s = grace_s
@@ -124,7 +130,7 @@ class RayJobsLauncher:
 
     def _submit(self, name: str, job_id: str, owner: str, fence: int) -> dict[str, Any]:
         document = {
-            "entrypoint": shlex.join(self._command(job_id, owner, self._state_dir)),
+            "entrypoint": shlex.join(self._command(job_id, owner, self.state_dir)),
             "submission_id": name,
             "runtime_env": {"env_vars": shown_environment(self._redis_url_file, self._grace_s)},
             "metadata": {"equipoise_job": job_id, "equipoise_owner": owner, "equipoise_fence": str(fence)},
@@ -173,7 +179,8 @@ class RayJob:
 
     @property
     def log(self) -> str:
-        return f"ray job logs {self.submission_id}"
+        file = self.launcher.state_dir / "jobs" / self.job_id / LOG_NAME
+        return f"{file}; what it printed before, Ray has: ray job logs {self.submission_id}"
 
     def poll(self) -> int | None:
         found = self.launcher._look(self.submission_id)

@@ -24,8 +24,8 @@ def age(files: Path, days: int) -> None:
         check=True,
         capture_output=True,
     ).stdout
-    signed = ["-CA", files / "ca.crt", "-CAkey", files / "ca.key", "-CAcreateserial", "-days", str(days)]
-    made = ["openssl", "x509", "-req", *signed, "-out", files / "tls.crt"]
+    by: list[str | Path] = ["-CA", files / "ca.crt", "-CAkey", files / "ca.key", "-CAcreateserial", "-days", str(days)]
+    made: list[str | Path] = ["openssl", "x509", "-req", *by, "-out", files / "tls.crt"]
     subprocess.run(made, check=True, capture_output=True, input=asked)
 
 
@@ -49,7 +49,7 @@ def test_a_certificate_that_ends_soon_is_made_anew(files: Path, tmp_path: Path, 
     assert changed - {"ca.srl"} == ({"tls.crt", "tls.key"} if anew else set())
     assert ("restart statefulset/redis" in said) is anew
     assert lasts(tmp_path / "tls.crt", 390 if anew else days - 1)
-    verified = ["openssl", "verify", "-CAfile", tmp_path / "ca.crt", tmp_path / "tls.crt"]
+    verified: list[str | Path] = ["openssl", "verify", "-CAfile", tmp_path / "ca.crt", tmp_path / "tls.crt"]
     assert subprocess.run(verified, capture_output=True, check=False).returncode == 0
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import shutil
 import signal
 import sys
@@ -484,6 +485,38 @@ def test_a_cancel_that_the_loop_does_not_come_to_is_carried_out_beside_it(
     assert store.ends_before_reports == [store.ends()]  # nobody renews the lease while it is drawn
     assert [type for type, _, _ in store.events_written] == ["report.written"]
     assert json.loads((tmp_path / "job.json").read_text())["ended"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("words", "nonce", "is_kept"),
+    [(["--ray-address", "auto"], None, True), ([], None, False), (["--ray-address", "auto"], "n", False)],
+)
+def test_on_a_cluster_its_log_outlives_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], nonce: str | None, is_kept: bool
+) -> None:
+    """A child of a worker has its output there already."""
+
+    def failing(*_: Any, **__: Any) -> int:
+        driver.log.error("a traceback")
+        return 1
+
+    root = logging.getLogger()
+    handlers, level, hook = list(root.handlers), root.level, sys.excepthook
+    monkeypatch.setattr(driver, "drive", failing)
+    monkeypatch.delenv("EQUIPOISE_LOG_FORMAT", raising=False)
+    if nonce is not None:
+        monkeypatch.setenv("EQUIPOISE_LEASE_NONCE", nonce)
+    try:
+        with pytest.raises(SystemExit):
+            driver.main(["--job", "job-1", "--redis", "redis://", "--state-dir", str(tmp_path), *words])
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+    finally:
+        root.handlers[:], sys.excepthook = handlers, hook
+        root.setLevel(level)
+    file = tmp_path / "jobs" / "job-1" / "driver.log"
+    assert file.exists() is is_kept
+    assert not is_kept or "ERROR equipoise.driver: a traceback" in file.read_text()
 
 
 def test_sigterm_asks_the_loop_to_stop(store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,7 @@ def test_a_driver_is_a_rayjob_like_the_suspended_cluster(
     assert (spec["submissionMode"], spec["backoffLimit"], spec["shutdownAfterJobFinishes"]) == ("HTTPMode", 0, True)
     assert "canary" not in json.dumps(job)
     assert len(job["metadata"]["name"]) <= 47
+    assert launcher.start("job-1", "ann", fence=4).log == "/state/jobs/job-1/driver.log"  # the volume, not a machine
 
 
 def test_a_job_has_one_driver_at_a_fence_however_often_it_is_started(

@@ -2,6 +2,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,29 @@ def test_json_lines_say_when_who_and_for_what() -> None:
         "level": "warning", "logger": "equipoise.test", "message": "it is late", "request_id": "r-1", "job_id": "job-1",
     }  # fmt: skip
     assert (second["job_id"], "request_id" in second) == ("job-2", False)
+
+
+def test_a_file_has_the_same_lines_masked_and_not_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_FILE_BYTES", 4000)
+    stream, file = start("json", job_id="job-1"), tmp_path / "job-1" / "driver.log"
+    logs.hide(CANARY)
+    logs.write_also(file)
+    for i in range(200):
+        log.warning("line %d %s", i, CANARY)
+    kept = [path.read_text() for path in (file.with_name("driver.log.1"), file)]
+    assert sum(map(len, kept)) <= 8000
+    assert stream.getvalue().endswith("".join(kept))
+    assert {path.name for path in file.parent.iterdir()} == {"driver.log", "driver.log.1"}
+    logging.getLogger().handlers[-1].close()
+
+
+def test_a_file_that_can_not_be_written_is_told_and_costs_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "job-1").write_text("")
+    stream = start("text")
+    logs.write_also(tmp_path / "job-1" / "driver.log")
+    log.warning("it goes on")
+    assert "this log is not kept there" in stream.getvalue()
+    assert stream.getvalue().endswith("equipoise.test: it goes on\n")
 
 
 @pytest.mark.parametrize("format", logs.FORMATS)

@@ -329,6 +329,8 @@ def test_the_tested_points_of_the_front_have_a_volume_on_the_test_split(tmp_path
     assert [point["step"] for point in front["points"] if point["on_front"] and point["test"]] == [0, 2, 6]
     assert front["hypervolume_test"] == pytest.approx(0.5 * 0.4 + 0.2 * 0.1 + 0.1 * 0.1)
     assert front["hypervolume_test_base"] == pytest.approx(0.1)
+
+
 def test_of_the_front_the_policies_are_kept_and_tested(tmp_path: Path) -> None:
     """A point whose learner's state is gone has the figures that it would have with it."""
     spec = make_spec(steps=8, checkpoints={"every": 1}, evaluation={"every": 1})

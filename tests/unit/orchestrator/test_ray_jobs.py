@@ -85,7 +85,8 @@ def test_what_ray_is_told_of_a_job_holds_no_secret(server: JobServer, monkeypatc
     monkeypatch.setenv("EQUIPOISE_RAY_GROWTH_S", "1800")
     monkeypatch.setenv("EQUIPOISE_RAY_MACHINES", "rollout=1")
     monkeypatch.setenv("EQUIPOISE_RAY_DEVICE", "cuda")
-    make(server).start("job-1", "ann", fence=4)
+    job = make(server).start("job-1", "ann", fence=4)
+    assert job.log.startswith("/state/jobs/job-1/driver.log; ")
     [document] = server.submitted
     assert document["entrypoint"] == (
         "python -m orchestrator.driver --job job-1 --owner ann --state-dir /state --ray-address auto"
