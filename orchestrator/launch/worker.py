@@ -193,7 +193,8 @@ class Worker:
         if missing and missing != self._missing:
             log.warning(
                 "%d job directories in %s are not in this Redis, such as %s: is it the right one? "
-                "`equipoise recover --dry-run` tells what it would put back; delete those that nobody wants",
+                "`equipoise recover --dry-run`, where the API runs (on Kubernetes `exec deploy/serve`), tells what it "
+                "would put back; delete those that nobody wants",
                 len(missing),
                 self._state_dir / "jobs",
                 missing[0],

@@ -28,6 +28,7 @@ from orchestrator.state.redis_secret import file_url
 from orchestrator.state.script_keeper import KEPT, VERSIONS, ScriptKeeper
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import JobStore
+from orchestrator.storage.recovery import Finding, keep_document, recover
 from orchestrator.webhooks.dispatcher import Dispatcher
 from orchestrator.webhooks.subscriptions import WebhookStore
 from rewards import training
@@ -319,6 +320,23 @@ def test_each_user_may_do_all_of_its_own_part(server: DeployedRedis, passwords: 
             thread.join(20)
         WebhookStore(front).remove(webhook.webhook_id)
         assert {entry["object"] for entry in admin.acl_log()} <= GREETING
+
+
+def test_jobs_are_put_back_in_the_pod_that_the_runbook_names(
+    server: DeployedRedis, passwords: Path, tmp_path: Path
+) -> None:
+    assert "exec deploy/serve -- equipoise recover" in (ROOT / "deploy" / "README.md").read_text()
+    spec = json.dumps(reward_document(tmp_path))
+    directory = tmp_path / "jobs" / "job-back"
+    directory.mkdir(parents=True)
+    keep_document(directory, owner="local", spec=spec)
+    with server.client("scripts", passwords) as keeping:
+        ScriptKeeper(keeping).load_missing()
+    with server.client("worker", passwords) as working, pytest.raises(StoreUnavailable, match="forbids this"):
+        list(recover(JobStore(working), tmp_path))
+    with server.client("api", passwords) as api:
+        assert [found.finding for found in recover(JobStore(api), tmp_path)] == [Finding.RECOVERED]
+        assert JobStore(api).job("job-back").status is JobStatus.PAUSED
 
 
 def test_a_driver_runs_a_whole_job_as_its_user(

@@ -470,7 +470,7 @@ def test_job_directories_that_redis_does_not_know_are_told_of_once(
     assert len(told) == 1
     assert told[0].startswith("2 job directories")
     assert "such as job-1" in told[0]
-    assert "`equipoise recover --dry-run`" in told[0]
+    assert "`equipoise recover --dry-run`, where the API runs" in told[0]
 
 
 @dataclass(kw_only=True)
