@@ -146,8 +146,11 @@ def containers_are_watched(text: str) -> Iterator[str]:
     _, stages = parse(text)
     for name in FINAL:
         steps = chain(stages, name)
-        if not any(found == "HEALTHCHECK" for found, _ in steps):
-            yield f"{name}: no health check"
+        checks = [value for found, value in steps if found == "HEALTHCHECK"]
+        if not checks or not checks[-1].endswith(_HEALTHY):
+            yield f"{name}: no health check, or one that knows one of its commands alone"
+        if name == "control" and not any(found == "ENV" and "EQUIPOISE_ALIVE_FILE=" in value for found, value in steps):
+            yield f"{name}: worker and keeper of scripts touch no file"
         for found, value in steps:
             if found in ("CMD", "ENTRYPOINT") and not isinstance(_json(value), list):
                 yield f"{name}: {found} goes through a shell, which takes the signals"
@@ -188,7 +191,8 @@ def test_it_holds(name: str) -> None:
 
 
 _PACKAGES = "packages_are_pinned_and_leave_nothing"
-_CHECKED = "HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \\\n    CMD"
+_HEALTHY = 'CMD ["python", "-m", "services.healthy"]'
+_CHECKED = f"HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=6 \\\n    {_HEALTHY}"
 MUTANTS: list[tuple[str, str, str]] = [
     ("bases_are_named_by_digest", "FROM python:${PYTHON_TAG}@${PYTHON_DIGEST} AS base", "FROM python:3.11 AS base"),
     ("bases_are_named_by_digest", "ARG PYTHON_DIGEST\n", "ARG PYTHON_DIGEST=sha256:abc\n"),
@@ -205,7 +209,9 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("files_are_copied_from_here", "COPY rewards/ rewards/", "COPY reward/ reward/"),
     ("images_say_what_they_are", 'org.opencontainers.image.revision="${REVISION}"', 'x="y"'),
     ("images_say_what_they_are", "COPY requirements/control.txt /opt/equipoise/sbom.txt\n", ""),
-    ("containers_are_watched", _CHECKED, "CMD"),
+    ("containers_are_watched", _CHECKED, ""),
+    ("containers_are_watched", '"python", "-m", "services.healthy"', '"curl", "http://127.0.0.1:8740/livez"'),
+    ("containers_are_watched", "ENV EQUIPOISE_ALIVE_FILE=/tmp/alive\n", ""),
     ("containers_are_watched", 'ENTRYPOINT ["equipoise"]', "ENTRYPOINT equipoise"),
     ("containers_are_watched", "EXPOSE 8740", "EXPOSE 8000"),
     ("whoever_runs_it_says_which_gpus", "=token NVIDIA_DRIVER", "=token NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER"),
