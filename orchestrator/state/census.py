@@ -25,6 +25,7 @@ class Counts:
     by_status: dict[JobStatus, int]
     queued: int
     leases: int
+    failed: int  # jobs, ever: of those that are no longer counted above, too
     held: tuple[str, ...]  # jobs that a driver holds, newest first
 
 
@@ -65,11 +66,14 @@ class Census:
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]
             statuses += self._calls.reads([("HGET", self._keys.job(job_id), "status") for job_id in chunk])
-        queued, leases = self._calls.reads([("ZCARD", self._keys.queue), ("ZCARD", self._keys.leases)])
+        queued, leases, failed = self._calls.reads(
+            [("ZCARD", self._keys.queue), ("ZCARD", self._keys.leases), ("HGET", self._keys.gpu_time, "failed")]
+        )
         return Counts(
             by_status={JobStatus(status): count for status, count in Counter(filter(None, statuses)).items()},
             queued=queued,
             leases=leases,
+            failed=int(failed or 0),
             held=tuple(job_id for job_id, status in zip(ids, statuses, strict=True) if status in _HELD),
         )
 

@@ -10,7 +10,8 @@
     mo:<owner>:webhook:<id>:state   hash    failures in a row, the last error, what was dropped
     mo:<owner>:rate                 string  what its keys wrote in the present minute
     mo:<owner>:keys                 zset    the owner's API keys, as in mo:keys
-    mo:<owner>:gpus                 hash    limit, and <year>-<month> -> GPU time used, in millionths of a GPU second
+    mo:<owner>:gpus                 hash    limit, and <year>-<month> -> GPU time used, in millionths of a GPU second;
+                                            failed: how many jobs did, ever
     mo:<owner>:queue:default        zset    waiting jobs by priority and age (scripts/prelude.lua)
     mo:<owner>:leases               zset    held jobs by expiry, ms of Redis time
     mo:<owner>:stalled              hash    job id -> expiry and pass of the first sweep

@@ -111,6 +111,7 @@ class JobFigures:
 
     def _read(self) -> Iterator[Metric]:
         jobs = GaugeMetricFamily("equipoise_jobs", "Jobs, the newest ones of each owner.", labels=("owner", "status"))
+        failed = CounterMetricFamily("equipoise_jobs_failed", "Jobs that failed, ever.", labels=("owner",))
         queued = GaugeMetricFamily("equipoise_queue_length", "Jobs that wait.", labels=("owner",))
         leases = GaugeMetricFamily("equipoise_leases", "Jobs that a driver holds.", labels=("owner",))
         used = GaugeMetricFamily("equipoise_gpu_hours_used", "This month (UTC).", labels=("owner",))
@@ -124,6 +125,7 @@ class JobFigures:
             counts = census.counts(at_most=max(_FEWEST_COUNTED, COUNTED_JOBS // len(readers)))
             for status in JobStatus:
                 jobs.add_metric([reader.owner, status], counts.by_status.get(status, 0))
+            failed.add_metric([reader.owner], counts.failed)
             queued.add_metric([reader.owner], counts.queued)
             leases.add_metric([reader.owner], counts.leases)
             hours = gpu_hours.read(reader.calls, reader.owner)
@@ -133,7 +135,7 @@ class JobFigures:
             room -= len(held)
             for job_id, pulse in census.pulses(held).items():
                 running.add(reader.owner, job_id, pulse)
-        yield from (jobs, queued, leases, used, quota, *running.families)
+        yield from (jobs, failed, queued, leases, used, quota, *running.families)
 
 
 def _of_redis(store: JobStore) -> Iterator[Metric]:

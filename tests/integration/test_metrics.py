@@ -221,6 +221,24 @@ def test_old_jobs_are_not_counted_but_those_that_wait_or_run_are(store: JobStore
     assert old not in counts.held
 
 
+def test_failures_count_on_where_older_ones_are_no_longer_counted(http: httpx.Client, store: JobStore) -> None:
+    def fail() -> None:
+        lease = store.claim(submit(store), nonce="n", ttl_s=60).lease
+        assert lease is not None
+        for _ in range(2):  # as after a lost reply
+            store.finish(lease, JobStatus.FAILED, "x")
+
+    for _ in range(4):
+        fail()
+    before = Census(store).counts(at_most=3)
+    fail()
+    after = Census(store).counts(at_most=3)
+    assert before.by_status == after.by_status == {JobStatus.FAILED: 3}
+    assert (before.failed, after.failed) == (4, 5)
+    store.delete(next(iter(store.jobs().items)).job_id)
+    assert scrape(http)["equipoise_jobs_failed_total"] == {("ann",): 5}
+
+
 def test_a_step_that_a_crash_undid_is_not_shown(store: JobStore) -> None:
     job_id = submit(store, JobStatus.RUNNING)
     lease = store.claim(job_id, nonce="n", ttl_s=60).lease

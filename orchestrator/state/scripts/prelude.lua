@@ -1,5 +1,5 @@
 -- Put in front of every script by the loader, so a rule that several scripts share is written once.
--- KEYS 1..7 are the same for all on a job: job, events, replies, queue, leases, steering log, GPU time. ARGV[1] is the job id.
+-- KEYS 1..7 are the same for all on a job: job, events, replies, queue, leases, steering log, GPU time and failures. ARGV[1] is the job id.
 -- Every script answers {code, ...}, takes the time from Redis, and validates before its first write
 -- (Redis does not undo the earlier writes of a script that fails).
 -- A Redis whose memory is full refuses a script's write that may take memory, but not after one that takes none (HDEL, DEL):
@@ -157,6 +157,7 @@ local function move(from, to, reason, us, kind, level)
   end
   emit(kind or 'job.' .. to, level or (to == 'failed' and 'error' or 'info'),
     cjson.encode({from = from, to = to, reason = reason}), us)
+  if to == 'failed' then redis.call('HINCRBY', GPU_TIME, 'failed', 1) end -- never less, whatever jobs are forgotten
 end
 
 -- The holder is gone: what a person asked for happens at once, anything else goes back to the queue.

@@ -34,6 +34,7 @@ def exported() -> set[str]:
     families = _RunningJobs().families
     names |= {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
     source = (DEPLOY.parent / "services" / "api" / "metrics.py").read_text()
+    names |= {f"{name}_total" for name in re.findall(r'CounterMetricFamily\(\s*"(\w+)"', source)}
     return names | set(re.findall(r'GaugeMetricFamily\(\s*"(\w+)"', source))
 
 
@@ -116,6 +117,10 @@ def test_redis_memory_is_told_of_before_it_is_full(gpu: Rendered) -> None:
 def test_each_part_without_a_figure_of_its_own_is_watched(gpu: Rendered) -> None:
     (names,) = re.findall(r'deployment=~"([^"]*)"', expression(gpu, "EquipoisePartDown"))
     assert set(names.split("|")) == gpu.names("Deployment") - {"serve"}  # which Prometheus scrapes
+
+
+def test_failures_are_counted_by_a_figure_that_only_rises(gpu: Rendered) -> None:
+    assert figures(expression(gpu, "EquipoiseJobsFail")) == {"equipoise_jobs_failed_total"}
 
 
 def test_the_dashboard_asks_for_figures_that_exist(gpu: Rendered) -> None:
