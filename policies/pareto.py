@@ -209,7 +209,7 @@ class Archive:
             "directions": self.directions,
             "references": dict(self.references),
             "points": [vars(p) for p in self.points],
-            "volumes": sorted(self._volumes.items()),
+            "volumes": [list(pair) for pair in sorted(self._volumes.items())],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from services.dashboard.gate import Gate
 from services.docs_page import POLICY, docs_page
 from services.errors import BodyLimit, RequestContext, StrictJSONResponse, add_handlers
 from services.event_feed import Feeds
-from services.openapi import openapi
+from services.openapi import openapi, operation_id
 from services.own_key import OwnKey
 from services.readiness import Readiness
 from services.recent_specs import RecentSpecs
@@ -45,7 +45,14 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
 
     The key of `settings` is an admin of the owner of `store`.
     """
-    app = FastAPI(title="Equipoise", version="1", redirect_slashes=False, redoc_url=None, docs_url=None)
+    app = FastAPI(
+        title="Equipoise",
+        version="1",
+        redirect_slashes=False,
+        redoc_url=None,
+        docs_url=None,
+        generate_unique_id_function=operation_id,
+    )
     store = store.failing_fast()
     app.state.store = store
     app.state.keys = RecentKeys(store.calls)

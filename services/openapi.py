@@ -6,10 +6,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 
 from orchestrator.spec import JobSpec
 from orchestrator.specs.reward_job import RewardJobSpec
 from services.auth import PUBLIC_PATHS
+from services.openapi_answers import describe_answers
 from services.openapi_examples import show_examples
 
 _METHODS = frozenset({"get", "put", "post", "patch", "delete"})
@@ -54,6 +56,11 @@ _MORE = {  # what does not follow from an operation's shape
 }
 
 
+def operation_id(route: APIRoute) -> str:
+    """What a generated client calls its method."""
+    return f"fine_tuning_{route.name}" if route.path.startswith("/v1/fine_tuning/") else route.name
+
+
 def openapi(app: FastAPI) -> dict[str, Any]:
     """Made once, with the body that api/jobs.py reads by hand and the key that the middleware wants."""
     if app.openapi_schema is None:
@@ -66,6 +73,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         schemas["Error"] = _error_schema()
+        describe_answers(document["paths"], schemas)
         _describe_refusals(document["paths"])
         _link(document["paths"])
         show_examples(document["paths"])
@@ -92,6 +100,8 @@ def _describe_refusals(paths: dict[str, Any]) -> None:
             responses = methods[method]["responses"]
             for status in sorted(_refusals(method, path, methods[method])):
                 responses[str(status)] = {"description": _REFUSALS[status], "content": content}
+                if status in (429, 503):
+                    responses[str(status)]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
 
 
 def _refusals(method: str, path: str, operation: dict[str, Any]) -> set[int]:

@@ -243,7 +243,7 @@ class _Found:
         yield from self._found
 
 
-@router.get("/metrics")
+@router.get("/metrics", name="get_prometheus")  # there is another get_metrics, of a job
 def get_metrics(request: Request, store: Store) -> Response:
     """Prometheus text. A key sees the jobs of its owner; the installation's own, everyone's and the requests.
 

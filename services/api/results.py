@@ -89,10 +89,11 @@ def get_front(job_id: JobId, store: Store) -> Response:
         "hypervolume_base": None,
         "hypervolume_test": None,
         "hypervolume_test_base": None,
+        "hypervolume_over_base": None,
         "hypervolume_by_step": [],
         "points": [],
     }
-    return StrictJSONResponse({"object": "front", **(found or empty)})
+    return StrictJSONResponse({"object": "front", **empty, **(found or {})})
 
 
 @router.get(

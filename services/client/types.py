@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, NotRequired, TypedDict, TypeVar
+from typing import Any, Generic, Literal, NotRequired, TypeVar
+
+from typing_extensions import TypedDict  # pydantic describes these alone before Python 3.12
 
 Item = TypeVar("Item")
 
@@ -77,9 +79,11 @@ class ForkedJob(Job):
     lineage: Lineage | None
 
 
-class Forks(Page[ForkedJob]):
+class Forks(TypedDict):
     """What a fork made, one job for each vector of a sweep."""
 
+    data: list[ForkedJob]
+    has_more: bool
     lineage: Lineage
 
 
@@ -220,6 +224,8 @@ class Rollout(TypedDict):
 
     number: int
     step: int
+    policy_version: int
+    steering_version: int
     group: int
     prompt_index: int
     prompt: Any  # text, or chat messages
@@ -228,6 +234,7 @@ class Rollout(TypedDict):
     signal: dict[str, float | None]
     advantage: float | None
     tokens: int
+    truncated: bool
 
 
 class SteeringEntry(TypedDict):
@@ -271,12 +278,18 @@ class Preview(TypedDict):
 
 
 class FrontPoint(TypedDict):
-    """`objectives` are raw means; `counted` those after the gates, which rank the point, where the job has gates."""
+    """An evaluated policy. `objectives` are raw means; `counted` those after the gates, which rank the point, where the
+    job has gates. `checkpoint`: whether it is kept; `test`: figures of the test split, once there are some."""
 
     step: int
     objectives: dict[str, float | None]
     counted: NotRequired[dict[str, float | None]]
+    standard_errors: NotRequired[dict[str, float | None]]
+    mean_tokens: float | None
     on_front: bool
+    collapsed: bool
+    checkpoint: bool
+    test: dict[str, Any] | None
 
 
 class Direction(TypedDict):
@@ -298,6 +311,7 @@ class Front(TypedDict):
     hypervolume_base: float | None
     hypervolume_test: NotRequired[float | None]  # of the front's tested points, on the test split; once it is tested
     hypervolume_test_base: NotRequired[float | None]
+    hypervolume_over_base: float | None  # of what is better than the initial policy in every objective
     hypervolume_by_step: list[list[Any]]
     points: list[FrontPoint]
 
@@ -381,15 +395,17 @@ class Sample(TypedDict):
 
 
 class RewardValidation(TypedDict):
+    """An end of the range that is null has no bound."""
+
     valid: bool
     name: str
-    range: list[float]
+    range: list[float | None]
     options: dict[str, Any]
 
 
 class ScoredReward(TypedDict):
     name: str
-    range: list[float]
+    range: list[float | None]
     options: dict[str, Any]
     scores: list[float | None]
     heads: NotRequired[dict[str, list[float | None]]]

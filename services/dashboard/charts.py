@@ -89,7 +89,7 @@ def _line(id_: str, column: int, hue: str, *, name: str = "", width: float = 2, 
 
 @dataclass(frozen=True)
 class Level:
-    """What a figure should reach: a line where the axis has it, and words (`target ≥ 0.9`), as no line widens an axis."""
+    """What a figure should reach: a line where the axis has it, and words (`target ≥ 0.9`): no line widens an axis."""
 
     told: str
     value: float

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import httpx
 import psutil
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from orchestrator.rollouts.samples import FOLDER, shard
 from orchestrator.spec import parse_spec
@@ -61,12 +63,16 @@ class World:
     client: TestClient
     store: JobStore
     documented: dict[tuple[str, str], frozenset[int]]
+    answers: dict[tuple[str, str, int], Draft202012Validator]  # of those that are JSON
     queries: dict[str, list[str]]  # names of the parameters of each GET
     trained: str
     queued: str
     over: str
 
     def ask(self, case: Case) -> int:
+        return self.answer(case).status_code
+
+    def answer(self, case: Case) -> httpx.Response:
         headers = {"authorization": f"Bearer {KEY}".encode(), **case.headers}
         if case.content is not None:
             headers.setdefault("content-type", b"application/json")
@@ -87,12 +93,33 @@ class World:
         elif status in (204, 304):
             assert not answer.content
         elif answer.headers["content-type"].startswith("application/json"):
-            json.loads(answer.text, parse_constant=_not_finite)
-        return status
+            self.answers[(*route, status)].validate(json.loads(answer.text, parse_constant=_not_finite))
+        return answer
 
 
 def _not_finite(text: str) -> None:
     raise AssertionError(f"{text} in an answer")
+
+
+OPEN = frozenset({"Step", "FrontPoint", "ObjectiveFigures"})  # what stands in them follows from the job
+
+
+def validators(document: dict[str, Any]) -> dict[tuple[str, str, int], Draft202012Validator]:
+    """Of every JSON answer of success: every field that is told is described."""
+    components = copy.deepcopy(document["components"])
+    for name, schema in components["schemas"].items():
+        if "properties" in schema and name not in OPEN:
+            schema["properties"].setdefault("object", {"type": "string"})
+            schema["additionalProperties"] = False
+    return {
+        (method.upper(), path, int(status)): Draft202012Validator(
+            {**response["content"]["application/json"]["schema"], "components": components}
+        )
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        for status, response in operation["responses"].items()
+        if status.startswith("2") and "application/json" in response.get("content", {})
+    }
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +145,7 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         ids = [submitted(client) for _ in range(3)]
         train(store, directory, ids[0])
         store.request_cancel(ids[2])
-        yield World(client, store, documented, queries, *ids)
+        yield World(client, store, documented, validators(app.openapi()), queries, *ids)
     redis.close()
 
 
@@ -175,6 +202,80 @@ def test_the_document_has_the_errors_that_are_given(world: World) -> None:
             assert "{" not in path or 404 in refusals
             for told in refusals.values():
                 assert told["content"]["application/json"]["schema"]["$ref"].endswith("/Error")
+
+
+def test_the_document_describes_every_success(world: World) -> None:
+    document = world.client.get("/openapi.json", headers={"authorization": f"Bearer {KEY}"}).json()
+    operations = [one["operationId"] for methods in document["paths"].values() for one in methods.values()]
+    assert len(operations) == len(set(operations))
+    assert {"submit_job", "fine_tuning_list_jobs", "get_prometheus"} <= set(operations)
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            for status, told in operation["responses"].items():
+                assert (
+                    not status.startswith("2")
+                    or status == "204"
+                    or all(content["schema"] for content in told["content"].values())
+                )
+    front = document["components"]["schemas"]["Front"]
+    assert front["properties"]["points"]["items"] == {"$ref": "#/components/schemas/FrontPoint"}
+    assert document["paths"]["/metrics"]["get"]["responses"]["200"]["content"].keys() == {"text/plain"}
+    events = document["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]
+    assert (events["content"].keys(), events["headers"].keys()) == (
+        {"application/json", "text/event-stream"},
+        {"Event-Cursor"},
+    )
+
+
+def test_every_success_is_as_the_document_describes_it(world: World) -> None:
+    reached: set[tuple[str, str, int]] = set()
+
+    def ask(operation: str, body: Any = None, *, query: str = "", **ids: Any) -> Any:
+        method, template = operation.split(" ")
+        content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        answer = world.answer(Case(method, template, template.format(**ids) + query, content))
+        assert answer.status_code < 300, answer.text
+        reached.add((method, template, answer.status_code))
+        return answer.json() if answer.content else None
+
+    job = "/v1/jobs/{job_id}"
+    made = {"job_id": ask("POST /v1/jobs", SPEC)["id"]}
+    ask("POST /v1/jobs", SPEC, query="?validate_only=true")
+    for prefix in (job, "/v1/fine_tuning/jobs/{job_id}"):
+        for action in ("pause", "resume", "cancel"):
+            ask(f"POST {prefix}/{action}", **made)
+        made = {"job_id": ask("POST /v1/jobs", SPEC)["id"]}
+    trained = {"job_id": world.trained}
+    ask(f"GET {job}/front", **made)
+    ask(f"POST {job}/fork", {"checkpoint": 2}, **trained)
+    ask(f"PUT {job}/steering", {"mode": "manual"}, **trained)
+    ask(f"POST {job}/steering/preview", {"weights": {"accuracy": 1, "conciseness": 1}}, **trained)
+    ask("GET /v1/jobs/compare", query=f"?ids={world.trained}")
+    ask(f"POST {job}/cancel", **made)
+    ask(f"DELETE {job}", **made)
+    key = ask("POST /v1/keys", NEW_KEY)["id"]
+    ask("DELETE /v1/keys/{key_id}", key_id=key)
+    ask("PUT /v1/quotas/{owner}", {"gpu_hours": None}, owner=world.store.owner)
+    hook = {"webhook_id": ask("POST /v1/webhooks", {**NEW_WEBHOOK, "url": "https://hooks.invalid/x"})["id"]}
+    ask("POST /v1/webhooks/{webhook_id}/secret", **hook)
+    ask("POST /v1/webhooks/{webhook_id}/test", **hook)
+    row = b'{"prompt": "2+2=", "answer": "4"}'
+    for _ in range(2):
+        dataset = {"dataset_id": ask("POST /v1/datasets", row, query="?name=d&format=jsonl")["id"]}
+    for name in ("math", "length"):
+        ask("POST /v1/rewards/validate", {"name": name})
+    run = {
+        "rewards": [{"name": "math"}, {"name": "length"}],
+        "samples": [{"prompt": "p", "completion": "c", "answer": "1"}],
+    }
+    ask("POST /v1/rewards/run", run)
+    named = {**trained, **dataset, "owner": world.store.owner}
+    for method, template, _ in sorted(world.answers):
+        if method == "GET" and template != "/v1/jobs/compare":
+            ids = {**named, "name": "gdpo" if template.startswith("/v1/rules") else "math"}
+            ask(f"GET {template}", **{name: value for name, value in ids.items() if f"{{{name}}}" in template})
+    ask("DELETE /v1/datasets/{dataset_id}", **dataset)
+    assert world.answers.keys() - reached == {("POST", f"{job}/checkpoints/{{step}}/export", 200)}
 
 
 def test_the_document_links_what_is_made_to_what_is_done_with_it(world: World) -> None:

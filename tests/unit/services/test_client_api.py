@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import anyio
 import httpx
@@ -47,6 +47,7 @@ from services.client.core import Core
 from services.client.methods import Method, Stream
 from services.client.requests import LONG_S, Request
 from services.client.sse import EventReader
+from services.openapi_answers import ANSWERS
 from services.settings import Settings, write_credentials
 
 KEY = "eqp_never_to_be_seen"
@@ -121,6 +122,21 @@ def test_every_route_of_the_server_has_a_method_that_reaches_it(tmp_path: Path) 
     }
     reached = {(request.method, request.route) for request in map(request_of, METHODS.values())}
     assert routes == reached | {("GET", "/v1/jobs/{job_id}/checkpoints/{step}/download")}  # by flows.download
+
+
+def test_the_openapi_document_describes_what_the_methods_return() -> None:
+    for name, method in METHODS.items():
+        returned = get_type_hints(method.written)["return"]
+        if get_origin(returned) is not Request or name in (
+            "plan",
+            "iter_rollouts",
+            "prometheus",
+            "report",
+            "delete_webhook",
+        ):
+            continue  # other statuses, or no JSON
+        request = request_of(method)
+        assert Request[ANSWERS[f"{request.method} {request.route}"]] == returned, name
 
 
 REPEATED = {
