@@ -6,8 +6,10 @@ its first step (`finish`); nothing below knows which of the two it serves.
 
 from __future__ import annotations
 
+import io
+import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import asynccontextmanager, closing
 from typing import Any, BinaryIO, Protocol, TypeVar
 
@@ -48,8 +50,8 @@ class Io(Protocol):
         """Runs what blocks (a file) where it holds nobody up."""
         ...
 
-    def content(self, file: BinaryIO) -> Any:
-        """A body that is read as it is sent."""
+    def content(self, file: BinaryIO, length: int | None) -> Any:
+        """A body that is read as it is sent: so many bytes of a file, or all. Raises NotSendable."""
         ...
 
 
@@ -108,15 +110,19 @@ class Core:
             await self.io.close(response)
 
     def _built(self, request: Request[Any]) -> httpx.Request:
-        path = request.path
+        path, headers, content = request.path, dict(request.headers), None
+        if request.content is not None:
+            length = _left(request.content)
+            headers["content-length"] = None if length is None else str(length)
+            content = self.io.content(request.content, length)
         try:
             return self.io.http.build_request(
                 request.method,
                 path,
                 params={name: value for name, value in request.params.items() if value is not None},
-                headers={name: value for name, value in request.headers.items() if value is not None},
+                headers={name: value for name, value in headers.items() if value is not None},
                 json=request.body,
-                content=None if request.content is None else self.io.content(request.content),
+                content=content,
                 timeout=self._patience(request.timeout_s),
             )
         except ValueError as error:  # NaN and the infinities, which JSON has not; half of a surrogate pair
@@ -153,8 +159,12 @@ class BlockingIo:
     async def in_thread(self, work: Callable[[], T]) -> T:
         return work()
 
-    def content(self, file: BinaryIO) -> Any:
-        return file
+    def content(self, file: BinaryIO, length: int | None) -> Iterator[bytes]:
+        sent = 0
+        while chunk := file.read(_next_bytes(sent, length)):
+            sent += len(chunk)
+            yield chunk
+        _check_whole(sent, length)
 
 
 class AsyncIo:
@@ -181,9 +191,33 @@ class AsyncIo:
     async def in_thread(self, work: Callable[[], T]) -> T:
         return await anyio.to_thread.run_sync(work)
 
-    async def content(self, file: BinaryIO) -> AsyncIterator[bytes]:
-        while chunk := await anyio.to_thread.run_sync(file.read, _CHUNK_BYTES):
+    async def content(self, file: BinaryIO, length: int | None) -> AsyncIterator[bytes]:
+        sent = 0
+        while chunk := await anyio.to_thread.run_sync(file.read, _next_bytes(sent, length)):
+            sent += len(chunk)
             yield chunk
+        _check_whole(sent, length)
+
+
+def _left(file: BinaryIO) -> int | None:
+    """Bytes from where the file stands to its end; None where that can't be told. Raises NotSendable."""
+    if isinstance(file, io.TextIOBase):
+        raise NotSendable("content: expected a file that is opened in binary mode, as by open(path, 'rb')")
+    if not file.seekable():
+        return None
+    at = file.tell()
+    length = file.seek(0, os.SEEK_END) - at
+    file.seek(at)
+    return max(0, length)
+
+
+def _next_bytes(sent: int, length: int | None) -> int:
+    return _CHUNK_BYTES if length is None else min(_CHUNK_BYTES, length - sent)
+
+
+def _check_whole(sent: int, length: int | None) -> None:
+    if length is not None and sent < length:
+        raise NotSendable(f"content: the file ended {length - sent} bytes early: it was cut while it was sent")
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -256,8 +256,9 @@ def test_everything_else_answers_in_its_type(server: ApiServer, store: JobStore,
         assert caught.value.param == "options.no"
         assert client.rollouts(job_id)["total"] == 0
         rows = tmp_path / "rows.csv"
-        rows.write_text("prompt,answer\n1+1?,2\n2+2?,4\n")
+        rows.write_text("read before\nprompt,answer\n1+1?,2\n2+2?,4\n")
         with rows.open("rb") as file:
+            assert file.readline() == b"read before\n"
             dataset = client.upload_dataset(file, name="sums", format="csv")
         assert anyio.run(upload, server.url, rows)["id"] == dataset["id"]
         assert [row["answer"] for row in client.dataset_rows(dataset["id"])["data"]] == ["2", "4"]
@@ -275,6 +276,7 @@ def test_everything_else_answers_in_its_type(server: ApiServer, store: JobStore,
 async def upload(url: str, path: Path) -> Any:
     async with AsyncClient(url, KEY) as client:
         with path.open("rb") as file:
+            file.readline()
             return await client.upload_dataset(file, name="sums", format="csv")
 
 

@@ -325,6 +325,7 @@ def test_an_upload_is_sent_again_from_where_it_began() -> None:
     with script.client() as client:
         client.upload_dataset(file, name="x", format="csv")
     assert [request.content for request in script.seen] == [b"content"] * 3
+    assert {request.headers["content-length"] for request in script.seen} == {"7"}
 
     class Once(io.BytesIO):
         def seekable(self) -> bool:
@@ -334,6 +335,21 @@ def test_an_upload_is_sent_again_from_where_it_began() -> None:
     with once.client() as client, pytest.raises(Unavailable):
         client.upload_dataset(Once(b"content"), name="x", format="csv")
     assert len(once.seen) == 1
+    assert once.seen[0].headers["transfer-encoding"] == "chunked"
+
+
+def test_a_file_that_cannot_be_sent_whole_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"content")
+    with Script(ok()).client() as client, path.open() as file, pytest.raises(NotSendable, match="in binary mode"):
+        client.upload_dataset(file, name="x", format="csv")  # type: ignore[arg-type]
+
+    class Cut(io.BytesIO):
+        def read(self, _: int | None = None) -> bytes:
+            return b""
+
+    with Script(ok()).client() as client, pytest.raises(NotSendable, match="7 bytes early"):
+        client.upload_dataset(Cut(b"content"), name="x", format="csv")
 
 
 # -- patience -----------------------------------------------------------------------------------------------
