@@ -33,6 +33,7 @@ from services.dashboard.gate import Gate
 from services.docs_page import POLICY, docs_page
 from services.errors import BodyLimit, RequestContext, StrictJSONResponse, add_handlers
 from services.event_feed import Feeds
+from services.head import HeadAsGet
 from services.openapi import openapi, operation_id
 from services.own_key import OwnKey
 from services.readiness import Readiness
@@ -67,6 +68,7 @@ def create_app(store: JobStore, settings: Settings) -> FastAPI:
     # The last one added is the outermost: an id for every answer, then the dashboard, whose pages have sessions in the
     # place of keys, then the key, then the body's size.
     uploads = {("POST", "/v1/datasets"): settings.limits.dataset_bytes}
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyDeadline, uploads=uploads)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, uploads=uploads)
     app.add_middleware(

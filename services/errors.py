@@ -30,6 +30,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import logs
@@ -126,7 +127,7 @@ def gpu_quota_problem(hours: GpuHours) -> ApiProblem:
 def add_handlers(app: FastAPI) -> None:
     """Turns what the handlers raise into answers."""
 
-    def as_problem(error: Exception, path: str) -> ApiProblem:
+    def as_problem(error: Exception, request: Request) -> ApiProblem:
         match error:
             case ApiProblem():
                 return error
@@ -135,7 +136,7 @@ def add_handlers(app: FastAPI) -> None:
             case RequestValidationError():
                 return _validation_problem(error)
             case HTTPException():
-                return _http_problem(error, path)
+                return _http_problem(error, request)
             case JobNotFound():
                 return not_found("no such job")
             case ChildBusy():
@@ -153,7 +154,7 @@ def add_handlers(app: FastAPI) -> None:
                 return unavailable(error)
 
     async def answer(request: Request, error: Exception) -> StrictJSONResponse:
-        return problem_response(as_problem(error, request.url.path))
+        return problem_response(as_problem(error, request))
 
     kinds = (
         ApiProblem,
@@ -262,10 +263,22 @@ def _validation_problem(error: RequestValidationError) -> ApiProblem:
     return ApiProblem(422, "invalid_parameter", f"{param}: {first['msg']}", param=param)
 
 
-def _http_problem(error: HTTPException, path: str) -> ApiProblem:
+def _http_problem(error: HTTPException, request: Request) -> ApiProblem:
     """What the router itself refuses: unknown paths and methods."""
     codes = {404: ("not_found", "no such path"), 405: ("method_not_allowed", "this path has no such method")}
     code, message = codes.get(error.status_code, ("invalid_request", str(error.detail)))
-    if error.status_code == 405 and path == "/v1/fine_tuning/jobs":  # which clients of that API submit to
-        message += "; jobs are submitted at POST /v1/jobs"
-    return ApiProblem(error.status_code, code, message, headers=dict(error.headers or {}))
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    if error.status_code == 405:
+        headers["allow"] = ", ".join(_methods_of(request))  # the router names those of one of the path's routes
+        if request.url.path == "/v1/fine_tuning/jobs":  # which clients of that API submit to
+            message += "; jobs are submitted at POST /v1/jobs"
+    return ApiProblem(error.status_code, code, message, headers=headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Of all routes of the path."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found | ({"HEAD"} if "GET" in found else set()))

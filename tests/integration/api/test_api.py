@@ -57,7 +57,36 @@ def test_unknown_paths_and_methods_have_the_common_shape(http: httpx.Client) -> 
     assert assert_error(http.get("/nope"), 404)["code"] == "not_found"
     response = http.delete("/v1/jobs")
     assert assert_error(response, 405)["code"] == "method_not_allowed"
-    assert "GET" in response.headers["allow"] or "POST" in response.headers["allow"]
+    assert response.headers["allow"] == "GET, HEAD, POST"
+    assert http.put("/v1/jobs/job-1").headers["allow"] == "DELETE, GET, HEAD"
+    assert http.delete("/livez").headers["allow"] == "GET, HEAD"
+
+
+def test_head_is_get_without_a_body(http: httpx.Client, job_id: str, server: ApiServer) -> None:
+    for path in (
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+        "/v1/jobs",
+        f"/v1/jobs/{job_id}",
+        "/nope",
+        "/v1/keys?x",
+    ):
+        told, head = http.get(path), http.head(path)
+        assert (head.status_code, head.content) == (told.status_code, b""), path
+        for name in ("content-type", "etag"):
+            assert head.headers.get(name) == told.headers.get(name)
+        assert (told.headers["content-length"] == head.headers["content-length"]) or path == "/metrics"
+    assert assert_error(http.post("/livez"), 405)
+    assert http.head("/v1/jobs/job-1/cancel").status_code == 405
+    assert httpx.head(f"{server.url}/v1/jobs").status_code == 401
+    began = time.monotonic()
+    stream = http.head(f"/v1/jobs/{job_id}/events", headers={"accept": "text/event-stream"})
+    assert stream.headers["content-type"].startswith("text/event-stream")
+    assert stream.content == b""
+    assert time.monotonic() - began < 5
+    assert http.get("/livez").status_code == 200
 
 
 @pytest.mark.parametrize("sent", [b"GET /v1/jobs?x=" + b"a" * 70_000, b"\x00\x01\x02", b"GET  HTTP/9"])
