@@ -40,6 +40,7 @@ from services.terminal import (
     find_job,
     key_source,
     output,
+    print_all_signs,
     print_json,
     print_json_line,
     say,
@@ -425,6 +426,7 @@ for group, name in (
 
 def main() -> NoReturn:
     """The console script: every error is one line on stderr and exit code 2."""
+    print_all_signs()
     try:
         code = app(standalone_mode=False)
     except AuthenticationError as error:

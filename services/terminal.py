@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -63,12 +64,23 @@ def fail(*messages: str) -> NoReturn:
 
 def print_json(document: Any) -> None:
     """As people read it, but for what could steer a terminal: that is escaped, as JSON may be."""
-    print(_shown(json.dumps(document, indent=2, ensure_ascii=False)))
+    print(_shown(json.dumps(document, indent=2, ensure_ascii=not _takes_all())))
 
 
 def print_json_line(document: Any) -> None:
     """The same on one line, at once."""
-    print(_shown(json.dumps(document, ensure_ascii=False)), flush=True)
+    print(_shown(json.dumps(document, ensure_ascii=not _takes_all())), flush=True)
+
+
+def _takes_all() -> bool:
+    """Whether stdout has every character: those of an old locale have a few, and JSON may escape the others."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
+def print_all_signs() -> None:
+    """From here on: what the encoding of stdout has no sign for is escaped, and no error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _shown(text: str) -> str:

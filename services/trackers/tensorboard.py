@@ -16,6 +16,7 @@ from services.trackers.base import NOTHING, Entry, Run, Table
 from services.trackers.event_file import EventFile
 
 _EVENTS = "events.out.tfevents.*"
+_NAME_BYTES = 255
 _MARKED = {ord(sign): f"&#{ord(sign)};" for sign in "\\`*_[]<>|&#~"}  # what Markdown or HTML would take for its own
 
 
@@ -68,7 +69,9 @@ class TensorBoard:
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^\w .+-]", "_", name).strip(" .") or "job"
+    """Of no more bytes than file systems take, cut between characters."""
+    taken = re.sub(r"[^\w .+-]", "_", name).encode()[:_NAME_BYTES].decode(errors="ignore")
+    return taken.strip(" .") or "job"
 
 
 def _markdown(table: Table) -> str:

@@ -289,6 +289,12 @@ def test_two_calls_do_not_write_one_run(tmp_path: Path) -> None:
     TensorBoard(run, tmp_path).close("running")
 
 
+def test_a_folder_is_named_as_far_as_a_file_system_takes_it(tmp_path: Path) -> None:
+    tracker = TensorBoard(Run(id="job-1", name="对齐" * 60, spec=SPEC), tmp_path)
+    assert tracker.folder == tmp_path / ("对齐" * 42 + "对") / "job-1"
+    tracker.close("running")
+
+
 @pytest.mark.parametrize(("kind", "package"), [("wandb", "wandb"), ("mlflow", "mlflow-skinny")])
 def test_a_package_that_is_not_there_is_told_with_how_to_get_it(
     kind: str, package: str, monkeypatch: pytest.MonkeyPatch
