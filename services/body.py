@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Callable
@@ -26,10 +27,18 @@ async def json_body(request: Request) -> Any:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise ApiProblem(422, "content_type", "expected a body with 'Content-Type: application/json'")
+    refuse_encoded(request)
     body = await request.body()
     if len(body) < _LARGE_BYTES:
         return parse_json(body)
     return await run_in_threadpool(parse_json, body)
+
+
+def refuse_encoded(request: Request) -> None:
+    """A compressed body, which might become any size. Raises ApiProblem: 415."""
+    if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+        message = "Content-Encoding: no encoding is taken; send the body as it is"
+        raise ApiProblem(415, "unsupported_encoding", message, param="Content-Encoding")
 
 
 async def optional_json_body(request: Request) -> Any:
@@ -57,6 +66,8 @@ def parse_json(body: bytes) -> Any:
 
     Text that isn't JSON is 400; JSON with a value that no field can hold is 422. The message never repeats a value.
     """
+    if body.startswith(codecs.BOM_UTF8):
+        raise ApiProblem(400, "invalid_json", "the body begins with a byte order mark: send UTF-8 without one")
     try:
         text = body.decode("utf-8")
         document = json.loads(

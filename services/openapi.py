@@ -24,6 +24,7 @@ _REFUSALS = {
     412: "another version is current",
     408: "the body comes too slowly",
     413: "the body is too large",
+    415: "the body is compressed",
     422: "a value is wrong, unknown or missing; param names it",
     425: "not there yet",
     429: "too much at once; Retry-After says when to try again",
@@ -113,7 +114,7 @@ def _refusals(method: str, path: str, operation: dict[str, Any]) -> set[int]:
     if "{" in path:
         found |= {404}
     if "requestBody" in operation:
-        found |= {408, 422}
+        found |= {408, 415, 422}
     if operation.get("parameters") or path.startswith("/v1/"):  # unknown ones are refused there (services/query.py)
         found |= {422}
     return found

@@ -156,7 +156,8 @@ def _schemas(wanted: dict[tuple[str, str], Any], schemas: dict[str, Schema]) -> 
     for name in made["definitions"].keys() & schemas.keys():
         made = _with_name(made, name, f"{name}Answer")
     schemas.update(made["definitions"])
-    return made["answers"]
+    answers: dict[tuple[str, str], Schema] = made["answers"]
+    return answers
 
 
 def _with_name(value: Any, old: str, new: str) -> Any:

@@ -18,6 +18,7 @@ from orchestrator.rollouts.prompts import DatasetError
 from orchestrator.specs.data import Columns, detail_name
 from orchestrator.storage.datasets import Dataset, DatasetNotFound, Datasets, Draft
 from orchestrator.unprintable import PRINTABLE
+from services.body import refuse_encoded
 from services.deps import MAX_PAGE, Configuration, OwnDatasets, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
 from services.query import StrictRoute
@@ -100,6 +101,7 @@ async def upload_dataset(
     The same content again is the same dataset, under its first name: 200 instead of 201. 408 where the body comes below
     32 KiB a second, or takes longer than half an hour.
     """
+    refuse_encoded(request)
     draft = None
     try:
         draft = await run_in_threadpool(datasets.draft, query.format)

@@ -194,12 +194,15 @@ def _problem(error: ValidationError) -> ApiProblem:
 
 
 def _version(if_match: str | None) -> int | None:
-    """The version in an If-Match header; None (any) where it is absent or `*`."""
+    """The version in an If-Match header; None (any) where it is absent or `*`.
+
+    Weak too: a proxy that compresses makes such of the ETag that it passes on.
+    """
     if if_match is None or if_match.strip() == "*":
         return None
-    match = re.fullmatch(r'"?(\d{1,15})"?', if_match.strip(), flags=re.ASCII)
+    match = re.fullmatch(r'(?:W/)?"?(\d{1,15})"?', if_match.strip(), flags=re.ASCII)
     if not match:
-        raise ApiProblem(422, "invalid_parameter", 'If-Match: expected a version such as "3"', param="If-Match")
+        raise ApiProblem(422, "invalid_parameter", 'If-Match: expected one version such as "3"', param="If-Match")
     return int(match.group(1))
 
 

@@ -1,7 +1,7 @@
 """What a call raises, all of it with one line for a person.
 
     ApiError                 the server refused; `status`, `code`, `message`, `param`, `retry_after_s`, `request_id`
-      Invalid                400, 422: `param` names the field
+      Invalid                400, 415, 422: `param` names the field
       AuthenticationError    401
       PermissionDenied       403
       NotFound               404
@@ -111,6 +111,7 @@ _BY_STATUS: Mapping[int, type[ApiError]] = {
     404: NotFound,
     409: Conflict,
     412: StaleVersion,
+    415: Invalid,
     422: Invalid,
     425: NotReady,
     429: RateLimited,

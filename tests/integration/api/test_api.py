@@ -1,5 +1,6 @@
 """The API on a real Redis behind a real socket: who may ask, what is no request, and what it says without Redis."""
 
+import gzip
 import json
 import os
 import re
@@ -233,6 +234,19 @@ def test_malformed_bodies_are_refused_and_nothing_is_stored(http: httpx.Client, 
     response = http.post("/v1/jobs", content=content, headers={"content-type": "application/json"})
     assert assert_error(response, status)["type"] == "invalid_request_error"
     assert len(list(client.iter_jobs())) == before
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/datasets?name=x&format=jsonl"])
+def test_a_compressed_body_is_named_as_such(http: httpx.Client, path: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    error = assert_error(http.post(path, content=gzip.compress(body()), headers=headers), 415)
+    assert (error["code"], error["param"]) == ("unsupported_encoding", "Content-Encoding")
+
+
+def test_a_byte_order_mark_is_named_as_such(http: httpx.Client) -> None:
+    content = b"\xef\xbb\xbf" + json.dumps(SPEC).encode()
+    error = assert_error(http.post("/v1/jobs", content=content, headers={"content-type": "application/json"}), 400)
+    assert "byte order mark" in error["message"]
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])

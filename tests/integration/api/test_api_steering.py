@@ -55,8 +55,12 @@ def test_a_stale_version_is_412(http: httpx.Client, client: Client, job_id: str)
     error = assert_error(http.put(path, json={"mode": "auto"}, headers={"if-match": etag}), 412)
     assert (error["code"], error["param"]) == ("stale_version", "If-Match")
     assert http.put(path, json={"mode": "auto"}, headers={"if-match": "*"}).status_code == 202
-    assert_error(http.put(path, json={"mode": "auto"}, headers={"if-match": "soon"}), 422)
-    assert client.steering(job_id)["version"] == 3
+    for odd in ("soon", '"3", "4"', 'w/"3"'):
+        assert_error(http.put(path, json={"mode": "auto"}, headers={"if-match": odd}), 422)
+    weak = f"W/{http.get(path).headers['etag']}"  # as a proxy that compresses passes it on
+    assert http.put(path, json={"mode": "auto"}, headers={"if-match": weak}).status_code == 202
+    assert_error(http.put(path, json={"mode": "auto"}, headers={"if-match": weak}), 412)
+    assert client.steering(job_id)["version"] == 4
 
 
 def test_of_many_writers_to_one_version_one_wins(client: Client, job_id: str) -> None:
