@@ -30,6 +30,7 @@ from services.commands import (
     spec,
 )
 from services.follow import follow_to_end, front_table
+from services.picking import STEP_HELP, picked, picked_line, step_of
 from services.serving import serve_command
 from services.tables import checkpoints_table, job_view, jobs_table, training_view
 from services.terminal import (
@@ -249,16 +250,33 @@ def delete(job: JobArgument) -> None:
 
 
 @app.command()
-def front(job: JobArgument, as_json: AsJson = False) -> None:
-    """The Pareto front: what its points reach on every objective."""
+def front(
+    job: JobArgument,
+    require: Annotated[
+        list[str] | None, typer.Option(metavar="NAME>=VALUE", help="pick a point that has this; also with <=")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="NAME", help="pick the best by this objective, or by `weights`")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The Pareto front: what its points reach on every objective; and one of them, by conditions.
+
+    Conditions are on the validation split, and only points whose checkpoint is kept are picked. For example:
+
+        equipoise front last --require 'accuracy>=0.8' --by conciseness
+    """
     with connect_client(state_dir()) as client:
-        document = client.front(find_job(client, job))
+        document = client.front(find_job(client, job), require=require, by=by)
     if as_json:
         print_json(document)
-    elif document["points"]:
+        return
+    if document["points"]:
         output().print(front_table(document))
     else:
         say("nothing is evaluated yet")
+    if document["points"] and (require is not None or by is not None):
+        print(picked_line(picked(document, require or ()), document["objectives"]))
 
 
 @app.command()
@@ -277,7 +295,7 @@ def checkpoints(job: JobArgument, as_json: AsJson = False) -> None:
 @app.command()
 def export(
     job: JobArgument,
-    step: Annotated[int, typer.Argument(min=0, help="a step that `equipoise checkpoints` lists")],
+    step: Annotated[str, typer.Argument(help=STEP_HELP)],
     directory: Annotated[Path, typer.Argument(help="a new directory on the server's machine")],
 ) -> None:
     """Copy a checkpoint's model to where transformers and vLLM load it.
@@ -285,25 +303,28 @@ def export(
     Its files are compared with their checksums first. For example:
 
         equipoise export last 40 ./my-model
+        equipoise export last 'accuracy>=0.8 by conciseness' ./my-model
     """
     with connect_client(state_dir()) as client:
+        job_id = find_job(client, job)
+        at = step_of(client, job_id, step)
         try:
-            done = client.export(find_job(client, job), step, str(directory.expanduser().absolute()))
+            done = client.export(job_id, at, str(directory.expanduser().absolute()))
         except PermissionDenied as error:
             if error.code != "exports_disabled":
                 raise
-            instead = f"equipoise download {job} {step} {directory}"
+            instead = f"equipoise download {job} {at} {directory}"
             fail(f"this server, or this key, writes no exports; fetch it here: {instead}")
     print(done["path"])
     if not Path(done["path"]).exists():
-        say(f"that is on the server's machine; `equipoise download {job} {step} {directory}` fetches it to this one")
+        say(f"that is on the server's machine; `equipoise download {job} {at} {directory}` fetches it to this one")
     _tell_of_use(Path(done["path"]))
 
 
 @app.command()
 def download(
     job: JobArgument,
-    step: Annotated[int, typer.Argument(help="of a checkpoint that is kept; see `equipoise checkpoints`")],
+    step: Annotated[str, typer.Argument(help=STEP_HELP)],
     directory: Annotated[Path, typer.Argument(help="a new directory on this machine")],
 ) -> None:
     """Fetch a checkpoint's model from a server that may be elsewhere.
@@ -318,9 +339,10 @@ def download(
     parent = _parent_of(target)
     with connect_client(state_dir()) as client:
         job_id = find_job(client, job)
+        at = step_of(client, job_id, step)
         try:
             with tempfile.TemporaryDirectory(dir=parent) as scratch:
-                sent = client.download(job_id, step, Path(scratch) / "model.tar")
+                sent = client.download(job_id, at, Path(scratch) / "model.tar")
                 _unpacked(sent, Path(scratch)).rename(target)
         except OSError as error:
             fail(f"can't write {target}: {error.strerror or error}")

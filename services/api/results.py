@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, Response, StreamingResponse
 
+from orchestrator.choice import WEIGHTS, known_objective, parse_conditions, pick
 from orchestrator.comparison import front_as_told
 from orchestrator.state.states import is_terminal
 from orchestrator.state.store import Checkpoint
@@ -63,8 +64,25 @@ def get_metrics(job_id: JobId, query: Annotated[Metrics, Query()], store: Store)
 _INTERNAL = frozenset({"fence", "digest"})
 
 
+class Choice(BaseModel):
+    """Which point of the front is wanted; none where neither is given."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    require: str | None = Query(
+        None,
+        max_length=4096,
+        description="conditions on raw means over the validation split, by comma: `accuracy>=0.8,length<=400`",
+    )
+    by: str | None = Query(
+        None,
+        max_length=64,
+        description="an objective, or `weights`: those that the job is steered with, also where this is absent",
+    )
+
+
 @router.get("/jobs/{job_id}/front")
-def get_front(job_id: JobId, store: Store) -> Response:
+def get_front(job_id: JobId, query: Annotated[Choice, Query()], store: Store) -> Response:
     """The Pareto archive: points, hypervolume by step. Without points before the first evaluation.
 
     `reference` is the corner that the hypervolume is measured from (`objectives[].reference`, else the lower ends of
@@ -73,6 +91,9 @@ def get_front(job_id: JobId, store: Store) -> Response:
     which it is ranked, where the job has gates. All other figures are raw. `hypervolume_test` is that of the front's
     tested points on the test split, once the run has ended: the validation split chose them, so that its own
     hypervolume also grows by luck.
+
+    With `require` or `by`, `picked` is that point of the front, of those whose checkpoint is kept: of what meets the
+    conditions the best by the objective or the weights; null where nothing meets them.
     """
     found, spec = store.front(job_id), json.loads(store.spec(job_id))
     if found:
@@ -93,7 +114,28 @@ def get_front(job_id: JobId, store: Store) -> Response:
         "hypervolume_by_step": [],
         "points": [],
     }
-    return StrictJSONResponse({"object": "front", **empty, **(found or {})})
+    front = {**empty, **(found or {})}
+    is_asked = query.require is not None or query.by is not None
+    chosen = {"picked": _picked(store, job_id, spec, front, query)} if is_asked else {}
+    return StrictJSONResponse({"object": "front", **front, **chosen})
+
+
+def _picked(store: Store, job_id: str, spec: dict[str, Any], front: dict[str, Any], query: Choice) -> Any:
+    names = [objective["name"] for objective in spec["objectives"]]
+    conditions, by = [], query.by
+    try:
+        if query.require is not None:
+            conditions = parse_conditions(query.require, names)
+    except ValueError as error:
+        raise ApiProblem(422, "invalid_parameter", f"require: {error}", param="require") from None
+    try:
+        if by == WEIGHTS and by not in names:
+            by = None
+        if by is not None:
+            known_objective(by, names)
+    except ValueError as error:
+        raise ApiProblem(422, "invalid_parameter", f"by: {error}, or {WEIGHTS}", param="by") from None
+    return pick(front, conditions, by, store.steering_head(job_id).current["weights"])
 
 
 @router.get(

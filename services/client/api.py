@@ -195,9 +195,12 @@ class Api:
         return _get("/v1/jobs/{job_id}/rollouts", job_id=job_id, step=step, sort=sort, after=0, limit=100)
 
     @endpoint
-    def front(self, job_id: str) -> Request[types.Front]:
-        """The Pareto archive."""
-        return _get("/v1/jobs/{job_id}/front", job_id=job_id)
+    def front(
+        self, job_id: str, *, require: Sequence[str] | None = None, by: str | None = None
+    ) -> Request[types.Front]:
+        """The Pareto archive; with conditions (`accuracy>=0.8`) or an objective also the point `picked` by them."""
+        required = None if require is None else ",".join(require)
+        return _get("/v1/jobs/{job_id}/front", job_id=job_id, require=required, by=by)
 
     @endpoint
     def report(self, job_id: str) -> Request[str]:

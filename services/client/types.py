@@ -314,6 +314,7 @@ class Front(TypedDict):
     hypervolume_over_base: float | None  # of what is better than the initial policy in every objective
     hypervolume_by_step: list[list[Any]]
     points: list[FrontPoint]
+    picked: NotRequired[FrontPoint | None]  # where conditions or an objective were given
 
 
 class ComparedJob(TypedDict):

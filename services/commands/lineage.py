@@ -14,6 +14,7 @@ from rich.text import Text
 
 from orchestrator import spec_yaml
 from services import steer_words, submission
+from services.picking import STEP_HELP, is_choice, step_of
 from services.terminal import (
     AsJson,
     Document,
@@ -31,7 +32,7 @@ from services.text import figure, plain
 
 def fork(
     job: JobArgument,
-    at: Annotated[str, typer.Option(metavar="STEP", help="a step that is kept, `latest` or `best`")] = "latest",
+    at: Annotated[str, typer.Option(metavar="STEP", help=STEP_HELP)] = "latest",
     weights: Annotated[str | None, typer.Option(metavar="NAME=WEIGHT,...", help="for one job")] = None,
     sweep: Annotated[Path | None, typer.Option(metavar="FILE", help="a YAML or JSON list, a job for each")] = None,
     changes: Annotated[Path | None, typer.Option(metavar="FILE", help="fields of the spec that differ")] = None,
@@ -46,6 +47,7 @@ def fork(
 
         equipoise fork last --at best --weights accuracy=0.8
         equipoise fork last --at 40 --sweep weights.yaml
+        equipoise fork last --at 'accuracy>=0.8 by conciseness'
     """
     files: Any = None
     body: dict[str, Any] = {"checkpoint": int(at) if at.isascii() and at.isdigit() and len(at) < 16 else at}
@@ -59,6 +61,8 @@ def fork(
             body["changes"] = files = submission.anchored_changes(files)
     with connect_client(state_dir()) as client:
         job_id = find_job(client, job)
+        if is_choice(at):
+            body["checkpoint"] = step_of(client, job_id, at)
         if weights is not None:
             now = client.steering(job_id, log_limit=0)["weights"]
             try:

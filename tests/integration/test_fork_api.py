@@ -91,7 +91,8 @@ def trained(http: httpx.Client, store: JobStore, state_dir: Path, **changes: Any
 def front(points: dict[int, dict[str, float]]) -> dict[str, Any]:
     also = {"mean_tokens": 5.0, "collapsed": False, "on_front": True, "checkpoint": True, "test": None}
     shown = [{"step": step, "objectives": found, **also} for step, found in points.items()]
-    return {"points": shown, "hypervolume": 0.1}
+    ranges = {"accuracy": [0.0, 1.0], "conciseness": [0.0, 1.0]}
+    return {"objectives": list(ranges), "ranges": ranges, "points": shown, "hypervolume": 0.1}
 
 
 @pytest.fixture
@@ -477,6 +478,28 @@ def test_a_quota_that_others_fill_meanwhile_stops_a_sweep_and_a_later_try_goes_o
     client.close()
 
 
+# -- one of the front ---------------------------------------------------------------------------------------
+
+
+def test_a_point_is_picked_by_conditions(http: httpx.Client, store: JobStore) -> None:
+    job_id = with_front(http, store, (0.9, 0.1), (0.8, 0.4), (0.3, 0.9))
+    path = f"/v1/jobs/{job_id}/front"
+    assert "picked" not in http.get(path).json()
+    for query, step in (
+        ({"require": "accuracy>=0.8", "by": "conciseness"}, 1),
+        ({"by": "weights"}, 1),  # .6 to .4
+        ({"require": "accuracy<=0.7"}, 2),
+    ):
+        assert http.get(path, params=query).json()["picked"]["step"] == step
+    assert http.get(path, params={"require": "accuracy>=0.95"}).json()["picked"] is None
+    for query, message in (
+        ({"require": "accuracy>0.8"}, "require: 'accuracy>0.8': expected NAME>=VALUE or NAME<=VALUE"),
+        ({"by": "acuracy"}, "by: no objective 'acuracy', did you mean 'accuracy'?, or weights"),
+    ):
+        assert message in assert_error(http.get(path, params=query), 422)["message"]
+    assert http.get(f"/v1/jobs/{submitted(http)}/front", params={"by": "weights"}).json()["picked"] is None
+
+
 # -- side by side -------------------------------------------------------------------------------------------
 
 
@@ -600,6 +623,11 @@ def test_fork_and_compare_from_a_terminal(
     code, text, errors = cli(*words)
     assert code == 0, errors
     assert [job["lineage"]["step"] for job in json.loads(text)["data"]] == [1, 1]
+
+    code, text, errors = cli("fork", parent, "--at", "accuracy>=0.1 by conciseness", "--json")
+    assert code == 0, errors
+    assert json.loads(text)["data"][0]["lineage"]["step"] == 2
+    assert "step 2: accuracy" in errors
 
     code, table, errors = cli("compare", parent, made.strip())
     assert code == 0, errors

@@ -136,7 +136,7 @@ def test_without_a_gain_the_report_says_so() -> None:
 def test_its_best_is_the_checkpoint_that_a_fork_takes(weights: Json | None, step: int, words: str) -> None:
     ranges = {"accuracy": [0.0, 1.0], "brevity": [0.0, 1.0]}
     values = {0: (0.2, 0.5), 10: (0.5, 0.8), 40: (0.9, 0.3), 50: (0.95, 0.95)}
-    points = [
+    points: list[Json] = [
         {"step": at, "objectives": dict(zip(ranges, both, strict=True)), "on_front": at != 0, "checkpoint": at != 50}
         for at, both in values.items()
     ]

@@ -180,6 +180,56 @@ def test_an_export_that_the_server_does_not_make_names_the_download(monkeypatch:
     assert line("export", "last", "40", "./my-model").endswith("fetch it here: equipoise download last 40 my-model")
 
 
+@pytest.mark.parametrize(
+    ("words", "step", "asked"),
+    [
+        ("40", 40, None),
+        ("latest", 30, None),
+        ("best", 20, (None, "weights")),
+        ("accuracy>=0.8, brevity<=3 by brevity", 20, (["accuracy>=0.8", "brevity<=3"], "brevity")),
+        ("accuracy>=0.8", 20, (["accuracy>=0.8"], None)),
+        ("by brevity", 20, (None, "brevity")),
+    ],
+)
+def test_a_step_may_be_said_in_words(monkeypatch: pytest.MonkeyPatch, words: str, step: int, asked: Any) -> None:
+    exported, fronts = [], []
+
+    class Serve(Server):
+        def export(self, _: str, at: int, path: str) -> dict[str, str]:
+            exported.append(at)
+            return {"path": path}
+
+        def checkpoints(self, _: str) -> dict[str, Any]:
+            return {"data": [{"step": 30}, {"step": 20}]}
+
+        def front(self, _: str, *, require: Any, by: Any) -> dict[str, Any]:
+            fronts.append((require, by))
+            return {"picked": {"step": 20, "objectives": {"accuracy": 0.9, "brevity": 0.5}, "test": None}}
+
+    monkeypatch.setattr(cli, "connect_client", Serve(b""))
+    result = RUNNER.invoke(app, ["export", "last", words, "./my-model"])
+    assert result.exit_code == 0, result.output
+    assert exported == [step]
+    assert fronts == ([] if asked is None else [asked])
+    assert ("step 20: accuracy 0.900, brevity 0.500" in result.output) == (asked is not None)
+
+
+def test_a_front_without_what_was_asked_for_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Serve(Server):
+        def front(self, _: str, **__: Any) -> dict[str, Any]:
+            return {"picked": None, "points": [], "objectives": ["accuracy"]}
+
+    monkeypatch.setattr(cli, "connect_client", Serve(b""))
+    told = (
+        "no point of the front that has accuracy>=0.9 has its checkpoint kept; `equipoise front` shows what they reach"
+    )
+    assert line("download", "last", "accuracy>=0.9", "./x").endswith(told)
+    assert RUNNER.invoke(app, ["front", "last", "--require", "accuracy>=0.9"]).output == "nothing is evaluated yet\n"
+    assert line("export", "last", "newest", "./x").startswith(
+        "'newest': expected a step that is kept, `latest`, `best`"
+    )
+
+
 @pytest.mark.parametrize("key", [None, "eqp_mine"])
 def test_a_refused_key_is_told_with_where_it_was_taken_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str | None
