@@ -88,14 +88,15 @@ class Guardrails:
 def _reading(record: Mapping[str, Any], metric: str) -> tuple[bool, float | None]:
     """(whether the step reports it, its value; None where that is no finite number).
 
-    An objective that applied to none of the step's prompts, or a gold reward that was not asked, has no reading.
+    An objective that applied to none of the step's prompts, a gold reward that was not asked, or KL without a reference
+    has no reading.
     """
     value: Any = record
     for part in metric.split("."):
         if not isinstance(value, Mapping) or part not in value:
             return False, None
         value = value[part]
-    if value is None and metric.partition(".")[0] in ("objectives", "gold"):
+    if value is None and metric.partition(".")[0] in ("objectives", "gold", "kl"):
         return False, None
     finite = isinstance(value, int | float) and math.isfinite(value)
     return True, float(value) if finite else None

@@ -231,7 +231,7 @@ class Learner:
             held = None  # K gradients that nobody will use
         minis = self._minibatches(order)
         old = self._score(rollouts) if len(minis) > 1 else None
-        meter = Meter(len(rollouts))
+        meter = Meter(len(rollouts), measures_kl=self.reference is not None)
         for i, mini in enumerate(minis):
             if held is not None and parts is not None and parts.weights_K is not None:
                 self._combine(rollouts, held, parts.weights_K, advantages_B, meter)

@@ -13,7 +13,8 @@ from policies.types import LearnStats
 class Meter:
     """Sums over the tokens of a batch."""
 
-    def __init__(self, rollouts: int) -> None:
+    def __init__(self, rollouts: int, *, measures_kl: bool = False) -> None:
+        self.measures_kl = measures_kl
         self.lost_B = torch.zeros(rollouts)
         self.gramian_KK: Tensor | None = None
         self.influence_K: Tensor | None = None
@@ -62,7 +63,7 @@ class Meter:
             grad_norm=sum(self.grad_norms) / updates,
             lr=self.lr,
             entropy=entropy / tokens,
-            kl=kl / tokens,
+            kl=kl / tokens if self.measures_kl else None,
             clip_share=clipped / tokens,
             importance_mean=importance / tokens,
             sampler_gap=gap / tokens,

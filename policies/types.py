@@ -126,7 +126,7 @@ class LearnStats:
     grad_norm: float
     lr: float
     entropy: float  # nats per token
-    kl: float  # k3 estimate to the reference, nats per token; 0 without a reference
+    kl: float | None  # k3 estimate to the reference, nats per token; None without a reference
     clip_share: float  # share of tokens whose ratio was clipped
     importance_mean: float  # learner / sampler probability ratio before truncation
     sampler_gap: float  # mean |learner - sampler| log-probability

@@ -172,7 +172,7 @@ class FakeLearner:
             grad_norm=1.0,
             lr=0.1,
             entropy=0.5,
-            kl=0.0,
+            kl=None,
             clip_share=0.0,
             importance_mean=1.0,
             sampler_gap=0.0,

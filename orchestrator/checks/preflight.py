@@ -82,6 +82,7 @@ def look(spec: JobSpec | RewardJobSpec, access: Access | None = None) -> Finding
             problems.append((f"{field}.options.device", told))
     problems += _stops(spec)
     problems += machine_problems(spec)
+    problems += _unmeasured(spec)
     if problems:
         return Findings(problems=problems, contents={})
     if problem := transport_problem(spec, spec.resources.device):  # where it is auto, a dry run tells
@@ -113,6 +114,14 @@ def _stops(spec: JobSpec) -> Iterator[tuple[str, str]]:
         if rollout.thoughts_end is not None and rollout.thoughts_end in stop and not rollout.include_stop:
             said = "takes rollout.reasoning.end out of the completions that it ends, so rewards would see no text"
             yield f"rollout.stop.{i}", f"{said}; set include_stop, or use another text"
+
+
+def _unmeasured(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """Guardrails that would never be breached. Not in the spec's own checks: jobs that were accepted with one go on."""
+    for i, guardrail in enumerate(spec.guardrails):
+        if guardrail.metric == "kl" and spec.loss.kl_coef == 0:
+            told = "kl is not measured without a reference; set loss.kl_coef above 0 (1e-6 is enough), which loads one"
+            yield f"guardrails.{i}.metric", told
 
 
 def _is_file(path: Path) -> bool:

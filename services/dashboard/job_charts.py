@@ -201,7 +201,8 @@ def _grown(page: JobPage, news: News, words: Tag, drawn: Mapping[str, Chart]) ->
         return False
     for column, chart in drawn.items():
         page.grow(chart, [column], extremes=True)
-        chart.change(loading=False, note=figure(page.latest(column)))
+        now = page.latest(column)
+        chart.change(loading=False, note="not measured" if now is None else figure(now))
     return True
 
 

@@ -67,7 +67,8 @@ def step(learner: Learner, seed: int) -> dict[str, object]:
     stats = learner.learn(rollouts, advantages_BK @ WEIGHTS_K.float(), parts=parts)
     figures = ("loss", "grad_norm", "entropy", "kl", "clip_share", "importance_mean", "sampler_gap", "surviving_B")
     measured = gramian_KK or stats.gramian_KK or stats.influence_K
-    return {name: getattr(stats, name) for name in figures} | {"measured": measured}
+    known = {name: value for name in figures if (value := getattr(stats, name)) is not None}
+    return known | {"measured": measured}
 
 
 def make_learner(policy: str, mode: str) -> Learner:

@@ -53,10 +53,16 @@ def test_a_streak_goes_on_where_one_limit_takes_over_from_the_other() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "text"])
 @pytest.mark.parametrize("limit", ["min", "max"])
 def test_what_is_no_number_is_outside(value: Any, limit: str) -> None:
-    (breach,) = Guardrails([rail(**{limit: 0.0})]).observe(record(1, kl=value))
+    (breach,) = Guardrails([rail("loss", **{limit: 0.0})]).observe(record(1, loss=value))
     assert (breach.value, breach.limit) == (None, limit)
-    assert breach.describe().startswith("kl is not a finite number; wanted")
+    assert breach.describe().startswith("loss is not a finite number; wanted")
     json.dumps(breach.describe(), allow_nan=False)
+
+
+def test_kl_that_nobody_measures_neither_breaks_nor_mends() -> None:
+    rails = Guardrails([rail(max=0.5, for_steps=2)])
+    assert [len(rails.observe(record(step, kl=kl))) for step, kl in enumerate((0.6, None, 0.6), 1)] == [0, 0, 1]
+    assert len(Guardrails([rail(max=0.5)]).observe(record(1, kl=math.nan))) == 1
 
 
 def test_a_step_without_the_figure_neither_breaks_nor_mends() -> None:

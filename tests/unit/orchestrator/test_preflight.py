@@ -340,6 +340,15 @@ def test_a_stop_text_that_does_nothing_or_takes_the_thoughts_end_away(
     assert [place for place, _ in preflight(spec)] == ([] if field is None else [field])
 
 
+@pytest.mark.parametrize(("loss", "found"), [({}, ["guardrails.1.metric"]), ({"kl_coef": 1e-6}, [])])
+def test_a_guardrail_on_a_kl_that_nobody_measures(loss: dict[str, Any], found: list[str]) -> None:
+    rails = [{"metric": "entropy", "min": 0.1}, {"metric": "kl", "max": 0.05, "action": "pause"}]
+    spec = make_spec("quickstart", {"type": "quickstart"}, guardrails=rails, loss=loss)
+    problems = preflight(spec)
+    assert [field for field, _ in problems] == found
+    assert all("loss.kl_coef" in message for _, message in problems)
+
+
 def test_a_shorter_context_of_the_spec_counts(model: Path, data: dict[str, Any]) -> None:
     policy = {"model": str(model), "max_model_len": 16}
     assert preflight(make_spec(model, data, policy=policy)) == []
