@@ -7,7 +7,7 @@
     app.py        NiceGUI, loaded when the first page is asked for
     jobs.py submit.py job.py compare.py          a file for each page
     job_*.py      the panels of a job's page
-    charts.py     documents for ECharts; series.py thins what is too long to draw
+    charts.py     documents for ECharts; series.py thins what is too long to draw, watched.py has limits and findings
     elements.py   our own elements, and static/ their scripts: each shows text as text
 
 All data comes through services.client from the API in the same process, under the key of the session.

@@ -89,18 +89,33 @@ def _line(id_: str, column: int, hue: str, *, name: str = "", width: float = 2, 
 
 @dataclass(frozen=True)
 class Level:
-    """What a figure should reach: a line where the axis has it, and words (`target ≥ 0.9`): no line widens an axis."""
+    """What a figure should reach or must not cross: `target ≥ 0.9`. Told in words too, as no line widens an axis."""
 
     told: str
     value: float
+    is_limit: bool = False
 
 
-def marks(steered: Iterable[int], levels: Iterable[Level] = ()) -> Json:
-    """Vertical lines where someone steered, horizontal ones at the levels."""
-    lines: list[Json] = [{"xAxis": step} for step in steered]
+@dataclass(frozen=True)
+class Marks:
+    """Steps at which the weights were steered, and at which a watch found something."""
+
+    steered: tuple[int, ...] = ()
+    warned: tuple[int, ...] = ()
+
+
+NO_MARKS = Marks()
+
+
+def _mark_line(marks: Marks, levels: Iterable[Level] = ()) -> Json:
+    """Vertical lines at the steps, horizontal ones at the levels; what warns is solid and of another colour."""
+    warning = {"type": "solid", "color": BAD}
+    lines: list[Json] = [{"xAxis": step} for step in marks.steered]
+    lines += [{"xAxis": step, "lineStyle": warning} for step in marks.warned]
     for level in levels:
+        look = warning | {"type": "dashed"} if level.is_limit else {"type": "solid", "opacity": 0.5}
         label = {"show": True, "formatter": level.told, "position": "insideEndTop", "color": MUTED, "fontSize": 10}
-        lines.append({"yAxis": level.value, "lineStyle": {"type": "solid", "opacity": 0.5}, "label": label})
+        lines.append({"yAxis": level.value, "lineStyle": look, "label": label})
     style = {"color": MUTED, "type": "dotted", "width": 1.2}
     return {"silent": True, "symbol": "none", "label": {"show": False}, "lineStyle": style, "data": lines}
 
@@ -123,8 +138,17 @@ def objective_columns(name: str) -> list[str]:
     return [f"{name}.mean", f"{name}.low", f"{name}.spread"]
 
 
-def objective(name: str, index: int, steered: Iterable[int] = (), levels: Iterable[Level] = ()) -> Json:
-    """Mean with a band of one standard deviation; the evaluations, of the second dataset, as points."""
+def gold_scaled(rows: Iterable[Sequence[Any]], gold: Sequence[float], scale: Sequence[float]) -> list[list[Any]]:
+    """Rows whose last figure, of a gold reward with that range, is told on another scale."""
+    share = (scale[1] - scale[0]) / (gold[1] - gold[0])
+    return [[*row, None if found is None else scale[0] + (found - gold[0]) * share] for *row, found in rows]
+
+
+def objective(name: str, index: int, marks: Marks = NO_MARKS, levels: Iterable[Level] = (), *, gold: str = "") -> Json:
+    """Mean with a band of one standard deviation; the evaluations, of the second dataset, as points.
+
+    `gold`: the name of a second line, whose figures follow the objective's.
+    """
     evaluated = {
         "id": "held-out",
         "name": "held out",
@@ -135,13 +159,22 @@ def objective(name: str, index: int, steered: Iterable[int] = (), levels: Iterab
         "symbolSize": 6,
         "itemStyle": {"color": CARD, "borderColor": INK, "borderWidth": 1.1},
     }
-    mean = _line("mean", 1, colour(index), name=name, markLine=marks(steered, levels))
-    return _base(series=[*_band(colour(index), 2), mean, evaluated])
+    mean = _line("mean", 1, colour(index), name=name, markLine=_mark_line(marks, levels))
+    read = [_line("gold", 4, INK, name=gold, width=1.4, connectNulls=True)] if gold else []  # not of every step
+    return _base(series=[*_band(colour(index), 2), mean, *read, evaluated])
 
 
-def line(column_name: str, *, hue: str = "var(--s0)", steered: Iterable[int] = (), y: Json | None = None) -> Json:
+def line(
+    column_name: str,
+    *,
+    hue: str = "var(--s0)",
+    marks: Marks = NO_MARKS,
+    levels: Iterable[Level] = (),
+    y: Json | None = None,
+) -> Json:
     """One figure over steps, with a band from the least to the most where a point is of several."""
-    return _base(y=y, series=[*_band(hue, 2), _line(column_name, 1, hue, markLine=marks(steered))])
+    drawn = _line(column_name, 1, hue, markLine=_mark_line(marks, levels))
+    return _base(y=y, series=[*_band(hue, 2), drawn])
 
 
 def lines(names: Sequence[str], *, y: Json | None = None) -> Json:
@@ -160,7 +193,7 @@ def weight_columns(names: Sequence[str]) -> list[str]:
     return [f"{name}.applied" for name in names] + [f"{name}.below" for name in names[:-1]]
 
 
-def weights(names: Sequence[str], steered: Iterable[int] = ()) -> Json:
+def weights(names: Sequence[str], marks: Marks = NO_MARKS) -> Json:
     """Applied weights as a stack that fills the unit; over it, dashed, where the learner alone would part it."""
     areas = [
         _line(f"w{i}", i + 1, colour(i), name=name, width=0.5, stack="w", areaStyle={"color": colour(i, 0.5)})
@@ -179,7 +212,7 @@ def weights(names: Sequence[str], steered: Iterable[int] = ()) -> Json:
         for i, name in enumerate(names[:-1])
     ]
     if areas:
-        areas[0]["markLine"] = marks(steered)
+        areas[0]["markLine"] = _mark_line(marks)
     option = _base(y=SHARE, legend=True, series=[*areas, *dashes])
     option["legend"]["data"] = list(names)
     return option

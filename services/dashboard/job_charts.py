@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from services.dashboard import charts
-from services.dashboard.charts import STAGES, Level
+from services.dashboard import charts, watched
+from services.dashboard.charts import STAGES, Marks
 from services.dashboard.elements import Chart, Tag, text
 from services.dashboard.figures import figure, span
 from services.dashboard.health import engines_told, rewards_told
@@ -22,18 +22,19 @@ def steered_steps(page: JobPage) -> list[int]:
 
 
 class _Marked:
-    """Charts with a line at every step where someone steered."""
+    """Charts with a line at every step where someone steered, or a watch found something."""
 
     def __init__(self, page: JobPage) -> None:
         self.page = page
-        self._marked: list[int] = []
+        self._marked: tuple[list[int], int] = ([], 0)
 
-    def new_marks(self) -> list[int] | None:
-        steps = steered_steps(self.page)
-        if steps == self._marked:
-            return None
-        self._marked = steps
-        return steps
+    def has_new_marks(self) -> bool:
+        found = (steered_steps(self.page), len(self.page.watch.warned))
+        is_new, self._marked = found != self._marked, found
+        return is_new
+
+    def marks(self, metrics: Iterable[str], objective: str = "") -> Marks:
+        return watched.marks(steered_steps(self.page), self.page.watch.warned, metrics=metrics, objective=objective)
 
 
 class ObjectivesPanel(_Marked):
@@ -41,40 +42,58 @@ class ObjectivesPanel(_Marked):
 
     def __init__(self, page: JobPage) -> None:
         super().__init__(page)
+        spec = page.watch.job["spec"]
         self._charts: dict[str, Chart] = {}
-        self._levels = {o["name"]: _targets(o) for o in page.watch.job["spec"]["objectives"]}
+        self._levels = {
+            o["name"]: [*watched.targets(o), *watched.limits(spec, watched.drawn_of(o["name"]))]
+            for o in spec["objectives"]
+        }
+        self._ranges = {o["name"]: o.get("range") or (0.0, 1.0) for o in spec["objectives"]}
+        self._gold = (spec["gold"].get("range") or (0.0, 1.0)) if spec.get("gold") else None
         self._evaluations = (0, 0)
         note = "mean of each batch, one standard deviation around it; diamonds are held out"
-        with section("Objectives", note):
+        with section("Objectives", f"{note}, the thin line is gold" if self._gold else note):
             self._thinned = text("", "muted", "p")
             with Tag("div", "", "small-charts"):
                 for i, name in enumerate(page.names):
-                    option = charts.objective(name, i, (), self._levels[name])
+                    option = self._option(i, name)
                     self._charts[name] = Chart(name, option, label=f"{name} by step", height=150, loading=True)
-                self._total = Chart(
-                    "Weighted total",
-                    charts.line("total", hue=charts.MUTED),
-                    label="Weighted total by step",
-                    height=150,
-                    loading=True,
-                )
+                option = self._total_option()
+                self._total = Chart("Weighted total", option, label="Weighted total by step", height=150, loading=True)
+
+    def _option(self, index: int, name: str) -> dict[str, Any]:
+        marks, gold = self.marks(watched.told_of(name), name), ""
+        if self._gold:
+            gold = "gold" if list(self._gold) == list(self._ranges[name]) else "gold, to this range"
+        return charts.objective(name, index, marks, self._levels[name], gold=gold)
+
+    def _total_option(self) -> dict[str, Any]:
+        levels = watched.limits(self.page.watch.job["spec"], ["total"])
+        return charts.line("total", hue=charts.MUTED, marks=self.marks(["total"]), levels=levels)
+
+    def _grow(self, name: str, chart: Chart) -> None:
+        columns, gold = charts.objective_columns(name), self._gold
+        if not gold:
+            self.page.grow(chart, columns)
+            return
+        scale = self._ranges[name]
+        self.page.grow(chart, [*columns, "gold"], lambda rows: charts.gold_scaled(rows, gold, scale))
 
     async def update(self, news: News) -> None:
         page = self.page
         if "steps" in news:
             for name, chart in self._charts.items():
-                page.grow(chart, charts.objective_columns(name))
-                mean = figure(page.latest(f"{name}.mean"))
-                told = "".join(f", {level.told}" for level in self._levels[name])
+                self._grow(name, chart)
+                mean, told = figure(page.latest(f"{name}.mean")), watched.told(self._levels[name])
                 chart.change(loading=False, note=mean + told, label=f"{name} by step; the latest is {mean}{told}")
             self._thinned.set_text(page.thinned)
             page.grow(self._total, ["total"], extremes=True)
-            self._total.change(loading=False, note=figure(page.latest("total")))
+            self._total.change(loading=False, note=_noted(page, "total"))
             self._update_evaluations()
-        if (steps := self.new_marks()) is not None:
+        if self.has_new_marks():
             for i, (name, chart) in enumerate(self._charts.items()):
-                chart.merge({"series": charts.objective(name, i, steps, self._levels[name])["series"]})
-            self._total.merge({"series": charts.line("total", hue=charts.MUTED, steered=steps)["series"]})
+                chart.merge({"series": self._option(i, name)["series"]})
+            self._total.merge({"series": self._total_option()["series"]})
 
     def _update_evaluations(self) -> None:
         found, generation = self.page.watch.evaluations, self.page.watch.generation
@@ -84,14 +103,6 @@ class ObjectivesPanel(_Marked):
         for name, chart in self._charts.items():
             points = [[point["step"], point["objectives"].get(name)] for point in found]
             self.page.put(chart, 0, points, dataset=1)
-
-
-def _targets(objective: Mapping[str, Any]) -> list[Level]:
-    target = objective.get("target")
-    if not target:
-        return []
-    side = {">=": "≥", "<=": "≤"}[target.get("op") or ">="]
-    return [Level(f"target {side} {figure(target['value'])}", target["value"])]
 
 
 class WeightsPanel(_Marked):
@@ -115,8 +126,9 @@ class WeightsPanel(_Marked):
             self._chart.change(loading=False, label=f"Applied weights by step; now {now}")
             version, step = page.latest("steering_version"), page.watch.columns.last
             self._now.set_text(f"step {step:,}: {now} (steering version {version})" if step else "")
-        if (steps := self.new_marks()) is not None:
-            self._chart.merge({"series": charts.weights(page.names, steps)["series"]})
+        if self.has_new_marks():
+            shares = [f"weights.{kind}.{name}" for kind in ("applied", "strategy") for name in page.names]
+            self._chart.merge({"series": charts.weights(page.names, self.marks(shares))["series"]})
 
 
 _FIGURES: tuple[tuple[str, str, str], ...] = (
@@ -132,20 +144,21 @@ _FIGURES: tuple[tuple[str, str, str], ...] = (
 _TRAINING_FIGURES = (("loss", "Loss"), ("grad_norm", "Gradient norm"), ("lr", "Learning rate"))
 
 
-class HealthPanel:
+class HealthPanel(_Marked):
     """Whether training is well, and where its time goes."""
 
     def __init__(self, page: JobPage) -> None:
-        self.page = page
+        super().__init__(page)
         self._charts: dict[str, Chart] = {}
         with section("Health"):
             self._words, self._thinned = text("", "muted", "p"), text("", "muted", "p")
             self._rewards, self._engines = text("", "muted", "p"), text("", "muted", "p")
             with Tag("div", "", "small-charts"):
-                for i, (column, title, kind) in enumerate(_FIGURES):
-                    y: dict[str, Any] = charts.SHARE if kind == "share" else {}
-                    option = charts.line(column, hue=charts.colour(i), y=y)
-                    self._charts[column] = Chart(title, option, label=f"{title} by step", height=120, loading=True)
+                options = self._options()
+                for column, title, _ in _FIGURES:
+                    self._charts[column] = Chart(
+                        title, options[column], label=f"{title} by step", height=120, loading=True
+                    )
             with Tag("div", "", "two-charts"):
                 self._zero = Chart(
                     "Groups without signal",
@@ -164,6 +177,9 @@ class HealthPanel:
 
     async def update(self, news: News) -> None:
         page = self.page
+        if self.has_new_marks():
+            for column, option in self._options().items():
+                self._charts[column].merge({"series": option["series"]})
         if not _grown(page, news, self._words, self._charts):
             return
         self._thinned.set_text(_thinned(page))
@@ -173,6 +189,19 @@ class HealthPanel:
         page.grow(self._time, [f"time.{stage}" for stage in STAGES], charts.stage_rows)
         self._zero.change(loading=False)
         self._time.change(loading=False)
+
+    def _options(self) -> dict[str, dict[str, Any]]:
+        spec = self.page.watch.job["spec"]
+        return {
+            column: charts.line(
+                column,
+                hue=charts.colour(i),
+                marks=self.marks([column]),
+                levels=watched.limits(spec, [column]),
+                y=charts.SHARE if kind == "share" else {},
+            )
+            for i, (column, _, kind) in enumerate(_FIGURES)
+        }
 
 
 class TrainingPanel:
@@ -201,9 +230,15 @@ def _grown(page: JobPage, news: News, words: Tag, drawn: Mapping[str, Chart]) ->
         return False
     for column, chart in drawn.items():
         page.grow(chart, [column], extremes=True)
-        now = page.latest(column)
-        chart.change(loading=False, note="not measured" if now is None else figure(now))
+        chart.change(loading=False, note=_noted(page, column))
     return True
+
+
+def _noted(page: JobPage, column: str) -> str:
+    """The newest figure, and what is allowed of it."""
+    now = page.latest(column)
+    allowed = watched.told(watched.limits(page.watch.job["spec"], [column]))
+    return ("not measured" if now is None else figure(now)) + allowed
 
 
 def _thinned(page: JobPage) -> str:

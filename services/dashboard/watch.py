@@ -45,6 +45,7 @@ _CHANGES = {
     "job.failed": {"front", "checkpoints"},
     "job.paused": {"front", "checkpoints"},
 }
+_WARNINGS = ("guardrail.breached", "collapse.detected", "overoptimisation.detected")
 _HEALTH = (
     "total",
     "kl",
@@ -73,6 +74,7 @@ class JobWatch:
         self.evaluations: list[dict[str, Any]] = []  # step and objectives
         self.events: deque[Event] = deque(maxlen=_EVENTS)
         self.steered: list[Event] = []  # of steering.applied and .rejected, all of them
+        self.warned: list[Event] = []  # of what is watched, and marked in charts, all of them
         self.front: Front | None = None
         self.steering: Steering | None = None
         self.checkpoints: list[Checkpoint] = []
@@ -227,6 +229,8 @@ class JobWatch:
                 self._wanted |= {"events", "job"} | _CHANGES.get(event["type"], set())
                 if event["type"] in ("steering.applied", "steering.rejected"):
                     self.steered.append(event)
+                if event["type"] in _WARNINGS:
+                    self.warned.append(event)
                 if event["type"] in ("job.claimed", "job.rewound"):
                     self._rewind(event["data"].get("to"))
             if not page["has_more"]:
@@ -292,6 +296,8 @@ def figures(record: Mapping[str, Any]) -> dict[str, Value]:
     for name in _HEALTH:
         found[name] = number(record.get(name))
     found["tokens_per_s"] = _tokens_per_s(found)
+    if "gold" in record:
+        found["gold"] = number((record["gold"] or {}).get("mean"))
     found["staleness"] = number((record.get("staleness") or {}).get("mean"))
     return found
 

@@ -15,14 +15,14 @@ import pytest
 
 from orchestrator.spec import MAX_OBJECTIVES
 from services.dashboard import charts
-from services.dashboard.charts import Level
+from services.dashboard.charts import Level, Marks
 
 Json = dict[str, Any]
 Place = tuple[float, float]
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="no node")
 WIDTH, HEIGHT = 400, 150
-BLUE, ORANGE = "#3f6fd8", "#d9772b"
+BLUE, ORANGE, BAD, INK = "#3f6fd8", "#d9772b", "#b3372b", "#1b2230"
 _DRAW = f"""
 globalThis.window = undefined;
 const {{ readFileSync }} = await import("fs");
@@ -123,10 +123,23 @@ def test_the_band_is_around_its_mean(draw: Draw, mean: float, std: float) -> Non
 @needs_node
 def test_a_target_is_drawn_with_its_words_where_the_axis_has_it(draw: Draw) -> None:
     rows = [[step, 0.3, 0.25, 0.1] for step in range(1, 6)]
-    near = draw(charts.objective("accuracy", 0, (), [Level("target ≥ 0.32", 0.32)]), rows, [])
+    near = draw(charts.objective("accuracy", 0, levels=[Level("target ≥ 0.32", 0.32)]), rows, [])
     assert "target ≥ 0.32" in near.svg
-    far = draw(charts.objective("accuracy", 0, (), [Level("target ≥ 0.9", 0.9)]), rows, [])
+    far = draw(charts.objective("accuracy", 0, levels=[Level("target ≥ 0.9", 0.9)]), rows, [])
     assert "target ≥ 0.9" not in far.svg, "so it stands beside the title too"
+
+
+@needs_node
+def test_findings_limits_and_gold_are_drawn_beside_the_figure(draw: Draw) -> None:
+    rows = [[step, 0.2 * step, 0.2 * step, 0.0, 1.0 - 0.2 * step if step % 2 else None] for step in range(1, 6)]
+    levels = [Level("limit ≤ 0.8", 0.8, is_limit=True)]
+    drawn = draw(charts.objective("accuracy", 0, Marks((2,), (4,)), levels, gold="gold"), rows, [])
+    across = {tuple(x for x, _ in line) for line in drawn.lines(BAD)}
+    assert (4, 4) in across
+    assert (1, 5) in across
+    assert "limit ≤ 0.8" in drawn.svg
+    assert drawn.lines(INK) == [[(1, 0.8), (3, 0.4), (5, 0)]], "joined over steps without a reading"
+    assert charts.gold_scaled([[1, 0.5, 5.0], [2, 0.5, None]], [0, 10], [-1, 1]) == [[1, 0.5, 0.0], [2, 0.5, None]]
 
 
 def test_every_objective_has_a_colour_of_its_own() -> None:

@@ -114,3 +114,51 @@ def test_a_target_stands_beside_its_objective(target: Any, note: str) -> None:
         assert panel._charts["accuracy"].props["note"] == note
 
     on_page(look)
+
+
+def _event(seq: int, kind: str, **data: Any) -> dict[str, Any]:
+    return {"seq": seq, "type": kind, "at": 0.0, "level": "warning", "data": data}
+
+
+def _marked(option: Any) -> list[int]:
+    """Steps with a line."""
+    lines = next(series["markLine"]["data"] for series in option["series"] if "markLine" in series)
+    return [line["xAxis"] for line in lines if "xAxis" in line]
+
+
+def test_what_a_watch_finds_is_marked_where_it_is_seen() -> None:
+    async def look(session: Any, client: Client) -> None:
+        api = session.client
+        api.told["spec"] |= {
+            "guardrails": [
+                {"metric": "kl", "min": None, "max": 0.1},
+                {"metric": "evaluation.objectives.accuracy", "min": 0.5, "max": None},
+            ],
+            "gold": {"range": [0, 10]},
+        }
+        api.newest = {"kl": 0.05, "gold": {"mean": 7.5}, "objectives": {"accuracy": {"mean": 0.25, "std": 0.0}}}
+        page = await job_page(session, client)
+        objectives, weights, health = ObjectivesPanel(page), WeightsPanel(page), HealthPanel(page)
+        for panel in (objectives, weights, health):
+            await panel.update(ALL)
+        assert health._charts["kl"].props["note"] == "0.05, limit ≤ 0.1"
+        assert objectives._charts["accuracy"].props["note"] == "0.25, held-out limit ≥ 0.5"
+        chart = objectives._charts["accuracy"].id
+        (sent,) = [rows for found, dataset, _, rows in page._patches if found == chart and dataset == 0]
+        assert sent == [[1, 0.25, 0.25, 0.0, 0.75]], "gold on the objective's scale"
+        api.happened = [
+            _event(1, "guardrail.breached", step=3, metric="kl"),
+            _event(2, "collapse.detected", step=5, objective="brevity"),
+            _event(3, "overoptimisation.detected", step=7, objective="accuracy"),
+            _event(4, "evaluated", step=8),
+        ]
+        await page.watch._fetch()
+        for panel in (objectives, weights, health):
+            assert panel.has_new_marks()
+            assert not panel.has_new_marks()
+        assert _marked(objectives._option(0, "accuracy")) == [5, 7]
+        assert _marked(objectives._option(1, "brevity")) == [5]
+        assert _marked(health._options()["kl"]) == [3, 5]
+        assert _marked(health._options()["loss"]) == [5]
+
+    on_page(look)
