@@ -35,12 +35,10 @@ from orchestrator.spec import JobSpec
 from orchestrator.steering import Steering, apply_directions, clamped
 from orchestrator.storage.checkpoint_store import CheckpointStore
 from orchestrator.storage.checkpoint_writer import CheckpointWriter
-from orchestrator.storage.checkpoints import write_json
+from orchestrator.storage.checkpoints import NEWEST, write_json
 from policies.estimators.base import finish
 from policies.types import FrontStats, ObjectiveAdvantages, StepStats, UpdateOutcome
 from rewards.base import RewardError
-
-NEWEST = 2  # checkpoints that are kept whether or not they are on the front
 
 
 @dataclass(kw_only=True)

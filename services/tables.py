@@ -188,6 +188,8 @@ def estimate_view(estimate: Document) -> RenderableType:
         parts.append(Text(f"parameters   {estimate['parameters']:,}"))
     if estimate["unknown"]:
         parts.append(Text(f"memory       not known: {plain(estimate['unknown'])}"))
+    if estimate.get("disk"):
+        parts.append(Text(f"disk         {disk_line(estimate['disk'])}"))
     for layout in estimate["layouts"]:
         parts += [Text(), Text(layout_line(layout), style="bold")]
         if layout["processes"]:
@@ -212,6 +214,12 @@ def judge_line(judge: Document) -> str:
         told += f", {evaluation['calls']:,} for evaluations"
     costs = [part["cost"] for part in (training, evaluation) if part is not None and part["cost"] is not None]
     return told + (f": up to {amount(sum(costs))}, prompts and rubric aside" if any(costs) else "")
+
+
+def disk_line(disk: Document) -> str:
+    each, policy = readable(disk["checkpoint_bytes"]), readable(disk["policy_bytes"])
+    free = "" if disk["free_bytes"] is None else f"; {readable(disk['free_bytes'])} free"
+    return f"up to {readable(disk['bytes'])} of checkpoints: {each} each, {policy} a policy of the front{free}"
 
 
 def layout_line(layout: Document) -> str:

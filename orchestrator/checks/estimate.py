@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checks.disk import disk_taken
 from orchestrator.checks.hub import hub_size
 from orchestrator.checks.layout import Layout, Machine
 from orchestrator.checks.remedies import remedies
@@ -46,7 +47,8 @@ def estimate(spec: JobSpec, machine: Machine | None = None) -> dict[str, Any]:
         }
         layouts.append(document | (_NOTHING_KNOWN if unknown else {}))
     why = unknown or size.no_dimensions or unknown_reward or None
-    return {"parameters": None if unknown else size.parameters, "unknown": why, "layouts": layouts}
+    taken = None if unknown else disk_taken(spec, size, machine.disk_bytes)
+    return {"parameters": None if unknown else size.parameters, "unknown": why, "disk": taken, "layouts": layouts}
 
 
 def _fits(layout: Layout, problems: list[Any]) -> bool | None:

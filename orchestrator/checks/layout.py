@@ -37,6 +37,7 @@ class Machine:
     gpus: int | None = None
     gpu_gib: float = DEFAULT_GPU_GIB
     memory_gib: float | None = None
+    disk_bytes: int | None = None  # free where its checkpoints go
 
     @property
     def gpu_bytes(self) -> int:

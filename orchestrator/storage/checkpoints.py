@@ -32,6 +32,7 @@ from policies.disk import flush, sha256_of
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+NEWEST = 2  # checkpoints of a job that are kept whole
 _POLICY = ("policy/", "adapter/")
 log = logging.getLogger(__name__)
 Fill = Callable[[Path], Callable[[], None] | None]

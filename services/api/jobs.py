@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from orchestrator.actors.placement import may_take_gpus
+from orchestrator.checks.disk import disk_doubts
 from orchestrator.checks.doubts import doubts, estimated_doubts
 from orchestrator.checks.estimate import estimate
 from orchestrator.checks.judge_calls import evaluations, judge_calls
@@ -106,8 +108,9 @@ def submit_job(
 
     With validate_only it says what would run, and of an alignment reckons GPUs and memory: `estimate` has a layout for
     each device that the job may run on, its processes' bytes by part, and what does not fit with the settings that
-    would help. `judges` has the calls of each judge, at most, and what they cost by its profile's prices where
-    completions and answers are as long as they may be. `doubts` names what is valid but was probably not meant.
+    would help; its `disk` is what the job's checkpoints take. `judges` has the calls of each judge, at most, and what
+    they cost by its profile's prices where completions and answers are as long as they may be. `doubts` names what is
+    valid but was probably not meant.
     """
     _check_query(query)
     if idempotency_key is not None and not query.validate_only:
@@ -124,9 +127,10 @@ def submit_job(
                 gpus=query.gpus,
                 gpu_gib=query.gpu_gib or by.settings.gpu_gib,
                 memory_gib=query.memory_gib or by.settings.memory_gib,
+                disk_bytes=shutil.disk_usage(by.settings.state_dir).free,
             )
             plan["estimate"] = reckoned = estimate(spec, machine)
-            plan["doubts"] += _doubts_document(estimated_doubts(spec, reckoned))
+            plan["doubts"] += _doubts_document([*estimated_doubts(spec, reckoned), *disk_doubts(reckoned["disk"])])
         return StrictJSONResponse(plan)
     submission = by.store.submit(
         text,

@@ -136,11 +136,22 @@ class Layout(TypedDict):
     fits: bool | None
 
 
+class DiskEstimate(TypedDict):
+    """Of the disk with the state directory, at most: whole checkpoints, and policies of the front."""
+
+    checkpoint_bytes: int
+    policy_bytes: int
+    policies: int
+    bytes: int
+    free_bytes: int | None
+
+
 class Estimate(TypedDict):
     """Reckoned, not tried. `unknown` says what can't be told, and why; parameters are None where that is all of it."""
 
     parameters: int | None
     unknown: str | None
+    disk: NotRequired[DiskEstimate | None]
     layouts: list[Layout]
 
 

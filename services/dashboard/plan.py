@@ -10,7 +10,7 @@ import yaml
 from services.client.types import Estimate, Plan
 from services.dashboard.elements import Tag, text
 from services.dashboard.watch import trains_reward
-from services.tables import judge_line, layout_line
+from services.tables import disk_line, judge_line, layout_line
 
 
 def show_plan(plan: Plan) -> None:
@@ -63,6 +63,8 @@ def _show_estimate(estimate: Estimate) -> None:
     with Tag("ul"):
         if estimate["unknown"]:
             text(f"memory is not known: {estimate['unknown']}", tag="li")
+        if disk := estimate.get("disk"):
+            text(f"on disk {disk_line(disk)}", tag="li")
         for layout in estimate["layouts"]:
             with Tag("li"):
                 text(layout_line(layout))

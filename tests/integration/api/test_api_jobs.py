@@ -74,6 +74,8 @@ def test_validate_only_says_what_would_run_and_stores_nothing(client: Client, tm
 def test_validate_only_says_what_it_would_take(http: httpx.Client, client: Client) -> None:
     estimate = client.plan(SPEC)["estimate"]
     assert estimate["parameters"] == 656_064
+    assert estimate["disk"]["checkpoint_bytes"] == (2 + 12) * 656_064
+    assert estimate["disk"]["free_bytes"] > 0
     on_gpus, on_cpu = estimate["layouts"]
     assert [(layout["device"], layout["gpus"], layout["fits"]) for layout in (on_gpus, on_cpu)] == [
         ("cuda", 2, True), ("cpu", 0, None),

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from orchestrator.actors.gang import gpus_reserved, members
 from orchestrator.actors.placement import placement
 from orchestrator.checks import estimate as estimate_module
+from orchestrator.checks.disk import disk_doubts
 from orchestrator.checks.doubts import estimated_doubts
 from orchestrator.checks.estimate import estimate, model_size
 from orchestrator.checks.layout import GIB, Layout, Machine, readable
@@ -33,7 +34,7 @@ from orchestrator.spec import JobSpec, parse_spec
 from policies.batching import microbatches
 from policies.models import ModelError
 from policies.sizes import Dimensions, ModelSize, adapter_size, size_of
-from services.tables import layout_line
+from services.tables import disk_line, layout_line
 from tests.support import make_policy
 
 # Qwen3-1.7B, by its published configuration.
@@ -637,6 +638,45 @@ def test_a_reward_model_that_is_not_known_leaves_open_what_fits() -> None:
     found = estimate(parsed(with_model()))
     assert found["unknown"].startswith("objectives.0.reward.options.model: the model is not on this machine")
     assert found["layouts"][0]["fits"] is None
+# -- on disk --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "policy", "state", "policies"),
+    [
+        ({"policy": {"dtype": "float32"}}, 4, 12, 2),
+        ({"policy": {"dtype": "bfloat16"}, "evaluation": {"every": 1}}, 2, 12, 2),
+        ({"policy": {"dtype": "bfloat16"}, "checkpoints": {"front": 1}}, 2, 12, 1),
+    ],
+)
+def test_checkpoints_on_disk(changes: dict[str, Any], policy: int, state: int, policies: int) -> None:
+    """Float32 weights and two moments, and the policy as it is exported; three whole ones while one is written."""
+    size = QWEN.parameters
+    found = estimate(spec(**changes), Machine(disk_bytes=5))["disk"]
+    assert found == {
+        "checkpoint_bytes": (policy + state) * size,
+        "policy_bytes": policy * size,
+        "policies": policies,
+        "bytes": (3 * (policy + state) + policies * policy) * size,
+        "free_bytes": 5,
+    }
+    ((field, message),) = disk_doubts(found)
+    assert field == "checkpoints.front"
+    assert message.startswith(f"its checkpoints take up to {readable(found['bytes'])} (3 of ")
+    assert "the state directory has 5 B free" in message
+    assert disk_line(found).endswith("; 5 B free")
+    assert disk_doubts(found | {"free_bytes": found["bytes"]}) == disk_doubts(found | {"free_bytes": None}) == []
+
+
+def test_an_adapters_checkpoints_are_small_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    learns = adapter_size(QWEN, rank=16, targets=None).parameters
+    for merge in (False, True):
+        found = estimate(spec(policy={"lora": {"rank": 16, "merge": merge}}))["disk"]
+        assert found["policy_bytes"] == 2 * (learns + merge * QWEN.parameters)
+        assert found["checkpoint_bytes"] == found["policy_bytes"] + 12 * learns
+    monkeypatch.setattr(estimate_module, "model_size", lambda _: (_ for _ in ()).throw(ModelError("nobody knows")))
+    assert estimate(spec())["disk"] is None
+    assert disk_doubts(None) == []
 
 
 # -- what is not known ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from orchestrator.checks.estimate import estimate
 from orchestrator.checks.layout import Machine
 from orchestrator.spec import parse_spec
 from services.dashboard.plan import show_plan
+from services.tables import disk_line
 from tests.api_support import SPEC
 from tests.dashboard_support import on_page, texts
 
@@ -31,6 +32,7 @@ def test_a_job_that_does_not_fit_is_told_as_that(fits: bool) -> None:
         assert ("Nothing is wrong with it" in said) is fits
         assert ("fits nowhere here" in said) is not fits
         assert "on CPU" in said
+        assert f"on disk {disk_line(found['disk'])}" in said
         assert "4 calls of judge 'gpt' for training" in said
         assert ("does not fit: " in said) is not fits
         assert ("would help: " in said) is not fits
