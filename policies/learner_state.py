@@ -138,10 +138,24 @@ def state_writer(learner: Learner, directory: Path, *, copy: bool = False) -> Wr
         with disk_errors():
             if learner.ranks.size > 1:
                 save(tensors, checkpoint_id=directory / PARTS, process_group=learner.ranks.files)
+                missing = learner.ranks.of_first(_missing_part(directory / PARTS) if learner.ranks.first else None)
+                if missing is not None:  # told to all ranks: what comes next, they do together
+                    raise OSError(
+                        f"{missing} of the learner's state is not there: see that the learner's machines share "
+                        f"{directory.parent}"
+                    )
             else:
                 save_file(tensors if copy else {name: _copied(t) for name, t in tensors.items()}, directory / FILE)
 
     return write
+
+
+def _missing_part(parts: Path) -> str | None:
+    """A file that another rank says it wrote, and that is not here: every machine makes the directory for itself."""
+    stored = FileSystemReader(parts).read_metadata().storage_data.values()
+    return next(
+        (name for name in sorted({info.relative_path for info in stored}) if not (parts / name).is_file()), None
+    )
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -43,6 +43,14 @@ class Ranks:
         dist.all_reduce(total)
         return total.to(values.device)
 
+    def of_first(self, told: str | None) -> str | None:
+        """What the first rank tells, on each of them. In the group of `files`."""
+        if self.size == 1:
+            return told
+        found = [told]
+        dist.broadcast_object_list(found, src=0, group=self.files)
+        return found[0]
+
     def wait(self) -> None:
         """Until all ranks are here."""
         if self.size > 1:
