@@ -83,7 +83,7 @@ def render_report(
         stages=_stages(steps),
         spec=yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=100) if spec else "",
         events=events[-EVENTS_SHOWN:],
-        events_left_out=max(0, len(events) - EVENTS_SHOWN),
+        events_left_out=_left_out(events),
         plotly=get_plotlyjs() if steps or points else "",
     )
 
@@ -105,6 +105,12 @@ def _get(document: Json | None, *path: str) -> Any:
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
+
+
+def _left_out(events: list[Json]) -> int:
+    """How many there were beside those that are shown; by their number, as the oldest of a long job are not kept."""
+    newest = _get(events[-1], "seq") if events else None
+    return max(0, (newest if isinstance(newest, int) else len(events)) - min(len(events), EVENTS_SHOWN))
 
 
 def _marks(steps: list[Json], events: list[Json]) -> dict[str, list[int]]:

@@ -44,7 +44,7 @@ def _is_quick(points_NK: Array) -> bool:
     most = EXACT_POINTS.get(points_NK.shape[1])
     if most is None or len(points_NK) <= most:
         return points_NK.shape[1] <= EXACT_OBJECTIVES
-    return int(nondominated(points_NK).sum()) <= most
+    return bool(nondominated(points_NK).sum() <= most)
 
 
 def nondominated(points_NK: Array) -> NDArray[np.bool_]:

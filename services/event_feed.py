@@ -34,6 +34,12 @@ def event_document(event: Event) -> dict[str, Any]:
     }
 
 
+def is_another(store: JobStore, job_id: str, seq: int, at: float) -> bool:
+    """Whether the event of this number is not the one of that time: the job was put back, and told of other things."""
+    found = store.events(job_id, after=seq - 1, limit=1).items if seq else ()
+    return bool(found) and found[0].seq == seq and found[0].at != at
+
+
 class Feeds:
     """The feeds of one server; all of it runs in one event loop."""
 
@@ -76,6 +82,7 @@ class Feed:
         self._job_id = job_id
         self._floor = after
         self._newest = after
+        self._last: Event | None = None
         self._recent: deque[tuple[int, bytes]] = deque()
         self._news = asyncio.Event()
         self.readers = 0
@@ -124,20 +131,24 @@ class Feed:
             return [(event.seq, _text(event)) for event in page.items]
 
     async def _poll(self, poll_s: float, stopping: threading.Event) -> None:
+        was_away = False
         while not stopping.is_set():
             events: tuple[Event, ...] = ()
             over = False
             try:
-                status, newest, page = await run_in_threadpool(
-                    self._store.watch, self._job_id, after=self._newest, limit=_PAGE
-                )
-                if newest < self._newest:  # the job was put back, and counts from 1: who reconnects starts over
+                if was_away and self._last is not None:  # it may be another Redis: an older copy
+                    seq, at = self._last.seq, self._last.at
+                    if await run_in_threadpool(is_another, self._store, self._job_id, seq, at):
+                        return
+                was_away = False
+                status, page = await run_in_threadpool(self._store.watch, self._job_id, after=self._newest, limit=_PAGE)
+                if page.newest < self._newest:  # the job was put back, and counts from 1: who reconnects starts over
                     return
                 events, over = page.items, is_terminal(status)
             except JobNotFound:
                 return
             except StoreUnavailable:
-                pass
+                was_away = True
             if events:
                 self._keep(events)
             elif over:  # the status is from before the events, so there are no more
@@ -147,7 +158,7 @@ class Feed:
 
     def _keep(self, events: tuple[Event, ...]) -> None:
         self._recent.extend((event.seq, _text(event)) for event in events)
-        self._newest = events[-1].seq
+        self._last, self._newest = events[-1], events[-1].seq
         while len(self._recent) > _RECENT:
             self._floor, _ = self._recent.popleft()
         self._tell()
@@ -159,4 +170,4 @@ class Feed:
 
 def _text(event: Event) -> bytes:
     data = json.dumps(event_document(event), separators=(",", ":"))
-    return format_sse_event(data_str=data, event=event.type, id=str(event.seq))
+    return format_sse_event(data_str=data, event=event.type, id=f"{event.seq}@{event.at}")

@@ -27,6 +27,10 @@ _LEVEL_STYLES = {"warning": "yellow", "error": "bold red"}
 _SMOOTHING_STEPS = 5
 _TREND_WIDTH = 16
 _PATIENCE_S = 120.0
+_EVENTS_KEPT = 1000
+_SHOWN = (  # of a step: its whole record is ten times as large, and a job may have ten thousands
+    "objectives", "weights", "evaluation", "timings_s", "tokens", "mean_tokens", "entropy", "kl", *_TRAINING.values(),
+)  # fmt: skip
 
 
 class Follower:
@@ -41,6 +45,7 @@ class Follower:
         self.events: list[Document] = []
         self.trouble = ""
         self._away_since: float | None = None
+        self._names = None if trackers else _SHOWN
 
     @property
     def trains_reward(self) -> bool:
@@ -68,22 +73,44 @@ class Follower:
     def _fetch(self) -> tuple[list[Document], list[Document]]:
         job_id = self.job["id"]
         self.job = self._client.job(job_id)
-        events: list[Document] = list(
-            self._client.iter_events(job_id, after=self.events[-1]["seq"] if self.events else 0)
-        )
-        self.events += events
-        for event in events:
-            if event["type"] in ("job.claimed", "job.rewound"):  # a crash undid the steps after this one
-                self.steps = [step for step in self.steps if step["step"] <= event["data"]["to"]]
+        events = self._fetch_events()
+        self.events = [*self.events, *events][-_EVENTS_KEPT:]
+        undone = [event["data"]["to"] for event in events if event["type"] in ("job.claimed", "job.rewound")]
+        last = min([self.job["step"], *undone])  # a crash undid the steps after it
+        self.steps = [step for step in self.steps if step["step"] <= last]
         steps: list[Document] = list(
-            self._client.iter_metrics(job_id, after=self.steps[-1]["step"] if self.steps else 0)
+            self._client.iter_metrics(job_id, after=self.steps[-1]["step"] if self.steps else 0, names=self._names)
         )
+        for step in steps:  # the largest parts, which nobody shows
+            step.pop("gramian", None), step.pop("engine_health", None)
         self.steps += steps
         if self.trains_reward:
             return steps, events
         if not self.front or self.job["status"] in RESTING or any(step.get("evaluation") for step in steps):
             self.front = self._client.front(job_id)
         return steps, events
+
+    def _fetch_events(self) -> list[Document]:
+        """What is new. Where the last one is another than it was, the job was put back: all that was known is gone.
+
+        So it is asked for again with each look: from an older copy of Redis, a job gives its numbers a second time.
+        """
+        last = self.events[-1] if self.events else None
+        found: list[Document] = []
+        after, more = last["seq"] - 1 if last else 0, True
+        while more:
+            page = self._client.events(self.job["id"], after=after, limit=100)
+            found += page["data"]
+            more = page["has_more"] and bool(page["data"])
+            after = page["data"][-1]["seq"] if page["data"] else after
+        if last is None:
+            return found
+        if found and found[0]["seq"] == last["seq"] and found[0].get("at") == last.get("at"):
+            return found[1:]
+        if found and found[0]["seq"] > last["seq"]:  # it is no longer kept, and maybe others after it
+            return found
+        self.events, self.steps, self.front = [], [], {}
+        return self._fetch_events()
 
 
 class Untold(Exception):

@@ -21,6 +21,7 @@
     mo:<owner>:job:{j}              hash    the job's one source of truth
     mo:<owner>:job:{j}:spec         string  the document as submitted
     mo:<owner>:job:{j}:events       stream  <seq>-0, seq without a gap
+    mo:<owner>:job:{j}:marks        stream  of the events that are told once, those that outlive the others, likewise
     mo:<owner>:job:{j}:replies      list    replies to recent calls, for retries
     mo:<owner>:job:{j}:told         hash    what is told once -> seq of its event
     mo:<owner>:job:{j}:steps        stream  <fence>-<step>: the ledger
@@ -96,6 +97,9 @@ class Keys:
 
     def replies(self, job_id: str) -> str:
         return f"{self.job(job_id)}:replies"
+
+    def marks(self, job_id: str) -> str:
+        return f"{self.job(job_id)}:marks"
 
     def told(self, job_id: str) -> str:
         return f"{self.job(job_id)}:told"

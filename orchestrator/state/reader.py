@@ -13,7 +13,7 @@ from orchestrator.state.fronts import until
 from orchestrator.state.keys import OWNERS, Keys
 from orchestrator.state.records import (
     Checkpoint,
-    Event,
+    Events,
     JobRecord,
     Json,
     Page,
@@ -237,29 +237,31 @@ class JobReader:
             if current is not None
         }
 
-    def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Page[Event]:
+    def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Events:
         """Events numbered above `after`, oldest first; about the last 10,000 of a job are kept."""
-        keys = self._keys.events(job_id)
-        entries = self._of_job(job_id, ("XRANGE", keys, f"{after + 1}-0", "+", "COUNT", limit + 1))
-        items = tuple(event(stream_id, fields) for stream_id, fields in entries[:limit])
-        return Page(items=items, has_more=len(entries) > limit)
+        return self.watch(job_id, after=after, limit=limit)[1]
 
-    def watch(self, job_id: str, *, after: int, limit: int) -> tuple[JobStatus, int, Page[Event]]:
-        """The status, the number of the newest event, and the events, in one round trip.
+    def watch(self, job_id: str, *, after: int, limit: int) -> tuple[JobStatus, Events]:
+        """The status and the events, in one round trip.
 
         The events are read last, so that of a job that is over none are left out.
         """
-        key = self._keys.events(job_id)
-        (status, newest), entries = self._calls.reads(
+        key, above = self._keys.events(job_id), (f"{after + 1}-0", "+", "COUNT", limit + 1)
+        (status, newest), kept, first, marks = self._calls.reads(
             [
                 ("HMGET", self._keys.job(job_id), "status", "seq"),
-                ("XRANGE", key, f"{after + 1}-0", "+", "COUNT", limit + 1),
+                ("XRANGE", key, *above),
+                ("XRANGE", key, "-", "+", "COUNT", 1),
+                ("XRANGE", self._keys.marks(job_id), *above),
             ]
         )
         if status is None:
             raise JobNotFound(job_id)
-        items = tuple(event(stream_id, fields) for stream_id, fields in entries[:limit])
-        return JobStatus(status), int(newest), Page(items=items, has_more=len(entries) > limit)
+        found = {one.seq: one for one in (event(stream_id, fields) for stream_id, fields in [*marks, *kept])}
+        ordered = sorted(found.values(), key=lambda one: one.seq)[: limit + 1]
+        oldest = event(*first[0]).seq if first else int(newest) + 1
+        page = Events(items=tuple(ordered[:limit]), has_more=len(ordered) > limit, oldest=oldest, newest=int(newest))
+        return JobStatus(status), page
 
     def steering(self, job_id: str, *, before: int | None = None, limit: int | None = None) -> SteeringState:
         """The newest steering, and the changes that led to it: all, or the newest `limit` before a version."""

@@ -141,6 +141,19 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Events:
+    """Part of a job's events; ask again after the last one while `has_more`.
+
+    From number `oldest` to `newest` all are kept; of those before it only what is told once, a collapse for one.
+    """
+
+    items: tuple[Event, ...]
+    has_more: bool
+    oldest: int
+    newest: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
     """A registered checkpoint. `metrics` and `on_front` are the holder's to keep up to date."""
 

@@ -172,7 +172,7 @@ class JobStore(JobReader):
         keys = self._keys
         more = [
             keys.stalled, keys.jobs, keys.kept, keys.spec(job_id), keys.told(job_id), keys.steps(job_id),
-            keys.checkpoints(job_id), keys.front(job_id), keys.steering(job_id),
+            keys.checkpoints(job_id), keys.front(job_id), keys.steering(job_id), keys.marks(job_id),
         ]  # fmt: skip
         code, *current = self._run("delete", job_id, more=more)
         if code == "ILLEGAL":
@@ -353,7 +353,7 @@ class JobStore(JobReader):
         fence, nonce = ("", "") if lease is None else (str(lease.fence), lease.nonce)
         document = dumps(data, limit_bytes=EVENT_LIMIT_BYTES)
         words = [token or _token(), fence, nonce, type, level, document, once or ""]
-        return int(self._run("event", job_id, *words, more=[self._keys.told(job_id)])[1])
+        return int(self._run("event", job_id, *words, more=[self._keys.told(job_id), self._keys.marks(job_id)])[1])
 
     # -- steering --------------------------------------------------------------------------------------------
 

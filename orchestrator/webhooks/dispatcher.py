@@ -200,9 +200,9 @@ class Dispatcher:
         try:
             self._deliver(
                 webhook.url,
-                body(delivery_id(webhook_id, job_id, event.seq), job_id, event),
+                body(delivery_id(webhook_id, job_id, event), job_id, event),
                 secret=webhook.secret,
-                delivery_id=delivery_id(webhook_id, job_id, event.seq),
+                delivery_id=delivery_id(webhook_id, job_id, event),
                 allow_private=self._allow_private,
             )
         except DeliveryError as error:
@@ -233,9 +233,13 @@ class Dispatcher:
         return given_up
 
 
-def delivery_id(webhook_id: str, job_id: str, seq: int) -> str:
-    """The same for every try, so that a receiver knows what it has had."""
-    return "whd-" + hashlib.sha256(f"{webhook_id}/{job_id}/{seq}".encode()).hexdigest()[:32]
+def delivery_id(webhook_id: str, job_id: str, event: Event) -> str:
+    """The same for every try, so that a receiver knows what it has had.
+
+    Another for another event of that number: a Redis that is put back from an older copy gives numbers a second time.
+    """
+    told = f"{webhook_id}/{job_id}/{event.seq}/{event.at}/{event.type}"
+    return "whd-" + hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def body(delivery_id: str, job_id: str, event: Event) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, cast
 
@@ -14,12 +15,13 @@ from starlette.types import Send
 from orchestrator.state.states import is_terminal
 from services.deps import Caller, Configuration, Cursor, JobId, Store, page
 from services.errors import ApiProblem, StrictJSONResponse
-from services.event_feed import Feeds, event_document
+from services.event_feed import Feeds, event_document, is_another
 from services.query import StrictRoute
 from services.slots import held
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["events"], route_class=StrictRoute)
 
+_EVENT_ID = re.compile(r"([0-9]{1,15})(?:@([0-9]{1,12}(?:\.[0-9]{1,9})?))?")
 _STREAMS = 1000  # at once, of all owners, and more where one may have more
 
 
@@ -42,26 +44,33 @@ def get_events(
     _place: Annotated[None, Depends(_place)],
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
 ) -> Response:
-    """`Accept: text/event-stream` streams them, each event's id its seq; Last-Event-ID is the same cursor as `after`.
+    """`Accept: text/event-stream` streams them; Last-Event-ID is a cursor as `after` is, or the id of an event, SEQ@AT.
 
-    The stream ends with the job. Who reconnects after that gets 204, which tells an EventSource to stay away. A cursor
-    beyond the newest event is from before `equipoise recover` put the job back, whose events count from 1 again: then
-    the stream starts over. Its header Event-Cursor is where it really begins.
+    All from `oldest` (Event-Oldest) to `newest` are kept; of those before, what is told once, such as a collapse. The
+    stream ends with the job. Who reconnects after that gets 204, which tells an EventSource to stay away. A cursor
+    beyond the newest event, or at another time than the event of its number, is from before the job was put back, by
+    `equipoise recover` or from a copy of Redis: then the stream starts over. Event-Cursor is where it really begins.
     """
     if not _wants_stream(request):
         found = store.events(job_id, after=cursor.after, limit=cursor.limit)
-        return StrictJSONResponse(page([event_document(event) for event in found.items], has_more=found.has_more))
-    after = cursor.after if last_event_id is None else _sequence(last_event_id)
-    status, newest, found = store.watch(job_id, after=after, limit=1)
-    if after > newest:
+        told = page([event_document(event) for event in found.items], has_more=found.has_more)
+        return StrictJSONResponse(told | {"oldest": found.oldest, "newest": found.newest})
+    after, at = (cursor.after, None) if last_event_id is None else _place_of(last_event_id)
+    status, found = store.watch(job_id, after=after, limit=1)
+    if after > found.newest or (at is not None and is_another(store, job_id, after, at)):
         after = 0
-        status, newest, found = store.watch(job_id, after=after, limit=1)
+        status, found = store.watch(job_id, after=after, limit=1)
     if is_terminal(status) and not found.items:
         return Response(status_code=204)
     feeds: Feeds = request.app.state.feeds
     return _Stream(
-        feeds.follow(store, job_id, after, newest),
-        headers={"cache-control": "no-store", "x-accel-buffering": "no", "event-cursor": str(after)},
+        feeds.follow(store, job_id, after, found.newest),
+        headers={
+            "cache-control": "no-store",
+            "x-accel-buffering": "no",
+            "event-cursor": str(after),
+            "event-oldest": str(found.oldest),
+        },
     )
 
 
@@ -77,7 +86,9 @@ class _Stream(EventSourceResponse):
             await super().stream_response(send)
 
 
-def _sequence(last_event_id: str) -> int:
-    if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) <= 15):
+def _place_of(last_event_id: str) -> tuple[int, float | None]:
+    """(number, when it was) of the event that a reader had last."""
+    found = _EVENT_ID.fullmatch(last_event_id)
+    if found is None:
         raise ApiProblem(422, "invalid_parameter", "Last-Event-ID: expected an event's seq", param="Last-Event-ID")
-    return int(last_event_id)
+    return int(found[1]), None if found[2] is None else float(found[2])

@@ -157,13 +157,13 @@ class Api:
     # -- what a job does -------------------------------------------------------------------------------------
 
     @endpoint
-    def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Request[Page[types.Event]]:
+    def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Request[types.EventPage[types.Event]]:
         """Oldest first; `after` is a seq."""
         return _get("/v1/jobs/{job_id}/events", job_id=job_id, after=after, limit=limit)
 
     @pages(by="seq")
     def iter_events(self, job_id: str, *, after: int = 0) -> Request[Page[types.Event]]:
-        """All that happened so far."""
+        """All that happened so far, as far as it is kept."""
         return _get("/v1/jobs/{job_id}/events", job_id=job_id, after=after, limit=100)
 
     stream_events = stream(flows.stream_events)

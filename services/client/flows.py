@@ -28,18 +28,18 @@ _SILENCE_S = 60.0  # of a stream; the server says something every 15 s
 async def stream_events(
     core: Core, job_id: str, *, after: int = 0, patience_s: float = 120.0
 ) -> AsyncGenerator[Event, None]:
-    """A job's events as they happen, until it is over: each once, none left out, whatever happens to the connection.
+    """A job's events as they happen, until it is over: each once, none that is kept left out, whatever the connection.
 
-    A server that is away is waited for; Unavailable when it stays away for `patience_s`. A job that was put back
-    after its Redis was lost counts from 1 again: all its new events are told.
+    A server that is away is waited for; Unavailable when it stays away for `patience_s`. Of a job that was put back,
+    after its Redis was lost or from an older copy of it, all events are told anew.
     """
-    away = _Away(core, patience_s)
+    away, last = _Away(core, patience_s), str(after)
     while True:
         request: Request[Any] = Request(
             method="GET",
             route="/v1/jobs/{job_id}/events",
             ids={"job_id": job_id},
-            headers={"accept": "text/event-stream", "last-event-id": str(after)},
+            headers={"accept": "text/event-stream", "last-event-id": last},
             timeout_s=_SILENCE_S,
             is_repeatable=True,
         )
@@ -50,13 +50,15 @@ async def stream_events(
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
                     raise unexpected(response)
                 away.reached()
-                after = min(after, _cursor(response, after))
+                if (cursor := _cursor(response, after)) < after:
+                    after, last = cursor, str(cursor)
                 reader = EventReader()
                 async for chunk in core.io.chunks(response):
                     for data in reader.feed(chunk):
                         event: Event = parsed(response, data)
                         if event["seq"] > after:
                             after = event["seq"]
+                            last = f"{after}@{event['at']}" if "at" in event else str(after)
                             away.progressed()
                             yield event
         except httpx.TransportError as error:

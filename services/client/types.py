@@ -40,6 +40,13 @@ class RolloutPage(Page[Item], Generic[Item]):
     total: int
 
 
+class EventPage(Page[Item], Generic[Item]):
+    """From `oldest` to `newest` all events are kept; of those before, what is told once, such as a collapse."""
+
+    oldest: NotRequired[int]
+    newest: NotRequired[int]
+
+
 class Lineage(TypedDict):
     """The checkpoint that a job was forked from."""
 
@@ -192,7 +199,7 @@ class Plan(TypedDict):
 
 
 class Event(TypedDict):
-    """`seq` counts from 1, without a gap."""
+    """`seq` counts from 1, without a gap among those that are kept: about the last 10,000."""
 
     seq: int
     type: str

@@ -17,8 +17,7 @@ from services.dashboard.watch import News
 
 def steered_steps(page: JobPage) -> list[int]:
     """Where a change of the weights took effect."""
-    steps = {event["data"].get("step") for event in page.watch.steered if event["type"] == "steering.applied"}
-    return sorted(step for step in steps if isinstance(step, int))
+    return [step for step, _ in page.watch.versions[1:]]
 
 
 class _Marked:

@@ -73,8 +73,9 @@ class JobWatch:
         self.generation = 0  # of the columns: another one when steps were taken back
         self.evaluations: list[dict[str, Any]] = []  # step and objectives
         self.events: deque[Event] = deque(maxlen=_EVENTS)
-        self.steered: list[Event] = []  # of steering.applied and .rejected, all of them
-        self.warned: list[Event] = []  # of what is watched, and marked in charts, all of them
+        self.steered: list[Event] = []  # of steering.applied and .rejected, as far back as events are kept
+        self.warned: list[Event] = []  # of what is watched, and marked in charts, as far back
+        self.versions: list[tuple[int, int]] = []  # (first step, version) of each steering that was in force: all
         self.front: Front | None = None
         self.steering: Steering | None = None
         self.checkpoints: list[Checkpoint] = []
@@ -241,6 +242,7 @@ class JobWatch:
         if isinstance(step, int) and step < self.columns.last:
             self.columns.truncate(step)
             self.evaluations = [found for found in self.evaluations if found["step"] <= step]
+            self.versions = [found for found in self.versions if found[0] <= step]
             self.signs = {}
             self.generation += 1
 
@@ -256,6 +258,9 @@ class JobWatch:
     def _add(self, record: Mapping[str, Any]) -> None:
         step = record["step"]
         self._wanted |= {"steps"}
+        version = record.get("steering_version")
+        if version is not None and (not self.versions or version != self.versions[-1][1]):
+            self.versions.append((step, version))
         self.columns.append(step, figures(record))
         self.signs = {name: record.get(name) or {} for name in ("reward_health", "engines", "engine_health", "falling")}
         if evaluation := record.get("evaluation"):

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.state.embedded_redis import connect
 from orchestrator.state.keys import Keys
-from orchestrator.state.store import JobStore
+from orchestrator.state.store import JobStore, StoreUnavailable
 from services.event_feed import Feeds
 
 DEADLINE_S = 30
@@ -37,6 +37,17 @@ class Counted(JobStore):
     def events(self, *args, **options):  # type: ignore[no-untyped-def]
         self.paged += 1
         return super().events(*args, **options)
+
+
+class Away(JobStore):
+    """As the store while its Redis is away."""
+
+    away = False
+
+    def watch(self, *args, **options):  # type: ignore[no-untyped-def]
+        if self.away:
+            raise StoreUnavailable("away")
+        return super().watch(*args, **options)
 
 
 def submitted(store: JobStore, events: int) -> str:
@@ -105,6 +116,28 @@ def test_readers_of_a_job_that_was_put_back_are_let_go(store: JobStore) -> None:
         return await asyncio.wait_for(reader, DEADLINE_S)
 
     assert asyncio.run(read()) == list(range(1, 21))
+
+
+def test_readers_are_let_go_where_numbers_were_given_anew(store: JobStore, redis_url: str) -> None:
+    """From an older copy of Redis, whose job has passed the number that they had: what they had is told no more."""
+    job_id = submitted(store, 20)
+    feeds = Feeds(0.02, threading.Event())
+
+    async def read(held: Away) -> list[int]:
+        reader = asyncio.create_task(numbers(feeds.follow(held, job_id, 0, 20)))
+        await asyncio.sleep(0.2)
+        held.away = True
+        await asyncio.sleep(0.1)
+        keys = Keys(store.owner)
+        await asyncio.to_thread(store.calls.command, "DEL", keys.events(job_id))
+        await asyncio.to_thread(store.calls.command, "HSET", keys.job(job_id), "seq", 19)
+        for number in range(3):
+            await asyncio.to_thread(store.event, job_id, "other", {"number": number})
+        held.away = False
+        return await asyncio.wait_for(reader, DEADLINE_S)
+
+    with connect(redis_url) as client:
+        assert asyncio.run(read(Away(client, owner=store.owner))) == list(range(1, 21))
 
 
 def test_a_reader_that_falls_behind_reads_on_from_redis(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:

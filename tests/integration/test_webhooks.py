@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, get_args
@@ -24,11 +25,11 @@ import pytest
 
 from orchestrator.state.embedded_redis import EmbeddedRedis, connect
 from orchestrator.state.states import JobStatus
-from orchestrator.state.store import JobStore
+from orchestrator.state.store import Event, JobStore
 from orchestrator.webhooks import delivery as webhook_delivery
 from orchestrator.webhooks import dispatcher as dispatcher_module
 from orchestrator.webhooks.delivery import DeliveryError, post
-from orchestrator.webhooks.dispatcher import LOCK, Dispatcher
+from orchestrator.webhooks.dispatcher import LOCK, Dispatcher, delivery_id
 from orchestrator.webhooks.subscriptions import (
     EVENTS,
     MAX_WEBHOOKS,
@@ -224,6 +225,14 @@ def test_a_refused_delivery_comes_again_under_its_id_and_holds_its_place(store: 
     assert (state.failing, state.dropped) == (False, 0)
     assert state.last_at is not None
     assert len({document["id"] for document in receiver.documents()}) == 2
+
+
+def test_another_event_of_the_same_number_has_another_id() -> None:
+    """A Redis that is put back from an older copy counts on from there: a receiver that drops what it had must not."""
+    first = Event(seq=4, type="evaluated", at=1000.25, level="info", data={})
+    ids = {delivery_id("w", "j", event) for event in (first, replace(first, at=2000.5), replace(first, type="other"))}
+    assert len(ids) == 3
+    assert delivery_id("w", "j", replace(first, data={"step": 1})) in ids, "the same for every try"
 
 
 def test_tries_come_ever_less_often(store: JobStore, receiver: Receiver) -> None:

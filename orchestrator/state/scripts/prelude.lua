@@ -53,11 +53,15 @@ local function keep_bytes(owners, bytes)
   redis.call('HINCRBY', owners, 'bytes', bytes)
 end
 
+local function append(stream, seq, kind, level, json, us)
+  redis.call('XADD', stream, 'MAXLEN', '~', EVENTS_KEPT, string.format('%d-0', seq),
+    'type', kind, 'level', level, 'at', seconds(us), 'data', json)
+end
+
 -- Appends an event under the job's next number; the counter moves in the same script: no gap, no repeat.
 local function emit(kind, level, json, us)
   local seq = redis.call('HINCRBY', JOB, 'seq', 1)
-  redis.call('XADD', EVENTS, 'MAXLEN', '~', EVENTS_KEPT, string.format('%d-0', seq),
-    'type', kind, 'level', level, 'at', seconds(us), 'data', json)
+  append(EVENTS, seq, kind, level, json, us)
   return seq
 end
 

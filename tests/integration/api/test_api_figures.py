@@ -24,7 +24,7 @@ def read_stream(http: httpx.Client, job_id: str, **headers: str) -> list[dict[st
         assert response.headers["content-type"].startswith("text/event-stream")
         lines = list(response.iter_lines())
     data = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
-    ids = [int(line.removeprefix("id: ")) for line in lines if line.startswith("id: ")]
+    ids = [int(line.removeprefix("id: ").split("@")[0]) for line in lines if line.startswith("id: ")]
     assert [event["seq"] for event in data] == ids
     return data
 
@@ -61,7 +61,13 @@ def test_last_event_id_is_the_cursor(http: httpx.Client, store: JobStore, job_id
     done = http.get(f"/v1/jobs/{job_id}/events", headers={"accept": "text/event-stream", "last-event-id": "7"})
     assert done.status_code == 204
     assert [event["seq"] for event in read_stream(http, job_id, **{"last-event-id": "500"})] == list(range(1, 8))
-    for wrong in ("x", "-1", "1" * 40, "٣"):
+    fourth = store.events(job_id, after=3, limit=1).items[0]
+    for at, first in ((fourth.at, 5), (fourth.at - 1, 1)):  # of another time: from before an older copy came back
+        events = read_stream(http, job_id, **{"last-event-id": f"4@{at}"})
+        assert [event["seq"] for event in events] == list(range(first, 8))
+    page = http.get(f"/v1/jobs/{job_id}/events", params={"after": 500}).json()
+    assert page == {"object": "list", "data": [], "has_more": False, "oldest": 1, "newest": 7}
+    for wrong in ("x", "-1", "1" * 40, "٣", "4@", "4@x", "4@1e5"):
         headers = {"accept": "text/event-stream", "last-event-id": wrong.encode()}
         assert_error(http.get(f"/v1/jobs/{job_id}/events", headers=headers), 422)
 

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+import redis
 
 from orchestrator.figures import front_document
 from orchestrator.rollouts.engine_health import recorded
@@ -169,6 +170,33 @@ def test_what_is_told_once_is_not_told_by_the_next_holder(store: JobStore) -> No
     assert len(events) == 2
     with pytest.raises(Fenced):
         store.event("j", "guardrail.breached", {"step": 3}, lease, once="guardrail 3 kl")
+
+
+def test_what_is_told_once_outlives_ten_thousand_others(store: JobStore, client: redis.Redis) -> None:
+    """A report draws collapses; and who reads on must see that there is a gap."""
+    lease = running(store)
+    kept = [store.event("j", "collapse.detected", {"step": 20}, lease, level="warning", once="collapse 20")]
+    store.event("j", "steering.applied", {}, lease, once="steering 2")  # the steering's log has these
+    with client.pipeline(transaction=False) as many:  # as 11,000 calls would leave it
+        key = store._keys.events("j")
+        many.hincrby(store._keys.job("j"), "seq", 11_000)
+        for seq in range(kept[0] + 2, kept[0] + 11_002):
+            fields = {"type": "note", "level": "info", "at": "1.0", "data": "{}"}
+            many.xadd(key, fields, id=f"{seq}-0", maxlen=10_000, approximate=True)
+        many.execute()
+    kept.append(store.event("j", "collapse.over", {"step": 30}, lease, once="collapse over 20"))
+    page = store.events("j", limit=20)
+    assert page.newest == kept[1]
+    assert 9_900 < page.newest - page.oldest < 10_300
+    assert [event.seq for event in page.items] == [kept[0], *range(page.oldest, page.oldest + 19)]
+    assert page.has_more
+    page = store.events("j", after=kept[0], limit=2)
+    assert [event.seq for event in page.items] == [page.oldest, page.oldest + 1]
+    page = store.events("j", after=page.newest - 1)
+    assert ([event.seq for event in page.items], page.has_more) == ([kept[1]], False)
+    store.finish(lease, JobStatus.FAILED)
+    store.delete("j")
+    assert store.calls.command("EXISTS", store._keys.marks("j")) == 0
 
 
 def test_event_data(store: JobStore) -> None:

@@ -110,6 +110,14 @@ def test_result_is_told_in_words_and_numbers() -> None:
     assert "after ± is the standard error" in text
 
 
+def test_events_that_are_left_out_are_counted_by_the_number_of_the_newest() -> None:
+    """Of a long job the store itself keeps the newest alone."""
+    parts = documents(2)
+    parts["events"] += [{**parts["events"][0], "type": "evaluated", "seq": seq} for seq in range(9_000, 10_001)]
+    assert "9,500 earlier ones are left out" in page(**parts).replace("&#8239;", ",").replace("\u202f", ",")
+    assert "collapse seen at step 4" in page(**parts)
+
+
 @pytest.mark.parametrize(("took", "told"), [({}, []), ({"gpu_hours": 2.5, "cost": 31.0}, ["2.500", "31.0"])])
 def test_what_the_job_took_is_told_where_it_did(took: Json, told: list[str]) -> None:
     parts = documents(2)

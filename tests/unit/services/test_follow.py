@@ -142,11 +142,13 @@ class FakeClient:
             raise answer
         return answer
 
-    def iter_metrics(self, _: str, *, after: int) -> Iterator[Document]:
+    def iter_metrics(self, _: str, *, after: int, names: Any) -> Iterator[Document]:
+        self.asked_for = names
         return (step for step in self.steps if step["step"] > after)
 
-    def iter_events(self, _: str, *, after: int) -> Iterator[Document]:
-        return (event for event in self.happened if event["seq"] > after)
+    def events(self, _: str, *, after: int, limit: int) -> Document:
+        found = [event for event in self.happened if event["seq"] > after]
+        return {"data": found[:limit], "has_more": len(found) > limit}
 
     def front(self, _: str) -> Document:
         return FRONT
@@ -225,6 +227,31 @@ def test_steps_that_a_crash_undid_are_forgotten() -> None:
     steps, _ = follower.poll()
     assert [step["step"] for step in steps] == [2]
     assert [step["objectives"]["accuracy"]["mean"] for step in follower.steps] == [0.51, 0.9]
+
+
+@pytest.mark.parametrize("numbers", ["below", "passed"])
+def test_a_job_that_was_put_back_from_an_older_copy_is_read_anew(numbers: str) -> None:
+    """Its events have the old numbers, and some of its steps happened otherwise: trackers would keep what is gone."""
+    happened = [event(1, "job.queued"), event(2, "job.claimed", **{"from": 0, "to": 0}), event(3, "evaluated")]
+    client = FakeClient([a_job()], [a_step(step) for step in (1, 2, 3)], happened)
+    follower = Follower(client, "job-1")  # type: ignore[arg-type]
+    follower.poll()
+    assert client.asked_for == module._SHOWN
+    assert follower.poll() == ([], [])
+    again = [{**event(seq, "evaluated"), "at": 2.0} for seq in (2, 3, 4)]
+    client.happened = [happened[0], *(again if numbers == "passed" else [])]
+    client.steps = [a_step(step, accuracy=0.9) for step in (1, 2, 3, 4)]
+    assert follower.poll() == (client.steps, client.happened)
+    assert follower.steps == client.steps
+
+
+def test_steps_above_the_job_s_are_undone_though_no_event_told() -> None:
+    client = FakeClient([a_job(), a_job(step=20), a_job(step=1)], [a_step(step) for step in (1, 2, 3)], [])
+    follower = Follower(client, "job-1")  # type: ignore[arg-type]
+    follower.poll()
+    client.steps = [a_step(1)]
+    follower.poll()
+    assert [step["step"] for step in follower.steps] == [1]
 
 
 @pytest.mark.parametrize(

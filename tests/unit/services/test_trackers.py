@@ -311,11 +311,12 @@ class Followed(Api):
     def job(self, _: str) -> Document:
         return a_job("succeeded", 20, step=20)
 
-    def iter_events(self, _: str, *, after: int) -> list[Document]:
-        assert after == 0
-        return []
+    def events(self, _: str, *, after: int, limit: int) -> Document:
+        assert (after, limit) == (0, 100)
+        return {"data": [], "has_more": False}
 
-    def iter_metrics(self, _: str, *, after: int) -> list[Document]:
+    def iter_metrics(self, _: str, *, after: int, names: None) -> list[Document]:
+        assert names is None, "they are told all figures"
         return [a_step(step) for step in range(after + 1, 21)]
 
     def front(self, _: str) -> Document:

@@ -179,3 +179,17 @@ def test_watches_count_while_they_run() -> None:
         return running, len(watch._running)
 
     assert asyncio.run(watched()) == (1, 0)
+
+
+def test_where_steering_changed_is_told_by_the_steps() -> None:
+    """Events of a long job are not kept; and a crash takes back what came after it."""
+
+    async def look(session: Any, _: Any) -> None:
+        found = await JobWatch.of(session, "job-1")
+        for step, version in enumerate((2, 2, 3, 5, 5), start=1):
+            found._add({"step": step, "steering_version": version})
+        assert found.versions == [(1, 2), (3, 3), (4, 5)]
+        found._rewind(3)
+        assert found.versions == [(1, 2), (3, 3)]
+
+    on_page(look)
