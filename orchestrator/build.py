@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.actors.cluster import Cluster
-from orchestrator.actors.gang import anywhere, gpus_reserved, members, role_label
+from orchestrator.actors.gang import anywhere, gpus_reserved, members, parted, role_label
 from orchestrator.actors.placement import check_placement, placement, resolve_device
 from orchestrator.actors.remote_learner import RemoteLearner
 from orchestrator.directions import directions
@@ -167,6 +167,8 @@ def start(
             on_wait=on_stage,
         )
         on_gpus(gpus_reserved(members(engine_options, spec.rollout.engines, learner_options, ranks, replicas)))
+        if device == "cuda" and (told := parted(gang, range(spec.rollout.engines, actors))):
+            log.warning("%s", told)
         on_wait = functools.partial(on_stage, "starting engines and learner")  # it hears a cancel
         on_wait()
         places = [gang.place(actors + i) for i in range(len(replicas))]

@@ -14,7 +14,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -94,6 +94,13 @@ class Gang:
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.places[actor])
         return {"scheduling_strategy": strategy}
 
+    def machines(self, actors: Iterable[int]) -> set[str]:
+        """Ray's names of those that these actors are on."""
+        from ray.util import placement_group_table
+
+        nodes = placement_group_table(self.group)["bundles_to_node_id"]
+        return {nodes[self.places[actor]] for actor in actors}
+
     def close(self) -> None:
         """Gives the resources back, and ends the actors that are still on them."""
         from ray.util import remove_placement_group
@@ -165,20 +172,24 @@ def bundles_of(actors: Sequence[tuple[Role, Options]]) -> tuple[list[dict[str, f
 
     An actor has a bundle of its own, on one machine. Engines and learner that share a GPU have one together, which is
     what puts them on the same GPU: they hand weights to each other by memory addresses.
+
+    The learner's come first: Ray fills one machine after another, with bundles of as many GPUs in their order, and
+    ranks on one machine exchange their parts of the model at each block.
     """
     bundles: list[dict[str, float]] = []
-    places: list[int] = []
+    places = [0] * len(actors)
     shared: int | None = None
-    for role, options in actors:
+    for i in sorted(range(len(actors)), key=lambda i: actors[i][0] != "learner"):
+        role, options = actors[i]
         cpus, gpus = float(options.get("num_cpus", 1)), float(options.get("num_gpus", 0))
         if role == "reward" or not 0 < gpus < 1:
-            places.append(len(bundles))
+            places[i] = len(bundles)
             bundles.append({"CPU": cpus} | ({"GPU": gpus} if gpus else {}))
             continue
         if shared is None:
             shared = len(bundles)
             bundles.append({"CPU": 0.0, "GPU": 0.0})
-        places.append(shared)
+        places[i] = shared
         bundles[shared]["CPU"] += cpus
         bundles[shared]["GPU"] += gpus
     if shared is not None:
@@ -200,6 +211,22 @@ def labels_of(roles: Sequence[Role], places: Sequence[int], name: str | None) ->
 def gpus_reserved(actors: Sequence[tuple[Role, Options]]) -> float:
     """GPUs that nobody else gets while these actors have theirs."""
     return math.fsum(bundle.get("GPU", 0.0) for bundle in bundles_of(actors)[0])
+
+
+def parted(gang: Gang, ranks: Sequence[int]) -> str | None:
+    """What to tell where the learner's ranks are on several machines, and one would have had the GPUs for all."""
+    import ray
+
+    if len(ranks) == 1:
+        return None
+    machines = gang.machines(ranks)
+    most = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if len(machines) == 1 or most < len(ranks):
+        return None
+    return (
+        f"the learner's {len(ranks)} ranks are on {len(machines)} machines, so that each block of the model goes over "
+        f"their network; {ROLE_LABEL_VARIABLE} can keep machines for learners"
+    )
 
 
 def lack(bundles: Sequence[Mapping[str, float]], labels: Sequence[Label | None] = ()) -> str | None:

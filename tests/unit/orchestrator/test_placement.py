@@ -17,12 +17,14 @@ from orchestrator.actors.gang import (
     GROWTH_VARIABLE,
     MACHINES_VARIABLE,
     ROLE_LABEL_VARIABLE,
+    Gang,
     anywhere,
     bundles_of,
     growth_s,
     labels_of,
     machine_gpus,
     members,
+    parted,
     reserve,
     role_label,
 )
@@ -73,9 +75,9 @@ def bundles(job: JobSpec, device: str, gpus: int | None) -> list[dict[str, float
 def test_each_actor_has_a_place_of_its_own_where_none_shares_a_gpu() -> None:
     assert bundles(spec(engines=2), "cpu", 0) == [{"CPU": 1}] * 3
     assert bundles(spec(engines=2, tensor_parallel=4), "cuda", None) == [
+        {"CPU": 1, "GPU": 1},  # the learner's
         {"CPU": 1, "GPU": 4},
         {"CPU": 1, "GPU": 4},
-        {"CPU": 1, "GPU": 1},
     ]
 
 
@@ -224,7 +226,7 @@ def test_a_reward_on_the_engines_gpu_is_loaded_before_they_start(
             self.gpus = gpus
 
         def reserve(self, **_: Any) -> Any:
-            return SimpleNamespace(place=lambda _: {})
+            return SimpleNamespace(place=lambda _: {}, machines=lambda _: {"this"})
 
         def start(self, *_: Any, **__: Any) -> tuple[None, None]:
             began.append("engines")
@@ -281,15 +283,57 @@ def test_bundles_hold_what_their_actors_ask_for(actors: list[dict[str, float]]) 
         assert len(mine) == 1 or all(0 < actor["num_gpus"] < 1 for actor in mine)
 
 
+def packed(bundles: list[dict[str, float]], gpus_of_each: list[int]) -> dict[int, str]:
+    """The machine of each bundle, as Ray's PACK finds it: the largest first, else in order, machine after machine."""
+    left = sorted(range(len(bundles)), key=lambda i: (-bundles[i].get("GPU", 0), -bundles[i]["CPU"]))
+    found: dict[int, str] = {}
+    for machine, gpus in enumerate(gpus_of_each):
+        free = float(gpus)
+        for i in list(left):
+            if bundles[i].get("GPU", 0) <= free:
+                free -= bundles[i].get("GPU", 0)
+                found[i] = f"machine {machine}"
+                left.remove(i)
+    assert not left
+    return found
+
+
+@pytest.mark.parametrize(
+    ("engines", "ranks", "machines", "is_parted"),
+    [
+        (6, 8, [8, 8], False),
+        (3, 4, [4, 4], False),
+        (3, 4, [5, 2, 2], False),
+        (8, 6, [2, 8, 8], True),  # as others have the rest
+        (2, 8, [4, 4, 4], None),
+    ],
+)
+def test_ranks_of_the_learner_stay_on_one_machine_where_they_fit(
+    engines: int, ranks: int, machines: list[int], is_parted: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = parse_spec(spec(engines=engines).model_dump(mode="json") | {"resources": {"learner_ranks": ranks}})
+    _, engine, learner = placement(job, "cuda", None)
+    bundles, places = bundles_of(members(engine, engines, learner, ranks, [{"num_cpus": 0, "num_gpus": 1}]))
+    nodes = packed(bundles, machines)
+    monkeypatch.setattr("ray.util.placement_group_table", lambda _: {"bundles_to_node_id": nodes})
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"GPU": float(n)}} for n in machines])
+    gang = Gang(group=None, places=tuple(places))
+    alone = len(gang.machines(range(engines, engines + ranks))) == 1
+    assert alone is (is_parted is False)
+    told = parted(gang, range(engines, engines + ranks))
+    assert (told is not None) is bool(is_parted)  # None: no machine has as many
+    assert told is None or told.startswith(f"the learner's {ranks} ranks are on 2 machines")
+
+
 def test_each_actor_is_on_machines_for_its_role_and_a_shared_gpu_is_one_for_learners() -> None:
     def labels(engine: dict[str, Any], learner: dict[str, Any], name: str | None) -> list[Any]:
         actors = members(engine, 2, learner, 1, [{"num_cpus": 1, "num_gpus": 0.5}])
         return labels_of([role for role, _ in actors], bundles_of(actors)[1], name)
 
     own, share = {"num_cpus": 1, "num_gpus": 1}, {"num_cpus": 1, "num_gpus": 0.3333}
-    roles = [("x/role", role) for role in ("rollout", "rollout", "learner", "reward")]
+    roles = [("x/role", role) for role in ("learner", "rollout", "rollout", "reward")]
     assert labels(own, own, "x/role") == roles
-    assert labels(share, share, "x/role") == roles[2:]
+    assert labels(share, share, "x/role") == [roles[0], roles[3]]
     assert labels(own, own, None) == [None] * 4
 
 
