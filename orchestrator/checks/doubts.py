@@ -26,6 +26,7 @@ ADD_FIRST = frozenset({"grpo", "dr_grpo", "rloo", "dvao", "corr_grpo", "reinforc
 JUDGES = frozenset({"judge", "judge_pairwise"})  # rewards with an option `profile`
 TRIAL_STEPS = 10  # of a job that is tried out, whose rhythm is that of the real one's
 FEW_SEQUENCES = 0.25  # of those that an engine decodes together; most are shorter than the longest
+LEAST_ADAPTER_LR = 1e-5
 MUCH_WIDER = 10.0  # times the next; below it a person's weights may well have allowed for it
 
 
@@ -44,11 +45,13 @@ def doubts(
         *_ranges(spec),
         *_deadlines(spec),
         *_rewards_on_cpu(spec),
+        *_rewards_in_float32(spec),
         *_scales(spec),
         *_engines(spec),
         *_idle_gpus(spec, gpus),
         *_thoughts(spec),
         *_loss(spec),
+        *_adapter(spec),
         *_rhythm(spec),
         *_judged_evaluations(spec, contents),
     ]
@@ -133,6 +136,19 @@ def _rewards_on_cpu(spec: JobSpec) -> Iterator[tuple[str, str]]:
             )
 
 
+def _rewards_in_float32(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """Unasked, on a GPU."""
+    for field, owner in _rewarded(spec).items():
+        reward = owner.reward
+        on_gpu = reward.hosting.num_gpus and spec.resources.device != "cpu" and reward.options.get("device") != "cpu"
+        if on_gpu and "dtype" not in reward.options and registry.named_models(reward.name, reward.options):
+            yield (
+                f"{field}.reward.options.dtype",
+                f"absent, so the model of '{reward.name}' is float32 on a GPU: twice the memory of bfloat16, which "
+                "most are published in, and many times its time; give bfloat16",
+            )
+
+
 def _rewarded(spec: JobSpec) -> dict[str, ObjectiveSpec | GoldSpec]:
     """What has a reward, by field."""
     found: dict[str, ObjectiveSpec | GoldSpec] = {f"objectives.{i}": each for i, each in enumerate(spec.objectives)}
@@ -202,6 +218,16 @@ def _loss(spec: JobSpec) -> Iterator[tuple[str, str]]:
         yield (
             "loss.aggregation",
             f"{spec.loss.aggregation} brings the bias by length back that dr_grpo is there to avoid; use constant",
+        )
+
+
+def _adapter(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    if spec.policy.lora is not None and spec.optimizer.lr < LEAST_ADAPTER_LR:
+        lost = ", and most of that is lost where engines get it rounded to bfloat16"
+        yield (
+            "optimizer.lr",
+            f"{spec.optimizer.lr:g} is for whole policies: an adapter learns next to nothing at it"
+            f"{lost if spec.policy.dtype == 'bfloat16' else ''}; use 1e-5 to 1e-4",
         )
 
 

@@ -77,6 +77,21 @@ def test_an_ordinary_job_raises_none() -> None:
             "objectives.1.reward.hosting.num_gpus",
             "'process' scores on CPU even where the policy has GPUs; give it 1, or a share of one",
         ),
+        (
+            {"objectives": scored_by("process", STEPS, gpus=0.5)},
+            "objectives.1.reward.options.dtype",
+            "'process' is float32 on a GPU: twice the memory of bfloat16.*; give bfloat16",
+        ),
+        (
+            {"policy": {"model": "m", "lora": {}}},
+            "optimizer.lr",
+            "^1e-06 is for whole.*rounded to bfloat16; use",
+        ),
+        (
+            {"policy": {"model": "quickstart", "lora": {}, "dtype": "float32"}, "optimizer": {"lr": 9e-6}},
+            "optimizer.lr",
+            "next to nothing at it; use 1e-5 to 1e-4",
+        ),
         ({"gold": {"reward": {"name": "length"}}}, "gold.range", "'length' has no bounds"),
         ({"evaluation": {"every": 40}}, "evaluation.every", "first and last policy"),
         ({"checkpoints": {"every": 50}}, "checkpoints.every", "begins anew"),
@@ -122,7 +137,9 @@ def test_it_names_the_field_and_what_to_do(changes: dict[str, Any], field: str, 
         {"objectives": scored_by("worded")},  # its own
         {"objectives": scored_by("worded", range=[0, 10])},  # what a person sees to be reached
         {"objectives": scored_by("process", STEPS), "resources": {"device": "cpu"}},  # probabilities
-        {"objectives": scored_by("process", STEPS, gpus=0.5)},
+        {"objectives": scored_by("process", STEPS | {"dtype": "bfloat16"}, gpus=0.5)},
+        {"objectives": scored_by("process", STEPS | {"dtype": "float32"}, gpus=0.5)},  # somebody's own choice
+        {"policy": {"model": "quickstart", "lora": {}}, "optimizer": {"lr": 1e-5}},
         {"objectives": scored_by("process", STEPS | {"device": "cpu"})},
         {"rollout": {"max_tokens": 64, "reasoning": {}}},
         {"steps": 3},  # a trial, with a real job's rhythm
@@ -151,7 +168,9 @@ def test_what_may_well_be_meant_is_not_asked_about(changes: dict[str, Any]) -> N
 def test_a_models_own_ranges_are_looked_up(
     tmp_path: Path, reward: str, options: dict[str, str], has: str | None
 ) -> None:
-    found = asked(objectives=scored_by(reward, {"model": rating_model(tmp_path), **options}, gpus=1))
+    found = asked(
+        objectives=scored_by(reward, {"model": rating_model(tmp_path), "dtype": "bfloat16", **options}, gpus=1)
+    )
     assert found.keys() == ({"objectives.1.range"} if has else set())
     assert has is None or f"and '{reward}' {has}" in found["objectives.1.range"]
 
