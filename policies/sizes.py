@@ -14,6 +14,7 @@ from policies.quickstart import MAX_POSITIONS, Recipe, task_vocabulary
 
 _INDEX = "model.safetensors.index.json"
 _WHOLE = "model.safetensors"
+_OF_EXPERTS = ".experts."
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -42,6 +43,10 @@ class ModelSize:
     @property
     def parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def has_experts(self) -> bool:
+        return any(_OF_EXPERTS in name for name in self.shapes)
 
     @property
     def largest(self) -> int:
@@ -125,8 +130,16 @@ def adapter_size(size: ModelSize, *, rank: int, targets: Sequence[str] | None = 
 
 
 def _matrices(size: ModelSize) -> dict[str, tuple[int, int]]:
+    """Of the blocks' linear layers. Experts have one tensor together in the model, whatever its files have, and what
+    routes to them is no linear layer either."""
     found = {name.removesuffix(".weight"): shape for name, shape in size.shapes.items() if "layers." in name}
-    return {name: (shape[0], shape[1]) for name, shape in found.items() if len(shape) == 2}
+    mixtures = {name.partition(_OF_EXPERTS)[0] for name in found if _OF_EXPERTS in name}
+    routers = {f"{mixture}.{router}" for mixture in mixtures for router in ("gate", "router")}
+    return {
+        name: (shape[0], shape[1])
+        for name, shape in found.items()
+        if len(shape) == 2 and _OF_EXPERTS not in name and name not in routers
+    }
 
 
 def _last(name: str) -> str:

@@ -47,6 +47,8 @@ def estimate(spec: JobSpec, machine: Machine | None = None) -> dict[str, Any]:
         }
         layouts.append(document | (_NOTHING_KNOWN if unknown else {}))
     why = unknown or size.no_dimensions or unknown_reward or None
+    if size.has_experts and spec.policy.lora is not None:
+        why = f"{why}; policy.lora adapts none of its experts" if why else "policy.lora adapts none of its experts"
     taken = None if unknown else disk_taken(spec, size, machine.disk_bytes)
     return {"parameters": None if unknown else size.parameters, "unknown": why, "disk": taken, "layouts": layouts}
 

@@ -701,6 +701,12 @@ def test_another_architecture_has_weights_and_no_more(monkeypatch: pytest.Monkey
     assert (found["parameters"], found["unknown"]) == (1_000_000, "a mixture of experts")
     (layout,) = found["layouts"]
     assert (layout["fits"], layout["kv_cache"]["sequences"]) == (None, None)
+    routed = ModelSize(
+        shapes={"model.layers.0.mlp.experts.0.w1.weight": (9, 9)}, dimensions=None, no_dimensions="experts"
+    )
+    monkeypatch.setattr(estimate_module, "model_size", lambda _: routed)
+    found = estimate(spec(policy={"lora": {}}))
+    assert found["unknown"] == "experts; policy.lora adapts none of its experts"
 
 
 def test_a_policys_files_are_read_wherever_the_spec_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

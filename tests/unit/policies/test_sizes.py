@@ -70,6 +70,34 @@ def test_an_adapter_has_the_parameters_that_learn(policy: Path, targets: tuple[s
     assert trained.last_block == trained.parameters / 2
 
 
+MIXTURES = {
+    "MixtralForCausalLM": ("MixtralConfig", {"num_local_experts": 4}),
+    "Qwen2MoeForCausalLM": ("Qwen2MoeConfig", {"num_experts": 4, "moe_intermediate_size": 32}),
+    "Qwen3MoeForCausalLM": ("Qwen3MoeConfig", {"num_experts": 4, "moe_intermediate_size": 32}),
+    "OlmoeForCausalLM": ("OlmoeConfig", {"num_experts": 4}),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_experts_and_what_routes_to_them_are_not_adapted(name: str, policy: Path, tmp_path: Path) -> None:
+    """Though their files have a matrix for each."""
+    import transformers
+
+    config, options = MIXTURES[name]
+    made = getattr(transformers, config)(
+        hidden_size=64, num_hidden_layers=2, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=128, **options,
+    )  # fmt: skip
+    model = getattr(transformers, name)(made)
+    model.save_pretrained(tmp_path)
+    shutil.copy(policy / "tokenizer.json", tmp_path)
+    size = size_of(tmp_path)
+    assert size.has_experts
+    attach(model, Lora(rank=2, alpha=2))
+    assert set(linear_layers(size)) == {path.rpartition(".")[2] for path in layers(model)}
+    assert adapter_size(size, rank=2).parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def test_the_quickstart_policys_layers_are_known_by_their_names() -> None:
     model = _make_model(Recipe(), _make_tokenizer(), seed=0)
     attach(model, Lora(rank=2, alpha=2))
