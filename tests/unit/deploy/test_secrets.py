@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -61,3 +62,11 @@ def test_without_the_authority_it_says_so_and_changes_nothing(files: Path, tmp_p
     before = (tmp_path / "tls.crt").read_bytes()
     assert "ca.key is not here" in run(tmp_path)
     assert (tmp_path / "tls.crt").read_bytes() == before
+
+
+def test_the_runbook_reads_a_key_that_is_there_before_it_uses_it(files: Path) -> None:
+    lines = [line.strip() for line in (DEPLOY / "README.md").read_text().splitlines() if line.startswith("       ")]
+    (exported,) = (i for i, line in enumerate(lines) if line.startswith("export EQUIPOISE_URL="))
+    (named,) = re.findall(r"\$\(cat deploy/kubernetes/secrets/files/([\w-]+)\)", lines[exported])
+    assert (files / named).is_file()
+    assert min(i for i, line in enumerate(lines) if line.startswith("equipoise ")) == exported + 1
