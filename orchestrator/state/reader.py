@@ -298,7 +298,7 @@ class JobReader:
         return str(spec), SteeringHead(version=int(version), current=json.loads(current))
 
     def steering_at(self, job_id: str, step: int) -> SteeringEntry | None:
-        """What `step` follows. Final for every step up to the committed one + 1.
+        """What `step` follows. Final for every step up to the committed one, and for the next while the job is held.
 
         Read from the newest change backwards: a step in flight costs the same however often the job was steered.
         """

@@ -368,9 +368,9 @@ class JobStore(JobReader):
     ) -> Steer:
         """Replace the top-level keys in `change` if version `if_match` is current (None: whichever is).
 
-        Takes effect two steps after the committed one, as the next may be in flight; never earlier than a
-        change acknowledged before. LATE where the job ends before that. Who has just read the `head` saves reading
-        it again.
+        Takes effect two steps after the committed one, as the next may be in flight, and at the next of a job that is
+        paused or queued; never earlier than a change acknowledged before. LATE where the job ends before that. Who has
+        just read the `head` saves reading it again.
         """
         token = _token()
         while True:

@@ -14,8 +14,8 @@ from typing_extensions import TypedDict
 from orchestrator.preview import preview
 from orchestrator.spec import parse_spec
 from orchestrator.spec_errors import nearest
-from orchestrator.state.states import is_terminal
-from orchestrator.state.store import JobStore, Steer, SteeringEntry, SteerOutcome
+from orchestrator.state.states import JobStatus, is_terminal
+from orchestrator.state.store import JobRecord, JobStore, Steer, SteeringEntry, SteerOutcome
 from orchestrator.steering import Steering, SteeringError, merge
 from services.body import json_body
 from services.deps import MAX_PAGE, Configuration, JobId, Store, alignment_only, body_schema
@@ -91,7 +91,8 @@ def put_steering(
 ) -> Response:
     """Answers with the version that it made and the first step that follows it: never the one in flight.
 
-    409 `too_late` where the job's last step is in flight already; `job_over` where it has ended or is being cancelled.
+    A job that is paused or queued has none in flight. 409 `too_late` where no step is left that could follow it;
+    `job_over` where it has ended or is being cancelled.
     A change that was taken is told of later: by `steering.applied`; in the `replaced` (`from` a version `to` another)
     of a later change's, where that came into force in its place; or by `steering.rejected`, where the job ends first.
     """
@@ -104,7 +105,7 @@ def put_steering(
     if steer.outcome is SteerOutcome.STATE:
         raise ApiProblem(409, "job_over", f"a job that is {store.job(job_id).status} can't be steered")
     if steer.outcome is SteerOutcome.LATE:
-        raise ApiProblem(409, "too_late", "the job's last step is in flight already, and follows what stands")
+        raise ApiProblem(409, "too_late", _late(store.job(job_id)))
     return StrictJSONResponse(
         {"version": steer.version, "effective_step": steer.effective_step},
         status_code=202,
@@ -174,6 +175,12 @@ def _steer(store: JobStore, job_id: str, sent: dict[str, Any], expected: int | N
         steer = store.steer(job_id, change=change, if_match=version, by=by, head=head)
         if steer.outcome is not SteerOutcome.STALE or expected is not None:
             return steer
+
+
+def _late(job: JobRecord) -> str:
+    if job.status in (JobStatus.PAUSED, JobStatus.QUEUED):
+        return f"the job is {job.status} after its last step: none is left that could follow another steering"
+    return "the job's last step is in flight already, and follows what stands"
 
 
 def _merged(current: dict[str, Any], sent: dict[str, Any], objectives: tuple[str, ...]) -> Steering:

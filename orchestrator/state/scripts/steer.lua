@@ -13,9 +13,11 @@ local w = redis.call('HMGET', W, 'ver', 'eff')
 if FINAL[j.status] or j.status == 'cancelling' then return {'STATE', tonumber(w[1]), 0} end
 if w[1] ~= expected then return {'STALE', tonumber(w[1]), 0} end
 
--- step + 1 is in flight. Never before an earlier promise: after a rewind, step + 2 may lie below it.
+-- step + 1 is in flight, unless the job rests: then nobody holds it, and who claims it reads the steering after that.
+-- Never before an earlier promise: after a rewind, step + 2 may lie below it.
 local version = tonumber(w[1]) + 1
-local effective = math.max(tonumber(j.step) + 2, tonumber(w[2]))
+local rests = (j.status == 'paused' or j.status == 'queued') and 1 or 0
+local effective = math.max(tonumber(j.step) + 2 - rests, tonumber(w[2]))
 if effective > (tonumber(j.total_steps) or math.huge) then return {'LATE', tonumber(w[1]), 0} end
 redis.call('XADD', WLOG, string.format('%d-1', version), 'eff', effective, 'at', seconds(now_us()),
   'who', who, 'change', change, 'state', state)

@@ -45,6 +45,12 @@ def test_a_steer_in_the_last_step_is_too_late(client: Client, store: JobStore, j
         client.steer(job_id, blend=0.1)
     assert (caught.value.status, caught.value.code) == (409, "too_late")
     assert client.steering(job_id)["version"] == 1
+    store.request_pause(job_id)
+    store.commit(lease, step=2, digest="2", record=step_record())
+    store.release(lease)
+    with pytest.raises(ApiError, match="the job is paused after its last step: none is left") as caught:
+        client.steer(job_id, blend=0.1)
+    assert caught.value.code == "too_late"
 
 
 def test_a_stale_version_is_412(http: httpx.Client, client: Client, job_id: str) -> None:

@@ -53,6 +53,28 @@ def test_a_steer_that_no_step_could_follow_is_refused(store: JobStore) -> None:
     assert store.steering("j").current["a"] == 1
 
 
+def test_a_job_that_rests_has_no_step_in_flight(store: JobStore) -> None:
+    submit(store)
+    assert store.steer("j", change={"a": 0}, if_match=None, by="me").effective_step == 1
+    lease = claim(store)
+    assert store.steering_at("j", 1).version == 2
+    store.set_total_steps(lease, 4)
+    assert store.steer("j", change={"a": 1}, if_match=None, by="me").effective_step == 2
+    commit(store, lease, 1, 2)
+    assert store.steer("j", change={"a": 2}, if_match=None, by="me").effective_step == 4
+    store.request_pause("j")
+    assert store.steer("j", change={"a": 3}, if_match=None, by="me").effective_step == 4  # step 3 may still be made
+    commit(store, lease, 3)
+    store.release(lease)
+    assert store.job("j").status == S.PAUSED
+    assert store.steer("j", change={"a": 4}, if_match=None, by="me").effective_step == 4
+    store.resume("j")
+    assert store.steer("j", change={"a": 5}, if_match=None, by="me").effective_step == 4
+    assert store.steering_at("j", 4).version == 7
+    store.request_pause("j")
+    assert store.steer("j", change={"a": 6}, if_match=None, by="me").effective_step == 4
+
+
 def finished(store: JobStore, lease: Lease) -> None:
     store.finish(lease, S.FAILED, "broke")
 
