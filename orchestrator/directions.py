@@ -34,3 +34,11 @@ def scales(spec: Mapping[str, Any], told: Mapping[str, Any] | None = None) -> di
     """By objective, in the spec's order. `told`: the directions that the job's front has, where it has some."""
     ranges = {objective["name"]: objective.get("range", (0.0, 1.0)) for objective in spec["objectives"]}
     return read_scales(ranges, told or directions(spec))
+
+
+def better_words(front: Mapping[str, Any], name: str) -> str:
+    """Beside an objective's name, where larger is not better: ` (smaller is better)`."""
+    direction = (front.get("directions") or {}).get(name) or {}
+    if direction.get("better") == "nearer":
+        return f" (nearer to {direction['target']:g} is better)"
+    return " (smaller is better)" if direction.get("better") == "smaller" else ""

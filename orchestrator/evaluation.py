@@ -218,9 +218,11 @@ class Evaluator:
         return sorted((chosen & loop.kept) - {0}, reverse=True)
 
     def ranked(self, loop: Loop) -> list[Point]:
-        """The front, the best by the person's weights first."""
+        """The front, the best by the person's weights first and of equal ones the latest, as `best_of` has them."""
         archive = self.parts.archive
         _, steering = loop.journal.steering(loop.state.step)
         weights_K = np.array([steering.weights[name] for name in archive.ranges])
-        totals_N = archive.normalised(archive.front) @ weights_K
-        return [archive.front[i] for i in np.argsort(-totals_N, kind="stable")]
+        front = archive.front
+        totals = (archive.normalised(front) @ weights_K).tolist()
+        ranked = sorted(zip(totals, front, strict=True), key=lambda pair: (pair[0], pair[1].step), reverse=True)
+        return [point for _, point in ranked]

@@ -15,7 +15,7 @@ import jinja2
 import yaml
 from plotly.offline import get_plotlyjs
 
-from orchestrator.directions import directions
+from orchestrator.directions import better_words, directions
 from orchestrator.lineage import best_of
 from orchestrator.state.records import finite
 from policies.places import Scale, counted_values, read_scales
@@ -57,7 +57,7 @@ def render_report(
         loader=jinja2.PackageLoader("orchestrator"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": _number, "moment": _moment, "compact": _compact_json}
-    pairs = _pair_figures(names, points, (front or {}).get("reference") or {})
+    pairs = _pair_figures(names, points, front or {})
     return environment.get_template("report.html.j2").render(
         job=job,
         names=names,
@@ -408,9 +408,9 @@ def _hover(names: list[str], point: Json) -> str:
     return "<br>".join([f"step {_label(point.get('step'))}, {_kind(point)}", *values, *kept])
 
 
-def _pair_figures(names: list[str], points: list[Json], corner: Json) -> list[Json]:
+def _pair_figures(names: list[str], points: list[Json], front: Json) -> list[Json]:
     """A scatter of every pair of objectives on the validation split, with the corner of the volume."""
-    figures = []
+    figures, corner = [], front.get("reference") or {}
     for across, up in itertools.combinations(names, 2):
         traces = []
         for kind, look in KINDS.items():
@@ -424,7 +424,8 @@ def _pair_figures(names: list[str], points: list[Json], corner: Json) -> list[Js
             hover = "<br>".join(["corner of the volume", *values])
             at: Json = {"x": place[:1], "y": place[1:], "text": [hover], "hoverinfo": "text"}
             traces.append({"type": "scatter", "mode": "markers", **at, **CORNER})
-        axes = {"xaxis": {"title": {"text": _label(across)}}, "yaxis": {"title": {"text": _label(up)}}}
+        titles = [{"title": {"text": _label(name + better_words(front, name))}} for name in (across, up)]
+        axes = dict(zip(("xaxis", "yaxis"), titles, strict=True))
         if any(traces):
             figures.append(_figure(f"{across} and {up}", traces, height=290, **axes))
     return figures

@@ -82,7 +82,7 @@ class Point:
 class Archive:
     """Evaluated policies in the order of their steps, the initial policy first.
 
-    Two volumes: `hypervolume` measures from the references, or the lower ends of the ranges, so the initial policy
+    Two volumes: `hypervolume` measures from the references, or the worse ends of the ranges, so the initial policy
     itself has one (`hypervolume_base`); `hypervolume_over_base` measures from the initial policy's own point, so it
     counts only policies that are better in every objective. Points of a collapsed run are kept and shown, and never on
     the front. An objective's `direction` turns its places (policies/places.py); what points say stays raw.

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.directions import better_words
 from services.client import ApiError, Client, RateLimited, Unavailable
 from services.client.flows import RESTING
 from services.terminal import Document, fail, say
@@ -251,7 +252,8 @@ def front_table(front: Document) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for column in ("step", "prompts", *(plain(name) for name in names), "tokens", "volume", ""):
+    told = [plain(name + better_words(front, name)) for name in names]
+    for column in ("step", "prompts", *told, "tokens", "volume", ""):
         table.add_column(
             Text(column), justify="left" if column in ("prompts", "") else "right", no_wrap=column == "prompts"
         )

@@ -87,7 +87,8 @@ class ObjectiveSpec(Spec):
         "reward's own, where that is finite",
     )
     reference: Finite | None = Field(
-        None, description="corner from which the hypervolume is measured, in raw units; the range's lo when absent"
+        None,
+        description="corner from which the hypervolume is measured, in raw units; the range's worse end when absent",
     )
     transform: TransformSpec = Field(
         IdentitySpec(), description="of the raw reward, after the gate, before advantages; figures stay raw"

@@ -85,7 +85,7 @@ class Choice(BaseModel):
 def get_front(job_id: JobId, query: Annotated[Choice, Query()], store: Store) -> Response:
     """The Pareto archive: points, hypervolume by step. Without points before the first evaluation.
 
-    `reference` is the corner that the hypervolume is measured from (`objectives[].reference`, else the lower ends of
+    `reference` is the corner that the hypervolume is measured from (`objectives[].reference`, else the worse ends of
     the ranges), `initial` what the policy reached before its first step. `directions` says of each objective whether
     larger or smaller is better, or what is nearer to a target; a point's `counted` are its means after the gates, by
     which it is ranked, where the job has gates. All other figures are raw. `hypervolume_test` is that of the front's

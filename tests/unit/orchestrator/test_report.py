@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from plotly.offline import get_plotlyjs
 
+from orchestrator.directions import better_words
 from orchestrator.lineage import best_step
 from orchestrator.report import render_report
 from orchestrator.state.store import Checkpoint
@@ -169,6 +170,7 @@ def test_its_best_is_the_smallest_where_that_is_better_and_counts_after_the_gate
         {"step": 2, "objectives": {"objective_0": 0.2}, "on_front": True, "checkpoint": True},
     ]
     front["directions"] = {"objective_0": {"better": "smaller", "target": None}}
+    assert better_words(front, "objective_0") == " (smaller is better)"
     assert "From the base to step 2" in page(**parts)
     assert "no later point beats the base" in page(**parts | {"front": {**front, "directions": None}})
     for point, counted in zip(front["points"], (0.1, 0.2), strict=True):

@@ -109,6 +109,8 @@ def test_the_front_shows_the_start_and_its_points_on_both_splits() -> None:
     assert lines[0] == "Pareto front: hypervolume 0.6123 (0.5001 at the start)"
     tested = front_table({**FRONT, "hypervolume_test": 0.55, "hypervolume_test_base": 0.49})
     assert "at the start); on the test split 0.5500 (0.4900 at the start)" in str(tested.title)
+    turned = front_table({**FRONT, "directions": {"accuracy": {"better": "nearer", "target": 0.5}}})
+    assert str(turned.columns[2].header) == "accuracy (nearer to 0.5 is better)"
     assert lines[3:] == [
         "0 validation 0.500 ±0.021 0.900 28.0 0.5001 off it",
         "20 validation 0.710 0.820 31.0 0.6123 kept",
