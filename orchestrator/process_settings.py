@@ -28,7 +28,7 @@ def engine_settings(spec: JobSpec, model: str, device: str, transport: Transport
         prefix_caching=rollout.prefix_caching,
         enforce_eager=rollout.enforce_eager,
         transport=transport,
-        sleep=rollout.sleep,
+        sleep=rollout.sleep and transport == "ipc",  # elsewhere the learner has a GPU, or a machine, of its own
         timeout_s=rollout.timeout_s,
         stall_s=rollout.stall_s,
     )

@@ -209,6 +209,7 @@ class Cluster:
             room=engine.max_num_seqs,
             start=None if in_group else start_engine,  # a group of ranks has no newcomers
             connect=connect,
+            sleeps=engine.sleep,
         )
         pool.open()
         starting = False

@@ -49,6 +49,7 @@ def doubts(
         *_scales(spec),
         *_engines(spec),
         *_idle_gpus(spec, gpus),
+        *_sleep(spec, gpus),
         *_thoughts(spec),
         *_loss(spec),
         *_adapter(spec),
@@ -201,6 +202,16 @@ def _idle_gpus(spec: JobSpec, gpus: int | None) -> Iterator[tuple[str, str]]:
     useful = min(fit, spec.prompts_asked * (1 + spec.rollout.most_stale), MAX_ENGINES)
     use = f"rollout.engines: {useful}, or more " if useful > engines else ""
     yield "rollout.engines", f"{idle} of {gpus} GPUs would be idle; use {use}resources.learner_ranks"
+
+
+def _sleep(spec: JobSpec, gpus: int | None) -> Iterator[tuple[str, str]]:
+    may_share = spec.resources.device != "cpu" and gpus != 0 and shares_gpu(spec, gpus or 1)
+    if spec.rollout.sleep and not may_share:
+        yield (
+            "rollout.sleep",
+            "does nothing where engines do not share the learner's GPU: theirs has nobody who waits for its memory; "
+            "leave it out",
+        )
 
 
 def _thoughts(spec: JobSpec) -> Iterator[tuple[str, str]]:

@@ -135,11 +135,14 @@ class EnginePool:
         room: int = 256,
         start: Callable[[int], Engine] | None = None,
         connect: Callable[[list[Engine]], None] = lambda _: None,
+        sleeps: bool = True,
     ) -> None:
         """`start` makes another engine for a place; without it a loss is the job's, as where weights go by NCCL.
 
-        `connect` tells the learner which engines it sends weights to.
+        `connect` tells the learner which engines it sends weights to. Where the engines do not sleep, `rest` does
+        nothing: nobody waits for the memory of a GPU of their own.
         """
+        self.sleeps = sleeps
         self.timeout_s = timeout_s
         self.stall_s = stall_s
         self.room = room
@@ -216,6 +219,8 @@ class EnginePool:
 
     def rest(self) -> None:
         """Engines that serve give a GPU's memory up until the next refit. Raises as `refit`."""
+        if not self.sleeps:
+            return
         with self._lock:
             members = self._in(Health.HEALTHY)
             self._resting = {place.engine for place in members}

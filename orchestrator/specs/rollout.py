@@ -90,8 +90,8 @@ class RolloutSpec(Spec):
     )
     sleep: bool = Field(
         False,
-        description="on GPUs, engines give their memory up while the learner learns: weights wait on the host, caches "
-        "are dropped (mode: sync)",
+        description="on a GPU that they share, engines give their memory up while the learner learns: weights wait on "
+        "the host, caches are dropped (mode: sync); elsewhere it does nothing",
     )
     max_staleness: int = Field(
         1,

@@ -231,6 +231,25 @@ def test_gpus_that_the_job_leaves_idle_are_asked_about(
 
 
 @pytest.mark.parametrize(
+    ("gpus", "changes", "is_asked"),
+    [
+        (None, {}, False),  # there may be one GPU for all
+        (1, {}, False),
+        (2, {}, True),
+        (2, {"rollout": {"transport": "ipc"}}, False),
+        (None, {"rollout": {"transport": "nccl"}}, True),
+        (None, {"resources": {"learner_ranks": 4}}, True),
+        (None, {"resources": {"device": "cpu"}}, True),
+    ],
+)
+def test_engines_that_would_sleep_on_gpus_of_their_own_are_asked_about(
+    gpus: int | None, changes: dict[str, Any], is_asked: bool
+) -> None:
+    rollout = {"max_tokens": 64, "sleep": True, **changes.get("rollout", {})}
+    assert ("rollout.sleep" in asked(gpus, **{**changes, "rollout": rollout})) is is_asked
+
+
+@pytest.mark.parametrize(
     ("changes", "is_asked"),
     [({}, False), ({"evaluation": {"every": 1}}, True), ({"steps": 10, "evaluation": {"every": 1}}, False),
      ({"evaluation": {"every": 1, "prompts": 50}}, False)],

@@ -355,6 +355,14 @@ def test_engines_sleep_until_they_are_sent_weights() -> None:
     assert {rollout.policy_version for rollout in pool.generate(requests_of(4, 1))} == {2}
 
 
+def test_engines_that_share_no_gpu_do_not_sleep() -> None:
+    fleet = Fleet()
+    pool = fleet.pool(2, sleeps=False)
+    pool.rest()
+    pool.refit(fleet, 1)
+    assert fleet.said == ["sync"]
+
+
 @pytest.mark.parametrize(("at", "said"), [("sleep", "it did not go to sleep"), ("wake", "it did not wake up")])
 def test_an_engine_that_does_not_sleep_or_wake_is_replaced(at: str, said: str) -> None:
     fleet = Fleet()

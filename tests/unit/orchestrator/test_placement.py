@@ -389,6 +389,12 @@ def test_an_engine_has_most_of_a_gpu_that_is_its_own(transport: Any, asked: floa
     assert settings.gpu_memory_utilization == share
 
 
+@pytest.mark.parametrize(("transport", "sleeps"), [("ipc", True), ("nccl", False), ("shared_memory", False)])
+def test_engines_sleep_on_a_gpu_that_they_share_alone(transport: Any, sleeps: bool) -> None:
+    assert engine_settings(spec(sleep=True), "m", "cuda", transport).sleep is sleeps
+    assert engine_settings(spec(), "m", "cuda", transport).sleep is False
+
+
 def with_rewards(*hosting: dict[str, Any], **rollout: Any) -> JobSpec:
     """A reward for each; every one needs a name of its own not to be shared."""
     rewards = [{"name": "conciseness", "options": {"free_tokens": i}, "hosting": one} for i, one in enumerate(hosting)]
