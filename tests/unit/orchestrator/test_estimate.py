@@ -638,6 +638,8 @@ def test_a_reward_model_that_is_not_known_leaves_open_what_fits() -> None:
     found = estimate(parsed(with_model()))
     assert found["unknown"].startswith("objectives.0.reward.options.model: the model is not on this machine")
     assert found["layouts"][0]["fits"] is None
+
+
 # -- on disk --------------------------------------------------------------------------------------------------
 
 
