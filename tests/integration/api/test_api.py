@@ -276,7 +276,7 @@ def test_unknown_and_wrong_query_parameters_are_refused(http: httpx.Client) -> N
     [
         ("/v1/jobs?limt=3", "limt", "limt: unknown parameter, did you mean 'limit'?"),
         ("/v1/jobs/{job}?x=1", "x", "x: unknown parameter; this takes none"),
-        ("/v1/jobs/{job}/front?x=1", "x", "x: unknown parameter; this takes none"),
+        ("/v1/jobs/{job}/checkpoints?x=1", "x", "x: unknown parameter; this takes none"),
         ("/v1/jobs/{job}/checkpoints?limit=1", "limit", "limit: unknown parameter; this takes none"),
         ("/v1/jobs/{job}/events?limit=1&steps=1", "steps", "steps: unknown parameter; there are after, limit"),
         (
