@@ -104,7 +104,7 @@ class CollapseWatch:
         )
 
     def _total(self, seen: Mapping[str, Any]) -> float:
-        return sum(weight * seen["objectives"][name] for name, weight in self._weights.items())
+        return float(sum(weight * seen["objectives"][name] for name, weight in self._weights.items()))
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self._weights, "best": self._best, "last": self._last, "collapsed": self._collapsed}

@@ -43,7 +43,7 @@ def _is_quick(points_NK: Array) -> bool:
     """Whether an exact volume is: only points that no other dominates cost time."""
     most = EXACT_POINTS.get(points_NK.shape[1])
     if most is None or len(points_NK) <= most:
-        return points_NK.shape[1] <= EXACT_OBJECTIVES
+        return bool(points_NK.shape[1] <= EXACT_OBJECTIVES)
     return bool(nondominated(points_NK).sum() <= most)
 
 

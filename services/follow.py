@@ -29,6 +29,7 @@ _SMOOTHING_STEPS = 5
 _TREND_WIDTH = 16
 _PATIENCE_S = 120.0
 _EVENTS_KEPT = 1000
+_NOT_SHOWN = ("gramian", "engine_health")  # the largest parts of a record
 _SHOWN = (  # of a step: its whole record is ten times as large, and a job may have ten thousands
     "objectives", "weights", "evaluation", "timings_s", "tokens", "mean_tokens", "entropy", "kl", *_TRAINING.values(),
 )  # fmt: skip
@@ -79,11 +80,11 @@ class Follower:
         undone = [event["data"]["to"] for event in events if event["type"] in ("job.claimed", "job.rewound")]
         last = min([self.job["step"], *undone])  # a crash undid the steps after it
         self.steps = [step for step in self.steps if step["step"] <= last]
-        steps: list[Document] = list(
-            self._client.iter_metrics(job_id, after=self.steps[-1]["step"] if self.steps else 0, names=self._names)
-        )
-        for step in steps:  # the largest parts, which nobody shows
-            step.pop("gramian", None), step.pop("engine_health", None)
+        after = self.steps[-1]["step"] if self.steps else 0
+        steps: list[Document] = [
+            {name: value for name, value in step.items() if name not in _NOT_SHOWN}
+            for step in self._client.iter_metrics(job_id, after=after, names=self._names)
+        ]
         self.steps += steps
         if self.trains_reward:
             return steps, events

@@ -124,7 +124,7 @@ def naming_files(document: Mapping[str, Any]) -> Iterator[None]:
             if isinstance(value, str):
                 named = f"{field}: {value}: "
                 message = re.sub(rf"(^|; ){re.escape(field)}: ", lambda found: found[1] + named, message)  # noqa: B023
-        told = {"retry_after_s": error.retry_after_s, "request_id": error.request_id}
+        told: dict[str, Any] = {"retry_after_s": error.retry_after_s, "request_id": error.request_id}
         named_error = type(error)(error.status, error.code, message, error.param, **told)
         named_error.idempotency_key = error.idempotency_key
         raise named_error from None

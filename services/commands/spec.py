@@ -10,6 +10,7 @@ import typer
 
 from orchestrator.spec import JobSpec
 from orchestrator.spec_fields import Section, sections
+from orchestrator.specs.base import Spec
 from orchestrator.specs.reward_job import RewardJobSpec
 from services.tables import section_view
 from services.terminal import fail, output, print_json
@@ -22,7 +23,7 @@ class Kind(StrEnum):
     reward_model = "reward_model"
 
 
-_SPECS = {Kind.alignment: JobSpec, Kind.reward_model: RewardJobSpec}
+_SPECS: dict[Kind, type[Spec]] = {Kind.alignment: JobSpec, Kind.reward_model: RewardJobSpec}
 
 
 def show_spec(

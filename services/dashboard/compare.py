@@ -213,7 +213,7 @@ class _Plots:
         """Jobs that were evaluated, and have other objectives."""
         pair = {x, y}
         absent = [
-            job["label"] for job in self._jobs if job["front"] and not pair <= job["front"][0]["objectives"].keys()
+            str(job["label"]) for job in self._jobs if job["front"] and not pair <= job["front"][0]["objectives"].keys()
         ]
         self._absent.set_text(f"Not drawn, as they have other objectives: {', '.join(absent)}." if absent else "")
 
