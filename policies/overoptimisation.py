@@ -83,7 +83,8 @@ class OveroptimisationWatch:
         self._recent = [*self._recent, reading][-self.window :]
         if len(self._recent) < self.window:
             return []
-        now: dict[str, Any] = {"step": step, "gold": self._gold_level(), "levels": {name: self._level(name) for name in readings}}
+        levels = {name: self._level(name) for name in readings}
+        now: dict[str, Any] = {"step": step, "gold": self._gold_level(), "levels": levels}
         self._best = self._best_with(now)
         fall, fall_error = _change(now["gold"], self._best["gold"])
         found: dict[str, Overoptimised] = {}

@@ -248,19 +248,23 @@ def front(
     initial: Mapping[str, float | None],
     reference: Mapping[str, float | None],
 ) -> Json:
-    """Points of two objectives: the dominated dimmed, the newest ringed. A value is [x, y, step].
+    """Points of two objectives: the dominated dimmed, the newest ringed. A value is [x, y, step, error of x, of y].
 
-    What is dominated in these two ends at a line; of more objectives, points of the front may lie below it.
+    The chosen one has bars of one standard error, as static/chart.js gives the one under the mouse. A line ends what is
+    dominated in these two; of more objectives, points of the front may lie below it.
 
     `initial` is the first policy, `reference` the corner that the hypervolume is measured from.
     """
     shown = [point for point in points if None not in (point["objectives"].get(x), point["objectives"].get(y))]
 
     def values(found: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
-        return [[point["objectives"][x], point["objectives"][y], point["step"]] for point in found]
+        return [
+            [point["objectives"][x], point["objectives"][y], point["step"], *_errors(point, x, y)] for point in found
+        ]
 
     def dots(id_: str, name: str, data: list[list[Any]], size: int, look: Json, **more: Any) -> Json:
-        about = {"cursor": "pointer", "encode": {"x": 0, "y": 1, "tooltip": [0, 1, 2]}, "dimensions": [x, y, "step"]}
+        encode = {"x": 0, "y": 1, "tooltip": [0, 3, 1, 4, 2]}
+        about = {"cursor": "pointer", "encode": encode, "dimensions": [x, y, "step", f"± {x}", f"± {y}"]}
         drawn = {"id": id_, "name": name, "type": "scatter", "data": data, "symbolSize": size, "itemStyle": look}
         return drawn | about | more
 
@@ -279,6 +283,9 @@ def front(
         dots("front", "front", values(best), 12, {"color": "var(--s0)", "borderColor": CARD, "borderWidth": 1.5}),
         dots("now", "newest", values(newest), 20, _RING | {"borderColor": "var(--s1)"}, silent=True),
         dots("chosen", "selected", values(picked), 26, _RING | {"borderColor": INK}, silent=True),
+        _error_bars("errors", values(picked)),
+        _error_bars("hovered", []),
+        {"id": "room", "type": "scatter", "data": _ends(values(shown)), "symbol": "none", "silent": True},
         dots("initial", INITIAL, first, 11, {"color": INK}, silent=True, symbol="diamond"),
         dots("reference", CORNER, corner, 9, {"color": MUTED}, silent=True, symbol="rect"),
     ]
@@ -286,6 +293,34 @@ def front(
     option["yAxis"]["nameLocation"] = "end"
     option["legend"]["data"] = ["front", "dominated", *([COLLAPSED] if collapsed else ()), "newest", INITIAL, CORNER]
     return option
+
+
+def _errors(point: Mapping[str, Any], *names: str) -> list[float | None]:
+    known = point.get("standard_errors") or {}
+    return [known.get(name) for name in names]
+
+
+def _ends(places: Iterable[Sequence[Any]]) -> list[list[float]]:
+    """Where the bars of these [x, y, step, error of x, of y] end, so that the axes have room for all of them."""
+    return [[x + sign * (dx or 0.0), y + sign * (dy or 0.0)] for x, y, _, dx, dy in places for sign in (-1, 1)]
+
+
+def _error_bars(id_: str, places: Iterable[Sequence[Any]]) -> Json:
+    """A cross over each [x, y, step, error of x, of y], with a gap in the line behind each bar."""
+    bars: list[list[float | None]] = []
+    for x, y, _, dx, dy in places:
+        bars += [[x - dx, y], [x + dx, y], [None, None]] if dx else []
+        bars += [[x, y - dy], [x, y + dy], [None, None]] if dy else []
+    return {
+        "id": id_,
+        "type": "line",
+        "data": bars,
+        "symbol": "none",
+        "silent": True,
+        "lineStyle": {"color": INK, "width": 1.4},
+        "tooltip": {"show": False},
+        "z": 3,
+    }
 
 
 def place_of(point: Mapping[str, Any]) -> str:

@@ -143,7 +143,7 @@ class _Plots:
     """Fronts of a pair, hypervolume over steps, and the figures."""
 
     def __init__(self, found: Comparison, growths: Mapping[str, Sequence[Any]]) -> None:
-        self._jobs = [
+        self._jobs: list[dict[str, Any]] = [
             {"label": f"{job['name'][:40]} ({job['id'][-6:]})", "front": job["front"], "growth": growths[job["id"]]}
             for job in found["data"]
         ]

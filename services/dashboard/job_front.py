@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nicegui import ui
@@ -14,6 +16,7 @@ from services.dashboard.panels import JobPage, section
 from services.dashboard.use import show_use
 from services.dashboard.watch import News
 
+_NAMED = 5  # steps in a sentence
 _PLACES = {charts.ON_FRONT: "yes", charts.DOMINATED: "", charts.COLLAPSED: "collapsed"}
 
 
@@ -23,7 +26,11 @@ class FrontPanel:
     def __init__(self, page: JobPage) -> None:
         self.page = page
         self._chosen: int | None = None
-        self._detailed: tuple[Any, Any] = (None, None)  # the point whose detail is shown, and its checkpoint
+        self._detailed: tuple[Any, ...] = (
+            None,
+            None,
+            [],
+        )  # the point that is shown, its checkpoint, and what is like it
         names = page.names
         pairs = {f"{x}|{y}": f"{x} and {y}" for x, y in charts.pairs(names)}
         self._pair: tuple[str, str] = charts.pairs(names)[0] if len(names) > 1 else (names[0], names[0])
@@ -171,9 +178,10 @@ class FrontPanel:
         """The chosen point: its figures, its tests, its checkpoint, and a way on from there."""
         point = next((point for point in self._points() if point["step"] == self._chosen), None)
         kept = next((found for found in self.page.watch.checkpoints if found["step"] == self._chosen), None)
-        if (point, kept) == self._detailed:
+        same = alike(point, self._points(), self.page.names) if point else []
+        if (point, kept, same) == self._detailed:
             return
-        self._detailed = (point, kept)
+        self._detailed = (point, kept, same)
         self._detail.clear()
         if point is None:
             return
@@ -190,6 +198,8 @@ class FrontPanel:
             with Tag("dl", "", "facts"):
                 for name in self.page.names:
                     _fact(name, _with_error(point, name))
+                if same:
+                    _fact("within the error of", _steps(same))
                 _fact("tokens a completion", figure(point.get("mean_tokens")))
                 for split, words in (("sampled", "test, sampled"), ("greedy", "test, greedy")):
                     tested = (point.get("test") or {}).get(split) or {}
@@ -235,6 +245,27 @@ def _with_error(figures: dict[str, Any], name: str) -> str:
     """Of a split: an objective's mean and its standard error, where that is told."""
     error = (figures.get("standard_errors") or {}).get(name)
     return figure(figures["objectives"].get(name)) + (f" ± {figure(error)}" if error else "")
+
+
+def alike(point: Mapping[str, Any], points: Iterable[Mapping[str, Any]], names: Sequence[str]) -> list[int]:
+    """Steps of the front that are not told apart from this point: no objective differs by more than the error of that.
+
+    The standard error of a difference, as of two independent samples. A point without errors is like none.
+    """
+
+    def is_close(other: Mapping[str, Any], name: str) -> bool:
+        values = [one["objectives"].get(name) for one in (point, other)]
+        errors: list[Any] = [(one.get("standard_errors") or {}).get(name) for one in (point, other)]
+        return None not in (*values, *errors) and abs(values[0] - values[1]) <= math.hypot(*errors)
+
+    others = (other for other in points if other["on_front"] and other["step"] != point["step"])
+    return [other["step"] for other in others if all(is_close(other, name) for name in names)]
+
+
+def _steps(found: Sequence[int]) -> str:
+    """`step 3, step 9 and 4 more`."""
+    named = ", ".join(f"step {step:,}" for step in found[:_NAMED])
+    return named + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
 
 
 def _fact(term: str, told: str) -> None:

@@ -3,6 +3,7 @@
 import { echarts } from "nicegui-echart";
 import { h } from "vue";
 import { withRoom, withSymbols } from "/assets/alone.js";
+import { bars } from "/assets/bars.js";
 import { figure } from "/assets/format.js";
 
 function themed(value, style) {
@@ -105,6 +106,10 @@ export default {
       const [all, ...others] = this.datasets;
       return [[...all.filter((row) => row[0] < first), ...rows, ...all.filter((row) => row[0] > last)], ...others];
     },
+    hover(value) {
+      const series = this.extra.series || this.option.series;
+      if (series.some((one) => one.id === "hovered")) this.chart.setOption({ series: [{ id: "hovered", data: bars(value) }] });
+    },
     // Parts of the option that change with the job: marks, the axes of another pair, series.
     merge(part, replace) {
       this.extra = replace ? part : { ...this.extra, ...part };
@@ -130,6 +135,8 @@ export default {
           if (event.componentType === "series") this.$emit("pick", { series: event.seriesId, index: event.dataIndex, value: event.value });
         });
         this.chart.on("datazoom", () => this.zoomed());
+        this.chart.on("mouseover", "series.scatter", (event) => this.hover(event.value));
+        this.chart.on("mouseout", "series.scatter", () => this.hover(null));
       }
       const datasets = this.sources();
       const style = getComputedStyle(document.body);

@@ -181,6 +181,37 @@ def test_a_front_ends_in_stairs_over_what_it_dominates_in_that_pair(draw: Draw) 
     assert (0.2, 0.9) in drawn.symbols(ORANGE)
 
 
+@needs_node
+def test_the_chosen_point_has_its_errors_and_all_have_room_for_theirs(draw: Draw) -> None:
+    points = [
+        _point(1, 0.2, 0.9, standard_errors={"x": 0.1, "y": 0.05}),
+        _point(2, 0.8, 0.5, standard_errors={"x": 0.1, "y": None}),
+        _point(3, 0.1, 0.1, on_front=False),
+    ]
+    none, one, other = (
+        draw(charts.front("x", "y", points, chosen, initial={}, reference={})) for chosen in (None, 1, 2)
+    )
+    assert [(0.1, 0.9), (0.3, 0.9), (0.2, 0.85), (0.2, 0.95)] in one.lines(INK)
+    assert [(0.7, 0.5), (0.9, 0.5)] in other.lines(INK)
+    assert none.lines(INK) == []
+    assert one.axes == none.axes, "choosing moves nothing"
+
+
+@needs_node
+def test_bars_under_the_mouse_are_those_of_a_chosen_point() -> None:
+    source = resources.files("services.dashboard").joinpath("static/bars.js").read_text(encoding="utf-8")
+    values: list[Any] = [[0.2, 0.9, 1, 0.1, 0.05], [0.2, 0.9, 1, None, 0.05], [0.2, 0.9, 1, None, None]]
+    code = f"{source}\nconsole.log(JSON.stringify({json.dumps(values)}.map(bars)))"
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    for value, drawn in zip(values, json.loads(done.stdout), strict=True):
+        errors = dict(zip("xy", value[3:], strict=True))
+        option = charts.front("x", "y", [_point(1, 0.2, 0.9, standard_errors=errors)], 1, initial={}, reference={})
+        (chosen,) = [series["data"] for series in option["series"] if series["id"] == "errors"]
+        assert drawn == chosen
+
+
 def test_points_of_a_collapsed_run_are_no_dominated_ones() -> None:
     points = [
         *FRONT,
@@ -189,8 +220,8 @@ def test_points_of_a_collapsed_run_are_no_dominated_ones() -> None:
     ]
     drawn = charts.front("x", "y", points, None, initial={}, reference={})
     places = {series["id"]: series["data"] for series in drawn["series"]}
-    assert places["collapsed"] == [[0.95, 0.95, 4]]
-    assert places["dominated"] == [[0.1, 0.1, 5]]
+    assert [place[:3] for place in places["collapsed"]] == [[0.95, 0.95, 4]]
+    assert [place[:3] for place in places["dominated"]] == [[0.1, 0.1, 5]]
     assert "collapsed" in drawn["legend"]["data"]
     assert "collapsed" not in charts.front("x", "y", FRONT, None, initial={}, reference={})["legend"]["data"]
     looks = {line["value"][-1]: line["lineStyle"] for line in charts.parallel("xyz", points, None)["series"][0]["data"]}

@@ -73,6 +73,34 @@ def test_a_point_is_told_by_what_it_is_and_why_it_has_no_checkpoint() -> None:
     on_page(look)
 
 
+def test_a_point_names_those_that_it_is_not_told_apart_from() -> None:
+    errors: dict[str, Any] = {"standard_errors": {"accuracy": 0.03, "brevity": 0.04}}
+
+    def point(step: int, accuracy: float, *, on_front: bool = True, **more: Any) -> dict[str, Any]:
+        return {**_point(step, on_front), "objectives": {"accuracy": accuracy, "brevity": 0.2}, **more}
+
+    async def look(session: Any, client: Client) -> None:
+        api = session.client
+        near = [point(step, 0.54, **errors) for step in range(20, 28)]
+        api.points = [point(10, 0.5, **errors), *near, point(30, 0.55, **errors), point(40, 0.5)]
+        api.points += [point(50, 0.5, on_front=False, **errors)]
+        page = await job_page(session, client)
+        front = FrontPanel(page)
+        await front.update(frozenset({"front"}))
+        front._select(10)
+        assert "step 20, step 21, step 22, step 23, step 24 and 3 more" in texts(front._detail)
+        api.points = [api.points[0], point(60, 0.5, **errors)]
+        page.watch._wanted |= {"front"}
+        await front.update(frozenset(await page.watch._fetch()))
+        assert "within the error of\nstep 60\n" in texts(front._detail), "also where the point itself is as it was"
+        api.points = [api.points[0], point(60, 0.5)]
+        page.watch._wanted |= {"front"}
+        await front.update(frozenset(await page.watch._fetch()))
+        assert "within the error of" not in texts(front._detail)
+
+    on_page(look)
+
+
 def test_the_first_policy_and_the_corner_of_the_volume_are_drawn_apart() -> None:
     initial, corner = {"accuracy": 0.4, "brevity": 0.7}, {"accuracy": 0.2, "brevity": 0.0}
     drawn = charts.front("accuracy", "brevity", [_point(40, True)], None, initial=initial, reference=corner)
