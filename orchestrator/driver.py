@@ -42,7 +42,7 @@ from orchestrator.launch.launchers import (
     REDIS_URL_VARIABLE,
 )
 from orchestrator.pinning import trained_commit
-from orchestrator.spec import JobSpec, parse_job
+from orchestrator.spec import JobSpec, SpecError, parse_job
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.state.embedded_redis import connect
 from orchestrator.state.redis_secret import file_url, resolve
@@ -227,7 +227,7 @@ def run_job(
     lease, directory = journal.lease, checkpoints.root.parent
     try:
         text = journal.patiently(lambda: store.spec(lease.job_id))
-        spec = parse_job(json.loads(text))
+        spec = stored_spec(text)
         known = journal.patiently(lambda: store.job(lease.job_id))
         keep_document(directory, owner=store.owner, spec=text, origin=known.origin, by=known.submitted_by)
         if isinstance(spec, RewardJobSpec):
@@ -269,6 +269,19 @@ def run_job(
         hand_back(journal, directory, GOING_DOWN)
         return
     end(journal, directory, JobStatus(outcome), why)
+
+
+def stored_spec(text: str) -> JobSpec | RewardJobSpec:
+    """As it was accepted. With fields that this version does not know it waits for one that does: ResourcesBusy."""
+    try:
+        return parse_job(json.loads(text))
+    except SpecError as error:
+        if not error.unknown:
+            raise
+        raise ResourcesBusy(
+            f"handed back: its spec has {error.unknown[0]}, which this version does not know: it waits for the version "
+            "that took the job, or a later one"
+        ) from error
 
 
 def align(

@@ -23,7 +23,7 @@ from typing import Any
 
 from orchestrator.errors import IllegalTransition, JobNotFound
 from orchestrator.journal import StoreJournal
-from orchestrator.spec import parse_job
+from orchestrator.spec import SpecError, parse_job
 from orchestrator.state.keys import Keys, is_name
 from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import Claim, JobStore, Origin
@@ -172,6 +172,11 @@ def _recover(any_store: JobStore, directory: Path, *, dry: bool) -> Found:
         owner, text = str(document["owner"]), str(document["spec"])
         store = any_store.of_owner(owner)
         spec, origin = parse_job(json.loads(text)), _origin(document)
+    except SpecError as error:  # of another version, whose job it may be
+        if known := _known(store, job_id, owners=[owner]):
+            return known
+        line = str(error).partition("\n")[0]
+        return Found(job_id=job_id, finding=Finding.LOST, owner=owner, note=f"not yet: its spec is refused: {line}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         if known := _known(any_store, job_id):  # a fork has a directory before its first driver has written there
             return known

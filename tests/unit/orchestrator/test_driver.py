@@ -664,6 +664,21 @@ def test_a_checkpoint_that_can_not_be_read_now_hands_the_job_back(
         assert store.events_written == [("job.waits", "warning", {"message": why})]  # once
 
 
+def test_a_spec_of_a_later_version_waits_for_it(store: FakeStore, tmp_path: Path) -> None:
+    """After a step back: the job is as good as it was."""
+    document = json.loads(store.text)
+    document["rollout"]["invented"] = 32
+    store.text = json.dumps(document)
+    assert drive(tmp_path) == NO_RESOURCES
+    assert store.ends() == [
+        (
+            "release",
+            "handed back: its spec has rollout.invented, which this version does not know: it waits for the version "
+            "that took the job, or a later one",
+        )
+    ]
+
+
 def test_without_room_for_a_checkpoint_the_job_waits_before_anything_is_built(
     store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,10 +88,15 @@ def test_what_can_not_be_read_yet_is_said_and_the_others_come_back(store: JobSto
     manifest = tmp_path / "jobs" / "job-one" / "checkpoints" / directory_name(3) / MANIFEST
     manifest.unlink()
     manifest.mkdir()  # a read that fails, also for root
+    later = json.dumps(json.loads(spec.to_json()) | {"invented": 1})
+    (tmp_path / "jobs" / "job-three").mkdir()
+    keep_document(tmp_path / "jobs" / "job-three", owner=store.owner, spec=later)
     found = {each.job_id: each for each in recover(store, tmp_path)}
     assert found["job-two"].finding is Finding.RECOVERED
     assert found["job-one"].finding is Finding.LOST
     assert found["job-one"].note.startswith("not yet: can't read")
+    assert found["job-three"].finding is Finding.LOST
+    assert found["job-three"].note.startswith("not yet: its spec is refused: invented: unknown field")
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"owner": "local"}'])
