@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import heapq
+import zlib
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,10 +96,28 @@ class Knapsack(Budget):
                 self._seen[prompt] = (kept * old[0] + new_good, kept * old[1] + new_count)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": [[prompt, *seen] for prompt, seen in sorted(self._seen.items())]}
+        """As packed columns: a row for each prompt ever seen would be most of a checkpoint's JSON."""
+        seen = sorted(self._seen.items())
+        return {
+            "prompts": _packed(array("q", (prompt for prompt, _ in seen))),
+            "good": _packed(array("d", (good for _, (good, _) in seen))),
+            "counts": _packed(array("d", (count for _, (_, count) in seen))),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._seen = {prompt: (good, count) for prompt, good, count in state["seen"]}
+        if "seen" in state:  # of an earlier version
+            self._seen = {prompt: (good, count) for prompt, good, count in state["seen"]}
+            return
+        columns = [_unpacked(code, state[name]) for name, code in (("prompts", "q"), ("good", "d"), ("counts", "d"))]
+        self._seen = {int(prompt): (good, count) for prompt, good, count in zip(*columns, strict=True)}
+
+
+def _packed(values: array[Any]) -> str:
+    return base64.b64encode(zlib.compress(values.tobytes(), 1)).decode()
+
+
+def _unpacked(code: str, text: str) -> array[Any]:
+    return array(code, zlib.decompress(base64.b64decode(text)))
 
 
 def value(n: int, p: float) -> float:

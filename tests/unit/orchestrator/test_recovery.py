@@ -1,5 +1,6 @@
 """What `recover` makes of directories, without drivers: those have tests of their own (test_faults_recovery.py)."""
 
+import json
 import uuid
 from collections.abc import Iterator
 from functools import partial

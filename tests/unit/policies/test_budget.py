@@ -115,6 +115,26 @@ def test_the_sum_is_exact_and_the_state_continues_identically(prompts, groups, s
     assert first.state_dict() == second.state_dict()
 
 
+def test_a_state_of_many_prompts_is_small_and_soon_written():
+    budget = Knapsack(8)
+    prompts = range(100_000)
+    budget.observe(prompts, [i % 9 for i in prompts], [8] * len(prompts))
+    before = time.process_time()
+    text = json.dumps(budget.state_dict())
+    assert time.process_time() - before < 1
+    assert len(text) < 600_000  # a row for each is 2 MB at the least, and 7 MB once rates have faded
+    again = Knapsack(8)
+    again.load_state_dict(json.loads(text))
+    assert [again.rate(i) for i in range(99)] == [budget.rate(i) for i in range(99)]
+
+
+def test_a_state_of_an_earlier_version_is_read():
+    budget, again = Knapsack(8), Knapsack(8)
+    budget.observe([7, 3], [3, 8], [8, 8])
+    again.load_state_dict({"seen": [[3, 8.0, 8.0], [7, 3.0, 8.0]]})
+    assert again.state_dict() == budget.state_dict()
+
+
 def test_unseen_prompts_share_equally():
     assert Knapsack(8).allocate(range(5)) == [8] * 5
     assert Uniform(8).allocate(range(5)) == [8] * 5
