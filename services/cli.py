@@ -243,10 +243,15 @@ def cancel(job: JobArgument) -> None:
 
 
 @app.command()
-def delete(job: JobArgument) -> None:
-    """Forget a job that has ended, for good; its directory stays on the server's disk."""
+def delete(
+    job: JobArgument,
+    files: Annotated[bool, typer.Option("--files", help="its checkpoints, rollouts and report too")] = False,
+) -> None:
+    """Forget a job that has ended, for good; its directory stays on the server's disk without --files."""
     with connect_client(state_dir()) as client:
-        print(f"{client.delete_job(find_job(client, job))['id']} deleted")
+        told = client.delete_job(find_job(client, job), files=files)
+    beside = "" if not files else " with its files" if told.get("files") else "; the server has no directory of it"
+    print(f"{told['id']} deleted{beside}")
 
 
 @app.command()

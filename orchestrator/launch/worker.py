@@ -33,6 +33,7 @@ from orchestrator.state.store import (
     Lease,
     StoreUnavailable,
 )
+from orchestrator.storage import job_files
 from orchestrator.storage.recovery import survey
 
 log = logging.getLogger(__name__)
@@ -188,6 +189,7 @@ class Worker:
     def _tidy(self) -> None:
         if self._state_dir is None:
             return
+        job_files.sweep(self._state_dir)
         found = survey(self._any, self._state_dir, self._ended)
         missing = found.missing
         if missing and missing != self._missing:

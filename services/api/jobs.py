@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -27,6 +29,7 @@ from orchestrator.state.gpu_hours import is_owner
 from orchestrator.state.keys import is_name
 from orchestrator.state.states import is_terminal
 from orchestrator.state.store import JobStore, Submission, SubmitOutcome
+from orchestrator.storage import job_files
 from orchestrator.storage.recovery import keep_ending
 from orchestrator.webhooks.subscriptions import WebhookStore
 from services.auth import Principal
@@ -51,6 +54,7 @@ from services.query import StrictRoute
 from services.slots import held
 from services.spec_checks import check_files, first_steering, strict_spec, text_of
 
+log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 
 
@@ -127,7 +131,7 @@ def submit_job(
                 gpus=query.gpus,
                 gpu_gib=query.gpu_gib or by.settings.gpu_gib,
                 memory_gib=query.memory_gib or by.settings.memory_gib,
-                disk_bytes=shutil.disk_usage(by.settings.state_dir).free,
+                disk_bytes=_free_bytes(by.settings.state_dir),
             )
             plan["estimate"] = reckoned = estimate(spec, machine)
             plan["doubts"] += _doubts_document([*estimated_doubts(spec, reckoned), *disk_doubts(reckoned["disk"])])
@@ -245,21 +249,42 @@ def cancel_job(job_id: JobId, store: Store) -> Response:
     return StrictJSONResponse(job_document(store.job(job_id)))
 
 
+class Delete(BaseModel):
+    """Query of a deletion."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    files: bool = Query(False, description="its directory too: checkpoints, rollouts and report, on the server's disk")
+
+
 @router.delete("/{job_id}")
-def delete_job(job_id: JobId, store: Store, config: Configuration) -> Response:
+def delete_job(job_id: JobId, query: Annotated[Delete, Query()], store: Store, config: Configuration) -> Response:
     """Forgets a job that has ended: its record, events, figures and steering, for good. 409 for any other: cancel it.
 
-    Its directory, with checkpoints and rollouts, stays on the server's disk; no request finds it any more, nor does
-    `equipoise recover` bring the job back. Jobs that were forked from it are left as they are. What webhooks were not
-    told yet, they are told no more.
+    Its directory, with checkpoints and rollouts, stays on the server's disk unless `files` is true; no request finds it
+    any more, nor does `equipoise recover` bring the job back. Copies in a checkpoint store stay. Jobs that were forked
+    from it are left as they are; one whose spec names a path in its directory needs that. What webhooks were not told
+    yet, they are told no more.
     """
     status = store.job(job_id).status
     if not is_terminal(status):
         raise ApiProblem(409, "illegal_transition", f"a job that is {status} can't be deleted: cancel it first")
     keep_ending(config.state_dir / "jobs" / job_id, status)
+    document = {"object": "job", "id": job_id, "deleted": True}
+    hidden = None
+    if query.files:
+        try:
+            hidden = job_files.hide(config.state_dir, job_id, owner=store.owner)
+        except OSError as error:
+            log.exception("the directory of %s can't be removed", job_id)
+            reason = error.strerror or "it is another's"
+            raise ApiProblem(409, "files_stay", f"its directory can't be removed: {reason}", param="files") from None
+        document["files"] = hidden is not None
     store.delete(job_id)
     WebhookStore(store).forget(job_id)
-    return StrictJSONResponse({"object": "job", "id": job_id, "deleted": True})
+    if hidden is not None:
+        shutil.rmtree(hidden, ignore_errors=True)  # after the record: who is cut short here asks for no more than this
+    return StrictJSONResponse(document)
 
 
 @router.post("/{job_id}/pause", openapi_extra=PAUSE_BODY)
@@ -296,3 +321,10 @@ def _validated(
         "doubts": _doubts_document(doubts(spec, contents, gpus=gpus)),
         "spec": json.loads(text),
     }
+
+
+def _free_bytes(directory: Path) -> int | None:
+    try:
+        return shutil.disk_usage(directory).free
+    except OSError:
+        return None

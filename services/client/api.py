@@ -120,9 +120,10 @@ class Api:
         return _job_request("resume", job_id, is_repeatable=False)
 
     @endpoint
-    def delete_job(self, job_id: str) -> Request[types.Deleted]:
-        """For good, once it has ended; its files stay on the server's disk."""
-        return Request(method="DELETE", route="/v1/jobs/{job_id}", ids={"job_id": job_id})
+    def delete_job(self, job_id: str, *, files: bool = False) -> Request[types.Deleted]:
+        """For good, once it has ended; its directory stays on the server's disk, unless its `files` are to go too."""
+        params = {"files": "true" if files else None}
+        return Request(method="DELETE", route="/v1/jobs/{job_id}", ids={"job_id": job_id}, params=params)
 
     @endpoint
     def fork(

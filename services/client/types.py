@@ -466,8 +466,11 @@ class DatasetRow(TypedDict):
 
 
 class Deleted(TypedDict):
+    """`files`: whether a job's directory was there and is gone, where that was asked for."""
+
     id: str
     deleted: bool
+    files: NotRequired[bool]
 
 
 class Model(TypedDict):

@@ -292,6 +292,33 @@ def test_a_job_that_ended_is_deleted_and_nothing_of_it_is_left(store: JobStore, 
     assert json.loads((directory / "job.json").read_text())["ended"] == "failed"  # `recover` leaves it where it is
 
 
+def test_a_job_is_deleted_with_its_files(store: JobStore, tmp_path: Path) -> None:
+    directory = tmp_path / "jobs" / "job-files"
+    with serving(store, tmp_path) as server, Client(server.url, KEY) as client:
+        for owner, expected in ((store.owner, True), (None, False)):
+            store.submit("{}", name="a job", job_id="job-files", steering={"weights": {}})
+            if owner is not None:
+                directory.mkdir(parents=True)
+                (directory / "checkpoints").mkdir()
+                keep_document(directory, owner=owner, spec="{}")
+            with pytest.raises(ApiError, match="cancel it first"):
+                client.delete_job("job-files", files=True)
+            assert directory.exists() is expected
+            client.cancel("job-files")
+            told = client.delete_job("job-files", files=True)
+            assert told == {"object": "job", "id": "job-files", "deleted": True, "files": expected}
+            assert not directory.exists()
+        store.submit("{}", name="a job", job_id="job-files", steering={"weights": {}})
+        client.cancel("job-files")
+        directory.mkdir(parents=True)
+        keep_document(directory, owner="somebody", spec="{}")
+        with pytest.raises(ApiError, match="its directory can't be removed: it is another's") as caught:
+            client.delete_job("job-files", files=True)
+        assert (caught.value.status, caught.value.code) == (409, "files_stay")
+        assert client.job("job-files")["status"] == "cancelled"
+    assert list((tmp_path / "jobs").iterdir()) == [directory]
+
+
 def left_of(store: JobStore, job_id: str) -> list[str]:
     """Keys that are named after the job, and those of its owner that name it."""
     found, calls = [], store.calls

@@ -40,8 +40,8 @@ class Server:
     def jobs(self, *, limit: int) -> dict[str, Any]:
         return {"data": [{"id": "job-1"}][:limit]}
 
-    def delete_job(self, job_id: str) -> dict[str, Any]:
-        return {"id": job_id, "deleted": True}
+    def delete_job(self, job_id: str, *, files: bool) -> dict[str, Any]:
+        return {"id": job_id, "deleted": True} | ({"files": True} if files else {})
 
     def download(self, _job_id: str, _step: int, to: Path) -> Path:
         to.write_bytes(self.sent)
@@ -113,6 +113,7 @@ def test_a_download_that_cannot_be_unpacked(
 def test_what_is_deleted_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "connect_client", Server(b""))
     assert RUNNER.invoke(app, ["delete", "last"]).output == "job-1 deleted\n"
+    assert RUNNER.invoke(app, ["delete", "last", "--files"]).output == "job-1 deleted with its files\n"
 
 
 @pytest.mark.parametrize(
