@@ -86,7 +86,8 @@ class Evaluator:
         rollouts, scored = self.sample(prompts, [[None] * repeats] * len(prompts) if greedy else seeds, interrupted)
         answers = [prompt.answer or "" for prompt in prompts for _ in range(repeats)]
         known = {name: self.applicable(name, split, values) for name, values in scored.scores.items()}
-        kept = [row for row in range(len(rollouts)) if row not in set(scored.dropped)]
+        dropped = set(scored.dropped)
+        kept = [row for row in range(len(rollouts)) if row not in dropped]
         rollouts, answers = [rollouts[row] for row in kept], [answers[row] for row in kept]
         return Evaluation(
             objectives={name: fmean(values) for name, values in known.items()},

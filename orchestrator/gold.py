@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -94,7 +95,7 @@ class GoldWatch:
 
 def spread_out(counts: Sequence[int], most: int) -> list[int]:
     """At most so many rows: the first rollout of each prompt, then the second of each, and so on; in their order."""
-    starts = [sum(counts[:p]) for p in range(len(counts))]
+    starts = [0, *itertools.accumulate(counts)]
     by_turn = [starts[p] + g for g in range(max(counts, default=0)) for p, count in enumerate(counts) if g < count]
     return sorted(by_turn[:most])
 

@@ -270,6 +270,13 @@ class JobSpec(Spec):
         return self.sampling.tail.asked(self.rollout.prompts_per_step)
 
     @property
+    def prompts_reached(self) -> int:
+        """Of all its steps together, at most, further rounds included."""
+        rule = self.sampling.zero_signal
+        further = rule.max_rounds * self.rollout.prompts_per_step if rule.name == "refill" else 0
+        return self.steps * (self.prompts_asked + further)
+
+    @property
     def objective_names(self) -> tuple[str, ...]:
         return tuple(objective.name for objective in self.objectives)
 

@@ -50,11 +50,11 @@ class JudgeCalls:
 def judge_calls(spec: JobSpec, contents: Mapping[str, Contents]) -> list[JudgeCalls]:
     """Of every judge, in the order of the objectives, gold last. `contents` as in `doubts`."""
     of_step = spec.prompts_asked * spec.rollout.rollouts_per_prompt
-    evaluated = rows_evaluated(spec, contents)
+    evaluated, compared = rows_evaluated(spec, contents), rows_compared(spec, contents)
     found = []
     for hosted in hosted_rewards(spec):
         first = min(spec.objective_names.index(name) for name in hosted.heads)
-        found.append(_calls(spec, hosted, f"objectives.{first}.reward", spec.steps * of_step, evaluated))
+        found.append(_calls(spec, hosted, f"objectives.{first}.reward", spec.steps * of_step + compared, evaluated))
     for hosted in hosted_gold(spec):
         assert spec.gold is not None
         watched = spec.steps // spec.gold.every * min(spec.gold.samples, of_step)
@@ -65,6 +65,15 @@ def judge_calls(spec: JobSpec, contents: Mapping[str, Contents]) -> list[JudgeCa
 def evaluations(spec: JobSpec) -> int:
     """Of the validation split."""
     return math.ceil(spec.steps / spec.evaluation.every) + 1
+
+
+def rows_compared(spec: JobSpec, contents: Mapping[str, Contents]) -> int:
+    """Completions of the initial policy that are scored before the first step, where a transform compares with them."""
+    if not any("references" in objective.transform.needs for objective in spec.objectives):
+        return 0
+    train = _prompts(spec, contents, "train")
+    reached = spec.prompts_reached if train is None else min(train, spec.prompts_reached)
+    return reached * spec.sampling.reference_rollouts
 
 
 def rows_evaluated(spec: JobSpec, contents: Mapping[str, Contents]) -> int | None:

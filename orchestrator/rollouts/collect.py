@@ -262,8 +262,7 @@ class Collector:
         )
 
     def context(self, index: Sequence[int], tokens_PG: Tensor, k: int) -> TransformContext:
-        found = self.references.get(self.names[k])
-        references_PN = None if found is None else found[list(index)]
+        references_PN = self.known.of(self.names[k], index)
         return TransformContext(prompt_index=tuple(index), completion_tokens_PG=tokens_PG, references_PN=references_PN)
 
     # ------------------------------------------------------------ references
@@ -274,23 +273,29 @@ class Collector:
         return [k for k, transform in enumerate(self.parts.transforms) if "references" in transform.needs]
 
     def sample_references(self) -> Iterator[tuple[int, int]]:
-        """Score completions of the initial policy for every train prompt; (prompts done, of all) as it goes.
+        """Score completions of the initial policy for train prompts that steps may reach; (done, of all) as it goes.
 
         It goes on where an earlier process was killed.
         """
         repeats, size = self.spec.sampling.reference_rollouts, len(self.parts.splits.train)
+        reached = min(size, self.spec.prompts_reached)
+        # The order's first epoch has each prompt once.
+        wanted = range(size) if reached == size else [self.parts.order.at(place) for place in range(reached)]
         rollouts_of_a_step = self.spec.rollout.prompts_per_step * self.spec.rollout.rollouts_per_prompt
         chunk = max(1, rollouts_of_a_step // repeats)
         names = [self.names[k] for k in self.wants_references]
         self.known.read()
-        for first in range(self.known.prompts, size, chunk):
-            index = list(range(first, min(first + chunk, size)))
+        known = self.known.rows  # of an earlier version's file, in another order
+        left = [prompt for prompt in wanted if prompt not in known]
+        for start in range(0, len(left), chunk):
+            index, first = left[start : start + chunk], self.known.prompts
             counts = [repeats] * len(index)
             rolled = self.roll_out("references", Turn(index=index, enough=len(index)), counts, first=first)
             _, gated_BK = self.score(rolled.scored)
             found_PNk = by_prompt(gated_BK[:, self.wants_references], counts)
-            self.known.append({name: found_PNk[:, :, i].contiguous() for i, name in enumerate(names)})
-            yield index[-1] + 1, size
+            values = {name: found_PNk[:, :, i].contiguous() for i, name in enumerate(names)}
+            self.known.append(values, None if reached == size else index)
+            yield reached - len(left) + start + len(index), reached
         self.known.read()  # what a holder that lost the job put in first is what everybody reads
 
     # ------------------------------------------------------------------ state

@@ -166,6 +166,6 @@ class SamplingSpec(Spec):
         8,
         ge=2,
         le=256,
-        description="completions of the initial policy for each train prompt, sampled before the first step, where a "
-        "transform compares with them",
+        description="completions of the initial policy for each train prompt that the steps may reach, sampled before "
+        "the first one, where a transform compares with them",
     )

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from orchestrator.specs.base import Finite, Positive, RuleSpec
 
-REFERENCE_COST = "completions of the initial policy, scored, for each training prompt"
+REFERENCE_COST = "completions of the initial policy, scored, for each training prompt that the steps may reach"
 
 
 class IdentitySpec(RuleSpec):

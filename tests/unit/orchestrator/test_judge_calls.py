@@ -66,6 +66,17 @@ def test_what_is_no_judge_is_not_asked() -> None:
     assert told(spec_with()) == []
 
 
+@pytest.mark.parametrize(("steps", "reached"), [(25, 25 * 4), (10_000, 3000)])
+def test_what_the_initial_policy_is_compared_by_is_asked_too(steps: int, reached: int) -> None:
+    """Of the prompts that the steps may reach, whichever objective's transform compares: all rewards score them."""
+    data = {"type": "quickstart", "train": 3000, "validation": VALIDATION, "test": TEST}
+    document = spec_with(judge(rubric="style"), data=data, steps=steps).model_dump(mode="json")
+    ((_, without, _),) = told(parse_spec(document))
+    document["objectives"][0]["transform"] = {"name": "lsc"}
+    ((_, asked, _),) = told(parse_spec(document))
+    assert asked == without + 8 * reached
+
+
 def test_heads_of_one_judge_share_their_calls() -> None:
     rubrics = {"kind": "Is it kind?", "short": "Is it short?"}
     found = told(spec_with(judge(rubric=rubrics, head="kind"), judge(rubric=rubrics, head="short")))

@@ -74,6 +74,19 @@ def test_cut_at_every_byte_it_goes_on_to_the_same(tmp_path: Path) -> None:
         assert reread(tmp_path / "cut").digest == found.digest == expected.digest, size
 
 
+def test_they_are_found_by_the_number_of_their_prompt(tmp_path: Path) -> None:
+    """Those that the job will not reach have none. Lines of an earlier version are of all prompts, in their order."""
+    old, new = written(tmp_path / "old", 1), References(tmp_path / "new")
+    new.append(chunks(1)[0], [1, 0])
+    assert torch.equal(old.of("a", [1, 0, 1]), new.of("a", [0, 1, 0]))
+    assert old.digest != new.digest == reread(tmp_path / "new").digest
+    new.append(chunks(2)[1], [9, 4])
+    found = reread(tmp_path / "new")
+    assert (list(found.rows), found.of("c", [9])) == ([1, 0, 9, 4], None)
+    with pytest.raises(KeyError):
+        found.of("a", [2])
+
+
 def test_a_line_that_stands_twice_counts_once(tmp_path: Path) -> None:
     expected = written(tmp_path / "r", 3)
     lines = (tmp_path / "r").read_bytes().splitlines(keepends=True)
@@ -151,11 +164,11 @@ def test_of_two_holders_that_sample_at_once_all_have_the_first_ones(tmp_path: Pa
     known = run.loop.collector.known
     append = known.append
 
-    def late(values: Any) -> None:
+    def late(values: Any, index: Any) -> None:
         if not known.path.exists():
             other = References(known.path)
-            other.append({name: values_PN + 0.125 for name, values_PN in values.items()})
-        append(values)
+            other.append({name: values_PN + 0.125 for name, values_PN in values.items()}, index)
+        append(values, index)
 
     known.append = late  # type: ignore[method-assign]
     run.journal.die_at = ("before commit", 1)
