@@ -28,7 +28,7 @@ from policies.budget import Budget, Knapsack, Uniform
 from policies.collapse import CollapseWatch
 from policies.estimators import Estimator
 from policies.estimators.copo import Copo
-from policies.models import load_tokenizer
+from policies.models import load_tokenizer, processor_files, tokenizer_saver
 from policies.pareto import Archive
 from policies.plugins import find_estimator, find_weighting
 from policies.types import Objectives
@@ -108,11 +108,9 @@ def build(
         data_dir=data_dir,
         is_resumed=is_resumed,
     )
+    save_tokenizer = tokenizer_saver(tokenizer, processor_files(model, revision=spec.policy.revision))
     running = start(spec, model, ray_address=ray_address, on_stage=on_stage, on_gpus=on_gpus)
     gold = running.gold
-
-    def save_tokenizer(directory: Path) -> None:
-        tokenizer.save_pretrained(directory)
 
     return assemble(
         spec,

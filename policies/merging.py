@@ -12,7 +12,15 @@ import torch
 from policies.disk import flush
 from policies.learner_state import GENERATION_CONFIG, disk_errors, save_sampling, save_whole
 from policies.lora import base_digest, merged, read_adapter
-from policies.models import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelError, adapter_base, load_model, load_tokenizer
+from policies.models import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    ModelError,
+    adapter_base,
+    load_model,
+    load_tokenizer,
+    processor_files,
+)
 
 _DTYPES: dict[torch.dtype, Literal["float32", "bfloat16"]] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -54,6 +62,11 @@ def merge_adapter(directory: Path, target: Path, *, base: str | None = None) -> 
             shutil.copytree(directory, made, ignore=shutil.ignore_patterns(ADAPTER_CONFIG, ADAPTER_WEIGHTS))
             if not any(made.glob("tokenizer*")):
                 load_tokenizer(where, revision=revision).save_pretrained(made)
+            for name, content in processor_files(
+                where, revision=revision
+            ).items():  # an adapter of an older job has none
+                if not (made / name).exists():
+                    (made / name).write_bytes(content)
             with disk_errors():
                 save_whole(model, whole, made, dtype)
                 if (directory / GENERATION_CONFIG).is_file():

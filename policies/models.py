@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"  # as transformers names them
@@ -136,6 +137,33 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedToke
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {model} has no end-of-sequence token, so completions would never end")
     return tokenizer
+
+
+def processor_files(model: str, *, revision: str | None = None) -> dict[str, bytes]:
+    """By name, what vLLM wants beside the weights of a model that sees or hears, also for prompts of text alone.
+
+    Raises ModelError where a hub id's can't be read.
+    """
+    path = Path(model)
+    try:
+        if not path.is_dir():
+            from huggingface_hub import snapshot_download
+
+            path = Path(snapshot_download(model, revision=revision, allow_patterns=list(PROCESSOR_FILES)))
+        return {name: (path / name).read_bytes() for name in PROCESSOR_FILES if (path / name).is_file()}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"can't read the processor of {model}: {_first_line(error)}") from None
+
+
+def tokenizer_saver(tokenizer: PreTrainedTokenizerBase, processor: Mapping[str, bytes]) -> Callable[[Path], None]:
+    """Writes what reads prompts beside a checkpoint's policy: `processor` are files of the initial one's, by name."""
+
+    def save(directory: Path) -> None:
+        tokenizer.save_pretrained(directory)
+        for name, content in processor.items():
+            (directory / name).write_bytes(content)
+
+    return save
 
 
 def load_model(

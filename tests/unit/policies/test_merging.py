@@ -77,6 +77,14 @@ def test_an_adapter_alone_is_small_and_has_its_base_and_the_tokenizer(policies, 
     assert (adapter / ADAPTER_WEIGHTS).stat().st_size < whole / 2
 
 
+def test_a_merged_policy_has_its_base_s_processor(policies, tmp_path):
+    base = Path(shutil.copytree(policies["tied"], tmp_path / "base"))
+    learner = updated(str(base))
+    (base / "preprocessor_config.json").write_text("{}")
+    target = merge_adapter(saved(learner, tmp_path / "alone"), tmp_path / "whole")
+    assert (target / "preprocessor_config.json").read_text() == "{}"
+
+
 def test_transformers_loads_an_adapter_alone_with_its_base(policies, tmp_path):
     learner = updated(policies["untied"])
     alone = saved(learner, tmp_path / "alone")

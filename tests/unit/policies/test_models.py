@@ -20,8 +20,10 @@ from policies.models import (
     encode_prompt,
     load_model,
     load_tokenizer,
+    processor_files,
     ranks_that_share,
     template_file,
+    tokenizer_saver,
 )
 from tests.support import make_policy
 
@@ -174,6 +176,21 @@ def test_of_a_hub_id_the_weights_that_loading_takes_are_fetched_alone(hub, index
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     load_model("some/model", revision="main")
     assert (fetched, of) == (weights | {"config.json"}, ["main", COMMIT])
+
+
+@pytest.mark.parametrize("is_hub_id", [False, True])
+def test_a_checkpoint_has_its_base_s_processor_beside_the_tokenizer(hub, is_hub_id, tmp_path):
+    """vLLM makes one of the directory of a model that sees, whatever its prompts are."""
+    model = "some/model" if is_hub_id else str(hub)
+    assert processor_files(model) == {}
+    (hub / "preprocessor_config.json").write_text('{"image_processor_type": "Gemma3ImageProcessor"}')
+    (hub / "processor_config.json").write_text('{"processor_class": "Gemma3Processor"}')
+    found = processor_files(model)
+    assert found.keys() == {"preprocessor_config.json", "processor_config.json"}
+    made = tmp_path / "policy"
+    tokenizer_saver(load_tokenizer(model), found)(made)
+    assert all((made / name).read_bytes() == (hub / name).read_bytes() for name in found)
+    assert (made / "tokenizer.json").is_file()
 
 
 def test_an_adapter_beside_weights_is_refused(copy, policy):
