@@ -17,7 +17,9 @@ from tests.deploy_support import DEPLOY, Object, Pod, Rendered, selects
 RULES: dict[str, Callable[[Rendered], Iterator[str]]] = {}
 _VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 _SECRET_NAME = re.compile(r"password|secret|token|api_?key|credential", re.IGNORECASE)
-_OUTSIDE = {"kube-system", "ingress-nginx", "monitoring", "kuberay-system"}  # namespaces that the cluster has, not we
+_OUTSIDE = {  # namespaces that the cluster has, not we
+    "kube-system", "ingress-nginx", "envoy-gateway-system", "monitoring", "kuberay-system",
+}  # fmt: skip
 # What each probe asks: a route of ours or Ray's, and the port on which it is answered.
 _ROUTES = {
     "/livez": DEFAULT_PORT,
@@ -293,6 +295,32 @@ def services_have_pods_and_ports(rendered: Rendered) -> Iterator[str]:
 
 
 @rule
+def gateways_lead_to_serve_alone(rendered: Rendered) -> Iterator[str]:
+    listeners: dict[tuple[str, str], Object] = {}
+    for gateway in rendered.of("Gateway"):
+        name = gateway["metadata"]["name"]
+        for listener in gateway["spec"]["listeners"]:
+            listeners[name, listener["name"]] = listener
+            tls = listener.get("tls", {})
+            if listener["protocol"] != "HTTPS" or tls.get("mode") != "Terminate" or not tls.get("certificateRefs"):
+                yield f"Gateway {name}: {listener['name']} speaks no TLS"
+            if listener.get("allowedRoutes", {}).get("namespaces", {}).get("from") != "Same":
+                yield f"Gateway {name}: other namespaces' routes are taken"
+    for route in rendered.of("HTTPRoute"):
+        name, spec = route["metadata"]["name"], route["spec"]
+        parents = [listeners.get((parent["name"], parent.get("sectionName", ""))) for parent in spec["parentRefs"]]
+        if not all(parent and [parent.get("hostname")] == spec.get("hostnames") for parent in parents):
+            yield f"HTTPRoute {name}: is of no listener, or of one with another host"
+        for item in spec["rules"]:
+            if item["backendRefs"] != [{"name": "serve", "port": DEFAULT_PORT}]:
+                yield f"HTTPRoute {name}: leads elsewhere than to serve"
+            if item.get("timeouts", {}).get("request") != "0s":
+                yield f"HTTPRoute {name}: cuts streams off"
+            if item.get("sessionPersistence", {}).get("type") != "Cookie":
+                yield f"HTTPRoute {name}: a session is not in the process that is asked"
+
+
+@rule
 def ports_are_the_settings(rendered: Rendered) -> Iterator[str]:
     serve = rendered.pod("serve").containers[0]
     if serve["args"][serve["args"].index("--port") + 1] != str(DEFAULT_PORT):
@@ -348,7 +376,7 @@ def nothing_is_reachable_by_default(rendered: Rendered) -> Iterator[str]:
 
 @rule
 def gpus_only_where_they_are_used(rendered: Rendered) -> Iterator[str]:
-    on_gpus = rendered.of("Ingress") != []  # of the overlays, that for GPU machines alone has one
+    on_gpus = rendered.of("Ingress") + rendered.of("Gateway") != []  # of the overlays, those for GPU machines have one
     wanted = {"ray-learner", "ray-rollout"} if on_gpus else set()
     device = rendered.named("ConfigMap", "settings")["data"].get(DEVICE_VARIABLE)
     if device != ("cuda" if on_gpus else ""):  # else what machines have, also those of an overlay that is not ours

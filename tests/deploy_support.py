@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
-OVERLAYS = ("kind", "gpu", "kind-ray-job")
+OVERLAYS = ("kind", "gpu", "kind-ray-job", "gpu-gateway")
 Object = dict[str, Any]
 
 
@@ -27,6 +27,10 @@ def prepare(directory: Path) -> Path:
     tree = directory / "kubernetes"
     shutil.copytree(DEPLOY / "kubernetes", tree, ignore=shutil.ignore_patterns("files"))
     subprocess.run([tree / "secrets" / "secrets.sh"], check=True, capture_output=True)
+    with_gateway = shutil.copytree(tree / "overlays" / "gpu", tree / "overlays" / "gpu-gateway") / "kustomization.yaml"
+    text = with_gateway.read_text()
+    assert "components/ingress" in text
+    with_gateway.write_text(text.replace("components/ingress", "components/gateway"))  # as the runbook says
     return tree
 
 

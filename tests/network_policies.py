@@ -16,6 +16,7 @@ from tests.deploy_support import Object, Pod, Rendered, selects
 PORTS = {"redis": 6379, "serve": 8740, "ray-head": 8265, "ray-gcs": 6379, "ray-machine": 10002}
 OUTSIDE = {
     "ingress": Pod(name="ingress", labels={"app": "nginx"}, spec={"namespace": "ingress-nginx"}),
+    "gateway": Pod(name="gateway", labels={"app": "envoy"}, spec={"namespace": "envoy-gateway-system"}),
     "prometheus": Pod(name="prometheus", labels={"app": "prometheus"}, spec={"namespace": "monitoring"}),
     "operator": Pod(name="operator", labels={"app": "kuberay"}, spec={"namespace": "kuberay-system"}),
     "stranger": Pod(name="stranger", labels={"app.kubernetes.io/component": "serve"}, spec={"namespace": "default"}),

@@ -32,6 +32,11 @@ def test_the_matrix(overlay: str, more: set[tuple[str, str, int]], rendered: Cal
     assert pairs(Rendered(rendered(overlay))) == FIXED | more
 
 
+def test_a_gateway_takes_the_place_of_the_ingress_controller(rendered: Callable[[str], list[Object]]) -> None:
+    by_gateway = FIXED - {("ingress", "serve", 8740)} | {("gateway", "serve", 8740)}
+    assert pairs(Rendered(rendered("gpu-gateway"))) == by_gateway | AMONG_RAY
+
+
 @pytest.mark.parametrize(
     ("source", "address", "port", "reaches"),
     [

@@ -236,12 +236,37 @@ WITH_ACCESS: list[Callable[[Rendered], Any]] = [
 ]
 
 
+def listener(found: Rendered) -> Object:
+    item: Object = found.named("Gateway", "serve")["spec"]["listeners"][0]
+    return item
+
+
+def route(found: Rendered) -> Object:
+    item: Object = found.named("HTTPRoute", "serve")["spec"]
+    return item
+
+
+WITH_GATEWAY: list[Callable[[Rendered], Any]] = [
+    lambda f: listener(f).update(protocol="HTTP"),
+    lambda f: listener(f)["tls"].update(mode="Passthrough"),
+    lambda f: listener(f)["tls"].pop("certificateRefs"),
+    lambda f: listener(f)["allowedRoutes"]["namespaces"].update({"from": "All"}),
+    lambda f: listener(f).update(hostname="other.example.com"),
+    lambda f: route(f)["parentRefs"][0].update(name="other"),
+    lambda f: route(f)["rules"][0]["backendRefs"][0].update(name="ray-head-svc", port=8265),
+    lambda f: route(f)["rules"][0].pop("timeouts"),
+    lambda f: route(f)["rules"][0].pop("sessionPersistence"),
+]
+
+
 def mutants() -> Iterator[Any]:
     for name, found in MUTANTS.items():
         for i, mutate in enumerate(found):
             yield pytest.param("gpu", name, mutate, id=f"{name}-{i}")
     for i, mutate in enumerate(WITH_ACCESS):
         yield pytest.param("kind-ray-job", "accounts_have_the_least", mutate, id=f"access-{i}")
+    for i, mutate in enumerate(WITH_GATEWAY):
+        yield pytest.param("gpu-gateway", "gateways_lead_to_serve_alone", mutate, id=f"gateway-{i}")
 
 
 @pytest.mark.parametrize(("overlay", "rule", "mutate"), list(mutants()))
@@ -252,4 +277,4 @@ def test_its_mutant_fails(overlay: str, rule: str, mutate: Callable[[Rendered], 
 
 
 def test_every_rule_has_a_mutant() -> None:
-    assert set(MUTANTS) == set(RULES)
+    assert set(MUTANTS) | {"gateways_lead_to_serve_alone"} == set(RULES)

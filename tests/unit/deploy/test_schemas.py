@@ -1,7 +1,8 @@
 """Every object follows the schema of its kind, and a field that the schema doesn't have is refused.
 
-Core kinds: the Kubernetes schemas that kubernetes-validate carries. Ray's: KubeRay's CRDs, read strictly. Monitoring's:
-the fields that we use, written down here, as their CRDs are in no package. Rules in CEL are not evaluated.
+Core kinds: the Kubernetes schemas that kubernetes-validate carries. Ray's: KubeRay's CRDs, read strictly. Monitoring's
+and the Gateway API's: the fields that we use, written down here, as their CRDs are in no package. Rules in CEL are not
+evaluated.
 """
 
 from __future__ import annotations
@@ -52,6 +53,37 @@ MONITORING = {
     ),
 }
 
+_BY_NAME = {"type": "array", "minItems": 1, "items": _closed(name=_TEXT)}
+GATEWAY = {
+    "Gateway": _closed(
+        gatewayClassName=_TEXT,
+        listeners={
+            "type": "array",
+            "minItems": 1,
+            "items": _closed(
+                name=_TEXT,
+                protocol={"enum": ["HTTP", "HTTPS", "TLS", "TCP", "UDP"]},
+                port={"type": "integer"},
+                hostname=_TEXT,
+                tls=_closed(mode={"enum": ["Terminate", "Passthrough"]}, certificateRefs=_BY_NAME),
+                allowedRoutes=_closed(namespaces=_closed(**{"from": {"enum": ["All", "Selector", "Same"]}})),
+            ),
+        },
+    ),
+    "HTTPRoute": _closed(
+        parentRefs={"type": "array", "items": _closed(name=_TEXT, sectionName=_TEXT)},
+        hostnames={"type": "array", "items": _TEXT},
+        rules={
+            "type": "array",
+            "items": _closed(
+                backendRefs={"type": "array", "items": _closed(name=_TEXT, port={"type": "integer"})},
+                timeouts=_closed(request={"type": "string", "pattern": r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"}),
+                sessionPersistence=_closed(type={"enum": ["Cookie", "Header"]}),
+            ),
+        },
+    ),
+}
+
 
 def strict(schema: Any) -> Any:
     """An OpenAPI v3 schema of a CRD as JSON schema, with objects closed unless the CRD leaves them open."""
@@ -89,6 +121,8 @@ def check(item: Object) -> None:
     group = item["apiVersion"].partition("/")[0]
     if group == "ray.io":
         ray_validator(item["kind"]).validate(item)
+    elif group == "gateway.networking.k8s.io":
+        Draft202012Validator(GATEWAY[item["kind"]]).validate(item["spec"])
     elif group == "monitoring.coreos.com":
         Draft202012Validator(MONITORING[item["kind"]]).validate(item["spec"])
     else:
