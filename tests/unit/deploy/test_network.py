@@ -8,15 +8,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.deploy_support import Object, Pod, Rendered
+from tests.deploy_support import Object, Pod, Rendered, render
 from tests.network_policies import PORTS, is_open, pairs
 
 RAY = ("ray-headgroup", "ray-learner", "ray-rollout", "ray-reward")
 AMONG_RAY = {(one, other, port) for one, other, port in product(RAY, RAY, set(PORTS.values())) if one != other}
+MINIO = Pod(name="minio", labels={"app": "minio"}, spec={"namespace": "minio"})
 FIXED = {
     *((source, "redis", 6379) for source in ("serve", "worker", "scripts", *RAY)),
     ("ingress", "serve", 8740),
@@ -63,6 +65,34 @@ def test_what_lies_outside(
 ) -> None:
     found = Rendered(rendered("gpu"))
     assert is_open(found, "egress", found.pod(source), None, address, port) is reaches
+
+
+@pytest.mark.parametrize(
+    ("source", "to", "port", "reaches"),
+    [
+        ("ray-reward", "10.20.30.5", 443, True),
+        ("serve", "10.20.30.5", 443, True),
+        ("ray-reward", "10.20.30.5", 80, False),
+        ("ray-reward", "10.20.31.5", 443, False),
+        ("ray-reward", "169.254.169.254", 80, False),
+        ("redis", "10.20.30.5", 443, False),
+        ("ray-learner", MINIO, 9000, True),
+        ("ray-learner", MINIO, 443, False),
+        ("scripts", MINIO, 9000, False),
+    ],
+)
+def test_what_lies_inside_where_the_operator_names_it(
+    source: str, to: str | Pod, port: int, reaches: bool, kubernetes: Path
+) -> None:
+    overlay = kubernetes / "overlays" / "private"
+    overlay.mkdir(exist_ok=True)
+    (overlay / "kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: equipoise\n"
+        "resources: [../kind]\ncomponents: [../../components/private]\n"
+    )
+    found = Rendered(render(kubernetes, "private"))
+    peer, address = (None, to) if isinstance(to, str) else (to, None)
+    assert is_open(found, "egress", found.pod(source), peer, address, port) is reaches
 
 
 @pytest.mark.parametrize(
