@@ -6,7 +6,7 @@ The document that is stored and logged is `Steering` in JSON; weights and bounds
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -96,6 +96,46 @@ def merge(current: Mapping[str, Any], change: Mapping[str, Any], objectives: tup
     if all(abs(weights[name] - before.get(name, -1.0)) <= SAME for name in objectives):
         weights = {name: before[name] for name in objectives}  # sent again: scaling may move a last digit
     return steering.model_copy(update={"weights": weights})
+
+
+def idle_parts(
+    spec: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], sent: Collection[str]
+) -> list[str]:
+    """A line for each part of a change (the fields `sent`) that moves no step's weights, and why.
+
+    `spec` is the job's document; `before` and `after` are the steering's.
+    """
+    if all(_alike(before.get(field), after[field]) for field in sent):
+        return ["nothing changes: the steering stood like this already"]
+    found, mode = [], after["mode"]
+    if "blend" in sent and "mode" not in sent and mode != "blend" and not _alike(before.get("blend"), after["blend"]):
+        found.append(f"blend: counts in mode blend alone, and the mode is {mode}")
+    if "weights" in sent and mode == "auto" and not _alike(before.get("weights"), after["weights"]):
+        found += _unmoved(spec)
+    return found
+
+
+def _unmoved(spec: Mapping[str, Any]) -> list[str]:
+    """Which weights do not follow the preference in mode auto, by the strategy's own nature."""
+    instead = "mode manual or blend brings yours in"
+    if spec["weighting"]["name"] == "schedule":
+        return [f"weights: in mode auto they are the schedule's at every step; {instead}"]
+    aimed = [objective["name"] for objective in spec["objectives"] if objective.get("target") is not None]
+    if spec["weighting"]["name"] == "lagrangian" and aimed:
+        names = ", ".join(aimed)
+        return [f"weights: in mode auto those of objectives with a target ({names}) are their multipliers'; {instead}"]
+    return []
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Equal but for the last digits of numbers, which scaling moves."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, float | int) and isinstance(other, float | int):
+        return math.isclose(one, other, abs_tol=1e-9)
+    return bool(one == other)
 
 
 def _check_bounds(bounds: Mapping[str, tuple[float, float]], objectives: tuple[str, ...]) -> None:

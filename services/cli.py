@@ -95,22 +95,33 @@ def submit(
         float | None, typer.Option(min=1, help="of --dry-run: memory of the machine, for a job on CPU, GiB")
     ] = None,
     name: Annotated[str | None, typer.Option(help="instead of the name in the file")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Queue a job.
 
-    For example:
+    A dry run ends with exit code 1 where the job fits nowhere. For example:
 
         equipoise submit deploy/jobs/quickstart.yaml --follow
+        equipoise submit job.yaml --dry-run --json
     """
     if dry_run and follow_it:
         fail("--follow: a dry run queues no job to follow; drop one of them")
+    if follow_it and as_json:
+        fail("--follow tells a person what happens: drop --json, or use `equipoise events --follow --json`")
     for option, value in (("--gpus", gpus), ("--gpu-gib", gpu_gib), ("--memory-gib", memory_gib)):
         if value is not None and not dry_run:
             fail(f"{option} needs --dry-run: it says what a machine would have, and chooses none")
     document = submission.load(spec, name)
     with connect_client(state_dir()) as client:
         submission.send(
-            client, document, dry_run=dry_run, follow_it=follow_it, gpus=gpus, gpu_gib=gpu_gib, memory_gib=memory_gib
+            client,
+            document,
+            dry_run=dry_run,
+            follow_it=follow_it,
+            as_json=as_json,
+            gpus=gpus,
+            gpu_gib=gpu_gib,
+            memory_gib=memory_gib,
         )
 
 
@@ -193,6 +204,10 @@ def steer(
     weights: Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUE...", help="weights of objectives")] = None,
     mode: Annotated[str | None, typer.Option(help="who decides: auto (the strategy), blend, or manual (you)")] = None,
     blend: Annotated[float | None, typer.Option(help="your share in mode blend, 0 to 1")] = None,
+    to_version: Annotated[
+        int | None, typer.Option(min=1, help="alone: back to the steering as it stood under that version")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Change the weights of a job while it trains.
 
@@ -201,8 +216,12 @@ def steer(
         equipoise steer last accuracy=0.7
         equipoise steer last accuracy=2 conciseness=1 clarity=1 --mode manual
         equipoise steer last --mode auto
+        equipoise steer last --to-version 1
     """
-    change: dict[str, Any] = {key: value for key, value in (("mode", mode), ("blend", blend)) if value is not None}
+    if to_version is not None and (weights or mode is not None or blend is not None):
+        fail("--to-version goes back to a steering as a whole: give it alone, and then the rest")
+    named = (("mode", mode), ("blend", blend), ("to_version", to_version))
+    change: dict[str, Any] = {key: value for key, value in named if value is not None}
     with connect_client(state_dir()) as client:
         job_id = find_job(client, job)
         now = client.steering(job_id, log_limit=0)
@@ -212,10 +231,16 @@ def steer(
         except ValueError as error:
             fail(str(error))
         if not change:
-            fail("nothing to change: give NAME=VALUE, --mode or --blend")
+            fail("nothing to change: give NAME=VALUE, --mode, --blend or --to-version")
         done = client.steer(job_id, if_match=now["version"], **change)
+        if as_json:
+            print_json(done)
+            return
         print(f"version {done['version']} takes effect at step {done['effective_step']}")
-        if weights and (mode or now["mode"]) == "auto":
+        notes = done.get("notes", [])
+        for note in notes:
+            say(plain(note))
+        if weights and not notes and (mode or now["mode"]) == "auto":
             say("mode auto: the strategy decides, starting from this preference; --mode manual applies it as it is")
 
 
@@ -225,21 +250,22 @@ def pause(
     latest: Annotated[
         bool, typer.Option("--latest", help="write no checkpoint: the steps since the newest one run again")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint and let go of the machine."""
-    _request(job, lambda client, job_id: client.pause(job_id, checkpoint="latest" if latest else "save"))
+    _request(job, lambda client, job_id: client.pause(job_id, checkpoint="latest" if latest else "save"), as_json)
 
 
 @app.command()
-def resume(job: JobArgument) -> None:
+def resume(job: JobArgument, as_json: AsJson = False) -> None:
     """Go on from the newest checkpoint."""
-    _request(job, lambda client, job_id: client.resume(job_id))
+    _request(job, lambda client, job_id: client.resume(job_id), as_json)
 
 
 @app.command()
-def cancel(job: JobArgument) -> None:
+def cancel(job: JobArgument, as_json: AsJson = False) -> None:
     """End a job for good; its checkpoints stay."""
-    _request(job, lambda client, job_id: client.cancel(job_id))
+    _request(job, lambda client, job_id: client.cancel(job_id), as_json)
 
 
 @app.command()
@@ -477,10 +503,13 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _request(job: str, ask: Callable[[Client, str], Job]) -> None:
+def _request(job: str, ask: Callable[[Client, str], Job], as_json: bool) -> None:
     with connect_client(state_dir()) as client:
         done = ask(client, find_job(client, job))
-    print(f"{done['id']} {done['status']}")
+    if as_json:
+        print_json(done)
+    else:
+        print(f"{done['id']} {done['status']}")
 
 
 if __name__ == "__main__":

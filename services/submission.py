@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from orchestrator.spec import JobSpec, load_spec, parse_job
 from orchestrator.spec_errors import SpecError
 from orchestrator.specs.reward_job import RewardJobSpec
@@ -19,8 +21,10 @@ from rewards import registry
 from services.client import ApiError, Client
 from services.follow import follow_to_end
 from services.tables import estimate_view, judge_line
-from services.terminal import Document, beside_output, fail, output
+from services.terminal import Document, beside_output, fail, output, print_json
 from services.text import plain
+
+_EXIT_MISFIT = 1
 
 
 def load(path: Path, name: str | None = None) -> dict[str, Any]:
@@ -43,19 +47,35 @@ def send(
     *,
     dry_run: bool,
     follow_it: bool,
+    as_json: bool = False,
     gpus: int | None = None,
     gpu_gib: float | None = None,
     memory_gib: float | None = None,
 ) -> None:
-    """Queues a job and prints its id; or, as a dry run, prints what would run, on a machine such as the last three."""
+    """Queues a job and prints its id; or, as a dry run, prints what would run, on a machine such as the last three.
+
+    A dry run of a job that fits nowhere raises typer.Exit with code 1.
+    """
     with naming_files(document):
         if dry_run:
-            print_plan(client.plan(document, gpus=gpus, gpu_gib=gpu_gib, memory_gib=memory_gib))
+            plan = client.plan(document, gpus=gpus, gpu_gib=gpu_gib, memory_gib=memory_gib)
+            (print_json if as_json else print_plan)(plan)
+            if _fits_nowhere(plan):
+                raise typer.Exit(_EXIT_MISFIT)
             return
         job = client.submit(document)
-        print(job["id"], flush=True)
+        if as_json:
+            print_json(job)
+        else:
+            print(job["id"], flush=True)
         if follow_it:
             follow_to_end(client, job["id"], beside_output())
+
+
+def _fits_nowhere(plan: Document) -> bool:
+    """No for one that nobody can tell of: it may fit."""
+    layouts = (plan.get("estimate") or {}).get("layouts", ())
+    return bool(layouts) and all(layout["fits"] is False for layout in layouts)
 
 
 def anchored(spec: JobSpec | RewardJobSpec) -> dict[str, Any]:

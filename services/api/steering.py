@@ -16,7 +16,7 @@ from orchestrator.spec import parse_spec
 from orchestrator.spec_errors import nearest
 from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import JobRecord, JobStore, Steer, SteeringEntry, SteerOutcome
-from orchestrator.steering import Steering, SteeringError, merge
+from orchestrator.steering import Steering, SteeringError, idle_parts, merge
 from services.body import json_body
 from services.deps import MAX_PAGE, Configuration, JobId, Store, alignment_only, body_schema
 from services.errors import ApiProblem, StrictJSONResponse
@@ -44,6 +44,10 @@ class SteeringChange(TypedDict, total=False):
     bounds: Annotated[
         dict[str, Annotated[list[_Share], Field(min_length=2, max_length=2)]],
         Field(description="[floor, ceiling] of the applied weight, by objective"),
+    ]
+    to_version: Annotated[
+        int,
+        Field(ge=1, le=2**53, description="alone: the steering as it stood under that version, which the log names"),
     ]
 
 
@@ -95,9 +99,10 @@ def put_steering(
     `job_over` where it has ended or is being cancelled.
     A change that was taken is told of later: by `steering.applied`; in the `replaced` (`from` a version `to` another)
     of a later change's, where that came into force in its place; or by `steering.rejected`, where the job ends first.
+    `notes` say of what was sent which part moves no weights, and why.
     """
     sent = checked_change(document)
-    steer = _steer(store, job_id, sent, _version(if_match), request.state.key_name)
+    steer, notes = _steer(store, job_id, sent, _version(if_match), request.state.key_name)
     if steer.outcome is SteerOutcome.STALE:
         raise ApiProblem(
             412, "stale_version", f"someone steered meanwhile: version {steer.version} is current", param="If-Match"
@@ -107,7 +112,7 @@ def put_steering(
     if steer.outcome is SteerOutcome.LATE:
         raise ApiProblem(409, "too_late", _late(store.job(job_id)))
     return StrictJSONResponse(
-        {"version": steer.version, "effective_step": steer.effective_step},
+        {"version": steer.version, "effective_step": steer.effective_step, "notes": notes},
         status_code=202,
         headers={"etag": f'"{steer.version}"'},
     )
@@ -125,7 +130,7 @@ def preview_steering(
 
     The advantages are computed anew on those rollouts alone, before and after.
     """
-    sent = checked_change(document)
+    sent = _resolved(store, job_id, checked_change(document))
     text, head = store.spec_and_steering(job_id)
     document = json.loads(text)
     alignment_only(document, "steering")
@@ -159,11 +164,31 @@ def checked_change(document: Any) -> dict[str, Any]:
         raise _problem(error) from None
     if not change:
         raise ApiProblem(422, "invalid_steering", f"nothing to change: give {', '.join(_FIELDS)}")
+    if "to_version" in change and len(change) > 1:
+        message = "to_version: goes back to a steering as a whole; send it alone, and then the rest"
+        raise ApiProblem(422, "invalid_steering", message, param="to_version")
     return change
 
 
-def _steer(store: JobStore, job_id: str, sent: dict[str, Any], expected: int | None, by: str) -> Steer:
-    """Merges and writes against one version; without an expected one, again for as long as others come first."""
+def _resolved(store: JobStore, job_id: str, sent: dict[str, Any]) -> dict[str, Any]:
+    """The fields that are meant where an earlier version is named."""
+    if "to_version" not in sent:
+        return sent
+    log = store.steering(job_id, before=sent["to_version"] + 1, limit=1).log
+    if not log or log[0].version != sent["to_version"]:
+        message = "to_version: there was no such version; the log has them all"
+        raise ApiProblem(422, "invalid_steering", message, param="to_version")
+    return dict(log[0].state)
+
+
+def _steer(
+    store: JobStore, job_id: str, sent: dict[str, Any], expected: int | None, by: str
+) -> tuple[Steer, list[str]]:
+    """Merges and writes against one version; without an expected one, again for as long as others come first.
+
+    With what of the change moves nothing.
+    """
+    sent = _resolved(store, job_id, sent)
     while True:
         spec, head = store.spec_and_steering(job_id)
         document = json.loads(spec)
@@ -174,7 +199,7 @@ def _steer(store: JobStore, job_id: str, sent: dict[str, Any], expected: int | N
         version = head.version if expected is None else expected
         steer = store.steer(job_id, change=change, if_match=version, by=by, head=head)
         if steer.outcome is not SteerOutcome.STALE or expected is not None:
-            return steer
+            return steer, idle_parts(document, head.current, merged, sent)
 
 
 def _late(job: JobRecord) -> str:

@@ -229,16 +229,18 @@ class Api:
         blend: float | None = None,
         weights: Mapping[str, float] | None = None,
         bounds: Mapping[str, Sequence[float]] | None = None,
+        to_version: int | None = None,
     ) -> Request[types.Steered]:
         """Changes what is given; the rest stays. StaleVersion unless version `if_match` is current.
 
+        `to_version`, alone: back to the steering as it stood under a version of the log.
         Never sent twice: after a lost answer, `steering` says whether it was taken.
         """
         return Request(
             method="PUT",
             route="/v1/jobs/{job_id}/steering",
             ids={"job_id": job_id},
-            body=given(mode=mode, blend=blend, weights=weights, bounds=bounds),
+            body=given(mode=mode, blend=blend, weights=weights, bounds=bounds, to_version=to_version),
             headers={"if-match": None if if_match is None else f'"{if_match}"'},
         )
 
@@ -251,13 +253,14 @@ class Api:
         blend: float | None = None,
         weights: Mapping[str, float] | None = None,
         bounds: Mapping[str, Sequence[float]] | None = None,
+        to_version: int | None = None,
     ) -> Request[types.Preview]:
         """What `steer` with the same change would have made of the latest kept rollouts; nothing is applied."""
         return Request(
             method="POST",
             route="/v1/jobs/{job_id}/steering/preview",
             ids={"job_id": job_id},
-            body=given(mode=mode, blend=blend, weights=weights, bounds=bounds),
+            body=given(mode=mode, blend=blend, weights=weights, bounds=bounds, to_version=to_version),
             is_repeatable=True,
         )
 

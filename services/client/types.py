@@ -277,10 +277,11 @@ class Steering(TypedDict):
 
 
 class Steered(TypedDict):
-    """`effective_step` is never the one in flight."""
+    """`effective_step` is never the one in flight; `notes` say which part of a change moves no weights, and why."""
 
     version: int
     effective_step: int
+    notes: NotRequired[list[str]]
 
 
 class Preview(TypedDict):

@@ -342,6 +342,7 @@ class SteeringPanel:
         else:
             self._lost = None
             self._taken(taken["version"], taken["effective_step"])
+            self._told = " ".join([self._told, *(f"But {note}." for note in taken.get("notes", ()))])
             self.page.watch.poke()
 
     def _fail(self, told: str, edit: Edit) -> None:

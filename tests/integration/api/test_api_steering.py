@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.state.store import JobStore
 from services.client import ApiError, Client
-from tests.api_support import KEY, SECRET, assert_error, claim, step_record
+from tests.api_support import KEY, SECRET, SPEC, assert_error, claim, step_record
 
 
 def test_a_steer_names_the_step_at_which_it_takes_effect(client: Client, store: JobStore, job_id: str) -> None:
@@ -15,7 +15,7 @@ def test_a_steer_names_the_step_at_which_it_takes_effect(client: Client, store: 
     for step in (1, 2, 3):
         store.commit(lease, step=step, digest=str(step), record=step_record())
     done = client.steer(job_id, weights={"accuracy": 3, "conciseness": 1}, mode="manual")
-    assert done == {"version": 2, "effective_step": 5}  # step 4 is in flight
+    assert done == {"version": 2, "effective_step": 5, "notes": []}  # step 4 is in flight
     steering = client.steering(job_id)
     assert steering["weights"] == {"accuracy": 0.75, "conciseness": 0.25}
     assert (steering["mode"], steering["blend"], steering["version"]) == ("manual", 0.5, 2)
@@ -69,6 +69,28 @@ def test_a_stale_version_is_412(http: httpx.Client, client: Client, job_id: str)
     assert client.steering(job_id)["version"] == 4
 
 
+def test_a_steer_goes_back_to_a_version(client: Client, store: JobStore, job_id: str) -> None:
+    client.steer(job_id, mode="blend", blend=0.25, bounds={"accuracy": [0.1, 0.9]})
+    client.steer(job_id, mode="manual", weights={"accuracy": 1, "conciseness": 0})
+    first, second, _ = (entry.state for entry in store.steering(job_id).log)
+    for version, state in ((2, second), (1, first)):
+        done = client.steer(job_id, to_version=version)
+        assert (store.steering(job_id).current, done["notes"]) == (state, [])
+    assert client.steer(job_id, to_version=1)["notes"] == ["nothing changes: the steering stood like this already"]
+    with pytest.raises(ApiError, match="there was no such version") as caught:
+        client.steer(job_id, to_version=7)
+    assert caught.value.param == "to_version"
+
+
+def test_what_of_a_steer_moves_nothing_is_told(client: Client, job_id: str) -> None:
+    assert client.steer(job_id, weights={"accuracy": 1, "conciseness": 1})["notes"] == []
+    points = [{"step": 1, "weights": {"accuracy": 1, "conciseness": 2}}]
+    drawn = client.submit({**SPEC, "weighting": {"name": "schedule", "points": points}})["id"]
+    (note,) = client.steer(drawn, weights={"accuracy": 9, "conciseness": 1})["notes"]
+    assert note.startswith("weights: in mode auto they are the schedule's")
+    assert client.steer(drawn, weights={"accuracy": 8, "conciseness": 1}, mode="manual")["notes"] == []
+
+
 def test_of_many_writers_to_one_version_one_wins(client: Client, job_id: str) -> None:
     def write(i: int) -> int:
         with Client(client.url, KEY) as mine:
@@ -112,6 +134,9 @@ BAD_STEERS = {
     "infeasible ceilings": {"bounds": {"accuracy": [0, 0.2], "conciseness": [0, 0.2]}},
     "three bounds": {"bounds": {"accuracy": [0, 0.5, 1]}},
     "bounds in a list": {"bounds": [[0, 1]]},
+    "version that is not there": {"to_version": 2},
+    "version 0": {"to_version": 0},
+    "version and more": {"to_version": 1, "mode": "auto"},
     "nothing": {},
     "a list": [],
 }

@@ -1,6 +1,8 @@
 """What a person's change makes of the steering, and what the steering makes of a strategy's weights."""
 
+import importlib
 import math
+import pkgutil
 from typing import Any
 
 import pytest
@@ -9,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.spec import parse_spec
-from orchestrator.steering import Steering, SteeringError, apply_directions, apply_steering, initial_steering, merge
+from orchestrator.steering import (
+    Steering,
+    SteeringError,
+    apply_directions,
+    apply_steering,
+    idle_parts,
+    initial_steering,
+    merge,
+)
+from policies import weighting
 from policies.types import Weights
 
 NAMES = ("accuracy", "brevity", "clarity")
@@ -126,6 +137,46 @@ def test_what_is_refused(change: dict[str, Any], field: str, words: str) -> None
     found, message = refusal(change)
     assert found == field
     assert any(word in message for word in words.split("|"))
+
+
+# ------------------------------------------------------------- what moves nothing
+
+OTHER = {"weights": {"accuracy": 3.0, "brevity": 1.0, "clarity": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "told"),
+    [
+        (OTHER, "gradient", []),
+        (OTHER, "schedule", ["weights: in mode auto they are the schedule's"]),
+        (OTHER, "lagrangian", ["weights: in mode auto those of objectives with a target (brevity) are"]),
+        ({**OTHER, "mode": "manual"}, "schedule", []),
+        ({**OTHER, "mode": "blend"}, "lagrangian", []),
+        ({"blend": 0.9}, "fixed", ["blend: counts in mode blend alone, and the mode is auto"]),
+        ({"blend": 0.9, "mode": "blend"}, "fixed", []),
+        ({"bounds": {"accuracy": [0.2, 0.9]}}, "schedule", []),
+        ({"blend": 0.9, "mode": "manual"}, "fixed", []),
+        ({"mode": "auto"}, "fixed", ["nothing changes"]),
+        ({"weights": {"accuracy": 5.0, "brevity": 3.0, "clarity": 2.0}}, "schedule", ["nothing changes"]),
+    ],
+)
+def test_what_moves_no_weights_is_told(change: dict[str, Any], rule: str, told: list[str]) -> None:
+    objectives = [{"name": name, "target": {"at_least": 1} if name == "brevity" else None} for name in NAMES]
+    spec = {"weighting": {"name": rule}, "objectives": objectives}
+    notes = idle_parts(spec, CURRENT, merge(CURRENT, change, NAMES).model_dump(mode="json"), change)
+    assert [note[: len(words)] for note, words in zip(notes, told, strict=True)] == told
+
+
+def test_every_rule_that_does_not_follow_the_preference_is_told_of() -> None:
+    names = [found.name for found in pkgutil.iter_modules(weighting.__path__)]
+    modules = [importlib.import_module(f"{weighting.__name__}.{name}") for name in names]
+    kinds = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)}
+    deaf = {kind.__name__.lower() for kind in kinds if not getattr(kind, "follows_preference", True)}
+    assert deaf == {"schedule", "lagrangian"}
+    objectives = [{"name": name, "target": {"at_least": 1}} for name in NAMES]
+    after = merge(CURRENT, OTHER, NAMES).model_dump(mode="json")
+    for rule in deaf:
+        assert idle_parts({"weighting": {"name": rule}, "objectives": objectives}, CURRENT, after, OTHER), rule
 
 
 # ----------------------------------------------------------------------- apply

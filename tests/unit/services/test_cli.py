@@ -1,6 +1,7 @@
 """Commands that end in one line before anything is asked of a server, or after what it sent is of no use."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def archive(*names: str) -> bytes:
         (["submit"], ["--gpus", "0"], "--gpus needs --dry-run: "),
         (["submit"], ["--gpu-gib", "24"], "--gpu-gib needs --dry-run: "),
         (["submit"], ["--memory-gib", "24"], "--memory-gib needs --dry-run: "),
+        (["submit"], ["--follow", "--json"], "--follow tells a person what happens: drop --json"),
         (["submit"], ["--dry-run", "--follow"], "--follow: a dry run queues no job to follow; drop one of them"),
         (["rewards", "train"], ["--dry-run", "--follow"], "--follow: a dry run queues no job to follow"),
         (
@@ -153,6 +155,61 @@ def test_only_the_start_of_an_id_takes_the_whole_list(
         else:
             assert terminal.find_job(client, wanted) == found
     assert seen == asked
+
+
+def served(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any]) -> list[tuple[str, Any]]:
+    """A server of these answers, by method and path; and what it was sent."""
+    sent: list[tuple[str, Any]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        operation = f"{request.method} {request.url.path}"
+        if request.method != "GET":
+            sent.append((operation, json.loads(request.content or b"null")))
+        return httpx.Response(200, json=answers[operation])
+
+    monkeypatch.setattr(
+        cli, "connect_client", lambda _: Client("http://t", "key", transport=httpx.MockTransport(answer))
+    )
+    return sent
+
+
+JOB, STOOD = {"id": "job-1", "status": "paused"}, {"version": 4, "mode": "auto", "weights": {"a": 0.5, "b": 0.5}}
+
+
+@pytest.mark.parametrize("words", [["pause"], ["pause", "--latest"], ["resume"], ["cancel"]])
+def test_what_a_job_became_is_printed_for_scripts_too(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    served(monkeypatch, {"GET /v1/jobs": {"data": [JOB]}, f"POST /v1/jobs/job-1/{words[0]}": JOB})
+    assert json.loads(RUNNER.invoke(app, [*words, "last", "--json"]).stdout) == JOB
+    assert RUNNER.invoke(app, [*words, "last"]).stdout == "job-1 paused\n"
+
+
+def test_a_steer_goes_back_to_a_version_and_says_what_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    path, done = "/v1/jobs/job-1/steering", {"version": 5, "effective_step": 9, "notes": ["nothing\x1b changes"]}
+    answers = {"GET /v1/jobs": {"data": [JOB]}, f"GET {path}": STOOD, f"PUT {path}": done}
+    sent = served(monkeypatch, answers)
+    told = RUNNER.invoke(app, ["steer", "last", "--to-version", "2"])
+    assert told.stdout == "version 5 takes effect at step 9\n"
+    assert told.stderr == "nothing  changes\n"
+    assert json.loads(RUNNER.invoke(app, ["steer", "last", "a=0.7", "--json"]).stdout) == done
+    assert sent == [
+        (f"PUT {path}", {"to_version": 2}),
+        (f"PUT {path}", {"weights": {"a": 0.7, "b": pytest.approx(0.3)}}),
+    ]
+    assert line("steer", "last", "--to-version", "2", "--mode", "auto").startswith(
+        "--to-version goes back to a steering"
+    )
+
+
+@pytest.mark.parametrize(("fits", "code"), [([True, False], 0), ([None, False], 0), ([False, False], 1), ([], 0)])
+def test_a_dry_run_of_a_job_that_fits_nowhere_ends_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: list[bool | None], code: int
+) -> None:
+    plan = {"spec": {"kind": "reward_model"}, "estimate": {"layouts": [{"fits": each} for each in fits]}}
+    served(monkeypatch, {"POST /v1/jobs": plan})
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(SPEC))
+    done = RUNNER.invoke(app, ["submit", str(path), "--dry-run", "--json"])
+    assert (done.exit_code, json.loads(done.stdout)) == (code, plan)
 
 
 def test_a_download_to_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
