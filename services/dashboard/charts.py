@@ -278,7 +278,7 @@ def front(
     )
     series = [
         dots("dominated", "dominated", values(rest), 9, {"color": MUTED, "opacity": 0.45}),
-        dots("collapsed", COLLAPSED, values(collapsed), 10, {"color": BAD}, symbol="triangle", symbolRotate=180),
+        dots("collapsed", COLLAPSED, values(collapsed), 10, {"color": BAD}, symbol="triangle"),
         _edge(values(best), "var(--s0)"),
         dots("front", "front", values(best), 12, {"color": "var(--s0)", "borderColor": CARD, "borderWidth": 1.5}),
         dots("now", "newest", values(newest), 20, _RING | {"borderColor": "var(--s1)"}, silent=True),

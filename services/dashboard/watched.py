@@ -10,6 +10,9 @@ from services.dashboard.charts import Level, Marks
 from services.dashboard.figures import figure
 
 
+MOST = 200  # of the newest findings: more lines would hide what they mark, and the log has them all
+
+
 def drawn_of(objective: str) -> tuple[str, ...]:
     """Guardrails' names of the figures that an objective's chart draws."""
     return (f"objectives.{objective}.mean", f"evaluation.objectives.{objective}")
@@ -65,4 +68,4 @@ def marks(
         return True
 
     steps = {event["data"].get("step") for event in warned if is_shown(event)}
-    return Marks(tuple(steered), tuple(sorted(step for step in steps if isinstance(step, int))))
+    return Marks(tuple(steered), tuple(sorted(step for step in steps if isinstance(step, int))[-MOST:]))

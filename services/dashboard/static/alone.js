@@ -12,7 +12,7 @@ export function withSymbols(series, datasets) {
     const rows = one.data || datasets[one.datasetIndex || 0] || [];
     const found = new Set(alone(rows, one.encode ? one.encode.y : 1));
     if (!found.size) return one;
-    return { ...one, showSymbol: true, symbol: (_, { dataIndex }) => (found.has(dataIndex) ? one.symbol : "none") };
+    return { ...one, showSymbol: true, symbolSize: 6, symbol: (_, { dataIndex }) => (found.has(dataIndex) ? one.symbol : "none") };
   });
 }
 
