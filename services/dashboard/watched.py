@@ -9,7 +9,6 @@ from services.client.types import Event
 from services.dashboard.charts import Level, Marks
 from services.dashboard.figures import figure
 
-
 MOST = 200  # of the newest findings: more lines would hide what they mark, and the log has them all
 
 
