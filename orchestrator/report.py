@@ -65,6 +65,7 @@ def render_report(
         duration=_duration(job, steps),
         story=_story(names, points, best, front, by),
         by=by,
+        is_gated=any(point.get("counted") for point in points),
         tiles=_tiles(names, points, best, front),
         marks=marks,
         objective_figures=_objective_figures(names, steps, marks),

@@ -253,6 +253,8 @@ def front_table(front: Document) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
+    if any(point.get("counted") for point in front["points"]):
+        table.caption = "an objective with a gate counts after it on the front; figures are before it"
     told = [plain(name + better_words(front, name)) for name in names]
     for column in ("step", "prompts", *told, "tokens", "volume", ""):
         table.add_column(

@@ -20,8 +20,9 @@ from orchestrator.build import make_archive
 from orchestrator.journal import Wishes
 from orchestrator.spec import JobSpec
 from orchestrator.storage.checkpoints import CheckpointError, directory_name, verify
+from policies.collapse import CollapseWatch
 from policies.estimators import Gdpo
-from policies.pareto import hypervolume
+from policies.pareto import Archive, hypervolume
 from tests.loop_fakes import FakeEngines, Killed, Run, World, make_spec, resume, start
 
 
@@ -653,6 +654,35 @@ def test_a_paused_job_continues_as_if_it_had_not_been(tmp_path: Path) -> None:
     last = resume(again)
     assert last.loop.run() == "succeeded"
     assert last.figures() == whole(tmp_path / "whole").figures()
+
+
+def test_a_job_of_before_directions_goes_on_without_what_it_saw_the_wrong_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {0: (0.6, 0.9), 2: (0.6, 0.5), 4: (0.6, 0.4), 6: (0.6, 0.3)}
+    objectives = [
+        {"name": "accuracy", "reward": {"name": "math"}},
+        {"name": "brevity", "reward": {"name": "conciseness"}, "target": {"op": "<=", "value": 0.4}},
+    ]
+    spec = make_spec(objectives=objectives, weighting={"name": "lagrangian"}, collapse={"action": "alert"})
+
+    def profile(version: int) -> tuple[float, float]:
+        return values.get(version, (0.6, 0.6))
+
+    run = start(tmp_path, spec, profile=profile)
+    run.journal.wish = lambda: Wishes(pause=len(run.journal.records) == 4)
+    state = Archive.state_dict
+    with monkeypatch.context() as older:
+        older.setattr(Archive, "state_dict", lambda self: {k: v for k, v in state(self).items() if k != "directions"})
+        best = {"step": 0, "total": 0.75, "objectives": {"accuracy": 0.6, "brevity": 0.9}}
+        seen = {"weights": {"accuracy": 0.5, "brevity": 0.5}, "best": best, "collapsed": True}
+        older.setattr(CollapseWatch, "state_dict", lambda _: seen)
+        assert run.loop.run() == "paused"
+    run.journal.wish = Wishes
+    again = resume(run, spec, profile=profile)
+    assert again.loop.run() == "succeeded"
+    assert not run.journal.named("collapse.detected")
+    assert [point["step"] for point in run.journal.fronts[-1]["points"] if point["on_front"]] == [6]
 
 
 # ------------------------------------------------------------------ kill and resume

@@ -173,9 +173,13 @@ def test_its_best_is_the_smallest_where_that_is_better_and_counts_after_the_gate
     assert better_words(front, "objective_0") == " (smaller is better)"
     assert "From the base to step 2" in page(**parts)
     assert "no later point beats the base" in page(**parts | {"front": {**front, "directions": None}})
+    assert "counts after it on the front" not in page(**parts)
     for point, counted in zip(front["points"], (0.1, 0.2), strict=True):
         point["counted"] = {"objective_0": counted}
     assert "no later point beats the base" in page(**parts)
+    gated = documents(2)
+    gated["front"]["points"][0]["counted"] = gated["front"]["points"][0]["objectives"]
+    assert "An objective with a gate counts after it on the front; figures are before it." in page(**gated)
 
 
 def test_the_gain_is_that_of_the_test_split() -> None:
