@@ -263,8 +263,7 @@ def front(
         ]
 
     def dots(id_: str, name: str, data: list[list[Any]], size: int, look: Json, **more: Any) -> Json:
-        encode = {"x": 0, "y": 1, "tooltip": [0, 3, 1, 4, 2]}
-        about = {"cursor": "pointer", "encode": encode, "dimensions": [x, y, "step", f"± {x}", f"± {y}"]}
+        about = {"cursor": "pointer", **_read_as(x, y)}
         drawn = {"id": id_, "name": name, "type": "scatter", "data": data, "symbolSize": size, "itemStyle": look}
         return drawn | about | more
 
@@ -285,7 +284,7 @@ def front(
         dots("chosen", "selected", values(picked), 26, _RING | {"borderColor": INK}, silent=True),
         _error_bars("errors", values(picked)),
         _error_bars("hovered", []),
-        {"id": "room", "type": "scatter", "data": _ends(values(shown)), "symbol": "none", "silent": True},
+        _room(_ends(values(shown))),
         dots("initial", INITIAL, first, 11, {"color": INK}, silent=True, symbol="diamond"),
         dots("reference", CORNER, corner, 9, {"color": MUTED}, silent=True, symbol="rect"),
     ]
@@ -301,8 +300,18 @@ def _errors(point: Mapping[str, Any], *names: str) -> list[float | None]:
 
 
 def _ends(places: Iterable[Sequence[Any]]) -> list[list[float]]:
-    """Where the bars of these [x, y, step, error of x, of y] end, so that the axes have room for all of them."""
+    """Where the bars of these [x, y, step, error of x, of y] end."""
     return [[x + sign * (dx or 0.0), y + sign * (dy or 0.0)] for x, y, _, dx, dy in places for sign in (-1, 1)]
+
+
+def _room(places: list[list[float]]) -> Json:
+    """The axes reach that far from the start: bars that come and go move nothing."""
+    return {"id": "room", "type": "scatter", "data": places, "symbol": "none", "silent": True}
+
+
+def _read_as(x: str, y: str) -> Json:
+    """How a value [x, y, step, error of x, of y] is read, and told in a tooltip."""
+    return {"encode": {"x": 0, "y": 1, "tooltip": [0, 3, 1, 4, 2]}, "dimensions": [x, y, "step", f"± {x}", f"± {y}"]}
 
 
 def _error_bars(id_: str, places: Iterable[Sequence[Any]]) -> Json:
@@ -414,11 +423,13 @@ def hypervolume() -> Json:
 
 
 def fronts(x: str, y: str, jobs: Sequence[Mapping[str, Any]]) -> Json:
-    """Each job's front for a pair; `jobs` have a label and points."""
+    """Each job's front for a pair; `jobs` have a label and points. The one under the mouse has its standard errors."""
     series: list[Json] = []
+    ends: list[list[float]] = []
     for i, job in enumerate(jobs):
         known = [p for p in job["front"] if None not in (p["objectives"].get(x), p["objectives"].get(y))]
-        data = sorted([p["objectives"][x], p["objectives"][y], p["step"]] for p in known)
+        data = sorted([p["objectives"][x], p["objectives"][y], p["step"], *_errors(p, x, y)] for p in known)
+        ends += _ends(data)
         dots = {
             "id": f"f{i}",
             "name": job["label"],
@@ -426,11 +437,10 @@ def fronts(x: str, y: str, jobs: Sequence[Mapping[str, Any]]) -> Json:
             "data": data,
             "symbolSize": 10,
             "itemStyle": {"color": colour(i)},
-            "encode": {"x": 0, "y": 1, "tooltip": [0, 1, 2]},
-            "dimensions": [x, y, "step"],
+            **_read_as(x, y),
         }
         series += [_edge(data, colour(i), f"e{i}", name=job["label"], itemStyle={"color": colour(i)}), dots]
-    return _plane(x, y, series)
+    return _plane(x, y, [*series, _error_bars("hovered", []), _room(ends)])
 
 
 def hypervolumes(jobs: Sequence[Mapping[str, Any]]) -> Json:

@@ -13,7 +13,7 @@ from nicegui import ui
 
 from services.client import ApiError, NotFound
 from services.client.flows import FINAL
-from services.client.types import Comparison, JobDetail
+from services.client.types import Comparison, Front, JobDetail
 from services.dashboard import charts
 from services.dashboard.elements import Button, Chart, Choice, Field, Moment, Table, Tag, text
 from services.dashboard.exports import csv_text
@@ -60,8 +60,7 @@ async def page(request: Request, ids: str = "") -> Any:
             with Tag("section", "", "card", role="note"):
                 text(f"{name} trains a reward model, which has no front to compare: take it out above.", tag="p")
         if found is not None:
-            growths = {job: front["hypervolume_by_step"] for job, front in zip(shown, fronts, strict=True)}
-            _Plots(found, growths)
+            _Plots(found, dict(zip(shown, fronts, strict=True)))
             await _tree(session, details)
     return None
 
@@ -142,9 +141,13 @@ class _Choose:
 class _Plots:
     """Fronts of a pair, hypervolume over steps, and the figures."""
 
-    def __init__(self, found: Comparison, growths: Mapping[str, Sequence[Any]]) -> None:
+    def __init__(self, found: Comparison, fronts: Mapping[str, Front]) -> None:
         self._jobs: list[dict[str, Any]] = [
-            {"label": f"{job['name'][:40]} ({job['id'][-6:]})", "front": job["front"], "growth": growths[job["id"]]}
+            {
+                "label": f"{job['name'][:40]} ({job['id'][-6:]})",
+                "front": _with_errors(job["front"], fronts[job["id"]]),
+                "growth": fronts[job["id"]]["hypervolume_by_step"],
+            }
             for job in found["data"]
         ]
         self._found = found
@@ -224,6 +227,12 @@ class _Plots:
         ]
         header = ["id", "name", "state", "step", "hypervolume", "adds", "points"]
         ui.download.content(csv_text(header, rows), "comparison.csv", "text/csv")
+
+
+def _with_errors(points: Sequence[Mapping[str, Any]], front: Front) -> list[dict[str, Any]]:
+    """A comparison's points with their standard errors, which the job's own front has."""
+    errors = {point["step"]: point.get("standard_errors") for point in front["points"]}
+    return [{**point, "standard_errors": errors.get(point["step"])} for point in points]
 
 
 async def _tree(session: Session, details: Sequence[JobDetail]) -> None:

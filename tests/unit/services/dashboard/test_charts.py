@@ -195,6 +195,11 @@ def test_the_chosen_point_has_its_errors_and_all_have_room_for_theirs(draw: Draw
     assert [(0.7, 0.5), (0.9, 0.5)] in other.lines(INK)
     assert none.lines(INK) == []
     assert one.axes == none.axes, "choosing moves nothing"
+    compared = charts.fronts("x", "y", [{"label": "one", "front": points[:2]}])["series"]
+    assert [series["data"] for series in compared if series["id"] == "f0"] == [
+        [[0.2, 0.9, 1, 0.1, 0.05], [0.8, 0.5, 2, 0.1, None]]
+    ]
+    assert {"hovered", "room"} <= {series["id"] for series in compared}
 
 
 @needs_node

@@ -35,6 +35,7 @@ def _compares(session: Any, jobs: dict[str, list[str]], *, comparable: bool, sta
         }  # fmt: skip
 
     api.job, api.compare = job, compared
+    api.points = [{"step": 3, "standard_errors": {"accuracy": 0.01}}]
 
 
 async def _page(session: Any, client: Client, ids: str) -> str:
@@ -52,6 +53,10 @@ def test_volumes_without_a_common_scale_are_in_no_plot(comparable: bool) -> None
         _compares(session, {"one": ["accuracy", "brevity"], "two": ["accuracy", "safety"]}, comparable=comparable)
         said = await _page(session, client, "one,two")
         assert [chart.props["title"] for chart in _made(client, Chart)] == ["Fronts", "Hypervolume"][: 1 + comparable]
+        (drawn,) = [
+            series["data"] for series in _made(client, Chart)[0].props["option"]["series"] if series["id"] == "f0"
+        ]
+        assert drawn == [[0.5, 0.5, 3, 0.01, None]]
         labels = [column["label"] for column in _made(client, Table)[-1].columns]
         assert ("Hypervolume, on its own scale" in labels) is not comparable
         assert "Not drawn, as they have other objectives: two (two)." in said
