@@ -94,13 +94,13 @@ class Census:
             for command in (
                 ("HMGET", self._keys.job(job_id), "step", "ckpt_failures"),
                 ("XREVRANGE", self._keys.steps(job_id), "+", "-", "COUNT", 1),
-                ("HGET", self._keys.front(job_id), "doc"),
+                ("HGET", self._keys.front(job_id), "volume"),
             )
         ]
         replies = self._calls.reads(commands) if commands else []
         found: dict[str, Pulse] = {}
         for i, job_id in enumerate(job_ids):
-            (step, failures), entries, front = replies[3 * i : 3 * i + 3]
+            (step, failures), entries, volume = replies[3 * i : 3 * i + 3]
             if step is None:
                 continue
             newest = ledger_step(*entries[0]) if entries else None
@@ -108,10 +108,17 @@ class Census:
                 step=int(step),
                 # After a crash the newest entry may lie above the step that the job was set back to.
                 record=newest[2] if newest is not None and newest[1] == int(step) else None,
-                hypervolume=None if front is None else until(json.loads(front), int(step)).get("hypervolume"),
+                hypervolume=self._hypervolume(job_id, int(step), volume),
                 failed_checkpoints=int(failures or 0),
             )
         return found
+
+    def _hypervolume(self, job_id: str, step: int, volume: str | None) -> float | None:
+        """By the committed step. The whole front, a megabyte of a long job, is read only where it has later points."""
+        if volume is not None and (known := json.loads(volume))["step"] <= step:
+            return known["hypervolume"]  # type: ignore[no-any-return]
+        front = self._calls.command("HGET", self._keys.front(job_id), "doc")  # or it is of an earlier version
+        return None if front is None else until(json.loads(front), step).get("hypervolume")  # type: ignore[no-any-return]
 
 
 _HELD = frozenset({JobStatus.STARTING, JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.CANCELLING})

@@ -26,7 +26,7 @@
     mo:<owner>:job:{j}:told         hash    what is told once -> seq of its event
     mo:<owner>:job:{j}:steps        stream  <fence>-<step>: the ledger
     mo:<owner>:job:{j}:ckpts        hash    step -> JSON of the checkpoint
-    mo:<owner>:job:{j}:front        hash    doc: JSON of the Pareto front
+    mo:<owner>:job:{j}:front        hash    doc: JSON of the Pareto front; volume: of its newest step and its volume
     mo:<owner>:job:{j}:w            hash    steering head: ver, eff, current
     mo:<owner>:job:{j}:wlog         stream  <ver>-1: every steering change
     mo:<owner>:job:{j}:watcher      string  the worker that watches its driver on a cluster, while it does

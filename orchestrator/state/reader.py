@@ -225,6 +225,11 @@ class JobReader:
         """All that are registered and not removed, by step."""
         return _by_step(self._of_job(job_id, ("HGETALL", self._keys.checkpoints(job_id))))
 
+    def checkpoint(self, job_id: str, step: int) -> Checkpoint | None:
+        """The one of a step, if it is registered and not removed."""
+        entry = self._of_job(job_id, ("HGET", self._keys.checkpoints(job_id), step))
+        return None if entry is None else checkpoint(step, entry)
+
     def weighed_checkpoints(self, job_ids: Sequence[str]) -> dict[str, tuple[list[Checkpoint], dict[str, float]]]:
         """(checkpoints, the weights that are steered with) of those of the jobs that exist, in one round trip."""
         reads: list[Sequence[Arg]] = []

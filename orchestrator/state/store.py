@@ -267,8 +267,10 @@ class JobStore(JobReader):
         self._write("put", lease, "total_steps", total_steps, more=[self._keys.job(lease.job_id)])
 
     def set_front(self, lease: Lease, front: Mapping[str, Any]) -> None:
-        """Replace the Pareto front's document."""
-        self._write("put", lease, "doc", dumps(front), more=[self._keys.front(lease.job_id)])
+        """Replace the Pareto front's document; who wants its volume alone need not read the whole of it."""
+        newest = max((point["step"] for point in front.get("points", ())), default=0)
+        volume = dumps({"step": newest, "hypervolume": front.get("hypervolume")})
+        self._write("put", lease, "doc", dumps(front), "volume", volume, more=[self._keys.front(lease.job_id)])
 
     # -- steps -----------------------------------------------------------------------------------------------
 
@@ -316,7 +318,8 @@ class JobStore(JobReader):
             known = entries[step]
             entry = {"path": known.path, "digest": known.digest, "metrics": known.metrics,
                      "on_front": known.on_front}  # fmt: skip
-            pairs += [step, dumps({**entry, **change})]
+            if (now := dumps({**entry, **change})) != dumps(entry):  # of a long front's points mostly none changes
+                pairs += [step, now]
         keys = [self._keys.checkpoints(lease.job_id)]
         if self._write("checkpoints", lease, len(removals), *removals, *pairs, more=keys)[0] == "NEWEST":
             raise ValueError("the newest checkpoint cannot be removed: the job restarts from it")

@@ -245,9 +245,8 @@ def _card(store: Store, job_id: str, step: int, policy: Path) -> dict[str, bytes
 
 
 def _kept_at(store: Store, job_id: str, step: int) -> Checkpoint:
-    for checkpoint in store.checkpoints(job_id):
-        if checkpoint.step == step:
-            return checkpoint
+    if (checkpoint := store.checkpoint(job_id, step)) is not None:
+        return checkpoint
     record = store.job(job_id)
     if step > record.step and not is_terminal(record.status):
         raise ApiProblem(425, "checkpoint_not_ready", f"the job has not come to step {step} yet")

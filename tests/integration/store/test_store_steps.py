@@ -85,6 +85,24 @@ def test_checkpoints(store: JobStore) -> None:
     assert (job.checkpoint_step, job.checkpoint_path) == (3, "/c/3")
 
 
+def test_only_checkpoints_that_changed_are_written(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long job keeps hundreds, and tells of all of them with each evaluation."""
+    lease = running(store)
+    commit(store, lease, *range(1, 21))
+    for step in range(1, 21):
+        store.register_checkpoint(lease, step=step, path=f"/c/{step}", digest=f"c{step}")
+    changes = {step: {"metrics": {"a": 0.1 * step, "b": math.nan}, "on_front": step > 5} for step in range(1, 21)}
+    store.update_checkpoints(lease, changes)
+    written, write = [], JobStore._write
+    monkeypatch.setattr(JobStore, "_write", lambda *args, **more: written.append(args[3:]) or write(*args, **more))
+    store.update_checkpoints(lease, changes | {7: {"on_front": False}})
+    ((removals, step, _),) = written
+    assert (removals, step) == (0, 7)
+    assert [found.step for found in store.checkpoints("j") if found.on_front] == [6, *range(8, 21)]
+    assert store.checkpoint("j", 7) == store.checkpoints("j")[6]
+    assert store.checkpoint("j", 21) is None
+
+
 def test_a_damaged_checkpoint_is_rewound_past(store: JobStore) -> None:
     lease = running(store)
     commit(store, lease, 1, 2, 3, 4)
@@ -111,6 +129,11 @@ def test_the_front(store: JobStore) -> None:
     points = [{"step": 0, "objectives": {"a": 0.1}, "mean_tokens": math.nan}]
     store.set_front(lease, {"points": points, "hypervolume": 0.3})
     assert store.front("j") == {"points": [{**points[0], "mean_tokens": None}], "hypervolume": 0.3}
+    store.calls.command("HDEL", store._keys.front("j"), "doc")
+    assert Census(store).pulses(["j"])["j"].hypervolume == 0.3, "a monitor asks every few seconds: not for all points"
+    store.calls.command("HSET", store._keys.front("j"), "doc", dumps({"points": points, "hypervolume": 0.4}))
+    store.calls.command("HDEL", store._keys.front("j"), "volume")  # as an earlier version left it
+    assert Census(store).pulses(["j"])["j"].hypervolume == 0.4
 
 
 @pytest.mark.parametrize("end", ["claimed", "cancelled", "rewound"])
