@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from orchestrator.spec import JobSpec
 from orchestrator.specs.reward_job import RewardJobSpec
 from services.auth import PUBLIC_PATHS
-from services.openapi_answers import describe_answers
+from services.openapi_answers import describe_answers, webhooks
 from services.openapi_examples import show_examples
 
 _METHODS = frozenset({"get", "put", "post", "patch", "delete"})
@@ -75,6 +75,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
             schemas.pop(name, None)
         schemas["Error"] = _error_schema()
         describe_answers(document["paths"], schemas)
+        document["webhooks"] = webhooks(schemas)
         _describe_refusals(document["paths"])
         _link(document["paths"])
         show_examples(document["paths"])

@@ -148,6 +148,22 @@ def describe_answers(paths: dict[str, Any], schemas: dict[str, Schema]) -> None:
                 response.update({"headers": headers} if headers else {})
 
 
+def webhooks(schemas: dict[str, Schema]) -> dict[str, Any]:
+    """What is sent to those who ask for events, for a document of OpenAPI 3.1."""
+    schemas["WebhookEvent"] = TypeAdapter(types.WebhookEvent).json_schema()
+    content = {"application/json": {"schema": {"$ref": _REF.format(model="WebhookEvent")}}}
+    names = {
+        "webhook-id": "the same for every try",
+        "webhook-signature": "t=...,v1=... (POST /v1/webhooks says of what)",
+    }
+    told = [
+        {"name": name, "in": "header", "required": True, "description": description, **_TEXT}
+        for name, description in names.items()
+    ]
+    answer = {"2XX": {"description": "taken; after anything else it is sent again, for a day"}}
+    return {"event": {"post": {"parameters": told, "requestBody": {"content": content}, "responses": answer}}}
+
+
 def _schemas(wanted: dict[tuple[str, str], Any], schemas: dict[str, Schema]) -> dict[tuple[str, str], Schema]:
     """By operation and status. Definitions go beside those that are there, under another name where one is taken."""
     inputs: list[Any] = [(key, "serialization", TypeAdapter(kind)) for key, kind in wanted.items()]

@@ -6,13 +6,15 @@
         for event in client.stream_events(job["id"]):
             print(event["seq"], event["type"])
 
-Results are the API's documents, typed (services/client/types.py). Every refusal is an ApiError.
+Results are the API's documents, typed (services/client/types.py). Every refusal is an ApiError. What receives webhooks
+checks them with `webhooks.verify`.
 
 Connection errors, 429, 502, 503 and 504 are tried again (`Retry`) where that can't do a thing twice: what reads or only
 computes, `submit` and `fork` (each call has an Idempotency-Key), `cancel`, `pause`, `upload_dataset`, `revoke_key`.
 Everything else is sent again only where it was not carried out: no connection was made, or the answer was 429.
 """
 
+from services.client import webhooks
 from services.client.clients import AsyncClient, Client
 from services.client.errors import (
     ApiError,
@@ -47,4 +49,5 @@ __all__ = [
     "StaleVersion",
     "Unavailable",
     "Unreachable",
+    "webhooks",
 ]

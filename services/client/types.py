@@ -521,6 +521,17 @@ class NewWebhook(Webhook):
     secret: str
 
 
+class WebhookEvent(TypedDict):
+    """What is delivered; `job_id` is empty in a test."""
+
+    id: str  # the same for every try
+    type: str
+    at: float
+    job_id: str
+    seq: int
+    data: dict[str, Any]
+
+
 class WebhookTest(TypedDict):
     delivered: bool
     status: int | None

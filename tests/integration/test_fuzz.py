@@ -217,6 +217,8 @@ def test_the_document_describes_every_success(world: World) -> None:
                     or status == "204"
                     or all(content["schema"] for content in told["content"].values())
                 )
+    sent = document["webhooks"]["event"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert sent["$ref"].rpartition("/")[2] in document["components"]["schemas"]
     front = document["components"]["schemas"]["Front"]
     assert front["properties"]["points"]["items"] == {"$ref": "#/components/schemas/FrontPoint"}
     assert document["paths"]["/metrics"]["get"]["responses"]["200"]["content"].keys() == {"text/plain"}
