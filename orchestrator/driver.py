@@ -42,7 +42,8 @@ from orchestrator.launch.launchers import (
     REDIS_URL_VARIABLE,
 )
 from orchestrator.pinning import trained_commit
-from orchestrator.spec import JobSpec, SpecError, parse_job
+from orchestrator.spec import JobSpec, parse_job
+from orchestrator.spec_errors import SpecError
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.state.embedded_redis import connect
 from orchestrator.state.redis_secret import file_url, resolve

@@ -118,7 +118,7 @@ class Census:
         if volume is not None and (known := json.loads(volume))["step"] <= step:
             return known["hypervolume"]  # type: ignore[no-any-return]
         front = self._calls.command("HGET", self._keys.front(job_id), "doc")  # or it is of an earlier version
-        return None if front is None else until(json.loads(front), step).get("hypervolume")  # type: ignore[no-any-return]
+        return None if front is None else until(json.loads(front), step).get("hypervolume")
 
 
 _HELD = frozenset({JobStatus.STARTING, JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.CANCELLING})

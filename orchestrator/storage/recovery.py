@@ -23,7 +23,8 @@ from typing import Any
 
 from orchestrator.errors import IllegalTransition, JobNotFound
 from orchestrator.journal import StoreJournal
-from orchestrator.spec import SpecError, parse_job
+from orchestrator.spec import parse_job
+from orchestrator.spec_errors import SpecError
 from orchestrator.state.keys import Keys, is_name
 from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import Claim, JobStore, Origin
