@@ -25,19 +25,21 @@ class _Connection(Api):
 
     url: str
 
-    def __init__(self, url: str, key: str, *, verify: Verify = None) -> None:
+    def __init__(self, url: str, key: str, *, verify: Verify = None, proxy: str | None = None) -> None:
         raise NotImplementedError
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] = os.environ, **options: Any) -> Self:
         """EQUIPOISE_URL and EQUIPOISE_API_KEY; EQUIPOISE_CA_FILE where its certificate is not one that all know.
 
-        `options` are the constructor's. ValueError says which is missing.
+        EQUIPOISE_PROXY where it is reached through one; servers of this machine never are. `options` are the
+        constructor's. ValueError says which is missing.
         """
         missing = [name for name in ("EQUIPOISE_URL", "EQUIPOISE_API_KEY") if not environment.get(name)]
         if missing:
             raise ValueError(f"{' and '.join(missing)} must be set")
         options.setdefault("verify", environment.get("EQUIPOISE_CA_FILE") or None)
+        options.setdefault("proxy", _proxy_for(environment["EQUIPOISE_URL"], environment))
         return cls(environment["EQUIPOISE_URL"], environment["EQUIPOISE_API_KEY"], **options)
 
     @classmethod
@@ -64,6 +66,7 @@ class _Connection(Api):
                 "EQUIPOISE_API_KEY to a key of that server"
             )
         options.setdefault("verify", environment.get("EQUIPOISE_CA_FILE") or (credentials.ca_file if is_same else None))
+        options.setdefault("proxy", _proxy_for(url, environment))
         return cls(url, key or credentials.key, **options)
 
     def __repr__(self) -> str:
@@ -81,11 +84,15 @@ class Client(_Connection, Blocking):
         timeout_s: float = 30.0,
         retry: Retry | None = None,
         verify: Verify = None,
+        proxy: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """`verify`: a file of certificates to trust instead of the usual ones. ValueError for a bad URL, key, file."""
+        """`verify`: a file of certificates to trust instead of the usual ones. `proxy`: the URL of one.
+
+        ValueError for a bad URL, key, file.
+        """
         self.url = _checked(url)
-        self._http = httpx.Client(**_options(self.url, key, timeout_s, verify), transport=transport)
+        self._http = httpx.Client(**_options(self.url, key, timeout_s, verify, proxy), transport=transport)
         self._core = Core(BlockingIo(self._http), self.url, retry or Retry())
 
     def __enter__(self) -> Self:
@@ -109,11 +116,15 @@ class AsyncClient(_Connection, Awaited):
         timeout_s: float = 30.0,
         retry: Retry | None = None,
         verify: Verify = None,
+        proxy: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`verify`: a file of certificates to trust instead of the usual ones. ValueError for a bad URL, key, file."""
+        """`verify`: a file of certificates to trust instead of the usual ones. `proxy`: the URL of one.
+
+        ValueError for a bad URL, key, file.
+        """
         self.url = _checked(url)
-        self._http = httpx.AsyncClient(**_options(self.url, key, timeout_s, verify), transport=transport)
+        self._http = httpx.AsyncClient(**_options(self.url, key, timeout_s, verify, proxy), transport=transport)
         self._core = Core(AsyncIo(self._http), self.url, retry or Retry())
 
     async def __aenter__(self) -> Self:
@@ -136,6 +147,22 @@ def _checked(url: str) -> str:
     return url.rstrip("/")
 
 
+def _checked_proxy(proxy: str) -> str:
+    """Its password is in no message."""
+    try:
+        parts = httpx.URL(proxy)
+    except httpx.InvalidURL:
+        parts = httpx.URL()
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise ValueError("the address of a proxy (EQUIPOISE_PROXY) is http:// or https://, a host and a port")
+    return proxy
+
+
+def _proxy_for(url: str, environment: Mapping[str, str]) -> str | None:
+    """What the environment names for servers elsewhere."""
+    return None if httpx.URL(_checked(url)).host in LOOPBACK else environment.get("EQUIPOISE_PROXY") or None
+
+
 def _origin(url: str) -> tuple[str, str, int | None]:
     """What a key may be sent to: scheme, host and port. Raises ValueError for what is no address."""
     parts = httpx.URL(_checked(url))
@@ -143,7 +170,7 @@ def _origin(url: str) -> tuple[str, str, int | None]:
     return parts.scheme, "localhost" if parts.host in LOOPBACK else parts.host, port
 
 
-def _options(url: str, key: str, timeout_s: float, verify: Verify) -> dict[str, Any]:
+def _options(url: str, key: str, timeout_s: float, verify: Verify, proxy: str | None) -> dict[str, Any]:
     if not (key.isascii() and key.isprintable() and key.strip()):
         raise ValueError("a key is ASCII text without control characters")
     return {
@@ -153,7 +180,8 @@ def _options(url: str, key: str, timeout_s: float, verify: Verify) -> dict[str, 
         # The server closes idle connections after 5 s: one that is about to close is not used any more.
         "limits": httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=3.0),
         "verify": _context(verify),
-        "trust_env": False,  # a proxy for the outside world must not get the key of a local server
+        "proxy": None if proxy is None else _checked_proxy(proxy),
+        "trust_env": False,  # a general proxy for the outside world must not get the key of a local server
         "follow_redirects": False,  # nor must another host
     }
 

@@ -5,10 +5,12 @@ import io
 import itertools
 import logging
 import math
+import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -537,6 +539,46 @@ def test_a_server_is_found_by_the_environment_or_its_state(tmp_path: Path) -> No
         assert client.url == "http://localhost:2"
     with pytest.raises(ValueError, match="no certificates are read"):
         Client.from_env({**environment, "EQUIPOISE_CA_FILE": str(tmp_path / "absent.pem")})
+
+
+def test_a_proxy_is_used_where_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real one, which answers itself."""
+    seen: list[str] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+            content = b'{"data": [], "has_more": false}'
+            self.send_response(200)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")  # for the outside world: never ours
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        named = {"EQUIPOISE_PROXY": f"http://user:hidden@127.0.0.1:{server.server_port}", "EQUIPOISE_API_KEY": KEY}
+        with Client.from_env({**named, "EQUIPOISE_URL": "http://equipoise.invalid"}) as client:
+            client.jobs(limit=1)
+
+        async def ask() -> None:
+            async with AsyncClient.from_env({**named, "EQUIPOISE_URL": "http://equipoise.invalid"}) as client:
+                await client.jobs(limit=1)
+
+        anyio.run(ask)
+        assert seen == ["http://equipoise.invalid/v1/jobs?limit=1"] * 2
+        here = {**named, "EQUIPOISE_URL": "http://127.0.0.1:1"}
+        with Client.from_env(here, retry=NO_RETRY) as client, pytest.raises(Unreachable):
+            client.jobs()
+        server.shutdown()
+    assert len(seen) == 2
+    for wrong in ("user:hidden@there:1", "socks5://there:1", "http://", "http://there:hidden"):
+        with pytest.raises(ValueError, match="the address of a proxy") as caught:
+            Client("http://there", KEY, proxy=wrong)
+        assert "hidden" not in str(caught.value)
 
 
 # -- streams ------------------------------------------------------------------------------------------------
