@@ -68,7 +68,7 @@ ANSWERS: dict[str, Any] = {
     f"POST {_JOB}/pause": types.Job,
     f"POST {_JOB}/resume": types.Job,
     f"POST {_JOB}/fork": types.Forks,
-    f"GET {_JOB}/events": Page[types.Event],
+    f"GET {_JOB}/events": types.EventPage[types.Event],
     f"GET {_JOB}/metrics": Page[types.Step],
     f"GET {_JOB}/rollouts": types.RolloutPage[types.Rollout],
     f"GET {_JOB}/front": types.Front,
