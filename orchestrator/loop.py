@@ -325,6 +325,7 @@ class Loop:
             gramian_KK=None if gramian is None else torch.tensor(gramian, dtype=torch.float64),
             influence_K=None if influence is None else torch.tensor(influence, dtype=torch.float64),
             front=self.state.front,
+            decides=steering.share < 1,
         )
 
     def note_gradients(self, gramian: Sequence[Sequence[float]] | None, influence: Sequence[float] | None) -> None:

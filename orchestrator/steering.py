@@ -49,6 +49,11 @@ class Steering(BaseModel):
     weights: dict[str, Weight]
     bounds: dict[str, tuple[Share, Share]]
 
+    @property
+    def share(self) -> float:
+        """Of the weights that is the person's."""
+        return {"auto": 0.0, "blend": self.blend, "manual": 1.0}[self.mode]
+
 
 def initial_steering(spec: JobSpec | RewardJobSpec) -> Steering:
     """What the spec asks for: version 1. A job without objectives has nothing to steer."""
@@ -159,7 +164,7 @@ def apply_steering(steering: Steering, strategy: Mapping[str, float]) -> dict[st
     from policies.weighting.simplex import project
 
     names = list(strategy)
-    share = {"auto": 0.0, "blend": steering.blend, "manual": 1.0}[steering.mode]
+    share = steering.share
     mixed = [(1 - share) * strategy[name] + share * steering.weights[name] for name in names]
     mixed_K = torch.tensor(mixed, dtype=torch.float64)
     bounds = torch.tensor([steering.bounds.get(name, (0.0, 1.0)) for name in names], dtype=torch.float64)
@@ -182,7 +187,7 @@ def apply_directions(
         return applied, dict.fromkeys(names, 1.0)
     signs_K = choice.signs_K.double()
     directions_K = signs_K.abs() if choice.directions_K is None else choice.directions_K.double()
-    share = {"auto": 0.0, "blend": steering.blend, "manual": 1.0}[steering.mode]
+    share = steering.share
     own = [(1 - share) * weight for weight in (strategy_K * signs_K).tolist()]
     theirs = [share * steering.weights[name] * way for name, way in zip(names, directions_K.tolist(), strict=True)]
     mixed = {name: one + other for name, one, other in zip(names, own, theirs, strict=True)}

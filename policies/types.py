@@ -89,6 +89,7 @@ class StepStats:
     gramian_KK: Tensor | None = None  # inner products of the objectives' gradients
     influence_K: Tensor | None = None  # of each objective on all, where that alone was measured
     front: FrontStats | None = None
+    decides: bool = True  # False while the person alone sets the weights: what is chosen then has no effect
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

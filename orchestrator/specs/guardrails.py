@@ -42,9 +42,9 @@ class GuardrailSpec(Spec):
 
     metric: Annotated[str, Field(min_length=1, max_length=200)] = Field(
         description="such as entropy, mean_tokens, truncated_share, objectives.NAME.mean, weights.applied.NAME or "
-        "evaluation.objectives.NAME; kl where loss.kl_coef is above 0, so that it is measured; with a gold "
-        "reward gold.mean, gold.correlation.NAME or gold.trend.NAME; a figure that not "
-        "every step has counts at those that have it; `cost` (of judges) and `gpu_hours` are the job's so far"
+        "evaluation.objectives.NAME; kl where loss.kl_coef is above 0, so that it is measured; with a gold reward "
+        "gold.mean, gold.correlation.NAME or gold.trend.NAME; a figure that not every step has counts at those that "
+        "have it; `cost` (of judges) and `gpu_hours` are the job's so far"
     )
     min: Finite | None = Field(None, description="breached below this")
     max: Finite | None = Field(None, description="breached above this")

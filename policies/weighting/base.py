@@ -27,7 +27,11 @@ class Weighting:
     """
 
     def update(self, stats: StepStats) -> Weights:
-        """The choice for this step's update. Called once a step, in order."""
+        """The choice for this step's update. Called once a step, in order.
+
+        A rule that adds up what its own weights bring has nothing to add while `stats.decides` is False: it follows the
+        preference, so that what it is handed back goes on from where the person steered.
+        """
         raise NotImplementedError  # abstract: each subclass has its own
 
     def observe(self, outcome: UpdateOutcome) -> None:

@@ -44,9 +44,9 @@ class CovarianceTarget(Weighting):
         self._covariance_K = torch.where(torch.isnan(now_K), past_K, moved_K)
 
     def update(self, stats: StepStats) -> Weights:
-        if self._log_factors_K is None:
+        if self._log_factors_K is None or not stats.decides:
             self._log_factors_K = torch.zeros(len(stats.preference_K), dtype=torch.float64)
-        if self._covariance_K is not None:
+        if self._covariance_K is not None and stats.decides:
             low_K, high_K = stats.objectives.ranges_K2.double().unbind(dim=1)
             missing_K = self.target_covariance - self._covariance_K / (high_K - low_K)
             push_K = torch.nan_to_num(missing_K, nan=0.0).clamp_min(0)

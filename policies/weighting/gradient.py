@@ -44,6 +44,9 @@ class GradientInfluence(Weighting):
 
     def update(self, stats: StepStats) -> Weights:
         preference_K = stats.preference_K.double()
+        if not stats.decides:
+            self._weights_K = self._preference_K = preference_K
+            return Weights(weights_K=preference_K.float())
         if self._weights_K is None or self._preference_K is None or not same(preference_K, self._preference_K):
             self._weights_K = self._preference_K = preference_K  # a new preference is a new start
         asked = preference_K > 0  # what a person gave no weight stays without, and has no say in the others'

@@ -28,8 +28,9 @@ class Lagrangian(Weighting):
     and pushes the reward down, when it overshoots; whether the target says at least or at most does not matter.
 
     The multipliers assume that every objective's advantage is normalised on its own, as gdpo does. An objective that
-    the batch did not measure keeps its multiplier. Where every v is 0 (no preference for any objective without a
-    target, no multiplier yet), the weights are the preference.
+    the batch did not measure keeps its multiplier. While a person alone decides, the multipliers are those of their
+    weights. Where every v is 0 (no preference for any objective without a target, no multiplier yet), the weights are
+    the preference.
     """
 
     needs = frozenset({"targets"})
@@ -51,14 +52,15 @@ class Lagrangian(Weighting):
         missing_K = torch.nan_to_num((targets_K - batch_mean(stats.rewards_PGK)) / (high_K - low_K), nan=0.0)
         if self._duals_K is None:
             self._duals_K = torch.full_like(missing_K, self._first_dual())
-        if self.form == "equality":
+        aimed_K = ~torch.isnan(targets_K)
+        if not stats.decides:
+            self._duals_K = self._duals_of(stats.preference_K.double(), aimed_K)
+        elif self.form == "equality":
             moved_K = self._duals_K + self.eta * missing_K
             self._duals_K = moved_K.clamp(-LARGEST_ARGUMENT, LARGEST_ARGUMENT)
-            multipliers_K = self.lam_max * torch.tanh(self._duals_K)
         else:
             self._duals_K = (self._duals_K + self.eta * signs_K * missing_K).clamp(0, self.lam_max)
-            multipliers_K = signs_K * self._duals_K
-        aimed_K = ~torch.isnan(targets_K)
+        multipliers_K = self.lam_max * torch.tanh(self._duals_K) if self.form == "equality" else signs_K * self._duals_K
         primary_K = torch.where(aimed_K, 0.0, stats.preference_K.double())
         primary_K = primary_K / primary_K.sum().clamp_min(torch.finfo(torch.float64).tiny)
         values_K = torch.where(aimed_K, multipliers_K, primary_K)
@@ -67,6 +69,15 @@ class Lagrangian(Weighting):
         choice_K = stats.preference_K.double() if float(total) < 1e-12 else values_K.abs() / total
         turned_K = torch.where(values_K == 0, ways_K, values_K.sign())  # where its weight would push an objective
         return Weights(weights_K=choice_K.float(), signs_K=turned_K, directions_K=ways_K)
+
+    def _duals_of(self, preference_K: Tensor, aimed_K: Tensor) -> Tensor:
+        """Those whose weights are the preference, as far as lam_max lets them."""
+        untargeted = preference_K[~aimed_K].sum()
+        scale = 1 / untargeted if float(untargeted) > 0 else self.lam_max / preference_K.max()
+        multipliers_K = (scale * preference_K).clamp(max=self.lam_max)
+        if self.form == "inequality":
+            return multipliers_K
+        return torch.atanh(multipliers_K / self.lam_max).clamp(max=LARGEST_ARGUMENT)
 
     def _first_dual(self) -> float:
         if self.form == "inequality":

@@ -437,3 +437,16 @@ def test_before_a_transform_that_remembers_the_floor_says_nothing_of_the_spread(
         steps=2,
     )
     assert [record["groups"] for record in whole(tmp_path, spec)] == [3, 3]
+
+
+def test_a_rule_that_is_handed_the_weights_back_begins_with_the_persons(tmp_path: Path) -> None:
+    """What a rule would have added up in mode manual never had an effect."""
+    spec = make_spec(steps=8, steering={"mode": "manual"}, weighting={"name": "gradient", "step_size": 0.1})
+    run = start(tmp_path, spec)
+    first = run.journal.log[0][2]
+    run.journal.log.append((2, 7, first.model_copy(update={"mode": "auto"})))
+    run.loop.run()
+    chosen = [record["weights"]["strategy"]["accuracy"] for record in run]
+    assert chosen[:6] == pytest.approx([first.weights["accuracy"]] * 6)
+    assert [stats.decides for stats in run.strategy.given] == [False] * 6 + [True] * 2
+    assert chosen[6] == pytest.approx(first.weights["accuracy"], abs=0.05)

@@ -1,6 +1,7 @@
 """The rules that read rewards or advantages: one value of each by hand, and the traps of the published forms."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from orchestrator.figures import objective_figures
 from policies.types import UpdateOutcome
 from policies.weighting.covariance import CovarianceTarget, group_covariance
 from policies.weighting.dara import SignalShare
+from policies.weighting.gradient import GradientInfluence
 from policies.weighting.lagrangian import Lagrangian
 from policies.weighting.pama import LeastAdvantage
 from policies.weighting.saturation import SaturationAware
@@ -222,3 +224,45 @@ class TestLagrangian:
     def test_no_preference_for_what_is_maximised(self):
         choice = self.run(Lagrangian(), mean=90.0, target=50.0, sign=1.0, preference=(0.0, 0.0, 1.0))
         assert choice.weights_K.tolist() == pytest.approx([0.0, 0.0, 1.0])
+
+
+HANDED_BACK = {
+    "gradient": lambda: GradientInfluence(step_size=0.1),
+    "covariance": lambda: CovarianceTarget(eta=0.1, target_covariance=0.5),
+    "at least": lambda: Lagrangian(eta=0.1),
+    "equality": lambda: Lagrangian(eta=0.02, form="equality"),
+}
+
+
+@pytest.mark.parametrize("rule", HANDED_BACK)
+@pytest.mark.parametrize("before", [0, 30])
+def test_what_is_handed_back_begins_where_the_person_steered(rule, before):
+    """After many steps whose weights were the person's, and whose targets were missed: nothing has wound up."""
+    targeted = objectives_of(2, targets=[0.9, NAN], signs=[1.0, 0.0])
+    shared = {"rewards": two([0.0, 1.0], [0.25, 0.75]), "influence_K": torch.tensor([1.2, 0.3]), "objectives": targeted}
+    strategy = HANDED_BACK[rule]()
+    outcome = UpdateOutcome(rewards_PGK=shared["rewards"], credit_PG=torch.tensor([[0.1, -0.1]]))
+    for step in range(before + 100):
+        own = step < before
+        preference = [0.5, 0.5] if own else [0.3, 0.7]
+        found = strategy.update(stats(step, preference=preference, decides=own, **shared))
+        strategy.observe(outcome)
+        if not own:
+            assert found.weights_K.tolist() == pytest.approx([0.3, 0.7])
+    restored = HANDED_BACK[rule]()
+    restored.load_state_dict(json.loads(json.dumps(strategy.state_dict())))
+    for one in (strategy, restored):
+        found = one.update(stats(200, preference=[0.3, 0.7], **shared))
+        assert found.weights_K.tolist() == pytest.approx([0.3, 0.7], abs=0.03)
+
+
+@pytest.mark.parametrize("form", ["inequality", "equality"])
+@pytest.mark.parametrize(
+    ("preference", "weights"),
+    [([0.3, 0.7], [0.3, 0.7]), ([0.0, 1.0], [0.0, 1.0]), ([1.0, 0.0], [1.0, 0.0]), ([0.95, 0.05], [5 / 6, 1 / 6])],
+)
+def test_multipliers_of_a_persons_weights(form, preference, weights):
+    """As far as lam_max, 5, lets them."""
+    targeted = objectives_of(2, targets=[0.9, NAN], signs=[1.0, 0.0])
+    found = Lagrangian(form=form).update(stats(preference=preference, objectives=targeted, decides=False))
+    assert found.weights_K.tolist() == pytest.approx(weights, abs=1e-3)
