@@ -6,10 +6,12 @@ RAY_ADDRESS points, and would load Ray into the worker.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
 import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from orchestrator.errors import LauncherUnavailable
 from orchestrator.launch.launchers import (
     LOG_NAME,
     NO_RESOURCES,
+    OTHER_HOLDER,
     REDIS_URL_FILE_VARIABLE,
     driver_command,
     last_line,
@@ -40,6 +43,8 @@ from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
 
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 _NO_ROOM = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"  # RAY_JOB_START_TIMEOUT_SECONDS without room for a driver
+_KEPT_S, _DIED_KEPT_S = 600.0, 86_400.0  # how long Ray keeps a driver that ended, and one whose log somebody may want
+_DELETED_AT_ONCE = 20
 _LOST = 1  # exit code of a driver of which Ray can't say how it ended
 # What drivers need of the worker's environment: no credentials.
 _SHOWN = (
@@ -110,7 +115,14 @@ class RayJobsLauncher:
         raise AssertionError  # count() does not end
 
     def running(self) -> Sequence[RayJob]:
+        """Deletes some of those that ended some time ago: Ray keeps all, and takes ever longer to list them.
+
+        A job that waits for GPUs has a driver every minute.
+        """
         found = self._call("GET", "/api/jobs/").json()
+        with contextlib.suppress(LauncherUnavailable):  # the next time
+            for job in [job for job in found if _is_needless(job, time.time())][:_DELETED_AT_ONCE]:
+                self._call("DELETE", f"/api/jobs/{job['submission_id']}", missing_ok=True)
         return [
             RayJob(
                 launcher=self,
@@ -207,6 +219,16 @@ class RayJob:
 
     def last_line(self) -> str:
         return self._said
+
+
+def _is_needless(job: Mapping[str, Any], now: float) -> bool:
+    """Of a driver of ours that ended, whether it is time to forget it."""
+    if job["status"] not in _ENDED or "equipoise_fence" not in (job.get("metadata") or {}):
+        return False
+    waited = job.get("error_type") == _NO_ROOM or job.get("driver_exit_code") in (NO_RESOURCES, OTHER_HOLDER)
+    died = job["status"] == "FAILED" and not waited
+    ended_ms = job.get("end_time")
+    return ended_ms is not None and now - ended_ms / 1000 > (_DIED_KEPT_S if died else _KEPT_S)
 
 
 def check_environment() -> None:

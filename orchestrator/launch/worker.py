@@ -107,6 +107,7 @@ class Worker:
         self._histories: dict[tuple[str, str], _History] = {}
         self._watches: dict[tuple[str, str], _Watch] = {}
         self._has_searched = False
+        self._unlisted = False
         self._unsure = 0  # drivers whose worker may be gone: until it is known, they take places of ours
         self._turns = 0  # drivers started so far
         self._served: dict[str, int] = {}  # owner -> turn of its last driver
@@ -134,13 +135,14 @@ class Worker:
                         self._kill_hung()
                         self._stop_needless()
                     if time.monotonic() >= next_search:
-                        self._find_again()
                         next_search = time.monotonic() + self._custody_s
+                        self._search()
                     if time.monotonic() >= next_tidying:
                         next_tidying = time.monotonic() + ORPHAN_AGE_S
                         self._tidy()
                     self._reap()
-                    self._fill()
+                    if self._has_searched:  # else it would start more than there may be
+                        self._fill()
                     told = None
                 except (StoreUnavailable, LauncherUnavailable) as error:
                     why = error.outage if isinstance(error, StoreUnavailable) else "launcher"
@@ -204,6 +206,16 @@ class Worker:
         self._missing = missing
         for job_id in drop_orphans(self._state_dir, self._any, found=found):
             log.info("%s: a copy for a fork that was never queued was deleted", job_id)
+
+    def _search(self) -> None:
+        """A list that does not come, as it may be long, keeps nobody from the drivers that are known."""
+        try:
+            self._find_again()
+            self._unlisted = False
+        except LauncherUnavailable as error:
+            if not self._unlisted:
+                log.warning("%s; drivers that are known are watched on, those of other workers are not found", error)
+            self._unlisted = True
 
     def _find_again(self) -> None:
         """Drivers whose worker is gone count as ours: their jobs are at work, and so not in the queue."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import LauncherUnavailable
 from orchestrator.launch.custody import Custody
 from orchestrator.launch.launchers import SubprocessLauncher, driver_command
 from orchestrator.launch.worker import Worker
@@ -573,6 +574,27 @@ def test_the_drivers_of_a_worker_that_is_gone_are_taken_over_and_take_places_unt
         assert len(cluster.drivers) == 1
         cluster.drivers[0].code = 0
         until(lambda: heir.running == [waiting])
+
+
+def test_a_list_of_drivers_that_does_not_come_stops_no_work(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A cluster that keeps thousands of ended ones may be too slow to list them."""
+    cluster = Cluster(bench.store)
+    listed = cluster.running
+    jobs = [bench.submit() for _ in range(2)]
+
+    def late() -> list[Elsewhere]:
+        if cluster.drivers:
+            raise LauncherUnavailable("the list takes too long")
+        return listed()
+
+    cluster.running = late  # type: ignore[method-assign]
+    with working(cluster.worker(capacity=1, custody_s=0.3)) as worker:
+        until(lambda: worker.running == [jobs[0]])
+        until(lambda: "the list takes too long" in caplog.text)
+        cluster.drivers[0].code = 0
+        until(lambda: worker.running == [jobs[1]])
+        time.sleep(1)
+    assert caplog.text.count("the list takes too long") == 1
 
 
 def test_a_driver_that_was_taken_over_is_no_longer_ours(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from orchestrator.errors import LauncherUnavailable
+from orchestrator.launch.launchers import NO_RESOURCES
 from orchestrator.launch.ray_jobs import RayJobsLauncher
 
 SECRET = Path("/run/secrets/redis-url")
@@ -35,6 +37,9 @@ class JobServer:
             return self.submit(json.loads(request.content))
         if not name:
             return httpx.Response(200, json=list(self.jobs.values()))
+        if request.method == "DELETE":
+            del self.jobs[name]
+            return httpx.Response(200, json={"deleted": True})
         if request.method == "POST":
             self.stopped.append(name.removesuffix("/stop"))
             return httpx.Response(200, json={"stopped": True})
@@ -156,6 +161,32 @@ def test_how_a_driver_ended(
     server.jobs[job.submission_id].update(ray)
     assert job.poll() == code
     assert job.last_line() == line
+
+
+def test_what_ended_some_time_ago_is_deleted(server: JobServer, launcher: RayJobsLauncher) -> None:
+    """Ray keeps all that it is not told to delete, and a job that waits for room has a driver every minute."""
+    ours = {"equipoise_job": "j", "equipoise_owner": "o", "equipoise_fence": "1"}
+
+    def ended(name: str, ago_s: float, **how: Any) -> None:
+        at = 1000 * (time.time() - ago_s)
+        known = {"submission_id": name, "status": "FAILED", "metadata": ours, "end_time": at}
+        server.jobs[name] = known | how
+
+    hour_s = 3600.0
+    ended("waited", hour_s, driver_exit_code=NO_RESOURCES)
+    ended("no room", hour_s, error_type="JOB_SUPERVISOR_ACTOR_START_TIMEOUT")
+    ended("done", hour_s, status="SUCCEEDED")
+    ended("just now", 60, status="SUCCEEDED")
+    ended("died", hour_s, driver_exit_code=-9)
+    ended("died long ago", 48 * hour_s)
+    ended("of somebody else", 48 * hour_s, metadata={})
+    ended("at work", 48 * hour_s, status="RUNNING")
+    assert [driver.submission_id for driver in launcher.running()] == ["at work"]
+    assert list(server.jobs) == ["just now", "died", "of somebody else", "at work"]
+    for number in range(50):
+        ended(f"long list {number}", hour_s, status="SUCCEEDED")
+    launcher.running()
+    assert len(server.jobs) == 4 + 30
 
 
 def test_a_driver_that_ray_has_forgotten_is_gone(server: JobServer, launcher: RayJobsLauncher) -> None:
