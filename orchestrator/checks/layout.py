@@ -164,10 +164,16 @@ class Layout:
         parts = learner_bytes(self.size, self.update, trained=trained)
         if not self.on_gpu:
             parts["runtime"] = LEARNER_BYTES
-            if self.spec.checkpoints.asynchronous:  # of a GPU's learner, it is in the host's memory
-                saved = self.size if trained is None or self.spec.merges else trained
-                parts["checkpoint"] = parts["moments"] * 3 // 2 + self.number_bytes * saved.parameters
+            if copied := self.checkpoint_bytes(parts["moments"]):
+                parts["checkpoint"] = copied
         return Process(name="learner", count=self.spec.resources.learner_ranks, gpus=int(self.on_gpu), parts=parts)
+
+    def checkpoint_bytes(self, moments: int) -> int:
+        """What the host has of a checkpoint that is written beside the next steps."""
+        if not self.spec.checkpoints.asynchronous:
+            return 0
+        saved = self.size if self.trained is None or self.spec.merges else self.trained
+        return moments * 3 // 2 + self.number_bytes * saved.parameters
 
     @property
     def trained(self) -> ModelSize | None:
@@ -196,7 +202,8 @@ class Layout:
     @property
     def host_bytes(self) -> int | None:
         """Of the host's memory, for a job on GPUs: what the learner's ranks load, each a whole policy, or what is
-        offloaded of all of them; the weights of engines that sleep; and reward models that have no GPU."""
+        offloaded of all of them; the weights of engines that sleep; reward models that have no GPU; and a checkpoint that
+        is written meanwhile."""
         if not self.on_gpu:
             return None
         alone = replace(self.update, offloaded=False, ranks=1)
@@ -204,7 +211,7 @@ class Layout:
         kept = sum(parts[name] for name in _KEPT) if self.update.offloaded else 0
         loaded = parts["weights"] * self.spec.resources.learner_ranks
         asleep = self.engine.parts["weights"] * self.spec.rollout.engines if self.sleeps else 0
-        return max(loaded, kept) + asleep + self.host_rewards_bytes
+        return max(loaded, kept) + asleep + self.host_rewards_bytes + self.checkpoint_bytes(parts["moments"])
 
     @property
     def update(self) -> Update:

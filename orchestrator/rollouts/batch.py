@@ -82,7 +82,7 @@ def rollout_seed(seed: int, purpose: str, *place: int) -> int:
 def rollout_request(rollout: RolloutSpec, prompt: Prompt, seed: int | None, temperature: float) -> RolloutRequest:
     """One completion of a prompt, as the spec has it."""
     return RolloutRequest(
-        prompt_tokens=prompt.tokens,
+        prompt_tokens=tuple(prompt.tokens),
         seed=seed,
         max_tokens=rollout.max_tokens,
         temperature=temperature,

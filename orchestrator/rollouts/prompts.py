@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import re
+from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -46,7 +47,7 @@ class Prompt:
     text: str  # what rewards and people see: the text, or the last user message
     answer: str | None
     row: int  # from 1
-    tokens: tuple[int, ...] = ()
+    tokens: Sequence[int] = ()  # an array of a split: as a tuple, millions of prompts would be ten gigabytes
     domain: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)  # further columns that the row has, as JSON
 
@@ -199,7 +200,7 @@ def encode(prompts: Iterable[Prompt], path: str, encoder: Callable[[Any], list[i
     """Prompts with their tokens. Raises DatasetError for one of more than `longest` tokens: it leaves no room."""
     encoded = []
     for prompt in prompts:
-        tokens = tuple(encoder(prompt.content))
+        tokens = array("i", encoder(prompt.content))
         if len(tokens) > longest:
             raise DatasetError(
                 f"{path}: row {prompt.row}: the prompt has {len(tokens)} tokens, but the context leaves room for "

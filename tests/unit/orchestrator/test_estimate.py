@@ -215,6 +215,7 @@ def test_a_jobs_memory_on_gpus_is_not_the_machines() -> None:
         ({"policy": {"cpu_offload": True}, "loss": {"kl_coef": 0.1}}, 2, 20),
         ({"policy": {"cpu_offload": True}, "resources": {"learner_ranks": 8}}, 9, 32),
         ({"rollout": {"sleep": True, "gpu_memory_utilization": 0.4}}, 1, 6),
+        ({"checkpoints": {"asynchronous": True}}, 2, 4 + 12 + 2),  # weights and moments, and the policy's files
     ],
 )
 def test_a_job_on_gpus_says_what_the_host_has_of_it(changes: dict[str, Any], gpus: int, of_each: int) -> None:

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.rollouts.batch import rollout_request
 from orchestrator.rollouts.prompts import NO_ANSWERS, DatasetError, PromptOrder, encode, examine, load_prompts
 from orchestrator.specs.data import Columns
+from orchestrator.specs.rollout import RolloutSpec
 
 GOOD = {"prompt": "1+1", "answer": "2"}
 ASKED = {"role": "user", "content": "1+1"}
@@ -246,7 +248,9 @@ def test_an_empty_file(tmp_path: Path, content: bytes) -> None:
 def test_encode_and_its_limit(tmp_path: Path) -> None:
     prompts = load_prompts(jsonl(tmp_path, GOOD, {"prompt": "1 + 1", "answer": "2"}), Columns())
     encoded = encode(prompts, "f", lambda text: [ord(c) for c in text], longest=5)
-    assert [p.tokens for p in encoded] == [(49, 43, 49), (49, 32, 43, 32, 49)]
+    assert [tuple(p.tokens) for p in encoded] == [(49, 43, 49), (49, 32, 43, 32, 49)]
+    assert rollout_request(RolloutSpec(), encoded[0], 1, temperature=1.0).prompt_tokens == (49, 43, 49)
+    assert encoded[0].tokens.itemsize == 4, "a tuple of numbers takes 36 bytes a token, and a job holds millions"
     assert [(p.text, p.answer, p.row) for p in encoded] == [(p.text, p.answer, p.row) for p in prompts]
     with pytest.raises(
         DatasetError, match="f: row 2: the prompt has 5 tokens, but the context leaves room for 4 beside"
