@@ -28,6 +28,12 @@ STAGES = ("rollout", "score", "learn", "sync", "evaluate", "checkpoint", "other"
 PAIRS_AT_ONCE = 6
 TEST_SPLITS = {"sampled": "sampled as in training", "greedy": "greedy decoding"}
 EVENTS_SHOWN = 500
+STEPS_DRAWN = 512  # at most: more are averaged, as no chart is wider than that
+DOMINATED_SHOWN = 256  # points of the archive, the newest
+DRAWN = (
+    "step", "objectives", "weights", "gold",
+    "mean_tokens", "truncated_share", "entropy", "kl", "grad_norm", "clip_share",
+)  # fmt: skip
 SAMPLES_SHOWN = 10
 SAME_WEIGHT = 1e-6  # below it two weights differ by how they were scaled
 
@@ -57,7 +63,8 @@ def render_report(
         loader=jinja2.PackageLoader("orchestrator"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": _number, "moment": _moment, "compact": _compact_json}
-    pairs = _pair_figures(names, points, front or {})
+    drawn, shown = _thinned(steps), _shown(points)
+    pairs = _pair_figures(names, shown, front or {})
     return environment.get_template("report.html.j2").render(
         job=job,
         names=names,
@@ -68,14 +75,16 @@ def render_report(
         is_gated=any(point.get("counted") for point in points),
         tiles=_tiles(names, points, best, front),
         marks=marks,
-        objective_figures=_objective_figures(names, steps, marks),
-        weight_figures=_weight_figures(names, steps, marks),
-        gold_figures=_gold_figures(names, steps, spec, marks),
-        health_figures=_health_figures(steps, marks),
+        objective_figures=_objective_figures(names, drawn, steps, marks),
+        weight_figures=_weight_figures(names, drawn, marks),
+        gold_figures=_gold_figures(names, drawn, spec, marks),
+        health_figures=_health_figures(drawn, marks),
+        steps_in_one=_width(steps),
         hypervolume_figures=_hypervolume_figures(front or {}, marks),
         pair_figures=pairs[:PAIRS_AT_ONCE],
         more_pair_figures=pairs[PAIRS_AT_ONCE:],
-        parallel_figures=_parallel_figures(names, points, front or {}),
+        parallel_figures=_parallel_figures(names, shown, front or {}),
+        points_left_out=len(points) - len(shown),
         style_figures=_style_figures(points),
         rows=_front_rows(points, front or {}),
         splits=[key for key in TEST_SPLITS if any((point.get("test") or {}).get(key) for point in points)],
@@ -106,6 +115,41 @@ def _get(document: Json | None, *path: str) -> Any:
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
+
+
+def _width(steps: list[Json]) -> int:
+    """Steps in one point of a chart."""
+    return max(1, -(-len(steps) // STEPS_DRAWN))
+
+
+def _thinned(steps: list[Json]) -> list[Json]:
+    """What charts draw of the steps: means of as many as come together, under the last one's number."""
+    kept = [{key: step[key] for key in DRAWN if key in step} for step in steps]
+    if (width := _width(steps)) == 1:
+        return kept
+    parts = [kept[first : first + width] for first in range(0, len(kept), width)]
+    return [_mean(part) | {"step": part[-1].get("step")} for part in parts]
+
+
+def _mean(documents: list[Json]) -> Json:
+    """Of each number in them; of anything else, the last."""
+    found: Json = {}
+    for key in dict.fromkeys(itertools.chain.from_iterable(documents)):
+        values = [value for document in documents if (value := document.get(key)) is not None]
+        if values and all(isinstance(value, dict) for value in values):
+            found[key] = _mean(values)
+        elif values and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            found[key] = sum(values) / len(values)
+        else:
+            found[key] = values[-1] if values else None
+    return found
+
+
+def _shown(points: list[Json]) -> list[Json]:
+    """Without the oldest of those that others dominate, where there are very many."""
+    dominated = [i for i, point in enumerate(points) if _kind(point) == "dominated"]
+    left_out = set(dominated[:-DOMINATED_SHOWN])
+    return [point for i, point in enumerate(points) if i not in left_out]
 
 
 def _left_out(events: list[Json]) -> int:
@@ -283,13 +327,15 @@ def _mark_shapes(marks: dict[str, list[int]]) -> list[Json]:
             for x, line in lines]  # fmt: skip
 
 
-def _objective_figures(names: list[str], steps: list[Json], marks: dict[str, list[int]]) -> list[Json]:
+def _objective_figures(
+    names: list[str], drawn: list[Json], steps: list[Json], marks: dict[str, list[int]]
+) -> list[Json]:
     """One small chart per objective: batch mean, a band of one standard deviation, and evaluations as points."""
     figures = []
     for index, name in enumerate(names):
-        x = [step.get("step") for step in steps]
-        mean = [_get(step, "objectives", name, "mean") for step in steps]
-        std = [_get(step, "objectives", name, "std") or 0.0 for step in steps]
+        x = [step.get("step") for step in drawn]
+        mean = [_get(step, "objectives", name, "mean") for step in drawn]
+        std = [_get(step, "objectives", name, "std") or 0.0 for step in drawn]
         evaluated = [(s.get("step"), _get(s, "evaluation", "objectives", name)) for s in steps]
         evaluated = [pair for pair in evaluated if pair[1] is not None]
         if not evaluated and not any(value is not None for value in mean):

@@ -111,6 +111,25 @@ def test_result_is_told_in_words_and_numbers() -> None:
     assert "after ± is the standard error" in text
 
 
+def test_a_long_job_has_a_report_that_a_browser_opens() -> None:
+    """Means of steps that come together, and all points of the front; not the oldest of those that others dominate."""
+    parts = documents(8)
+    one, point = parts["steps"][0], parts["front"]["points"][2]
+    parts["steps"] = [
+        {**one, "step": step, "entropy": float(step), "evaluation": one["evaluation"] if step % 10 == 0 else None}
+        for step in range(1, 20_001)
+    ]
+    parts["front"]["points"] += [{**point, "step": step} for step in range(10, 20_001, 10)]
+    text = page(**parts)
+    assert len(text) < 8 << 20
+    (entropy,) = [figure for figure in figures(text) if figure["title"] == "Entropy"]
+    ((line,),) = [entropy["data"]]
+    assert (line["x"][:2], line["y"][:2], line["x"][-1]) == ([40, 80], [20.5, 60.5], 20_000)
+    assert "a point for every 40 steps" in text
+    assert "The oldest 1,745 of the dominated ones are left out" in text
+    assert "a point for every" not in page(**documents(2))
+
+
 def test_events_that_are_left_out_are_counted_by_the_number_of_the_newest() -> None:
     """Of a long job the store itself keeps the newest alone."""
     parts = documents(2)
