@@ -202,8 +202,8 @@ class Layout:
     @property
     def host_bytes(self) -> int | None:
         """Of the host's memory, for a job on GPUs: what the learner's ranks load, each a whole policy, or what is
-        offloaded of all of them; the weights of engines that sleep; reward models that have no GPU; and a checkpoint that
-        is written meanwhile."""
+        offloaded of all of them; the weights of engines that sleep; reward models that have no GPU; and a checkpoint
+        that is written meanwhile."""
         if not self.on_gpu:
             return None
         alone = replace(self.update, offloaded=False, ranks=1)

@@ -7,11 +7,49 @@ A part that somebody looks at closely comes in smaller ones.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 Value = float | int | None
+_UNKNOWN = -(2**63)  # among whole numbers
 MOST = 512  # buckets; a chart is narrower than that in pixels, or not by much
+
+
+class Column(Sequence[Value]):
+    """Numbers, and None where nothing is known, of 8 bytes each: a job has millions, and many may watch it.
+
+    Whole numbers stay whole as long as there are no others.
+    """
+
+    def __init__(self, unknown: int = 0) -> None:
+        self._values = array("q", [_UNKNOWN]) * unknown
+
+    def append(self, value: Value) -> None:
+        is_whole = self._values.typecode == "q"
+        if value is None:
+            self._values.append(_UNKNOWN if is_whole else math.nan)
+            return
+        if is_whole and not (isinstance(value, int) and abs(value) < -_UNKNOWN):
+            self._values = array("d", [math.nan if known is None else known for known in self])
+        self._values.append(value)
+
+    @overload
+    def __getitem__(self, place: int) -> Value: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Value]: ...
+    def __getitem__(self, place: int | slice) -> Value | list[Value]:
+        if isinstance(place, int):
+            found = self._values[place]
+            return None if found == _UNKNOWN or found != found else found
+        return [None if found == _UNKNOWN or found != found else found for found in self._values[place]]
+
+    def __delitem__(self, place: slice) -> None:
+        del self._values[place]
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 @dataclass
@@ -19,7 +57,7 @@ class Columns:
     """Figures of committed steps by name; `steps` rises by one from its first."""
 
     steps: list[int] = field(default_factory=list)
-    values: dict[str, list[Value]] = field(default_factory=dict)
+    values: dict[str, Column] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -35,7 +73,7 @@ class Columns:
         for name, value in figures.items():
             column = self.values.get(name)
             if column is None:
-                column = self.values[name] = [None] * count
+                column = self.values[name] = Column(count)
             column.append(value)
         for name in self.values.keys() - figures.keys():
             self.values[name].append(None)

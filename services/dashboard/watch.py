@@ -61,6 +61,8 @@ _HEALTH = (
     "policy_version",
     "sampler_gap",
 )
+_SIGNS = ("reward_health", "engines", "engine_health", "falling")
+_READ = ("objectives", "weights", "timings_s", "staleness", "gold", "evaluation", *_SIGNS, *_HEALTH)  # of a step
 
 
 class JobWatch:
@@ -248,7 +250,7 @@ class JobWatch:
 
     async def _fetch_steps(self) -> None:
         while True:
-            page = await self._client.metrics(self.job_id, after=self.columns.last, limit=_PAGE)
+            page = await self._client.metrics(self.job_id, after=self.columns.last, limit=_PAGE, names=_READ)
             for record in page["data"]:
                 self._add(record)
             if not page["has_more"]:
@@ -262,7 +264,7 @@ class JobWatch:
         if version is not None and (not self.versions or version != self.versions[-1][1]):
             self.versions.append((step, version))
         self.columns.append(step, figures(record))
-        self.signs = {name: record.get(name) or {} for name in ("reward_health", "engines", "engine_health", "falling")}
+        self.signs = {name: record.get(name) or {} for name in _SIGNS}
         if evaluation := record.get("evaluation"):
             self._wanted |= {"front", "checkpoints"}  # its event comes before the front that it tells of
             self.evaluations.append({"step": step, "objectives": evaluation.get("objectives") or {}})

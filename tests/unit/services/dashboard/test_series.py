@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.dashboard.series import Columns, Tail, closer, rows, stride
+from services.dashboard.series import Column, Columns, Tail, closer, rows, stride
 
 
 def _columns(values: list[float | None]) -> Columns:
@@ -96,3 +97,29 @@ def test_names_come_and_go() -> None:
     columns = _columns([1.0])
     columns.append(2, {"b": 5})
     assert rows(columns, ["a", "b", "none"]) == [[1, 1.0, None, None], [2, None, 5, None]]
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False)), max_size=20))
+def test_a_column_gives_back_what_it_was_given(values: list[float | int | None]) -> None:
+    column = Column()
+    for value in values:
+        column.append(value)
+    assert (
+        list(column)
+        == column[:]
+        == [None if value is None else type(column[i])(value) for i, value in enumerate(values)]
+    )
+    if not any(isinstance(value, float) for value in values) and all(abs(value or 0) < 2**63 for value in values):
+        assert not any(isinstance(value, float) for value in column), "a version is no 2.0"
+    del column[3:]
+    assert len(column) == min(3, len(values))
+
+
+def test_a_long_series_takes_eight_bytes_a_figure() -> None:
+    tracemalloc.start()
+    columns, before = Columns(), tracemalloc.get_traced_memory()[0]
+    for step in range(1, 5001):
+        columns.append(step, {f"figure {i}": step / (i + 1) for i in range(20)})
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert taken < 5000 * (20 * 8 * 1.3 + 80)

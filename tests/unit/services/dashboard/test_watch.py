@@ -193,3 +193,24 @@ def test_where_steering_changed_is_told_by_the_steps() -> None:
         assert found.versions == [(1, 2), (3, 3)]
 
     on_page(look)
+
+
+def test_all_that_is_read_of_a_step_is_asked_for() -> None:
+    """The whole record is ten times as large, and everybody who opens a long job's page reads all of its steps."""
+
+    class Asked(dict[str, Any]):
+        def get(self, key: str, default: Any = None) -> Any:
+            read.add(key)
+            return super().get(key, default)
+
+        def __contains__(self, key: object) -> bool:
+            read.add(str(key))
+            return super().__contains__(key)
+
+    async def look(session: Any, _: Any) -> None:
+        found = await JobWatch.of(session, "job-1")
+        found._add(Asked(step=1))
+        assert read <= set(watch._READ)
+
+    read: set[str] = set()
+    on_page(look)
