@@ -10,7 +10,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import Any, overload
 
 Value = float | int | None
 _UNKNOWN = -(2**63)  # among whole numbers
@@ -24,7 +24,7 @@ class Column(Sequence[Value]):
     """
 
     def __init__(self, unknown: int = 0) -> None:
-        self._values = array("q", [_UNKNOWN]) * unknown
+        self._values: Any = array("q", [_UNKNOWN]) * unknown  # or "d"
 
     def append(self, value: Value) -> None:
         is_whole = self._values.typecode == "q"
@@ -40,10 +40,12 @@ class Column(Sequence[Value]):
     @overload
     def __getitem__(self, place: slice) -> list[Value]: ...
     def __getitem__(self, place: int | slice) -> Value | list[Value]:
-        if isinstance(place, int):
-            found = self._values[place]
-            return None if found == _UNKNOWN or found != found else found
-        return [None if found == _UNKNOWN or found != found else found for found in self._values[place]]
+        found = self._values[place] if isinstance(place, slice) else self._values[place : place + 1 or None]
+        if self._values.typecode == "q":
+            values = [None if value == _UNKNOWN else value for value in found]
+        else:
+            values = [None if value != value else value for value in found]
+        return values if isinstance(place, slice) else values[0]
 
     def __delitem__(self, place: slice) -> None:
         del self._values[place]
