@@ -281,7 +281,7 @@ def test_a_job_that_ended_is_deleted_and_nothing_of_it_is_left(store: JobStore, 
         assert (caught.value.status, caught.value.code) == (409, "illegal_transition")
         store.finish(lease, JobStatus.FAILED, "x")
         webhooks.advance(webhook.webhook_id, "job-whole", 3)
-        assert len(left_of(store, "job-whole")) == 12  # ten of its own, the list, the webhook's cursors
+        assert len(left_of(store, "job-whole")) == 13  # eleven of its own, the list, the webhook's cursors
         assert client.delete_job("job-whole") == {"object": "job", "id": "job-whole", "deleted": True}
         for again in (client.delete_job, client.job):
             with pytest.raises(NotFound):
