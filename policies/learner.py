@@ -51,7 +51,7 @@ class Learner:
     """A causal language model, its optimiser, and how a batch of rollouts changes it.
 
     Where torch's default process group has several ranks, each has a Learner, all are called alike with the whole
-    batch, and together they do what one would.
+    batch, and together they do what one would: in bfloat16 with more rounding (Ranks.shard).
     """
 
     def __init__(self, settings: LearnerSettings) -> None:

@@ -11,10 +11,10 @@ and while it updates, what the backward pass needs of a dense decoder (Dimension
     attention 4 Q a   gated MLP 4 I a   norms of queries and keys (4 + a) (Q + KV)   attention mask a t
     H hidden size, Q all heads, KV those that are cached, I intermediate size, t the longest row
 
-or with gradient checkpointing 4 H, and the whole of one layer at a time. The logits stand beside them: 12 V for each
-token of a chunk of the head (policies/scorer.py), or with more than one, where that is more, 8 V in the backward pass
-beside the head's gradient, 4 H V (bfloat16: or 2 V beside 10 H V); V the vocabulary. In bfloat16 a copy of the weights,
-2 N.
+or with gradient checkpointing 4 H (2 H in a sharded model in bfloat16, whose blocks hand on no more), and the whole of
+one layer at a time. The logits stand beside them: 12 V for each token of a chunk of the head (policies/scorer.py), or
+with more than one, where that is more, 8 V in the backward pass beside the head's gradient, 4 H V (bfloat16: or 2 V
+beside 10 H V); V the vocabulary. In bfloat16 a copy of the weights, 2 N.
 
 With an adapter (policies/lora.py) of n parameters the base is kept once, a N, and is its own reference; all else is
 n's, and norms, which do not learn, keep half.
@@ -58,6 +58,11 @@ class Update:
     on_gpu: bool = False
     offloaded: bool = False  # weights, gradients and moments are the host's
 
+    @property
+    def sharded(self) -> bool:
+        """Whether blocks compute with casts of the weights that they gather."""
+        return self.ranks > 1 or self.offloaded
+
 
 def engine_weights_bytes(size: ModelSize, number_bytes: int) -> int:
     return size.parameters * number_bytes
@@ -86,7 +91,7 @@ def learner_bytes(size: ModelSize, update: Update, *, trained: ModelSize | None 
     if update.offloaded:
         held = dict.fromkeys(held, 0)
     passes = update_bytes(size.dimensions, update, whole=trained is None) if size.dimensions else 0
-    if update.ranks > 1 or update.offloaded:
+    if update.sharded:
         blocks = (size.dimensions.layers if size.dimensions else 0) * size.last_block
         passes += update.number_bytes * (size.parameters - blocks + 2 * size.last_block)
     elif update.number_bytes == 2:
@@ -132,4 +137,5 @@ def update_bytes(dimensions: Dimensions, update: Update, *, whole: bool = True) 
     head += logits
     if not update.recompute:
         return tokens * d.layers * layer + head
-    return tokens * d.layers * 4 * d.hidden + max(tokens * layer, head)
+    between = a if update.sharded else 4  # bytes of a number that one block hands to the next
+    return tokens * d.layers * between * d.hidden + max(tokens * layer, head)

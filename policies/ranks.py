@@ -61,7 +61,9 @@ class Ranks:
         if self.size == 1 and not self.offload:
             return
         options: dict[str, Any] = {"mesh": init_device_mesh(self.device.type, (self.size,))}
-        if dtype == "bfloat16":  # gathered in half the bytes, added up in full precision
+        # Gathered in half the bytes, added up over the ranks in float32. What blocks hand on is bfloat16 too, where
+        # under autocast it is float32.
+        if dtype == "bfloat16":
             options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         if self.offload:
             options["offload_policy"] = CPUOffloadPolicy(pin_memory=self.device.type == "cuda")

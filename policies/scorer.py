@@ -156,12 +156,14 @@ class _HeadInChunks(torch.autograd.Function):
             dh.mul_(slope)
             scaled = (h * slope).to(h.dtype)
             if ctx.needs_input_grad[2] and dweight_Vn is None:
-                dweight_Vn = (q.T @ scaled).to(ctx.dtype)
+                dweight_Vn = (q.T @ scaled).to(torch.promote_types(ctx.dtype, torch.float32))
             elif dweight_Vn is not None and dweight_Vn.dtype == q.dtype:
                 dweight_Vn.addmm_(q.T, scaled)
             elif dweight_Vn is not None:
                 dweight_Vn.add_(q.T @ scaled)
             q = None
+        if dweight_Vn is not None:
+            dweight_Vn = dweight_Vn.to(ctx.dtype)  # of a sharded model half of float32: rounded once, not by each chunk
         return dhidden_Nn, None, dweight_Vn, None, None
 
 

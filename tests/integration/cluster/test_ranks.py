@@ -190,7 +190,7 @@ def close(found, expected, tolerance=1e-4):
 
 
 def tolerance(mode):
-    """In bfloat16, whose last bit is .4 %, ranks round what one alone does not: the weights of the norms."""
+    """In bfloat16, whose last bit is .4 %, ranks round what one does not: all that blocks hand on, norms' weights."""
     if VARIANTS[mode].get("dtype") == "bfloat16":
         return 3e-2
     return 1e-3 if VARIANTS[mode].get("gramian", mode) == "step_response" else 1e-4

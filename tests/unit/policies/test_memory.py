@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from policies.learner import Learner, LearnerSettings
 from policies.lora import Lora
-from policies.memory import Update, cached_token_bytes, engine_weights_bytes, learner_bytes
+from policies.memory import Update, cached_token_bytes, engine_weights_bytes, learner_bytes, update_bytes
 from policies.sizes import Dimensions, ModelSize, adapter_size, size_of
 from policies.types import ObjectiveAdvantages, Rollout
 
@@ -169,6 +169,17 @@ def test_a_checkpoint_copies_the_moments_and_a_gpu_steps_all_parameters_at_once(
     assert learner_bytes(size, replace(update, on_gpu=True)) == kept | {"working": 600}
     exact = replace(update, gramian="exact", objectives=20, penalty=True)
     assert learner_bytes(size, exact) == kept | {"reference": 600, "objective_gradients": 12_600, "working": 7400}
+
+
+@pytest.mark.parametrize(("sharded", "number_bytes", "saved"), [
+    ({"ranks": 4}, 2, 1000 * 32 * 2 * 4096), ({"offloaded": True}, 2, 1000 * 32 * 2 * 4096), ({"ranks": 4}, 4, 0),
+])  # fmt: skip
+def test_what_a_sharded_models_blocks_hand_on_is_in_its_own_type(
+    sharded: dict[str, Any], number_bytes: int, saved: int
+) -> None:
+    update = Update(number_bytes=number_bytes, tokens=1000, row=100, recompute=True)
+    llama = Dimensions(layers=32, hidden=4096, query=4096, key_value=1024, intermediate=14_336, vocabulary=128_256)
+    assert update_bytes(llama, update) - update_bytes(llama, replace(update, **sharded)) == saved
 
 
 def test_an_engine_holds_weights_and_a_key_and_a_value_of_every_token() -> None:

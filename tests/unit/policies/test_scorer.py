@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 from policies.batching import make_rows, packing
 from policies.learner import Learner, LearnerSettings
 from policies.lora import Lora, attach
-from policies.scorer import Scorer
+from policies.scorer import Scorer, _HeadInChunks
 from policies.types import ObjectiveAdvantages, Rollout
 from tests.support import make_policy
 
@@ -187,6 +187,22 @@ def test_a_bare_head_and_one_that_is_called_agree(models, trained, dtype):
     torch.testing.assert_close(found[0][:2], found[1][:2])
     error = (found[0][2] - found[1][2]).norm() / found[1][2].norm()
     assert float(error) < (1e-6 if dtype == torch.float32 else 1e-2)
+
+
+def test_the_gradient_of_a_head_in_bfloat16_is_rounded_once():
+    """A sharded model's is one; under autocast the same sum stays as it is, in the weight's float32."""
+    torch.manual_seed(0)
+    hidden_Nn, target_N = torch.randn(96, 32).bfloat16(), torch.randint(0, VOCABULARY, (96,))
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = (torch.randn(VOCABULARY, 32, generator=torch.Generator().manual_seed(1)) / 6).bfloat16().to(dtype)
+        weight.requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            values_N, _ = _HeadInChunks.apply(hidden_Nn, target_N, weight, 1.0, 8)
+        (gradient,) = torch.autograd.grad(values_N.sum(), weight)
+        assert gradient.dtype == dtype
+        found.append(gradient)
+    assert torch.equal(found[1], found[0].bfloat16())
 
 
 def test_a_graph_that_is_kept_gives_the_same_gradients_again(models):
