@@ -95,8 +95,19 @@ def put(text: str, path: Path, value: str | float | int) -> str:
         node = found[1] if found else None
     if isinstance(node, yaml.ScalarNode) and node.style not in ("|", ">"):
         written = yaml.safe_dump(value, allow_unicode=True, width=10**6).removesuffix("\n...\n").strip()
-        return text[: node.start_mark.index] + written + text[node.end_mark.index :]
+        start, end = node.start_mark.index, node.end_mark.index
+        space = " " if start == end else ""  # nothing stands there yet, and it may follow its colon at once
+        changed = f"{text[:start]}{space}{written}{text[end:]}"
+        if _says(changed, path, value):
+            return changed
     return _anew(document, path, value)
+
+
+def _says(text: str, path: Path, value: str | float | int) -> bool:
+    try:
+        return bool(value_at(read(text), path) == value)
+    except BadText:
+        return False
 
 
 def use_dataset(text: str, split: str, dataset_id: str) -> str:

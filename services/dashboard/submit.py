@@ -37,6 +37,8 @@ _REWARD_FORM: tuple[tuple[str, str], ...] = (
     ("training.lr", "Learning rate"),
 )
 _SPLITS = ("train", "validation", "test")
+_BACK = "back:"  # and which of the texts that were left
+_MOST_LEFT = 20
 _RULES = (("weighting.name", "Weighting", "weighting"), ("estimator.name", "Advantages", "estimator"))
 
 
@@ -68,6 +70,10 @@ async def _like(session: Session, job_id: str) -> str:
     return yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=100)
 
 
+def _examples() -> list[str]:
+    return sorted(path.name.removesuffix(".yaml") for path in resources.files("deploy").joinpath("jobs").iterdir())
+
+
 def example(name: str) -> str:
     return resources.files("deploy").joinpath(f"jobs/{name}.yaml").read_text(encoding="utf-8")
 
@@ -82,16 +88,16 @@ class SubmitForm:
         self._known: dict[str, str] = {}  # what the text says, by path
         self._once = Once()
         self._is_restored = False
+        self._left: list[str] = []  # texts that made room for an example, the newest first
+        self._loaded: str | None = None  # the example as it came
+        self._checked_text: str | None = None  # what the verdict is of
         with Tag("div", "", "title-row"):
             Tag("h1", "Submit a job")
             self._banner = text("", "banner").attributes(role="status")
         with Tag("div", "", "columns"):
             with Tag("section", "", "card stack", aria_label="Spec"):
                 with Tag("div", "", "filters"):
-                    names = sorted(
-                        path.name.removesuffix(".yaml") for path in resources.files("deploy").joinpath("jobs").iterdir()
-                    )
-                    Choice("Start from", {"": "what is here"} | {name: name for name in names}, "", self._start_from)
+                    self._start = Choice("Start from", self._starts(), "", self._start_from)
                 hint = "the same document as `equipoise submit` takes"
                 keep = f"equipoise-draft {session.key['owner']} {address(client)}"
                 self._yaml = Field("Spec, as YAML", begun, self._read_form, rows=30, code=True, hint=hint, keep=keep)
@@ -100,6 +106,7 @@ class SubmitForm:
                     with Tag("div", "", "steer-buttons"):
                         Button("Dry run", self._dry_run)
                         self._submit = Button("Submit", self._do_submit, "main")
+                    self._age = text("", "muted", "p").attributes(role="status")
                     self._result = Tag("div", "", "stack", aria_live="polite")
                 with Tag("section", "", "card stack", aria_label="Form"):
                     Tag("h2", "What is changed most")
@@ -119,6 +126,10 @@ class SubmitForm:
         self._is_restored = True
         with contextlib.suppress(TimeoutError):  # the page is gone again
             kept = await self._yaml.run_method("kept", timeout=10.0)
+            left = await self._yaml.run_method("shelf", timeout=10.0)
+            if isinstance(left, list):
+                self._left = [found for found in left if isinstance(found, str)][:_MOST_LEFT]
+                self._start.offer(self._starts(), "")
             if isinstance(kept, str) and kept != self._yaml.value:
                 self._yaml.set(kept)
                 self._banner.set_text("This is what you had typed here; `Start from` begins anew.")
@@ -128,6 +139,7 @@ class SubmitForm:
 
     def _read_form(self) -> None:
         """The form as the YAML has it; a text that is no YAML leaves it as it was."""
+        self._tell_age()
         try:
             document = spec_text.read(self._yaml.value)
         except BadText as error:
@@ -176,6 +188,8 @@ class SubmitForm:
     def _write(self, path: str, typed: str) -> None:
         """A value from the form into the text."""
         if not typed.strip():
+            self._fields[path].set(self._known.get(path, ""))
+            self._banner.set_text("An empty field changes nothing: for the default, take its line out of the text.")
             return
         self._known[path] = typed
         try:
@@ -197,10 +211,31 @@ class SubmitForm:
         self._uploaded.set_text(f"dataset:{dataset_id} is data.{split} now; rows: {rows}.")
         self._read_form()
 
-    async def _start_from(self, name: str) -> None:
-        if name:
-            self._yaml.set(example(name))
+    # -- what it starts from -----------------------------------------------------------------------------------
+
+    def _starts(self) -> dict[str, str]:
+        """The examples, and the texts that made room for one: the newest first of all."""
+        is_example = self._loaded is not None
+        texts = {f"{_BACK}{i}": f"what was here before ({i + 1})" for i in range(is_example, len(self._left))}
+        first = "what was here" if is_example and self._left else "what is here"
+        return {"": first} | {name: name for name in _examples()} | texts
+
+    def _start_from(self, chosen: str) -> None:
+        """An arrow key on a select chooses at once: what is in the text is kept, and comes back by the choice."""
+        is_example = bool(chosen) and not chosen.startswith(_BACK)
+        place = int(chosen.removeprefix(_BACK) or 0) if not is_example else 0
+        if is_example or place < len(self._left):
+            now, was = self._yaml.value, self._loaded
+            taken = example(chosen) if is_example else self._left.pop(place)
+            self._loaded = taken if is_example else None
+            if now.strip() and now not in (was, taken, *self._left):
+                self._left = [now, *self._left][:_MOST_LEFT]
+            self._yaml.run_method("shelve", self._left)
+            self._yaml.set(taken)
+            self._banner.set_text("")
             self._read_form()
+        self._start.offer(self._starts(), chosen if is_example else "")
+        self._start.update()  # also where nothing differs: the select may have gone on meanwhile
 
     # -- checking and submitting -------------------------------------------------------------------------------
 
@@ -209,7 +244,8 @@ class SubmitForm:
         self._result.clear()
         for field in self._fields.values():
             field.problem("")
-        source = self._yaml.value
+        source = self._checked_text = self._yaml.value
+        self._tell_age()
         try:
             return await asyncio.to_thread(spec_text.checked, source)
         except BadText as error:
@@ -229,6 +265,13 @@ class SubmitForm:
             return
         with self._result:
             show_plan(plan)
+
+    def _tell_age(self) -> None:
+        """A verdict stays where the text changes, as there may be more to mend, and says that it is an older one."""
+        is_old = self._checked_text not in (None, self._yaml.value)
+        self._age.set_text("What follows is of the text before your change: check it again." if is_old else "")
+        for field in self._fields.values() if is_old else ():
+            field.problem("")
 
     async def _do_submit(self) -> None:
         """The button stays off where it was taken: the page leaves for the job's."""
@@ -256,7 +299,7 @@ class SubmitForm:
         if isinstance(error, AuthenticationError):
             await self._session.end("key")
         elif error.code == "invalid_spec":
-            source = self._yaml.value
+            source = self._checked_text or ""
             self._show([(path, said, spec_text.line_of(source, path)) for path, said in parted(error)])
         else:
             self._show([("", problem(error, then), 0)])
@@ -272,21 +315,24 @@ class SubmitForm:
                 for path, message, line in problems[:20]:
                     place = f"line {line}: " if line else ""
                     with Tag("li", "", ""):
-                        button = Button("", (lambda line=line: self._go(line)) if line else None)
+                        button = Button("", (lambda path=path, line=line: self._go(path, line)) if line else None)
                         with button:
                             text(place)
                             if path:
                                 text(path, tag="code")
                                 text(": ")
                             text(message)
+        if self._checked_text != self._yaml.value:  # the answer took longer than the next change
+            return
         for path, message, _ in problems:
             if path in self._fields:
                 self._fields[path].problem(message)
         first = problems[0]
         self._yaml.problem(f"{first[0]}: {first[1]}" if first[0] else first[1])
 
-    def _go(self, line: int) -> None:
-        self._yaml.run_method("go", line)
+    def _go(self, path: str, line: int) -> None:
+        """To where a field stands now."""
+        self._yaml.run_method("go", (path and spec_text.line_of(self._yaml.value, path)) or line)
 
 
 def parted(error: ApiError) -> list[tuple[str, str]]:

@@ -25,8 +25,19 @@ export default {
     },
     forget() {
       try {
-        if (this.keep) sessionStorage.removeItem(this.keep);
+        if (this.keep) for (const key of [this.keep, `${this.keep} shelf`]) sessionStorage.removeItem(key);
       } catch { /* nothing was kept */ }
+    },
+    // Other texts that a person may want back: they outlive the page as the field's own does.
+    shelve(texts) {
+      try {
+        if (this.keep) sessionStorage.setItem(`${this.keep} shelf`, JSON.stringify(texts));
+      } catch { /* no room, or not allowed: then they are kept for as long as the page is there */ }
+    },
+    shelf() {
+      try {
+        return this.keep ? JSON.parse(sessionStorage.getItem(`${this.keep} shelf`)) : null;
+      } catch { return null; }
     },
     // Puts the cursor at a line, counted from 1, and marks it.
     go(line) {

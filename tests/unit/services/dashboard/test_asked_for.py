@@ -108,17 +108,93 @@ def test_a_form_is_as_it_was_left(monkeypatch: pytest.MonkeyPatch, kept: str | N
         assert form._yaml.props["keep"] == "equipoise-draft me /nowhere?like=job-1"
         asked: list[str] = []
 
-        async def run(method: str, *_: Any, **__: Any) -> str | None:
+        async def run(method: str, *_: Any, **__: Any) -> Any:
             asked.append(method)
-            return kept
+            return kept if method == "kept" else ["name: older\n", 7] if kept else None
 
         monkeypatch.setattr(form._yaml, "run_method", run)
         monkeypatch.setattr(form._yaml, "set", lambda text: setattr(form._yaml, "value", text))
         await form.restore()
         await form.restore()
-        assert asked == ["kept"]
+        assert asked == ["kept", "shelf"]
+        assert form._left == (["name: older\n"] if kept else [])
         assert form._yaml.value == (kept or begun)
         assert form._fields["steps"].value == ("9" if kept else "50")
+
+    on_page(look)
+
+
+def _form(session: Any, client: Client, begun: str = "name: mine\nsteps: 9\n") -> SubmitForm:
+    return SubmitForm(session, client, begun, {"weighting": ["fixed"], "estimator": ["grpo"]})
+
+
+def test_what_made_room_for_an_example_comes_back() -> None:
+    async def look(session: Any, client: Client) -> None:
+        form = _form(session, client)
+        first = form._yaml.value
+
+        def choose(name: str) -> str:
+            form._start_from(name)
+            return form._yaml.value
+
+        def offered() -> dict[str, str]:
+            return {found["value"]: found["text"] for found in form._start.props["options"]}
+
+        assert offered()[""] == "what is here"
+        assert choose("math") == example("math")
+        assert choose("quickstart") == example("quickstart"), "as by an arrow key"
+        assert offered()[""] == "what was here"
+        form._write("steps", "7")
+        changed = form._yaml.value
+        assert choose("math") == example("math")
+        assert (choose(""), form._start.value) == (changed, "")
+        assert offered()["back:0"] == "what was here before (1)"
+        assert (choose("back:0"), form._start.value) == (first, "")
+        assert form._left == [changed]
+        assert choose("back:9") == first, "a choice that was on its way"
+        assert choose("math") == example("math")
+        assert form._left == [first, changed]
+
+    on_page(look)
+
+
+def test_an_emptied_field_shows_what_the_text_still_says() -> None:
+    async def look(session: Any, client: Client) -> None:
+        form = _form(session, client)
+        form._fields["steps"].value = ""
+        form._write("steps", "")
+        assert (form._fields["steps"].value, form._yaml.value) == ("9", "name: mine\nsteps: 9\n")
+        assert "An empty field changes nothing" in form._banner.text
+
+    on_page(look)
+
+
+def test_a_verdict_says_that_it_is_of_an_earlier_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def look(session: Any, client: Client) -> None:
+        form = _form(session, client, example("quickstart").replace("steps: 50", "steps: many"))
+        await form._dry_run()
+        assert form._age.text == ""
+        assert form._fields["steps"].props["problem"]
+        went: list[Any] = []
+        monkeypatch.setattr(form._yaml, "run_method", lambda *args: went.append(args))
+        form._yaml.value = form._yaml.value.replace("steps: many", "# how many\nsteps: 60")
+        form._read_form()
+        assert "the text before your change" in form._age.text
+        assert form._fields["steps"].props["problem"] == ""
+        form._go("steps", 4)
+        assert went == [("go", 5)], "where it stands now"
+        await form._checked()
+        assert (form._age.text, texts(form._result)) == ("", "")
+
+        async def plan(_: Any) -> Any:
+            form._yaml.value += "# more\n"
+            form._read_form()
+            raise AWAY
+
+        session.client.plan = plan
+        await form._dry_run()
+        assert "the text before your change" in form._age.text
+        assert not form._yaml.props["problem"], "of what was checked alone"
 
     on_page(look)
 

@@ -39,6 +39,23 @@ def test_what_is_not_there_yet_is_added() -> None:
     assert yaml.safe_load(put("a: 1", ["b", "c"], "x")) == {"a": 1, "b": {"c": "x"}}
 
 
+@pytest.mark.parametrize(
+    ("text", "path", "written"),
+    [
+        ("name: a\nsteps:\n# more\n", "steps", "name: a\nsteps: 5\n# more\n"),
+        ("steps: # how many\n", "steps", "steps: 5 # how many\n"),
+        ("{steps: }", "steps", None),
+        ("{steps}", "steps", None),
+        ("o:\n- w:\n  n: a\n", "o.0.w", "o:\n- w: 5\n  n: a\n"),
+        ("steps: null\n", "steps", "steps: 5\n"),
+    ],
+)
+def test_a_field_that_is_empty_is_filled(text: str, path: str, written: str | None) -> None:
+    found = put(text, path.split("."), 5)
+    assert value_at(read(found), path.split(".")) == 5
+    assert written in (None, found)
+
+
 SHARE = {"share": 0.05}
 
 
