@@ -63,7 +63,8 @@ class FakeApi:
 
     async def events(self, _: str, *, after: int, **__: Any) -> dict[str, Any]:
         await self._called("events")
-        return {"data": [event for event in self.happened if event["seq"] > after], "has_more": False}
+        happened = [{"level": "info", **event} for event in self.happened if event["seq"] > after]
+        return {"data": happened, "has_more": False}
 
     async def metrics(self, _: str, *, after: int, **__: Any) -> dict[str, Any]:
         await self._called("metrics")

@@ -223,7 +223,7 @@ class TrainingPanel:
 
 def _grown(page: JobPage, news: News, words: Tag, drawn: Mapping[str, Chart]) -> bool:
     """The words, and each column's chart with its new steps; False where there is none."""
-    if "job" in news or "steps" in news:
+    if news & {"job", "steps", "events"}:
         words.set_text(_said(page))
     if "steps" not in news:
         return False
@@ -244,6 +244,10 @@ def _thinned(page: JobPage) -> str:
     return page.thinned and f"{page.thinned} The shade is from the least to the most of them."
 
 
+def _restarts(count: int) -> str:
+    return f" It was started anew after a crash {'once' if count == 1 else f'{count} times'}." if count else ""
+
+
 def _said(page: JobPage) -> str:
     """Of the parts that serve the job the API tells no more than its state and stage."""
     job, seconds = page.watch.job, page.latest("time.step")
@@ -254,7 +258,7 @@ def _said(page: JobPage) -> str:
         "queued": "No driver works on it: it waits for a worker.",
         "paused": "No driver works on it: it is paused.",
     }.get(job["status"], f"The job is {job['status']}.")
-    restarts = f" It was started anew {job['attempts']} times." if job["attempts"] > 1 else ""
+    restarts = _restarts(page.watch.restarts)
     return f"{words}{restarts}" + (
         f" The last step took {span(seconds) if seconds >= 1 else f'{1000 * seconds:.0f} ms'}." if seconds else ""
     )

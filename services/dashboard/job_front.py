@@ -194,7 +194,8 @@ class FrontPanel:
                 with Tag("div", "", "section-tools"):
                     if kept is not None and self.page.session.may("submit"):
                         Button(f"Fork from step {point['step']}", lambda: self._fork(point["step"]), "main")
-                    Button("Rollouts of this step", lambda: self._samples(point["step"]))
+                    if point["step"]:  # those of the first policy are no step's
+                        Button("Rollouts of this step", lambda: self._samples(point["step"]))
             with Tag("dl", "", "facts"):
                 for name in self.page.names:
                     _fact(name, _with_error(point, name))

@@ -17,6 +17,8 @@ from services.dashboard.panels import JobPage, section
 from services.dashboard.watch import News
 
 SHOWN = 100
+_LEVELS = {"": ("info", "warning", "error"), "warning": ("warning", "error"), "error": ("error",)}
+_EMPTY = {"": "Nothing happened yet.", "warning": "No warnings and no errors so far.", "error": "No errors so far."}
 
 
 class EventsPanel:
@@ -36,9 +38,8 @@ class EventsPanel:
                 {"key": "type", "label": "Event", "kind": "code"},
                 {"key": "told", "label": "What it says", "wide": True},
             ]
-            self._table = Table(
-                columns, caption="Events", on_csv=self._save, loading=True, empty="Nothing happened yet."
-            )
+            self._words = text("", "muted", "p")
+            self._table = Table(columns, caption="Events", on_csv=self._save, loading=True, empty=_EMPTY[""])
 
     async def update(self, news: News) -> None:
         if "events" in news:
@@ -49,10 +50,20 @@ class EventsPanel:
         self._fill()
 
     def _events(self) -> list[Event]:
-        wanted = {"": ("info", "warning", "error"), "warning": ("warning", "error"), "error": ("error",)}[self._level]
-        return [event for event in reversed(self.page.watch.events) if event["level"] in wanted]
+        watch = self.page.watch
+        found = watch.faults if self._level else watch.events
+        return [event for event in reversed(found) if event["level"] in _LEVELS[self._level]]
+
+    def _said(self, held: int) -> str:
+        """What of these events the table and the CSV don't have."""
+        count = sum(self.page.watch.event_counts[level] for level in _LEVELS[self._level])
+        if count <= SHOWN:
+            return ""
+        known = "all of them" if held == count else f"the newest {held:,}"
+        return f"The newest {SHOWN} of {count:,} are shown; the CSV has {known}."
 
     def _fill(self) -> None:
+        found = self._events()
         rows = [
             {
                 "id": e["seq"],
@@ -63,9 +74,10 @@ class EventsPanel:
                 "told": told(e),
                 "tone": e["level"],
             }
-            for e in self._events()[:SHOWN]
+            for e in found[:SHOWN]
         ]
-        self._table.change(rows=rows, loading=False)
+        self._words.set_text(self._said(len(found)))
+        self._table.change(rows=rows, loading=False, empty=_EMPTY[self._level])
 
     def _save(self) -> None:
         rows = [

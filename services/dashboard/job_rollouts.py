@@ -12,7 +12,7 @@ from nicegui import background_tasks, ui
 
 from services.client import ApiError, NotFound
 from services.client.types import Rollout
-from services.dashboard.elements import Button, Choice, Field, Table, Tag, text
+from services.dashboard.elements import Button, Choice, Field, Table, Tag, say, text
 from services.dashboard.exports import csv_text
 from services.dashboard.figures import figure
 from services.dashboard.frame import problem
@@ -39,14 +39,15 @@ class RolloutsPanel:
         self._reads = itertools.count(1)
         self._newest_read = 0
         self._follow_at = 0.0
-        self._chosen: int | None = None
+        self._chosen: str | None = None  # the id of its row
         with section("Rollouts") as tools:
             with tools:
                 self._asked = Field("Step", placeholder="latest", on_change=self._asked_step)
                 Choice("Order", {"": "as stored"} | _orders(page.names), "", self._choose_order)
                 Choice("View", {"each": "one by one", "groups": "by prompt"}, "each", self._choose_view)
                 Button("Latest", self._latest)
-            self._words = text("", "muted", "p").attributes(role="status")
+            self._words = text("", "muted", "p")
+            self._heard = text("", "unseen").attributes(role="status")  # by who listens: what was asked for alone
             self._table = Table(
                 self._columns(),
                 caption="Rollouts of the step",
@@ -110,6 +111,7 @@ class RolloutsPanel:
         self._step = step
         self._asked.set("" if step is None else str(step))
         await self._read()
+        self._tell()
         ui.run_javascript("document.getElementById('rollouts').scrollIntoView()")
 
     async def _read(self, step: int | None = None, *, is_following: bool = False) -> None:
@@ -168,9 +170,14 @@ class RolloutsPanel:
             words += f"; {SHOWN} {what} are shown, and the CSV has all that were read"
         return words
 
+    def _tell(self) -> None:
+        self._heard.set_text(self._words.text)
+
     def _fill(self) -> None:
         names = self.page.names
         rows = by_group(self._all, names) if self._view == "groups" else self._ordered_rows()
+        for row in rows:  # a click may be on its way while other rows are: no two have the same id
+            row["id"] = f"{self._shown_step}:{self._view}:{row['id']}"
         self._words.set_text(self._said(len(rows)))
         self._table.change(
             columns=self._columns(),
@@ -208,29 +215,38 @@ class RolloutsPanel:
             return
         self._step = int(asked) if asked else None
         await self._read()
+        self._tell()
 
     async def _latest(self) -> None:
         self._step = None
         self._asked.set("")
         await self._read()
+        self._tell()
 
     async def _choose_order(self, value: str) -> None:
         self._pair = value.removeprefix("conflict:") if value.startswith("conflict:") else ""
         self._sort = "" if self._pair else value
         await self._reorder()
+        self._tell()
 
     def _choose_view(self, value: str) -> None:
         self._view = value
         self._chosen = None
         self._detail.clear()
         self._fill()
+        self._tell()
 
     async def _sorted(self, sort: str) -> None:
         self._sort, self._pair = sort, ""
         await self._reorder()
+        self._tell()
 
-    def _open(self, number: int) -> None:
-        self._chosen = None if number == self._chosen else number
+    def _open(self, row_id: str) -> None:
+        if row_id not in [row["id"] for row in self._table.rows]:
+            say("The rows were replaced by newer ones meanwhile: open one of these.")
+            return
+        self._chosen = None if row_id == self._chosen else row_id
+        number = int(row_id.rpartition(":")[2])
         self._table.change(chosen=self._chosen)
         self._detail.clear()
         if self._chosen is None:

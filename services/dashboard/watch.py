@@ -12,7 +12,7 @@ import contextlib
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Literal
 
@@ -75,6 +75,9 @@ class JobWatch:
         self.generation = 0  # of the columns: another one when steps were taken back
         self.evaluations: list[dict[str, Any]] = []  # step and objectives
         self.events: deque[Event] = deque(maxlen=_EVENTS)
+        self.faults: deque[Event] = deque(maxlen=_EVENTS)  # warnings and errors alone: others don't drive them out
+        self.event_counts: Counter[str] = Counter()  # by level, of all that were read
+        self.restarts = 0  # claims of a job that nobody had paused or handed back
         self.steered: list[Event] = []  # of steering.applied and .rejected, as far back as events are kept
         self.warned: list[Event] = []  # of what is watched, and marked in charts, as far back
         self.versions: list[tuple[int, int]] = []  # (first step, version) of each steering that was in force: all
@@ -85,6 +88,7 @@ class JobWatch:
         self.trouble = ""  # why nothing new comes; empty while it does
         self.signs: dict[str, Any] = {}  # of the newest step: the health of its rewards and engines, and what falls
         self._seen_events = 0
+        self._is_handed_on = True  # the next claim is none after a crash
         self._listeners: list[Listener] = []
         self._task: asyncio.Task[None] | None = None
         self._poke = asyncio.Event()
@@ -229,6 +233,10 @@ class JobWatch:
             for event in page["data"]:
                 self._seen_events = event["seq"]
                 self.events.append(event)
+                self.event_counts[event["level"]] += 1
+                if event["level"] != "info":
+                    self.faults.append(event)
+                self._count_restarts(event)
                 self._wanted |= {"events", "job"} | _CHANGES.get(event["type"], set())
                 if event["type"] in ("steering.applied", "steering.rejected"):
                     self.steered.append(event)
@@ -238,6 +246,14 @@ class JobWatch:
                     self._rewind(event["data"].get("to"))
             if not page["has_more"]:
                 return
+
+    def _count_restarts(self, event: Event) -> None:
+        """A crash is told of by a warning, or by nothing but the next claim, once the lease has run out."""
+        if event["type"] == "job.claimed":
+            self.restarts += not self._is_handed_on
+            self._is_handed_on = False
+        elif event["type"] in ("job.queued", "job.requeued"):
+            self._is_handed_on = event["level"] == "info"
 
     def _rewind(self, step: Any) -> None:
         """A claim goes on from a checkpoint: the steps after it are run again."""

@@ -10,6 +10,7 @@ from nicegui import Client
 
 from services.dashboard.health import engines_told, rewards_told
 from services.dashboard.job_charts import HealthPanel, ObjectivesPanel, WeightsPanel
+from services.dashboard.job_log import EventsPanel
 from services.dashboard.job_steering import SteeringPanel
 from tests.dashboard_support import ALL, job_page, on_page
 
@@ -160,5 +161,47 @@ def test_what_a_watch_finds_is_marked_where_it_is_seen() -> None:
         assert _marked(objectives._option(1, "brevity")) == [5]
         assert _marked(health._options()["kl"]) == [3, 5]
         assert _marked(health._options()["loss"]) == [5]
+
+    on_page(look)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        (["job.queued", "job.claimed"], ""),
+        (["job.queued", "job.claimed", "job.paused", "job.queued", "job.claimed"], ""),
+        (["job.queued", "job.claimed", "job.requeued info", "job.claimed"], ""),  # handed back in good order
+        (["job.queued", "job.claimed", "job.requeued", "job.claimed"], " It was started anew after a crash once."),
+        (["job.queued", "job.claimed", *["checkpoint.registered", "job.claimed"] * 2],
+         " It was started anew after a crash 2 times."),
+    ],
+)  # fmt: skip
+def test_crashes_are_counted_and_not_claims(kinds: list[str], told: str) -> None:
+    async def look(session: Any, client: Client) -> None:
+        for seq, kind in enumerate(kinds, 1):
+            name, _, level = kind.partition(" ")
+            warns = name == "job.requeued" and not level
+            session.client.happened.append({**_event(seq, name), "level": "warning" if warns else "info"})
+        session.client.told["attempts"] = 2
+        panel = HealthPanel(await job_page(session, client))
+        await panel.update(ALL)
+        assert panel._words.text == f"The driver holds the job.{told}"
+
+    on_page(look)
+
+
+def test_the_log_says_what_it_does_not_show() -> None:
+    async def look(session: Any, client: Client) -> None:
+        api = session.client
+        api.happened = [{**_event(seq, "evaluated", step=seq), "level": "info"} for seq in range(1, 1203)]
+        api.happened[2] = _event(3, "guardrail.breached", step=3, message="kl is above 0.1")
+        panel = EventsPanel(await job_page(session, client))
+        await panel.update(ALL)
+        assert panel._words.text == "The newest 100 of 1,202 are shown; the CSV has the newest 1,000."
+        panel._choose("warning")
+        assert [row["told"] for row in panel._table.rows] == ["kl is above 0.1"]
+        assert panel._words.text == ""
+        panel._choose("error")
+        assert (panel._table.rows, panel._table.props["empty"]) == ([], "No errors so far.")
 
     on_page(look)

@@ -60,9 +60,10 @@ def test_a_point_is_told_by_what_it_is_and_why_it_has_no_checkpoint() -> None:
         assert front._scatter.props["label"].endswith(": 2 of 3 points are not dominated, 1 collapsed")
         assert [row["place"] for row in front._table.rows] == ["yes", "collapsed", "", "yes"]
         told = {}
-        for step in (10, 20, 30):
+        for step in (0, 10, 20, 30):
             front._select(step)
             told[step] = texts(front._detail)
+            assert len(buttons(front._detail, "Rollouts of this step")) == (step > 0)
         assert "dominated\n" in told[10]
         assert "not kept: a dominated point's is dropped" in told[10]
         assert "collapsed: not eligible" in told[20]

@@ -11,7 +11,7 @@ from nicegui import Client
 from services.dashboard import job_rollouts
 from services.dashboard.job_rollouts import RolloutsPanel
 from services.dashboard.panels import JobPage
-from tests.dashboard_support import ALL, job_page, on_page
+from tests.dashboard_support import ALL, job_page, notes, on_page, texts
 
 STEPS: Any = frozenset({"steps"})
 
@@ -29,6 +29,10 @@ async def _step(page: JobPage, panel: RolloutsPanel) -> None:
     await panel.update(STEPS)
     for _ in range(50):
         await asyncio.sleep(0)
+
+
+def _numbers(panel: RolloutsPanel) -> list[int]:
+    return [int(row["name"].removeprefix("rollout ")) for row in panel._table.rows[:2]]
 
 
 def test_what_is_not_shown_is_said() -> None:
@@ -53,17 +57,17 @@ def test_the_first_ones_of_all_are_read() -> None:
         page, panel = await _panel(session, client)
         await page.watch._fetch()  # there is a newer step: the order is of the one that is shown
         await panel._sorted("-r.accuracy")
-        assert [row["id"] for row in panel._table.rows[:2]] == [1200, 1199]
+        assert _numbers(panel) == [1200, 1199]
         assert panel._shown_step == 1
         await panel._choose_order("r.brevity")
-        assert [row["id"] for row in panel._table.rows[:2]] == [1200, 1199]
+        assert _numbers(panel) == [1200, 1199]
         await panel._choose_order("")
-        assert [row["id"] for row in panel._table.rows[:2]] == [1, 2]
+        assert _numbers(panel) == [1, 2]
         session.client.stored = 8
         await panel._latest()
         session.client.asked.clear()
         await panel._sorted("-r.accuracy")
-        assert [row["id"] for row in panel._table.rows[:2]] == [8, 7]
+        assert _numbers(panel) == [8, 7]
         assert session.client.asked["rollouts"] == 0, "all of them are here"
 
     on_page(look)
@@ -77,15 +81,20 @@ def test_the_latest_step_is_followed_while_nothing_else_is_asked_for(monkeypatch
         panel._follow_at = 0.0
         await _step(page, panel)
         assert panel._words.text.startswith("Step 2:")
-        panel._open(3)
+        assert panel._heard.text == "", "nobody asked for it"
+        panel._open("1:each:3")
+        assert texts(panel._detail) == "", "a row of another step, by a click that was on its way"
+        assert "replaced by newer ones" in notes(client)[-1]
+        panel._open("2:each:3")
         panel._follow_at = 0.0
         await _step(page, panel)
         assert panel._words.text.startswith("Step 2:"), "somebody reads it"
-        panel._open(3)
+        panel._open("2:each:3")
         panel._follow_at = 0.0
         await _step(page, panel)
         assert panel._words.text.startswith("Step 4:")
         await panel.show(1)
+        assert panel._heard.text.startswith("Step 1:")
         panel._follow_at = 0.0
         await _step(page, panel)
         assert panel._words.text.startswith("Step 1:")
