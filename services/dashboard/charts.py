@@ -7,7 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from policies.places import Scale
+from services.dashboard.figures import figure
+
 Json = dict[str, Any]
+Scales = Mapping[str, Scale]  # of objectives; larger is better of what has none
 
 COLOURS = 31  # as many as a job may have objectives
 INK, MUTED, LINE, CARD, BAD = "var(--ink)", "var(--muted)", "var(--line)", "var(--card)", "var(--bad)"
@@ -238,6 +242,20 @@ def stage_rows(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
 
 # The front ------------------------------------------------------------------------------------------------------------
 
+NO_SCALES: Scales = {}
+
+
+def better(scale: Scale | None) -> str:
+    """In words, where larger is not."""
+    if scale is None or scale.better == "larger":
+        return ""
+    return "smaller is better" if scale.better == "smaller" else f"nearer to {figure(scale.target)} is better"
+
+
+def titled(name: str, scale: Scale | None) -> str:
+    """An objective's name, with what is better of it."""
+    return f"{name}, {words}" if (words := better(scale)) else name
+
 
 def front(
     x: str,
@@ -247,6 +265,7 @@ def front(
     *,
     initial: Mapping[str, float | None],
     reference: Mapping[str, float | None],
+    scales: Scales = NO_SCALES,
 ) -> Json:
     """Points of two objectives: the dominated dimmed, the newest ringed. A value is [x, y, step, error of x, of y].
 
@@ -278,7 +297,7 @@ def front(
     series = [
         dots("dominated", "dominated", values(rest), 9, {"color": MUTED, "opacity": 0.45}),
         dots("collapsed", COLLAPSED, values(collapsed), 10, {"color": BAD}, symbol="triangle"),
-        _edge(values(best), "var(--s0)"),
+        _edge(values(best), "var(--s0)", (scales.get(x), scales.get(y))),
         dots("front", "front", values(best), 12, {"color": "var(--s0)", "borderColor": CARD, "borderWidth": 1.5}),
         dots("now", "newest", values(newest), 20, _RING | {"borderColor": "var(--s1)"}, silent=True),
         dots("chosen", "selected", values(picked), 26, _RING | {"borderColor": INK}, silent=True),
@@ -288,7 +307,7 @@ def front(
         dots("initial", INITIAL, first, 11, {"color": INK}, silent=True, symbol="diamond"),
         dots("reference", CORNER, corner, 9, {"color": MUTED}, silent=True, symbol="rect"),
     ]
-    option = _plane(x, y, series)
+    option = _plane(titled(x, scales.get(x)), titled(y, scales.get(y)), series)
     option["yAxis"]["nameLocation"] = "end"
     option["legend"]["data"] = ["front", "dominated", *([COLLAPSED] if collapsed else ()), "newest", INITIAL, CORNER]
     return option
@@ -337,17 +356,28 @@ def place_of(point: Mapping[str, Any]) -> str:
     return COLLAPSED if point.get("collapsed") else ON_FRONT if point["on_front"] else DOMINATED
 
 
-def _edge(places: Sequence[Sequence[Any]], hue: str, id_: str = "edge", **more: Any) -> Json:
-    """Where that ends which one of these [x, y, ...] dominates: stairs down over those that none dominates here."""
-    stairs: list[list[Any]] = []
-    for x, y, *_ in sorted(places, key=lambda place: (place[0], place[1]), reverse=True):
-        if not stairs or y > stairs[-1][1]:
-            stairs.append([x, y])
+def _edge(
+    values: Iterable[Sequence[Any]], hue: str, scales: Sequence[Scale | None], id_: str = "edge", **more: Any
+) -> Json:
+    """Where that ends which one of these [x, y, ...] dominates: stairs over those that none dominates here.
+
+    None where what is nearer to a target is better: what is as far from it on its other side is dominated too.
+    """
+
+    def places(value: Sequence[Any]) -> list[float]:
+        return [at if scale is None else scale.place(at) for at, scale in zip(value, scales, strict=False)]
+
+    has_stairs = not any(scale is not None and scale.better == "nearer" for scale in scales)
+    stairs: list[Sequence[Any]] = []
+    for value in sorted(values, key=places, reverse=True) if has_stairs else ():
+        if not stairs or places(value)[1] > places(stairs[-1])[1]:
+            stairs.append(value)
+    is_turned = scales[0] is not None and scales[0].better == "smaller"
     return {
         "id": id_,
         "type": "line",
-        "data": stairs[::-1],
-        "step": "start",
+        "data": sorted([x, y] for x, y, *_ in stairs),
+        "step": "end" if is_turned else "start",  # the corner between two is worse than either in its own way
         "symbol": "none",
         "silent": True,
         "lineStyle": {"color": hue, "width": 1.4, "opacity": 0.6},
@@ -423,7 +453,7 @@ def hypervolume() -> Json:
 
 
 def fronts(x: str, y: str, jobs: Sequence[Mapping[str, Any]]) -> Json:
-    """Each job's front for a pair; `jobs` have a label and points. The one under the mouse has its standard errors."""
+    """Each job's front for a pair; `jobs` have a label, points and scales. The one under the mouse has its errors."""
     series: list[Json] = []
     ends: list[list[float]] = []
     for i, job in enumerate(jobs):
@@ -439,8 +469,16 @@ def fronts(x: str, y: str, jobs: Sequence[Mapping[str, Any]]) -> Json:
             "itemStyle": {"color": colour(i)},
             **_read_as(x, y),
         }
-        series += [_edge(data, colour(i), f"e{i}", name=job["label"], itemStyle={"color": colour(i)}), dots]
-    return _plane(x, y, [*series, _error_bars("hovered", []), _room(ends)])
+        scales = [job.get("scales", NO_SCALES).get(name) for name in (x, y)]
+        series += [_edge(data, colour(i), scales, f"e{i}", name=job["label"], itemStyle={"color": colour(i)}), dots]
+    return _plane(_common_title(x, jobs), _common_title(y, jobs), [*series, _error_bars("hovered", []), _room(ends)])
+
+
+def _common_title(name: str, jobs: Sequence[Mapping[str, Any]]) -> str:
+    """Says what is better where all jobs that have the objective agree."""
+    scales = [job.get("scales", NO_SCALES) for job in jobs]
+    titles = {titled(name, found[name]) for found in scales if name in found}
+    return titles.pop() if len(titles) == 1 else name
 
 
 def hypervolumes(jobs: Sequence[Mapping[str, Any]]) -> Json:

@@ -19,6 +19,7 @@ from services.dashboard.elements import Button, Chart, Choice, Field, Moment, Ta
 from services.dashboard.exports import csv_text
 from services.dashboard.figures import figure
 from services.dashboard.frame import failed, frame, session_of
+from services.dashboard.job_front import scales_of
 from services.dashboard.sessions import Session
 from services.dashboard.watch import trains_reward
 
@@ -147,6 +148,7 @@ class _Plots:
                 "label": f"{job['name'][:40]} ({job['id'][-6:]})",
                 "front": _with_errors(job["front"], fronts[job["id"]]),
                 "growth": fronts[job["id"]]["hypervolume_by_step"],
+                "scales": scales_of(fronts[job["id"]]),
             }
             for job in found["data"]
         ]
@@ -157,6 +159,12 @@ class _Plots:
             with Tag("section", "", "card", role="note"):
                 Tag("h2", "These have no common scale")
                 for line in found["differences"][:10]:
+                    text(line, "muted", "p")
+        if unlike := found.get("measured_differently"):
+            with Tag("section", "", "card", role="note"):
+                Tag("h2", "These are measured differently")
+                text("The figures below are of one scale, and yet don't compare the policies alone:", tag="p")
+                for line in unlike[:10]:
                     text(line, "muted", "p")
         volume = "Hypervolume" if found["comparable"] else "Hypervolume, on its own scale"
         x, y = charts.pairs(names)[0] if len(names) > 1 else (names[0], names[0])

@@ -8,6 +8,8 @@ from typing import Any
 
 from nicegui import ui
 
+from policies.places import Scale, read_scales
+from services.client.types import Front
 from services.dashboard import charts
 from services.dashboard.elements import Button, Chart, Choice, Table, Tag, text
 from services.dashboard.exports import csv_text
@@ -64,18 +66,11 @@ class FrontPanel:
                     empty=empty,
                     loading=True,
                 )
-            columns: list[dict[str, Any]] = [
-                {"key": "step", "label": "Step", "kind": "number", "sortable": True},
-                *({"key": f"o.{name}", "label": name, "kind": "number", "sortable": True} for name in names),
-                {"key": "tokens", "label": "Tokens", "kind": "number"},
-                {"key": "place", "label": "On the front", "kind": "text"},
-                {"key": "kept", "label": "Checkpoint", "kind": "yes"},
-            ]
             self._sort = "-step"
             with Tag("details", "", "points-block"):
                 Tag("summary", "All points as a table")
                 self._table = Table(
-                    columns,
+                    _columns(names, charts.NO_SCALES),
                     caption="Points of the front",
                     pick="Select",
                     on_pick=self._select,
@@ -111,9 +106,14 @@ class FrontPanel:
             note=of + apart,
             label=f"Front of {self._pair[0]} and {self._pair[1]}: {of} are not dominated{apart}",
         )
-        drawn = charts.front(*self._pair, points, self._chosen, initial=front["initial"], reference=front["reference"])
+        scales = scales_of(front)
+        corners: Any = {"initial": front["initial"], "reference": front["reference"]}
+        drawn = charts.front(*self._pair, points, self._chosen, **corners, scales=scales)
         self._scatter.merge(drawn, replace=True)
+        self._table.change(columns=_columns(self.page.names, scales))
         if self._parallel is not None:
+            turned = [titled for name in self.page.names if (titled := charts.titled(name, scales.get(name))) != name]
+            self._parallel.change(note="; ".join(turned))
             self._parallel.merge(charts.parallel(self.page.names, points, self._chosen), replace=True)
         self.page.put(self._volume, 0, front["hypervolume_by_step"])
         self._volume.change(
@@ -240,6 +240,22 @@ class FrontPanel:
         ]
         header = ["step", *names, "tokens", "on the front", "checkpoint", "place"]
         ui.download.content(csv_text(header, rows), f"{self.page.watch.job_id}-front.csv", "text/csv")
+
+
+def scales_of(front: Front) -> dict[str, Scale]:
+    """Which way each objective of a front is better."""
+    return read_scales(front.get("ranges", {}), front.get("directions"))
+
+
+def _columns(names: Sequence[str], scales: charts.Scales) -> list[dict[str, Any]]:
+    labels = {name: charts.titled(name, scales.get(name)) for name in names}
+    return [
+        {"key": "step", "label": "Step", "kind": "number", "sortable": True},
+        *({"key": f"o.{name}", "label": labels[name], "kind": "number", "sortable": True} for name in names),
+        {"key": "tokens", "label": "Tokens", "kind": "number"},
+        {"key": "place", "label": "On the front", "kind": "text"},
+        {"key": "kept", "label": "Checkpoint", "kind": "yes"},
+    ]
 
 
 def _with_error(figures: dict[str, Any], name: str) -> str:

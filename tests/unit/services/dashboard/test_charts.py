@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from orchestrator.spec import MAX_OBJECTIVES
+from policies.places import Scale
 from services.dashboard import charts
 from services.dashboard.charts import Level, Marks
 
@@ -179,6 +180,35 @@ def test_a_front_ends_in_stairs_over_what_it_dominates_in_that_pair(draw: Draw) 
     assert STAIRS in drawn.lines(BLUE)
     assert {(0.2, 0.9), (0.5, 0.1), (0.8, 0.5)} <= set(drawn.symbols(BLUE))
     assert (0.2, 0.9) in drawn.symbols(ORANGE)
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("x", "y", "stairs"),
+    [
+        ("smaller", "larger", [(0.2, 0.1), (0.5, 0.1), (0.5, 0.5), (0.8, 0.5), (0.8, 0.9)]),
+        ("larger", "smaller", [(0.2, 0.1), (0.2, 0.5), (0.5, 0.5), (0.5, 0.9), (0.8, 0.9)]),
+        ("smaller", "smaller", None),
+        ("larger", "larger", None),
+        ("nearer", "larger", None),
+    ],
+)
+def test_stairs_are_on_the_worse_side(draw: Draw, x: Any, y: Any, stairs: list[Place] | None) -> None:
+    scales = {
+        name: Scale(low=0, high=1, better=better, target=0.4 if better == "nearer" else None)
+        for name, better in (("x", x), ("y", y))
+    }
+    points = [_point(1, 0.2, 0.1), _point(2, 0.5, 0.5), _point(3, 0.8, 0.9)]
+    option = charts.front("x", "y", points, None, initial={}, reference={}, scales=scales)
+    assert draw(option).lines(BLUE) == ([stairs] if stairs else []), "one that dominates the others has no stairs"
+    words = {"larger": "", "smaller": ", smaller is better", "nearer": ", nearer to 0.4 is better"}
+    assert (option["xAxis"]["name"], option["yAxis"]["name"]) == (f"x{words[x]}", f"y{words[y]}")
+    jobs: list[Json] = [{"label": "one", "front": points, "scales": scales}, {"label": "older", "front": points[:1]}]
+    option = charts.fronts("x", "y", jobs)
+    assert [line for line in draw(option).lines(BLUE) if len(line) > 2] == ([stairs] if stairs else [])
+    assert option["xAxis"]["name"] == f"x{words[x]}"
+    other = {**jobs[0], "scales": {"x": Scale(low=0, high=1, better="larger" if x != "larger" else "smaller")}}
+    assert charts.fronts("x", "y", [*jobs, other])["xAxis"]["name"] == "x", "they differ"
 
 
 @needs_node

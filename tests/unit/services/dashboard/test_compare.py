@@ -17,6 +17,7 @@ from tests.dashboard_support import on_page, texts
 def _compares(session: Any, jobs: dict[str, list[str]], *, comparable: bool, status: str = "succeeded") -> None:
     """`jobs`: objectives by id."""
     api = session.client
+    unlike = ["accuracy.reward: one has math, two has judge"] if comparable else []
 
     async def job(job_id: str) -> dict[str, Any]:
         if job_id not in jobs:
@@ -25,8 +26,8 @@ def _compares(session: Any, jobs: dict[str, list[str]], *, comparable: bool, sta
 
     async def compared(ids: list[str]) -> dict[str, Any]:
         return {
-            "comparable": comparable, "differences": [], "objectives": jobs[ids[0]], "ranges": None,
-            "hypervolume": None, "front": None,
+            "comparable": comparable, "differences": [], "measured_differently": unlike,
+            "objectives": jobs[ids[0]], "ranges": None, "hypervolume": None, "front": None,
             "data": [
                 {"id": i, "name": i, "status": status, "step": 3, "lineage": None, "hypervolume": 0.5, "adds": None,
                  "front": [{"step": 3, "objectives": dict.fromkeys(jobs[i], 0.5)}]}
@@ -60,6 +61,7 @@ def test_volumes_without_a_common_scale_are_in_no_plot(comparable: bool) -> None
         labels = [column["label"] for column in _made(client, Table)[-1].columns]
         assert ("Hypervolume, on its own scale" in labels) is not comparable
         assert "Not drawn, as they have other objectives: two (two)." in said
+        assert ("accuracy.reward: one has math, two has judge" in said) is comparable
         assert "as of" not in said, "nothing of it changes any more"
 
     on_page(look)

@@ -102,6 +102,24 @@ def test_a_point_names_those_that_it_is_not_told_apart_from() -> None:
     on_page(look)
 
 
+def test_what_is_better_smaller_says_so() -> None:
+    async def look(session: Any, client: Client) -> None:
+        api = session.client
+        api.points = [_point(10, True)]
+        page = await job_page(session, client)
+        front: Any = page.watch.front
+        front |= {
+            "ranges": {"accuracy": [0, 1], "brevity": [0, 9]},
+            "directions": {"brevity": {"better": "smaller", "target": None}},
+        }
+        panel = FrontPanel(page)
+        await panel.update(frozenset({"front"}))
+        labels = [column["label"] for column in panel._table.columns]
+        assert labels[1:3] == ["accuracy", "brevity, smaller is better"]
+
+    on_page(look)
+
+
 def test_the_first_policy_and_the_corner_of_the_volume_are_drawn_apart() -> None:
     initial, corner = {"accuracy": 0.4, "brevity": 0.7}, {"accuracy": 0.2, "brevity": 0.0}
     drawn = charts.front("accuracy", "brevity", [_point(40, True)], None, initial=initial, reference=corner)
