@@ -45,12 +45,19 @@ def preview(spec: JobSpec, rows: Sequence[Row], applied: Mapping[str, float], wa
     signal_PGK = _by_group(groups, names)
     present_PG = torch.tensor([[g < len(group) for g in range(signal_PGK.shape[1])] for group in groups])
 
-    def advantages(weights: Mapping[str, float], scales: Sequence[float]) -> list[float]:
+    def learned(weights: Mapping[str, float], scales: Sequence[float]) -> tuple[list[float], dict[str, float]]:
+        """Each rollout's advantage, and each objective's share of them."""
         weights_K, scales_K = (torch.tensor(row, dtype=torch.float64) for row in ([weights[n] for n in names], scales))
-        return [float(value) for value in estimator(signal_PGK * scales_K, weights_K)[present_PG]]
+        advantages_B = estimator(signal_PGK * scales_K, weights_K)[present_PG]
+        summands_BK = estimator.summands(signal_PGK * scales_K, weights_K)[present_PG]
+        return advantages_B.tolist(), _shares(torch.nan_to_num(summands_BK, nan=0.0), weights)
 
     advantages_BK = torch.nan_to_num(estimator.per_objective(signal_PGK)[present_PG].double(), nan=0.0)
-    pairs = list(zip(advantages(before, scales_before), advantages(after, scales_after), strict=True))
+    (advantages_before, shares_before), (advantages_after, shares_after) = (
+        learned(before, scales_before),
+        learned(after, scales_after),
+    )
+    pairs = list(zip(advantages_before, advantages_after, strict=True))
     flips = [
         {
             "number": number,
@@ -68,7 +75,7 @@ def preview(spec: JobSpec, rows: Sequence[Row], applied: Mapping[str, float], wa
         "sign_changes": {"count": len(flips), "share": len(flips) / len(rows), "rollouts": flips},
         "weights": {"before": before, "after": after},
         "clamped": clamped(wanted, names, choice, after),
-        "effective_share": {"before": _shares(advantages_BK, before), "after": _shares(advantages_BK, after)},
+        "effective_share": {"before": shares_before, "after": shares_after},
         "pairs": _pairs(advantages_BK, names),
     }
 
@@ -121,9 +128,9 @@ def _by_group(groups: Sequence[Sequence[Row]], names: Sequence[str]) -> Tensor:
     return signal_PGK
 
 
-def _shares(advantages_BK: Tensor, weights: Mapping[str, float]) -> dict[str, float]:
-    """sum |w_k A_k| of each objective, as a share of all; 0 everywhere where nothing has an advantage."""
-    sums = advantages_BK.abs().sum(dim=0).tolist()
+def _shares(summands_BK: Tensor, weights: Mapping[str, float]) -> dict[str, float]:
+    """sum |w_k v_k| of each objective, as a share of all; 0 everywhere where nothing has an advantage."""
+    sums = summands_BK.abs().sum(dim=0).tolist()
     parts = {name: abs(weight) * total for (name, weight), total in zip(weights.items(), sums, strict=True)}
     whole = math.fsum(parts.values())
     return {name: part / whole if whole > SMALL else 0.0 for name, part in parts.items()}

@@ -35,6 +35,15 @@ class Estimator:
         alone_PGK = torch.stack([self(rewards_PGK, weights_K).double() for weights_K in one_hot_KK], dim=2)
         return torch.where(torch.isnan(rewards_PGK), torch.nan, alone_PGK)
 
+    def summands(self, rewards_PGK: Tensor, weights_K: Tensor) -> Tensor:
+        """v_PGK, float64, where the rule learns from c * sum_k w_k v_k: what an objective brings beside the others.
+
+        `per_objective`, unless the rule adds rewards first: each of these is standardised by its own spread, the sum by
+        that of them all. NaN where it was not measured.
+        """
+        del weights_K
+        return self.per_objective(rewards_PGK)
+
     def factor(self, advantages_PGK: Tensor, weights_K: Tensor) -> float | None:
         """c where A = c * sum_k w_k A_k over the whole batch, None where the rule is not linear.
 

@@ -32,6 +32,11 @@ class Copo(Estimator):
         global_PGK = torch.where(flat_P[:, None, None], global_advantages_PGK(rewards_PGK, self.least_spread), 0.0)
         return self.inner.per_objective(rewards_PGK) + self.coefficient * global_PGK
 
+    def summands(self, rewards_PGK: Tensor, weights_K: Tensor) -> Tensor:
+        """The inner rule's, and what `per_objective` adds to it."""
+        added_PGK = self.per_objective(rewards_PGK) - self.inner.per_objective(rewards_PGK)
+        return self.inner.summands(rewards_PGK, weights_K) + added_PGK
+
     @property
     def least_spread(self) -> float:
         return self.inner.least_spread

@@ -24,6 +24,17 @@ class Dvao(Estimator):
 
     def __call__(self, rewards_PGK: Tensor, weights_K: Tensor) -> Tensor:
         rewards_PGK = rewards_PGK.double()
-        spread_P1 = (std(rewards_PGK, 1) @ weights_K.double()).clamp_min(torch.finfo(torch.float64).tiny)
+        spread_P1 = self._spread(rewards_PGK, weights_K)
         advantages_PG = combine(centre(rewards_PGK, 1), weights_K) / spread_P1
         return finish(torch.where(spread_P1 > self.std_floor, advantages_PG, 0.0))
+
+    def summands(self, rewards_PGK: Tensor, weights_K: Tensor) -> Tensor:
+        """(R_k - mu_k) / sum_l w_l s_l."""
+        rewards_PGK = rewards_PGK.double()
+        spread_P11 = self._spread(rewards_PGK, weights_K)[:, :, None]
+        scaled_PGK = centre(rewards_PGK, 1) / spread_P11
+        return torch.where((spread_P11 > self.std_floor) | torch.isnan(scaled_PGK), scaled_PGK, 0.0)
+
+    def _spread(self, rewards_PGK: Tensor, weights_K: Tensor) -> Tensor:
+        """spread_P1, above 0."""
+        return (std(rewards_PGK, 1) @ weights_K.double()).clamp_min(torch.finfo(torch.float64).tiny)

@@ -1,6 +1,7 @@
 """What a change of weights would have made of kept rollouts."""
 
 import itertools
+import random
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from orchestrator.preview import preview
 from orchestrator.steering import initial_steering
 from policies.estimators import Gdpo
+from policies.plugins import find_estimator
 from tests.loop_fakes import make_spec
 
 GROUPS = [  # (accuracy, brevity) of each rollout: they disagree in the first group and agree in the second
@@ -39,10 +41,10 @@ def rows(groups: Any = GROUPS, scales: tuple[float, float] = (1.0, 1.0)) -> list
     ]
 
 
-def changed(accuracy: float, **options: Any) -> dict[str, Any]:
+def changed(accuracy: float, groups: Any = GROUPS, **options: Any) -> dict[str, Any]:
     spec = options.pop("spec", make_spec())
     update = {"mode": "manual", "weights": {"accuracy": accuracy, "brevity": 1 - accuracy}, **options}
-    return preview(spec, rows(), WEIGHTS, initial_steering(spec).model_copy(update=update))
+    return preview(spec, rows(groups), WEIGHTS, initial_steering(spec).model_copy(update=update))
 
 
 def test_signs_change_where_the_objectives_disagree() -> None:
@@ -73,6 +75,26 @@ def test_shares_are_of_the_weighted_advantages() -> None:
     parts_K = advantages_BK * torch.tensor([0.75, 0.25])
     assert list(before.values()) == pytest.approx((parts_K / parts_K.sum()).tolist())
     assert sum(before.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dvao", "rloo"])
+@pytest.mark.parametrize("weight", [0.5, 0.9])
+def test_shares_of_rules_that_add_rewards_first_are_of_the_sum(name: str, weight: float) -> None:
+    """A right answer is worth 1 and a token 1 too: the slider moves nothing, and the shares say so."""
+    chance = random.Random(0)
+    groups = [[(float(chance.random() < 0.5), chance.gauss(200, 60)) for _ in range(8)] for _ in range(6)]
+    found = changed(weight, groups, spec=make_spec(estimator={"name": name}))
+    weights_K = torch.tensor([weight, 1 - weight], dtype=torch.float64)
+    rewards_PGK = torch.tensor(groups, dtype=torch.float64)
+    advantages_B = find_estimator(name)()(rewards_PGK, weights_K).flatten().double()
+    parts_BK = (rewards_PGK - rewards_PGK.mean(dim=1, keepdim=True)).flatten(0, 1) * weights_K
+    correlation = torch.corrcoef(torch.stack([*parts_BK.T, advantages_B]))[2]
+    assert correlation[1] > 0.95
+    assert correlation[0].abs() < 0.3
+    assert found["effective_share"]["after"]["brevity"] > 0.8
+    assert found["effective_share"]["after"]["brevity"] == pytest.approx(
+        float(parts_BK[:, 1].abs().sum() / parts_BK.abs().sum()), abs=0.05
+    )
 
 
 def test_conflicts_and_correlation() -> None:

@@ -220,6 +220,15 @@ def test_where_there_is_a_factor_the_parts_add_up(rule, batch):
         torch.testing.assert_close(rule(rewards, weights).double(), summed, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["grpo", "dvao"])
+@SOME
+@given(batch=partly_measured())
+def test_the_summands_of_rules_that_add_first_add_up(name, batch):
+    rewards, weights = batch
+    summed = torch.nan_to_num(combine(RULES[name].summands(rewards, weights), weights), nan=0.0)
+    torch.testing.assert_close(RULES[name](rewards, weights).double(), summed, atol=1e-5, rtol=1e-5)
+
+
 def test_the_rules_with_a_factor():
     rewards, weights = draw_batch(0, 3, 4, 3)
     linear = {name for name, rule in RULES.items() if rule.factor(rule.per_objective(rewards), weights) is not None}
