@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from orchestrator.actors.placement import engines_that_fit, shares_gpu
-from orchestrator.checks.judge_calls import judge_calls
+from orchestrator.checks.judge_calls import judge_calls, prompts_evaluated
 from orchestrator.rollouts.prompts import Contents
 from orchestrator.spec import JobSpec
 from orchestrator.specs.data import FilesData
@@ -30,6 +30,7 @@ LEAST_ADAPTER_LR = 1e-5
 MUCH_WIDER = 10.0  # times the next; below it a person's weights may well have allowed for it
 
 
+FEW_PROMPTS = 100  # that make a point of the front
 REPEATED = 0.01  # share of a split; a few prompts recur in many published sets
 
 
@@ -54,6 +55,7 @@ def doubts(
         *_loss(spec),
         *_adapter(spec),
         *_rhythm(spec),
+        *_few_prompts(spec, contents),
         *_judged_evaluations(spec, contents),
     ]
 
@@ -261,6 +263,21 @@ def _rhythm(spec: JobSpec) -> Iterator[tuple[str, str]]:
             "checkpoints.every",
             f"the job has {spec.steps} steps: a crash at any of them begins anew; use less",
         )
+
+
+def _few_prompts(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[str, str]]:
+    """How well so many tell a mean: sqrt(p (1 - p) / n) of a 0/1 reward, at most .5 / sqrt(n)."""
+    count = prompts_evaluated(spec, contents)
+    if not count or count >= FEW_PROMPTS or spec.steps <= TRIAL_STEPS:
+        return
+    error = f"{0.5 / math.sqrt(count):.2f}".removeprefix("0")
+    said = (
+        "one prompt tells no mean"
+        if count == 1
+        else f"{count} prompts: a mean of a 0/1 reward is known to about ±{error}"
+    )
+    field = "evaluation.prompts" if spec.evaluation.prompts == count else "data.validation"
+    yield field, f"{said}, and points of the front that are closer than that can't be told apart; use more of them"
 
 
 def _judged_evaluations(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[str, str]]:

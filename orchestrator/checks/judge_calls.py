@@ -79,14 +79,20 @@ def rows_compared(spec: JobSpec, contents: Mapping[str, Contents]) -> int:
 def rows_evaluated(spec: JobSpec, contents: Mapping[str, Contents]) -> int | None:
     """Held-out completions that are scored in all, at most; None where a split's length is not known."""
     validation, test = _prompts(spec, contents, "validation"), _prompts(spec, contents, "test")
-    if validation is None or test is None:
+    of_validation = prompts_evaluated(spec, contents)
+    if validation is None or of_validation is None or test is None:
         return None
     wanted = spec.evaluation
     each = 1 if wanted.temperature == 0 else wanted.rollouts_per_prompt
     tested = min(1 + wanted.test_points, evaluations(spec) - 1)  # of the end: the last policy, and the front's
     shown = 2 * min(SAMPLES, test or validation)
-    of_validation = validation if wanted.prompts is None else min(validation, wanted.prompts)
     return evaluations(spec) * of_validation * each + (1 + tested) * test * (each + wanted.greedy) + shown
+
+
+def prompts_evaluated(spec: JobSpec, contents: Mapping[str, Contents]) -> int | None:
+    """Of the validation split, each time; None where its length is not known."""
+    rows, most = _prompts(spec, contents, "validation"), spec.evaluation.prompts
+    return rows if rows is None or most is None else min(rows, most)
 
 
 def _prompts(spec: JobSpec, contents: Mapping[str, Contents], split: str) -> int | None:

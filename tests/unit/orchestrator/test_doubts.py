@@ -95,6 +95,13 @@ def test_an_ordinary_job_raises_none() -> None:
         ({"gold": {"reward": {"name": "length"}}}, "gold.range", "'length' has no bounds"),
         ({"evaluation": {"every": 40}}, "evaluation.every", "first and last policy"),
         ({"checkpoints": {"every": 50}}, "checkpoints.every", "begins anew"),
+        (
+            {"data": {"type": "quickstart", "validation": 50}},
+            "data.validation",
+            r"^50 prompts: a mean of a 0/1 reward is known to about ±\.07, and .* use more of them$",
+        ),
+        ({"evaluation": {"prompts": 25}}, "evaluation.prompts", r"^25 prompts: .* about ±\.10, and"),
+        ({"evaluation": {"prompts": 1}}, "evaluation.prompts", "^one prompt tells no mean, and"),
         ({"estimator": {"name": "dr_grpo"}}, "loss.aggregation", "token_mean brings the bias by length back.*constant"),
         ({"rollout": {"max_tokens": 64, "engines": 40}}, "rollout.engines", "32 prompts at a time for 40 engines"),
         (
@@ -143,6 +150,8 @@ def test_it_names_the_field_and_what_to_do(changes: dict[str, Any], field: str, 
         {"objectives": scored_by("process", STEPS | {"device": "cpu"})},
         {"rollout": {"max_tokens": 64, "reasoning": {}}},
         {"steps": 3},  # a trial, with a real job's rhythm
+        {"steps": 10, "evaluation": {"prompts": 10}},
+        {"evaluation": {"prompts": 100}},
         {"estimator": {"name": "dr_grpo"}, "loss": {"aggregation": "constant"}},
         {"rollout": {"max_tokens": 64, "engines": 40, "mode": "overlapped"}},  # two steps' prompts
         {"estimator": {"name": "gdpo"}, "objectives": objectives(64, 1)},
@@ -252,7 +261,7 @@ def test_engines_that_would_sleep_on_gpus_of_their_own_are_asked_about(
 @pytest.mark.parametrize(
     ("changes", "is_asked"),
     [({}, False), ({"evaluation": {"every": 1}}, True), ({"steps": 10, "evaluation": {"every": 1}}, False),
-     ({"evaluation": {"every": 1, "prompts": 50}}, False)],
+     ({"evaluation": {"every": 1, "prompts": 100}}, False)],
 )  # fmt: skip
 def test_more_calls_of_a_judge_for_evaluations_than_for_training_are_asked_about(
     changes: dict[str, Any], is_asked: bool
