@@ -34,7 +34,7 @@ def test_a_checkpoint_is_verified_and_exported(client: Client, store: JobStore, 
     assert client.export(job_id, 1, str(target))["path"] == str(target)
     assert (target / "config.json").read_text() == "{}"
     card = (target / "README.md").read_text()
-    assert "| accuracy | `math` | 0.5 | 0.01 | 0.6 |" in card, card
+    assert "| accuracy | `math` | 0.5 ± 0.01 | 0.6 |" in card, card
 
     (path / "policy" / "config.json").write_text("{ }")
     for step, directory, status in ((1, target, 409), (1, tmp_path / "other", 409), (2, tmp_path / "other", 425)):
