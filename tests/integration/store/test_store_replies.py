@@ -37,7 +37,7 @@ def a_whole_life(store: JobStore) -> Iterator[Any]:
     yield store.set_progress(lease, {"p": 1})
     yield store.set_total_steps(lease, 9)
     yield store.set_cost(lease, 0.5)
-    yield store.set_front(lease, {"points": [1]})
+    yield store.set_front(lease, {"points": [{"step": 1}]})
     for step in (1, 2, 3):
         yield store.commit(lease, step=step, digest=f"d{step}", record={"r": step})
         yield store.register_checkpoint(lease, step=step, path=f"/{step}", digest=f"c{step}")
