@@ -232,11 +232,8 @@ class JobSpec(Spec):
                 f"policy.cpu_offload: '{self.weighting.name}' compares the objectives' gradients, and with "
                 f"gramian.mode {self.gramian.mode} they are on the GPU; use gramian.mode: step_response"
             )
-        if self.policy.compile and (self.resources.learner_ranks > 1 or self.policy.cpu_offload):
-            raise ValueError(
-                "policy.compile: for a learner on one GPU; drop it, or set resources.learner_ranks: 1 and "
-                "policy.cpu_offload: false"
-            )
+        if self.policy.compile and self.policy.cpu_offload:
+            raise ValueError("policy.compile: for weights on GPUs; drop it, or set policy.cpu_offload: false")
         if self.policy.compile and self.measures_gradients and self.gramian.mode in ("exact", "sketch"):
             raise ValueError(
                 f"policy.compile: with gramian.mode {self.gramian.mode}, '{self.weighting.name}' reads every block's "

@@ -434,7 +434,6 @@ def test_every_wrong_field_is_named() -> None:
             "policy.compile",
             "use gramian.mode: last_block or step_response",
         ),
-        ({"policy__compile": True, "resources__learner_ranks": 2}, "policy.compile", "resources.learner_ranks: 1"),
         ({"policy__compile": True, "policy__cpu_offload": True}, "policy.compile", "policy.cpu_offload: false"),
         ({"resources__learner_ranks": 0}, "resources.learner_ranks", "greater than or equal to 1"),
         ({"optimizer__betas": [0.9, 1.0]}, "optimizer.betas.1", "less than 1"),
@@ -450,6 +449,10 @@ def test_what_is_refused(changes: dict[str, Any], path: str, words: str) -> None
     found = problems(document(**changes))
     assert list(found) == [path]
     assert any(word in found[path] for word in words.split("|"))
+
+
+def test_blocks_of_several_ranks_may_be_compiled() -> None:
+    assert parse_spec(document(policy__compile=True, resources__learner_ranks=2)).policy.compile
 
 
 def test_a_list_whose_only_item_is_wrong_is_not_called_short() -> None:

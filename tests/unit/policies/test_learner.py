@@ -1,9 +1,11 @@
 """The learner against plain transformers forwards and plain autograd, one sequence at a time, on random policies."""
 
+import datetime
 import errno
 import gc
 import json
 import math
+import os
 import random
 import shutil
 import threading
@@ -14,11 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo
+import torch._dynamo.utils
 import torch._functorch.config
+import torch.distributed as dist
+import torch.multiprocessing
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3ForCausalLM
 
+from policies import learner as learner_module
 from policies import learner_state
 from policies.batching import minibatches
 from policies.estimators import Gdpo
@@ -132,6 +138,31 @@ def test_compiled_blocks_learn_the_same(policy, changes, monkeypatch):
     assert stats[1].loss == pytest.approx(stats[0].loss, rel=1e-4)
     for one, other in zip(plain.parameters, compiled.parameters, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+
+
+def compiled_rank(rank, policy, folder):
+    """One of two: what it has after two updates with compiled blocks, and with others."""
+    learner_module.COMPILER = "aot_eager"
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    patience = datetime.timedelta(seconds=300)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2, timeout=patience)
+    parts = ObjectiveAdvantages(advantages_BK=torch.stack([ADVANTAGES, -ADVANTAGES], dim=1), weights_K=None)
+    weights = []
+    for compile in (False, True):
+        learner = make_learner(policy, compile=compile, gramian="last_block", dtype="bfloat16")
+        for _ in range(2):
+            learner.learn(ROLLOUTS, ADVANTAGES, parts=parts)
+        weights.append([parameter.full_tensor() for parameter in learner.parameters])
+    for one, other in zip(*weights, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+    assert [block._compiled_call_impl is not None for block in learner.model.model.layers] == [True, False]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    dist.destroy_process_group()
+
+
+def test_ranks_with_compiled_blocks_learn_the_same(policy, tmp_path):
+    """Each block's weights are gathered around what was compiled of it."""
+    torch.multiprocessing.spawn(compiled_rank, args=(policy, str(tmp_path)), nprocs=2)
 
 
 def record_gradients(learner):
