@@ -7,6 +7,7 @@ another person's change comes first, theirs stands, the edit is kept, and its ma
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from services.client.types import Steering
 from services.dashboard.elements import Button, Field, Moment, Simplex, Tag, say, text
 from services.dashboard.frame import MAYBE_DONE, problem
 from services.dashboard.panels import JobPage, section
-from services.dashboard.steering_edit import Edit, alike, changed, mix, mode_name
+from services.dashboard.steering_edit import PARTS, Edit, alike, changed, mix, mode_name, parts_at
 from services.dashboard.steering_preview import show_preview
 from services.dashboard.watch import JobWatch, News
 
@@ -42,6 +43,9 @@ class SteeringPanel:
         self._conflict_of: tuple[int, int] | None = None  # the versions that are shown to be in conflict
         self._is_sending = self._is_previewing = False
         self._seen = 0  # of watch.steered
+        self._is_blend_wrong = self._is_restored = False
+        self._waiting: Edit | None = None  # one of before the page was loaded anew, until the steering is known
+        self._kept: dict[str, Any] | None = None  # what the browser was given of the edit
         self._may = page.session.may("steer")
         with section("Steering"), Tag("div", "", "steer"):
             self._line = text("", "steer-state", "p").attributes(role="status")
@@ -56,6 +60,8 @@ class SteeringPanel:
             self._changes = Tag("ul", "", "changes")
         self._shown_version = 0
         self._show()
+        if self._may:
+            page.client.on_connect(self.restore)
 
     def _build_controls(self) -> None:
         page = self.page
@@ -67,7 +73,9 @@ class SteeringPanel:
             with Tag("div", "", "") as self._blend_row:
                 self._blend = Field("Your share of the blend, in percent", "50", self._typed_blend)
             even = {name: 1 / len(page.names) for name in page.names}
-            self._simplex = Simplex(page.names, self._moved, weights=even, bounds={n: [0.0, 1.0] for n in page.names})
+            free = {name: [0.0, 1.0] for name in page.names}
+            keep = f"equipoise-draft {page.session.key['owner']} steering {page.watch.job_id}"
+            self._simplex = Simplex(page.names, self._moved, weights=even, bounds=free, keep=keep)
             text("Above a slider: the weight that is applied. Below it: the learner's own choice.", "legend-line", "p")
             with Tag("div", "", "steer-buttons"):
                 self._apply = Button("Apply", self._do_apply, "main")
@@ -77,11 +85,31 @@ class SteeringPanel:
 
     async def update(self, news: News) -> None:
         if "steering" in news or "events" in news or "job" in news:
+            self._take_up()
             self._recognise()  # before the events, which may tell already what became of it
             self._follow()
             self._show()
         elif "steps" in news:
             self._show_now()
+
+    async def restore(self) -> None:
+        """What was edited here before the page was loaded anew; a page that only connects again has it."""
+        if self._is_restored:
+            return
+        self._is_restored = True
+        with contextlib.suppress(TimeoutError):  # the page is gone again
+            self._waiting = Edit.read(await self._simplex.run_method("kept", timeout=10.0), self.page.names)
+            self._take_up()
+            self._show()
+
+    def _take_up(self) -> None:
+        """An edit of before, unless it is in force by now, or was replaced by another."""
+        steering, edit = self.page.watch.steering, self._waiting
+        if steering is None or edit is None:
+            return
+        self._waiting, self._kept = None, edit.document()
+        if self._edit is None and not self.page.watch.is_over and edit.onto(steering).change():
+            self._begin(edit, "This is what you had edited here.")
 
     # -- the life of a change ----------------------------------------------------------------------------------
 
@@ -167,12 +195,20 @@ class SteeringPanel:
             words += " This key may look, not steer."
         self._line.set_text(words)
         self._line.classes(replace=f"steer-state is-{self._state}")
+        self._keep()
         self._show_conflict(steering if is_stale else None)
         self._show_now()
         self._show_buttons()
         if self._shown_version != steering["version"]:
             self._shown_version = steering["version"]
             self._show_changes(steering)
+
+    def _keep(self) -> None:
+        """In the browser: a page whose connection was lost for long is loaded anew."""
+        edited = self._edit.document() if self._edit is not None else None
+        if self._may and self._waiting is None and edited != self._kept:
+            self._kept = edited
+            self._simplex.run_method("store", edited)
 
     def _show_now(self) -> None:
         page = self.page
@@ -192,8 +228,10 @@ class SteeringPanel:
         has_edit = self._edit is not None
         why = "it is being sent" if self._is_sending else "it is being reckoned" if has_edit else "nothing is edited"
         why = f"the job is {self.page.watch.job['status']}" if over else why
-        self._apply.enable(has_edit and not over and not self._is_sending, why)
-        self._try.enable(has_edit and not self._is_previewing, why)
+        is_right = not self._is_refused()
+        why = why if is_right else "the share of the blend is no number from 0 to 100"
+        self._apply.enable(has_edit and is_right and not over and not self._is_sending, why)
+        self._try.enable(has_edit and is_right and not self._is_previewing, why)
         self._reset.enable(has_edit, "nothing is edited")
         steering = self.page.watch.steering
         self._back.enable(
@@ -206,6 +244,10 @@ class SteeringPanel:
             button.attributes(aria_pressed="true" if mode == edit.mode else "false")
         self._mode_words.set_text(_MODE_WORDS.get(edit.mode, ""))
         self._blend_row.set_visibility(edit.mode == "blend")
+        if self._is_blend_wrong and edit.mode == "blend":
+            return  # it is still being typed
+        self._is_blend_wrong = False
+        self._blend.problem("")
         shown = f"{100 * edit.blend:g}"
         if self._blend.value != shown:
             self._blend.set(shown)
@@ -240,12 +282,19 @@ class SteeringPanel:
                 with Tag("li", "", ""):
                     begun = f"Version {entry['version']}, from step {entry['effective_step']:,} on"
                     text(f"{begun}: {changed(entry['change'])}")
+                    self._offer(entry["version"], steering)
                     Tag("br")
                     text(f"{entry['by']}, ", "muted")
                     Moment(entry["at"]).classes("muted")
         if len(steering["log"]) > 12 or steering["log_has_more"]:
             with self._changes, Tag("li", "", ""):
                 text("Older changes are in the log.", "muted")
+
+    def _offer(self, version: int, steering: Steering) -> None:
+        """A way back to a version that is not the newest."""
+        if self._may and version != steering["version"] and not self.page.watch.is_over:
+            label = f"Edit from this version: {version}"
+            Button("Edit from this version", lambda: self._edit_from(version), "quiet small", aria_label=label)
 
     # -- what a person does ------------------------------------------------------------------------------------
 
@@ -262,6 +311,42 @@ class SteeringPanel:
             self._show_mode(self._edit)
         self._preview.clear()
         self._show()
+
+    def _begin(self, edit: Edit, told: str) -> None:
+        """With an edit that no hand has made on the sliders."""
+        self._edit, self._told, self._is_blend_wrong = edit, told, False
+        self._simplex.set(edit.weights, edit.bounds)
+        self._edited()
+
+    async def _edit_from(self, version: int) -> None:
+        """The sliders as they stood under a version; nothing is applied yet."""
+        try:
+            parts = await self._parts_at(version)
+        except ApiError as error:
+            say(problem(error), "bad")
+            return
+        steering = self.page.watch.steering
+        if steering is not None and not self.page.watch.is_over:
+            bounds = {name: list(pair) for name, pair in parts["bounds"].items()}
+            edit = Edit(steering, parts["mode"], parts["blend"], dict(parts["weights"]), bounds)
+            is_other = bool(edit.change())
+            self._begin(edit, f"It began as version {version}." if is_other else "")
+            if not is_other:
+                say(f"Version {version} is as what stands now.")
+
+    async def _parts_at(self, version: int) -> dict[str, Any]:
+        steering = self.page.watch.steering
+        assert steering is not None, "what is offered is of its log"
+        log, has_more = list(steering["log"]), steering["log_has_more"]
+        while has_more and len(parts_at(log, version)) < len(PARTS):
+            job_id = self.page.watch.job_id
+            earlier = await self.page.session.client.steering(job_id, log_before=log[0]["version"])
+            log, has_more = earlier["log"] + log, earlier["log_has_more"]
+        return parts_at(log, version)
+
+    def _is_refused(self) -> bool:
+        """The share of a blend was typed, and is none."""
+        return self._is_blend_wrong and self._edit is not None and self._edit.mode == "blend"
 
     def _choose_mode(self, mode: str) -> None:
         if (edit := self._editing()) is not None:
@@ -284,16 +369,17 @@ class SteeringPanel:
             share = float(self._blend.value) / 100
         except ValueError:
             share = -1.0
-        if not 0 <= share <= 1:
-            self._blend.problem("expected 0 to 100")
-            return
-        self._blend.problem("")
-        if edit is not None:
+        self._is_blend_wrong = not 0 <= share <= 1
+        self._blend.problem("expected 0 to 100" if self._is_blend_wrong else "")
+        if self._is_blend_wrong:
+            self._show_buttons()
+        elif edit is not None:
             edit.blend = share
             self._edited()
 
     def _do_reset(self) -> None:
         self._edit, self._state, self._told, self._lost = None, "idle", "", None
+        self._is_blend_wrong = False
         self._preview.clear()
         self._show()
 
@@ -313,7 +399,7 @@ class SteeringPanel:
 
     async def _do_apply(self) -> None:
         edit = self._edit
-        if self._is_sending or edit is None or not (change := edit.change()):
+        if self._is_sending or self._is_refused() or edit is None or not (change := edit.change()):
             return
         self._is_sending = True
         self._apply.enable(False, "it is being sent")
@@ -350,7 +436,7 @@ class SteeringPanel:
         self._state, self._told, self._told_of = "failed", told, max(steering["version"], edit.base["version"])
 
     async def _do_preview(self) -> None:
-        if self._is_previewing or self._edit is None or not (change := self._edit.change()):
+        if self._is_previewing or self._is_refused() or self._edit is None or not (change := self._edit.change()):
             return
         self._preview.clear()
         self._is_previewing = True

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.client.types import Steering
+from services.client.types import Steering, SteeringEntry
 from services.dashboard.figures import percent
+
+PARTS = ("mode", "blend", "weights", "bounds")
+MODES = ("auto", "blend", "manual")
 
 
 @dataclass
@@ -25,6 +28,24 @@ class Edit:
     def of(cls, base: Steering) -> Edit:
         bounds = {name: list(pair) for name, pair in base["bounds"].items()}
         return cls(base, base["mode"], base["blend"], dict(base["weights"]), bounds)
+
+    @classmethod
+    def read(cls, document: Any, names: Collection[str]) -> Edit | None:
+        """What `document` gave, out of a browser; None where it is no edit of these objectives."""
+        base = document.get("base") if isinstance(document, dict) else None
+        if not isinstance(base, dict) or type(base.get("version")) is not int:
+            return None
+        if not (_is_steering(base, names) and _is_steering(document, names)):
+            return None
+        parts: Any = {part: base[part] for part in ("version", *PARTS)}
+        stood: Steering = {**parts, "strategy": None, "log": [], "log_has_more": False}
+        return cls(stood, *(document[part] for part in PARTS))
+
+    def document(self) -> dict[str, Any]:
+        """To be kept by a browser."""
+        base: Mapping[str, Any] = self.base
+        wanted = {"mode": self.mode, "blend": self.blend, "weights": self.weights, "bounds": self.bounds}
+        return {"base": {part: base[part] for part in ("version", *PARTS)}, **wanted}
 
     def change(self) -> dict[str, Any]:
         """The body of a steer; empty where nothing differs."""
@@ -53,6 +74,28 @@ class Edit:
             dict(wanted.get("weights", base["weights"])),
             bounds,
         )
+
+
+def _is_steering(document: Mapping[str, Any], names: Collection[str]) -> bool:
+    weights, bounds = document.get("weights"), document.get("bounds")
+    if not (isinstance(weights, dict) and isinstance(bounds, dict) and document.get("mode") in MODES):
+        return False
+    pairs = list(bounds.values())
+    if set(weights) != set(names) or set(bounds) != set(names):
+        return False
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        return False
+    shares = [document.get("blend"), *weights.values(), *(end for pair in pairs for end in pair)]
+    return all(type(share) in (int, float) and 0 <= share <= 1 for share in shares)
+
+
+def parts_at(log: Iterable[SteeringEntry], version: int) -> dict[str, Any]:
+    """Of the steering under a version, what changes up to it say, in their order; the first one says all of it."""
+    found: dict[str, Any] = {}
+    for entry in log:
+        if entry["version"] <= version:
+            found |= {part: entry["change"][part] for part in PARTS if part in entry["change"]}
+    return found
 
 
 def alike(one: Any, other: Any) -> bool:

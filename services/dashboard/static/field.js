@@ -1,5 +1,6 @@
 // A text field whose value is its own until it is read: typing never waits for the server.
 import { h } from "vue";
+import { keep, kept } from "/assets/kept.js";
 
 export default {
   props: { label: String, value: { type: String, default: "" }, rows: { type: Number, default: 1 }, problem: String, hint: String, placeholder: String, code: Boolean, maxlength: Number, keep: String },
@@ -14,30 +15,24 @@ export default {
     },
     // Under the name `keep`, what was typed outlives the page in this tab, until `forget`.
     store() {
-      try {
-        if (this.keep) sessionStorage.setItem(this.keep, this.text);
-      } catch { /* no room, or not allowed: then it is not kept */ }
+      keep(this.keep, this.text);
     },
     kept() {
-      try {
-        return this.keep ? sessionStorage.getItem(this.keep) : null;
-      } catch { return null; }
+      return kept(this.keep);
     },
     forget() {
-      try {
-        if (this.keep) for (const key of [this.keep, `${this.keep} shelf`]) sessionStorage.removeItem(key);
-      } catch { /* nothing was kept */ }
+      keep(this.keep, null);
+      keep(this.shelfName(), null);
     },
     // Other texts that a person may want back: they outlive the page as the field's own does.
     shelve(texts) {
-      try {
-        if (this.keep) sessionStorage.setItem(`${this.keep} shelf`, JSON.stringify(texts));
-      } catch { /* no room, or not allowed: then they are kept for as long as the page is there */ }
+      keep(this.shelfName(), texts);
     },
     shelf() {
-      try {
-        return this.keep ? JSON.parse(sessionStorage.getItem(`${this.keep} shelf`)) : null;
-      } catch { return null; }
+      return kept(this.shelfName());
+    },
+    shelfName() {
+      return this.keep && `${this.keep} shelf`;
     },
     // Puts the cursor at a line, counted from 1, and marks it.
     go(line) {

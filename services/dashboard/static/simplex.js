@@ -1,6 +1,7 @@
 // Weights on the simplex: moving one takes from, or gives to, those that aren't locked, in their present proportion.
 import { h } from "vue";
 import { colour, percent } from "/assets/format.js";
+import { keep, kept } from "/assets/kept.js";
 
 const round = (value) => Math.round(value * 1e4) / 1e4;
 
@@ -18,7 +19,7 @@ export function moved(weights, locked, name, wanted) {
 }
 
 export default {
-  props: { names: Array, weights: Object, bounds: Object, applied: Object, strategy: Object, disabled: Boolean, dims: Boolean, seen: { type: Number, default: 0 } },
+  props: { names: Array, weights: Object, bounds: Object, applied: Object, strategy: Object, disabled: Boolean, dims: Boolean, seen: { type: Number, default: 0 }, keep: String },
   emits: ["edit"],
   data() {
     return { now: { ...this.weights }, limits: copy(this.bounds), locked: {}, typed: {}, edits: this.seen };
@@ -33,6 +34,13 @@ export default {
       this.isLate = false;
       this.now = { ...weights };
       this.limits = copy(bounds);
+    },
+    // Under the name `keep`, what the server makes of an edit outlives the page in this tab.
+    store(edit) {
+      keep(this.keep, edit);
+    },
+    kept() {
+      return kept(this.keep);
     },
     // A drag is told of every 150 ms. `flush` comes when it ends or the focus leaves, which is before any click elsewhere:
     // nobody applies less than is shown.

@@ -212,6 +212,126 @@ def test_a_preview_is_of_the_edit_that_is_shown() -> None:
     on_page(look)
 
 
+BEGUN: Any = {"mode": "auto", "blend": 0.5, "weights": {"accuracy": 0.5, "brevity": 0.5},
+              "bounds": {"accuracy": [0.0, 1.0], "brevity": [0.0, 1.0]}}  # fmt: skip
+
+
+@pytest.mark.parametrize("has_more", [False, True])
+def test_an_edit_begins_from_an_earlier_version(has_more: bool) -> None:
+    first = {"version": 1, "effective_step": 0, "by": "mine", "change": BEGUN, "at": 0.0}
+
+    async def look(session: Any, client: Client) -> None:
+        api, read = session.client, session.client.steering
+        api.steered["log"] = [first]
+        api.take({"weights": {"accuracy": 0.3, "brevity": 0.7}, "mode": "manual"}, by="another")
+        api.take({"bounds": {"accuracy": [0.2, 0.9], "brevity": [0.0, 1.0]}}, by="another")
+        api.take({"weights": {"accuracy": 0.6, "brevity": 0.4}}, by="another")
+
+        async def steering(_: str, *, log_before: int = 9, **__: Any) -> Any:
+            found = await read("")
+            log = [entry for entry in found["log"] if entry["version"] < log_before]
+            return found | {"log": log[-2:] if has_more else log, "log_has_more": has_more and len(log) > 2}
+
+        api.steering = steering
+        _, panel = await _panel(session, client)
+        assert len(buttons(panel._changes, "Edit from this version")) == (1 if has_more else 3), "all but the newest"
+        await press(buttons(panel._changes, "Edit from this version")[0])
+        assert panel._edit is not None
+        assert panel._edit.change() == {"weights": {"accuracy": 0.3, "brevity": 0.7}}
+        assert panel._line.text == "Edited, not applied. It began as version 3."
+        assert is_enabled(button(client, "Preview"))
+        await panel._edit_from(1)
+        assert panel._edit.change() == {"mode": "auto", "weights": BEGUN["weights"], "bounds": {"accuracy": [0.0, 1.0]}}
+        await press(button(client, "Apply"))
+        assert api.steered["mode"] == "auto"
+        assert api.asked["steer"] == 1
+
+    async def same(session: Any, client: Client) -> None:
+        api = session.client
+        api.steered["log"] = [first]
+        api.take({"mode": "manual"}, by="another")
+        api.take({"mode": "auto"}, by="another")
+        _, panel = await _panel(session, client)
+        await panel._edit_from(1)
+        assert notes(client) == ["Version 1 is as what stands now."]
+        assert panel._edit is None
+
+    on_page(look)
+    on_page(same)
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "another's change", "it was applied", "the job ended", "moved"])
+def test_an_edit_outlives_its_page(monkeypatch: pytest.MonkeyPatch, meanwhile: str) -> None:
+    stored: list[Any] = []
+
+    def keeps(panel: SteeringPanel) -> None:
+        async def kept() -> Any:
+            return stored[-1] if stored else None
+
+        def run(method: str, *args: Any, **_: Any) -> Any:
+            if method == "store":
+                stored.append(args[0])
+            return kept() if method == "kept" else None
+
+        monkeypatch.setattr(panel._simplex, "run_method", run)
+
+    async def look(session: Any, client: Client) -> None:
+        page, panel = await _panel(session, client)
+        keeps(panel)
+        await panel.restore()
+        assert stored == []
+        _move(panel, 0.3)
+        change = stored[-1]
+        if meanwhile == "another's change":
+            session.client.take({"blend": 0.2}, by="another")
+        elif meanwhile == "it was applied":
+            session.client.take(panel._edit.change() if panel._edit else {}, by="mine")
+        elif meanwhile == "the job ended":
+            session.client.told["status"] = "succeeded"
+        await page.watch._fetch_wanted({"steering", "job"})
+        again = SteeringPanel(page)
+        keeps(again)
+        if meanwhile == "moved":
+            _move(again, 0.2)
+        await again.restore()
+        if meanwhile in ("it was applied", "the job ended"):
+            assert (again._edit, stored[-1]) == (None, None)
+            return
+        assert again._edit is not None
+        assert stored[-1] == again._edit.document()
+        assert (stored[-1] == change) is (meanwhile != "moved")
+        if meanwhile != "moved":
+            assert again._line.text == "Edited, not applied. This is what you had edited here."
+        assert bool(texts(again._conflict)) is (meanwhile == "another's change")
+        again._do_reset()
+        assert stored[-1] is None
+
+    on_page(look)
+
+
+def test_a_share_that_is_none_is_not_applied() -> None:
+    async def look(session: Any, client: Client) -> None:
+        _, panel = await _panel(session, client)
+        panel._choose_mode("blend")
+        for typed, is_right in (("80", True), ("150", False), ("", False), ("70", True)):
+            panel._blend.value = typed
+            panel._typed_blend()
+            assert is_enabled(button(client, "Apply")) is is_right
+            assert is_enabled(button(client, "Preview")) is is_right
+            assert bool(panel._blend.props["problem"]) is not is_right
+        panel._blend.value = "150"
+        panel._typed_blend()
+        _move(panel, 0.3)
+        assert panel._blend.value == "150", "what is typed stays"
+        await panel._do_apply()
+        assert session.client.asked["steer"] == 0
+        panel._choose_mode("manual")
+        assert is_enabled(button(client, "Apply"))
+        assert (panel._blend.value, panel._blend.props["problem"]) == ("70", "")
+
+    on_page(look)
+
+
 async def _within(client: Client, running: Any) -> None:
     with client:
         await running

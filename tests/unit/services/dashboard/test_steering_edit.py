@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+import pytest
 
 from services.dashboard.steering_edit import Edit, changed, mix
 
@@ -46,3 +49,21 @@ def test_a_change_in_words() -> None:
     assert said == "the person's weights; a 25%, b 75%; a between 10% and 100%"
     assert changed({}) == "as submitted"
     assert mix({"a": None, "b": float("nan")}) == "a –, b –"
+
+
+def test_an_edit_comes_back_out_of_a_browser() -> None:
+    edit = Edit.of(_steering(7))
+    edit.mode, edit.weights = "manual", {"a": 0.2, "b": 0.8}
+    found = Edit.read(json.loads(json.dumps(edit.document())), ["a", "b"])
+    assert found is not None
+    assert (found.change(), found.base["version"]) == (edit.change(), 7)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"base": None}, {"base": {}}, {"mode": "mine"}, {"blend": "x"}, {"weights": {"a": 1.0}},
+     {"bounds": {"a": 1, "b": 2}}, {"weights": {"a": None, "b": 1.0}}, {"bounds": {"a": [0, 2], "b": [0, 1]}}],
+)  # fmt: skip
+def test_what_is_no_edit_of_this_job_is_left(wrong: Any) -> None:
+    assert Edit.read(Edit.of(_steering()).document() | wrong, ["a", "b"]) is None
+    assert Edit.read(None, ["a", "b"]) is None
