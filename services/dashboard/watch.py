@@ -87,7 +87,7 @@ class JobWatch:
         self.loaded = False
         self.trouble = ""  # why nothing new comes; empty while it does
         self.signs: dict[str, Any] = {}  # of the newest step: the health of its rewards and engines, and what falls
-        self._seen_events = 0
+        self._last_event: Event | None = None  # read again with each look: it may be another by now
         self._is_handed_on = True  # the next claim is none after a crash
         self._listeners: list[Listener] = []
         self._task: asyncio.Task[None] | None = None
@@ -229,9 +229,14 @@ class JobWatch:
 
     async def _fetch_events(self) -> None:
         while True:
-            page = await self._client.events(self.job_id, after=self._seen_events, limit=_PAGE)
-            for event in page["data"]:
-                self._seen_events = event["seq"]
+            last = self._last_event
+            page = await self._client.events(self.job_id, after=last["seq"] - 1 if last else 0, limit=_PAGE)
+            found = page["data"]
+            if last and (not found or (found[0]["seq"] == last["seq"] and found[0].get("at") != last.get("at"))):
+                self._begin_anew()  # the job was put back, from an older copy of Redis
+                continue
+            for event in found[1:] if last and found[0]["seq"] == last["seq"] else found:
+                self._last_event = event
                 self.events.append(event)
                 self.event_counts[event["level"]] += 1
                 if event["level"] != "info":
@@ -246,6 +251,13 @@ class JobWatch:
                     self._rewind(event["data"].get("to"))
             if not page["has_more"]:
                 return
+
+    def _begin_anew(self) -> None:
+        """All that was read is read once more."""
+        self._last_event, self._is_handed_on, self.restarts = None, True, 0
+        for read in (self.events, self.faults, self.event_counts, self.steered, self.warned):
+            read.clear()
+        self._rewind(0)
 
     def _count_restarts(self, event: Event) -> None:
         """A crash is told of by a warning, or by nothing but the next claim, once the lease has run out."""
