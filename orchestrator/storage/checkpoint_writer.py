@@ -37,7 +37,7 @@ class CheckpointWriter:
     def write(self, step: int, fill: Fill, *, beside: Mapping[str, Path], wait: bool) -> None:
         """Make a step's state durable. Not to `wait`: `settle` registers it later; `fill` has returned in any case.
 
-        A failure is an event; several in a row raise CheckpointError, or StoreAway where it is the store that is away.
+        A failure is an event; several in a row raise CheckpointError: StoreAway or DiskFull where the job may wait.
         """
         self.settle()
         with self._failure_is_told(step):

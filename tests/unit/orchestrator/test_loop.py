@@ -19,7 +19,7 @@ import torch
 from orchestrator.build import make_archive
 from orchestrator.journal import Wishes
 from orchestrator.spec import JobSpec
-from orchestrator.storage.checkpoints import CheckpointError, directory_name, verify
+from orchestrator.storage.checkpoints import CheckpointError, Unreadable, directory_name, verify
 from policies.collapse import CollapseWatch
 from policies.estimators import Gdpo
 from policies.pareto import Archive, hypervolume
@@ -597,10 +597,11 @@ def test_failures_count_only_in_a_row(tmp_path: Path) -> None:
     assert len(run.journal.named("checkpoint.failed")) == 4
 
 
-def test_three_failures_end_the_job_and_keep_the_last_good_one(tmp_path: Path) -> None:
+def test_three_failures_end_the_run_and_keep_the_last_good_one(tmp_path: Path) -> None:
+    """Of a full disk as something that may be had later, so that the driver hands the job back."""
     run = start(tmp_path, make_spec(steps=8, checkpoints={"every": 1}))
     full_disk(run, 3, 4, 5)
-    with pytest.raises(CheckpointError, match="No space left on device"):
+    with pytest.raises(Unreadable, match="No space left on device"):
         run.loop.run()
     assert len(run.journal.named("checkpoint.failed")) == 3
     assert max(run.journal.registered) == 1
