@@ -222,11 +222,11 @@ def test_a_job_that_was_put_back_from_an_older_copy_is_read_anew(numbers: str) -
 
     async def look(session: Any, _: Any) -> None:
         found, api = await JobWatch.of(session, "job-1"), session.client
-        api.happened = [{"seq": seq, "type": "note", "at": 1.0, "data": {}} for seq in (1, 2, 3)]
+        api.happened = [{"seq": seq, "level": "info", "type": "note", "at": 1.0, "data": {}} for seq in (1, 2, 3)]
         for _ in range(4):
             await found._fetch()
         assert ([event["seq"] for event in found.events], found.columns.last) == ([1, 2, 3], 4)
-        again = [{"seq": seq, "type": "note", "at": 2.0, "data": {}} for seq in (2, 3, 4)]
+        again = [{"seq": seq, "level": "info", "type": "note", "at": 2.0, "data": {}} for seq in (2, 3, 4)]
         api.happened = [api.happened[0], *(again if numbers == "passed" else [])]
         await found._fetch()
         assert list(found.events) == api.happened
