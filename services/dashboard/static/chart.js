@@ -55,6 +55,8 @@ export default {
   mounted() {
     this.onTheme = () => this.draw(true);
     document.addEventListener("equipoise:theme", this.onTheme);
+    this.onPrint = () => this.draw(true, true);
+    addEventListener("beforeprint", this.onPrint);
     this.sight = new IntersectionObserver((found) => {
       this.isSeen = found[found.length - 1].isIntersecting;
       if (this.isSeen && this.isDirty) this.draw(!this.chart);
@@ -65,6 +67,7 @@ export default {
   },
   beforeUnmount() {
     document.removeEventListener("equipoise:theme", this.onTheme);
+    removeEventListener("beforeprint", this.onPrint);
     this.sight.disconnect();
     this.size.disconnect();
     clearTimeout(this.zooming);
@@ -126,9 +129,10 @@ export default {
         });
       }
     },
-    draw(whole) {
+    // On paper, also what was never scrolled into sight, and at once: no frame comes before the page is taken.
+    draw(whole, isPrinted) {
       const canvas = this.$refs.canvas;
-      if (!canvas || (!this.isSeen && !this.chart) || !canvas.clientWidth) return;
+      if (!canvas || (!this.isSeen && !this.chart && !isPrinted) || !canvas.clientWidth) return;
       if (!this.chart) {
         this.chart = echarts.init(canvas, null, { renderer: "canvas" });
         this.chart.on("click", (event) => {
@@ -146,7 +150,7 @@ export default {
       if (axis) option.xAxis = axis;
       option.dataset = datasets.map((source) => ({ source, sourceHeader: false }));
       option.tooltip = { ...(option.tooltip || {}), renderMode: "richText", valueFormatter: figure, confine: true };
-      this.chart.setOption(whole || this.isWhole ? option : { dataset: option.dataset, series: option.series, ...(axis && { xAxis: axis }) }, { notMerge: whole || Boolean(this.isWhole), lazyUpdate: true });
+      this.chart.setOption(whole || this.isWhole ? option : { dataset: option.dataset, series: option.series, ...(axis && { xAxis: axis }) }, { notMerge: whole || Boolean(this.isWhole), lazyUpdate: !isPrinted });
       this.isDirty = this.isWhole = false;
       canvas.dataset.points = String(this.count);
     },

@@ -8,7 +8,9 @@ export function keep(name, value) {
 }
 
 export function kept(name) {
+  let found = null;
   try {
-    return name ? JSON.parse(sessionStorage.getItem(name)) : null;
-  } catch { return null; }
+    found = name ? sessionStorage.getItem(name) : null;
+    return JSON.parse(found);
+  } catch { return found; } // a page of an earlier version kept text as it was
 }

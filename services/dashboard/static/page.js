@@ -23,6 +23,12 @@
     if (new URL(event.target.action).pathname !== "/signout") return;
     for (const key of Object.keys(sessionStorage)) if (key.startsWith("equipoise-draft")) sessionStorage.removeItem(key);
   });
+  // Paper is light. The charts, whose listeners come after this one, are drawn in its colours, and anew when it is over.
+  addEventListener("beforeprint", () => { document.documentElement.dataset.theme = "light"; });
+  addEventListener("afterprint", () => {
+    apply(localStorage.getItem(KEY) || "auto");
+    document.dispatchEvent(new Event("equipoise:theme"));
+  });
   addEventListener("DOMContentLoaded", () => {
     apply(localStorage.getItem(KEY) || "auto");
     const wait = setInterval(() => {

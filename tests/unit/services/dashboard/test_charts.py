@@ -247,6 +247,53 @@ def test_bars_under_the_mouse_are_those_of_a_chosen_point() -> None:
         assert drawn == chosen
 
 
+_PRINT = """
+globalThis.document = Object.assign(new EventTarget(), { body: {} });
+const windows = new EventTarget();
+Object.assign(globalThis, {
+  addEventListener: windows.addEventListener.bind(windows),
+  removeEventListener: windows.removeEventListener.bind(windows),
+  getComputedStyle: () => ({ getPropertyValue: () => "#000000" }),
+});
+for (const name of ["Mutation", "Intersection", "Resize"]) {
+  globalThis[`${name}Observer`] = class { observe() {} disconnect() {} };
+}
+const { default: chart } = await import("./chart.js");
+const { drawn } = await import("nicegui-echart");
+const canvas = { clientWidth: 300, dataset: {} };
+const one = { option: { series: [] }, datasets: [[]], extra: {}, $refs: { canvas }, ...chart.methods };
+chart.mounted.call(one);
+one.draw(true);
+const before = drawn.length;
+windows.dispatchEvent(new Event("beforeprint"));
+chart.beforeUnmount.call(one);
+windows.dispatchEvent(new Event("beforeprint"));
+console.log(JSON.stringify([before, drawn]));
+"""  # fmt: skip
+
+
+@needs_node
+def test_a_chart_that_nobody_has_seen_is_printed(tmp_path: Path) -> None:
+    static = resources.files("services.dashboard").joinpath("static")
+    for name in ("chart", "alone", "bars", "format"):
+        source = static.joinpath(f"{name}.js").read_text(encoding="utf-8")
+        (tmp_path / f"{name}.js").write_text(source.replace("/assets/", "./"))
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    told = "on() {}, dispose() {}, setOption: (_, how) => drawn.push(how)"
+    stubs = {
+        "vue": "export const h = () => null;",
+        "nicegui-echart": f"export const drawn = []; export const echarts = {{ init: () => ({{ {told} }}) }};",
+    }
+    for name, source in stubs.items():
+        folder = tmp_path / "node_modules" / name
+        folder.mkdir(parents=True)
+        (folder / "package.json").write_text('{"type": "module", "main": "index.js"}')
+        (folder / "index.js").write_text(source)
+    (tmp_path / "print.js").write_text(_PRINT)
+    done = subprocess.run(["node", "print.js"], capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path)
+    assert json.loads(done.stdout) == [0, [{"notMerge": True, "lazyUpdate": False}]]
+
+
 def test_points_of_a_collapsed_run_are_no_dominated_ones() -> None:
     points = [
         *FRONT,
