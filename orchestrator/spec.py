@@ -7,7 +7,7 @@ checked and shown without them, and only build.py turns it into objects.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -153,13 +153,6 @@ class JobSpec(Spec):
             )
         if self.weighting.name == "lagrangian":
             self._directions_fit(self.weighting)
-        if self.weighting.name == "covariance":
-            self._targets_are_floors()
-        if self.sampling.zero_signal.name == "copo" and self.estimator.single_rollout:
-            raise ValueError(
-                f"sampling.zero_signal: estimator '{self.estimator.name}' compares prompts with each other itself, and "
-                "'copo' would count that twice where a group has no signal; use keep, or another estimator"
-            )
         if "gramian" in self.weighting.needs and self.gramian.mode == "step_response":
             raise ValueError(
                 f"gramian.mode: '{self.weighting.name}' needs all inner products of the objectives' gradients, but "
@@ -207,15 +200,6 @@ class JobSpec(Spec):
                 )
             if condition == objective.name:
                 raise ValueError(f"estimator.condition: {why}; choose a condition that is never pushed down")
-
-    def _targets_are_floors(self) -> None:
-        """The rule only ever pushes rewards up."""
-        for i, objective in enumerate(self.objectives):
-            if objective.target is not None and objective.target.op == "<=":
-                raise ValueError(
-                    f"objectives.{i}.target.op: 'covariance' pushes '{objective.name}' up until its target is met, "
-                    "which '<=' would turn round; use '>=', or weighting 'lagrangian'"
-                )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -364,9 +348,28 @@ def check_new(spec: AnyJob) -> AnyJob:
         problems.append(("name", "has control characters or marks of a line's end or direction; leave them out"))
     if any(len(key) > MAX_METADATA for key in spec.metadata):
         problems.append(("metadata", f"a key has more than {MAX_METADATA} characters"))
+    if isinstance(spec, JobSpec):
+        problems += _at_odds(spec)
     if problems:
         raise SpecError(problems)
     return spec
+
+
+def _at_odds(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """Rules that work against each other; jobs that were accepted with them go on."""
+    for i, objective in enumerate(spec.objectives):
+        if spec.weighting.name == "covariance" and objective.target is not None and objective.target.op == "<=":
+            yield (
+                f"objectives.{i}.target.op",
+                f"'covariance' pushes '{objective.name}' up until its target is met, which '<=' would turn round; use "
+                "'>=', or weighting 'lagrangian'",
+            )
+    if spec.sampling.zero_signal.name == "copo" and spec.estimator.single_rollout:
+        yield (
+            "sampling.zero_signal",
+            f"estimator '{spec.estimator.name}' compares prompts with each other itself, and 'copo' would count that "
+            "twice where a group has no signal; use keep, or another estimator",
+        )
 
 
 def _kind(value: Any) -> str:

@@ -330,16 +330,6 @@ def test_every_wrong_field_is_named() -> None:
         ({"estimator": {"name": "softmin", "kappa_end": -1}}, "estimator.kappa_end", "greater than or equal"),
         ({"estimator": {"name": "cond_gdpo", "at_least": 1}}, "estimator.condition", "Field required"),
         (
-            {"weighting": {"name": "covariance"}, "objectives__1__target": {"op": "<=", "value": 0.5}},
-            "objectives.1.target.op",
-            "which '<=' would turn round",
-        ),
-        (
-            {"estimator": {"name": "reinforce"}, "sampling": {"zero_signal": {"name": "copo"}}},
-            "sampling.zero_signal",
-            "would count that twice",
-        ),
-        (
             {
                 "weighting": {"name": "lagrangian"},
                 "objectives__1__target": {"op": "<=", "value": 0.5},
@@ -558,6 +548,16 @@ def test_an_objective_without_a_range_has_its_rewards(reward: str, fields: dict[
     [
         *(({"name": f"a{mark}b"}, "name", "leave them out") for mark in "\x9b\u2028\u202e\u2066"),
         ({"metadata": {"k" * 513: "v"}}, "metadata", "a key has more than 512 characters"),
+        (
+            {"weighting": {"name": "covariance"}, "objectives__1__target": {"op": "<=", "value": 0.5}},
+            "objectives.1.target.op",
+            "which '<=' would turn round",
+        ),
+        (
+            {"estimator": {"name": "reinforce"}, "sampling": {"zero_signal": {"name": "copo"}}},
+            "sampling.zero_signal",
+            "would count that twice",
+        ),
     ],
 )
 def test_a_new_job_is_asked_for_more_than_one_that_is_stored(
