@@ -19,6 +19,7 @@ from orchestrator.spec import JobSpec
 from orchestrator.storage.checkpoints import CheckpointError, Unreadable
 from orchestrator.storage.remote import LONG_PAUSES_S
 from policies.pareto import Point
+from policies.places import Scale
 from policies.statistics import standard_error
 from policies.types import Rollout
 from rewards.base import Scores
@@ -32,31 +33,33 @@ SAMPLES = 10  # completions of the start and the end in the report
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Means over a split, and how well its prompts tell them (None: of one prompt nobody knows). `counted`: the means
-    after the gates; None where there are none."""
+    """Means over a split, and how well its prompts tell them (None: of one prompt nobody knows).
+
+    `counted`: the means after the gates, and `counted_errors` how well those are told; None where there are none.
+    """
 
     objectives: dict[str, float]
     counted: dict[str, float] | None = None
     standard_errors: dict[str, float | None]
+    counted_errors: dict[str, float | None] | None = None
     mean_tokens: float
     truncated_share: float
     described: dict[str, Any]
 
-    def point(self, step: int, *, collapsed: bool = False) -> Point:
+    def point(self, step: int) -> Point:
         extra = {"standard_errors": self.standard_errors, **self.described}
         return Point(
             step=step,
             objectives=self.objectives,
             counted=self.counted,
             mean_tokens=self.mean_tokens,
-            collapsed=collapsed,
             extra=extra,
         )
 
-    def errors_within(self, ranges: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        """Standard errors in units of the ranges; what nobody knows is left out."""
-        known = {name: error for name, error in self.standard_errors.items() if error is not None}
-        return {name: error / (ranges[name][1] - ranges[name][0]) for name, error in known.items()}
+    def place_errors(self, scales: Mapping[str, Scale], *, is_gated: bool) -> dict[str, float]:
+        """Standard errors of the places that the means have, after the gates or before; without what nobody knows."""
+        told = self.counted_errors if is_gated and self.counted_errors is not None else self.standard_errors
+        return {name: error / scales[name].width for name, error in told.items() if error is not None}
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -89,24 +92,21 @@ class Evaluator:
         dropped = set(scored.dropped)
         kept = [row for row in range(len(rollouts)) if row not in dropped]
         rollouts, answers = [rollouts[row] for row in kept], [answers[row] for row in kept]
+        gated = self.gated(scored.scores)
         return Evaluation(
             objectives={name: fmean(values) for name, values in known.items()},
-            counted=self.counted(scored.scores, split),
-            standard_errors={
-                name: standard_error(values[first : first + repeats] for first in range(0, len(values), repeats))
-                for name, values in scored.scores.items()
-            },
+            counted=gated and {name: fmean(self.applicable(name, split, values)) for name, values in gated.items()},
+            standard_errors=_errors(scored.scores, repeats),
+            counted_errors=gated and _errors(gated, repeats),
             mean_tokens=fmean(len(rollout.tokens) for rollout in rollouts),
             truncated_share=fmean(rollout.truncated for rollout in rollouts),
             described=self.parts.describe([rollout.text for rollout in rollouts], answers),
         )
 
-    def counted(self, scores: Mapping[str, Scores], split: str) -> dict[str, float] | None:
-        """Means after the gates, as training counts them; None where no objective has one."""
-        if all(objective.gate is None for objective in self.spec.objectives):
-            return None
-        gated = self.parts.gates.apply(scores)
-        return {name: fmean(self.applicable(name, split, values)) for name, values in gated.items()}
+    def gated(self, scores: Mapping[str, Scores]) -> dict[str, list[float | None]] | None:
+        """After the gates, as training counts them; None where no objective has one."""
+        has_gates = any(objective.gate is not None for objective in self.spec.objectives)
+        return self.parts.gates.apply(scores) if has_gates else None
 
     @staticmethod
     def applicable(name: str, split: str, scores: Scores) -> list[float]:
@@ -227,3 +227,11 @@ class Evaluator:
         totals = (archive.normalised(front) @ weights_K).tolist()
         ranked = sorted(zip(totals, front, strict=True), key=lambda pair: (pair[0], pair[1].step), reverse=True)
         return [point for _, point in ranked]
+
+
+def _errors(scores: Mapping[str, Scores], repeats: int) -> dict[str, float | None]:
+    """Standard errors of the means of prompts that have so many rows each."""
+    return {
+        name: standard_error(values[first : first + repeats] for first in range(0, len(values), repeats))
+        for name, values in scores.items()
+    }

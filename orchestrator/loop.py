@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -350,9 +350,10 @@ class Loop:
             self.state.samples = self.evaluator.samples(interrupted)
         self.tell_incidents()
         archive = self.parts.archive
-        normalised = dict(zip(self.names, archive.normalised([result.point(step)])[0].tolist(), strict=True))
-        self.watch(step, normalised, result.errors_within(archive.ranges), steering)
-        growth = archive.add(result.point(step, collapsed=self.state.collapsed))
+        point = result.point(step)
+        normalised = dict(zip(self.names, archive.normalised([point])[0].tolist(), strict=True))
+        self.watch(step, normalised, result.place_errors(archive.scales, is_gated=archive.is_gated([point])), steering)
+        growth = archive.add(replace(point, collapsed=self.state.collapsed))
         self.state.front = self.front_stats(step, growth)
         on_front = step in {point.step for point in archive.front}
         figures = result.figures() | {"hypervolume": archive.hypervolume, "on_front": on_front}
@@ -449,7 +450,7 @@ class Loop:
         newest = set(sorted(self.kept)[-NEWEST:])
         older = self.kept & front - newest
         if len(older) > self.spec.checkpoints.front:
-            best = self.evaluator.ranked(self)[0].step
+            best = next(point.step for point in self.evaluator.ranked(self) if point.step in self.kept)
             older = widest(archive, older, self.spec.checkpoints.front, always={0, best})
         dropped = self.kept - older - newest
         self.kept -= dropped

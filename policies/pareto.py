@@ -146,9 +146,13 @@ class Archive:
         By what counts after the gates, where every point says it: those of an older version say raw means alone, and
         raw ones are not ranked beside gated ones.
         """
-        gated = all(point.counted is not None for point in [*self.points, *points])
+        gated = self.is_gated(points)
         rows = [self._placed(point.counted if gated and point.counted else point.objectives) for point in points]
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.scales))
+
+    def is_gated(self, points: Sequence[Point]) -> bool:
+        """Whether these are ranked by what counts after the gates."""
+        return all(point.counted is not None for point in [*self.points, *points])
 
     def _placed(self, values: Mapping[str, float]) -> Array:
         return np.array([scale.place(values[name]) for name, scale in self.scales.items()], dtype=np.float64)

@@ -28,9 +28,15 @@ class Scale:
         if self.better == "smaller":
             return (self.high - clipped) / (self.high - self.low)
         if self.better == "nearer":
-            aim = self._aim
-            return 1.0 - abs(clipped - aim) / max(aim - self.low, self.high - aim)
+            return 1.0 - abs(clipped - self._aim) / self.width
         return (clipped - self.low) / (self.high - self.low)
+
+    @property
+    def width(self) -> float:
+        """Raw units between the places 0 and 1."""
+        if self.better == "nearer":
+            return max(self._aim - self.low, self.high - self._aim)
+        return self.high - self.low
 
     @property
     def worst(self) -> float:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from orchestrator.evaluation import Evaluation
+from policies.places import read_scales
 from policies.statistics import standard_error
 
 
@@ -21,17 +22,23 @@ def test_nobody_knows_it_of_one_prompt(scores: list[list[float | None]]) -> None
     assert standard_error(scores) is None
 
 
-def test_errors_in_units_of_the_ranges() -> None:
-    errors: dict[str, float | None] = {"a": 0.1, "b": 3.0, "c": None}
+def test_errors_of_places() -> None:
+    """Of a target at an end a place is the range, of one inside it less; after the gates they are their own."""
+    errors: dict[str, float | None] = {"a": 0.1, "b": 3.0, "c": None, "d": 0.1}
     found = Evaluation(
         objectives=dict.fromkeys(errors, 0.5),
         standard_errors=errors,
+        counted_errors={**errors, "a": 0.3},
         mean_tokens=1.0,
         truncated_share=0.0,
         described={},
     )
-    ranges = {"a": (0.0, 1.0), "b": (-10.0, 20.0), "c": (0.0, 1.0)}
-    assert found.errors_within(ranges) == pytest.approx({"a": 0.1, "b": 0.1})
+    scales = read_scales(
+        {"a": (0.0, 1.0), "b": (-10.0, 20.0), "c": (0.0, 1.0), "d": (0.0, 1.0)},
+        {"b": {"better": "smaller"}, "d": {"better": "nearer", "target": 0.4}},
+    )
+    assert found.place_errors(scales, is_gated=False) == pytest.approx({"a": 0.1, "b": 0.1, "d": 0.1 / 0.6})
+    assert found.place_errors(scales, is_gated=True) == pytest.approx({"a": 0.3, "b": 0.1, "d": 0.1 / 0.6})
 
 
 @pytest.mark.parametrize("repeats", [1, 4, 16])

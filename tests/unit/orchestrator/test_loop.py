@@ -23,6 +23,7 @@ from orchestrator.storage.checkpoints import CheckpointError, Unreadable, direct
 from policies.collapse import CollapseWatch
 from policies.estimators import Gdpo
 from policies.pareto import Archive, hypervolume
+from rewards.pool import Scored
 from tests.loop_fakes import FakeEngines, Killed, Run, World, make_spec, resume, start
 
 
@@ -320,6 +321,26 @@ def test_what_is_gated_counts_gated_on_the_front_and_is_shown_raw(tmp_path: Path
     assert not run.journal.named("collapse.detected")
 
 
+def test_a_fall_after_a_gate_is_told_beyond_the_noise_after_it(tmp_path: Path) -> None:
+    """Half of the prompts fail the gate: what counts spreads more than what is shown."""
+    objectives = [
+        {"name": "accuracy", "reward": {"name": "math"}},
+        {"name": "brevity", "reward": {"name": "conciseness"}, "gate": {"objective": "accuracy", "at_least": 0.4}},
+    ]
+    evaluation = {"every": 2, "rollouts_per_prompt": 1}
+    run = start(tmp_path, make_spec(objectives=objectives, collapse={"action": "alert"}, evaluation=evaluation))
+    evaluator = run.loop.evaluator
+    rolled, _ = evaluator.sample(evaluator.prompts("validation"), [[1]] * len(evaluator.prompts("validation")))
+    scores: dict[str, list[float | None]] = {"accuracy": [0.0, 0.0, 1.0, 1.0], "brevity": [0.5] * 4}
+    evaluator.sample = lambda *_: (rolled, Scored(scores=scores, dropped=()))  # type: ignore[method-assign]
+    seen: list[Any] = []
+    run.loop.parts.watch.observe = lambda *told: seen.append(told)  # type: ignore[method-assign,func-returns-value]
+    run.loop.evaluate(1, run.journal.steering(1)[1])
+    _, places, _, errors = seen[0]
+    assert places["brevity"] == 0.25
+    assert errors["brevity"] > 0.1
+
+
 def test_the_tested_points_of_the_front_have_a_volume_on_the_test_split(tmp_path: Path) -> None:
     values = {0: (0.2, 0.5), 2: (0.5, 0.4), 4: (0.4, 0.3), 6: (0.1, 0.6)}
     spec = make_spec(evaluation={"every": 2, "test_points": 1})
@@ -386,6 +407,28 @@ def test_the_front_has_no_more_checkpoints_than_asked_for(tmp_path: Path) -> Non
     volume = hypervolume(values[kept])
     assert volume > 0.9 * front["hypervolume"]
     assert len({point["step"] for point in front["points"] if point["test"]} - {0, 30}) == 2
+
+
+def test_the_best_that_is_kept_stays_after_a_steer(tmp_path: Path) -> None:
+    """By the new weights the best checkpoint was dropped before: then it is the best of those that are there."""
+    spec = make_spec(steps=30, checkpoints={"every": 500, "front": 1}, evaluation={"every": 1, "test_points": 2})
+    angles = [math.pi / 2 * (0.02 + 0.96 * i / 30) for i in range(31)]
+    run = start(tmp_path, spec, profile=lambda step: (math.sin(angles[step]), math.cos(angles[step])))
+    by_new = [0.5 * math.sin(angle) + 0.5 * math.cos(angle) for angle in angles]
+    retain, best = run.loop.retain, []
+
+    def noted() -> None:
+        if run.loop.state.step == 25:
+            steering = run.journal.log[-1][2]
+            run.journal.log.append((2, 25, steering.model_copy(update={"weights": {"accuracy": 0.5, "brevity": 0.5}})))
+        retain()
+        if run.loop.state.step >= 25:
+            best.append(max(run.on_disk(), key=lambda step: by_new[step]))
+
+    run.loop.retain = noted  # type: ignore[method-assign]
+    assert run.loop.run() == "succeeded"
+    assert len(set(best)) == 1
+    assert best[0] != int(np.argmax(by_new))
 
 
 def test_the_strategy_sees_the_front_as_the_last_evaluation_left_it(tmp_path: Path) -> None:
