@@ -313,7 +313,7 @@ class RolloutsPanel:
 def _orders(names: Sequence[str]) -> dict[str, str]:
     orders: dict[str, str] = {}
     for name in names:
-        orders |= {f"-r.{name}": f"best by {name}", f"r.{name}": f"worst by {name}"}
+        orders |= {f"-r.{name}": f"highest {name}", f"r.{name}": f"lowest {name}"}
     for one, other in itertools.combinations(names, 2):
         orders[f"conflict:{one}|{other}"] = f"conflict of {one} and {other}"
     return orders | {"-advantage": "highest advantage", "advantage": "lowest advantage"}
