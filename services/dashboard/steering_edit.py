@@ -37,8 +37,8 @@ class Edit:
             return None
         if not (_is_steering(base, names) and _is_steering(document, names)):
             return None
-        parts: Any = {part: base[part] for part in ("version", *PARTS)}
-        stood: Steering = {**parts, "strategy": None, "log": [], "log_has_more": False}
+        known = {part: base[part] for part in ("version", *PARTS)}
+        stood: Any = {**known, "strategy": None, "log": [], "log_has_more": False}
         return cls(stood, *(document[part] for part in PARTS))
 
     def document(self) -> dict[str, Any]:

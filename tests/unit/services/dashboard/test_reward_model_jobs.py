@@ -107,7 +107,7 @@ def test_it_is_submitted_as_the_command_takes_it() -> None:
         form._write("training.epochs", "3")
         assert yaml.safe_load(form._yaml.value)["training"]["epochs"] == 3
         assert not form._prompts.visible, "it has ratings, no prompts"
-        await form._start_from("quickstart")
+        form._start_from("quickstart")
         assert "policy.model" in form._fields
         assert form._choices["weighting.name"].value
         form._use({"id": "ds-1", "rows": 3})
