@@ -245,7 +245,7 @@ def _thinned(page: JobPage) -> str:
 
 
 def _restarts(count: int) -> str:
-    return f" It was started anew after a crash {'once' if count == 1 else f'{count} times'}." if count else ""
+    return f" It was started anew {'once' if count == 1 else f'{count} times'} after a crash." if count else ""
 
 
 def _said(page: JobPage) -> str:

@@ -134,7 +134,13 @@ def test_a_bad_spec_is_told_at_its_field_and_a_good_one_runs(stage: Stage, viewe
     expect(page.locator(".field-code .problem")).to_contain_text("not valid YAML")
     assert {job["id"] for job in stage.client.jobs()["data"]} == before, "nothing was queued"
 
-    page.get_by_label("Start from").select_option("quickstart")
+    start = page.get_by_label("Start from")
+    start.select_option("quickstart")
+    expect(text).to_have_value(good)
+    start.select_option(label="what was here")
+    expect(text).to_have_value("a: [")
+    start.select_option("quickstart")
+    expect(text).to_have_value(good)
     page.get_by_label("Name", exact=True).fill("from the form")
     page.get_by_label("Steps").fill("7")
     page.get_by_label("Weight of clarity").fill("0.9")

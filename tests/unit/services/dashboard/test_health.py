@@ -171,9 +171,9 @@ def test_what_a_watch_finds_is_marked_where_it_is_seen() -> None:
         (["job.queued", "job.claimed"], ""),
         (["job.queued", "job.claimed", "job.paused", "job.queued", "job.claimed"], ""),
         (["job.queued", "job.claimed", "job.requeued info", "job.claimed"], ""),  # handed back in good order
-        (["job.queued", "job.claimed", "job.requeued", "job.claimed"], " It was started anew after a crash once."),
+        (["job.queued", "job.claimed", "job.requeued", "job.claimed"], " It was started anew once after a crash."),
         (["job.queued", "job.claimed", *["checkpoint.registered", "job.claimed"] * 2],
-         " It was started anew after a crash 2 times."),
+         " It was started anew 2 times after a crash."),
     ],
 )  # fmt: skip
 def test_crashes_are_counted_and_not_claims(kinds: list[str], told: str) -> None:
