@@ -124,7 +124,7 @@ _HEADERS: dict[str, tuple[str, ...]] = {
     "POST /v1/jobs": ("Location", "Idempotent-Replayed"),
     f"POST {_JOB}/fork": ("Idempotent-Replayed",),
     f"GET {_JOB}": ("ETag",),
-    f"GET {_JOB}/events": ("Event-Cursor",),
+    f"GET {_JOB}/events": ("Event-Cursor", "Event-Oldest"),
     f"GET {_JOB}/steering": ("ETag",),
     f"PUT {_JOB}/steering": ("ETag",),
     "POST /v1/datasets": ("Location",),

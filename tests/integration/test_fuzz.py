@@ -225,7 +225,7 @@ def test_the_document_describes_every_success(world: World) -> None:
     events = document["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]
     assert (events["content"].keys(), events["headers"].keys()) == (
         {"application/json", "text/event-stream"},
-        {"Event-Cursor"},
+        {"Event-Cursor", "Event-Oldest"},
     )
 
 
