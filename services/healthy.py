@@ -25,6 +25,7 @@ _RAY_NODE = "http://127.0.0.1:52365/api/local_raylet_healthz"
 
 def problem(words: Sequence[str], environment: Mapping[str, str]) -> str | None:
     """What is wrong with a process of this command line, if anything is."""
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if {"worker", "scripts"} & set(words):
         return _unless_touched(environment.get(ALIVE_VARIABLE))
     if {"serve", "up"} & set(words):

@@ -149,7 +149,7 @@ def containers_are_watched(text: str) -> Iterator[str]:
         checks = [value for found, value in steps if found == "HEALTHCHECK"]
         if not checks or not checks[-1].endswith(_HEALTHY):
             yield f"{name}: no health check, or one that knows one of its commands alone"
-        if name == "control" and not any(found == "ENV" and "EQUIPOISE_ALIVE_FILE=" in value for found, value in steps):
+        if not any(found == "ENV" and "EQUIPOISE_ALIVE_FILE=" in value for found, value in steps):
             yield f"{name}: worker and keeper of scripts touch no file"
         for found, value in steps:
             if found in ("CMD", "ENTRYPOINT") and not isinstance(_json(value), list):

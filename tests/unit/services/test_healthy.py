@@ -39,9 +39,10 @@ def port() -> Iterator[int]:
 def test_a_server_answers(name: str, port: int) -> None:
     words = ["/opt/equipoise/bin/python", "/opt/equipoise/bin/equipoise", name, "--port"]
     assert problem([*words, str(port)], {}) is None
+    assert problem([*words[:-1], f"--port={port}"], {}) is None
     away = free_port()
     assert f"http://127.0.0.1:{away}/livez" in str(problem([*words, str(away)], {}))
-    for tls in (({}, ["--tls-cert", "x.pem"]), ({"EQUIPOISE_TLS_CERT": "x.pem"}, [])):
+    for tls in (({}, ["--tls-cert", "x.pem"]), ({}, ["--tls-cert=x.pem"]), ({"EQUIPOISE_TLS_CERT": "x.pem"}, [])):
         assert str(problem([*words, str(away), *tls[1]], tls[0])).startswith(f"https://127.0.0.1:{away}/livez: ")
     assert healthy.DEFAULT_PORT == settings.DEFAULT_PORT
 
