@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from orchestrator.directions import better_words, directions
 from orchestrator.lineage import best_of
 from orchestrator.state.records import finite
-from policies.places import Scale, counted_values, read_scales
+from policies.places import Scale, counted_values, is_gated, read_scales
 
 Json = dict[str, Any]
 
@@ -72,7 +72,7 @@ def render_report(
         duration=_duration(job, steps),
         story=_story(names, points, best, front, by),
         by=by,
-        is_gated=any(point.get("counted") for point in points),
+        is_gated=is_gated(points),
         tiles=_tiles(names, points, best, front),
         marks=marks,
         objective_figures=_objective_figures(names, drawn, steps, marks),

@@ -63,9 +63,14 @@ class Scale:
         return min(max(value, self.low), self.high)
 
 
+def is_gated(points: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a front's points are ranked after the gates; those of older jobs say nothing of them."""
+    return len(points) > 0 and all(point.get("counted") for point in points)
+
+
 def counted_values(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, float]]:
     """What each point of a front's document counts with: its means after the gates, where every point says them."""
-    gated = all(point.get("counted") for point in points)
+    gated = is_gated(points)
     return [(point["counted"] if gated else point.get("objectives")) or {} for point in points]
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.directions import better_words
+from policies.places import is_gated
 from services.client import ApiError, Client, RateLimited, Unavailable
 from services.client.flows import RESTING
 from services.terminal import Document, fail, say
@@ -253,7 +254,7 @@ def front_table(front: Document) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    if any(point.get("counted") for point in front["points"]):
+    if is_gated(front["points"]):
         table.caption = "an objective with a gate counts after it on the front; figures are before it"
     told = [plain(name + better_words(front, name)) for name in names]
     for column in ("step", "prompts", *told, "tokens", "volume", ""):

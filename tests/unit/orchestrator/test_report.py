@@ -197,8 +197,11 @@ def test_its_best_is_the_smallest_where_that_is_better_and_counts_after_the_gate
         point["counted"] = {"objective_0": counted}
     assert "no later point beats the base" in page(**parts)
     gated = documents(2)
-    gated["front"]["points"][0]["counted"] = gated["front"]["points"][0]["objectives"]
-    assert "An objective with a gate counts after it on the front; figures are before it." in page(**gated)
+    told = "An objective with a gate counts after it on the front; figures are before it."
+    for point in gated["front"]["points"]:
+        assert told not in page(**gated)  # points of an older version are ranked as they are shown
+        point["counted"] = point["objectives"]
+    assert told in page(**gated)
 
 
 def test_the_gain_is_that_of_the_test_split() -> None:
