@@ -95,9 +95,11 @@ class Evaluator:
         gated = self.gated(scored.scores)
         return Evaluation(
             objectives={name: fmean(values) for name, values in known.items()},
-            counted=gated and {name: fmean(self.applicable(name, split, values)) for name, values in gated.items()},
+            counted=None
+            if gated is None
+            else {name: fmean(self.applicable(name, split, values)) for name, values in gated.items()},
             standard_errors=_errors(scored.scores, repeats),
-            counted_errors=gated and _errors(gated, repeats),
+            counted_errors=None if gated is None else _errors(gated, repeats),
             mean_tokens=fmean(len(rollout.tokens) for rollout in rollouts),
             truncated_share=fmean(rollout.truncated for rollout in rollouts),
             described=self.parts.describe([rollout.text for rollout in rollouts], answers),

@@ -334,7 +334,7 @@ def test_a_fall_after_a_gate_is_told_beyond_the_noise_after_it(tmp_path: Path) -
     scores: dict[str, list[float | None]] = {"accuracy": [0.0, 0.0, 1.0, 1.0], "brevity": [0.5] * 4}
     evaluator.sample = lambda *_: (rolled, Scored(scores=scores, dropped=()))  # type: ignore[method-assign]
     seen: list[Any] = []
-    run.loop.parts.watch.observe = lambda *told: seen.append(told)  # type: ignore[method-assign,func-returns-value]
+    run.loop.parts.watch.observe = lambda *told: seen.append(told)  # type: ignore[method-assign]
     run.loop.evaluate(1, run.journal.steering(1)[1])
     _, places, _, errors = seen[0]
     assert places["brevity"] == 0.25
