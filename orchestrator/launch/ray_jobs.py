@@ -121,7 +121,8 @@ class RayJobsLauncher:
         """
         found = self._call("GET", "/api/jobs/").json()
         with contextlib.suppress(LauncherUnavailable):  # the next time
-            for job in [job for job in found if _is_needless(job, time.time())][:_DELETED_AT_ONCE]:
+            needless = [job for job in found if self._is_ours(job) and _is_needless(job, time.time())]
+            for job in needless[:_DELETED_AT_ONCE]:
                 self._call("DELETE", f"/api/jobs/{job['submission_id']}", missing_ok=True)
         return [
             RayJob(
@@ -135,6 +136,11 @@ class RayJobsLauncher:
             if job["status"] not in _ENDED and "equipoise_fence" in (metadata := job.get("metadata") or {})
         ]
 
+    def _is_ours(self, job: Mapping[str, Any]) -> bool:
+        """Whether it is a driver, and of no other installation on this cluster. One of an earlier version may be."""
+        metadata, own = job.get("metadata") or {}, str(self.state_dir)
+        return "equipoise_fence" in metadata and metadata.get("equipoise_state", own) == own
+
     def _look(self, name: str) -> dict[str, Any] | None:
         """What Ray knows of a job; None where it knows none of this name."""
         answer = self._call("GET", f"/api/jobs/{name}", missing_ok=True)
@@ -145,7 +151,12 @@ class RayJobsLauncher:
             "entrypoint": shlex.join(self._command(job_id, owner, self.state_dir)),
             "submission_id": name,
             "runtime_env": {"env_vars": shown_environment(self._redis_url_file, self._grace_s)},
-            "metadata": {"equipoise_job": job_id, "equipoise_owner": owner, "equipoise_fence": str(fence)},
+            "metadata": {
+                "equipoise_job": job_id,
+                "equipoise_owner": owner,
+                "equipoise_fence": str(fence),
+                "equipoise_state": str(self.state_dir),
+            },
             "entrypoint_num_cpus": self._cpus,
         }
         if self._label:  # a machine without GPU is good enough
@@ -222,8 +233,8 @@ class RayJob:
 
 
 def _is_needless(job: Mapping[str, Any], now: float) -> bool:
-    """Of a driver of ours that ended, whether it is time to forget it."""
-    if job["status"] not in _ENDED or "equipoise_fence" not in (job.get("metadata") or {}):
+    """Of a driver, whether it has ended and it is time to forget it."""
+    if job["status"] not in _ENDED:
         return False
     waited = job.get("error_type") == _NO_ROOM or job.get("driver_exit_code") in (NO_RESOURCES, OTHER_HOLDER)
     died = job["status"] == "FAILED" and not waited

@@ -180,13 +180,16 @@ def test_what_ended_some_time_ago_is_deleted(server: JobServer, launcher: RayJob
     ended("died", hour_s, driver_exit_code=-9)
     ended("died long ago", 48 * hour_s)
     ended("of somebody else", 48 * hour_s, metadata={})
+    ended("of another installation", 48 * hour_s, metadata={**ours, "equipoise_state": "/elsewhere"})
     ended("at work", 48 * hour_s, status="RUNNING")
     assert [driver.submission_id for driver in launcher.running()] == ["at work"]
-    assert list(server.jobs) == ["just now", "died", "of somebody else", "at work"]
+    assert list(server.jobs) == ["just now", "died", "of somebody else", "of another installation", "at work"]
     for number in range(50):
         ended(f"long list {number}", hour_s, status="SUCCEEDED")
     launcher.running()
-    assert len(server.jobs) == 4 + 30
+    assert len(server.jobs) == 5 + 30
+    launcher.start("job-1", "ann", fence=1)
+    assert server.submitted[-1]["metadata"]["equipoise_state"] == str(launcher.state_dir)
 
 
 def test_a_driver_that_ray_has_forgotten_is_gone(server: JobServer, launcher: RayJobsLauncher) -> None:
