@@ -309,6 +309,7 @@ def front(
     ]
     option = _plane(titled(x, scales.get(x)), titled(y, scales.get(y)), series)
     option["yAxis"]["nameLocation"] = "end"
+    option["legend"] |= {"itemWidth": 9, "itemGap": 6}  # all of it has room beside another chart
     option["legend"]["data"] = ["front", "dominated", *([COLLAPSED] if collapsed else ()), "newest", INITIAL, CORNER]
     return option
 

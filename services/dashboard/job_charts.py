@@ -237,7 +237,8 @@ def _noted(page: JobPage, column: str) -> str:
     """The newest figure, and what is allowed of it."""
     now = page.latest(column)
     allowed = watched.told(watched.limits(page.watch.job["spec"], [column]))
-    return ("not measured" if now is None else figure(now)) + allowed
+    is_unknown = now is None and page.watch.columns.last  # of a job without steps nothing could be measured
+    return ("not measured" if is_unknown else figure(now)) + allowed
 
 
 def _thinned(page: JobPage) -> str:

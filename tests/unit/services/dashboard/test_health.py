@@ -205,3 +205,14 @@ def test_the_log_says_what_it_does_not_show() -> None:
         assert (panel._table.rows, panel._table.props["empty"]) == ([], "No errors so far.")
 
     on_page(look)
+
+
+@pytest.mark.parametrize(("has_steps", "note"), [(False, "–"), (True, "not measured")])
+def test_a_figure_is_missed_where_there_are_steps(has_steps: bool, note: str) -> None:
+    async def look(session: Any, client: Client) -> None:
+        session.client.moves = has_steps
+        panel = HealthPanel(await job_page(session, client))
+        await panel.update(ALL)
+        assert panel._charts["kl"].props["note"] == note
+
+    on_page(look)
