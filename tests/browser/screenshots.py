@@ -141,6 +141,13 @@ def front(found: Set, viewer: Viewer) -> Page:
     return _at(page, "front")
 
 
+def point(found: Set, viewer: Viewer) -> Page:
+    """What is chosen of the front, and how it is used."""
+    page = front(found, viewer)
+    page.locator(".chosen-point").evaluate("card => card.scrollIntoView()")
+    return page
+
+
 def rollouts(found: Set, viewer: Viewer) -> Page:
     page = _job(viewer, found.three)
     page.get_by_role("button", name="Open rollout 2", exact=True).click()
@@ -212,7 +219,7 @@ def submit_errors(_: Set, viewer: Viewer) -> Page:
 
 
 def compare(found: Set, viewer: Viewer) -> Page:
-    page = viewer.open(f"/compare?ids={found.done},{found.live}")
+    page = viewer.open(f"/compare?ids={found.failed},{found.three}")
     page.wait_for_timeout(1200)
     return page
 
@@ -233,7 +240,7 @@ def disconnected(found: Set, viewer: Viewer) -> Page:
 
 
 SHOTS: tuple[Shot, ...] = (
-    signin, signin_refused, jobs, jobs_empty, job, steering, front, rollouts, health, log, job_failed,
+    signin, signin_refused, jobs, jobs_empty, job, steering, front, point, rollouts, health, log, job_failed,
     job_succeeded, job_queued, job_readonly, fork, cancel, not_found, submit, submit_errors, compare, compare_choose,
     disconnected,
 )  # fmt: skip
@@ -271,7 +278,8 @@ def save(png: bytes, path: Path) -> None:
     theme = themes()["dark" if "dark" in path.name else "light"]
     card, ink = theme["card"], theme["ink"]
     shades = [mixed(ink, card, share / 11) for share in range(12)]
-    hues = [colour for name, colour in theme.items() if name not in ("shadow",)]
+    unseen = {f"s{i}" for i in range(8, 31)}  # no picture has so many objectives
+    hues = [colour for name, colour in theme.items() if name not in unseen]
     hues += [mixed(theme[f"s{i}"], card, share) for i in range(8) for share in (0.16, 0.5, 0.75)]
     hues += [mixed(theme["muted"], card, 0.5), mixed(theme["accent"], card, 0.6), (0, 0, 0), (255, 255, 255)]
     palette = Image.new("P", (1, 1))
