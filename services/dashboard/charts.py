@@ -188,7 +188,7 @@ def lines(names: Sequence[str], *, y: Json | None = None) -> Json:
 
 
 _RING: Json = {"color": "transparent", "borderWidth": 2}
-INITIAL, CORNER = "initial policy", "corner of the volume"
+INITIAL, CORNER = "initial policy", "volume's corner"
 ON_FRONT, DOMINATED, COLLAPSED = "on the front", "dominated", "collapsed"
 SHARE: Json = {"min": 0, "max": 1, "scale": False, "interval": 0.25}
 

@@ -125,7 +125,7 @@ def test_the_first_policy_and_the_corner_of_the_volume_are_drawn_apart() -> None
     drawn = charts.front("accuracy", "brevity", [_point(40, True)], None, initial=initial, reference=corner)
     places = {series.get("name"): series["data"] for series in drawn["series"]}
     assert places["initial policy"] == [[0.4, 0.7, -1]]
-    assert places["corner of the volume"] == [[0.2, 0.0, -1]]
-    assert {"initial policy", "corner of the volume"} <= set(drawn["legend"]["data"])
+    assert places["volume's corner"] == [[0.2, 0.0, -1]]
+    assert {"initial policy", "volume's corner"} <= set(drawn["legend"]["data"])
     partly = charts.front("accuracy", "brevity", [], None, initial={"accuracy": 0.4, "brevity": None}, reference={})
     assert not any(series["data"] for series in partly["series"])
