@@ -164,7 +164,8 @@ def test_a_dry_run_says_what_would_run_and_submits_nothing(cli: Installation) ->
         assert part in plan
     assert "does not fit" not in plan
     assert "is it meant?" not in plan
-    crowded = cli.succeed("submit", str(cli.spec), "--dry-run", "--gpus", "1", "--gpu-gib", "1")
+    code, crowded, _ = cli.run("submit", str(cli.spec), "--dry-run", "--gpus", "1", "--gpu-gib", "1")
+    assert code == 1  # it fits nowhere
     assert "on 1 GPU of 1.0 GiB that all share" in crowded
     assert "does not fit: " in crowded
     assert "  would help: optimizer.tokens_per_microbatch: " in crowded
@@ -334,7 +335,7 @@ def test_events_are_lines_and_following_them_ends_with_the_job(cli: Installation
 
 def test_a_steer_fills_the_other_weights_and_says_when(cli: Installation) -> None:
     cli.submit()
-    assert cli.succeed("steer", "last", "accuracy=0.2", "--mode", "manual") == "version 2 takes effect at step 2\n"
+    assert cli.succeed("steer", "last", "accuracy=0.2", "--mode", "manual") == "version 2 takes effect at step 1\n"
     steering = json.loads(json.dumps(_steering(cli)))
     assert steering["weights"] == pytest.approx({"accuracy": 0.2, "conciseness": 0.6, "clarity": 0.2})
     assert steering["mode"] == "manual"
