@@ -3,7 +3,7 @@
 Whoever changes what a run does, here or in the tasks, raises VERSION: runs of another one are never taken for the same.
 Whoever changes what one rule does in these runs raises that rule's in RULES, and keeps the others' runs.
 What hv_gradient learned after its first runs, its `least` and what an equal place is worth, left its version as it was:
-the runs whose weights either would have changed were made again.
+the runs whose weights the second would have changed are no longer among those that are kept.
 """
 
 from __future__ import annotations
