@@ -328,7 +328,7 @@ def journalled(journal: StoreJournal, lease: Lease) -> Iterator[None]:
         yield journal.commit({"step": step, "loss": 0.5, "timings_s": {}})
         yield journal.event("note", step=step)
         yield journal.progress(stage="training", eta_s=None)
-        yield journal.front({"points": [step]})
+        yield journal.front({"points": [{"step": step}]})
         yield journal.steered(version=step, step=step)
     yield journal.request_pause()
     yield journal.store.finish(lease, JobStatus.PAUSED)
