@@ -79,7 +79,7 @@ def _common(
         equipoise submit job.yaml --follow
         equipoise steer last accuracy=0.7
         equipoise front last
-        equipoise export last 40 ./my-model
+        equipoise export last best ./my-model
     """
     use_state_dir(state_dir)
 
@@ -333,7 +333,7 @@ def export(
 
     Its files are compared with their checksums first. For example:
 
-        equipoise export last 40 ./my-model
+        equipoise export last best ./my-model
         equipoise export last 'accuracy>=0.8 by conciseness' ./my-model
     """
     with connect_client(state_dir()) as client:
@@ -362,7 +362,7 @@ def download(
 
     For example:
 
-        equipoise download last 40 ./my-model
+        equipoise download last best ./my-model
     """
     target = directory.expanduser().absolute()
     if target.exists():
@@ -395,7 +395,7 @@ def merge(
 
     Its weights are to the last bit those that the job's engines had. For example:
 
-        equipoise export last 40 ./my-adapter
+        equipoise export last best ./my-adapter
         equipoise merge ./my-adapter ./my-model
     """
     try:

@@ -46,7 +46,7 @@ def fork(
     For example:
 
         equipoise fork last --at best --weights accuracy=0.8
-        equipoise fork last --at 40 --sweep weights.yaml
+        equipoise fork last --at latest --sweep weights.yaml
         equipoise fork last --at 'accuracy>=0.8 by conciseness'
     """
     files: Any = None
