@@ -55,8 +55,8 @@ class HostedModel:
 
     @property
     def _vllm(self) -> ModelOptions | None:
-        is_vllm = isinstance(self.options, ModelOptions) and self.options.runner == "vllm"
-        return self.options if is_vllm else None  # type: ignore[return-value]
+        options = self.options
+        return options if isinstance(options, ModelOptions) and options.runner == "vllm" else None
 
 
 def hosted_models(spec: JobSpec) -> list[HostedModel]:

@@ -116,7 +116,8 @@ class Census:
     def _hypervolume(self, job_id: str, step: int, volume: str | None) -> float | None:
         """By the committed step. The whole front, a megabyte of a long job, is read only where it has later points."""
         if volume is not None and (known := json.loads(volume))["step"] <= step:
-            return known["hypervolume"]  # type: ignore[no-any-return]
+            found: float | None = known["hypervolume"]
+            return found
         front = self._calls.command("HGET", self._keys.front(job_id), "doc")  # or it is of an earlier version
         return None if front is None else until(json.loads(front), step).get("hypervolume")
 
