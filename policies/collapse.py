@@ -42,8 +42,9 @@ class Collapse:
 class CollapseWatch:
     """Compares each evaluation with the best total so far, by the weights of now.
 
-    A collapse begins where the falls exceed their thresholds by SURE standard errors, and is over once they are within
-    the thresholds themselves. A steer by itself neither ends one nor begins one: what would be one by new weights alone
+    A collapse begins where the falls exceed their thresholds by SURE standard errors. It is over once what fell is within
+    `drop` of its best, or the total has all come back: what is hacked goes on rising, and may make up for most of what
+    was lost. A steer by itself neither ends one nor begins one: what would be one by new weights alone
     was asked for, and the watch starts again from the last evaluation.
     """
 
@@ -82,13 +83,14 @@ class CollapseWatch:
 
     def _fall(self, best: Mapping[str, Any], now: Mapping[str, Any]) -> Collapse | None:
         sure = 0.0 if self._collapsed else SURE
+        total_drop = SAME if self._collapsed else self.total_drop
         falls = {name: best["objectives"][name] - value for name, value in now["objectives"].items()}
         errors = {name: math.hypot(_error(best, name), _error(now, name)) for name in falls}
         total_error = math.hypot(*(self._weights[name] * error for name, error in errors.items()))
         fallen = [
             name for name, fall in falls.items() if self._weights[name] > 0 and fall >= self.drop + sure * errors[name]
         ]
-        if not fallen or self._total(best) - self._total(now) < self.total_drop + sure * total_error:
+        if not fallen or self._total(best) - self._total(now) < total_drop + sure * total_error:
             return None
         worst = max(fallen, key=lambda name: self._weights[name] * falls[name])
         return Collapse(

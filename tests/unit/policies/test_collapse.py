@@ -130,7 +130,14 @@ def test_a_real_fall_is_seen_through_the_noise(prompts, now):
     assert seen >= 95
 
 
-def test_once_begun_a_collapse_lasts_until_the_falls_are_within_the_thresholds():
+def test_a_hack_that_all_but_makes_up_for_what_it_cost_is_none_the_less_one():
+    """The quickstart under .2 / .4 / .4, as measured: accuracy stays lost, and the total comes back to within .03."""
+    rows = [(0.49, 0.638, 0.98), (0.025, 0.776, 0.83), (0.035, 0.771, 0.978), (0.025, 0.79, 0.995), (0.03, 0.95, 0.995)]
+    found = observe_all(watch(), rows, means(0.2, 0.4, 0.4))
+    assert [item is not None for item in found] == [False, True, True, True, False]
+
+
+def test_once_begun_a_collapse_lasts_until_what_fell_is_within_the_threshold():
     errors = means(0.05, 0.05, 0.05)
     rows = [(0.9, 0.5, 0.9), (0.65, 0.5, 0.9), (0.3, 0.5, 0.9), (0.65, 0.5, 0.9), (0.8, 0.5, 0.9)]
     one = watch()
