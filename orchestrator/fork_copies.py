@@ -1,6 +1,8 @@
 """The copies of a checkpoint's policy that forks start from, and what a crash leaves of them.
 
-A fork's copy is in its own directory, JOB/init, so that the parent's retention can't take it away.
+A fork's copy is in its own directory, JOB/init, so that the parent's retention can't take it away. One that goes on
+with its parent's run has the parent's checkpoints in JOB/checkpoints instead, where its driver finds them as after a
+loss of Redis.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from typing import Any
 
 from orchestrator.fork_plans import PLAN_TTL_S
 from orchestrator.state.store import Checkpoint, JobStore
-from orchestrator.storage.checkpoints import CheckpointError, verify
-from orchestrator.storage.recovery import Survey, survey
+from orchestrator.storage.checkpoints import MANIFEST, STATE, CheckpointError, directory_name, parse_manifest, verify
+from orchestrator.storage.recovery import GOES_ON, Survey, survey
 from policies.disk import flush
 
 ORPHAN_AGE_S = 3600.0
+REFERENCES = "references.jsonl"  # beside the checkpoints, which have its digest
 
 
 def copy_policy(
@@ -56,6 +59,58 @@ def copy_policy(
         ) from error
 
 
+def copy_run(parent: Path, checkpoints: Sequence[Checkpoint], target: Path) -> None:
+    """All that the newest of a job's checkpoints goes on from, in the directory of another job.
+
+    The others come along where they are here: the policies of the front. `parent` is the job's directory. Files are
+    linked where the disk can, as nothing writes into a checkpoint. Raises CheckpointError, and NoRoom.
+    """
+    newest, *older = sorted(checkpoints, key=lambda found: found.step, reverse=True)
+    source = _place(parent, newest)
+    manifest = verify(source)
+    if manifest.digest != newest.digest:
+        raise CheckpointError(f"step {newest.step} is not the checkpoint that was registered")
+    if manifest.gone:
+        raise CheckpointError(f"of step {newest.step} the policy alone is kept")
+    try:
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (target / GOES_ON).touch()
+        if (init := parent / "init").is_dir() and not (target / "init").exists():
+            _copy(init, target / "init", link=True)
+        _copy_references(source, parent, target)
+        for found in (newest, *(found for found in older if _is_here(_place(parent, found), found))):
+            if not _place(target, found).exists():
+                _copy(_place(parent, found), _place(target, found), link=True)
+    except OSError as error:
+        if is_full(error):
+            raise NoRoom from error
+        raise CheckpointError(
+            f"can't copy the run up to step {newest.step}: {error.strerror or 'a file failed'}"
+        ) from error
+
+
+def _place(job: Path, found: Checkpoint) -> Path:
+    return job / "checkpoints" / directory_name(found.step)
+
+
+def _is_here(directory: Path, found: Checkpoint) -> bool:
+    try:
+        return parse_manifest((directory / MANIFEST).read_bytes()).digest == found.digest
+    except (OSError, ValueError):
+        return False
+
+
+def _copy_references(checkpoint: Path, parent: Path, target: Path) -> None:
+    """What transforms compare with, if any: no link, as it may be written to. Raises CheckpointError."""
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    if (state.get("collector") or {}).get("references") is None:
+        return
+    if not (parent / REFERENCES).is_file():
+        raise CheckpointError(f"{REFERENCES}, which it relies on, is not here")
+    shutil.copy2(parent / REFERENCES, target / REFERENCES)
+    flush(target / REFERENCES)
+
+
 class NoRoom(Exception):
     """The disk, or a quota on it, is full."""
 
@@ -80,8 +135,8 @@ def drop_orphans(
 ) -> list[str]:
     """Deletes copies that a crash left between copy and submission, and returns the ids of their jobs.
 
-    Only a directory with nothing but a fork's copy in it, which no owner has a job for, nor a job that names it, nor a
-    plan that may be asked for again. Nothing while a fork is under way, nor with a Redis that does not know the jobs
+    Only a directory with nothing but a fork's copies in it, which no owner has a job for, nor a job that names it, nor
+    a plan that may be asked for again. Nothing while a fork is under way, nor with a Redis that does not know the jobs
     of the other directories (`found`; looked at here if absent): to one that was emptied, the copies of all forks that
     wait would be nobody's.
     """
@@ -105,7 +160,8 @@ def _is_bare_copy(directory: Path, older_than_s: float) -> bool:
     if directory.is_symlink() or not directory.is_dir():
         return False
     names = [path.name for path in directory.iterdir()]
-    if not all(name == "init" or name.startswith(".init-") for name in names):
+    copied = {"init", "checkpoints", REFERENCES} if GOES_ON in names else {"init"}
+    if not all(name in copied or name.startswith(".init-") for name in names):
         return False
     newest = max(path.lstat().st_ctime for path in [directory, *directory.rglob("*")])
     return time.time() - newest > older_than_s

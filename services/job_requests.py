@@ -11,10 +11,10 @@ from fastapi import Depends, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.errors import JobNotFound
+from orchestrator.errors import IllegalTransition, JobNotFound
 from orchestrator.rollouts.samples import FOLDER, Row, kept_steps, read_samples
 from orchestrator.spec_errors import problem
-from orchestrator.state.states import JobStatus
+from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import JobRecord, JobStore, Page, QuotaReached
 from services.body import optional_json_body
 from services.deps import MAX_PAGE, Caller, body_schema
@@ -161,6 +161,13 @@ def back_in_queue(store: JobStore, job_id: str, max_active: int | None) -> None:
         store.resume(job_id, max_active=max_active)
     except QuotaReached:
         raise quota_problem(max_active) from None
+    except IllegalTransition as error:
+        if not is_terminal(JobStatus(error.current)):
+            raise
+        way = f"`equipoise fork {job_id} --steps N` goes on to step N in a new job, with all of its state"
+        if json.loads(store.spec(job_id)).get("kind") == "reward_model":
+            way = "submit it again, with more epochs"
+        raise ApiProblem(409, "illegal_transition", f"a job that is {error.current} stays so: {way}") from None
 
 
 def rollouts_of(

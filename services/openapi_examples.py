@@ -34,6 +34,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             "sweep": [{"accuracy": 0.2, "conciseness": 0.8}, {"accuracy": 0.8, "conciseness": 0.2}],
             "changes": {"steps": 20},
         },
+        "a job that has ended goes on": {"checkpoint": "latest", "steps": 200},
     },
     f"PUT {_JOB}/steering": _STEERS,
     f"POST {_JOB}/steering/preview": _STEERS,

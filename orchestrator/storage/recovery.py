@@ -33,6 +33,7 @@ from orchestrator.storage.checkpoint_store import CheckpointStore, StoreAway, op
 from orchestrator.storage.checkpoints import STATE, CheckpointError, Manifest, Unreadable, directory_name
 
 DOCUMENT = "job.json"
+GOES_ON = ".init-whole"  # in the directory of a fork that goes on with its parent's run, until its driver told so
 _CHUNK = 500  # jobs read per round trip
 
 
@@ -149,6 +150,11 @@ def register_found(store: JobStore, journal: StoreJournal, claim: Claim, checkpo
     for manifest in found:
         journal.checkpoint(checkpoints.root / directory_name(manifest.step), manifest)
     step = found[-1].step if found else newest
+    mark = checkpoints.root.with_name(GOES_ON)
+    if mark.exists() and (origin := store.job(journal.lease.job_id).origin) is not None:
+        journal.event("job.continued", step=step, parent=origin.parent)
+        mark.unlink(missing_ok=True)
+        return
     elsewhere: dict[str, Any] = {"elsewhere": claim.step} if step < claim.step else {}
     journal.event("job.recovered", level="warning", step=step, fence=journal.lease.fence, **elsewhere)
 

@@ -20,7 +20,7 @@ from orchestrator.checks.access import Access
 from orchestrator.comparison import TooManyPoints, compared, corners
 from orchestrator.directions import directions, scales
 from orchestrator.errors import JobNotFound
-from orchestrator.fork_copies import NoRoom, copy_policy, forking, is_full
+from orchestrator.fork_copies import NoRoom, copy_policy, copy_run, forking, is_full
 from orchestrator.fork_plans import PlanConflict, keep_answer, keep_plan, kept_answer, kept_plan, plan_path
 from orchestrator.lineage import MAX_FORKS, best_step, fork_document, lineage, merged, steered
 from orchestrator.measurement import measured_differently
@@ -32,6 +32,7 @@ from orchestrator.state.records import dumps
 from orchestrator.state.states import is_terminal
 from orchestrator.state.store import Checkpoint, JobStore, KeepsTooMany, Origin, Submission, SubmitOutcome
 from orchestrator.steering import SteeringError, initial_steering, merge
+from orchestrator.storage.checkpoint_store import CheckpointStore, Remote
 from orchestrator.storage.checkpoints import CheckpointError
 from services.body import first_of, json_body, parse_json
 from services.deps import (
@@ -74,6 +75,13 @@ class Fork(BaseModel):
     sweep: list[_Weights] | None = Field(None, min_length=1, max_length=MAX_FORKS, description="one job for each")
     changes: dict[str, Any] = Field(default_factory=dict, description="of the spec, merged branch by branch")
     name: str | None = Field(None, min_length=1, max_length=120)
+    steps: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="the job's own run goes on, to this step: with the optimiser, the weighting's state, the order of "
+        "prompts, the front and the KL reference of the newest checkpoint. With `checkpoint: latest` and `name` alone",
+    )
 
 
 class Ids(BaseModel):
@@ -160,6 +168,10 @@ def fork_job(
     All but the policy begins anew: steps, AdamW's moments, the learning rate's schedule, the weighting's state, the
     order of prompts, the front. The KL reference is the policy that the job starts from.
 
+    With `steps`, which is also how a job goes on that has ended, nothing begins anew but the ledger, events and the log
+    of the steering: those of the steps before stay with the parent. What is measured against the job's length (the
+    learning rate's schedule, weights and estimators that change along it) takes the new one from the next step on.
+
     An Idempotency-Key stands for the whole set: who asks again gets the jobs that were missing, and once all are made
     the same answer.
     """
@@ -215,6 +227,12 @@ def _checked(document: Any) -> Fork:
         raise _invalid(param or None, message) from None
     if fork.weights is not None and fork.sweep is not None:
         raise _invalid("sweep", "give weights for one job or a sweep for several, not both")
+    if fork.steps is not None:
+        for field in ("weights", "sweep", "changes"):
+            if getattr(fork, field):
+                raise _invalid(field, "a job goes on to `steps` as it is; steer the new job, or fork without `steps`")
+        if fork.checkpoint != "latest":
+            raise _invalid("checkpoint", "a job goes on to `steps` from its newest one: expected 'latest'")
     for field in ("init_checkpoint", "name"):
         if field in fork.changes:
             hint = "the fork's own field" if field == "name" else "the checkpoint says where a fork starts"
@@ -235,6 +253,8 @@ def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: 
     alignment_only(document, "front to fork from")
     spec = parse_spec(document)
     checkpoint = _checkpoint(store, parent, spec, fork.checkpoint)
+    if fork.steps is not None:
+        return _plan_to_go_on(store, config, access, parent, spec, checkpoint, fork)
     own_weights = fork.weights is not None or fork.sweep is not None
     begun = spec.model_dump(mode="json") if own_weights else steered(spec, store.steering_head(parent).current)
     wanted = merged(begun, fork.changes)
@@ -266,6 +286,42 @@ def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: 
     }
 
 
+def _plan_to_go_on(
+    store: JobStore, config: Settings, access: Access, parent: str, spec: JobSpec, checkpoint: Checkpoint, fork: Fork
+) -> dict[str, Any]:
+    """One job, of the parent's spec and steering, whose first policy is the parent's first one."""
+    assert fork.steps is not None
+    if fork.steps <= checkpoint.step:
+        raise _invalid("steps", f"the job's newest checkpoint is of step {checkpoint.step} already; expected more")
+    wanted = steered(spec, store.steering_head(parent).current)
+    wanted |= {"steps": fork.steps, "name": fork.name or f"{spec.name[:96]} to {fork.steps}"}
+    base, new = checked_spec(wanted, access), f"job-{secrets.token_hex(6)}"
+    document = base.model_dump(mode="json")
+    if document["init_checkpoint"] == str(_init(config, parent)):
+        document["init_checkpoint"] = str(_init(config, new))
+    return {
+        "parent": parent,
+        "step": checkpoint.step,
+        "goes_on": True,
+        "jobs": [{"id": new, "spec": text_of(parse_spec(document))}],
+    }
+
+
+def _copy_run(store: JobStore, config: Settings, plan: dict[str, Any]) -> None:
+    """The parent's checkpoints up to the plan's, of which one that is elsewhere is fetched. As `copy_run`."""
+    parent, new = plan["parent"], plan["jobs"][0]["id"]
+    if _is_job(store, new):  # its driver may have been at them
+        return
+    kept = [found for found in store.checkpoints(parent) if found.step <= plan["step"]]
+    if not kept or kept[-1].step != plan["step"]:
+        raise CheckpointError("it is kept no more")
+    directory, url = config.state_dir.absolute() / "jobs" / parent, config.checkpoint_store
+    held = CheckpointStore(directory / "checkpoints", Remote(url, store.owner, parent) if url else None)
+    held.registered = {found.step: found.digest for found in kept}
+    held.directory(plan["step"])
+    copy_run(directory, kept, config.state_dir.absolute() / "jobs" / new)
+
+
 def _carry_out(
     store: JobStore,
     config: Settings,
@@ -276,10 +332,13 @@ def _carry_out(
     find: Callable[[Checkpoint], Path],
 ) -> list[dict[str, Any]]:
     """First the policies, which must outlive the parent's, then the jobs. `again`: the caller can ask for the rest."""
-    checkpoint = Checkpoint(step=plan["step"], path=plan["path"], digest=plan["digest"], metrics={}, on_front=False)
     ids = [job["id"] for job in plan["jobs"]]
     try:
-        copy_policy(checkpoint, [_init(config, new) for new in ids], find=find)
+        if plan.get("goes_on"):
+            _copy_run(store, config, plan)
+        else:
+            start = Checkpoint(step=plan["step"], path=plan["path"], digest=plan["digest"], metrics={}, on_front=False)
+            copy_policy(start, [_init(config, new) for new in ids], find=find)
     except NoRoom:
         _forget(config, [] if again else ids)  # with a key, some of them may be jobs already
         raise _full() from None

@@ -135,14 +135,18 @@ class Api:
         sweep: Sequence[Mapping[str, float]] | None = None,
         changes: Document | None = None,
         name: str | None = None,
+        steps: int | None = None,
         idempotency_key: str | None = None,
     ) -> Request[types.Forks]:
-        """New jobs from a checkpoint: one, or one for each weight vector of `sweep`; `changes` are of the spec."""
+        """New jobs from a checkpoint: one, or one for each weight vector of `sweep`; `changes` are of the spec.
+
+        With `steps`, and checkpoint "latest", the job's own run goes on to that step, in a new job.
+        """
         return Request(
             method="POST",
             route="/v1/jobs/{job_id}/fork",
             ids={"job_id": job_id},
-            body=given(checkpoint=checkpoint, weights=weights, sweep=sweep, changes=changes, name=name),
+            body=given(checkpoint=checkpoint, weights=weights, sweep=sweep, changes=changes, name=name, steps=steps),
             headers={"idempotency-key": idempotency_key or new_idempotency_key()},
             timeout_s=LONG_S,
             is_repeatable=True,

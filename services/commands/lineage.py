@@ -37,22 +37,27 @@ def fork(
     sweep: Annotated[Path | None, typer.Option(metavar="FILE", help="a YAML or JSON list, a job for each")] = None,
     changes: Annotated[Path | None, typer.Option(metavar="FILE", help="fields of the spec that differ")] = None,
     name: Annotated[str | None, typer.Option(help="what the new job is called")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="go on to step N, with all of the job's state")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Queue new jobs that start from a checkpoint of a job.
 
     All but the policy begins anew: steps, the optimiser's state, the weighting's, the order of prompts, the front.
+    With --steps nothing of these does: so a job goes on that has ended, from its newest checkpoint, in a new job.
 
     For example:
 
         equipoise fork last --at best --weights accuracy=0.8
         equipoise fork last --at latest --sweep weights.yaml
         equipoise fork last --at 'accuracy>=0.8 by conciseness'
+        equipoise fork last --steps 200
     """
     files: Any = None
     body: dict[str, Any] = {"checkpoint": int(at) if at.isascii() and at.isdigit() and len(at) < 16 else at}
     if name is not None:
         body["name"] = name
+    if steps is not None:
+        body["steps"] = steps
     if sweep is not None:
         body["sweep"] = _document(sweep)
     if changes is not None:
@@ -74,7 +79,8 @@ def fork(
     if as_json:
         print_json(made)
         return
-    say(f"from step {made['lineage']['step']} of {plain(job_id)}:")
+    to = "" if steps is None else f", on to step {steps}"
+    say(f"from step {made['lineage']['step']} of {plain(job_id)}{to}:")
     for found in made["data"]:
         print(found["id"])
 

@@ -31,6 +31,10 @@ BEGINS_ANEW = (
     "Only the policy comes along. Steps, AdamW's moments, the learning rate's schedule, the weighting's state, the "
     "order of prompts and the front begin anew; the KL reference is the policy that it starts from."
 )
+GOES_ON = (
+    "Given a step, nothing begins anew: the job's own run goes on to it in a new job, from the newest checkpoint and "
+    "with the weights that it is steered with now."
+)
 
 
 class HeadPanel:
@@ -218,11 +222,15 @@ class HeadPanel:
 
         async def start_fork() -> None:
             chosen: Any = start.value if start.value in ("best", "latest") else int(start.value)
-            wanted: dict[str, Any] = {
-                "checkpoint": chosen,
-                "weights": edited["weights"],
-                "name": name.value.strip() or None,
-            }
+            wanted: dict[str, Any] = {"checkpoint": chosen, "name": name.value.strip() or None}
+            if steps.value.strip():
+                try:
+                    wanted |= {"checkpoint": "latest", "steps": int(steps.value)}
+                except ValueError:
+                    steps.problem("expected a number of steps, or nothing")
+                    return
+            else:
+                wanted["weights"] = edited["weights"]
             go.set_text("Copying the checkpoint")
             go.enable(False, "the fork is being made")
             fork = page.session.client.fork
@@ -240,6 +248,7 @@ class HeadPanel:
             text(BEGINS_ANEW, "muted", "p")
             start = Choice("From", offered, "best" if step is None else str(step))
             name = Field("Name", f"{watch.job['name'][:100]} fork", maxlength=120)
+            steps = Field("Go on to step", hint=GOES_ON)
             text("Weights it begins with", "choice-label")
             unbound = {objective: [0.0, 1.0] for objective in page.names}
             Simplex(page.names, edit, weights=weights, bounds=unbound).classes("no-bounds")

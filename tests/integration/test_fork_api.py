@@ -16,14 +16,16 @@ import httpx
 import pytest
 
 from orchestrator import comparison
+from orchestrator.driver import claim_job, find_registered, usable_checkpoint
 from orchestrator.fork_plans import plan_path
+from orchestrator.journal import StoreJournal, Wishes
 from orchestrator.state.census import Census
 from orchestrator.state.embedded_redis import connect
 from orchestrator.state.keys import Keys
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import JobStore, Lease, Origin
 from orchestrator.storage.checkpoint_store import CheckpointStore, Remote
-from orchestrator.storage.checkpoints import write_checkpoint
+from orchestrator.storage.checkpoints import keep_policy, write_checkpoint
 from services.client import Client
 from services.keys import digest
 from services.server import ApiServer
@@ -242,6 +244,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "33 vectors": ({"checkpoint": 2, "sweep": [OTHER] * 33}, "sweep"),
     "both": ({"checkpoint": 2, "sweep": [OTHER], "weights": OTHER}, "sweep"),
     "other start": ({"checkpoint": 2, "changes": {"init_checkpoint": "/x"}}, "changes.init_checkpoint"),
+    "on with weights": ({"checkpoint": "latest", "steps": 9, "weights": OTHER}, "weights"),
+    "on with changes": ({"checkpoint": "latest", "steps": 9, "changes": {"seed": 1}}, "changes"),
+    "on from an older step": ({"checkpoint": 2, "steps": 9}, "checkpoint"),
+    "on to where it is": ({"checkpoint": "latest", "steps": 3}, "steps"),
     "wrong change": ({"checkpoint": 2, "changes": {"steps": 0}}, "steps"),
     "unknown change": ({"checkpoint": 2, "changes": {"stps": 1}}, "stps"),
 }
@@ -310,6 +316,79 @@ def test_a_server_that_lacks_the_directory_takes_the_store_s_copy(
     init = tmp_path / "api" / "jobs" / made["id"] / "init"
     for folder in (init, target):
         assert (folder / "model.safetensors").read_text() == "weights of step 1"
+
+
+# -- a run that goes on ---------------------------------------------------------------------------------------
+
+
+def whole(directory: Path) -> None:
+    (directory / "learner.safetensors").write_text("moments")
+    (directory / "state.json").write_text(json.dumps({"collector": {"references": "sum"}}))
+    fill(3)(directory)
+
+
+def ended(http: httpx.Client, store: JobStore, state_dir: Path, **changes: Any) -> str:
+    """Two checkpoints of the front, of which the first is of the policy alone, and the last step's."""
+    job_id, lease = trained(http, store, state_dir, **changes)
+    directory = state_dir / "jobs" / job_id
+    (directory / "references.jsonl").write_text("{}\n")
+    shutil.rmtree(directory / "checkpoints" / "step-000003")
+    path, manifest = write_checkpoint(directory / "checkpoints", step=3, fence=lease.fence, fill=whole)
+    store.register_checkpoint(lease, step=3, path=str(path), digest=manifest.digest)
+    store.finish(lease, JobStatus.SUCCEEDED, None)
+    return job_id
+
+
+@pytest.mark.parametrize("start", [None, "init", "elsewhere"])
+def test_a_job_that_has_ended_goes_on_in_a_new_one(
+    http: httpx.Client, store: JobStore, state_dir: Path, tmp_path: Path, start: str | None
+) -> None:
+    """With its own state at the newest checkpoint, and where a fork's or its own first policy was, with that."""
+    if start == "elsewhere":
+        fill(0)(tmp_path)
+        parent = ended(http, store, state_dir, init_checkpoint=str(tmp_path / "policy"))
+    else:
+        parent = ended(http, store, state_dir)
+    if start == "init":  # a fork that was never deleted, as its driver knows it
+        spec = json.loads(store.spec(parent)) | {"init_checkpoint": str(state_dir / "jobs" / parent / "init")}
+        shutil.copytree(state_dir / "jobs" / parent / "checkpoints/step-000001/policy", spec["init_checkpoint"])
+        store.calls.command("SET", Keys(store.owner).spec(parent), json.dumps(spec))
+    answer = assert_error(http.post(f"/v1/jobs/{parent}/resume"), 409)
+    assert f"a job that is succeeded stays so: `equipoise fork {parent} --steps N` goes on" in answer["message"]
+    made = forked(http, parent, checkpoint="latest", steps=9)
+    assert made["lineage"] == {"parent": parent, "step": 3}
+    (new,) = made["data"]
+    shutil.rmtree(state_dir / "jobs" / parent)
+    spec = http.get(f"/v1/jobs/{new['id']}").json()["spec"]
+    directory = state_dir / "jobs" / new["id"]
+    inits = {None: None, "init": str(directory / "init"), "elsewhere": str(tmp_path / "policy")}
+    assert (spec["steps"], spec["name"], spec["init_checkpoint"]) == (9, "a job to 9", inits[start])
+    assert start != "init" or (directory / "init/model.safetensors").read_text() == "weights of step 1"
+
+    found = CheckpointStore(directory / "checkpoints")
+    lease = claim_job(store, new["id"], found)
+    assert (lease.step, lease.lease and lease.lease.fence) == (3, 2)
+    assert lease.lease is not None
+    journal = StoreJournal(store, lease.lease, Wishes)
+    find_registered(store, journal, lease, found)
+    assert usable_checkpoint(store, journal, found) == 3
+    assert (found.directory(3) / "learner.safetensors").read_text() == "moments"
+    assert (directory / "references.jsonl").read_text() == "{}\n"
+    assert [kept.step for kept in store.checkpoints(new["id"])] == [1, 2, 3]
+    told = {event.type: event.data for event in store.events(new["id"]).items}
+    assert told["job.continued"] == {"step": 3, "parent": parent}
+    assert "job.recovered" not in told
+    store.commit(lease.lease, step=4, digest="4", record=step_record())
+    assert [step["step"] for step in store.steps(new["id"])] == [4]
+
+
+def test_a_run_whose_learner_is_gone_does_not_go_on(http: httpx.Client, store: JobStore, state_dir: Path) -> None:
+    parent = ended(http, store, state_dir)
+    keep_policy(state_dir / "jobs" / parent / "checkpoints" / "step-000003")
+    before = sorted((state_dir / "jobs").iterdir())
+    error = assert_error(http.post(f"/v1/jobs/{parent}/fork", json={"checkpoint": "latest", "steps": 9}), 409)
+    assert (error["code"], error["param"]) == ("checkpoint_unusable", "checkpoint")
+    assert sorted((state_dir / "jobs").iterdir()) == before
 
 
 # -- one key, one set ---------------------------------------------------------------------------------------
@@ -615,6 +694,9 @@ def test_fork_and_compare_from_a_terminal(
     assert errors.strip().endswith(f"from step 2 of {parent}:")
     spec = http.get(f"/v1/jobs/{made.strip()}").json()["spec"]
     assert [objective["weight"] for objective in spec["objectives"]] == pytest.approx([0.9, 0.1])
+    code, _, errors = cli("fork", parent, "--steps", "3")
+    assert code != 0
+    assert errors.strip().endswith("steps: the job's newest checkpoint is of step 3 already; expected more")
 
     sweep, changes = tmp_path / "sweep.yaml", tmp_path / "changes.yaml"
     sweep.write_text("- {accuracy: 1, conciseness: 1}\n- {accuracy: 3, conciseness: 1}\n")

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator import references
 from orchestrator.comparison import TooManyPoints, compared, front_as_told
-from orchestrator.fork_copies import drop_orphans, forking, is_full
+from orchestrator.fork_copies import REFERENCES, drop_orphans, forking, is_full
 from orchestrator.fork_plans import PlanConflict, keep_answer, keep_plan, kept_answer, kept_plan, plan_path
 from orchestrator.lineage import best_step, merged
 from orchestrator.state.redis_calls import connect
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import Checkpoint, JobStore
-from orchestrator.storage.recovery import keep_document, keep_ending
+from orchestrator.storage.recovery import GOES_ON, keep_document, keep_ending
 from policies.pareto import hypervolume
 from policies.places import Scale
 
@@ -86,6 +87,10 @@ def test_a_comparison_of_many_points_is_approximated_and_stays_quick(objectives:
         compared(scale, {"a": points, "b": points, "c": points})
 
 
+def test_what_a_run_goes_on_with_has_the_names_that_its_driver_reads() -> None:
+    assert REFERENCES == references.FILE
+
+
 def test_only_copies_that_are_nobodys_are_dropped(redis_url: str, tmp_path: Path) -> None:
     with connect(redis_url) as client:
         store = JobStore(client, owner=f"orphans-{uuid.uuid4().hex}")
@@ -97,6 +102,9 @@ def test_only_copies_that_are_nobodys_are_dropped(redis_url: str, tmp_path: Path
             (tmp_path / "jobs" / job_id / "init" / "config.json").write_text("{}")
         keep_document(tmp_path / "jobs" / ids["trained"], owner=store.owner, spec="{}")
         (tmp_path / "jobs" / "job-half" / ".init-x").mkdir(parents=True)
+        for name in ("job-half-run", "job-run"):  # a fork that goes on, and a job whose document is lost
+            (tmp_path / "jobs" / name / "checkpoints" / "step-000001").mkdir(parents=True)
+        (tmp_path / "jobs" / "job-half-run" / GOES_ON).touch()
         store.submit("{}", name="x", job_id=ids["trained"], steering={})
         store.submit("{}", name="x", job_id=ids["mine"], steering={})
         other.submit("{}", name="x", job_id=ids["theirs"], steering={})
@@ -109,9 +117,9 @@ def test_only_copies_that_are_nobodys_are_dropped(redis_url: str, tmp_path: Path
         assert drop_orphans(tmp_path, store, older_than_s=3600) == []
         with forking(tmp_path):
             assert drop_orphans(tmp_path, store, older_than_s=0) == []
-        assert set(drop_orphans(tmp_path, store, older_than_s=0)) == {ids["orphan"], "job-half"}
+        assert set(drop_orphans(tmp_path, store, older_than_s=0)) == {ids["orphan"], "job-half", "job-half-run"}
         left = {path.name for path in (tmp_path / "jobs").iterdir()}
-        assert left == set(ids.values()) - {ids["orphan"]}
+        assert left == {*ids.values(), "job-run"} - {ids["orphan"]}
         assert drop_orphans(tmp_path / "none", store, older_than_s=0) == []
         os.utime(path, (0, 0))  # nobody can ask for it again
         assert drop_orphans(tmp_path, store, older_than_s=0) == [ids["planned"]]

@@ -97,6 +97,7 @@ def test_nesting_is_accepted_up_to_its_limit() -> None:
 
 
 FORK, KEY = {"checkpoint": 2}, {"name": "x", "scopes": ["read"]}
+FORK_FIELDS = "checkpoint, weights, sweep, changes, name, steps"
 SAMPLE = {"prompt": "a", "completon": "b"}
 
 
@@ -104,9 +105,9 @@ SAMPLE = {"prompt": "a", "completon": "b"}
     ("check", "document", "message"),
     [
         (fork_api._checked, {**FORK, "wieghts": {}}, "wieghts: unknown field, did you mean 'weights'?"),
-        (fork_api._checked, {**FORK, "x": 1}, "x: unknown field; fields are checkpoint, weights, sweep, changes, name"),
+        (fork_api._checked, {**FORK, "x": 1}, f"x: unknown field; fields are {FORK_FIELDS}"),
         (fork_api._checked, {"chekpoint": 2}, "chekpoint: unknown field, did you mean 'checkpoint'?"),
-        (fork_api._checked, [], "body: expected a mapping of fields: checkpoint, weights, sweep, changes, name"),
+        (fork_api._checked, [], f"body: expected a mapping of fields: {FORK_FIELDS}"),
         (keys_api.NewKey, {**KEY, "expires_at": 1}, "expires_at: unknown field, did you mean 'expires_in_s'?"),
         (keys_api.NewKey, {**KEY, "expires_in": 1}, "expires_in: unknown field, did you mean 'expires_in_s'?"),
         (webhooks_api.NewWebhook, {"url": "x", "event": []}, "event: unknown field, did you mean 'events'?"),

@@ -50,9 +50,13 @@ def test_another_fork_has_another_key() -> None:
         await head.ask_fork()
         start = button(client, "Start the fork")
         await press(start)
-        name = [found for found in client.elements.values() if isinstance(found, Field)][-1]
+        name, steps = [found for found in client.elements.values() if isinstance(found, Field)][-2:]
         name.value = "another"
         await press(start)
+        steps.value = "many"
+        await press(start)
+        assert len(session.client.keys) == 2, "no number of steps"
+        steps.value = ""
         await head.ask_fork()
         await press(button(client, "Start the fork"))
         assert len(set(session.client.keys)) == 3
