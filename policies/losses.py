@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
+
+MAX_LOG_RATIO = 20.0  # e^20 is 5e8: more says nothing, and e^89 is infinite in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +50,17 @@ class ClippedSurrogate:
 
 
 def k3(logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(pi || reference) per token: exp(d) - d - 1 with d = log ref - log pi, >= 0."""
-    difference_BT = reference_logprobs_BT - logprobs_BT
+    """Schulman's k3 estimate of KL(pi || reference) per token: exp(d) - d - 1 with d = log ref - log pi, >= 0.
+
+    d counts as MAX_LOG_RATIO at most, as in verl: a token that the policy has all but given up would be infinite.
+    """
+    difference_BT = (reference_logprobs_BT - logprobs_BT).clamp_max(MAX_LOG_RATIO)
     return torch.exp(difference_BT) - difference_BT - 1
+
+
+def at_bound(k3_BT: Tensor) -> Tensor:
+    """Where `k3` is as large as it gets, as booleans_BT: such a token has no gradient."""
+    return k3_BT >= (1 - 1e-6) * (math.exp(MAX_LOG_RATIO) - MAX_LOG_RATIO - 1)
 
 
 def token_weights(mask_BT: Tensor, aggregation: Aggregation, *, max_tokens: int) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from policies.batching import Rows
+from policies.losses import at_bound
 from policies.ranks import Ranks
 from policies.types import LearnStats
 
@@ -18,7 +19,7 @@ class Meter:
         self.lost_B = torch.zeros(rollouts)
         self.gramian_KK: Tensor | None = None
         self.influence_K: Tensor | None = None
-        self.lr = self.loss = self.kl = self.entropy = self.clipped = self.importance = self.gap = 0.0
+        self.lr = self.loss = self.kl = self.entropy = self.clipped = self.importance = self.gap = self.bounded = 0.0
         self.tokens = self.slots = self.real = 0
         self.grad_norms: list[float] = []
 
@@ -42,7 +43,9 @@ class Meter:
         self.lost_B[rows.index] = 1 - surviving_b.cpu()
         difference_bT = old_bT - rows.sampler_logprobs_bT
         self.loss += float(loss.detach())
-        self.kl += 0.0 if kl_bT is None else float((kl_bT.detach() * mask_bT).sum())
+        if kl_bT is not None:
+            self.kl += float((kl_bT.detach() * mask_bT).sum())
+            self.bounded += float((at_bound(kl_bT) & mask_bT).sum())
         self.entropy += float((entropy_bT * mask_bT).sum())
         self.clipped += float((clipped_bT & mask_bT).sum())
         self.importance += float((difference_bT.exp() * mask_bT).sum())
@@ -53,10 +56,10 @@ class Meter:
 
     def result(self, ranks: Ranks) -> LearnStats:
         """Of all ranks, on each."""
-        sums = (self.loss, self.entropy, self.kl, self.clipped, self.importance, self.gap)
+        sums = (self.loss, self.entropy, self.kl, self.clipped, self.importance, self.gap, self.bounded)
         counts = (self.tokens, self.slots, self.real)
         totals = ranks.sum(torch.tensor([*sums, *counts], dtype=torch.float64)).tolist()
-        loss, entropy, kl, clipped, importance, gap, tokens, slots, real = totals
+        loss, entropy, kl, clipped, importance, gap, bounded, tokens, slots, real = totals
         tokens, updates = max(tokens, 1), len(self.grad_norms)
         return LearnStats(
             loss=loss / updates,
@@ -64,6 +67,7 @@ class Meter:
             lr=self.lr,
             entropy=entropy / tokens,
             kl=kl / tokens if self.measures_kl else None,
+            kl_bounded=int(bounded) if self.measures_kl else None,
             clip_share=clipped / tokens,
             importance_mean=importance / tokens,
             sampler_gap=gap / tokens,

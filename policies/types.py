@@ -132,6 +132,7 @@ class LearnStats:
     importance_mean: float  # learner / sampler probability ratio before truncation
     sampler_gap: float  # mean |learner - sampler| log-probability
     padding_share: float  # share of the forward passes' tokens that were padding
+    kl_bounded: int | None = None  # tokens whose log-ratio to the reference was beyond what k3 counts
     updates: int = 1
     surviving_B: tuple[float, ...] = ()  # mean over each rollout's tokens of ratio * [not clipped]
     gramian_KK: tuple[tuple[float, ...], ...] | None = None  # as measured during the update, for the next step

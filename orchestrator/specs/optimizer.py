@@ -23,7 +23,8 @@ class LossSpec(Spec):
         ge=0,
         le=100,
         allow_inf_nan=False,
-        description="k3 KL to the initial policy; 0 loads no reference",
+        description="k3 KL to the initial policy; 0 loads no reference. A token's log-ratio counts as 20 at most: "
+        "`kl_bounded` of a step has how many were beyond it",
     )
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
         "token_mean", description="constant divides by rollout.max_tokens (arXiv 2503.20783)"

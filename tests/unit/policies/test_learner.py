@@ -512,8 +512,36 @@ def test_kl_is_zero_at_the_start_and_positive_later(policy):
     )
 
 
+@pytest.mark.parametrize("changes", [{}, {"packing": True}, {"lora": Lora(rank=2, alpha=4)}, {"gramian": "exact"}])
+def test_a_token_that_the_policy_gave_up_does_not_end_the_run(policy, changes, monkeypatch):
+    """Its log-ratio to the reference is 200: e^200 is infinite. Of the padding and the others none is counted."""
+    learner = make_learner(policy, kl_coef=0.1, **changes)
+    asked = learner._reference_logprobs
+
+    def far_for_one(rows):
+        reference = asked(rows)
+        if 1 in rows.index:
+            reference[rows.index.index(1), 3] += 200
+        return reference
+
+    monkeypatch.setattr(learner, "_reference_logprobs", far_for_one)
+    if changes.get("gramian") == "exact":
+        learner.gramian(ROLLOUTS, ADVANTAGES[:, None])
+        stats = learner.learn(ROLLOUTS, ADVANTAGES, parts=only_weights(torch.ones(1)))
+    else:
+        stats = learner.learn(ROLLOUTS, ADVANTAGES)
+    assert stats.kl_bounded == 1
+    assert stats.kl == pytest.approx((math.exp(20) - 21) / sum(len(one.tokens) for one in ROLLOUTS), rel=1e-3)
+    assert math.isfinite(stats.grad_norm)
+    assert stats.grad_norm < 1e3
+    monkeypatch.undo()
+    assert learner.learn(ROLLOUTS, ADVANTAGES).kl_bounded == 0
+
+
 def test_no_reference_is_loaded_without_a_penalty(policy):
-    assert make_learner(policy).reference is None
+    learner = make_learner(policy)
+    assert learner.reference is None
+    assert learner.learn(ROLLOUTS, ADVANTAGES).kl_bounded is None
 
 
 def test_gradients_are_clipped_and_their_norm_is_reported(policy):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.losses import ClippedSurrogate, k3, token_weights
+from policies.losses import ClippedSurrogate, at_bound, k3, token_weights
 
 LOW, HIGH, CAP = 0.2, 0.28, 2.0
 SURROGATE = ClippedSurrogate(clip_low=LOW, clip_high=HIGH, importance_cap=CAP)
@@ -99,6 +99,24 @@ def test_k3_is_never_negative_and_zero_on_itself(logprob, reference):
 def test_k3_pinned():
     value = k3(torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -1.0]))
     torch.testing.assert_close(value, torch.tensor([math.exp(-1), math.e - 2]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(difference=st.floats(-(2.0**20), 2.0**100, width=32))
+def test_one_token_does_not_make_k3_infinite(difference):
+    """Nor its gradient. Up to the bound both are those of the plain formula, bit for bit; beyond it there is none."""
+    logprob = torch.tensor([-difference], requires_grad=True)
+    value = k3(logprob, torch.zeros(1))
+    value.sum().backward()
+    assert bool(value.isfinite())
+    assert bool(logprob.grad.isfinite())
+    if difference <= 20:
+        plain = -logprob.detach()
+        assert torch.equal(value, plain.exp() - plain - 1)
+    else:
+        assert float(value.detach()) == pytest.approx(math.exp(20) - 21)
+        assert float(logprob.grad) == 0
+    assert bool(at_bound(value)) == (difference >= 20)
 
 
 def test_k3_estimates_the_kl_without_bias():
