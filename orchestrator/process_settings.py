@@ -61,7 +61,10 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
         packing=optimizer.packing,
         share_prompts=optimizer.share_prompts,
         surrogate=ClippedSurrogate(
-            clip_low=loss.clip_low, clip_high=loss.clip_high, importance_cap=loss.importance_cap
+            clip_low=loss.clip_low,
+            clip_high=loss.clip_high,
+            importance_cap=loss.importance_cap,
+            dual_clip=loss.dual_clip,
         ),
         aggregation=loss.aggregation,
         max_tokens=spec.rollout.max_tokens,

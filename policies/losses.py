@@ -21,32 +21,47 @@ class ClippedSurrogate:
     clip_low: float = 0.2
     clip_high: float = 0.28
     importance_cap: float = 2.0
+    dual_clip: float | None = None
 
     def token_losses(
         self, logprobs_BT: Tensor, old_logprobs_BT: Tensor, sampler_logprobs_BT: Tensor, advantages_B: Tensor
     ) -> Tensor:
-        """loss_BT = -m min(rho A, clip(rho, 1 - low, 1 + high) A).
+        """loss_BT = -m min(rho A, clip(rho, 1 - low, 1 + high) A), and with a dual clip c at most -m c A where A < 0.
 
-        rho = pi / pi_old, both the learner's. m = min(pi_old / pi_sampler, cap), detached, corrects for the engine's
-        rounding and for older weights
+        rho = pi / pi_old, both the learner's; the dual clip is that of arXiv 1912.09729.
+        m = min(pi_old / pi_sampler, cap), detached, corrects for the engine's rounding and for older weights
         (truncated importance sampling, arXiv 2505.24034). The gradient flows through pi only.
         """
-        ratio_BT = torch.exp(logprobs_BT - old_logprobs_BT)
+        ratio_BT = self.ratios(logprobs_BT, old_logprobs_BT)
         clipped_BT = ratio_BT.clamp(1 - self.clip_low, 1 + self.clip_high)
         importance_BT = self.importance(old_logprobs_BT, sampler_logprobs_BT).detach()
         advantages_B1 = advantages_B.unsqueeze(1)
-        return -importance_BT * torch.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
+        gains_BT = torch.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
+        if self.dual_clip is not None:
+            least_BT = torch.maximum(gains_BT, self.dual_clip * advantages_B1)
+            gains_BT = torch.where(advantages_B1 < 0, least_BT, gains_BT)
+        return -importance_BT * gains_BT
+
+    def ratios(self, logprobs_BT: Tensor, old_logprobs_BT: Tensor) -> Tensor:
+        """rho_BT."""
+        log_ratio_BT = logprobs_BT - old_logprobs_BT
+        if self.dual_clip is not None:  # both clips have no gradient there, and an infinite ratio would make NaN of it
+            log_ratio_BT = log_ratio_BT.clamp_max(MAX_LOG_RATIO)
+        return torch.exp(log_ratio_BT)
 
     def importance(self, old_logprobs_BT: Tensor, sampler_logprobs_BT: Tensor) -> Tensor:
         """m = min(pi_old / pi_sampler, cap)."""
         return torch.exp(old_logprobs_BT - sampler_logprobs_BT).clamp_max(self.importance_cap)
 
     def clipped(self, logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_B: Tensor) -> Tensor:
-        """Where the clip removes the gradient, as booleans_BT."""
-        ratio_BT = torch.exp(logprobs_BT - old_logprobs_BT)
+        """Where a clip removes the gradient, as booleans_BT."""
+        ratio_BT = self.ratios(logprobs_BT, old_logprobs_BT)
         advantages_B1 = advantages_B.unsqueeze(1)  # 0 has no gradient to remove
         above_BT = (advantages_B1 > 0) & (ratio_BT > 1 + self.clip_high)
-        return above_BT | ((advantages_B1 < 0) & (ratio_BT < 1 - self.clip_low))
+        below_BT = (advantages_B1 < 0) & (ratio_BT < 1 - self.clip_low)
+        if self.dual_clip is None:
+            return above_BT | below_BT
+        return above_BT | below_BT | ((advantages_B1 < 0) & (ratio_BT > self.dual_clip))
 
 
 def k3(logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:

@@ -14,6 +14,14 @@ class LossSpec(Spec):
 
     clip_low: Fraction = Field(0.2, description="ratio is clipped at 1 - clip_low")
     clip_high: float = Field(0.28, ge=0, le=10, allow_inf_nan=False, description="ratio is clipped at 1 + clip_high")
+    dual_clip: float | None = Field(
+        None,
+        gt=1,
+        le=1000,
+        allow_inf_nan=False,
+        description="where the advantage is negative, the ratio counts as this at most (dual-clip PPO, arXiv "
+        "1912.09729; verl's clip_ratio_c, TRL's delta): 3 is usual. Off when absent",
+    )
     importance_cap: Positive = Field(
         2.0,
         description="truncation of learner/sampler probability ratios (engines round, and their weights may be older)",

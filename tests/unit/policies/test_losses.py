@@ -75,6 +75,58 @@ def test_the_clip_is_asymmetric(ratio, advantage, is_clipped):
     assert float(loss) == pytest.approx(-advantage * (limit if is_clipped else ratio))
 
 
+DUAL = ClippedSurrogate(clip_low=LOW, clip_high=HIGH, importance_cap=CAP, dual_clip=3.0)
+
+
+def dual_by_hand(logprob, old, sampler, advantage):
+    """verl/trainer/ppo/core_algos.py: pg_losses1 to pg_losses3 with clip_ratio_c; one token, plain floats."""
+    ratio = math.exp(logprob - old)
+    clipped = max(-advantage * ratio, -advantage * min(max(ratio, 1 - LOW), 1 + HIGH))
+    bounded = min(-advantage * 3.0, clipped)
+    return (bounded if advantage < 0 else clipped) * min(math.exp(old - sampler), CAP)
+
+
+@settings(max_examples=60, deadline=None)
+@given(batch=token_batches(), scale=st.sampled_from([1.0, 3.0]))
+def test_the_dual_clip_is_the_published_formula(batch, scale):
+    """And has no gradient where it, or the other clip, says so. Without it nothing changes."""
+    logprobs, old, sampler, advantages = batch
+    old = logprobs + scale * (old - logprobs)  # far enough for ratios above 3
+    leaf = logprobs.clone().requires_grad_()
+    losses = DUAL.token_losses(leaf, old, sampler, advantages)
+    losses.sum().backward()
+    clipped = DUAL.clipped(logprobs, old, advantages)
+    for row, token in torch.cartesian_prod(*map(torch.arange, losses.shape)).tolist():
+        expected = dual_by_hand(*(float(x[row, token]) for x in (logprobs, old, sampler)), float(advantages[row]))
+        assert float(losses.detach()[row, token]) == pytest.approx(expected, rel=1e-9)
+    assert torch.equal(leaf.grad == 0, clipped)
+    within = (logprobs - old).exp() <= 3
+    plain = SURROGATE.token_losses(logprobs, old, sampler, advantages)
+    assert torch.equal(losses.detach()[within], plain[within])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "is_clipped"),
+    [
+        (2.9, -1.0, 2.9, False),
+        (3.1, -1.0, 3.0, True),
+        (1e30, -2.0, 6.0, True),
+        (1e30, 2.0, -2.0 * (1 + HIGH), True),  # the other clip's
+        (0.5, -1.0, 1 - LOW, True),
+    ],
+)
+def test_the_dual_clip_pinned(ratio, advantage, loss, is_clipped):
+    """Also of a ratio that float32 has no number for: 1e30 stands for e^200 there."""
+    log_ratio = 200.0 if ratio == 1e30 else math.log(ratio)
+    logprobs = torch.tensor([[log_ratio]], requires_grad=True)
+    old, advantages = torch.zeros(1, 1), torch.tensor([advantage])
+    found = DUAL.token_losses(logprobs, old, old, advantages)
+    assert float(found.detach()) == pytest.approx(loss)
+    found.sum().backward()
+    assert bool(logprobs.grad.isfinite())
+    assert bool(logprobs.grad == 0) == is_clipped == bool(DUAL.clipped(logprobs.detach(), old, advantages))
+
+
 def test_importance_is_truncated_and_carries_no_gradient():
     """Also where old and new log-probabilities are one tensor, as on the first update."""
     logprobs = torch.tensor([[-1.0, -1.0]], requires_grad=True)
