@@ -65,6 +65,7 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
             clip_high=loss.clip_high,
             importance_cap=loss.importance_cap,
             dual_clip=loss.dual_clip,
+            ratio=loss.ratio,
         ),
         aggregation=loss.aggregation,
         max_tokens=spec.rollout.max_tokens,

@@ -307,8 +307,8 @@ class Learner:
                 else:
                     loss = loss if penalty is None else loss + penalty
                     loss.backward()
-            clipped_bT = self._clipped(rows, logprobs_bT, old_bT, advantages_B)
-            meter.add(rows, loss, logprobs_bT, old_bT, clipped_bT, entropy_bT, kl_bT)
+            clip = self._clip(rows, logprobs_bT, old_bT, advantages_B)
+            meter.add(rows, loss, logprobs_bT, old_bT, clip, entropy_bT, kl_bT)
             if not rows.idle:
                 scores.update(zip(rows.index, logprobs_bT.detach(), strict=True))
         return scores
@@ -367,8 +367,8 @@ class Learner:
             losses_bT = self._surrogate(rows, logprobs_bT, None, advantages_B)
             if kl_bT is not None:
                 losses_bT = losses_bT + self.settings.kl_coef * kl_bT
-            clipped_bT = self._clipped(rows, logprobs_bT, None, advantages_B)
-            meter.add(rows, (losses_bT * weights_BT(rows)).sum(), logprobs_bT, None, clipped_bT, entropy_bT, kl_bT)
+            clip = self._clip(rows, logprobs_bT, None, advantages_B)
+            meter.add(rows, (losses_bT * weights_BT(rows)).sum(), logprobs_bT, None, clip, entropy_bT, kl_bT)
 
     def _step(self, meter: Meter) -> None:
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
@@ -391,12 +391,18 @@ class Learner:
     def _surrogate(self, rows: Rows, logprobs_bT: Tensor, old_bT: Tensor | None, advantages_B: Tensor) -> Tensor:
         old_bT = logprobs_bT.detach() if old_bT is None else old_bT
         advantages_b = advantages_B[rows.index].to(self.device, torch.float32)
-        return self.settings.surrogate.token_losses(logprobs_bT, old_bT, rows.sampler_logprobs_bT, advantages_b)
+        return self.settings.surrogate.token_losses(
+            logprobs_bT, old_bT, rows.sampler_logprobs_bT, advantages_b, rows.mask_bT
+        )
 
     @torch.no_grad()
-    def _clipped(self, rows: Rows, logprobs_bT: Tensor, old_bT: Tensor | None, advantages_B: Tensor) -> Tensor:
-        old_bT = logprobs_bT if old_bT is None else old_bT
-        return self.settings.surrogate.clipped(logprobs_bT, old_bT, advantages_B[rows.index].to(self.device))
+    def _clip(
+        self, rows: Rows, logprobs_bT: Tensor, old_bT: Tensor | None, advantages_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(ratio_bT, where it was clipped)."""
+        surrogate, old_bT = self.settings.surrogate, logprobs_bT if old_bT is None else old_bT
+        ratio_bT = surrogate.ratios(logprobs_bT, old_bT, rows.mask_bT)
+        return ratio_bT, surrogate.clipped(ratio_bT, advantages_B[rows.index].to(self.device))
 
     def _logprobs(self, rows: Rows, scorer: Scorer | None = None) -> tuple[Tensor, Tensor]:
         """(log-probabilities_bT with gradient, entropy_bT without) of the completions at the sampling temperature."""

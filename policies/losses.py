@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
+RatioLevel = Literal["token", "sequence"]
 
 MAX_LOG_RATIO = 20.0  # e^20 is 5e8: more says nothing, and e^89 is infinite in float32
 
@@ -22,17 +23,24 @@ class ClippedSurrogate:
     clip_high: float = 0.28
     importance_cap: float = 2.0
     dual_clip: float | None = None
+    ratio: RatioLevel = "token"
 
     def token_losses(
-        self, logprobs_BT: Tensor, old_logprobs_BT: Tensor, sampler_logprobs_BT: Tensor, advantages_B: Tensor
+        self,
+        logprobs_BT: Tensor,
+        old_logprobs_BT: Tensor,
+        sampler_logprobs_BT: Tensor,
+        advantages_B: Tensor,
+        mask_BT: Tensor | None = None,
     ) -> Tensor:
         """loss_BT = -m min(rho A, clip(rho, 1 - low, 1 + high) A), and with a dual clip c at most -m c A where A < 0.
 
-        rho = pi / pi_old, both the learner's; the dual clip is that of arXiv 1912.09729.
-        m = min(pi_old / pi_sampler, cap), detached, corrects for the engine's rounding and for older weights
+        rho = pi / pi_old, both the learner's (`ratios`); the dual clip is that of arXiv 1912.09729.
+        m = min(pi_old / pi_sampler, cap), detached, of each token, corrects for the engine's rounding and for older
+        weights
         (truncated importance sampling, arXiv 2505.24034). The gradient flows through pi only.
         """
-        ratio_BT = self.ratios(logprobs_BT, old_logprobs_BT)
+        ratio_BT = self.ratios(logprobs_BT, old_logprobs_BT, mask_BT)
         clipped_BT = ratio_BT.clamp(1 - self.clip_low, 1 + self.clip_high)
         importance_BT = self.importance(old_logprobs_BT, sampler_logprobs_BT).detach()
         advantages_B1 = advantages_B.unsqueeze(1)
@@ -42,9 +50,16 @@ class ClippedSurrogate:
             gains_BT = torch.where(advantages_B1 < 0, least_BT, gains_BT)
         return -importance_BT * gains_BT
 
-    def ratios(self, logprobs_BT: Tensor, old_logprobs_BT: Tensor) -> Tensor:
-        """rho_BT."""
+    def ratios(self, logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """rho_BT of each token; of "sequence", their geometric mean over the completion (GSPO, arXiv 2507.18071).
+
+        mask_BT: where there are tokens; everywhere without it.
+        """
         log_ratio_BT = logprobs_BT - old_logprobs_BT
+        if self.ratio == "sequence":
+            real_BT = torch.ones_like(log_ratio_BT) if mask_BT is None else mask_BT.to(log_ratio_BT.dtype)
+            total_B1 = (log_ratio_BT * real_BT).sum(dim=1, keepdim=True)
+            log_ratio_BT = (total_B1 / real_BT.sum(dim=1, keepdim=True).clamp_min(1)).expand_as(log_ratio_BT)
         if self.dual_clip is not None:  # both clips have no gradient there, and an infinite ratio would make NaN of it
             log_ratio_BT = log_ratio_BT.clamp_max(MAX_LOG_RATIO)
         return torch.exp(log_ratio_BT)
@@ -53,9 +68,8 @@ class ClippedSurrogate:
         """m = min(pi_old / pi_sampler, cap)."""
         return torch.exp(old_logprobs_BT - sampler_logprobs_BT).clamp_max(self.importance_cap)
 
-    def clipped(self, logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_B: Tensor) -> Tensor:
-        """Where a clip removes the gradient, as booleans_BT."""
-        ratio_BT = self.ratios(logprobs_BT, old_logprobs_BT)
+    def clipped(self, ratio_BT: Tensor, advantages_B: Tensor) -> Tensor:
+        """Where a clip removes the gradient of these ratios, as booleans_BT."""
         advantages_B1 = advantages_B.unsqueeze(1)  # 0 has no gradient to remove
         above_BT = (advantages_B1 > 0) & (ratio_BT > 1 + self.clip_high)
         below_BT = (advantages_B1 < 0) & (ratio_BT < 1 - self.clip_low)

@@ -30,15 +30,15 @@ class Meter:
         loss: Tensor,
         logprobs_bT: Tensor,
         old_bT: Tensor | None,
-        clipped_bT: Tensor,
+        clip: tuple[Tensor, Tensor],
         entropy_bT: Tensor,
         kl_bT: Tensor | None,
     ) -> None:
+        """`clip`: (ratio_bT, where it was clipped)."""
         if rows.idle:
             return
-        mask_bT = rows.mask_bT
+        mask_bT, (ratio_bT, clipped_bT) = rows.mask_bT, clip
         old_bT = logprobs_bT if old_bT is None else old_bT
-        ratio_bT = torch.exp(logprobs_bT - old_bT)
         surviving_b = (ratio_bT * ~clipped_bT * mask_bT).sum(dim=1) / mask_bT.sum(dim=1).clamp_min(1)
         self.lost_B[rows.index] = 1 - surviving_b.cpu()
         difference_bT = old_bT - rows.sampler_logprobs_bT

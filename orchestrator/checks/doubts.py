@@ -27,6 +27,7 @@ JUDGES = frozenset({"judge", "judge_pairwise"})  # rewards with an option `profi
 TRIAL_STEPS = 10  # of a job that is tried out, whose rhythm is that of the real one's
 FEW_SEQUENCES = 0.25  # of those that an engine decodes together; most are shorter than the longest
 LEAST_ADAPTER_LR = 1e-5
+TOKENS_CLIP = 0.05  # from here on; a completion's mean ratio is some thousandths from 1
 MUCH_WIDER = 10.0  # times the next; below it a person's weights may well have allowed for it
 
 
@@ -231,6 +232,29 @@ def _loss(spec: JobSpec) -> Iterator[tuple[str, str]]:
         yield (
             "loss.aggregation",
             f"{spec.loss.aggregation} brings the bias by length back that dr_grpo is there to avoid; use constant",
+        )
+    if spec.loss.ratio == "sequence":
+        yield from _sequence_ratio(spec)
+
+
+def _sequence_ratio(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    if spec.optimizer.minibatches == 1:
+        yield (
+            "loss.ratio",
+            "every ratio is 1 where a batch makes one update; raise optimizer.minibatches, or leave it out",
+        )
+        return
+    if spec.loss.aggregation != "sequence_mean":
+        yield (
+            "loss.aggregation",
+            f"with loss.ratio: sequence, {spec.loss.aggregation} counts a completion's ratio once for each of its "
+            "tokens; use sequence_mean",
+        )
+    if min(spec.loss.clip_low, spec.loss.clip_high) >= TOKENS_CLIP:
+        yield (
+            "loss.clip_low",
+            f"{spec.loss.clip_low:g} is for ratios of tokens: the mean of a completion's hardly ever gets so far from "
+            "1; use clip_low: 3e-4 and clip_high: 4e-4",
         )
 
 

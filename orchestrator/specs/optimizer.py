@@ -10,8 +10,14 @@ from orchestrator.specs.base import Decay, Fraction, Positive, Spec
 
 
 class LossSpec(Spec):
-    """Token-level clipped surrogate, and a KL penalty to the initial policy."""
+    """Clipped surrogate, and a KL penalty to the initial policy."""
 
+    ratio: Literal["token", "sequence"] = Field(
+        "token",
+        description="what is clipped: each token's probability ratio, or the geometric mean of a completion's (GSPO, "
+        "arXiv 2507.18071), which goes with aggregation: sequence_mean, clip_low: 3e-4 and clip_high: 4e-4; both are 1 "
+        "with optimizer.minibatches: 1",
+    )
     clip_low: Fraction = Field(0.2, description="ratio is clipped at 1 - clip_low")
     clip_high: float = Field(0.28, ge=0, le=10, allow_inf_nan=False, description="ratio is clipped at 1 + clip_high")
     dual_clip: float | None = Field(

@@ -103,6 +103,17 @@ def test_an_ordinary_job_raises_none() -> None:
         ({"evaluation": {"prompts": 25}}, "evaluation.prompts", r"^25 prompts: .* about ±\.10, and"),
         ({"evaluation": {"prompts": 1}}, "evaluation.prompts", "^one prompt tells no mean, and"),
         ({"estimator": {"name": "dr_grpo"}}, "loss.aggregation", "token_mean brings the bias by length back.*constant"),
+        ({"loss": {"ratio": "sequence"}}, "loss.ratio", "every ratio is 1 .* raise optimizer.minibatches"),
+        (
+            {"loss": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4}, "optimizer": {"minibatches": 2}},
+            "loss.aggregation",
+            "token_mean counts a completion's ratio once for each of its tokens; use sequence_mean",
+        ),
+        (
+            {"loss": {"ratio": "sequence", "aggregation": "sequence_mean"}, "optimizer": {"minibatches": 2}},
+            "loss.clip_low",
+            "^0.2 is for ratios of tokens.*use clip_low: 3e-4 and",
+        ),
         ({"rollout": {"max_tokens": 64, "engines": 40}}, "rollout.engines", "32 prompts at a time for 40 engines"),
         (
             {"rollout": {"max_tokens": 64, "mode": "async", "max_staleness": 0}},
@@ -153,6 +164,10 @@ def test_it_names_the_field_and_what_to_do(changes: dict[str, Any], field: str, 
         {"steps": 10, "evaluation": {"prompts": 10}},
         {"evaluation": {"prompts": 100}},
         {"estimator": {"name": "dr_grpo"}, "loss": {"aggregation": "constant"}},
+        {
+            "loss": {"ratio": "sequence", "aggregation": "sequence_mean", "clip_low": 3e-4, "clip_high": 4e-4},
+            "optimizer": {"minibatches": 2},
+        },
         {"rollout": {"max_tokens": 64, "engines": 40, "mode": "overlapped"}},  # two steps' prompts
         {"estimator": {"name": "gdpo"}, "objectives": objectives(64, 1)},
         {"estimator": {"name": "grpo"}, "objectives": objectives(64, 1, weight=40)},  # a person's own remedy

@@ -199,10 +199,17 @@ def naive_logprobs(model, one, temperature=1.0):
 
 
 def naive_token_losses(new, old, one, advantage, surrogate):
-    ratio = (new - old).exp()
+    ratio = naive_ratio(new, old, surrogate)
     clipped = ratio.clamp(1 - surrogate.clip_low, 1 + surrogate.clip_high)
+    gains = torch.min(ratio * advantage, clipped * advantage)
+    if surrogate.dual_clip is not None and advantage < 0:
+        gains = torch.max(gains, surrogate.dual_clip * advantage)
     importance = (old - torch.tensor(one.logprobs)).exp().clamp(max=surrogate.importance_cap)
-    return -torch.min(ratio * advantage, clipped * advantage) * importance
+    return -gains * importance
+
+
+def naive_ratio(new, old, surrogate):
+    return (new - old).exp() if surrogate.ratio == "token" else (new - old).mean().exp().expand(len(new))
 
 
 def naive_gradient(model, rollouts, advantages, aggregation="token_mean"):
@@ -312,15 +319,21 @@ def test_one_update_is_autograd_on_the_formula(policy, aggregation):
     assert (stats.updates, stats.clip_share, stats.kl) == (1, 0, None)
 
 
-def test_the_second_minibatch_measures_its_ratio_from_before_the_first(policy):
+@pytest.mark.parametrize(
+    ("surrogate", "layout"),
+    [
+        ({}, {}),
+        ({"dual_clip": 1.02}, {"packing": True}),
+        ({"ratio": "sequence", "clip_low": 3e-3}, {}),
+        ({"ratio": "sequence", "clip_low": 3e-3, "dual_clip": 1.002}, {"packing": True, "tokens_per_microbatch": 60}),
+        ({"ratio": "sequence", "clip_low": 3e-3}, {"share_prompts": True, "chunk_logits": 300}),
+    ],
+)
+def test_the_second_minibatch_measures_its_ratio_from_before_the_first(policy, surrogate, layout):
     """The whole algorithm once more in plain torch: two minibatches, clip, KL, AdamW."""
-    changes = {
-        "lr": 3e-3,
-        "minibatches": 2,
-        "kl_coef": 0.5,
-        "surrogate": ClippedSurrogate(clip_low=0.02, clip_high=0.03),
-    }
-    learner = make_learner(policy, **changes)
+    surrogate = ClippedSurrogate(**{"clip_low": 0.02, "clip_high": 0.03, **surrogate})
+    changes = {"lr": 3e-3, "minibatches": 2, "kl_coef": 0.5, "surrogate": surrogate}
+    learner = make_learner(policy, **changes, **layout)
     seen = record_gradients(learner)
     stats = learner.learn(ROLLOUTS, ADVANTAGES)
 
@@ -338,11 +351,12 @@ def test_the_second_minibatch_measures_its_ratio_from_before_the_first(policy):
             new = naive_logprobs(model, one)
             with torch.no_grad():
                 reference_T = naive_logprobs(reference, one)
-                ratio = (new - old[i]).exp()
-                clipped += int(((ratio > 1.03) if advantage > 0 else (ratio < 0.98)).sum())
+                ratio = naive_ratio(new, old[i], surrogate)
+                outside = (ratio < 1 - surrogate.clip_low) | (ratio > (surrogate.dual_clip or math.inf))
+                clipped += int(((ratio > 1.03) if advantage > 0 else outside).sum())
             difference = reference_T - new
-            surrogate = naive_token_losses(new, old[i], one, advantage, learner.settings.surrogate)
-            rows.append(surrogate + 0.5 * (difference.exp() - difference - 1))
+            losses_T = naive_token_losses(new, old[i], one, advantage, surrogate)
+            rows.append(losses_T + 0.5 * (difference.exp() - difference - 1))
         loss = torch.cat(rows).sum() / sum(map(len, rows))
         loss.backward()
         losses.append(loss.item())

@@ -49,7 +49,7 @@ def test_the_gradient_is_zero_exactly_where_clipped(batch):
     logprobs, old, sampler, advantages = batch
     leaf = logprobs.clone().requires_grad_()
     SURROGATE.token_losses(leaf, old, sampler, advantages).sum().backward()
-    clipped = SURROGATE.clipped(logprobs, old, advantages)
+    clipped = SURROGATE.clipped(SURROGATE.ratios(logprobs, old), advantages)
     importance = (old - sampler).exp().clamp_max(CAP)
     expected = -importance * (logprobs - old).exp() * advantages[:, None]
     torch.testing.assert_close(leaf.grad, torch.where(clipped, 0.0, expected))
@@ -69,7 +69,7 @@ def test_the_gradient_is_zero_exactly_where_clipped(batch):
 )
 def test_the_clip_is_asymmetric(ratio, advantage, is_clipped):
     logprobs, old = torch.tensor([[math.log(ratio)]]), torch.zeros(1, 1)
-    assert bool(SURROGATE.clipped(logprobs, old, torch.tensor([advantage]))) == is_clipped
+    assert bool(SURROGATE.clipped(SURROGATE.ratios(logprobs, old), torch.tensor([advantage]))) == is_clipped
     limit = 1 + HIGH if advantage > 0 else 1 - LOW
     loss = SURROGATE.token_losses(logprobs, old, old, torch.tensor([advantage]))
     assert float(loss) == pytest.approx(-advantage * (limit if is_clipped else ratio))
@@ -95,7 +95,7 @@ def test_the_dual_clip_is_the_published_formula(batch, scale):
     leaf = logprobs.clone().requires_grad_()
     losses = DUAL.token_losses(leaf, old, sampler, advantages)
     losses.sum().backward()
-    clipped = DUAL.clipped(logprobs, old, advantages)
+    clipped = DUAL.clipped(DUAL.ratios(logprobs, old), advantages)
     for row, token in torch.cartesian_prod(*map(torch.arange, losses.shape)).tolist():
         expected = dual_by_hand(*(float(x[row, token]) for x in (logprobs, old, sampler)), float(advantages[row]))
         assert float(losses.detach()[row, token]) == pytest.approx(expected, rel=1e-9)
@@ -124,7 +124,50 @@ def test_the_dual_clip_pinned(ratio, advantage, loss, is_clipped):
     assert float(found.detach()) == pytest.approx(loss)
     found.sum().backward()
     assert bool(logprobs.grad.isfinite())
-    assert bool(logprobs.grad == 0) == is_clipped == bool(DUAL.clipped(logprobs.detach(), old, advantages))
+    assert bool(logprobs.grad == 0) == is_clipped == bool(DUAL.clipped(DUAL.ratios(logprobs, old), advantages))
+
+
+GSPO = ClippedSurrogate(clip_low=3e-4, clip_high=4e-4, importance_cap=CAP, ratio="sequence")
+
+
+@settings(max_examples=60, deadline=None)
+@given(batch=token_batches(), seed=st.integers(0, 2**31))
+def test_the_sequence_ratio_is_that_of_gspo(batch, seed):
+    """arXiv 2507.18071, equations 5 to 7, completion by completion; trl's importance_sampling_level: sequence.
+
+    What stands where there is no token counts for nothing.
+    """
+    logprobs, old, sampler, advantages = batch
+    lengths = torch.randint(0, logprobs.shape[1] + 1, (len(logprobs),), generator=torch.Generator().manual_seed(seed))
+    mask = torch.arange(logprobs.shape[1])[None, :] < lengths[:, None]
+    surrogate = ClippedSurrogate(clip_low=LOW, clip_high=HIGH, importance_cap=CAP, ratio="sequence")
+    leaf = logprobs.clone().requires_grad_()
+    losses = surrogate.token_losses(leaf, old, sampler, advantages, mask)
+    token_weights(mask, "sequence_mean", max_tokens=9).double().mul(losses).sum().backward()
+    for row, length in enumerate(lengths.tolist()):
+        if not length:
+            assert torch.equal(leaf.grad[row], torch.zeros(logprobs.shape[1]))
+            continue
+        ratio = math.exp(float((logprobs - old)[row, :length].sum()) / length)
+        advantage = float(advantages[row])
+        unclipped, clipped = ratio * advantage, min(max(ratio, 1 - LOW), 1 + HIGH) * advantage
+        importance = (old - sampler)[row, :length].exp().clamp_max(CAP)
+        expected = -importance * min(unclipped, clipped)
+        torch.testing.assert_close(losses.detach()[row, :length], expected, rtol=1e-6, atol=1e-9)
+        slope = 0.0 if clipped < unclipped else -float(importance.mean()) * unclipped / length / len(lengths)
+        torch.testing.assert_close(leaf.grad[row, :length], torch.full((length,), slope).double(), rtol=1e-5, atol=1e-9)
+        assert not leaf.grad[row, length:].any()
+
+
+def test_the_sequence_ratio_pinned():
+    """exp of the mean of 0.3, -0.1 and 0.1 is e^0.1; beside it a completion of one token, and its padding."""
+    logprobs, old = torch.tensor([[0.3, -0.1, 0.1], [0.2, 0.0, 0.0]]), torch.zeros(2, 3)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
+    ratios = GSPO.ratios(logprobs, old, mask)
+    torch.testing.assert_close(ratios, torch.tensor([[math.exp(0.1)] * 3, [math.exp(0.2)] * 3]))
+    assert GSPO.clipped(ratios, torch.tensor([1.0, -1.0])).tolist() == [[True] * 3, [False] * 3]
+    losses = GSPO.token_losses(logprobs, old, old, torch.tensor([1.0, -1.0]), mask)
+    torch.testing.assert_close(losses, torch.tensor([[-1.0004] * 3, [math.exp(0.2)] * 3]))
 
 
 def test_importance_is_truncated_and_carries_no_gradient():
