@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -37,8 +38,10 @@ from orchestrator.storage.checkpoint_store import CheckpointStore
 from orchestrator.storage.checkpoint_writer import CheckpointWriter
 from orchestrator.storage.checkpoints import NEWEST, write_json
 from policies.estimators.base import finish
-from policies.types import FrontStats, ObjectiveAdvantages, StepStats, UpdateOutcome
+from policies.types import FrontStats, LearnStats, ObjectiveAdvantages, StepStats, UpdateOutcome
 from rewards.base import RewardError
+
+NOT_FINITE = "the gradient or the loss was not finite"
 
 
 @dataclass(kw_only=True)
@@ -52,6 +55,7 @@ class LoopState:
     steering: dict[str, Any] | None = None  # what the last step followed: a Redis that is lost takes the log with it
     gramian: list[list[float]] | None = None  # as measured, averaged over the steps where the spec says so
     influence: list[float] | None = None
+    not_finite: int = 0  # steps in a row of which an update was skipped
     samples: dict[str, Any] = field(default_factory=dict)  # the initial policy's completions, for the report
 
 
@@ -203,6 +207,7 @@ class Loop:
                 self.parts.engines.rest()
         with self.clock("learn"):
             update = self.improve(step, batch, kept, steering)
+        self.watch_updates(step, update.learned)
         with self.clock("rollout"):
             self.collector.settle()
         reach("before_sync")
@@ -294,7 +299,7 @@ class Loop:
 
         if self.measures and self.spec.gramian.mode != "exact":
             self.note_gradients(learned.gramian_KK, learned.influence_K)
-        if "credit" in strategy.needs:
+        if "credit" in strategy.needs and learned.updates:
             credit_PG = advantages_PG * batch.by_prompt(torch.tensor(learned.surviving_B))
             strategy.observe(UpdateOutcome(rewards_PGK=batch.rewards_PGK, credit_PG=torch.nan_to_num(credit_PG)))
         return Update(weights=weights, applied=applied, signs=signs, advantages_PG=advantages_PG, learned=learned)
@@ -331,6 +336,8 @@ class Loop:
     def note_gradients(self, gramian: Sequence[Sequence[float]] | None, influence: Sequence[float] | None) -> None:
         """Into the running averages that the strategy reads. What a step could not measure is not read again."""
         average = self.spec.gramian.average
+        if gramian is not None and not all(math.isfinite(value) for row in gramian for value in row):
+            gramian = None
         if gramian is None and influence is None:
             self.state.gramian = self.state.influence = None
         if gramian is not None:
@@ -407,6 +414,25 @@ class Loop:
                 self.journal.request_pause()
         return reading.figures
 
+    def watch_updates(self, step: int, learned: LearnStats) -> None:
+        """Tell of updates that were not made. Raises ValueError where one was not finite in too many steps in a row."""
+        if not learned.updates_not_finite:
+            self.state.not_finite = 0
+            return
+        self.state.not_finite += 1
+        skipped, made = learned.updates_not_finite, learned.updates
+        told = {
+            "message": f"{skipped} of {skipped + made} updates skipped: {NOT_FINITE}",
+            "skipped": skipped,
+            "updates": made,
+        }
+        self.journal.event("update.skipped", level="warning", once=f"update skipped {step}", step=step, **told)
+        if self.state.not_finite > (most := self.spec.optimizer.max_skipped_steps):
+            raise ValueError(
+                f"step {step}: {NOT_FINITE}, and optimizer.max_skipped_steps lets {most} such steps in a row go on; "
+                "lower optimizer.lr, or fork an earlier checkpoint"
+            )
+
     def spent(self) -> dict[str, float]:
         """What the job took so far, now that it is kept. No digest has it: an answer from a cache costs nothing."""
         return self.journal.spent(self.parts.cost())
@@ -479,6 +505,7 @@ class Loop:
             "samples": self.state.samples,
             "gramian": self.state.gramian,
             "influence": self.state.influence,
+            "not_finite": self.state.not_finite,
             "data": self.parts.splits.sha256,
             "policy_commit": self.parts.policy_commit,
             "collector": self.collector.state_dict(),
@@ -515,6 +542,7 @@ class Loop:
             steering=document.get("steering"),
             gramian=document["gramian"],
             influence=document["influence"],
+            not_finite=document.get("not_finite", 0),
             samples=document["samples"],
         )
         self.committed = self.state.step

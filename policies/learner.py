@@ -220,8 +220,9 @@ class Learner:
 
         advantages_B are the combined advantages. With their `parts`, the first minibatch's update is the weighted sum
         of the gradients that `gramian` kept, where it was asked; the other modes measure during this update.
-        Raises ValueError where an advantage or the gradient is not finite: that update is not made, those of the
-        minibatches before it are.
+        An update whose gradient or loss is not finite, on any rank, is not made: weights, optimiser and schedule stay
+        as they were on all of them, and the other minibatches' are made. Raises ValueError where an advantage is not
+        finite.
         """
         held, self._held = self._held, None
         if not bool(torch.isfinite(advantages_B).all()):
@@ -258,8 +259,8 @@ class Learner:
             share, seed = self.settings.response_share, self._seed_of_update
             drawn = response_part(rollouts, mini, share=share, seed=seed)
             before = self._backward(rollouts, mini, advantages_B, old, meter, ahead=drawn)
-            self._step(meter)
-            meter.influence_K = self._influence(rollouts, mini, drawn, before, parts, meter.grad_norms[-1])
+            if self._step(meter):
+                meter.influence_K = self._influence(rollouts, mini, drawn, before, parts, meter.grad_norms[-1])
             return
         assert self._capture is not None, "made sure of at the start"
         separated = separable(advantages_B, parts.advantages_BK)
@@ -274,8 +275,8 @@ class Learner:
             sink = SketchedGradients(self._capture.parameters, width=width, seed=seed)
         made_B, ratios_BK = separated
         self._backward(rollouts, mini, made_B, old, meter, sink=sink, ratios_BK=ratios_BK)
-        self._step(meter)
-        meter.gramian_KK = sink.gramian()
+        if self._step(meter):
+            meter.gramian_KK = sink.gramian()
 
     def _backward(
         self,
@@ -370,21 +371,20 @@ class Learner:
             clip = self._clip(rows, logprobs_bT, None, advantages_B)
             meter.add(rows, (losses_bT * weights_BT(rows)).sum(), logprobs_bT, None, clip, entropy_bT, kl_bT)
 
-    def _step(self, meter: Meter) -> None:
+    def _step(self, meter: Meter) -> bool:
+        """Whether the update is made. All ranks see the same norm and sum of losses, and so agree."""
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
-        if not bool(torch.isfinite(norm)):
-            self.optimizer.zero_grad()
-            if made := len(meter.grad_norms):
-                raise ValueError(
-                    f"the gradient of minibatch {made + 1} is not finite; the policy has the updates before it, "
-                    "the last checkpoint has none of this batch's"
-                )
-            raise ValueError("the gradient is not finite; the policy was left as it was")
+        loss = self.ranks.sum(torch.tensor(meter.sums["loss"], dtype=torch.float64))
         meter.lr = float(self.scheduler.get_last_lr()[0])  # of this update; the schedule then moves to the next one's
+        if not (bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))):
+            self.optimizer.zero_grad()
+            meter.take_back()
+            return False
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
-        meter.grad_norms.append(float(norm))
+        meter.made(float(norm))
+        return True
 
     # ---------------------------------------------------------------- forward
 

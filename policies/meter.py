@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,18 +12,23 @@ from policies.losses import at_bound
 from policies.ranks import Ranks
 from policies.types import LearnStats
 
+SUMS = ("loss", "entropy", "kl", "clipped", "importance", "gap", "bounded", "tokens")
+
 
 class Meter:
-    """Sums over the tokens of a batch."""
+    """Sums over the tokens of a batch, of the updates that are made."""
 
     def __init__(self, rollouts: int, *, measures_kl: bool = False) -> None:
         self.measures_kl = measures_kl
         self.lost_B = torch.zeros(rollouts)
         self.gramian_KK: Tensor | None = None
         self.influence_K: Tensor | None = None
-        self.lr = self.loss = self.kl = self.entropy = self.clipped = self.importance = self.gap = self.bounded = 0.0
-        self.tokens = self.slots = self.real = 0
+        self.lr = 0.0
+        self.sums = dict.fromkeys(SUMS, 0.0)
+        self.slots = self.real = self.not_finite = 0
         self.grad_norms: list[float] = []
+        self._before = dict(self.sums)  # the update that is under way
+        self._added: list[int] = []  # since then
 
     @torch.no_grad()
     def add(
@@ -42,28 +49,40 @@ class Meter:
         surviving_b = (ratio_bT * ~clipped_bT * mask_bT).sum(dim=1) / mask_bT.sum(dim=1).clamp_min(1)
         self.lost_B[rows.index] = 1 - surviving_b.cpu()
         difference_bT = old_bT - rows.sampler_logprobs_bT
-        self.loss += float(loss.detach())
+        self.sums["loss"] += float(loss.detach())
         if kl_bT is not None:
-            self.kl += float((kl_bT.detach() * mask_bT).sum())
-            self.bounded += float((at_bound(kl_bT) & mask_bT).sum())
-        self.entropy += float((entropy_bT * mask_bT).sum())
-        self.clipped += float((clipped_bT & mask_bT).sum())
-        self.importance += float((difference_bT.exp() * mask_bT).sum())
-        self.gap += float((difference_bT.abs() * mask_bT).sum())
-        self.tokens += int(mask_bT.sum())
+            self.sums["kl"] += float((kl_bT.detach() * mask_bT).sum())
+            self.sums["bounded"] += float((at_bound(kl_bT) & mask_bT).sum())
+        self.sums["entropy"] += float((entropy_bT * mask_bT).sum())
+        self.sums["clipped"] += float((clipped_bT & mask_bT).sum())
+        self.sums["importance"] += float((difference_bT.exp() * mask_bT).sum())
+        self.sums["gap"] += float((difference_bT.abs() * mask_bT).sum())
+        self.sums["tokens"] += int(mask_bT.sum())
         self.slots += rows.input_ids_rt.numel()
         self.real += rows.real
+        self._added += rows.index
+
+    def made(self, grad_norm: float) -> None:
+        """The update of what was added last."""
+        self.grad_norms.append(grad_norm)
+        self._before, self._added = dict(self.sums), []
+
+    def take_back(self) -> None:
+        """What was added last, as its update is not made: its figures are no numbers."""
+        self.not_finite += 1
+        self.lost_B[self._added] = 1
+        self.sums, self._added = dict(self._before), []
 
     def result(self, ranks: Ranks) -> LearnStats:
         """Of all ranks, on each."""
-        sums = (self.loss, self.entropy, self.kl, self.clipped, self.importance, self.gap, self.bounded)
-        counts = (self.tokens, self.slots, self.real)
-        totals = ranks.sum(torch.tensor([*sums, *counts], dtype=torch.float64)).tolist()
+        counts = (self.slots, self.real)
+        totals = ranks.sum(torch.tensor([*self.sums.values(), *counts], dtype=torch.float64)).tolist()
         loss, entropy, kl, clipped, importance, gap, bounded, tokens, slots, real = totals
-        tokens, updates = max(tokens, 1), len(self.grad_norms)
+        updates = len(self.grad_norms)
+        tokens, divisor = (max(tokens, 1), updates) if updates else (math.nan, math.nan)
         return LearnStats(
-            loss=loss / updates,
-            grad_norm=sum(self.grad_norms) / updates,
+            loss=loss / divisor,
+            grad_norm=sum(self.grad_norms) / divisor,
             lr=self.lr,
             entropy=entropy / tokens,
             kl=kl / tokens if self.measures_kl else None,
@@ -73,6 +92,7 @@ class Meter:
             sampler_gap=gap / tokens,
             padding_share=1 - real / max(slots, 1),
             updates=updates,
+            updates_not_finite=self.not_finite,
             surviving_B=tuple((1 - ranks.sum(self.lost_B)).tolist()),
             gramian_KK=None if self.gramian_KK is None else tuple(tuple(row) for row in self.gramian_KK.tolist()),
             influence_K=None if self.influence_K is None else tuple(self.influence_K.tolist()),

@@ -121,7 +121,9 @@ class ObjectiveAdvantages:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearnStats:
-    """What one update reports. Means are over the completion tokens of the batch."""
+    """What the updates of a batch report. Means are over its completion tokens, without those of updates that were not
+    made; NaN where none was.
+    """
 
     loss: float
     grad_norm: float
@@ -134,6 +136,7 @@ class LearnStats:
     padding_share: float  # share of the forward passes' tokens that were padding
     kl_bounded: int | None = None  # tokens whose log-ratio to the reference was beyond what k3 counts
     updates: int = 1
-    surviving_B: tuple[float, ...] = ()  # mean over each rollout's tokens of ratio * [not clipped]
+    updates_not_finite: int = 0  # not made, as the gradient or the loss was not finite
+    surviving_B: tuple[float, ...] = ()  # mean over each rollout's tokens of ratio * [not clipped]; 0: not learned from
     gramian_KK: tuple[tuple[float, ...], ...] | None = None  # as measured during the update, for the next step
     influence_K: tuple[float, ...] | None = None

@@ -138,7 +138,7 @@ def run_job(spec: JobSpec, parts: Parts, scratch: Path, initial: dict[str, Evalu
             f"the checkpoint of step {', '.join(str(data['step']) for data in lost)} was not written, so that the "
             f"test front may lack points ({lost[-1]['message']}); --retry-failed makes the run again"
         )
-    gap = max(record["sampler_gap"] for record in notes.steps)
+    gap = max((record["sampler_gap"] for record in notes.steps if record["updates"]), default=0.0)
     if gap > MOST_GAP and spec.policy.dtype == "float32" and spec.rollout.top_p == 1:
         raise RunFailed(f"the engine did not sample from the learner's weights: log-probabilities {gap:.2g} apart")
     names = spec.objective_names

@@ -54,6 +54,13 @@ class OptimizerSpec(Spec):
     warmup_steps: int = Field(0, ge=0, description="updates over which the learning rate rises from 0")
     schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="after the warm-up")
     max_grad_norm: Positive = Field(1.0, description="clipping of the combined gradient's norm")
+    max_skipped_steps: int = Field(
+        3,
+        ge=0,
+        le=1000,
+        description="an update whose gradient or loss is not finite is skipped (event update.skipped); steps in a row "
+        "that may have such updates: the next one fails the job",
+    )
     minibatches: int = Field(1, ge=1, le=1024, description="updates made from one batch of rollouts")
     tokens_per_microbatch: int = Field(
         16_384, ge=16, description="tokens of one forward pass of a rank, padding included"

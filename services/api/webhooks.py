@@ -44,6 +44,7 @@ EventName = Literal[
     "collapse.detected",
     "checkpoint.failed",
     "gold.failed",
+    "update.skipped",
 ]
 
 

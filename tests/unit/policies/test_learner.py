@@ -600,24 +600,89 @@ def test_advantages_that_are_not_finite_are_refused(policy, bad):
     assert learner.scheduler.last_epoch == 0
 
 
-def test_a_gradient_that_is_not_finite_is_refused_and_leaves_nothing(policy):
-    learner, fresh = make_learner(policy), make_learner(policy)
-    before = parameters_of(learner)
-    with pytest.raises(ValueError, match=r"^the gradient is not finite; the policy was left as it was$"):
-        learner.learn(ROLLOUTS, torch.full((len(ROLLOUTS),), 3e38))
+SKIPPED = {
+    "plain": {},
+    "exact": {"gramian": "exact"},
+    "sketch": {"gramian": "sketch"},
+    "step_response": {"gramian": "step_response"},
+    "adapter": {"lora": Lora(rank=2, alpha=4), "gramian": None},
+    "penalty": {"kl_coef": 0.1, "gramian": None},
+    "packed": {"packing": True, "gramian": None},
+}
+
+
+@pytest.mark.parametrize("case", SKIPPED)
+def test_an_update_whose_gradient_is_not_finite_is_skipped_and_leaves_nothing(policy, case):
+    """Weights, moments and schedule are as they were, and so is every later update."""
+    learner, fresh = (make_learner(policy, **{"gramian": None, **SKIPPED[case]}) for _ in range(2))
+    for one in (learner, fresh):
+        one.learn(ROLLOUTS, ADVANTAGES)
+    before, moments = parameters_of(learner), learner.optimizer.state_dict()["state"]
+    bad = torch.full((len(ROLLOUTS),), 3e38)
+    parts = ObjectiveAdvantages(advantages_BK=torch.stack([bad, ADVANTAGES], dim=1), weights_K=torch.ones(2))
+    if case == "exact":
+        assert not learner.gramian(ROLLOUTS, parts.advantages_BK).isfinite().all()
+    stats = learner.learn(ROLLOUTS, bad, parts=parts if learner.settings.gramian else None)
+    assert (stats.updates, stats.updates_not_finite) == (0, 1)
+    assert all(math.isnan(value) for value in (stats.loss, stats.grad_norm, stats.entropy, stats.sampler_gap))
+    assert stats.surviving_B == (0.0,) * len(ROLLOUTS)
+    assert (stats.gramian_KK, stats.influence_K) == (None, None)
+    assert stats.lr == 1e-2
     assert_identical(parameters_of(learner), before)
+    for name, state in learner.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(value, moments[name][key]) for key, value in state.items())
+    assert learner.scheduler.last_epoch == 1
     assert learner.learn(ROLLOUTS, ADVANTAGES) == fresh.learn(ROLLOUTS, ADVANTAGES)
     assert_identical(parameters_of(learner), parameters_of(fresh))
 
 
-def test_a_later_gradient_that_is_not_finite_is_told_with_what_came_before_it(policy):
-    learner, fresh = make_learner(policy, minibatches=3), make_learner(policy, minibatches=3)
-    order = fresh._shuffled(len(ROLLOUTS))
+def test_a_loss_that_is_not_finite_is_enough(policy, monkeypatch):
+    learner, fresh = make_learner(policy), make_learner(policy)
+    surrogate = learner._surrogate
+    monkeypatch.setattr(learner, "_surrogate", lambda *arguments: surrogate(*arguments) + math.inf)
+    assert learner.learn(ROLLOUTS, ADVANTAGES).updates_not_finite == 1
+    monkeypatch.undo()
+    assert learner.learn(ROLLOUTS, ADVANTAGES) == fresh.learn(ROLLOUTS, ADVANTAGES)
+
+
+def test_the_other_minibatches_of_a_batch_are_learned_from(policy):
+    learner = make_learner(policy, minibatches=3)
+    order = make_learner(policy, minibatches=3)._shuffled(len(ROLLOUTS))
+    middle = minibatches(len(ROLLOUTS), count=3, order=order)[1]
     advantages = ADVANTAGES.clone()
-    advantages[minibatches(len(ROLLOUTS), count=3, order=order)[1]] = 3e38
-    with pytest.raises(ValueError, match=r"^the gradient of minibatch 2 is not finite; the policy has the updates"):
-        learner.learn(ROLLOUTS, advantages)
-    assert learner.scheduler.last_epoch == 1
+    advantages[middle] = 3e38
+    stats = learner.learn(ROLLOUTS, advantages)
+    assert (stats.updates, stats.updates_not_finite, learner.scheduler.last_epoch) == (2, 1, 2)
+    assert [i for i, share in enumerate(stats.surviving_B) if share == 0] == sorted(middle)
+    assert all(map(math.isfinite, (stats.loss, stats.grad_norm, stats.entropy, stats.sampler_gap)))
+
+
+def skipping_rank(rank, policy, folder):
+    """One of two, of which the second alone has a loss that is no number."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    patience = datetime.timedelta(seconds=300)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2, timeout=patience)
+    for changes in ({}, {"lora": Lora(rank=2, alpha=4)}, {"dtype": "bfloat16", "packing": True}):
+        learner, fresh = (make_learner(policy, gramian=None, **changes) for _ in range(2))
+        surrogate = learner._surrogate
+        factor = math.nan if rank == 1 else 1.0
+        learner._surrogate = lambda *arguments, surrogate=surrogate, factor=factor: surrogate(*arguments) * factor
+        before = [parameter.full_tensor().clone() for parameter in learner.parameters]
+        stats = learner.learn(ROLLOUTS, ADVANTAGES)
+        assert (stats.updates, stats.updates_not_finite, learner.scheduler.last_epoch) == (0, 1, 0)
+        assert stats.surviving_B == (0.0,) * len(ROLLOUTS)
+        for parameter, was in zip(learner.parameters, before, strict=True):
+            assert torch.equal(parameter.full_tensor(), was)
+        assert not learner.optimizer.state
+        del learner._surrogate
+        assert learner.learn(ROLLOUTS, ADVANTAGES) == fresh.learn(ROLLOUTS, ADVANTAGES)
+        for one, other in zip(learner.parameters, fresh.parameters, strict=True):
+            assert torch.equal(one.full_tensor(), other.full_tensor())
+    dist.destroy_process_group()
+
+
+def test_all_ranks_skip_what_one_can_not_learn_from(policy, tmp_path):
+    torch.multiprocessing.spawn(skipping_rank, args=(policy, str(tmp_path)), nprocs=2)
 
 
 def test_a_refused_batch_leaves_no_gradients_for_the_next(policy):

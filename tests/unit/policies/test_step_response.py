@@ -131,10 +131,11 @@ def expected_influence(learner, share):
     drawn = response_part(rollouts, first, share=share, seed=0)
     step, scores, norms = learner._step, [learner.logprobs(rollouts)], []
 
-    def step_and_look(meter):
-        step(meter)
+    def step_and_look(*arguments):
+        made = step(*arguments)
         scores.append(learner.logprobs(rollouts))
-        norms.append(meter.grad_norms[-1])
+        norms.append(arguments[-1].grad_norms[-1])
+        return made
 
     learner._step = step_and_look
     found = learner.learn(rollouts, combined, parts=parts)
