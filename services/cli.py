@@ -28,6 +28,7 @@ from services.commands import (
     rules,
     server,
     spec,
+    webhooks,
 )
 from services.follow import follow_to_end, front_table
 from services.picking import STEP_HELP, picked, picked_line, step_of
@@ -472,6 +473,7 @@ for group, name in (
     (rewards.commands, "rewards"),
     (keys.commands, "keys"),
     (datasets.commands, "datasets"),
+    (webhooks.commands, "webhooks"),
     (arena.commands, "arena"),
 ):
     app.add_typer(group, name=name)

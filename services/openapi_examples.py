@@ -44,7 +44,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "PUT /v1/quotas/{owner}": {"of a month": {"gpu_hours": 200}, "no limit": {"gpu_hours": None}},
     "POST /v1/webhooks": {
-        "ends of jobs": {"url": "https://example.com/hooks/jobs", "events": ["job.succeeded", "job.failed"]}
+        "ends of jobs": {"url": "https://example.com/hooks/jobs", "events": ["job.succeeded", "job.failed"]},
+        "sentences in a chat": {
+            "url": "https://hooks.slack.com/services/T0/B0/X",
+            "events": ["job.failed", "guardrail.breached"],
+            "format": "slack",
+        },
     },
     "POST /v1/datasets": {"two rows of JSONL": '{"prompt": "2+2=", "answer": "4"}\n{"prompt": "3+3=", "answer": "6"}'},
     "POST /v1/rewards/validate": {"options of a reward": {"name": "conciseness", "options": {"free_tokens": 8}}},

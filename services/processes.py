@@ -14,9 +14,10 @@ from typing import Protocol
 from orchestrator.state.store import JobStore
 from orchestrator.webhooks.delivery import private_allowed
 from orchestrator.webhooks.dispatcher import Dispatcher
+from orchestrator.webhooks.sentences import dashboard_url
 from services.server import ApiServer
 from services.settings import Listen, credentials_path
-from services.terminal import say
+from services.terminal import fail, say
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,10 @@ def running(work: Turning) -> Iterator[None]:
 
 def dispatching(store: JobStore) -> AbstractContextManager[None]:
     """Webhooks are told in a thread beside the worker; a delivery under way is waited for, some seconds at most."""
+    try:
+        dashboard_url()
+    except ValueError as error:
+        fail(str(error))
     return running(Dispatcher(store, allow_private=private_allowed()))
 
 

@@ -28,6 +28,7 @@ from orchestrator.state.reader import JobReader
 from orchestrator.state.records import Event
 from orchestrator.state.redis_calls import Outages
 from orchestrator.webhooks.delivery import DeliveryError, post
+from orchestrator.webhooks.sentences import chat_body
 from orchestrator.webhooks.subscriptions import Seen, Webhook, WebhookStore
 
 log = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ class Dispatcher:
                     webhooks.advance(webhook.webhook_id, job_id, seq)
                     return False
                 if event.type in webhook.events:
-                    if not self._tell(webhooks, webhook, job_id, event):
+                    if not self._tell(reader, webhooks, webhook, job_id, event):
                         return False
                     webhooks.advance(webhook.webhook_id, job_id, event.seq)
                 seq = event.seq
@@ -194,15 +195,18 @@ class Dispatcher:
         webhooks.advance(webhook.webhook_id, job_id, seq)
         return True
 
-    def _tell(self, webhooks: WebhookStore, webhook: Webhook, job_id: str, event: Event) -> bool:
+    def _tell(self, reader: JobReader, webhooks: WebhookStore, webhook: Webhook, job_id: str, event: Event) -> bool:
         """True once the event is dealt with: taken, or given up."""
         webhook_id = webhook.webhook_id
+        own_id = delivery_id(webhook_id, job_id, event)
+        for_people = webhook.format == "slack"
+        told = chat_body(event, reader.job(job_id)) if for_people else body(own_id, job_id, event)
         try:
             self._deliver(
                 webhook.url,
-                body(delivery_id(webhook_id, job_id, event), job_id, event),
+                told,
                 secret=webhook.secret,
-                delivery_id=delivery_id(webhook_id, job_id, event),
+                delivery_id=own_id,
                 allow_private=self._allow_private,
             )
         except DeliveryError as error:
@@ -258,6 +262,5 @@ def send_test(webhook: Webhook, *, allow_private: bool) -> int:
     """A delivery of the type `webhook.test`, now; the status. Raises DeliveryError."""
     fresh = "whd-" + secrets.token_hex(16)
     event = Event(seq=0, type="webhook.test", at=time.time(), level="info", data={})
-    return post(
-        webhook.url, body(fresh, "", event), secret=webhook.secret, delivery_id=fresh, allow_private=allow_private
-    )
+    told = chat_body(event, None) if webhook.format == "slack" else body(fresh, "", event)
+    return post(webhook.url, told, secret=webhook.secret, delivery_id=fresh, allow_private=allow_private)

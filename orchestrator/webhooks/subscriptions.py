@@ -45,6 +45,7 @@ class Webhook:
     events: tuple[str, ...]
     secret: str
     created_at: float
+    format: str = "json"  # or slack, for people in a chat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class WebhookStore:
         self._prefix = f"mo:{reader.owner}:webhook"
         self.owner = reader.owner
 
-    def add(self, url: str, events: Sequence[str], secret: str | None = None) -> Webhook:
+    def add(self, url: str, events: Sequence[str], secret: str | None = None, format: str = "json") -> Webhook:
         """From now on: what happened to jobs before is not delivered. Raises TooManyWebhooks."""
         seconds, microseconds = self._calls.command("TIME")
         webhook = Webhook(
@@ -83,6 +84,7 @@ class WebhookStore:
             events=tuple(event for event in EVENTS if event in events),
             secret=secret or _new_secret(),
             created_at=int(seconds) + int(microseconds) / 1e6,
+            format=format,
         )
         known = Seen()
         self._look_for_new(known)
@@ -207,7 +209,7 @@ def _new_secret() -> str:
 
 
 def _document(webhook: Webhook) -> str:
-    names = ("url", "events", "secret", "created_at")
+    names = ("url", "events", "secret", "created_at", "format")
     return json.dumps({name: getattr(webhook, name) for name in names})
 
 
@@ -219,4 +221,5 @@ def _webhook(webhook_id: str, document: str) -> Webhook:
         events=tuple(fields["events"]),
         secret=fields["secret"],
         created_at=fields["created_at"],
+        format=fields.get("format", "json"),  # one of an older version has none
     )

@@ -67,6 +67,11 @@ class NewWebhook(BaseModel):
     url: str = Field(min_length=1, max_length=2048, description="https, port 443, a public host")
     events: list[EventName] = Field(min_length=1, max_length=16)
     secret: Secret = None
+    format: Literal["json", "slack"] = Field(
+        "json",
+        description='of a delivery: the event, for programs; or a sentence for people, as `{"text": ...}`, which the '
+        "incoming webhooks of Slack and Mattermost take, and Discord's with `/slack` at the end of its address",
+    )
 
 
 class NewSecret(BaseModel):
@@ -97,7 +102,7 @@ def create_webhook(document: Annotated[Any, Depends(json_body)], webhooks: Webho
     except ValueError as error:
         raise ApiProblem(422, "invalid_webhook", f"url: {error}", param="url") from None
     try:
-        made = webhooks.add(wanted.url, wanted.events, wanted.secret)
+        made = webhooks.add(wanted.url, wanted.events, wanted.secret, wanted.format)
     except TooManyWebhooks:
         raise ApiProblem(409, "too_many_webhooks", f"{MAX_WEBHOOKS} webhooks are the most; delete one first") from None
     document = {**_document(made, WebhookState()), "secret": made.secret}
@@ -160,6 +165,7 @@ def _document(webhook: Webhook, state: WebhookState) -> dict[str, Any]:
         "id": webhook.webhook_id,
         "url": webhook.url,
         "events": list(webhook.events),
+        "format": webhook.format,
         "created_at": webhook.created_at,
         "status": "failing" if state.failing else "ok",
         "last_error": state.last_error,

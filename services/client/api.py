@@ -408,10 +408,15 @@ class Api:
 
     @endpoint
     def create_webhook(
-        self, *, url: str, events: Sequence[str], secret: str | None = None
+        self,
+        *,
+        url: str,
+        events: Sequence[str],
+        secret: str | None = None,
+        format: Literal["json", "slack"] | None = None,
     ) -> Request[types.NewWebhook]:
-        """`secret` in the answer is shown this once; it signs the deliveries."""
-        body = given(url=url, events=list(events), secret=secret)
+        """`secret` in the answer is shown this once; it signs the deliveries. `format` slack: for people in a chat."""
+        body = given(url=url, events=list(events), secret=secret, format=format)
         return Request(method="POST", route="/v1/webhooks", body=body)
 
     @endpoint

@@ -508,6 +508,7 @@ class Webhook(TypedDict):
     id: str
     url: str
     events: list[str]
+    format: Literal["json", "slack"]
     created_at: float
     status: Literal["ok", "failing"]
     last_error: str | None

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, get_args
@@ -43,7 +44,8 @@ from rewards.addresses import AddressError, addresses_of, check_url, is_public
 from services.api.webhooks import EventName
 from services.keys import digest
 from services.server import ApiServer
-from services.settings import Settings
+from services.settings import Settings, write_credentials
+from tests.cli_forks import Commands
 
 KEY = "eqp_test"
 
@@ -710,6 +712,7 @@ def test_a_webhook_from_making_to_deleting(
     assert renewed.json()["secret"] != document["secret"]
     own = http.post(f"/v1/webhooks/{document['id']}/secret", json={"secret": "a-secret-of-my-own"}).json()
     assert (own["secret"], own["events"]) == ("a-secret-of-my-own", document["events"])
+    assert (document["format"], own["format"]) == ("json", "json")
     for wrong in ({"secret": "short"}, {"extra": 1}, []):
         assert http.post(f"/v1/webhooks/{document['id']}/secret", json=wrong).status_code == 422
     assert http.delete(f"/v1/webhooks/{document['id']}").status_code == 204
@@ -730,6 +733,7 @@ def test_a_webhook_from_making_to_deleting(
         ({"url": None}, "url"),
         ({"events": []}, "events"),
         ({"events": ["job.exploded"]}, "events.0"),
+        ({"format": "teams"}, "format"),
         ({"secret": "short"}, "secret"),
         ({"secret": "line\nbreak-and-more-than-16"}, "secret"),
         ({"extra": 1}, "extra"),
@@ -751,6 +755,71 @@ def test_an_owner_has_so_many_webhooks_at_most(http: httpx.Client) -> None:
     for _ in range(MAX_WEBHOOKS):
         assert http.post("/v1/webhooks", json=document).status_code == 201
     assert http.post("/v1/webhooks", json=document).json()["error"]["code"] == "too_many_webhooks"
+
+
+def test_a_chat_is_told_in_sentences(
+    http: httpx.Client, store: JobStore, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name or reason that somebody else chose calls nobody, and hides no link."""
+    monkeypatch.setenv("EQUIPOISE_WEBHOOK_PRIVATE", "1")
+    monkeypatch.setenv("EQUIPOISE_DASHBOARD_URL", "https://eq.example.com/")
+    document = {"url": receiver.url, "events": ["job.failed"], "format": "slack"}
+    made = http.post("/v1/webhooks", json=document).json()
+    assert made["format"] == "slack"
+    assert http.post(f"/v1/webhooks/{made['id']}/test").json()["delivered"]
+    job_id = f"job-{uuid.uuid4().hex[:12]}"
+    store.submit("{}", name="a <!channel> & @here", job_id=job_id, steering={})
+    lease = store.claim(job_id, nonce="n", ttl_s=60).lease
+    assert lease is not None
+    store.finish(lease, JobStatus.FAILED, "out of\nmemory")
+    with dispatching(store):
+        wait(lambda: len(receiver.got) == 2)
+    name = "a &lt;!channel&gt; &amp; @\u200bhere"
+    assert receiver.documents() == [
+        {"text": "Equipoise: a test of this webhook, which works."},
+        {"text": f"{name} ({job_id}) has failed: out of memory. https://eq.example.com/jobs/{job_id}"},
+    ]
+    headers, sent = receiver.got[1]
+    told_at = headers["webhook-signature"].split(",")[0][2:]
+    assert (
+        webhook_delivery.signature(made["secret"], headers["webhook-id"], int(told_at), sent)
+        == headers["webhook-signature"]
+    )
+
+
+def test_a_webhook_of_an_older_version_is_for_programs(store: JobStore) -> None:
+    webhooks = WebhookStore(store)
+    made = webhooks.add("https://example.com/", ["job.failed"])
+    key = f"mo:{store.owner}:webhooks"
+    kept = json.loads(store.calls.command("HGET", key, made.webhook_id))
+    del kept["format"]
+    store.calls.command("HSET", key, made.webhook_id, json.dumps(kept))
+    assert webhooks.get(made.webhook_id).format == "json"
+
+
+def test_webhooks_from_a_terminal(
+    http: httpx.Client, receiver: Receiver, tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQUIPOISE_WEBHOOK_PRIVATE", "1")
+    write_credentials(tmp_path, str(http.base_url).rstrip("/"), KEY)
+    run = partial(commands.run, tmp_path, COLUMNS="200", NO_COLOR="1")
+    assert "no webhooks: `equipoise webhooks add URL` makes one" in run("webhooks", "list")[2]
+    code, secret, errors = run("webhooks", "add", receiver.url, "--event", "job.failed")
+    assert (code, secret[:6]) == (0, "whsec_"), errors
+    assert run("webhooks", "add", receiver.url, "--format", "slack")[:2] == (0, "")
+    first, second = http.get("/v1/webhooks").json()["data"]
+    assert (first["events"], first["format"], second["format"]) == (["job.failed"], "json", "slack")
+    assert "job.paused" in second["events"]
+    _, listed, _ = run("webhooks", "list")
+    assert first["id"] in listed
+    assert receiver.url in listed
+    assert run("webhooks", "test", second["id"])[:2] == (0, "taken, with status 204\n")
+    receiver.answer = lambda handler: handler.send_response(410)
+    assert run("webhooks", "test", second["id"])[:2] == (1, "not taken: answered 410\n")
+    assert run("webhooks", "delete", second["id"])[:2] == (0, f"{second['id']} deleted\n")
+    assert [webhook["id"] for webhook in http.get("/v1/webhooks").json()["data"]] == [first["id"]]
+    assert "events.0" in run("webhooks", "add", receiver.url, "--event", "job.exploded")[2]
+    assert "is no webhook's id" in run("webhooks", "delete", "a/b")[2]
 
 
 def test_the_status_of_a_job_that_failed_is_told(store: JobStore, receiver: Receiver) -> None:
