@@ -85,7 +85,8 @@ class JsonSchemaOptions(rows.RowOptions):
 class JsonSchema:
     """1 where the completion, or the JSON in its last code fence, follows a JSON schema, else 0.
 
-    The schema is the spec's or the row's; a reference that leaves it is refused, so nothing is ever fetched. Both it
+    The schema is the spec's or the row's; a reference that leaves it is refused, so nothing is ever fetched. `format`
+    (date-time, email, uri) is a remark, as the drafts have it, and checks nothing: give a pattern. Both the schema
     and the text are checked in a process with a limit on processor time and memory: its own patterns may take minutes
     to compile, and backtrack for ever.
     """
@@ -103,7 +104,9 @@ class JsonSchema:
         return [self._score(batch, row) for row in range(len(batch))]
 
     def _score(self, batch: RewardBatch, row: int) -> float | None:
-        schema = self._options.json_schema or self._schema(batch, row)
+        schema = self._options.json_schema  # an empty one takes any JSON
+        if schema is None:
+            schema = self._schema(batch, row)
         if schema is None:
             return None
         completion = batch.completions[row]

@@ -14,7 +14,9 @@ from rewards.verifiers import rows
 from rewards.verifiers.extract import ExtractOptions, extract
 
 _MAX_ANSWER_CHARS = 10_000  # Unicode's normal form takes time in the square of a run of accents
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b", re.IGNORECASE)
+# A word follows an article, and "a" is one of more than a letter: the choice "A" is none, nor are those of "A, B".
+_ARTICLES = re.compile(r"\b(?:an|the)\s+(?=[^\w\s]*\w)|\ba\s+(?=[^\w\s]*\w\w)", re.IGNORECASE)
+_MEANT = re.compile(r"(?<![\w-])-(?=[^\w\s]?\d)|(?<=\w)#(?!\w)")  # of punctuation: the sign of a number, C#
 
 
 class ExactOptions(ExtractOptions):
@@ -54,8 +56,9 @@ class Text:
     """1 where the answer has the ground truth's words, else 0: case, punctuation and articles aside.
 
     Both are brought to Unicode's NFKC first, so that full-width letters and ligatures are what they look like, and
-    white space is one space. An answer above 10,000 characters scores 0. Where nothing is left of the ground truth
-    (it was punctuation alone), punctuation counts.
+    white space is one space. A number keeps its sign, C# its #, and an "a" that no word follows is no article. An
+    answer above 10,000 characters scores 0. Where nothing is left of the ground truth (it was punctuation alone),
+    punctuation counts.
     """
 
     name: ClassVar[str] = "text"
@@ -85,11 +88,15 @@ class Text:
 
 def normalise(text: str, options: TextOptions) -> str:
     """One spelling for what is meant to be the same."""
-    text = unicodedata.normalize("NFKC", text)
+    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
     if not options.case:
         text = text.casefold()
-    if not options.punctuation:
-        text = "".join(" " if unicodedata.category(letter).startswith("P") else letter for letter in text)
     if not options.articles:
         text = _ARTICLES.sub(" ", text)
+    if not options.punctuation:
+        meant = {found.start() for found in _MEANT.finditer(text)}
+        text = "".join(
+            " " if unicodedata.category(letter).startswith("P") and place not in meant else letter
+            for place, letter in enumerate(text)
+        )
     return " ".join(text.split())

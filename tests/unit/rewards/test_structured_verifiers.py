@@ -108,6 +108,11 @@ def test_json_against_the_schema_of_the_spec(score, person, completion, expected
     assert score(person, completion) == expected
 
 
+def test_an_empty_schema_takes_any_json(score):
+    reward = registry.build("json_schema", {"json_schema": {}})
+    assert [score(reward, completion) for completion in ('{"a": 1}', "3", "no JSON")] == [1.0, 1.0, 0.0]
+
+
 def test_json_against_the_schema_of_the_row(score, by_row):
     for schema in ({"type": "integer"}, '{"type": "integer"}'):
         assert score(by_row, "3", detail={"schema": schema}) == 1.0

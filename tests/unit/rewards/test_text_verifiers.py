@@ -67,6 +67,37 @@ def test_exact_and_normalised_text(score, completion, exact, text):
     assert score("text", completion, "The Cat") == text
 
 
+@pytest.mark.parametrize("letter", "ABCD")
+def test_no_letter_of_a_choice_is_an_article(score, letter):
+    for same in (letter, f"{letter}.", f"({letter})", letter.lower()):
+        assert score("text", same, letter) == 1.0
+    others = [other for other in "ABCD" if other != letter]
+    assert [score("text", other, letter) for other in (*others, f"{letter}, {others[0]}", "the")] == [0.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("completion", "truth", "expected"),
+    [
+        ("hepatitis", "Hepatitis A", 0.0),
+        ("Hepatitis A.", "Hepatitis A", 1.0),
+        ("B", "A, B", 0.0),
+        ("the", "The", 1.0),
+        ("5", "-5", 0.0),
+        ("\u22125.", "-5", 1.0),
+        ("(-5)", "-5", 1.0),
+        ("-$5", "-$5", 1.0),
+        ("$5", "-$5", 0.0),
+        ("3 5", "3-5", 1.0),
+        ("COVID-19", "covid 19", 1.0),
+        ("C", "C#", 0.0),
+        ("C#.", "C#", 1.0),
+        ("# C", "C", 1.0),
+    ],
+)
+def test_what_is_part_of_a_word_or_a_number_is_no_punctuation(score, completion, truth, expected):
+    assert score("text", completion, truth) == expected
+
+
 def test_what_makes_a_difference_to_text_is_an_option(score):
     assert score("text", "Cat", "cat", case=True) == 0.0
     assert score("text", "cat!", "cat", punctuation=True) == 0.0
