@@ -416,17 +416,20 @@ class Loop:
 
     def watch_updates(self, step: int, learned: LearnStats) -> None:
         """Tell of updates that were not made. Raises ValueError where one was not finite in too many steps in a row."""
-        if not learned.updates_not_finite:
+        not_finite, made = learned.updates_not_finite, learned.updates
+        if not_finite or not made:
+            skipped = not_finite + learned.updates_masked
+            why = NOT_FINITE if not_finite else "every completion was cut at rollout.max_tokens (loss.mask_truncated)"
+            told = {
+                "message": f"{skipped} of {skipped + made} updates skipped: {why}",
+                "skipped": skipped,
+                "updates": made,
+            }
+            self.journal.event("update.skipped", level="warning", once=f"update skipped {step}", step=step, **told)
+        if not_finite:
+            self.state.not_finite += 1
+        elif made:
             self.state.not_finite = 0
-            return
-        self.state.not_finite += 1
-        skipped, made = learned.updates_not_finite, learned.updates
-        told = {
-            "message": f"{skipped} of {skipped + made} updates skipped: {NOT_FINITE}",
-            "skipped": skipped,
-            "updates": made,
-        }
-        self.journal.event("update.skipped", level="warning", once=f"update skipped {step}", step=step, **told)
         if self.state.not_finite > (most := self.spec.optimizer.max_skipped_steps):
             raise ValueError(
                 f"step {step}: {NOT_FINITE}, and optimizer.max_skipped_steps lets {most} such steps in a row go on; "

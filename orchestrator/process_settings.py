@@ -68,6 +68,7 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
             ratio=loss.ratio,
         ),
         aggregation=loss.aggregation,
+        mask_truncated=loss.mask_truncated,
         max_tokens=spec.rollout.max_tokens,
         max_model_len=spec.policy.max_model_len,
         kl_coef=loss.kl_coef,

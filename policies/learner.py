@@ -222,7 +222,7 @@ class Learner:
         of the gradients that `gramian` kept, where it was asked; the other modes measure during this update.
         An update whose gradient or loss is not finite, on any rank, is not made: weights, optimiser and schedule stay
         as they were on all of them, and the other minibatches' are made. Raises ValueError where an advantage is not
-        finite.
+        finite. Nor is one made where `mask_truncated` leaves no rollout to learn from.
         """
         held, self._held = self._held, None
         if not bool(torch.isfinite(advantages_B).all()):
@@ -232,17 +232,18 @@ class Learner:
             held = None  # K gradients that nobody will use
         minis = self._minibatches(order)
         old = self._score(rollouts) if len(minis) > 1 else None
-        meter = Meter(len(rollouts), measures_kl=self.reference is not None)
+        learned_B = torch.tensor([self.settings.learns_from(rollout) for rollout in rollouts])
+        meter = Meter(learned_B, measures_kl=self.reference is not None)
         for i, mini in enumerate(minis):
             if held is not None and parts is not None and parts.weights_K is not None:
                 self._combine(rollouts, held, parts.weights_K, advantages_B, meter)
-                self._step(meter)
+                self._step(rollouts, mini, meter)
                 held = None
             elif i == 0 and self.settings.gramian != "exact" and parts is not None:
                 self._measured_step(rollouts, mini, advantages_B, parts, old, meter)
             else:
                 self._backward(rollouts, mini, advantages_B, old, meter)
-                self._step(meter)
+                self._step(rollouts, mini, meter)
         return meter.result(self.ranks)
 
     def _measured_step(
@@ -259,14 +260,14 @@ class Learner:
             share, seed = self.settings.response_share, self._seed_of_update
             drawn = response_part(rollouts, mini, share=share, seed=seed)
             before = self._backward(rollouts, mini, advantages_B, old, meter, ahead=drawn)
-            if self._step(meter):
+            if self._step(rollouts, mini, meter):
                 meter.influence_K = self._influence(rollouts, mini, drawn, before, parts, meter.grad_norms[-1])
             return
         assert self._capture is not None, "made sure of at the start"
         separated = separable(advantages_B, parts.advantages_BK)
         if separated is None:
             self._backward(rollouts, mini, advantages_B, old, meter)
-            self._step(meter)
+            self._step(rollouts, mini, meter)
             return
         objectives = parts.advantages_BK.shape[1]
         sink: FullGradients | SketchedGradients = FullGradients(self._capture.parameters, objectives)
@@ -275,7 +276,7 @@ class Learner:
             sink = SketchedGradients(self._capture.parameters, width=width, seed=seed)
         made_B, ratios_BK = separated
         self._backward(rollouts, mini, made_B, old, meter, sink=sink, ratios_BK=ratios_BK)
-        if self._step(meter):
+        if self._step(rollouts, mini, meter):
             meter.gramian_KK = sink.gramian()
 
     def _backward(
@@ -371,11 +372,15 @@ class Learner:
             clip = self._clip(rows, logprobs_bT, None, advantages_B)
             meter.add(rows, (losses_bT * weights_BT(rows)).sum(), logprobs_bT, None, clip, entropy_bT, kl_bT)
 
-    def _step(self, meter: Meter) -> bool:
+    def _step(self, rollouts: Sequence[Rollout], mini: list[int], meter: Meter) -> bool:
         """Whether the update is made. All ranks see the same norm and sum of losses, and so agree."""
+        meter.lr = float(self.scheduler.get_last_lr()[0])  # of this update; the schedule then moves to the next one's
+        if not any(self.settings.learns_from(rollouts[i]) for i in mini):  # else momentum and decay would move it
+            self.optimizer.zero_grad()
+            meter.nothing_learned()
+            return False
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
         loss = self.ranks.sum(torch.tensor(meter.sums["loss"], dtype=torch.float64))
-        meter.lr = float(self.scheduler.get_last_lr()[0])  # of this update; the schedule then moves to the next one's
         if not (bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))):
             self.optimizer.zero_grad()
             meter.take_back()

@@ -11,6 +11,7 @@ from policies.gramian import Mode
 from policies.lora import Lora
 from policies.losses import Aggregation, ClippedSurrogate
 from policies.memory import CHUNK_LOGITS
+from policies.types import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class LearnerSettings:
     chunk_logits: int = CHUNK_LOGITS
     surrogate: ClippedSurrogate = field(default_factory=ClippedSurrogate)
     aggregation: Aggregation = "token_mean"
+    mask_truncated: bool = False
     max_tokens: int = 1024
     max_model_len: int | None = None  # of the engines
     kl_coef: float = 0.0
@@ -50,6 +52,10 @@ class LearnerSettings:
     gramian: Mode | None = "exact"  # None: nobody asks for the objectives' gradients
     sketch_width: int = 16
     response_share: float = 0.25
+
+    def learns_from(self, rollout: Rollout) -> bool:
+        """Whether its tokens have a share in the loss."""
+        return not (self.mask_truncated and rollout.truncated)
 
 
 def learning_rate(settings: LearnerSettings) -> Callable[[int], float]:

@@ -18,14 +18,16 @@ SUMS = ("loss", "entropy", "kl", "clipped", "importance", "gap", "bounded", "tok
 class Meter:
     """Sums over the tokens of a batch, of the updates that are made."""
 
-    def __init__(self, rollouts: int, *, measures_kl: bool = False) -> None:
+    def __init__(self, learned_B: Tensor, *, measures_kl: bool = False) -> None:
+        """learned_B: whether a rollout has a share in the loss; figures are of all."""
         self.measures_kl = measures_kl
-        self.lost_B = torch.zeros(rollouts)
+        self.learned_B = learned_B
+        self.lost_B = torch.zeros(len(learned_B))
         self.gramian_KK: Tensor | None = None
         self.influence_K: Tensor | None = None
         self.lr = 0.0
         self.sums = dict.fromkeys(SUMS, 0.0)
-        self.slots = self.real = self.not_finite = 0
+        self.slots = self.real = self.not_finite = self.masked = 0
         self.grad_norms: list[float] = []
         self._before = dict(self.sums)  # the update that is under way
         self._added: list[int] = []  # since then
@@ -67,6 +69,11 @@ class Meter:
         self.grad_norms.append(grad_norm)
         self._before, self._added = dict(self.sums), []
 
+    def nothing_learned(self) -> None:
+        """As no rollout of what was added last has a share in the loss: no update, and the figures count."""
+        self.masked += 1
+        self._before, self._added = dict(self.sums), []
+
     def take_back(self) -> None:
         """What was added last, as its update is not made: its figures are no numbers."""
         self.not_finite += 1
@@ -79,7 +86,8 @@ class Meter:
         totals = ranks.sum(torch.tensor([*self.sums.values(), *counts], dtype=torch.float64)).tolist()
         loss, entropy, kl, clipped, importance, gap, bounded, tokens, slots, real = totals
         updates = len(self.grad_norms)
-        tokens, divisor = (max(tokens, 1), updates) if updates else (math.nan, math.nan)
+        tokens = max(tokens, 1) if updates or self.masked else math.nan
+        divisor = updates or (1 if self.masked else math.nan)
         return LearnStats(
             loss=loss / divisor,
             grad_norm=sum(self.grad_norms) / divisor,
@@ -93,7 +101,8 @@ class Meter:
             padding_share=1 - real / max(slots, 1),
             updates=updates,
             updates_not_finite=self.not_finite,
-            surviving_B=tuple((1 - ranks.sum(self.lost_B)).tolist()),
+            updates_masked=self.masked,
+            surviving_B=tuple(torch.where(self.learned_B, 1 - ranks.sum(self.lost_B), 0.0).tolist()),
             gramian_KK=None if self.gramian_KK is None else tuple(tuple(row) for row in self.gramian_KK.tolist()),
             influence_K=None if self.influence_K is None else tuple(self.influence_K.tolist()),
         )

@@ -103,9 +103,13 @@ def _groups(lengths: list[int], index: list[int], settings: LearnerSettings) -> 
 def token_shares(
     rollouts: Sequence[Rollout], part: Sequence[int], settings: LearnerSettings
 ) -> Callable[[Rows], Tensor]:
-    """For a microbatch, the share of each token in the aggregated loss of the whole minibatch; none of idle rows."""
+    """For a microbatch, the share of each token in the aggregated loss of the whole minibatch; none of idle rows.
+
+    A rollout that is not learned from counts as an empty one does.
+    """
     lengths = torch.tensor([len(rollouts[i].tokens) for i in part])
-    mask_BT = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    learned_B = torch.tensor([settings.learns_from(rollouts[i]) for i in part])
+    mask_BT = (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]) & learned_B[:, None]
     weights_BT = token_weights(mask_BT, settings.aggregation, max_tokens=settings.max_tokens)
     row_of = {i: row for row, i in enumerate(part)}
 

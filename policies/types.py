@@ -121,8 +121,8 @@ class ObjectiveAdvantages:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearnStats:
-    """What the updates of a batch report. Means are over its completion tokens, without those of updates that were not
-    made; NaN where none was.
+    """What the updates of a batch report. Means are over its completion tokens, without those whose figures are not
+    finite; NaN where there are no others.
     """
 
     loss: float
@@ -137,6 +137,7 @@ class LearnStats:
     kl_bounded: int | None = None  # tokens whose log-ratio to the reference was beyond what k3 counts
     updates: int = 1
     updates_not_finite: int = 0  # not made, as the gradient or the loss was not finite
+    updates_masked: int = 0  # not made, as none of their rollouts has a share in the loss
     surviving_B: tuple[float, ...] = ()  # mean over each rollout's tokens of ratio * [not clipped]; 0: not learned from
     gramian_KK: tuple[tuple[float, ...], ...] | None = None  # as measured during the update, for the next step
     influence_K: tuple[float, ...] | None = None

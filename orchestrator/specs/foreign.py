@@ -47,6 +47,7 @@ _TRL = {
     "epsilon_high": "loss.clip_high",
     "delta": "loss.dual_clip",
     "importance_sampling_level": "loss.ratio",
+    "mask_truncated_completions": "loss.mask_truncated",
     "loss_type": "loss.aggregation",
     "scale_rewards": "estimator, {name: grpo}, or dr_grpo for no scaling",
     "eval_steps": "evaluation.every",

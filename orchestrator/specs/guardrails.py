@@ -14,7 +14,7 @@ TOTALS = ("cost", "gpu_hours")  # of all the job's runs: they only rise
 FIGURES = (
     "kl", "entropy", "loss", "grad_norm", "clip_share", "importance_mean", "sampler_gap", "total", "tokens",
     "mean_tokens", "truncated_share", "groups", "groups_learned", "rollouts_dropped", "prompts_put_off",
-    "prompts_waiting", "updates_not_finite", "evaluation.hypervolume", "evaluation.mean_tokens",
+    "prompts_waiting", "updates_not_finite", "updates_masked", "evaluation.hypervolume", "evaluation.mean_tokens",
     "evaluation.truncated_share",
     *TOTALS,
 )  # fmt: skip

@@ -40,6 +40,11 @@ class LossSpec(Spec):
         description="k3 KL to the initial policy; 0 loads no reference. A token's log-ratio counts as 20 at most: "
         "`kl_bounded` of a step has how many were beyond it",
     )
+    mask_truncated: bool = Field(
+        False,
+        description="completions that were cut at rollout.max_tokens have no share in the loss (overlong filtering of "
+        "DAPO, arXiv 2503.14476); their rewards are measured, and count in their groups' means and spreads",
+    )
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
         "token_mean", description="constant divides by rollout.max_tokens (arXiv 2503.20783)"
     )

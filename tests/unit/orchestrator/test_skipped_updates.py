@@ -88,6 +88,35 @@ def test_a_checkpoint_of_a_version_that_counted_none_is_gone_on_from(tmp_path: P
     assert resume(run).loop.state.not_finite == 0
 
 
+def test_a_step_whose_completions_are_all_masked_is_told(tmp_path: Path) -> None:
+    """It is no sign of trouble with the numbers: neither a step of such a row, nor its end."""
+    nothing, masked = {"updates_not_finite": 0}, {"updates_masked": 2}
+    run = skipping(start(tmp_path, make_spec(optimizer={"max_skipped_steps": 1})), {1, 2, 3}, **nothing, **masked)
+    run.loop.state.not_finite = 1
+    for step in (1, 2, 3):
+        run.loop.step(step)
+        assert run.loop.state.not_finite == 1
+    told = run.journal.named("update.skipped")
+    assert [event["step"] for event in told] == [1, 2, 3]
+    message = "2 of 2 updates skipped: every completion was cut at rollout.max_tokens (loss.mask_truncated)"
+    assert told[0] == {"step": 1, "message": message, "skipped": 2, "updates": 0}
+    run.loop.step(4)
+    assert run.loop.state.not_finite == 0
+
+
+def test_masked_completions_count_in_their_groups(tmp_path: Path) -> None:
+    """As in TRL: advantages, weights and figures are those of a job without the mask."""
+    plain, masked = (
+        start(tmp_path / str(mask), make_spec(loss={"mask_truncated": mask}, steps=2)) for mask in (False, True)
+    )
+    for run in (plain, masked):
+        assert run.loop.run() == "succeeded"
+    assert any(rollout.truncated for rollout in masked.learner.learned_from[0])
+    for (one, _), (other, _) in zip(plain.learner.learned, masked.learner.learned, strict=True):
+        assert torch.equal(one, other)
+    assert plain.figures() == masked.figures()
+
+
 def test_strategies_learn_nothing_of_an_update_that_was_not_made(tmp_path: Path) -> None:
     """The credit that it would have given, and gradients that are no numbers, would stay in every average."""
     run = skipping(start(tmp_path / "credit", make_spec(weighting={"name": "covariance"}, steps=3)), {1, 2})

@@ -657,6 +657,101 @@ def test_the_other_minibatches_of_a_batch_are_learned_from(policy):
     assert all(map(math.isfinite, (stats.loss, stats.grad_norm, stats.entropy, stats.sampler_gap)))
 
 
+# ------------------------------------------------------------------------------- completions without a share
+
+
+CUT = [replace(one, truncated=i % 3 == 1) for i, one in enumerate(ROLLOUTS)]  # the longest among them
+
+
+@pytest.mark.parametrize(
+    "layout", [{}, {"packing": True}, {"share_prompts": True}, {"tokens_per_microbatch": 60, "gramian": "sketch"}]
+)
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
+def test_masked_completions_have_no_share_in_the_loss(policy, aggregation, layout):
+    """Nor in the KL penalty. By trl/trainer/grpo_trainer.py: a mean over tokens is of those that are left (bnpo, dapo),
+    means over completions (grpo) and the constant (dr_grpo) divide by all.
+    """
+    learner = make_learner(policy, mask_truncated=True, aggregation=aggregation, kl_coef=0.2, **layout)
+    seen = record_gradients(learner)
+    parts = ObjectiveAdvantages(advantages_BK=torch.stack([ADVANTAGES, ADVANTAGES**2], dim=1), weights_K=torch.ones(2))
+    stats = learner.learn(CUT, ADVANTAGES, parts=parts if learner.settings.gramian == "sketch" else None)
+    model = plain_model(policy)
+    kept = [(one, advantage) for one, advantage in zip(CUT, ADVANTAGES, strict=True) if not one.truncated]
+    rows = []
+    for one, advantage in kept:
+        new = naive_logprobs(model, one)
+        rows.append(naive_token_losses(new, new.detach(), one, advantage, ClippedSurrogate()))
+    loss = {
+        "token_mean": lambda: torch.cat(rows).mean(),
+        "sequence_mean": lambda: sum(row.mean() for row in rows) / len(CUT),
+        "constant": lambda: torch.cat(rows).sum() / (len(CUT) * 1024),
+    }[aggregation]()
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+    assert relative_distance(seen[0], expected) < 1e-5
+    assert stats.loss == pytest.approx(loss.item(), rel=1e-4)
+    assert (stats.updates, stats.updates_masked) == (1, 0)
+    assert [share == 0 for share in stats.surviving_B] == [one.truncated for one in CUT]
+    plain = make_learner(policy).learn(ROLLOUTS, ADVANTAGES)
+    for name in ("entropy", "importance_mean", "sampler_gap"):  # are measured on all
+        assert getattr(stats, name) == pytest.approx(getattr(plain, name), rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["exact", "sketch", "last_block", "step_response"])
+def test_objectives_gradients_are_of_what_is_learned_from(policy, mode):
+    """A batch with masked completions measures what the batch of the others does."""
+    parts_BK = torch.stack([ADVANTAGES, ADVANTAGES**2], dim=1)
+    kept = torch.tensor([i for i, one in enumerate(CUT) if not one.truncated])
+    measured = []
+    for batch, index in ((CUT, torch.arange(len(CUT))), ([CUT[i] for i in kept], kept)):
+        learner = make_learner(policy, gramian=mode, mask_truncated=True, response_share=1.0)
+        if mode == "exact":
+            measured.append(learner.gramian(batch, parts_BK[index]))
+            continue
+        parts = ObjectiveAdvantages(advantages_BK=parts_BK[index], weights_K=torch.ones(2))
+        stats = learner.learn(batch, ADVANTAGES[index], parts=parts)
+        measured.append(torch.tensor(stats.influence_K or stats.gramian_KK))
+    torch.testing.assert_close(*measured, rtol=2e-3, atol=1e-3 * float(measured[1].abs().max()))
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+@pytest.mark.parametrize("changes", [{}, {"gramian": "exact"}, {"gramian": "sketch"}, {"gramian": "step_response"}])
+def test_nothing_is_learned_where_all_are_masked(policy, changes, minibatches):
+    """Momentum and weight decay would move the policy all the same. The figures are those of the completions."""
+    settings = {"gramian": None, "weight_decay": 0.1, "kl_coef": 0.1, "mask_truncated": True, **changes}
+    learner, fresh = (make_learner(policy, minibatches=minibatches, **settings) for _ in range(2))
+    for one in (learner, fresh):
+        one.learn(ROLLOUTS, ADVANTAGES)
+    before = parameters_of(learner)
+    all_cut = [replace(one, truncated=True) for one in ROLLOUTS]
+    parts = ObjectiveAdvantages(advantages_BK=ADVANTAGES[:, None], weights_K=torch.ones(1))
+    if changes.get("gramian") == "exact":
+        assert learner.gramian(all_cut, parts.advantages_BK).tolist() == [[0.0]]
+    stats = learner.learn(all_cut, ADVANTAGES, parts=parts if changes else None)
+    assert (stats.updates, stats.updates_masked, stats.updates_not_finite) == (0, minibatches, 0)
+    assert (stats.loss, stats.grad_norm) == (0, 0)
+    assert all(value > 0 for value in (stats.entropy, stats.kl, stats.sampler_gap, stats.lr))
+    assert stats.surviving_B == (0.0,) * len(ROLLOUTS)
+    assert_identical(parameters_of(learner), before)
+    assert learner.scheduler.last_epoch == minibatches
+    fresh.generator.set_state(learner.generator.get_state())
+    assert learner.learn(ROLLOUTS, ADVANTAGES) == fresh.learn(ROLLOUTS, ADVANTAGES)
+
+
+def test_a_minibatch_of_masked_completions_makes_no_update(policy):
+    learner = make_learner(policy, minibatches=3, mask_truncated=True)
+    order = make_learner(policy, minibatches=3)._shuffled(len(ROLLOUTS))
+    middle = minibatches(len(ROLLOUTS), count=3, order=order)[1]
+    stats = learner.learn([replace(one, truncated=i in middle) for i, one in enumerate(ROLLOUTS)], ADVANTAGES)
+    assert (stats.updates, stats.updates_masked, learner.scheduler.last_epoch) == (2, 1, 2)
+    assert [i for i, share in enumerate(stats.surviving_B) if share == 0] == sorted(middle)
+
+
+def test_without_the_mask_it_does_not_matter_who_was_cut(policy):
+    one, other = make_learner(policy), make_learner(policy)
+    assert one.learn(CUT, ADVANTAGES) == other.learn(ROLLOUTS, ADVANTAGES)
+    assert_identical(parameters_of(one), parameters_of(other))
+
+
 def skipping_rank(rank, policy, folder):
     """One of two, of which the second alone has a loss that is no number."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -678,6 +773,14 @@ def skipping_rank(rank, policy, folder):
         assert learner.learn(ROLLOUTS, ADVANTAGES) == fresh.learn(ROLLOUTS, ADVANTAGES)
         for one, other in zip(learner.parameters, fresh.parameters, strict=True):
             assert torch.equal(one.full_tensor(), other.full_tensor())
+    masked, kept = make_learner(policy, mask_truncated=True, minibatches=1), make_learner(policy)
+    assert masked.learn([replace(one, truncated=True) for one in ROLLOUTS], ADVANTAGES).updates_masked == 1
+    assert not masked.optimizer.state
+    left = [i for i, one in enumerate(CUT) if not one.truncated]
+    stats, expected = masked.learn(CUT, ADVANTAGES), kept.learn([CUT[i] for i in left], ADVANTAGES[left])
+    assert stats.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert stats.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+    assert [share == 0 for share in stats.surviving_B] == [one.truncated for one in CUT]
     dist.destroy_process_group()
 
 
