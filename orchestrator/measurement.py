@@ -12,7 +12,7 @@ Json = Mapping[str, Any]
 _LONGEST_CHARS = 40  # of a value that is said
 _FIELDS = {
     "evaluation": ("temperature", "prompts", "rollouts_per_prompt"),
-    "rollout": ("max_tokens", "top_p", "stop", "include_stop", "reasoning"),
+    "rollout": ("max_tokens", "top_p", "top_k", "min_p", "stop", "include_stop", "reasoning"),
     "policy": ("chat",),
 }
 

@@ -49,6 +49,8 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
         temperature=spec.rollout.temperature,
         evaluated_temperature=spec.evaluation.temperature,
         evaluated_top_p=spec.rollout.top_p,
+        evaluated_top_k=spec.rollout.top_k,
+        evaluated_min_p=spec.rollout.min_p,
         lr=optimizer.lr,
         betas=optimizer.betas,
         weight_decay=optimizer.weight_decay,

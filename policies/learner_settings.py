@@ -27,6 +27,8 @@ class LearnerSettings:
     temperature: float = 1.0
     evaluated_temperature: float = 1.0  # with which held-out figures are sampled; 0 is greedy
     evaluated_top_p: float = 1.0
+    evaluated_top_k: int = 0
+    evaluated_min_p: float = 0.0
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0

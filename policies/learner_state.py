@@ -72,7 +72,12 @@ def policy_writer(learner: Learner, directory: Path, *, copy: bool = False) -> W
             if not alone:
                 save_whole(learner.model, dict(merged(state.items(), adapter)), directory, settings.dtype)
             save_sampling(
-                learner.model, directory, temperature=settings.evaluated_temperature, top_p=settings.evaluated_top_p
+                learner.model,
+                directory,
+                temperature=settings.evaluated_temperature,
+                top_p=settings.evaluated_top_p,
+                top_k=settings.evaluated_top_k,
+                min_p=settings.evaluated_min_p,
             )
 
     return write
@@ -85,7 +90,9 @@ def save_whole(model: Any, state: dict[str, Tensor], directory: Path, dtype: str
     model.config.save_pretrained(directory)
 
 
-def save_sampling(model: Any, directory: Path, *, temperature: float, top_p: float) -> None:
+def save_sampling(
+    model: Any, directory: Path, *, temperature: float, top_p: float, top_k: int = 0, min_p: float = 0.0
+) -> None:
     """What servers draw with unasked: as the front's figures were, without the base's penalties and cuts.
 
     Of the base's own generation_config.json the tokens that begin, end and pad stay. Greedy is the likeliest of one:
@@ -93,7 +100,8 @@ def save_sampling(model: Any, directory: Path, *, temperature: float, top_p: flo
     """
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     tokens = {name: value for name in names if (value := getattr(model.generation_config, name, None)) is not None}
-    drawn = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {"top_k": 1}
+    cut = {"top_p": top_p, "top_k": top_k} | ({"min_p": min_p} if min_p else {})
+    drawn = {"temperature": temperature, **cut} if temperature > 0 else {"top_k": 1}
     text = json.dumps({**tokens, "do_sample": True, **drawn}, indent=2)
     (directory / GENERATION_CONFIG).write_text(text + "\n", encoding="utf-8")
 

@@ -335,6 +335,8 @@ def _sampling(request: RolloutRequest) -> Any:
         max_tokens=request.max_tokens,
         temperature=0.0 if greedy else request.temperature,
         top_p=1.0 if greedy else request.top_p,
+        top_k=0 if greedy else request.top_k,
+        min_p=0.0 if greedy else request.min_p,
         seed=request.seed,
         logprobs=0,  # of the sampled token alone
         flat_logprobs=True,

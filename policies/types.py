@@ -20,6 +20,8 @@ class RolloutRequest:
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    min_p: float = 0.0
     stop: tuple[str, ...] = ()  # texts that end it
     include_stop: bool = False  # in its text
 

@@ -81,7 +81,9 @@ def _figures(spec: Json, point: Json, weights: Json | None) -> list[str]:
 def _how(spec: Json, point: Json) -> str:
     evaluation, rollout = spec.get("evaluation") or {}, spec.get("rollout") or {}
     prompts, temperature = evaluation.get("prompts"), evaluation.get("temperature")
-    drawn = "greedy" if temperature == 0 else f"drawn at temperature {temperature} and top_p {rollout.get('top_p')}"
+    cut = "".join(f", {name} {rollout[name]}" for name in ("top_k", "min_p") if rollout.get(name))
+    sampled = f"drawn at temperature {temperature} and top_p {rollout.get('top_p')}{cut}"
+    drawn = "greedy" if temperature == 0 else sampled
     repeats = 1 if temperature == 0 else evaluation.get("rollouts_per_prompt")
     told = (
         f"Means over {f'the first {prompts}' if prompts else 'all'} prompts of the validation split, completions for "

@@ -139,7 +139,7 @@ def run_job(spec: JobSpec, parts: Parts, scratch: Path, initial: dict[str, Evalu
             f"test front may lack points ({lost[-1]['message']}); --retry-failed makes the run again"
         )
     gap = max((record["sampler_gap"] for record in notes.steps if record["updates"]), default=0.0)
-    if gap > MOST_GAP and spec.policy.dtype == "float32" and spec.rollout.top_p == 1:
+    if gap > MOST_GAP and spec.policy.dtype == "float32" and spec.rollout.samples_all:
         raise RunFailed(f"the engine did not sample from the learner's weights: log-probabilities {gap:.2g} apart")
     names = spec.objective_names
     points = parts.archive.points

@@ -87,6 +87,8 @@ def rollout_request(rollout: RolloutSpec, prompt: Prompt, seed: int | None, temp
         max_tokens=rollout.max_tokens,
         temperature=temperature,
         top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        min_p=rollout.min_p,
         stop=rollout.stop,
         include_stop=rollout.include_stop,
     )

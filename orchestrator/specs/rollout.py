@@ -43,6 +43,14 @@ class RolloutSpec(Spec):
         description="share of the probability that is sampled from; 1 is all. The learner reckons with all of it: what "
         "was cut off shows in importance_mean and sampler_gap",
     )
+    top_k: int = Field(0, ge=0, le=2**31 - 1, description="likeliest tokens that are sampled from; 0 is all. As top_p")
+    min_p: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="tokens of less than this share of the likeliest's probability are not sampled. As top_p",
+    )
     stop: tuple[StopString, ...] = Field(
         (),
         max_length=16,
@@ -106,6 +114,11 @@ class RolloutSpec(Spec):
             if self.reasoning is not None and stop in self.reasoning.end:
                 raise ValueError(f"stop.{i}: ends completions at rollout.reasoning.end, so rewards would see no text")
         return self
+
+    @property
+    def samples_all(self) -> bool:
+        """Whether any token may be sampled, so that the learner reckons with the engines' own distribution."""
+        return self.top_p == 1 and self.top_k == 0 and self.min_p == 0
 
     @property
     def thoughts_end(self) -> str | None:

@@ -297,6 +297,8 @@ def test_every_wrong_field_is_named() -> None:
         ({"weighting": {"name": "gramian:upgrad"}, "objectives__1": ABSENT}, "weighting.name", "at least 2"),
         ({"weighting": {"name": "gramian:upgrad"}, "gramian__mode": "step_response"}, "gramian.mode", "use exact,"),
         ({"gramian__mode": "scetch"}, "gramian.mode", "'sketch'"),
+        ({"rollout__top_k": -1}, "rollout.top_k", "greater than or equal to 0"),
+        ({"rollout__min_p": 1.1}, "rollout.min_p", "less than or equal to 1"),
         ({"loss__ratio": "sentence"}, "loss.ratio", "'token' or 'sequence'"),
         ({"loss__dual_clip": 1}, "loss.dual_clip", "greater than 1"),
         ({"loss__dual_clip": math.inf}, "loss.dual_clip", "finite"),

@@ -204,15 +204,16 @@ def test_an_adapter_alone_is_no_policy_to_start_from_and_says_what_to_do(adapter
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_p", "drawn"),
+    ("temperature", "cut", "drawn"),
     [
-        (1.0, 1.0, {"temperature": 1.0, "top_p": 1.0, "top_k": 0}),
-        (0.6, 0.9, {"temperature": 0.6, "top_p": 0.9, "top_k": 0}),
-        (0.0, 0.9, {"top_k": 1}),  # greedy
+        (1.0, {}, {"temperature": 1.0, "top_p": 1.0, "top_k": 0}),
+        (0.6, {"top_p": 0.9}, {"temperature": 0.6, "top_p": 0.9, "top_k": 0}),
+        (0.6, {"top_k": 50, "min_p": 0.05}, {"temperature": 0.6, "top_p": 1.0, "top_k": 50, "min_p": 0.05}),
+        (0.0, {"top_p": 0.9, "top_k": 5, "min_p": 0.1}, {"top_k": 1}),  # greedy
     ],
 )
 def test_a_policy_is_served_as_it_was_evaluated_and_not_as_its_base_was(
-    policies: dict[str, str], temperature: float, top_p: float, drawn: dict[str, float], tmp_path: Path
+    policies: dict[str, str], temperature: float, cut: dict[str, float], drawn: dict[str, float], tmp_path: Path
 ) -> None:
     base = tmp_path / "base"
     shutil.copytree(policies["untied"], base)
@@ -220,7 +221,8 @@ def test_a_policy_is_served_as_it_was_evaluated_and_not_as_its_base_was(
     ends = {"eos_token_id": [1, 2]}
     (base / "generation_config.json").write_text(json.dumps({**habits, **ends}))
     learner = updated(str(base))
-    learner.settings = replace(learner.settings, evaluated_temperature=temperature, evaluated_top_p=top_p)
+    cuts = {f"evaluated_{name}": value for name, value in cut.items()}
+    learner.settings = replace(learner.settings, evaluated_temperature=temperature, **cuts)
     alone = saved(learner, tmp_path / "alone")
     made = merge_adapter(alone, tmp_path / "made")
     for directory in (alone, made):

@@ -105,6 +105,48 @@ def test_a_gpus_handles_reach_vllms_own_process_by_ipc_and_nothing_else_is_pickl
     assert done.stdout.splitlines()[-3:] == ["nccl refused", "shared_memory refused", "ipc True"]
 
 
+SAMPLED = """
+import math, torch
+from types import SimpleNamespace
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessors, MinPLogitsProcessor
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.sampler import Sampler
+from policies.rollout import EngineSettings, _sampling, vllm_arguments
+from policies.types import RolloutRequest
+
+probabilities = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).repeat(200, 1)
+none = torch.empty(0)
+sampler = Sampler(vllm_arguments(EngineSettings(model="m"))["logprobs_mode"])
+for cut in ({}, {"top_k": 2}, {"min_p": 0.6}, {"top_p": 0.75}, {"top_k": 3, "min_p": 0.3}):
+    asked = _sampling(RolloutRequest(prompt_tokens=(1,), seed=0, max_tokens=1, **cut))
+    config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=200))
+    least = MinPLogitsProcessor(config, torch.device("cpu"), False)
+    added = [(i, asked, None, []) for i in range(200)]
+    least.update_state(BatchUpdate(batch_size=200, removed=[], added=added, moved=[]))
+    found = sampler(probabilities.log(), SamplingMetadata(
+        temperature=torch.ones(200), all_greedy=False, all_random=True,
+        top_p=torch.full((200,), asked.top_p) if asked.top_p < 1 else None,
+        top_k=torch.full((200,), asked.top_k) if asked.top_k > 0 else None,
+        generators={}, max_num_logprobs=0, no_penalties=True, prompt_token_ids=None, frequency_penalties=none,
+        presence_penalties=none, repetition_penalties=none, output_token_ids=[[]] * 200, allowed_token_ids_mask=None,
+        bad_words_token_ids={}, logitsprocs=LogitsProcessors([least]),
+    ))
+    tokens, logprobs = found.sampled_token_ids[:, 0].long(), found.logprobs_tensors.logprobs[:, 0]
+    kept = sorted(set(tokens.tolist()))
+    mass = probabilities[0, kept].sum()
+    torch.testing.assert_close(logprobs, (probabilities[0, tokens] / mass).log())
+    print("kept", *kept)
+"""
+
+
+def test_log_probabilities_are_those_of_the_tokens_that_may_be_sampled():
+    """By vLLM's own sampler, whatever is cut off. The learner's ratio to them is the share that is left, at most 1."""
+    done = subprocess.run([sys.executable, "-c", SAMPLED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kept = [line for line in done.stdout.splitlines() if line.startswith("kept")]
+    assert kept == ["kept 0 1 2 3", "kept 0 1", "kept 0 1", "kept 0 1 2", "kept 0 1 2"]
+
+
 class Letters:
     """A tokenizer of one letter for each token."""
 

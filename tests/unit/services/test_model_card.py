@@ -53,6 +53,13 @@ def test_it_has_every_objective_with_its_error_and_weight_and_how_they_were_meas
     assert f"{spec['rollout']['max_tokens']} tokens at most; their mean length is 31.5 tokens" in text
 
 
+def test_what_was_cut_off_in_sampling_is_said() -> None:
+    spec = _spec("org/base")
+    assert "and top_p 1.0, " + str(spec["rollout"]["max_tokens"]) in card_of(spec, point=POINT)[1]
+    spec["rollout"] |= {"top_k": 50, "min_p": 0.1}
+    assert "and top_p 1.0, top_k 50, min_p 0.1, " in card_of(spec, point=POINT)[1]
+
+
 def test_a_collapsed_run_is_told_of() -> None:
     said = "The run had collapsed at this step"
     assert said in card_of(_spec("org/base"), point=POINT | {"collapsed": True})[1]

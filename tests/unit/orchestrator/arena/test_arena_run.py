@@ -81,11 +81,20 @@ def test_a_reward_that_fails_is_the_runs_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "top_p", "fails"), [("float32", 1.0, True), ("bfloat16", 1.0, False), ("float32", 0.9, False)]
+    ("dtype", "cut", "fails"),
+    [
+        ("float32", {}, True),
+        ("bfloat16", {}, False),
+        ("float32", {"top_p": 0.9}, False),
+        ("float32", {"top_k": 50}, False),
+        ("float32", {"min_p": 0.1}, False),
+    ],
 )
-def test_a_run_whose_engine_had_other_weights_fails(tmp_path: Path, dtype: str, top_p: float, fails: bool) -> None:
+def test_a_run_whose_engine_had_other_weights_fails(
+    tmp_path: Path, dtype: str, cut: dict[str, float], fails: bool
+) -> None:
     """Where rounding, or what is cut off, would not say so as well."""
-    rollout = {"prompts_per_step": 3, "rollouts_per_prompt": 4, "max_tokens": 9, "top_p": top_p}
+    rollout = {"prompts_per_step": 3, "rollouts_per_prompt": 4, "max_tokens": 9, **cut}
     spec = spec_of(policy={"model": "quickstart", "dtype": dtype}, rollout=rollout)
     parts = parts_of(spec)
     learn = parts.learner.learn
