@@ -457,7 +457,6 @@ def report(job: JobArgument, open_it: Annotated[bool, typer.Option("--open", hel
 for command, name in (
     (spec.show_spec, "spec"),
     (rules.show_rules, "rules"),
-    (plugins.show_plugins, "plugins"),
     (lineage.fork, "fork"),
     (lineage.compare, "compare"),
     (recover.recover_jobs, "recover"),
@@ -469,6 +468,7 @@ for command, name in (
 ):
     app.command(name)(command)
 for group, name in (
+    (plugins.commands, "plugins"),
     (judges.commands, "judges"),
     (rewards.commands, "rewards"),
     (keys.commands, "keys"),
