@@ -25,13 +25,20 @@ _NUMERAL = re.compile(r"([0-9A-Fa-f]+)_\{?(?:\\text\{)?(\d+)\}?\}?", re.ASCII)
 _CHOICE = re.compile(r"(?:\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox)\{)?\s*\(?([A-Z])\)?\s*\}?\.?", re.ASCII)
 _WORDS = re.compile(r"(?:\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox)\{)?\s*([A-Za-z]+(?:[ -][A-Za-z]+)*)\s*\}?\.?")
 
-_SPACING = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,;:! ]|\\?\$|\s|~")
+_SPACING = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,;:! ]|\\?\$|(?<!\d)\s|\s(?!\d)|~")
+_DIGITS_OF_FRAC = re.compile(r"(frac)\s*(\d)\s+(?=\d)")  # \frac 1 2
+_GAP = re.compile(r"(?<=\d)(?:\s|~|\\[,;: ])+(?=\d)")
+_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d/])")
+_MIXED = re.compile(r"(?<![\d./] )(?<![\d./])(\d+) (\d+)/(\d+)(?![\d/]|\.\d)")
+_SEVERAL = re.compile(r"[+-]?[\d.,]+(?: [\d.,]+)+", re.ASCII)
 _SPELLING = str.maketrans(
     {
         "\u2212": "-",
         "\u2013": "-",
         "\u00d7": r"\times ",
         "\u00b7": r"\cdot ",
+        "\u22c5": r"\cdot ",
+        "\u2217": "*",
         "\u00f7": r"\div ",
         "\u03c0": r"\pi ",
         "\u221a": r"\sqrt ",
@@ -44,11 +51,14 @@ _SPELLING = str.maketrans(
 )
 
 # An operator between two operands. A power of ten is how a large number is written, not a product left to do.
-_UNEVALUATED = re.compile(r"(?<=[\d)}\]!])(?:[-+]|(?:\*|\\times|\\cdot)(?!10\^)|\\div|\((?=[\d(]))")
+_UNEVALUATED = re.compile(r"(?<=[\d)}\]!])(?:[-+]|(?:\*|\\ast|\\times|\\cdot)(?!10\^)|\\div|\((?=[\d(]))")
 _FUNCTION = re.compile(
     r"\\(?:sum|prod|int|lim|[dt]?binom|log|ln|lg|lceil|lfloor|det|gcd|lcm|max|min|arc|a?(?:sin|cos|tan|cot|sec|csc))"
     r"|(?<=[\d)}])!"
 )
+_EQUALS = re.compile(r"(?<![<>!])=")
+_FORMULA = re.compile(r"\$+([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_TERM = re.compile(r"[+-]?(?:\^-?|_-?|[*/]-|[^+-])+")
 _UNIT = re.compile(r"(?:\\(?:text|mbox|mathrm)\{[^{}]*\}|\^\\circ|\\?%|[a-zA-Z]+)$")
 _TRUTH_MARKER = "####"  # before the answer, in GSM8K's worked solutions
 _MARKER = re.compile(r"(?:answer(?:\s+is)?|####)\s*:?\s*(.*\S)", re.IGNORECASE)
@@ -78,7 +88,8 @@ class MathAccuracy:
 
     It has to be worked out. Where the ground truth is a fraction or a plain number, `30-1+6` or `9 \times 3` scores
     0; so does a sum, logarithm or binomial where the ground truth has none, and a formula of the prompt that equals
-    the ground truth only by algebra. Of `x = 5` or `2 + 3 = 5` the last part counts.
+    the ground truth only by algebra, also in brackets, named (`x = `) or with its terms in another order. Of `x = 5`
+    or `2 + 3 = 5` the last part counts. `3 1/2` is a mixed number.
 
     An answer above 300 characters, or one that takes longer than `timeout_s` to compare, scores 0.
 
@@ -157,30 +168,84 @@ def compare_plainly(gold: str, answer: str, prompt: str = "") -> bool | None:
         return True
     if _NUMERAL.fullmatch(plain_gold) or _NUMERAL.fullmatch(plain):
         return _numeral(plain_gold) == _numeral(plain)
-    if not _NUMBER.fullmatch(_UNIT.sub("", plain)) and _written_out(plain) in _written_out(normalise(prompt)):
+    last = _last_part(plain)
+    if _is_copied(plain if "," in plain else last, plain_gold, prompt):
         return False
     if not _FUNCTION.search(gold) and _FUNCTION.search(answer.rpartition("=")[2]):
         return False
     value = _rational(plain_gold)
     if value is None:
         return None
-    result = _rational(normalise(plain.rpartition("=")[2]))
+    result = _rational(normalise(last))
     if result is not None:
         return value == result
-    return False if _UNEVALUATED.search(plain) else None
+    worked_out = last if re.search(r"\d", last) else plain
+    return False if _UNEVALUATED.search(worked_out) or _SEVERAL.fullmatch(last) else None
 
 
 def spell(answer: str) -> str:
     """In LaTeX's own letters, as a parser wants it."""
-    return answer.translate(_SPELLING).strip().rstrip(".")
+    return _with_gaps(answer.translate(_SPELLING)).strip().rstrip(".")
 
 
 def normalise(answer: str) -> str:
-    """One spelling for what is written in several ways with one meaning: spacing, minus signs, 1,000."""
-    answer = _SPACING.sub("", answer.translate(_SPELLING)).rstrip(".")
+    """One spelling for what is written in several ways with one meaning: spacing, minus signs, 1,000, 3 1/2.
+
+    A space between two digits stays, unless it groups thousands: 1 2 is not 12.
+    """
+    answer = _SPACING.sub("", _with_gaps(answer.translate(_SPELLING))).rstrip(".")
     if _GROUPED.fullmatch(answer):
         return re.sub(r"[{,}]", "", answer)
     return answer.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
+
+
+def _with_gaps(answer: str) -> str:
+    """What stands between two digits as one space, or as what it means: thousands without it, and mixed numbers."""
+    answer = _GAP.sub(" ", _DIGITS_OF_FRAC.sub(r"\1\2", answer))
+    answer = _THOUSANDS.sub(lambda found: found.group().replace(" ", ""), answer)
+    return _MIXED.sub(r"\1\\frac{\2}{\3}", answer)
+
+
+def _last_part(plain: str) -> str:
+    """Of `x = 5` what it is equal to; the whole where nothing is."""
+    return _EQUALS.split(plain)[-1]
+
+
+def _is_copied(part: str, plain_gold: str, prompt: str) -> bool:
+    """Whether it is a formula of the prompt, its terms in any order, and not what the ground truth says itself."""
+    shape = _shape(part)
+    if _NUMBER.fullmatch(_UNIT.sub("", part)) or _terms(shape) == _terms(_shape(_last_part(plain_gold))):
+        return False
+    if re.search(rf"(?<![\d/])(?<!\d\.){re.escape(shape)}(?![\d/]|\.\d)", _shape(normalise(prompt))):
+        return True
+    formulas = (_shape(normalise("".join(filter(None, found)))) for found in _FORMULA.findall(prompt))
+    return len(terms := _terms(shape)) > 1 and any(_terms(formula) == terms for formula in formulas)
+
+
+def _shape(plain: str) -> str:
+    """Without what changes nothing: braces, brackets around all of it or one number or letter, 2.0 for 2, 02 for 2."""
+    plain = re.sub(r"\((\w+(?:\.\d+)?)\)", r"\1", re.sub(r"[{}]", "", _written_out(plain)))
+    plain = re.sub(r"(?<![\d.])0+(?=\d)", "", re.sub(r"(\d)\.0+(?!\d)", r"\1", plain)).removeprefix("+")
+    while plain[:1] == "(" and _closes(plain) == len(plain) - 1 and "," not in plain:
+        plain = plain[1:-1].removeprefix("+")
+    return plain
+
+
+def _closes(plain: str) -> int:
+    """Where the bracket that it begins with is closed; -1 where it never is."""
+    depth = 0
+    for place, letter in enumerate(plain):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return place
+    return -1
+
+
+def _terms(shape: str) -> list[str]:
+    """Sorted, each with its sign; one alone where brackets or relations would make a sum something else."""
+    if re.search(r"[()<>=,]", shape):
+        return [shape]
+    return sorted(term.removeprefix("+") for term in _TERM.findall(shape))
 
 
 def _written_out(plain: str) -> str:

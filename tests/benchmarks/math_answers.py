@@ -599,7 +599,16 @@ def unfinished(answer: str) -> Iterator[str]:
 
 
 def copied(prompt: str) -> Iterator[str]:
-    """Every formula of the problem, and the problem itself."""
-    yield from re.findall(r"(?<!\\)\$([^$]+)(?<!\\)\$", prompt)
-    yield from re.findall(r"\\\[(.+?)\\\]", prompt, re.DOTALL)
+    """Every formula of the problem, also named and in brackets, and the problem itself."""
+    formulas = re.findall(r"(?<!\\)\$([^$]+)(?<!\\)\$", prompt) + re.findall(r"\\\[(.+?)\\\]", prompt, re.DOTALL)
+    for formula in formulas:
+        yield formula
+        if not re.search(r"[=<>,]|\\[a-z]*(?:eq|le|ge|in)\b", formula):
+            yield from (f"x = {formula}", f"{{{formula}}}", f"({formula})")
     yield prompt
+
+
+def is_dressed(copy: str, answer: str) -> bool:
+    """Whether the copy is the answer itself, perhaps named or in brackets."""
+    bare, wanted = "".join(copy.split()), "".join(answer.split())
+    return bare in (wanted, f"x={wanted}", f"{{{wanted}}}", f"({wanted})")

@@ -31,7 +31,7 @@ from rewards import registry
 from rewards.base import RewardBatch
 from rewards.verifiers.math import MathAccuracy, MathOptions
 from tests.benchmarks.machine import machine
-from tests.benchmarks.math_answers import ALTERED, REWRITTEN, Family, copied, unfinished
+from tests.benchmarks.math_answers import ALTERED, REWRITTEN, Family, copied, is_dressed, unfinished
 from tests.benchmarks.math_values import Unreadable, close, signature
 
 RESULTS = Path(__file__).parent / "results" / "rewards.json"
@@ -103,7 +103,7 @@ def copies(chosen: Iterable[Problem]) -> Iterator[Case]:
         for answer in dict.fromkeys(unfinished(problem.answer)):
             yield Case(problem=problem, family="unfinished", answer=answer, expected=0.0)
         for answer in dict.fromkeys(copied(problem.prompt)):
-            if "".join(answer.split()) != "".join(problem.answer.split()):
+            if not is_dressed(answer, problem.answer):
                 yield Case(problem=problem, family="copied", answer=answer, expected=0.0)
 
 

@@ -61,6 +61,11 @@ SAME_WITHOUT_ALGEBRA = [
     (r"-\frac{3}{8}", r"\frac{-3}{8}"),
     (r"\frac{3}{2}", r"1\frac{1}{2}"),
     ("137 \\frac{1}{2}", "275/2"),
+    ("3.5", "3 1/2"),
+    ("3 1/2", r"\frac{7}{2}"),
+    (r"-\frac{7}{2}", r"x = -3\,1/2"),
+    (r"\frac{1}{2}", r"\frac 1 2"),
+    ("1234567", "1 234 567"),
     ("52_8", "52_{8}"),
     ("52", r"52_{10}"),
 ]
@@ -76,6 +81,9 @@ DIFFERENT_WITHOUT_ALGEBRA = [
     ("27", "9 \u00d7 3"),
     ("27", "9*3"),
     ("27", r"9 \cdot 3"),
+    ("27", "9 \u22c5 3"),
+    ("27", "9 \u2217 3"),
+    ("27", r"9 \ast 3"),
     ("27", "9(3)"),
     ("27", "(9)(3)"),
     ("27", r"\frac{20+7}{1}"),
@@ -84,6 +92,9 @@ DIFFERENT_WITHOUT_ALGEBRA = [
     (r"\frac{1}{2}", r"\frac{3}{4}-\frac{1}{4}"),
     (r"\frac{1}{2}", r"\frac{1}{6} \times 3"),
     (r"\frac{1}{3}", "0.333333"),
+    ("31/2", "3 1/2"),
+    ("3 1/2", "31/2"),
+    ("12", "1 2"),
     ("52_8", "52"),
     ("52_8", "52_9"),
     ("52", "52_8"),
@@ -93,6 +104,8 @@ DIFFERENT_WITHOUT_ALGEBRA = [
 ]
 SAME_WITH_ALGEBRA = [
     ("10", r"10 \text{ cm}"),
+    ("8", r"5 + 3 = 8 \text{ eggs}"),
+    ("3.5", r"3 1/2 \text{ cm}"),
     (r"90^\circ", "90"),
     (r"50\%", "50"),
     ("1024", "2^{10}"),
@@ -124,6 +137,7 @@ DIFFERENT_WITH_ALGEBRA = [
     ("27", "27, 28"),
     ("27", r"27 \text{ or } 28"),
     ("27", r"\infty"),
+    ("27", "x >= 27"),
     ("(1,2)", "(2,1)"),
     ("[0,1)", "[0,1]"),
     ("1, 2", "1"),
@@ -235,6 +249,8 @@ def test_a_matrix_may_go_over_several_lines(score):
         ("#### 27", 1.0),
         ("27\nso we get 28", 0.0),
         ("we have 27 apples", 1.0),
+        ("So 30 - 3 = 27 apples.", 1.0),
+        ("So 27 = 30 - 3 apples.", 0.0),
         (r"Therefore $x = \frac{54}{2}$.", 1.0),
         ("nothing", 0.0),
         ("", 0.0),
@@ -258,10 +274,32 @@ def test_without_require_boxed_the_last_line_stands_in(make_batch, completion, e
         ("1/2", r"\frac{1}{2}", "Is it 1/2 or 1/3?", 1.0),
         ("7", "7", "Is it 7 or 8?", 1.0),
         ("7", "7 cm", "A side of 7 cm grows to 9 cm and back.", 1.0),
+        ("7", "x = 7 cm", "A side of 7 cm grows to 9 cm and back.", 1.0),
+        ("0.5", "1/2", "A die shows 11/2 or 21/25 or 1/20 or 1/2.5.", 1.0),
+        ("0.5", "1/2", "Write 1/2.", 0.0),
+        ("1+x^2", "x^2 + 1", "Is it $x^2+1$ or $x^2+2$?", 1.0),
+        ("y = 2x+1", "2x+1", "Where does $y = 2x + 1$ stand?", 1.0),
+        ("1, 2", "x = 1, y = 2", "Solve $x + y = 3$.", 1.0),
     ],
 )
 def test_a_formula_of_the_prompt_is_no_answer_unless_it_is_the_ground_truth(score, gold, answer, prompt, expected):
     assert score(gold, box(answer), prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("gold", "formula", "more"),
+    [
+        ("27", "54/2", ("54/02", "54.0/2", "+54/2", "x = +(54/2)")),
+        ("64", r"\sqrt{4096}", (r"\sqrt{(4096)}", r"\sqrt{4096.0}")),
+        ("1024", "2^{10}", ("2^{10.0}", "2^10")),
+        ("(x+2)(x+3)", "x^2+5x+6", ("x^2+6+5x", "y = 6 + 5x + x^{2}")),
+    ],
+)
+def test_a_formula_of_the_prompt_stays_one_in_other_clothes(score, gold, formula, more):
+    dressed = (formula, f"x = {formula}", f"{{{formula}}}", rf"\left({formula}\right)", f"y = ({{{formula}}})", *more)
+    prompt = f"Work out ${formula}$ now."
+    assert {answer: score(gold, box(answer), prompt) for answer in dressed} == dict.fromkeys(dressed, 0.0)
+    assert score(gold, box(f"{formula} = {gold}"), prompt) == 1.0
 
 
 def test_a_row_without_ground_truth_may_be_left_out(make_batch):
