@@ -17,9 +17,15 @@ _MAX_ANSWER_CHARS = 20_000  # numbers are looked for in the last of them
 _NUMBER = re.compile(
     r"(?<![\w.])[-+\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,400})?(?:\.\d{1,400})?(?<=\d)"
     r"(?:[eE][-+]?\d{1,4}|[ ]?(?:\u00d7|\\times|\\cdot|\*)[ ]?10\^\{?[-+]?\d{1,4}\}?)?"
-    r"(?:[ ]?/[ ]?\d{1,400}(?![\d.]))?(?:[ ]?\\?%)?",
+    r"(?:[ ]?/[ ]?\d{1,400}(?!\d|\.\d))?(?:[ ]?\\?%)?",
     re.ASCII,
 )
+_FRACTION = re.compile(
+    r"(?:(?<![\d.,])(\d{1,9})\s?)?\\[dt]?frac(?:\{(-?\d{1,400})\}|\s?(\d))\s?(?:\{(\d{1,400})\}|(\d))", re.ASCII
+)
+_MIXED = re.compile(r"(?<![\w.,/^])(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\d/]|\.\d)", re.ASCII)
+_RAISED = re.compile(r"[\^_]\{?$")  # in front of an exponent or an index, which is no number of the text
+_RAISES = re.compile(r"\^\{?[-+]?\d")  # behind the base of a power, which is not what the text says
 _TIMES = re.compile(r" ?(?:\u00d7|\\times|\\cdot|\*) ?10\^\{?([-+]?\d+)\}?")
 
 
@@ -39,8 +45,9 @@ class Numeric:
 
         |x - truth| <= max(absolute, relative |truth|)
 
-    Reads 1,234.5, 1e-3, 3 x 10^8 (as LaTeX has it too), 3/4 and 5% (which is 0.05, unless the ground truth is
-    percent as well: then both are, and 5 is 5%). Digits inside of a word are no number.
+    Reads 1,234.5, 1e-3, 3 x 10^8, 3/4, 3 1/2 (all as LaTeX has them too) and 5% (which is 0.05, unless the ground
+    truth is percent as well: then both are, and 5 is 5%). Digits inside of a word are no number, nor are exponents,
+    indices and what an exponent raises: of 2^3 = 8 only 8.
     """
 
     name: ClassVar[str] = "numeric"
@@ -80,8 +87,28 @@ class Numeric:
 
 def numbers(text: str) -> list[tuple[float, bool]]:
     """Every finite number of a text, in order, and whether a percent sign follows it."""
-    found = (_parse(match.group()) for match in _NUMBER.finditer(text) if match.group())
+    text = text.replace("{,}", ",").replace(r",\!", ",")
+    text = _MIXED.sub(_improper, _FRACTION.sub(_written_out, text))
+    found = (_parse(match.group()) for match in _NUMBER.finditer(text) if match.group() and not _is_power(match))
     return [(number, percent) for number, percent in found if math.isfinite(number)]
+
+
+def _is_power(number: re.Match[str]) -> bool:
+    """Whether it is raised, or raises."""
+    text, start = number.string, number.start()
+    return bool(_RAISED.search(text[max(0, start - 2) : start]) or _RAISES.match(text, number.end()))
+
+
+def _written_out(fraction: re.Match[str]) -> str:
+    r"""a/b of \frac{a}{b}, and w a/b where a whole number stands before it."""
+    whole, top, digit, below, digit_below = fraction.groups()
+    return f"{whole + ' ' if whole else ''}{top or digit}/{below or digit_below}"
+
+
+def _improper(mixed: re.Match[str]) -> str:
+    """A mixed number as one fraction; as it stands where it is none."""
+    whole, top, below = map(int, mixed.groups())
+    return f"{whole * below + top}/{below}" if top < below else mixed.group()
 
 
 def _parse(text: str) -> tuple[float, bool]:
