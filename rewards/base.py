@@ -92,6 +92,10 @@ class RewardRowError(ValueError):
         self.problem = problem
 
 
+class RewardRefusedError(Exception):
+    """For a reward to raise on rows that it can't score, for a reason that people are told: its text quotes no row."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewardBatch:
     """B completions to score, as they cross to the process that scores them.

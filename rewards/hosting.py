@@ -3,7 +3,7 @@
 What went wrong has a kind. Infrastructure: the process died, ran out of memory, lost its connection, gave no answer in
 time, or can't be built at all. Data: the reward raised on these rows, or gave something else than their scores. What a
 reward raises may quote the rows, so of a failure of the data only the exception's type and place are kept, or the part
-of a RewardRowError that quotes none.
+of a RewardRowError that quotes none, or a RewardRefusedError, which quotes none.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rewards.base import (
     Reward,
     RewardBatch,
     RewardLengthError,
+    RewardRefusedError,
     RewardRowError,
     RewardUnavailableError,
     read_scores,
@@ -141,6 +142,8 @@ def _failure(error: BaseException) -> Failure:
         return Failure(kind="connection", text=f"{name}: {error}"[:_LONGEST_TEXT])
     if isinstance(error, RewardRowError):
         return Failure(kind="raised", text=error.problem[:_LONGEST_TEXT])
+    if isinstance(error, RewardRefusedError):
+        return Failure(kind="raised", text=str(error)[:_LONGEST_TEXT])
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return Failure(kind="raised", text=f"{name}{where}")

@@ -1,6 +1,7 @@
 """One endpoint of chat completions: asked under its profile's limits, again where that may help, and counted.
 
 JudgeError                      it says nothing of use about a row; names the profile, never where it is
+├── JudgeRefusalError           it does not take that row's question
 └── JudgeUnavailableError       it can't be asked at all, which is no row's fault
     └── JudgeDeadlineError      not within the time that a batch has
 """
@@ -18,6 +19,7 @@ import httpx
 from pydantic import BaseModel, Field, ValidationError
 
 from rewards.addresses import AddressError, ForbiddenAddressError
+from rewards.base import RewardRefusedError
 from rewards.judges import transport
 from rewards.judges.answers import is_whole
 from rewards.judges.pacing import Breaker, Pace, backoff_s, retry_after_s
@@ -28,8 +30,12 @@ _OF_A_ROW = (400, 413, 422)  # such as a text that is too long for the model
 _MOST_TOKENS = 10**9  # that one call may claim to have used
 
 
-class JudgeError(Exception):
+class JudgeError(RewardRefusedError):
     """The text says what happened and repeats nothing that was sent or received."""
+
+
+class JudgeRefusalError(JudgeError):
+    """The endpoint took none of a row's questions: a filter of contents, or a text that is too long for the model."""
 
 
 class JudgeUnavailableError(JudgeError, ConnectionError):
@@ -208,7 +214,7 @@ class JudgeClient:
             return text
         redirect = ", and redirects are not followed" if 300 <= status < 400 else ""
         told = f"judge '{self._name}': it answered {status}{redirect}"
-        raise (JudgeError if status in _OF_A_ROW else JudgeUnavailableError)(told)
+        raise (JudgeRefusalError if status in _OF_A_ROW else JudgeUnavailableError)(told)
 
     async def _sleep(self, seconds: float, deadline: float, why: str) -> None:
         if seconds <= 0:

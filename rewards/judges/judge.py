@@ -42,7 +42,9 @@ class JudgeOptions(RewardOptions):
         24_000, ge=100, le=1_000_000, description="of each text that is shown; of a longer one, its beginning and end"
     )
     unparsed: Literal["error", "lowest"] = Field(
-        "error", description="what an answer without a score is, asked for three times: an error of its row, or a 0"
+        "error",
+        description="what a row without a score is (three answers held none, or an endpoint that answers others "
+        "refuses it, as content filters do, with 400, 413 or 422): an error of that row, or a 0",
     )
 
     @model_validator(mode="after")
@@ -57,6 +59,11 @@ class JudgeOptions(RewardOptions):
         return self
 
     @property
+    def needs_answer(self) -> bool:
+        """Whether the criterion of this objective says nothing about a row without a reference answer."""
+        return any(each.needs_answer for each in rubrics.criteria_of(self.rubric) if each.name == self.head)
+
+    @property
     def scale(self) -> tuple[int, int]:
         return self.worst, self.best
 
@@ -68,7 +75,7 @@ class Judge:
         (clip(score, worst, best) - worst) / (best - worst), the mean or median over votes
 
     or, with a threshold, 1 where that score of the judge's scale reaches it, else 0. Rubrics that need a reference
-    answer don't apply to a row without one. Objectives that differ in `head` alone share their calls.
+    answer don't apply to a row where it is absent or blank. Objectives that differ in `head` alone share their calls.
 
     Raises ProfileError where it is built, JudgeError where the judge gives no scores for a row, and
     JudgeUnavailableError where it does not answer; none says where the judge is or what was sent.
@@ -127,7 +134,7 @@ class Judge:
         from rewards.judges.answers import parse
         from rewards.judges.panel import Question
 
-        answer = batch.answers[row]
+        answer = rubrics.answer_of(batch, row)
         criteria = [each for each in self._criteria if answer is not None or not each.needs_answer]
         if not criteria:
             return None

@@ -26,6 +26,8 @@ _CHOICES = ("first", "second", "tie")
 class PairwiseOptions(RewardOptions):
     """Who is asked, and which of two is the better one."""
 
+    needs_answer: ClassVar[bool] = True
+
     profile: str = Field(pattern=profiles.NAME, description="one of the operator's judges (GET /v1/judges)")
     question: str = Field(
         "Which of the two does better what the prompt asks for?",
@@ -44,7 +46,7 @@ class PairwiseOptions(RewardOptions):
 class PairwiseJudge:
     """How a language model likes the completion beside the row's reference answer: 1 better, 0.5 as good, 0 worse.
 
-    The mean over both orders. It doesn't apply to a row without an answer. Errors are those of the reward `judge`.
+    The mean over both orders. It doesn't apply to a row whose answer is absent or blank. Errors are those of `judge`.
     """
 
     name: ClassVar[str] = "judge_pairwise"
@@ -64,7 +66,7 @@ class PairwiseJudge:
             yield "profile", found
 
     def score(self, batch: RewardBatch) -> list[float | None]:
-        rows = [row for row, answer in enumerate(batch.answers) if answer is not None]
+        rows = [row for row in range(len(batch)) if rubrics.answer_of(batch, row) is not None]
         questions = [self._question(batch, row, is_first) for row in rows for is_first in (True, False)]
         wins = [vote[_WIN] for (vote,) in self._panel.ask(questions)]
         scores: list[float | None] = [None] * len(batch)

@@ -12,11 +12,17 @@ from typing import Any, Literal, TypeVar
 from rewards.judges import profiles
 from rewards.judges.answers import READING, Verdict
 from rewards.judges.cache import AnswerCache, key_of
-from rewards.judges.client import JudgeClient, JudgeDeadlineError, JudgeError, JudgeUnavailableError
+from rewards.judges.client import (
+    JudgeClient,
+    JudgeDeadlineError,
+    JudgeError,
+    JudgeRefusalError,
+    JudgeUnavailableError,
+)
 
 Unparsed = Literal["error", "lowest"]
 _ASKED = 3  # times in all, where an answer holds no score
-_REFUSED_KNOWN = 4096  # questions that came to nothing, with what is said of them
+_REFUSED_KNOWN = 4096  # questions that came to nothing, and what became of them
 _REMINDER = "\n\nYour answer must be that one JSON object, with every field, and no other text."
 
 Result = TypeVar("Result")
@@ -48,7 +54,7 @@ class Panel:
         self._settings = {"temperature": temperature, "max_tokens": max_tokens}
         self._votes, self._unparsed = votes, unparsed
         self._counts: Counter[str] = Counter()
-        self._refused: dict[bytes, str] = {}  # the oldest first
+        self._refused: dict[bytes, JudgeError] = {}  # the oldest first
         try:
             self._cache = AnswerCache(self._profile.cache_entries, self._profile.cache_file)
         except OSError as error:
@@ -114,10 +120,21 @@ class Panel:
             await asyncio.gather(*tasks.values(), return_exceptions=True)
         for key, task in tasks.items():
             answer = task.result()
-            if isinstance(answer, JudgeError):
-                raise answer
-            answers[key] = answer
+            if not isinstance(answer, JudgeError):
+                answers[key] = answer
+        for question, row in zip(questions, keys, strict=True):
+            for key in row:
+                if key not in answers:
+                    answers[key] = self._without_score(question, tasks[key].result())
         return [[answers[key] for key in row] for row in keys]
+
+    def _without_score(self, question: Question, error: dict[str, float] | JudgeError) -> dict[str, float]:
+        """The lowest score, where that is asked for; raises the error else, and where nothing was ever answered."""
+        assert isinstance(error, JudgeError)
+        is_of_the_row = not isinstance(error, JudgeRefusalError) or self._client.figures()["answers"] > 0
+        if self._unparsed == "lowest" and is_of_the_row:
+            return dict.fromkeys(question.names, question.scale[0])
+        raise error
 
     async def _ask(self, key: bytes, question: Question, deadline: float) -> dict[str, float] | JudgeError:
         """An error of this row comes back, so that the others' answers are there when they are asked for without it.
@@ -125,13 +142,13 @@ class Panel:
         It is not asked about again: whoever looks for the row by halves would pay for it each time.
         """
         if key in self._refused:
-            return JudgeError(self._refused[key])
+            return self._refused[key]
         try:
             return await self._scores(key, question, deadline)
         except JudgeUnavailableError:
             raise
         except JudgeError as error:
-            self._refused[key] = str(error)
+            self._refused[key] = error.with_traceback(None)
             if len(self._refused) > _REFUSED_KNOWN:
                 del self._refused[next(iter(self._refused))]
             return error
@@ -146,8 +163,6 @@ class Panel:
                 self._cache.put(key, verdict.scores)
                 return verdict.scores
             self._counts["unparsed"] += 1
-        if self._unparsed == "lowest":
-            return dict.fromkeys(question.names, question.scale[0])
         what = f"{_ASKED} answers held no scores of the form that was asked for"
         raise JudgeError(f"judge '{self._profile_name}': {what}")
 

@@ -77,16 +77,31 @@ def test_several_rubrics_share_one_call(make_judge, server: ScriptedJudge, make_
     assert len(server.bodies) == 2
 
 
+@pytest.mark.parametrize("missing", [None, "", " \n"])
 def test_a_rubric_that_needs_an_answer_does_not_apply_without_one(
-    make_judge, server: ScriptedJudge, make_batch
+    make_judge, server: ScriptedJudge, make_batch, missing: str | None
 ) -> None:
-    batch = make_batch("a", "b", answers=["1", None])
+    batch = make_batch("a", "b", answers=["1", missing])
     assert make_judge("correctness").score(batch) == [6 / 9, None]
     assert make_judge("Is {completion} the same as {answer}?").score(batch) == [6 / 9, None]
     server.script = says('{"style": 10, "right": 1}')
     judge = make_judge({"style": "style", "right": "correctness"}, head="style")
     assert judge.score_heads(batch) == {"style": [1.0, 1.0], "right": [0.0, None]}
-    assert make_judge("correctness").score(make_batch("a", answers=[None])) == [None]
+    assert make_judge("correctness").score(make_batch("a", answers=[missing])) == [None]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "needed"),
+    [
+        ("judge", {"rubric": "style"}, False),
+        ("judge", {"rubric": "correctness"}, True),
+        ("judge", {"rubric": {"tone": "style", "right": "correctness"}, "head": "tone"}, False),
+        ("judge", {"rubric": {"tone": "style", "right": "correctness"}, "head": "right"}, True),
+        ("judge_pairwise", {}, True),
+    ],
+)
+def test_who_needs_an_answer_says_so(name: str, options: dict[str, Any], needed: bool) -> None:
+    assert registry.needs_answer(name, {"profile": "local", **options}) is needed
 
 
 @pytest.mark.parametrize("pairwise", [False, True])
@@ -347,9 +362,15 @@ def test_a_row_that_cannot_be_scored_costs_the_others_nothing(make_judge, server
     assert len(server.bodies) == 5
 
 
-@pytest.mark.parametrize(("script", "calls"), [(says("?"), 3), (answers(413), 1)])
+@pytest.mark.parametrize(
+    ("script", "calls", "told"),
+    [
+        (says("?"), 3, "3 answers held no scores of the form that was asked for"),
+        (answers(413, KEY), 1, "it answered 413"),
+    ],
+)
 def test_a_row_that_cannot_be_scored_is_looked_for_at_no_further_cost(
-    make_judge, server: ScriptedJudge, make_batch, script: Any, calls: int
+    make_judge, server: ScriptedJudge, make_batch, script: Any, calls: int, told: str
 ) -> None:
     judge = make_judge()
     judge.score(make_batch(*"1234567"))
@@ -357,9 +378,11 @@ def test_a_row_that_cannot_be_scored_is_looked_for_at_no_further_cost(
     server.script = script
     pool = local_pool({"judged": lambda: judge}, Hosting(backoff_s=0.001))
     scored = pool.score(make_batch(*"1234567", "bad"))
+    (event,) = pool.told()
     pool.close()
     assert scored.dropped == (7,)
     assert len(server.bodies) == calls
+    assert event.data["problems"] == {f"judge 'local': {told}": 1}
 
 
 def test_no_more_rows_that_cannot_be_scored_are_kept_than_some(
@@ -403,6 +426,20 @@ def test_without_any_score_the_step_stops_or_the_lowest_counts(make_judge, serve
     with pytest.raises(JudgeError, match=r"^judge 'local': 3 answers held no scores of the form that was asked for$"):
         make_judge().score(make_batch("a"))
     assert make_judge(unparsed="lowest").score(make_batch("a")) == [0.0]
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_what_an_endpoint_refuses_of_some_rows_alone_may_count_as_the_lowest(
+    make_judge, server: ScriptedJudge, make_batch, status: int
+) -> None:
+    """A filter of contents refuses the worst ones, while a setting that an endpoint does not take is no row's fault."""
+    judge = make_judge(unparsed="lowest")
+    server.script = answers(status, KEY)
+    with pytest.raises(JudgeError, match=f"^judge 'local': it answered {status}$"):
+        judge.score(make_batch("a", "worst"))
+    server.script = says(GOOD)
+    assert judge.score(make_batch("b")) == [6 / 9]
+    assert judge.score(make_batch("worst", "b")) == [0.0, 6 / 9]
 
 
 INJECTIONS = [
@@ -538,14 +575,14 @@ def test_a_pair_is_shown_in_both_orders(make_pairwise, server: ScriptedJudge, ma
         text = body["messages"][1]["content"]
         return '{"choice": "first"}' if text.index("ours") < text.index("theirs") else '{"choice": "second"}'
 
-    batch = make_batch("ours", "ours", answers=["theirs", None])
+    batch = make_batch("ours", "ours", "ours", answers=["theirs", None, " "])
     for said, score in ((prefers_ours, 1.0), ('{"choice": "first"}', 0.5)):
         server.script = says(said)
         judge = make_pairwise(question=f"Which? {score}")
-        assert judge.score(batch) == [score, None]
+        assert judge.score(batch) == [score, None, None]
     assert judge.figures()["calls"] == 2
     server.scripts = [says('{"choice": "tie"}'), says('{"choice": "second"}')]
-    assert make_pairwise(profile={"max_concurrency": 1}).score(batch) == [0.75, None]
+    assert make_pairwise(profile={"max_concurrency": 1}).score(batch) == [0.75, None, None]
     assert server.bodies[0]["response_format"]["json_schema"]["schema"]["properties"]["choice"]["enum"] == [
         "first", "second", "tie",
     ]  # fmt: skip
