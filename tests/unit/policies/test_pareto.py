@@ -56,6 +56,16 @@ def test_hypervolume_by_hand(points, volume):
     assert hypervolume(np.array(points)) == pytest.approx(volume, abs=1e-12)
 
 
+def test_the_box_above_the_references_is_measured_from_them():
+    """tokens -150 is .25 of its range, so that -100, at .5, is a third of what is left above it."""
+    archive = Archive(RANGES, {"tokens": -150.0})
+    archive.add(point(0, 0.4, -100.0))
+    archive.add(point(1, 0.0, -180.0))
+    archive.add(point(2, 1.0, 0.0))
+    box_NK = archive.above_reference(archive.points)
+    assert box_NK == pytest.approx(np.array([[0.4, 1 / 3], [0.0, 0.0], [1.0, 1.0]]))
+
+
 def test_no_points_no_volume():
     assert hypervolume(np.zeros((0, 3))) == 0
     assert nondominated(np.zeros((0, 3))).tolist() == []

@@ -18,6 +18,8 @@ NEARER = Scale(low=0.0, high=1000.0, better="nearer", target=400.0)
         (SMALLER, {-5: 1.0, 0: 1.0, 400: 0.6, 1000: 0.0, 2000: 0.0}, 1000.0),
         (NEARER, {0: 1 / 3, 400: 1.0, 700: 0.5, 1000: 0.0, 2000: 0.0}, 1000.0),
         (Scale(low=0.0, high=1.0, better="nearer", target=3.0), {0: 0.0, 0.5: 0.5, 1: 1.0, 3: 1.0}, 0.0),
+        (Scale(low=2.0, high=6.0, better="nearer", target=3.0), {2: 2 / 3, 3: 1.0, 4.5: 0.5, 6: 0.0}, 6.0),
+        (Scale(low=2.0, high=6.0, better="nearer", target=5.0), {2: 0.0, 5: 1.0, 6: 2 / 3}, 2.0),
     ],
 )
 def test_places_by_hand(scale, places, worst):
