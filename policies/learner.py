@@ -220,9 +220,9 @@ class Learner:
 
         advantages_B are the combined advantages. With their `parts`, the first minibatch's update is the weighted sum
         of the gradients that `gramian` kept, where it was asked; the other modes measure during this update.
-        An update whose gradient or loss is not finite, on any rank, is not made: weights, optimiser and schedule stay
-        as they were on all of them, and the other minibatches' are made. Raises ValueError where an advantage is not
-        finite. Nor is one made where `mask_truncated` leaves no rollout to learn from.
+        An update whose gradient or loss is not finite, on any rank, is not made, nor one for which `mask_truncated`
+        leaves no rollout: weights, optimiser and schedule stay as they were on all ranks, and the other minibatches'
+        are made. Raises ValueError where an advantage is not finite.
         """
         held, self._held = self._held, None
         if not bool(torch.isfinite(advantages_B).all()):

@@ -72,6 +72,7 @@ class Meter:
     def nothing_learned(self) -> None:
         """As no rollout of what was added last has a share in the loss: no update, and the figures count."""
         self.masked += 1
+        self.sums["loss"] = self._before["loss"]  # no part of it, and 0 times infinity would be no number
         self._before, self._added = dict(self.sums), []
 
     def take_back(self) -> None:

@@ -741,8 +741,12 @@ def test_a_minibatch_of_masked_completions_makes_no_update(policy):
     learner = make_learner(policy, minibatches=3, mask_truncated=True)
     order = make_learner(policy, minibatches=3)._shuffled(len(ROLLOUTS))
     middle = minibatches(len(ROLLOUTS), count=3, order=order)[1]
+    surrogate = learner._surrogate
+    learner._surrogate = lambda rows, *rest: surrogate(rows, *rest) + (math.inf if {*rows.index} <= {*middle} else 0)
     stats = learner.learn([replace(one, truncated=i in middle) for i, one in enumerate(ROLLOUTS)], ADVANTAGES)
-    assert (stats.updates, stats.updates_masked, learner.scheduler.last_epoch) == (2, 1, 2)
+    assert (stats.updates, stats.updates_masked, stats.updates_not_finite) == (2, 1, 0)
+    assert learner.scheduler.last_epoch == 2
+    assert math.isfinite(stats.loss)
     assert [i for i, share in enumerate(stats.surviving_B) if share == 0] == sorted(middle)
 
 
