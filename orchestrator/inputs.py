@@ -18,7 +18,7 @@ from orchestrator.spec import JobSpec
 from orchestrator.specs.data import Columns, FilesData
 from orchestrator.storage.datasets import locate
 from orchestrator.storage.remote import LONG_PAUSES_S, is_url
-from orchestrator.storage.remote_data import fetch
+from orchestrator.storage.remote_data import fetch, files_of
 from policies.disk import sha256_of
 from policies.models import (
     ADAPTER_WEIGHTS,
@@ -158,7 +158,9 @@ def _files_of(data: FilesData, split: str, folder: Path, owner: str, state_dir: 
     paths: dict[Path, str | None] = {}  # with their URLs
     for name in data.names(split):
         if is_url(name):
-            paths[fetch(name, folder, pauses_s=LONG_PAUSES_S)] = name
+            of = "train" if split == "validation" and data.held_back is not None else split
+            for url in files_of(name, of, folder, pauses_s=LONG_PAUSES_S):
+                paths[fetch(url, folder, pauses_s=LONG_PAUSES_S)] = url
         else:
             found, columns = locate(name, data.columns, owner, state_dir)
             paths |= dict.fromkeys(found)

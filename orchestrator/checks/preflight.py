@@ -29,7 +29,7 @@ from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.specs.rollout import MAX_RANKS
 from orchestrator.storage.datasets import is_reference, locate
 from orchestrator.storage.remote import RemoteAway, is_url
-from orchestrator.storage.remote_data import TooLarge, fetch
+from orchestrator.storage.remote_data import TooLarge, fetch, files_of
 from policies.models import (
     ModelError,
     adapter_base,
@@ -321,7 +321,7 @@ def _located(
             elif is_url(name):
                 if access is None:
                     raise DatasetError(f"{name}: only a server fetches data")
-                found = [held.enter_context(_fetched(name))]
+                found = held.enter_context(_fetched(name, split))
             else:
                 found = matching(name)
         except (RemoteAway, DatasetError) as error:
@@ -365,10 +365,14 @@ def _fields(message: str, data: FilesData) -> str:
 
 
 @contextlib.contextmanager
-def _fetched(url: str) -> Iterator[Path]:
-    """A copy of what a URL gives, for as long as it is looked at."""
-    with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
-        yield fetch(url, Path(folder), most_bytes=MAX_FETCHED_BYTES, pauses_s=(1.0,))
+def _fetched(url: str, split: str) -> Iterator[list[Path]]:
+    """Copies of what a URL gives for a split, for as long as they are looked at."""
+    with tempfile.TemporaryDirectory(prefix="equipoise-") as name:
+        folder, left, found = Path(name), MAX_FETCHED_BYTES, list[Path]()
+        for each in files_of(url, split, folder, pauses_s=(1.0,)):
+            found.append(fetch(each, folder, most_bytes=left, pauses_s=(1.0,)))
+            left -= found[-1].stat().st_size
+        yield found
 
 
 def _needs_answers(spec: JobSpec, why: str, problems: list[tuple[str, str]]) -> None:

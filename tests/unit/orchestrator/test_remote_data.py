@@ -3,12 +3,14 @@
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.dirfs import DirFileSystem
 
 from orchestrator.checks.access import HUB, Access
 from orchestrator.checks.preflight import preflight
@@ -17,7 +19,7 @@ from orchestrator.rollouts.prompts import DatasetError
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.storage import remote, remote_data
 from orchestrator.storage.remote import RemoteAway, RemoteError, is_under
-from orchestrator.storage.remote_data import TooLarge, fetch
+from orchestrator.storage.remote_data import TooLarge, fetch, files_of
 from policies.disk import sha256_of
 from services.settings import Limits
 from services.submission import anchored
@@ -139,6 +141,86 @@ def test_datasets_of_the_hub_are_a_url(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(type(filesystem), "open", missing)
     assert preflight(spec_of(url), own) == [("data.train", "no such file"), ("data.validation", "no such file")]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory in the hub's place, as nobody reaches that here: `datasets/ORG/NAME` below it are repositories."""
+    folder = tmp_path / "hub"
+    there = DirFileSystem(str(folder), fsspec.filesystem("file"))
+    monkeypatch.setattr(remote_data, "open_filesystem", lambda url: (there, url.removeprefix("hf://")))
+    return folder
+
+
+def keep(repository: Path, *names: str) -> None:
+    for i, name in enumerate(names):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text(f'{{"prompt": "{i}", "answer": "{i}"}}\n')
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "expected"),
+    [
+        (("README.md", "train.jsonl", "train_more.jsonl", "test.jsonl"), "train", ["train.jsonl"]),
+        (("data/train-00001-of-00002.jsonl", "data/train-00000-of-00002.jsonl", "data/train.csv"), "train",
+         ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"]),
+        (("data/train.csv", "x/train.jsonl", "y/train.parquet"), "train", ["y/train.parquet"]),
+        (("m/test/a.csv", "m/train/a.csv", "m/train/b.csv"), "train", ["m/train/a.csv", "m/train/b.csv"]),
+        (("a.b/validation.jsonl",), "validation", ["a.b/validation.jsonl"]),
+    ],
+)  # fmt: skip
+def test_a_dataset_of_the_hub_is_named_without_a_path(
+    hub: Path, tmp_path: Path, names: tuple[str, ...], split: str, expected: list[str]
+) -> None:
+    repository = hub / "datasets/org/name@v1"
+    keep(repository, *names)
+    base = "hf://datasets/org/name@v1"
+    found = [f"{base}/{name}" for name in expected]
+    assert files_of(base, split, tmp_path / "data") == found
+    assert files_of(f"{base}:{split}", "test", tmp_path / "else") == found
+    shutil.rmtree(repository)
+    assert files_of(base, split, tmp_path / "data") == found, "what it meant is kept with the job"
+    for other in (f"{base}/{names[0]}", "s3://bucket/name", "hf://datasets/org/x.jsonl"):
+        assert files_of(other, split, tmp_path / "data") == [other]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("data.jsonl", "x.bin"), r"is called after the split 'train'; name a split .* there are data.jsonl$"),
+        (("a/train.jsonl", "b/train.jsonl"), r"files of 'train' are in several folders \(a, b\); name the files"),
+        ((), "the hub knows no such dataset, or keeps it private|there are none"),
+    ],
+)
+def test_a_dataset_whose_split_can_not_be_told_is_refused(
+    hub: Path, tmp_path: Path, names: tuple[str, ...], says: str
+) -> None:
+    keep(hub / "datasets/org/name", *names)
+    url = "hf://datasets/org/name"
+    with pytest.raises(DatasetError, match=says) as caught:
+        files_of(url, "train", tmp_path / "data")
+    assert str(caught.value).startswith(f"{url}: ")
+    ((field, message), _) = preflight(spec_of(url), access(tmp_path, HUB))
+    assert field == "data.train"
+    assert url not in message
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_job_has_the_splits_of_a_dataset_of_the_hub(hub: Path, tmp_path: Path) -> None:
+    """The share of the train split too; and the same rows when it goes on, whatever became of the dataset."""
+    url, names = "hf://datasets/org/name", ("data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl")
+    keep(hub / "datasets/org/name", *names, "data/validation.jsonl")
+    spec, options = spec_of(url), {"model": "none", "encoder": lambda _: [1], "data_dir": tmp_path / "data"}
+    assert preflight(spec, access(tmp_path, HUB)) == []
+    first = load_splits(spec, tmp_path, **options)  # type: ignore[arg-type]
+    assert [prompt.text for prompt in first.train] == ["0", "1"]
+    assert [prompt.text for prompt in first.validation] == ["2"]
+    keep(hub / "datasets/org/name", "data/validation-00000-of-00001.jsonl")
+    assert load_splits(spec, tmp_path, **options) == first  # type: ignore[arg-type]
+    document = spec.model_dump(mode="json")
+    document["data"]["validation"] = {"share": 0.5, "seed": 0}
+    shared = load_splits(parse_spec(document), tmp_path, **options)  # type: ignore[arg-type]
+    assert sorted(p.text for p in [*shared.train, *shared.validation]) == ["0", "1"]
 
 
 def test_a_link_out_of_a_root_on_disk_is_refused(tmp_path: Path) -> None:
