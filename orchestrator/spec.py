@@ -6,6 +6,7 @@ checked and shown without them, and only build.py turns it into objects.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from orchestrator import spec_yaml
 from orchestrator.spec_errors import SpecError, all_problems, nearest
 from orchestrator.specs import guardrails as guardrail_rules
-from orchestrator.specs.base import MAX_METADATA, Metadata, Spec, Title
+from orchestrator.specs.base import MAX_METADATA, MAX_METADATA_BYTES, Metadata, Spec, Title
 from orchestrator.specs.data import DataSpec, FilesData, QuickstartData
 from orchestrator.specs.estimators import CondGdpoSpec, EstimatorSpec, GdpoSpec
 from orchestrator.specs.evaluation import CheckpointSpec, CollapseSpec, EvaluationSpec, SamplesSpec, SteeringSpec
@@ -348,6 +349,8 @@ def check_new(spec: AnyJob) -> AnyJob:
         problems.append(("name", "has control characters or marks of a line's end or direction; leave them out"))
     if any(len(key) > MAX_METADATA for key in spec.metadata):
         problems.append(("metadata", f"a key has more than {MAX_METADATA} characters"))
+    if (size := len(json.dumps(spec.metadata))) > MAX_METADATA_BYTES:
+        problems.append(("metadata", f"has {size} bytes as JSON, at most {MAX_METADATA_BYTES} are allowed; shorten it"))
     if isinstance(spec, JobSpec):
         problems += _at_odds(spec)
     if problems:

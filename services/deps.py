@@ -63,6 +63,15 @@ async def _max_active(request: Request) -> int | None:
     return (limits.active_jobs_local if _owns_all(request) else limits.active_jobs) or None
 
 
+def _most_bytes(request: Request) -> int | None:
+    limits: Limits = request.app.state.settings.limits
+    return (limits.kept_bytes_local if _owns_all(request) else limits.kept_bytes) or None
+
+
+async def _max_kept_bytes(request: Request) -> int | None:
+    return _most_bytes(request)
+
+
 async def _access(request: Request) -> Access:
     """Which files a spec may name: any for the installation's own owner, none for others, or those of the roots.
 
@@ -97,7 +106,7 @@ class Submitter:
     access: Access
     max_active: int | None
     max_kept: int | None  # jobs of the owner in all
-    max_kept_bytes: int | None  # of their specs, steps and steering
+    max_kept_bytes: int | None  # of their specs, metadata, steps and steering
     name: str  # of the key, as the steering log has it
 
 
@@ -110,7 +119,7 @@ async def _submitter(request: Request) -> Submitter:
         access=await _access(request),
         max_active=await _max_active(request),
         max_kept=(limits.kept_jobs_local if _owns_all(request) else limits.kept_jobs) or None,
-        max_kept_bytes=(limits.kept_bytes_local if _owns_all(request) else limits.kept_bytes) or None,
+        max_kept_bytes=_most_bytes(request),
         name=principal.key_name,
     )
 
@@ -140,6 +149,7 @@ def _job_id(job_id: str) -> str:
 Caller = Annotated[Principal, Depends(_principal)]
 Store = Annotated[JobStore, Depends(_store)]
 MaxActive = Annotated[int | None, Depends(_max_active)]  # how many jobs of the owner may wait or run; None: any number
+MaxKeptBytes = Annotated[int | None, Depends(_max_kept_bytes)]  # of what Redis keeps of the owner's jobs
 Configuration = Annotated[Settings, Depends(_settings)]
 Finder = Annotated[Callable[[str, Checkpoint], Path], Depends(_finder)]  # of a checkpoint's policy on this machine
 FileAccess = Annotated[Access, Depends(_access)]

@@ -112,8 +112,7 @@ def quota_problem(max_active: int | None) -> ApiProblem:
 
 
 def kept_problem(error: KeepsTooMany) -> ApiProblem:
-    message = f"{error}: delete some that have ended"
-    return ApiProblem(429, "too_many_kept_jobs", message, headers={"retry-after": str(_QUOTA_RETRY_AFTER_S)})
+    return ApiProblem(429, "too_many_kept_jobs", str(error), headers={"retry-after": str(_QUOTA_RETRY_AFTER_S)})
 
 
 def gpu_quota_problem(hours: GpuHours) -> ApiProblem:

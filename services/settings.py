@@ -31,7 +31,7 @@ class Limits(BaseModel):
     active_jobs_local: int = Field(0, ge=0)  # the same for the installation's own owner
     kept_jobs: int = Field(10_000, ge=0)  # of one owner, ended ones too: 14 KB each before its first step
     kept_jobs_local: int = Field(0, ge=0)  # the same for the installation's own owner
-    kept_bytes: int = Field(256 << 20, ge=0)  # of specs, steps and steering of one owner's jobs, in Redis' memory
+    kept_bytes: int = Field(256 << 20, ge=0)  # of one owner's jobs in Redis' memory, steering too
     kept_bytes_local: int = Field(0, ge=0)  # the same for the installation's own owner
     streams: int = Field(600, ge=0)  # of events that are open at once, of one owner
     datasets: int = Field(1000, ge=0)  # of one owner

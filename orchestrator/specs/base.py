@@ -16,6 +16,7 @@ Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 # As stored jobs have them; of a new one, `orchestrator.spec.check_new` asks for more.
 Title = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 MAX_METADATA = 512  # characters of a key, and of a value
+MAX_METADATA_BYTES = 16 << 10  # of a new job's, as JSON in ASCII: lists that filter by it read that of many jobs
 Metadata = Annotated[dict[str, Annotated[str, Field(max_length=MAX_METADATA)]], Field(max_length=32)]
 
 

@@ -16,7 +16,8 @@
     mo:<owner>:leases               zset    held jobs by expiry, ms of Redis time
     mo:<owner>:stalled              hash    job id -> expiry and pass of the first sweep
     mo:<owner>:jobs                 zset    all jobs by creation, us of Redis time
-    mo:<owner>:kept                 hash    bytes: of the specs, steps and steering of all jobs
+    mo:<owner>:kept                 hash    bytes: of the specs, metadata, steps and steering of all jobs
+    mo:<owner>:answers              zset    job id -> expiry, ms of Redis time, of its string mo:<owner>:idem:...
     mo:<owner>:idem:<sha256>        string  job id | sha256 of the body | the job's fields at first, for 24 h
     mo:<owner>:job:{j}              hash    the job's one source of truth
     mo:<owner>:job:{j}:spec         string  the document as submitted
@@ -77,6 +78,7 @@ class Keys:
         self.stalled = f"{self._prefix}stalled"
         self.jobs = f"{self._prefix}jobs"
         self.kept = f"{self._prefix}kept"
+        self.answers = f"{self._prefix}answers"
         self.api_keys = f"{self._prefix}keys"
         self.rate = f"{self._prefix}rate"
         self.gpu_time = f"{self._prefix}gpus"

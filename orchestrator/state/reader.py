@@ -12,6 +12,7 @@ from orchestrator.errors import JobNotFound
 from orchestrator.state.fronts import until
 from orchestrator.state.keys import OWNERS, Keys
 from orchestrator.state.records import (
+    JOB_FIELDS,
     Checkpoint,
     Events,
     JobRecord,
@@ -22,7 +23,7 @@ from orchestrator.state.records import (
     SteeringState,
     checkpoint,
     event,
-    job_record,
+    known_job,
     ledger_step,
     steering_entry,
 )
@@ -70,17 +71,18 @@ class JobReader:
         return sorted({self._owner, *self._calls.command("SMEMBERS", OWNERS)})
 
     def job(self, job_id: str) -> JobRecord:
-        fields = self._calls.command("HGETALL", self._keys.job(job_id))
-        if not fields:
+        record = known_job(self._calls.command(*self._record(job_id)))
+        if record is None:
             raise JobNotFound(job_id)
-        return job_record(fields)
+        return record
 
     def job_and_spec(self, job_id: str) -> tuple[JobRecord, str]:
         """Both in one round trip."""
-        fields, spec = self._calls.reads([("HGETALL", self._keys.job(job_id)), ("GET", self._keys.spec(job_id))])
-        if not fields or spec is None:
+        values, spec = self._calls.reads([self._record(job_id), ("GET", self._keys.spec(job_id))])
+        record = known_job(values)
+        if record is None or spec is None:
             raise JobNotFound(job_id)
-        return job_record(fields), str(spec)
+        return record, str(spec)
 
     def spec(self, job_id: str) -> str:
         """The document as it was submitted."""
@@ -157,9 +159,12 @@ class JobReader:
         return known | {job_id: json.loads(spec).get("metadata", {}) for job_id, spec in specs.items()}
 
     def _page(self, ids: Sequence[str], *, has_more: bool, last: str | None) -> Page[JobRecord]:
-        hashes = self._calls.reads([("HGETALL", self._keys.job(job_id)) for job_id in ids]) if ids else []
-        items = tuple(job_record(fields) for fields in hashes if fields)
+        found = self._calls.reads([self._record(job_id) for job_id in ids]) if ids else []
+        items = tuple(record for values in found if (record := known_job(values)))
         return Page(items=items, has_more=has_more, last=last)
+
+    def _record(self, job_id: str) -> Sequence[Arg]:
+        return "HMGET", self._keys.job(job_id), *JOB_FIELDS
 
     def next_queued(self) -> str | None:
         """The first of `queued`; a claim decides who gets it."""

@@ -234,6 +234,20 @@ def finite(value: Any) -> Any:
     return value
 
 
+# What a record needs of the job hash, whose metadata may be large.
+JOB_FIELDS = (
+    "id", "name", "priority", "status", "reason", "created_at", "started_at", "finished_at", "step", "total_steps",
+    "fence", "attempts", "ckpt_step", "ckpt_path", "spec_digest", "progress", "parent", "parent_step", "gpu_used",
+    "submitted_by", "cost",
+)  # fmt: skip
+
+
+def known_job(values: Sequence[str | None]) -> JobRecord | None:
+    """From the values of JOB_FIELDS in the job hash; None of a job that is gone."""
+    fields = {name: value for name, value in zip(JOB_FIELDS, values, strict=True) if value is not None}
+    return job_record(fields) if fields else None
+
+
 def job_record(fields: Mapping[str, str]) -> JobRecord:
     """From the job hash, where an empty string stands for "none"."""
     return JobRecord(

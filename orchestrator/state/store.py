@@ -54,7 +54,7 @@ __all__ = [
     "Checkpoint", "Claim", "ClaimOutcome", "Event", "Fenced", "GpuQuotaReached", "IllegalTransition", "JobNotFound",
     "JobRecord", "JobStatus", "JobStore", "KeepsTooMany", "Lease", "Origin", "Page", "QuotaReached", "Signals", "Steer",
     "SteerOutcome", "SteeringEntry", "SteeringState", "StepGap", "StoreError", "StoreUnavailable", "Submission",
-    "SubmitOutcome", "steering_at",
+    "SubmitOutcome", "steering_at", "too_many_bytes",
 ]  # fmt: skip
 
 IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
@@ -96,7 +96,8 @@ class JobStore(JobReader):
         version. With a key, the job comes as the first answer had it.
         So does a call whose first reply was lost: REPLAY, one job. QUOTA, and nothing stored, where it is new
         and the owner has `max_active` jobs that wait or are worked on (None: no limit); `KeepsTooMany` where it has
-        `max_kept` in all, or more than `max_kept_bytes` would be kept of them. `origin`: where it was forked.
+        `max_kept` in all or so many answers to keys, or more than `max_kept_bytes` would be kept of its jobs. `origin`:
+        where it was forked.
         `priority`, as in a spec, is for good: it decides among the owner's own jobs whenever this one waits.
         A job that `may_take_gpus` is `GpuQuotaReached`, and nothing stored, where its owner's GPU-hours are used up.
         `metadata`, as in the spec, stands beside it, so that lists which filter by it read no specs.
@@ -127,15 +128,21 @@ class JobStore(JobReader):
             "" if metadata is None else dumps(metadata),
             more=[
                 keys.idempotency(idempotency_key or ""), keys.jobs, keys.spec(job_id),
-                keys.steering(job_id), OWNERS, keys.kept,
+                keys.steering(job_id), OWNERS, keys.kept, keys.answers,
             ],
         )  # fmt: skip
         if outcome == "GPU_QUOTA":
             raise GpuQuotaReached(read_gpu_hours(self._calls, self.owner))
         if outcome == "KEPT":
-            raise KeepsTooMany(f"{max_kept} jobs of this owner are kept, and no more may be")
+            raise KeepsTooMany(
+                f"{max_kept} jobs of this owner are kept, and no more may be: delete some that have ended"
+            )
+        if outcome == "KEPT_ANSWERS":
+            raise KeepsTooMany(
+                f"{max_kept} answers are kept for this owner's Idempotency-Keys, each for a day: send none"
+            )
         if outcome == "KEPT_BYTES":
-            raise KeepsTooMany(f"specs, steps and steering of this owner's jobs may have {max_kept_bytes} bytes in all")
+            raise too_many_bytes(max_kept_bytes)
         return _submission(outcome, accepted_id, fields)
 
     def submitted(self, body: str, *, idempotency_key: str) -> Submission | None:
@@ -368,12 +375,13 @@ class JobStore(JobReader):
         if_match: int | None,
         by: str,
         head: SteeringHead | None = None,
+        max_kept_bytes: int | None = None,
     ) -> Steer:
         """Replace the top-level keys in `change` if version `if_match` is current (None: whichever is).
 
         Takes effect two steps after the committed one, as the next may be in flight, and at the next of a job that is
         paused or queued; never earlier than a change acknowledged before. LATE where the job ends before that. Who has
-        just read the `head` saves reading it again.
+        just read the `head` saves reading it again. `KeepsTooMany` above `max_kept_bytes`, as `submit` has it.
         """
         token = _token()
         while True:
@@ -381,11 +389,14 @@ class JobStore(JobReader):
             state = {**head.current, **change}
             # The state stands on the head, so no other version may be what it is written over: 0 is never current.
             expected = head.version if if_match in (None, head.version) else 0
-            code, version, effective_step = self._run(
+            code, *rest = self._run(
                 "steer", job_id, token, expected, dumps(change), dumps(state), by,
+                "" if max_kept_bytes is None else max_kept_bytes,
                 more=[self._keys.steering(job_id), self._keys.kept],
             )  # fmt: skip
-            outcome = SteerOutcome(code)
+            if code == "KEPT_BYTES":
+                raise too_many_bytes(max_kept_bytes)
+            outcome, (version, effective_step) = SteerOutcome(code), rest
             if outcome is not SteerOutcome.STALE or if_match is not None:
                 break
             head = None
@@ -438,6 +449,11 @@ class JobStore(JobReader):
         if code == "ILLEGAL":
             raise IllegalTransition(status, wanted)
         return JobStatus(status)
+
+
+def too_many_bytes(most: int | None, so: str = "") -> KeepsTooMany:
+    what = f"{so}specs, metadata, steps and steering of this owner's jobs"
+    return KeepsTooMany(f"{what} may have {most} bytes in all: delete some that have ended")
 
 
 def _submission(outcome: str, job_id: str, fields: str) -> Submission:

@@ -30,7 +30,15 @@ from orchestrator.state.gpu_hours import GpuQuotaReached
 from orchestrator.state.gpu_hours import read as read_gpu_hours
 from orchestrator.state.records import dumps
 from orchestrator.state.states import is_terminal
-from orchestrator.state.store import Checkpoint, JobStore, KeepsTooMany, Origin, Submission, SubmitOutcome
+from orchestrator.state.store import (
+    Checkpoint,
+    JobStore,
+    KeepsTooMany,
+    Origin,
+    Submission,
+    SubmitOutcome,
+    too_many_bytes,
+)
 from orchestrator.steering import SteeringError, initial_steering, merge
 from orchestrator.storage.checkpoint_store import CheckpointStore, Remote
 from orchestrator.storage.checkpoints import CheckpointError
@@ -401,15 +409,16 @@ def _check_room(store: JobStore, plan: dict[str, Any], by: Submitter) -> None:
         raise problem
     kept, kept_bytes = Census(store).kept()
     if by.max_kept is not None and missing and kept + missing > by.max_kept:
-        raise KeepsTooMany(f"{missing} more would be above the {by.max_kept} jobs of an owner that are kept")
+        most = f"the {by.max_kept} jobs of an owner that are kept"
+        raise KeepsTooMany(f"{missing} more would be above {most}: delete some that have ended")
     if by.max_kept_bytes is not None and missing and kept_bytes + sum(map(_kept_bytes, texts)) > by.max_kept_bytes:
-        limit = f"specs, steps and steering of this owner's jobs may have {by.max_kept_bytes} bytes in all"
-        raise KeepsTooMany(f"{missing} more: {limit}")
+        raise too_many_bytes(by.max_kept_bytes, f"{missing} more: ")
 
 
 def _kept_bytes(text: str) -> int:
-    """With its steering, as scripts/submit.lua counts it."""
-    return len(text.encode()) + len(dumps(first_steering(parse_spec(json.loads(text)))))
+    """With its steering and metadata, as scripts/submit.lua counts it."""
+    spec = parse_spec(json.loads(text))
+    return len(text.encode()) + 3 * len(dumps(first_steering(spec))) + len(dumps(spec.metadata))
 
 
 def _is_job(store: JobStore, job_id: str) -> bool:

@@ -18,7 +18,7 @@ from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import JobRecord, JobStore, Steer, SteeringEntry, SteerOutcome
 from orchestrator.steering import Steering, SteeringError, idle_parts, merge
 from services.body import json_body
-from services.deps import MAX_PAGE, Configuration, JobId, Store, alignment_only, body_schema
+from services.deps import MAX_PAGE, Configuration, JobId, MaxKeptBytes, Store, alignment_only, body_schema
 from services.errors import ApiProblem, StrictJSONResponse
 from services.job_requests import rollouts_of
 from services.query import StrictRoute
@@ -91,6 +91,7 @@ def put_steering(
     job_id: JobId,
     document: Annotated[Any, Depends(json_body)],
     store: Store,
+    max_kept_bytes: MaxKeptBytes,
     if_match: Annotated[str | None, Header(alias="If-Match", description="only if this version is current")] = None,
 ) -> Response:
     """Answers with the version that it made and the first step that follows it: never the one in flight.
@@ -102,7 +103,7 @@ def put_steering(
     `notes` say of what was sent which part moves no weights, and why.
     """
     sent = checked_change(document)
-    steer, notes = _steer(store, job_id, sent, _version(if_match), request.state.key_name)
+    steer, notes = _steer(store, job_id, sent, _version(if_match), request.state.key_name, max_kept_bytes)
     if steer.outcome is SteerOutcome.STALE:
         raise ApiProblem(
             412, "stale_version", f"someone steered meanwhile: version {steer.version} is current", param="If-Match"
@@ -182,7 +183,7 @@ def _resolved(store: JobStore, job_id: str, sent: dict[str, Any]) -> dict[str, A
 
 
 def _steer(
-    store: JobStore, job_id: str, sent: dict[str, Any], expected: int | None, by: str
+    store: JobStore, job_id: str, sent: dict[str, Any], expected: int | None, by: str, max_kept_bytes: int | None
 ) -> tuple[Steer, list[str]]:
     """Merges and writes against one version; without an expected one, again for as long as others come first.
 
@@ -197,7 +198,7 @@ def _steer(
         merged = _merged(head.current, sent, objectives).model_dump(mode="json")
         change = {field: merged[field] for field in sent}
         version = head.version if expected is None else expected
-        steer = store.steer(job_id, change=change, if_match=version, by=by, head=head)
+        steer = store.steer(job_id, change=change, if_match=version, by=by, head=head, max_kept_bytes=max_kept_bytes)
         if steer.outcome is not SteerOutcome.STALE or expected is not None:
             return steer, idle_parts(document, head.current, merged, sent)
 

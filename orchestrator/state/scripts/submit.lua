@@ -1,10 +1,10 @@
--- Accepts a job once. KEYS 8..13: idempotency, jobs, spec, steering, owners, kept.
+-- Accepts a job once. KEYS 8..14: idempotency, jobs, spec, steering, owners, kept, answers.
 -- ARGV: id, spec sha256, idempotency ttl ms (0: no key given), name, spec, steering, owner, most active jobs ('': any),
 -- the job and the step that it was forked from ('': it was not), priority (-5 to 5), who submits it, whether it may take
 -- GPUs (0|1), sha256 of the body that asked for it, most jobs in all ('': any), most bytes kept of them ('': any),
 -- the spec's metadata as JSON ('': to be read in the spec). Answers {NEW | REPLAY | CONFLICT | QUOTA | KEPT | KEPT_BYTES |
--- GPU_QUOTA, id, the job's fields as JSON}. With a key the fields are those of the first answer, for as long as the key is
--- kept, whatever has become of the job.
+-- KEPT_ANSWERS | GPU_QUOTA, id, the job's fields but its metadata as JSON}. With a key the fields are those of the first
+-- answer, for as long as the key is kept, whatever has become of the job.
 local IDEM, JOBS, SPEC, W = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local OWNERS, owner, max_active = KEYS[12], ARGV[7], tonumber(ARGV[8])
 local priority, asked = ARGV[11], ARGV[14]
@@ -17,7 +17,16 @@ if ttl_ms > 0 then
     return {body == asked and 'REPLAY' or 'CONFLICT', job_id, answer}
   end
 end
-local function fields() return cjson.encode(redis.call('HGETALL', JOB)) end
+local function fields()
+  local flat, out = redis.call('HGETALL', JOB), {}
+  for i = 1, #flat, 2 do
+    if flat[i] ~= 'metadata' then -- may be large, and no answer has it
+      table.insert(out, flat[i])
+      table.insert(out, flat[i + 1])
+    end
+  end
+  return cjson.encode(out)
+end
 local existing = redis.call('HGET', JOB, 'spec_digest')
 if existing then return {existing == digest and 'REPLAY' or 'CONFLICT', ID, fields()} end
 
@@ -27,11 +36,17 @@ if max_active and redis.call('ZCARD', QUEUE) + redis.call('ZCARD', LEASES) >= ma
 end
 local max_kept = tonumber(ARGV[15])
 if max_kept and redis.call('ZCARD', JOBS) >= max_kept then return {'KEPT', ID, '[]'} end
-local max_bytes, bytes = tonumber(ARGV[16]), #spec + #steering
+-- The steering is kept three times: as it stands, and in the log as a change and as the state after it.
+local max_bytes, bytes = tonumber(ARGV[16]), #spec + 3 * #steering + #ARGV[17]
 if max_bytes and tonumber(redis.call('HGET', KEYS[13], 'bytes') or 0) + bytes > max_bytes then
   return {'KEPT_BYTES', ID, '[]'}
 end
 local us = now_us()
+local now_ms = math.floor(us / 1000)
+if ttl_ms > 0 and max_kept then -- what is stored for a key outlives its job, and no delete takes it away
+  redis.call('ZREMRANGEBYSCORE', KEYS[14], '-inf', now_ms)
+  if redis.call('ZCARD', KEYS[14]) >= max_kept then return {'KEPT_ANSWERS', ID, '[]'} end
+end
 if ARGV[13] == '1' and used_up(us) then return {'GPU_QUOTA', ID, '[]'} end
 
 -- Strictly increasing, whatever the clock does: a page cursor then points at exactly one job.
@@ -54,5 +69,9 @@ redis.call('ZADD', JOBS, order, ID)
 redis.call('SADD', OWNERS, owner)
 move('validating', 'queued', '', us)
 local answer = fields()
-if ttl_ms > 0 then redis.call('SET', IDEM, ID .. '|' .. asked .. '|' .. answer, 'PX', ttl_ms) end
+if ttl_ms > 0 then
+  redis.call('SET', IDEM, ID .. '|' .. asked .. '|' .. answer, 'PX', ttl_ms)
+  redis.call('ZADD', KEYS[14], string.format('%.0f', now_ms + ttl_ms), ID)
+  redis.call('PEXPIRE', KEYS[14], ttl_ms)
+end
 return {'NEW', ID, answer}

@@ -1,5 +1,6 @@
 """How many jobs an owner may have, and how often a key may write."""
 
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from orchestrator.state import keys as names
 from orchestrator.state.keystore import KeyStore
 from orchestrator.state.redis_calls import RedisCalls
-from orchestrator.state.store import JobStore, SubmitOutcome
+from orchestrator.state.store import JobStore, KeepsTooMany, SubmitOutcome
 from services.keys import new_stored_key
 from services.settings import Limits
 from tests.keys_support import SPEC, Place, error_of, serving
@@ -93,7 +94,7 @@ def test_the_specs_of_an_owners_jobs_have_so_many_bytes_in_all(place: Place, tmp
             ids = [http.post("/v1/jobs", json=large).json()["id"] for _ in range(2)]
             refused = http.post("/v1/jobs", json=large)
             assert error_of(refused, 429)["code"] == "too_many_kept_jobs"
-            assert "specs, steps and steering of this owner's jobs may have 120000 bytes in all: delete" in refused.text
+            assert "specs, metadata, steps and steering of this owner's jobs may have 120000 bytes" in refused.text
             kept = int(place.client.hget(names.Keys(owner).kept, "bytes"))
             assert 2 * 49_000 < kept < 120_000
             assert http.post(f"/v1/jobs/{ids[0]}/cancel").status_code == 200
@@ -108,6 +109,66 @@ def test_the_specs_of_an_owners_jobs_have_so_many_bytes_in_all(place: Place, tmp
                 assert refused.json()["error"]["message"].endswith("; shorten its texts, or name files by a pattern")
         with limited.http() as operator:
             assert {operator.post("/v1/jobs", json=large).status_code for _ in range(3)} == {201}
+
+
+def test_redis_holds_no_more_of_an_owner_than_is_counted(place: Place, tmp_path: Path) -> None:
+    owner = f"owner-{uuid.uuid4().hex[:8]}"
+
+    def held() -> int:
+        return sum(place.client.memory_usage(key, samples=0) for key in place.client.scan_iter(f"mo:{owner}:*"))
+
+    def counted() -> int:
+        return int(place.client.hget(names.Keys(owner).kept, "bytes"))
+
+    signs = {f"k{i}": "\U0001f600" * 80 for i in range(16)}
+    document = {**SPEC, "name": "\\" * 128, "metadata": signs}
+    with (
+        serving(place.client, tmp_path, kept_bytes=300_000, kept_jobs=20) as limited,
+        limited.http(limited.key("read", "submit", "steer", owner=owner)) as http,
+    ):
+
+        def submit(number: int) -> httpx.Response:
+            return http.post("/v1/jobs", json=document, headers={"idempotency-key": f"k-{number}"})
+
+        made = [answer.json()["id"] for i in range(20) if (answer := submit(i)).status_code == 201]
+        assert 5 < len(made) < 20
+        assert error_of(submit(19), 429)["code"] == "too_many_kept_jobs"
+        assert "metadata" not in place.client.get(names.Keys(owner).idempotency("k-0"))
+        http.post(f"/v1/jobs/{made[0]}/pause")
+        steering, refused = f"/v1/jobs/{made[0]}/steering", None
+        for i in range(1000):
+            answer = http.put(steering, json={"mode": "manual", "bounds": {"accuracy": [i / 1000, 1]}})
+            if answer.status_code == 429:
+                refused = error_of(answer, 429)
+                break
+        assert refused and refused["code"] == "too_many_kept_jobs"
+        assert "delete some that have ended" in refused["message"]
+        a_job = 14_000  # what is not counted by bytes: the hash and the first events of each
+        assert 0 < counted() <= 300_000
+        assert held() <= 2 * counted() + a_job * len(made)
+        for job_id in made:
+            http.post(f"/v1/jobs/{job_id}/cancel")
+            http.delete(f"/v1/jobs/{job_id}")
+        assert counted() == 0
+        assert held() < 3000 * len(made)  # the answers to its keys, for a day
+
+
+def test_answers_to_idempotency_keys_are_so_many_at_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = JobStore(place.client, owner=f"owner-{uuid.uuid4().hex[:8]}")
+
+    def submit(key: str | None, job_id: str) -> SubmitOutcome:
+        outcome = store.submit("{}", name="x", job_id=job_id, idempotency_key=key, max_kept=2).outcome
+        store.request_cancel(job_id)
+        store.delete(job_id)
+        return outcome
+
+    monkeypatch.setattr("orchestrator.state.store.IDEMPOTENCY_TTL_MS", 300)
+    assert [submit(key, key) for key in "ab"] == [SubmitOutcome.NEW] * 2
+    with pytest.raises(KeepsTooMany, match="2 answers are kept for this owner's Idempotency-Keys, each for a day"):
+        submit("c", "c")
+    assert submit(None, "d") is SubmitOutcome.NEW
+    time.sleep(0.35)
+    assert submit("c", "c") is SubmitOutcome.NEW
 
 
 def test_a_key_writes_so_often_a_minute_and_reads_on(place: Place, tmp_path: Path) -> None:

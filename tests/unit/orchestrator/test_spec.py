@@ -553,6 +553,7 @@ def test_an_objective_without_a_range_has_its_rewards(reward: str, fields: dict[
     [
         *(({"name": f"a{mark}b"}, "name", "leave them out") for mark in "\x9b\u2028\u202e\u2066"),
         ({"metadata": {"k" * 513: "v"}}, "metadata", "a key has more than 512 characters"),
+        ({"metadata": {f"k{i}": "\u4e2d" * 171 for i in range(16)}}, "metadata", "at most 16384 are allowed"),
         (
             {"weighting": {"name": "covariance"}, "objectives__1__target": {"op": "<=", "value": 0.5}},
             "objectives.1.target.op",
