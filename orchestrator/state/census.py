@@ -82,7 +82,7 @@ class Census:
         return sum(self._calls.reads([("ZCARD", self._keys.queue), ("ZCARD", self._keys.leases)]))
 
     def kept(self) -> tuple[int, int]:
-        """(jobs in all, ended ones among them; bytes of their specs, metadata, steps and steering), as quotas count them."""
+        """(jobs in all, ended ones among them; bytes of what is kept of them), as quotas count them."""
         jobs, size = self._calls.reads([("ZCARD", self._keys.jobs), ("HGET", self._keys.kept, "bytes")])
         return int(jobs), int(size or 0)
 

@@ -141,7 +141,8 @@ def test_redis_holds_no_more_of_an_owner_than_is_counted(place: Place, tmp_path:
             if answer.status_code == 429:
                 refused = error_of(answer, 429)
                 break
-        assert refused and refused["code"] == "too_many_kept_jobs"
+        assert refused is not None
+        assert refused["code"] == "too_many_kept_jobs"
         assert "delete some that have ended" in refused["message"]
         a_job = 14_000  # what is not counted by bytes: the hash and the first events of each
         assert 0 < counted() <= 300_000
