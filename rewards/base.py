@@ -139,6 +139,10 @@ class RewardBatch:
     def __len__(self) -> int:
         return len(self.completions)
 
+    def is_unanswered(self, row: int) -> bool:
+        """Whether the completion was cut before an answer began, as thoughts that do not end are."""
+        return self.truncated[row] and not self.completions[row].strip()
+
     def rows(self, index: Iterable[int]) -> Self:
         """These rows alone, in this order."""
         chosen = list(index)

@@ -42,7 +42,7 @@ class RegexOptions(ExtractOptions):
 
 @register
 class Regex:
-    """1 where the completion matches a regular expression, else 0.
+    """1 where the completion matches a regular expression, else 0, also where that part is absent or empty.
 
     The pattern is the spec's or the row's. RE2 runs it, in time linear in the text: no pattern hangs a worker, and
     look-around and back references are refused.
@@ -64,7 +64,9 @@ class Regex:
         pattern = self._pattern(batch, row)
         if pattern is None:
             return None
-        part = extract(batch.completions[row], self._options.where) or ""
+        part = extract(batch.completions[row], self._options.where)
+        if part is None:
+            return 0.0
         return float(pattern.search(part) if self._options.mode == "search" else pattern.fullmatch(part))
 
     def _pattern(self, batch: RewardBatch, row: int) -> Pattern | None:

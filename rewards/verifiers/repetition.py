@@ -27,7 +27,8 @@ class Repetition:
         distinct runs / runs
 
     (1 plus the n-gram penalty of arXiv 2502.03373). 1 for a text of fewer than n + 1 words, the empty one included:
-    pair it with a reward for the answer.
+    pair it with a reward for the answer. 0 where the completion was cut before an answer began: thoughts without end
+    are not seen (`rollout.reasoning`), and are most often a loop.
     """
 
     name: ClassVar[str] = "repetition"
@@ -39,7 +40,10 @@ class Repetition:
         self._options = options
 
     def score(self, batch: RewardBatch) -> list[float]:
-        return [self._score(completion.lower()) for completion in batch.completions]
+        return [
+            0.0 if batch.is_unanswered(row) else self._score(completion.lower())
+            for row, completion in enumerate(batch.completions)
+        ]
 
     def _score(self, text: str) -> float:
         units, n = (_WORD.findall(text) if self._options.unit == "words" else text), self._options.n

@@ -62,7 +62,8 @@ class ToolCall:
     an overlap being the size of the intersection over that of the union, and each expected call taken with the best
     call of its name that is left. Calls are read as Hermes and Qwen write them (<tool_call> around JSON, or around
     <function=...> with <parameter=...>), or as OpenAI's JSON, fenced or bare. What can't be read scores 0; so does a
-    call where none was expected (an empty list), and no call there scores 1.
+    call where none was expected (an empty list), and no call there scores 1, unless the completion was cut before an
+    answer began.
     """
 
     name: ClassVar[str] = "tool_call"
@@ -85,6 +86,8 @@ class ToolCall:
         except NoJson:
             return 0.0
         wanted_keys, made_keys = [call.key for call in expected], [call.key for call in made]
+        if batch.is_unanswered(row):
+            return 0.0
         if Counter(wanted_keys) == Counter(made_keys) and (wanted_keys == made_keys or not self._options.ordered):
             return 1.0
         return agreement(expected, made) if self._options.partial and expected else 0.0
