@@ -42,10 +42,10 @@ class Collapse:
 class CollapseWatch:
     """Compares each evaluation with the best total so far, by the weights of now.
 
-    A collapse begins where the falls exceed their thresholds by SURE standard errors. It is over once what fell is within
-    `drop` of its best, or the total has all come back: what is hacked goes on rising, and may make up for most of what
-    was lost. A steer by itself neither ends one nor begins one: what would be one by new weights alone
-    was asked for, and the watch starts again from the last evaluation.
+    A collapse begins where the falls exceed their thresholds by SURE standard errors. It is over once what fell is
+    within `drop` of its best, or the total has all come back: what is hacked goes on rising, and may make up for most
+    of what was lost. A steer by itself neither ends one nor begins one: what would be one by new weights alone was
+    asked for, and the watch starts again from the last evaluation.
     """
 
     def __init__(self, *, drop: float, total_drop: float) -> None:
