@@ -21,18 +21,19 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def skipping(run: Run, steps: Collection[int], **figures: Any) -> Run:
     """At these steps the learner makes no update, and says so."""
-    learn = run.learner.learn
+    learner: Any = run.learner
+    learn = learner.learn
 
     def at_others(*arguments: Any) -> LearnStats:
-        before = list(run.learner.skills)
+        before = list(learner.skills)
         learned = learn(*arguments)
         if run.world.version + 1 not in steps:
             return learned
-        run.learner.skills = before
+        learner.skills = before
         skipped = {"updates": 0, "updates_not_finite": 1, **figures}
         return dataclasses.replace(learned, **skipped)
 
-    run.learner.learn = at_others  # type: ignore[method-assign]
+    learner.learn = at_others
     return run
 
 
