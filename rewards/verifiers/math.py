@@ -169,7 +169,10 @@ def compare_plainly(gold: str, answer: str, prompt: str = "") -> bool | None:
     if _NUMERAL.fullmatch(plain_gold) or _NUMERAL.fullmatch(plain):
         return _numeral(plain_gold) == _numeral(plain)
     last = _last_part(plain)
-    if _is_copied(plain if "," in plain else last, plain_gold, prompt):
+    part = plain if "," in plain else last
+    if part != plain and _written_out(plain) in _written_out(normalise(prompt)):
+        return False
+    if _is_copied(part, plain_gold, prompt):
         return False
     if not _FUNCTION.search(gold) and _FUNCTION.search(answer.rpartition("=")[2]):
         return False

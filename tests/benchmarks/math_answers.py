@@ -598,11 +598,25 @@ def unfinished(answer: str) -> Iterator[str]:
         yield rf"{frac(value / 3)} \times 3"
 
 
+def formulas(prompt: str) -> list[str]:
+    return re.findall(r"(?<!\\)\$([^$]+)(?<!\\)\$", prompt) + re.findall(r"\\\[(.+?)\\\]", prompt, re.DOTALL)
+
+
+def is_reordered(answer: str, prompt: str) -> bool:
+    """Whether it has the terms of a sum of the problem."""
+    wanted = sorted_terms(answer)
+    return len(wanted) > 1 and any(sorted_terms(formula) == wanted for formula in formulas(prompt))
+
+
+def sorted_terms(answer: str) -> list[str]:
+    return sorted(term.removeprefix("+") for term in terms(answer))
+
+
 def copied(prompt: str) -> Iterator[str]:
-    """Every formula of the problem, also named and in brackets, and the problem itself."""
-    formulas = re.findall(r"(?<!\\)\$([^$]+)(?<!\\)\$", prompt) + re.findall(r"\\\[(.+?)\\\]", prompt, re.DOTALL)
-    for formula in formulas:
+    """Every formula of the problem, also named, in brackets and in another order, and the problem itself."""
+    for formula in formulas(prompt):
         yield formula
+        yield from term_order(formula)
         if not re.search(r"[=<>,]|\\[a-z]*(?:eq|le|ge|in)\b", formula):
             yield from (f"x = {formula}", f"{{{formula}}}", f"({formula})")
     yield prompt

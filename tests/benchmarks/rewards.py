@@ -31,7 +31,7 @@ from rewards import registry
 from rewards.base import RewardBatch
 from rewards.verifiers.math import MathAccuracy, MathOptions
 from tests.benchmarks.machine import machine
-from tests.benchmarks.math_answers import ALTERED, REWRITTEN, Family, copied, is_dressed, unfinished
+from tests.benchmarks.math_answers import ALTERED, REWRITTEN, Family, copied, is_dressed, is_reordered, unfinished
 from tests.benchmarks.math_values import Unreadable, close, signature
 
 RESULTS = Path(__file__).parent / "results" / "rewards.json"
@@ -85,6 +85,9 @@ def made_cases(
         for name, family in families.items():
             for answer in dict.fromkeys(family(problem.answer)):
                 if answer == problem.answer:
+                    continue
+                if same and is_reordered(answer, problem.prompt):  # by its value right, and copied
+                    refused[name] += 1
                     continue
                 try:
                     is_same = close(signature(problem.answer), signature(answer))

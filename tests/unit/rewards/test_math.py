@@ -279,6 +279,8 @@ def test_without_require_boxed_the_last_line_stands_in(make_batch, completion, e
         ("0.5", "1/2", "Write 1/2.", 0.0),
         ("1+x^2", "x^2 + 1", "Is it $x^2+1$ or $x^2+2$?", 1.0),
         ("y = 2x+1", "2x+1", "Where does $y = 2x + 1$ stand?", 1.0),
+        ("1", "w^3 = 1", "Let $w^3 = 1$. Find all values of $w$.", 0.0),
+        ("3", "x = 3", "Suppose $(x-1) f(x) = 3x^4 - 3$. Of what degree is $f$?", 1.0),
         ("1, 2", "x = 1, y = 2", "Solve $x + y = 3$.", 1.0),
     ],
 )
