@@ -17,10 +17,14 @@ Overflow = Literal["truncate_left", "error"]
 
 
 class ChatEncoder:
-    """Tokens through the chat template; prompt and completion end to end where the tokenizer has none."""
+    """Tokens through the chat template. Where the tokenizer has none, prompt and completion are a pair for one that
+    marks pairs ([CLS] prompt [SEP] completion [SEP], as encoders are trained), and stand end to end for others.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, overflow: Overflow) -> None:
         self.tokenizer = tokenizer
+        self._first = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+        self._has_pairs = tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None
         self._special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.max_length = max_length
         self._overflow = overflow
@@ -70,7 +74,10 @@ class ChatEncoder:
                     "the prompt is a chat, but the reward model's tokenizer has no chat template; add one to its "
                     "directory as chat_template.jinja"
                 )
-            return list(self.tokenizer.encode(chat[0]["content"] + (completion or "")))
+            prompt = chat[0]["content"]
+            if self._has_pairs and completion is not None:
+                return list(self.tokenizer.encode(prompt, completion))
+            return list(self.tokenizer.encode(prompt + (completion or "")))
         messages = [dict(message) for message in chat]
         if completion is not None:
             messages.append({"role": "assistant", "content": completion})
@@ -81,7 +88,10 @@ class ChatEncoder:
         )
 
     def fit(self, tokens: list[int], row: int) -> list[int]:
-        """Cut at the start, or refused, where it is too long; the row is named."""
+        """Cut at the start, or refused, where it is too long; the row is named.
+
+        The token that begins every text stays: encoders read their score there.
+        """
         if not tokens:
             raise ModelError(f"row {row} has no tokens at all")
         if len(tokens) > self.max_length and self._overflow == "error":
@@ -89,7 +99,14 @@ class ChatEncoder:
                 f"row {row} has {len(tokens)} tokens, more than max_length ({self.max_length}); raise it, or set "
                 "overflow: truncate_left"
             )
-        return tokens[-self.max_length :]
+        if len(tokens) <= self.max_length:
+            return tokens
+        kept = self.beginning(tokens)
+        return tokens[:kept] + tokens[len(tokens) - self.max_length + kept :]
+
+    def beginning(self, tokens: list[int]) -> int:
+        """How many tokens of the row's beginning are no text: one, [CLS] or <s>, or none."""
+        return int(tokens[0] in self._first)
 
 
 def unique(rows: Sequence[list[int]]) -> tuple[list[list[int]], list[int]]:

@@ -12,6 +12,11 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _ADAPTER = "adapter_config.json"  # as PEFT names it
+# Their positions begin behind the padding token's: of RoBERTa's 514, two are never used.
+_OFFSET_POSITIONS = frozenset(
+    {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta"}
+    | {"xlm-roberta-xl", "xmod"}
+)
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]  # of a hub id; never code or pickles
 
 
@@ -83,8 +88,13 @@ def read_json(file: Path, advice: str) -> dict[str, Any]:
 
 def context_length(config: dict[str, Any]) -> int | None:
     """Tokens that the model was made for, where its config says so."""
-    value = (config.get("text_config") or config).get("max_position_embeddings")
-    return int(value) if value else None
+    text = config.get("text_config") or config
+    value = text.get("max_position_embeddings")
+    if not value:
+        return None
+    padding = text.get("pad_token_id")
+    unused = (1 if padding is None else int(padding)) + 1 if text.get("model_type") in _OFFSET_POSITIONS else 0
+    return int(value) - unused
 
 
 def first_line(error: Exception) -> str:

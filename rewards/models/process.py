@@ -140,7 +140,8 @@ class Process:
             )
         kept = self._encoder.fit(tokens, row)
         cut = len(tokens) - len(kept)
-        places = [i - cut for i in ends[: len(steps)] if i >= cut]
+        first = cut + self._encoder.beginning(tokens) if cut else 0
+        places = [i - cut for i in ends[: len(steps)] if i >= first]
         if not places:
             raise ModelError(f"row {row}: max_length leaves no step of the completion")
         return kept, places

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
@@ -11,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from rewards import registry
 from rewards.base import RewardBatch
-from rewards.models.directory import ModelError
+from rewards.models.directory import ModelError, context_length
 from rewards.models.heads import FILE, WEIGHTS, HeadConfig, HeadsConfig
 from rewards.models.options import ModelOptions
 from rewards.models.readout import Gate, Readout
 from rewards.models.regression_model import RegressionRewardModel
-from tests.reward_data import make_backbone
+from tests.reward_data import make_backbone, word_tokenizer
 
 PROMPTS = ("count ba be", "write bi bo", "count ba be", "ask ku")
 COMPLETIONS = ("ba be 3 .", "please ku", "BA BE bi bo bu da de di ?", "7 7 7 !")
@@ -319,7 +320,8 @@ def test_a_long_row_loses_its_start_or_stops_the_step(bradley_terry):
     options = {"model": str(bradley_terry), "max_length": 8}
     long = batch(("write " + "ba " * 20,), ("be bi bo",))
     short = registry.build("bradley_terry", options)
-    assert short._encoder.completions(long) == [tokens_of(bradley_terry, long.prompts[0], "be bi bo")[0, -8:].tolist()]
+    tokens = tokens_of(bradley_terry, long.prompts[0], "be bi bo")[0].tolist()
+    assert short._encoder.completions(long) == [tokens[:1] + tokens[-7:]]
     with pytest.raises(ModelError, match=r"row 0 has 27 tokens, more than max_length \(8\)"):
         registry.build("bradley_terry", options | {"overflow": "error"}).score(long)
     with pytest.raises(ModelError, match="made for 64 tokens"):
@@ -335,6 +337,55 @@ def test_without_a_chat_template_prompt_and_completion_stand_end_to_end(bradley_
     chat = [{"role": "system", "content": "ask"}, {"role": "user", "content": "ba"}]
     with pytest.raises(ModelError, match="no chat template"):
         reward.score(batch(("ba",), ("be",), messages=(chat,)))
+
+
+@pytest.fixture
+def encoder_classifier(tmp_path):
+    """A classifier of random weights that reads its score at [CLS], by the name of its configuration."""
+    import transformers
+    from tokenizers import processors
+
+    def make(kind, **settings):
+        tokenizer = word_tokenizer(["ba", "be", "bi"], r"\w+")
+        tokenizer.chat_template = None
+        tokenizer.add_special_tokens({"cls_token": "[CLS]", "sep_token": "[SEP]"})
+        marks = [(mark, tokenizer.convert_tokens_to_ids(mark)) for mark in ("[CLS]", "[SEP]")]
+        tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=marks
+        )
+        config = getattr(transformers, f"{kind}Config")(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            num_labels=1,
+            pad_token_id=tokenizer.pad_token_id,
+            **settings,
+        )
+        torch.manual_seed(0)
+        transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / kind)
+        tokenizer.save_pretrained(tmp_path / kind)
+        return registry.build("bradley_terry", {"model": str(tmp_path / kind)})
+
+    return make
+
+
+def test_an_encoder_reads_a_pair_and_keeps_the_token_of_its_score(encoder_classifier):
+    reward = encoder_classifier("Bert", max_position_embeddings=16)
+    rows = batch(("ba be", "ba " * 20), ("bi", "be bi"))
+    short, long = map(reward._encoder.tokenizer.convert_ids_to_tokens, reward._encoder.completions(rows))
+    assert short == ["[CLS]", "ba", "be", "[SEP]", "bi", "[SEP]"]
+    assert long == ["[CLS]", *["ba"] * 11, "[SEP]", "be", "bi", "[SEP]"]
+    assert len(set(reward.score(rows))) == 2
+
+
+def test_positions_that_begin_behind_the_padding_tokens_are_not_counted_twice(encoder_classifier):
+    """RoBERTa's 514 are 512 tokens; a row of more would index beyond its positions."""
+    reward = encoder_classifier("Roberta", max_position_embeddings=18)
+    assert reward._encoder.max_length == 17  # <pad> is 0 here
+    assert all(map(math.isfinite, reward.score(batch(("ba " * 20, "be"), ("bi", "bi")))))
+    assert context_length({"model_type": "xlm-roberta", "max_position_embeddings": 514}) == 512
 
 
 def test_a_chat_of_several_messages_is_read_whole(bradley_terry):
@@ -440,7 +491,7 @@ def test_steps_before_the_cut_do_not_count(backbone):
     assert len(scores[0]) == 3
     reward, _ = step_scores(backbone, **options)
     steps = reward.score_steps(batch(("count ba",), ("ba be bi . bo . " * 3,)))
-    assert len(steps[0]) == 3  # of six
+    assert len(steps[0]) == 2  # of six: the third last would stand where the row's first token is kept
 
 
 def test_options_that_name_a_model_can_be_told(regression):
