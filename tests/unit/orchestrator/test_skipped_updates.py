@@ -26,7 +26,7 @@ def skipping(run: Run, steps: Collection[int], **figures: Any) -> Run:
 
     def at_others(*arguments: Any) -> LearnStats:
         before = list(learner.skills)
-        learned = learn(*arguments)
+        learned: LearnStats = learn(*arguments)
         if run.world.version + 1 not in steps:
             return learned
         learner.skills = before
