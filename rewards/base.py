@@ -164,6 +164,15 @@ class RewardBatch:
         return [column.name for column in fields(cls) if column.name != "max_tokens"]
 
 
+def answer_of(text: str, thoughts_end: str | None) -> str:
+    """What rewards see of a completion: what follows its thoughts, without the space before it.
+
+    Nothing where the thoughts do not end: an answer in their midst was not given, and rewards for it would teach a
+    policy not to end them.
+    """
+    return text if thoughts_end is None else text.partition(thoughts_end)[2].lstrip()
+
+
 Scores = Sequence[float | None]
 """One for each completion; None where the objective does not apply."""
 

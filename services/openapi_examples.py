@@ -56,7 +56,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "POST /v1/rewards/run": {
         "two rewards for one completion": {
             "rewards": [{"name": "math"}, {"name": "conciseness"}], "samples": [_PAIR], "max_tokens": 64,
-        }
+        },
+        "a completion with thoughts": {
+            "rewards": [{"name": "math"}], "samples": [_PAIR | {"completion": r"4? </think> \boxed{4}"}],
+            "thoughts_end": "</think>",
+        },
     },
 }  # fmt: skip
 

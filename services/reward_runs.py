@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from policies.disk import sha256_of
 from rewards import registry
-from rewards.base import Reward, RewardBatch, answer_text
+from rewards.base import Reward, RewardBatch, answer_of, answer_text
 from rewards.dry_run import score
 from rewards.hosting import is_infrastructure
 
@@ -96,6 +96,8 @@ class Run:
     target: Path
     max_tokens: int = 1024
     batch: int = 64
+    thoughts_end: str | None = None
+    """Rewards see what follows its first occurrence, as under a job's rollout.reasoning."""
     keep_going: bool = False
     """A row that can't be scored gets null and is named at the end; otherwise it ends the run."""
 
@@ -122,7 +124,9 @@ class Run:
     @property
     def unfinished(self) -> Path:
         """Where the rows that are done are kept meanwhile."""
-        facts = json.dumps([sha256_of(self.source), self.name, dict(self.options), self.max_tokens], sort_keys=True)
+        thoughts = [] if self.thoughts_end is None else [self.thoughts_end]
+        asked = [sha256_of(self.source), self.name, dict(self.options), self.max_tokens, *thoughts]
+        facts = json.dumps(asked, sort_keys=True)
         return self.target.with_name(f".{self.target.name}.{hashlib.sha256(facts.encode()).hexdigest()[:16]}.part")
 
     def run(self, on_progress: Callable[[int], None]) -> list[str]:
@@ -157,7 +161,7 @@ class Run:
         Raises RunError where no row is to blame, such as a judge that does not answer, as soon as one row meets that
         alone: fewer rows may fit into its time or its memory.
         """
-        batch = _batch([row for _, row in rows], self.max_tokens)
+        batch = _batch([row for _, row in rows], self.max_tokens, self.thoughts_end)
         try:
             scores, heads = score(self.name, self.options, reward, batch)
         except Exception as error:  # whatever a reward raises: the row must be named
@@ -175,10 +179,10 @@ class Run:
         return [{name: column[i] for name, column in columns.items()} for i in range(len(rows))], {}
 
 
-def _batch(rows: Sequence[_Row], max_tokens: int) -> RewardBatch:
+def _batch(rows: Sequence[_Row], max_tokens: int, thoughts_end: str | None) -> RewardBatch:
     return RewardBatch(
         prompts=tuple(row.text for row in rows),
-        completions=tuple(row.completion for row in rows),
+        completions=tuple(answer_of(row.completion, thoughts_end) for row in rows),
         answers=tuple(row.answer for row in rows),
         completion_tokens=tuple(row.tokens for row in rows),
         truncated=tuple(row.truncated for row in rows),

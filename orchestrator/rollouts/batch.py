@@ -18,7 +18,7 @@ from torch import Tensor
 from orchestrator.rollouts.prompts import Prompt
 from orchestrator.specs.rollout import RolloutSpec
 from policies.types import Rollout, RolloutRequest
-from rewards.base import RewardBatch, Scores
+from rewards.base import RewardBatch, Scores, answer_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +92,6 @@ def rollout_request(rollout: RolloutSpec, prompt: Prompt, seed: int | None, temp
         stop=rollout.stop,
         include_stop=rollout.include_stop,
     )
-
-
-def answer_of(text: str, thoughts_end: str | None) -> str:
-    """What rewards see of a completion: what follows its thoughts, without the space before it.
-
-    Nothing where the thoughts do not end: an answer in their midst was not given, and rewards for it would teach a
-    policy not to end them.
-    """
-    return text if thoughts_end is None else text.partition(thoughts_end)[2].lstrip()
 
 
 def reward_batch(

@@ -134,7 +134,7 @@ class Judge:
         from rewards.judges.answers import parse
         from rewards.judges.panel import Question
 
-        answer = rubrics.answer_of(batch, row)
+        answer = rubrics.reference_of(batch, row)
         criteria = [each for each in self._criteria if answer is not None or not each.needs_answer]
         if not criteria:
             return None

@@ -66,7 +66,7 @@ class PairwiseJudge:
             yield "profile", found
 
     def score(self, batch: RewardBatch) -> list[float | None]:
-        rows = [row for row in range(len(batch)) if rubrics.answer_of(batch, row) is not None]
+        rows = [row for row in range(len(batch)) if rubrics.reference_of(batch, row) is not None]
         questions = [self._question(batch, row, is_first) for row in rows for is_first in (True, False)]
         wins = [vote[_WIN] for (vote,) in self._panel.ask(questions)]
         scores: list[float | None] = [None] * len(batch)

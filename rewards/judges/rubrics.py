@@ -113,7 +113,7 @@ def prompt_of(batch: RewardBatch, row: int) -> str:
     return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in chat)
 
 
-def answer_of(batch: RewardBatch, row: int) -> str | None:
+def reference_of(batch: RewardBatch, row: int) -> str | None:
     """The row's reference answer; a blank one, as an empty cell of a table is, is none."""
     answer = batch.answers[row]
     return answer if answer and answer.strip() else None

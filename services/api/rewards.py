@@ -14,6 +14,7 @@ from orchestrator import children
 from orchestrator.checks.access import Access
 from orchestrator.spec_errors import nearest
 from rewards import registry
+from rewards.base import answer_of
 from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
 from rewards.verifiers.json_schema import schemas_within
 from services.body import json_body, parsed
@@ -77,6 +78,12 @@ class RewardRun(BaseModel):
     rewards: list[RewardChoice] = Field(min_length=1, max_length=32)
     samples: list[Sample] = Field(min_length=1, max_length=64)
     max_tokens: int = Field(1024, ge=1, le=10_000_000, description="longest completion allowed, as rollout.max_tokens")
+    thoughts_end: str | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="rewards see what follows its first occurrence in a completion, as under rollout.reasoning.end",
+    )
 
 
 def _run_schema() -> dict[str, Any]:
@@ -149,7 +156,7 @@ def run_rewards(
         "max_tokens": wanted.max_tokens,
         "batch": {
             "prompts": [sample.prompt for sample in wanted.samples],
-            "completions": [sample.completion for sample in wanted.samples],
+            "completions": [answer_of(sample.completion, wanted.thoughts_end) for sample in wanted.samples],
             "answers": [sample.answer for sample in wanted.samples],
             "completion_tokens": tokens,
             "truncated": [sample.truncated for sample in wanted.samples],

@@ -323,9 +323,10 @@ class Api:
         samples: Sequence[types.Sample],
         *,
         max_tokens: int | None = None,
+        thoughts_end: str | None = None,
     ) -> Request[types.RewardRun]:
         """What each reward gives for pairs of prompt and completion."""
-        body = given(rewards=rewards, samples=samples, max_tokens=max_tokens)
+        body = given(rewards=rewards, samples=samples, max_tokens=max_tokens, thoughts_end=thoughts_end)
         return Request(method="POST", route="/v1/rewards/run", body=body, timeout_s=_SCORING_S, is_repeatable=True)
 
     @endpoint

@@ -60,6 +60,9 @@ def run(
         list[str] | None, typer.Option(metavar="KEY=VALUE|FILE", help="of the reward; repeated, or a YAML file")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="longest completion allowed, as rollout.max_tokens")] = 1024,
+    thoughts_end: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="score what follows it, as rollout.reasoning.end: </think>")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="rows scored together")] = 64,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="null for rows that can't be scored")] = False,
     force: Annotated[bool, typer.Option("--force", help="replace the output where it is there already")] = False,
@@ -81,6 +84,7 @@ def run(
             source=source,
             target=target,
             max_tokens=max_tokens,
+            thoughts_end=thoughts_end or None,
             batch=batch,
             keep_going=keep_going,
         )

@@ -106,6 +106,15 @@ def test_pairs_are_scored(http: httpx.Client) -> None:
     assert document["samples"][0] == {"completion_tokens": 10, "estimated": False}
 
 
+def test_rewards_see_what_follows_the_thoughts(http: httpx.Client) -> None:
+    texts = (r"it is \boxed{3}? </think> \boxed{4}", r"it is \boxed{4}", r"\boxed{4} </think> no")
+    samples = [{"prompt": "2+2", "completion": text, "answer": "4", "completion_tokens": 9} for text in texts]
+    for thoughts, expected in (({}, [1.0, 1.0, 1.0]), ({"thoughts_end": "</think>"}, [1.0, 0.0, 0.0])):
+        document = run(http, "math", samples=samples, **thoughts).json()
+        assert document["rewards"][0]["scores"] == expected
+        assert document["samples"][0] == {"completion_tokens": 9, "estimated": False}
+
+
 def test_a_sample_has_a_domain_details_and_a_chat(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
@@ -178,6 +187,7 @@ def test_a_reward_that_cannot_score_is_named(http: httpx.Client) -> None:
         ({"samples": [{**SAMPLES[0], "completion_tokens": -1}]}, "samples.0.completion_tokens"),
         ({"samples": [{**SAMPLES[0], "answer": 35}]}, "samples.0.answer"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"thoughts_end": ""}, "thoughts_end"),
         ({"owner": "other"}, "owner"),
     ],
 )

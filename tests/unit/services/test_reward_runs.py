@@ -92,6 +92,16 @@ def test_rows_come_back_whole_with_their_scores(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
+def test_a_reward_sees_what_follows_the_thoughts_and_their_length(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completion": text} for text in ("hm </think> four", "hm </think>\n</think>", "no end")]
+    run = make(tmp_path, rows, thoughts_end="</think>")
+    assert run.unfinished != make(tmp_path, rows).unfinished
+    run.run(lambda _: None)
+    assert [completion for batch in Length.batches for completion in batch.completions] == ["four", "</think>", ""]
+    assert [row["rewards"]["test_length.tokens"] for row in written(run)] == [4.0, 5.0, 2.0]
+    assert [row["completion"] for row in written(run)] == [row["completion"] for row in rows]
+
+
 def test_the_options_pick_the_head(tmp_path: Path) -> None:
     run = make(tmp_path, [ROW], options={"head": "tokens"})
     run.run(lambda _: None)
