@@ -13,6 +13,7 @@ from orchestrator.rollouts.split_files import is_pattern, matches
 from orchestrator.spec import JobSpec
 from orchestrator.specs.data import MAX_FILES, FilesData
 from orchestrator.specs.reward_job import RewardJobSpec
+from orchestrator.state.keys import OWN_OWNER
 from orchestrator.storage.datasets import is_reference
 from orchestrator.storage.remote import RemoteError, is_under, is_url, parts_of
 from rewards import registry
@@ -35,6 +36,11 @@ class Access:
     model_roots: tuple[Path, ...] = ()
     """The same for models alone."""
     own_job: Callable[[str], bool] = lambda _: False
+
+    @property
+    def is_own(self) -> bool:
+        """The installation's own owner, whom its token of the hub serves."""
+        return self.owner == OWN_OWNER
 
     def problems(self, spec: JobSpec | RewardJobSpec) -> list[tuple[str, str]]:
         """(dotted path of the field, what to do) for each path that is out of bounds. No file is opened."""

@@ -26,14 +26,17 @@ _MOST_REWARD_MODELS = 4  # that are looked up: each may be a question to the hub
 _REVISION = re.compile(r"[\w.-]{1,255}", re.ASCII)
 
 
-def estimate(spec: JobSpec, machine: Machine | None = None) -> dict[str, Any]:
-    """The document: `layouts` has one for each device that the job may run on."""
+def estimate(spec: JobSpec, machine: Machine | None = None, *, hub_token: bool = True) -> dict[str, Any]:
+    """The document: `layouts` has one for each device that the job may run on.
+
+    Without `hub_token` it tells of the hub's models what everybody may know.
+    """
     machine = machine or Machine()
     try:
-        size, unknown = model_size(spec), ""
+        size, unknown = model_size(spec, hub_token=hub_token), ""
     except ModelError as error:
         size, unknown = ModelSize(shapes={}, dimensions=None), str(error)
-    reward_sizes, unknown_reward = reward_model_sizes(spec)
+    reward_sizes, unknown_reward = reward_model_sizes(spec, hub_token=hub_token)
     layouts = []
     for device in devices(spec, machine):
         layout = Layout(spec=spec, size=size, device=device, machine=machine, reward_sizes=reward_sizes)
@@ -99,7 +102,7 @@ def devices(spec: JobSpec, machine: Machine) -> list[str]:
     return ["cuda", "cpu"] if machine.gpus is None else ["cuda" if machine.gpus else "cpu"]
 
 
-def model_size(spec: JobSpec) -> ModelSize:
+def model_size(spec: JobSpec, *, hub_token: bool = True) -> ModelSize:
     """Of the policy that the job starts from. Raises ModelError where nobody can tell, or it can't be read."""
     name, revision = spec.policy.model, spec.policy.revision
     if spec.init_checkpoint is not None:
@@ -111,10 +114,10 @@ def model_size(spec: JobSpec) -> ModelSize:
     elif name == "quickstart":
         return quickstart_size()
     path = Path(name).expanduser()
-    return size_of(path) if path.is_dir() else _of_hub_id(name, revision)
+    return size_of(path) if path.is_dir() else _of_hub_id(name, revision, hub_token)
 
 
-def reward_model_sizes(spec: JobSpec) -> tuple[dict[Model, int], str]:
+def reward_model_sizes(spec: JobSpec, *, hub_token: bool = True) -> tuple[dict[Model, int], str]:
     """(parameters of each, what can't be told of the first that is not known)."""
     sizes: dict[Model, int] = {}
     unknown = ""
@@ -126,21 +129,24 @@ def reward_model_sizes(spec: JobSpec) -> tuple[dict[Model, int], str]:
             return sizes, unknown or f"{field}: more than {_MOST_REWARD_MODELS} reward models are not looked up"
         try:
             path = Path(hosted.model[0]).expanduser()
-            sizes[hosted.model] = parameters_of(path) if path.is_dir() else _of_hub_id(*hosted.model).parameters
+            is_here = path.is_dir()
+            sizes[hosted.model] = parameters_of(path) if is_here else _of_hub_id(*hosted.model, hub_token).parameters
         except ModelError as error:
             unknown = unknown or f"{field}: {error}"
     return sizes, unknown
 
 
-def _of_hub_id(hub_id: str, revision: str | None) -> ModelSize:
-    """From an earlier download, else as the hub says. Raises ModelError."""
+def _of_hub_id(hub_id: str, revision: str | None, hub_token: bool) -> ModelSize:
+    """From an earlier download, which may have been made with the token, else as the hub says. Raises ModelError."""
     try:
-        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub import is_offline_mode, try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
     except ImportError:  # an API server's own image
         raise ModelError("hub ids can't be looked up here; name the model's directory for an estimate") from None
     if revision is not None and not _REVISION.fullmatch(revision):
         raise ModelError("the model is not on this machine, and its revision can't be looked up")
+    if not (hub_token or is_offline_mode()):
+        return hub_size(hub_id, revision, token=False)
     try:
         found: Any = try_to_load_from_cache(hub_id, "config.json", revision=revision)
     except HFValidationError:

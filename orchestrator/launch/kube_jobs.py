@@ -23,7 +23,7 @@ from kubernetes import client, config
 
 from orchestrator.errors import LauncherUnavailable
 from orchestrator.launch.kube_watch import PLURAL, RAY_JOBS, RayJobWatch
-from orchestrator.launch.launchers import LOG_NAME, NO_RESOURCES, last_line
+from orchestrator.launch.launchers import LOG_NAME, NO_RESOURCES, hub_environment, last_line
 from orchestrator.launch.ray_jobs import cluster_driver_command, shown_environment
 
 _OURS = "app.kubernetes.io/managed-by=equipoise-worker"
@@ -138,6 +138,9 @@ class RayJobLauncher:
     def _look(self, name: str) -> Any | None:
         return self._call(self._api.get_namespaced_custom_object, name, missing_ok=True)
 
+    def _environment(self, owner: str) -> dict[str, str]:
+        return shown_environment(self._redis_url_file, self._grace_s) | hub_environment(owner, self.state_dir)
+
     def _create(self, name: str, job_id: str, owner: str, fence: int) -> Any:
         document = self._document(name, job_id, owner, fence)
         try:
@@ -169,7 +172,7 @@ class RayJobLauncher:
                 "entrypoint": shlex.join(self._command(job_id, owner, self.state_dir)),
                 "entrypointNumCpus": self._cpus,
                 "submissionMode": "HTTPMode",  # by KubeRay itself, so that no further pod holds the cluster's token
-                "runtimeEnvYAML": yaml.safe_dump({"env_vars": shown_environment(self._redis_url_file, self._grace_s)}),
+                "runtimeEnvYAML": yaml.safe_dump({"env_vars": self._environment(owner)}),
                 "preRunningDeadlineSeconds": round(self._machines_s),
                 "backoffLimit": 0,  # another attempt is another claim: the worker decides
                 "shutdownAfterJobFinishes": True,

@@ -12,10 +12,12 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from orchestrator.state.keys import OWN_OWNER
 
 REDIS_URL_VARIABLE = "EQUIPOISE_REDIS_URL"
 NONCE_VARIABLE = "EQUIPOISE_LEASE_NONCE"
@@ -27,6 +29,7 @@ _API_KEYS = frozenset(
     f"{name}{file}" for name in ("EQUIPOISE_API_KEY", "EQUIPOISE_METRICS_KEY") for file in ("", "_FILE")
 )
 _LAST_LINE_CHARS = 300
+_TRUE = frozenset({"1", "ON", "YES", "TRUE"})  # as the hub's client reads variables
 
 
 class Handle(Protocol):
@@ -100,6 +103,19 @@ def driver_command(job_id: str, owner: str, state_dir: Path, *, python: str = sy
     ]  # fmt: skip
 
 
+def hub_environment(owner: str, state_dir: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What keeps the hub's private and gated models, which the server's token opens, from the jobs of other owners.
+
+    They load what everybody may: without a token, and from a cache that none filled. Where nothing is fetched, all have
+    the cache that the operator filled.
+    """
+    if owner == OWN_OWNER:
+        return {}
+    is_offline = any(environment.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    cache = {} if is_offline else {"HF_HUB_CACHE": str(state_dir / "hub")}
+    return {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", **cache}
+
+
 class SubprocessLauncher:
     """Drivers on this machine, each in a session of its own, so that a signal to us or our death doesn't reach it.
 
@@ -127,7 +143,7 @@ class SubprocessLauncher:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env=self._environment() | {NONCE_VARIABLE: nonce},
+                env=self._environment() | hub_environment(owner, self._state_dir) | {NONCE_VARIABLE: nonce},
             )
         return Subprocess(owner=owner, job_id=job_id, fence=fence, nonce=nonce, process=process, log_path=log_path)
 

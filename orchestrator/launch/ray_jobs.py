@@ -35,6 +35,7 @@ from orchestrator.launch.launchers import (
     OTHER_HOLDER,
     REDIS_URL_FILE_VARIABLE,
     driver_command,
+    hub_environment,
     last_line,
 )
 from orchestrator.logs import FORMAT_VARIABLE
@@ -146,11 +147,14 @@ class RayJobsLauncher:
         answer = self._call("GET", f"/api/jobs/{name}", missing_ok=True)
         return None if answer.status_code == 404 else dict(answer.json())
 
+    def _environment(self, owner: str) -> dict[str, str]:
+        return shown_environment(self._redis_url_file, self._grace_s) | hub_environment(owner, self.state_dir)
+
     def _submit(self, name: str, job_id: str, owner: str, fence: int) -> dict[str, Any]:
         document = {
             "entrypoint": shlex.join(self._command(job_id, owner, self.state_dir)),
             "submission_id": name,
-            "runtime_env": {"env_vars": shown_environment(self._redis_url_file, self._grace_s)},
+            "runtime_env": {"env_vars": self._environment(owner)},
             "metadata": {
                 "equipoise_job": job_id,
                 "equipoise_owner": owner,

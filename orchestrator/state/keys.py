@@ -41,6 +41,7 @@ import re
 
 from orchestrator.errors import JobNotFound
 
+OWN_OWNER = "local"  # the installation's own
 OWNERS = "mo:owners"
 API_KEYS = "mo:keys"
 

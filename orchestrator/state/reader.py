@@ -10,7 +10,7 @@ import redis
 
 from orchestrator.errors import JobNotFound
 from orchestrator.state.fronts import until
-from orchestrator.state.keys import OWNERS, Keys
+from orchestrator.state.keys import OWN_OWNER, OWNERS, Keys
 from orchestrator.state.records import (
     JOB_FIELDS,
     Checkpoint,
@@ -39,7 +39,7 @@ _ORDER = re.compile(r"[0-9]{1,20}")
 class JobReader:
     """The jobs of one owner, to be read. All raise `StoreUnavailable`; those taking a job `JobNotFound`."""
 
-    def __init__(self, client: redis.Redis, owner: str = "local") -> None:
+    def __init__(self, client: redis.Redis, owner: str = OWN_OWNER) -> None:
         self._calls = RedisCalls(client)
         self._keys = Keys(owner)
         self._owner = owner

@@ -66,8 +66,12 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
     scheme = parts_of(url)[0]
-    options = {"auto_mkdir": True} if scheme in ("file", "local") else {}
+    options: dict[str, Any] = {"auto_mkdir": True} if scheme in ("file", "local") else {}
     try:
+        if scheme == "hf":  # what the operator opened is read with its token, by jobs too that have it for no model
+            from huggingface_hub import get_token
+
+            options["token"] = get_token()
         filesystem, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         raise RemoteError(f"{scheme}:// needs a package that is not installed: {error}") from None

@@ -133,7 +133,7 @@ def submit_job(
                 memory_gib=query.memory_gib or by.settings.memory_gib,
                 disk_bytes=_free_bytes(by.settings.state_dir),
             )
-            plan["estimate"] = reckoned = estimate(spec, machine)
+            plan["estimate"] = reckoned = estimate(spec, machine, hub_token=by.access.is_own)
             plan["doubts"] += _doubts_document([*estimated_doubts(spec, reckoned), *disk_doubts(reckoned["disk"])])
         return StrictJSONResponse(plan)
     submission = by.store.submit(

@@ -99,6 +99,10 @@ def test_a_worker_hands_its_drivers_the_file_and_never_the_password(guarded: Gua
     environment = json.loads(driver.log_path.read_text())
     assert environment["EQUIPOISE_REDIS_URL"] == f"file://{guarded.file}"
     assert "first-pass" not in json.dumps(environment)
+    assert "HF_HUB_DISABLE_IMPLICIT_TOKEN" not in environment
+    other = launcher.start("job-2", "acme", fence=0)
+    eventually(lambda: other.poll() is not None)
+    assert json.loads(other.log_path.read_text())["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
 
 
 def test_a_driver_gets_in_with_the_file_alone(guarded: Guarded, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from orchestrator.checks.doubts import estimated_doubts
 from orchestrator.checks.estimate import estimate, model_size
 from orchestrator.checks.layout import GIB, Layout, Machine, readable
 from orchestrator.hosting import hosted_rewards
+from orchestrator.launch.launchers import hub_environment
 from orchestrator.spec import JobSpec, parse_spec
 from policies.batching import microbatches
 from policies.models import ModelError
@@ -76,7 +77,7 @@ def spec(**changes: Any) -> JobSpec:
 @pytest.fixture(autouse=True)
 def real_size(monkeypatch: pytest.MonkeyPatch) -> Callable[[JobSpec], ModelSize]:
     """`model_size` itself, in whose place every policy is the one above."""
-    monkeypatch.setattr(estimate_module, "model_size", lambda _: QWEN)
+    monkeypatch.setattr(estimate_module, "model_size", lambda _, **__: QWEN)
     return model_size
 
 
@@ -489,7 +490,7 @@ def test_a_copy_of_the_policy_counts_where_a_gpu_has_one(
 ) -> None:
     """Of a policy that is larger than a GPU, in the engines' dtype."""
     assert 2 * LARGE.parameters > 80 * GIB
-    monkeypatch.setattr(estimate_module, "model_size", lambda _: LARGE)
+    monkeypatch.setattr(estimate_module, "model_size", lambda _, **__: LARGE)
     job = spec(
         policy=policy | {"gradient_checkpointing": True},
         rollout={"tensor_parallel": 4, "gpu_memory_utilization": 0.9},
@@ -555,7 +556,7 @@ def parsed(branch: dict[str, Any], **changes: Any) -> JobSpec:
 @pytest.fixture
 def seven_billion(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {("org/reward", COMMIT): 7_000_000_000}
-    monkeypatch.setattr(estimate_module, "reward_model_sizes", lambda _: (sizes, ""))
+    monkeypatch.setattr(estimate_module, "reward_model_sizes", lambda _, **__: (sizes, ""))
 
 
 @pytest.mark.usefixtures("seven_billion")
@@ -677,7 +678,9 @@ def test_an_adapters_checkpoints_are_small_on_disk(monkeypatch: pytest.MonkeyPat
         found = estimate(spec(policy={"lora": {"rank": 16, "merge": merge}}))["disk"]
         assert found["policy_bytes"] == 2 * (learns + merge * QWEN.parameters)
         assert found["checkpoint_bytes"] == found["policy_bytes"] + 12 * learns
-    monkeypatch.setattr(estimate_module, "model_size", lambda _: (_ for _ in ()).throw(ModelError("nobody knows")))
+    monkeypatch.setattr(
+        estimate_module, "model_size", lambda _, **__: (_ for _ in ()).throw(ModelError("nobody knows"))
+    )
     assert estimate(spec())["disk"] is None
     assert disk_doubts(None) == []
 
@@ -699,7 +702,7 @@ def test_a_model_that_is_elsewhere_is_said_to_be_and_gpus_are_told_all_the_same(
 
 def test_another_architecture_has_weights_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     experts = ModelSize(shapes={"a": (1000, 1000)}, dimensions=None, no_dimensions="a mixture of experts")
-    monkeypatch.setattr(estimate_module, "model_size", lambda _: experts)
+    monkeypatch.setattr(estimate_module, "model_size", lambda _, **__: experts)
     found = estimate(spec())
     assert (found["parameters"], found["unknown"]) == (1_000_000, "a mixture of experts")
     (layout,) = found["layouts"]
@@ -707,7 +710,7 @@ def test_another_architecture_has_weights_and_no_more(monkeypatch: pytest.Monkey
     routed = ModelSize(
         shapes={"model.layers.0.mlp.experts.0.w1.weight": (9, 9)}, dimensions=None, no_dimensions="experts"
     )
-    monkeypatch.setattr(estimate_module, "model_size", lambda _: routed)
+    monkeypatch.setattr(estimate_module, "model_size", lambda _, **__: routed)
     found = estimate(spec(policy={"lora": {}}))
     assert found["unknown"] == "experts; policy.lora adapts none of its experts"
 
@@ -767,6 +770,8 @@ class Hub(BaseHTTPRequestHandler):
             status, headers = 404, {"X-Error-Code": "RepoNotFound"}
         elif revision not in ("main", "1" * 40):
             status, headers = 404, {"X-Error-Code": "RevisionNotFound"}
+        elif name == "private" and self.headers.get("authorization") != "Bearer hf_operators":
+            status, headers = 404, {"X-Error-Code": "RepoNotFound"}
         elif name == "gated":
             status, headers = 403, {"X-Error-Code": "GatedRepo"}
         elif not (repository / file).is_file():
@@ -865,6 +870,32 @@ def test_the_size_of_a_hub_id_is_asked_of_the_hub_and_no_weights_are_fetched(hub
     offline = f"SPEC = {spec().model_dump()!r}\n" + LOOK + "print(json.dumps(look('some/model')))"
     said = asked(offline, hub, tmp_path / "cache", HF_HUB_OFFLINE="1")
     assert said == "the model is not on this machine, and HF_HUB_OFFLINE is set"
+
+
+def test_the_operators_private_models_are_its_own(hub: str, tmp_path: Path) -> None:
+    """A dry run of another owner is told of none, and its job can't fetch one, nor what the operator's fetched."""
+    size = size_of(make_policy(tmp_path / "repositories" / "some" / "private"))
+    code = (
+        f"SPEC = {spec().model_dump()!r}\n"
+        + """
+def told(**options):
+    try:
+        return model_size(JobSpec.model_validate({**SPEC, "policy": {"model": "some/private"}}), **options).parameters
+    except ModelError as error:
+        return str(error)
+from orchestrator.pinning import _commit
+print(json.dumps([_commit("some/private", None), told(), told(hub_token=False)]))
+"""
+    )
+    states = {}
+    for owner in ("local", "acme"):  # in this order: its own has filled a cache
+        variables = {"HF_TOKEN": "hf_operators"} | hub_environment(owner, tmp_path / "state", {})
+        states[owner] = asked(code, hub, tmp_path / "cache", **variables)
+    assert states["local"][:2] == ["1" * 40, size.parameters]
+    assert states["acme"][0] is None
+    for said in (states["local"][2], *states["acme"][1:]):
+        assert "knows no such model" in said
+    assert hub_environment("acme", tmp_path, {"HF_HUB_OFFLINE": "1"}).keys() == {"HF_HUB_DISABLE_IMPLICIT_TOKEN"}
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def test_what_ray_is_told_of_a_job_holds_no_secret(server: JobServer, monkeypatc
             "EQUIPOISE_RAY_MACHINES": "rollout=1",
             "EQUIPOISE_RAY_ROLE_LABEL": "equipoise.io/role",
             "EQUIPOISE_REDIS_URL_FILE": str(SECRET),
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",  # of another owner than the server's own
             "RAY_JOB_STOP_WAIT_TIME_S": "90",
         }
     }
