@@ -118,7 +118,7 @@ def kept_problem(error: KeepsTooMany) -> ApiProblem:
 def gpu_quota_problem(hours: GpuHours) -> ApiProblem:
     renewal = f"{datetime.fromtimestamp(hours.renews_at, UTC):%Y-%m-%d} (UTC)"
     message = f"this owner has used {hours.used:.6g} of its {hours.quota:.6g} GPU-hours of this month; they renew on "
-    message += f"{renewal}; until then only jobs with resources.device: cpu are taken"
+    message += f"{renewal}; until then only jobs with resources.device: cpu are taken whose rewards have no GPUs"
     wait_s = max(1, math.ceil(hours.renews_at - hours.now))
     return ApiProblem(429, "gpu_hours_used_up", message, headers={"retry-after": str(wait_s)})
 

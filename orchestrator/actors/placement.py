@@ -40,7 +40,7 @@ def reward_gpus(spec: JobSpec) -> float:
 
 def may_take_gpus(spec: JobSpec | RewardJobSpec) -> bool:
     """Whether the job's GPU time may count; known before the machine is that it will run on."""
-    return spec.resources.device != "cpu"
+    return spec.resources.device != "cpu" or (isinstance(spec, JobSpec) and reward_gpus(spec) > 0)
 
 
 def gpus_wanted(spec: JobSpec) -> int:

@@ -88,6 +88,10 @@ def test_a_job_that_uses_the_quota_up_pauses_with_a_checkpoint_and_goes_on_later
             assert error.value.retry_after_s == pytest.approx(own["renews_at"] - time.time(), abs=10)
         on_cpu = {**document, "resources": {**document["resources"], "device": "cpu"}}
         assert place.team.submit(on_cpu)["status"] == "queued"
+        first, *others = on_cpu["objectives"]
+        hosted = {**first, "reward": {**first["reward"], "hosting": {"num_gpus": 1}}}
+        with pytest.raises(RateLimited):  # its rewards would take one
+            place.team.submit({**on_cpu, "objectives": [hosted, *others]})
 
         with place.operator() as operator:
             operator.set_quota(place.owner, gpu_hours=None)
