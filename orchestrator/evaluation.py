@@ -16,6 +16,7 @@ from orchestrator.rollouts.prompts import Prompt
 from orchestrator.rollouts.scoring import roll_out_and_score
 from orchestrator.routing import Routes
 from orchestrator.spec import JobSpec
+from orchestrator.specs.data import SETS
 from orchestrator.storage.checkpoints import CheckpointError, Unreadable
 from orchestrator.storage.remote import LONG_PAUSES_S
 from policies.pareto import Point
@@ -93,11 +94,10 @@ class Evaluator:
         kept = [row for row in range(len(rollouts)) if row not in dropped]
         rollouts, answers = [rollouts[row] for row in kept], [answers[row] for row in kept]
         gated = self.gated(scored.scores)
+        counted = None if gated is None else {n: self.applicable(n, split, values) for n, values in gated.items()}
         return Evaluation(
-            objectives={name: fmean(values) for name, values in known.items()},
-            counted=None
-            if gated is None
-            else {name: fmean(self.applicable(name, split, values)) for name, values in gated.items()},
+            objectives={name: fmean(values) for name, values in known.items() if values},
+            counted=None if counted is None else {name: fmean(values) for name, values in counted.items() if values},
             standard_errors=_errors(scored.scores, repeats),
             counted_errors=None if gated is None else _errors(gated, repeats),
             mean_tokens=fmean(len(rollout.tokens) for rollout in rollouts),
@@ -112,16 +112,28 @@ class Evaluator:
 
     @staticmethod
     def applicable(name: str, split: str, scores: Scores) -> list[float]:
-        """Without rows that it does not apply to, or that could not be scored. ValueError where that leaves none."""
+        """Without rows that it does not apply to, or that could not be scored.
+
+        ValueError where that leaves none, but for a further set, of which nothing depends.
+        """
         known = [score for score in scores if score is not None]
-        if not known:
+        if not known and not split.startswith(SETS):
             raise ValueError(f"objective '{name}' applies to no prompt of the {split} split, so it has no figure there")
         return known
 
     def prompts(self, split: str) -> list[Prompt]:
+        splits = self.parts.splits
         if split == "test":
-            return self.parts.splits.test
-        return self.parts.splits.validation[: self.spec.evaluation.prompts]
+            return splits.test
+        return (splits.sets[split] if split.startswith(SETS) else splits.validation)[: self.spec.evaluation.prompts]
+
+    def sets(self, interrupted: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """The figures of the further sets, by name, for a point's `extra`; without any, nothing. Raises Interrupted."""
+        found = {
+            split.removeprefix(SETS): self.evaluate(split, interrupted=interrupted).figures()
+            for split in self.parts.splits.sets
+        }
+        return {"sets": found} if found else {}
 
     def sample(
         self,

@@ -15,7 +15,7 @@ from orchestrator import routing
 from orchestrator.rollouts.prompts import Contents, DatasetError, Prompt, encode
 from orchestrator.rollouts.split_files import SplitFiles, each_of
 from orchestrator.spec import JobSpec
-from orchestrator.specs.data import Columns, FilesData
+from orchestrator.specs.data import SETS, Columns, FilesData
 from orchestrator.storage.datasets import locate
 from orchestrator.storage.remote import LONG_PAUSES_S, is_url
 from orchestrator.storage.remote_data import fetch, files_of
@@ -45,6 +45,7 @@ class Splits:
     train: list[Prompt]
     validation: list[Prompt]
     test: list[Prompt]
+    sets: dict[str, list[Prompt]] = field(default_factory=dict)  # by what they are called among the splits
     sha256: dict[str, str] = field(default_factory=dict)  # of each file that the spec names
 
 
@@ -128,7 +129,13 @@ def load_splits(
         for name, each in files.items()
         if isinstance(spec.data, FilesData) and not each.is_held_out  # what is held back follows from the train split
     }
-    return Splits(train=splits["train"], validation=splits["validation"], test=splits.get("test", []), sha256=sums)
+    return Splits(
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits.get("test", []),
+        sets={name: prompts for name, prompts in splits.items() if name.startswith(SETS)},
+        sha256=sums,
+    )
 
 
 def check_data(spec: JobSpec, splits: Splits, trained_with: Mapping[str, str]) -> None:
@@ -158,8 +165,7 @@ def _files_of(data: FilesData, split: str, folder: Path, owner: str, state_dir: 
     paths: dict[Path, str | None] = {}  # with their URLs
     for name in data.names(split):
         if is_url(name):
-            of = "train" if split == "validation" and data.held_back is not None else split
-            for url in files_of(name, of, folder, pauses_s=LONG_PAUSES_S):
+            for url in files_of(name, data.hub_split(split), folder, pauses_s=LONG_PAUSES_S):
                 paths[fetch(url, folder, pauses_s=LONG_PAUSES_S)] = url
         else:
             found, columns = locate(name, data.columns, owner, state_dir)

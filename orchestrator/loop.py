@@ -353,6 +353,7 @@ class Loop:
         """Held-out figures -> watch for a collapse -> archive -> hypervolume. Raises Interrupted."""
         with self.clock("evaluate"):
             result = self.evaluator.evaluate("validation", interrupted=interrupted)
+            sets = self.evaluator.sets(interrupted)
         if step == 0:
             self.state.samples = self.evaluator.samples(interrupted)
         self.tell_incidents()
@@ -360,10 +361,10 @@ class Loop:
         point = result.point(step)
         normalised = dict(zip(self.names, archive.normalised([point])[0].tolist(), strict=True))
         self.watch(step, normalised, result.place_errors(archive.scales, is_gated=archive.is_gated([point])), steering)
-        growth = archive.add(replace(point, collapsed=self.state.collapsed))
+        growth = archive.add(replace(point, collapsed=self.state.collapsed, extra={**point.extra, **sets}))
         self.state.front = self.front_stats(step, growth)
         on_front = step in {point.step for point in archive.front}
-        figures = result.figures() | {"hypervolume": archive.hypervolume, "on_front": on_front}
+        figures = result.figures() | sets | {"hypervolume": archive.hypervolume, "on_front": on_front}
         self.journal.event("evaluated", step=step, **figures)
         self.journal.front(self.front_document())
         return figures

@@ -50,7 +50,7 @@ def _reward(reward: Json) -> Json:
 
 def _split(spec: Json, mine: Json, others: Json) -> Any:
     """What decides on the validation prompts: files by their sums, where both fronts tell them, else by their names."""
-    data = {key: value for key, value in spec["data"].items() if key not in ("train", "test")}
+    data = {key: value for key, value in spec["data"].items() if key not in ("train", "test", "sets")}
     sums, theirs = mine.get("split_sha256") or {}, others.get("split_sha256") or {}
     of = "train" if isinstance(data.get("validation"), Mapping) else "validation"  # a share of the train prompts
     if data.get("type") == "files":

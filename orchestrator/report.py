@@ -88,6 +88,7 @@ def render_report(
         style_figures=_style_figures(points),
         rows=_front_rows(points, front or {}),
         splits=[key for key in TEST_SPLITS if any((point.get("test") or {}).get(key) for point in points)],
+        sets=sorted({name for point in points for name in point.get("sets") or {}}),
         best_step=best.get("step") if best else None,
         samples=samples[:SAMPLES_SHOWN],
         stages=_stages(steps),

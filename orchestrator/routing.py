@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from orchestrator.rollouts.prompts import Contents
 from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import nearest
-from orchestrator.specs.data import REFERENCE, FilesData, detail_name
+from orchestrator.specs.data import REFERENCE, SETS, FilesData, detail_name
 from rewards.base import Scores
 
 
@@ -43,8 +43,8 @@ class Routes:
 def problems(spec: JobSpec, found: Mapping[str, Contents]) -> Iterator[tuple[str, str]]:
     """(dotted path, message) of what the rows of the splits, by name, leave without a use.
 
-    An objective that a split has no rows of would have no figure there; a row that no objective applies to would be
-    sampled for nothing.
+    An objective that a split has no rows of would have no figure there, which only a further set may do without; a row
+    that no objective applies to would be sampled for nothing.
     """
     everywhere = {domain for contents in found.values() for domain in contents.domains if domain is not None}
     known = f"; domains are {', '.join(sorted(everywhere)[:20])}" if everywhere else "; no row has a domain"
@@ -57,7 +57,7 @@ def problems(spec: JobSpec, found: Mapping[str, Contents]) -> Iterator[tuple[str
                 yield f"objectives.{i}.domains.{j}", f"no row of the data has domain '{domain}'{hint}"
                 named.add(objective.name)
     for split, contents in found.items():
-        for i, objective in enumerate(spec.objectives):
+        for i, objective in enumerate(() if split.startswith(SETS) else spec.objectives):
             if objective.domains is None or objective.name in named or contents.domains & {*objective.domains}:
                 continue
             wants = " or ".join(f"'{domain}'" for domain in objective.domains)

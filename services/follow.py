@@ -273,6 +273,8 @@ def front_table(front: Document) -> Table:
         )
         for kind, values in (point.get("test") or {}).items():
             table.add_row("", f"test {plain(kind)}", *_figures(values or {}, names), "", "")
+        for name, values in (point.get("sets") or {}).items():
+            table.add_row("", plain(name), *_figures(values, names), "", "")
     table.caption = "±: standard error" if any(point.get("standard_errors") for point in front["points"]) else None
     return table
 

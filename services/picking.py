@@ -50,9 +50,10 @@ def picked(front: Document, require: Sequence[str]) -> Any:
 
 
 def picked_line(point: Document, names: Sequence[str]) -> str:
-    """Step and means, and beside them those of the test split."""
+    """Step and means, and beside them those of the test split and of further sets."""
     told = [f"step {point['step']}: {_means(point, names)}"]
     told += [f"test {plain(kind)}: {_means(found, names)}" for kind, found in (point.get("test") or {}).items()]
+    told += [f"{plain(name)}: {_means(found, names)}" for name, found in (point.get("sets") or {}).items()]
     return "; ".join(told)
 
 

@@ -99,6 +99,9 @@ def anchored_changes(document: Mapping[str, Any]) -> dict[str, Any]:
             found["data"][split] = _absolute_data(names)
         elif isinstance(names, list):
             found["data"][split] = [_absolute_data(name) for name in names]
+    if isinstance(sets := _at(found, "data", "sets"), dict):
+        for name, named in sets.items():
+            sets[name] = [_absolute_data(each) for each in named] if isinstance(named, list) else _absolute_data(named)
     if isinstance(found.get("init_checkpoint"), str):
         found["init_checkpoint"] = _absolute(found["init_checkpoint"])
     model = _at(found, "policy", "model")
@@ -155,12 +158,19 @@ def _files(document: Mapping[str, Any]) -> dict[str, Any]:
     files: dict[str, Any] = {"init_checkpoint": document.get("init_checkpoint")}
     for part, names in (("policy", ("model",)), ("data", ("train", "validation", "test"))):
         for name in names:
-            value = _at(document, part, name)
-            files |= {f"{part}.{name}.{i}": each for i, each in enumerate(value)} if isinstance(value, list) else {}
-            files[f"{part}.{name}"] = value
+            files |= _named(f"{part}.{name}", _at(document, part, name))
+    if isinstance(sets := _at(document, "data", "sets"), dict):
+        for name, value in sets.items():
+            files |= _named(f"data.sets.{name}", value)
     for field, reward in _rewards(document).items():
         files |= {f"{field}.options.{option}": model for option, model in _models(reward).items()}
     return files
+
+
+def _named(field: str, value: Any) -> dict[str, Any]:
+    """One name, or several in a list, each by its field too."""
+    each = {f"{field}.{i}": name for i, name in enumerate(value)} if isinstance(value, list) else {}
+    return {**each, field: value}
 
 
 def print_plan(plan: Document) -> None:

@@ -20,7 +20,7 @@ from orchestrator.checks.preflight import look
 from orchestrator.rollouts.split_files import matching
 from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import SpecError
-from orchestrator.specs.data import FilesData
+from orchestrator.specs.data import SETS, FilesData
 from orchestrator.specs.objectives import ObjectiveSpec
 from policies.disk import sha256_of
 from rewards import registry
@@ -80,6 +80,8 @@ def job_task(spec: JobSpec) -> JobTask:
         raise SpecError(problems)
     said = spec.model_dump(mode="json", exclude_unset=True)
     base = {section: said[section] for section in _SECTIONS if section in said}
+    if "data" in base:  # what is reported alone decides nothing
+        base["data"] = {field: value for field, value in base["data"].items() if field != "sets"}
     rollout = {field: value for field, value in base.get("rollout", {}).items() if field not in ("sleep", "mode")}
     base["rollout"] = {**rollout, "mode": "sync"}
     if waits := {field: value for field, value in said.get("resources", {}).items() if field in _TIMEOUTS}:
@@ -95,7 +97,9 @@ def job_task(spec: JobSpec) -> JobTask:
         what="a job of your own",
         objectives=tuple(map(_objective, spec.objectives)),
         base=base,
-        sums={} if files is None else {split: _sums(files.names(split)) for split in files.splits},
+        sums={}
+        if files is None
+        else {split: _sums(files.names(split)) for split in files.splits if not split.startswith(SETS)},
         own={
             "steps": spec.steps,
             "prompts_per_step": spec.rollout.prompts_per_step,

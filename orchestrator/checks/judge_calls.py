@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.hosting import HostedReward, hosted_gold, hosted_rewards
 from orchestrator.rollouts.prompts import Contents
 from orchestrator.spec import JobSpec
-from orchestrator.specs.data import FilesData
+from orchestrator.specs.data import SETS, FilesData
 from rewards import registry
 from rewards.judges import profiles
 from rewards.judges.judge import JudgeOptions
@@ -80,18 +80,21 @@ def rows_evaluated(spec: JobSpec, contents: Mapping[str, Contents]) -> int | Non
     """Held-out completions that are scored in all, at most; None where a split's length is not known."""
     validation, test = _prompts(spec, contents, "validation"), _prompts(spec, contents, "test")
     of_validation = prompts_evaluated(spec, contents)
-    if validation is None or of_validation is None or test is None:
+    splits = spec.data.splits if isinstance(spec.data, FilesData) else ()
+    of_sets = [prompts_evaluated(spec, contents, split) for split in splits if split.startswith(SETS)]
+    if validation is None or of_validation is None or test is None or None in of_sets:
         return None
     wanted = spec.evaluation
     each = 1 if wanted.temperature == 0 else wanted.rollouts_per_prompt
     tested = min(1 + wanted.test_points, evaluations(spec) - 1)  # of the end: the last policy, and the front's
     shown = 2 * min(SAMPLES, test or validation)
-    return evaluations(spec) * of_validation * each + (1 + tested) * test * (each + wanted.greedy) + shown
+    held_out = of_validation + sum(found or 0 for found in of_sets)
+    return evaluations(spec) * held_out * each + (1 + tested) * test * (each + wanted.greedy) + shown
 
 
-def prompts_evaluated(spec: JobSpec, contents: Mapping[str, Contents]) -> int | None:
-    """Of the validation split, each time; None where its length is not known."""
-    rows, most = _prompts(spec, contents, "validation"), spec.evaluation.prompts
+def prompts_evaluated(spec: JobSpec, contents: Mapping[str, Contents], split: str = "validation") -> int | None:
+    """Of the validation split or of a further set, each time; None where its length is not known."""
+    rows, most = _prompts(spec, contents, split), spec.evaluation.prompts
     return rows if rows is None or most is None else min(rows, most)
 
 

@@ -321,7 +321,7 @@ def _located(
             elif is_url(name):
                 if access is None:
                     raise DatasetError(f"{name}: only a server fetches data")
-                found = held.enter_context(_fetched(name, split))
+                found = held.enter_context(_fetched(name, data.hub_split(split)))
             else:
                 found = matching(name)
         except (RemoteAway, DatasetError) as error:

@@ -13,6 +13,9 @@ DOMAIN = r"^[A-Za-z0-9][A-Za-z0-9 _./+-]{0,63}$"
 Domain = Annotated[str, Field(pattern=DOMAIN)]
 ColumnName = Annotated[str, Field(min_length=1, max_length=200)]
 MAX_FILES = 1000  # of a split
+MAX_SETS = 8
+SETS = "sets."  # and a set's name: what it is called among the splits
+SetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 REFERENCE = "dataset:"  # and the id of an upload, in the place of a path
 
 
@@ -91,6 +94,11 @@ class FilesData(Spec):
     test: Files | None = Field(
         None, description="the same of the test split; the validation split's figures alone when absent"
     )
+    sets: dict[SetName, Files] = Field(
+        default_factory=dict,
+        max_length=MAX_SETS,
+        description="further held-out sets by name, evaluated whenever the validation split is, to be reported alone",
+    )
     columns: Columns = Columns()
     limit: int | None = Field(None, ge=1, description="rows used of each split, before a share; all when absent")
 
@@ -106,7 +114,8 @@ class FilesData(Spec):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return ("train", "validation") if self.test is None else ("train", "validation", "test")
+        tested = () if self.test is None else ("test",)
+        return ("train", "validation", *tested, *(SETS + name for name in self.sets))
 
     @property
     def held_back(self) -> Share | None:
@@ -114,18 +123,29 @@ class FilesData(Spec):
 
     def names(self, split: str) -> tuple[str, ...]:
         """Of the files in which a split's prompts are, as the spec has them."""
-        named = getattr(self, split)
+        named = self._named(split)
         if isinstance(named, Share):
             return self.names("train")
         return (named,) if isinstance(named, str) else named or ()
 
     def fields(self, split: str) -> dict[str, str]:
         """The same by field. A share names none of its own."""
-        named = getattr(self, split)
+        named = self._named(split)
         if isinstance(named, Share):
             return {}
         places = [f"data.{split}"] if isinstance(named, str) else [f"data.{split}.{i}" for i in range(len(named or ()))]
         return dict(zip(places, self.names(split), strict=True))
+
+    def _named(self, split: str) -> str | tuple[str, ...] | Share | None:
+        found: str | tuple[str, ...] | Share | None
+        found = self.sets[split.removeprefix(SETS)] if split.startswith(SETS) else getattr(self, split)
+        return found
+
+    def hub_split(self, split: str) -> str:
+        """What a dataset of the hub that is named without a path calls the files of a split."""
+        if split.startswith(SETS):
+            return "validation"
+        return "train" if split == "validation" and self.held_back is not None else split
 
     @property
     def may_have_domains(self) -> bool:

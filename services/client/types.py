@@ -298,7 +298,8 @@ class Preview(TypedDict):
 
 class FrontPoint(TypedDict):
     """An evaluated policy. `objectives` are raw means; `counted` those after the gates, which rank the point, where the
-    job has gates. `checkpoint`: whether it is kept; `test`: figures of the test split, once there are some."""
+    job has gates. `checkpoint`: whether it is kept; `test`: figures of the test split, once there are some; `sets`:
+    those of the further sets by name, where the spec has such."""
 
     step: int
     objectives: dict[str, float | None]
@@ -309,6 +310,7 @@ class FrontPoint(TypedDict):
     collapsed: bool
     checkpoint: bool
     test: dict[str, Any] | None
+    sets: NotRequired[dict[str, Any]]
 
 
 class Direction(TypedDict):

@@ -205,7 +205,9 @@ class FrontPanel:
                 for split, words in (("sampled", "test, sampled"), ("greedy", "test, greedy")):
                     tested = (point.get("test") or {}).get(split) or {}
                     if tested.get("objectives"):
-                        _fact(words, ", ".join(f"{name} {_with_error(tested, name)}" for name in tested["objectives"]))
+                        _fact(words, _all_with_errors(tested))
+                for name, found in (point.get("sets") or {}).items():
+                    _fact(name, _all_with_errors(found))
                 if point.get("standard_errors"):
                     _fact("±", "standard error of the mean")
                 _fact("checkpoint", str(kept["path"]) if kept else self._why_not_kept(place))
@@ -262,6 +264,10 @@ def _with_error(figures: dict[str, Any], name: str) -> str:
     """Of a split: an objective's mean and its standard error, where that is told."""
     error = (figures.get("standard_errors") or {}).get(name)
     return figure(figures["objectives"].get(name)) + (f" ± {figure(error)}" if error else "")
+
+
+def _all_with_errors(figures: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_with_error(figures, name)}" for name in figures["objectives"])
 
 
 def alike(point: Mapping[str, Any], points: Iterable[Mapping[str, Any]], names: Sequence[str]) -> list[int]:

@@ -111,6 +111,10 @@ def test_splits_of_files_count_as_far_as_they_were_read() -> None:
     spec = spec_with(judge(rubric="style"), data=data, policy={"model": "someone/model"})
     assert told(spec)[0][2] is None
     assert told(spec, {"validation": Contents(rows=6)})[0][2] == 4 * 6 + 2 * 6
+    data["sets"] = {"more": "m.jsonl"}
+    spec = spec_with(judge(rubric="style"), data=data, policy={"model": "someone/model"}, evaluation={"prompts": 5})
+    assert told(spec, {"validation": Contents(rows=6)})[0][2] is None
+    assert told(spec, {"validation": Contents(rows=6), "sets.more": Contents(rows=3)})[0][2] == 4 * (5 + 3) + 2 * 6
 
 
 def test_calls_cost_what_the_profile_says() -> None:

@@ -24,7 +24,7 @@ from policies.collapse import CollapseWatch
 from policies.estimators import Gdpo
 from policies.pareto import Archive, hypervolume
 from rewards.pool import Scored
-from tests.loop_fakes import FakeEngines, Killed, Run, World, make_spec, resume, start
+from tests.loop_fakes import FakeEngines, Killed, Run, World, make_spec, prompts, resume, start
 
 
 @pytest.fixture(autouse=True)
@@ -339,6 +339,33 @@ def test_a_fall_after_a_gate_is_told_beyond_the_noise_after_it(tmp_path: Path) -
     _, places, _, errors = seen[0]
     assert places["brevity"] == 0.25
     assert errors["brevity"] > 0.1
+
+
+def test_further_sets_are_reported_and_decide_nothing(tmp_path: Path) -> None:
+    spec = make_spec(evaluation={"every": 2, "prompts": 2})
+    alone = start(tmp_path / "alone", spec)
+    alone.loop.run()
+    run = start(tmp_path / "sets", spec)
+    run.loop.parts.splits.sets["sets.more"] = prompts("more", 3)
+    run.loop.run()
+    (found,) = {tuple(point["sets"]) for point in run.journal.fronts[-1]["points"]}
+    assert found == ("more",)
+    for before, after in zip(alone.journal.fronts[-1]["points"], run.journal.fronts[-1]["points"], strict=True):
+        more = after.pop("sets")["more"]
+        assert more["objectives"].keys() == after["objectives"].keys()
+        assert more["described"] == 2 * spec.evaluation.rollouts_per_prompt, "as many prompts as of validation"
+        assert after == before
+    assert run.journal.records[2]["evaluation"].pop("sets")["more"].keys() >= {"objectives", "standard_errors"}
+    assert run.journal.records[2]["evaluation"] == alone.journal.records[2]["evaluation"]
+    assert run.journal.named("evaluated")[-1]["sets"]["more"]["mean_tokens"] > 0
+
+    evaluator = run.loop.evaluator
+    rolled, _ = evaluator.sample(evaluator.prompts("sets.more"), [[1]] * 2)
+    scores: dict[str, list[float | None]] = {"accuracy": [0.5, 1.0], "brevity": [None, None]}
+    evaluator.sample = lambda *_: (rolled, Scored(scores=scores, dropped=()))  # type: ignore[method-assign]
+    assert evaluator.sets()["sets"]["more"]["objectives"] == {"accuracy": 0.75}
+    with pytest.raises(ValueError, match="applies to no prompt of the validation split"):
+        evaluator.evaluate("validation")
 
 
 def test_the_tested_points_of_the_front_have_a_volume_on_the_test_split(tmp_path: Path) -> None:

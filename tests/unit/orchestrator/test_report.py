@@ -265,7 +265,19 @@ def test_a_job_that_has_not_begun() -> None:
     assert "No step has been recorded yet" in text
 
 
+def test_further_sets_have_columns_of_their_own() -> None:
+    parts = documents(2)
+    assert 'class="group"' in (text := page(**parts))
+    assert ">hard<" not in text
+    name = parts["front"]["objectives"][0]
+    parts["front"]["points"][1]["sets"] = {"hard": {"objectives": {name: 0.4321}, "mean_tokens": 77.0}}
+    text = page(**parts)
+    assert '<th class="group" colspan="3">hard</th>' in text
+    assert "0.432" in text
+    assert "77" in text
+
+
 def test_empty_records_do_no_harm() -> None:
-    front = {"points": [{}, {"step": 0}, {"step": 3, "test": {"greedy": None}}]}
+    front = {"points": [{}, {"step": 0}, {"step": 3, "test": {"greedy": None}, "sets": {"x": {}}}]}
     parts: Json = {"job": {}, "spec": {"objectives": [{}]}, "samples": [{}], "events": [{}]}
     assert page(**parts, steps=[{}, {"step": 2}], front=front).endswith("</html>")

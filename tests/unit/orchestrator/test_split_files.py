@@ -193,6 +193,50 @@ def test_what_a_split_can_not_be(data: dict[str, Any], told: str) -> None:
     assert told in str(caught.value)
 
 
+def test_further_sets_are_read_and_bounded_as_the_validation_split(tmp_path: Path) -> None:
+    train, validation = put(tmp_path / "t.jsonl", *prompts(0, 4)), put(tmp_path / "v.jsonl", *prompts(4, 2))
+    hard = [put(tmp_path / f"hard-{i}.jsonl", *prompts(10 * i, 2)) for i in (1, 2)]
+    easy = put(tmp_path / "easy.csv", *prompts(50, 3))
+    data = {"train": str(train), "validation": str(validation)}
+    spec = spec_of(**data, sets={"hard": [str(path) for path in hard], "easy-1": str(easy)})
+    assert isinstance(spec.data, FilesData)
+    assert spec.data.fields("sets.hard") == {f"data.sets.hard.{i}": str(path) for i, path in enumerate(hard)}
+    assert parse_spec(spec.model_dump(mode="json")) == spec
+    splits = loaded(spec, tmp_path)
+    assert {name: [prompt.text for prompt in found] for name, found in splits.sets.items()} == {
+        "sets.hard": [f"what is {i}+1?" for i in (10, 11, 20, 21)],
+        "sets.easy-1": [f"what is {i}+1?" for i in (50, 51, 52)],
+    }
+    assert splits.sha256["sets.hard"] == sha256_of(*hard)
+    plain = loaded(spec_of(**data), tmp_path)
+    assert (plain.train, plain.validation, plain.sets) == (splits.train, splits.validation, {})
+    assert preflight(spec) == []
+    (tmp_path / "open").mkdir()
+    bounded = Access(owner="me", state_dir=tmp_path / "state", roots=(tmp_path / "open",))
+    fields = ["data.train", "data.validation", "data.sets.hard.0", "data.sets.hard.1", "data.sets.easy-1"]
+    assert [field for field, _ in bounded.problems(spec)] == fields
+    hard[1].unlink()
+    easy.write_text("prompt\n1\n")
+    assert [field for field, _ in preflight(spec)] == ["data.sets.hard.1", "data.sets.easy-1"]
+
+
+def test_a_further_set_may_be_of_one_kind_of_prompts(tmp_path: Path) -> None:
+    """An objective that has no rows there has no figure there; rows that none is for are refused as elsewhere."""
+    both = put(tmp_path / "t.jsonl", *prompts(0, 2, kind="math"), *prompts(2, 2, kind="code"))
+    code, other = (
+        put(tmp_path / "c.jsonl", *prompts(9, 2, kind="code")),
+        put(tmp_path / "o.jsonl", *prompts(7, 1, kind="x")),
+    )
+    document = spec_of(train=str(both), validation=str(both), sets={"code": str(code)}).model_dump(mode="json")
+    document["data"]["columns"]["domain"] = "kind"
+    for objective, kind in zip(document["objectives"], ("math", "code"), strict=True):
+        objective["domains"] = [kind]
+    assert preflight(parse_spec(document)) == []
+    document["data"]["sets"]["other"] = str(other)
+    ((field, message),) = preflight(parse_spec(document))
+    assert (field, message[:22]) == ("data.sets.other", "rows of domain 'x' are")
+
+
 def test_a_spec_keeps_the_form_in_which_it_came() -> None:
     for data in ({"validation": "b.jsonl"}, {"validation": ["b.jsonl"]}, {"validation": {"share": 0.5, "seed": 3}}):
         document = spec_of(train=["a.jsonl", "c.jsonl"], **data).model_dump(mode="json")
@@ -207,6 +251,9 @@ def test_relative_names_are_the_callers(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert data["train"] == [f"{tmp_path}/a-*.jsonl", url]
     assert data["validation"] == {"share": 0.5, "seed": 0}
     assert data["test"] == kept
+    sets = {"x": ["a.jsonl", url], "y": "b.jsonl", "z": 3}
+    sent = {"x": [f"{tmp_path}/a.jsonl", url], "y": f"{tmp_path}/b.jsonl", "z": 3}
+    assert anchored_changes({"data": {"sets": sets}})["data"]["sets"] == sent
     assert anchored_changes({"data": {"train": ["a", 3]}})["data"]["train"] == [f"{tmp_path}/a", 3]
 
 

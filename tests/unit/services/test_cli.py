@@ -262,14 +262,15 @@ def test_a_step_may_be_said_in_words(monkeypatch: pytest.MonkeyPatch, words: str
 
         def front(self, _: str, *, require: Any, by: Any) -> dict[str, Any]:
             fronts.append((require, by))
-            return {"picked": {"step": 20, "objectives": {"accuracy": 0.9, "brevity": 0.5}, "test": None}}
+            return {"picked": {"step": 20, "objectives": {"accuracy": 0.9, "brevity": 0.5}, "test": None,
+                               "sets": {"hard": {"objectives": {"accuracy": 0.25}}}}}  # fmt: skip
 
     monkeypatch.setattr(cli, "connect_client", Serve(b""))
     result = RUNNER.invoke(app, ["export", "last", words, "./my-model"])
     assert result.exit_code == 0, result.output
     assert exported == [step]
     assert fronts == ([] if asked is None else [asked])
-    assert ("step 20: accuracy 0.900, brevity 0.500" in result.output) == (asked is not None)
+    assert ("step 20: accuracy 0.900, brevity 0.500; hard: accuracy 0.250" in result.output) == (asked is not None)
 
 
 def test_a_front_without_what_was_asked_for_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,12 @@ def test_a_step_is_one_line() -> None:
     assert line == ("step 20/40  accuracy 0.700 (+0.190)  clarity 0.700 (-0.190)  6,000 tokens/s  left 1:20")
 
 
+def test_the_front_shows_further_sets_beside_its_points() -> None:
+    point = {**FRONT["points"][0], "sets": {"hard": {"objectives": {"accuracy": 0.25}, "mean_tokens": 40.0}}}
+    lines = [" ".join(line.split()) for line in shown(front_table({**FRONT, "points": [point]}), width=80).splitlines()]
+    assert "hard 0.250 40.0" in [line.replace(" - ", " ").replace(" – ", " ") for line in lines]
+
+
 def test_the_front_shows_the_start_and_its_points_on_both_splits() -> None:
     lines = [" ".join(line.split()) for line in shown(front_table(FRONT), width=80).splitlines() if line.strip()]
     assert lines[0] == "Pareto front: hypervolume 0.6123 (0.5001 at the start)"

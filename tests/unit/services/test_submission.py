@@ -65,8 +65,11 @@ def test_what_is_wrong_with_changes_the_server_says(changes: dict[str, Any]) -> 
 
 def test_a_refused_file_is_named_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    data = {"type": "files", "train": "dataset:x", "validation": "dataset:y"}
+    data = {"type": "files", "train": "dataset:x", "validation": "dataset:y", "sets": {"z": ["z.jsonl"]}}
     sent = anchored(parse_spec(document(policy={"model": "./policy"}, data=data)))
+    named = rf"data\.sets\.z\.0: .*{tmp_path}/z\.jsonl.*: no such file"
+    with pytest.raises(ApiError, match=named), naming_files(sent):
+        raise ApiError(422, "invalid_spec", "data.sets.z.0: no such file", "data.sets.z.0")
     fields = ("objectives.1.reward.options.model", "policy.model", "data.train")
     lines = "; ".join(f"{field}: not there" for field in fields)
     with pytest.raises(ApiError) as caught, naming_files(sent):

@@ -13,6 +13,7 @@ from orchestrator.arena.plan import Planned, digest, plan
 from orchestrator.arena.protocol import PRESETS
 from orchestrator.spec import parse_spec
 from orchestrator.spec_errors import SpecError
+from orchestrator.specs.data import FilesData
 
 SMOKE = PRESETS["smoke"]
 
@@ -61,6 +62,20 @@ def mark(planned: Planned) -> str:
     spec = planned.spec(())
     assert spec is not None
     return digest(spec, planned.task, planned.policy_seed)
+
+
+def test_further_sets_are_left_out(files: dict[str, str], tmp_path: Path) -> None:
+    """They decide nothing: a run is the same with and without them."""
+    (tmp_path / "more.jsonl").write_text(json.dumps({"prompt": "1", "answer": "1"}) + "\n")
+    data = {"type": "files", **files, "sets": {"more": str(tmp_path / "more.jsonl")}}
+    with_sets, without = (
+        run_of(task_of(files, data=found), "gdpo/saw") for found in (data, {"type": "files", **files})
+    )
+    assert mark(with_sets) == mark(without)
+    spec = with_sets.spec(())
+    assert spec is not None
+    assert isinstance(spec.data, FilesData)
+    assert spec.data.sets == {}
 
 
 def test_a_run_is_the_job_but_for_the_rule(files: dict[str, str]) -> None:

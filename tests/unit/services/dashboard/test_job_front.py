@@ -54,6 +54,7 @@ def test_a_point_is_told_by_what_it_is_and_why_it_has_no_checkpoint() -> None:
     async def look(session: Any, client: Client) -> None:
         api = session.client
         api.points = [_point(0, True), _point(10, False), _point(20, False, collapsed=True), _point(30, True)]
+        api.points[3]["sets"] = {"hard": {"objectives": {"accuracy": 0.25}, "standard_errors": {"accuracy": 0.125}}}
         api.kept = [0]
         front = FrontPanel(await job_page(session, client))
         await front.update(frozenset({"front", "checkpoints"}))
@@ -70,6 +71,7 @@ def test_a_point_is_told_by_what_it_is_and_why_it_has_no_checkpoint() -> None:
         assert "not kept: the run had collapsed" in told[20]
         assert "dominated" not in told[20] + told[30]
         assert "not there yet: it is written beside the next steps" in told[30]
+        assert "hard\naccuracy 0.25 ± 0.125" in told[30]
 
     on_page(look)
 
