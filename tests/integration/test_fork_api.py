@@ -68,6 +68,7 @@ def fill(step: int) -> Any:
         for name in ("config.json", "tokenizer.json"):
             (directory / "policy" / name).write_text("{}")
         (directory / "policy" / "model.safetensors").write_text(f"weights of step {step}")
+        (directory / "state.json").write_text("{}")
 
     return write
 
@@ -322,9 +323,9 @@ def test_a_server_that_lacks_the_directory_takes_the_store_s_copy(
 
 
 def whole(directory: Path) -> None:
+    fill(3)(directory)
     (directory / "learner.safetensors").write_text("moments")
     (directory / "state.json").write_text(json.dumps({"collector": {"references": "sum"}}))
-    fill(3)(directory)
 
 
 def ended(http: httpx.Client, store: JobStore, state_dir: Path, **changes: Any) -> str:
