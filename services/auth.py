@@ -21,7 +21,7 @@ from orchestrator.state.redis_calls import RedisCalls
 from services.errors import ApiProblem, problem_response, unavailable
 from services.keys import digest, key_id_in
 from services.own_key import OwnKey
-from services.scopes import scope_needed
+from services.scopes import CHANGES_NOTHING, STOPS, route_of, scope_needed
 
 T = TypeVar("T")
 
@@ -140,12 +140,12 @@ class RequireKey:
         principal = await self._principal(scope)
         if principal is None:
             raise _unauthenticated(scope)
-        needed = scope_needed(scope["app"].routes, scope)
-        if needed is not None and not principal.may(needed):
+        route = route_of(scope["app"].routes, scope)
+        if route is not None and not principal.may(needed := scope_needed(route)):
             raise ApiProblem(403, "insufficient_scope", f"this needs a key with the scope '{needed}'")
-        if self._writes_per_minute and scope.get("method", "GET") not in _READING:
-            most = self._writes_per_minute
-            wait_s = await self._in_thread(self._keys.count_write, principal.key_id, principal.owner, most)
+        if self._writes_per_minute and scope.get("method", "GET") not in _READING and route not in CHANGES_NOTHING:
+            most, owner = self._writes_per_minute, None if route in STOPS else principal.owner
+            wait_s = await self._in_thread(self._keys.count_write, principal.key_id, owner, most)
             if wait_s:
                 message = f"a key may write {most} times a minute, and an owner {OWNER_KEYS_WORTH * most} times; "
                 message += f"try again in {wait_s} s"

@@ -74,6 +74,18 @@ _ADMIN = (
     f"POST {_JOB}/checkpoints/{{step}}/export",  # writes where its caller says, on the server's machine
 )
 
+# What ends work, or somebody's misuse of a key: an owner may do so whatever its other keys wrote in this minute.
+STOPS = frozenset(
+    {
+        "DELETE /v1/keys/{key_id}",
+        f"POST {_JOB}/cancel",
+        f"POST {_JOB}/pause",
+        f"POST {_ALIAS}/cancel",
+        f"POST {_ALIAS}/pause",
+    }
+)
+CHANGES_NOTHING = frozenset({f"POST {_JOB}/steering/preview"})  # of what is no GET
+
 SCOPES: dict[str, Scope] = {
     route: scope
     for scope, routes in (
@@ -86,12 +98,15 @@ SCOPES: dict[str, Scope] = {
 }
 
 
-def scope_needed(routes: Iterable[BaseRoute], asgi: Asgi) -> Scope | None:
-    """What a request must be allowed to do; None where no route takes it, and the router answers 404 or 405."""
+def scope_needed(route: str) -> Scope:
+    return SCOPES.get(route, Scope.ADMIN)
+
+
+def route_of(routes: Iterable[BaseRoute], asgi: Asgi) -> str | None:
+    """Whose code answers a request, as they are named here; None where nobody's, and the router answers 404 or 405."""
     if asgi.get("method") == "HEAD":  # which is answered as a GET (services/head.py)
         asgi = {**asgi, "method": "GET"}
     for route in routes:
         if route.matches(asgi)[0] is Match.FULL:
-            method = asgi.get("method", "WEBSOCKET")
-            return SCOPES.get(f"{method} {getattr(route, 'path', '')}", Scope.ADMIN)
+            return f"{asgi.get('method', 'WEBSOCKET')} {getattr(route, 'path', '')}"
     return None

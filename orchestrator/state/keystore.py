@@ -139,9 +139,12 @@ class KeyStore:
         if now - (key.last_used_at or 0) >= TOUCH_EVERY_S:
             self._calls.script("key_touch", [keys.api_key(key.key_id)], [])
 
-    def count_write(self, key_id: str, owner: str, per_minute: int) -> int:
-        """0 if one more write fits into the key's minute and its owner's, else the seconds until the next one."""
-        counters = [keys.rate(key_id), keys.Keys(owner).rate]
+    def count_write(self, key_id: str, owner: str | None, per_minute: int) -> int:
+        """0 if one more write fits into the key's minute and its owner's, else the seconds until the next one.
+
+        With None as owner it counts in the key's alone.
+        """
+        counters = [keys.rate(key_id), *([] if owner is None else [keys.Keys(owner).rate])]
         code, *rest = self._calls.script("key_rate", counters, [per_minute, OWNER_KEYS_WORTH * per_minute])
         return 0 if code == "OK" else max(1, math.ceil(int(rest[0]) / 1000))
 

@@ -1,4 +1,5 @@
--- Counts one write of an API key, unless its minute or its owner's is full. KEYS: the key's counter, its owner's.
+-- Counts one write of an API key, unless its minute or its owner's is full. KEYS: the key's counter, its owner's if it
+-- counts there too.
 -- ARGV: most writes a minute of each. Answers {OK} or {LIMITED, ms until that minute ends}, and then counts in neither.
 -- A call repeated after a lost reply counts twice.
 for i, counter in ipairs(KEYS) do

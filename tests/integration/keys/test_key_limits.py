@@ -204,6 +204,25 @@ def test_an_owner_writes_no_more_with_more_keys(place: Place) -> None:
     assert keys.count_write(ids[-1], f"{owner}-2", 1) == 0
 
 
+def test_an_owner_whose_keys_are_misused_still_stops_them(place: Place, tmp_path: Path) -> None:
+    owner = f"owner-{uuid.uuid4().hex[:8]}"
+    with serving(place.client, tmp_path, writes_per_minute=4) as limited:
+        leaked = [place.make("submit", "read", owner=owner) for _ in range(4)]
+        with limited.http(place.key("admin", owner=owner)) as http:
+            ids = [http.post("/v1/jobs", json=SPEC).json()["id"] for _ in range(2)]
+            for made in leaked:
+                with limited.http(made["key"]) as thief:
+                    while thief.post("/v1/jobs", params={"validate_only": True}, json=SPEC).status_code == 200:
+                        continue
+            refused = http.post("/v1/jobs", json=SPEC)
+            assert error_of(refused, 429)["code"] == "rate_limited"
+            for _ in range(6):  # which computes, and counts nowhere
+                assert http.post(f"/v1/jobs/{ids[0]}/steering/preview", json={"mode": "manual"}).status_code == 425
+            assert http.delete(f"/v1/keys/{leaked[0]['id']}").json()["revoked_at"]
+            assert http.post(f"/v1/jobs/{ids[0]}/cancel").json()["status"] == "cancelled"
+            assert http.post(f"/v1/jobs/{ids[1]}/pause").status_code == 429  # in its own minute they count
+
+
 def test_limits_come_from_the_environment() -> None:
     assert Limits.from_environment({}) == Limits(
         writes_per_minute=600, active_jobs=100, active_jobs_local=0, kept_jobs=10_000, kept_jobs_local=0,
