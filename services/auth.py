@@ -79,8 +79,8 @@ class RecentKeys(KeyStore):
                 self._found[key_id] = (at_s, key, now)
         return key, now
 
-    def revoke(self, key_id: str) -> ApiKey:
-        super().revoke(key_id)
+    def revoke(self, key_id: str, *, by: str = "") -> ApiKey:
+        super().revoke(key_id, by=by)
         return self.look_up(key_id)[0]
 
 

@@ -155,10 +155,10 @@ def jobs_with(store: JobStore, query: JobList, metadata: dict[str, str]) -> Page
         ) from None
 
 
-def back_in_queue(store: JobStore, job_id: str, max_active: int | None) -> None:
+def back_in_queue(store: JobStore, job_id: str, max_active: int | None, by: str) -> None:
     """As a submission, a resumed job counts against its owner's quota."""
     try:
-        store.resume(job_id, max_active=max_active)
+        store.resume(job_id, max_active=max_active, by=by)
     except QuotaReached:
         raise quota_problem(max_active) from None
     except IllegalTransition as error:

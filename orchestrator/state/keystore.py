@@ -44,6 +44,8 @@ class ApiKey:
     expires_at: float | None
     revoked_at: float | None
     last_used_at: float | None
+    created_by: str | None  # the name of a key; None of one that an earlier version made
+    revoked_by: str | None
 
     def is_valid_at(self, now: float) -> bool:
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
@@ -65,6 +67,7 @@ class KeyStore:
         scopes: Collection[Scope],
         expires_in_s: int | None = None,
         most: int | None = None,
+        by: str = "",
     ) -> ApiKey:
         """Keep a new key. `ValueError` for a malformed id or owner.
 
@@ -81,7 +84,7 @@ class KeyStore:
         expiry = "" if expires_in_s is None else f"{now + expires_in_s:.6f}"
         fields = (
             "sha256", sha256, "owner", owner, "scopes", " ".join(sorted(scopes)), "name", name,
-            "created_at", f"{now:.6f}", "expires_at", expiry,
+            "created_at", f"{now:.6f}", "expires_at", expiry, "created_by", by,
         )  # fmt: skip
         order = int(seconds) * 1_000_000 + int(micros)
         self._calls.together([
@@ -128,10 +131,10 @@ class KeyStore:
         found = tuple(_api_key(key_id, fields) for key_id, fields in zip(ids[:limit], hashes, strict=True))
         return Page(items=found, has_more=len(ids) > limit)
 
-    def revoke(self, key_id: str) -> ApiKey:
+    def revoke(self, key_id: str, *, by: str = "") -> ApiKey:
         """From now on for good; again is no error. A full Redis takes it. `KeyNotFound`."""
         self.find(key_id)
-        self._calls.script("key_revoke", [keys.api_key(key_id)], [])
+        self._calls.script("key_revoke", [keys.api_key(key_id)], [by])
         return self.find(key_id)[0]
 
     def touch(self, key: ApiKey, now: float) -> None:
@@ -163,4 +166,6 @@ def _api_key(key_id: str, fields: Mapping[str, str]) -> ApiKey:
         expires_at=time("expires_at"),
         revoked_at=time("revoked_at"),
         last_used_at=time("last_used_at"),
+        created_by=fields.get("created_by") or None,
+        revoked_by=fields.get("revoked_by") or None,
     )

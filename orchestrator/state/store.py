@@ -155,21 +155,24 @@ class JobStore(JobReader):
 
     # -- what people ask for ---------------------------------------------------------------------------------
 
-    def request_cancel(self, job_id: str) -> JobStatus:
-        """Cancelled at once if nobody works on it, else cancelling until the holder lets go."""
-        return self._request(job_id, CANCEL, JobStatus.CANCELLED, "cancelled on request")
+    def request_cancel(self, job_id: str, *, by: str = "") -> JobStatus:
+        """Cancelled at once if nobody works on it, else cancelling until the holder lets go.
 
-    def request_pause(self, job_id: str, *, save: bool = True) -> JobStatus:
+        Of this and the next two, the events and the reason say `by` whom.
+        """
+        return self._request(job_id, CANCEL, JobStatus.CANCELLED, "cancelled on request", by=by)
+
+    def request_pause(self, job_id: str, *, save: bool = True, by: str = "") -> JobStatus:
         """Paused at once if nobody works on it, else pausing until the holder lets go.
 
         Without `save` it writes no checkpoint: the steps since the newest one run again after a resume.
         """
         how = "save" if save else "latest"
-        return self._request(job_id, PAUSE, JobStatus.PAUSED, "paused on request", how=how)
+        return self._request(job_id, PAUSE, JobStatus.PAUSED, "paused on request", how=how, by=by)
 
-    def resume(self, job_id: str, *, max_active: int | None = None) -> JobStatus:
+    def resume(self, job_id: str, *, max_active: int | None = None, by: str = "") -> JobStatus:
         """Back to the queue, with all its attempts again. `QuotaReached` and `GpuQuotaReached` as `submit` has them."""
-        return self._request(job_id, RESUME, JobStatus.QUEUED, "", fresh_attempts=True, max_active=max_active)
+        return self._request(job_id, RESUME, JobStatus.QUEUED, "", fresh_attempts=True, max_active=max_active, by=by)
 
     def delete(self, job_id: str) -> None:
         """Forget a job that has ended, with all that is kept of it here; `IllegalTransition` for another.
@@ -439,9 +442,11 @@ class JobStore(JobReader):
         fresh_attempts: bool = False,
         max_active: int | None = None,
         how: str = "",
+        by: str = "",
     ) -> JobStatus:
+        words = [reason, int(fresh_attempts), max_active or 0, how, by]
         pairs = [status for move in moves.items() for status in move]
-        code, status = self._run("request", job_id, _token(), reason, int(fresh_attempts), max_active or 0, how, *pairs)
+        code, status = self._run("request", job_id, _token(), *words, *pairs)
         if code == "QUOTA":
             raise QuotaReached("too many active jobs")
         if code == "GPU_QUOTA":

@@ -23,7 +23,7 @@ from orchestrator.lineage import best_step
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import Checkpoint, Event, JobRecord, JobStore
 from services.body import optional_json_body
-from services.deps import MAX_PAGE, JobId, MaxActive, Store, page
+from services.deps import MAX_PAGE, Caller, JobId, MaxActive, Store, page
 from services.errors import ApiProblem, StrictJSONResponse
 from services.job_requests import (
     EMPTY_BODY,
@@ -81,23 +81,25 @@ def get_job(job_id: JobId, store: Store) -> Response:
 
 
 @router.post("/{job_id}/cancel", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
-def cancel_job(job_id: JobId, store: Store) -> Response:
+def cancel_job(job_id: JobId, store: Store, caller: Caller) -> Response:
     """At once where it waits; a running job ends within half a minute."""
-    store.request_cancel(job_id)
+    store.request_cancel(job_id, by=caller.key_name)
     return StrictJSONResponse(_jobs(store, [store.job_and_spec(job_id)])[0])
 
 
 @router.post("/{job_id}/pause", openapi_extra=PAUSE_BODY)
-def pause_job(job_id: JobId, document: Annotated[Any, Depends(optional_json_body)], store: Store) -> Response:
+def pause_job(
+    job_id: JobId, document: Annotated[Any, Depends(optional_json_body)], store: Store, caller: Caller
+) -> Response:
     """A running job writes a checkpoint first, unless the body has `{"checkpoint": "latest"}`."""
-    store.request_pause(job_id, save=saves(document))
+    store.request_pause(job_id, save=saves(document), by=caller.key_name)
     return StrictJSONResponse(_jobs(store, [store.job_and_spec(job_id)])[0])
 
 
 @router.post("/{job_id}/resume", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
-def resume_job(job_id: JobId, store: Store, max_active: MaxActive) -> Response:
+def resume_job(job_id: JobId, store: Store, max_active: MaxActive, caller: Caller) -> Response:
     """Back in the queue; it goes on from its newest checkpoint."""
-    back_in_queue(store, job_id, max_active)
+    back_in_queue(store, job_id, max_active, caller.key_name)
     return StrictJSONResponse(_jobs(store, [store.job_and_spec(job_id)])[0])
 
 

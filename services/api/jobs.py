@@ -243,9 +243,9 @@ def get_job(job_id: JobId, request: Request) -> Response:
 
 
 @router.post("/{job_id}/cancel", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
-def cancel_job(job_id: JobId, store: Store) -> Response:
+def cancel_job(job_id: JobId, store: Store, caller: Caller) -> Response:
     """At once where it waits; a running job ends within half a minute."""
-    store.request_cancel(job_id)
+    store.request_cancel(job_id, by=caller.key_name)
     return StrictJSONResponse(job_document(store.job(job_id)))
 
 
@@ -288,16 +288,18 @@ def delete_job(job_id: JobId, query: Annotated[Delete, Query()], store: Store, c
 
 
 @router.post("/{job_id}/pause", openapi_extra=PAUSE_BODY)
-def pause_job(job_id: JobId, document: Annotated[Any, Depends(optional_json_body)], store: Store) -> Response:
+def pause_job(
+    job_id: JobId, document: Annotated[Any, Depends(optional_json_body)], store: Store, caller: Caller
+) -> Response:
     """A running job writes a checkpoint and lets go of its resources."""
-    store.request_pause(job_id, save=saves(document))
+    store.request_pause(job_id, save=saves(document), by=caller.key_name)
     return StrictJSONResponse(job_document(store.job(job_id)))
 
 
 @router.post("/{job_id}/resume", dependencies=[NoFields], openapi_extra=EMPTY_BODY)
-def resume_job(job_id: JobId, store: Store, max_active: MaxActive) -> Response:
+def resume_job(job_id: JobId, store: Store, max_active: MaxActive, caller: Caller) -> Response:
     """Puts a paused job back in the queue; it goes on from its newest checkpoint."""
-    back_in_queue(store, job_id, max_active)
+    back_in_queue(store, job_id, max_active, caller.key_name)
     return StrictJSONResponse(job_document(store.job(job_id)))
 
 

@@ -72,6 +72,7 @@ def create_key(document: Annotated[Any, Depends(json_body)], caller: Caller, key
             scopes={Scope(scope) for scope in wanted.scopes},
             expires_in_s=wanted.expires_in_s,
             most=None if caller.is_operator else MAX_KEYS,
+            by=caller.key_name,
         )
     except QuotaReached:
         raise ApiProblem(409, "too_many_keys", f"{MAX_KEYS} keys are the most; revoke one first") from None
@@ -117,7 +118,7 @@ def revoke_key(key_id: str, caller: Caller, keys: Keys) -> Response:
         key, _ = keys.find(key_id)
         if key.owner != caller.owner and not caller.is_operator:
             raise KeyNotFound(key_id)
-        return StrictJSONResponse(key_document(keys.revoke(key_id)))
+        return StrictJSONResponse(key_document(keys.revoke(key_id, by=caller.key_name)))
     except KeyNotFound:
         raise not_found("no such key") from None
 
@@ -133,6 +134,8 @@ def key_document(key: ApiKey) -> dict[str, Any]:
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,
         "last_used_at": key.last_used_at,
+        "created_by": key.created_by,
+        "revoked_by": key.revoked_by,
     }
 
 

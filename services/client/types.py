@@ -550,6 +550,8 @@ class ApiKey(TypedDict):
     expires_at: float | None
     revoked_at: float | None
     last_used_at: float | None
+    created_by: str | None
+    revoked_by: str | None
 
 
 class NewApiKey(ApiKey):

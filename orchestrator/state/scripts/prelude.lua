@@ -142,8 +142,14 @@ local function reject_changes(to, us)
   end
 end
 
--- One status change with all that belongs to it: queue entry, times, event. Legality is the caller's.
+-- One status change with all that belongs to it: queue entry, times, event. Legality is the caller's. What a person asked
+-- for says who did, also where the holder brings it about later.
 local function move(from, to, reason, us, kind, level)
+  local by = to ~= 'succeeded' and to ~= 'failed' and redis.call('HGET', JOB, 'asked_by') or nil
+  if to ~= 'pausing' and to ~= 'cancelling' then redis.call('HDEL', JOB, 'asked_by') end
+  if by and to ~= 'queued' then
+    reason = reason == '' and to .. ' by ' .. by or reason:gsub('on request$', function() return 'by ' .. by end)
+  end
   if to == 'paused' then -- for want of GPU-hours, whatever the holder says of it
     local why = redis.call('HGET', JOB, 'pause_why')
     if why then reason = why end
@@ -160,7 +166,7 @@ local function move(from, to, reason, us, kind, level)
     reject_changes(to, us)
   end
   emit(kind or 'job.' .. to, level or (to == 'failed' and 'error' or 'info'),
-    cjson.encode({from = from, to = to, reason = reason}), us)
+    cjson.encode({from = from, to = to, reason = reason, by = by}), us)
   if to == 'failed' then redis.call('HINCRBY', GPU_TIME, 'failed', 1) end -- never less, whatever jobs are forgotten
 end
 

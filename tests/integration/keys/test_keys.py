@@ -141,6 +141,7 @@ def test_a_revoked_key_is_401_at_once_and_for_good(place: Place) -> None:
     with place.http() as http:
         first = http.delete(f"/v1/keys/{made['id']}").json()
         assert first["revoked_at"] is not None
+        assert first["created_by"] == first["revoked_by"] == http.get("/v1/key").json()["name"]
         assert place.status(made["key"]) == 401
         assert http.delete(f"/v1/keys/{made['id']}").json()["revoked_at"] == first["revoked_at"]
         assert error_of(http.delete("/v1/keys/0123456789abcdef"), 404)["message"] == "no such key"

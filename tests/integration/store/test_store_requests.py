@@ -9,7 +9,7 @@ import pytest
 from orchestrator.state.states import JobStatus as S
 from orchestrator.state.store import ClaimOutcome, IllegalTransition, JobStore
 from tests.fault_figures import all_at_once
-from tests.store_support import SHORT_TTL_S, TTL_S, commit, event_types, running, submit
+from tests.store_support import SHORT_TTL_S, TTL_S, claim, commit, event_types, running, submit
 
 
 def test_a_job_runs_to_its_end(store: JobStore) -> None:
@@ -65,6 +65,32 @@ def test_pause_and_resume(store: JobStore) -> None:
     assert store.request_pause("j") is S.PAUSED
     assert store.queued() == []
     assert store.request_cancel("j") is S.CANCELLED
+
+
+def test_events_and_reason_say_who_asked(store: JobStore) -> None:
+    lease = running(store)
+    store.request_pause("j", by="key 12ab (ann)")
+    assert store.job("j").reason == "paused by key 12ab (ann)"
+    store.finish(lease, S.PAUSED)
+    assert store.job("j").reason == "paused by key 12ab (ann)"
+    store.resume("j", by="key 34cd (ci)")
+    lease = claim(store)
+    store.set_status(lease, S.RUNNING)
+    store.request_pause("j", by="key 12ab (ann)")
+    store.request_pause("j")  # a rule of the job's own: what is asked stands already
+    store.request_cancel("j", by="key 34cd (100%)")
+    assert store.release(lease, "cancelled on request") is S.CANCELLED
+    assert store.job("j").reason == "cancelled by key 34cd (100%)"
+    told = [(event.type, event.data["by"]) for event in store.events("j").items if "by" in event.data]
+    ann, ci, other = "key 12ab (ann)", "key 34cd (ci)", "key 34cd (100%)"
+    assert told == [
+        ("job.pausing", ann), ("job.paused", ann), ("job.queued", ci), ("job.pausing", ann),
+        ("job.cancelling", other), ("job.cancelled", other),
+    ]  # fmt: skip
+    lease = running(store, "k")
+    store.request_cancel("k", by=ann)
+    store.finish(lease, S.SUCCEEDED)  # nobody asked for that
+    assert "by" not in store.events("k").items[-1].data
 
 
 @pytest.mark.parametrize(("request_name", "landed"), [("request_cancel", S.CANCELLED), ("request_pause", S.PAUSED)])
