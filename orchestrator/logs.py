@@ -106,6 +106,11 @@ def request(request_id: str) -> Iterator[None]:
         _request_id.reset(token)
 
 
+def request_id() -> str | None:
+    """Of the request that is being answered here."""
+    return _request_id.get()
+
+
 def masked(text: str) -> str:
     for secret in sorted(_known_secrets, key=len, reverse=True):
         text = text.replace(secret, MASK)

@@ -18,6 +18,7 @@ from starlette.types import Scope as Asgi
 from orchestrator.errors import StoreUnavailable
 from orchestrator.state.keystore import OWNER_KEYS_WORTH, ApiKey, KeyNotFound, KeyStore, Scope
 from orchestrator.state.redis_calls import RedisCalls
+from services import audit
 from services.errors import ApiProblem, problem_response, unavailable
 from services.keys import digest, key_id_in
 from services.own_key import OwnKey
@@ -122,7 +123,7 @@ class RequireKey:
             await self._app(scope, receive, send)
             return
         try:
-            principal = await self._admit(scope)
+            principal, route = await self._admit(scope)
         except ApiProblem as problem:
             await _refuse(problem, scope, receive, send)
             return
@@ -130,13 +131,15 @@ class RequireKey:
             await _refuse(unavailable(error), scope, receive, send)
             return
         scope.setdefault("state", {}).update(principal=principal, key_name=principal.key_name)
+        if route is not None and audit.concerns(route):
+            send = audit.telling(send, scope, route, by=principal.key_name, owner=principal.owner)
         if not _streams(scope) or (principal.is_operator and not self._own.may_change):
             await self._app(scope, receive, send)
         else:
             await self._while_valid(scope, receive, send)
 
-    async def _admit(self, scope: Asgi) -> Principal:
-        """Raises ApiProblem: 401 without a valid key, 403 beyond its scopes, 429 above its rate."""
+    async def _admit(self, scope: Asgi) -> tuple[Principal, str | None]:
+        """With the route. Raises ApiProblem: 401 without a valid key, 403 beyond its scopes, 429 above its rate."""
         principal = await self._principal(scope)
         if principal is None:
             raise _unauthenticated(scope)
@@ -150,7 +153,7 @@ class RequireKey:
                 message = f"a key may write {most} times a minute, and an owner {OWNER_KEYS_WORTH * most} times; "
                 message += f"try again in {wait_s} s"
                 raise ApiProblem(429, "rate_limited", message, headers={"retry-after": str(wait_s)})
-        return principal
+        return principal, route
 
     async def _principal(self, scope: Asgi, *, afresh: bool = False) -> Principal | None:
         """Whom the key in the header speaks for; None if it is absent, malformed, unknown, expired or revoked.

@@ -85,6 +85,7 @@ STOPS = frozenset(
     }
 )
 CHANGES_NOTHING = frozenset({f"POST {_JOB}/steering/preview"})  # of what is no GET
+DOWNLOADS = frozenset({f"GET {_JOB}/checkpoints/{{step}}/download"})  # which take trained weights away
 
 SCOPES: dict[str, Scope] = {
     route: scope

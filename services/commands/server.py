@@ -157,8 +157,11 @@ def serve(
     Its key is EQUIPOISE_API_KEY, or in the file EQUIPOISE_API_KEY_FILE, else one that is kept in the state
     directory. A key in EQUIPOISE_METRICS_KEY_FILE is good for GET /metrics alone.
     """
+    from services import audit
+
     state = _made(state_dir)
     _log_to_stderr(log_format, redis)
+    audit.log.setLevel("INFO")
     listen = _listen(host, port, tls_cert, tls_key, behind_proxy)
     _serve(redis, listen, state, _check_redis(redis, accept_redis_settings))
 

@@ -1,5 +1,7 @@
 """What a key's scopes let it do, and to whose jobs."""
 
+import json
+import logging
 import time
 import uuid
 from itertools import product
@@ -108,6 +110,28 @@ def test_a_key_reaches_what_its_scope_says_and_no_more(place: Place, tmp_path: P
                 assert f"'{needed}'" in error["message"]
             if method == "GET" and "events" not in path:
                 assert http.head(fill(path)).status_code == answer.status_code, path
+
+
+def test_each_write_and_download_is_told_in_the_log(
+    place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, reading = place.make("admin", owner="told"), {"GET", "HEAD", "OPTIONS"}
+    with place.http(made["key"]) as http, caplog.at_level(logging.INFO, logger="equipoise.audit"):
+        for method, path in declared(tmp_path, place.client):
+            caplog.clear()
+            answer = ask(http, method, fill(path))
+            lines = [json.loads(record.message) for record in caplog.records if record.name == "equipoise.audit"]
+            if (method in reading or path.endswith("/preview")) and not path.endswith("/download"):
+                assert lines == [], path
+                continue
+            (line,) = lines
+            assert (line["route"], line["path"], line["status"]) == (f"{method} {path}", fill(path), answer.status_code)
+            assert (line["owner"], line["by"]) == ("told", f"key {made['id']} (made)")
+            assert (line["client"], line["request_id"]) == ("127.0.0.1", answer.headers["x-request-id"])
+        caplog.clear()
+        job = http.post("/v1/jobs", json=SPEC, headers={"x-request-id": "req-1"})
+        (line,) = [json.loads(record.message) for record in caplog.records]
+        assert (line["made"], line["request_id"]) == (job.headers["location"], "req-1")
 
 
 def test_a_key_may_ask_whom_it_speaks_for(place: Place) -> None:
