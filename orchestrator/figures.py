@@ -23,6 +23,7 @@ class Update:
 
     weights: Weights  # the strategy's own
     applied: dict[str, float]  # after the person's steering
+    target: dict[str, float]  # what a steering that takes effect gradually comes to; else as applied
     signs: dict[str, float]  # -1 for an objective that is pushed down
     advantages_PG: Tensor  # as learned from
     learned: LearnStats

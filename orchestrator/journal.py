@@ -78,7 +78,7 @@ class StoreJournal:
     def steering(self, step: int) -> tuple[int, Steering]:
         entry = self.patiently(lambda: self.store.steering_at(self.lease.job_id, step))
         assert entry is not None, "version 1 is in force from the start"
-        return entry.version, Steering.model_validate(entry.state)
+        return entry.version, Steering.model_validate({**entry.state, "over": entry.over})
 
     def commit(self, record: Mapping[str, Any]) -> None:
         reach("before_commit")

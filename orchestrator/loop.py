@@ -26,6 +26,7 @@ from orchestrator.gold import GoldWatch
 from orchestrator.guardrails import Guardrails
 from orchestrator.inputs import check_data
 from orchestrator.journal import Journal
+from orchestrator.ramps import Ramp
 from orchestrator.references import FILE
 from orchestrator.retention import widest
 from orchestrator.rollouts.batch import Batch
@@ -33,7 +34,7 @@ from orchestrator.rollouts.collect import Collector
 from orchestrator.rollouts.engine_health import recorded
 from orchestrator.rollouts.samples import FOLDER, SampleKeeper
 from orchestrator.spec import JobSpec
-from orchestrator.steering import Steering, apply_directions, clamped
+from orchestrator.steering import Steering, alike, apply_directions, clamped
 from orchestrator.storage.checkpoint_store import CheckpointStore
 from orchestrator.storage.checkpoint_writer import CheckpointWriter
 from orchestrator.storage.checkpoints import NEWEST, write_json
@@ -53,6 +54,8 @@ class LoopState:
     collapsed: bool = False
     steering_version: int = 0
     steering: dict[str, Any] | None = None  # what the last step followed: a Redis that is lost takes the log with it
+    applied: dict[str, float] | None = None  # by the last step, with a minus where an objective is pushed down
+    ramp: Ramp | None = None  # that the last step was on
     gramian: list[list[float]] | None = None  # as measured, averaged over the steps where the spec says so
     influence: list[float] | None = None
     not_finite: int = 0  # steps in a row of which an update was skipped
@@ -194,7 +197,8 @@ class Loop:
         self.clock.begin()
         version, steering = self.journal.steering(step)
 
-        collected = self.collector.collect(step, self.may_get_weight(steering), self.is_asked)
+        ramp = self.ramp_at(step, version, steering)
+        collected = self.collector.collect(step, self.may_get_weight(steering, ramp), self.is_asked)
         self.tell_incidents()
         health = self.parts.rewards.health(f"step {step}")
         if collected is None:
@@ -206,7 +210,7 @@ class Loop:
             with self.clock("sync"):
                 self.parts.engines.rest()
         with self.clock("learn"):
-            update = self.improve(step, batch, kept, steering)
+            update = self.improve(step, batch, kept, steering, ramp)
         self.watch_updates(step, update.learned)
         with self.clock("rollout"):
             self.collector.settle()
@@ -219,6 +223,7 @@ class Loop:
         evaluation = self.evaluate(step, steering) if self.due(step) else None
         record = self.record(step, version, batch, len(kept), update, evaluation)
         record |= {} if gold is None else {"gold": gold}
+        record |= {} if ramp is None else {"ramp": ramp.figures(step, update.target)}
         clocked = {
             "timings_s": self.clock.read(),
             "reward_health": health,
@@ -229,7 +234,7 @@ class Loop:
         self.collector.look_ahead(served=step, taken=step)
         self.guard(record | self.spent())
         self.keep_samples(step, version, steering, batch.groups(kept), update)
-        self.tell_steering(step, version, steering, update)
+        self.tell_steering(step, version, steering, update, ramp)
         engines = {"serving": self.parts.engines.serving, "of": self.spec.rollout.engines}
         self.journal.progress(stage="training", eta_s=self.clock.eta_s(self.spec.steps - step), engines=engines)
         on_front = evaluation is not None and evaluation["on_front"]
@@ -238,7 +243,22 @@ class Loop:
 
     # ----------------------------------------------------------------- phases
 
-    def tell_steering(self, step: int, version: int, steering: Steering, update: Update) -> None:
+    def ramp_at(self, step: int, version: int, steering: Steering) -> Ramp | None:
+        """The one that a step is on: it goes on with its version, and a newer one begins where it stands.
+
+        A log that began anew, in a fork or after Redis was lost, has smaller versions: the ramp to the same steering
+        goes on.
+        """
+        state = self.state
+        if version != state.steering_version and steering.over > 1 and state.applied is not None:
+            return Ramp.begin(step, version, steering, state.applied)
+        if state.ramp is None or step > state.ramp.last or not alike(state.steering, steering.model_dump(mode="json")):
+            return None
+        if version == state.ramp.version or version < state.steering_version:
+            return replace(state.ramp, version=version)
+        return None
+
+    def tell_steering(self, step: int, version: int, steering: Steering, update: Update, ramp: Ramp | None) -> None:
         """An event when another steering came into force: what was asked for, and what became of it at this step.
 
         Versions that it came before are in no event of their own: `replaced` names them.
@@ -246,13 +266,15 @@ class Loop:
         before = self.state.steering_version
         if version == before:
             return
+        gradual = {} if ramp is None else {"ramp": {**ramp.figures(step, update.target), "until": ramp.last}}
         self.journal.steered(
             step=step,
             version=version,
             requested=steering.model_dump(mode="json"),
             applied=update.applied,
-            clamped=clamped(steering, self.names, update.weights, update.applied),
+            clamped=clamped(steering, self.names, update.weights, update.target),
             replaced={"from": before + 1, "to": version - 1} if before + 1 < version else None,
+            **gradual,
         )
         self.state.steering_version = version
 
@@ -271,7 +293,7 @@ class Loop:
         else:
             self._samples_failed = False
 
-    def improve(self, step: int, sampled: Batch, kept: Sequence[int], steering: Steering) -> Update:
+    def improve(self, step: int, sampled: Batch, kept: Sequence[int], steering: Steering, ramp: Ramp | None) -> Update:
         """Advantages from rewards, weights from the strategy and then from the person, an update from both.
 
         `kept` are the groups that are learned from: all that were sampled, or those with signal.
@@ -284,7 +306,11 @@ class Loop:
         if self.measures and self.spec.gramian.mode == "exact":
             self.note_gradients(learner.gramian(batch.rollouts, advantages_BK).tolist(), None)
         weights = strategy.update(self.stats(step, sampled, kept, advantages_PGK, steering))
-        applied, signs = apply_directions(steering, self.names, weights)
+        target, signs = apply_directions(steering, self.names, weights)
+        applied = target
+        if ramp is not None:
+            applied, signs = ramp.weights(step, steering, target, signs)
+        self.state.applied, self.state.ramp = {name: signs[name] * applied[name] for name in self.names}, ramp
         applied_K, signs_K = self.in_order(applied), self.in_order(signs)
 
         signal_PGK = batch.signal_PGK * weights.reward_scale * signs_K
@@ -302,13 +328,24 @@ class Loop:
         if "credit" in strategy.needs and learned.updates:
             credit_PG = advantages_PG * batch.by_prompt(torch.tensor(learned.surviving_B))
             strategy.observe(UpdateOutcome(rewards_PGK=batch.rewards_PGK, credit_PG=torch.nan_to_num(credit_PG)))
-        return Update(weights=weights, applied=applied, signs=signs, advantages_PG=advantages_PG, learned=learned)
+        return Update(
+            weights=weights,
+            applied=applied,
+            target=target,
+            signs=signs,
+            advantages_PG=advantages_PG,
+            learned=learned,
+        )
 
-    def may_get_weight(self, steering: Steering) -> Tensor:
-        """1 for the objectives that may: by preference, by a floor, or all where the strategy has its own mind."""
+    def may_get_weight(self, steering: Steering, ramp: Ramp | None = None) -> Tensor:
+        """1 for the objectives that may: by preference, by a floor, from the start of a ramp, or all where the strategy
+        has its own mind.
+        """
+        start = {} if ramp is None else ramp.start
         own_mind = not self.parts.weighting.follows_preference
         floors = {name: steering.bounds.get(name, (0.0, 1.0))[0] for name in self.names}
-        return self.in_order({n: float(own_mind or floors[n] > 0 or steering.weights[n] > 0) for n in self.names})
+        asked = {n: floors[n] > 0 or steering.weights[n] > 0 or start.get(n, 0.0) != 0 for n in self.names}
+        return self.in_order({n: float(own_mind or asked[n]) for n in self.names})
 
     @property
     def measures(self) -> bool:
@@ -506,6 +543,8 @@ class Loop:
             "collapsed": self.state.collapsed,
             "steering_version": self.state.steering_version,
             "steering": self.state.steering,
+            "applied": self.state.applied,
+            "ramp": None if self.state.ramp is None else asdict(self.state.ramp),
             "samples": self.state.samples,
             "gramian": self.state.gramian,
             "influence": self.state.influence,
@@ -544,6 +583,8 @@ class Loop:
             collapsed=document["collapsed"],
             steering_version=document["steering_version"],
             steering=document.get("steering"),
+            applied=document.get("applied"),
+            ramp=Ramp(**document["ramp"]) if document.get("ramp") else None,
             gramian=document["gramian"],
             influence=document["influence"],
             not_finite=document.get("not_finite", 0),

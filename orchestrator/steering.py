@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 SAME = 1e-9  # a smaller change of the weights is none
+MAX_OVER = 1_000_000  # as many steps as a job may have
 
 
 class SteeringError(ValueError):
@@ -48,6 +49,11 @@ class Steering(BaseModel):
     blend: Share
     weights: dict[str, Weight]
     bounds: dict[str, tuple[Share, Share]]
+    over: Annotated[int, Field(ge=1, le=MAX_OVER)] = Field(
+        1,
+        exclude=True,
+        description="steps in which this version takes effect; it is no part of what later ones begin with",
+    )
 
     @property
     def share(self) -> float:
@@ -103,6 +109,17 @@ def merge(current: Mapping[str, Any], change: Mapping[str, Any], objectives: tup
     return steering.model_copy(update={"weights": weights})
 
 
+def cut_short(over: int, effective_step: int, steps: int) -> list[str]:
+    """A line for a ramp that is none, or that does not end within the job's `steps`."""
+    if over == 1:
+        return []
+    if effective_step == 1:
+        return ["over: nothing is applied before step 1, which begins at the end of the ramp"]
+    if (last := effective_step + over - 1) > steps:
+        return [f"over: the ramp would end at step {last}, and the job ends at step {steps}"]
+    return []
+
+
 def idle_parts(
     spec: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], sent: Collection[str]
 ) -> list[str]:
@@ -110,12 +127,12 @@ def idle_parts(
 
     `spec` is the job's document; `before` and `after` are the steering's.
     """
-    if all(_alike(before.get(field), after[field]) for field in sent):
+    if all(alike(before.get(field), after[field]) for field in sent):
         return ["nothing changes: the steering stood like this already"]
     found, mode = [], after["mode"]
-    if "blend" in sent and "mode" not in sent and mode != "blend" and not _alike(before.get("blend"), after["blend"]):
+    if "blend" in sent and "mode" not in sent and mode != "blend" and not alike(before.get("blend"), after["blend"]):
         found.append(f"blend: counts in mode blend alone, and the mode is {mode}")
-    if "weights" in sent and mode == "auto" and not _alike(before.get("weights"), after["weights"]):
+    if "weights" in sent and mode == "auto" and not alike(before.get("weights"), after["weights"]):
         found += _unmoved(spec)
     return found
 
@@ -132,12 +149,12 @@ def _unmoved(spec: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _alike(one: Any, other: Any) -> bool:
+def alike(one: Any, other: Any) -> bool:
     """Equal but for the last digits of numbers, which scaling moves."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_alike, one, other))
+        return len(one) == len(other) and all(map(alike, one, other))
     if isinstance(one, float | int) and isinstance(other, float | int):
         return math.isclose(one, other, abs_tol=1e-9)
     return bool(one == other)

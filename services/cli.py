@@ -206,7 +206,11 @@ def steer(
     mode: Annotated[str | None, typer.Option(help="who decides: auto (the strategy), blend, or manual (you)")] = None,
     blend: Annotated[float | None, typer.Option(help="your share in mode blend, 0 to 1")] = None,
     to_version: Annotated[
-        int | None, typer.Option(min=1, help="alone: back to the steering as it stood under that version")
+        int | None,
+        typer.Option(min=1, help="back to the steering as it stood under that version; beside it only --over"),
+    ] = None,
+    over: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="gradually, in so many steps; at once by default")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -217,10 +221,11 @@ def steer(
         equipoise steer last accuracy=0.7
         equipoise steer last accuracy=2 conciseness=1 clarity=1 --mode manual
         equipoise steer last --mode auto
+        equipoise steer last accuracy=0.3 --over 20
         equipoise steer last --to-version 1
     """
     if to_version is not None and (weights or mode is not None or blend is not None):
-        fail("--to-version goes back to a steering as a whole: give it alone, and then the rest")
+        fail("--to-version goes back to a steering as a whole: give it alone or with --over, and then the rest")
     named = (("mode", mode), ("blend", blend), ("to_version", to_version))
     change: dict[str, Any] = {key: value for key, value in named if value is not None}
     with connect_client(state_dir()) as client:
@@ -233,11 +238,13 @@ def steer(
             fail(str(error))
         if not change:
             fail("nothing to change: give NAME=VALUE, --mode, --blend or --to-version")
+        if over is not None:
+            change["over"] = over
         done = client.steer(job_id, if_match=now["version"], **change)
         if as_json:
             print_json(done)
             return
-        print(f"version {done['version']} takes effect at step {done['effective_step']}")
+        print(f"version {done['version']} takes effect {_when(done['effective_step'], over or 1)}")
         notes = done.get("notes", [])
         for note in notes:
             say(plain(note))
@@ -503,6 +510,10 @@ def main() -> NoReturn:
             say(f"equipoise: {message} (see `equipoise --help`)")
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _when(step: int, over: int) -> str:
+    return f"at step {step}" if over == 1 else f"gradually, from step {step} to step {step + over - 1}"
 
 
 def _request(job: str, ask: Callable[[Client, str], Job], as_json: bool) -> None:

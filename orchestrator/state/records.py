@@ -192,6 +192,11 @@ class SteeringEntry:
     change: Json
     state: Json
 
+    @property
+    def over(self) -> int:
+        """Steps in which it takes effect."""
+        return int(self.change.get("over", 1))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SteeringState:

@@ -379,21 +379,24 @@ class JobStore(JobReader):
         by: str,
         head: SteeringHead | None = None,
         max_kept_bytes: int | None = None,
+        over: int = 1,
     ) -> Steer:
         """Replace the top-level keys in `change` if version `if_match` is current (None: whichever is).
 
         Takes effect two steps after the committed one, as the next may be in flight, and at the next of a job that is
         paused or queued; never earlier than a change acknowledged before. LATE where the job ends before that. Who has
-        just read the `head` saves reading it again. `KeepsTooMany` above `max_kept_bytes`, as `submit` has it.
+        just read the `head` saves reading it again. `over`: steps in which it takes effect, which the log alone keeps.
+        `KeepsTooMany` above `max_kept_bytes`, as `submit` has it.
         """
         token = _token()
+        told = dict(change) if over == 1 else {**change, "over": over}
         while True:
             head = head or self.steering_head(job_id)
             state = {**head.current, **change}
             # The state stands on the head, so no other version may be what it is written over: 0 is never current.
             expected = head.version if if_match in (None, head.version) else 0
             code, *rest = self._run(
-                "steer", job_id, token, expected, dumps(change), dumps(state), by,
+                "steer", job_id, token, expected, dumps(told), dumps(state), by,
                 "" if max_kept_bytes is None else max_kept_bytes,
                 more=[self._keys.steering(job_id), self._keys.kept],
             )  # fmt: skip

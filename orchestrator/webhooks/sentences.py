@@ -65,7 +65,13 @@ def _why(data: Mapping[str, Any]) -> str:
 
 
 def _weights(data: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {weight:.2f}" for name, weight in data.get("applied", {}).items()) or "other weights"
+    now = _listed(data.get("applied", {}))
+    ramp = data.get("ramp")
+    return now if ramp is None else f"{now}, on the way to {_listed(ramp['target'])} at step {ramp['until']}"
+
+
+def _listed(weights: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) or "other weights"
 
 
 def _plain(text: str) -> str:

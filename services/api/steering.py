@@ -15,8 +15,8 @@ from orchestrator.preview import preview
 from orchestrator.spec import parse_spec
 from orchestrator.spec_errors import nearest
 from orchestrator.state.states import JobStatus, is_terminal
-from orchestrator.state.store import JobRecord, JobStore, Steer, SteeringEntry, SteerOutcome
-from orchestrator.steering import Steering, SteeringError, idle_parts, merge
+from orchestrator.state.store import JobRecord, JobStore, Steer, SteeringEntry, SteeringHead, SteerOutcome
+from orchestrator.steering import MAX_OVER, Steering, SteeringError, cut_short, idle_parts, merge
 from services.body import json_body
 from services.deps import MAX_PAGE, Configuration, JobId, MaxKeptBytes, Store, alignment_only, body_schema
 from services.errors import ApiProblem, StrictJSONResponse
@@ -45,9 +45,22 @@ class SteeringChange(TypedDict, total=False):
         dict[str, Annotated[list[_Share], Field(min_length=2, max_length=2)]],
         Field(description="[floor, ceiling] of the applied weight, by objective"),
     ]
+    over: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=MAX_OVER,
+            description="steps in which the applied weights go from where they stand to what the change makes of them, "
+            "on a straight line; 1, or absent: at once",
+        ),
+    ]
     to_version: Annotated[
         int,
-        Field(ge=1, le=2**53, description="alone: the steering as it stood under that version, which the log names"),
+        Field(
+            ge=1,
+            le=2**53,
+            description="alone, or with `over`: the steering as it stood under that version, which the log names",
+        ),
     ]
 
 
@@ -101,6 +114,10 @@ def put_steering(
     A change that was taken is told of later: by `steering.applied`; in the `replaced` (`from` a version `to` another)
     of a later change's, where that came into force in its place; or by `steering.rejected`, where the job ends first.
     `notes` say of what was sent which part moves no weights, and why.
+    With `over`, the first step goes one part of that many from the weights applied last, within the new bounds, and the
+    last reaches the target: the preference in mode manual, else what the mode makes of the strategy's choice at each
+    step. The strategy reads a new preference at once. Another change begins where the ramp stands, at once without an
+    `over` of its own.
     """
     sent = checked_change(document)
     steer, notes = _steer(store, job_id, sent, _version(if_match), request.state.key_name, max_kept_bytes)
@@ -129,9 +146,10 @@ def preview_steering(
 ) -> Response:
     """What a change would have made of the latest rollouts that are kept. Nothing is applied.
 
-    The advantages are computed anew on those rollouts alone, before and after.
+    The advantages are computed anew on those rollouts alone, before and after. With `over` it is the end of the ramp.
     """
-    sent = _resolved(store, job_id, checked_change(document))
+    change = checked_change(document)
+    sent = _resolved(store, job_id, change)
     text, head = store.spec_and_steering(job_id)
     document = json.loads(text)
     alignment_only(document, "steering")
@@ -154,7 +172,7 @@ def preview_steering(
             raise
         message = "this server has no torch, with which a preview reckons; steering itself needs none"
         raise ApiProblem(501, "no_previews", message) from None
-    return StrictJSONResponse({"object": "steering.preview", **found})
+    return StrictJSONResponse({"object": "steering.preview", **found, "over": change.get("over", 1)})
 
 
 def checked_change(document: Any) -> dict[str, Any]:
@@ -165,8 +183,11 @@ def checked_change(document: Any) -> dict[str, Any]:
         raise _problem(error) from None
     if not change:
         raise ApiProblem(422, "invalid_steering", f"nothing to change: give {', '.join(_FIELDS)}")
-    if "to_version" in change and len(change) > 1:
-        message = "to_version: goes back to a steering as a whole; send it alone, and then the rest"
+    if change.keys() == {"over"}:
+        message = "over: says in how many steps a change takes effect; give what changes beside it"
+        raise ApiProblem(422, "invalid_steering", message, param="over")
+    if "to_version" in change and change.keys() - {"over", "to_version"}:
+        message = "to_version: goes back to a steering as a whole; send it alone or with over, and then the rest"
         raise ApiProblem(422, "invalid_steering", message, param="to_version")
     return change
 
@@ -179,7 +200,7 @@ def _resolved(store: JobStore, job_id: str, sent: dict[str, Any]) -> dict[str, A
     if not log or log[0].version != sent["to_version"]:
         message = "to_version: there was no such version; the log has them all"
         raise ApiProblem(422, "invalid_steering", message, param="to_version")
-    return dict(log[0].state)
+    return {**log[0].state, **({"over": sent["over"]} if "over" in sent else {})}
 
 
 def _steer(
@@ -195,12 +216,24 @@ def _steer(
         document = json.loads(spec)
         alignment_only(document, "steering")
         objectives = tuple(objective["name"] for objective in document["objectives"])
-        merged = _merged(head.current, sent, objectives).model_dump(mode="json")
-        change = {field: merged[field] for field in sent}
+        wanted = _merged(head.current, sent, objectives)
+        merged, over = wanted.model_dump(mode="json"), wanted.over
+        change = {field: merged[field] for field in sent if field in merged}
         version = head.version if expected is None else expected
-        steer = store.steer(job_id, change=change, if_match=version, by=by, head=head, max_kept_bytes=max_kept_bytes)
+        steer = store.steer(
+            job_id, change=change, if_match=version, by=by, head=head, over=over, max_kept_bytes=max_kept_bytes
+        )
         if steer.outcome is not SteerOutcome.STALE or expected is not None:
-            return steer, idle_parts(document, head.current, merged, sent)
+            notes = idle_parts(document, head.current, merged, change)
+            notes = [] if notes and _is_ramp(store, job_id, head) else notes
+            ramp = [] if steer.effective_step is None else cut_short(over, steer.effective_step, document["steps"])
+            return steer, notes + ramp
+
+
+def _is_ramp(store: JobStore, job_id: str, head: SteeringHead) -> bool:
+    """Whether a version takes effect gradually: to send the same again, at once or slower, may change something."""
+    log = store.steering(job_id, before=head.version + 1, limit=1).log
+    return bool(log) and log[0].version == head.version and log[0].over > 1
 
 
 def _late(job: JobRecord) -> str:

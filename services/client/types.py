@@ -213,6 +213,14 @@ class ObjectiveFigures(TypedDict):
     std: float | None
 
 
+class StepRamp(TypedDict):
+    """Of a steer that takes effect gradually: which of its steps this is, and what it would come to here."""
+
+    step: int
+    of: int
+    target: dict[str, float]
+
+
 class StepWeights(TypedDict):
     strategy: dict[str, float]
     applied: dict[str, float]
@@ -224,6 +232,7 @@ class Step(TypedDict):
     step: int
     objectives: NotRequired[dict[str, ObjectiveFigures]]
     weights: NotRequired[StepWeights]
+    ramp: NotRequired[StepRamp]
     evaluation: NotRequired[dict[str, Any] | None]
     timings_s: NotRequired[dict[str, float]]
     tokens: NotRequired[int]
@@ -285,7 +294,7 @@ class Steered(TypedDict):
 
 
 class Preview(TypedDict):
-    """What a change would have made of the rollouts of `step`."""
+    """What a change would have made of the rollouts of `step`: at its end, where it goes `over` several steps."""
 
     step: int
     rollouts: int
@@ -294,6 +303,7 @@ class Preview(TypedDict):
     clamped: Any
     effective_share: dict[str, Any]
     pairs: list[dict[str, Any]]
+    over: NotRequired[int]
 
 
 class FrontPoint(TypedDict):

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from orchestrator.steering import MAX_OVER
 from services.client import ApiError, AuthenticationError, StaleVersion, Unavailable
 from services.client.types import Steering
 from services.dashboard.elements import Button, Field, Moment, Simplex, Tag, say, text
@@ -43,7 +44,8 @@ class SteeringPanel:
         self._conflict_of: tuple[int, int] | None = None  # the versions that are shown to be in conflict
         self._is_sending = self._is_previewing = False
         self._seen = 0  # of watch.steered
-        self._is_blend_wrong = self._is_restored = False
+        self._is_blend_wrong = self._is_over_wrong = self._is_restored = False
+        self._steps = 1  # in which the next change takes effect
         self._waiting: Edit | None = None  # one of before the page was loaded anew, until the steering is known
         self._kept: dict[str, Any] | None = None  # what the browser was given of the edit
         self._may = page.session.may("steer")
@@ -76,6 +78,7 @@ class SteeringPanel:
             free = {name: [0.0, 1.0] for name in page.names}
             keep = f"equipoise-draft {page.session.key['owner']} steering {page.watch.job_id}"
             self._simplex = Simplex(page.names, self._moved, weights=even, bounds=free, keep=keep)
+            self._over = Field("Over how many steps (1: at once)", "1", self._typed_over)
             text("Above a slider: the weight that is applied. Below it: the learner's own choice.", "legend-line", "p")
             with Tag("div", "", "steer-buttons"):
                 self._apply = Button("Apply", self._do_apply, "main")
@@ -127,7 +130,9 @@ class SteeringPanel:
             elif event["type"] == "steering.applied" and version == self._queued[0]:
                 held = [name for name, was in (data.get("clamped") or {}).items() if was]
                 limits = f" Floors or ceilings held {', '.join(held)}." if held else ""
-                told = f"Applied at step {data.get('step')}: {mix(data.get('applied') or {})}.{limits}"
+                told = (
+                    f"Applied at step {data.get('step')}: {mix(data.get('applied') or {})}{_on_the_way(data)}.{limits}"
+                )
                 self._enter("applied", told, version)
                 self._queued = None
             elif event["type"] == "steering.applied" and isinstance(version, int) and version > self._queued[0]:
@@ -158,7 +163,7 @@ class SteeringPanel:
         self._lost = None
         if entry["by"] != self.page.session.key["name"] or not alike(entry["change"], change):
             return
-        if alike(edit.change(), change):
+        if alike(self._change(edit), change):
             self._taken(entry["version"], entry["effective_step"])
         elif steering["version"] == base + 1:
             self._rebase(steering)
@@ -168,7 +173,9 @@ class SteeringPanel:
         self._preview.clear()
         self._queued = (version, step)
         self._state = "queued"
-        self._told = f"Queued: version {version} takes effect at step {step:,}."
+        when = f"at step {step:,}" if self._steps == 1 else f"from step {step:,} to step {step + self._steps - 1:,}"
+        self._told = f"Queued: version {version} takes effect {when}."
+        self._forget_over()
 
     # -- what is shown -----------------------------------------------------------------------------------------
 
@@ -229,7 +236,7 @@ class SteeringPanel:
         why = "it is being sent" if self._is_sending else "it is being reckoned" if has_edit else "nothing is edited"
         why = f"the job is {self.page.watch.job['status']}" if over else why
         is_right = not self._is_refused()
-        why = why if is_right else "the share of the blend is no number from 0 to 100"
+        why = why if is_right else "the share of the blend or the number of steps is not as expected"
         self._apply.enable(has_edit and is_right and not over and not self._is_sending, why)
         self._try.enable(has_edit and is_right and not self._is_previewing, why)
         self._reset.enable(has_edit, "nothing is edited")
@@ -345,8 +352,28 @@ class SteeringPanel:
         return parts_at(log, version)
 
     def _is_refused(self) -> bool:
-        """The share of a blend was typed, and is none."""
-        return self._is_blend_wrong and self._edit is not None and self._edit.mode == "blend"
+        """The share of a blend or a number of steps was typed, and is none."""
+        is_share_wrong = self._is_blend_wrong and self._edit is not None and self._edit.mode == "blend"
+        return self._is_over_wrong or is_share_wrong
+
+    def _change(self, edit: Edit) -> dict[str, Any]:
+        """What is sent of an edit; empty where nothing differs."""
+        change = edit.change()
+        return change | {"over": self._steps} if change and self._steps > 1 else change
+
+    def _typed_over(self) -> None:
+        typed = self._over.value.strip()
+        self._is_over_wrong = not (typed.isascii() and typed.isdigit() and 1 <= int(typed[:8]) <= MAX_OVER)
+        self._over.problem(f"expected 1 to {MAX_OVER:,}" if self._is_over_wrong else "")
+        self._steps = 1 if self._is_over_wrong else int(typed)
+        self._preview.clear()
+        self._show_buttons()
+
+    def _forget_over(self) -> None:
+        """The next change is at once again, unless its maker says otherwise."""
+        self._steps, self._is_over_wrong = 1, False
+        self._over.problem("")
+        self._over.set("1")
 
     def _choose_mode(self, mode: str) -> None:
         if (edit := self._editing()) is not None:
@@ -380,6 +407,7 @@ class SteeringPanel:
     def _do_reset(self) -> None:
         self._edit, self._state, self._told, self._lost = None, "idle", "", None
         self._is_blend_wrong = False
+        self._forget_over()
         self._preview.clear()
         self._show()
 
@@ -399,7 +427,7 @@ class SteeringPanel:
 
     async def _do_apply(self) -> None:
         edit = self._edit
-        if self._is_sending or self._is_refused() or edit is None or not (change := edit.change()):
+        if self._is_sending or self._is_refused() or edit is None or not (change := self._change(edit)):
             return
         self._is_sending = True
         self._apply.enable(False, "it is being sent")
@@ -436,7 +464,7 @@ class SteeringPanel:
         self._state, self._told, self._told_of = "failed", told, max(steering["version"], edit.base["version"])
 
     async def _do_preview(self) -> None:
-        if self._is_previewing or self._is_refused() or self._edit is None or not (change := self._edit.change()):
+        if self._is_previewing or self._is_refused() or self._edit is None or not (change := self._change(self._edit)):
             return
         self._preview.clear()
         self._is_previewing = True
@@ -456,7 +484,7 @@ class SteeringPanel:
             self._show_buttons()
 
     def _is_still(self, change: dict[str, Any]) -> bool:
-        return self._edit is not None and self._edit.change() == change
+        return self._edit is not None and self._change(self._edit) == change
 
 
 def standing(watch: JobWatch, steering: Steering) -> str:
@@ -468,9 +496,20 @@ def standing(watch: JobWatch, steering: Steering) -> str:
         reason = event["data"].get("reason") or "the job ended before it"
         return f"Version {version} by {entry['by']} was not applied: {reason}."
     last = max(watch.job["step"], watch.columns.last)
+    ramp = event["data"].get("ramp") if event is not None else None
+    if ramp is not None and ramp["until"] > last:
+        if watch.is_over:
+            return f"The job ended on the way to version {version}, which step {ramp['until']:,} would have reached."
+        return f"Under way to version {version}, {mode_name(steering['mode'])}: reached at step {ramp['until']:,}."
     if entry is None or event is not None or version == 1 or entry["effective_step"] <= last:
         return f"In force: version {version}, {mode_name(steering['mode'])}."
     if watch.is_over:
         return f"Version {version} by {entry['by']} was not applied: the job ended before it."
     told = f"version {version}, {changed(entry['change'])}, from step {entry['effective_step']:,} on"
     return f"Queued: {told}, by {entry['by']}."
+
+
+def _on_the_way(applied: Mapping[str, Any]) -> str:
+    """What an event says of a steer that takes effect gradually."""
+    ramp = applied.get("ramp")
+    return f", on the way to {mix(ramp['target'])} at step {ramp['until']:,}" if ramp else ""

@@ -31,6 +31,8 @@ def show_preview(found: Preview, names: list[str]) -> None:
                             for side in ("before", "after"):
                                 shares: Any = found[part]
                                 Tag("td", percent(shares[side].get(name)))
+        if (over := found.get("over", 1)) > 1:
+            text(f"So it would be at the end of {over:,} steps, on a straight line.", tag="p")
         held = [name for name, was in (found["clamped"] or {}).items() if was]
         if held:
             text(f"Floors or ceilings hold {', '.join(held)}.", tag="p")

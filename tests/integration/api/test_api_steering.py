@@ -82,6 +82,30 @@ def test_a_steer_goes_back_to_a_version(client: Client, store: JobStore, job_id:
     assert caught.value.param == "to_version"
 
 
+def test_a_ramp_stands_in_the_log_and_in_no_later_steering(client: Client, store: JobStore, job_id: str) -> None:
+    claim(store, job_id)
+    assert client.steer(job_id, mode="manual", over=2)["notes"] == []
+    (entry,) = client.steering(job_id)["log"][1:]
+    assert entry["change"] == {"mode": "manual", "over": 2}
+    assert "over" not in store.steering(job_id).current
+    assert client.steer(job_id, mode="manual")["notes"] == [], "cuts the ramp short"
+    assert client.steer(job_id, mode="manual") == {
+        "version": 4, "effective_step": 2, "notes": ["nothing changes: the steering stood like this already"],
+    }  # fmt: skip
+    client.steer(job_id, to_version=1, over=2)
+    newest = client.steering(job_id)
+    assert (newest["mode"], newest["log"][-1]["change"]["over"]) == ("auto", 2)
+    assert [one.over for one in store.steering(job_id).log] == [1, 2, 1, 1, 2]
+    assert client.steering(job_id)["version"] == 5
+    (note,) = client.steer(job_id, mode="blend", over=1000)["notes"]
+    assert note.startswith("over: the ramp would end at step 1001, and the job ends at step ")
+
+
+def test_a_ramp_needs_a_step_to_begin_at(client: Client, job_id: str) -> None:
+    (note,) = client.steer(job_id, mode="manual", over=2)["notes"]
+    assert note == "over: nothing is applied before step 1, which begins at the end of the ramp"
+
+
 def test_what_of_a_steer_moves_nothing_is_told(client: Client, job_id: str) -> None:
     assert client.steer(job_id, weights={"accuracy": 1, "conciseness": 1})["notes"] == []
     points = [{"step": 1, "weights": {"accuracy": 1, "conciseness": 2}}]
@@ -137,6 +161,11 @@ BAD_STEERS = {
     "version that is not there": {"to_version": 2},
     "version 0": {"to_version": 0},
     "version and more": {"to_version": 1, "mode": "auto"},
+    "over nothing": {"over": 3},
+    "over 0 steps": {"mode": "manual", "over": 0},
+    "over more steps than any job has": {"mode": "manual", "over": 1_000_001},
+    "over half a step": {"mode": "manual", "over": 1.5},
+    "over true": {"mode": "manual", "over": True},
     "nothing": {},
     "a list": [],
 }

@@ -195,6 +195,10 @@ def test_a_steer_goes_back_to_a_version_and_says_what_moves_nothing(monkeypatch:
         (f"PUT {path}", {"to_version": 2}),
         (f"PUT {path}", {"weights": {"a": 0.7, "b": pytest.approx(0.3)}}),
     ]
+    told = RUNNER.invoke(app, ["steer", "last", "--to-version", "2", "--over", "10"])
+    assert told.stdout == "version 5 takes effect gradually, from step 9 to step 18\n"
+    assert sent[-1] == (f"PUT {path}", {"to_version": 2, "over": 10})
+    assert line("steer", "last", "--over", "10").startswith("nothing to change")
     assert line("steer", "last", "--to-version", "2", "--mode", "auto").startswith(
         "--to-version goes back to a steering"
     )

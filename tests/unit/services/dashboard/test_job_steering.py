@@ -335,3 +335,30 @@ def test_a_share_that_is_none_is_not_applied() -> None:
 async def _within(client: Client, running: Any) -> None:
     with client:
         await running
+
+
+def test_a_ramp_is_sent_followed_and_forgotten() -> None:
+    ramp = {"step": 1, "of": 10, "target": {"accuracy": 0.3, "brevity": 0.7}, "until": 13}
+
+    async def look(session: Any, client: Client) -> None:
+        page, panel = await _panel(session, client)
+        _move(panel, 0.3)
+        for typed, is_right in (("0", False), ("1.5", False), ("", False), ("9999999999", False), ("10", True)):
+            panel._over.value = typed
+            panel._typed_over()
+            assert bool(panel._over.props["problem"]) is not is_right
+            assert is_enabled(button(client, "Apply")) is is_right
+        await press(button(client, "Apply"))
+        step = session.client.told["step"] + 2
+        assert panel._line.text == f"Queued: version 2 takes effect from step {step} to step {step + 9}."
+        assert session.client.steered["log"][-1]["change"]["over"] == 10
+        assert (panel._over.value, panel._steps) == ("1", 1)
+        applied = {"accuracy": 0.66, "brevity": 0.34}
+        _happens(session, "steering.applied", version=2, step=4, applied=applied, clamped={}, ramp=ramp)
+        await _look(page, panel)
+        way = "accuracy 66%, brevity 34%, on the way to accuracy 30%, brevity 70% at step 13."
+        assert panel._line.text == f"Applied at step 4: {way}"
+        panel._do_reset()
+        assert panel._line.text == "Under way to version 2, the person's weights: reached at step 13."
+
+    on_page(look)
