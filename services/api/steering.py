@@ -14,8 +14,9 @@ from typing_extensions import TypedDict
 from orchestrator.preview import preview
 from orchestrator.spec import parse_spec
 from orchestrator.spec_errors import nearest
+from orchestrator.state.records import SteeringHead
 from orchestrator.state.states import JobStatus, is_terminal
-from orchestrator.state.store import JobRecord, JobStore, Steer, SteeringEntry, SteeringHead, SteerOutcome
+from orchestrator.state.store import JobRecord, JobStore, Steer, SteeringEntry, SteerOutcome
 from orchestrator.steering import MAX_OVER, Steering, SteeringError, cut_short, idle_parts, merge
 from services.body import json_body
 from services.deps import MAX_PAGE, Configuration, JobId, MaxKeptBytes, Store, alignment_only, body_schema
