@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.actors.cluster import Cluster
 from orchestrator.actors.gang import anywhere, gpus_reserved, members, parted, role_label
-from orchestrator.actors.placement import check_placement, placement, resolve_device
+from orchestrator.actors.placement import as_it_runs, check_placement, placement, resolve_device
 from orchestrator.actors.remote_learner import RemoteLearner
 from orchestrator.directions import directions
 from orchestrator.gold import GoldScorer
@@ -92,7 +92,7 @@ def build(
 
     `on_gpus` hears how many GPUs are reserved, as soon as they are. `data_dir` is where the job keeps what it fetches,
     `trained_commit` the hub's commit of the policy that its checkpoints stand on. A job that `is_resumed` from one goes
-    on with prompts that would be refused at its submission now.
+    on with what would be refused at its submission now: prompts, a system message, a transport.
     """
     if spec.policy.model == "quickstart":
         on_stage("preparing the quickstart policy (trained once, in about a minute and a half)")
@@ -103,13 +103,13 @@ def build(
         spec,
         state_dir,
         model=model,
-        encoder=prompt_encoder(spec, tokenizer),
+        encoder=prompt_encoder(spec, tokenizer, is_resumed=is_resumed),
         owner=owner,
         data_dir=data_dir,
         is_resumed=is_resumed,
     )
     save_tokenizer = tokenizer_saver(tokenizer, processor_files(model, revision=spec.policy.revision))
-    running = start(spec, model, ray_address=ray_address, on_stage=on_stage, on_gpus=on_gpus)
+    running = start(spec, model, ray_address=ray_address, on_stage=on_stage, on_gpus=on_gpus, is_resumed=is_resumed)
     gold = running.gold
 
     return assemble(
@@ -133,6 +133,7 @@ def start(
     ray_address: str | None,
     on_stage: Callable[[str], None],
     on_gpus: Callable[[float], None],
+    is_resumed: bool = False,
 ) -> Running:
     """Room on a cluster, all of it or none; then engines, learner and rewards in it. What failed leaves nothing."""
     on_stage("starting Ray")
@@ -153,6 +154,7 @@ def start(
         gpus = usable_gpus(spec, cluster.gpus, grows=cluster.grows)
         device = resolve_device(spec, gpus, grows=cluster.grows)
         here = None if cluster.grows else gpus
+        spec = as_it_runs(spec, device) if is_resumed else spec
         check_placement(spec, device, here)
         transport, engine_options, learner_options = placement(spec, device, here)
         gang = cluster.reserve(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -29,7 +28,7 @@ from typing import Any
 
 from orchestrator import logs
 from orchestrator.actors.threads import WAITING
-from orchestrator.errors import ActorLost, DoesNotFit, JobNotFound, LearnerOutOfMemory, ResourcesBusy
+from orchestrator.errors import ActorLost, DoesNotFit, JobNotFound, LearnerOutOfMemory, OtherVersion, ResourcesBusy
 from orchestrator.failpoints import reach
 from orchestrator.job_report import report_so_far, write_report
 from orchestrator.journal import StoreJournal, Wishes
@@ -42,8 +41,7 @@ from orchestrator.launch.launchers import (
     REDIS_URL_VARIABLE,
 )
 from orchestrator.pinning import trained_commit
-from orchestrator.spec import JobSpec, parse_job
-from orchestrator.spec_errors import SpecError
+from orchestrator.spec import JobSpec
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.state.embedded_redis import connect
 from orchestrator.state.redis_secret import file_url, resolve
@@ -64,6 +62,7 @@ from orchestrator.storage.checkpoint_store import CheckpointStore, open_store
 from orchestrator.storage.checkpoints import CheckpointError, PolicyAlone, Unreadable, check_room, collect
 from orchestrator.storage.recovery import keep_document, keep_ending, register_found
 from orchestrator.storage.remote import RemoteAway
+from orchestrator.stored_spec import read_stored
 
 os.environ.update(WAITING | os.environ)  # before torch is loaded; what is set stays
 LEASE_TTL_S = 30.0
@@ -228,7 +227,7 @@ def run_job(
     lease, directory = journal.lease, checkpoints.root.parent
     try:
         text = journal.patiently(lambda: store.spec(lease.job_id))
-        spec = stored_spec(text)
+        spec = read_stored(text)
         known = journal.patiently(lambda: store.job(lease.job_id))
         keep_document(directory, owner=store.owner, spec=text, origin=known.origin, by=known.submitted_by)
         if isinstance(spec, RewardJobSpec):
@@ -242,7 +241,7 @@ def run_job(
             raise
         hand_back(journal, directory, str(error) if isinstance(error, HandedBack) and str(error) else GOING_DOWN)
         return
-    except (Unreadable, RemoteAway) as error:  # nothing is lost: another try, or another machine, may reach it
+    except (Unreadable, RemoteAway, OtherVersion) as error:  # nothing is lost: another try, or another machine, may do
         raise ResourcesBusy(f"handed back: {error}") from error
     except StepGap as error:  # what it has on disk is whole, and the next claim begins with that
         log.error("%s", error)
@@ -270,19 +269,6 @@ def run_job(
         hand_back(journal, directory, GOING_DOWN)
         return
     end(journal, directory, JobStatus(outcome), why)
-
-
-def stored_spec(text: str) -> JobSpec | RewardJobSpec:
-    """As it was accepted. With fields that this version does not know it waits for one that does: ResourcesBusy."""
-    try:
-        return parse_job(json.loads(text))
-    except SpecError as error:
-        if not error.unknown:
-            raise
-        raise ResourcesBusy(
-            f"handed back: its spec has {error.unknown[0]}, which this version does not know: it waits for the version "
-            "that took the job, or a later one"
-        ) from error
 
 
 def align(

@@ -106,5 +106,19 @@ class Interrupted(Exception):
     """A person, or the machine, wants the run to end: what is under way is not waited for."""
 
 
+class OtherVersion(Exception):
+    """A job's spec, which was accepted once, is refused here: by another version, or for want of a plug-in."""
+
+    def __init__(self, refused: str) -> None:
+        super().__init__(refused)
+        self.refused = refused
+
+    def __str__(self) -> str:
+        return (
+            f"this version refuses its spec: {self.refused}; install the plug-in that it names, or go on with the "
+            "version that took the job"
+        )
+
+
 class ResourcesBusy(Exception):
     """The job fits, but not beside what runs now, or once machines come; it holds nothing and waits in the queue."""

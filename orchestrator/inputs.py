@@ -82,12 +82,17 @@ def resolve_model(
     return spec.policy.model
 
 
-def prompt_encoder(spec: JobSpec, tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], list[int]]:
-    """Makes tokens of a prompt, text or messages. Raises ModelError where the spec and the tokenizer do not fit."""
+def prompt_encoder(
+    spec: JobSpec, tokenizer: PreTrainedTokenizerBase, *, is_resumed: bool = False
+) -> Callable[[Any], list[int]]:
+    """Makes tokens of a prompt, text or messages. Raises ModelError where the spec and the tokenizer do not fit.
+
+    A job that `is_resumed` goes on though its template does not show its system message, which new ones may not.
+    """
     chat, rollout = spec.policy.chat, spec.rollout
     template = None if tokenizer.chat_template is None else tokenizer.get_chat_template()
     check_chat(template, chat.system, chat.template_kwargs)
-    if chat.system is not None:
+    if chat.system is not None and not is_resumed:
         check_system(tokenizer, chat.system, chat.template_kwargs)
     texts = {f"rollout.stop.{i}": text for i, text in enumerate(rollout.stop)}
     if rollout.thoughts_end is not None:

@@ -14,9 +14,10 @@ from typing import Any
 
 from orchestrator.comparison import front_as_told
 from orchestrator.report import render_report
-from orchestrator.spec import JobSpec, parse_job
+from orchestrator.spec import JobSpec
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.state.store import REASON_LIMIT_CHARS, Fenced, JobStatus, JobStore, Lease, StoreUnavailable
+from orchestrator.stored_spec import read_stored
 
 log = logging.getLogger("equipoise.driver")
 
@@ -31,7 +32,7 @@ def report_so_far(
     try:
         if store.job(lease.job_id).step == 0:
             return
-        spec = parse_job(json.loads(store.spec(lease.job_id)))
+        spec = read_stored(store.spec(lease.job_id))
         if isinstance(spec, RewardJobSpec):
             return
         write_report(store, lease, spec, directory, [], status=status, reason=reason, released=released)

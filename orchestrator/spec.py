@@ -134,8 +134,6 @@ class JobSpec(Spec):
                 "and needs at least 2; 'reinforce' works with 1"
             )
         self.estimator.arguments(names)
-        if isinstance(self.estimator, CondGdpoSpec):
-            self._condition_fits(self.estimator)
         self._lengths_fit()
         targets = frozenset(objective.name for objective in self.objectives if objective.target is not None)
         found = {
@@ -160,20 +158,6 @@ class JobSpec(Spec):
                 "step_response measures only their influence; use exact, sketch or last_block"
             )
         return self
-
-    def _condition_fits(self, estimator: CondGdpoSpec) -> None:
-        """The threshold is in units of the raw reward; the estimator has only what came of it."""
-        i = self.objective_names.index(estimator.condition)
-        if (transform := self.objectives[i].transform.name) != "identity":
-            raise ValueError(
-                f"objectives.{i}.transform: estimator 'cond_gdpo' compares the raw reward of '{estimator.condition}' "
-                f"with estimator.at_least, and '{transform}' would change it; use identity for the condition"
-            )
-        if isinstance(self.weighting, HypervolumeSpec) and self.weighting.faithful:
-            raise ValueError(
-                "weighting.faithful: multiplies the rewards, and estimator 'cond_gdpo' compares the raw reward of "
-                f"'{estimator.condition}' with estimator.at_least; use faithful: false"
-            )
 
     def _lengths_fit(self) -> None:
         """A length that scores 1 from the start leaves nothing to be scored below the completion limit."""
@@ -268,7 +252,7 @@ class JobSpec(Spec):
         return scaled({objective.name: objective.weight for objective in self.objectives})
 
     def to_json(self) -> str:
-        """With every default written out, so that a job replays after the defaults have moved."""
+        """With every default written out, so that a job replays after they have moved; `stored_spec` knows the rest."""
         return self.model_dump_json()
 
 
@@ -372,6 +356,25 @@ def _at_odds(spec: JobSpec) -> Iterator[tuple[str, str]]:
             "sampling.zero_signal",
             f"estimator '{spec.estimator.name}' compares prompts with each other itself, and 'copo' would count that "
             "twice where a group has no signal; use keep, or another estimator",
+        )
+    if isinstance(spec.estimator, CondGdpoSpec):
+        yield from _condition_at_odds(spec, spec.estimator.condition)
+
+
+def _condition_at_odds(spec: JobSpec, condition: str) -> Iterator[tuple[str, str]]:
+    """The threshold is in units of the raw reward; the estimator has only what came of it."""
+    i = spec.objective_names.index(condition)
+    if (transform := spec.objectives[i].transform.name) != "identity":
+        yield (
+            f"objectives.{i}.transform",
+            f"estimator 'cond_gdpo' compares the raw reward of '{condition}' with estimator.at_least, and "
+            f"'{transform}' would change it; use identity for the condition",
+        )
+    if isinstance(spec.weighting, HypervolumeSpec) and spec.weighting.faithful:
+        yield (
+            "weighting.faithful",
+            "multiplies the rewards, and estimator 'cond_gdpo' compares the raw reward of "
+            f"'{condition}' with estimator.at_least; use faithful: false",
         )
 
 

@@ -20,11 +20,6 @@ class SpecError(ValueError):
         self.problems = problems
         super().__init__("\n".join(f"{path}: {message}" if path else message for path, message in problems))
 
-    @property
-    def unknown(self) -> list[str]:
-        """Paths of fields that are in no spec of this version; a stored spec has them of another."""
-        return [path for path, message in self.problems if message.startswith(_UNKNOWN)]
-
 
 def nearest(word: str, candidates: list[str] | tuple[str, ...]) -> str:
     """`, did you mean 'x'?` or nothing."""

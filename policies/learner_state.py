@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from policies.lora import adapter_parameters, merged, plain_name, read_adapter, save_adapter
-from policies.models import load_model
+from policies.models import ADAPTER_CONFIG, load_model
 from policies.ranks import like, whole
 
 if TYPE_CHECKING:
@@ -209,7 +209,8 @@ def load_policy(learner: Learner, directory: Path) -> None:
     learner.optimizer.state.clear()
     settings = learner.settings
     if settings.lora is not None:
-        found, base = read_adapter(directory / (ADAPTER if settings.lora.merge else POLICY))
+        has_both = (directory / ADAPTER / ADAPTER_CONFIG).is_file()  # whatever `merge` says: a job may be older
+        found, base = read_adapter(directory / (ADAPTER if has_both else POLICY))
         if base != learner.base_sha256:
             raise KeyError(f"{directory} holds an adapter of other base weights")
         targets = adapter_parameters(learner.model)

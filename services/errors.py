@@ -6,6 +6,7 @@
     orchestrator.children.ChildBusy  503 with Retry-After
     rewards.verifiers.json_schema.SchemasBusy  503 with Retry-After
     orchestrator.errors.IllegalTransition  409
+    orchestrator.errors.OtherVersion  409
     orchestrator.state.gpu_hours.GpuQuotaReached  429 with Retry-After
     orchestrator.errors.KeepsTooMany  429 with Retry-After
     orchestrator.errors.StoreUnavailable  503 with Retry-After
@@ -35,7 +36,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import logs
 from orchestrator.children import ChildBusy
-from orchestrator.errors import IllegalTransition, JobNotFound, KeepsTooMany, Outage, StoreUnavailable
+from orchestrator.errors import IllegalTransition, JobNotFound, KeepsTooMany, OtherVersion, Outage, StoreUnavailable
 from orchestrator.spec_errors import SpecError
 from orchestrator.state.gpu_hours import GpuHours, GpuQuotaReached
 from orchestrator.state.records import finite
@@ -148,6 +149,8 @@ def add_handlers(app: FastAPI) -> None:
                 return kept_problem(error)
             case IllegalTransition():
                 return ApiProblem(409, "illegal_transition", str(error))
+            case OtherVersion():
+                return ApiProblem(409, "other_version", str(error))
             case _:
                 assert isinstance(error, StoreUnavailable)
                 return unavailable(error)
@@ -166,6 +169,7 @@ def add_handlers(app: FastAPI) -> None:
         GpuQuotaReached,
         KeepsTooMany,
         IllegalTransition,
+        OtherVersion,
         StoreUnavailable,
     )
     for kind in kinds:

@@ -5,6 +5,7 @@ Read without torch.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from orchestrator.specs.reward_job import RewardJobSpec
 if TYPE_CHECKING:
     from policies.weight_sync import Transport
 
+log = logging.getLogger("equipoise.driver")
 DEVICE_VARIABLE = "EQUIPOISE_RAY_DEVICE"  # of a cluster: where jobs run that leave it open
 _AUTO = {"cuda": "nccl, or ipc where all share one", "cpu": "shared_memory"}
 
@@ -89,6 +91,17 @@ def transport_problem(spec: JobSpec, device: str) -> str | None:
     if device == "cuda" and transport == "ipc" and spec.rollout.tensor_parallel > 1:
         return "ipc hands weights over inside one GPU, but an engine has several (rollout.tensor_parallel)"
     return None
+
+
+def as_it_runs(spec: JobSpec, device: str) -> JobSpec:
+    """For a job that goes on: `auto` for a transport that can't be on this device, which new jobs may not name.
+
+    Its weights went another way before as well.
+    """
+    if (problem := transport_problem(spec, device)) is None:
+        return spec
+    log.warning("rollout.transport: %s; going on with auto, which is %s", problem, _AUTO[device])
+    return spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"transport": "auto"})})
 
 
 def machine_problems(spec: JobSpec) -> Iterator[tuple[str, str]]:

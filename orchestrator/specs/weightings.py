@@ -102,7 +102,9 @@ class HvGradientSpec(WeightingRule):
     source = "hypervolume-gradient ascent (HIGA-MO)"
     needs = frozenset({"archive"})
     name: Literal["hv_gradient"] = "hv_gradient"
-    least: Fraction = Field(0.05, gt=0, description="place in its range below which an objective asks for no more")
+    least: Fraction = Field(
+        0.05, description="place in its range below which an objective asks for no more; 0 as published"
+    )
 
 
 class _GradientRule(WeightingRule):

@@ -21,16 +21,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import IllegalTransition, JobNotFound
+from orchestrator.errors import IllegalTransition, JobNotFound, OtherVersion
 from orchestrator.journal import StoreJournal
-from orchestrator.spec import parse_job
-from orchestrator.spec_errors import SpecError
 from orchestrator.state.keys import Keys, is_name
 from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import Claim, JobStore, Origin
 from orchestrator.steering import initial_steering
 from orchestrator.storage.checkpoint_store import CheckpointStore, StoreAway, open_store
 from orchestrator.storage.checkpoints import STATE, CheckpointError, Manifest, Unreadable, directory_name
+from orchestrator.stored_spec import read_stored
 
 DOCUMENT = "job.json"
 GOES_ON = ".init-whole"  # in the directory of a fork that goes on with its parent's run, until its driver told so
@@ -178,12 +177,13 @@ def _recover(any_store: JobStore, directory: Path, *, dry: bool) -> Found:
         document = json.loads((directory / DOCUMENT).read_text(encoding="utf-8"))
         owner, text = str(document["owner"]), str(document["spec"])
         store = any_store.of_owner(owner)
-        spec, origin = parse_job(json.loads(text)), _origin(document)
-    except SpecError as error:  # of another version, whose job it may be
+        spec, origin = read_stored(text), _origin(document)
+    except OtherVersion as error:  # whose job it may be
         if known := _known(store, job_id, owners=[owner]):
             return known
-        line = str(error).partition("\n")[0]
-        return Found(job_id=job_id, finding=Finding.LOST, owner=owner, note=f"not yet: its spec is refused: {line}")
+        return Found(
+            job_id=job_id, finding=Finding.LOST, owner=owner, note=f"not yet: its spec is refused: {error.refused}"
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         if known := _known(any_store, job_id):  # a fork has a directory before its first driver has written there
             return known

@@ -42,6 +42,7 @@ from orchestrator.state.store import (
 from orchestrator.steering import SteeringError, initial_steering, merge
 from orchestrator.storage.checkpoint_store import CheckpointStore, Remote
 from orchestrator.storage.checkpoints import CheckpointError
+from orchestrator.stored_spec import read_stored
 from services.body import first_of, json_body, parse_json
 from services.deps import (
     Finder,
@@ -257,9 +258,10 @@ def _unusable(parent: str, step: int, error: CheckpointError) -> ApiProblem:
 
 def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: Fork, find: Finder) -> dict[str, Any]:
     """What will be made: ids and whole specs, so that carrying it out twice makes the same jobs."""
-    document = parse_json(store.spec(parent).encode())
-    alignment_only(document, "front to fork from")
-    spec = parse_spec(document)
+    text = store.spec(parent)
+    alignment_only(parse_json(text.encode()), "front to fork from")
+    spec = read_stored(text)
+    assert isinstance(spec, JobSpec), "of another kind it has no front"
     checkpoint = _checkpoint(store, parent, spec, fork.checkpoint)
     if fork.steps is not None:
         return _plan_to_go_on(store, config, access, parent, spec, checkpoint, fork)

@@ -12,12 +12,13 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from orchestrator.preview import preview
-from orchestrator.spec import parse_spec
+from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import nearest
 from orchestrator.state.records import SteeringHead
 from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import JobRecord, JobStore, Steer, SteeringEntry, SteerOutcome
 from orchestrator.steering import MAX_OVER, Steering, SteeringError, cut_short, idle_parts, merge
+from orchestrator.stored_spec import read_stored
 from services.body import json_body
 from services.deps import MAX_PAGE, Configuration, JobId, MaxKeptBytes, Store, alignment_only, body_schema
 from services.errors import ApiProblem, StrictJSONResponse
@@ -152,9 +153,9 @@ def preview_steering(
     change = checked_change(document)
     sent = _resolved(store, job_id, change)
     text, head = store.spec_and_steering(job_id)
-    document = json.loads(text)
-    alignment_only(document, "steering")
-    spec = parse_spec(document)
+    alignment_only(json.loads(text), "steering")
+    spec = read_stored(text)
+    assert isinstance(spec, JobSpec), "of another kind it has no steering"
     wanted = _merged(head.current, sent, spec.objective_names)
     step, rows = rollouts_of(store, config, job_id)
     if not rows or step is None:

@@ -60,7 +60,7 @@ def adapter_of(spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
     lora: Mapping[str, Any] | None = policy.get("lora")
     if lora is None:
         return None
-    is_merged = lora.get("merge")
+    is_merged = lora.get("merge", True)  # absent in a spec of before there was a choice
     if is_merged is None:
         is_merged = spec.get("init_checkpoint") is not None
     return None if is_merged else lora

@@ -736,3 +736,19 @@ def test_a_fork_that_cannot_be_is_one_line(
     assert output == ""
     assert line in errors
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("route", "body"), [("fork", {"checkpoint": "latest"}), ("steering/preview", {"mode": "manual"})]
+)
+def test_a_job_of_another_version_is_told_from_a_wrong_request(
+    http: httpx.Client, store: JobStore, parent: str, monkeypatch: pytest.MonkeyPatch, route: str, body: dict[str, Any]
+) -> None:
+    document = json.loads(store.spec(parent)) | {"weighting": {"name": "invented"}}
+    monkeypatch.setattr(JobStore, "spec", lambda *_: json.dumps(document))
+    head = store.steering_head(parent)
+    monkeypatch.setattr(JobStore, "spec_and_steering", lambda *_: (json.dumps(document), head))
+    response = http.post(f"/v1/jobs/{parent}/{route}", json=body)
+    error = assert_error(response, 409)
+    assert (error["code"], error["param"]) == ("other_version", None)
+    assert "weighting.name: expected one of" in error["message"]

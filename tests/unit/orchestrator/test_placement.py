@@ -30,6 +30,7 @@ from orchestrator.actors.gang import (
 )
 from orchestrator.actors.placement import (
     DEVICE_VARIABLE,
+    as_it_runs,
     check_placement,
     cluster_device,
     engines_that_fit,
@@ -174,6 +175,8 @@ def test_a_transport_that_the_device_does_not_have_is_told(device: str, rollout:
         ):
             check_placement(spec(**rollout), device, gpus)
         check_placement(spec(**rollout | {"transport": "auto"}), device, gpus)
+    goes_on = as_it_runs(spec(**rollout), device)  # a job of before it was refused
+    assert goes_on == spec(**rollout | {"transport": "auto"})
 
 
 @pytest.mark.parametrize("transport", ["nccl", "ipc"])

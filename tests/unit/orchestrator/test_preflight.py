@@ -322,6 +322,7 @@ def test_a_system_message_that_the_template_leaves_out_is_told(tmp_path: Path) -
     spec = make_spec("quickstart", {"type": "quickstart"}, policy={"model": "x/y", "chat": {"system": "be brief"}})
     with pytest.raises(ModelError, match=r"policy\.chat\.system"):
         prompt_encoder(spec, tokenizer)
+    prompt_encoder(spec, tokenizer, is_resumed=True)([{"role": "user", "content": "2+2="}])  # it ran before
 
 
 @pytest.mark.parametrize(

@@ -357,22 +357,6 @@ def test_every_wrong_field_is_named() -> None:
             "estimator.condition",
             "no objective 'acuracy'",
         ),
-        (
-            {
-                "estimator": {"name": "cond_gdpo", "condition": "brevity", "at_least": 1},
-                "objectives__1__transform": {"name": "zscore"},
-            },
-            "objectives.1.transform",
-            "use identity for the condition",
-        ),
-        (
-            {
-                "estimator": {"name": "cond_gdpo", "condition": "brevity", "at_least": 1},
-                "weighting": {"name": "hypervolume", "faithful": True},
-            },
-            "weighting.faithful",
-            "use faithful: false",
-        ),
         ({"objectives__0__transform": {"name": "clipp"}}, "objectives.0.transform.name", "did you mean 'clip'?"),
         ({"objectives__0__transform": {"name": "clip"}}, "objectives.0.transform", "expected lo, hi or both"),
         ({"sampling__zero_signal": {"name": "dropp"}}, "sampling.zero_signal.name", "did you mean 'drop'?"),
@@ -462,8 +446,8 @@ def test_a_list_whose_only_item_is_wrong_is_not_called_short() -> None:
 
 def test_a_condition_needs_only_its_own_reward_raw() -> None:
     estimator = {"name": "cond_gdpo", "condition": "brevity", "at_least": 1}
-    parse_spec(document(estimator=estimator, weighting={"name": "hypervolume"}))
-    parse_spec(document(estimator=estimator, objectives__0__transform={"name": "zscore"}))
+    check_new(parse_spec(document(estimator=estimator, weighting={"name": "hypervolume"})))
+    check_new(parse_spec(document(estimator=estimator, objectives__0__transform={"name": "zscore"})))
 
 
 def test_one_rollout_is_enough_for_reinforce() -> None:
@@ -563,6 +547,22 @@ def test_an_objective_without_a_range_has_its_rewards(reward: str, fields: dict[
             {"estimator": {"name": "reinforce"}, "sampling": {"zero_signal": {"name": "copo"}}},
             "sampling.zero_signal",
             "would count that twice",
+        ),
+        (
+            {
+                "estimator": {"name": "cond_gdpo", "condition": "brevity", "at_least": 1},
+                "objectives__1__transform": {"name": "zscore"},
+            },
+            "objectives.1.transform",
+            "use identity for the condition",
+        ),
+        (
+            {
+                "estimator": {"name": "cond_gdpo", "condition": "brevity", "at_least": 1},
+                "weighting": {"name": "hypervolume", "faithful": True},
+            },
+            "weighting.faithful",
+            "use faithful: false",
         ),
     ],
 )

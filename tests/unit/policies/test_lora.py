@@ -197,10 +197,13 @@ def test_peft_loads_the_adapter_that_is_kept(policy, tmp_path, merge, place):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("merge", [False, True])
-def test_an_exported_adapter_is_loaded_to_be_evaluated(policies, tmp_path, merge, dtype):
+@pytest.mark.parametrize(("written", "merge"), [(False, False), (True, True), (True, False), (False, True)])
+def test_an_exported_adapter_is_loaded_to_be_evaluated(policies, tmp_path, written, merge, dtype):
+    """Whichever way it was written: a job may go on under a version that takes its spec in another way."""
     learner = updated(policies["tied"], dtype=dtype, lora=replace(LORA, merge=merge))
+    learner.settings = replace(learner.settings, lora=replace(LORA, merge=written))
     learner.save_policy(tmp_path / "policy")
+    learner.settings = replace(learner.settings, lora=replace(LORA, merge=merge))
     sent = {name: tensor.clone() for name, tensor in learner.adapter().items()}
     learner.learn(ROLLOUTS, ADVANTAGES_B)
     assert any(not torch.equal(sent[name], now) for name, now in learner.adapter().items())
