@@ -21,7 +21,15 @@ from typing import Any
 
 from orchestrator.fork_plans import PLAN_TTL_S
 from orchestrator.state.store import Checkpoint, JobStore
-from orchestrator.storage.checkpoints import MANIFEST, STATE, CheckpointError, directory_name, parse_manifest, verify
+from orchestrator.storage.checkpoints import (
+    MANIFEST,
+    STATE,
+    CheckpointError,
+    directory_name,
+    parse_manifest,
+    parse_state,
+    verify,
+)
 from orchestrator.storage.recovery import GOES_ON, Survey, survey
 from policies.disk import flush
 
@@ -102,7 +110,7 @@ def _is_here(directory: Path, found: Checkpoint) -> bool:
 
 def _copy_references(checkpoint: Path, parent: Path, target: Path) -> None:
     """What transforms compare with, if any: no link, as it may be written to. Raises CheckpointError."""
-    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    state = parse_state((checkpoint / STATE).read_text(encoding="utf-8"))
     if (state.get("collector") or {}).get("references") is None:
         return
     if not (parent / REFERENCES).is_file():

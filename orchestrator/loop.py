@@ -6,7 +6,6 @@ P prompts, G rollouts of each, K objectives; B = P * G rollouts in one row.
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -37,7 +36,7 @@ from orchestrator.spec import JobSpec
 from orchestrator.steering import Steering, alike, apply_directions, clamped
 from orchestrator.storage.checkpoint_store import CheckpointStore
 from orchestrator.storage.checkpoint_writer import CheckpointWriter
-from orchestrator.storage.checkpoints import NEWEST, write_json
+from orchestrator.storage.checkpoints import NEWEST, STATE, STATE_FORMAT, Unreadable, parse_state, write_json
 from policies.estimators.base import finish
 from policies.types import FrontStats, LearnStats, ObjectiveAdvantages, StepStats, UpdateOutcome
 from rewards.base import RewardError
@@ -533,7 +532,7 @@ class Loop:
         """The files of a checkpoint; not to `wait`, the learner's are there when what is returned has returned."""
         (directory / "policy").mkdir()
         self.parts.save_tokenizer(directory / "policy")
-        write_json(directory / "state.json", self.state_dict())
+        write_json(directory / STATE, {"format": STATE_FORMAT, **self.state_dict()})
         return self.parts.learner.save(directory, beside=not wait)  # last: nothing fails while it writes
 
     def state_dict(self) -> dict[str, Any]:
@@ -561,12 +560,28 @@ class Loop:
         }
 
     def resume(self, step: int, known: Sequence[int]) -> None:
-        """Continue after a checkpoint (`known`: all registered ones). Engines get its weights before they serve."""
+        """Continue after a checkpoint (`known`: all registered ones). Engines get its weights before they serve.
+
+        Raises Unreadable where another version wrote it, and this one does not know how.
+        """
         directory = self.checkpoints.directory(step)
-        document = json.loads((directory / "state.json").read_text())
+        document = parse_state((directory / STATE).read_text())
         check_data(self.spec, self.parts.splits, document.get("data", {}))
         self.parts.learner.load(directory)
         self.parts.engines.refit(self.parts.learner, step)
+        try:
+            self.load_state_dict(document)
+        except (KeyError, TypeError) as error:
+            raise Unreadable(
+                f"{STATE} of step {step} is not as this version writes it ({type(error).__name__}: {error}): it waits "
+                "for the version that wrote it"
+            ) from error
+        self.kept = {other for other in known if other <= step}
+        self.committed = self.state.step
+        self.retain()  # a kill may have come between a checkpoint and this
+
+    def load_state_dict(self, document: Mapping[str, Any]) -> None:
+        """What a checkpoint of this version or an older one says; the learner is where it was."""
         self.collector.load(document["collector"], self.checkpoints.fetch_beside)
         self.parts.weighting.load_state_dict(document["weighting"])
         self.parts.archive.load_state_dict(document["archive"])
@@ -575,7 +590,6 @@ class Loop:
         if "guardrails" in document:  # a checkpoint of a version without them has none
             self.guardrails.load_state_dict(document["guardrails"])
         self.gold.load_state_dict(document.get("gold"))
-        self.kept = {other for other in known if other <= step}
         front = document["front"] and self.front_stats(document["front"]["step"], document["front"]["growth"])
         self.state = LoopState(
             step=document["step"],
@@ -590,8 +604,6 @@ class Loop:
             not_finite=document.get("not_finite", 0),
             samples=document["samples"],
         )
-        self.committed = self.state.step
-        self.retain()  # a kill may have come between a checkpoint and this
 
     # ---------------------------------------------------------------- figures
 

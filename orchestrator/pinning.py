@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from orchestrator.spec import JobSpec
 from orchestrator.state.records import Checkpoint
 from orchestrator.storage.checkpoint_store import CheckpointStore
-from orchestrator.storage.checkpoints import STATE, CheckpointError, Unreadable
+from orchestrator.storage.checkpoints import STATE, CheckpointError, Unreadable, parse_state
 
 FILE = "policy-commit"  # in the folder of what the job fetches
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -23,7 +22,7 @@ def trained_commit(checkpoints: CheckpointStore, known: Sequence[Checkpoint]) ->
     """
     for found in sorted(known, key=lambda found: found.step, reverse=True):
         try:
-            state = json.loads(checkpoints.read(found.step, found.digest, STATE))
+            state = parse_state(checkpoints.read(found.step, found.digest, STATE))
         except Unreadable:
             raise
         except CheckpointError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import moocore
@@ -221,7 +221,8 @@ class Archive:
         objective that is to fall were none."""
         self.scales = read_scales(state["ranges"], state.get("directions", self.directions))
         self.references = dict(state["references"])
-        self.points = [Point(**point) for point in state["points"]]
+        known = {one.name for one in fields(Point)}  # a later version's points may say more
+        self.points = [Point(**{name: point[name] for name in known & point.keys()}) for point in state["points"]]
         if "directions" not in state and self.is_turned:
             self.points = [replace(point, collapsed=False) for point in self.points]
         self._volumes = dict(state.get("volumes", []))  # absent: of an earlier version

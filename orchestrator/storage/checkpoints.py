@@ -32,6 +32,7 @@ from policies.disk import flush, sha256_of
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+STATE_FORMAT = 1  # one higher whenever a version that reads this one could not go on from the next; 0: it has none
 NEWEST = 2  # checkpoints of a job that are kept whole
 _POLICY = ("policy/", "adapter/")
 log = logging.getLogger(__name__)
@@ -290,6 +291,17 @@ def export_policy(directory: Path, target: Path, *, beside: Mapping[str, bytes] 
         shutil.rmtree(hidden, ignore_errors=True)
         raise CheckpointError(f"can't export to {target}: {error.strerror or error}") from error
     return target
+
+
+def parse_state(text: str | bytes) -> dict[str, Any]:
+    """What STATE holds. Raises Unreadable where a later version wrote it in a way that this one does not know."""
+    state: dict[str, Any] = json.loads(text)
+    if (found := state.get("format", 0)) > STATE_FORMAT:
+        raise Unreadable(
+            f"its newest checkpoint is of format {found}, and this version reads up to {STATE_FORMAT}: it waits for "
+            "the version that wrote it, or a later one"
+        )
+    return state
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

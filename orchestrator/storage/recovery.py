@@ -28,7 +28,7 @@ from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import Claim, JobStore, Origin
 from orchestrator.steering import initial_steering
 from orchestrator.storage.checkpoint_store import CheckpointStore, StoreAway, open_store
-from orchestrator.storage.checkpoints import STATE, CheckpointError, Manifest, Unreadable, directory_name
+from orchestrator.storage.checkpoints import STATE, CheckpointError, Manifest, Unreadable, directory_name, parse_state
 from orchestrator.stored_spec import read_stored
 
 DOCUMENT = "job.json"
@@ -247,5 +247,5 @@ def _steering(checkpoints: CheckpointStore, newest: Manifest | None) -> dict[str
         raise
     except CheckpointError:
         return None
-    steering: dict[str, object] | None = json.loads(state).get("steering")
+    steering: dict[str, object] | None = parse_state(state).get("steering")
     return steering

@@ -19,7 +19,14 @@ import torch
 from orchestrator.build import make_archive
 from orchestrator.journal import Wishes
 from orchestrator.spec import JobSpec
-from orchestrator.storage.checkpoints import CheckpointError, Unreadable, directory_name, verify
+from orchestrator.storage.checkpoints import (
+    STATE_FORMAT,
+    CheckpointError,
+    Unreadable,
+    directory_name,
+    parse_state,
+    verify,
+)
 from policies.collapse import CollapseWatch
 from policies.estimators import Gdpo
 from policies.pareto import Archive, hypervolume
@@ -818,3 +825,62 @@ def test_the_state_is_json_and_round_trips(tmp_path: Path) -> None:
     assert run.loop.state.front is not None
     assert again.loop.state.front is not None
     assert torch.equal(again.loop.state.front.points_NK, run.loop.state.front.points_NK)
+
+
+# ------------------------------------------------------------------ state of other versions
+
+ACCEPTED = Path(__file__).parents[2] / "data" / "accepted"
+OF_20_NOV = {
+    "weighting": {"name": "hv_gradient"},
+    "sampling": {"budget": {"name": "knapsack", "objective": "accuracy"}},
+    "guardrails": [{"metric": "kl", "max": 9.0}],
+}
+
+
+def resumed_with(state: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A job after three steps, whose newest checkpoint says this."""
+    run = start(tmp_path, make_spec(**OF_20_NOV))
+    run.loop.start()
+    for step in (1, 2, 3):
+        run.loop.step(step)
+    monkeypatch.setattr("orchestrator.loop.parse_state", lambda _: parse_state(json.dumps(state)))
+    return resume(run, make_spec(**OF_20_NOV))
+
+
+def of_20_nov() -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((ACCEPTED / "state-20-nov.json").read_text())
+    return state
+
+
+def test_a_checkpoint_of_an_older_version_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = resumed_with(of_20_nov(), tmp_path, monkeypatch)
+    assert [point.step for point in again.loop.parts.archive.points] == [0, 2]
+    assert again.loop.state_dict()["weighting"] == of_20_nov()["weighting"]
+    assert again.loop.parts.order.position == 9
+    assert again.loop.parts.budget.rate(0) == (0 + 0.5 * 2) / (4 + 2)  # type: ignore[attr-defined]
+    assert again.loop.run() == "succeeded"
+
+
+def test_what_a_later_version_says_more_of_a_point_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it mattered, that version would have raised the format."""
+    state = of_20_nov() | {"format": STATE_FORMAT, "invented": 1}
+    state["archive"]["points"][1]["invented"] = 1
+    again = resumed_with(state, tmp_path, monkeypatch)
+    assert [point.step for point in again.loop.parts.archive.points] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"format": STATE_FORMAT + 1}, f"is of format {STATE_FORMAT + 1}, and this version reads up to {STATE_FORMAT}"),
+        ({"archive": {"invented": 1}}, r"state.json of step 3 is not as this version writes it \(KeyError: 'ranges'\)"),
+        ({"collapsed": None, "front": 7}, "not as this version writes it .TypeError"),
+    ],
+)
+def test_a_checkpoint_that_this_version_can_not_read_waits_for_one_that_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(Unreadable, match=told):
+        resumed_with(of_20_nov() | changes, tmp_path, monkeypatch)

@@ -10,10 +10,11 @@ from huggingface_hub import constants
 from orchestrator import driver
 from orchestrator.errors import DoesNotFit
 from orchestrator.journal import StoreJournal, Wishes
-from orchestrator.pinning import at_one_commit
+from orchestrator.pinning import at_one_commit, trained_commit
 from orchestrator.spec import JobSpec
 from orchestrator.state.records import Checkpoint
 from orchestrator.storage.checkpoint_store import CheckpointStore, Remote
+from orchestrator.storage.checkpoints import STATE, STATE_FORMAT, Unreadable, write_checkpoint, write_json
 from tests.loop_fakes import make_spec, start
 from tests.support import small_spec
 from tests.unit.orchestrator.test_driver import CLAIM, LEASE, FakeStore
@@ -33,6 +34,15 @@ def publish(hub: Path, commit: str, branch: str = "main") -> None:
     (hub / "snapshots" / commit / "config.json").write_text("{}")
     (hub / "refs").mkdir(exist_ok=True)
     (hub / "refs" / branch).write_text(commit)
+
+
+def test_a_checkpoint_of_a_later_format_is_heard_of_before_anything_is_built(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    later = {"format": STATE_FORMAT + 1}
+    path, manifest = write_checkpoint(root, step=3, fence=1, fill=lambda folder: write_json(folder / STATE, later))
+    known = [Checkpoint(step=3, path=str(path), digest=manifest.digest, metrics={}, on_front=False)]
+    with pytest.raises(Unreadable, match="it waits for the version that wrote it"):
+        trained_commit(CheckpointStore(root), known)
 
 
 def job(**policy: str) -> JobSpec:

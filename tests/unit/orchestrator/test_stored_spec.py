@@ -1,4 +1,7 @@
-"""Specs that older versions accepted, as they stored them: tests/data/accepted, to which files are only ever added."""
+"""Specs that older versions accepted, as they stored them: tests/data/accepted, to which files are only ever added.
+
+`test_loop.py` reads the states there.
+"""
 
 import json
 from collections.abc import Iterator
