@@ -41,6 +41,7 @@ Writer = Callable[[], None]
 FILE = "learner.safetensors"
 PARTS = "learner"  # a directory of torch.distributed.checkpoint
 BASE = "base.sha256"
+NAMES = "optimizer.names"  # of the parameters, in the order by which their moments are numbered; a line each
 GENERATION_CONFIG = "generation_config.json"
 POLICY = "policy"
 ADAPTER = "adapter"  # a directory beside the policy's
@@ -132,6 +133,7 @@ def state_writer(learner: Learner, directory: Path, *, copy: bool = False) -> Wr
     for i, parameter in enumerate(learner.parameters):
         for key, value in learner.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{i}.{key}"] = torch.as_tensor(value).detach()
+    tensors[NAMES] = torch.tensor(list("\n".join(learner.trained).encode()), dtype=torch.uint8)
     if learner.base_sha256 is not None:
         tensors[BASE] = torch.tensor(list(learner.base_sha256), dtype=torch.uint8)
     tensors["schedule.updates"] = torch.tensor(learner.scheduler.last_epoch)
@@ -183,7 +185,7 @@ def load_state(learner: Learner, directory: Path) -> None:
         for name, parameter in learner.trained.items():
             parameter.copy_(tensors[f"weights.{name}"])
     learner.optimizer.state.clear()  # a state saved before the first update has no moments
-    for i, parameter in enumerate(learner.parameters):
+    for i, parameter in _in_order_of(learner, tensors.get(NAMES)):
         prefix = f"optimizer.{i}."
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if state:
@@ -227,27 +229,55 @@ def _read(learner: Learner, directory: Path) -> dict[str, Tensor]:
     parts = directory / PARTS
     if not parts.is_dir():
         found = load_file(directory / FILE)
-        targets = _targets(learner, directory, found.keys())
+        targets = _targets(learner, directory, found.keys(), found.get(NAMES))
         return {name: like(targets[name], value) if name in targets else value for name, value in found.items()}
     stored = FileSystemReader(parts).read_metadata().state_dict_metadata
-    targets = _targets(learner, directory, stored.keys())
+    targets = _targets(learner, directory, stored.keys(), _names_in(learner, parts, stored.get(NAMES)))
     read: dict[str, Tensor] = {}
     for name, about in stored.items():
         assert isinstance(about, TensorStorageMetadata), "only tensors were saved"
         alike = name in targets and targets[name].shape == about.size
         read[name] = torch.empty_like(targets[name]) if alike else torch.empty(about.size, dtype=about.properties.dtype)
-    with disk_errors(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank alone, as it is meant
-        load(read, checkpoint_id=parts, no_dist=learner.ranks.size == 1)
+    _read_parts(learner, parts, read)
     return read
 
 
-def _targets(learner: Learner, directory: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    """The tensor that each stored one belongs to or is shaped like; steps, schedule and random states have none."""
+def _names_in(learner: Learner, parts: Path, about: Any) -> Tensor | None:
+    """NAMES alone, before the rest is read; None of a version that did not keep them."""
+    if about is None:
+        return None
+    read = {NAMES: torch.empty(about.size, dtype=about.properties.dtype)}
+    _read_parts(learner, parts, read)
+    return read[NAMES]
+
+
+def _read_parts(learner: Learner, parts: Path, read: dict[str, Tensor]) -> None:
+    """Into these tensors. All ranks must ask."""
+    with disk_errors(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank alone, as it is meant
+        load(read, checkpoint_id=parts, no_dist=learner.ranks.size == 1)
+
+
+def _in_order_of(learner: Learner, names: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+    """Parameters with the numbers of their stored moments; without `names` of an earlier version, in their own order.
+
+    Another transformers may have a block's layers in another order: those of one shape would take each other's.
+    """
+    stored = list(learner.trained) if names is None else bytes(names.tolist()).decode().split("\n")
+    numbers = {name: i for i, name in enumerate(stored)}
+    for name, parameter in learner.trained.items():
+        yield numbers[name], parameter
+
+
+def _targets(learner: Learner, directory: Path, names: Iterable[str], in_order: Tensor | None) -> dict[str, Tensor]:
+    """The tensor that each stored one belongs to or is shaped like; steps, schedule and random states have none.
+
+    `in_order`: what NAMES has.
+    """
     targets = {f"weights.{name}": p.detach() for name, p in learner.trained.items()}
     if targets.keys() != {name for name in names if name.startswith("weights.")}:
         raise KeyError(f"{directory} holds the state of another model")
-    for i, parameter in enumerate(learner.parameters):
+    for i, parameter in _in_order_of(learner, in_order):
         moments = (name for name in names if name.startswith(f"optimizer.{i}.") and not name.endswith(".step"))
         targets |= dict.fromkeys(moments, parameter.detach())
     return targets

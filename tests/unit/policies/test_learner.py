@@ -888,6 +888,37 @@ def test_back_to_the_state_before_the_first_update(policy, tmp_path):
     assert_identical(parameters_of(learner), weights)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_moments_follow_their_names_where_a_model_has_its_layers_in_another_order(policy, tmp_path, in_parts):
+    """As of another transformers: many are of one shape."""
+    learner = make_learner(policy)
+    train(learner, range(2))
+    learner.save_state(tmp_path)
+    if in_parts:
+        tensors = load_file(tmp_path / "learner.safetensors")
+        learner_state.save(tensors, checkpoint_id=tmp_path / learner_state.PARTS, no_dist=True)
+    other = make_learner(policy, seed=99)
+    other.trained = dict(reversed(other.trained.items()))
+    other.parameters = list(other.trained.values())
+    other.load_state(tmp_path)
+    for name, parameter in learner.trained.items():
+        moments = other.optimizer.state[other.trained[name]]
+        assert_identical(moments, learner.optimizer.state[parameter])
+
+
+def test_a_state_of_before_names_were_kept_is_read_in_the_models_order(policy, tmp_path):
+    learner = make_learner(policy)
+    train(learner, range(2))
+    learner.save_state(tmp_path)
+    tensors = load_file(tmp_path / "learner.safetensors")
+    del tensors[learner_state.NAMES]
+    save_file(tensors, tmp_path / "learner.safetensors")
+    other = make_learner(policy, seed=99)
+    other.load_state(tmp_path)
+    assert train(other, range(2, 4)) == train(learner, range(2, 4))
+
+
 def test_a_save_beside_the_next_updates_is_of_the_state_before_them(policy, tmp_path, monkeypatch):
     """The disk holds it back until two more updates are made."""
     learner, ready = make_learner(policy), threading.Event()
