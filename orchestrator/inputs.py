@@ -153,10 +153,10 @@ def check_data(spec: JobSpec, splits: Splits, trained_with: Mapping[str, str]) -
 
 
 def split_files(spec: JobSpec, state_dir: Path, owner: str, data_dir: Path | None = None) -> dict[str, SplitFiles]:
-    """By split; the quickstart task's files are written first, and those of URLs fetched."""
+    """By split; the quickstart task's files are written first, those of URLs fetched, and datasets held."""
     if isinstance(spec.data, FilesData):
-        data, folder = spec.data, data_dir or state_dir / "data"
-        return {split: _files_of(data, split, folder, owner, state_dir) for split in data.splits}
+        data = spec.data
+        return {split: _files_of(data, split, owner, state_dir, data_dir) for split in data.splits}
     from policies.quickstart import write_splits
 
     sizes = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}
@@ -165,15 +165,15 @@ def split_files(spec: JobSpec, state_dir: Path, owner: str, data_dir: Path | Non
     return {name: SplitFiles(paths=(path,), columns=Columns()) for name, path in written.items()}
 
 
-def _files_of(data: FilesData, split: str, folder: Path, owner: str, state_dir: Path) -> SplitFiles:
-    columns = data.columns
+def _files_of(data: FilesData, split: str, owner: str, state_dir: Path, data_dir: Path | None) -> SplitFiles:
+    columns, folder = data.columns, data_dir or state_dir / "data"
     paths: dict[Path, str | None] = {}  # with their URLs
     for name in data.names(split):
         if is_url(name):
             for url in files_of(name, data.hub_split(split), folder, pauses_s=LONG_PAUSES_S):
                 paths[fetch(url, folder, pauses_s=LONG_PAUSES_S)] = url
         else:
-            found, columns = locate(name, data.columns, owner, state_dir)
+            found, columns = locate(name, data.columns, owner, state_dir, data_dir)
             paths |= dict.fromkeys(found)
     return SplitFiles(
         paths=tuple(paths),

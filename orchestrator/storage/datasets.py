@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ _STALE_S = 24 * 3600
 
 class DatasetNotFound(DatasetError):
     """This owner has no such dataset."""
+
+
+class DatasetDamaged(DatasetNotFound):
+    """What is there under its id can't be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +147,7 @@ class Datasets:
             os.fsync(file.fileno())
         flush(draft.directory)
         try:
-            draft.directory.rename(self._folder / kept.id)
+            self._put(draft, kept.id)
         except OSError:
             if (twin := self.twin(draft, columns)) is not None:  # another upload of it came first
                 return twin, False
@@ -151,21 +155,18 @@ class Datasets:
         flush(self._folder)
         return self.get(kept.id), True
 
+    def _put(self, draft: Draft, dataset_id: str) -> None:
+        """In place, where one that is damaged may be in the way."""
+        with contextlib.suppress(DatasetNotFound):
+            try:
+                self.get(dataset_id)
+            except DatasetDamaged:
+                self.delete(dataset_id)
+        draft.directory.rename(self._folder / dataset_id)
+
     def get(self, dataset_id: str) -> Dataset:
         """Raises DatasetNotFound."""
-        directory = self._folder / dataset_id
-        if not _ID.fullmatch(dataset_id):
-            raise DatasetNotFound("no such dataset")
-        try:
-            document = json.loads((directory / _MANIFEST).read_bytes())
-            return Dataset(
-                **{**document, "columns": Columns.model_validate(document["columns"])},
-                path=directory / f"data.{document['format']}",
-            )
-        except (FileNotFoundError, NotADirectoryError):
-            raise DatasetNotFound(f"no dataset {dataset_id}") from None
-        except (OSError, ValueError, TypeError, KeyError):
-            raise DatasetNotFound(f"the manifest of dataset {dataset_id} is damaged; upload the file again") from None
+        return _read(self._folder, dataset_id)
 
     def all(self) -> list[Dataset]:
         """Newest first."""
@@ -176,7 +177,7 @@ class Datasets:
         return sorted(found, key=lambda dataset: (-dataset.created_at, dataset.id))
 
     def delete(self, dataset_id: str) -> None:
-        """Jobs that name it can't start any more. Raises DatasetNotFound."""
+        """Jobs that have yet to begin can't start any more; others have it (`hold`). Raises DatasetNotFound."""
         if not _ID.fullmatch(dataset_id):
             raise DatasetNotFound("no such dataset")
         gone = self._folder / f".deleted-{secrets.token_hex(8)}"
@@ -201,6 +202,8 @@ def find(reference: str, owner: str, state_dir: Path) -> Dataset:
     """The same with its columns."""
     try:
         found = Datasets(state_dir, owner).get(reference.removeprefix(REFERENCE))
+    except DatasetDamaged as error:
+        raise DatasetError(f"{reference}: {error}") from None
     except DatasetNotFound:
         problem = "no such dataset; `equipoise datasets list` shows those that are kept"
         raise DatasetError(f"{reference[:64]}: {problem}") from None
@@ -210,12 +213,65 @@ def find(reference: str, owner: str, state_dir: Path) -> Dataset:
     return found
 
 
-def locate(name: str, columns: Columns, owner: str, state_dir: Path) -> tuple[list[Path], Columns]:
-    """The files that a split names, and their columns: a dataset's are those that it was checked with."""
+def hold(reference: str, owner: str, state_dir: Path, folder: Path) -> Dataset:
+    """The same as a job has it: linked into its `folder` at its first start, so that it outlives a deletion.
+
+    Raises DatasetError.
+    """
+    dataset_id = reference.removeprefix(REFERENCE)
+    with contextlib.suppress(DatasetNotFound):
+        held = _read(folder, dataset_id)
+        if held.path.is_file():
+            return held
+    found = find(reference, owner, state_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{found.id}"
+    for left in (draft, folder / found.id):  # of a start that was cut short
+        shutil.rmtree(left, ignore_errors=True)
+    draft.mkdir(mode=0o700)
+    for file in (found.path, found.path.with_name(_MANIFEST)):
+        _link(file, draft / file.name)
+    flush(draft)
+    draft.rename(folder / found.id)
+    flush(folder)
+    return _read(folder, found.id)
+
+
+def locate(
+    name: str, columns: Columns, owner: str, state_dir: Path, folder: Path | None = None
+) -> tuple[list[Path], Columns]:
+    """The files that a split names, and their columns: a dataset's are those that it was checked with.
+
+    `folder` is a job's own, in which datasets are held.
+    """
     if not is_reference(name):
         return matching(name), columns
-    found = find(name, owner, state_dir)
+    found = find(name, owner, state_dir) if folder is None else hold(name, owner, state_dir, folder)
     return [found.path], found.columns
+
+
+def _link(file: Path, to: Path) -> None:
+    try:
+        to.hardlink_to(file)
+    except OSError:  # a file system without links, or another one
+        shutil.copyfile(file, to)
+        flush(to)
+
+
+def _read(folder: Path, dataset_id: str) -> Dataset:
+    """By its manifest, of which a later version may have written more. Raises DatasetNotFound."""
+    if not _ID.fullmatch(dataset_id):
+        raise DatasetNotFound("no such dataset")
+    directory = folder / dataset_id
+    try:
+        document = json.loads((directory / _MANIFEST).read_bytes())
+        known = {each.name: document[each.name] for each in fields(Dataset) if each.name not in ("columns", "path")}
+        columns = {name: value for name, value in document["columns"].items() if name in Columns.model_fields}
+        return Dataset(**known, columns=Columns.model_validate(columns), path=directory / f"data.{document['format']}")
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetNotFound(f"no dataset {dataset_id}") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        raise DatasetDamaged(f"the manifest of dataset {dataset_id} is damaged; upload the file again") from None
 
 
 def _identify(draft: Draft, columns: Columns) -> str:

@@ -196,7 +196,7 @@ def get_rows(
 
 @router.delete("/{dataset_id}")
 def delete_dataset(dataset_id: str, datasets: OwnDatasets) -> Response:
-    """For good. A job that has yet to read it fails with a reason that says so."""
+    """For good. A job that has yet to begin fails with a reason that says so; others keep what they read."""
     try:
         datasets.delete(dataset_id)
     except DatasetNotFound:

@@ -95,7 +95,7 @@ def show(
 
 @commands.command()
 def delete(dataset_id: DatasetId) -> None:
-    """Delete a dataset for good; jobs that have yet to read it fail."""
+    """Delete a dataset for good; jobs that have yet to begin with it fail."""
     with connect_client(state_dir()) as client:
         print(f"{client.delete_dataset(_checked(dataset_id))['id']} deleted")
 

@@ -1,5 +1,6 @@
 """Uploaded files, their checks and who may name which path, without a server."""
 
+import json
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -11,6 +12,7 @@ import pytest
 from orchestrator import children
 from orchestrator.checks.access import Access
 from orchestrator.checks.dataset_check import Reading, check, outcomes_of, shown
+from orchestrator.inputs import load_splits
 from orchestrator.rollouts.prompts import (
     NO_ANSWERS,
     Contents,
@@ -70,8 +72,52 @@ def test_a_damaged_manifest_is_no_dataset(tmp_path: Path, text: str) -> None:
     made = kept(tmp_path, "me")
     (tmp_path / "datasets" / "me" / made / "manifest.json").write_text(text)
     assert Datasets(tmp_path, "me").all() == []
-    with pytest.raises(DatasetError):
+    with pytest.raises(DatasetError, match="damaged; upload the file again"):
         resolve(f"dataset:{made}", "me", tmp_path)
+    assert kept(tmp_path, "me") == made  # uploaded again, it is whole
+    assert find(f"dataset:{made}", "me", tmp_path).rows == 1
+    assert [each.name for each in (tmp_path / "datasets" / "me").iterdir()] == [made]
+
+
+def test_a_manifest_of_a_later_version_is_read(tmp_path: Path) -> None:
+    made = kept(tmp_path, "me")
+    manifest = tmp_path / "datasets" / "me" / made / "manifest.json"
+    document = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**document, "licence": "MIT", "columns": {**document["columns"], "images": None}}))
+    assert find(f"dataset:{made}", "me", tmp_path).columns == Columns()
+    assert len(Datasets(tmp_path, "me").all()) == 1
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_job_that_began_with_a_dataset_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    if not has_links:
+        monkeypatch.setattr(Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    made, folder = kept(tmp_path, "me"), tmp_path / "jobs" / "job-1" / "data"
+    (folder / made).mkdir(parents=True)  # a start that was cut short
+    began = locate(f"dataset:{made}", Columns(), "me", tmp_path, folder)
+    Datasets(tmp_path, "me").delete(made)
+    assert locate(f"dataset:{made}", Columns(), "me", tmp_path, folder) == began
+    assert began[0][0].read_bytes() == ROW
+    with pytest.raises(DatasetError, match="no such dataset"):
+        locate(f"dataset:{made}", Columns(), "me", tmp_path, folder.with_name("other"))
+    with pytest.raises(DatasetError, match="no such dataset"):
+        locate("dataset:../data", Columns(), "me", tmp_path, folder)
+
+
+def test_a_jobs_splits_outlive_their_datasets(tmp_path: Path) -> None:
+    data = {
+        "type": "files",
+        "train": f"dataset:{kept(tmp_path, 'me')}",
+        "validation": f"dataset:{kept(tmp_path, 'me')}",
+    }
+    objectives = [{"name": "a", "reward": {"name": "math"}}]
+    spec = parse_spec({"name": "x", "steps": 1, "policy": {"model": "a/b"}, "data": data, "objectives": objectives})
+    options: dict[str, Any] = {"model": "none", "encoder": lambda _: [1], "owner": "me"}
+    began = load_splits(spec, tmp_path, data_dir=tmp_path / "data", **options)
+    Datasets(tmp_path, "me").delete(data["train"].removeprefix("dataset:"))
+    assert load_splits(spec, tmp_path, data_dir=tmp_path / "data", **options) == began
 
 
 def test_a_path_keeps_the_columns_of_the_spec(tmp_path: Path) -> None:
