@@ -6,5 +6,9 @@ if not FINAL[status] then return {'ILLEGAL', status} end
 redis.call('ZREM', KEYS[9], ID)
 redis.call('HDEL', KEYS[8], ID)
 redis.call('DEL', JOB, EVENTS, REPLIES, WLOG, unpack(KEYS, 11))
-redis.call('HINCRBY', KEYS[10], 'bytes', -tonumber(bytes or 0)) -- of a job of an earlier version nothing was counted
+if redis.call('ZCARD', KEYS[9]) == 0 then -- a version that counts nothing may have deleted some
+  redis.call('DEL', KEYS[10])
+else
+  redis.call('HINCRBY', KEYS[10], 'bytes', -tonumber(bytes or 0)) -- of a job of an earlier version nothing was counted
+end
 return {'OK'}

@@ -12,6 +12,7 @@ from orchestrator.figures import front_document
 from orchestrator.rollouts.engine_health import recorded
 from orchestrator.state import reader
 from orchestrator.state.census import Census
+from orchestrator.state.keys import Keys
 from orchestrator.state.records import dumps
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import Fenced, JobStore, StepGap
@@ -55,6 +56,16 @@ def test_what_a_job_writes_is_counted_until_it_is_deleted(store: JobStore) -> No
     change = {"weights": {"a": 1.0}}
     store.steer("j", change=change, if_match=None, by="ann")
     assert Census(store).kept()[1] == before + len(dumps(record)) + 2 * len(dumps(change))
+    store.finish(lease, JobStatus.FAILED)
+    store.delete("j")
+    assert Census(store).kept() == (0, 0)
+
+
+def test_what_a_version_that_counts_nothing_deleted_is_forgotten_with_the_last_job(
+    store: JobStore, client: redis.Redis
+) -> None:
+    lease = running(store)
+    client.hincrby(Keys(store.owner).kept, "bytes", 999)
     store.finish(lease, JobStatus.FAILED)
     store.delete("j")
     assert Census(store).kept() == (0, 0)
