@@ -79,11 +79,11 @@ def _fits_nowhere(plan: Document) -> bool:
 
 
 def anchored(spec: JobSpec | RewardJobSpec) -> dict[str, Any]:
-    """Relative paths are the caller's, so they are made absolute here."""
-    document: dict[str, Any] = spec.model_dump(mode="json")
+    """What the caller wrote; its defaults are the server's. Relative paths are the caller's: they are made absolute."""
+    document: dict[str, Any] = spec.model_dump(mode="json", exclude_unset=True)
     if isinstance(spec, RewardJobSpec):
         training = document["training"]
-        for split in ("train", "validation"):
+        for split in training.keys() & {"train", "validation"}:
             training[split] = [name if is_url(name) else _absolute(name) for name in training[split]]
         training["model"] = _absolute_model(training["model"])
         return document

@@ -216,7 +216,9 @@ class Api:
     # -- steering --------------------------------------------------------------------------------------------
 
     @endpoint
-    def steering(self, job_id: str, *, log_before: int | None = None, log_limit: int = 100) -> Request[types.Steering]:
+    def steering(
+        self, job_id: str, *, log_before: int | None = None, log_limit: int | None = None
+    ) -> Request[types.Steering]:
         """The newest steering; its `version` is what `steer` takes as `if_match`.
 
         `log` are the newest changes before version `log_before`; while `log_has_more`, there are older ones.

@@ -80,7 +80,7 @@ def evaluate_model(
 
 def _read(path: Path) -> dict[str, Any]:
     document = submission.load(path)
-    if document["kind"] != "reward_model":
+    if document.get("kind") != "reward_model":
         fail(f"{path}: expected kind: reward_model; `equipoise submit` takes other jobs")
     return document
 

@@ -249,7 +249,7 @@ def test_relative_names_are_the_callers(monkeypatch: pytest.MonkeyPatch, tmp_pat
     url, kept = "hf://datasets/a/b/c.parquet", "dataset:ds-0123456789ab"
     data = anchored(spec_of(train=["a-*.jsonl", url], validation={"share": 0.5}, test=kept))["data"]
     assert data["train"] == [f"{tmp_path}/a-*.jsonl", url]
-    assert data["validation"] == {"share": 0.5, "seed": 0}
+    assert data["validation"] == {"share": 0.5}
     assert data["test"] == kept
     sets = {"x": ["a.jsonl", url], "y": "b.jsonl", "z": 3}
     sent = {"x": [f"{tmp_path}/a.jsonl", url], "y": f"{tmp_path}/b.jsonl", "z": 3}

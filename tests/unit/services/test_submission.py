@@ -1,15 +1,18 @@
 """A spec on its way from a terminal to the server: whose paths they are, and what is refused before it is sent."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.spec import parse_job, parse_spec
+from orchestrator.spec import load_spec, parse_job, parse_spec
 from orchestrator.spec_errors import SpecError
 from services.client import ApiError
 from services.spec_checks import strict_spec
-from services.submission import anchored, anchored_changes, naming_files
+from services.submission import anchored, anchored_changes, load, naming_files
+
+JOBS = Path(__file__).parents[3] / "deploy" / "jobs"
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -61,6 +64,25 @@ def test_paths_in_a_forks_changes_are_the_callers_too(tmp_path: Path, monkeypatc
 )
 def test_what_is_wrong_with_changes_the_server_says(changes: dict[str, Any]) -> None:
     assert anchored_changes(changes) == changes
+
+
+def test_nothing_is_sent_that_nobody_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = document(optimizer={"lr": 1e-6}, gold={"reward": {"name": "exact"}})
+    written["objectives"][1]["reward"]["options"]["model"] = "someone/model"
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(written))
+    assert load(path) == written
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_is_sent_is_the_same_job(path: Path) -> None:
+    spec = load_spec(path)
+    whole = spec.model_dump(mode="json")
+    sent = parse_job(load(path)).model_dump(mode="json")
+    assert {name: sent[name] for name in sent if name not in ("data", "training")} == {
+        name: whole[name] for name in whole if name not in ("data", "training")
+    }
 
 
 def test_a_refused_file_is_named_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
