@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ TIMEOUT_S = 300.0
 _SHORT_TIMEOUT_S = 30.0  # where an answer is waited for
 _MEMORY_BYTES = 4 * 1024**3  # a small Parquet file can hold much
 _LIMIT = "can't be read, or not within the memory that the server has for it"
-_COMPARED = 1_000_000  # prompts of the training that others are compared with: their hashes are held
+_COMPARED = 1_000_000  # prompts of a split that others are compared with: their hashes are held
 _SHOWN_CHARACTERS = 4000
 _SHOWN_MESSAGES = 100
 
@@ -118,6 +118,8 @@ def _contents(found: dict[str, Any]) -> Contents:
         unmeetable={reward: _counts(rows) for reward, rows in found["unmeetable"]},
         rows=found["rows"],
         repeated=found["repeated"],
+        validated=found["validated"],
+        twice=found["twice"],
     )
 
 
@@ -140,16 +142,31 @@ def shown(path: Path, columns: Columns, *, after: int, limit: int, owner: str = 
     return rows
 
 
-def read(reading: Reading, trained: set[int]) -> Contents:
+@dataclass(frozen=True)
+class Seen:
+    """Hashes of the first prompts of the splits that were read before."""
+
+    train: set[int] = field(default_factory=set)
+    held_out: set[int] = field(default_factory=set)
+
+    def compare(self, prompt: int, contents: Contents, own: set[int]) -> None:
+        """One of a held-out split, of which `own` are the earlier ones."""
+        contents.repeated += prompt in self.train
+        contents.validated += prompt in self.held_out
+        contents.twice += prompt in own
+        _add(own, prompt)
+
+
+def read(reading: Reading, seen: Seen) -> Contents:
     """What every row has, none kept. Raises DatasetError for the first that can't be used.
 
-    A prompt's length is a lower bound, without the chat template: what is too long here is so for certain. `trained`
-    takes the hashes of the training's first prompts, and those of other splits are looked up in it.
+    A prompt's length is a lower bound, without the chat template: what is too long here is so for certain. Prompts are
+    looked up among those of `seen`, which takes them too.
     """
     tokenizer = None if reading.tokenizer is None else _tokenizer(reading.tokenizer)
     checks = {name: check[0] for name in reading.rewards if (check := registry.truth_check(name)) is not None}
     rows = each_of(reading)
-    contents = Contents()
+    contents, own = Contents(), set[int]()
     with contextlib.closing(rows):
         for path, prompt in in_bounds(rows):
             contents.add(prompt)
@@ -157,10 +174,10 @@ def read(reading: Reading, trained: set[int]) -> Contents:
                 contents.check_answer(prompt, reward, takes)
             messages = prompt.messages
             same = hash(tuple((message["role"], message["content"]) for message in messages))
-            if not reading.is_train:
-                contents.repeated += same in trained
-            elif len(trained) < _COMPARED:
-                trained.add(same)
+            if reading.is_train:
+                _add(seen.train, same)
+            else:
+                seen.compare(same, contents, own)
             text = prompt.text
             if reading.system is not None and with_system(messages, reading.system) is not messages:
                 text = f"{reading.system}\n{text}"
@@ -173,7 +190,13 @@ def read(reading: Reading, trained: set[int]) -> Contents:
                     f"for {reading.room} beside rollout.max_tokens; shorten it, lower that or raise "
                     "policy.max_model_len"
                 )
+    seen.held_out.update(own)
     return contents
+
+
+def _add(prompts: set[int], prompt: int) -> None:
+    if len(prompts) < _COMPARED:
+        prompts.add(prompt)
 
 
 def _tokenizer(file: Path) -> Any:
@@ -194,9 +217,9 @@ def _checked(path: Path, columns: Columns) -> dict[str, Any]:
     return {"rows": rows, "problems": [problem[:300] for problem in cleaned]}
 
 
-def _outcome(reading: Reading, trained: set[int]) -> dict[str, Any]:
+def _outcome(reading: Reading, seen: Seen) -> dict[str, Any]:
     try:
-        contents = read(reading, trained)
+        contents = read(reading, seen)
     except DatasetError as error:
         return {"problem": str(error)}
     return {
@@ -207,6 +230,8 @@ def _outcome(reading: Reading, trained: set[int]) -> dict[str, Any]:
         "unmeetable": [[reward, [*rows.items()]] for reward, rows in contents.unmeetable.items()],
         "rows": contents.rows,
         "repeated": contents.repeated,
+        "validated": contents.validated,
+        "twice": contents.twice,
     }
 
 
@@ -249,8 +274,8 @@ def _answer(question: dict[str, Any]) -> Any:
         return _checked(**placed(question["check"]))
     if "show" in question:
         return _shown(**placed(question["show"]))
-    trained: set[int] = set()
-    return [_outcome(Reading.of(document), trained) for document in question["read"]]
+    seen = Seen()
+    return [_outcome(Reading.of(document), seen) for document in question["read"]]
 
 
 def _main() -> None:

@@ -33,6 +33,9 @@ MUCH_WIDER = 10.0  # times the next; below it a person's weights may well have a
 
 FEW_PROMPTS = 100  # that make a point of the front
 REPEATED = 0.01  # share of a split; a few prompts recur in many published sets
+_LEARNT = "trained on too, so its figures also tell what was learnt by heart; hold some back"
+_LUCKY = "in the validation split too, which picks the points, so its figures have the same luck; use other prompts"
+_TWICE = "in it before, so its standard errors are too small; keep each once"
 
 
 def doubts(
@@ -84,17 +87,16 @@ def _splits(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[s
     if not isinstance(spec.data, FilesData):
         return
     for split in ("validation", "test"):
-        found = contents.get(split, Contents())
-        if getattr(spec.data, split) == spec.data.train:
-            which = "these are"
-        elif found.repeated and found.repeated >= REPEATED * found.rows:
-            which = f"{found.repeated} of its {found.rows} prompts are"
-        else:
-            continue
-        yield (
-            f"data.{split}",
-            f"{which} trained on too, so its figures also tell what was learnt by heart; hold some back",
-        )
+        found, named = contents.get(split, Contents()), getattr(spec.data, split)
+        is_validation = split == "test" and named == spec.data.validation
+        for is_all, count, what in (
+            (named == spec.data.train, found.repeated, _LEARNT),
+            (is_validation, found.validated, _LUCKY),
+            (False, found.twice, _TWICE),
+        ):
+            if is_all or (count and count >= REPEATED * found.rows):
+                which = "these" if is_all else f"{count} of its {found.rows} prompts"
+                yield f"data.{split}", f"{which} are {what}"
 
 
 def _ranges(spec: JobSpec) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from typing import Any
 from orchestrator import routing
 from orchestrator.actors.placement import machine_problems, transport_problem
 from orchestrator.checks.access import HUB_ID, Access
-from orchestrator.checks.dataset_check import Outcome, Reading, outcomes_of, read
+from orchestrator.checks.dataset_check import Outcome, Reading, Seen, outcomes_of, read
 from orchestrator.rollouts.prompts import Contents, DatasetError
 from orchestrator.rollouts.split_files import is_pattern, matching
 from orchestrator.spec import JobSpec
@@ -343,10 +343,10 @@ def _placed(field: str, message: str, files: Located) -> tuple[str, str]:
 
 def _read_here(readings: Iterable[Reading]) -> list[Outcome]:
     found: list[Outcome] = []
-    trained: set[int] = set()
+    seen = Seen()
     for reading in readings:
         try:
-            found.append(read(reading, trained))
+            found.append(read(reading, seen))
         except DatasetError as error:
             found.append(str(error))
     return found

@@ -79,6 +79,10 @@ class Contents:
     rows: int = 0
     repeated: int = 0
     """Rows whose prompt is one of the training's, in another split."""
+    validated: int = 0
+    """Rows of the test split whose prompt is one of the validation's."""
+    twice: int = 0
+    """Rows of a held-out split whose prompt an earlier row of it has."""
 
     @classmethod
     def of(cls, prompts: Iterable[Prompt]) -> Contents:

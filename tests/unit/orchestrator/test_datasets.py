@@ -243,6 +243,8 @@ def test_a_child_that_fails_is_a_problem_of_the_file_that_it_read(
                 "unmeetable": [["math", [["math", [1, 2]]]]],
                 "rows": 4,
                 "repeated": 2,
+                "validated": 1,
+                "twice": 3,
             }
             for _ in question["read"]
         ]
@@ -250,7 +252,8 @@ def test_a_child_that_fails_is_a_problem_of_the_file_that_it_read(
     monkeypatch.setattr(children, "ask", ask)
     first, second = outcomes_of(readings)
     unmeetable = {"math": {"math": (1, 2)}}
-    assert first == Contents(domains={"math"}, unanswered={None: (3, 1)}, unmeetable=unmeetable, rows=4, repeated=2)
+    counts = {"rows": 4, "repeated": 2, "validated": 1, "twice": 3}
+    assert first == Contents(domains={"math"}, unanswered={None: (3, 1)}, unmeetable=unmeetable, **counts)
     assert isinstance(second, str)
     assert "within the memory that the server has for it" in second
     for error, expected in ((children.ChildTimeout, [None, None]), (children.ChildBusy, None)):

@@ -443,21 +443,27 @@ def test_prompts_of_other_splits_that_are_trained_on_are_counted(
     prompts = {
         "train": ["word", "word word", chat],
         "validation": [chat, "other", "word word"],
-        "test": ["other", [{"role": "system", "content": "word"}, *chat]],
+        "test": ["other", [{"role": "system", "content": "word"}, *chat], "other"],
     }
     for split, contents in prompts.items():
         Path(data[split]).write_text("".join(json.dumps({"prompt": p, "answer": "1"}) + "\n" for p in contents))
     spec = make_spec(model, data)
     found = look(spec, access)
     assert found.problems == []
-    assert {split: (c.rows, c.repeated) for split, c in found.contents.items()} == {
-        "train": (3, 0), "validation": (3, 2), "test": (2, 0),
+    assert {split: (c.rows, c.repeated, c.validated, c.twice) for split, c in found.contents.items()} == {
+        "train": (3, 0, 0, 0), "validation": (3, 2, 0, 0), "test": (3, 0, 2, 1),
     }  # fmt: skip
     assert doubts(spec, found.contents) == [
         (
             "data.validation",
             "2 of its 3 prompts are trained on too, so its figures also tell what was learnt by heart; hold some back",
-        )
+        ),
+        (
+            "data.test",
+            "2 of its 3 prompts are in the validation split too, which picks the points, so its figures have the same "
+            "luck; use other prompts",
+        ),
+        ("data.test", "1 of its 3 prompts are in it before, so its standard errors are too small; keep each once"),
     ]
 
 
@@ -466,8 +472,14 @@ def test_a_split_that_is_the_training_itself_is_asked_about(model: Path, data: d
         ((field, message),) = doubts(make_spec(model, {**data, split: data["train"]}))
         assert field == f"data.{split}"
         assert message.startswith("these are trained on too, so")
-    few = {"validation": Contents(rows=1000, repeated=9)}  # some recur in many published sets
+    few = {"validation": Contents(rows=1000, repeated=9, twice=9)}  # some recur in many published sets
     assert doubts(make_spec(model, data), few) == []
+
+
+def test_a_test_split_that_is_the_validation_is_asked_about(model: Path, data: dict[str, Any]) -> None:
+    ((field, message),) = doubts(make_spec(model, {**data, "test": data["validation"]}))
+    assert field == "data.test"
+    assert message.startswith("these are in the validation split too, which picks the points")
 
 
 def test_targets_that_the_policy_does_not_have(data: dict[str, Any], tmp_path: Path) -> None:
