@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.spec import JobSpec
+from orchestrator.specs.data import FilesData
 from orchestrator.state.store import Checkpoint, JobRecord
 from orchestrator.steering import initial_steering
 from policies.places import Scale
@@ -49,6 +50,17 @@ def fork_document(spec: JobSpec, *, name: str, weights: Mapping[str, float] | No
         if weights is not None:
             objective["weight"] = weights[objective["name"]]
     return document
+
+
+def holds_back_trained(data: FilesData, ancestor: Mapping[str, Any]) -> bool:
+    """Whether prompts that a fork holds back for validation are some that a job of this spec was trained on."""
+    its = ancestor.get("data", {})
+    if data.held_back is None or its.get("type") != "files":
+        return False
+    trained = {its["train"]} if isinstance(its["train"], str) else {*its["train"]}
+    share = its["validation"] if isinstance(its["validation"], Mapping) else {"share": 0.0}
+    is_within = share.get("seed") == data.held_back.seed and data.held_back.share <= share["share"]
+    return bool(trained & {*data.names("train")}) and not is_within
 
 
 def steered(spec: JobSpec, steering: Mapping[str, Any]) -> Json:

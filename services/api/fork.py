@@ -22,9 +22,10 @@ from orchestrator.directions import directions, scales
 from orchestrator.errors import JobNotFound
 from orchestrator.fork_copies import NoRoom, copy_policy, copy_run, forking, is_full
 from orchestrator.fork_plans import PlanConflict, keep_answer, keep_plan, kept_answer, kept_plan, plan_path
-from orchestrator.lineage import MAX_FORKS, best_step, fork_document, lineage, merged, steered
+from orchestrator.lineage import MAX_FORKS, best_step, fork_document, holds_back_trained, lineage, merged, steered
 from orchestrator.measurement import measured_differently
 from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.specs.data import FilesData
 from orchestrator.state.census import Census
 from orchestrator.state.gpu_hours import GpuQuotaReached
 from orchestrator.state.gpu_hours import read as read_gpu_hours
@@ -274,6 +275,8 @@ def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: 
         raise _unusable(parent, checkpoint.step, error) from None
     base = checked_spec(wanted, access)
     assert isinstance(base, JobSpec), "a document with objectives is of no other kind"
+    if "data" in fork.changes and isinstance(base.data, FilesData):
+        _check_held_out(store, base.data, Origin(parent=parent, step=checkpoint.step))
     vectors: Sequence[_Weights | None] = fork.sweep if fork.sweep is not None else [fork.weights]
     name = fork.name or f"{spec.name[:96]} from {checkpoint.step}"
     jobs = []
@@ -294,6 +297,20 @@ def _plan(store: JobStore, config: Settings, access: Access, parent: str, fork: 
         "digest": checkpoint.digest,
         "jobs": jobs,
     }
+
+
+def _check_held_out(store: JobStore, data: FilesData, origin: Origin | None) -> None:
+    """Raises ApiProblem where a job that the policy comes from, as far as it is kept, has learnt what is held back."""
+    while origin is not None:
+        try:
+            spec, record = json.loads(store.spec(origin.parent)), store.job(origin.parent)
+        except JobNotFound:
+            return
+        if origin.step and holds_back_trained(data, spec):
+            said = f"{origin.parent} was trained on prompts that this share holds back"
+            use = "keep its share and seed, or a smaller share, or name files with other prompts"
+            raise _invalid("changes.data.validation", f"{said}; {use}")
+        origin = record.origin
 
 
 def _plan_to_go_on(

@@ -178,6 +178,29 @@ def test_a_sweep_makes_one_job_for_each_vector(http: httpx.Client, parent: str) 
     ]
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_fork_holds_back_no_prompts_that_its_policy_learnt(
+    http: httpx.Client, store: JobStore, state_dir: Path, tmp_path: Path, depth: int
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"{i}+1?", "answer": str(i + 1)}) + "\n" for i in range(100)))
+    data = {"type": "files", "train": str(prompts), "validation": {"share": 0.3, "seed": 5}}
+    first, _ = trained(http, store, state_dir, policy={"model": "someone/model"}, data=data)
+    parent = first
+    if depth == 2:  # not from a policy that the fork itself has trained
+        (new,) = forked(http, first, checkpoint=1)["data"]
+        parent, lease = new["id"], claim(store, new["id"])
+        root = state_dir / "jobs" / parent / "checkpoints"
+        path, manifest = write_checkpoint(root, step=0, fence=lease.fence, fill=fill(0))
+        store.register_checkpoint(lease, step=0, path=str(path), digest=manifest.digest)
+    for share in ({"share": 0.5}, {"seed": 6}):
+        body = {"checkpoint": "latest", "changes": {"data": {"validation": share}}}
+        error = assert_error(http.post(f"/v1/jobs/{parent}/fork", json=body), 422)
+        assert error["param"] == "changes.data.validation"
+        assert f"{first} was trained on prompts that this share holds back; keep its share" in error["message"]
+    forked(http, parent, checkpoint="latest", changes={"data": {"validation": {"share": 0.2}}})
+
+
 def test_a_fork_of_a_fork_names_its_own_parent(http: httpx.Client, store: JobStore, state_dir: Path) -> None:
     parent, _ = trained(http, store, state_dir, metadata={"team": "x", "equipoise.parent": "job-z"})
     (new,) = forked(http, parent, checkpoint=1, changes={"metadata": {"run": "2"}})["data"]

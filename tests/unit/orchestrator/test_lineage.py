@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from orchestrator import references
 from orchestrator.comparison import TooManyPoints, compared, front_as_told
 from orchestrator.fork_copies import REFERENCES, drop_orphans, forking, is_full
 from orchestrator.fork_plans import PlanConflict, keep_answer, keep_plan, kept_answer, kept_plan, plan_path
-from orchestrator.lineage import best_step, merged
+from orchestrator.lineage import best_step, holds_back_trained, merged
+from orchestrator.specs.data import FilesData
 from orchestrator.state.redis_calls import connect
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import Checkpoint, JobStore
@@ -29,6 +31,26 @@ def test_changes_are_merged_branch_by_branch() -> None:
     expected = {"steps": 1, "loss": {"a": 1, "b": 3}, "weighting": {"name": "other", "y": 2}, "list": [3]}
     assert merged(spec, changes) == {**expected, "new": {"c": None}}
     assert spec["loss"] == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "fork", "expected"),
+    [
+        ("a", {"share": 0.1, "seed": 3}, {"share": 0.1, "seed": 3}, False),
+        ("a", {"share": 0.1, "seed": 3}, {"share": 0.05, "seed": 3}, False),  # some of the same
+        ("a", {"share": 0.1, "seed": 3}, {"share": 0.2, "seed": 3}, True),
+        ("a", {"share": 0.1, "seed": 3}, {"share": 0.1, "seed": 4}, True),
+        ("a", "v", {"share": 0.1, "seed": 3}, True),
+        (["b", "a"], ["v"], {"share": 0.1, "seed": 3}, True),
+        ("b", "v", {"share": 0.1, "seed": 3}, False),  # other prompts
+        ("a", "v", "w", False),
+    ],
+)
+def test_a_fork_holds_back_what_no_ancestor_learnt(train: Any, validation: Any, fork: Any, expected: bool) -> None:
+    data = FilesData.model_validate({"train": "a", "validation": fork})
+    ancestor = {"data": {"type": "files", "train": train, "validation": validation}}
+    assert holds_back_trained(data, ancestor) is expected
+    assert not holds_back_trained(data, {"data": {"type": "quickstart", "train": 100}})
 
 
 def test_the_best_is_on_the_front_and_counts_places_in_the_range() -> None:
