@@ -72,7 +72,7 @@ def load_plugin(group: str, name: str) -> type[Any]:
     try:
         base = getattr(importlib.import_module(family.module), family.base)
         rule = points[0].load()
-    except Exception as error:  # whatever a stranger's module raises at import: the plug-in must be named
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises at import: the plug-in must be named
         raise RuntimeError(f"{where} does not load: {_line(error)}") from error
     if not (isinstance(rule, type) and issubclass(rule, base)):
         raise RuntimeError(f"{where} is not a subclass of {family.module}.{family.base}")
@@ -90,7 +90,7 @@ def build_plugin(group: str, name: str, options: Mapping[str, Any]) -> Any:
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"'{name}' refuses them: {reason}; {_parameters_line(rule)}") from None
-    except Exception as error:  # a stranger's code again
+    except (Exception, SystemExit) as error:  # a stranger's code again
         module = plugin_module(group, name)
         raise RuntimeError(f"the plug-in '{name}' ({module}) can't be built: {_line(error)}") from error
 
@@ -147,5 +147,5 @@ def _parameters_line(rule: type[Any]) -> str:
     return f"its parameters are {', '.join(shown)}" if shown else "it has no parameters"
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -78,7 +78,11 @@ class Listed:
 
 
 def register(reward: RewardType) -> RewardType:
-    """Class decorator: makes the reward available under its `name`. ValueError for a bad or a taken name."""
+    """Class decorator: makes the reward available under its `name`.
+
+    ValueError for a bad or a taken name, and for what lacks a part of a reward.
+    """
+    _check(reward)
     if not _NAME.fullmatch(reward.name):
         raise ValueError(f"{reward.name!r} names no reward: use lower-case letters, digits and underscores")
     taken = _registered.setdefault(reward.name, reward)
@@ -100,10 +104,9 @@ def resolve(name: str) -> type[Reward]:
     """
     _load_builtins()
     if name not in _registered:
-        plugin = _plugins().get(name)
-        if plugin is None:
+        if name not in _plugins():
             raise ValueError(f"unknown reward {_quote(name)}{_suggest(name, names())}")
-        _load(plugin)
+        _load(name)
     return _registered[name]
 
 
@@ -127,8 +130,7 @@ def range_of(name: str, options: Mapping[str, object]) -> tuple[float, float]:
     """(lo, hi) of its scores with these options, as far as files of this machine tell; infinite without a bound."""
     reward = resolve(name)
     find = getattr(reward, "range_of", None)
-    declared = getattr(reward, "range", (-math.inf, math.inf))  # a plug-in's, which nothing made say so
-    low, high = declared if find is None else find(parse_options(name, options))
+    low, high = _declared_range(reward) if find is None else find(parse_options(name, options))
     return float(low), float(high)
 
 
@@ -165,7 +167,7 @@ def listed() -> list[Listed]:
     return [
         Listed(
             name=name,
-            plugin=plugins[name].value if name in plugins and not _is_builtin(name) else None,
+            plugin=_modules(plugins[name]) if name in plugins and not _is_builtin(name) else None,
             info=_info(_registered[name]) if name in _registered else None,
         )
         for name in found
@@ -186,7 +188,32 @@ def _info(reward: type[Reward]) -> RewardInfo:
     summary = (reward.__doc__ or "").strip().partition("\n")[0]
     schema = reward.Options.model_json_schema()
     plugin = None if _is_builtin(reward.name) else f"{reward.__module__}:{reward.__qualname__}"
-    return RewardInfo(name=reward.name, summary=summary, range=reward.range, options=schema, plugin=plugin)
+    return RewardInfo(name=reward.name, summary=summary, range=_declared_range(reward), options=schema, plugin=plugin)
+
+
+def _declared_range(reward: type[Reward]) -> tuple[float, float]:
+    """Without a bound where a plug-in declares none."""
+    low, high = getattr(reward, "range", (-math.inf, math.inf))
+    return float(low), float(high)
+
+
+def _check(reward: type[Reward]) -> None:
+    """ValueError for what is no reward: it would break the list of all of them, or fail in a job."""
+    if not isinstance(reward, type):
+        raise ValueError(f"expected a class with name, Options and score(), not a {type(reward).__name__}")
+    if not isinstance(getattr(reward, "name", None), str):
+        raise ValueError(f"{reward.__qualname__} has no `name`: give it the one that a spec asks for")
+    options = getattr(reward, "Options", None)
+    if not (isinstance(options, type) and issubclass(options, BaseModel)):
+        raise ValueError(f"{reward.__qualname__} has no `Options`: give it a subclass of rewards.base.RewardOptions")
+    if not callable(getattr(reward, "score", None)):
+        raise ValueError(f"{reward.__qualname__} has no method score(batch)")
+    try:
+        low, high = _declared_range(reward)
+    except (TypeError, ValueError):
+        raise ValueError(f"the range of {reward.__qualname__} must be two numbers, (lo, hi)") from None
+    if not low <= high:  # NaN is neither, and no JSON has it
+        raise ValueError(f"the range of {reward.__qualname__} must be (lo, hi) with lo at most hi, not {(low, high)}")
 
 
 def _is_builtin(name: str) -> bool:
@@ -200,19 +227,34 @@ def _load_builtins() -> None:
 
 
 @cache
-def _plugins() -> dict[str, EntryPoint]:
-    return {plugin.name: plugin for plugin in entry_points(group=ENTRY_POINT_GROUP)}
+def _plugins() -> dict[str, list[EntryPoint]]:
+    """By name; more than one where packages offer different things under the same name."""
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        offers = found.setdefault(point.name, [])
+        if point.value not in [offer.value for offer in offers]:
+            offers.append(point)
+    return found
 
 
-def _load(plugin: EntryPoint) -> None:
+def _modules(offers: list[EntryPoint]) -> str:
+    return " and ".join(offer.value for offer in offers)
+
+
+def _load(name: str) -> None:
+    offers = _plugins()[name]
+    where = f"the plugin for reward {name!r} ({_modules(offers)})"
+    if len(offers) > 1:
+        raise RuntimeError(f"{where} is offered by more than one installed package; keep one of them")
     try:
-        reward = plugin.load()
-        if reward.name != plugin.name:
+        reward = offers[0].load()
+        _check(reward)
+        if reward.name != name:
             raise ValueError(f"it is named {reward.name!r}")
+        _info(reward)  # before it is registered: options without a schema would break the list of all rewards
         register(reward)
-    except Exception as error:  # whatever a stranger's module raises at import: the plugin must be named
-        where = f"the plugin for reward {plugin.name!r} ({plugin.value})"
-        raise RuntimeError(f"{where} does not load: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises at import: the plugin must be named
+        raise RuntimeError(f"{where} does not load: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def _explain(problem: Mapping[str, Any], schema: type[BaseModel]) -> tuple[str, str]:

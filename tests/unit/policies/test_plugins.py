@@ -50,13 +50,15 @@ def site(tmp_path: Path) -> Path:
     install_example(folder)
     wrong = {
         "absent": "no_such_module:Rule",
+        "exits": "exiting_package:Rule",
         "loose": "their_package:Loose",
         "crossed": "my_package:PlainSum",
         "fragile": "their_package:Fragile",
         "measuring": "their_package:Measuring",
         "fixed": "their_package:Measuring",
     }
-    install(folder, "their-package", {"their_package": BROKEN}, {WEIGHTING_GROUP: wrong})
+    modules = {"their_package": BROKEN, "exiting_package": "raise SystemExit(2)"}
+    install(folder, "their-package", modules, {WEIGHTING_GROUP: wrong})
     return folder
 
 
@@ -136,6 +138,7 @@ def test_an_unknown_rule_gets_the_nearest_name(name: str, hint: str) -> None:
     ("name", "message"),
     [
         ("absent", r"'absent' \(no_such_module:Rule\) does not load: ModuleNotFoundError"),
+        ("exits", r"'exits' \(exiting_package:Rule\) does not load: SystemExit: 2"),
         ("loose", r"'loose' \(their_package:Loose\) is not a subclass of policies\.weighting\.Weighting"),
         ("crossed", r"'crossed' \(my_package:PlainSum\) is not a subclass"),
     ],
@@ -393,7 +396,7 @@ print(json.dumps({
         ["gdpo/measuring", "strategy"], ["gdpo/worst_first", "strategy"], ["plain_sum/aggregate", "aggregator"],
     ]  # fmt: skip
     assert [line.split()[0] for line in found["left out"]] == [
-        "gdpo/absent", "gdpo/crossed", "gdpo/fragile", "gdpo/loose",
+        "gdpo/absent", "gdpo/crossed", "gdpo/exits", "gdpo/fragile", "gdpo/loose",
     ]  # fmt: skip
     assert (found["usual"], found["weighting"], found["estimator"]) == ([], "worst_first", "plain_sum")
     assert "--rules: gdpo/absent can't take part in sums3" in found["broken"]
@@ -411,7 +414,9 @@ def test_another_version_of_a_package_has_runs_of_its_own(site: Path) -> None:
 
 
 def test_what_is_installed_is_listed_with_what_is_wrong(site: Path) -> None:
-    install(site, "polite", {"polite": "x = 1"}, {"equipoise.rewards": {"polite": "polite:Absent"}})
+    rewards = {"polite": "polite:Absent", "shared": "polite:Shared"}
+    install(site, "polite", {"polite": "x = 1"}, {"equipoise.rewards": rewards})
+    install(site, "politer", {"politer": "x = 1"}, {"equipoise.rewards": {"shared": "politer:Shared"}})
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(PROJECT)]), "COLUMNS": "250"}
     command = [sys.executable, "-m", "services.cli", "plugins"]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, env=environment, check=False)
@@ -422,7 +427,9 @@ def test_what_is_installed_is_listed_with_what_is_wrong(site: Path) -> None:
         "problem": None,
     }  # fmt: skip
     problems = {name: one["problem"] for (_, name), one in found.items() if one["problem"]}
-    assert sorted(problems) == ["absent", "crossed", "fixed", "loose", "polite"]
+    assert sorted(problems) == ["absent", "crossed", "exits", "fixed", "loose", "polite", "shared"]
+    assert problems["exits"].endswith("does not load: SystemExit: 2")
+    assert "is offered by more than one installed package" in problems["shared"]
     assert "No module named 'no_such_module'" in problems["absent"]
     assert problems["fixed"] == "there is a weighting of that name already; give it another"
     table = subprocess.run(command, capture_output=True, text=True, env=environment, check=False).stdout

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -50,19 +51,19 @@ class Shouting:
 
 
 @pytest.fixture
-def plugins(monkeypatch):
+def plugins(monkeypatch, tmp_path):
     """A registry without the changes of other tests, and a function that installs entry points."""
     registry.names()  # loads the built-in ones
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.syspath_prepend(tmp_path)
 
-    def install(**targets: str) -> None:
-        found = {
-            name: EntryPoint(name=name, value=value, group=registry.ENTRY_POINT_GROUP)
-            for name, value in targets.items()
-        }
-        monkeypatch.setattr(registry, "_plugins", lambda: found)
+    def install(*more: tuple[str, str], **targets: str) -> None:
+        points = [EntryPoint(name, value, registry.ENTRY_POINT_GROUP) for name, value in [*targets.items(), *more]]
+        monkeypatch.setattr(registry, "entry_points", lambda **_: points)
+        registry._plugins.cache_clear()
 
-    return install
+    yield install
+    registry._plugins.cache_clear()
 
 
 def test_the_built_in_rewards_are_known():
@@ -187,14 +188,71 @@ def test_a_plugin_is_loaded_when_it_is_asked_for(plugins):
     ("name", "target", "message"),
     [
         ("broken", "no_such_module:Reward", "ModuleNotFoundError"),
-        ("broken", f"{__name__}:BUILTIN", "AttributeError"),
+        ("broken", f"{__name__}:Missing", "AttributeError"),
         ("broken", f"{__name__}:Shouting", "is named 'shouting'"),
+        ("broken", "exits_at_import:Reward", "does not load: SystemExit: 2"),
     ],
 )
-def test_a_plugin_that_does_not_load_is_named(plugins, name, target, message):
+def test_a_plugin_that_does_not_load_is_named(plugins, tmp_path, name, target, message):
+    (tmp_path / "exits_at_import.py").write_text("raise SystemExit(2)")
     plugins(**{name: target})
     with pytest.raises(RuntimeError, match=f"'broken' .*{message}"):
         registry.resolve(name)
+
+
+class Handle(BaseModel):
+    model_config = {"arbitrary_types_allowed": True}
+
+    thread: EntryPoint
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": None}, "Loose has no `name`"),
+        ({"Options": None}, "Loose has no `Options`: give it a subclass of rewards.base.RewardOptions"),
+        ({"Options": dict}, "Loose has no `Options`"),
+        ({"Options": Handle}, "PydanticInvalidForJsonSchema"),
+        ({"score": None}, r"Loose has no method score\(batch\)"),
+        ({"range": 1.0}, r"the range of Loose must be two numbers, \(lo, hi\)"),
+        ({"range": ("low", "high")}, "the range of Loose must be two numbers"),
+        ({"range": (1.0, 0.0)}, "the range of Loose must be .* with lo at most hi"),
+        ({"range": (0.0, math.nan)}, "the range of Loose must be .* with lo at most hi"),
+    ],
+)
+def test_a_plugin_without_a_part_of_a_reward_is_named_and_breaks_no_list(plugins, monkeypatch, changes, message):
+    parts = {"name": "loose", "Options": ShoutingOptions, "score": Shouting.score, "range": (0.0, 1.0), **changes}
+    monkeypatch.setattr(sys.modules[__name__], "Loose", type("Loose", (), parts), raising=False)
+    plugins(loose=f"{__name__}:Loose")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=f"'loose' .*{message}") as caught:
+            registry.resolve("loose")
+        assert "\n" not in str(caught.value)
+    assert {one.name: one.info for one in registry.listed()}["loose"] is None
+
+
+def test_a_plugin_that_is_no_class_is_told(plugins):
+    plugins(broken=f"{__name__}:NEEDED")
+    with pytest.raises(RuntimeError, match="expected a class with name, Options and score"):
+        registry.resolve("broken")
+
+
+def test_a_plugin_without_a_range_has_no_bound(plugins, monkeypatch):
+    parts = {"name": "loose", "Options": ShoutingOptions, "score": Shouting.score}
+    monkeypatch.setattr(sys.modules[__name__], "Loose", type("Loose", (), parts), raising=False)
+    plugins(loose=f"{__name__}:Loose")
+    assert registry.describe_one("loose").range == (-math.inf, math.inf) == registry.range_of("loose", {})
+    assert {one.name for one in registry.listed() if one.info is not None} >= {"loose"}
+
+
+def test_two_packages_with_one_name_are_told_apart(plugins):
+    plugins(("shouting", "other_package:Shouting"), shouting=f"{__name__}:Shouting")
+    with pytest.raises(RuntimeError, match=r"other_package:Shouting.* is offered by more than one installed package"):
+        registry.resolve("shouting")
+    listed = {one.name: one.plugin for one in registry.listed()}
+    assert listed["shouting"] == f"{__name__}:Shouting and other_package:Shouting"
+    plugins(("shouting", f"{__name__}:Shouting"), shouting=f"{__name__}:Shouting")  # one package, found twice
+    assert registry.resolve("shouting") is Shouting
 
 
 def test_a_plugin_does_not_replace_a_built_in(plugins):
