@@ -5,6 +5,7 @@ objective's statistics. It is the reward's own statement, never how a failure lo
 
     RewardError              names the objective; catch this one
     ├── RewardLengthError    not one score per completion
+    │   └── RewardTypeError  no list at all, whatever the rows
     ├── RewardValueError     a score that is no finite number; names the row
     ├── RewardFailedError    its process died, ran out of memory or lost its connection, more often than is allowed
     ├── RewardDeadlineError  no answer in time, more often than is allowed
@@ -16,6 +17,7 @@ preference that nobody stated. Single rows that cannot be scored are left out un
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -46,6 +48,10 @@ class RewardError(RuntimeError):
 
 class RewardLengthError(RewardError):
     """Not one score per completion."""
+
+
+class RewardTypeError(RewardLengthError):
+    """Something else than a list of scores: the code is wrong, and no row is."""
 
 
 class RewardValueError(RewardError):
@@ -214,8 +220,9 @@ class Reward(Protocol):
     def score(self, batch: RewardBatch) -> Scores:
         """One finite number per completion, in the batch's order, or None where it does not apply.
 
-        An exception, or something else than a number, leaves the row that it comes with out of the step, under every
-        objective. For what is no row's fault there is RewardUnavailableError.
+        A list or tuple: an array or a coroutine ends the round, since it is no row's fault. An exception, or something
+        else than a number, leaves the row that it comes with out of the step, under every objective. For what is no
+        row's fault there is RewardUnavailableError.
         """
         ...
 
@@ -255,19 +262,29 @@ def read_scores(objective: str, scores: object, size: int) -> tuple[list[float |
 
     A row with something else than a number has None among the values.
     """
-    if not isinstance(scores, list | tuple):
-        expected = f"expected a list of {size} numbers"
-        raise RewardLengthError(objective, f"{expected}, got {type(scores).__name__}")
-    if len(scores) != size:
-        raise RewardLengthError(objective, f"expected {size} scores, one per completion, got {len(scores)}")
     values: list[float | None] = []
     bad: dict[int, str] = {}
-    for row, score in enumerate(scores):
+    for row, score in enumerate(check_list(objective, scores, size)):
         value = None if score is None else _number(score)
         if isinstance(value, str):
             bad[row] = value
         values.append(None if isinstance(value, str) else value)
     return values, bad
+
+
+def check_list(objective: str, scores: object, size: int) -> Sequence[object]:
+    """`scores` as they are. RewardTypeError for anything but a list or tuple, RewardLengthError for another length."""
+    if not isinstance(scores, list | tuple):
+        hint = ""
+        if inspect.iscoroutine(scores):
+            scores.close()  # nobody awaits it, which Python would warn of
+            hint = ": score() must be a plain method, without async"
+        elif hasattr(scores, "tolist"):
+            hint = ": return its .tolist()"
+        raise RewardTypeError(objective, f"expected a list of {size} numbers, got {type(scores).__name__}{hint}")
+    if len(scores) != size:
+        raise RewardLengthError(objective, f"expected {size} scores, one per completion, got {len(scores)}")
+    return scores
 
 
 def answer_text(value: object) -> str | None:

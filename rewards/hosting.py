@@ -1,9 +1,10 @@
 """Where a reward scores: in a process of its own, which is watched, killed when it hangs, and started again.
 
 What went wrong has a kind. Infrastructure: the process died, ran out of memory, lost its connection, gave no answer in
-time, or can't be built at all. Data: the reward raised on these rows, or gave something else than their scores. What a
-reward raises may quote the rows, so of a failure of the data only the exception's type and place are kept, or the part
-of a RewardRowError that quotes none, or a RewardRefusedError, which quotes none.
+time, can't be built at all, or gives no list of scores whatever the rows. Data: the reward raised on these rows, or gave
+something else than their scores. What a reward raises may quote the rows, so of a failure of the data only the
+exception's type and place are kept, or the part of a RewardRowError that quotes none, or a RewardRefusedError, which
+quotes none.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import os
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
@@ -25,6 +26,7 @@ from rewards.base import (
     RewardLengthError,
     RewardRefusedError,
     RewardRowError,
+    RewardTypeError,
     RewardUnavailableError,
     read_scores,
 )
@@ -114,6 +116,9 @@ def _cost(reward: Any) -> float:
 def _answer(reward: Any, batch: RewardBatch, heads: Sequence[str]) -> Answer:
     try:
         found = {SINGLE: reward.score(batch)} if tuple(heads) == (SINGLE,) else reward.score_heads(batch)
+        if not isinstance(found, Mapping):
+            text = f"expected score_heads() to return every head's scores by name, got {type(found).__name__}"
+            return Answer(failure=Failure(kind="broken", text=text))
         if unknown := [head for head in heads if head not in found]:
             text = f"the reward has no head {unknown[0]!r}; it has {', '.join(sorted(map(str, found)))}"
             return Answer(failure=Failure(kind="broken", text=text[:_LONGEST_TEXT]))
@@ -123,6 +128,8 @@ def _answer(reward: Any, batch: RewardBatch, heads: Sequence[str]) -> Answer:
             columns[head], wrong = read_scores(head, found[head], len(batch))
             bad |= wrong
         return Answer(columns=columns, bad=bad)
+    except RewardTypeError as error:
+        return Answer(failure=Failure(kind="broken", text=error.problem))
     except RewardLengthError as error:
         return Answer(failure=Failure(kind="length", text=error.problem))
     except (Exception, SystemExit) as error:

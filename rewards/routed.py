@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from rewards import registry
-from rewards.base import Reward, RewardBatch, RewardLengthError, Scores
+from rewards.base import Reward, RewardBatch, Scores, check_list
 
 
 class Routed:
@@ -64,9 +64,7 @@ def build(name: str, options: Mapping[str, object], domains: Sequence[str] | Non
 
 def scatter(name: str, scores: Any, rows: Sequence[int], size: int) -> list[float | None]:
     """`scores` in the rows that they are of, None in the others of `size`. Raises RewardLengthError."""
-    if not isinstance(scores, list | tuple) or len(scores) != len(rows):
-        found = len(scores) if isinstance(scores, list | tuple) else type(scores).__name__
-        raise RewardLengthError(name, f"expected a list of {len(rows)} scores, one per completion, got {found}")
+    check_list(name, scores, len(rows))
     out: list[float | None] = [None] * size
     for row, score in zip(rows, scores, strict=True):
         out[row] = score

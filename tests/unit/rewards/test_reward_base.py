@@ -111,7 +111,7 @@ def test_a_score_that_is_no_finite_number_names_the_objective_and_the_first_such
         (None, "got NoneType"),
         (0.5, "got float"),
         ("ab", "got str"),
-        (np.zeros(2), "got ndarray"),
+        (np.zeros(2), r"got ndarray: return its \.tolist\(\)"),
         ({0: 1.0, 1: 1.0}, "got dict"),
     ],
 )

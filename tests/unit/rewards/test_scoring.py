@@ -13,6 +13,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -459,7 +460,7 @@ def test_what_a_row_lacks_is_told_without_what_it_has(make_batch, name, options,
     pool.close()
 
 
-@pytest.mark.parametrize("scores", [[1.0], [1.0] * 50, None, "11", (number for number in ())])
+@pytest.mark.parametrize("scores", [[1.0], [1.0] * 50])
 def test_a_wrong_length_is_no_score_for_any_row(pool_of, make_batch, scores):
     pool = pool_of(good=ones, bad=scores)
     size = 40 if scores == [1.0] else 20
@@ -469,6 +470,46 @@ def test_a_wrong_length_is_no_score_for_any_row(pool_of, make_batch, scores):
     with pytest.raises(RewardDataError, match="objective 'bad': 2 of 20 rows could not be scored") as caught:
         pool.score(rows_of(make_batch, size))
     assert caught.value.rows == (0, 1)
+
+
+async def later(batch):
+    return ones(batch)
+
+
+@pytest.mark.parametrize(
+    ("scores", "found"),
+    [
+        (later, r"coroutine: score\(\) must be a plain method, without async"),
+        (lambda batch: np.ones(len(batch)), r"ndarray: return its \.tolist\(\)"),
+        (None, "NoneType"),
+        ("11", "str"),
+        ((number for number in ()), "generator"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_list_is_the_codes_fault_and_ends_the_round_at_once(make_batch, scores, found):
+    calls = []
+
+    def score(batch):
+        calls.append(len(batch))
+        return scores(batch) if callable(scores) else scores
+
+    pool = local_pool({"bad": partial(Fixed, score)}, hosting(batch_size=20))
+    with pytest.raises(RewardFailedError, match=f"^objective 'bad': expected a list of 20 numbers, got {found}$"):
+        pool.score(rows_of(make_batch, 20))
+    assert calls == [20]
+    (told,) = pool.told()
+    assert (told.type, told.data["failures"]) == ("reward.failed", {"broken": 1})
+    pool.close()
+
+
+def test_heads_without_names_are_the_codes_fault(batch):
+    reward = SimpleNamespace(score_heads=ones)
+    failure = answer(reward, batch, ("a",)).failure
+    assert failure is not None
+    assert (failure.kind, failure.text) == (
+        "broken", "expected score_heads() to return every head's scores by name, got list",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("what", BAD, ids=lambda what: type(what).__name__ + str(what)[:5])
