@@ -1,8 +1,8 @@
 """Where a reward scores: in a process of its own, which is watched, killed when it hangs, and started again.
 
 What went wrong has a kind. Infrastructure: the process died, ran out of memory, lost its connection, gave no answer in
-time, can't be built at all, or gives no list of scores whatever the rows. Data: the reward raised on these rows, or gave
-something else than their scores. What a reward raises may quote the rows, so of a failure of the data only the
+time, can't be built at all, or gives no list of scores whatever the rows. Data: the reward raised on these rows, or
+gave something else than their scores. What a reward raises may quote the rows, so of a failure of the data only the
 exception's type and place are kept, or the part of a RewardRowError that quotes none, or a RewardRefusedError, which
 quotes none.
 """

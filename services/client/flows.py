@@ -110,8 +110,13 @@ async def wait(
 
 
 async def download(core: Core, job_id: str, step: int, to: str | os.PathLike[str]) -> Path:
-    """A checkpoint as one file, at `to` when it is whole; what was there before stays until then."""
+    """A checkpoint as one file, at `to` when it is whole; what was there before stays until then.
+
+    Whether a file can be written there is seen before the server is asked: ValueError for a directory, or OSError.
+    """
     path = Path(to)
+    if not path.name or path.is_dir():
+        raise ValueError(f"to: expected the path of a file, such as model.tar, but {str(to)!r} is a directory")
     request: Request[Any] = Request(
         method="GET",
         route="/v1/jobs/{job_id}/checkpoints/{step}/download",
@@ -121,12 +126,12 @@ async def download(core: Core, job_id: str, step: int, to: str | os.PathLike[str
     )
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        async with core.answer(request, streamed=True) as response:
-            file: BinaryIO = await core.io.in_thread(lambda: draft.open("xb"))
-            with file:
+        file: BinaryIO = await core.io.in_thread(lambda: draft.open("xb"))
+        with file:
+            async with core.answer(request, streamed=True) as response:
                 async for chunk in core.io.chunks(response):
                     await core.io.in_thread(functools.partial(file.write, chunk))
-                await core.io.in_thread(lambda: os.fsync(file.fileno()))
+            await core.io.in_thread(lambda: os.fsync(file.fileno()))
         draft.replace(path)
     except httpx.TransportError as error:
         raise unreachable(core.url, error) from None

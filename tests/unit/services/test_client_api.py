@@ -752,6 +752,23 @@ def test_a_download_is_whole_or_not_there(tmp_path: Path, how: str) -> None:
         assert script.seen[0].extensions["timeout"]["read"] == LONG_S
 
 
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        ("", ValueError, "to: expected the path of a file, such as model.tar, but '.*' is a directory"),
+        (None, ValueError, "but '.' is a directory"),
+        ("absent/model.tar", FileNotFoundError, "absent"),
+    ],
+)
+def test_nothing_is_asked_for_that_could_not_be_written(
+    tmp_path: Path, target: str | None, error: type[Exception], message: str
+) -> None:
+    script = Streams(refusal(404))
+    with script.client() as client, pytest.raises(error, match=message):
+        client.download("job-1", 4, "." if target is None else tmp_path / target)
+    assert (script.seen, list(tmp_path.iterdir())) == ([], [])
+
+
 def test_a_blocking_client_works_inside_an_event_loop() -> None:
     async def run() -> None:
         with Script(ok({"data": [{"id": 1}], "has_more": True}), ok()).client() as client:
