@@ -6,16 +6,18 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.state.fronts import until
 from orchestrator.state.keys import Keys
 from orchestrator.state.reader import JobReader
 from orchestrator.state.records import ledger_step
+from orchestrator.state.redis_calls import Arg
 from orchestrator.state.states import JobStatus
 
 COUNTED_JOBS = 2000  # newest, in one reading; older ones that are over are left out of the counts
 _CHUNK = 500
+_Reader = TypeVar("_Reader", bound=JobReader)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,3 +125,19 @@ class Census:
 
 
 _HELD = frozenset({JobStatus.STARTING, JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.CANCELLING})
+
+
+def busiest(readers: Sequence[_Reader], most: int) -> list[_Reader]:
+    """Of that many owners: first those with jobs that wait or are held, then those whose newest job is the newest."""
+    if len(readers) <= most:
+        return list(readers)
+    found: list[Any] = []
+    for start in range(0, len(readers), _CHUNK):
+        commands: list[Sequence[Arg]] = []
+        for of in (Keys(reader.owner) for reader in readers[start : start + _CHUNK]):
+            commands += [("ZCARD", of.queue), ("ZCARD", of.leases), ("ZREVRANGE", of.jobs, 0, 0, "WITHSCORES")]
+        found += readers[0].calls.reads(commands)
+    figures = zip(found[::3], found[1::3], found[2::3], strict=True)
+    ranks = [(queued + held > 0, float(newest[1]) if newest else 0.0) for queued, held, newest in figures]
+    order = sorted(range(len(readers)), key=lambda i: ranks[i], reverse=True)
+    return [readers[i] for i in sorted(order[:most])]

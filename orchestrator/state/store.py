@@ -447,7 +447,7 @@ class JobStore(JobReader):
         how: str = "",
         by: str = "",
     ) -> JobStatus:
-        words = [reason, int(fresh_attempts), max_active or 0, how, by]
+        words: list[Arg] = [reason, int(fresh_attempts), max_active or 0, how, by]
         pairs = [status for move in moves.items() for status in move]
         code, status = self._run("request", job_id, _token(), *words, *pairs)
         if code == "QUOTA":

@@ -9,7 +9,7 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator.errors import Outage, StoreUnavailable
 from orchestrator.rollouts.engine_health import Health, counted
 from orchestrator.state import gpu_hours
-from orchestrator.state.census import COUNTED_JOBS, Census, Pulse
+from orchestrator.state.census import COUNTED_JOBS, Census, Pulse, busiest
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import JobStore
 from services.deps import Store
@@ -117,8 +117,9 @@ class JobFigures:
         used = GaugeMetricFamily("equipoise_gpu_hours_used", "This month (UTC).", labels=("owner",))
         quota = GaugeMetricFamily("equipoise_gpu_hours_quota", "Of a month, where there is one.", labels=("owner",))
         running = _RunningJobs()
-        room = MAX_JOBS
-        readers = self._readers()
+        everyone = self._readers()
+        readers = busiest(everyone, MAX_OWNERS)
+        held: dict[JobStore, tuple[str, ...]] = {}
         yield from _of_redis(readers[0])
         for reader in readers:
             census = Census(reader)
@@ -131,11 +132,27 @@ class JobFigures:
             hours = gpu_hours.read(reader.calls, reader.owner)
             used.add_metric([reader.owner], hours.used)
             _add(quota, [reader.owner], hours.quota)
-            held = counts.held[:room]
-            room -= len(held)
-            for job_id, pulse in census.pulses(held).items():
+            held[reader] = counts.held
+        for reader, shown in _shared(held).items():
+            for job_id, pulse in Census(reader).pulses(shown).items():
                 running.add(reader.owner, job_id, pulse)
-        yield from (jobs, failed, queued, leases, used, quota, *running.families)
+            held[reader] = held[reader][len(shown) :]
+        out = GaugeMetricFamily("equipoise_owners_left_out", "Owners that have no figures here: there are too many.")
+        out.add_metric([], len(everyone) - len(readers))
+        unseen = GaugeMetricFamily("equipoise_running_jobs_left_out", "Jobs that a driver holds, without figures here.")
+        unseen.add_metric([], sum(map(len, held.values())))
+        yield from (jobs, failed, queued, leases, used, quota, out, unseen, *running.families)
+
+
+def _shared(held: Mapping[JobStore, tuple[str, ...]]) -> dict[JobStore, tuple[str, ...]]:
+    """MAX_JOBS of them, the newest of each owner: who has few has them all, and the others as many as each other."""
+    shown: dict[JobStore, tuple[str, ...]] = {}
+    few_first, room = sorted(held, key=lambda reader: len(held[reader])), MAX_JOBS
+    for i, reader in enumerate(few_first):
+        share = min(room, max(1, room // (len(few_first) - i)))
+        shown[reader] = held[reader][:share]
+        room -= len(shown[reader])
+    return shown
 
 
 def _of_redis(store: JobStore) -> Iterator[Metric]:
@@ -251,7 +268,7 @@ def get_metrics(request: Request, store: Store) -> Response:
     """
     scrapes: Scrapes = request.app.state.scrapes
     if request.state.principal.is_operator:
-        everyone = JobFigures(lambda: [store.of_owner(owner) for owner in store.owners()[:MAX_OWNERS]])
+        everyone = JobFigures(lambda: [store.of_owner(owner) for owner in store.owners()])
         found = _Found(scrapes.of("", everyone), request.app.state.registry)
     else:
         found = _Found(scrapes.of(store.owner, JobFigures(lambda: [store])))

@@ -17,6 +17,7 @@ from orchestrator.state.census import Census
 from orchestrator.state.embedded_redis import EmbeddedRedis, connect
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import JobStore
+from services.api import metrics
 from services.api.metrics import MAX_JOBS, MAX_OWNERS, JobFigures, Scrapes
 from services.keys import digest
 from services.server import ApiServer
@@ -185,6 +186,25 @@ def test_running_jobs_are_capped(store: JobStore) -> None:
     families = {family.name: family for family in JobFigures(lambda: [store]).collect()}
     assert len(families["equipoise_job_step"].samples) == MAX_JOBS
     assert Census(store).counts().by_status == {JobStatus.RUNNING: MAX_JOBS + 3}
+
+
+def test_no_owner_is_unseen_for_its_name_or_for_anothers_many_jobs(
+    store: JobStore, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "MAX_OWNERS", 3)
+    monkeypatch.setattr(metrics, "MAX_JOBS", 4)
+    for name in "bcde":
+        of = store.of_owner(name)
+        of.request_cancel(submit(of))
+    for _ in range(6):
+        submit(store, JobStatus.RUNNING)
+    late = [submit(store.of_owner("zeta"), JobStatus.RUNNING) for _ in range(2)]
+    found = scrape(http)
+    assert {owner for owner, _ in found["equipoise_jobs"]} == {"ann", "e", "zeta"}  # those at work, and the newest
+    assert found["equipoise_owners_left_out"] == {(): 3}
+    steps = found["equipoise_job_step"]
+    assert (len(steps), {job for owner, job in steps if owner == "zeta"}) == (4, set(late))
+    assert found["equipoise_running_jobs_left_out"] == {(): 4}
 
 
 def test_scrapes_at_once_or_soon_after_each_other_read_the_jobs_once(store: JobStore) -> None:
