@@ -72,11 +72,24 @@ class Guardrails:
             )
         return found
 
+    def follow(self, specs: Sequence[GuardrailSpec]) -> None:
+        """Watch these from now on. One that was watched before goes on with its count, any other begins anew."""
+        if (wanted := tuple(specs)) == self.specs:
+            return
+        left = list(zip(self.specs, self._streaks, strict=True))
+        streaks = []
+        for spec in wanted:
+            found = next((i for i, (known, _) in enumerate(left) if known == spec), None)
+            streaks.append(0 if found is None else left.pop(found)[1])
+        self.specs, self._streaks = wanted, streaks
+
     def state_dict(self) -> dict[str, Any]:
-        return {"streaks": list(self._streaks)}
+        return {"streaks": list(self._streaks), "specs": [spec.model_dump(mode="json") for spec in self.specs]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError for the state of other guardrails."""
+        """Raises ValueError for the state of other guardrails; an older state does not say of which it is."""
+        if "specs" in state:
+            self.specs = tuple(GuardrailSpec.model_validate(spec) for spec in state["specs"])
         streaks = [int(streak) for streak in state["streaks"]]
         if len(streaks) != len(self.specs):
             raise ValueError(f"{len(streaks)} guardrails in the checkpoint, {len(self.specs)} in the spec")

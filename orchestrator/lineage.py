@@ -72,6 +72,8 @@ def steered(spec: JobSpec, steering: Mapping[str, Any]) -> Json:
         name = objective["name"]
         objective |= {"weight": steering["weights"][name], "bounds": steering["bounds"][name]}
     document["steering"] |= {"mode": steering["mode"], "blend": steering["blend"]}
+    if steering.get("guardrails") is not None:
+        document["guardrails"] = steering["guardrails"]
     return document
 
 

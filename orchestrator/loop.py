@@ -231,6 +231,7 @@ class Loop:
         self.journal.commit(record | clocked)
         self.committed = step
         self.collector.look_ahead(served=step, taken=step)
+        self.guardrails.follow(self.spec.guardrails if steering.guardrails is None else steering.guardrails)
         self.guard(record | self.spent())
         self.keep_samples(step, version, steering, batch.groups(kept), update)
         self.tell_steering(step, version, steering, update, ramp)
@@ -245,15 +246,19 @@ class Loop:
     def ramp_at(self, step: int, version: int, steering: Steering) -> Ramp | None:
         """The one that a step is on: it goes on with its version, and a newer one begins where it stands.
 
-        A log that began anew, in a fork or after Redis was lost, has smaller versions: the ramp to the same steering
-        goes on.
+        It goes on too where guardrails alone have changed, and with a log that began anew (in a fork, or after Redis
+        was lost) and has smaller versions.
         """
         state = self.state
-        if version != state.steering_version and steering.over > 1 and state.applied is not None:
+        now, before = steering.model_dump(mode="json"), dict(state.steering or {})
+        is_moved = now.pop("guardrails", None) != before.pop("guardrails", None)
+        is_same = alike(before, now)
+        is_new = version != state.steering_version and not (is_same and is_moved)
+        if is_new and steering.over > 1 and state.applied is not None:
             return Ramp.begin(step, version, steering, state.applied)
-        if state.ramp is None or step > state.ramp.last or not alike(state.steering, steering.model_dump(mode="json")):
+        if state.ramp is None or step > state.ramp.last or not is_same:
             return None
-        if version == state.ramp.version or version < state.steering_version:
+        if version == state.ramp.version or version < state.steering_version or is_moved:
             return replace(state.ramp, version=version)
         return None
 

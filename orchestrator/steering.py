@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.spec import JobSpec, scaled
 from orchestrator.spec_errors import nearest
+from orchestrator.specs import guardrails as guardrail_rules
+from orchestrator.specs.guardrails import GuardrailSpec
 from orchestrator.specs.reward_job import RewardJobSpec
 
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ class Steering(BaseModel):
     blend: Share
     weights: dict[str, Weight]
     bounds: dict[str, tuple[Share, Share]]
+    guardrails: Annotated[tuple[GuardrailSpec, ...], Field(max_length=64)] | None = Field(
+        None, exclude_if=lambda rules: rules is None, description="instead of the spec's; absent until they are changed"
+    )
     over: Annotated[int, Field(ge=1, le=MAX_OVER)] = Field(
         1,
         exclude=True,
@@ -73,10 +78,13 @@ def initial_steering(spec: JobSpec | RewardJobSpec) -> Steering:
     )
 
 
-def merge(current: Mapping[str, Any], change: Mapping[str, Any], objectives: tuple[str, ...]) -> Steering:
+def merge(
+    current: Mapping[str, Any], change: Mapping[str, Any], objectives: tuple[str, ...], *, has_gold: bool = False
+) -> Steering:
     """The steering after a change; what it does not mention stays. Raises SteeringError, naming the field.
 
     Weights must name every objective and are scaled to sum to 1; bounds may name some, and must leave a solution.
+    Guardrails take the place of all that were there.
     """
     for key in change:
         if key not in Steering.model_fields:
@@ -94,7 +102,9 @@ def merge(current: Mapping[str, Any], change: Mapping[str, Any], objectives: tup
         steering = Steering.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        raise SteeringError(".".join(str(part) for part in first["loc"]), first["msg"]) from None
+        raise SteeringError(
+            ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        ) from None
     missing = [name for name in objectives if name not in steering.weights]
     if missing:
         raise SteeringError("weights", f"expected a weight for each objective; {', '.join(missing)} is missing")
@@ -103,6 +113,8 @@ def merge(current: Mapping[str, Any], change: Mapping[str, Any], objectives: tup
     except ValueError as error:
         raise SteeringError("weights", str(error)) from None
     _check_bounds(steering.bounds, objectives)
+    for path, message in guardrail_rules.problems(steering.guardrails or (), objectives, has_gold=has_gold):
+        raise SteeringError(f"guardrails.{path}", message)
     before = current.get("weights", {})
     if all(abs(weights[name] - before.get(name, -1.0)) <= SAME for name in objectives):
         weights = {name: before[name] for name in objectives}  # sent again: scaling may move a last digit
@@ -127,7 +139,7 @@ def idle_parts(
 
     `spec` is the job's document; `before` and `after` are the steering's.
     """
-    if all(alike(before.get(field), after[field]) for field in sent):
+    if all(alike(before.get(field), after.get(field)) for field in sent):
         return ["nothing changes: the steering stood like this already"]
     found, mode = [], after["mode"]
     if "blend" in sent and "mode" not in sent and mode != "blend" and not alike(before.get("blend"), after["blend"]):

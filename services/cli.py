@@ -209,6 +209,14 @@ def steer(
         int | None,
         typer.Option(min=1, help="back to the steering as it stood under that version; beside it only --over"),
     ] = None,
+    guardrail: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC,max=NUMBER",
+            help="in place of the metric's guardrails; min, max, for_steps and action count, METRIC alone takes them "
+            "away; may be repeated",
+        ),
+    ] = None,
     over: Annotated[
         int | None, typer.Option(min=1, max=1_000_000, help="gradually, in so many steps; at once by default")
     ] = None,
@@ -222,9 +230,10 @@ def steer(
         equipoise steer last accuracy=2 conciseness=1 clarity=1 --mode manual
         equipoise steer last --mode auto
         equipoise steer last accuracy=0.3 --over 20
+        equipoise steer last --guardrail kl,max=0.5,action=pause
         equipoise steer last --to-version 1
     """
-    if to_version is not None and (weights or mode is not None or blend is not None):
+    if to_version is not None and (weights or guardrail or mode is not None or blend is not None):
         fail("--to-version goes back to a steering as a whole: give it alone or with --over, and then the rest")
     named = (("mode", mode), ("blend", blend), ("to_version", to_version))
     change: dict[str, Any] = {key: value for key, value in named if value is not None}
@@ -234,10 +243,14 @@ def steer(
         try:
             if weights:
                 change["weights"] = steer_words.weights(weights, now["weights"])
+            if guardrail:
+                rules = now.get("guardrails")
+                rules = client.job(job_id)["spec"].get("guardrails", []) if rules is None else rules
+                change["guardrails"] = steer_words.guardrails(guardrail, rules)
         except ValueError as error:
             fail(str(error))
         if not change:
-            fail("nothing to change: give NAME=VALUE, --mode, --blend or --to-version")
+            fail("nothing to change: give NAME=VALUE, --mode, --blend, --guardrail or --to-version")
         if over is not None:
             change["over"] = over
         done = client.steer(job_id, if_match=now["version"], **change)

@@ -21,6 +21,7 @@ _STEERS = {
     "your own weights": {"mode": "manual", "weights": {"accuracy": 0.8, "conciseness": 0.2}},
     "half yours, half the strategy's": {"mode": "blend", "blend": 0.5},
     "bounds that hold in every mode": {"bounds": {"accuracy": [0.3, 1.0]}},
+    "other guardrails, all of them": {"guardrails": [{"metric": "entropy", "min": 0.1, "action": "pause"}]},
     "gradually, in 20 steps": {"mode": "manual", "weights": {"accuracy": 0.2, "conciseness": 0.8}, "over": 20},
 }
 _PAIR = {"prompt": "What is 2+2?", "completion": "2+2=4, so \\boxed{4}", "answer": "4"}

@@ -1,9 +1,10 @@
-"""`accuracy=0.7` on a command line: what it means for the weights of every objective."""
+"""`accuracy=0.7` and `kl,max=0.5` on a command line: what they mean for every weight and guardrail."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from orchestrator.spec_errors import nearest
 
@@ -33,6 +34,30 @@ def weights(words: Sequence[str], now: Mapping[str, float]) -> dict[str, float]:
     shares = {name: weight / total if total > 0 else 1 / len(others) for name, weight in others.items()}
     filled = {**given, **{name: max(0.0, rest) * share for name, share in shares.items()}}
     return {name: filled[name] for name in now}
+
+
+def guardrails(words: Sequence[str], now: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """All that hold then: those of a metric that a word names go, and come back as it says.
+
+    ValueError is one line that says what is wrong; limits and metrics are the server's to judge.
+    """
+    given = [_rule(word) for word in words]
+    named = {rule["metric"] for rule in given}
+    return [*(dict(rule) for rule in now if rule["metric"] not in named), *(rule for rule in given if len(rule) > 1)]
+
+
+def _rule(word: str) -> dict[str, Any]:
+    metric, *options = (part.strip() for part in word.split(","))
+    rule: dict[str, Any] = {"metric": metric}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals or key not in ("min", "max", "for_steps", "action"):
+            raise ValueError(f"'{word}': expected METRIC,max=NUMBER with min, max, for_steps or action, got '{option}'")
+        try:
+            rule[key] = text if key == "action" else int(text) if key == "for_steps" else float(text)
+        except ValueError:
+            raise ValueError(f"{metric} {key}: expected a number, got '{text}'") from None
+    return rule
 
 
 def _parse(word: str, objectives: list[str]) -> tuple[str, float]:

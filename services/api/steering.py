@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from orchestrator.preview import preview
 from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import nearest
+from orchestrator.specs.guardrails import GuardrailSpec
 from orchestrator.state.records import SteeringHead
 from orchestrator.state.states import JobStatus, is_terminal
 from orchestrator.state.store import JobRecord, JobStore, Steer, SteeringEntry, SteerOutcome
@@ -47,6 +48,10 @@ class SteeringChange(TypedDict, total=False):
         dict[str, Annotated[list[_Share], Field(min_length=2, max_length=2)]],
         Field(description="[floor, ceiling] of the applied weight, by objective"),
     ]
+    guardrails: Annotated[
+        list[dict[str, Any]],
+        Field(max_length=64, description="all that hold from then on, each as in the spec; [] for none"),
+    ]
     over: Annotated[
         int,
         Field(
@@ -67,6 +72,7 @@ class SteeringChange(TypedDict, total=False):
 
 
 _CHANGE = TypeAdapter(SteeringChange)
+_RULES = TypeAdapter(list[GuardrailSpec])
 _FIELDS = list(SteeringChange.__annotations__)
 
 
@@ -156,7 +162,7 @@ def preview_steering(
     alignment_only(json.loads(text), "steering")
     spec = read_stored(text)
     assert isinstance(spec, JobSpec), "of another kind it has no steering"
-    wanted = _merged(head.current, sent, spec.objective_names)
+    wanted = _merged(head.current, sent, spec.objective_names, has_gold=spec.gold is not None)
     step, rows = rollouts_of(store, config, job_id)
     if not rows or step is None:
         if spec.samples.every == 0:
@@ -183,6 +189,10 @@ def checked_change(document: Any) -> dict[str, Any]:
         change = dict(_CHANGE.validate_python(document))
     except ValidationError as error:
         raise _problem(error) from None
+    try:
+        _RULES.validate_json(json.dumps(change.get("guardrails", [])), strict=True)
+    except ValidationError as error:
+        raise _problem(error, "guardrails.") from None
     if not change:
         raise ApiProblem(422, "invalid_steering", f"nothing to change: give {', '.join(_FIELDS)}")
     if change.keys() == {"over"}:
@@ -212,30 +222,39 @@ def _steer(
 
     With what of the change moves nothing.
     """
-    sent = _resolved(store, job_id, sent)
+    asked, sent = sent, _resolved(store, job_id, sent)
     while True:
         spec, head = store.spec_and_steering(job_id)
         document = json.loads(spec)
         alignment_only(document, "steering")
         objectives = tuple(objective["name"] for objective in document["objectives"])
-        wanted = _merged(head.current, sent, objectives)
-        merged, over = wanted.model_dump(mode="json"), wanted.over
-        change = {field: merged[field] for field in sent if field in merged}
+        if "to_version" in asked and "guardrails" in head.current and "guardrails" not in sent:
+            sent = {**sent, "guardrails": None}  # the spec's held then
+        wanted = _merged(head.current, sent, objectives, has_gold=document.get("gold") is not None)
+        merged = wanted.model_dump(mode="json")
+        over = _over_to_come(store, job_id, head) if sent.keys() == {"guardrails"} else wanted.over
+        change = {field: merged.get(field) for field in sent if field != "over"}
         version = head.version if expected is None else expected
         steer = store.steer(
             job_id, change=change, if_match=version, by=by, head=head, over=over, max_kept_bytes=max_kept_bytes
         )
         if steer.outcome is not SteerOutcome.STALE or expected is not None:
             notes = idle_parts(document, head.current, merged, change)
-            notes = [] if notes and _is_ramp(store, job_id, head) else notes
+            notes = [] if notes and _over(store, job_id, head)[0] > 1 else notes
             ramp = [] if steer.effective_step is None else cut_short(over, steer.effective_step, document["steps"])
             return steer, notes + ramp
 
 
-def _is_ramp(store: JobStore, job_id: str, head: SteeringHead) -> bool:
-    """Whether a version takes effect gradually: to send the same again, at once or slower, may change something."""
+def _over(store: JobStore, job_id: str, head: SteeringHead) -> tuple[int, int]:
+    """(in how many steps, from which step on) a version takes effect: to send it again may cut that short."""
     log = store.steering(job_id, before=head.version + 1, limit=1).log
-    return bool(log) and log[0].version == head.version and log[0].over > 1
+    return (log[0].over, log[0].effective_step) if log and log[0].version == head.version else (1, 0)
+
+
+def _over_to_come(store: JobStore, job_id: str, head: SteeringHead) -> int:
+    """Guardrails alone take no ramp away: the loop goes on with one that has begun, one to come is theirs as well."""
+    over, step = _over(store, job_id, head)
+    return over if over > 1 and step > store.job(job_id).step else 1
 
 
 def _late(job: JobRecord) -> str:
@@ -244,20 +263,22 @@ def _late(job: JobRecord) -> str:
     return "the job's last step is in flight already, and follows what stands"
 
 
-def _merged(current: dict[str, Any], sent: dict[str, Any], objectives: tuple[str, ...]) -> Steering:
+def _merged(current: dict[str, Any], sent: dict[str, Any], objectives: tuple[str, ...], *, has_gold: bool) -> Steering:
     try:
-        return merge(current, sent, objectives)
+        return merge(current, sent, objectives, has_gold=has_gold)
     except SteeringError as error:
         raise ApiProblem(422, "invalid_steering", str(error), param=error.field or None) from None
 
 
-def _problem(error: ValidationError) -> ApiProblem:
+def _problem(error: ValidationError, within: str = "") -> ApiProblem:
     first = error.errors(include_input=False, include_url=False)[0]
-    path = ".".join(str(part) for part in first["loc"])
+    path = within + ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        hint = nearest(path, _FIELDS) or f"; fields are {', '.join(_FIELDS)}"
+        fields = list(GuardrailSpec.model_fields) if within else _FIELDS
+        hint = nearest(str(first["loc"][-1]), fields) or f"; fields are {', '.join(fields)}"
         return ApiProblem(422, "invalid_steering", f"{path}: unknown field{hint}", param=path)
-    message = f"{path}: {first['msg']}" if path else "expected an object with mode, blend, weights or bounds"
+    said = first["msg"].removeprefix("Value error, ")
+    message = f"{path}: {said}" if path else "expected an object with mode, blend, weights or bounds"
     return ApiProblem(422, "invalid_steering", message, param=path or None)
 
 

@@ -235,20 +235,29 @@ class Api:
         blend: float | None = None,
         weights: Mapping[str, float] | None = None,
         bounds: Mapping[str, Sequence[float]] | None = None,
+        guardrails: Sequence[Mapping[str, Any]] | None = None,
         over: int | None = None,
         to_version: int | None = None,
     ) -> Request[types.Steered]:
         """Changes what is given; the rest stays. StaleVersion unless version `if_match` is current.
 
-        `over`: gradually, in so many steps. `to_version`, without others than `over`: back to the steering as it stood
-        under a version of the log.
+        `guardrails` are all that hold from then on. `over`: gradually, in so many steps. `to_version`, without others
+        than `over`: back to the steering as it stood under a version of the log.
         Never sent twice: after a lost answer, `steering` says whether it was taken.
         """
         return Request(
             method="PUT",
             route="/v1/jobs/{job_id}/steering",
             ids={"job_id": job_id},
-            body=given(mode=mode, blend=blend, weights=weights, bounds=bounds, over=over, to_version=to_version),
+            body=given(
+                mode=mode,
+                blend=blend,
+                weights=weights,
+                bounds=bounds,
+                guardrails=guardrails,
+                over=over,
+                to_version=to_version,
+            ),
             headers={"if-match": None if if_match is None else f'"{if_match}"'},
         )
 
@@ -261,6 +270,7 @@ class Api:
         blend: float | None = None,
         weights: Mapping[str, float] | None = None,
         bounds: Mapping[str, Sequence[float]] | None = None,
+        guardrails: Sequence[Mapping[str, Any]] | None = None,
         over: int | None = None,
         to_version: int | None = None,
     ) -> Request[types.Preview]:
@@ -269,7 +279,15 @@ class Api:
             method="POST",
             route="/v1/jobs/{job_id}/steering/preview",
             ids={"job_id": job_id},
-            body=given(mode=mode, blend=blend, weights=weights, bounds=bounds, over=over, to_version=to_version),
+            body=given(
+                mode=mode,
+                blend=blend,
+                weights=weights,
+                bounds=bounds,
+                guardrails=guardrails,
+                over=over,
+                to_version=to_version,
+            ),
             is_repeatable=True,
         )
 

@@ -273,13 +273,14 @@ class SteeringEntry(TypedDict):
 
 
 class Steering(TypedDict):
-    """`strategy`: the weights that the strategy alone last chose."""
+    """`strategy`: the weights that the strategy alone last chose. `guardrails`: where they are not the spec's."""
 
     version: int
     mode: SteeringMode
     blend: float
     weights: dict[str, float]
     bounds: dict[str, list[float]]
+    guardrails: NotRequired[list[dict[str, Any]] | None]
     strategy: dict[str, float] | None
     log: list[SteeringEntry]
     log_has_more: bool

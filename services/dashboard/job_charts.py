@@ -25,10 +25,11 @@ class _Marked:
 
     def __init__(self, page: JobPage) -> None:
         self.page = page
-        self._marked: tuple[list[int], int] = ([], 0)
+        self._marked: tuple[list[int], int, int] = ([], 0, 0)
 
     def has_new_marks(self) -> bool:
-        found = (steered_steps(self.page), len(self.page.watch.warned))
+        watch = self.page.watch
+        found = (steered_steps(self.page), len(watch.warned), len(watch.steered))
         is_new, self._marked = found != self._marked, found
         return is_new
 
@@ -43,10 +44,7 @@ class ObjectivesPanel(_Marked):
         super().__init__(page)
         spec = page.watch.job["spec"]
         self._charts: dict[str, Chart] = {}
-        self._levels = {
-            o["name"]: [*watched.targets(o), *watched.limits(spec, watched.drawn_of(o["name"]))]
-            for o in spec["objectives"]
-        }
+        self._targets = {o["name"]: watched.targets(o) for o in spec["objectives"]}
         self._ranges = {o["name"]: o.get("range") or (0.0, 1.0) for o in spec["objectives"]}
         self._gold = (spec["gold"].get("range") or (0.0, 1.0)) if spec.get("gold") else None
         self._evaluations = (0, 0)
@@ -60,14 +58,17 @@ class ObjectivesPanel(_Marked):
                 option = self._total_option()
                 self._total = Chart("Weighted total", option, label="Weighted total by step", height=150, loading=True)
 
+    def _levels(self, name: str) -> list[charts.Level]:
+        return [*self._targets[name], *watched.limits(self.page.watch, watched.drawn_of(name))]
+
     def _option(self, index: int, name: str) -> dict[str, Any]:
         marks, gold = self.marks(watched.told_of(name), name), ""
         if self._gold:
             gold = "gold" if list(self._gold) == list(self._ranges[name]) else "gold, to this range"
-        return charts.objective(name, index, marks, self._levels[name], gold=gold)
+        return charts.objective(name, index, marks, self._levels(name), gold=gold)
 
     def _total_option(self) -> dict[str, Any]:
-        levels = watched.limits(self.page.watch.job["spec"], ["total"])
+        levels = watched.limits(self.page.watch, ["total"])
         return charts.line("total", hue=charts.MUTED, marks=self.marks(["total"]), levels=levels)
 
     def _grow(self, name: str, chart: Chart) -> None:
@@ -83,7 +84,7 @@ class ObjectivesPanel(_Marked):
         if "steps" in news:
             for name, chart in self._charts.items():
                 self._grow(name, chart)
-                mean, told = figure(page.latest(f"{name}.mean")), watched.told(self._levels[name])
+                mean, told = figure(page.latest(f"{name}.mean")), watched.told(self._levels(name))
                 chart.change(loading=False, note=mean + told, label=f"{name} by step; the latest is {mean}{told}")
             self._thinned.set_text(page.thinned)
             page.grow(self._total, ["total"], extremes=True)
@@ -190,13 +191,12 @@ class HealthPanel(_Marked):
         self._time.change(loading=False)
 
     def _options(self) -> dict[str, dict[str, Any]]:
-        spec = self.page.watch.job["spec"]
         return {
             column: charts.line(
                 column,
                 hue=charts.colour(i),
                 marks=self.marks([column]),
-                levels=watched.limits(spec, [column]),
+                levels=watched.limits(self.page.watch, [column]),
                 y=charts.SHARE if kind == "share" else {},
             )
             for i, (column, _, kind) in enumerate(_FIGURES)
@@ -236,7 +236,7 @@ def _grown(page: JobPage, news: News, words: Tag, drawn: Mapping[str, Chart]) ->
 def _noted(page: JobPage, column: str) -> str:
     """The newest figure, and what is allowed of it."""
     now = page.latest(column)
-    allowed = watched.told(watched.limits(page.watch.job["spec"], [column]))
+    allowed = watched.told(watched.limits(page.watch, [column]))
     is_unknown = now is None and page.watch.columns.last  # of a job without steps nothing could be measured
     return ("not measured" if is_unknown else figure(now)) + allowed
 

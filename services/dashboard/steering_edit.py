@@ -131,6 +131,8 @@ def changed(change: Mapping[str, Any]) -> str:
     for name, pair in (change.get("bounds") or {}).items():
         if list(pair) != [0.0, 1.0]:
             said.append(f"{name} between {percent(pair[0])} and {percent(pair[1])}")
+    if change.get("guardrails") is not None:
+        said.append(f"guardrails on {', '.join(rule['metric'] for rule in change['guardrails']) or 'nothing'}")
     if said and "over" in change:
         said.append(f"over {change['over']:,} steps")
     return "; ".join(said) or "as submitted"

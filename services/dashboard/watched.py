@@ -8,6 +8,7 @@ from typing import Any
 from services.client.types import Event
 from services.dashboard.charts import Level, Marks
 from services.dashboard.figures import figure
+from services.dashboard.watch import JobWatch
 
 MOST = 200  # of the newest findings: more lines would hide what they mark, and the log has them all
 
@@ -32,12 +33,16 @@ def targets(objective: Mapping[str, Any]) -> list[Level]:
     return [Level(f"target {side} {figure(target['value'])}", target["value"])]
 
 
-def limits(spec: Mapping[str, Any], metrics: Iterable[str]) -> list[Level]:
-    """What guardrails allow of these figures."""
+def limits(watch: JobWatch, metrics: Iterable[str]) -> list[Level]:
+    """What the guardrails that are in force allow of these figures: the spec's, or those of a change since."""
+    applied = (event["data"] for event in reversed(watch.steered) if event["type"] == "steering.applied")
+    newest: Mapping[str, Any] = next(applied, {})
+    steered = (newest.get("requested") or {}).get("guardrails")
+    rules = watch.job["spec"].get("guardrails") if steered is None else steered
     known = tuple(metrics)
     return [
         Level(f"{_kind(rule['metric'])} {side} {figure(rule[end])}", rule[end], is_limit=True)
-        for rule in spec.get("guardrails") or ()
+        for rule in rules or ()
         for end, side in (("min", "≥"), ("max", "≤"))
         if rule["metric"] in known and rule.get(end) is not None
     ]

@@ -101,6 +101,39 @@ def test_a_ramp_stands_in_the_log_and_in_no_later_steering(client: Client, store
     assert note.startswith("over: the ramp would end at step 1001, and the job ends at step ")
 
 
+def test_guardrails_are_changed_and_go_back_with_a_version(http: httpx.Client, client: Client, job_id: str) -> None:
+    assert "guardrails" not in client.steering(job_id)
+    rule = {"metric": "entropy", "min": 0.1, "max": None, "for_steps": 2, "action": "pause"}
+    done = client.steer(job_id, guardrails=[{"metric": "entropy", "min": 0.1, "for_steps": 2, "action": "pause"}])
+    assert done == {"version": 2, "effective_step": 1, "notes": []}
+    steering = client.steering(job_id)
+    assert (steering["guardrails"], steering["log"][-1]["change"]) == ([rule], {"guardrails": [rule]})
+    client.steer(job_id, guardrails=[])
+    assert client.steering(job_id)["guardrails"] == []
+    client.steer(job_id, to_version=2)
+    assert client.steering(job_id)["guardrails"] == [rule]
+    client.steer(job_id, to_version=1)
+    assert client.steering(job_id)["guardrails"] is None, "the spec's"
+    wrong = {"guardrails": [rule, {"metric": "entropy", "min": 2, "max": 1}]}
+    error = assert_error(http.put(f"/v1/jobs/{job_id}/steering", json=wrong), 422)
+    assert (error["param"], error["message"]) == (
+        "guardrails.1", "guardrails.1: min (2) exceeds max (1): every value would be outside",
+    )  # fmt: skip
+    wrong = {"guardrails": [{"metric": "entropi", "min": 2}]}
+    error = assert_error(http.put(f"/v1/jobs/{job_id}/steering", json=wrong), 422)
+    assert (error["param"], "did you mean 'entropy'" in error["message"]) == ("guardrails.0.metric", True)
+
+
+def test_guardrails_leave_a_ramp_that_has_not_begun(client: Client, store: JobStore, job_id: str) -> None:
+    lease = claim(store, job_id)
+    client.steer(job_id, mode="manual", over=3)
+    client.steer(job_id, guardrails=[])
+    for step in (1, 2):
+        store.commit(lease, step=step, digest=str(step), record=step_record())
+    client.steer(job_id, guardrails=[{"metric": "entropy", "min": 0}])
+    assert [one.over for one in store.steering(job_id).log] == [1, 3, 3, 1]
+
+
 def test_a_ramp_needs_a_step_to_begin_at(client: Client, job_id: str) -> None:
     (note,) = client.steer(job_id, mode="manual", over=2)["notes"]
     assert note == "over: nothing is applied before step 1, which begins at the end of the ramp"
@@ -161,6 +194,11 @@ BAD_STEERS = {
     "version that is not there": {"to_version": 2},
     "version 0": {"to_version": 0},
     "version and more": {"to_version": 1, "mode": "auto"},
+    "guardrail on nothing": {"guardrails": [{"metric": "kl"}]},
+    "guardrail on an unknown figure": {"guardrails": [{"metric": "perplexity", "max": 1}]},
+    "guardrail in words": {"guardrails": [{"metric": "entropy", "max": "1"}]},
+    "guardrail with more": {"guardrails": [{"metric": "entropy", "max": 1, "maxx": 2}]},
+    "guardrails in a mapping": {"guardrails": {"entropy": 1}},
     "over nothing": {"over": 3},
     "over 0 steps": {"mode": "manual", "over": 0},
     "over more steps than any job has": {"mode": "manual", "over": 1_000_001},

@@ -360,7 +360,7 @@ def _steering(cli: Installation) -> dict[str, Any]:
         (["--mode", "automatic"], "mode: Input should be 'auto', 'blend' or 'manual'"),
         (["--blend", "2"], "blend: Input should be less than or equal to 1"),
         (["--blend", "nan"], "what is asked can't be sent: "),
-        ([], "nothing to change: give NAME=VALUE, --mode, --blend or --to-version"),
+        ([], "nothing to change: give NAME=VALUE, --mode, --blend, --guardrail or --to-version"),
     ],
 )
 def test_a_wrong_steer_is_one_line(cli: Installation, words: list[str], line: str) -> None:

@@ -104,7 +104,7 @@ def test_a_total_that_is_above_its_limit_is_told_again_after_each_resume() -> No
 
 def test_the_state_of_other_guardrails_is_refused() -> None:
     with pytest.raises(ValueError, match="1 guardrails in the checkpoint, 0 in the spec"):
-        Guardrails([]).load_state_dict(Guardrails([rail(max=1)]).state_dict())
+        Guardrails([]).load_state_dict({"streaks": [0]})  # of before they could be changed
 
 
 @pytest.mark.parametrize(
@@ -166,3 +166,17 @@ def test_a_figure_that_there_is_not_gets_the_one_that_was_meant(metric: str, mea
     assert list(problems((rail(metric, min=0.3),), ("accuracy", "kl"))) == [
         ("0.metric", f"no figure '{metric}', did you mean '{meant}'?")
     ]
+
+
+def test_others_that_are_followed_keep_the_counts_of_those_that_stay() -> None:
+    rails = Guardrails([rail(max=1, for_steps=3), rail("entropy", min=0.1, for_steps=2)])
+    assert steps_of_breaches(rails, [2, 2]) == []
+    again = Guardrails([])
+    again.load_state_dict(rails.state_dict())
+    for watch in (rails, again):
+        watch.follow([rail("loss", max=1), rail(max=1, for_steps=3)])
+        assert steps_of_breaches(watch, [2]) == [1]
+        watch.follow([rail(max=3)])
+        assert steps_of_breaches(watch, [2]) == []
+        watch.follow([rail(max=1)])
+        assert steps_of_breaches(watch, [2]) == [1], "another limit counts anew"

@@ -15,14 +15,16 @@ from orchestrator import references
 from orchestrator.comparison import TooManyPoints, compared, front_as_told
 from orchestrator.fork_copies import REFERENCES, drop_orphans, forking, is_full
 from orchestrator.fork_plans import PlanConflict, keep_answer, keep_plan, kept_answer, kept_plan, plan_path
-from orchestrator.lineage import best_step, holds_back_trained, merged
+from orchestrator.lineage import best_step, holds_back_trained, merged, steered
 from orchestrator.specs.data import FilesData
 from orchestrator.state.redis_calls import connect
 from orchestrator.state.states import JobStatus
 from orchestrator.state.store import Checkpoint, JobStore
+from orchestrator.steering import initial_steering
 from orchestrator.storage.recovery import GOES_ON, keep_document, keep_ending
 from policies.pareto import hypervolume
 from policies.places import Scale
+from tests.loop_fakes import make_spec
 
 
 def test_changes_are_merged_branch_by_branch() -> None:
@@ -190,3 +192,12 @@ def test_the_first_plan_of_a_key_is_everyones_for_a_day(tmp_path: Path) -> None:
     keep_plan(plan_path(tmp_path, "owner", "job-1", "other"), {}, {})
     assert not path.exists()
     assert len({plan_path(tmp_path, *names) for names in (("a", "bc", "d"), ("ab", "c", "d"), ("a", "b", "cd"))}) == 3
+
+
+def test_a_fork_begins_with_the_guardrails_that_hold() -> None:
+    spec = make_spec(guardrails=[{"metric": "entropy", "min": 0.1}])
+    steering = initial_steering(spec).model_dump(mode="json")
+    assert steered(spec, steering)["guardrails"][0]["min"] == 0.1
+    moved = {"metric": "loss", "min": None, "max": 3.0, "for_steps": 1, "action": "pause"}
+    assert steered(spec, {**steering, "guardrails": [moved]})["guardrails"] == [moved]
+    assert steered(spec, {**steering, "guardrails": None})["guardrails"][0]["min"] == 0.1

@@ -12,7 +12,7 @@ import torch
 
 from orchestrator.journal import Wishes
 from orchestrator.spec import JobSpec
-from orchestrator.steering import apply_directions
+from orchestrator.steering import Steering, apply_directions
 from policies.estimators import Estimator, Gdpo, Rloo
 from policies.statistics import whiten
 from policies.types import Rollout, RolloutRequest, Weights
@@ -415,6 +415,36 @@ def test_a_streak_survives_a_kill(tmp_path: Path) -> None:
     run = resume(run, spec)
     assert run.loop.run() == "succeeded"
     assert [breach["step"] for breach in run.journal.named("guardrail.breached")] == [5]
+
+
+@pytest.mark.parametrize("died_at", [None, 3, 4])
+def test_guardrails_are_moved_while_the_job_runs(tmp_path: Path, died_at: int | None) -> None:
+    """What paused the job is loosened, and a new one counts from its step on, also where a kill comes between."""
+    spec = make_spec(guardrails=[{"metric": "objectives.accuracy.mean", "min": 0.9, "action": "pause"}])
+    run = start(tmp_path, spec)
+    run.journal.wish = lambda: Wishes(pause=run.journal.pauses > 0)
+    assert run.loop.run() == "paused"
+    assert sorted(run.journal.records) == [1]
+    run.journal.wish = Wishes
+    moved = [
+        {"metric": "objectives.accuracy.mean", "min": 0.0, "action": "pause"},
+        {"metric": "entropy", "max": 0.1, "for_steps": 3},
+    ]
+    rules = {**run.journal.log[0][2].model_dump(), "guardrails": moved}
+    run.journal.log.append((2, 2, Steering.model_validate(rules)))
+    run = resume(run, spec)
+    if died_at is not None:
+        run.journal.die_at = ("before commit", died_at)
+        with pytest.raises(Killed):
+            run.loop.run()
+        run = resume(run, spec)
+    assert run.loop.run() == "succeeded"
+    told = [(breach["step"], breach["metric"]) for breach in run.journal.named("guardrail.breached")]
+    assert told == [(1, "objectives.accuracy.mean"), (4, "entropy")]
+    assert [rule["metric"] for rule in run.journal.named("steering.applied")[-1]["requested"]["guardrails"]] == [
+        "objectives.accuracy.mean",
+        "entropy",
+    ]
 
 
 def test_a_spread_that_the_estimator_takes_for_none_is_no_signal(tmp_path: Path) -> None:

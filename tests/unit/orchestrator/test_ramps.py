@@ -115,6 +115,23 @@ def test_a_steer_during_a_ramp_begins_where_it_stands(tmp_path: Path) -> None:
     assert applied(run) == pytest.approx([0.75, 0.7, stood, *down, 0.05] + [0.5] * 4)
 
 
+def test_guardrails_that_change_leave_a_ramp_as_it_is(tmp_path: Path) -> None:
+    run = start(tmp_path, long_spec(steering={"mode": "manual"}))
+    rules = [{"metric": "entropy", "min": 0.0}]
+    run.journal.log += [(2, 2, manual(10, 0.25)), (3, 4, manual(1, 0.25, guardrails=rules))]
+    run.loop.run()
+    assert applied(run) == pytest.approx([0.75 - 0.05 * i for i in range(11)] + [0.25])
+    assert [event["ramp"]["until"] for event in run.journal.named("steering.applied")] == [11, 11]
+
+
+def test_guardrails_that_change_begin_no_ramp_once_it_has_ended(tmp_path: Path) -> None:
+    run = start(tmp_path, long_spec(weighting={"name": "gradient"}))
+    rules = [{"metric": "entropy", "min": 0.0}]
+    run.journal.log += [(2, 2, manual(3, 0.25, mode="auto")), (3, 7, manual(3, 0.25, mode="auto", guardrails=rules))]
+    run.loop.run()
+    assert [record["step"] for record in run if "ramp" in record] == [2, 3, 4]
+
+
 def test_handing_back_during_a_ramp(tmp_path: Path) -> None:
     """Over steps too: what the strategy chooses comes in gradually, and then is all."""
     run = start(tmp_path, long_spec(weighting={"name": "gradient"}))

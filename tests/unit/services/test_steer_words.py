@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.steer_words import weights
+from services.steer_words import guardrails, weights
 
 NOW = {"accuracy": 0.6, "conciseness": 0.3, "clarity": 0.1}
 
@@ -55,3 +55,26 @@ def test_what_is_wrong_is_one_line(words: list[str], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         weights(words, NOW)
     assert str(caught.value).rstrip() == message
+
+
+def test_guardrails_of_a_metric_are_replaced_added_and_taken_away() -> None:
+    now = [{"metric": "kl", "max": 0.1}, {"metric": "entropy", "min": 0.2}, {"metric": "kl", "min": 0}]
+    assert guardrails(["kl,max=0.5,for_steps=2,action=pause"], now) == [
+        {"metric": "entropy", "min": 0.2},
+        {"metric": "kl", "max": 0.5, "for_steps": 2, "action": "pause"},
+    ]
+    assert guardrails(["kl", "loss,max=3"], now) == [{"metric": "entropy", "min": 0.2}, {"metric": "loss", "max": 3}]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("kl,limit=1", "'kl,limit=1': expected METRIC,max=NUMBER with min, max, for_steps or action, got 'limit=1'"),
+        ("kl,max", "'kl,max': expected METRIC,max=NUMBER with min, max, for_steps or action, got 'max'"),
+        ("kl,max=much", "kl max: expected a number, got 'much'"),
+    ],
+)
+def test_what_is_wrong_in_a_guardrail_is_one_line(word: str, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        guardrails([word], [])
+    assert str(caught.value) == message

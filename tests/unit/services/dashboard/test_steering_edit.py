@@ -67,3 +67,8 @@ def test_an_edit_comes_back_out_of_a_browser() -> None:
 def test_what_is_no_edit_of_this_job_is_left(wrong: Any) -> None:
     assert Edit.read(Edit.of(_steering()).document() | wrong, ["a", "b"]) is None
     assert Edit.read(None, ["a", "b"]) is None
+
+
+def test_guardrails_and_ramps_are_said() -> None:
+    assert changed({"guardrails": [{"metric": "kl", "max": 1}], "over": 3}) == "guardrails on kl; over 3 steps"
+    assert changed({"guardrails": []}) == "guardrails on nothing"
