@@ -161,6 +161,13 @@ def test_what_a_watch_finds_is_marked_where_it_is_seen() -> None:
         assert _marked(objectives._option(1, "brevity")) == [5]
         assert _marked(health._options()["kl"]) == [3, 5]
         assert _marked(health._options()["loss"]) == [5]
+        moved = [{"metric": "kl", "min": None, "max": 0.3}]
+        api.happened.append(_event(5, "steering.applied", step=9, version=2, requested={"guardrails": moved}))
+        await page.watch._fetch()
+        for panel in (objectives, health):
+            await panel.update(ALL)
+        assert health._charts["kl"].props["note"] == "0.05, limit ≤ 0.3"
+        assert objectives._charts["accuracy"].props["note"] == "0.25"
 
     on_page(look)
 
