@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -41,6 +42,7 @@ from orchestrator.launch.launchers import (
     REDIS_URL_VARIABLE,
 )
 from orchestrator.pinning import trained_commit
+from orchestrator.software import code, versions
 from orchestrator.spec import JobSpec
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.state.embedded_redis import connect
@@ -62,7 +64,7 @@ from orchestrator.storage.checkpoint_store import CheckpointStore, open_store
 from orchestrator.storage.checkpoints import CheckpointError, PolicyAlone, Unreadable, check_room, collect
 from orchestrator.storage.recovery import keep_document, keep_ending, register_found
 from orchestrator.storage.remote import RemoteAway
-from orchestrator.stored_spec import read_stored
+from orchestrator.stored_spec import absent_fields, read_stored
 
 os.environ.update(WAITING | os.environ)  # before torch is loaded; what is set stays
 LEASE_TTL_S = 30.0
@@ -315,7 +317,7 @@ def train_reward_model(
     step = usable_checkpoint(store, journal, checkpoints)
     training.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])
     if step is not None:
-        journal.event("job.resumed", step=step, rerun=max(0, claim.from_step - step))
+        tell_resumed(store, journal, claim, step)
     hold_gpus(journal, float(training.device() == "cuda"))
     start_running(store, journal)
     return training.run()
@@ -407,7 +409,7 @@ def train(
     step = usable_checkpoint(store, journal, checkpoints)
     if step is not None:
         loop.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])
-        journal.event("job.resumed", step=step, rerun=max(0, claim.from_step - step))
+        tell_resumed(store, journal, claim, step)
     start_running(store, journal)
     outcome = loop.run()
     return outcome, loop.samples, loop.reason
@@ -425,7 +427,16 @@ def find_registered(store: JobStore, journal: StoreJournal, claim: Claim, checkp
     register_found(store, journal, claim, checkpoints)
 
 
+def tell_resumed(store: JobStore, journal: StoreJournal, claim: Claim, step: int) -> None:
+    """`defaults`: fields that are newer than the job, with what it was accepted with instead of theirs, if any."""
+    text = journal.patiently(lambda: store.spec(journal.lease.job_id))
+    more = {"defaults": defaults} if (defaults := absent_fields(json.loads(text))) else {}
+    journal.event("job.resumed", step=step, rerun=max(0, claim.from_step - step), **more)
+
+
 def start_running(store: JobStore, journal: StoreJournal) -> None:
+    """`job.software` of every holder: figures may move where another version of a library takes the job over."""
+    journal.event("job.software", versions=versions(), code=code())
     with contextlib.suppress(IllegalTransition):  # a cancel or a pause came first: the loop hears of it
         journal.patiently(lambda: store.set_status(journal.lease, JobStatus.RUNNING))
 

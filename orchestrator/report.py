@@ -92,6 +92,7 @@ def render_report(
         best_step=best.get("step") if best else None,
         samples=samples[:SAMPLES_SHOWN],
         stages=_stages(steps),
+        software=_software(events),
         spec=yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=100) if spec else "",
         events=events[-EVENTS_SHOWN:],
         events_left_out=_left_out(events),
@@ -157,6 +158,16 @@ def _left_out(events: list[Json]) -> int:
     """How many there were beside those that are shown; by their number, as the oldest of a long job are not kept."""
     newest = _get(events[-1], "seq") if events else None
     return max(0, (newest if isinstance(newest, int) else len(events)) - min(len(events), EVENTS_SHOWN))
+
+
+def _software(events: list[Json]) -> list[str]:
+    """What trained the job, a line for each that took it over with other versions."""
+    lines = []
+    for data in (event.get("data") or {} for event in events if event.get("type") == "job.software"):
+        made_by = data.get("code") or {}
+        own = f"equipoise {made_by.get('version')}{f' ({commit})' if (commit := made_by.get('commit')) else ''}"
+        lines.append(", ".join([own, *(f"{name} {version}" for name, version in (data.get("versions") or {}).items())]))
+    return [line for i, line in enumerate(lines) if i == 0 or line != lines[i - 1]]
 
 
 def _marks(steps: list[Json], events: list[Json]) -> dict[str, list[int]]:

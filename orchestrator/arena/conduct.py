@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import functools
-import importlib.metadata
 import os
 import platform
 import statistics
-import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +18,7 @@ import psutil
 from orchestrator.arena.ledger import SCHEMA, Ledger, LedgerError
 from orchestrator.arena.plan import Planned, digest, packages
 from orchestrator.arena.protocol import rule_version
+from orchestrator.software import code, versions
 from orchestrator.spec import JobSpec
 
 Json = dict[str, Any]
@@ -237,35 +235,8 @@ def surroundings() -> Mapping[str, Json]:
     processors = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     memory_gib = round(psutil.virtual_memory().total / 2**30, 1)
     processor = processors[0] if processors else platform.processor()
-    versions = {name: _version(name) for name in ("torch", "vllm", "transformers", "moocore")}
     return {
         "machine": {"processor": processor, "cores": os.cpu_count(), "memory_gib": memory_gib},
-        "versions": {"python": platform.python_version(), **versions},
-        "code": {"version": _version("orchestrator"), "commit": _commit()},
+        "versions": versions(),
+        "code": code(),
     }
-
-
-@functools.cache
-def _commit() -> str | None:
-    """Of the checkout that this runs from, with a + where files differ from it; None of an installed package."""
-
-    def git(*words: str) -> str:
-        ask = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # a package may lie in somebody else's checkout
-        return git("describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _version(module: str) -> str:
-    """Of the package that brings a module; vLLM's has another name without CUDA."""
-    packages = _packages().get(module)
-    return importlib.metadata.version(packages[0]) if packages else "unknown"
-
-
-@functools.cache
-def _packages() -> Mapping[str, list[str]]:
-    return importlib.metadata.packages_distributions()

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import importlib.metadata
 import json
 import logging
 import shutil
@@ -735,7 +736,14 @@ class FakeLoop:
         return "succeeded"
 
 
-def test_a_resumed_job_says_from_where(store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("defaults", [{}, {"checkpoints.front": 256}])
+def test_a_resumed_job_says_from_where_and_by_which_older_rules(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defaults: dict[str, Any]
+) -> None:
+    document = json.loads(store.text)
+    if defaults:
+        del document["checkpoints"]["front"]
+    store.text = json.dumps(document)
     root = tmp_path / "jobs" / "job" / "checkpoints"
     registered(store, root, 10, 20)
     torn = root / ".step-000030-4"
@@ -747,7 +755,10 @@ def test_a_resumed_job_says_from_where(store: FakeStore, tmp_path: Path, monkeyp
     assert drive(tmp_path) == 0
     loop = FakeLoop.made.pop()
     assert (loop.directory, loop.fence, loop.resumed) == (root, 5, (20, [10, 20]))
-    assert ("job.resumed", "info", {"step": 20, "rerun": 3}) in store.events_written
+    more = {"defaults": defaults} if defaults else {}
+    assert ("job.resumed", "info", {"step": 20, "rerun": 3, **more}) in store.events_written
+    (made_by,) = [data for type, _, data in store.events_written if type == "job.software"]
+    assert made_by["versions"]["torch"] == importlib.metadata.version("torch")
     assert store.ends() == [("finish", JobStatus.SUCCEEDED, None)]
     assert not torn.exists()
 

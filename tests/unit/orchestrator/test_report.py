@@ -146,6 +146,16 @@ def test_what_the_job_took_is_told_where_it_did(took: Json, told: list[str]) -> 
     assert re.findall(r"·(?: judges' cost)? ([\d.]+)(?: GPU-hours)?$", head, re.MULTILINE) == told
 
 
+def test_what_trained_the_job_is_told_and_where_that_changed() -> None:
+    def told(vllm: str) -> Json:
+        data = {"code": {"version": "0.1.0", "commit": None}, "versions": {"torch": "2.9", "vllm": vllm}}
+        return {"seq": 1, "type": "job.software", "at": 1.0, "level": "info", "data": data}
+
+    text = page(**documents(2) | {"events": [told("0.10"), told("0.10"), told("0.11")]})
+    line = "Trained by equipoise 0.1.0, torch 2.9, vllm 0.10; then equipoise 0.1.0, torch 2.9, vllm 0.11<"
+    assert line in text
+
+
 def test_without_a_gain_the_report_says_so() -> None:
     parts = documents(2)
     for point in parts["front"]["points"][1:]:
