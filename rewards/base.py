@@ -287,17 +287,29 @@ def check_list(objective: str, scores: object, size: int) -> Sequence[object]:
     return scores
 
 
+class WrittenFloat(float):
+    """A number of a JSON text that knows how it is written. It is a plain one wherever it is copied to."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __reduce__(self) -> tuple[type[float], tuple[float]]:
+        return float, (float(self),)
+
+
 def answer_text(value: object) -> str | None:
     """A ground truth as rewards read it; None for what is neither text nor a finite number.
 
-    A number has all its digits: few verifiers know 1e-05, which is how Python writes .00001. A truth value is True or
-    False, as it always was.
+    A number has all its digits: few verifiers know 1e-05, which is how Python writes .00001. Those of a JSON text that
+    has no exponent are kept as they are. A truth value is True or False, as it always was.
     """
     if isinstance(value, str):
         return value
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float | Decimal) or not math.isfinite(value):
         return None
-    return str(value) if isinstance(value, int) else format(Decimal(repr(float(value))), "f")
+    if isinstance(value, WrittenFloat) and "e" not in value.text.lower():
+        return value.text
+    return str(value) if isinstance(value, int) else format(Decimal(str(value)), "f")
 
 
 def _number(score: object) -> float | str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.specs.data import DOMAIN, Columns, detail_name
-from rewards.base import answer_text
+from rewards.base import WrittenFloat, answer_text
 
 MAX_CHARACTERS = 500_000_000  # of the texts of a file that strangers give: a job holds them all
 
@@ -247,7 +247,7 @@ def _read_jsonl(path: Path) -> Rows:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line.decode("utf-8"))
+                record = json.loads(line.decode("utf-8"), parse_float=WrittenFloat)
                 if b"\\ud" in line.lower():  # an escape may be half a character, which no tokenizer takes
                     json.dumps(record, ensure_ascii=False).encode()
             except (ValueError, RecursionError) as error:  # ValueError: also a number too long to read
@@ -440,4 +440,4 @@ def _last_user(messages: Sequence[Mapping[str, str]]) -> str:
 def _kind(value: Any) -> str:
     if isinstance(value, _Foreign):
         return value.type
-    return "nothing" if value is None else type(value).__name__
+    return "nothing" if value is None else "float" if isinstance(value, float) else type(value).__name__

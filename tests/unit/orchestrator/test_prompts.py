@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import pickle
 import tracemalloc
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,30 @@ def test_messages_keep_only_role_and_content(tmp_path: Path) -> None:
 )
 def test_an_answer_may_be_a_number(tmp_path: Path, answer: Any, text: str) -> None:
     assert load_prompts(jsonl(tmp_path, {**GOOD, "answer": answer}), Columns())[0].answer == text
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        (b"3.14159265358979323846", "3.14159265358979323846"),
+        (b"12345678901234567890.5", "12345678901234567890.5"),
+        (b"2.10", "2.10"),
+        (b"1E-5", "0.00001"),
+        (b"1e-999999999", "0.0"),
+    ],
+)
+def test_an_answer_keeps_the_digits_that_were_written(tmp_path: Path, written: bytes, text: str) -> None:
+    path = jsonl(tmp_path, b'{"prompt": "x", "answer": ' + written + b', "price": 2.10}')
+    (prompt,) = load_prompts(path, Columns(details=("price",)))
+    assert prompt.answer == text
+    copied = pickle.loads(pickle.dumps(prompt))  # noqa: S301
+    assert (copied.details["price"], type(copied.details["price"])) == (2.1, float)
+
+
+def test_an_answer_may_be_a_decimal(tmp_path: Path) -> None:
+    path, answers = tmp_path / "data.parquet", [Decimal("12345678901234567890.50"), Decimal("-0.10")]
+    parquet.write_table(arrow.table({"prompt": ["x", "y"], "answer": answers}), path)
+    assert [prompt.answer for prompt in load_prompts(path, Columns())] == ["12345678901234567890.50", "-0.10"]
 
 
 def test_no_answer_is_needed_where_none_is_named(tmp_path: Path) -> None:
