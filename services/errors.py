@@ -41,6 +41,7 @@ from orchestrator.spec_errors import SpecError
 from orchestrator.state.gpu_hours import GpuHours, GpuQuotaReached
 from orchestrator.state.records import finite
 from rewards.verifiers.json_schema import SchemasBusy
+from services.version import HEADER, version
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +188,10 @@ def unavailable(error: StoreUnavailable) -> ApiProblem:
 
 
 class RequestContext:
-    """Outermost: x-request-id on every answer, and a crash becomes a 500 that says nothing but that id."""
+    """Outermost: x-request-id on every answer, and a crash becomes a 500 that says nothing but that id.
+
+    Who showed a valid key is told this server's version too.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -204,7 +208,10 @@ class RequestContext:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if "principal" in scope.get("state", {}):  # strangers aren't told
+                    headers[HEADER] = version()
             await send(message)
 
         try:

@@ -7,6 +7,7 @@ its first step (`finish`); nothing below knows which of the two it serves.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
@@ -20,8 +21,10 @@ import httpx
 from services.client.errors import ApiError, NotSendable, problem, unreachable
 from services.client.requests import Request
 from services.client.retry import Retry
+from services.version import HEADER, difference
 
 T = TypeVar("T")
+log = logging.getLogger("equipoise.client")
 
 _CHUNK_BYTES = 1 << 16
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -60,6 +63,7 @@ class Core:
 
     def __init__(self, io: Io, url: str, retry: Retry) -> None:
         self.io, self.url, self.retry = io, url, retry
+        self._knows_version = False
 
     async def call(self, request: Request[T], retry: Retry | None = None) -> T:
         """Raises ApiError."""
@@ -95,6 +99,7 @@ class Core:
                 may_repeat = request.is_repeatable or isinstance(error, _NEVER_SENT)
                 may_repeat = may_repeat and failure.code != "untrusted_certificate"
             else:
+                self._compare_versions(response)
                 if response.is_success:
                     break
                 failure = problem(response)
@@ -108,6 +113,14 @@ class Core:
             yield response
         finally:
             await self.io.close(response)
+
+    def _compare_versions(self, response: httpx.Response) -> None:
+        """Warns once."""
+        if self._knows_version or HEADER not in response.headers:
+            return
+        self._knows_version = True
+        if told := difference(response.headers[HEADER]):
+            log.warning("%s", told)
 
     def _built(self, request: Request[Any]) -> httpx.Request:
         path, headers, content = request.path, dict(request.headers), None

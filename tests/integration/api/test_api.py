@@ -21,6 +21,7 @@ from orchestrator.state.store import JobStore
 from services.auth import PUBLIC_PATHS
 from services.client import Client
 from services.server import ApiServer, ServerError
+from services.version import version
 from tests.api_support import KEY, SECRET, SPEC, assert_error, serving
 
 # -- who may ask --------------------------------------------------------------------------------------------
@@ -88,6 +89,14 @@ def test_head_is_get_without_a_body(http: httpx.Client, job_id: str, server: Api
     assert stream.content == b""
     assert time.monotonic() - began < 5
     assert http.get("/livez").status_code == 200
+
+
+def test_the_version_is_for_those_who_show_a_key(http: httpx.Client) -> None:
+    for path, status in (("/readyz", 200), ("/v1/jobs/none", 404)):
+        answer = http.get(path)
+        assert (answer.status_code, answer.headers["equipoise-version"]) == (status, version())
+    for path in ("/livez", "/v1/jobs"):
+        assert "equipoise-version" not in http.get(path, headers={"authorization": "Bearer eqp_wrong"}).headers
 
 
 @pytest.mark.parametrize("sent", [b"GET /v1/jobs?x=" + b"a" * 70_000, b"\x00\x01\x02", b"GET  HTTP/9"])

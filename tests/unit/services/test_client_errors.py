@@ -1,5 +1,6 @@
 """The client turns every way to fail into one ApiError with a line for a person."""
 
+import contextlib
 import copy
 import pickle
 
@@ -19,6 +20,21 @@ def failing(error: Exception) -> Client:
         raise error
 
     return Client("http://test", "key", retry=NO_RETRY, transport=httpx.MockTransport(fail))
+
+
+@pytest.mark.parametrize(("server", "warnings"), [("0.1.7", 0), ("0.2.0", 1), ("1.1.0", 1), ("", 0), (None, 0)])
+@pytest.mark.parametrize("status", [200, 422])
+def test_another_version_of_the_server_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, server: str | None, warnings: int, status: int
+) -> None:
+    monkeypatch.setattr("services.version.version", lambda: "0.1.0")
+    headers = {} if server is None else {"equipoise-version": server}
+    with answering(httpx.Response(status, json={"status": "ok"}, headers=headers)) as client:
+        for _ in range(2):
+            with contextlib.suppress(ApiError):
+                client.readyz()
+    told = f"the server has Equipoise '{server}', and this is 0.1.0: what the one has, the other may not know"
+    assert caplog.messages == [told] * warnings
 
 
 def test_an_error_document_keeps_its_parts() -> None:
