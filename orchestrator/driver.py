@@ -430,7 +430,8 @@ def find_registered(store: JobStore, journal: StoreJournal, claim: Claim, checkp
 def tell_resumed(store: JobStore, journal: StoreJournal, claim: Claim, step: int) -> None:
     """`defaults`: fields that are newer than the job, with what it was accepted with instead of theirs, if any."""
     text = journal.patiently(lambda: store.spec(journal.lease.job_id))
-    more = {"defaults": defaults} if (defaults := absent_fields(json.loads(text))) else {}
+    defaults = absent_fields(json.loads(text))
+    more: dict[str, Any] = {"defaults": defaults} if defaults else {}
     journal.event("job.resumed", step=step, rerun=max(0, claim.from_step - step), **more)
 
 
