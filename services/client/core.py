@@ -144,7 +144,10 @@ class Core:
     def _patience(self, timeout_s: float | None) -> httpx.Timeout:
         """Of a request: what takes the server long to answer takes it no longer to be reached."""
         own = self.io.http.timeout
-        return own if timeout_s is None else httpx.Timeout(timeout_s, connect=own.connect, pool=own.pool)
+        if timeout_s is None:
+            return own
+        connect, pool = (timeout_s if limit is None else min(limit, timeout_s) for limit in (own.connect, own.pool))
+        return httpx.Timeout(timeout_s, connect=connect, pool=pool)
 
 
 class BlockingIo:

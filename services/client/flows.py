@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import secrets
 import time
 from collections.abc import AsyncGenerator, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +25,7 @@ FINAL = frozenset({"succeeded", "failed", "cancelled"})
 RESTING = FINAL | {"paused"}  # nothing will happen by itself
 
 _SILENCE_S = 60.0  # of a stream; the server says something every 15 s
+_SHORTEST_S = 1.0  # for an answer, where less is left
 
 
 async def stream_events(
@@ -49,11 +52,11 @@ async def stream_events(
                     return
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
                     raise unexpected(response)
-                away.reached()
                 if (cursor := _cursor(response, after)) < after:
                     after, last = cursor, str(cursor)
                 reader = EventReader()
                 async for chunk in core.io.chunks(response):
+                    away.reached()  # only now: what answers and then says nothing is no better than what is away
                     for data in reader.feed(chunk):
                         event: Event = parsed(response, data)
                         if event["seq"] > after:
@@ -86,33 +89,45 @@ async def wait(
 ) -> JobDetail:
     """The job, once its status is one of `until`, or one that no job ever leaves.
 
-    TimeoutError after `timeout_s`. A server that is away is waited for; Unavailable when it stays so for `patience_s`.
+    TimeoutError after `timeout_s`, however long the server says nothing; the status is asked for at least once, for
+    which a second is given. A server that is away is waited for; Unavailable when it stays so for `patience_s`.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     away = _Away(core, patience_s)
     request: Request[JobDetail] = Request(
         method="GET", route="/v1/jobs/{job_id}", ids={"job_id": job_id}, is_repeatable=True
     )
+
+    def left_s() -> float:
+        return math.inf if deadline is None else max(0.0, deadline - time.monotonic())
+
     while True:
         try:
-            job = await core.call(request, NO_RETRY)
+            job = await core.call(_within(core, request, left_s()), NO_RETRY)
         except (Unavailable, RateLimited) as error:
-            await away.wait(error)
+            await away.wait(error, longest_s=left_s())
         else:
             away.reached()
             away.progressed()
             if job["status"] in until or job["status"] in FINAL:
                 return job
-            left_s = poll_s if deadline is None else max(0.0, deadline - time.monotonic())
-            await core.io.sleep(min(poll_s, left_s))
-        if deadline is not None and time.monotonic() >= deadline:
+            await core.io.sleep(min(poll_s, left_s()))
+        if timeout_s is not None and left_s() == 0:
             raise TimeoutError(f"{job_id} is not {', '.join(sorted(until))} after {timeout_s:g} s")
+
+
+def _within(core: Core, request: Request[JobDetail], left_s: float) -> Request[JobDetail]:
+    """The request with no more patience than is left, but enough to be answered."""
+    if left_s == math.inf:
+        return request
+    own_s, left_s = core.io.http.timeout.read, max(left_s, _SHORTEST_S)
+    return replace(request, timeout_s=left_s if own_s is None else min(own_s, left_s))
 
 
 async def download(core: Core, job_id: str, step: int, to: str | os.PathLike[str]) -> Path:
     """A checkpoint as one file, at `to` when it is whole; what was there before stays until then.
 
-    Whether a file can be written there is seen before the server is asked: ValueError for a directory, or OSError.
+    ValueError where `to` is a directory.
     """
     path = Path(to)
     if not path.name or path.is_dir():
@@ -126,12 +141,12 @@ async def download(core: Core, job_id: str, step: int, to: str | os.PathLike[str
     )
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        file: BinaryIO = await core.io.in_thread(lambda: draft.open("xb"))
-        with file:
-            async with core.answer(request, streamed=True) as response:
+        async with core.answer(request, streamed=True) as response:
+            file: BinaryIO = await core.io.in_thread(lambda: draft.open("xb"))
+            with file:
                 async for chunk in core.io.chunks(response):
                     await core.io.in_thread(functools.partial(file.write, chunk))
-            await core.io.in_thread(lambda: os.fsync(file.fileno()))
+                await core.io.in_thread(lambda: os.fsync(file.fileno()))
         draft.replace(path)
     except httpx.TransportError as error:
         raise unreachable(core.url, error) from None
@@ -163,12 +178,12 @@ class _Away:
     def progressed(self) -> None:
         self._tries = 0
 
-    async def wait(self, failure: ApiError) -> None:
-        """Raises the failure where patience ends."""
+    async def wait(self, failure: ApiError, longest_s: float = math.inf) -> None:
+        """Raises the failure where patience ends; waits `longest_s` at most."""
         self._tries += 1
         retry = self._core.retry
         asked_s = min(failure.retry_after_s or 0.0, retry.longest_wait_s)
-        wait_s = max(retry.backoff_s(self._tries), asked_s)
+        wait_s = min(max(retry.backoff_s(self._tries), asked_s), longest_s)
         self._since = self._since or time.monotonic()
         if failure.code == "untrusted_certificate" or time.monotonic() + wait_s > self._since + self._patience_s:
             raise failure
@@ -176,6 +191,7 @@ class _Away:
 
     async def ended(self) -> None:
         """What brought something is asked again at once, what brought nothing after a while."""
+        self.reached()
         if self._tries:
             await self._core.io.sleep(self._core.retry.backoff_s(self._tries))
         self._tries += 1

@@ -695,6 +695,17 @@ def test_a_stream_gives_up_on_a_server_that_stays_away() -> None:
     assert len(script.seen) > 2
 
 
+def test_a_stream_gives_up_on_a_server_that_answers_and_then_says_nothing() -> None:
+    silent = sse(error=httpx.ReadTimeout("nothing"))
+    script = Streams(sse(1, error=httpx.ReadError("reset")), *[silent] * 5000)  # type: ignore[arg-type]
+    with script.client() as client:
+        events = client.stream_events("job-1", patience_s=0.02)
+        assert next(events)["seq"] == 1
+        with pytest.raises(Unreachable):
+            next(events)
+    assert len(script.seen) > 2
+
+
 def test_a_reader_may_leave_a_stream() -> None:
     closed: list[bool] = []
 
@@ -729,6 +740,42 @@ def test_waiting_ends_with_the_status_or_the_time() -> None:
     assert flows.RESTING > flows.FINAL
 
 
+class Clock:
+    """Time that passes only where somebody waits."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("limit", ["read", "connect"])
+@pytest.mark.parametrize(
+    ("timeout_s", "ends_s"), [(5, 5), (40, 40), (45.5, 45.5), (0, 1)], ids=["short", "two", "fraction", "once"]
+)
+def test_waiting_for_a_server_that_says_nothing_ends_with_the_time(
+    monkeypatch: pytest.MonkeyPatch, limit: str, timeout_s: float, ends_s: float
+) -> None:
+    clock = Clock()
+
+    def silent(request: httpx.Request) -> httpx.Response:
+        clock.now += request.extensions["timeout"][limit]
+        raise httpx.ReadTimeout("nothing")
+
+    monkeypatch.setattr(flows, "time", clock)
+    with Client("http://test", KEY, transport=httpx.MockTransport(silent), timeout_s=30) as client:
+        client._core.io.sleep = clock.sleep  # type: ignore[method-assign]
+        with pytest.raises(TimeoutError, match="is not"):
+            client.wait("job-1", timeout_s=timeout_s)
+        assert clock.now == pytest.approx(ends_s, abs=1.0)
+        with pytest.raises(Unavailable):
+            client.wait("job-1", timeout_s=500, patience_s=120)
+
+
 # -- files --------------------------------------------------------------------------------------------------
 
 
@@ -752,21 +799,17 @@ def test_a_download_is_whole_or_not_there(tmp_path: Path, how: str) -> None:
         assert script.seen[0].extensions["timeout"]["read"] == LONG_S
 
 
-@pytest.mark.parametrize(
-    ("target", "error", "message"),
-    [
-        ("", ValueError, "to: expected the path of a file, such as model.tar, but '.*' is a directory"),
-        (None, ValueError, "but '.' is a directory"),
-        ("absent/model.tar", FileNotFoundError, "absent"),
-    ],
-)
-def test_nothing_is_asked_for_that_could_not_be_written(
-    tmp_path: Path, target: str | None, error: type[Exception], message: str
+@pytest.mark.parametrize("target", [".", "..", "folder"])
+def test_a_download_to_a_directory_asks_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
     script = Streams(refusal(404))
-    with script.client() as client, pytest.raises(error, match=message):
-        client.download("job-1", 4, "." if target is None else tmp_path / target)
-    assert (script.seen, list(tmp_path.iterdir())) == ([], [])
+    message = f"to: expected the path of a file, such as model.tar, but '{target}' is a directory"
+    with script.client() as client, pytest.raises(ValueError, match=message):
+        client.download("job-1", 4, target)
+    assert script.seen == []
 
 
 def test_a_blocking_client_works_inside_an_event_loop() -> None:
