@@ -125,6 +125,18 @@ def test_every_program_in_the_readmes_compiles(block: str) -> None:
     compile(block, "README", "exec")
 
 
+def test_what_programs_of_the_readmes_import_has_types_for_them() -> None:
+    """For people's own mypy, which takes an installed package's types only where it has the marker."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    programs = "\n".join(BLOCKS["python"])
+    named = set(re.findall(r"^ *(?:from|import) (\w+)", programs, re.MULTILINE))
+    ours = named & set(project["packages"])
+    assert {"policies", "rewards", "services"} <= ours
+    for package in ours:
+        assert (ROOT / package / "py.typed").exists(), package
+        assert "py.typed" in project["package-data"][package]
+
+
 @pytest.mark.parametrize("block", BLOCKS["toml"])
 def test_every_table_in_the_readmes_is_toml(block: str) -> None:
     assert tomllib.loads(block)
