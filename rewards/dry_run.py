@@ -1,7 +1,7 @@
 """Scores a few pairs under a few rewards, as a process of its own: a reward that hangs is killed with it.
 
 A JSON document on stdin, one on stdout: {"scores": [[...], ...], "heads": [{}, ...]}, by reward, or {"reward": index,
-"error": text}. What a reward prints goes to stderr.
+"error": text}; both with `cost`, of judges at their profiles' prices. What a reward prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -40,15 +40,23 @@ def run(question: dict[str, Any]) -> dict[str, Any]:
     batch = RewardBatch(**columns, max_tokens=question["max_tokens"])
     scores: list[Column] = []
     heads: list[dict[str, Column]] = []
+    cost = 0.0
     for i, wanted in enumerate(question["rewards"]):
+        reward: Reward | None = None
         try:
             reward = registry.build(wanted["name"], wanted["options"])
             found = score(wanted["name"], wanted["options"], reward, batch)
             scores.append(found[0])
             heads.append(found[1])
         except Exception as error:  # whatever a reward raises: the person who asked must hear which one
-            return {"reward": i, "error": _reason(wanted["name"], error)}
-    return {"scores": scores, "heads": heads}
+            return {"reward": i, "error": _reason(wanted["name"], error), "cost": cost + _cost(reward)}
+        cost += _cost(reward)
+    return {"scores": scores, "heads": heads, "cost": cost}
+
+
+def _cost(reward: Reward | None) -> float:
+    figures = getattr(reward, "figures", None)
+    return 0.0 if figures is None else float(figures().get("cost", 0.0))
 
 
 def _reason(name: str, error: Exception) -> str:

@@ -30,23 +30,24 @@ def telling(send: Send, scope: Scope, route: str, *, by: str, owner: str) -> Sen
 
     async def told(message: Message) -> None:
         if message["type"] == "http.response.start":
-            log.info("%s", _line(scope, route, message, by=by, owner=owner))
+            tell(**_line(scope, route, message), by=by, owner=owner)
         await send(message)
 
     return told
 
 
-def _line(scope: Scope, route: str, start: Message, *, by: str, owner: str) -> str:
+def tell(*, by: str, owner: str, **more: Any) -> None:
+    line = {"by": by, "owner": owner, **more, "request_id": logs.request_id()}
+    log.info("%s", json.dumps({name: value for name, value in line.items() if value is not None}))
+
+
+def _line(scope: Scope, route: str, start: Message) -> dict[str, Any]:
     client = scope.get("client")
     made = next((value.decode("latin-1") for name, value in start["headers"] if name == b"location"), None)
-    line: dict[str, Any] = {
-        "by": by,
-        "owner": owner,
+    return {
         "route": route,
         "path": scope["path"][:_PATH_CHARS],
         "made": made,
         "status": start["status"],
-        "request_id": logs.request_id(),
         "client": client[0] if client else None,
     }
-    return json.dumps({name: value for name, value in line.items() if value is not None})

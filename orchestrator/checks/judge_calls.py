@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from orchestrator.hosting import HostedReward, hosted_gold, hosted_rewards
 from orchestrator.rollouts.prompts import Contents
 from orchestrator.spec import JobSpec
@@ -62,6 +64,13 @@ def judge_calls(spec: JobSpec, contents: Mapping[str, Contents]) -> list[JudgeCa
     return [calls for calls in found if calls is not None]
 
 
+def calls_of_a_row(options: BaseModel) -> int:
+    """0 of what is no judge."""
+    if isinstance(options, PairwiseOptions):
+        return ORDERS
+    return options.votes if isinstance(options, JudgeOptions) else 0
+
+
 def evaluations(spec: JobSpec) -> int:
     """Of the validation split."""
     return math.ceil(spec.steps / spec.evaluation.every) + 1
@@ -111,7 +120,7 @@ def _calls(spec: JobSpec, hosted: HostedReward, param: str, trained: int, evalua
     options = registry.parse_options(hosted.name, hosted.options)
     if not isinstance(options, JudgeOptions | PairwiseOptions):
         return None
-    asks = ORDERS if isinstance(options, PairwiseOptions) else options.votes  # for each row
+    asks = calls_of_a_row(options)
     cost = 0.0
     with contextlib.suppress(profiles.ProfileError):  # of which preflight tells
         profile = profiles.find(options.profile)

@@ -12,11 +12,14 @@ from starlette.responses import Response
 
 from orchestrator import children
 from orchestrator.checks.access import Access
+from orchestrator.checks.judge_calls import calls_of_a_row
 from orchestrator.spec_errors import nearest
 from rewards import registry
 from rewards.base import answer_of
 from rewards.judges.profiles import VARIABLE as JUDGES_VARIABLE
 from rewards.verifiers.json_schema import schemas_within
+from services import audit
+from services.auth import Principal
 from services.body import json_body, parsed
 from services.deps import Caller, FileAccess, body_schema, page
 from services.errors import ApiProblem, StrictJSONResponse, not_found
@@ -26,6 +29,7 @@ from services.slots import place
 router = APIRouter(prefix="/v1/rewards", tags=["rewards"], route_class=StrictRoute)
 
 _TIMEOUT_S = 30.0  # for all of a request's rewards, one after the other
+_MOST_QUESTIONS = 64  # to judges, in one request: they cost money, and no job's figures have them
 _BYTES_PER_TOKEN = 4  # of ordinary text, where the number of tokens is not given
 
 
@@ -147,9 +151,11 @@ def run_rewards(
     """Scores the samples under each reward: `scores` are in the samples' order. 503 where that takes above 30 s.
 
     A score is null where the reward does not apply to the sample. `heads` has every head of a reward with several.
+    Judges are asked 64 questions at most; `cost` is what they cost at their profiles' prices.
     """
     wanted = parsed(RewardRun, document, "invalid_reward")
     rewards = [_resolved(choice, f"rewards.{i}", access) for i, choice in enumerate(wanted.rewards)]
+    _check_questions(wanted)
     tokens = [_tokens(sample) for sample in wanted.samples]
     question = {
         "rewards": [choice.model_dump() for choice in wanted.rewards],
@@ -165,7 +171,7 @@ def run_rewards(
             "details": [sample.details for sample in wanted.samples],
         },
     }
-    scores, heads = _scores(question, caller.owner)
+    scores, heads, cost = _scores(question, caller)
     return StrictJSONResponse(
         {
             "object": "reward.run",
@@ -177,8 +183,17 @@ def run_rewards(
                 {"completion_tokens": count, "estimated": sample.completion_tokens is None}
                 for sample, count in zip(wanted.samples, tokens, strict=True)
             ],
+            "cost": cost,
         }
     )
+
+
+def _check_questions(wanted: RewardRun) -> None:
+    options = [registry.parse_options(choice.name, choice.options) for choice in wanted.rewards]
+    questions = len(wanted.samples) * sum(map(calls_of_a_row, options))
+    if questions > _MOST_QUESTIONS:
+        message = f"judges would be asked {questions} questions, at most {_MOST_QUESTIONS} are; give fewer"
+        raise _invalid("samples", message)
 
 
 def _chat(sample: Sample) -> list[dict[str, str]]:
@@ -190,9 +205,12 @@ def _chat(sample: Sample) -> list[dict[str, str]]:
 Scores = list[list[float | None]]
 
 
-def _scores(question: dict[str, Any], owner: str) -> tuple[Scores, list[dict[str, list[float | None]]]]:
+def _scores(question: dict[str, Any], caller: Principal) -> tuple[Scores, list[dict[str, list[float | None]]], float]:
+    """With what judges cost, which a line of the log keeps."""
     try:
-        answer = children.ask("rewards.dry_run", question, timeout_s=_TIMEOUT_S, owner=owner, sees=(JUDGES_VARIABLE,))
+        answer = children.ask(
+            "rewards.dry_run", question, timeout_s=_TIMEOUT_S, owner=caller.owner, sees=(JUDGES_VARIABLE,)
+        )
     except children.ChildTimeout:
         message = f"no scores within {_TIMEOUT_S:g} s; try fewer samples or rewards"
         raise ApiProblem(503, "reward_timeout", message, param="rewards", headers={"retry-after": "30"}) from None
@@ -203,10 +221,12 @@ def _scores(question: dict[str, Any], owner: str) -> tuple[Scores, list[dict[str
         raise ApiProblem(
             422, "reward_failed", "a reward ended its process, or took too much memory", param="rewards"
         ) from None
+    if answer["cost"]:
+        audit.tell(by=caller.key_name, owner=caller.owner, judges_cost=answer["cost"])
     if "error" in answer:
         param = f"rewards.{answer['reward']}"
         raise ApiProblem(422, "reward_failed", f"{param}: {answer['error']}", param=param)
-    return answer["scores"], answer["heads"]
+    return answer["scores"], answer["heads"], answer["cost"]
 
 
 @schemas_within()

@@ -445,10 +445,11 @@ class ScoredReward(TypedDict):
 
 
 class RewardRun(TypedDict):
-    """`scores` of each reward are in the samples' order."""
+    """`scores` of each reward are in the samples' order; `cost` is of judges."""
 
     rewards: list[ScoredReward]
     samples: list[dict[str, Any]]
+    cost: float
 
 
 class Columns(TypedDict):

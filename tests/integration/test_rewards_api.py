@@ -1,5 +1,7 @@
 """Rewards over HTTP on a real Redis behind a real socket: options are checked, pairs are scored, nothing hangs."""
 
+import json
+import logging
 import time
 import uuid
 from collections.abc import Iterator
@@ -120,7 +122,7 @@ def test_a_sample_has_a_domain_details_and_a_chat(http: httpx.Client, monkeypatc
 
     def ask(_: str, question: dict[str, Any], **__: Any) -> dict[str, Any]:
         asked.append(question)
-        return {"scores": [[None, 0.5]], "heads": [{"safe": [None, 0.5]}]}
+        return {"scores": [[None, 0.5]], "heads": [{"safe": [None, 0.5]}], "cost": 0.0}
 
     monkeypatch.setattr(children, "ask", ask)
     chat = [{"role": "user", "content": "hi"}]
@@ -198,8 +200,9 @@ def test_a_wrong_run_is_422(http: httpx.Client, change: dict[str, Any], param: s
 
 
 def test_a_judge_is_listed_checked_and_asked_without_its_address(
-    http: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    http: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, logger="equipoise.audit")
     reward = {"name": "judge", "options": {"profile": "strict", "rubric": "style"}}
     assert "judge" in {found["name"] for found in http.get("/v1/rewards").json()["data"]}
     monkeypatch.delenv("EQUIPOISE_JUDGES", raising=False)
@@ -210,6 +213,7 @@ def test_a_judge_is_listed_checked_and_asked_without_its_address(
     (tmp_path / "key").write_text(SECRET)
     with serving(says('{"reason": "fine", "score": 10}')) as judge:
         profile = {"base_url": judge.url, "allow_private": True, "api_key_file": str(tmp_path / "key")}
+        profile["price_per_million_output_tokens"] = 1e6
         monkeypatch.setenv("EQUIPOISE_JUDGES", str(write_profiles(tmp_path, strict=profile, cheap=profile)))
         listed = http.get("/v1/judges")
         assert listed.json()["data"] == [{"object": "judge", "name": name} for name in ("cheap", "strict")]
@@ -219,6 +223,12 @@ def test_a_judge_is_listed_checked_and_asked_without_its_address(
         assert scored.status_code == 200, scored.text
         assert scored.json()["rewards"][0]["scores"] == [1.0, 1.0, 1.0]
         assert judge.headers[0]["authorization"] == f"Bearer {SECRET}"
+        assert scored.json()["cost"] == 30.0  # of ten tokens each
+        told = [json.loads(record.message) for record in caplog.records if "judges_cost" in record.message]
+        assert [line["judges_cost"] for line in told] == [30.0]
+        voted = {**reward, "options": {**reward["options"], "votes": 16, "temperature": 0.7}}
+        many = error_of(run(http, voted, samples=SAMPLES[:1] * 5), 422)
+        assert "asked 80 questions, at most 64 are" in many["message"]
         judge.script = answers(401, SECRET)
         refused = run(http, reward)
         assert "JudgeUnavailableError: judge 'strict': it answered 401" in error_of(refused, 422)["message"]
