@@ -43,7 +43,13 @@ def test_an_adapter_is_served_with_its_base_or_merged(model: str, begun: str) ->
 
 
 @pytest.mark.parametrize(
-    "spec", [_spec(lora={**LORA, "merge": True}), _spec(lora=LORA, init_checkpoint="/jobs/1"), {"objectives": []}]
+    "spec",
+    [
+        _spec(lora={**LORA, "merge": True}),
+        _spec(lora=LORA, init_checkpoint="/jobs/1"),
+        _spec(lora={"rank": 20}),  # of before there was a choice
+        {"objectives": []},
+    ],
 )
 def test_checkpoints_that_have_the_merged_policy_are_served_as_they_are(spec: dict[str, Any]) -> None:
     assert f"vllm serve {PLACE}" in dict(commands("job-1", 40, spec)).values()
