@@ -224,8 +224,10 @@ class Share:
             told.append(Incident(type="reward.failed", level="error", data=about | about_error))
         elif self.bad:
             told.append(Incident(type="reward.rows_dropped", level="warning", data=about | self._left_out()))
-        if infrastructure and self.error is None and not self.cancelled:
-            data = {"failures": infrastructure, "retries": self.retries, "restarts": self.restarts}
+        company = {kind: count for kind, count in sorted(self.failures.items()) if kind in ("raised", "length")}
+        overcome = infrastructure | ({} if self.bad else company)  # of whole pieces, whose rows had scores in less
+        if overcome and self.error is None and not self.cancelled:
+            data = {"failures": overcome, "retries": self.retries, "restarts": self.restarts}
             told.append(Incident(type="reward.recovered", level="warning", data=about | data))
         return told
 

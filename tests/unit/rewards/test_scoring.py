@@ -460,12 +460,27 @@ def test_what_a_row_lacks_is_told_without_what_it_has(make_batch, name, options,
     pool.close()
 
 
+def test_what_fails_in_company_alone_is_told(pool_of, make_batch):
+    def padded(batch):
+        if len(batch) > 1:
+            raise ValueError("lengths differ")
+        return ones(batch)
+
+    pool = pool_of(hosting(batch_size=8), a=padded)
+    assert pool.score(rows_of(make_batch, 8)).scores == {"a": [1.0] * 8}
+    (told,) = pool.told()
+    assert (told.type, told.level, told.data["failures"]) == ("reward.recovered", "warning", {"raised": 7})
+    pool.close()
+
+
 @pytest.mark.parametrize("scores", [[1.0], [1.0] * 50])
 def test_a_wrong_length_is_no_score_for_any_row(pool_of, make_batch, scores):
     pool = pool_of(good=ones, bad=scores)
     size = 40 if scores == [1.0] else 20
     if scores == [1.0]:  # right for a single row: halving finds all of them in the end
         assert pool.score(rows_of(make_batch, size)).dropped == ()
+        (told,) = pool.told()
+        assert (told.type, told.data["failures"]) == ("reward.recovered", {"length": 35})
         return
     with pytest.raises(RewardDataError, match="objective 'bad': 2 of 20 rows could not be scored") as caught:
         pool.score(rows_of(make_batch, size))
