@@ -89,7 +89,12 @@ class LocalServer:
             )
             self.api.start(store, settings)
             started.enter_context(dispatching(store))
-            self._worker = Worker(store, SubprocessLauncher(redis.url, self.state_dir), state_dir=self.state_dir)
+            self._worker = Worker(
+                store,
+                SubprocessLauncher(redis.url, self.state_dir),
+                state_dir=self.state_dir,
+                most_running=limits.most_running,
+            )
             started.enter_context(running(self._worker))
             self._cleanup = started.pop_all()
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.checks.layout import DEFAULT_GPU_GIB
+from orchestrator.state.keys import OWN_OWNER
 from orchestrator.storage.checkpoint_store import STORE_VARIABLE
 from orchestrator.storage.remote import RemoteError, open_filesystem
 from services.keys import new_key
@@ -29,6 +30,8 @@ class Limits(BaseModel):
     writes_per_minute: int = Field(600, ge=0)  # of one key
     active_jobs: int = Field(100, ge=0)  # that wait or run, of one owner
     active_jobs_local: int = Field(0, ge=0)  # the same for the installation's own owner
+    running_jobs: int = Field(0, ge=0)  # that a driver holds, of one owner; workers leave the others waiting
+    running_jobs_local: int = Field(0, ge=0)  # the same for the installation's own owner
     kept_jobs: int = Field(10_000, ge=0)  # of one owner, ended ones too: 14 KB each before its first step
     kept_jobs_local: int = Field(0, ge=0)  # the same for the installation's own owner
     kept_bytes: int = Field(256 << 20, ge=0)  # of one owner's jobs in Redis' memory, steering too
@@ -39,6 +42,10 @@ class Limits(BaseModel):
     data_roots: tuple[Path, ...] | None = None  # where specs may read; None: anywhere for the own owner, else nowhere
     data_urls: tuple[str, ...] = ()  # what is below them may be data of specs; no other URL may
     model_roots: tuple[Path, ...] = ()  # whose directories are policies that may be aligned
+
+    def most_running(self, owner: str) -> int | None:
+        """Jobs of an owner that may have a driver; None is any number."""
+        return (self.running_jobs_local if owner == OWN_OWNER else self.running_jobs) or None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:

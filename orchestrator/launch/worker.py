@@ -14,7 +14,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,7 +70,8 @@ class Worker:
     jobs ended is written down for `recover`, and jobs that Redis has lost are told of. A job that found no resources is
     tried again after 2 `resources_s`, then after twice that, and so on up to a minute. `alive_file` is touched at every
     poll, for whoever watches that this does not hang. Drivers that outlive us are taken over `custody_s` after their
-    worker was last heard of.
+    worker was last heard of. `most_running`: how many of an owner's jobs may have a driver, whoever started it (None:
+    any number); workers that start some at the same moment may exceed it by their number.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Worker:
         hung_s: float = 30.0,
         custody_s: float = 30.0,
         alive_file: Path | None = None,
+        most_running: Callable[[str], int | None] = lambda _: None,
     ) -> None:
         self._any = store
         self._owners = owners
@@ -102,6 +104,7 @@ class Worker:
         self._custody_s = custody_s
         self._custody = Custody(store, held_s=custody_s)
         self._alive_file = alive_file
+        self._most_running = most_running
         self._stores: dict[str, JobStore] = {}
         self._drivers: dict[tuple[str, str], Handle] = {}
         self._histories: dict[tuple[str, str], _History] = {}
@@ -315,13 +318,20 @@ class Worker:
         return self._capacity - len(self._drivers) - self._unsure
 
     def _startable(self, owner: str) -> list[str]:
-        """An owner's waiting jobs in the order of its queue: by priority, then oldest first."""
-        return [
+        """An owner's waiting jobs, as many as may run beside its others, in the order of its queue: by priority, then
+        oldest first.
+        """
+        found = [
             job_id
             for job_id in self._store(owner).queued()
             if (owner, job_id) not in self._drivers
             and time.monotonic() >= self._histories.get((owner, job_id), _History()).not_before
         ]
+        most = self._most_running(owner)
+        if most is None or not found:
+            return found
+        running = self._store(owner).held() | {job_id for of, job_id in self._drivers if of == owner}
+        return found[: max(0, most - len(running))]
 
     def _place(self, owner: str, job_id: str) -> tuple[int, int, float]:
         """Lowest goes first: fewest drivers of ours, then served longest ago, then the job that was submitted first.

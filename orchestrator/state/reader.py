@@ -174,6 +174,10 @@ class JobReader:
         """Waiting jobs in the order in which they go: by priority, then oldest first."""
         return list(self._calls.command("ZRANGE", self._keys.queue, 0, -1))
 
+    def held(self) -> set[str]:
+        """Jobs that a driver has, or had until its lease ran out."""
+        return set(self._calls.command("ZRANGE", self._keys.leases, 0, -1))
+
     def front(self, job_id: str) -> Json | None:
         """The Pareto front's document, up to the committed step."""
         commands = [("HGET", self._keys.front(job_id), "doc"), ("HGET", self._keys.job(job_id), "step")]

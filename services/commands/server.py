@@ -363,6 +363,7 @@ def _work(
             fail("--owner: 1 to 255 letters, digits, _ or - are allowed")
     try:
         checkpoint_store()  # its drivers will open it: better told now than by each of them
+        limits = Limits.from_environment()
     except ValueError as error:
         fail(str(error))
     store = JobStore(connect(redis))
@@ -375,6 +376,7 @@ def _work(
         owners=owners,
         poll_s=poll_s,
         alive_file=alive_file,
+        most_running=limits.most_running,
     )
     signals = StopSignals()
     signals.on_second = worker.request_kill

@@ -89,7 +89,13 @@ class Bench:
 
     @contextmanager
     def working(
-        self, script: str, *, capacity: int = 1, grace_s: float = 10.0, hung_s: float = 30.0
+        self,
+        script: str,
+        *,
+        capacity: int = 1,
+        grace_s: float = 10.0,
+        hung_s: float = 30.0,
+        most_running: int | None = None,
     ) -> Iterator[Worker]:
         def command(job_id: str, owner: str, state_dir: Path) -> list[str]:
             self.started.append(job_id)
@@ -98,6 +104,7 @@ class Bench:
         worker = Worker(
             self.store, SubprocessLauncher(self.redis_url, self.state_dir, command=command), owners=self.owners,
             capacity=capacity, grace_s=grace_s, poll_s=0.05, sweep_s=0.2, resources_s=0.05, hung_s=hung_s,
+            most_running=lambda _: most_running,
         )  # fmt: skip
         thread = threading.Thread(target=worker.run)
         thread.start()
@@ -317,6 +324,21 @@ def test_owners_share_the_capacity(bench: Bench) -> None:
         while len(worker.running) < 4 and time.monotonic() < deadline:
             time.sleep(0.02)
         assert bench.started == [first[0], second[0], first[1], second[1]]
+
+
+def test_an_owner_runs_so_many_at_once_whoever_started_them(bench: Bench) -> None:
+    elsewhere, *waiting = [bench.submit() for _ in range(4)]
+    lease = bench.store.claim(elsewhere, nonce="n", ttl_s=60).lease  # by another worker's driver
+    assert lease is not None
+    other = bench.new_owner()
+    theirs = bench.submit(other)
+    with bench.working(HANDS_BACK, capacity=8, most_running=2) as worker:
+        bench.wait(waiting[0], has(JobStatus.RUNNING))
+        time.sleep(1)  # long enough for the others, if they were to start
+        assert sorted(worker.running) == sorted([waiting[0], theirs])
+        bench.store.finish(lease, JobStatus.FAILED, "x")
+        bench.wait(waiting[1], has(JobStatus.RUNNING))
+        assert waiting[2] not in worker.running
 
 
 def test_owners_take_turns_at_a_worker_of_one_job(bench: Bench) -> None:

@@ -232,6 +232,8 @@ def test_limits_come_from_the_environment() -> None:
     assert Limits.from_environment({**given, "EQUIPOISE_MAX_ACTIVE_JOBS_LOCAL": "9"}) == Limits(
         writes_per_minute=0, active_jobs=3, active_jobs_local=9
     )
+    limits = Limits.from_environment({"EQUIPOISE_MAX_RUNNING_JOBS": "2"})
+    assert (limits.most_running("acme"), limits.most_running("local")) == (2, None)
     for wrong in ("-1", "many", "1.5", "1" * 10):
         with pytest.raises(ValueError, match="EQUIPOISE_MAX_ACTIVE_JOBS: expected a whole number"):
             Limits.from_environment({"EQUIPOISE_MAX_ACTIVE_JOBS": wrong})
