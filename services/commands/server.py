@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -161,7 +162,7 @@ def serve(
 
     state = _made(state_dir)
     _log_to_stderr(log_format, redis)
-    audit.log.setLevel("INFO")
+    audit.log.setLevel(logging.INFO)
     listen = _listen(host, port, tls_cert, tls_key, behind_proxy)
     _serve(redis, listen, state, _check_redis(redis, accept_redis_settings))
 

@@ -60,6 +60,7 @@ KEYS = {
     "mo:local:keys": {"api"},
     "mo:local:rate": {"api"},
     "mo:local:idem:abc": {"api"},
+    "mo:local:answers": {"api"},
     "mo:local:webhooks": {"api", "worker"},
     "mo:local:webhook:wh-1:cursors": {"api", "worker"},
     "mo:webhooks:dispatcher": {"api", "worker"},
