@@ -18,7 +18,7 @@ _CONTROL = re.compile(r"[\x00-\x1f]+")
 _SENTENCES = {
     "job.succeeded": "has succeeded",
     "job.failed": "has failed{why}",
-    "job.cancelled": "is cancelled",
+    "job.cancelled": "is cancelled{why}",
     "job.paused": "is paused{why}",
     "steering.applied": "is steered from step {step} on with {weights}, by {by}",
     "steering.rejected": "did not take version {version} of its steering{why}",
@@ -46,7 +46,7 @@ def chat_body(event: Event, job: JobRecord | None) -> bytes:
 def sentence(event: Event, job: JobRecord) -> str:
     """A line, and the job's page where the operator told its address (EQUIPOISE_DASHBOARD_URL)."""
     words = {name: event.data.get(name) for name in _NAMED}
-    told = _SENTENCES[event.type].format(why=_why(event.data), weights=_weights(event.data), **words)
+    told = _SENTENCES[event.type].format(why=_why(event), weights=_weights(event.data), **words)
     page = dashboard_url()
     where = "" if page is None else f" {page}/jobs/{job.job_id}"
     return f"{_plain(job.name)} ({job.job_id}) {_plain(told)}.{where}"
@@ -60,8 +60,11 @@ def dashboard_url() -> str | None:
     return url or None
 
 
-def _why(data: Mapping[str, Any]) -> str:
-    why = str(data.get("message") or data.get("reason") or "").rstrip(".")
+def _why(event: Event) -> str:
+    why = str(event.data.get("message") or event.data.get("reason") or "").rstrip(".")
+    said = event.type.partition(".")[2]  # "paused by ann" is said once
+    if why == said or why.startswith(f"{said} "):
+        return why.removeprefix(said)
     return f": {why}" if why else ""
 
 
