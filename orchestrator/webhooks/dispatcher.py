@@ -199,9 +199,9 @@ class Dispatcher:
         """True once the event is dealt with: taken, or given up."""
         webhook_id = webhook.webhook_id
         own_id = delivery_id(webhook_id, job_id, event)
-        for_people = webhook.format == "slack"
-        told = chat_body(event, reader.job(job_id)) if for_people else body(own_id, job_id, event)
+        job = reader.job(job_id) if webhook.format == "slack" else None
         try:
+            told = body(own_id, job_id, event) if job is None else chat_body(event, job)
             self._deliver(
                 webhook.url,
                 told,
@@ -211,6 +211,10 @@ class Dispatcher:
             )
         except DeliveryError as error:
             return self._note_failure(webhooks, webhook_id, event, str(error))
+        except Exception as error:  # our fault, which would hold up what comes after: it is told and given up as others
+            log.exception("webhook %s can't be told of %s", webhook_id, event.type)
+            fault = f"a fault of ours with {event.type}: {type(error).__name__}: {error}"
+            return self._note_failure(webhooks, webhook_id, event, fault)
         state = webhooks.state(webhook_id)
         webhooks.note(webhook_id, replace(state, failing=False, last_error=None, last_at=time.time()))
         self._troubles.pop(webhook_id, None)

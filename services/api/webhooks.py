@@ -11,6 +11,7 @@ from starlette.responses import Response
 from orchestrator.webhooks.delivery import DeliveryError, private_allowed
 from orchestrator.webhooks.dispatcher import send_test
 from orchestrator.webhooks.subscriptions import (
+    EVENTS,
     MAX_WEBHOOKS,
     TooManyWebhooks,
     Webhook,
@@ -65,7 +66,7 @@ class NewWebhook(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     url: str = Field(min_length=1, max_length=2048, description="https, port 443, a public host")
-    events: list[EventName] = Field(min_length=1, max_length=16)
+    events: list[EventName] = Field(min_length=1, max_length=len(EVENTS))
     secret: Secret = None
     format: Literal["json", "slack"] = Field(
         "json",

@@ -339,17 +339,31 @@ def test_a_webhook_that_is_gone_leaves_nothing_behind(store: JobStore) -> None:
     assert remembered & {store.owner, kept.webhook_id, gone.webhook_id} == {store.owner, kept.webhook_id}
 
 
-def test_a_webhook_whose_delivery_breaks_is_left_alone_for_a_while(store: JobStore) -> None:
+@pytest.mark.parametrize("where", ["chat_body", "body", "deliver"])
+def test_an_event_that_breaks_what_tells_it_is_told_as_failing_and_given_up_in_time(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """It holds up what comes after it no longer than a refused one, and the webhook is left alone for a while."""
     webhooks = WebhookStore(store)
-    webhook = webhooks.add("http://127.0.0.1/", ["job.paused"])
+    format = "slack" if where == "chat_body" else "json"
+    webhook = webhooks.add("http://127.0.0.1/", ["job.paused"], format=format)
     store.request_pause(submit(store))
 
     def broken(*_: object, **__: object) -> int:
         raise KeyError("an odd event")
 
-    dispatcher = Dispatcher(store, allow_private=True, deliver=broken)
+    if where != "deliver":
+        monkeypatch.setattr(dispatcher_module, where, broken)
+    deliver = broken if where == "deliver" else lambda *_, **__: 200
+    dispatcher = Dispatcher(store, allow_private=True, deliver=deliver, max_attempts=1)
     dispatcher._serve(store, webhooks, webhook)
     assert webhook.webhook_id not in [due.webhook_id for _, due, _ in dispatcher._due()]
+    state = webhooks.state(webhook.webhook_id)
+    assert (state.failing, state.dropped) == (True, 0)
+    assert state.last_error == "a fault of ours with job.paused: KeyError: 'an odd event'"
+    Dispatcher(store, allow_private=True, deliver=deliver, max_age_s=0.0)._serve(store, webhooks, webhook)
+    assert webhooks.state(webhook.webhook_id).dropped == 1
+    assert webhooks.behind(webhook.webhook_id) == []
 
 
 def test_a_cursor_only_moves_forward(store: JobStore) -> None:
@@ -713,6 +727,8 @@ def test_a_webhook_from_making_to_deleting(
     own = http.post(f"/v1/webhooks/{document['id']}/secret", json={"secret": "a-secret-of-my-own"}).json()
     assert (own["secret"], own["events"]) == ("a-secret-of-my-own", document["events"])
     assert (document["format"], own["format"]) == ("json", "json")
+    of_all = http.post("/v1/webhooks", json={"url": receiver.url, "events": list(EVENTS)})
+    assert (of_all.status_code, of_all.json()["events"]) == (201, list(EVENTS))
     for wrong in ({"secret": "short"}, {"extra": 1}, []):
         assert http.post(f"/v1/webhooks/{document['id']}/secret", json=wrong).status_code == 422
     assert http.delete(f"/v1/webhooks/{document['id']}").status_code == 204

@@ -41,6 +41,11 @@ def test_every_event_that_webhooks_tell_has_a_sentence() -> None:
             "did not take version 2 of its steering: the job ended.",
         ),
         ("guardrail.breached", {"step": 3, "message": "kl is 2"}, "is outside a guardrail at step 3: kl is 2."),
+        (
+            "update.skipped",
+            {"step": 5, "message": "1 of 4 updates skipped: a loss"},
+            "skipped updates at step 5: 1 of 4 updates skipped: a loss.",
+        ),
         ("reward.rows_dropped", {"reward": "math", "count": 4}, "left 4 rows of the reward math out."),
     ],
 )
