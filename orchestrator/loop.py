@@ -246,8 +246,7 @@ class Loop:
     def ramp_at(self, step: int, version: int, steering: Steering) -> Ramp | None:
         """The one that a step is on: it goes on with its version, and a newer one begins where it stands.
 
-        It goes on too where guardrails alone have changed, and with a log that began anew (in a fork, or after Redis
-        was lost) and has smaller versions.
+        It goes on too where guardrails alone have changed.
         """
         state = self.state
         now, before = steering.model_dump(mode="json"), dict(state.steering or {})
@@ -258,9 +257,7 @@ class Loop:
             return Ramp.begin(step, version, steering, state.applied)
         if state.ramp is None or step > state.ramp.last or not is_same:
             return None
-        if version == state.ramp.version or version < state.steering_version or is_moved:
-            return replace(state.ramp, version=version)
-        return None
+        return replace(state.ramp, version=version) if is_moved or version == state.ramp.version else None
 
     def tell_steering(self, step: int, version: int, steering: Steering, update: Update, ramp: Ramp | None) -> None:
         """An event when another steering came into force: what was asked for, and what became of it at this step.
@@ -581,9 +578,23 @@ class Loop:
                 f"{STATE} of step {step} is not as this version writes it ({type(error).__name__}: {error}): it waits "
                 "for the version that wrote it"
             ) from error
+        self.meet_log()
         self.kept = {other for other in known if other <= step}
         self.committed = self.state.step
         self.retain()  # a kill may have come between a checkpoint and this
+
+    def meet_log(self) -> None:
+        """A log that began anew, in a fork that goes on or after Redis was lost, counts its versions from 1.
+
+        What was followed, and the ramp with it, goes on under the version there.
+        """
+        state = self.state
+        if state.step == 0:  # it follows none yet
+            return
+        version, _ = self.journal.steering(state.step)
+        if version != state.steering_version:
+            state.steering_version = version
+            state.ramp = None if state.ramp is None else replace(state.ramp, version=version)
 
     def load_state_dict(self, document: Mapping[str, Any]) -> None:
         """What a checkpoint of this version or an older one says; the learner is where it was."""

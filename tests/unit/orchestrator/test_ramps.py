@@ -215,6 +215,22 @@ def test_a_ramp_goes_on_where_the_log_began_anew(tmp_path: Path) -> None:
     assert again.journal.records[10]["ramp"]["step"] == 5
 
 
+def test_a_log_that_began_anew_may_come_to_the_version_that_was_followed_before(tmp_path: Path) -> None:
+    run = start(tmp_path, long_spec(steering={"mode": "manual"}))
+    run.journal.log.append((2, 3, manual(8, 0.5)))
+    run.journal.wish = lambda: Wishes(pause=len(run.journal.records) == 7)
+    run.loop.run()
+    run.journal.wish = Wishes
+    stood = applied(run)[-1]
+    run.journal.log = [(1, 0, manual(1, 0.5)), (2, 8, manual(4, 0.1))]
+    run.journal.events.clear()
+    again = resume(run, run.loop.spec)
+    again.loop.run()
+    assert applied(again)[7:] == pytest.approx([stood + i / 4 * (0.1 - stood) for i in range(1, 5)] + [0.1])
+    (event,) = again.journal.named("steering.applied")
+    assert (event["step"], event["version"], event["replaced"]) == (8, 2, None)
+
+
 def test_a_checkpoint_of_before_ramps_is_gone_on_from(tmp_path: Path) -> None:
     run = start(tmp_path, long_spec(steering={"mode": "manual"}))
     run.journal.wish = lambda: Wishes(pause=len(run.journal.records) == 4)
