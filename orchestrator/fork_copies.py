@@ -83,8 +83,9 @@ def copy_run(parent: Path, checkpoints: Sequence[Checkpoint], target: Path) -> N
     try:
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
         (target / GOES_ON).touch()
-        if (init := parent / "init").is_dir() and not (target / "init").exists():
-            _copy(init, target / "init", link=True)
+        for folder in ("init", "data"):  # what a URL gave at first, it may give no more
+            if (parent / folder).is_dir() and not (target / folder).exists():
+                _copy(parent / folder, target / folder, link=True)
         _copy_references(source, parent, target)
         for found in (newest, *(found for found in older if _is_here(_place(parent, found), found))):
             if not _place(target, found).exists():
@@ -168,7 +169,7 @@ def _is_bare_copy(directory: Path, older_than_s: float) -> bool:
     if directory.is_symlink() or not directory.is_dir():
         return False
     names = [path.name for path in directory.iterdir()]
-    copied = {"init", "checkpoints", REFERENCES} if GOES_ON in names else {"init"}
+    copied = {"init", "data", "checkpoints", REFERENCES} if GOES_ON in names else {"init"}
     if not all(name in copied or name.startswith(".init-") for name in names):
         return False
     newest = max(path.lstat().st_ctime for path in [directory, *directory.rglob("*")])

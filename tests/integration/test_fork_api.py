@@ -356,6 +356,8 @@ def ended(http: httpx.Client, store: JobStore, state_dir: Path, **changes: Any) 
     job_id, lease = trained(http, store, state_dir, **changes)
     directory = state_dir / "jobs" / job_id
     (directory / "references.jsonl").write_text("{}\n")
+    (directory / "data").mkdir()
+    (directory / "data" / "0-1.jsonl").write_text("{}\n")
     shutil.rmtree(directory / "checkpoints" / "step-000003")
     path, manifest = write_checkpoint(directory / "checkpoints", step=3, fence=lease.fence, fill=whole)
     store.register_checkpoint(lease, step=3, path=str(path), digest=manifest.digest)
@@ -398,6 +400,7 @@ def test_a_job_that_has_ended_goes_on_in_a_new_one(
     assert usable_checkpoint(store, journal, found) == 3
     assert (found.directory(3) / "learner.safetensors").read_text() == "moments"
     assert (directory / "references.jsonl").read_text() == "{}\n"
+    assert (directory / "data" / "0-1.jsonl").read_text() == "{}\n", "what it fetched, or held of a dataset"
     assert [kept.step for kept in store.checkpoints(new["id"])] == [1, 2, 3]
     told = {event.type: event.data for event in store.events(new["id"]).items}
     assert told["job.continued"] == {"step": 3, "parent": parent}
