@@ -215,6 +215,7 @@ class HeadPanel:
         if step is not None and str(step) not in kept:
             say(f"The checkpoint of step {step:,} is no longer kept. Choose another one.", "bad")
             return
+        suggested = f"{watch.job['name'][:100]} fork"
         offered = {"best": "the front's best by the weights now", "latest": "the newest"} | kept
 
         def edit(now: dict[str, Any]) -> None:
@@ -229,6 +230,8 @@ class HeadPanel:
                 except ValueError:
                     steps.problem("expected a number of steps, or nothing")
                     return
+                if wanted["name"] == suggested:
+                    wanted["name"] = None  # the server has a better one for a run that goes on
             else:
                 wanted["weights"] = edited["weights"]
             go.set_text("Copying the checkpoint")
@@ -247,7 +250,7 @@ class HeadPanel:
         with _dialog("Fork: a new job from a checkpoint") as dialog:
             text(BEGINS_ANEW, "muted", "p")
             start = Choice("From", offered, "best" if step is None else str(step))
-            name = Field("Name", f"{watch.job['name'][:100]} fork", maxlength=120)
+            name = Field("Name", suggested, maxlength=120)
             steps = Field("Go on to step", hint=GOES_ON)
             text("Weights it begins with", "choice-label")
             unbound = {objective: [0.0, 1.0] for objective in page.names}

@@ -56,10 +56,15 @@ def test_another_fork_has_another_key() -> None:
         steps.value = "many"
         await press(start)
         assert len(session.client.keys) == 2, "no number of steps"
+        steps.value = "80"
+        for typed, named in (("another", "another"), (f"{head.page.watch.job['name']} fork", None)):
+            name.value = typed
+            await press(start)
+            assert session.client.forks[-1] == {"checkpoint": "latest", "steps": 80, "name": named}
         steps.value = ""
         await head.ask_fork()
         await press(button(client, "Start the fork"))
-        assert len(set(session.client.keys)) == 3
+        assert len(set(session.client.keys)) == 5
 
     on_page(look)
 
