@@ -32,7 +32,7 @@ _SENTENCES = {
     "collapse.detected": "seems to collapse at step {step}{why}",
     "checkpoint.failed": "could not write its checkpoint of step {step}{why}",
     "gold.failed": "has no scores of the gold reward at step {step}{why}",
-    "update.skipped": "made no update at step {step}, or not all of them{why}",
+    "update.skipped": "skipped updates at step {step}{why}",
 }
 _NAMED = ("step", "version", "by", "reward", "count", "engine")
 
