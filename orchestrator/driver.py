@@ -412,7 +412,7 @@ def train(
         tell_resumed(store, journal, claim, step)
     start_running(store, journal)
     outcome = loop.run()
-    return outcome, loop.samples, loop.reason
+    return outcome, loop.samples, loop.reason if outcome == "paused" else None
 
 
 def hold_gpus(journal: StoreJournal, gpus: float) -> None:

@@ -58,7 +58,7 @@ class Journal(Protocol):
     def front(self, document: Mapping[str, Any]) -> None: ...
     def checkpoint(self, path: Path, manifest: Manifest) -> None: ...
     def checkpoints(self, changes: Mapping[int, Mapping[str, Any]], removals: list[int]) -> None: ...
-    def request_pause(self) -> None: ...
+    def request_pause(self, why: str) -> None: ...
     def wishes(self) -> Wishes: ...
 
 
@@ -123,10 +123,10 @@ class StoreJournal:
     def checkpoints(self, changes: Mapping[int, Mapping[str, Any]], removals: list[int]) -> None:
         self.patiently(lambda: self.store.update_checkpoints(self.lease, changes, removals=removals))
 
-    def request_pause(self) -> None:
+    def request_pause(self, why: str) -> None:
         """As a person would: a guardrail may stop the run and wait for one. A cancel that came first stands."""
         with contextlib.suppress(IllegalTransition):
-            self.patiently(lambda: self.store.request_pause(self.lease.job_id))
+            self.patiently(lambda: self.store.request_pause(self.lease.job_id, why=why))
             self._pausing = True  # at once: the next renewal would tell some steps later
 
     def wishes(self) -> Wishes:

@@ -176,11 +176,15 @@ class Loop:
         hosting = {objective.name: objective.reward.hosting for objective in self.spec.objectives}
         if error.reward in hosting and hosting[error.reward].on_failure == "fail":
             raise error
-        self.reason = f"paused: {error}"
-        self.journal.request_pause()
+        self.pause(str(error))
         if 0 < self.state.step == self.committed and self.state.step not in self.kept:
             self.checkpoint()
         return "paused"
+
+    def pause(self, why: str) -> None:
+        """By a rule of the job's own, for the first of them to say so; `asked` hears it."""
+        self.reason = self.reason or f"paused: {why}"
+        self.journal.request_pause(self.reason)
 
     def tell_incidents(self) -> None:
         """What became of rewards' calls that failed, and of engines."""
@@ -429,7 +433,7 @@ class Loop:
             told = {"message": collapse.describe() + turned, **asdict(collapse)}
             self.journal.event("collapse.detected", level="warning", once=f"collapse {step}", **told)
             if self.spec.collapse.action == "pause":
-                self.journal.request_pause()
+                self.pause(told["message"])
         if collapse is None and self.state.collapsed:
             self.journal.event("collapse.over", once=f"collapse over {step}", step=step)
         self.state.collapsed = collapse is not None
@@ -450,7 +454,7 @@ class Loop:
             once = f"overoptimisation {step} {found.objective}"
             self.journal.event("overoptimisation.detected", level="warning", once=once, **told)
             if self.spec.gold is not None and self.spec.gold.action == "pause":
-                self.journal.request_pause()
+                self.pause(found.describe())
         return reading.figures
 
     def watch_updates(self, step: int, learned: LearnStats) -> None:
@@ -485,7 +489,7 @@ class Loop:
             told = {"message": breach.describe(), **asdict(breach)}
             self.journal.event("guardrail.breached", level="warning", once=breach.told_as, **told)
             if breach.action == "pause":
-                self.journal.request_pause()
+                self.pause(breach.describe())
 
     # ------------------------------------------------------------------ state
 

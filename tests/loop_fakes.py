@@ -331,6 +331,7 @@ class MemoryJournal:
         self.registered: dict[int, dict[str, Any]] = {}
         self.wish: Callable[[], Wishes] = Wishes
         self.pauses = 0
+        self.why: list[str] = []
         self.die_at: tuple[str, int] = ("", 0)
 
     def steering(self, step: int) -> tuple[int, Steering]:
@@ -380,8 +381,9 @@ class MemoryJournal:
         if self.registered:
             self.die("before removal", max(self.registered))
 
-    def request_pause(self) -> None:
+    def request_pause(self, why: str) -> None:
         self.pauses += 1
+        self.why.append(why)
 
     def wishes(self) -> Wishes:
         return self.wish()

@@ -29,7 +29,7 @@ SCRIPTS: dict[str, list[tuple[str | None, str, str]]] = {
         ("submit", "if ARGV[13] == '1' and used_up(us)", "if false"),
         ("renew", "at_work and", "false and"),
     ],
-    "finish_from_anywhere": [("request", "if ARGV[i] == from then", "if ARGV[i] == from or i == 7 then")],
+    "finish_from_anywhere": [("request", "if ARGV[i] == from then", "if true then")],
 }
 
 

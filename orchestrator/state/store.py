@@ -162,13 +162,14 @@ class JobStore(JobReader):
         """
         return self._request(job_id, CANCEL, JobStatus.CANCELLED, "cancelled on request", by=by)
 
-    def request_pause(self, job_id: str, *, save: bool = True, by: str = "") -> JobStatus:
+    def request_pause(self, job_id: str, *, save: bool = True, by: str = "", why: str = "") -> JobStatus:
         """Paused at once if nobody works on it, else pausing until the holder lets go.
 
-        Without `save` it writes no checkpoint: the steps since the newest one run again after a resume.
+        Without `save` it writes no checkpoint: the steps since the newest one run again after a resume. A rule of the
+        job's own says `why`: the reason now, and once it is paused.
         """
-        how = "save" if save else "latest"
-        return self._request(job_id, PAUSE, JobStatus.PAUSED, "paused on request", how=how, by=by)
+        how, why = "save" if save else "latest", _text(why)
+        return self._request(job_id, PAUSE, JobStatus.PAUSED, why or "paused on request", how=how, by=by, why=why)
 
     def resume(self, job_id: str, *, max_active: int | None = None, by: str = "") -> JobStatus:
         """Back to the queue, with all its attempts again. `QuotaReached` and `GpuQuotaReached` as `submit` has them."""
@@ -446,8 +447,9 @@ class JobStore(JobReader):
         max_active: int | None = None,
         how: str = "",
         by: str = "",
+        why: str = "",
     ) -> JobStatus:
-        words: list[Arg] = [reason, int(fresh_attempts), max_active or 0, how, by]
+        words: list[Arg] = [reason, int(fresh_attempts), max_active or 0, how, by, why]
         pairs = [status for move in moves.items() for status in move]
         code, status = self._run("request", job_id, _token(), *words, *pairs)
         if code == "QUOTA":

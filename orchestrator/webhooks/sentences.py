@@ -61,7 +61,7 @@ def dashboard_url() -> str | None:
 
 
 def _why(event: Event) -> str:
-    why = str(event.data.get("message") or event.data.get("reason") or "").rstrip(".")
+    why = str(event.data.get("message") or event.data.get("reason") or "").removeprefix("paused: ").rstrip(".")
     said = event.type.partition(".")[2]  # "paused by ann" is said once
     if why == said or why.startswith(f"{said} "):
         return why.removeprefix(said)

@@ -330,7 +330,7 @@ def journalled(journal: StoreJournal, lease: Lease) -> Iterator[None]:
         yield journal.progress(stage="training", eta_s=None)
         yield journal.front({"points": [{"step": step}]})
         yield journal.steered(version=step, step=step)
-    yield journal.request_pause()
+    yield journal.request_pause("paused: kl is 2")
     yield journal.store.finish(lease, JobStatus.PAUSED)
 
 

@@ -150,7 +150,7 @@ local function move(from, to, reason, us, kind, level)
   if by and to ~= 'queued' then
     reason = reason == '' and to .. ' by ' .. by or reason:gsub('on request$', function() return 'by ' .. by end)
   end
-  if to == 'paused' then -- for want of GPU-hours, whatever the holder says of it
+  if to == 'paused' then -- for want of GPU-hours, or by a rule of its own, whatever the holder says of it
     local why = redis.call('HGET', JOB, 'pause_why')
     if why then reason = why end
     redis.call('HDEL', JOB, 'pause_why')

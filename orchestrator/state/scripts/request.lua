@@ -1,14 +1,15 @@
 -- What a person asks of a job: cancel, pause, resume. KEYS as common.
 -- ARGV: id, token, reason, reset attempts (0|1), jobs allowed in queue and at work (0: any), how a pause is made
--- (save: with a checkpoint, latest: at the newest one), who asks ('': the job's own rules), then pairs from, to.
+-- (save: with a checkpoint, latest: at the newest one), who asks ('': the job's own rules), and why such a
+-- rule pauses it ('': nothing to say), then pairs from, to.
 -- Answers {OK, status}, {ILLEGAL, status}, {QUOTA, status} or {GPU_QUOTA, status}.
 local token, reason, reset, max_active, how = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6]
-local by = ARGV[7]
+local by, why = ARGV[7], ARGV[8]
 local from = redis.call('HGET', JOB, 'status')
 if not from then return {'NOTFOUND'} end
 local given = kept_reply(token)
 if given then return {'OK', given} end
-for i = 8, #ARGV, 2 do
+for i = 9, #ARGV, 2 do
   local to = ARGV[i + 1]
   if ARGV[i] == from then
     if to == 'pausing' then redis.call('HSET', JOB, 'pause_how', how) end -- who asks last decides
@@ -21,6 +22,7 @@ for i = 8, #ARGV, 2 do
       end
       if FINAL[to] or to == 'cancelling' then redis.call('HDEL', JOB, 'pause_why') end -- also to be taken by a full Redis
       redis.call('HDEL', JOB, 'asked_by')
+      if to == 'pausing' and why ~= '' then redis.call('HSET', JOB, 'pause_why', why) end -- however it comes to its end
       if by ~= '' then redis.call('HSET', JOB, 'asked_by', by) end
       if reset == '1' then redis.call('HSET', JOB, 'attempts', 0) end
       move(from, to, reason, now_us())

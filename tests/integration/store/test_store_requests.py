@@ -67,6 +67,38 @@ def test_pause_and_resume(store: JobStore) -> None:
     assert store.request_cancel("j") is S.CANCELLED
 
 
+@pytest.mark.parametrize("end", ["finish", "release", "sweep"])
+def test_a_pause_by_a_rule_of_the_job_says_why_from_the_request_on(store: JobStore, end: str) -> None:
+    why = "paused: kl is 2; wanted at most 1"
+    lease = running(store)
+    store.request_pause("j", why=why)
+    store.request_pause("j", why="paused: another rule")  # who came first stands
+    assert store.job("j").reason == why
+    if end == "finish":
+        store.finish(lease, S.PAUSED)
+    elif end == "release":
+        store.release(lease, "the machine goes down")
+    else:
+        store.renew(lease, 0.001)
+        time.sleep(0.01)
+        assert (store.sweep(), store.sweep()) == ([], ["j"])
+    job = store.job("j")
+    assert (job.status, job.reason) == (S.PAUSED, why)
+
+
+def test_a_rule_of_the_job_takes_no_word_from_a_person(store: JobStore) -> None:
+    lease = running(store)
+    store.request_pause("j", by="key 12ab (ann)")
+    store.request_pause("j", why="paused: kl is 2")
+    store.finish(lease, S.PAUSED)
+    assert store.job("j").reason == "paused by key 12ab (ann)"
+    lease = running(store, "k")
+    store.request_pause("k", why="paused: kl is 2")
+    store.request_cancel("k")
+    assert store.release(lease, "cancelled on request") is S.CANCELLED
+    assert store.job("k").reason == "cancelled on request"
+
+
 def test_events_and_reason_say_who_asked(store: JobStore) -> None:
     lease = running(store)
     store.request_pause("j", by="key 12ab (ann)")

@@ -99,6 +99,7 @@ def test_an_objective_that_rises_while_gold_falls_is_told_once(tmp_path: Path) -
     record = run.journal.records[told[0]["step"]]
     assert told[0]["objective"] in record["gold"]["overoptimised"]
     assert run.journal.pauses >= len(told)
+    assert run.journal.why[0] == f"paused: {told[0]['message']}"
     (breach,) = run.journal.named("guardrail.breached")
     assert breach["metric"] == "gold.mean"
 

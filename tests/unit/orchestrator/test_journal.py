@@ -62,7 +62,7 @@ CALLS: dict[str, Callable[[StoreJournal], Any]] = {
     "front": lambda j: j.front({"points": []}),
     "checkpoint": lambda j: j.checkpoint(Path("p"), MANIFEST),
     "checkpoints": lambda j: j.checkpoints({4: {"on_front": True}}, [2]),
-    "request_pause": lambda j: j.request_pause(),
+    "request_pause": lambda j: j.request_pause("paused: kl is 2"),
 }
 
 
@@ -106,7 +106,7 @@ def test_what_reaches_the_store() -> None:
         ("set_front", (LEASE, {"points": []}), {}),
         ("register_checkpoint", (LEASE,), {"step": 4, "path": "p", "digest": "d"}),
         ("update_checkpoints", (LEASE, {4: {"on_front": True}}), {"removals": [2]}),
-        ("request_pause", ("job",), {}),
+        ("request_pause", ("job",), {"why": "paused: kl is 2"}),
     ]
 
 
@@ -125,7 +125,7 @@ def test_what_a_job_cost_goes_on_from_its_earlier_runs() -> None:
 
 
 def test_a_pause_that_comes_after_a_cancel_is_no_error() -> None:
-    journal(FakeStore(IllegalTransition(JobStatus.CANCELLING, JobStatus.PAUSED))).request_pause()
+    journal(FakeStore(IllegalTransition(JobStatus.CANCELLING, JobStatus.PAUSED))).request_pause("")
 
 
 def test_wishes_are_read_each_time() -> None:
@@ -137,7 +137,7 @@ def test_wishes_are_read_each_time() -> None:
 def test_a_pause_that_the_run_itself_asks_for_is_heard_at_once() -> None:
     made = journal(FakeStore())
     before = made.wishes().pause
-    made.request_pause()
+    made.request_pause("")
     assert (before, made.wishes().pause) == (False, True)
 
 

@@ -585,7 +585,7 @@ def test_a_collapse_is_named_once_and_stays_off_the_front(tmp_path: Path, action
     assert (event["step"], event["best_step"], event["objective"], event["held_up"]) == (4, 2, "accuracy", ["brevity"])
     assert "accuracy fell from 0.60 to 0.10 while brevity held up" in event["message"]
     assert [event["step"] for event in run.journal.named("collapse.over")] == [8]
-    assert run.journal.pauses == (action == "pause")
+    assert run.journal.why == ([f"paused: {event['message']}"] if action == "pause" else [])
     assert run.journal.records[4]["evaluation"]["on_front"] is False
     assert 4 not in run.on_disk()
 

@@ -372,7 +372,8 @@ def test_a_guardrail_names_what_is_outside(tmp_path: Path, action: str) -> None:
     assert len(breaches) == 1
     assert breaches[0]["step"] == 2
     assert "objectives.accuracy.mean" in breaches[0]["message"]
-    assert run.journal.pauses == (action == "pause")
+    assert run.journal.why == ([f"paused: {breaches[0]['message']}"] if action == "pause" else [])
+    assert run.loop.reason == (run.journal.why[0] if run.journal.why else None)
 
 
 @pytest.mark.parametrize(("metric", "most", "step"), [("cost", 5.0, 3), ("gpu_hours", 1.6, 4)])

@@ -30,6 +30,8 @@ def test_every_event_that_webhooks_tell_has_a_sentence() -> None:
         ("job.paused", {"reason": "kl is 2"}, "is paused: kl is 2."),
         ("job.paused", {"reason": "paused by key 12ab (ann)"}, "is paused by key 12ab (ann)."),
         ("job.cancelled", {"reason": "cancelled by key 12ab (ann)"}, "is cancelled by key 12ab (ann)."),
+        ("job.paused", {"reason": "on request"}, "is paused: on request."),
+        ("job.paused", {"reason": "paused: kl is 2; wanted at most 1"}, "is paused: kl is 2; wanted at most 1."),
         (
             "steering.applied",
             {"step": 7, "version": 2, "by": "key 1a", "applied": {"accuracy": 0.75, "brevity": 0.25}},
