@@ -11,21 +11,22 @@ STAGES = ("rollout", "score", "learn", "sync", "evaluate", "checkpoint")
 
 
 class Clock:
-    """Seconds by stage since `begin`; what no stage claims is `other`, the cost of orchestration.
+    """Seconds by stage from one reading to the next; what no stage claims is `other`, the cost of orchestration.
 
-    A checkpoint is written after its step is committed, so its time shows in the next step's reading.
+    The first step counts from its own beginning: references and the evaluation of the initial policy are not its own.
+    Each later one counts from the reading before it, so that a step has what comes after the commit of the one before:
+    its checkpoint, and as `other` the commit itself, with all the time that the store lets it wait.
     """
 
     def __init__(self, window: int = 10) -> None:
-        self._began: float | None = None
+        self._began: float | None = None  # the first step, then the last reading
         self._spent: dict[str, float] = {}
-        self._between: dict[str, float] = {}
         self._recent: deque[float] = deque(maxlen=window)
 
     def begin(self) -> None:
-        self._began = time.perf_counter()
-        self._spent, self._between = self._between, {}
-        self._carried = sum(self._spent.values())
+        """At the head of every step, and of one that is begun again."""
+        if self._began is None:
+            self._began, self._spent = time.perf_counter(), {}
 
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -33,15 +34,15 @@ class Clock:
         try:
             yield
         finally:
-            spent = self._between if self._began is None else self._spent
-            spent[stage] = spent.get(stage, 0.0) + time.perf_counter() - started
+            self._spent[stage] = self._spent.get(stage, 0.0) + time.perf_counter() - started
 
     def read(self) -> dict[str, float]:
         """Ends the step; seconds of every stage, `other`, and `step` in all."""
         assert self._began is not None
-        total = time.perf_counter() - self._began + self._carried
-        self._began = None
+        now = time.perf_counter()
+        total = now - self._began
         stages = {stage: self._spent.get(stage, 0.0) for stage in STAGES}
+        self._began, self._spent = now, {}
         self._recent.append(total)
         return {**stages, "other": total - sum(stages.values()), "step": total}
 

@@ -36,16 +36,30 @@ def test_what_comes_between_steps_shows_in_the_next(now: list[float]) -> None:
     with clock("rollout"):
         now[0] += 1
     assert clock.read()["checkpoint"] == 0
+    now[0] += 100  # a commit that waits for the store
     with clock("checkpoint"):
         now[0] += 4
-    now[0] += 100  # nobody's: between steps
     clock.begin()
     with clock("rollout"):
         now[0] += 1
     read = clock.read()
-    assert (read["checkpoint"], read["rollout"], read["other"], read["step"]) == (4, 1, 0, 5)
+    assert (read["checkpoint"], read["rollout"], read["other"], read["step"]) == (4, 1, 100, 105)
+    assert clock.eta_s(2) == 1 + 105
     clock.begin()
     assert clock.read()["checkpoint"] == 0
+
+
+def test_what_comes_before_the_first_step_is_in_none(now: list[float]) -> None:
+    clock = Clock()
+    for stage in ("rollout", "score", "evaluate", "checkpoint"):
+        with clock(stage):
+            now[0] += 1500
+    for began in (1, 2):  # the second after a wish that was withdrawn
+        clock.begin()
+        now[0] += began
+    read = clock.read()
+    assert {stage: seconds for stage, seconds in read.items() if seconds} == {"other": 3, "step": 3}
+    assert clock.eta_s(10) == 30
 
 
 def test_a_stage_that_raises_is_counted(now: list[float]) -> None:

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,18 @@ def test_a_whole_run(tmp_path: Path) -> None:
         stages = [seconds for stage, seconds in record["timings_s"].items() if stage != "step"]
         assert sum(stages) == pytest.approx(record["timings_s"]["step"])
         assert "extra" not in record
+
+
+def test_a_step_has_its_own_time_and_that_of_the_commit_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(tmp_path, make_spec(steps=3, evaluation={"every": 3}))
+    commit = run.journal.commit
+    monkeypatch.setattr(run.journal, "commit", lambda record: (time.sleep(0.05), commit(record)))
+    run.loop.run()
+    first, *later = [record["timings_s"] for record in run]
+    assert (first["evaluate"], first["checkpoint"]) == (0, 0)  # those of the initial policy are no step's
+    assert all(timings["other"] >= 0.05 for timings in later)
 
 
 def test_what_a_record_says(tmp_path: Path) -> None:
