@@ -823,7 +823,7 @@ def test_engines_have_the_checkpoint_before_they_serve(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run.loop.run()
     again = resume(run)
-    assert again.world.calls == ["load step-000004", "sync"] or again.world.calls == ["load step-000003", "sync"]
+    assert again.world.calls[:2] in (["load step-000004", "sync"], ["load step-000003", "sync"])
     assert again.world.version == max(run.journal.registered)
     assert again.world.skills == again.learner.skills
 

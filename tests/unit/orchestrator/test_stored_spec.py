@@ -18,9 +18,9 @@ ACCEPTED = sorted((Path(__file__).parents[2] / "data" / "accepted").glob("spec-*
 
 AS_BEFORE = frozenset({
     "kind", "policy.cpu_offload", "policy.compile", "policy.lora", "policy.chat", "data.columns.domain",
-    "data.columns.details", "objectives.*.reward.hosting", "objectives.*.domains", "rollout.top_k", "rollout.min_p",
-    "rollout.stop", "rollout.include_stop", "rollout.reasoning", "rollout.stall_s", "rollout.mode", "rollout.sleep",
-    "rollout.max_staleness", "sampling.tail", "loss.ratio", "loss.dual_clip", "loss.mask_truncated",
+    "data.columns.details", "data.sets", "objectives.*.reward.hosting", "objectives.*.domains", "rollout.top_k",
+    "rollout.min_p", "rollout.stop", "rollout.include_stop", "rollout.reasoning", "rollout.stall_s", "rollout.mode",
+    "rollout.sleep", "rollout.max_staleness", "sampling.tail", "loss.ratio", "loss.dual_clip", "loss.mask_truncated",
     "optimizer.max_skipped_steps", "optimizer.packing", "checkpoints.asynchronous", "gold", "resources.learner_ranks",
     "resources.learner_timeout_s",
 })  # fmt: skip
