@@ -258,7 +258,8 @@ class Learner:
         """An update, and beside it what the mode measures for the next step's weights."""
         if self.settings.gramian == "step_response":
             share, seed = self.settings.response_share, self._seed_of_update
-            drawn = response_part(rollouts, mini, share=share, seed=seed)
+            learned = [i for i in mini if self.settings.learns_from(rollouts[i])]  # what is masked has no response
+            drawn = response_part(rollouts, learned, share=share, seed=seed)
             before = self._backward(rollouts, mini, advantages_B, old, meter, ahead=drawn)
             if self._step(rollouts, mini, meter):
                 meter.influence_K = self._influence(rollouts, mini, drawn, before, parts, meter.grad_norms[-1])

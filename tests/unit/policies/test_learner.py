@@ -713,6 +713,20 @@ def test_objectives_gradients_are_of_what_is_learned_from(policy, mode):
     torch.testing.assert_close(*measured, rtol=2e-3, atol=1e-3 * float(measured[1].abs().max()))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_response_is_not_measured_on_prompts_whose_completions_are_all_masked(policy, seed):
+    """One that is drawn would say nothing, and the step's influence would be 0."""
+    cut = [replace(one, truncated=i != 2) for i, one in enumerate(ROLLOUTS)]  # each has a prompt of its own
+    parts = ObjectiveAdvantages(advantages_BK=torch.stack([ADVANTAGES, 2 * ADVANTAGES], dim=1), weights_K=torch.ones(2))
+    settings = {"gramian": "step_response", "mask_truncated": True, "seed": seed}
+    part, whole = (
+        make_learner(policy, response_share=share, **settings).learn(cut, ADVANTAGES, parts=parts)
+        for share in (0.25, 1.0)
+    )
+    assert min(whole.influence_K) > 0
+    assert part.influence_K == pytest.approx(whole.influence_K, rel=1e-3)
+
+
 @pytest.mark.parametrize("minibatches", [1, 2])
 @pytest.mark.parametrize("changes", [{}, {"gramian": "exact"}, {"gramian": "sketch"}, {"gramian": "step_response"}])
 def test_nothing_is_learned_where_all_are_masked(policy, changes, minibatches):
