@@ -82,6 +82,8 @@ def _held_out(figures: Document) -> Iterator[tuple[str, Any]]:
     yield from ((f"held_out/{name}", mean) for name, mean in (figures.get("objectives") or {}).items())
     yield "held_out_rollouts/mean_tokens", figures.get("mean_tokens")
     yield "held_out_rollouts/truncated_share", figures.get("truncated_share")
+    for further, found in (figures.get("sets") or {}).items():
+        yield from ((f"set_{further}/{name}", mean) for name, mean in (found.get("objectives") or {}).items())
 
 
 def _tested(point: Document) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def a_job(status: str = "running", checkpoint: int | None = 10, step: int = 12) 
 def a_step(step: int) -> Document:
     evaluation = {
         "objectives": {"a": 0.5 + step, "b": 0.1}, "mean_tokens": 20.0, "truncated_share": 0.0, "hypervolume": 0.6,
+        "sets": {"hard-ones": {"objectives": {"a": 0.2, "b": None}, "mean_tokens": 31.0}},
     }  # fmt: skip
     return {
         "step": step, "objectives": {"a": {"mean": step / 100, "std": 0.1}, "b": {"mean": None, "std": None}},
@@ -161,8 +162,9 @@ def test_what_a_step_says() -> None:
     assert figures.of_step(a_step(10)) == {
         "train/a": 0.1, "train_std/a": 0.1, "weights/a": 0.6, "weights/b": 0.4, "weights_of_strategy/a": 0.9,
         "weights_of_strategy/b": 0.1, "held_out/a": 10.5, "held_out/b": 0.1, "held_out_rollouts/mean_tokens": 20.0,
-        "held_out_rollouts/truncated_share": 0.0, "front/hypervolume": 0.6, "staleness/mean": 0.5, "staleness/max": 1.0,
-        "timings_s/rollout": 1.0, "timings_s/step": 2.0, "reward_health/a/calls": 2.0, "training/kl": 0.01,
+        "held_out_rollouts/truncated_share": 0.0, "set_hard-ones/a": 0.2, "front/hypervolume": 0.6,
+        "staleness/mean": 0.5, "staleness/max": 1.0, "timings_s/rollout": 1.0, "timings_s/step": 2.0,
+        "reward_health/a/calls": 2.0, "training/kl": 0.01,
         "training/entropy": 0.7, "training/loss": -0.2, "training/tokens": 900.0, "training/mean_tokens": 30.5,
     }  # fmt: skip
     training = {"step": 3, "loss": 0.5, "pair_accuracy": 0.7, "timings_s": {"step": 1.0}}
