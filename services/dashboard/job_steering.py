@@ -234,16 +234,17 @@ class SteeringPanel:
         over = self.page.watch.is_over or self.page.watch.job["status"] == "cancelling"
         has_edit = self._edit is not None
         why = "it is being sent" if self._is_sending else "it is being reckoned" if has_edit else "nothing is edited"
-        why = f"the job is {self.page.watch.job['status']}" if over else why
+        ended = f"the job is {self.page.watch.job['status']}"
+        why = ended if over else why
         is_right = not self._is_refused()
         why = why if is_right else "the share of the blend or the number of steps is not as expected"
         self._apply.enable(has_edit and is_right and not over and not self._is_sending, why)
         self._try.enable(has_edit and is_right and not self._is_previewing, why)
         self._reset.enable(has_edit, "nothing is edited")
         steering = self.page.watch.steering
-        self._back.enable(
-            not over and steering is not None and steering["mode"] != "auto", "the learner decides already"
-        )
+        is_manual = steering is not None and steering["mode"] != "auto"
+        why = "the number of steps is not as expected" if is_manual else "the learner decides already"
+        self._back.enable(not over and is_manual and not self._is_over_wrong, ended if over else why)
         self._simplex.change(disabled=over)
 
     def _show_mode(self, edit: Edit) -> None:

@@ -360,5 +360,9 @@ def test_a_ramp_is_sent_followed_and_forgotten() -> None:
         assert panel._line.text == f"Applied at step 4: {way}"
         panel._do_reset()
         assert panel._line.text == "Under way to version 2, the person's weights: reached at step 13."
+        for typed, is_right in (("0", False), ("10", True)):
+            panel._over.value = typed
+            panel._typed_over()
+            assert is_enabled(button(client, "Hand back to the learner")) is is_right
 
     on_page(look)
