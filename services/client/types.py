@@ -244,6 +244,7 @@ class Step(TypedDict):
     updates_not_finite: NotRequired[int]
     updates_masked: NotRequired[int]
     gold: NotRequired[dict[str, Any]]
+    steering_version: NotRequired[int]
     policy_version: NotRequired[int]
     staleness: NotRequired[dict[str, float]]
     engines: NotRequired[dict[str, int]]
