@@ -154,6 +154,9 @@ def drive(
             tell_why_it_waits(store, job_id, str(error))
         return 0
     if claim.lease is None:
+        if claim.outcome is ClaimOutcome.POISON:
+            keep_ending(directory, JobStatus.FAILED)
+            report_so_far(store, job_id, directory, JobStatus.FAILED, lease=None)
         log.info("job %s is not to be run: %s", job_id, claim.outcome)
         return 0
     reach("after_claim")
@@ -199,7 +202,7 @@ def end_cancelled(store: JobStore, lease: Lease, directory: Path) -> None:
         if is_terminal(status):
             keep_ending(directory, status)
             # Not before: nobody renews the lease while a long job's report is drawn.
-            report_so_far(store, lease, directory, status, None, released=True)
+            report_so_far(store, lease.job_id, directory, status, lease=None)
     finally:
         os._exit(0)
 
@@ -254,7 +257,7 @@ def run_job(
         tries = 1 + journal.patiently(lambda: store.job(lease.job_id)).attempts  # a checkpoint sets these to 0
         if isinstance(error, LearnerOutOfMemory) and tries >= MAX_OUT_OF_MEMORY:
             reason = f"oom: {error}; {tries} tries from the same checkpoint; see optimizer.tokens_per_microbatch"
-            report_so_far(store, lease, directory, JobStatus.FAILED, reason)
+            report_so_far(store, lease.job_id, directory, JobStatus.FAILED, lease=lease, reason=reason)
             end(journal, directory, JobStatus.FAILED, reason)
             return
         hand_back(journal, directory, str(error), crashed=True)  # three without a new checkpoint between, and it ends
@@ -264,7 +267,7 @@ def run_job(
             raise ResourcesBusy(str(error)) from error  # it did fit: a machine may come back
         log.error("%s", traceback.format_exc())
         reason = str(error) or type(error).__name__
-        report_so_far(store, lease, directory, JobStatus.FAILED, reason)
+        report_so_far(store, lease.job_id, directory, JobStatus.FAILED, lease=lease, reason=reason)
         end(journal, directory, JobStatus.FAILED, reason)
         return
     if outcome == "stopped":
@@ -295,9 +298,9 @@ def align(
     ) as parts:
         outcome, samples, why = train(spec, parts, store, journal, claim, checkpoints)
     if outcome == "succeeded":
-        journal.patiently(lambda: write_report(store, lease, spec, directory, samples))
+        journal.patiently(lambda: write_report(store, lease.job_id, spec, directory, samples, lease=lease))
     elif outcome != "stopped":
-        report_so_far(store, lease, directory, JobStatus(outcome), why)
+        report_so_far(store, lease.job_id, directory, JobStatus(outcome), lease=lease, reason=why)
     return outcome, why
 
 

@@ -23,41 +23,42 @@ log = logging.getLogger("equipoise.driver")
 
 
 def report_so_far(
-    store: JobStore, lease: Lease, directory: Path, status: JobStatus, reason: str | None, *, released: bool = False
+    store: JobStore, job_id: str, directory: Path, status: JobStatus, *, lease: Lease | None, reason: str | None = None
 ) -> None:
     """The report of a job that did not come to its end. It is an extra: what goes wrong with it costs an event.
 
-    `released`: the lease is over, and an event under it would be refused.
+    `lease`: None where it is over, and an event under it would be refused; the store has the reason then.
     """
     try:
-        if store.job(lease.job_id).step == 0:
+        if (known := store.job(job_id)).step == 0:
             return
-        spec = read_stored(store.spec(lease.job_id))
+        spec = read_stored(store.spec(job_id))
         if isinstance(spec, RewardJobSpec):
             return
-        write_report(store, lease, spec, directory, [], status=status, reason=reason, released=released)
+        why = known.reason if lease is None else reason
+        write_report(store, job_id, spec, directory, [], lease=lease, status=status, reason=why)
     except Fenced:
         raise
     except Exception as error:  # whatever it is, the job ends as it would have without a report
         log.error("no report: %s", traceback.format_exc())
         data = {"message": str(error)[:REASON_LIMIT_CHARS]}
         with contextlib.suppress(StoreUnavailable):
-            store.event(lease.job_id, "report.failed", data, None if released else lease, level="error")
+            store.event(job_id, "report.failed", data, lease, level="error")
 
 
 def write_report(
     store: JobStore,
-    lease: Lease,
+    job_id: str,
     spec: JobSpec,
     directory: Path,
     samples: list[dict[str, Any]],
     *,
+    lease: Lease | None,
     status: JobStatus = JobStatus.SUCCEEDED,
     reason: str | None = None,
-    released: bool = False,
 ) -> None:
     """report.html and samples.json beside the checkpoints. A full disk costs an event, not the job."""
-    record, under = store.job(lease.job_id), None if released else lease
+    record = store.job(job_id)
     job = {
         "id": record.job_id,
         "name": record.name,
@@ -71,15 +72,15 @@ def write_report(
         "gpu_hours": record.gpu_hours,
         "cost": record.cost,
     }
-    front, document = store.front(lease.job_id), spec.model_dump(mode="json")
+    front, document = store.front(job_id), spec.model_dump(mode="json")
     html = render_report(
         job=job,
         spec=document,
-        steps=store.steps(lease.job_id),
+        steps=store.steps(job_id),
         front=front and front_as_told(front, document),
         samples=samples,
-        events=[dataclasses.asdict(event) for event in all_events(store, lease.job_id)],
-        weights=store.steering_head(lease.job_id).current["weights"],
+        events=[dataclasses.asdict(event) for event in all_events(store, job_id)],
+        weights=store.steering_head(job_id).current["weights"],
     )
     try:
         for name, text in (("samples.json", json.dumps(samples, indent=1)), ("report.html", html)):
@@ -87,9 +88,9 @@ def write_report(
             hidden.write_text(text, encoding="utf-8")
             hidden.rename(directory / name)
     except OSError as error:
-        store.event(lease.job_id, "report.failed", {"message": str(error)}, under, level="error")
+        store.event(job_id, "report.failed", {"message": str(error)}, lease, level="error")
         return
-    store.event(lease.job_id, "report.written", {"path": str(directory / "report.html")}, under)
+    store.event(job_id, "report.written", {"path": str(directory / "report.html")}, lease)
 
 
 def all_events(store: JobStore, job_id: str) -> Iterator[Any]:

@@ -394,7 +394,7 @@ class Worker:
             data = {"exit_code": code, "last_line": last_line, "log": driver.log}
             once = f"driver {driver.fence} {driver.name}"  # whoever else watched it
             store.event(driver.job_id, "job.driver_died", data, level="error", once=once)
-            self._take_back(driver, job)
+            self._take_back(driver, job, last_line)
         if job.fence > driver.fence:  # claimed: from here the lease and the limit on attempts decide
             self._histories.pop(key, None)
             return
@@ -404,13 +404,13 @@ class Worker:
         if died and history.unclaimed >= _UNCLAIMED_LIMIT:
             self._give_up(key, f"its driver does not start: {last_line}")
 
-    def _take_back(self, driver: Handle, job: JobRecord) -> None:
+    def _take_back(self, driver: Handle, job: JobRecord, last_line: str = "") -> None:
         """Nothing of the driver is left: if the lease is still its own, nobody need wait for it to run out."""
         if driver.nonce is None:
             return
         lease = Lease(job_id=driver.job_id, fence=job.fence, nonce=driver.nonce)
         with contextlib.suppress(Fenced):  # it never claimed, or another has claimed since
-            self._store(driver.owner).release(lease, "its driver died", crashed=True)
+            self._store(driver.owner).release(lease, "its driver died" + (last_line and f": {last_line}"), crashed=True)
 
     def _give_up(self, key: tuple[str, str], reason: str) -> None:
         owner, job_id = key

@@ -200,8 +200,8 @@ class JobStore(JobReader):
 
         The job restarts at its newest registered checkpoint. The floors are the fence and step of the newest
         checkpoint manifest on disk, for a Redis restored from an older backup: a fence never repeats.
-        The fourth claim without a new checkpoint between fails the job (reason "poison"). One that may take GPUs is
-        paused instead of claimed where its owner's GPU-hours are used up.
+        The fourth claim without a new checkpoint between fails the job, with how the last ended as its reason. One that
+        may take GPUs is paused instead of claimed where its owner's GPU-hours are used up.
         """
         code, fence, step, from_step = self._run(
             "claim", job_id, nonce, _ms(ttl_s), floor_fence, floor_step, MAX_ATTEMPTS

@@ -149,7 +149,10 @@ def get_report(job_id: JobId, store: Store, settings: Configuration) -> Response
     path = settings.state_dir / "jobs" / job_id / "report.html"
     if not path.is_file():
         if is_terminal(record.status):
-            raise not_found("this job has no report here: it ended before its first step, or on another machine")
+            raise not_found(
+                "this job has no report here: it ended before its first step, where none could be written, or on "
+                "another machine; its reason and events say how it ended"
+            )
         raise ApiProblem(425, "report_not_ready", "the report is written when the job ends or pauses")
     # Never shown as a page of this origin, although what is in it is escaped and its own policy forbids it to load.
     return FileResponse(path, media_type="text/html", filename=f"{job_id}-report.html", headers=_ASIDE)

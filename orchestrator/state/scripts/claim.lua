@@ -4,7 +4,7 @@ local nonce, ttl_ms = ARGV[2], ARGV[3]
 local floor_fence, floor_step, allowed = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 
 local j = read('status', 'fence', 'nonce', 'closed', 'step', 'digest', 'ckpt_step', 'attempts', 'claim_from',
-  'started_at', 'finished_at', 'floor', 'may_take_gpus')
+  'started_at', 'finished_at', 'floor', 'may_take_gpus', 'reason')
 if not j.status then return {'NOTFOUND'} end
 local committed = tonumber(j.step)
 if j.finished_at ~= '' then
@@ -30,7 +30,9 @@ if why then
 end
 
 if tonumber(j.attempts) >= allowed then
-  move(j.status, 'failed', 'poison', us)
+  local last = abandoned and 'its lease ran out' or j.reason ~= '' and j.reason or 'no word of why'
+  move(j.status, 'failed', string.format('%s starts came to no new checkpoint (the events have each); the last ended with: %s',
+    j.attempts, last), us)
   close('poison:' .. nonce)
   return {'POISON', 0, committed, committed}
 end

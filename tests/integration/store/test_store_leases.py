@@ -123,16 +123,21 @@ def test_a_commit_extends_the_lease(store: JobStore, client: redis.Redis) -> Non
     assert store.claim("j", nonce="n", ttl_s=1).outcome is ClaimOutcome.HELD
 
 
-def test_a_fourth_attempt_without_a_checkpoint_is_poison(store: JobStore) -> None:
+@pytest.mark.parametrize("last", ["its lease ran out", "its driver died: CUDA out of memory", "no word of why"])
+def test_a_fourth_attempt_without_a_checkpoint_is_poison(store: JobStore, last: str) -> None:
     submit(store)
     for _ in range(3):
-        claim(store, ttl_s=SHORT_TTL_S)
-        time.sleep(2 * SHORT_TTL_S)
+        lease = claim(store, ttl_s=SHORT_TTL_S)
+        if last.startswith("its lease"):
+            time.sleep(2 * SHORT_TTL_S)
+        else:
+            store.release(lease, last if last.startswith("its driver") else None, crashed=True)
     assert store.claim("j", nonce="n", ttl_s=1).outcome is ClaimOutcome.POISON
     assert store.claim("j", nonce="n", ttl_s=1).outcome is ClaimOutcome.POISON  # a retry of the same call
     assert store.claim("j", nonce="m", ttl_s=1).outcome is ClaimOutcome.TERMINAL
     job = store.job("j")
-    assert (job.status, job.reason, job.attempts) == (S.FAILED, "poison", 3)
+    why = f"3 starts came to no new checkpoint (the events have each); the last ended with: {last}"
+    assert (job.status, job.reason, job.attempts) == (S.FAILED, why, 3)
     assert job.finished_at is not None
     assert event_types(store).count("job.failed") == 1
     assert store.sweep() == []

@@ -74,7 +74,7 @@ def test_a_lost_reply_never_acts_twice(store: JobStore, proxy: LossyProxy, clien
             calls += 1
         assert next(life, None) is None
     assert proxy.lost == calls > 25
-    assert store.job("j").reason == "poison"
+    assert (store.job("j").reason or "").startswith("3 starts came to no new checkpoint")
 
 
 def test_a_lost_reply_is_answered_as_it_was_though_the_job_has_moved_on(

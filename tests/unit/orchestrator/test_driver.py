@@ -73,6 +73,8 @@ class FakeStore:
         self.reported: list[tuple[str, str | None]] = []
         self.ends_before_reports: list[list[tuple[Any, ...]]] = []
         self.step, self.fence = 4, 5
+        self.held = False
+        self.reason: str | None = None
         self.origin: Origin | None = None
 
     def claim(self, job_id: str, **options: Any) -> Claim:
@@ -80,6 +82,7 @@ class FakeStore:
         claim = self.claims.pop(0) if len(self.claims) > 1 else self.claims[0]
         if isinstance(claim, Exception):
             raise claim
+        self.held = claim.lease is not None
         return claim
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -117,7 +120,7 @@ class FakeStore:
         once: str | None = None,
         **_kw: Any,
     ) -> None:
-        assert lease is (None if self.ends() else LEASE) or not self.claimed
+        assert lease is (LEASE if self.held and not self.ends() else None) or not self.claimed
         if once is None or once not in self.told:
             self.events_written.append((type, level, dict(data)))
         self.told.add(once)
@@ -138,7 +141,7 @@ class FakeStore:
 
     def job(self, job_id: str) -> JobRecord:
         return JobRecord(
-            job_id=job_id, name="driver", status=JobStatus.RUNNING, reason=None, created_at=1.0, started_at=2.0,
+            job_id=job_id, name="driver", status=JobStatus.RUNNING, reason=self.reason, created_at=1.0, started_at=2.0,
             finished_at=None, step=self.step, total_steps=4, fence=self.fence, attempts=1, checkpoint_step=4,
             checkpoint_path="p", spec_digest="s", progress={}, origin=self.origin,
         )  # fmt: skip
@@ -200,6 +203,22 @@ def test_a_job_that_is_not_to_be_run(store: FakeStore, tmp_path: Path, outcome: 
     store.claims = [Claim(outcome=outcome, lease=None, step=0, from_step=0)]
     assert drive(tmp_path) == 0
     assert store.did == []
+    assert store.reported == ([("failed", None)] if outcome is ClaimOutcome.POISON else [])
+
+
+@pytest.mark.parametrize("step", [0, 4])
+def test_a_job_that_is_given_up_has_a_report_of_its_steps_and_an_ending(
+    store: FakeStore, tmp_path: Path, step: int
+) -> None:
+    store.claims = [Claim(outcome=ClaimOutcome.POISON, lease=None, step=step, from_step=step)]
+    store.step, store.reason = step, "3 starts came to no new checkpoint"
+    directory = tmp_path / "jobs" / "job"
+    directory.mkdir(parents=True)
+    keep_document(directory, owner="local", spec=SPEC.to_json(), origin=None)
+    assert drive(tmp_path) == 0
+    assert store.reported == ([("failed", "3 starts came to no new checkpoint")] if step else [])
+    assert (directory / "report.html").exists() == bool(step)
+    assert json.loads((directory / "job.json").read_text())["ended"] == "failed"
 
 
 def test_the_fence_is_above_what_is_on_disk(store: FakeStore, tmp_path: Path, job: Any) -> None:
