@@ -71,6 +71,7 @@ LEASE_TTL_S = 30.0
 GOING_DOWN = "handed back: the machine is going down"
 MAX_OUT_OF_MEMORY = 3  # tries from one checkpoint
 RENEW_EVERY_S = 2.0  # also how soon a cancel is heard
+FAULTS = (LookupError, TypeError, AttributeError, NameError, AssertionError)  # of code: their own words explain little
 CANCEL_GRACE_S = 20.0  # for the loop to come to a place where it hears of it, and to end
 log = logging.getLogger("equipoise.driver")
 
@@ -267,6 +268,8 @@ def run_job(
             raise ResourcesBusy(str(error)) from error  # it did fit: a machine may come back
         log.error("%s", traceback.format_exc())
         reason = str(error) or type(error).__name__
+        if isinstance(error, FAULTS):
+            reason = f"{type(error).__name__}: {error} (the traceback is in the job's driver.log)"
         report_so_far(store, lease.job_id, directory, JobStatus.FAILED, lease=lease, reason=reason)
         end(journal, directory, JobStatus.FAILED, reason)
         return

@@ -125,10 +125,10 @@ def escaped(text: str) -> str:
 
 
 class TextLines(logging.Formatter):
-    """`12:00:00 WARNING name: message`; what follows a line feed is indented."""
+    """`2026-01-31T12:00:00+0100 WARNING name: message`; what follows a line feed is indented."""
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z")
 
     def format(self, record: logging.LogRecord) -> str:
         return escaped(masked(super().format(record))).rstrip("\n").replace("\n", "\n    ")

@@ -321,6 +321,7 @@ def test_a_machine_that_goes_down_hands_the_job_back(store: FakeStore, tmp_path:
         ),
         (RuntimeError("the reward 'accuracy' failed"), "the reward 'accuracy' failed"),
         (MemoryError(), "MemoryError"),
+        (KeyError("seen"), "KeyError: 'seen' (the traceback is in the job's driver.log)"),
     ],
 )
 def test_a_mistake_fails_the_job_with_its_reason(
@@ -415,7 +416,9 @@ def test_a_report_that_can_not_be_drawn_fails_with_its_reason(
     monkeypatch.setattr(job_report, "render_report", lambda **_: raising(KeyError("points"))())
     job(lambda: "succeeded")
     assert drive(tmp_path) == 0
-    assert store.ends() == [("finish", JobStatus.FAILED, "'points'")]
+    ((_, status, reason),) = store.ends()
+    assert status is JobStatus.FAILED
+    assert reason.startswith("KeyError: 'points' (")
 
 
 # ----------------------------------------------------------------------- heartbeat

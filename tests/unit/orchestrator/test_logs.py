@@ -1,7 +1,9 @@
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,15 @@ def test_json_lines_say_when_who_and_for_what() -> None:
         "level": "warning", "logger": "equipoise.test", "message": "it is late", "request_id": "r-1", "job_id": "job-1",
     }  # fmt: skip
     assert (second["job_id"], "request_id" in second) == ("job-2", False)
+
+
+def test_text_lines_say_of_which_day_and_zone_they_are() -> None:
+    stream = start("text")
+    before = int(time.time())
+    log.warning("late")
+    at, rest = stream.getvalue().split(" ", 1)
+    assert rest == "WARNING equipoise.test: late\n"
+    assert before <= datetime.strptime(at, "%Y-%m-%dT%H:%M:%S%z").timestamp() <= time.time()
 
 
 def test_a_file_has_the_same_lines_masked_and_not_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
