@@ -80,14 +80,16 @@ class Heartbeat:
     """Renews the lease beside the loop, and hears what people want.
 
     unblocked by: `stop`. A lease that is lost ends the process at once: whatever it would write is refused. A cancel
-    that the loop does not come to in CANCEL_GRACE_S is carried out here, by `end_cancelled`.
+    or a pause at the newest checkpoint that the loop does not come to in CANCEL_GRACE_S is carried out here, by
+    `end_at_once`, which is told what was asked.
     """
 
-    def __init__(self, store: JobStore, lease: Lease, *, end_cancelled: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, store: JobStore, lease: Lease, *, end_at_once: Callable[[str], None] = lambda _: None) -> None:
         self.store = store
         self.lease = lease
-        self._end_cancelled = end_cancelled
-        self._cancelled_at: float | None = None  # monotonic seconds
+        self._end_at_once = end_at_once
+        self._asked: str | None = None  # for what keeps nothing of its step
+        self._asked_at = 0.0  # monotonic seconds
         self._signals = Signals(cancel=False, pause=False, steering_version=0)
         self._stop_asked = False  # on its own: a renewal that is under way must not overwrite it
         self._stopping = threading.Event()
@@ -113,7 +115,7 @@ class Heartbeat:
         while not self._stopping.wait(RENEW_EVERY_S):
             try:
                 self._signals = self.store.renew(self.lease, LEASE_TTL_S)
-                self._look_at_the_cancel()
+                self._look_at_what_is_asked()
             except Fenced:
                 if self._stopping.wait(1.0):  # it was this process itself that ended the job, a moment ago
                     return
@@ -122,13 +124,13 @@ class Heartbeat:
             except Exception as error:  # whatever Redis said: the lease lives as long as this thread tries
                 log.warning("the lease could not be renewed: %s", error)
 
-    def _look_at_the_cancel(self) -> None:
-        if not self._signals.cancel:
-            return
-        now = time.monotonic()
-        self._cancelled_at = self._cancelled_at or now
-        if now - self._cancelled_at >= CANCEL_GRACE_S:
-            self._end_cancelled()
+    def _look_at_what_is_asked(self) -> None:
+        told, now = self._signals, time.monotonic()
+        asked = "cancelled" if told.cancel else "paused" if told.pause and not told.save else None
+        if asked != self._asked:
+            self._asked, self._asked_at = asked, now
+        if asked is not None and now - self._asked_at >= CANCEL_GRACE_S:
+            self._end_at_once(asked)
 
 
 def drive(
@@ -162,7 +164,7 @@ def drive(
         return 0
     reach("after_claim")
     lease = claim.lease
-    heartbeat = Heartbeat(store, lease, end_cancelled=lambda: end_cancelled(store, lease, directory))
+    heartbeat = Heartbeat(store, lease, end_at_once=lambda asked: end_at_once(store, lease, directory, asked))
     signal.signal(signal.SIGTERM, lambda *_: heartbeat.ask_to_stop())
     heartbeat.start()
     journal = StoreJournal(store, claim.lease, lambda: heartbeat.wishes)
@@ -195,13 +197,14 @@ def hand_back(journal: StoreJournal, directory: Path, reason: str, *, crashed: b
         keep_ending(directory, status)
 
 
-def end_cancelled(store: JobStore, lease: Lease, directory: Path) -> None:
-    """Ends the job, and this process with its actors, wherever the loop is: a cancel keeps nothing of its step."""
-    log.warning("job %s is cancelled in the middle of a step, after %g s", lease.job_id, CANCEL_GRACE_S)
-    status = store.release(lease, "cancelled on request")
+def end_at_once(store: JobStore, lease: Lease, directory: Path, asked: str) -> None:
+    """Ends the job's run, and this process with its actors, wherever the loop is: nothing of its step is kept."""
+    log.warning("job %s is %s in the middle of a step, after %g s", lease.job_id, asked, CANCEL_GRACE_S)
+    status = store.release(lease, f"{asked} on request")
     try:
         if is_terminal(status):
             keep_ending(directory, status)
+        if status != JobStatus.QUEUED:  # another holder writes its own
             # Not before: nobody renews the lease while a long job's report is drawn.
             report_so_far(store, lease.job_id, directory, status, lease=None)
     finally:

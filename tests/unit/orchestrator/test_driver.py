@@ -450,23 +450,24 @@ def test_a_stop_survives_the_renewals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("meanwhile", [None, "away", "done"])
-def test_a_cancel_that_the_loop_does_not_come_to_is_carried_out_beside_it(
-    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str | None
+@pytest.mark.parametrize("asked", ["cancelled", "paused"])
+def test_a_request_that_the_loop_does_not_come_to_is_carried_out_beside_it(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str | None, asked: str
 ) -> None:
-    """Redis may be away just then, or the loop may end the job itself."""
+    """Redis may be away just then, or the loop may end the job itself. A pause that saves waits for its step."""
     over, codes = threading.Event(), []
     troubles = {"away": [StoreUnavailable("away")], "done": [Fenced("done")] * 1000}.get(meanwhile or "", [])
-    cancelled = False
+    signals = Signals(cancel=False, pause=asked == "paused", steering_version=1)
 
     def renew(*_: Any) -> Signals:
-        return Signals(cancel=cancelled, pause=False, steering_version=1)
+        return signals
 
     def release(lease: Lease, reason: str) -> JobStatus:
         if troubles:
             raise troubles.pop()
         assert lease is LEASE
         store.did.append(("release", reason))
-        return JobStatus.CANCELLED
+        return JobStatus(asked)
 
     def ends(code: int) -> None:
         codes.append(code)
@@ -482,11 +483,11 @@ def test_a_cancel_that_the_loop_does_not_come_to_is_carried_out_beside_it(
     heartbeat = driver.Heartbeat(
         store,  # type: ignore[arg-type]
         LEASE,
-        end_cancelled=lambda: driver.end_cancelled(store, LEASE, tmp_path),  # type: ignore[arg-type]
+        end_at_once=lambda asked: driver.end_at_once(store, LEASE, tmp_path, asked),  # type: ignore[arg-type]
     )
     heartbeat.start()
-    assert not over.wait(0.3)  # as nobody cancels it
-    cancelled = True
+    assert not over.wait(0.3)  # as nobody asks for it
+    signals = Signals(cancel=asked == "cancelled", pause=asked == "paused", save=False, steering_version=1)
     if meanwhile == "done":
         time.sleep(0.3)
         heartbeat.stop()  # within a second: it was this process itself
@@ -495,11 +496,11 @@ def test_a_cancel_that_the_loop_does_not_come_to_is_carried_out_beside_it(
     assert over.wait(10)
     heartbeat.stop()
     assert codes == [0]
-    assert store.ends() == [("release", "cancelled on request")]
-    assert store.reported == [("cancelled", None)]
+    assert store.ends() == [("release", f"{asked} on request")]
+    assert store.reported == [(asked, None)]
     assert store.ends_before_reports == [store.ends()]  # nobody renews the lease while it is drawn
     assert [type for type, _, _ in store.events_written] == ["report.written"]
-    assert json.loads((tmp_path / "job.json").read_text())["ended"] == "cancelled"
+    assert json.loads((tmp_path / "job.json").read_text()).get("ended") == (asked if asked == "cancelled" else None)
 
 
 @pytest.mark.parametrize(
