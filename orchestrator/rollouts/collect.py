@@ -142,6 +142,10 @@ class Collector:
         """A first round that was begun ahead."""
         sampled.turns.append(begun.turn)
         with self.clock("rollout"):  # what of it is not hidden behind earlier steps
+            while not begun.written.wait(LOOK_EVERY_S):
+                if interrupted():
+                    raise Interrupted
+        with self.clock("score"):
             while wait([begun.result], timeout=LOOK_EVERY_S).not_done:
                 if interrupted():
                     raise Interrupted

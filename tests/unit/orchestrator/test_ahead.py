@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from orchestrator.figures import staleness_figures
 from orchestrator.journal import Wishes
 from orchestrator.rollouts.ahead import Ahead, FirstRound
+from orchestrator.rollouts.collect import Sampled
 from orchestrator.rollouts.prompts import PromptOrder
+from orchestrator.rollouts.scoring import Rolled, Stage
 from orchestrator.rollouts.turns import Turn
 from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import SpecError
@@ -103,6 +105,26 @@ def test_a_mode_that_there_is_not() -> None:
 
 
 # ------------------------------------------------------------------- the figures
+
+
+def test_a_slow_judge_is_told_as_scoring_and_not_as_rollouts(tmp_path: Path) -> None:
+    """Of a round that was begun ahead, as of any other."""
+    loop = start(tmp_path, spec_of("overlapped")).loop
+
+    def roll_out(stage: Stage) -> Rolled:
+        with stage("rollout"):
+            time.sleep(0.1)
+        with stage("score"):
+            time.sleep(0.3)
+            raise RewardFailedError("accuracy", "no answer")
+
+    begun = FirstRound(turn=Turn(index=(0,), enough=1), counts=(1,))
+    loop.clock.begin()
+    with pytest.raises(RewardFailedError):
+        loop.collector.take(begun.begin(roll_out), Sampled(), lambda: False)
+    timings = loop.clock.read()
+    assert timings["rollout"] > 0.05
+    assert timings["score"] > 0.1
 
 
 def test_with_nothing_ahead_async_is_sync(tmp_path: Path) -> None:
