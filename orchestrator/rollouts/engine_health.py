@@ -66,12 +66,14 @@ class Place:
     since: float = field(default_factory=time.monotonic)  # when its health last changed
     version: int | None = None  # of the policy that it serves
     held: int = 0  # rollouts that it was asked for and has not ended
-    failures: int = 0  # failed calls since its last rollout
+    streak: int = 0  # failed calls since its last rollout
     starts: int = 1  # without having become healthy in between
     restarts: int = 0
     heard: float = field(default_factory=time.monotonic)  # when it last showed that it is at work
     rollouts: int = 0  # that it ended, since the last reading
-    resent: int = 0  # rollouts that another engine had to make, likewise
+    resent: int = 0  # rollouts that had to be made again, mostly by another engine, likewise
+    failures: int = 0  # failed calls, likewise
+    last_failure: str | None = None
 
     def move(self, health: Health) -> None:
         assert health in MOVES[self.health], f"engine {self.number}: no way from {self.health} to {health}"
@@ -79,7 +81,7 @@ class Place:
 
     def retire(self, reason: str) -> None:
         self.move(Health.RETIRED)
-        self.reason, self.version, self.failures = reason, None, 0
+        self.reason, self.version, self.streak = reason, None, 0
 
     def replace(self, start: Callable[[int], Any]) -> None:
         """Another engine, coming up in the background."""
@@ -99,6 +101,14 @@ class Place:
         self.version, self.starts = version, 0
         return first
 
+    def failed(self, reason: str, rows: int) -> bool:
+        """A call of which `rows` had not ended. Whether it is the first since the last reading."""
+        self.streak += 1
+        self.failures += 1
+        self.resent += rows
+        self.last_failure = reason
+        return self.failures == 1
+
     def figures(self) -> dict[str, Any]:
         """For a step's record: counts are since the last reading."""
         found = {
@@ -108,7 +118,8 @@ class Place:
             "resent": self.resent,
             "failures": self.failures,
             "restarts": self.restarts,
-            "reason": self.reason if self.health is not Health.HEALTHY else None,
+            "reason": self.last_failure if self.health is Health.HEALTHY else self.reason,
         }
-        self.rollouts = self.resent = 0
+        self.rollouts = self.resent = self.failures = 0
+        self.last_failure = None
         return found

@@ -374,7 +374,7 @@ class EnginePool:
                 self._heard = time.monotonic()
                 call.place.held -= len(rows)
                 call.place.rollouts += len(rows)
-                call.place.failures = 0
+                call.place.streak = 0
                 self._wake(but=work)
         if on_end is not None:
             for row, rollout in rows:
@@ -395,13 +395,15 @@ class EnginePool:
                 place.move(Health.STALE)
                 place.reason = reason
             return
+        if place.failed(reason, len(rows)):
+            self._tell("engine.failing", "warning", place, message=reason)
+            log.warning("a call to engine %d failed: %s", place.number, reason)
         work.failed.update(rows)
         work.failed_at |= {(row, place.number) for row in rows}
         if max(work.failed[row] for row in rows) >= TRIES:
             raise EngineError(f"a rollout engine failed: {reason}") from error
-        place.failures += 1
-        if place.failures >= FAILURES_IN_A_ROW:
-            self._retire(place, f"{place.failures} calls in a row failed, the last: {reason}")
+        if place.streak >= FAILURES_IN_A_ROW:
+            self._retire(place, f"{place.streak} calls in a row failed, the last: {reason}")
 
     def _watch(self, work: _Work) -> None:
         """A last resort: an engine that says nothing, not even that it goes on."""

@@ -214,12 +214,16 @@ class _RunningJobs:
             "equipoise_job_reward_latency_seconds", "Of its calls at that step.", labels=(*by_reward, "quantile")
         )
         self.engines = GaugeMetricFamily("equipoise_job_engines", "At that step.", labels=(*job, "health"))
+        self.engine_failures = GaugeMetricFamily(
+            "equipoise_job_engine_failures", "Failed calls to its engines at that step.", labels=job
+        )
         self.staleness = GaugeMetricFamily("equipoise_job_staleness", "Updates, mean over tokens.", labels=job)
         self.failed_checkpoints = CounterMetricFamily(
             "equipoise_job_checkpoint_failures", "Checkpoints that could not be written; tried again later.", labels=job
         )
         figures = (self.step, self.objective, self.weight, self.hypervolume, self.speed, self.failed_checkpoints)
-        self.families = (*figures, *self.rewards.values(), self.latency, self.engines, self.staleness)
+        engines = (self.engines, self.engine_failures)
+        self.families = (*figures, *self.rewards.values(), self.latency, *engines, self.staleness)
 
     def add(self, owner: str, job_id: str, pulse: Pulse) -> None:
         labels = [owner, job_id]
@@ -240,6 +244,8 @@ class _RunningJobs:
         if engines := counted(record):
             for health in Health:
                 self.engines.add_metric([*labels, health], engines.get(health, 0))
+            failures = sum(engine.get("failures") or 0 for engine in record.get("engine_health", {}).values())
+            self.engine_failures.add_metric(labels, failures)
         _add(self.staleness, labels, record.get("staleness", {}).get("mean"))
 
 

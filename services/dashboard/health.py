@@ -37,6 +37,10 @@ def engines_told(record: Mapping[str, Any]) -> str:
     for number, figures in away.items():
         reason = f": {figures['reason']}" if figures.get("reason") else ""
         parts.append(f"engine {number} is {figures.get('health')}{reason}")
+    for number, figures in health.items():
+        if figures.get("health") == "healthy" and (failures := figures.get("failures")):
+            reason = f": {figures['reason']}" if figures.get("reason") else ""
+            parts.append(f"engine {number} had {failures} failed call{'s' if failures > 1 else ''}{reason}")
     if restarts := sum(figures.get("restarts") or 0 for figures in health.values()):
         parts.append(f"{restarts} started again so far")
     return f"Engines at the last step: {'; '.join(parts)}."

@@ -65,7 +65,7 @@ def record(step: int) -> dict[str, Any]:
         },
         "staleness": {"mean": 0.5, "max": 1},
         "engines": {"healthy": 2, "starting": 1},
-        "engine_health": {"1": {"health": "starting"}},
+        "engine_health": {"0": {"health": "healthy", "failures": 3}, "1": {"health": "starting"}},
     }
 
 
@@ -122,6 +122,7 @@ def test_jobs_are_counted_by_owner_and_running_ones_shown(http: httpx.Client, st
     assert found["equipoise_job_staleness"] == {("ann", running): 0.5}
     engines = {"starting": 1, "stale": 0, "healthy": 2, "retired": 0}
     assert found["equipoise_job_engines"] == {("ann", running, state): count for state, count in engines.items()}
+    assert found["equipoise_job_engine_failures"] == {("ann", running): 3}
     judge, math = ("ann", running, "judge:helpful"), ("ann", running, "math")
     assert found["equipoise_job_reward_calls"] == {judge: 8, math: 4}
     assert found["equipoise_job_reward_cost"] == {judge: 0.25, math: 0}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import ActorLost
 from orchestrator.rollouts import engines
-from orchestrator.rollouts.engine_health import MOVES, Health, Place
+from orchestrator.rollouts.engine_health import MOVES, Health, Place, recorded
 from orchestrator.rollouts.engines import EngineError
 from policies.rollout import StaleEngineError
 from policies.types import Rollout
@@ -301,8 +301,27 @@ def test_a_streak_of_failures_retires_an_engine_and_one_that_ends_something_begi
     fleet.trouble[0] = ("fail", 0)
     for _ in range(3):
         pool.generate(requests_of(4, 1))
-    (incident,) = pool.told()
-    assert incident.data["message"] == "3 calls in a row failed, the last: an odd token"
+    *failing, retired = pool.told()
+    assert [incident.type for incident in failing] == ["engine.failing"] * 2
+    assert retired.data["message"] == "3 calls in a row failed, the last: an odd token"
+
+
+def test_an_engine_that_breaks_calls_off_is_told_though_it_ends_some_rollouts() -> None:
+    fleet = Fleet(trouble={1: ("fail", 2)})
+    pool = fleet.pool(2)
+    for _ in range(2):  # steps
+        for _ in range(4):
+            pool.generate(requests_of(8, 1))
+        (incident,) = pool.told()
+        assert (incident.type, incident.level) == ("engine.failing", "warning")
+        assert incident.data == {"engine": 1, "message": "an odd token"}
+        told = recorded(pool.health())
+        assert told["engines"] == {"healthy": 2}
+        assert told["engine_health"].keys() == {"1"}
+        figures = told["engine_health"]["1"]
+        assert (figures["failures"], figures["resent"], figures["reason"]) == (4, 8, "an odd token")
+    pool.generate([])
+    assert recorded(pool.health())["engine_health"] == {}
 
 
 def test_a_request_that_no_engine_can_make_is_the_jobs_mistake() -> None:

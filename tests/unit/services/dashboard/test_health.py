@@ -44,10 +44,12 @@ def test_rewards(health: Any, told: str) -> None:
                 "engines": {"healthy": 3, "retired": 1},
                 "engine_health": {
                     "0": {**HEALTHY, "restarts": 2},
+                    "2": {**HEALTHY, "failures": 7, "reason": "CUDA error"},
                     "1": {"health": "retired", "restarts": 1, "reason": "its process died"},
                 },
             },
-            "Engines at the last step: 3 of 4 healthy; engine 1 is retired: its process died; 3 started again so far.",
+            "Engines at the last step: 3 of 4 healthy; engine 1 is retired: its process died; "
+            "engine 2 had 7 failed calls: CUDA error; 3 started again so far.",
         ),
     ],
 )
