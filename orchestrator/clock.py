@@ -5,9 +5,20 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 STAGES = ("rollout", "score", "learn", "sync", "evaluate", "checkpoint")
+
+
+def tokens_per_s(record: Mapping[str, Any]) -> float | None:
+    """Of a step's record, while it trains: an evaluation or a checkpoint makes no training slower."""
+    timings_s = record.get("timings_s") or {}
+    tokens, seconds = record.get("tokens"), timings_s.get("step")
+    if tokens is None or seconds is None:
+        return None
+    seconds -= (timings_s.get("evaluate") or 0.0) + (timings_s.get("checkpoint") or 0.0)
+    return tokens / seconds if seconds > 0 else None
 
 
 class Clock:

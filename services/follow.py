@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.clock import STAGES, tokens_per_s
 from orchestrator.directions import better_words
 from policies.places import is_gated
 from services.client import ApiError, Client, RateLimited, Unavailable
@@ -23,7 +24,7 @@ from services.terminal import Document, fail, say
 from services.text import duration, event_line, figure, is_number, plain, signed, sparkline
 from services.trackers.recorder import Open, Recorder
 
-_STAGES = (("roll out", "rollout"), ("score", "score"), ("learn", "learn"), ("sync", "sync"), ("evaluate", "evaluate"))
+_STAGES = tuple(({"rollout": "roll out"}.get(stage, stage), stage) for stage in (*STAGES, "other"))
 _TRAINING = {"loss": "loss", "pairs right": "pair_accuracy", "gradient": "grad_norm"}
 _LEVEL_STYLES = {"warning": "yellow", "error": "bold red"}
 _SMOOTHING_STEPS = 5
@@ -254,8 +255,6 @@ def front_table(front: Document) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    if is_gated(front["points"]):
-        table.caption = "an objective with a gate counts after it on the front; figures are before it"
     told = [plain(name + better_words(front, name)) for name in names]
     for column in ("step", "prompts", *told, "tokens", "volume", ""):
         table.add_column(
@@ -275,7 +274,11 @@ def front_table(front: Document) -> Table:
             table.add_row("", f"test {plain(kind)}", *_figures(values or {}, names), "", "")
         for name, values in (point.get("sets") or {}).items():
             table.add_row("", plain(name), *_figures(values, names), "", "")
-    table.caption = "±: standard error" if any(point.get("standard_errors") for point in front["points"]) else None
+    captions = {
+        "an objective with a gate counts after it on the front; figures are before it": is_gated(front["points"]),
+        "±: standard error": any(point.get("standard_errors") for point in front["points"]),
+    }
+    table.caption = "\n".join(caption for caption, is_due in captions.items() if is_due) or None
     return table
 
 
@@ -394,5 +397,5 @@ def _difference(now: Any, start: Any) -> float | None:
 
 
 def _speed(step: Document) -> str:
-    seconds = step["timings_s"].get("step")
-    return f"{step['tokens'] / seconds:,.0f}" if is_number(seconds) and seconds > 0 else "–"
+    speed = tokens_per_s(step)
+    return "–" if speed is None else f"{speed:,.0f}"

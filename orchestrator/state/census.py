@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from orchestrator.clock import tokens_per_s
 from orchestrator.state.fronts import until
 from orchestrator.state.keys import Keys
 from orchestrator.state.reader import JobReader
@@ -42,9 +43,7 @@ class Pulse:
 
     @property
     def tokens_per_s(self) -> float | None:
-        timings = (self.record or {}).get("timings_s") or {}
-        seconds, tokens = timings.get("step"), (self.record or {}).get("tokens")
-        return tokens / seconds if seconds and tokens is not None else None
+        return tokens_per_s(self.record or {})
 
 
 class Census:

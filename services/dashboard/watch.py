@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Literal
 
+from orchestrator.clock import tokens_per_s
 from services.client import ApiError, AuthenticationError, NotFound, PermissionDenied
 from services.client.flows import FINAL
 from services.client.types import Checkpoint, Event, Front, JobDetail, Steering
@@ -330,20 +331,11 @@ def figures(record: Mapping[str, Any]) -> dict[str, Value]:
         found[f"time.{stage}"] = number(seconds)
     for name in _HEALTH:
         found[name] = number(record.get(name))
-    found["tokens_per_s"] = _tokens_per_s(found)
+    found["tokens_per_s"] = number(tokens_per_s(record))
     if "gold" in record:
         found["gold"] = number((record["gold"] or {}).get("mean"))
     found["staleness"] = number((record.get("staleness") or {}).get("mean"))
     return found
-
-
-def _tokens_per_s(found: Mapping[str, Value]) -> Value:
-    """While it trains: an evaluation or a checkpoint makes no training slower."""
-    tokens, seconds = found.get("tokens"), found.get("time.step")
-    if tokens is None or seconds is None:
-        return None
-    seconds -= (found.get("time.evaluate") or 0.0) + (found.get("time.checkpoint") or 0.0)
-    return tokens / seconds if seconds > 0 else None
 
 
 def number(value: Any) -> Value:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
+from orchestrator.state.census import Pulse
 from services import follow as module
 from services.client import ApiError, RateLimited, Unavailable, Unreachable
+from services.dashboard.watch import figures
 from services.follow import Follower, follow, front_table, outcome_line, render, step_line
 from services.text import duration, event_line, plain, sparkline
 
@@ -97,6 +99,27 @@ def test_the_view_survives_figures_that_are_missing() -> None:
     step["objectives"]["accuracy"]["mean"] = None
     step["timings_s"]["step"] = None
     assert "–" in shown(render(a_job(), [step], {}, []))
+
+
+def test_a_step_that_evaluates_is_as_fast_as_others_and_its_shares_are_all_of_it() -> None:
+    timings = {"rollout": 2.0, "score": 0.0, "learn": 1.0, "sync": 0.0, "evaluate": 6.0, "checkpoint": 2.0}
+    step = a_step(1, timings_s={**timings, "other": 1.0, "step": 12.0})
+    text = shown(render(a_job(), [step], {}, []))
+    shares = "roll out 17%  score 0%  learn 8%  sync 0%  evaluate 50%  checkpoint 17%  other 8%"
+    assert shares in text
+    assert "tokens/s 3,000" in text
+    pulse = Pulse(step=1, record=step, hypervolume=None)
+    assert pulse.tokens_per_s == figures(step)["tokens_per_s"] == 3000
+    assert "3,000 tokens/s" in step_line(a_job(), step, step)
+
+
+@pytest.mark.parametrize("has_errors", [False, True])
+def test_the_front_says_of_gates_and_errors(has_errors: bool) -> None:
+    point = {**FRONT["points"][2], "counted": {"accuracy": 0.7, "clarity": 0.8}}
+    point |= {"standard_errors": {"accuracy": 0.02}} if has_errors else {}
+    gate = "an objective with a gate counts after it on the front; figures are before it"
+    caption = front_table({**FRONT, "points": [point]}).caption
+    assert caption == (f"{gate}\n±: standard error" if has_errors else gate)
 
 
 def test_a_step_is_one_line() -> None:
