@@ -170,7 +170,7 @@ def _is_bare_copy(directory: Path, older_than_s: float) -> bool:
         return False
     names = [path.name for path in directory.iterdir()]
     copied = {"init", "data", "checkpoints", REFERENCES} if GOES_ON in names else {"init"}
-    if not all(name in copied or name.startswith(".init-") for name in names):
+    if not all(name in copied or name.startswith((".init-", ".data-")) for name in names):
         return False
     newest = max(path.lstat().st_ctime for path in [directory, *directory.rglob("*")])
     return time.time() - newest > older_than_s

@@ -37,8 +37,7 @@ class ClippedSurrogate:
 
         rho = pi / pi_old, both the learner's (`ratios`); the dual clip is that of arXiv 1912.09729.
         m = min(pi_old / pi_sampler, cap), detached, of each token, corrects for the engine's rounding and for older
-        weights
-        (truncated importance sampling, arXiv 2505.24034). The gradient flows through pi only.
+        weights (truncated importance sampling, arXiv 2505.24034). The gradient flows through pi only.
         """
         ratio_BT = self.ratios(logprobs_BT, old_logprobs_BT, mask_BT)
         clipped_BT = ratio_BT.clamp(1 - self.clip_low, 1 + self.clip_high)

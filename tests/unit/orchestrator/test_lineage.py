@@ -129,7 +129,8 @@ def test_only_copies_that_are_nobodys_are_dropped(redis_url: str, tmp_path: Path
         for name in ("job-half-run", "job-run"):  # a fork that goes on, and a job whose document is lost
             (tmp_path / "jobs" / name / "checkpoints" / "step-000001").mkdir(parents=True)
         (tmp_path / "jobs" / "job-half-run" / GOES_ON).touch()
-        (tmp_path / "jobs" / "job-half-run" / "data").mkdir()
+        for folder in ("data", ".data-x"):
+            (tmp_path / "jobs" / "job-half-run" / folder).mkdir()
         store.submit("{}", name="x", job_id=ids["trained"], steering={})
         store.submit("{}", name="x", job_id=ids["mine"], steering={})
         other.submit("{}", name="x", job_id=ids["theirs"], steering={})
