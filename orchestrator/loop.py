@@ -107,6 +107,7 @@ class Loop:
         """As `run`. Raises RewardError, with every committed step as it was."""
         if self.state.step == 0 and self.state.front is None and (asked := self.start()):
             return asked
+        self.journal.progress(stage="training", eta_s=None)  # what was told last is over, and a step may take an hour
         while self.state.step < self.spec.steps:
             wishes = self.journal.wishes()
             self.settle(wait=wishes.cancel or wishes.pause or wishes.stop)

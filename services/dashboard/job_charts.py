@@ -255,7 +255,8 @@ def _said(page: JobPage) -> str:
     stage = job["progress"].get("stage")
     words = {
         "running": f"The driver holds the job, at the stage '{stage}'." if stage else "The driver holds the job.",
-        "starting": "Engines and reward models are being placed and started.",
+        "starting": "Engines and reward models are being placed and started"
+        + (f"; the driver's last word is '{stage}'." if stage else "."),
         "queued": "No driver works on it: it waits for a worker.",
         "paused": "No driver works on it: it is paused.",
     }.get(job["status"], f"The job is {job['status']}.")

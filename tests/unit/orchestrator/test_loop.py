@@ -572,6 +572,28 @@ def test_once_all_is_tested_a_stop_has_nothing_to_hand_back(tmp_path: Path, wish
     assert {point["step"] for point in run.journal.fronts[-1]["points"] if point["test"]} == {0, 6}
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_first_step_that_lasts_is_told_as_training(tmp_path: Path, again: bool) -> None:
+    spec = make_spec(steps=2)
+    run = start(tmp_path, spec)
+    if again:
+        run.journal.wish = lambda: Wishes(pause=1 in run.journal.records)
+        assert run.loop.run() == "paused"
+        run.journal.wish = Wishes
+        run = resume(run, spec)
+        run.journal.progress(stage="starting engines and learner", eta_s=None)
+    told: list[str] = []
+    step = run.loop.step
+
+    def noted(number: int) -> None:
+        told.append(run.journal.lines[-1]["stage"])
+        step(number)
+
+    run.loop.step = noted  # type: ignore[method-assign]
+    assert run.loop.run() == "succeeded"
+    assert told == ["training"] * (1 if again else 2)
+
+
 # ---------------------------------------------------------------------- collapse
 
 

@@ -9,7 +9,7 @@ import pytest
 from nicegui import Client
 
 from services.dashboard.health import engines_told, rewards_told
-from services.dashboard.job_charts import HealthPanel, ObjectivesPanel, WeightsPanel
+from services.dashboard.job_charts import HealthPanel, ObjectivesPanel, WeightsPanel, _said
 from services.dashboard.job_log import EventsPanel
 from services.dashboard.job_steering import SteeringPanel
 from tests.dashboard_support import ALL, job_page, on_page
@@ -225,3 +225,24 @@ def test_a_figure_is_missed_where_there_are_steps(has_steps: bool, note: str) ->
         assert panel._charts["kl"].props["note"] == note
 
     on_page(look)
+
+
+@pytest.mark.parametrize(
+    ("job", "says"),
+    [
+        ({"status": "starting", "progress": {}}, "Engines and reward models are being placed and started."),
+        (
+            {"status": "starting", "progress": {"stage": "waiting for resources: needs 2 GPUs, 1 free"}},
+            "Engines and reward models are being placed and started; the driver's last word is "
+            "'waiting for resources: needs 2 GPUs, 1 free'.",
+        ),
+        (
+            {"status": "running", "progress": {"stage": "training"}},
+            "The driver holds the job, at the stage 'training'.",
+        ),
+        ({"status": "failed", "progress": {"stage": "training"}}, "The job is failed."),
+    ],
+)
+def test_what_the_driver_is_at(job: dict[str, Any], says: str) -> None:
+    page = SimpleNamespace(watch=SimpleNamespace(job=job, restarts=0), latest=lambda _: None)
+    assert _said(page) == says  # type: ignore[arg-type]
