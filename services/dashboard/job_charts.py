@@ -140,6 +140,9 @@ _FIGURES: tuple[tuple[str, str, str], ...] = (
     ("tokens_per_s", "Tokens a second", ""),
     ("grad_norm", "Gradient norm", ""),
     ("loss", "Loss", ""),
+    ("clip_share", "Clipped tokens", ""),
+    ("sampler_gap", "Gap between learner and engines, in nats", ""),
+    ("lr", "Learning rate", ""),
 )
 _TRAINING_FIGURES = (("loss", "Loss"), ("grad_norm", "Gradient norm"), ("lr", "Learning rate"))
 

@@ -31,6 +31,7 @@ def page(stage: Stage, viewer: Viewer, job: str) -> Page:
 _CHARTS = (
     "Weighted total", "Applied weights", "Front", "Hypervolume", "KL to the start", "Entropy", "Tokens a completion",
     "Cut off at the limit", "Staleness", "Tokens a second", "Share of groups", "Share of a step's time",
+    "Clipped tokens", "Gap between learner and engines", "Learning rate",
 )  # fmt: skip
 
 

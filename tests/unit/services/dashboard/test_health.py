@@ -82,6 +82,17 @@ def test_they_are_on_the_page_and_so_is_what_falls() -> None:
     on_page(look)
 
 
+def test_what_tells_of_the_update_is_drawn() -> None:
+    async def look(session: Any, client: Client) -> None:
+        session.client.newest = {"clip_share": 0.01, "sampler_gap": 0.002, "lr": 5e-6}
+        panel = HealthPanel(await job_page(session, client))
+        await panel.update(ALL)
+        notes = {column: panel._charts[column].props["note"] for column in session.client.newest}
+        assert notes == {"clip_share": "0.01", "sampler_gap": "0.002", "lr": "5.00e-06"}
+
+    on_page(look)
+
+
 def test_charts_of_many_steps_say_so_and_a_close_look_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     async def look(session: Any, client: Client) -> None:
         page = await job_page(session, client)
