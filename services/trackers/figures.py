@@ -10,7 +10,7 @@ from services.trackers.base import Table
 
 Document = Mapping[str, Any]
 
-_GROUPS = ("staleness", "timings_s", "reward_health")
+_GROUPS = ("staleness", "timings_s", "reward_health", "engines", "gold")
 _ROWS = 32  # of a table of rollouts
 _CHARACTERS = 2000  # of a text in it
 
@@ -66,7 +66,8 @@ def rollouts_table(rollouts: Iterable[Document], names: Iterable[str]) -> Table:
 def _of_step(record: Document) -> Iterator[tuple[str, Any]]:
     for name, figures in (record.get("objectives") or {}).items():
         yield f"train/{name}", figures.get("mean")
-        yield f"train_std/{name}", figures.get("std")
+        yield f"train_std/{name}", figures.get("std")  # also of prompts that are hard or easy: no sign of a gradient
+        yield f"train_zero_share/{name}", figures.get("zero_share")
     weights = record.get("weights") or {}
     for group, key in (("weights", "applied"), ("weights_of_strategy", "strategy")):
         yield from ((f"{group}/{name}", value) for name, value in (weights.get(key) or {}).items())

@@ -43,11 +43,13 @@ def a_step(step: int) -> Document:
         "sets": {"hard-ones": {"objectives": {"a": 0.2, "b": None}, "mean_tokens": 31.0}},
     }  # fmt: skip
     return {
-        "step": step, "objectives": {"a": {"mean": step / 100, "std": 0.1}, "b": {"mean": None, "std": None}},
+        "step": step,
+        "objectives": {"a": {"mean": step / 100, "std": 0.1, "zero_share": 0.25}, "b": {"mean": None, "std": None}},
         "weights": {"strategy": {"a": 0.9, "b": 0.1}, "applied": {"a": 0.6, "b": 0.4}},
         "staleness": {"mean": 0.5, "max": 1}, "timings_s": {"rollout": 1.0, "step": 2.0},
         "reward_health": {"a": {"calls": 2, "latency_s_p50": None}}, "kl": 0.01, "entropy": 0.7, "loss": -0.2,
         "tokens": 900, "mean_tokens": 30.5, "evaluation": evaluation if step % 10 == 0 else None,
+        "gold": {"mean": 0.3, "correlation": {"a": 0.8, "b": None}}, "engines": {"healthy": 2},
         "gramian": [[1.0]], "falling": [], "engine_health": {"0": {"health": "serving"}},
     }  # fmt: skip
 
@@ -160,12 +162,14 @@ def test_a_job_that_is_over_is_told_whole(tracker: tuple[dict[str, Any], Kept]) 
 
 def test_what_a_step_says() -> None:
     assert figures.of_step(a_step(10)) == {
-        "train/a": 0.1, "train_std/a": 0.1, "weights/a": 0.6, "weights/b": 0.4, "weights_of_strategy/a": 0.9,
+        "train/a": 0.1, "train_std/a": 0.1, "train_zero_share/a": 0.25,
+        "weights/a": 0.6, "weights/b": 0.4, "weights_of_strategy/a": 0.9,
         "weights_of_strategy/b": 0.1, "held_out/a": 10.5, "held_out/b": 0.1, "held_out_rollouts/mean_tokens": 20.0,
         "held_out_rollouts/truncated_share": 0.0, "set_hard-ones/a": 0.2, "front/hypervolume": 0.6,
         "staleness/mean": 0.5, "staleness/max": 1.0, "timings_s/rollout": 1.0, "timings_s/step": 2.0,
         "reward_health/a/calls": 2.0, "training/kl": 0.01,
         "training/entropy": 0.7, "training/loss": -0.2, "training/tokens": 900.0, "training/mean_tokens": 30.5,
+        "gold/mean": 0.3, "gold/correlation/a": 0.8, "engines/healthy": 2.0,
     }  # fmt: skip
     training = {"step": 3, "loss": 0.5, "pair_accuracy": 0.7, "timings_s": {"step": 1.0}}
     assert figures.of_step(training) == {"training/loss": 0.5, "training/pair_accuracy": 0.7, "timings_s/step": 1.0}
