@@ -373,7 +373,8 @@ def test_pause_resume_and_cancel(cli: Installation) -> None:
     assert cli.succeed("pause", "last") == f"{job_id} paused\n"
     assert cli.succeed("resume", "last") == f"{job_id} queued\n"
     assert cli.succeed("cancel", "last") == f"{job_id} cancelled\n"
-    assert cli.fail("resume", "last") == "a job that is cancelled cannot become queued"
+    stays = cli.fail("resume", "last")
+    assert stays.startswith(f"a job that is cancelled stays so: `equipoise fork {job_id} --steps N` goes on")
     assert cli.fail("steer", "last", "--mode", "auto") == "a job that is cancelled can't be steered"
 
 
