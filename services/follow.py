@@ -240,7 +240,8 @@ def step_line(job: Document, first: Document, step: Document) -> str:
 
 
 def outcome_line(job: Document) -> str:
-    reason = f": {plain(job['reason'])}" if job["reason"] else ""
+    why = plain(job["reason"] or "").removeprefix(f"{job['status']}: ")  # "paused: ..." is said once
+    reason = f": {why}" if why else ""
     return f"{job['id']} {job['status']}{reason} (step {job['step']}/{job['total_steps'] or '?'})"
 
 

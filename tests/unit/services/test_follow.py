@@ -301,3 +301,8 @@ def test_steps_above_the_job_s_are_undone_though_no_event_told() -> None:
 )
 def test_figures_for_people(call: Callable[[], object], expected: object) -> None:
     assert call() == expected
+
+
+def test_a_reason_that_names_the_state_is_told_once():
+    assert outcome_line(a_job(status="paused", reason="paused: kl is 2")) == "job-1 paused: kl is 2 (step 20/40)"
+    assert outcome_line(a_job(status="failed", reason="oom")) == "job-1 failed: oom (step 20/40)"
