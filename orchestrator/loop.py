@@ -20,9 +20,8 @@ from orchestrator.clock import Clock
 from orchestrator.errors import Interrupted
 from orchestrator.evaluation import Evaluator
 from orchestrator.failpoints import reach
-from orchestrator.figures import Update, batch_figures, front_document, measured, point_metrics
+from orchestrator.figures import Update, batch_figures, front_document, point_metrics
 from orchestrator.gold import GoldWatch
-from orchestrator.guardrails import Guardrails
 from orchestrator.inputs import check_data
 from orchestrator.journal import Journal
 from orchestrator.ramps import Ramp
@@ -37,11 +36,10 @@ from orchestrator.steering import Steering, alike, apply_directions, clamped
 from orchestrator.storage.checkpoint_store import CheckpointStore
 from orchestrator.storage.checkpoint_writer import CheckpointWriter
 from orchestrator.storage.checkpoints import NEWEST, STATE, STATE_FORMAT, Unreadable, parse_state, write_json
+from orchestrator.watches import Watches
 from policies.estimators.base import finish
-from policies.types import FrontStats, LearnStats, ObjectiveAdvantages, StepStats, UpdateOutcome
+from policies.types import FrontStats, ObjectiveAdvantages, StepStats, UpdateOutcome
 from rewards.base import RewardError
-
-NOT_FINITE = "the gradient or the loss was not finite"
 
 
 @dataclass(kw_only=True)
@@ -50,14 +48,12 @@ class LoopState:
 
     step: int = 0  # the last step done
     front: FrontStats | None = None  # as the last evaluation left it
-    collapsed: bool = False
     steering_version: int = 0
     steering: dict[str, Any] | None = None  # what the last step followed: a Redis that is lost takes the log with it
     applied: dict[str, float] | None = None  # by the last step, with a minus where an objective is pushed down
     ramp: Ramp | None = None  # that the last step was on
     gramian: list[list[float]] | None = None  # as measured, averaged over the steps where the spec says so
     influence: list[float] | None = None
-    not_finite: int = 0  # steps in a row of which an update was skipped
     samples: dict[str, Any] = field(default_factory=dict)  # the initial policy's completions, for the report
 
 
@@ -78,15 +74,20 @@ class Loop:
         self.clock = Clock()
         self.collector = Collector(spec, parts, self.clock, checkpoints.root.with_name(FILE))
         self.evaluator = Evaluator(spec, parts)
-        self.guardrails = Guardrails(spec.guardrails)
-        self.gold = GoldWatch(spec, parts.gold)
+        self.watches = Watches(
+            spec,
+            collapse=parts.watch,
+            gold=GoldWatch(spec, parts.gold),
+            journal=journal,
+            clock=self.clock,
+            pause=self.pause,
+        )
         self.keeper = SampleKeeper(spec, checkpoints.root.with_name(FOLDER), fence=fence)
         self.kept: set[int] = set()  # steps whose checkpoint is kept
         self.samples: list[dict[str, Any]] = []  # start and end side by side, once the run has ended
         self.reason: str | None = None  # why it paused, where nobody asked for it
         self.committed = 0  # the last step in the ledger; behind `state.step` while one is being evaluated
         self._samples_failed = False
-        self._gold_failed = False
 
     # ------------------------------------------------------------------- run
 
@@ -209,13 +210,13 @@ class Loop:
             return
         batch, kept = collected
         self.collector.look_ahead(served=step - 1, taken=step)
-        gold = self.watch_gold(step, batch) if self.gold.due(step) else None
+        gold = self.watches.gold(step, batch, self.parts.splits.train)
         if self.spec.rollout.sleep:
             with self.clock("sync"):
                 self.parts.engines.rest()
         with self.clock("learn"):
             update = self.improve(step, batch, kept, steering, ramp)
-        self.watch_updates(step, update.learned)
+        self.watches.updates(step, update.learned)
         with self.clock("rollout"):
             self.collector.settle()
         reach("before_sync")
@@ -236,8 +237,7 @@ class Loop:
         self.journal.commit(record | clocked)
         self.committed = step
         self.collector.look_ahead(served=step, taken=step)
-        self.guardrails.follow(self.spec.guardrails if steering.guardrails is None else steering.guardrails)
-        self.guard(record | self.spent())
+        self.watches.limits(record | self.spent(), steering.guardrails)
         self.keep_samples(step, version, steering, batch.groups(kept), update)
         self.tell_steering(step, version, steering, update, ramp)
         engines = {"serving": self.parts.engines.serving, "of": self.spec.rollout.engines}
@@ -403,8 +403,9 @@ class Loop:
         archive = self.parts.archive
         point = result.point(step)
         normalised = dict(zip(self.names, archive.normalised([point])[0].tolist(), strict=True))
-        self.watch(step, normalised, result.place_errors(archive.scales, is_gated=archive.is_gated([point])), steering)
-        growth = archive.add(replace(point, collapsed=self.state.collapsed, extra={**point.extra, **sets}))
+        errors = result.place_errors(archive.scales, is_gated=archive.is_gated([point]))
+        collapsed = self.watches.collapse(step, normalised, errors, steering.weights, is_turned=archive.is_turned)
+        growth = archive.add(replace(point, collapsed=collapsed, extra={**point.extra, **sets}))
         self.state.front = self.front_stats(step, growth)
         on_front = step in {point.step for point in archive.front}
         figures = result.figures() | sets | {"hypervolume": archive.hypervolume, "on_front": on_front}
@@ -422,75 +423,9 @@ class Loop:
             current_K=torch.from_numpy(archive.above_reference(current)[0]),
         )
 
-    def watch(
-        self, step: int, normalised: Mapping[str, float], errors: Mapping[str, float], steering: Steering
-    ) -> None:
-        """Name a collapse when it begins; its points stay off the front until it is over."""
-        if self.spec.collapse.action == "off":
-            return
-        collapse = self.parts.watch.observe(step, normalised, steering.weights, errors)
-        if collapse is not None and not self.state.collapsed:
-            turned = "; 1 is the better end of each range" if self.parts.archive.is_turned else ""
-            told = {"message": collapse.describe() + turned, **asdict(collapse)}
-            self.journal.event("collapse.detected", level="warning", once=f"collapse {step}", **told)
-            if self.spec.collapse.action == "pause":
-                self.pause(told["message"])
-        if collapse is None and self.state.collapsed:
-            self.journal.event("collapse.over", once=f"collapse over {step}", step=step)
-        self.state.collapsed = collapse is not None
-
-    def watch_gold(self, step: int, batch: Batch) -> dict[str, Any] | None:
-        """Name an objective that rises while gold falls. It is a watch: where gold has no scores, training goes on."""
-        try:
-            with self.clock("score"):
-                reading = self.gold.read(step, batch, self.parts.splits.train)
-        except RewardError as error:
-            if not self._gold_failed:  # once, until it works again
-                self.journal.event("gold.failed", level="warning", step=step, message=error.problem)
-            self._gold_failed = True
-            return None
-        self._gold_failed = False
-        for found in reading.began:
-            told = {"message": found.describe(), **asdict(found)}
-            once = f"overoptimisation {step} {found.objective}"
-            self.journal.event("overoptimisation.detected", level="warning", once=once, **told)
-            if self.spec.gold is not None and self.spec.gold.action == "pause":
-                self.pause(found.describe())
-        return reading.figures
-
-    def watch_updates(self, step: int, learned: LearnStats) -> None:
-        """Tell of updates that were not made. Raises ValueError where one was not finite in too many steps in a row."""
-        not_finite, made = learned.updates_not_finite, learned.updates
-        if not_finite or not made:
-            skipped = not_finite + learned.updates_masked
-            why = NOT_FINITE if not_finite else "every completion was cut at rollout.max_tokens (loss.mask_truncated)"
-            told = {
-                "message": f"{skipped} of {skipped + made} updates skipped: {why}",
-                "skipped": skipped,
-                "updates": made,
-            }
-            self.journal.event("update.skipped", level="warning", once=f"update skipped {step}", step=step, **told)
-        if not_finite:
-            self.state.not_finite += 1
-        elif made:
-            self.state.not_finite = 0
-        if self.state.not_finite > (most := self.spec.optimizer.max_skipped_steps):
-            raise ValueError(
-                f"step {step}: {NOT_FINITE}, and optimizer.max_skipped_steps lets {most} such steps in a row go on; "
-                "lower optimizer.lr, or fork an earlier checkpoint"
-            )
-
     def spent(self) -> dict[str, float]:
         """What the job took so far, now that it is kept. No digest has it: an answer from a cache costs nothing."""
         return self.journal.spent(self.parts.cost())
-
-    def guard(self, record: Mapping[str, Any]) -> None:
-        """Name what is outside a person's limits; the next step may not come."""
-        for breach in self.guardrails.observe(measured(record)):
-            told = {"message": breach.describe(), **asdict(breach)}
-            self.journal.event("guardrail.breached", level="warning", once=breach.told_as, **told)
-            if breach.action == "pause":
-                self.pause(breach.describe())
 
     # ------------------------------------------------------------------ state
 
@@ -546,7 +481,6 @@ class Loop:
         front = self.state.front
         return {
             "step": self.state.step,
-            "collapsed": self.state.collapsed,
             "steering_version": self.state.steering_version,
             "steering": self.state.steering,
             "applied": self.state.applied,
@@ -554,15 +488,12 @@ class Loop:
             "samples": self.state.samples,
             "gramian": self.state.gramian,
             "influence": self.state.influence,
-            "not_finite": self.state.not_finite,
             "data": self.parts.splits.sha256,
             "policy_commit": self.parts.policy_commit,
             "collector": self.collector.state_dict(),
             "weighting": self.parts.weighting.state_dict(),
             "archive": self.parts.archive.state_dict(),
-            "watch": self.parts.watch.state_dict(),
-            "guardrails": self.guardrails.state_dict(),
-            "gold": self.gold.state_dict(),
+            **self.watches.state_dict(),
             "front": None if front is None else {"step": front.step, "growth": front.growth},
         }
 
@@ -606,23 +537,17 @@ class Loop:
         self.collector.load(document["collector"], self.checkpoints.fetch_beside)
         self.parts.weighting.load_state_dict(document["weighting"])
         self.parts.archive.load_state_dict(document["archive"])
-        if "directions" in document["archive"] or not self.parts.archive.is_turned:
-            self.parts.watch.load_state_dict(document["watch"])  # an older one watched in the wrong direction
-        if "guardrails" in document:  # a checkpoint of a version without them has none
-            self.guardrails.load_state_dict(document["guardrails"])
-        self.gold.load_state_dict(document.get("gold"))
+        self.watches.load_state_dict(document, is_turned=self.parts.archive.is_turned)
         front = document["front"] and self.front_stats(document["front"]["step"], document["front"]["growth"])
         self.state = LoopState(
             step=document["step"],
             front=front or None,
-            collapsed=document["collapsed"],
             steering_version=document["steering_version"],
             steering=document.get("steering"),
             applied=document.get("applied"),
             ramp=Ramp(**document["ramp"]) if document.get("ramp") else None,
             gramian=document["gramian"],
             influence=document["influence"],
-            not_finite=document.get("not_finite", 0),
             samples=document["samples"],
         )
 

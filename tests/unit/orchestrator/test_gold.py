@@ -123,7 +123,7 @@ def test_a_killed_run_goes_on_watching_where_it_was(tmp_path: Path) -> None:
     again.loop.run()
     assert again.figures() == whole.figures()
     assert again.journal.named("overoptimisation.detected") == whole.journal.named("overoptimisation.detected")
-    assert again.loop.gold.state_dict() == whole.loop.gold.state_dict()
+    assert again.loop.watches.gold_watch.state_dict() == whole.loop.watches.gold_watch.state_dict()
 
 
 def test_gold_that_fails_costs_an_event_and_no_step(tmp_path: Path) -> None:

@@ -657,7 +657,7 @@ def test_a_collapse_that_pauses_goes_on_from_where_it_was(tmp_path: Path) -> Non
     assert list(run.journal.records) == [1, 2, 3, 4]
     run.journal.wish = Wishes
     again = resume(run, spec, profile=falling)
-    assert again.loop.state.collapsed
+    assert again.loop.watches.collapsed
     assert again.loop.run() == "succeeded"
     assert len(run.journal.named("collapse.detected")) == 1
     assert [event["step"] for event in run.journal.named("collapse.over")] == [8]

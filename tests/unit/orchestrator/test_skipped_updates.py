@@ -73,7 +73,7 @@ def test_a_row_of_skipped_steps_survives_a_kill(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run.loop.run()
     run = skipping(resume(run, spec), steps)
-    assert run.loop.state.not_finite == 1  # as the checkpoint of step 3 has it
+    assert run.loop.watches.not_finite == 1  # as the checkpoint of step 3 has it
     with pytest.raises(ValueError, match=r"^step 6: .* lets 3 such steps"):
         run.loop.run()
     assert [event["step"] for event in run.journal.named("update.skipped")] == [3, 4, 5, 6]
@@ -86,23 +86,23 @@ def test_a_checkpoint_of_a_version_that_counted_none_is_gone_on_from(tmp_path: P
     run.journal.die_at = ("after register", 3)
     with pytest.raises(Killed):
         run.loop.run()
-    assert resume(run).loop.state.not_finite == 0
+    assert resume(run).loop.watches.not_finite == 0
 
 
 def test_a_step_whose_completions_are_all_masked_is_told(tmp_path: Path) -> None:
     """It is no sign of trouble with the numbers: neither a step of such a row, nor its end."""
     nothing, masked = {"updates_not_finite": 0}, {"updates_masked": 2}
     run = skipping(start(tmp_path, make_spec(optimizer={"max_skipped_steps": 1})), {1, 2, 3}, **nothing, **masked)
-    run.loop.state.not_finite = 1
+    run.loop.watches.not_finite = 1
     for step in (1, 2, 3):
         run.loop.step(step)
-        assert run.loop.state.not_finite == 1
+        assert run.loop.watches.not_finite == 1
     told = run.journal.named("update.skipped")
     assert [event["step"] for event in told] == [1, 2, 3]
     message = "2 of 2 updates skipped: every completion was cut at rollout.max_tokens (loss.mask_truncated)"
     assert told[0] == {"step": 1, "message": message, "skipped": 2, "updates": 0}
     run.loop.step(4)
-    assert run.loop.state.not_finite == 0
+    assert run.loop.watches.not_finite == 0
 
 
 def test_masked_completions_count_in_their_groups(tmp_path: Path) -> None:
