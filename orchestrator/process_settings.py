@@ -56,6 +56,7 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
         weight_decay=optimizer.weight_decay,
         warmup_steps=optimizer.warmup_steps,
         schedule=optimizer.schedule,
+        min_lr_ratio=optimizer.min_lr_ratio,
         total_updates=spec.steps * optimizer.minibatches,
         max_grad_norm=optimizer.max_grad_norm,
         minibatches=optimizer.minibatches,

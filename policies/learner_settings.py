@@ -34,6 +34,7 @@ class LearnerSettings:
     weight_decay: float = 0.0
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    min_lr_ratio: float = 0.0
     total_updates: int = 1000
     max_grad_norm: float = 1.0
     minibatches: int = 1
@@ -61,7 +62,8 @@ class LearnerSettings:
 
 
 def learning_rate(settings: LearnerSettings) -> Callable[[int], float]:
-    """Factor on the peak rate after n updates: linear warm-up from 1/warmup, then the schedule down to 0."""
+    """Factor on the peak rate after n updates: linear warm-up from 1/warmup, then the schedule down to its least."""
+    least = settings.min_lr_ratio
 
     def factor(update: int) -> float:
         if update < settings.warmup_steps:
@@ -70,6 +72,7 @@ def learning_rate(settings: LearnerSettings) -> Callable[[int], float]:
             return 1.0
         done = (update - settings.warmup_steps) / max(1, settings.total_updates - settings.warmup_steps)
         done = min(1.0, done)
-        return 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        left = 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return least + (1 - least) * left
 
     return factor

@@ -278,6 +278,11 @@ def _rhythm(spec: JobSpec) -> Iterator[tuple[str, str]]:
             f"the job ends after {updates} updates, while the learning rate still rises: at most "
             f"{updates / spec.optimizer.warmup_steps:.0%} of optimizer.lr; use fewer",
         )
+    if spec.optimizer.min_lr_ratio > 0 and spec.optimizer.schedule == "constant":
+        yield (
+            "optimizer.min_lr_ratio",
+            "does nothing with the schedule constant, which stays at optimizer.lr; use cosine or linear, or drop it",
+        )
     if spec.evaluation.every >= spec.steps > TRIAL_STEPS:
         yield (
             "evaluation.every",

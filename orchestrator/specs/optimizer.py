@@ -58,6 +58,7 @@ class OptimizerSpec(Spec):
     weight_decay: float = Field(0.0, ge=0, le=10, allow_inf_nan=False, description="decoupled, as AdamW has it")
     warmup_steps: int = Field(0, ge=0, description="updates over which the learning rate rises from 0")
     schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="after the warm-up")
+    min_lr_ratio: Fraction = Field(0.0, description="share of lr to which cosine and linear fall by the job's end")
     max_grad_norm: Positive = Field(1.0, description="clipping of the combined gradient's norm")
     max_skipped_steps: int = Field(
         3,

@@ -93,6 +93,7 @@ def test_an_ordinary_job_raises_none() -> None:
             "next to nothing at it; use 1e-5 to 1e-4",
         ),
         ({"gold": {"reward": {"name": "length"}}}, "gold.range", "'length' has no bounds"),
+        ({"optimizer": {"min_lr_ratio": 0.1}}, "optimizer.min_lr_ratio", "nothing with the schedule constant"),
         ({"evaluation": {"every": 40}}, "evaluation.every", "first and last policy"),
         ({"checkpoints": {"every": 50}}, "checkpoints.every", "begins anew"),
         (

@@ -386,6 +386,16 @@ def test_a_learner_that_works_on_the_host_has_its_cores(
     assert learner_settings(job, "m", device).threads == threads
 
 
+def test_a_learner_has_the_optimizer_of_its_spec() -> None:
+    optimizer = {
+        "lr": 2e-5, "betas": (0.8, 0.99), "weight_decay": 0.1, "warmup_steps": 3, "schedule": "cosine",
+        "min_lr_ratio": 0.1, "max_grad_norm": 0.5, "minibatches": 2, "tokens_per_microbatch": 64, "packing": True,
+        "share_prompts": False,
+    }  # fmt: skip
+    settings = learner_settings(parse_spec(spec().model_dump(mode="json") | {"optimizer": optimizer}), "m", "cpu")
+    assert {name: getattr(settings, name) for name in optimizer} == optimizer
+
+
 @pytest.mark.parametrize(("transport", "asked", "share"), [("nccl", None, 0.9), ("ipc", None, 0.4), ("nccl", 0.5, 0.5)])
 def test_an_engine_has_most_of_a_gpu_that_is_its_own(transport: Any, asked: float | None, share: float) -> None:
     settings = engine_settings(spec(gpu_memory_utilization=asked), "m", "cuda", transport)

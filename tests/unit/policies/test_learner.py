@@ -567,15 +567,19 @@ def test_gradients_are_clipped_and_their_norm_is_reported(policy):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "factors"),
+    ("schedule", "least", "factors"),
     [
-        ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]),
-        ("linear", [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25, 0, 0]),
-        ("cosine", [0.25, 0.5, 0.75, 1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0, 0]),
+        ("constant", 0, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]),
+        ("constant", 0.5, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]),
+        ("linear", 0, [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25, 0, 0]),
+        ("linear", 0.2, [0.25, 0.5, 0.75, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2]),
+        ("cosine", 0, [0.25, 0.5, 0.75, 1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0, 0]),
+        ("cosine", 0.5, [0.25, 0.5, 0.75, 1, 1, (3 + math.sqrt(0.5)) / 4, 0.75, (3 - math.sqrt(0.5)) / 4, 0.5, 0.5]),
     ],
 )
-def test_learning_rate_by_hand(schedule, factors):
-    factor = learning_rate(LearnerSettings(model="", warmup_steps=4, schedule=schedule, total_updates=8))
+def test_learning_rate_by_hand(schedule, least, factors):
+    settings = LearnerSettings(model="", warmup_steps=4, schedule=schedule, min_lr_ratio=least, total_updates=8)
+    factor = learning_rate(settings)
     assert [factor(n) for n in range(len(factors))] == pytest.approx(factors)
 
 
