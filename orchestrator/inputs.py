@@ -26,6 +26,7 @@ from policies.models import (
     adapter_base,
     check_chat,
     check_directory,
+    check_shown,
     check_system,
     check_texts,
     context_length,
@@ -87,7 +88,8 @@ def prompt_encoder(
 ) -> Callable[[Any], list[int]]:
     """Makes tokens of a prompt, text or messages. Raises ModelError where the spec and the tokenizer do not fit.
 
-    A job that `is_resumed` goes on though its template does not show its system message, which new ones may not.
+    So does what it returns, for a prompt. A job that `is_resumed` goes on though its template does not show its system
+    message, or one of a prompt, which new ones may not.
     """
     chat, rollout = spec.policy.chat, spec.rollout
     template = None if tokenizer.chat_template is None else tokenizer.get_chat_template()
@@ -98,7 +100,23 @@ def prompt_encoder(
     if rollout.thoughts_end is not None:
         texts["rollout.reasoning.end"] = rollout.thoughts_end
     check_texts(tokenizer, texts)
-    return functools.partial(encode_prompt, tokenizer, system=chat.system, template_kwargs=chat.template_kwargs)
+    encode = functools.partial(encode_prompt, tokenizer, system=chat.system, template_kwargs=chat.template_kwargs)
+    return encode if template is None or is_resumed else _checking(encode)
+
+
+def _checking(encode: Callable[[Any], list[int]]) -> Callable[[Any], list[int]]:
+    """The same, with a look at the first prompt of each sequence of roles: a template goes by these."""
+    seen: set[tuple[str, ...]] = set()
+
+    def checked(prompt: str | list[dict[str, str]]) -> list[int]:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        roles = tuple(message["role"] for message in messages)
+        if roles not in seen:
+            check_shown(encode, messages)
+            seen.add(roles)
+        return encode(prompt)
+
+    return checked
 
 
 def load_splits(

@@ -276,6 +276,18 @@ def template_file(path: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
+def check_shown(encode: Callable[[list[dict[str, str]]], list[int]], messages: list[dict[str, str]]) -> None:
+    """Raises ModelError for a message of which the chat template shows nothing: no policy could answer it."""
+    shown = encode(messages)
+    for i, message in enumerate(messages):
+        others = ({**message, "content": text} for text in (f"{message['content']} x", "1"))
+        if all(encode([*messages[:i], other, *messages[i + 1 :]]) == shown for other in others):
+            raise ModelError(
+                f"message {i + 1}: the policy's chat template shows nothing of a message of the role "
+                f"'{message['role'][:40]}' with a text as its content; rename the role, or use another policy"
+            )
+
+
 def check_texts(tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, str]) -> None:
     """Raises ModelError for one, by its field, that no completion has: special tokens are left out of its text."""
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]

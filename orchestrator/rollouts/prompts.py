@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.specs.data import DOMAIN, Columns, detail_name
+from policies.models import ModelError
 from rewards.base import WrittenFloat, answer_text
 
 MAX_CHARACTERS = 500_000_000  # of the texts of a file that strangers give: a job holds them all
@@ -201,10 +202,16 @@ def _too_much(path: Path, row: int) -> DatasetError:
 
 
 def encode(prompts: Iterable[Prompt], path: str, encoder: Callable[[Any], list[int]], *, longest: int) -> list[Prompt]:
-    """Prompts with their tokens. Raises DatasetError for one of more than `longest` tokens: it leaves no room."""
+    """Prompts with their tokens. Raises DatasetError for one of more than `longest` tokens: it leaves no room.
+
+    Also for one that the encoder refuses.
+    """
     encoded = []
     for prompt in prompts:
-        tokens = array("i", encoder(prompt.content))
+        try:
+            tokens = array("i", encoder(prompt.content))
+        except ModelError as error:
+            raise DatasetError(f"{path}: row {prompt.row}: {error}") from None
         if len(tokens) > longest:
             raise DatasetError(
                 f"{path}: row {prompt.row}: the prompt has {len(tokens)} tokens, but the context leaves room for "

@@ -15,7 +15,7 @@ from orchestrator.build import prompt_encoder
 from orchestrator.checks.access import Access
 from orchestrator.checks.doubts import doubts
 from orchestrator.checks.preflight import look, preflight
-from orchestrator.rollouts.prompts import Contents
+from orchestrator.rollouts.prompts import Contents, DatasetError, Prompt, encode
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.specs.data import Columns
 from orchestrator.storage.datasets import Datasets
@@ -323,6 +323,18 @@ def test_a_system_message_that_the_template_leaves_out_is_told(tmp_path: Path) -
     with pytest.raises(ModelError, match=r"policy\.chat\.system"):
         prompt_encoder(spec, tokenizer)
     prompt_encoder(spec, tokenizer, is_resumed=True)([{"role": "user", "content": "2+2="}])  # it ran before
+
+
+def test_a_prompt_of_which_the_template_shows_nothing_is_told_with_its_row(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(make_policy(tmp_path / "policy")))
+    tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    spec = make_spec("quickstart", {"type": "quickstart"}, policy={"model": "x/y"})
+    rows: list[Any] = ["1+1=", [{"role": "user", "content": "2+2="}], [{"role": "human", "content": "3+3="}]]
+    prompts = [Prompt(content=content, text="", answer=None, row=i) for i, content in enumerate(rows, start=1)]
+    assert len(encode(prompts[:2], "f", prompt_encoder(spec, tokenizer), longest=9)) == 2
+    with pytest.raises(DatasetError, match=r"f: row 3: message 1: .* role 'human'"):
+        encode(prompts, "f", prompt_encoder(spec, tokenizer), longest=9)
+    assert len(encode(prompts, "f", prompt_encoder(spec, tokenizer, is_resumed=True), longest=9)) == 3
 
 
 @pytest.mark.parametrize(

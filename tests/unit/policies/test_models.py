@@ -1,5 +1,6 @@
 """What is loaded as a policy, what is refused and in which words, and how a prompt becomes tokens."""
 
+import contextlib
 import json
 import shutil
 
@@ -14,6 +15,7 @@ from policies.models import (
     ModelError,
     check_chat,
     check_directory,
+    check_shown,
     check_system,
     check_texts,
     context_length,
@@ -330,6 +332,32 @@ def test_a_template_that_shows_no_system_message_is_told(tokenizer):
         check_system(tokenizer, "be brief", {})
     tokenizer.chat_template = "{{ raise_exception('no') }}"
     check_system(tokenizer, "be brief", {})
+
+
+KNOWN_ROLES = (
+    "{% for message in messages %}{% if message['role'] in ('user', 'assistant') %}{{ message['role'] }}:"
+    "{{ message['content'].split('</think>')[-1] | trim }}\n{% endif %}{% endfor %}a:"
+)
+PARTS = (
+    "{% for message in messages %}U:{% for part in message['content'] %}{% if part['type'] == 'text' %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}\n{% endfor %}a:"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "roles", "hidden"),
+    [
+        (KNOWN_ROLES, ["user", "assistant", "user"], None),
+        (KNOWN_ROLES, ["user", "assistant", "human"], r"message 3: .* role 'human'"),
+        (KNOWN_ROLES, ["developer", "user"], r"message 1: .* role 'developer'"),
+        (PARTS, ["user"], r"message 1: .* role 'user'"),
+    ],
+)
+def test_a_message_that_the_template_does_not_show_is_told(tokenizer, template, roles, hidden):
+    tokenizer.chat_template = template
+    messages = [{"role": role, "content": "" if role == "assistant" else "</think>1"} for role in roles]
+    with contextlib.nullcontext() if hidden is None else pytest.raises(ModelError, match=hidden):
+        check_shown(lambda chat: encode_prompt(tokenizer, chat), messages)
 
 
 def test_a_template_is_found_in_a_directory(tokenizer, copy):
