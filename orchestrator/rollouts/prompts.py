@@ -117,7 +117,10 @@ def _count(rows: dict[str | None, tuple[int, int]], prompt: Prompt) -> None:
 def each_prompt(
     path: Path, columns: Columns, *, limit: int | None = None, lenient: bool = False
 ) -> Generator[Prompt, None, None]:
-    """The same one by one, none of them kept. With `lenient` a chat may end with the assistant's turn."""
+    """The same one by one, none of them kept. With `lenient` also what new jobs may not have.
+
+    That is a chat that ends with the assistant's turn, or one with calls of tools, which are left out.
+    """
     is_empty = True
     with _rows(path) as rows:
         for row, record in islice(rows, limit):
@@ -169,10 +172,10 @@ def examine(path: Path, columns: Columns, *, most: int) -> tuple[int, list[str]]
 
 
 def preview(path: Path, columns: Columns, *, after: int, limit: int) -> list[Prompt]:
-    """Rows numbered above `after`. Raises DatasetError as `load_prompts`."""
+    """Rows numbered above `after`, also those that new jobs may not have. Raises DatasetError as `load_prompts`."""
     with _rows(path) as rows:
         wanted = ((row, record) for row, record in rows if row > after)
-        return [_prompt(path, row, record, columns) for row, record in islice(wanted, limit)]
+        return [_prompt(path, row, record, columns, lenient=True) for row, record in islice(wanted, limit)]
 
 
 @contextlib.contextmanager
@@ -254,7 +257,7 @@ def _read_jsonl(path: Path) -> Rows:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line.decode("utf-8"), parse_float=WrittenFloat)
+                record = json.loads(line.decode("utf-8-sig" if row == 1 else "utf-8"), parse_float=WrittenFloat)
                 if b"\\ud" in line.lower():  # an escape may be half a character, which no tokenizer takes
                     json.dumps(record, ensure_ascii=False).encode()
             except (ValueError, RecursionError) as error:  # ValueError: also a number too long to read
@@ -345,9 +348,9 @@ def _prompt(
 ) -> Prompt:
     if isinstance(record, DatasetError):
         raise record
-    content = _value(path, row, record, columns.prompt)
+    content = _checked(path, row, columns.prompt, _value(path, row, record, columns.prompt), lenient=lenient)
     return Prompt(
-        content=_checked(path, row, columns.prompt, content, lenient=lenient),
+        content=content,
         text=content if isinstance(content, str) else _last_user(content),
         answer=None if columns.answer is None else _answer(path, row, record, columns.answer),
         row=row,
@@ -392,16 +395,21 @@ def _details(path: Path, row: int, record: Mapping[str, Any], columns: Sequence[
     return {detail_name(column): value for column, value in found.items()}
 
 
+def _parts(record: Mapping[str, Any], column: str) -> list[str]:
+    """What the dots of a column's name lead through, unless a column is called so as a whole: tables are flat."""
+    return [column] if column in record else column.split(".")
+
+
 def _optional(record: Mapping[str, Any], column: str) -> Any:
     value: Any = record
-    for part in column.split("."):
+    for part in _parts(record, column):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
 
 
 def _value(path: Path, row: int, record: Mapping[str, Any], column: str) -> Any:
     value: Any = record
-    for part in column.split("."):
+    for part in _parts(record, column):
         if not isinstance(value, Mapping) or part not in value:
             found = ", ".join(map(str, value)) if isinstance(value, Mapping) else _kind(value)
             raise DatasetError(f"{path}: row {row}: no '{column}'; found {found}")
@@ -418,25 +426,40 @@ def _checked(path: Path, row: int, column: str, content: Any, *, lenient: bool) 
     if not isinstance(content, Sequence) or isinstance(content, bytes) or not content:
         found = "an empty list" if content == [] else _kind(content)
         raise DatasetError(f"{where}: expected text, or chat messages with role and content, got {found}")
+    messages = []
     for number, message in enumerate(content, start=1):
-        if problem := _message_problem(message):
+        if problem := _message_problem(message, lenient=lenient):
             raise DatasetError(f"{where}: message {number}: {problem}")
-    if content[-1]["role"] == "assistant" and not lenient:
+        messages.append({"role": message["role"], "content": _message_text(message)})
+    if messages[-1]["role"] == "assistant" and not lenient:
         raise DatasetError(
             f"{where}: the last message is the assistant's, which the policy would be shown; a prompt ends before it: "
             "cut it off, and keep its text in a column of its own where it is the answer"
         )
-    return [{"role": message["role"], "content": message["content"]} for message in content]
+    return messages
 
 
-def _message_problem(message: Any) -> str | None:
+def _message_problem(message: Any, *, lenient: bool) -> str | None:
     if not isinstance(message, Mapping):
         return f"expected role and content, got {_kind(message)}"
-    for key in ("role", "content"):
-        if not isinstance(message.get(key), str):
-            more = "; calls of tools are not read" if message.get("tool_calls") else ""
+    has_calls = bool(message.get("tool_calls"))
+    for key, value in (("role", message.get("role")), ("content", _message_text(message))):
+        if not isinstance(value, str):
+            more = "; calls of tools are not read" if has_calls else ""
+            more = "; of its parts, texts alone are read" if isinstance(value, list) else more
             return f"expected text as its {key}, got {_kind(message.get(key))}{more}"
+    if has_calls and not lenient:
+        return "it has tool_calls, which are not read: write them into its content, as the policy would"
     return None
+
+
+def _message_text(message: Mapping[str, Any]) -> Any:
+    """Its content, of one that is a list of texts as they follow each other."""
+    content = message.get("content")
+    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+        texts = [part.get("text") for part in content]
+        return "".join(texts) if texts and all(isinstance(text, str) for text in texts) else content
+    return content
 
 
 def _last_user(messages: Sequence[Mapping[str, str]]) -> str:

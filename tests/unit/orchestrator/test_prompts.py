@@ -77,6 +77,27 @@ def test_messages_keep_only_role_and_content(tmp_path: Path) -> None:
     assert prompt.text == "hi"  # no user spoke: the last message
 
 
+@pytest.mark.parametrize("write", [jsonl, parquet_file])
+def test_a_content_that_is_a_list_of_texts_is_one(tmp_path: Path, write: Any) -> None:
+    parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1"}]
+    (prompt,) = load_prompts(write(tmp_path, {"prompt": [{"role": "user", "content": parts}], "answer": 2}), Columns())
+    assert (prompt.content, prompt.text) == ([ASKED], "1+1")
+
+
+@pytest.mark.parametrize("write", [jsonl, parquet_file])
+def test_a_column_may_have_a_dot_in_its_name(tmp_path: Path, write: Any) -> None:
+    """As tables have it that were nested once."""
+    row = {"prompt": "1+1", "reward_model.ground_truth": "2", "extra_info.level": 3}
+    columns = Columns(answer="reward_model.ground_truth", details=("extra_info.level",))
+    (prompt,) = load_prompts(write(tmp_path, row), columns)
+    assert (prompt.answer, prompt.details) == ("2", {"level": 3})
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, b"\xef\xbb\xbf" + json.dumps(GOOD).encode(), GOOD)
+    assert [prompt.text for prompt in load_prompts(path, Columns())] == ["1+1", "1+1"]
+
+
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
@@ -168,6 +189,14 @@ def test_pairs_of_surrogates_are_text(tmp_path: Path) -> None:
         (
             {"prompt": [ASKED, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
             "message 2: expected text as its content, got nothing; calls of tools are not read",
+        ),
+        (
+            {"prompt": [ASKED, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, ASKED]},
+            "row 2: 'prompt': message 2: it has tool_calls, which are not read",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image", "image": "x"}, {"type": "text", "text": "?"}]}]},
+            "message 1: expected text as its content, got list; of its parts, texts alone are read",
         ),
         ({"prompt": [ASKED, {"role": "assistant", "content": "2"}]}, "row 2: 'prompt': the last message is the assi"),
         ({"prompt": {"role": "user", "content": "x"}, "answer": "2"}, "got dict"),

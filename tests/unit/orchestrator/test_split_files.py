@@ -14,7 +14,7 @@ from orchestrator.checks.preflight import look, preflight
 from orchestrator.inputs import load_splits
 from orchestrator.lineage import fork_document
 from orchestrator.rollouts import split_files
-from orchestrator.rollouts.prompts import DatasetError, Prompt
+from orchestrator.rollouts.prompts import DatasetError, Prompt, preview
 from orchestrator.rollouts.split_files import SplitFiles, each_of, holds_back, matching
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.spec_errors import SpecError
@@ -60,6 +60,17 @@ def loaded(spec: JobSpec, folder: Path, **options: Any) -> Any:
 
 def texts(found: list[Prompt]) -> list[str]:
     return [prompt.text for prompt in found]
+
+
+def test_a_job_with_a_checkpoint_goes_on_with_calls_of_tools_that_new_jobs_may_not_have(tmp_path: Path) -> None:
+    asked, called = {"role": "user", "content": "?"}, {"role": "assistant", "content": ""}
+    rows = [{"prompt": [asked, {**called, "tool_calls": [{"id": "1"}]}, asked]}]
+    spec = spec_of(train=str(put(tmp_path / "a.jsonl", *rows)), validation=str(tmp_path / "a.jsonl"))
+    with pytest.raises(DatasetError, match="message 2: it has tool_calls"):
+        loaded(spec, tmp_path)
+    assert loaded(spec, tmp_path, is_resumed=True).train[0].messages == [asked, called, asked]
+    (shown,) = preview(tmp_path / "a.jsonl", Columns(), after=0, limit=1)
+    assert shown.messages == [asked, called, asked], "an upload of an earlier version is not damaged"
 
 
 def test_a_job_with_a_checkpoint_goes_on_with_prompts_that_new_jobs_may_not_have(
