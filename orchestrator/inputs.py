@@ -31,6 +31,7 @@ from policies.models import (
     check_texts,
     context_length,
     encode_prompt,
+    hub_config,
 )
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def load_splits(
 ) -> Splits:
     """Every split, encoded. Raises DatasetError naming the file and the row."""
     files = split_files(spec, state_dir, owner, data_dir)
-    longest = longest_prompt(spec, model)
+    longest = longest_prompt(spec, model, is_resumed=is_resumed)
     splits = {}
     for name, each in files.items():
         try:
@@ -203,9 +204,15 @@ def _files_of(data: FilesData, split: str, owner: str, state_dir: Path, data_dir
     )
 
 
-def longest_prompt(spec: JobSpec, model: str) -> int:
-    """Tokens that a prompt may have beside rollout.max_tokens. Raises ModelError where there is no room at all."""
-    config = check_directory(Path(model)) if Path(model).is_dir() else {}
+def longest_prompt(spec: JobSpec, model: str, *, is_resumed: bool = False) -> int:
+    """Tokens that a prompt may have beside rollout.max_tokens. Raises ModelError where there is no room at all.
+
+    A hub id's own context holds new jobs back alone: the others began before it was looked at.
+    """
+    if Path(model).is_dir():
+        config = check_directory(Path(model))
+    else:
+        config = {} if is_resumed else hub_config(model, revision=spec.policy.revision)
     lengths = [length for length in (spec.policy.max_model_len, context_length(config)) if length]
     if not lengths:
         return 2**31

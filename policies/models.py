@@ -82,6 +82,18 @@ def _weights(path: Path) -> bool:
     return any(file.name != ADAPTER_WEIGHTS for file in path.glob("*.safetensors"))
 
 
+def hub_config(hub_id: str, *, revision: str | None = None) -> dict[str, Any]:
+    """Its config; an empty one where it can't be read: loading the model then says why."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        file = Path(hf_hub_download(hub_id, "config.json", revision=revision))
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
 def context_length(config: dict[str, Any]) -> int | None:
     """Tokens that the model was made for, where its config says so."""
     value = _text(config).get("max_position_embeddings")

@@ -91,6 +91,25 @@ def test_a_job_with_a_checkpoint_goes_on_with_prompts_that_new_jobs_may_not_have
     ]
 
 
+def test_prompts_have_to_fit_into_the_context_of_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"max_position_embeddings": 10}))  # and a completion has up to 9
+    asked: list[Any] = []
+
+    def download(hub_id: str, name: str, *, revision: str | None) -> str:
+        asked.append((hub_id, name, revision))
+        return str(config)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    spec = spec_of(train=str(put(tmp_path / "a.jsonl", *prompts(0, 2))), validation=str(tmp_path / "a.jsonl"))
+    options: dict[str, Any] = {"model": "someone/model", "data_dir": tmp_path / "data"}
+    assert len(load_splits(spec, tmp_path, encoder=lambda _: [1], **options).train) == 2
+    with pytest.raises(DatasetError, match="row 1: the prompt has 2 tokens, but the context leaves room for 1 beside"):
+        load_splits(spec, tmp_path, encoder=lambda _: [1, 1], **options)
+    assert asked == [("someone/model", "config.json", None)] * 2
+    assert len(load_splits(spec, tmp_path, encoder=lambda _: [1, 1], is_resumed=True, **options).train) == 2
+
+
 # -------------------------------------------------------------------------- several files
 
 

@@ -20,6 +20,7 @@ from policies.models import (
     check_texts,
     context_length,
     encode_prompt,
+    hub_config,
     load_model,
     load_tokenizer,
     processor_files,
@@ -154,6 +155,14 @@ def test_a_hub_id_is_loaded_from_its_own_weights(hub, revision):
     expected = load_file(hub / "model.safetensors")
     found = dict(load_model("some/model", revision=revision).named_parameters())
     assert all(torch.equal(found[name].data, weights) for name, weights in expected.items() if name in found)
+
+
+@pytest.mark.parametrize("revision", [None, COMMIT])
+def test_the_context_of_a_hub_id_is_known(hub, revision):
+    assert context_length(hub_config("some/model", revision=revision)) == 128
+    assert hub_config("some/other") == {}
+    (hub / "config.json").write_text("[]")
+    assert hub_config("some/model") == {}
 
 
 @pytest.mark.parametrize(
