@@ -326,11 +326,18 @@ def load_spec(path: Path) -> JobSpec | RewardJobSpec:
 AnyJob = TypeVar("AnyJob", bound=JobSpec | RewardJobSpec)
 
 
+def problem_of_name(name: str) -> str | None:
+    """Of a new job; one that is stored may have it."""
+    if UNSHOWN.search(name):
+        return "has control characters or marks of a line's end or direction; leave them out"
+    return None
+
+
 def check_new(spec: AnyJob) -> AnyJob:
     """What is asked of a job that is submitted, beyond what one that is stored may say. Raises SpecError."""
     problems = []
-    if UNSHOWN.search(spec.name):
-        problems.append(("name", "has control characters or marks of a line's end or direction; leave them out"))
+    if (problem := problem_of_name(spec.name)) is not None:
+        problems.append(("name", problem))
     if any(len(key) > MAX_METADATA for key in spec.metadata):
         problems.append(("metadata", f"a key has more than {MAX_METADATA} characters"))
     if (size := len(json.dumps(spec.metadata))) > MAX_METADATA_BYTES:

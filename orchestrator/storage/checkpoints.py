@@ -48,6 +48,10 @@ class Unreadable(CheckpointError):
     """What holds a checkpoint does not give it now: it is neither lost nor damaged."""
 
 
+class LaterFormat(Unreadable):
+    """A later version wrote it in a way that this one does not know."""
+
+
 class DiskFull(Unreadable):
     """The disk has no room for another checkpoint: those that it has are whole."""
 
@@ -294,10 +298,10 @@ def export_policy(directory: Path, target: Path, *, beside: Mapping[str, bytes] 
 
 
 def parse_state(text: str | bytes) -> dict[str, Any]:
-    """What STATE holds. Raises Unreadable where a later version wrote it in a way that this one does not know."""
+    """What STATE holds. Raises LaterFormat."""
     state: dict[str, Any] = json.loads(text)
     if (found := state.get("format", 0)) > STATE_FORMAT:
-        raise Unreadable(
+        raise LaterFormat(
             f"its newest checkpoint is of format {found}, and this version reads up to {STATE_FORMAT}: it waits for "
             "the version that wrote it, or a later one"
         )

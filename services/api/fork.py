@@ -24,7 +24,7 @@ from orchestrator.fork_copies import NoRoom, copy_policy, copy_run, forking, is_
 from orchestrator.fork_plans import PlanConflict, keep_answer, keep_plan, kept_answer, kept_plan, plan_path
 from orchestrator.lineage import MAX_FORKS, best_step, fork_document, holds_back_trained, lineage, merged, steered
 from orchestrator.measurement import measured_differently
-from orchestrator.spec import JobSpec, parse_spec
+from orchestrator.spec import JobSpec, parse_spec, problem_of_name
 from orchestrator.specs.data import FilesData
 from orchestrator.state.census import Census
 from orchestrator.state.gpu_hours import GpuQuotaReached
@@ -42,7 +42,7 @@ from orchestrator.state.store import (
 )
 from orchestrator.steering import SteeringError, initial_steering, merge
 from orchestrator.storage.checkpoint_store import CheckpointStore, Remote
-from orchestrator.storage.checkpoints import CheckpointError
+from orchestrator.storage.checkpoints import CheckpointError, LaterFormat, Unreadable
 from orchestrator.stored_spec import read_stored
 from services.body import first_of, json_body, parse_json
 from services.deps import (
@@ -55,7 +55,15 @@ from services.deps import (
     body_schema,
     page,
 )
-from services.errors import ApiProblem, StrictJSONResponse, gpu_quota_problem, kept_problem, not_found, quota_problem
+from services.errors import (
+    ApiProblem,
+    StrictJSONResponse,
+    gpu_quota_problem,
+    kept_problem,
+    not_found,
+    quota_problem,
+    spec_problem,
+)
 from services.job_requests import IdempotencyKey, job_document
 from services.query import StrictRoute
 from services.settings import Settings
@@ -253,7 +261,13 @@ def _checked(document: Any) -> Fork:
 def _unusable(parent: str, step: int, error: CheckpointError) -> ApiProblem:
     """The log has the path, the answer has not."""
     log.warning("checkpoint %d of %s can't be forked: %s", step, parent, error)
-    message = "its files are gone or damaged; take another checkpoint"
+    if isinstance(error, LaterFormat):
+        message = f"step {step} was written by a later version, whose state this one can't read; go on with that "
+        message += "version, or fork its policy alone, without `steps`"
+    elif isinstance(error, Unreadable):
+        message = "its files can't be read now, which the server's log has; try again, or take another checkpoint"
+    else:
+        message = "its files are gone or damaged; take another checkpoint"
     return ApiProblem(409, "checkpoint_unusable", message, param="checkpoint")
 
 
@@ -316,13 +330,20 @@ def _check_held_out(store: JobStore, data: FilesData, origin: Origin | None) -> 
 def _plan_to_go_on(
     store: JobStore, config: Settings, access: Access, parent: str, spec: JobSpec, checkpoint: Checkpoint, fork: Fork
 ) -> dict[str, Any]:
-    """One job, of the parent's spec and steering, whose first policy is the parent's first one."""
+    """One job, of the parent's spec and steering, whose first policy is the parent's first one.
+
+    It is judged as one that is resumed: what only new jobs may not have, or is in the parent's directory alone, stays.
+    """
     assert fork.steps is not None
+    if fork.name is not None and (problem := problem_of_name(fork.name)) is not None:
+        raise _invalid("name", problem)
     if fork.steps <= checkpoint.step:
         raise _invalid("steps", f"the job's newest checkpoint is of step {checkpoint.step} already; expected more")
     wanted = steered(spec, store.steering_head(parent).current)
     wanted |= {"steps": fork.steps, "name": fork.name or f"{spec.name[:96]} to {fork.steps}"}
-    base, new = checked_spec(wanted, access), f"job-{secrets.token_hex(6)}"
+    base, new = parse_spec(wanted), f"job-{secrets.token_hex(6)}"
+    if problems := access.problems(base):
+        raise spec_problem(problems)
     document = base.model_dump(mode="json")
     if document["init_checkpoint"] == str(_init(config, parent)):
         document["init_checkpoint"] = str(_init(config, new))

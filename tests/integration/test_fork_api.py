@@ -409,12 +409,34 @@ def test_a_job_that_has_ended_goes_on_in_a_new_one(
     assert [step["step"] for step in store.steps(new["id"])] == [4]
 
 
-def test_a_run_whose_learner_is_gone_does_not_go_on(http: httpx.Client, store: JobStore, state_dir: Path) -> None:
+def test_a_job_goes_on_with_what_new_ones_may_not_have(http: httpx.Client, store: JobStore, state_dir: Path) -> None:
+    """As one that is resumed: a dataset that was deleted, which the job holds, and what is refused by now."""
     parent = ended(http, store, state_dir)
-    keep_policy(state_dir / "jobs" / parent / "checkpoints" / "step-000003")
+    data = {"type": "files", "train": "dataset:ds-000000000000", "validation": {"share": 0.1}}
+    spec = json.loads(store.spec(parent)) | {"name": "as\u2028then", "data": data}
+    spec["policy"]["model"] = "some/model"
+    store.calls.command("SET", Keys(store.owner).spec(parent), json.dumps(spec))
+    (new,) = forked(http, parent, checkpoint="latest", steps=9)["data"]
+    assert new["name"] == "as\u2028then to 9"
+    refused = http.post(f"/v1/jobs/{parent}/fork", json={"checkpoint": "latest", "steps": 9, "name": "as\u2028then"})
+    assert assert_error(refused, 422)["param"] == "name"
+
+
+@pytest.mark.parametrize("why", ["the learner is gone", "a later version wrote it"])
+def test_a_run_that_can_not_be_read_does_not_go_on(
+    http: httpx.Client, store: JobStore, state_dir: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    parent = ended(http, store, state_dir)
+    if why == "the learner is gone":
+        keep_policy(state_dir / "jobs" / parent / "checkpoints" / "step-000003")
+        told = "its files are gone or damaged"
+    else:
+        monkeypatch.setattr("orchestrator.storage.checkpoints.STATE_FORMAT", -1)
+        told = "step 3 was written by a later version, whose state this one can't read; go on with that version, or"
     before = sorted((state_dir / "jobs").iterdir())
     error = assert_error(http.post(f"/v1/jobs/{parent}/fork", json={"checkpoint": "latest", "steps": 9}), 409)
     assert (error["code"], error["param"]) == ("checkpoint_unusable", "checkpoint")
+    assert told in error["message"]
     assert sorted((state_dir / "jobs").iterdir()) == before
 
 
