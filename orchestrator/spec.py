@@ -131,7 +131,7 @@ class JobSpec(Spec):
         if groups < 2 and not self.estimator.single_rollout:
             raise ValueError(
                 f"rollout.rollouts_per_prompt: estimator '{self.estimator.name}' compares the rollouts of a prompt "
-                "and needs at least 2; 'reinforce' works with 1"
+                "and needs at least 2; 'reinforce' with the batch's baseline works with 1"
             )
         self.estimator.arguments(names)
         self._lengths_fit()

@@ -180,9 +180,17 @@ class ReinforceSpec(EstimatorRule):
     """Rewards combined, then whitened over the batch (REINFORCE++); works with one rollout per prompt."""
 
     source: ClassVar[str] = "arXiv 2501.03262"
-    single_rollout: ClassVar[bool] = True
 
     name: Literal["reinforce"] = "reinforce"
+    baseline: Literal["batch", "group"] = Field(
+        "batch",
+        description="what is subtracted: the batch's mean, or that of the prompt's rollouts, of which it then needs "
+        "at least 2 (REINFORCE++-baseline; TRL's scale_rewards: batch)",
+    )
+
+    @property
+    def single_rollout(self) -> bool:  # type: ignore[override]  # it depends
+        return self.baseline == "batch"
 
 
 class RlooSpec(EstimatorRule):

@@ -380,7 +380,12 @@ def test_every_wrong_field_is_named() -> None:
             "sampling.budget.max_rollouts",
             "less than the budget of 8",
         ),
-        ({"rollout__rollouts_per_prompt": 1}, "rollout.rollouts_per_prompt", "'reinforce' works with 1"),
+        ({"rollout__rollouts_per_prompt": 1}, "rollout.rollouts_per_prompt", "'reinforce' with the batch's baseline"),
+        (
+            {"rollout__rollouts_per_prompt": 1, "estimator": REINFORCE | {"baseline": "group"}},
+            "rollout.rollouts_per_prompt",
+            "estimator 'reinforce' compares the rollouts of a prompt and needs at least 2",
+        ),
         (
             {"objectives__1__reward__options": {"free_tokens": 64}, "rollout__max_tokens": 64},
             "objectives.1.reward.options.free_tokens",

@@ -32,6 +32,7 @@ from policies.statistics import centre, standardise
 
 REQUIRED = {"cond_gdpo": {"condition": 0, "at_least": 0.5}}
 RULES: dict[str, Estimator] = {name: rule(**REQUIRED.get(name, {})) for name, rule in ESTIMATORS.items()}
+RULES["reinforce, group"] = Reinforce(baseline="group")
 EVERY_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 SOME = settings(max_examples=20, deadline=None, derandomize=True)
 
@@ -232,7 +233,7 @@ def test_the_summands_of_rules_that_add_first_add_up(name, batch):
 def test_the_rules_with_a_factor():
     rewards, weights = draw_batch(0, 3, 4, 3)
     linear = {name for name, rule in RULES.items() if rule.factor(rule.per_objective(rewards), weights) is not None}
-    assert linear == {"cond_gdpo", "dr_grpo", "gdpo", "mo_grpo", "reinforce", "rloo"}
+    assert linear == {"cond_gdpo", "dr_grpo", "gdpo", "mo_grpo", "reinforce", "reinforce, group", "rloo"}
 
 
 def test_reinforce_has_no_factor_where_single_objectives_are_missing():
@@ -240,6 +241,8 @@ def test_reinforce_has_no_factor_where_single_objectives_are_missing():
     assert Reinforce().factor(Reinforce().per_objective(padded(rewards)), weights) is not None
     rewards[0, 0, 0] = torch.nan
     assert Reinforce().factor(Reinforce().per_objective(rewards), weights) is None
+    of_groups = Reinforce(baseline="group")
+    assert of_groups.factor(of_groups.per_objective(rewards), weights) is not None
 
 
 @EVERY_RULE
@@ -264,7 +267,7 @@ def test_only_softmin_moves_with_progress(rule):
 def test_the_spec_says_which_rules_work_with_one_rollout(spec):
     rewards, weights = draw_batch(0, 4, 1, 3)
     advantages = RULES[spec.model_fields["name"].default](rewards, weights)
-    assert bool((advantages != 0).any()) is spec.single_rollout
+    assert bool((advantages != 0).any()) is spec.model_construct().single_rollout
 
 
 # ----------------------------------------------------------- what some rules claim
@@ -305,7 +308,7 @@ def takes_prompts_apart(rule: Estimator, rewards: Tensor, weights: Tensor) -> bo
 CLAIMS: dict[Property, set[str]] = {
     ignores_a_shift: set(RULES) - {"cond_gdpo"},
     ignores_a_shift_of_a_prompt: set(RULES) - {"cond_gdpo", "hvo", "reinforce"},
-    ignores_a_factor: {"dvao", "gd2po", "gdpo", "grpo", "mo_grpo", "reinforce", "softmin"},
+    ignores_a_factor: {"dvao", "gd2po", "gdpo", "grpo", "mo_grpo", "reinforce", "reinforce, group", "softmin"},
     ignores_a_unit: {"cond_gdpo", "gd2po", "gdpo", "mo_grpo", "softmin"},
     is_centred: set(RULES) - {"gd2po", "reinforce", "softmin"},
     takes_prompts_apart: {"corr_grpo", "dr_grpo", "dvao", "grpo", "mo_grpo", "rloo"},
@@ -385,6 +388,13 @@ def test_reinforce_over_two_prompts_of_one_rollout():
     torch.testing.assert_close(
         Reinforce()(torch.tensor([[[1.0]], [[0.0]]]), torch.ones(1)), torch.tensor([[1.0], [-1.0]])
     )
+
+
+def test_reinforce_with_the_group_s_baseline_over_two_prompts():
+    """TRL's scale_rewards: batch takes the spread of the sums as they are, which is another factor over the batch."""
+    group = Reinforce(baseline="group")(BATCH, WEIGHTS)
+    centred = [value for row in TRL["dr_grpo"] for value in row]
+    torch.testing.assert_close(group, torch.tensor(whitened(centred)).reshape(2, 4), atol=1e-5, rtol=0)
 
 
 def test_reinforce_takes_what_a_prompt_does_not_have_for_the_batch_mean():
