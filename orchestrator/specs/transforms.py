@@ -86,14 +86,20 @@ class CalibrateSpec(RuleSpec):
 
 
 class SoftOverlongSpec(RuleSpec):
-    """Completions near the limit cost: 0 until the buffer begins, then linear to -1."""
+    """Completions near the limit cost: 0 until the buffer begins, then linear to -penalty."""
 
     source = "DAPO, arXiv 2503.14476"
 
     name: Literal["soft_overlong"] = "soft_overlong"
-    max_tokens: int = Field(ge=1, description="length that costs 1, in tokens of the completion")
+    max_tokens: int = Field(ge=1, description="length that costs the penalty, in tokens of the completion")
     buffer_tokens: int = Field(ge=1, description="tokens before max_tokens over which the cost rises from 0")
     add: bool = Field(False, description="add the cost to the reward, as published, instead of taking its place")
+    penalty: Positive = Field(
+        1.0,
+        le=1000,
+        description="cost at max_tokens, in units of the reward; the published 1 stands beside a correctness of -1 or "
+        "1, so that 0.5 is as much beside one of 0 or 1, such as math's",
+    )
 
     @model_validator(mode="after")
     def _buffer_fits(self) -> Self:

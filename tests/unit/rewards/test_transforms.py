@@ -226,6 +226,10 @@ def test_soft_overlong_pinned():
     assert SoftOverlong(max_tokens=100, buffer_tokens=40)(values, context).tolist() == [[0.0, -0.5, -1.0, -1.0]]
     added = SoftOverlong(max_tokens=100, buffer_tokens=40, add=True)
     assert added(values, context).tolist() == [[1.0, -0.5, 0.0, 0.0]]
+    halved = SoftOverlong(max_tokens=100, buffer_tokens=40, add=True, penalty=0.5)
+    assert halved(values, context).tolist() == [[1.0, -0.25, 0.5, 0.5]]
+    published = SoftOverlong(max_tokens=100, buffer_tokens=40, add=True)(2 * values - 1, context)
+    assert (2 * halved(values, context) - 1).tolist() == published.tolist()
 
 
 def test_cosine_pinned():
