@@ -402,6 +402,7 @@ def parts_of(
     finally:
         signal.signal(signal.SIGTERM, heard)
     try:
+        tell_prompts(journal, parts.splits.figures())
         yield parts
     finally:
         parts.close()
@@ -442,6 +443,12 @@ def tell_resumed(store: JobStore, journal: StoreJournal, claim: Claim, step: int
     defaults = absent_fields(json.loads(text))
     more: dict[str, Any] = {"defaults": defaults} if defaults else {}
     journal.event("job.resumed", step=step, rerun=max(0, claim.from_step - step), **more)
+
+
+def tell_prompts(journal: StoreJournal, splits: dict[str, dict[str, int]]) -> None:
+    """How many prompts a split has, and how long they are; once."""
+    level = "warning" if any(figures["dropped"] for figures in splits.values()) else "info"
+    journal.event("data.loaded", level=level, once="data.loaded", splits=splits)
 
 
 def start_running(store: JobStore, journal: StoreJournal) -> None:

@@ -49,6 +49,21 @@ class Splits:
     test: list[Prompt]
     sets: dict[str, list[Prompt]] = field(default_factory=dict)  # by what they are called among the splits
     sha256: dict[str, str] = field(default_factory=dict)  # of each file that the spec names
+    dropped: dict[str, int] = field(default_factory=dict)  # by split, prompts that were too long
+
+    def figures(self) -> dict[str, dict[str, int]]:
+        """By split, how many prompts there are, how many were dropped, and how long they are in tokens."""
+        found = {"train": self.train, "validation": self.validation, "test": self.test, **self.sets}
+        lengths = {name: sorted(len(prompt.tokens) for prompt in prompts) for name, prompts in found.items() if prompts}
+        return {
+            name: {
+                "prompts": len(tokens),
+                "dropped": self.dropped.get(name, 0),
+                "median_tokens": tokens[len(tokens) // 2],
+                "longest_tokens": tokens[-1],
+            }
+            for name, tokens in lengths.items()
+        }
 
 
 def resolve_model(
@@ -133,16 +148,20 @@ def load_splits(
     """Every split, encoded. Raises DatasetError naming the file and the row."""
     files = split_files(spec, state_dir, owner, data_dir)
     longest = longest_prompt(spec, model, is_resumed=is_resumed)
-    splits = {}
+    drop = isinstance(spec.data, FilesData) and spec.data.overlong == "drop"
+    splits: dict[str, list[Prompt]] = {}
+    dropped: dict[str, int] = {}
     for name, each in files.items():
+        splits[name], dropped[name] = [], 0
         try:
-            splits[name] = [
-                prompt
-                for path, rows in groupby(each_of(each, lenient=is_resumed), itemgetter(0))
-                for prompt in encode((row for _, row in rows), str(path), encoder, longest=longest)
-            ]
+            for path, rows in groupby(each_of(each, lenient=is_resumed), itemgetter(0)):
+                found, count = encode((row for _, row in rows), str(path), encoder, longest=longest, drop=drop)
+                splits[name] += found
+                dropped[name] += count
         except DatasetError as error:  # in the words of the spec, not of where its file was fetched to
             raise DatasetError(each.in_words_of_spec(str(error))) from None
+        if not splits[name]:
+            raise DatasetError(f"data.{name}: each of its {dropped[name]} prompts has more than {longest} tokens")
     if shown := [name for name, split in splits.items() if any(p.messages[-1]["role"] == "assistant" for p in split)]:
         log.warning("prompts of %s end with the assistant's turn, which new jobs may not have", ", ".join(shown))
     used = {**splits, "validation": splits["validation"][: spec.evaluation.prompts]}
@@ -159,6 +178,7 @@ def load_splits(
         test=splits.get("test", []),
         sets={name: prompts for name, prompts in splits.items() if name.startswith(SETS)},
         sha256=sums,
+        dropped=dropped,
     )
 
 

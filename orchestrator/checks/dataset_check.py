@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import children
-from orchestrator.rollouts.prompts import Contents, DatasetError, Prompt, examine, in_bounds, preview
+from orchestrator.rollouts.prompts import Contents, DatasetError, Prompt, examine, in_bounds, preview, too_long
 from orchestrator.rollouts.split_files import SplitFiles, each_of
 from orchestrator.specs.data import Columns, Share
 from policies.models import with_system
@@ -185,11 +185,7 @@ def read(reading: Reading, seen: Seen) -> Contents:
                 continue
             tokens = len(tokenizer.encode(text, add_special_tokens=False).ids)
             if tokens > reading.room:
-                raise DatasetError(
-                    f"{path}: row {prompt.row}: the prompt has {tokens} tokens, but the context leaves room "
-                    f"for {reading.room} beside rollout.max_tokens; shorten it, lower that or raise "
-                    "policy.max_model_len"
-                )
+                raise DatasetError(f"{path}: row {prompt.row}: {too_long(tokens, reading.room)}")
     seen.held_out.update(own)
     return contents
 

@@ -240,7 +240,7 @@ def _data(
     names = [name for split in data.splits for name in data.names(split)]
     if data.columns.answer is None and not all(map(is_reference, names)):
         _needs_answers(spec, "data.columns.answer is null", problems)
-    room = None if model is None else _room(spec, model)
+    room = None if model is None or data.overlong == "drop" else _room(spec, model)
     refused: dict[str, tuple[str, str]] = {}  # field and why
     files: dict[str, Located] = {}
     readings: dict[str, Reading] = {}

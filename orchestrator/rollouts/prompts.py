@@ -204,24 +204,37 @@ def _too_much(path: Path, row: int) -> DatasetError:
     return DatasetError(f"{path}: row {row}: more than {MAX_CHARACTERS} characters of text so far; use fewer rows")
 
 
-def encode(prompts: Iterable[Prompt], path: str, encoder: Callable[[Any], list[int]], *, longest: int) -> list[Prompt]:
-    """Prompts with their tokens. Raises DatasetError for one of more than `longest` tokens: it leaves no room.
+def encode(
+    prompts: Iterable[Prompt], path: str, encoder: Callable[[Any], list[int]], *, longest: int, drop: bool = False
+) -> tuple[list[Prompt], int]:
+    """Prompts with their tokens, and how many of them were left out: with `drop`, those of more than `longest`.
 
-    Also for one that the encoder refuses.
+    Without it, raises DatasetError for them: they leave no room. Also for one that the encoder refuses.
     """
-    encoded = []
+    encoded: list[Prompt] = []
+    overlong: list[tuple[int, int]] = []  # row, tokens
     for prompt in prompts:
         try:
             tokens = array("i", encoder(prompt.content))
         except ModelError as error:
             raise DatasetError(f"{path}: row {prompt.row}: {error}") from None
         if len(tokens) > longest:
-            raise DatasetError(
-                f"{path}: row {prompt.row}: the prompt has {len(tokens)} tokens, but the context leaves room for "
-                f"{longest} beside rollout.max_tokens; shorten it, lower that or raise policy.max_model_len"
-            )
-        encoded.append(replace(prompt, tokens=tokens))
-    return encoded
+            overlong.append((prompt.row, len(tokens)))
+        else:
+            encoded.append(replace(prompt, tokens=tokens))
+    if overlong and not drop:
+        row, count = overlong[0]
+        more = f" ({len(overlong)} rows are too long)" if len(overlong) > 1 else ""
+        raise DatasetError(f"{path}: row {row}: {too_long(count, longest)}{more}")
+    return encoded, len(overlong)
+
+
+def too_long(tokens: int, longest: int) -> str:
+    """What is wrong with a prompt, and what to do."""
+    return (
+        f"the prompt has {tokens} tokens, but the context leaves room for {longest} beside rollout.max_tokens; shorten "
+        "it, lower that, raise policy.max_model_len, or leave such prompts out with data.overlong: drop"
+    )
 
 
 class PromptOrder:

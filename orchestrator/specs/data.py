@@ -101,6 +101,11 @@ class FilesData(Spec):
     )
     columns: Columns = Columns()
     limit: int | None = Field(None, ge=1, description="rows used of each split, before a share; all when absent")
+    overlong: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="prompts that leave no room for rollout.max_tokens in the policy's context: `refuse` the job, or "
+        "`drop` them, which the event data.loaded counts",
+    )
 
     @model_validator(mode="after")
     def _datasets_stand_alone(self) -> Self:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -21,8 +22,10 @@ import ray
 from orchestrator import driver, job_report
 from orchestrator.actors.cluster import Cluster
 from orchestrator.errors import ActorLost, DoesNotFit
+from orchestrator.inputs import Splits
 from orchestrator.journal import StoreJournal, Wishes
 from orchestrator.launch.launchers import NO_RESOURCES
+from orchestrator.rollouts.prompts import Prompt
 from orchestrator.spec import parse_spec
 from orchestrator.state.records import (
     Checkpoint,
@@ -581,6 +584,22 @@ def test_sigterm_while_the_parts_are_built_hands_the_job_back(
     assert drive(tmp_path) == 0
     assert store.ends() == [("release", "handed back: the machine is going down")]
     assert (reached[-1:] == ["Ray's wait has come to its end"]) == (when == "in Ray")
+
+
+def test_what_became_of_the_prompts_is_told(store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prompts(count: int) -> list[Prompt]:
+        return [Prompt(content="x", text="x", answer=None, row=row, tokens=(1,) * row) for row in range(1, count + 1)]
+
+    splits = Splits(train=prompts(4), validation=prompts(1), test=[], dropped={"train": 2})
+    parts = Mock(splits=splits)
+    monkeypatch.setattr("orchestrator.build.build", lambda *_, **__: parts)
+    monkeypatch.setattr(driver, "train", lambda *_: ("succeeded", [], None))
+    assert drive(tmp_path) == 0
+    (told,) = [event for event in store.events_written if event[0] == "data.loaded"]
+    figures = {"prompts": 4, "dropped": 2, "median_tokens": 3, "longest_tokens": 4}
+    assert told[1:] == ("warning", {"splits": splits.figures()})
+    assert splits.figures()["train"] == figures
+    parts.close.assert_called_once_with()
 
 
 def test_a_library_that_ends_the_process_is_no_sigterm(store: FakeStore, tmp_path: Path, job: Any) -> None:

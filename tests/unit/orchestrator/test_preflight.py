@@ -290,6 +290,7 @@ def test_a_long_prompt(model: Path, data: dict[str, Any]) -> None:
     field, message = problem(make_spec(model, data))
     assert field == "data.train"
     assert "row 4: the prompt has 11 tokens, but the context leaves room for 10 beside rollout.max_tokens" in message
+    assert preflight(make_spec(model, {**data, "overlong": "drop"})) == []
 
 
 def test_a_system_message_takes_room_beside_prompts_that_have_none(model: Path, data: dict[str, Any]) -> None:
@@ -331,10 +332,10 @@ def test_a_prompt_of_which_the_template_shows_nothing_is_told_with_its_row(tmp_p
     spec = make_spec("quickstart", {"type": "quickstart"}, policy={"model": "x/y"})
     rows: list[Any] = ["1+1=", [{"role": "user", "content": "2+2="}], [{"role": "human", "content": "3+3="}]]
     prompts = [Prompt(content=content, text="", answer=None, row=i) for i, content in enumerate(rows, start=1)]
-    assert len(encode(prompts[:2], "f", prompt_encoder(spec, tokenizer), longest=9)) == 2
+    assert len(encode(prompts[:2], "f", prompt_encoder(spec, tokenizer), longest=9)[0]) == 2
     with pytest.raises(DatasetError, match=r"f: row 3: message 1: .* role 'human'"):
         encode(prompts, "f", prompt_encoder(spec, tokenizer), longest=9)
-    assert len(encode(prompts, "f", prompt_encoder(spec, tokenizer, is_resumed=True), longest=9)) == 3
+    assert len(encode(prompts, "f", prompt_encoder(spec, tokenizer, is_resumed=True), longest=9)[0]) == 3
 
 
 @pytest.mark.parametrize(

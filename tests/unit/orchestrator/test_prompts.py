@@ -302,7 +302,8 @@ def test_an_empty_file(tmp_path: Path, content: bytes) -> None:
 
 def test_encode_and_its_limit(tmp_path: Path) -> None:
     prompts = load_prompts(jsonl(tmp_path, GOOD, {"prompt": "1 + 1", "answer": "2"}), Columns())
-    encoded = encode(prompts, "f", lambda text: [ord(c) for c in text], longest=5)
+    encoded, dropped = encode(prompts, "f", lambda text: [ord(c) for c in text], longest=5)
+    assert dropped == 0
     assert [tuple(p.tokens) for p in encoded] == [(49, 43, 49), (49, 32, 43, 32, 49)]
     assert rollout_request(RolloutSpec(), encoded[0], 1, temperature=1.0).prompt_tokens == (49, 43, 49)
     assert encoded[0].tokens.itemsize == 4, "a tuple of numbers takes 36 bytes a token, and a job holds millions"
@@ -311,6 +312,10 @@ def test_encode_and_its_limit(tmp_path: Path) -> None:
         DatasetError, match="f: row 2: the prompt has 5 tokens, but the context leaves room for 4 beside"
     ):
         encode(prompts, "f", lambda text: [0] * len(text), longest=4)
+    with pytest.raises(DatasetError, match=r"row 1: the prompt has 3 tokens.* \(2 rows are too long\)"):
+        encode(prompts, "f", lambda text: [0] * len(text), longest=2)
+    kept, dropped = encode(prompts, "f", lambda text: [0] * len(text), longest=4, drop=True)
+    assert ([prompt.row for prompt in kept], dropped) == ([1], 1)
 
 
 # ----------------------------------------------------------------------- order

@@ -110,6 +110,28 @@ def test_prompts_have_to_fit_into_the_context_of_a_hub_id(tmp_path: Path, monkey
     assert len(load_splits(spec, tmp_path, encoder=lambda _: [1, 1], is_resumed=True, **options).train) == 2
 
 
+def test_prompts_that_are_too_long_are_dropped_where_that_is_asked_for(tmp_path: Path) -> None:
+    rows = [{"prompt": "x" * length} for length in (3, 9, 4, 12, 5)]
+    data = {"train": str(put(tmp_path / "a.jsonl", *rows)), "validation": str(put(tmp_path / "b.jsonl", rows[0]))}
+    options: dict[str, Any] = {"model": "none", "encoder": lambda text: [1] * len(text), "data_dir": tmp_path / "data"}
+    document = spec_of(**data, overlong="drop").model_dump()
+    fitting = parse_spec({**document, "policy": {"model": "none", "max_model_len": 17}})  # 9 of them for a completion
+    splits = load_splits(fitting, tmp_path, **options)
+    assert [len(prompt.tokens) for prompt in splits.train] == [3, 4, 5]
+    shape = {"median_tokens": 3, "longest_tokens": 3}
+    assert splits.figures() == {
+        "train": {"prompts": 3, "dropped": 2, "median_tokens": 4, "longest_tokens": 5},
+        "validation": {"prompts": 1, "dropped": 0, **shape},
+    }
+    with pytest.raises(
+        DatasetError, match=r"row 2: the prompt has 9 tokens.*data.overlong: drop \(2 rows are too long"
+    ):
+        load_splits(parse_spec({**fitting.model_dump(), "data": spec_of(**data).data}), tmp_path, **options)
+    short = parse_spec({**document, "policy": {"model": "none", "max_model_len": 16}, "rollout": {"max_tokens": 14}})
+    with pytest.raises(DatasetError, match=r"data\.train: each of its 5 prompts has more than 2 tokens"):
+        load_splits(short, tmp_path, **options)
+
+
 # -------------------------------------------------------------------------- several files
 
 
