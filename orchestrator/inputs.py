@@ -108,7 +108,8 @@ def prompt_encoder(
     message, or one of a prompt, which new ones may not.
     """
     chat, rollout = spec.policy.chat, spec.rollout
-    template = None if tokenizer.chat_template is None else tokenizer.get_chat_template()
+    is_plain = chat.template == "none"
+    template = None if is_plain or tokenizer.chat_template is None else tokenizer.get_chat_template()
     check_chat(template, chat.system, chat.template_kwargs)
     if chat.system is not None and not is_resumed:
         check_system(tokenizer, chat.system, chat.template_kwargs)
@@ -116,7 +117,8 @@ def prompt_encoder(
     if rollout.thoughts_end is not None:
         texts["rollout.reasoning.end"] = rollout.thoughts_end
     check_texts(tokenizer, texts)
-    encode = functools.partial(encode_prompt, tokenizer, system=chat.system, template_kwargs=chat.template_kwargs)
+    options = {"system": chat.system, "template_kwargs": chat.template_kwargs, "is_plain": is_plain}
+    encode = functools.partial(encode_prompt, tokenizer, **options)
     return encode if template is None or is_resumed else _checking(encode)
 
 

@@ -234,23 +234,33 @@ def encode_prompt(
     *,
     system: str | None = None,
     template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+    is_plain: bool = False,
 ) -> list[int]:
-    """Tokens of a prompt, through the chat template where the tokenizer has one.
+    """Tokens of a prompt, through the chat template where the tokenizer has one, unless it `is_plain`.
 
     Raises ModelError for chat messages without a template, and for those that it refuses.
     """
     from jinja2 import TemplateError
 
-    if tokenizer.chat_template is None:
+    if is_plain or tokenizer.chat_template is None:
         if not isinstance(prompt, str):
-            raise ModelError("the prompts are chat messages, but the tokenizer has no chat template")
-        return list(tokenizer.encode(prompt))
+            why = "policy.chat.template is none" if is_plain else "the tokenizer has no chat template"
+            raise ModelError(f"the prompts are chat messages, but {why}")
+        return _plain_tokens(tokenizer, prompt)
     messages = with_system([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, system)
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False, **template_kwargs}
     try:
         return list(tokenizer.apply_chat_template(messages, **options))
     except TemplateError as error:
         raise ModelError(f"the policy's chat template refuses a prompt: {_first_line(error)}") from None
+
+
+def _plain_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """With the beginning that the tokenizer adds, once, and without the end, behind which no policy would go on."""
+    tokens, end = list(tokenizer.encode(text)), tokenizer.eos_token_id
+    if tokens[-1:] == [end] and tokens[-len(own := tokenizer.encode(text, add_special_tokens=False)) :] != list(own):
+        tokens.pop()
+    return tokens[1:] if tokens[:2] == [tokenizer.bos_token_id] * 2 else tokens
 
 
 def check_chat(template: str | None, system: str | None, template_kwargs: Mapping[str, Any]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from orchestrator.specs.base import Positive, Spec
 
@@ -54,6 +54,11 @@ TAKEN = frozenset({
 class ChatSpec(Spec):
     """What the policy's chat template is given beside a row's prompt, in training and evaluation."""
 
+    template: Literal["own", "none"] = Field(
+        "own",
+        description="`own`: prompts go through the policy's chat template, if it has one, a text as the user's "
+        "message; `none`: texts are given as they are, as to a base model, and chat messages are refused",
+    )
     system: str | None = Field(
         None,
         min_length=1,
@@ -74,6 +79,12 @@ class ChatSpec(Spec):
             if name in TAKEN or not name.isidentifier():
                 raise ValueError(f"'{name[:64]}' is no variable of a chat template that can be set; leave it out")
         return value
+
+    @model_validator(mode="after")
+    def _has_a_template(self) -> Self:
+        if self.template == "none" and (self.system is not None or self.template_kwargs):
+            raise ValueError("template: none shows neither a system message nor variables; leave them out")
+        return self
 
 
 class PolicySpec(Spec):

@@ -326,6 +326,13 @@ def test_a_system_message_that_the_template_leaves_out_is_told(tmp_path: Path) -
     prompt_encoder(spec, tokenizer, is_resumed=True)([{"role": "user", "content": "2+2="}])  # it ran before
 
 
+def test_prompts_may_go_past_the_chat_template(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(make_policy(tmp_path / "policy")))
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    spec = make_spec("quickstart", {"type": "quickstart"}, policy={"model": "x/y", "chat": {"template": "none"}})
+    assert tokenizer.decode(prompt_encoder(spec, tokenizer)("2+2=")) == "2+2="
+
+
 def test_a_prompt_of_which_the_template_shows_nothing_is_told_with_its_row(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(make_policy(tmp_path / "policy")))
     tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"

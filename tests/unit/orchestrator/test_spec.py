@@ -399,6 +399,7 @@ def test_every_wrong_field_is_named() -> None:
         ({"policy__lora": {"targets": ["q_proj", "q_proj"]}}, "policy.lora.targets", "'q_proj' stands twice"),
         ({"policy__lora": {"targets": ["model.*"]}}, "policy.lora.targets.0", "match pattern"),
         ({"policy__chat": {"system": ""}}, "policy.chat.system", "at least 1 character"),
+        ({"policy__chat": {"template": "none", "system": "x"}}, "policy.chat.template", "neither a system message nor"),
         ({"policy__chat": {"template_kwargs": {"tokenize": False}}}, "policy.chat.template_kwargs", "leave it out"),
         ({"policy__chat": {"template_kwargs": {"a b": 1}}}, "policy.chat.template_kwargs", "'a b' is no variable"),
         ({"rollout__stop": ["a", ""]}, "rollout.stop.1", "at least 1 character"),

@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 
 from policies.models import (
     ADAPTER_CONFIG,
@@ -283,6 +284,27 @@ def test_a_prompt_without_a_template_is_its_text(tokenizer):
     assert isinstance(tokens, list)
     assert {type(token) for token in tokens} == {int}
     assert decode(tokenizer, tokens) == "1+2="
+
+
+@pytest.mark.parametrize(
+    ("added", "text", "expected"),
+    [
+        ("$A", "ab", "ab"),
+        ("<s> $A", "ab", "<s>ab"),
+        ("<s> $A", "<s>ab", "<s>ab"),
+        ("<s> $A </s>", "ab", "<s>ab"),
+        ("<s> $A", "ab</s>", "<s>ab</s>"),
+        ("<s> $A </s>", "ab</s>", "<s>ab</s>"),
+    ],
+)
+def test_a_plain_prompt_begins_once_and_is_not_ended(tokenizer, added, text, expected):
+    """Many tokenizers that were saved after a fine-tuning have add_eos_token."""
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=added, special_tokens=special)
+    tokenizer.chat_template = TEMPLATE
+    assert decode(tokenizer, encode_prompt(tokenizer, text, is_plain=True)) == expected
+    with pytest.raises(ModelError, match=r"chat messages, but policy\.chat\.template is none"):
+        encode_prompt(tokenizer, [{"role": "user", "content": text}], is_plain=True)
 
 
 def test_a_prompt_goes_through_the_template_as_the_users_message(tokenizer):
