@@ -35,6 +35,12 @@ class Breach:
         return f"{self.metric} is {shown}{long}; wanted {side} {self.bound:g}"
 
 
+def in_force(spec: Mapping[str, Any], steering: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those of a job's document, unless its steering has others in their stead."""
+    steered = steering.get("guardrails")
+    return list((spec.get("guardrails") or ()) if steered is None else steered)
+
+
 class Guardrails:
     """Told once when a breach begins, and again only after the figure has been back inside.
 

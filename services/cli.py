@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from orchestrator.guardrails import in_force
 from policies.models import ADAPTER_CONFIG, ModelError
 from services import steer_words, submission
 from services.client import ApiError, AuthenticationError, Client, NotSendable, PermissionDenied
@@ -230,7 +231,7 @@ def steer(
         equipoise steer last accuracy=2 conciseness=1 clarity=1 --mode manual
         equipoise steer last --mode auto
         equipoise steer last accuracy=0.3 --over 20
-        equipoise steer last --guardrail kl,max=0.5,action=pause
+        equipoise steer last --guardrail entropy,min=0.1,action=pause
         equipoise steer last --to-version 1
     """
     if to_version is not None and (weights or guardrail or mode is not None or blend is not None):
@@ -244,8 +245,7 @@ def steer(
             if weights:
                 change["weights"] = steer_words.weights(weights, now["weights"])
             if guardrail:
-                rules = now.get("guardrails")
-                rules = client.job(job_id)["spec"].get("guardrails", []) if rules is None else rules
+                rules = in_force(client.job(job_id)["spec"], now)
                 change["guardrails"] = steer_words.guardrails(guardrail, rules)
         except ValueError as error:
             fail(str(error))

@@ -52,11 +52,13 @@ def _rule(word: str) -> dict[str, Any]:
     for option in options:
         key, equals, text = option.partition("=")
         if not equals or key not in ("min", "max", "for_steps", "action"):
-            raise ValueError(f"'{word}': expected METRIC,max=NUMBER with min, max, for_steps or action, got '{option}'")
+            raise ValueError(
+                f"--guardrail {word}: expected METRIC,max=NUMBER with min, max, for_steps or action, got '{option}'"
+            )
         try:
             rule[key] = text if key == "action" else int(text) if key == "for_steps" else float(text)
         except ValueError:
-            raise ValueError(f"{metric} {key}: expected a number, got '{text}'") from None
+            raise ValueError(f"--guardrail {metric},{key}: expected a number, got '{text}'") from None
     return rule
 
 

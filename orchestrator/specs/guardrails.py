@@ -57,7 +57,7 @@ class GuardrailSpec(Spec):
         if self.min is None and self.max is None:
             raise ValueError("expected min, max or both")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min ({self.min:g}) exceeds max ({self.max:g}): every value would be outside")
+            raise ValueError(f"min: {self.min:g} exceeds max ({self.max:g}): every value would be outside")
         return self
 
 

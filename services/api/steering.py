@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from orchestrator.guardrails import in_force
 from orchestrator.preview import preview
 from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import nearest
@@ -162,7 +163,7 @@ def preview_steering(
     alignment_only(json.loads(text), "steering")
     spec = read_stored(text)
     assert isinstance(spec, JobSpec), "of another kind it has no steering"
-    wanted = _merged(head.current, sent, spec.objective_names, has_gold=spec.gold is not None)
+    wanted = _merged(head.current, sent, json.loads(text))
     step, rows = rollouts_of(store, config, job_id)
     if not rows or step is None:
         if spec.samples.every == 0:
@@ -227,10 +228,9 @@ def _steer(
         spec, head = store.spec_and_steering(job_id)
         document = json.loads(spec)
         alignment_only(document, "steering")
-        objectives = tuple(objective["name"] for objective in document["objectives"])
         if "to_version" in asked and "guardrails" in head.current and "guardrails" not in sent:
             sent = {**sent, "guardrails": None}  # the spec's held then
-        wanted = _merged(head.current, sent, objectives, has_gold=document.get("gold") is not None)
+        wanted = _merged(head.current, sent, document)
         merged = wanted.model_dump(mode="json")
         over = _over_to_come(store, job_id, head) if sent.keys() == {"guardrails"} else wanted.over
         change = {field: merged.get(field) for field in sent if field != "over"}
@@ -263,11 +263,20 @@ def _late(job: JobRecord) -> str:
     return "the job's last step is in flight already, and follows what stands"
 
 
-def _merged(current: dict[str, Any], sent: dict[str, Any], objectives: tuple[str, ...], *, has_gold: bool) -> Steering:
+def _merged(current: dict[str, Any], sent: dict[str, Any], document: dict[str, Any]) -> Steering:
+    """`document`: the job's spec."""
+    objectives = tuple(objective["name"] for objective in document["objectives"])
     try:
-        return merge(current, sent, objectives, has_gold=has_gold)
+        wanted = merge(current, sent, objectives, has_gold=document.get("gold") is not None)
     except SteeringError as error:
         raise ApiProblem(422, "invalid_steering", str(error), param=error.field or None) from None
+    if not document["loss"]["kl_coef"] and all(rule["metric"] != "kl" for rule in in_force(document, current)):
+        for i, rule in enumerate(wanted.guardrails or ()):
+            if rule.metric == "kl":
+                path = f"guardrails.{i}.metric"
+                message = f"{path}: this job does not measure kl, as its loss.kl_coef is 0; fork it with one above 0"
+                raise ApiProblem(422, "invalid_steering", f"{message} (1e-6 is enough)", param=path)
+    return wanted
 
 
 def _problem(error: ValidationError, within: str = "") -> ApiProblem:
@@ -278,7 +287,10 @@ def _problem(error: ValidationError, within: str = "") -> ApiProblem:
         hint = nearest(str(first["loc"][-1]), fields) or f"; fields are {', '.join(fields)}"
         return ApiProblem(422, "invalid_steering", f"{path}: unknown field{hint}", param=path)
     said = first["msg"].removeprefix("Value error, ")
-    message = f"{path}: {said}" if path else "expected an object with mode, blend, weights or bounds"
+    field, _, rest = said.partition(": ")
+    if within and field in GuardrailSpec.model_fields:  # what two fields are at odds in
+        path, said = f"{path}.{field}", rest
+    message = f"{path}: {said}" if path else f"expected an object with some of {', '.join(_FIELDS)}"
     return ApiProblem(422, "invalid_steering", message, param=path or None)
 
 

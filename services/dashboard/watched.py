@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from orchestrator.guardrails import in_force
 from services.client.types import Event
 from services.dashboard.charts import Level, Marks
 from services.dashboard.figures import figure
@@ -37,12 +38,11 @@ def limits(watch: JobWatch, metrics: Iterable[str]) -> list[Level]:
     """What the guardrails that are in force allow of these figures: the spec's, or those of a change since."""
     applied = (event["data"] for event in reversed(watch.steered) if event["type"] == "steering.applied")
     newest: Mapping[str, Any] = next(applied, {})
-    steered = (newest.get("requested") or {}).get("guardrails")
-    rules = watch.job["spec"].get("guardrails") if steered is None else steered
+    rules = in_force(watch.job["spec"], newest.get("requested") or {})
     known = tuple(metrics)
     return [
         Level(f"{_kind(rule['metric'])} {side} {figure(rule[end])}", rule[end], is_limit=True)
-        for rule in rules or ()
+        for rule in rules
         for end, side in (("min", "≥"), ("max", "≤"))
         if rule["metric"] in known and rule.get(end) is not None
     ]

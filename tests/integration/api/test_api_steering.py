@@ -117,11 +117,16 @@ def test_guardrails_are_changed_and_go_back_with_a_version(http: httpx.Client, c
     wrong = {"guardrails": [rule, {"metric": "entropy", "min": 2, "max": 1}]}
     error = assert_error(http.put(f"/v1/jobs/{job_id}/steering", json=wrong), 422)
     assert (error["param"], error["message"]) == (
-        "guardrails.1", "guardrails.1: min (2) exceeds max (1): every value would be outside",
+        "guardrails.1.min", "guardrails.1.min: 2 exceeds max (1): every value would be outside",
     )  # fmt: skip
     wrong = {"guardrails": [{"metric": "entropi", "min": 2}]}
     error = assert_error(http.put(f"/v1/jobs/{job_id}/steering", json=wrong), 422)
     assert (error["param"], "did you mean 'entropy'" in error["message"]) == ("guardrails.0.metric", True)
+    wrong = {"guardrails": [rule, {"metric": "kl", "max": 1}]}
+    error = assert_error(http.put(f"/v1/jobs/{job_id}/steering", json=wrong), 422)
+    assert (error["param"], "its loss.kl_coef is 0" in error["message"]) == ("guardrails.1.metric", True)
+    error = assert_error(http.put(f"/v1/jobs/{job_id}/steering", json=[]), 422)
+    assert "guardrails, over" in error["message"]
 
 
 def test_guardrails_leave_a_ramp_that_has_not_begun(client: Client, store: JobStore, job_id: str) -> None:

@@ -69,9 +69,12 @@ def test_guardrails_of_a_metric_are_replaced_added_and_taken_away() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("kl,limit=1", "'kl,limit=1': expected METRIC,max=NUMBER with min, max, for_steps or action, got 'limit=1'"),
-        ("kl,max", "'kl,max': expected METRIC,max=NUMBER with min, max, for_steps or action, got 'max'"),
-        ("kl,max=much", "kl max: expected a number, got 'much'"),
+        (
+            "kl,limit=1",
+            "--guardrail kl,limit=1: expected METRIC,max=NUMBER with min, max, for_steps or action, got 'limit=1'",
+        ),
+        ("kl,max", "--guardrail kl,max: expected METRIC,max=NUMBER with min, max, for_steps or action, got 'max'"),
+        ("kl,max=much", "--guardrail kl,max: expected a number, got 'much'"),
     ],
 )
 def test_what_is_wrong_in_a_guardrail_is_one_line(word: str, message: str) -> None:
