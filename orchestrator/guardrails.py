@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,6 +39,50 @@ def in_force(spec: Mapping[str, Any], steering: Mapping[str, Any]) -> list[Mappi
     """Those of a job's document, unless its steering has others in their stead."""
     steered = steering.get("guardrails")
     return list((spec.get("guardrails") or ()) if steered is None else steered)
+
+
+@dataclass(kw_only=True)
+class Held:
+    """A guardrail, the steps that it was held against (to None: to the end), and those at which it was breached."""
+
+    rule: Mapping[str, Any]
+    spans: list[tuple[int, int | None]]
+    breaches: list[int]
+
+
+def history(spec: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> list[Held]:
+    """Every guardrail of a job by its document and its events, in the order in which they came."""
+    held = [Held(rule=rule, spans=[(1, None)], breaches=[]) for rule in in_force(spec, {})]
+    for event in events:
+        data = event.get("data") or {}
+        step = data.get("step")
+        if not isinstance(step, int):
+            continue
+        if event.get("type") == "steering.applied":
+            _hold(held, in_force(spec, data.get("requested") or {}), step)
+        elif event.get("type") == "guardrail.breached":
+            for one in held:
+                if is_of(data, one.rule) and step not in one.breaches:
+                    one.breaches.append(step)
+    return held
+
+
+def _hold(held: list[Held], rules: list[Mapping[str, Any]], step: int) -> None:
+    """These from this step on, and no others."""
+    for one in held:
+        since, until = one.spans[-1]
+        if until is None and one.rule not in rules:
+            one.spans[-1] = (since, step - 1)
+        elif until is not None and one.rule in rules:
+            one.spans.append((step, None))
+    known = [one.rule for one in held]
+    held += [Held(rule=rule, spans=[(step, None)], breaches=[]) for rule in rules if rule not in known]
+
+
+def is_of(breach: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
+    """Whether an event's data tells of this guardrail."""
+    same = all(breach.get(field) == rule.get(field) for field in ("metric", "for_steps", "action"))
+    return same and breach.get("bound") == rule.get(str(breach.get("limit")))
 
 
 class Guardrails:

@@ -16,6 +16,7 @@ import yaml
 from plotly.offline import get_plotlyjs
 
 from orchestrator.directions import better_words, directions
+from orchestrator.guardrails import history
 from orchestrator.lineage import best_of
 from orchestrator.state.records import finite
 from policies.places import Scale, counted_values, is_gated, read_scales
@@ -28,6 +29,7 @@ STAGES = ("rollout", "score", "learn", "sync", "evaluate", "checkpoint", "other"
 PAIRS_AT_ONCE = 6
 TEST_SPLITS = {"sampled": "sampled as in training", "greedy": "greedy decoding"}
 EVENTS_SHOWN = 500
+BREACHES_SHOWN = 20  # of one guardrail
 STEPS_DRAWN = 512  # at most: more are averaged, as no chart is wider than that
 DOMINATED_SHOWN = 256  # points of the archive, the newest
 DRAWN = (
@@ -78,6 +80,7 @@ def render_report(
         objective_figures=_objective_figures(names, drawn, steps, marks),
         weight_figures=_weight_figures(names, drawn, marks),
         gold_figures=_gold_figures(names, drawn, spec, marks),
+        guardrails=_guardrails(spec, events),
         health_figures=_health_figures(drawn, marks),
         steps_in_one=_width(steps),
         hypervolume_figures=_hypervolume_figures(front or {}, marks),
@@ -168,6 +171,25 @@ def _software(events: list[Json]) -> list[str]:
         own = f"equipoise {made_by.get('version')}{f' ({commit})' if (commit := made_by.get('commit')) else ''}"
         lines.append(", ".join([own, *(f"{name} {version}" for name, version in (data.get("versions") or {}).items())]))
     return [line for i, line in enumerate(lines) if i == 0 or line != lines[i - 1]]
+
+
+def _guardrails(spec: Json, events: list[Json]) -> list[Json]:
+    """In words: what each allowed, when it was watched, and when that was breached."""
+    rows = []
+    for held in history(spec, events):
+        rule, words = held.rule, {"min": "at least", "max": "at most"}
+        spans = [f"from step {since} {'on' if until is None else f'to {until}'}" for since, until in held.spans]
+        row = {
+            "metric": rule.get("metric"),
+            "wanted": " and ".join(f"{words[end]} {_number(rule[end])}" for end in words if rule.get(end) is not None),
+            "for_steps": rule.get("for_steps"),
+            "action": rule.get("action"),
+            "watched": ", ".join(spans),
+            "breaches": held.breaches[:BREACHES_SHOWN],
+            "more": len(held.breaches) - BREACHES_SHOWN,
+        }
+        rows.append(row)
+    return rows
 
 
 def _marks(steps: list[Json], events: list[Json]) -> dict[str, list[int]]:

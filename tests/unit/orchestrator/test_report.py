@@ -275,6 +275,31 @@ def test_a_job_that_has_not_begun() -> None:
     assert "No step has been recorded yet" in text
 
 
+def test_guardrails_tell_when_they_were_watched_and_when_breached() -> None:
+    parts = documents(2)
+    entropy = {"metric": "entropy", "min": 0.25, "max": None, "for_steps": 1, "action": "alert"}
+    loss = {"metric": "loss", "min": None, "max": 2.0, "for_steps": 3, "action": "pause"}
+    parts["spec"]["guardrails"] = [entropy]
+    low = {"metric": "entropy", "limit": "min", "bound": 0.25, "for_steps": 1, "action": "alert"}
+    told = [
+        ("guardrail.breached", {**low, "step": 2}),
+        ("guardrail.breached", {**low, "bound": 0.5, "step": 3}),  # of another
+        ("steering.applied", {"step": 4, "requested": {"guardrails": [loss]}}),
+        ("steering.applied", {"step": 6, "requested": {"mode": "auto"}}),
+        ("guardrail.breached", {**low, "step": 7}),
+    ]
+    parts["events"] = [{"seq": i, "type": kind, "at": 1.7e9, "data": data} for i, (kind, data) in enumerate(told, 1)]
+    text = page(**parts)
+    section = text[text.index("<h2>Guardrails") :].split("</section>")[0]
+    rows = [re.sub(r"<[^>]*>|\n", "|", row) for row in section.split("<tr>")[2:]]
+    shown = [[cell for cell in row.split("|") if cell.strip()] for row in rows]
+    assert shown == [
+        ["entropy", "at least 0.250", "1", "alert", "from step 1 to 3, from step 6 on", "at step 2, 7"],
+        ["loss", "at most 2.000", "3", "pause", "from step 4 to 5", "never"],
+    ]
+    assert "<h2>Guardrails" not in page(**documents(2))
+
+
 def test_further_sets_have_columns_of_their_own() -> None:
     parts = documents(2)
     assert 'class="group"' in (text := page(**parts))
