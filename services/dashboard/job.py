@@ -11,6 +11,7 @@ from services.dashboard.elements import Tag
 from services.dashboard.frame import failed, frame, session_of
 from services.dashboard.job_charts import HealthPanel, ObjectivesPanel, TrainingPanel, WeightsPanel
 from services.dashboard.job_front import FrontPanel
+from services.dashboard.job_guardrails import GuardrailsPanel
 from services.dashboard.job_head import HeadPanel
 from services.dashboard.job_log import EventsPanel, SpecPanel
 from services.dashboard.job_rollouts import RolloutsPanel
@@ -19,7 +20,7 @@ from services.dashboard.panels import JobPage, Panel
 from services.dashboard.watch import JobWatch, News
 
 ALL: News = frozenset({"job", "steps", "events", "front", "steering", "checkpoints", "connection"})
-_SECTIONS = ("Objectives", "Weights", "Front", "Steering", "Rollouts", "Health", "Log", "Spec")
+_SECTIONS = ("Objectives", "Weights", "Front", "Steering", "Guardrails", "Rollouts", "Health", "Log", "Spec")
 _REWARD_SECTIONS = ("Training", "Log", "Spec")
 
 
@@ -68,5 +69,5 @@ def _build(shared: JobPage) -> list[Panel]:
             main: list[Panel] = [ObjectivesPanel(shared), WeightsPanel(shared), FrontPanel(shared)]
             main += [RolloutsPanel(shared), HealthPanel(shared), EventsPanel(shared), SpecPanel(shared)]
         with Tag("aside", "", "job-side", aria_label="Steering"):
-            side = SteeringPanel(shared)
-    return [head, *main, side]
+            side: list[Panel] = [SteeringPanel(shared), GuardrailsPanel(shared)]
+    return [head, *main, *side]

@@ -56,7 +56,7 @@ def test_charts_move_with_the_steps(page: Page, stage: Stage, job: str) -> None:
 
 
 def test_every_part_of_the_page_shows_something(page: Page) -> None:
-    for name in ("Objectives", "Weights", "Front", "Rollouts", "Health", "Log", "Spec", "Steering"):
+    for name in ("Objectives", "Weights", "Front", "Rollouts", "Health", "Log", "Spec", "Steering", "Guardrails"):
         expect(page.get_by_role("heading", name=name, exact=True).first).to_be_attached()
     for chart in _CHARTS:
         image = page.get_by_role("img", name=re.compile(re.escape(chart))).first
@@ -115,6 +115,26 @@ def test_a_change_is_queued_then_applied_and_the_weights_follow(page: Page, stag
         page.get_by_role("img", name=re.compile("Applied weights by step; now accuracy 30%, brevity 70%"))
     ).to_be_attached()
     expect(page.locator(".changes")).to_contain_text(f"Version {entry['version']}, from step {entry['effective_step']}")
+
+
+def test_a_guardrail_is_added_and_taken_away_from_the_keyboard(page: Page, stage: Stage, job: str) -> None:
+    part = page.get_by_role("region", name="Guardrails")
+    part.get_by_label("Figure").select_option("entropy")
+    least, add = part.get_by_label("At least"), part.get_by_role("button", name="Add")
+    least.fill("much")
+    add.press("Enter")
+    expect(least).to_have_attribute("aria-invalid", "true")
+    expect(part.get_by_text("expected a number, or nothing")).to_be_visible()
+    least.fill("0.001")
+    add.press("Enter")
+    expect(part.get_by_role("status")).to_contain_text("takes effect at step")
+    remove = part.get_by_role("button", name=re.compile("Remove: entropy at least 0.001"))
+    expect(remove).to_be_visible()
+    (rule,) = stage.client.steering(job)["guardrails"]
+    assert (rule["metric"], rule["min"], rule["action"]) == ("entropy", 0.001, "alert")
+    remove.press("Enter")
+    expect(remove).to_have_count(0)
+    assert stage.client.steering(job)["guardrails"] == []
 
 
 def test_floors_and_ceilings_hold_and_blend_is_sent(page: Page, stage: Stage, job: str) -> None:
