@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tarfile
 import tempfile
@@ -502,6 +503,7 @@ for group, name in (
 def main() -> NoReturn:
     """The console script: every error is one line on stderr and exit code 2."""
     print_all_signs()
+    os.environ["PYTHONSAFEPATH"] = "1"  # children import what we do, not what the current folder has of the same names
     try:
         code = app(standalone_mode=False)
     except AuthenticationError as error:

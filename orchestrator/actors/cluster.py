@@ -11,12 +11,14 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 
 from orchestrator.actors.engine_actors import END_S, LOOK_EVERY_S, ActorEngine, EngineActor, EngineFanout
 from orchestrator.actors.gang import Gang, growth_s, machine_gpus, members, reserve, role_label
@@ -49,6 +51,13 @@ def _own_sigterm() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, ours)
+
+
+class _OwnPath(JobConfig):
+    """For a process that imports nothing from its current folder: nor do Ray's workers, which have that one first."""
+
+    def _runtime_env_has_working_dir(self) -> bool:  # as of a driver whose folder is a package that Ray unpacks
+        return True
 
 
 def _start_ray(**options: Any) -> None:
@@ -99,6 +108,8 @@ class Cluster:
         if not self.owns_ray:
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if sys.flags.safe_path:
+            quiet["job_config"] = _OwnPath()
         with _own_sigterm():
             if address is not None:
                 _join_ray(address, **quiet)

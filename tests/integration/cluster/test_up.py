@@ -32,10 +32,14 @@ class Machine:
         self.server: subprocess.Popen[str] | None = None
 
     def up(self) -> None:
+        """In somebody's project, which has a module of one of our packages' names."""
+        project = self.state_dir.parent / "project"
+        project.mkdir(exist_ok=True)
+        (project / "rewards.py").touch()
         self.server = subprocess.Popen(
-            [sys.executable, "-m", "services.cli", "up", "--port", "0"],
-            env=environment_of(self.state_dir, {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
+            [sys.executable, "-P", "-m", "services.cli", "up", "--port", "0"],
+            cwd=project, env=environment_of(self.state_dir, {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, start_new_session=True,
         )  # fmt: skip
         deadline = time.monotonic() + LIMIT_S
         while not self.answers():

@@ -4,10 +4,12 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray.job_config import JobConfig
 
 from orchestrator.actors.cluster import Cluster
 from orchestrator.errors import ActorLost, ResourcesBusy
@@ -56,6 +58,19 @@ def test_any_other_error_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ConnectionError):
         Cluster()
     assert calls == ["init"]
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_rays_workers_import_nothing_from_a_folder_that_the_driver_does_not(
+    monkeypatch: pytest.MonkeyPatch, safe: bool
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: given.update(options))
+    monkeypatch.setattr("orchestrator.actors.cluster.sys", SimpleNamespace(flags=SimpleNamespace(safe_path=safe)))
+    Cluster()
+    config = given.get("job_config") or JobConfig()
+    assert config._runtime_env_has_working_dir() is safe  # by which ray.init leaves the current folder out
 
 
 @pytest.fixture

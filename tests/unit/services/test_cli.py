@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+import rewards
 from services import cli, terminal
 from services.cli import app
 from services.client import AuthenticationError, Client, PermissionDenied
@@ -55,6 +58,22 @@ def line(*words: str) -> str:
     assert done.exit_code == 2, (done.output, done.exception)
     assert done.output.count("\n") == 1
     return done.output.removeprefix("equipoise: ").rstrip()
+
+
+def test_what_a_command_starts_imports_our_packages_whatever_folder_it_is_run_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver is `python -m ...`, and people call their own folders `rewards`."""
+    (tmp_path / "rewards.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(cli.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    monkeypatch.setattr("sys.argv", ["equipoise", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    child = [sys.executable, "-c", "import rewards; print(rewards.__file__)"]
+    found = subprocess.run(child, capture_output=True, text=True, check=True).stdout.strip()
+    assert found == rewards.__file__
 
 
 def archive(*names: str) -> bytes:
