@@ -22,9 +22,7 @@ AS_BEFORE = frozenset({
     "rollout.min_p", "rollout.stop", "rollout.include_stop", "rollout.reasoning", "rollout.stall_s", "rollout.mode",
     "rollout.sleep", "rollout.max_staleness", "sampling.tail", "loss.ratio", "loss.dual_clip", "loss.mask_truncated",
     "optimizer.max_skipped_steps", "optimizer.min_lr_ratio", "optimizer.packing", "checkpoints.asynchronous", "gold",
-    "resources.learner_ranks", "resources.learner_timeout_s",
-    "optimizer.max_skipped_steps", "optimizer.packing", "checkpoints.asynchronous", "gold", "resources.learner_ranks",
-    "resources.learner_timeout_s", "data.overlong",
+    "resources.learner_ranks", "resources.learner_timeout_s", "data.overlong",
 })  # fmt: skip
 """Fields that are newer than the stored specs, whose default is what was done before there were any."""
 
