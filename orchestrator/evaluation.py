@@ -142,8 +142,9 @@ class Evaluator:
         interrupted: Callable[[], bool] = lambda: False,
     ) -> tuple[list[Rollout], Scored]:
         """Completions of each prompt, one for each of its seeds, and their scores."""
+        sampling = self.spec.evaluation.sampling(self.spec.rollout)
         requests = [
-            rollout_request(self.spec.rollout, prompt, seed, temperature=self.spec.evaluation.temperature)
+            rollout_request(sampling, prompt, seed, temperature=self.spec.evaluation.temperature)
             for prompt, row in zip(prompts, seeds, strict=True)
             for seed in row
         ]

@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.specs.evaluation import CUTS
 from rewards import registry
 
 Json = Mapping[str, Any]
 _LONGEST_CHARS = 40  # of a value that is said
 _FIELDS = {
     "evaluation": ("temperature", "prompts", "rollouts_per_prompt"),
-    "rollout": ("max_tokens", "top_p", "top_k", "min_p", "stop", "include_stop", "reasoning"),
+    "rollout": ("max_tokens", "stop", "include_stop", "reasoning"),
     "policy": ("chat",),
 }
 
@@ -36,7 +37,14 @@ def _measurement(spec: Json) -> dict[str, Any]:
     for branch, fields in _FIELDS.items():
         said = spec.get(branch) or {}
         found |= {f"{branch}.{field}": said[field] for field in fields if field in said}
-    return found
+    return found | {f"evaluation.{cut}": value for cut, value in held_out_cuts(spec).items()}
+
+
+def held_out_cuts(spec: Json) -> dict[str, Any]:
+    """top_p, top_k and min_p of held-out sampling, as far as the spec says them."""
+    own, rollout = spec.get("evaluation") or {}, spec.get("rollout") or {}
+    found = {cut: rollout.get(cut) if own.get(cut) is None else own[cut] for cut in CUTS}
+    return {cut: value for cut, value in found.items() if value is not None}
 
 
 def _reward(reward: Json) -> Json:

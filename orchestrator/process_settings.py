@@ -36,6 +36,7 @@ def engine_settings(spec: JobSpec, model: str, device: str, transport: Transport
 
 def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
     optimizer, loss = spec.optimizer, spec.loss
+    evaluated = spec.evaluation.sampling(spec.rollout)
     # Where the optimiser works, or what several share is loaded and tried; unasked, Ray would give it one thread.
     on_host = device == "cpu" or spec.policy.cpu_offload or spec.resources.learner_ranks > 1
     return LearnerSettings(
@@ -48,9 +49,9 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
         seed=spec.seed,
         temperature=spec.rollout.temperature,
         evaluated_temperature=spec.evaluation.temperature,
-        evaluated_top_p=spec.rollout.top_p,
-        evaluated_top_k=spec.rollout.top_k,
-        evaluated_min_p=spec.rollout.min_p,
+        evaluated_top_p=evaluated.top_p,
+        evaluated_top_k=evaluated.top_k,
+        evaluated_min_p=evaluated.min_p,
         lr=optimizer.lr,
         betas=optimizer.betas,
         weight_decay=optimizer.weight_decay,

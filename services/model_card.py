@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from orchestrator.measurement import held_out_cuts
+
 FILE = "README.md"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _TESTS = (("sampled", "test, sampled"), ("greedy", "test, greedy"))
@@ -81,8 +83,9 @@ def _figures(spec: Json, point: Json, weights: Json | None) -> list[str]:
 def _how(spec: Json, point: Json) -> str:
     evaluation, rollout = spec.get("evaluation") or {}, spec.get("rollout") or {}
     prompts, temperature = evaluation.get("prompts"), evaluation.get("temperature")
-    cut = "".join(f", {name} {rollout[name]}" for name in ("top_k", "min_p") if rollout.get(name))
-    sampled = f"drawn at temperature {temperature} and top_p {rollout.get('top_p')}{cut}"
+    cuts = held_out_cuts(spec)
+    cut = "".join(f", {name} {cuts[name]}" for name in ("top_k", "min_p") if cuts.get(name))
+    sampled = f"drawn at temperature {temperature} and top_p {cuts.get('top_p')}{cut}"
     drawn = "greedy" if temperature == 0 else sampled
     repeats = 1 if temperature == 0 else evaluation.get("rollouts_per_prompt")
     told = (

@@ -7,6 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from orchestrator.specs.base import Fraction, Spec
+from orchestrator.specs.rollout import RolloutSpec
+
+CUTS = ("top_p", "top_k", "min_p")
 
 
 class SteeringSpec(Spec):
@@ -25,10 +28,20 @@ class EvaluationSpec(Spec):
     prompts: int | None = Field(None, ge=1, description="validation prompts used; all when absent")
     rollouts_per_prompt: int = Field(1, ge=1, le=64, description="completions of each held-out prompt")
     temperature: float = Field(1.0, ge=0, le=5, allow_inf_nan=False, description="of held-out sampling; 0 is greedy")
+    top_p: float | None = Field(
+        None, gt=0, le=1, allow_inf_nan=False, description="of held-out sampling; rollout.top_p when absent"
+    )
+    top_k: int | None = Field(None, ge=0, le=2**31 - 1, description="the same; rollout.top_k when absent")
+    min_p: Fraction | None = Field(None, description="the same; rollout.min_p when absent")
     greedy: bool = Field(True, description="greedy figures beside the sampled ones on the test split")
     test_points: int = Field(
         8, ge=0, le=256, description="points of the final front that are evaluated on the test split"
     )
+
+    def sampling(self, rollout: RolloutSpec) -> RolloutSpec:
+        """How held-out completions are drawn, but for the temperature."""
+        own = {cut: value for cut in CUTS if (value := getattr(self, cut)) is not None}
+        return rollout.model_copy(update=own)
 
 
 class SamplesSpec(Spec):

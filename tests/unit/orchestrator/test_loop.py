@@ -129,6 +129,15 @@ def test_held_out_seeds_are_the_same_at_every_evaluation(tmp_path: Path) -> None
     assert all(batch == held_out[0] for batch in held_out)
 
 
+def test_held_out_completions_may_be_cut_otherwise_than_the_trainings(tmp_path: Path) -> None:
+    rollout = {"prompts_per_step": 3, "rollouts_per_prompt": 4, "max_tokens": 9, "top_p": 0.9, "min_p": 0.1}
+    evaluation = {"every": 6, "temperature": 0.6, "top_p": 0.7, "top_k": 20, "greedy": False}
+    run = start(tmp_path, make_spec(rollout=rollout, evaluation=evaluation))
+    run.loop.run()
+    drawn = {(r.temperature, r.top_p, r.top_k, r.min_p, len(b) == 12) for b in run.engines.batches for r in b}
+    assert drawn == {(1.0, 0.9, 0, 0.1, True), (0.6, 0.7, 20, 0.1, False)}
+
+
 def test_what_is_learned_from_is_gated_and_what_is_recorded_is_raw(tmp_path: Path) -> None:
     gated = [
         {"name": "accuracy", "reward": {"name": "math"}},

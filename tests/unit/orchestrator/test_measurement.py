@@ -43,5 +43,7 @@ def test_options_count_with_their_defaults_and_what_is_long_is_not_said() -> Non
     assert lines(rewarded(max_tokens=50)) == ["a.reward: not the same in x and y"]
     assert lines({"evaluation": {"temperature": 0.0}}) == ["evaluation.temperature: 1.0 in x, 0.0 in y"]
     cut = {name: {**SPEC, "rollout": {"top_k": top_k, "min_p": 0.0}} for name, top_k in (("x", 0), ("y", 50))}
-    assert measured_differently("x", "y", cut, {"x": {}, "y": {}}) == ["rollout.top_k: 0 in x, 50 in y"]
+    assert measured_differently("x", "y", cut, {"x": {}, "y": {}}) == ["evaluation.top_k: 0 in x, 50 in y"]
+    cut["x"]["evaluation"] = {"temperature": 1.0, "top_k": 50}
+    assert measured_differently("x", "y", cut, {"x": {}, "y": {}}) == []
     assert lines({"evaluation": {}}) == []  # a spec of an older version does not say it

@@ -396,6 +396,19 @@ def test_a_learner_has_the_optimizer_of_its_spec() -> None:
     assert {name: getattr(settings, name) for name in optimizer} == optimizer
 
 
+@pytest.mark.parametrize(
+    ("own", "drawn"), [({}, (0.9, 50, 0.1)), ({"top_p": 0.7, "top_k": 0, "min_p": 0}, (0.7, 0, 0.0))]
+)
+def test_a_policy_is_saved_with_what_its_held_out_figures_were_drawn_with(
+    own: dict[str, Any], drawn: tuple[float, int, float]
+) -> None:
+    document = spec().model_dump(mode="json")
+    document["rollout"] |= {"top_p": 0.9, "top_k": 50, "min_p": 0.1}
+    document["evaluation"] |= own
+    settings = learner_settings(parse_spec(document), "m", "cpu")
+    assert (settings.evaluated_top_p, settings.evaluated_top_k, settings.evaluated_min_p) == drawn
+
+
 @pytest.mark.parametrize(("transport", "asked", "share"), [("nccl", None, 0.9), ("ipc", None, 0.4), ("nccl", 0.5, 0.5)])
 def test_an_engine_has_most_of_a_gpu_that_is_its_own(transport: Any, asked: float | None, share: float) -> None:
     settings = engine_settings(spec(gpu_memory_utilization=asked), "m", "cuda", transport)

@@ -58,6 +58,8 @@ def test_what_was_cut_off_in_sampling_is_said() -> None:
     assert "and top_p 1.0, " + str(spec["rollout"]["max_tokens"]) in card_of(spec, point=POINT)[1]
     spec["rollout"] |= {"top_k": 50, "min_p": 0.1}
     assert "and top_p 1.0, top_k 50, min_p 0.1, " in card_of(spec, point=POINT)[1]
+    spec["evaluation"] |= {"top_p": 0.7, "min_p": 0.0}
+    assert "and top_p 0.7, top_k 50, " in card_of(spec, point=POINT)[1]
 
 
 def test_a_collapsed_run_is_told_of() -> None:
