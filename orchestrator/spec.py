@@ -22,7 +22,7 @@ from orchestrator.specs.base import MAX_METADATA, MAX_METADATA_BYTES, Metadata, 
 from orchestrator.specs.data import DataSpec, FilesData, QuickstartData
 from orchestrator.specs.estimators import CondGdpoSpec, EstimatorSpec, GdpoSpec
 from orchestrator.specs.evaluation import CheckpointSpec, CollapseSpec, EvaluationSpec, SamplesSpec, SteeringSpec
-from orchestrator.specs.foreign import FOREIGN
+from orchestrator.specs.foreign import TOLD
 from orchestrator.specs.gold import GoldSpec
 from orchestrator.specs.gramian import GramianSpec
 from orchestrator.specs.guardrails import GuardrailSpec
@@ -296,7 +296,7 @@ def validated(root: type[Document], validate: Callable[[], Document]) -> Documen
     except ValidationError as error:
         found = error.errors(include_url=False)
         told = [detail for detail in found if not _follows(detail["loc"], found)]
-        raise SpecError(all_problems(root, told, FOREIGN if root is JobSpec else {})) from None
+        raise SpecError(all_problems(root, told, TOLD if root is JobSpec else {})) from None
 
 
 def _follows(place: tuple[int | str, ...], found: Sequence[Any]) -> bool:

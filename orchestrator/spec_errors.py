@@ -30,19 +30,19 @@ def nearest(word: str, candidates: list[str] | tuple[str, ...]) -> str:
 def all_problems(root: type[BaseModel], details: Iterable[Any], foreign: Mapping[str, str]) -> list[tuple[str, str]]:
     """As `problem`, for all errors of a document.
 
-    What another trainer has (`foreign`, by its path there) is told with our field, part by part where it is a mapping.
+    Of what another trainer has, by its path there, `foreign` says what it is here, part by part where it is a mapping.
     The fields of a place are listed once.
     """
     found: list[tuple[str, str]] = []
-    listed: set[str] = set()
+    listed: set[tuple[int | str, ...]] = set()
     for detail in details:
         path, message = problem(root, detail)
         if detail["type"] == "extra_forbidden":
             known = [place for place in _places(path, detail.get("input")) if place in foreign]
             if known:
-                found += [(place, f"unknown field; here it is {foreign[place]}") for place in known]
+                found += [(place, f"{_UNKNOWN}; {foreign[place]}") for place in known]
                 continue
-            place = path.rpartition(".")[0]
+            place = detail["loc"][:-1]
             if message.startswith(_LISTING):
                 message = _UNKNOWN if place in listed else message
                 listed.add(place)

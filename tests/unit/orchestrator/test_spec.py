@@ -23,7 +23,7 @@ from orchestrator.spec_errors import SpecError, nearest
 from orchestrator.specs.base import RuleSpec
 from orchestrator.specs.data import FilesData
 from orchestrator.specs.estimators import BuiltInEstimator
-from orchestrator.specs.foreign import FOREIGN
+from orchestrator.specs.foreign import FOREIGN, NOWHERE
 from orchestrator.specs.policy import LoraSpec
 from orchestrator.specs.sampling import BudgetSpec, TailSpec, ZeroSignalSpec
 from orchestrator.specs.transforms import TransformSpec
@@ -185,12 +185,12 @@ def test_an_unknown_field_near_nothing_lists_the_fields() -> None:
 
 
 def test_the_fields_of_a_place_are_listed_once() -> None:
-    found = problems(document(zzz=1, yyy=2, checkpoints__xyz=1, checkpoints__xyw=1))
+    found = problems(document(zzz=1, yyy=2, checkpoints__xyz=1, checkpoints__xyw=1) | {"zz.z": 1})
     assert [path for path, message in found.items() if message.startswith("unknown field; fields are ")] == [
         "checkpoints.xyz",
         "zzz",
     ]
-    assert (found["checkpoints.xyw"], found["yyy"]) == ("unknown field", "unknown field")
+    assert {found[path] for path in ("checkpoints.xyw", "yyy", "zz.z")} == {"unknown field"}
 
 
 def test_fields_of_other_trainers_are_told_with_ours() -> None:
@@ -208,19 +208,42 @@ def test_fields_of_other_trainers_are_told_with_ours() -> None:
     assert found == {
         "learning_rate": "unknown field; here it is optimizer.lr",
         "num_generations": "unknown field; here it is rollout.rollouts_per_prompt",
-        "reward_weights": "unknown field; here it is objectives, the weight of each",
+        "reward_weights": "unknown field; here it is objectives, the weight of each; with weighting: {name: fixed} "
+        "they stay as they are",
         "actor_rollout_ref.rollout.n": "unknown field; here it is rollout.rollouts_per_prompt",
+        "actor_rollout_ref.rollout.name": "unknown field; there is none here: engines are always vLLM's, and go where "
+        "GPUs are: a dry run tells",
         "actor_rollout_ref.actor.optim.lr": "unknown field; here it is optimizer.lr",
         "data.train_files": "unknown field; here it is data.train",
-        "algorithm.adv_estimator": "unknown field; here it is estimator, such as {name: grpo}",
+        "algorithm.adv_estimator": "unknown field; here it is estimator, such as {name: grpo}; {name: reinforce, "
+        "baseline: group} for reinforce_plus_plus_baseline",
     }
 
 
-@pytest.mark.parametrize("theirs", FOREIGN)
-def test_a_foreign_field_is_none_of_ours_and_names_one_that_is(theirs: str) -> None:
-    ours = re.split("[,;]", FOREIGN[theirs])[0]
-    assert is_field(ours)
-    assert not is_field(theirs)
+def test_what_there_is_not_is_told_with_what_is_so_instead() -> None:
+    """Of NeMo-RL, whose `policy` is one of ours too, and of an API's body."""
+    policy = {"model": "org/m", "precision": "bfloat16", "optimizer": {"name": "AdamW", "kwargs": {"lr": 3e-7}}}
+    method = {"type": "reinforcement", "reinforcement": {"hyperparameters": {"n_epochs": 2, "eval_interval": 5}}}
+    found = problems(document(policy=policy, method=method, logger={"wandb_enabled": True}))
+    assert {place: message.partition("; ")[2].partition(";")[0] for place, message in found.items()} == {
+        "policy.precision": "here it is policy.dtype",
+        "policy.optimizer.kwargs.lr": "here it is optimizer.lr",
+        "method.reinforcement.hyperparameters.n_epochs": "here it is steps",
+        "method.reinforcement.hyperparameters.eval_interval": "here it is evaluation.every",
+        "logger": "there is none here: trackers are told from beside: equipoise follow JOB --wandb, --mlflow or "
+        "--tensorboard",
+    }
+
+
+def test_foreign_fields_are_none_of_ours_and_name_some_that_are() -> None:
+    """Also those in the words after the first."""
+    sections = "|".join(name for name in JobSpec.model_fields if name not in ("data", "steps", "name", "seed", "kind"))
+    for theirs, words in {**FOREIGN, **NOWHERE}.items():
+        named = re.findall(rf"(?<![\w.])(?:{sections})\.\w+(?:\.\w+)*", words)
+        ours = [re.split("[,;:]", words)[0]] if theirs in FOREIGN else []
+        assert [path for path in [*ours, *named] if not is_field(path)] == [], theirs
+        assert not is_field(theirs)
+    assert not FOREIGN.keys() & NOWHERE.keys()
 
 
 def is_field(path: str) -> bool:

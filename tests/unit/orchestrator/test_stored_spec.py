@@ -20,12 +20,10 @@ AS_BEFORE = frozenset({
     "kind", "policy.cpu_offload", "policy.compile", "policy.lora", "policy.chat", "data.columns.domain",
     "data.columns.details", "data.sets", "objectives.*.reward.hosting", "objectives.*.domains", "rollout.top_k",
     "rollout.min_p", "rollout.stop", "rollout.include_stop", "rollout.reasoning", "rollout.stall_s", "rollout.mode",
-    "rollout.sleep", "rollout.max_staleness", "sampling.tail", "loss.ratio", "loss.dual_clip", "loss.mask_truncated",
-    "optimizer.max_skipped_steps", "optimizer.min_lr_ratio", "optimizer.packing", "checkpoints.asynchronous", "gold",
-    "resources.learner_ranks", "resources.learner_timeout_s", "data.overlong",
-    "optimizer.max_skipped_steps", "optimizer.min_lr_ratio", "optimizer.packing", "evaluation.top_p",
-    "evaluation.top_k", "evaluation.min_p", "checkpoints.asynchronous", "gold", "resources.learner_ranks",
-    "resources.learner_timeout_s",
+    "rollout.sleep", "rollout.max_staleness", "sampling.tail", "loss.ratio", "loss.dual_clip",
+    "loss.mask_truncated", "optimizer.max_skipped_steps", "optimizer.min_lr_ratio", "optimizer.packing",
+    "checkpoints.asynchronous", "gold", "resources.learner_ranks", "resources.learner_timeout_s", "data.overlong",
+    "evaluation.top_p", "evaluation.top_k", "evaluation.min_p",
 })  # fmt: skip
 """Fields that are newer than the stored specs, whose default is what was done before there were any."""
 
