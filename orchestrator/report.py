@@ -91,7 +91,8 @@ def render_report(
         style_figures=_style_figures(points),
         rows=_front_rows(points, front or {}),
         splits=[key for key in TEST_SPLITS if any((point.get("test") or {}).get(key) for point in points)],
-        sets=sorted({name for point in points for name in point.get("sets") or {}}),
+        sets=(sets := sorted({name for point in points for name in point.get("sets") or {}})),
+        set_figures=_set_figures(names, sets, points),
         best_step=best.get("step") if best else None,
         samples=samples[:SAMPLES_SHOWN],
         stages=_stages(steps),
@@ -531,6 +532,18 @@ def _parallel_figures(names: list[str], points: list[Json], front: Json) -> list
         traces.append(trace)
     layout = {"yaxis": {"range": [-0.03, 1.03], "title": {"text": "share of the range"}}, "showlegend": True}
     return [_figure("All objectives at once", traces, height=340, **layout)]
+
+
+def _set_figures(names: list[str], sets: list[str], points: list[Json]) -> list[Json]:
+    """For each objective, every evaluation on the further held-out sets, beside the validation split."""
+    figures = []
+    x = [point.get("step") for point in points]
+    for name in names if sets else ():
+        values = {"validation": [_get(point, "objectives", name) for point in points]}
+        values |= {held: [_get(point, "sets", held, "objectives", name) for point in points] for held in sets}
+        data = [_line(x, y, name=held, colour=_colour(i)) for i, (held, y) in enumerate(values.items())]
+        figures.append(_figure(f"{name}, by set", data, showlegend=True, hovermode="x unified"))
+    return figures
 
 
 def _style_figures(points: list[Json]) -> list[Json]:

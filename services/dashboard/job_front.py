@@ -66,6 +66,8 @@ class FrontPanel:
                     empty=empty,
                     loading=True,
                 )
+            self._sets = list((page.watch.job["spec"].get("data") or {}).get("sets") or ())
+            self._by_set = self._build_sets(empty) if self._sets else {}
             self._sort = "-step"
             with Tag("details", "", "points-block"):
                 Tag("summary", "All points as a table")
@@ -81,6 +83,21 @@ class FrontPanel:
                 )
             self._detail = Tag("div", "", "stack point-detail", aria_live="polite")
 
+    def _build_sets(self, empty: str) -> dict[str, Chart]:
+        """For each objective the further held-out sets beside the validation split; the front counts that alone."""
+        with Tag("div", "", "small-charts"):
+            return {
+                name: Chart(
+                    f"{name}, by set",
+                    charts.lines(["validation", *self._sets]),
+                    label=f"{name} on each held-out set, by step",
+                    height=180,
+                    empty=empty,
+                    loading=True,
+                )
+                for name in self.page.names
+            }
+
     async def update(self, news: News) -> None:
         if "front" in news:
             self._draw()
@@ -94,7 +111,7 @@ class FrontPanel:
 
     def _draw(self) -> None:
         points, front = self._points(), self.page.watch.front
-        for chart in (self._scatter, self._parallel, self._volume):
+        for chart in (self._scatter, self._parallel, self._volume, *self._by_set.values()):
             if chart is not None:
                 chart.change(loading=False)
         if front is None or not points:
@@ -119,7 +136,17 @@ class FrontPanel:
         self._volume.change(
             note=figure(front["hypervolume"]), label=f"Hypervolume by step; now {figure(front['hypervolume'])}"
         )
+        for name, chart in self._by_set.items():
+            rows = [[p["step"], p["objectives"].get(name), *self._held_out(p, name)] for p in points]
+            newest = zip(["validation", *self._sets], rows[-1][1:], strict=True)
+            self.page.put(chart, 0, rows)
+            chart.change(note=", ".join(f"{held} {figure(value)}" for held, value in newest))
         self._fill_table(points)
+
+    def _held_out(self, point: Mapping[str, Any], name: str) -> list[Any]:
+        """An objective on each further set, None where it was not evaluated."""
+        sets = point.get("sets") or {}
+        return [((sets.get(held) or {}).get("objectives") or {}).get(name) for held in self._sets]
 
     def _fill_table(self, points: list[Any]) -> None:
         key, down = self._sort.removeprefix("-"), self._sort.startswith("-")
@@ -228,7 +255,7 @@ class FrontPanel:
         await self.page.show_rollouts(step)
 
     def _save(self) -> None:
-        names = self.page.names
+        names, points = self.page.names, {point["step"]: point for point in self._points()}
         rows = [
             [
                 row["step"],
@@ -237,10 +264,12 @@ class FrontPanel:
                 row["on_front"],
                 row["kept"],
                 row["place"],
+                *(value for name in names for value in self._held_out(points[row["step"]], name)),
             ]
             for row in self._table.rows
         ]
         header = ["step", *names, "tokens", "on the front", "checkpoint", "place"]
+        header += [f"{name} on {held}" for name in names for held in self._sets]
         ui.download.content(csv_text(header, rows), f"{self.page.watch.job_id}-front.csv", "text/csv")
 
 

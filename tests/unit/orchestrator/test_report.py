@@ -308,6 +308,10 @@ def test_further_sets_have_columns_of_their_own() -> None:
     parts["front"]["points"][1]["sets"] = {"hard": {"objectives": {name: 0.4321}, "mean_tokens": 77.0}}
     text = page(**parts)
     assert '<th class="group" colspan="3">hard</th>' in text
+    (drawn,) = [figure for figure in figures(text) if figure["title"] == f"{name}, by set"]
+    assert [(trace["name"], trace["y"][:2]) for trace in drawn["data"]] == [
+        ("validation", [0.5, 0.7]), ("hard", [None, 0.4321]),
+    ]  # fmt: skip
     assert "0.432" in text
     assert "77" in text
 

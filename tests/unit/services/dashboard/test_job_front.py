@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from nicegui import Client
 
 from services.dashboard import charts
@@ -48,6 +49,30 @@ def test_a_chosen_point_that_is_dominated_meanwhile_is_told_as_that() -> None:
         assert [found.value for found in client.elements.values() if isinstance(found, Choice)] == ["best"]
 
     on_page(look)
+
+
+def test_further_sets_are_drawn_by_objective_and_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[str] = []
+    monkeypatch.setattr("nicegui.ui.download.content", lambda content, *_: saved.append(content))
+
+    async def look(session: Any, client: Client) -> None:
+        api = session.client
+        api.told["spec"]["data"] = {"type": "files", "sets": {"hard": "hard.jsonl"}}
+        api.points = [_point(0, True), _point(10, True, sets={"hard": {"objectives": {"accuracy": 0.25}}})]
+        page = await job_page(session, client)
+        front = FrontPanel(page)
+        await front.update(frozenset({"front", "checkpoints"}))
+        assert [chart.props["note"] for chart in front._by_set.values()] == [
+            "validation 0.1, hard 0.25", "validation 0.2, hard –",
+        ]  # fmt: skip
+        sent = {patch[0]: patch[-1] for patch in page._patches}
+        assert sent[front._by_set["accuracy"].id] == [[0, 0.1, None], [10, 0.1, 0.25]]
+        front._save()
+
+    on_page(look)
+    header, newest, _ = saved[0].lstrip("\ufeff").splitlines()
+    assert header.endswith('"place","accuracy on hard","brevity on hard"')
+    assert newest.endswith(',"yes",0.25,""')
 
 
 def test_a_point_is_told_by_what_it_is_and_why_it_has_no_checkpoint() -> None:
