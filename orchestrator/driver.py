@@ -7,7 +7,8 @@ people, as everyone on a machine can read its arguments.
 Killing the API or the worker does not stop it. SIGTERM makes it checkpoint at the next step and hand the job back. A
 cancel is heard at the next step, or carried out without it.
 Exit codes: 0 done with the job (whatever its end), 3 another holder took the job, 4 it was handed back for want of
-resources or of its checkpoint store, 1 a crash: its worker takes the job back, or else its lease runs out.
+resources, of its checkpoint store or of a permission in Redis, 1 a crash: its worker takes the job back, or else its
+lease runs out.
 """
 
 from __future__ import annotations
@@ -29,7 +30,15 @@ from typing import Any
 
 from orchestrator import logs
 from orchestrator.actors.threads import WAITING
-from orchestrator.errors import ActorLost, DoesNotFit, JobNotFound, LearnerOutOfMemory, OtherVersion, ResourcesBusy
+from orchestrator.errors import (
+    ActorLost,
+    DoesNotFit,
+    JobNotFound,
+    LearnerOutOfMemory,
+    OtherVersion,
+    Outage,
+    ResourcesBusy,
+)
 from orchestrator.failpoints import reach
 from orchestrator.job_report import report_so_far, write_report
 from orchestrator.journal import StoreJournal, Wishes
@@ -178,9 +187,28 @@ def drive(
     except Fenced:
         log.error("another holder has job %s", job_id)
         return OTHER_HOLDER
+    except StoreUnavailable as error:
+        if error.outage is not Outage.FORBIDDEN:
+            raise
+        return leave_forbidden(journal, directory, error)
     finally:
         heartbeat.stop()
     return 0
+
+
+def leave_forbidden(journal: StoreJournal, directory: Path, error: StoreUnavailable) -> int:
+    """Redis has refused this driver something for as long as it waits: its operator reads what, and the job waits.
+
+    Returns the process's exit code; 1 where handing the job back is forbidden too, which its worker then does.
+    """
+    log.error("%s", error)
+    journal.patience_s = 0.0
+    reason = f"handed back: Redis forbids its driver {error.asked}, which the operator's list of users has to allow"
+    try:
+        hand_back(journal, directory, reason)
+    except StoreUnavailable:
+        return 1
+    return NO_RESOURCES
 
 
 def tell_why_it_waits(store: JobStore, job_id: str, message: str) -> None:

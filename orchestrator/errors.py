@@ -31,9 +31,10 @@ class Outage(StrEnum):
 class StoreUnavailable(StoreError):
     """Redis could not be reached or refuses writes. Whether the call took effect is unknown."""
 
-    def __init__(self, message: str, outage: Outage = Outage.AWAY) -> None:
-        super().__init__(message, outage)
-        self.outage = outage
+    def __init__(self, message: str, outage: Outage = Outage.AWAY, asked: str = "") -> None:
+        """`asked`: of what is forbidden, the command or script, with its keys."""
+        super().__init__(message, outage, asked)
+        self.outage, self.asked = outage, asked
 
     def __str__(self) -> str:
         return str(self.args[0])

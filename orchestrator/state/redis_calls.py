@@ -121,7 +121,7 @@ class RedisCalls:
         return other
 
     def command(self, *words: Arg) -> Any:
-        with self._reachable():
+        with self._reachable([words]):
             return self._client.execute_command(*words)
 
     def reads(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
@@ -129,20 +129,20 @@ class RedisCalls:
 
         Unlike a transaction it is answered by a Redis whose memory is full.
         """
-        with self._reachable(), self._client.pipeline(transaction=False) as pipe:
+        with self._reachable(commands), self._client.pipeline(transaction=False) as pipe:
             for words in commands:
                 pipe.execute_command(*words)
             return list(pipe.execute())
 
     def together(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
         """All commands in one transaction and one round trip; their replies in order."""
-        with self._reachable(), self._client.pipeline(transaction=True) as pipe:
+        with self._reachable(commands), self._client.pipeline(transaction=True) as pipe:
             for words in commands:
                 pipe.execute_command(*words)
             return list(pipe.execute())
 
     def script(self, name: str, keys: Sequence[str], args: Sequence[Arg]) -> list[Any]:
-        with self._reachable():
+        with self._reachable([("EVALSHA", f"of {name}.lua on {', '.join(keys)}")]):
             return list(self._scripts[name](keys=list(keys), args=list(args)))
 
     def certificate_end(self) -> float | None:
@@ -164,9 +164,10 @@ class RedisCalls:
         return float(ssl.cert_time_to_seconds(str(shown["notAfter"])))
 
     @contextmanager
-    def _reachable(self) -> Iterator[None]:
+    def _reachable(self, commands: Sequence[Sequence[Arg]]) -> Iterator[None]:
+        """`commands`: a word and a key of each, to be named where one is forbidden."""
         try:
-            with self._served():
+            with self._served(commands):
                 yield
         except StoreUnavailable as error:
             if self._outages is not None:
@@ -174,7 +175,7 @@ class RedisCalls:
             raise
 
     @contextmanager
-    def _served(self) -> Iterator[None]:
+    def _served(self, commands: Sequence[Sequence[Arg]]) -> Iterator[None]:
         if self._breaker is not None and not self._breaker.admits():
             raise self._unavailable("did not answer just now", None)
         answered = True
@@ -185,8 +186,9 @@ class RedisCalls:
             raise self._unavailable("did not answer, tried twice", error) from error
         except ResponseError as error:
             if isinstance(error, NoPermissionError):
-                why = "forbids this, or was not given its scripts yet"
-                raise self._unavailable(why, error, Outage.FORBIDDEN) from error
+                asked = "; ".join(dict.fromkeys(" ".join(map(str, words[:2])) for words in commands))
+                why = f"forbids this, or was not given its scripts yet: {asked}"
+                raise self._unavailable(why, error, Outage.FORBIDDEN, asked) from error
             if isinstance(error, _REFUSALS) or any(code in str(error) for code in _REFUSAL_CODES):
                 raise self._unavailable("refuses writes", error, Outage.READ_ONLY) from error
             raise
@@ -194,8 +196,10 @@ class RedisCalls:
             if self._breaker is not None:
                 self._breaker.saw(answered=answered)
 
-    def _unavailable(self, what: str, error: RedisError | None, outage: Outage = Outage.AWAY) -> StoreUnavailable:
+    def _unavailable(
+        self, what: str, error: RedisError | None, outage: Outage = Outage.AWAY, asked: str = ""
+    ) -> StoreUnavailable:
         at = self._client.connection_pool.connection_kwargs
         place = at.get("path") or f"{at.get('host')}:{at.get('port')}"
         why = "" if error is None else f" ({error})"
-        return StoreUnavailable(f"Redis at {place} {what}{why}: {_REMEDIES[outage]}", outage)
+        return StoreUnavailable(f"Redis at {place} {what}{why}: {_REMEDIES[outage]}", outage, asked)

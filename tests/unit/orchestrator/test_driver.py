@@ -21,7 +21,7 @@ import ray
 
 from orchestrator import driver, job_report
 from orchestrator.actors.cluster import Cluster
-from orchestrator.errors import ActorLost, DoesNotFit
+from orchestrator.errors import ActorLost, DoesNotFit, Outage
 from orchestrator.inputs import Splits
 from orchestrator.journal import StoreJournal, Wishes
 from orchestrator.launch.launchers import NO_RESOURCES
@@ -101,6 +101,8 @@ class FakeStore:
     def release(self, lease: Lease, reason: str | None = None, *, crashed: bool = False) -> JobStatus:
         assert lease is LEASE
         self.did.append(("release", reason, *(["crashed"] if crashed else [])))
+        if "release" in self.refuse:
+            raise self.refuse["release"]
         return JobStatus.QUEUED
 
     def renew(self, *_: Any) -> Signals:
@@ -352,6 +354,19 @@ def test_a_store_that_stays_away_is_a_crash(store: FakeStore, tmp_path: Path, jo
     with pytest.raises(StoreUnavailable):
         drive(tmp_path)
     assert store.ends() == []  # the lease runs out, and the job goes back to the queue
+
+
+@pytest.mark.parametrize("may_release", [True, False])
+def test_a_store_that_forbids_something_is_told_with_what_it_is(
+    store: FakeStore, tmp_path: Path, job: Any, may_release: bool
+) -> None:
+    error = StoreUnavailable("Redis at h:1 forbids this", Outage.FORBIDDEN, "SET eq:x")
+    job(raising(error))
+    if not may_release:
+        store.refuse["release"] = error
+    assert drive(tmp_path) == (NO_RESOURCES if may_release else 1)
+    told = "handed back: Redis forbids its driver SET eq:x, which the operator's list of users has to allow"
+    assert store.ends() == [("release", told)]
 
 
 def test_a_process_that_is_gone_is_a_crash_of_the_job_and_not_its_end(

@@ -14,7 +14,9 @@ import pytest
 import redis
 import typer
 
+from orchestrator.errors import Outage, StoreUnavailable
 from orchestrator.state.embedded_redis import EmbeddedRedis, connect
+from orchestrator.state.redis_calls import RedisCalls
 from orchestrator.state.redis_safety import NEEDED, SettingsWatch, UnsafeRedis, check_settings, unsafe_settings
 from services.commands.server import _check_redis
 
@@ -74,6 +76,22 @@ def test_where_settings_are_forbidden_it_warns(server: EmbeddedRedis, client: re
         (warning,) = check_settings(guest)
     assert "does not show its settings" in warning
     assert "appendfsync always" in warning
+
+
+def test_what_is_forbidden_is_named(server: EmbeddedRedis, client: redis.Redis) -> None:
+    client.execute_command("ACL", "SETUSER", "narrow", "on", ">pw", "~eq:*", "+@all", "-set")
+    with connect(server.url.replace("unix://", "unix://narrow:pw@")) as narrow:
+        calls, asked = RedisCalls(narrow), []
+        for forbidden in (
+            partial(calls.command, "SET", "eq:a", "x"),
+            partial(calls.together, [("GET", "eq:a"), ("GET", "other")]),
+            partial(calls.script, "renew", ["other"], []),
+        ):
+            with pytest.raises(StoreUnavailable, match="forbids this") as refused:
+                forbidden()
+            asked.append((refused.value.outage, refused.value.asked))
+    told = ("SET eq:a", "GET eq:a; GET other", "EVALSHA of renew.lua on other")
+    assert asked == [(Outage.FORBIDDEN, words) for words in told]
 
 
 @pytest.mark.parametrize("command", ["serve", "worker"])
