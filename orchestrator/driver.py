@@ -40,7 +40,7 @@ from orchestrator.errors import (
     ResourcesBusy,
 )
 from orchestrator.failpoints import reach
-from orchestrator.job_report import report_so_far, write_report
+from orchestrator.job_report import all_events, report_so_far, write_report
 from orchestrator.journal import StoreJournal, Wishes
 from orchestrator.launch.launchers import (
     LOG_NAME,
@@ -51,7 +51,7 @@ from orchestrator.launch.launchers import (
     REDIS_URL_VARIABLE,
 )
 from orchestrator.pinning import trained_commit
-from orchestrator.software import code, versions
+from orchestrator.software import changes, code, plugins, versions
 from orchestrator.spec import JobSpec
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.state.embedded_redis import connect
@@ -356,7 +356,7 @@ def train_reward_model(
     if step is not None:
         tell_resumed(store, journal, claim, step)
     hold_gpus(journal, float(training.device() == "cuda"))
-    start_running(store, journal)
+    start_running(store, journal, {}, is_resumed=step is not None)
     return training.run()
 
 
@@ -448,7 +448,7 @@ def train(
     if step is not None:
         loop.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])
         tell_resumed(store, journal, claim, step)
-    start_running(store, journal)
+    start_running(store, journal, plugins(spec), is_resumed=step is not None)
     outcome = loop.run()
     return outcome, loop.samples, loop.reason if outcome == "paused" else None
 
@@ -479,9 +479,19 @@ def tell_prompts(journal: StoreJournal, splits: dict[str, dict[str, int]]) -> No
     journal.event("data.loaded", level=level, once="data.loaded", splits=splits)
 
 
-def start_running(store: JobStore, journal: StoreJournal) -> None:
-    """`job.software` of every holder: figures may move where another version of a library takes the job over."""
-    journal.event("job.software", versions=versions(), code=code())
+def start_running(store: JobStore, journal: StoreJournal, used: dict[str, str], *, is_resumed: bool) -> None:
+    """`job.software` of every holder: figures may move where another version of a library takes the job over.
+
+    What is another than at the start before is told as `job.software_changed` too. `used`: plug-ins.
+    """
+    now: dict[str, Any] = {"versions": versions(), "code": code(), **({"plugins": used} if used else {})}
+    events = journal.patiently(lambda: list(all_events(store, journal.lease.job_id))) if is_resumed else []
+    before = next((event.data for event in reversed(events) if event.type == "job.software"), {})
+    journal.event("job.software", once=f"software {journal.lease.fence}", **now)
+    if found := changes(before, now):
+        message = f"it goes on with other software, so figures may move: {'; '.join(found)}"
+        log.warning("%s", message)
+        journal.event("job.software_changed", level="warning", once=f"changes {journal.lease.fence}", message=message)
     with contextlib.suppress(IllegalTransition):  # a cancel or a pause came first: the loop hears of it
         journal.patiently(lambda: store.set_status(journal.lease, JobStatus.RUNNING))
 

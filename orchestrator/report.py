@@ -170,7 +170,8 @@ def _software(events: list[Json]) -> list[str]:
     for data in (event.get("data") or {} for event in events if event.get("type") == "job.software"):
         made_by = data.get("code") or {}
         own = f"equipoise {made_by.get('version')}{f' ({commit})' if (commit := made_by.get('commit')) else ''}"
-        lines.append(", ".join([own, *(f"{name} {version}" for name, version in (data.get("versions") or {}).items())]))
+        used = (data.get("versions") or {}) | (data.get("plugins") or {})
+        lines.append(", ".join([own, *(f"{name} {version}" for name, version in used.items())]))
     return [line for i, line in enumerate(lines) if i == 0 or line != lines[i - 1]]
 
 

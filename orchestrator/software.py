@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import inspect
 import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from orchestrator.spec import JobSpec
+from orchestrator.specs.plugins import PluginSpec
+from policies.disk import sha256_of
+from policies.plugins import load_plugin, plugin_package
+from rewards import registry
 
 PACKAGES = ("torch", "vllm", "transformers", "moocore")  # that decide a run's figures
 
@@ -15,6 +23,45 @@ PACKAGES = ("torch", "vllm", "transformers", "moocore")  # that decide a run's f
 def versions() -> dict[str, str]:
     """Of Python, and of the packages that decide a run's figures."""
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def plugins(spec: JobSpec) -> dict[str, str]:
+    """What the job uses of installed packages: by `weighting worst_first` and the like, package and digest of its code.
+
+    A package that is installed for editing keeps its version whatever is changed. Of the code it is what lies beside
+    the module: all of its package, or the module alone where that is in none.
+    """
+    found = {
+        f"{kind} {rule.name}": (plugin_package(rule.group, rule.name), load_plugin(rule.group, rule.name))
+        for kind, rule in (("weighting", spec.weighting), ("estimator", spec.estimator))
+        if isinstance(rule, PluginSpec)
+    }
+    rewards = {objective.reward.name for objective in spec.objectives}
+    rewards |= set() if spec.gold is None else {spec.gold.reward.name}
+    for name in sorted(rewards):
+        if (package := registry.plugin_package(name)) is not None:
+            found[f"reward {name}"] = package, registry.resolve(name)
+    return {what: f"{package}, code {_digest(made)}" for what, (package, made) in found.items()}
+
+
+def _digest(made: type[Any]) -> str:
+    try:
+        file = Path(inspect.getfile(made))
+        is_of_package = "." in made.__module__ or file.name == "__init__.py"
+        files = sorted(file.parent.rglob("*.py")) if is_of_package else [file]
+        return sha256_of(*files)[:12]
+    except (OSError, TypeError):  # from an archive, or made in no file
+        return "unknown"
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line for each part of `job.software` that is another than at an earlier start, as far as that had it."""
+    lines = []
+    for part, called in (("code", "equipoise "), ("versions", ""), ("plugins", "")):
+        old, new = before.get(part) or {}, now.get(part) or {}
+        changed = [name for name in old if name in new and old[name] != new[name]]
+        lines += [f"{called}{name} is {new[name] or 'unknown'}, was {old[name] or 'unknown'}" for name in changed]
+    return lines
 
 
 def code() -> dict[str, str | None]:

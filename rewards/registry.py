@@ -110,6 +110,14 @@ def resolve(name: str) -> type[Reward]:
     return _registered[name]
 
 
+def plugin_package(name: str) -> str | None:
+    """The distribution that a plugin is of, with its version: `my-package 1.0`; None of a reward of our own."""
+    if name not in _plugins() or _is_builtin(name):
+        return None
+    found = {point.dist for point in _plugins()[name] if point.dist is not None}
+    return " and ".join(sorted(f"{dist.name} {dist.version}" for dist in found))
+
+
 def parse_options(name: str, options: Mapping[str, object]) -> BaseModel:
     """The validated options of a reward. OptionsError names each bad field, and never repeats a bad value."""
     schema = resolve(name).Options

@@ -349,7 +349,7 @@ _ENTROPY = "the loss has no term of the entropy; a step tells it, and a larger l
 _IN_LOSS = "the KL penalty is in the loss, loss.kl_coef"
 _K3 = "the KL penalty is k3 (low_var_kl)"
 _TRACKERS = "trackers are told from beside: equipoise follow JOB --wandb, --mlflow or --tensorboard"
-_TOO_LONG = "a prompt that leaves no room for rollout.max_tokens is refused with its row; take it out of the file"
+_TOO_LONG = "a prompt that leaves no room for rollout.max_tokens is refused with its row, or dropped: data.overlong"
 _PLACE = "jobs lie in the server's state directory: equipoise export and download"
 _RESUMED = "a job goes on from its newest checkpoint by itself"
 _TEMPLATE = "the tokenizer's own chat template is used, also for prompts that are text; edit it in the model's folder"
@@ -373,7 +373,6 @@ NOWHERE = MappingProxyType({
     "reward.stop_properly_penalty_coef": "a cut completion keeps its reward; loss.mask_truncated leaves it out",
     "algorithm.filter_groups.metric": "a group stays where an objective with weight spreads, after its transform",
     "algo.dynamic_filtering_range": "a group stays where an objective with weight spreads, after its transform",
-    "data.filter_overlong_prompts": _TOO_LONG,
     "data.truncation": _TOO_LONG,
     "data.shuffle": "prompts are shuffled anew for each epoch, by seed",
     "shuffle_dataset": "prompts are shuffled anew for each epoch, by seed",

@@ -820,6 +820,28 @@ def test_a_resumed_job_says_from_where_and_by_which_older_rules(
     assert not torn.exists()
 
 
+def test_what_changed_of_its_software_is_told_to_who_resumes(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registered(store, tmp_path / "jobs" / "job" / "checkpoints", 10)
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr("orchestrator.loop.Loop", FakeLoop)
+    monkeypatch.setattr(driver, "plugins", lambda _: {"weighting mine": "mine 1.0, code b"})
+    monkeypatch.setattr(driver, "versions", lambda: {"torch": "2.1", "vllm": "0.3"})
+    before = {"versions": {"torch": "2.0", "vllm": "0.3"}, "plugins": {"weighting mine": "mine 1.0, code a"}}
+    told = [Event(seq=i, type="job.software", at=0.0, level="info", data=data) for i, data in enumerate([{}, before])]
+    monkeypatch.setattr(store, "events", lambda *_, **__: Page(items=tuple(told), has_more=False))
+    assert drive(tmp_path) == 0
+    (now,) = [data for type, _, data in store.events_written if type == "job.software"]
+    assert now["plugins"] == {"weighting mine": "mine 1.0, code b"}
+    message = (
+        "it goes on with other software, so figures may move: torch is 2.1, was 2.0; "
+        "weighting mine is mine 1.0, code b, was mine 1.0, code a"
+    )
+    assert ("job.software_changed", "warning", {"message": message}) in store.events_written
+    assert message in caplog.text
+
+
 @pytest.mark.parametrize("claimed", [8, 10])
 def test_what_a_claim_found_is_registered_and_told_once(
     store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claimed: int

@@ -25,7 +25,7 @@ from policies.plugins import (
 )
 from policies.types import Objectives, StepStats
 from policies.weighting import Fixed, Weighting
-from tests.support import install, install_example
+from tests.support import install, install_example, install_reward_example
 
 PROJECT = Path(__file__).parents[3]
 BROKEN = """
@@ -321,6 +321,32 @@ print(json.dumps({
     assert found["unknown"].endswith("softmin, plain_sum")
     assert found["option"].endswith("its parameters are sharpness (4.0)")
     assert found["missing"].endswith("its parameters are size")
+
+
+def test_what_a_job_uses_of_packages_is_told_with_a_digest_of_its_code(site: Path) -> None:
+    """Also of a package whose version stays, as one that is installed for editing."""
+    install_reward_example(site)
+    found = run(
+        site,
+        DOCUMENT
+        + """
+from pathlib import Path
+import polite_package
+from orchestrator.software import plugins
+
+polite = {"name": "manners", "reward": {"name": "politeness"}}
+spec = parse_spec(document(weighting={"name": "worst_first"}, objectives=[polite, *document()["objectives"]]))
+ours, told = plugins(parse_spec(document())), plugins(spec)
+file = Path(polite_package.__file__)
+file.write_text(file.read_text() + "# edited")
+print(json.dumps([ours, told, plugins(spec)]))
+""",
+    )
+    ours, before, after = found
+    assert ours == {}
+    assert before["weighting worst_first"].startswith("my-package ")
+    assert before["reward politeness"].startswith("polite-package ")
+    assert {what for what in before if before[what] != after[what]} == {"reward politeness"}
 
 
 def test_without_torch_a_plugin_is_taken_by_name_and_its_options_are_the_drivers_to_check(site: Path) -> None:
