@@ -19,7 +19,7 @@ RESOLVE = PATH="$(CURDIR)/$(BIN):$$PATH" uv pip compile pyproject.toml - --extra
 TIDY = sed -E -e 's/^(torch==[0-9.]+).*/\1/' -e "/== '(win32|emscripten)'/d"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test browser lint format bench screenshots audit lock clean
+.PHONY: help setup demo serve test browser lint format bench screenshots wheel audit lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
@@ -56,6 +56,10 @@ bench: setup ## measure (BENCH=name for one of tests/benchmarks)
 screenshots: setup ## pictures of every page of the dashboard, into deploy/screenshots
 	$(BIN)/python -m tests.browser.screenshots
 
+wheel: setup ## dist/equipoise-VERSION-py3-none-any.whl, with nothing of an older tree that lies in build/
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
 audit: setup ## known vulnerabilities of all packages in the locks (asks osv.dev; LOCKS=control for one)
 	@for lock in $(LOCKS); do echo "requirements/$$lock.txt"; $(BIN)/uv tool run --quiet --python $(BIN)/python \
 		pip-audit==2.10.1 --requirement requirements/$$lock.txt --no-deps --disable-pip --progress-spinner off \
@@ -73,5 +77,5 @@ lock: ## resolve both locks again from pyproject.toml (needs uv, which setup ins
 	@rm .lock .constraints; wc -l requirements/*.txt
 
 clean: ## remove caches and build output; the environment and the jobs' state stay
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -14,7 +14,6 @@ from services.client.api import Api
 from services.client.core import AsyncIo, BlockingIo, Core
 from services.client.methods import Awaited, Blocking
 from services.client.retry import Retry
-from services.settings import read_credentials
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 Verify = str | os.PathLike[str] | ssl.SSLContext | None
@@ -52,6 +51,8 @@ class _Connection(Api):
         """
         if environment.get("EQUIPOISE_URL") and environment.get("EQUIPOISE_API_KEY"):
             return cls.from_env(environment, **options)
+        from services.settings import read_credentials  # not above: all else here needs httpx alone
+
         credentials = read_credentials(Path(state_dir))
         if credentials is None:
             raise ValueError(
