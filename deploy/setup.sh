@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 stamp=.venv/.equipoise-setup
 made_for=$(cut -d' ' -f1 "$stamp" 2>/dev/null || true)
+made_in=$(cut -d' ' -f3- "$stamp" 2>/dev/null || true)
 device="${1:-${made_for:-cpu}}"
 if [ "$device" = --device ]; then echo "${made_for:-cpu}"; exit 0; fi
 case "$device" in
@@ -19,7 +20,9 @@ say() { echo "==> $*"; }
 fail() { printf 'setup: %s\n' "$@" >&2; exit 1; }
 locked() { grep -E "^$1==" "$lock" | head -n 1 | sed 's/ *;.*//'; }
 supported() { "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1; }
-state() { echo "$device $({ "$python" -V; cat "$lock" pyproject.toml deploy/setup.sh; } 2>&1 | sha256sum | cut -d' ' -f1)"; }
+place() { cd .venv && pwd -P; }  # its commands, and what is installed from here, have absolute paths
+state() { echo "$device $({ "$python" -V; cat "$lock" pyproject.toml deploy/setup.sh; } 2>&1 | sha256sum | cut -d' ' -f1) $(place)"; }
+whole() { supported "$python" && "$python" -m pip --version >/dev/null 2>&1; }  # a setup that was killed leaves no pip
 
 find_python() {
   local name
@@ -81,12 +84,16 @@ begin=$SECONDS
 if [ "$device" = cpu ] && nvidia-smi -L >/dev/null 2>&1; then
   say "setting up for CPUs, and this machine has a GPU: DEVICE=cuda is for that"
 fi
-if ! supported "$python" || [ "${made_for:-$device}" != "$device" ]; then  # the two vLLM packages share a folder
+if [ -n "$made_in" ] && [ "$made_in" != "$(place)" ]; then
+  say "this .venv was made in $made_in, and would run what is there: making it anew"
+  made_for=elsewhere
+fi
+if ! whole || [ "${made_for:-$device}" != "$device" ]; then  # the two vLLM packages share a folder
   base=$(find_python)
   say "making .venv with $("$base" -V) (a few seconds)"
   "$base" -m venv --clear .venv
 fi
-echo "$device unfinished" > "$stamp"  # who comes back without saying which device goes on with this one
+echo "$device unfinished $(place)" > "$stamp"  # who comes back without saying which device goes on with this one
 check_system
 install_packages
 check_packages

@@ -32,7 +32,7 @@ def stamp(folder: Path, device: str) -> None:
     version = f"Python {sys.version.split()[0]}\n".encode()
     read = [folder / "requirements" / f"{lock}.txt", folder / "pyproject.toml", folder / "deploy" / "setup.sh"]
     digest = hashlib.sha256(version + b"".join(file.read_bytes() for file in read)).hexdigest()
-    (folder / ".venv" / ".equipoise-setup").write_text(f"{device} {digest}\n")
+    (folder / ".venv" / ".equipoise-setup").write_text(f"{device} {digest} {folder.resolve() / '.venv'}\n")
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -63,6 +63,33 @@ def test_the_first_time_it_is_for_cpus_and_a_setup_that_did_not_end_goes_on(fold
     assert run(folder, "deploy/setup.sh", "--device").stdout == "cpu\n"
     (folder / ".venv" / ".equipoise-setup").write_text("cuda unfinished\n")
     assert run(folder, "deploy/setup.sh", "--device").stdout == "cuda\n"
+
+
+def test_an_environment_that_was_moved_or_copied_with_its_folder_is_made_anew(folder: Path) -> None:
+    """Its commands would run the other folder's Python, and that the other folder's code."""
+    stamp(folder, "cpu")
+    copy = shutil.copytree(folder, folder / "a copy", symlinks=True, ignore=lambda *_: ["a copy"])
+    done = run(copy, "deploy/setup.sh")
+    assert f"was made in {folder.resolve() / '.venv'}, and would run what is there" in done.stdout
+    assert "no Python" in done.stderr  # it went about it, and found none here
+
+
+def test_an_environment_that_is_linked_from_elsewhere_stays(folder: Path) -> None:
+    stamp(folder, "cpu")
+    copy = shutil.copytree(folder, folder / "a copy", symlinks=True, ignore=lambda *_: ["a copy", ".venv"])
+    (copy / ".venv").symlink_to(folder / ".venv")
+    done = run(copy, "deploy/setup.sh")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_setup_that_was_killed_before_it_had_pip_begins_anew(folder: Path) -> None:
+    python = folder / ".venv" / "bin" / "python"
+    python.unlink()
+    python.write_text(f'#!/bin/sh\n[ "$1 $2" = "-m pip" ] && exit 1\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    done = run(folder, "deploy/setup.sh", "cpu")
+    assert "no Python" in done.stderr
+    assert "No module" not in done.stderr
 
 
 def test_a_gpu_that_is_there_is_pointed_out(folder: Path) -> None:
