@@ -67,6 +67,27 @@ def test_the_cpu_lock_leaves_out_the_overrides() -> None:
     assert not overridden & pinned
 
 
+def test_the_version_is_the_same_wherever_it_stands() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    named = re.compile(r"(?:equipoise(?:-control|-trainer)?(?:-cpu)?[:-]|newTag: |ARG VERSION=)(\d+\.\d+\.\d+)")
+    files = [
+        path for path in (ROOT / "deploy").rglob("*") if path.suffix in (".yaml", ".md") or path.name == "Dockerfile"
+    ]
+    found = {
+        path.relative_to(ROOT).as_posix(): set(named.findall(path.read_text(encoding="utf-8")))
+        for path in [*files, ROOT / "README.md"]
+    }
+    assert {path for path, told in found.items() if told} >= {
+        "README.md",
+        "deploy/Dockerfile",
+        "deploy/single/compose.yaml",
+    }
+    assert {path: told for path, told in found.items() if told - {version}} == {}
+    newest = re.search(r"^## (\S+?),? ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == version
+
+
 def test_every_make_target_in_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = set(re.findall(r"(?:^ +|`)make ([a-z]+)", README, re.MULTILINE))
