@@ -2,7 +2,8 @@
 
 Training towards a person's weights may lower an objective on purpose. So a fall alone is no collapse: it is one when
 the preference-weighted total, which is what the person asked to raise, has fallen below its own best as well. Both
-must have fallen further than the noise of a held-out mean explains: the best of many evaluations was lucky, too.
+must have fallen further than the noise of a held-out mean explains: the best of many evaluations was lucky, too, and
+the more so the more there are.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from policies.statistics import surely
+
 SURE = 2.5  # standard errors by which a fall exceeds its threshold; tests have the rate of false alarms
+LOOKS = 30  # evaluations for which that is enough
 SAME = 1e-9  # weights that differ by less were meant to be the same: scaling them moves their last digits
 
 
@@ -42,10 +46,10 @@ class Collapse:
 class CollapseWatch:
     """Compares each evaluation with the best total so far, by the weights of now.
 
-    A collapse begins where the falls exceed their thresholds by SURE standard errors. It is over once what fell is
-    within `drop` of its best, or the total has all come back: what is hacked goes on rising, and may make up for most
-    of what was lost. A steer by itself neither ends one nor begins one: what would be one by new weights alone was
-    asked for, and the watch starts again from the last evaluation.
+    A collapse begins where the falls exceed their thresholds by SURE standard errors, by more after LOOKS evaluations.
+    It is over once what fell is within `drop` of its best, or the total has all come back: what is hacked goes on
+    rising, and may make up for most of what was lost. A steer by itself neither ends one nor begins one: what would be
+    one by new weights alone was asked for, and the watch starts again from the last evaluation.
     """
 
     def __init__(self, *, drop: float, total_drop: float) -> None:
@@ -55,6 +59,7 @@ class CollapseWatch:
         self._best: dict[str, Any] | None = None
         self._last: dict[str, Any] | None = None
         self._collapsed = False
+        self._looks = 0
 
     def observe(
         self,
@@ -66,6 +71,7 @@ class CollapseWatch:
         """A Collapse while the run is in one, else None. `errors`: of the means, normalised too; none where unknown."""
         if not _same(preference, self._weights):
             self._aim(dict(preference))
+        self._looks += 1
         now = {"step": step, "objectives": dict(normalised), "errors": dict(errors or {})}
         found = None if self._best is None else self._fall(self._best, now)
         if self._best is None or self._total(now) > self._total(self._best):
@@ -82,7 +88,7 @@ class CollapseWatch:
             self._best = self._last
 
     def _fall(self, best: Mapping[str, Any], now: Mapping[str, Any]) -> Collapse | None:
-        sure = 0.0 if self._collapsed else SURE
+        sure = 0.0 if self._collapsed else surely(SURE, self._looks, upto=LOOKS)
         total_drop = SAME if self._collapsed else self.total_drop
         falls = {name: best["objectives"][name] - value for name, value in now["objectives"].items()}
         errors = {name: math.hypot(_error(best, name), _error(now, name)) for name in falls}
@@ -109,12 +115,19 @@ class CollapseWatch:
         return float(sum(weight * seen["objectives"][name] for name, weight in self._weights.items()))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self._weights, "best": self._best, "last": self._last, "collapsed": self._collapsed}
+        return {
+            "weights": self._weights,
+            "best": self._best,
+            "last": self._last,
+            "collapsed": self._collapsed,
+            "looks": self._looks,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._weights, self._best = dict(state["weights"]), state["best"]
-        self._collapsed = state.get("collapsed", False)  # older checkpoints have none of the two
+        self._collapsed = state.get("collapsed", False)  # older checkpoints have none of the three
         self._last = state.get("last", self._best)
+        self._looks = state.get("looks", 0)
 
 
 def _same(one: Mapping[str, float], other: Mapping[str, float]) -> bool:

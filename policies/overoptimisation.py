@@ -8,10 +8,10 @@ objective is over-optimised from the reading at which, since that best,
     gold has fallen by `drop` or more, and the objective has risen by `rise` or more,
 
 each beyond what noise explains: by GOLD_SURE and RISE_SURE standard errors of the difference, where readings tell
-theirs. (Gold's best is the best of many levels and so partly luck, the objective's level beside it is not.) It lasts
-until gold is less than drop / 2 below its best, or the objective less than rise / 2 above where it was then. The two
-thresholds keep noise from telling it over and over; a new best of gold ends it for all. Without a level of its own, an
-objective stays what it was.
+theirs. (Gold's best is the best of many levels and so partly luck, the more so the more there are: after LOOKS readings
+it takes more than GOLD_SURE. The objective's level beside it is not.) It lasts until gold is less than drop / 2 below
+its best, or the objective less than rise / 2 above where it was then. The two thresholds keep noise from telling it
+over and over; a new best of gold ends it for all. Without a level of its own, an objective stays what it was.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from policies.statistics import surely
+
 GOLD_SURE = 3.5  # tests have the rate of false alarms
+LOOKS = 200  # readings for which that is enough
 RISE_SURE = 2.0
 _EPS = 1e-9  # rounding is neither a rise nor a fall
 
@@ -87,13 +90,14 @@ class OveroptimisationWatch:
         now: dict[str, Any] = {"step": step, "gold": self._gold_level(), "levels": levels}
         self._best = self._best_with(now)
         fall, fall_error = _change(now["gold"], self._best["gold"])
+        gold_sure = surely(GOLD_SURE, self._readings, upto=LOOKS)
         found: dict[str, Overoptimised] = {}
         for name, level in now["levels"].items():
             if level is None:
                 continue
             first = self._best["levels"][name]
             rise, rise_error = _change(first, level)
-            if self._begun(name, fall, fall_error, self.drop, GOLD_SURE) and self._begun(
+            if self._begun(name, fall, fall_error, self.drop, gold_sure) and self._begun(
                 name, rise, rise_error, self.rise, RISE_SURE
             ):
                 found[name] = Overoptimised(
@@ -126,6 +130,11 @@ class OveroptimisationWatch:
     def trends(self) -> dict[str, float | None]:
         """Pearson correlation of each objective's means with gold's, over all readings so far; None without spread."""
         return {name: _correlation(moments) for name, moments in self._moments.items()}
+
+    @property
+    def _readings(self) -> int:
+        """So far, of gold and of the objective that has most."""
+        return max(int(moments[0]) for moments in self._moments.values())
 
     def _gold_level(self) -> list[float]:
         return _mean_with_error([(one["gold"], one.get("gold_error")) for one in self._recent])

@@ -48,6 +48,15 @@ def standard_error(groups: Iterable[Sequence[float | None]]) -> float | None:
     return stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
 
 
+def surely(sure: float, looks: int, *, upto: int) -> float:
+    """Standard errors by which a fall below the best of `looks` readings is beyond luck: `sure` for `upto` of them.
+
+    Of many readings the best was lucky, and one of the others is as unlucky; either has a chance of exp(-z^2 / 4) at
+    each look, half of z its own. It stays as rare over all of them where z^2 = sure^2 + 4 log(looks / upto).
+    """
+    return math.sqrt(sure**2 + 4 * math.log(max(1.0, looks / upto)))
+
+
 def whiten(values: Tensor) -> Tensor:
     """(v - mean) / (std + 1e-8) over all that was measured (arXiv 2501.03262); exactly 0 where nothing spreads."""
     everywhere = tuple(range(values.dim()))

@@ -104,17 +104,19 @@ def drawn(rng, chances_KP):
     return means(*scores_KP.mean(axis=1)), EQUAL, means(*errors_K)
 
 
-@pytest.mark.parametrize("prompts", [50, 100])
+@pytest.mark.parametrize(
+    ("prompts", "evaluations", "runs"), [(50, 30, 200), (100, 30, 200), (50, 500, 6)], ids=["50", "100", "a long run"]
+)
 @pytest.mark.parametrize("difficulties", ["spread", "all even"])
-def test_a_policy_that_does_not_change_hardly_ever_collapses(prompts, difficulties):
-    """In fewer than 2% of runs of 30 evaluations, the same prompts each time."""
+def test_a_policy_that_does_not_change_hardly_ever_collapses(prompts, evaluations, runs, difficulties):
+    """In fewer than 2% of runs of 30 evaluations, the same prompts each time; in none of 6 long runs."""
     rng = np.random.default_rng(0)
     alarms = 0
-    for _ in range(200):
+    for _ in range(runs):
         one = watch()
         chances_KP = rng.random((3, prompts)) if difficulties == "spread" else np.full((3, prompts), 0.5)
-        alarms += any(one.observe(step, *drawn(rng, chances_KP)) is not None for step in range(30))
-    assert alarms < 0.02 * 200
+        alarms += any(one.observe(step, *drawn(rng, chances_KP)) is not None for step in range(evaluations))
+    assert alarms < max(1, 0.02 * runs)
 
 
 @pytest.mark.parametrize(("prompts", "now"), [(50, 0.25), (100, 0.4), (300, 0.5)])
@@ -145,6 +147,18 @@ def test_once_begun_a_collapse_lasts_until_what_fell_is_within_the_threshold():
     assert [item is not None for item in found] == [False, False, True, True, False]
     assert found[2].fall_error == pytest.approx(0.05 * 2**0.5)
     assert "fell from 0.90 to 0.30 (standard error of the fall 0.07) while" in found[2].describe()
+
+
+def test_how_often_it_has_looked_is_in_the_checkpoint():
+    errors = means(0.03, 0.03, 0.03)
+    one, other, short = watch(), watch(), watch()
+    for step in range(400):
+        assert one.observe(step, means(0.9, 0.5, 0.9), EQUAL, errors) is None
+    short.observe(0, means(0.9, 0.5, 0.9), EQUAL, errors)
+    other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    low = means(0.5, 0.5, 0.9)  # the total by 3.4 standard errors beyond its threshold
+    found = [each.observe(400, low, EQUAL, errors) for each in (one, other, short)]
+    assert [item is not None for item in found] == [False, False, True]
 
 
 def test_a_checkpoint_that_does_not_say_whether_it_is_in_a_collapse_is_in_none():

@@ -78,13 +78,15 @@ def told_at(rng, golds, proxies, **options):
     return None
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.002])
-def test_gold_that_does_not_change_is_hardly_ever_told_to_fall(slope):
-    """In at most 5% of runs of 200 readings of 64 rollouts, whether or not the objective rises."""
+@pytest.mark.parametrize(
+    ("slope", "readings", "runs"), [(0.0, 200, 200), (0.002, 200, 200), (0.0002, 2500, 5)], ids=["no", "yes", "long"]
+)
+def test_gold_that_does_not_change_is_hardly_ever_told_to_fall(slope, readings, runs):
+    """In at most 5% of runs of 200 readings of 64 rollouts, whether or not the objective rises; so in long runs."""
     rng = np.random.default_rng(0)
-    proxies = [0.4 + slope * step for step in range(200)]
-    alarms = sum(told_at(rng, [0.5] * 200, proxies) is not None for _ in range(200))
-    assert alarms <= 0.05 * 200
+    proxies = [0.4 + slope * step for step in range(readings)]
+    alarms = sum(told_at(rng, [0.5] * readings, proxies) is not None for _ in range(runs))
+    assert alarms <= 0.05 * runs
 
 
 def test_gold_that_falls_while_the_objective_rises_is_seen():
