@@ -15,6 +15,7 @@ import jinja2
 import yaml
 from plotly.offline import get_plotlyjs
 
+from orchestrator.comparison import tested_points
 from orchestrator.directions import better_words, directions
 from orchestrator.guardrails import history
 from orchestrator.lineage import best_of
@@ -279,6 +280,8 @@ def _story(names: list[str], points: list[Json], best: Json | None, front: Json 
         for split, words in TEST_SPLITS.items() if len(names) <= 4 else ():  # the table has the rest
             if told := _changes(names, _get(base, "test", split), _get(best, "test", split)):
                 sentences.append(f"On the test split, {words}: {told}.")
+        if not best.get("test") and len(points) > 2:
+            sentences.append(f"These figures also chose it, of {len(points)} evaluations: some of its gain is luck.")
     return [*sentences, *_volumes(front)]
 
 
@@ -287,7 +290,9 @@ def _volumes(front: Json) -> Iterator[str]:
     after, before = front.get("hypervolume_test"), front.get("hypervolume_test_base")
     if after is not None and before is not None:
         change = "stayed at" if _number(before) == _number(after) else f"went from {_number(before)} to"
-        yield f"On the test split, the front's hypervolume {change} {_number(after)}."
+        tested, of = tested_points(front)
+        part = "" if tested == of else f", of which {tested} of {of} points were tested,"
+        yield f"On the test split, the front's hypervolume{part} {change} {_number(after)}."
     after, before = front.get("hypervolume"), front.get("hypervolume_base")
     if after is not None and before is not None:
         yield (

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.clock import STAGES, tokens_per_s
+from orchestrator.comparison import tested_points
 from orchestrator.directions import better_words
 from policies.places import is_gated
 from services.client import ApiError, Client, RateLimited, Unavailable
@@ -366,7 +367,11 @@ def _hypervolume(front: Document) -> str:
 
 def _tested(front: Document) -> str:
     now, start = front.get("hypervolume_test"), front.get("hypervolume_test_base")
-    return "" if now is None else f"; on the test split {figure(now, 4)} ({figure(start, 4)} at the start)"
+    if now is None:
+        return ""
+    tested, of = tested_points(front)
+    part = "" if tested == of else f", with {tested} of its {of} points,"
+    return f"; on the test split{part} {figure(now, 4)} ({figure(start, 4)} at the start)"
 
 
 def _times(steps: list[Document]) -> Text:

@@ -223,7 +223,14 @@ def test_the_gain_is_that_of_the_test_split() -> None:
     assert "On the test split, the front&#39;s hypervolume stayed at 0.300." in text
     assert "some of such a growth is luck" in text
     parts["front"] |= {"hypervolume_test": 0.35}
-    assert "On the test split, the front&#39;s hypervolume went from 0.300 to 0.350." in page(**parts)
+    text = page(**parts)
+    assert "On the test split, the front&#39;s hypervolume went from 0.300 to 0.350." in text
+    assert "These figures also chose it" not in text
+    parts["front"]["points"][2]["on_front"] = True
+    del parts["front"]["points"][2]["test"]  # beyond evaluation.test_points
+    text = page(**parts)
+    assert "hypervolume, of which 2 of 3 points were tested, went from 0.300 to 0.350." in text
+    assert "These figures also chose it, of 4 evaluations: some of its gain is luck." in text
 
 
 def test_hostile_text_is_shown_as_text() -> None:

@@ -138,6 +138,9 @@ def test_the_front_shows_the_start_and_its_points_on_both_splits() -> None:
     assert lines[0] == "Pareto front: hypervolume 0.6123 (0.5001 at the start)"
     tested = front_table({**FRONT, "hypervolume_test": 0.55, "hypervolume_test_base": 0.49})
     assert "at the start); on the test split 0.5500 (0.4900 at the start)" in str(tested.title)
+    other = {**FRONT["points"][2], "step": 30, "test": None}  # beyond evaluation.test_points
+    in_part = front_table({**FRONT, "hypervolume_test": 0.55, "points": [*FRONT["points"], other]})
+    assert "; on the test split, with 1 of its 2 points, 0.5500" in str(in_part.title)
     turned = front_table({**FRONT, "directions": {"accuracy": {"better": "nearer", "target": 0.5}}})
     assert str(turned.columns[2].header) == "accuracy (nearer to 0.5 is better)"
     assert lines[3:] == [
