@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -448,7 +448,7 @@ def train(
     if step is not None:
         loop.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])
         tell_resumed(store, journal, claim, step)
-    start_running(store, journal, plugins(spec), is_resumed=step is not None)
+    start_running(store, journal, made_of(spec, parts), is_resumed=step is not None)
     outcome = loop.run()
     return outcome, loop.samples, loop.reason if outcome == "paused" else None
 
@@ -479,12 +479,22 @@ def tell_prompts(journal: StoreJournal, splits: dict[str, dict[str, int]]) -> No
     journal.event("data.loaded", level=level, once="data.loaded", splits=splits)
 
 
-def start_running(store: JobStore, journal: StoreJournal, used: dict[str, str], *, is_resumed: bool) -> None:
+def made_of(spec: JobSpec, parts: Any) -> dict[str, Any]:
+    """What decides a run's figures beside its spec and the software that comes with us."""
+    return {
+        "plugins": plugins(spec),
+        "device": parts.learner.device_name(),
+        "policy": {"model": spec.policy.model, "commit": parts.policy_commit},
+        "data_sha256": parts.splits.sha256,
+    }
+
+
+def start_running(store: JobStore, journal: StoreJournal, made: Mapping[str, Any], *, is_resumed: bool) -> None:
     """`job.software` of every holder: figures may move where another version of a library takes the job over.
 
-    What is another than at the start before is told as `job.software_changed` too. `used`: plug-ins.
+    What is another than at the start before is told as `job.software_changed` too.
     """
-    now: dict[str, Any] = {"versions": versions(), "code": code(), **({"plugins": used} if used else {})}
+    now: dict[str, Any] = {"versions": versions(), "code": code(), **made}
     events = journal.patiently(lambda: list(all_events(store, journal.lease.job_id))) if is_resumed else []
     before = next((event.data for event in reversed(events) if event.type == "job.software"), {})
     journal.event("job.software", once=f"software {journal.lease.fence}", **now)

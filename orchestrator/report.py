@@ -98,6 +98,7 @@ def render_report(
         samples=samples[:SAMPLES_SHOWN],
         stages=_stages(steps),
         software=_software(events),
+        inputs=_inputs(events),
         spec=yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=100) if spec else "",
         events=events[-EVENTS_SHOWN:],
         events_left_out=_left_out(events),
@@ -172,8 +173,18 @@ def _software(events: list[Json]) -> list[str]:
         made_by = data.get("code") or {}
         own = f"equipoise {made_by.get('version')}{f' ({commit})' if (commit := made_by.get('commit')) else ''}"
         used = (data.get("versions") or {}) | (data.get("plugins") or {})
-        lines.append(", ".join([own, *(f"{name} {version}" for name, version in used.items())]))
+        device = [f"on {data['device']}"] if data.get("device") else []
+        lines.append(", ".join([own, *(f"{name} {version}" for name, version in used.items()), *device]))
     return [line for i, line in enumerate(lines) if i == 0 or line != lines[i - 1]]
+
+
+def _inputs(events: list[Json]) -> list[str]:
+    """What the spec's names stood for: the commit of a policy on the hub, and the sums of data files."""
+    told = [event.get("data") or {} for event in events if event.get("type") == "job.software"]
+    last = told[-1] if told else {}
+    commit, sums = _get(last, "policy", "commit"), last.get("data_sha256") or {}
+    policy = [f"{_get(last, 'policy', 'model')} at commit {commit}"] if commit else []
+    return [*policy, *(f"{split} files of sha256 {digest}" for split, digest in sums.items())]
 
 
 def _guardrails(spec: Json, events: list[Json]) -> list[Json]:

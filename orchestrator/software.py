@@ -1,4 +1,4 @@
-"""Which software trains a job or makes a run of the arena."""
+"""Which software and machine train a job or make a run of the arena."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from policies.disk import sha256_of
 from policies.plugins import load_plugin, plugin_package
 from rewards import registry
 
-PACKAGES = ("torch", "vllm", "transformers", "moocore")  # that decide a run's figures
+PACKAGES = (  # that decide a run's figures
+    "torch", "vllm", "transformers", "tokenizers", "peft", "torchjd", "moocore", "numpy", "math_verify",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -61,12 +63,21 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         old, new = before.get(part) or {}, now.get(part) or {}
         changed = [name for name in old if name in new and old[name] != new[name]]
         lines += [f"{called}{name} is {new[name] or 'unknown'}, was {old[name] or 'unknown'}" for name in changed]
-    return lines
+    old, new = before.get("device"), now.get("device")
+    return [*lines, f"the learner's device is {new}, was {old}"] if old and new and old != new else lines
 
 
 def code() -> dict[str, str | None]:
     """The project's own version, and of a checkout the commit."""
     return {"version": _version("orchestrator"), "commit": _commit()}
+
+
+def processor() -> str:
+    """What this machine's is called: another kind rounds otherwise."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 @functools.cache

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.failpoints import reach
+from orchestrator.software import processor
 from policies.learner import Learner, LearnerSettings
 from policies.types import LearnStats, ObjectiveAdvantages, Rollout
 from policies.weight_sync import Collected, EngineClient, Transport, make_sender
@@ -86,6 +87,10 @@ class LearnerActor:
                 world_size=world_size,
                 address=ray.util.get_node_ip_address,  # the machine's own name may stand for 127.0.1.1
             )
+
+    def device_name(self) -> str:
+        """What it learns on: another kind rounds otherwise."""
+        return torch.cuda.get_device_name(self.learner.device) if self.settings.device == "cuda" else processor()
 
     def gramian(self, rollouts: Sequence[Rollout], advantages_BK: Tensor) -> Tensor:
         return self.learner.gramian(rollouts, advantages_BK)

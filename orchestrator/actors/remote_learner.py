@@ -40,6 +40,10 @@ class RemoteLearner:
         self.timeout_s = timeout_s
         self.group = group
 
+    def device_name(self) -> str:
+        """What the first rank learns on."""
+        return str(self._call("device_name"))
+
     def gramian(self, rollouts: Sequence[Rollout], advantages_BK: Tensor) -> Tensor:
         return self._call("gramian", ray.put(rollouts), advantages_BK)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import statistics
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import psutil
@@ -18,7 +16,7 @@ import psutil
 from orchestrator.arena.ledger import SCHEMA, Ledger, LedgerError
 from orchestrator.arena.plan import Planned, digest, packages
 from orchestrator.arena.protocol import rule_version
-from orchestrator.software import code, versions
+from orchestrator.software import code, processor, versions
 from orchestrator.spec import JobSpec
 
 Json = dict[str, Any]
@@ -231,12 +229,9 @@ def heading(planned: Planned, spec: JobSpec) -> Json:
 
 def surroundings() -> Mapping[str, Json]:
     """Where and with what it was made."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    processors = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     memory_gib = round(psutil.virtual_memory().total / 2**30, 1)
-    processor = processors[0] if processors else platform.processor()
     return {
-        "machine": {"processor": processor, "cores": os.cpu_count(), "memory_gib": memory_gib},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "memory_gib": memory_gib},
         "versions": versions(),
         "code": code(),
     }

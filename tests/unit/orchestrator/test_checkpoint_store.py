@@ -35,7 +35,7 @@ from orchestrator.storage.recovery import register_found
 from orchestrator.storage.remote import RemoteError
 from services.settings import checkpoint_store as from_environment
 from tests.loop_fakes import Killed, Run, make_spec, start
-from tests.unit.orchestrator.test_driver import CLAIM, FakeStore, journal_of
+from tests.unit.orchestrator.test_driver import CLAIM, NO_PARTS, FakeStore, journal_of
 
 JOB = ("local", "job-1")
 
@@ -517,7 +517,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
     monkeypatch.setattr(driver, "connect", lambda _: None)
     monkeypatch.setattr(driver, "JobStore", lambda *_, **__: made)
     monkeypatch.setenv(checkpoint_store.STORE_VARIABLE, "x://")
-    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext(NO_PARTS))
     monkeypatch.setattr("orchestrator.loop.Loop", lambda *_, **__: None)
     return made
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -48,6 +49,11 @@ from orchestrator.storage.recovery import keep_document
 
 LEASE = Lease(job_id="job", fence=5, nonce="n")
 CLAIM = Claim(outcome=ClaimOutcome.OK, lease=LEASE, step=0, from_step=0)
+NO_PARTS = SimpleNamespace(  # but for what the job's record says of them
+    learner=SimpleNamespace(device_name=lambda: "a CPU"),
+    splits=SimpleNamespace(sha256={"train": "a" * 64}),
+    policy_commit=None,
+)
 SPEC = parse_spec(
     {
         "name": "driver",
@@ -183,7 +189,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
     """Replaces parts and loop: what the training does is the test's to say."""
 
     def stands(training: Callable[[], Any]) -> None:
-        monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+        monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext(NO_PARTS))
         monkeypatch.setattr(driver, "train", lambda *_: (training(), [{"prompt": "1+1"}], None))
 
     return stands
@@ -559,7 +565,7 @@ def test_sigterm_asks_the_loop_to_stop(store: FakeStore, tmp_path: Path, monkeyp
         signal.raise_signal(signal.SIGTERM)
         return "stopped" if journal.wishes() == Wishes(stop=True) else "succeeded", [], None
 
-    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext(NO_PARTS))
     monkeypatch.setattr(driver, "train", train)
     assert drive(tmp_path) == 0
     assert [call[0] for call in store.ends()] == ["release"]
@@ -697,7 +703,7 @@ def test_a_checkpoint_that_can_not_be_read_now_hands_the_job_back(
         return real(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", stale)
-    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext(NO_PARTS))
     monkeypatch.setattr("orchestrator.loop.Loop", lambda *_, **__: None)
     why = (
         f"can't read {root / directory_name(20) / file}: Stale file handle; "
@@ -752,7 +758,7 @@ def test_a_disk_that_has_none_of_the_checkpoints_hands_the_job_back(
 ) -> None:
     """A volume that is not mounted: as terminal an end as "damaged" can't be taken back."""
     registered(store, tmp_path / "elsewhere", 10, 20)
-    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext(NO_PARTS))
     monkeypatch.setattr("orchestrator.loop.Loop", lambda *_, **__: None)
     assert drive(tmp_path) == NO_RESOURCES
     ((kind, reason),) = store.ends()
@@ -768,7 +774,7 @@ def test_nothing_but_damaged_checkpoints_fails_the_job(store: FakeStore, tmp_pat
     root = tmp_path / "jobs" / "job" / "checkpoints"
     registered(store, root, 10)
     (root / directory_name(10) / "weights").unlink()
-    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext(NO_PARTS))
     monkeypatch.setattr("orchestrator.loop.Loop", lambda *_, **__: None)
     assert drive(tmp_path) == 0
     ((_, status, reason),) = store.ends()
@@ -807,7 +813,7 @@ def test_a_resumed_job_says_from_where_and_by_which_older_rules(
     torn.mkdir()
     store.claims = [dataclasses.replace(CLAIM, step=20, from_step=23)]
     store.refuse["set_status"] = IllegalTransition(JobStatus.CANCELLING, JobStatus.RUNNING)  # the loop hears of it
-    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext(NO_PARTS))
     monkeypatch.setattr("orchestrator.loop.Loop", FakeLoop)
     assert drive(tmp_path) == 0
     loop = FakeLoop.made.pop()
@@ -816,6 +822,8 @@ def test_a_resumed_job_says_from_where_and_by_which_older_rules(
     assert ("job.resumed", "info", {"step": 20, "rerun": 3, **more}) in store.events_written
     (made_by,) = [data for type, _, data in store.events_written if type == "job.software"]
     assert made_by["versions"]["torch"] == importlib.metadata.version("torch")
+    assert (made_by["device"], made_by["data_sha256"], made_by["plugins"]) == ("a CPU", {"train": "a" * 64}, {})
+    assert made_by["policy"] == {"model": "quickstart", "commit": None}
     assert store.ends() == [("finish", JobStatus.SUCCEEDED, None)]
     assert not torn.exists()
 
@@ -824,7 +832,7 @@ def test_what_changed_of_its_software_is_told_to_who_resumes(
     store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     registered(store, tmp_path / "jobs" / "job" / "checkpoints", 10)
-    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext(NO_PARTS))
     monkeypatch.setattr("orchestrator.loop.Loop", FakeLoop)
     monkeypatch.setattr(driver, "plugins", lambda _: {"weighting mine": "mine 1.0, code b"})
     monkeypatch.setattr(driver, "versions", lambda: {"torch": "2.1", "vllm": "0.3"})
@@ -858,7 +866,7 @@ def test_what_a_claim_found_is_registered_and_told_once(
         store.registered.append(Checkpoint(step=step, path=path, digest=digest, metrics={}, on_front=False))
 
     monkeypatch.setattr(store, "register_checkpoint", register, raising=False)
-    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext(NO_PARTS))
     monkeypatch.setattr("orchestrator.loop.Loop", FakeLoop)
     assert drive(tmp_path) == 0
     assert FakeLoop.made.pop().resumed == (8, [5, 8])
@@ -870,7 +878,7 @@ def test_a_checkpoint_that_was_half_replaced_is_found_again(store: FakeStore, tm
     root = tmp_path / "jobs" / "job" / "checkpoints"
     registered(store, root, 10)
     (root / directory_name(10)).rename(root / f".{directory_name(10)}-replaced")
-    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "parts_of", lambda *_, **__: contextlib.nullcontext(NO_PARTS))
     monkeypatch.setattr("orchestrator.loop.Loop", FakeLoop)
     assert drive(tmp_path) == 0
     assert FakeLoop.made.pop().resumed == (10, [10])

@@ -147,13 +147,19 @@ def test_what_the_job_took_is_told_where_it_did(took: Json, told: list[str]) -> 
 
 
 def test_what_trained_the_job_is_told_and_where_that_changed() -> None:
-    def told(vllm: str) -> Json:
+    def told(vllm: str, **more: Any) -> Json:
         data = {"code": {"version": "0.1.0", "commit": None}, "versions": {"torch": "2.9", "vllm": vllm}}
-        return {"seq": 1, "type": "job.software", "at": 1.0, "level": "info", "data": data}
+        return {"seq": 1, "type": "job.software", "at": 1.0, "level": "info", "data": data | more}
 
     text = page(**documents(2) | {"events": [told("0.10"), told("0.10"), told("0.11")]})
     line = "Trained by equipoise 0.1.0, torch 2.9, vllm 0.10; then equipoise 0.1.0, torch 2.9, vllm 0.11<"
     assert line in text
+    assert "It stood for" not in text
+    policy = {"model": "org/model", "commit": "b" * 40}
+    made_of = {"plugins": {"mine": "1.0"}, "device": "a CPU", "policy": policy, "data_sha256": {"train": "a" * 64}}
+    text = page(**documents(2) | {"events": [told("0.10", **made_of)]})
+    assert "torch 2.9, vllm 0.10, mine 1.0, on a CPU<" in text
+    assert f"It stood for: org/model at commit {'b' * 40}; train files of sha256 {'a' * 64}." in text
 
 
 def test_without_a_gain_the_report_says_so() -> None:
