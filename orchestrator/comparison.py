@@ -33,7 +33,7 @@ def front_as_told(front: Json, spec: Mapping[str, Any]) -> Json:
     return {**front, "reference": corner, "initial": front.get("reference", {})}
 
 
-def tested_points(front: Json) -> tuple[int, int]:
+def tested_points(front: Mapping[str, Any]) -> tuple[int, int]:
     """Of the front's points, how many have figures of the test split, whose volume is theirs alone; and all."""
     found = [point for point in front.get("points") or [] if point.get("on_front")]
     return sum(bool((point.get("test") or {}).get("sampled")) for point in found), len(found)

@@ -20,6 +20,7 @@ from orchestrator.directions import better_words, directions
 from orchestrator.guardrails import history
 from orchestrator.lineage import best_of
 from orchestrator.state.records import finite
+from orchestrator.stored_spec import to_repeat
 from policies.places import Scale, counted_values, is_gated, read_scales
 
 Json = dict[str, Any]
@@ -99,6 +100,7 @@ def render_report(
         stages=_stages(steps),
         software=_software(events),
         inputs=_inputs(events),
+        repeated=to_repeat(spec, events) if spec else None,
         spec=yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=100) if spec else "",
         events=events[-EVENTS_SHOWN:],
         events_left_out=_left_out(events),

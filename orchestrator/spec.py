@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -47,7 +48,7 @@ class JobSpec(Spec):
 
     kind: Literal["alignment"] = Field("alignment", description="or `reward_model`, which is another document")
     name: Title = Field(description="what people call it")
-    seed: int = Field(0, ge=0, lt=2**31, description="of everything random: the same spec gives the same run on CPU")
+    seed: int = Field(0, ge=0, lt=2**31, description="of all that is random here; a judge that samples follows none")
     steps: int = Field(ge=1, le=1_000_000, description="training steps")
     priority: int = Field(
         0,
@@ -306,12 +307,17 @@ def _follows(place: tuple[int | str, ...], found: Sequence[Any]) -> bool:
 
 
 def load_spec(path: Path) -> JobSpec | RewardJobSpec:
-    """The spec of a job from a YAML or JSON file. Raises SpecError, first the file's name where it can't be read."""
+    """The spec of a job from a YAML or JSON file, or a job's report.
+
+    Raises SpecError, first the file's name where it can't be read.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SpecError([("", f"{path}: {reason}")]) from None
+    if path.suffix == ".html":
+        return check_new(parse_job(_of_report(path, text)))
     try:
         document = spec_yaml.load(text)
     except spec_yaml.DuplicateKey as error:
@@ -321,6 +327,16 @@ def load_spec(path: Path) -> JobSpec | RewardJobSpec:
     except RecursionError:
         raise SpecError([("", f"{path}: not valid YAML: nested too deeply")]) from None
     return check_new(parse_job(document))
+
+
+def _of_report(path: Path, text: str) -> Any:
+    """The spec in a job's report, to make the job again. Raises SpecError."""
+    found = re.search(r'<script type="application/json" id="spec">(.*?)</script>', text, re.DOTALL)
+    try:
+        return json.loads(found[1] if found else "")
+    except (ValueError, RecursionError):
+        why = "no report of a job, or one of an older version; `equipoise show JOB --spec` prints the job's spec"
+        raise SpecError([("", f"{path}: {why}")]) from None
 
 
 AnyJob = TypeVar("AnyJob", bound=JobSpec | RewardJobSpec)

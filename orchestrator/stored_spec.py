@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.errors import OtherVersion
@@ -39,6 +39,18 @@ def absent_fields(document: Mapping[str, Any]) -> dict[str, Any]:
     rule = (document.get("weighting") or {}).get("name")
     rules = {f"weighting.{field}": value for field, value in BEFORE_OF_RULES.get(str(rule), {}).items()}
     return {path: value for path, value in {**BEFORE, **rules}.items() if _lacks(document, path)}
+
+
+def to_repeat(document: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """A job's resolved spec as it is to be submitted to be made again: its policy at the hub's commit that it had.
+
+    `events`: the job's, from its first one, as far as they are needed.
+    """
+    repeated = copy.deepcopy(dict(document))
+    made_of = next((event.get("data") or {} for event in events if event.get("type") == "job.software"), {})
+    if commit := (made_of.get("policy") or {}).get("commit"):
+        repeated["policy"] = {**(repeated.get("policy") or {}), "revision": commit}
+    return repeated
 
 
 def _lacks(document: Mapping[str, Any], path: str) -> bool:

@@ -89,7 +89,7 @@ def _common(
 
 @app.command()
 def submit(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="a YAML or JSON file")],
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="a YAML or JSON file, or a job's report")],
     follow_it: Annotated[bool, typer.Option("--follow", help="watch it until it ends")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check it and say what would run, and on what")] = False,
     gpus: Annotated[int | None, typer.Option(min=0, help="of --dry-run: GPUs that there are")] = None,
@@ -173,11 +173,26 @@ def jobs(
 
 
 @app.command()
-def show(job: JobArgument, as_json: AsJson = False) -> None:
-    """A job's state, objectives and weights; with --json its spec too."""
+def show(
+    job: JobArgument,
+    spec_alone: Annotated[bool, typer.Option("--spec", help="its spec as YAML, to submit the job again")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A job's state, objectives and weights; with --json its spec too.
+
+    To make a job again, from its record or from its report:
+
+        equipoise show last --spec > again.yaml
+        equipoise submit again.yaml
+        equipoise submit report.html
+    """
+    if spec_alone and as_json:
+        fail("--spec: of --json's document, drop one of them")
     with connect_client(state_dir()) as client:
         document = client.job(find_job(client, job))
-        if as_json:
+        if spec_alone:
+            _print_spec(client, document)
+        elif as_json:
             print_json(document)
         elif document["spec"].get("kind") == "reward_model":
             output().print(training_view(document))
@@ -525,6 +540,14 @@ def main() -> NoReturn:
             say(f"equipoise: {message} (see `equipoise --help`)")
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _print_spec(client: Client, job: Job) -> None:
+    print(submission.again(job["spec"], client.iter_events(job["id"])), end="")
+    if job["spec"].get("kind") == "reward_model":
+        return
+    if client.steering(job["id"], log_limit=0)["version"] > 1:
+        say("what the job was steered to while it ran is not in it; `equipoise events` has that")
 
 
 def _when(step: int, over: int) -> str:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
+import yaml
 
+from orchestrator.errors import OtherVersion
 from orchestrator.spec import JobSpec, load_spec, parse_job
 from orchestrator.spec_errors import SpecError
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.storage.datasets import is_reference
 from orchestrator.storage.remote import is_url
+from orchestrator.stored_spec import read_stored, to_repeat
 from rewards import registry
 from services.client import ApiError, Client
 from services.follow import follow_to_end
@@ -39,6 +43,18 @@ def load(path: Path, name: str | None = None) -> dict[str, Any]:
     except RuntimeError as error:  # an installed plug-in does not load; its name is in the message
         fail(str(error))
     return document
+
+
+def again(spec: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> str:
+    """The spec of a job in YAML, to make the job again, with what its version did where the spec says nothing.
+
+    `events` are the job's, from its first one. Or `fail`.
+    """
+    try:
+        document = read_stored(json.dumps(spec)).model_dump(mode="json")
+    except OtherVersion as error:
+        fail(f"this version does not take its spec: {error}")
+    return yaml.safe_dump(to_repeat(document, events), sort_keys=False, allow_unicode=True)
 
 
 def send(

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from orchestrator.report import render_report
 from orchestrator.spec import load_spec, parse_job, parse_spec
 from orchestrator.spec_errors import SpecError
+from orchestrator.stored_spec import read_stored
 from services.client import ApiError
 from services.spec_checks import strict_spec
-from services.submission import anchored, anchored_changes, load, naming_files
+from services.submission import again, anchored, anchored_changes, load, naming_files
 
 JOBS = Path(__file__).parents[3] / "deploy" / "jobs"
 
@@ -73,6 +75,29 @@ def test_nothing_is_sent_that_nobody_wrote(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "job.json"
     path.write_text(json.dumps(written))
     assert load(path) == written
+
+
+def test_a_job_is_made_again_from_its_record_or_its_report(tmp_path: Path) -> None:
+    """With the commit that its policy had, and what its version did where its spec says nothing."""
+    policy = {"model": "org/model", "revision": None}
+    data = {"type": "files", "train": "/data/train.jsonl", "validation": "/data/held_out.jsonl"}
+    changes = {"policy": policy, "data": data, "optimizer": {"lr": 1e-6}}
+    stored = json.loads(parse_spec(anchored_changes(document(**changes))).to_json())
+    del stored["weighting"]["least"], stored["checkpoints"]["front"]  # of an earlier version
+    made_of = {"policy": {"model": "org/model", "commit": "c" * 40}}
+    events = [{"type": "job.queued"}, {"type": "job.software", "data": made_of}]
+    (tmp_path / "again.yaml").write_text(again(stored, events), encoding="utf-8")
+    spec = read_stored(json.dumps(stored))
+    report = render_report(job={}, spec=spec.model_dump(mode="json"), steps=[], front=None, samples=[], events=events)
+    (tmp_path / "report.html").write_text(report, encoding="utf-8")
+    wanted = spec.model_copy(update={"policy": spec.policy.model_copy(update={"revision": "c" * 40})})
+    for name in ("again.yaml", "report.html"):
+        sent = load(tmp_path / name)
+        assert parse_job(sent) == wanted
+        assert (sent["weighting"]["least"], sent["checkpoints"]["front"]) == (0.0, 256)
+    (tmp_path / "old.html").write_text("<html></html>")
+    with pytest.raises(SpecError, match=r"old\.html: no report of a job, or one of an older version"):
+        load_spec(tmp_path / "old.html")
 
 
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
