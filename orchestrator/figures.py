@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from orchestrator.rollouts.batch import Batch
+from orchestrator.specs.objectives import ObjectiveSpec
+from orchestrator.steering import SAME, Steering, held, unbounded
 from policies import statistics
 from policies.pareto import Archive, Point
 from policies.signal import SPREAD
 from policies.types import LearnStats, Rollout, Weights
 
 NOT_RECORDED = {"surviving_B", "gramian_KK", "influence_K"}  # as long as the batch, or recorded averaged
+MOST_REASONS = 8  # of a rule's figures for its choice; ours have up to four
+LONGEST_NAME = 32  # of such a figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,7 @@ class Update:
     signs: dict[str, float]  # -1 for an objective that is pushed down
     advantages_PG: Tensor  # as learned from
     learned: LearnStats
+    because: dict[str, Any] = field(default_factory=dict)  # as weights_because makes it
 
     def figures(self, names: Sequence[str], rewards_PGK: Tensor) -> dict[str, Any]:
         """For the record: every raw objective, their weighted total, the weights, the learner's own figures.
@@ -44,15 +50,56 @@ class Update:
                 if (mean := objectives[name]["mean"]) is not None
             ),
             "weights": {"strategy": strategy, "applied": dict(self.applied)},
+            "weights_because": self.because,
             "falling": [name for name, sign in self.signs.items() if sign < 0],
             "multiplier": self.weights.advantage_scale * self.weights.reward_scale,
             **{key: value for key, value in asdict(self.learned).items() if key not in NOT_RECORDED},
         }
 
 
+def weights_because(
+    steering: Steering,
+    names: Sequence[str],
+    choice: Weights,
+    target: Mapping[str, float],
+    *,
+    gates: Mapping[str, float | None],
+) -> dict[str, Any]:
+    """Why a step's weights are what they are: who decides, what the rule was led by, and what the bounds did.
+
+    `target` is what steering makes of the strategy's `choice`; a ramp on the way there has figures of its own. What a
+    plug-in gives too much of, or not for every objective, is left out: no figure for people may end a step.
+    """
+    figures: dict[str, dict[str, float | None]] = {"preference": {name: steering.weights[name] for name in names}}
+    for figure, values_K in list(choice.because.items())[:MOST_REASONS]:
+        if isinstance(values_K, Tensor) and values_K.shape == (len(names),):
+            pairs = zip(names, values_K.double().tolist(), strict=True)
+            found = {name: value if math.isfinite(value) else None for name, value in pairs}
+            figures.setdefault(figure[:LONGEST_NAME], found)
+    because = {"mode": steering.mode, "share": steering.share, "figures": figures, "held": {}, "gates": dict(gates)}
+    if all(tuple(ends) == (0.0, 1.0) for ends in steering.bounds.values()):
+        return because
+    free = unbounded(steering, names, choice)
+    moved = any(abs(free[name] - target[name]) > SAME for name in names)
+    return because | {"held": held(steering, target, free)} | ({"unbounded": free} if moved else {})
+
+
+def gates_open(objectives: Sequence[ObjectiveSpec], rewards_PGK: Tensor) -> dict[str, float | None]:
+    """Of each objective with a gate, the share of rollouts in which it counts; None where it was not measured."""
+    column = {objective.name: k for k, objective in enumerate(objectives)}
+    found: dict[str, float | None] = {}
+    for objective in objectives:
+        if (gate := objective.gate) is not None:
+            measured_PG = ~rewards_PGK[:, :, column[objective.name]].isnan()
+            shut_PG = rewards_PGK[:, :, column[gate.objective]] < gate.at_least
+            count = int(measured_PG.sum())
+            found[objective.name] = int((measured_PG & ~shut_PG).sum()) / count if count else None
+    return found
+
+
 def objective_figures(rewards_PG: Tensor) -> dict[str, float | None]:
-    """Of one raw reward: mean over prompts of the groups' means, spread over the batch's rollouts, and the share of
-    groups in which it does not spread.
+    """Of one raw reward: mean over prompts of the groups' means, spread over the batch's rollouts and within a group
+    (the mean over groups), and the share of groups in which it does not spread.
 
     A prompt counts once, however many rollouts a budget gave it. Over what was measured; None where the objective
     applied to nothing.
@@ -60,11 +107,13 @@ def objective_figures(rewards_PG: Tensor) -> dict[str, float | None]:
     everywhere = (0, 1)
     measured_P = (~rewards_PG.isnan()).any(dim=1)
     if not bool(measured_P.any()):
-        return {"mean": None, "std": None, "zero_share": None}
+        return {"mean": None, "std": None, "group_std": None, "zero_share": None}
+    spread_P = statistics.std(rewards_PG[measured_P], 1)
     return {
         "mean": float(statistics.mean(rewards_PG[measured_P], 1).mean()),
         "std": float(statistics.std(rewards_PG, everywhere)),
-        "zero_share": float((statistics.std(rewards_PG[measured_P], 1) < SPREAD).double().mean()),
+        "group_std": float(spread_P.mean()),
+        "zero_share": float((spread_P < SPREAD).double().mean()),
     }
 
 

@@ -20,7 +20,14 @@ from orchestrator.clock import Clock
 from orchestrator.errors import Interrupted
 from orchestrator.evaluation import Evaluator
 from orchestrator.failpoints import reach
-from orchestrator.figures import Update, batch_figures, front_document, point_metrics
+from orchestrator.figures import (
+    Update,
+    batch_figures,
+    front_document,
+    gates_open,
+    point_metrics,
+    weights_because,
+)
 from orchestrator.gold import GoldWatch
 from orchestrator.inputs import check_data
 from orchestrator.journal import Journal
@@ -341,6 +348,13 @@ class Loop:
             signs=signs,
             advantages_PG=advantages_PG,
             learned=learned,
+            because=weights_because(
+                steering,
+                self.names,
+                weights,
+                target,
+                gates=gates_open(self.spec.objectives, sampled.rewards_PGK),
+            ),
         )
 
     def may_get_weight(self, steering: Steering, ramp: Ramp | None = None) -> Tensor:

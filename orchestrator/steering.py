@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+End = Literal["floor", "ceiling"]
 SAME = 1e-9  # a smaller change of the weights is none
 MAX_OVER = 1_000_000  # as many steps as a job may have
 
@@ -231,9 +232,20 @@ def apply_directions(
 
 def clamped(steering: Steering, names: Sequence[str], choice: Weights, applied: Mapping[str, float]) -> dict[str, bool]:
     """For each objective, whether its floor or ceiling holds its applied weight away from what it would be."""
-    free, _ = apply_directions(steering.model_copy(update={"bounds": {}}), names, choice)
-    return {
-        name: abs(applied[name] - free[name]) > 1e-9
-        and min(abs(applied[name] - end) for end in steering.bounds.get(name, (0.0, 1.0))) < 1e-9
-        for name in names
-    }
+    ends = held(steering, applied, unbounded(steering, names, choice))
+    return {name: name in ends for name in names}
+
+
+def unbounded(steering: Steering, names: Sequence[str], choice: Weights) -> dict[str, float]:
+    """The weights of a step, were there no floors and ceilings."""
+    return apply_directions(steering.model_copy(update={"bounds": {}}), names, choice)[0]
+
+
+def held(steering: Steering, applied: Mapping[str, float], free: Mapping[str, float]) -> dict[str, End]:
+    """Which end of its bounds holds an objective's applied weight away from the `free` one, where one does."""
+    found: dict[str, End] = {}
+    for name, weight in applied.items():
+        floor, ceiling = steering.bounds.get(name, (0.0, 1.0))
+        if abs(weight - free[name]) > 1e-9 and min(abs(weight - floor), abs(weight - ceiling)) < 1e-9:
+            found[name] = "floor" if abs(weight - floor) < 1e-9 else "ceiling"
+    return found

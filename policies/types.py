@@ -6,7 +6,8 @@ P prompts, G rollouts per prompt (the most that any has), K objectives, B rollou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -104,13 +105,18 @@ class UpdateOutcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weights:
-    """A strategy's choice: where on the simplex, and how strongly this batch counts."""
+    """A strategy's choice: where on the simplex, and how strongly this batch counts.
+
+    `because` is for people: what led to it, a number for each objective (NaN where there is none) under the field's
+    name. `limit` among them is 1 where a limit of the rule's own keeps a weight from more, and -1 where from less.
+    """
 
     weights_K: Tensor
     signs_K: Tensor | None = None  # -1 for an objective that is to fall: its rewards change sign; None is all +1
     directions_K: Tensor | None = None  # where a person's own weight pushes, where signs are given; None is all +1
     advantage_scale: float = 1.0  # multiplies the advantages after every normalisation
     reward_scale: float = 1.0  # multiplies the rewards before it
+    because: Mapping[str, Tensor] = field(default_factory=dict)  # K numbers each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,15 +46,18 @@ class CovarianceTarget(Weighting):
     def update(self, stats: StepStats) -> Weights:
         if self._log_factors_K is None or not stats.decides:
             self._log_factors_K = torch.zeros(len(stats.preference_K), dtype=torch.float64)
+        because = {}
         if self._covariance_K is not None and stats.decides:
             low_K, high_K = stats.objectives.ranges_K2.double().unbind(dim=1)
             missing_K = self.target_covariance - self._covariance_K / (high_K - low_K)
             push_K = torch.nan_to_num(missing_K, nan=0.0).clamp_min(0)
-            idle_K = _target_met(stats) | ~_varies_K(stats.rewards_PGK)
-            pushed_K = self._log_factors_K + self.eta * torch.where(idle_K, 0.0, push_K)
+            push_K = push_K.where(~(_target_met(stats) | ~_varies_K(stats.rewards_PGK)), 0.0)
+            pushed_K = self._log_factors_K + self.eta * push_K
             self._log_factors_K = pushed_K - pushed_K.mean()  # only differences count
+            because = {"covariance": self._covariance_K / (high_K - low_K), "push": push_K}
+        because["factor"] = torch.exp(self._log_factors_K)
         log_weights_K = torch.log(stats.preference_K.double()) + self._log_factors_K
-        return Weights(weights_K=torch.softmax(log_weights_K, dim=0).float())
+        return Weights(weights_K=torch.softmax(log_weights_K, dim=0).float(), because=because)
 
     def state_dict(self) -> dict[str, Any]:
         return {"covariance": to_json(self._covariance_K), "log_factors": to_json(self._log_factors_K)}

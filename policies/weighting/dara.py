@@ -34,6 +34,8 @@ class SignalShare(Weighting):
         shares_K = (largest_PK - smallest_PK > SLIVER * (high_K - low_K)).double().mean(dim=0)
         largest = shares_K[stats.preference_K > 0].max()
         if float(largest) == 0:
-            return Weights(weights_K=stats.preference_K.float())
-        factors_K = (largest / shares_K.clamp_min(1e-12)).sqrt().clamp_max(self.cap)
-        return tilt(stats.preference_K, factors_K)
+            return Weights(weights_K=stats.preference_K.float(), because={"signal_share": shares_K})
+        free_K = (largest / shares_K.clamp_min(1e-12)).sqrt()
+        factors_K = free_K.clamp_max(self.cap)
+        because = {"signal_share": shares_K, "factor": factors_K, "limit": (free_K > self.cap).double()}
+        return tilt(stats.preference_K, factors_K, because)

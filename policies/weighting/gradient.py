@@ -13,6 +13,8 @@ from policies.weighting.base import Weighting
 from policies.weighting.simplex import project
 from policies.weighting.tilt import same
 
+HELD = 1e-9  # a smaller difference is none
+
 
 class GradientInfluence(Weighting):
     """Mirror descent on the influence of each objective (algorithm 1 of the paper).
@@ -55,12 +57,17 @@ class GradientInfluence(Weighting):
             influence_K = influence(stats.gramian_KK[asked][:, asked])
         if influence_K is None or not bool(torch.isfinite(influence_K).all()):  # nothing measured yet
             return Weights(weights_K=self._weights_K.float())
+        told_K3 = torch.full((len(asked), 3), torch.nan, dtype=torch.float64)  # influence, before, limit
+        told_K3[asked, 0], told_K3[asked, 1] = influence_K.double(), self._weights_K[asked]
         self._weights_K = torch.where(asked, self._weights_K, 0.0)
-        self._weights_K[asked] = self._descend(self._weights_K[asked], preference_K[asked], influence_K.double())
-        return Weights(weights_K=self._weights_K.float())
+        self._weights_K[asked], told_K3[asked, 2] = self._descend(
+            self._weights_K[asked], preference_K[asked], influence_K.double()
+        )
+        because = dict(zip(("influence", "before", "limit"), told_K3.unbind(dim=1), strict=True))
+        return Weights(weights_K=self._weights_K.float(), because=because)
 
-    def _descend(self, weights_K: Tensor, preference_K: Tensor, influence_K: Tensor) -> Tensor:
-        """The next weights of objectives that all have a preference."""
+    def _descend(self, weights_K: Tensor, preference_K: Tensor, influence_K: Tensor) -> tuple[Tensor, Tensor]:
+        """The next weights of objectives that all have a preference, and where floor or ceiling hold them."""
         tiny = torch.finfo(torch.float64).tiny
         log_weights_K, log_preference_K = (
             torch.log(values_K.clamp_min(tiny)) for values_K in (weights_K, preference_K)
@@ -69,7 +76,10 @@ class GradientInfluence(Weighting):
         log_weights_K = log_weights_K + self.step_size * influence_K
         floors_K = torch.full_like(log_weights_K, self.floor)
         ceilings_K = torch.full_like(log_weights_K, max(self.ceiling, 1 / len(log_weights_K)))
-        return project(torch.softmax(log_weights_K, dim=0), floors_K, ceilings_K)
+        free_K = torch.softmax(log_weights_K, dim=0)
+        held_K = project(free_K, floors_K, ceilings_K)
+        at_K = (held_K >= ceilings_K - HELD).double() - (held_K <= floors_K + HELD).double()
+        return held_K, torch.where((held_K - free_K).abs() > HELD, at_K, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -54,14 +54,14 @@ class GramianRule(Weighting):
         preference_K = stats.preference_K.double()
         if stats.gramian_KK is None or not bool(torch.isfinite(stats.gramian_KK).all()):
             return Weights(weights_K=preference_K.float())
-        weights_K = self._weigh(stats.gramian_KK.double().cpu(), preference_K, stats.step)
-        return Weights(weights_K=weights_K.float())
+        return self._weigh(stats.gramian_KK.double().cpu(), preference_K, stats.step)
 
-    def _weigh(self, gramian_KK: Tensor, preference_K: Tensor, step: int) -> Tensor:
+    def _weigh(self, gramian_KK: Tensor, preference_K: Tensor, step: int) -> Weights:
         norms_K = preference_K.square() * gramian_KK.diagonal()
         taking = norms_K > NO_GRADIENT * norms_K.max()
         if int(taking.sum()) < 2:
-            return preference_K
+            return Weights(weights_K=preference_K.float())
+        because = dict(zip(("length", "cosine"), _geometry(gramian_KK, taking), strict=True))
         share = preference_K[taking].sum()
         relative_K = preference_K[taking] / share * len(preference_K[taking])  # 1 for equal preferences
         scales_K = relative_K if self.scales_gradients else torch.ones_like(relative_K)
@@ -73,13 +73,23 @@ class GramianRule(Weighting):
         product_K = scales_K * self.combine(scaled_KK, step)
         total = product_K.sum()
         if not bool(torch.isfinite(product_K).all()) or float(total) <= 1e-9 * float(product_K.abs().sum()):
-            return preference_K
+            return Weights(weights_K=preference_K.float(), because=because)
+        because["coefficient"] = torch.full_like(preference_K, torch.nan).masked_scatter(taking, product_K / total)
         shares_K = project(product_K / total, torch.zeros_like(product_K), torch.ones_like(product_K))
         if not self.scales_gradients:
             shares_K = shares_K * relative_K / (shares_K * relative_K).sum()
         weights_K = preference_K.clone()
         weights_K[taking] = share * shares_K
-        return weights_K
+        return Weights(weights_K=weights_K.float(), because=because)
+
+
+def _geometry(gramian_KK: Tensor, taking: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients' lengths, and each one's least cosine with another that takes part: below 0 they conflict."""
+    lengths_K = gramian_KK.diagonal().clamp_min(0).sqrt()
+    cosines_KK = gramian_KK / (lengths_K[:, None] * lengths_K[None, :])
+    others_KK = (taking[:, None] & taking[None, :]).fill_diagonal_(False)
+    cosines_K = torch.where(others_KK, cosines_KK, torch.inf).amin(dim=1)
+    return lengths_K, torch.where(taking, cosines_K, torch.nan).clamp(-1, 1)
 
 
 class Mgda(GramianRule):

@@ -52,7 +52,7 @@ class HypervolumeGradient(Weighting):
             self._seen_step = front.step
         if self._slopes_K is None:
             return Weights(weights_K=stats.preference_K.float())
-        return tilt(stats.preference_K, self._slopes_K)
+        return tilt(stats.preference_K, self._slopes_K, {"slope": self._slopes_K})
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -49,7 +49,8 @@ class Lagrangian(Weighting):
         targets_K = stats.objectives.targets_K.double()
         signs_K = stats.objectives.target_signs_K.double()
         low_K, high_K = stats.objectives.ranges_K2.double().unbind(dim=1)
-        missing_K = torch.nan_to_num((targets_K - batch_mean(stats.rewards_PGK)) / (high_K - low_K), nan=0.0)
+        below_K = (targets_K - batch_mean(stats.rewards_PGK)) / (high_K - low_K)
+        missing_K = torch.nan_to_num(below_K, nan=0.0)
         if self._duals_K is None:
             self._duals_K = torch.full_like(missing_K, self._first_dual())
         aimed_K = ~torch.isnan(targets_K)
@@ -68,7 +69,10 @@ class Lagrangian(Weighting):
         ways_K = torch.where(aimed_K, signs_K, 1.0) if self.form == "inequality" else torch.ones_like(values_K)
         choice_K = stats.preference_K.double() if float(total) < 1e-12 else values_K.abs() / total
         turned_K = torch.where(values_K == 0, ways_K, values_K.sign())  # where its weight would push an objective
-        return Weights(weights_K=choice_K.float(), signs_K=turned_K, directions_K=ways_K)
+        most = LARGEST_ARGUMENT if self.form == "equality" else self.lam_max
+        limits_K = torch.where(aimed_K, (self._duals_K.abs() >= most).double(), torch.nan)
+        because = {"multiplier": values_K, "below_target": below_K, "limit": limits_K}
+        return Weights(weights_K=choice_K.float(), signs_K=turned_K, directions_K=ways_K, because=because)
 
     def _duals_of(self, preference_K: Tensor, aimed_K: Tensor) -> Tensor:
         """Those whose weights are the preference, as far as lam_max lets them."""

@@ -50,7 +50,13 @@ class LogVolume(Weighting):
         self._spreads_K = self._moved(self._spreads_K, spread_K)
         self._places_K = self._moved(self._places_K, stats.objectives.normalise(batch_mean(stats.rewards_PGK)))
         factors_K = self._spreads_K / self._places_K.clamp_min(self.least)
-        return tilt(stats.preference_K, torch.nan_to_num(factors_K, nan=0.0))
+        because = {
+            "place": self._places_K,
+            "spread": self._spreads_K,
+            "factor": factors_K,
+            "limit": (self._places_K < self.least).double(),
+        }
+        return tilt(stats.preference_K, torch.nan_to_num(factors_K, nan=0.0), because)
 
     def _moved(self, mean_K: Tensor | None, now_K: Tensor) -> Tensor:
         """The exponential mean, begun by an objective's first measurement; NaN before it."""

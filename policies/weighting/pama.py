@@ -27,4 +27,4 @@ class LeastAdvantage(Weighting):
         gains_K = torch.nan_to_num(torch.nanmean(gains_PGK, dim=(0, 1)), nan=0.0)
         candidates_K = (gains_K > 0) & (stats.preference_K > 0)
         least = torch.where(candidates_K, gains_K, torch.inf).min()
-        return tilt(stats.preference_K, (candidates_K & (gains_K <= least * (1 + 1e-9))).double())
+        return tilt(stats.preference_K, (candidates_K & (gains_K <= least * (1 + 1e-9))).double(), {"gain": gains_K})

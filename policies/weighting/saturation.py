@@ -24,4 +24,5 @@ class SaturationAware(Weighting):
     def update(self, stats: StepStats) -> Weights:
         places_K = stats.objectives.normalise(batch_mean(stats.rewards_PGK))
         left_K = 1 - torch.nan_to_num(places_K, nan=0.0)
-        return tilt(stats.preference_K, left_K**self.gamma)
+        factors_K = left_K**self.gamma
+        return tilt(stats.preference_K, factors_K, {"place": places_K, "factor": factors_K})

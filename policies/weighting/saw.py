@@ -45,7 +45,10 @@ class CoefficientOfVariation(Weighting):
             now_K = taking_K.sum() * variation_K / total
             moved_K = self._factors_K + self.rate * (now_K - self._factors_K)
             self._factors_K = torch.where(taking_K, moved_K, self._factors_K)
-        return tilt(stats.preference_K, self._factors_K.clamp_min(self.floor))
+        factors_K = self._factors_K.clamp_min(self.floor)
+        limits_K = -(self._factors_K < self.floor).double()
+        because = {"variation": variation_K.where(taking_K, torch.nan), "factor": factors_K, "limit": limits_K}
+        return tilt(stats.preference_K, factors_K, because)
 
     def state_dict(self) -> dict[str, Any]:
         return {"factors": None if self._factors_K is None else self._factors_K.tolist()}

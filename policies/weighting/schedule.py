@@ -31,8 +31,9 @@ class Schedule(Weighting):
         before = max(0, after - 1)
         (first, low), (last, high) = self.points[before], self.points[after]
         share = min(1.0, max(0.0, (stats.step - first) / (last - first))) if last > first else 1.0
-        weights_K = torch.lerp(_share(low, names), _share(high, names), share)
-        return Weights(weights_K=weights_K.float())
+        before_K, after_K = _share(low, names), _share(high, names)
+        weights_K = torch.lerp(before_K, after_K, share)
+        return Weights(weights_K=weights_K.float(), because={"before": before_K, "after": after_K})
 
 
 def _share(weights: Mapping[str, float], names: tuple[str, ...]) -> Tensor:

@@ -29,4 +29,5 @@ class Tchebycheff(Weighting):
         current_K = stats.front.current_K.double()
         seen_NK = torch.cat([stats.front.points_NK.double(), current_K[None]])
         gaps_K = seen_NK.amax(dim=0) + self.margin - current_K
-        return tilt(stats.preference_K, torch.softmax(stats.preference_K.double() * gaps_K / self.mu, dim=0))
+        factors_K = torch.softmax(stats.preference_K.double() * gaps_K / self.mu, dim=0)
+        return tilt(stats.preference_K, factors_K, {"gap": gaps_K, "factor": factors_K})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 
@@ -9,13 +12,13 @@ from policies.types import Weights
 from policies.weighting.base import Weighting
 
 
-def tilt(preference_K: Tensor, factors_K: Tensor) -> Weights:
+def tilt(preference_K: Tensor, factors_K: Tensor, because: Mapping[str, Tensor] = MappingProxyType({})) -> Weights:
     """w_k proportional to preference_k * factor_k; the preference where that is 0 everywhere or not finite."""
     product_K = preference_K.double() * factors_K.double()
     total = product_K.sum()
     if not bool(torch.isfinite(product_K).all()) or float(total) <= 0:
-        return Weights(weights_K=preference_K.float())
-    return Weights(weights_K=(product_K / total).float())
+        return Weights(weights_K=preference_K.float(), because=because)
+    return Weights(weights_K=(product_K / total).float(), because=because)
 
 
 def under_preference(rule: type[Weighting], choice_K: Tensor, preference_K: Tensor, wanted_K: Tensor) -> Tensor:

@@ -209,8 +209,13 @@ class Event(TypedDict):
 
 
 class ObjectiveFigures(TypedDict):
+    """Of the raw reward; None where the objective applied to nothing. `std` is over the batch's rollouts, `group_std`
+    its mean within groups, and `zero_share` the share of groups without any: the others are those with signal."""
+
     mean: float | None
     std: float | None
+    group_std: NotRequired[float | None]
+    zero_share: NotRequired[float | None]
 
 
 class StepRamp(TypedDict):
@@ -226,12 +231,33 @@ class StepWeights(TypedDict):
     applied: dict[str, float]
 
 
+class WeightsBecause(TypedDict):
+    """Why a step's weights are what they are. `equipoise why` makes sentences of it.
+
+    `share` of the weights is the person's. `figures`, a number for each objective by name: the `preference`, and what
+    the rule was led by (`slope`, `influence`, ...); None where it had none. `limit` among them is 1 where a limit of
+    the rule's own keeps a weight from more, -1 where from less. `held`: the end of its bounds that holds an
+    objective's weight; `unbounded`: the weights without bounds, where these moved any. `gates`: of each objective with
+    a gate, the share of rollouts in which it counts.
+    """
+
+    mode: SteeringMode
+    share: float
+    figures: dict[str, dict[str, float | None]]
+    held: dict[str, Literal["floor", "ceiling"]]
+    unbounded: NotRequired[dict[str, float]]
+    gates: dict[str, float | None]
+
+
 class Step(TypedDict):
     """A committed step. Which figures it has depends on the job; one that trains a reward model has no objectives."""
 
     step: int
     objectives: NotRequired[dict[str, ObjectiveFigures]]
     weights: NotRequired[StepWeights]
+    weights_because: NotRequired[WeightsBecause]
+    falling: NotRequired[list[str]]
+    multiplier: NotRequired[float]
     ramp: NotRequired[StepRamp]
     evaluation: NotRequired[dict[str, Any] | None]
     timings_s: NotRequired[dict[str, float]]

@@ -90,8 +90,14 @@ def test_what_a_record_says(tmp_path: Path) -> None:
         figures = record["objectives"][name]
         assert figures["mean"] == pytest.approx(float(values_BK[:, k].mean()), abs=1e-6)
         assert figures["std"] == pytest.approx(float(values_BK[:, k].std(correction=0)), abs=1e-6)
+        spreads_P = values_BK[:, k].view(3, 4).std(dim=1, correction=0)
+        assert figures["group_std"] == pytest.approx(float(spreads_P.mean()), abs=1e-6)
         assert figures["zero_share"] == 0
     assert record["weights"]["applied"] == pytest.approx({"accuracy": 0.75, "brevity": 0.25})
+    assert record["weights_because"] == {
+        "mode": "auto", "share": 0.0, "held": {}, "gates": {},
+        "figures": {"preference": {"accuracy": 0.75, "brevity": 0.25}},
+    }  # fmt: skip
     assert record["total"] == pytest.approx(float(values_BK.mean(dim=0) @ torch.tensor([0.75, 0.25])), abs=1e-6)
     assert record["tokens"] == sum(len(rollout.tokens) for rollout in rollouts)
     assert record["mean_tokens"] == record["tokens"] / 12
@@ -149,6 +155,7 @@ def test_what_is_learned_from_is_gated_and_what_is_recorded_is_raw(tmp_path: Pat
     for run in (shut, wide):
         run.loop.run()
     assert shut.journal.records[1]["objectives"] == wide.journal.records[1]["objectives"]
+    assert shut.journal.records[1]["weights_because"]["gates"] == {"brevity": 0.0}
     assert torch.equal(shut.strategy.given[0].rewards_PGK, wide.strategy.given[0].rewards_PGK)
     raw_PGK = shut.strategy.given[0].rewards_PGK
     signal_PGK = raw_PGK * torch.tensor([1.0, 0.0])

@@ -50,6 +50,9 @@ def assert_on_the_simplex(choice):
     assert choice.signs_K is None or set(choice.signs_K.tolist()) <= {-1.0, 1.0}
     assert math.isfinite(choice.advantage_scale)
     assert math.isfinite(choice.reward_scale)
+    for values in choice.because.values():  # told to people: a number for each, or NaN for none
+        assert values.shape == weights.shape
+        assert not torch.isinf(values).any()
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
