@@ -31,6 +31,7 @@ from services.commands import (
     server,
     spec,
     webhooks,
+    why,
 )
 from services.follow import follow_to_end, front_table
 from services.picking import STEP_HELP, picked, picked_line, step_of
@@ -493,6 +494,7 @@ def report(job: JobArgument, open_it: Annotated[bool, typer.Option("--open", hel
 for command, name in (
     (spec.show_spec, "spec"),
     (rules.show_rules, "rules"),
+    (why.why, "why"),
     (lineage.fork, "fork"),
     (lineage.compare, "compare"),
     (recover.recover_jobs, "recover"),

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import rewards
 from services import cli, terminal
 from services.cli import app
 from services.client import AuthenticationError, Client, PermissionDenied
+from services.commands import why as why_command
 
 RUNNER = CliRunner()
 SPEC = {
@@ -129,6 +131,36 @@ def test_a_download_that_cannot_be_unpacked(
     monkeypatch.setattr(cli, "connect_client", Server(sent))
     assert line("download", "last", "40", str(tmp_path / "model")).startswith(words)
     assert list(tmp_path.iterdir()) == []
+
+
+class Steps(Server):
+    """Of a job at step 2; its first step was made by an older version."""
+
+    spec: dict[str, Any] = {**SPEC, "weighting": {"name": "fixed"}}  # noqa: RUF012
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return {"id": job_id, "step": 2, "spec": self.spec}
+
+    def metrics(self, _: str, *, after: int, limit: int, names: Sequence[str]) -> dict[str, Any]:
+        weights = {"strategy": {"accuracy": 1.0}, "applied": {"accuracy": 1.0}}
+        because = {"mode": "auto", "share": 0.0, "figures": {"preference": {"accuracy": 1.0}}, "held": {}, "gates": {}}
+        rows = [{"step": 1, "weights": weights}, {"step": 2, "weights": weights, "weights_because": because}]
+        assert {"step", "weights", "weights_because"} <= set(names)
+        return {"data": rows[after : after + limit]}
+
+
+def test_why_the_weights_of_a_step_are_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(why_command, "connect_client", Steps(b""))
+    told = "accuracy stays at 1.00: the preference as it is (steering version ?)"
+    assert RUNNER.invoke(app, ["why", "last"]).output == f"step 2, fixed, mode auto\n{told}\n"
+    document = json.loads(RUNNER.invoke(app, ["why", "last", "--step", "2", "--json"]).output)
+    assert (document["job"], document["step"], document["weighting"]) == ("job-1", 2, "fixed")
+    assert document["reasons"][0]["decided_by"] == "rule"
+    assert document["weights_because"]["figures"] == {"preference": {"accuracy": 1.0}}
+    assert line("why", "last", "--step", "1").startswith("step 1 was made by a version that kept no reasons")
+    assert line("why", "last", "--step", "3") == "step 3 is not committed: the last is 2"
+    monkeypatch.setattr(Steps, "spec", {"kind": "reward_model"})
+    assert line("why", "last") == "job-1 trains a reward model: it has no weights"
 
 
 def test_what_is_deleted_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
