@@ -116,6 +116,8 @@ class WeightsPanel(_Marked):
                 "Applied weights", charts.weights(page.names), label="Applied weights by step", height=230, loading=True
             )
             self._now = text("", "legend-line")
+            with Tag("ul", "", "changes", aria_label="Why the weights are what they are"):
+                self._why = [Tag("li") for _ in page.names]
 
     async def update(self, news: News) -> None:
         page = self.page
@@ -126,9 +128,17 @@ class WeightsPanel(_Marked):
             self._chart.change(loading=False, label=f"Applied weights by step; now {now}")
             version, step = page.latest("steering_version"), page.watch.columns.last
             self._now.set_text(f"step {step:,}: {now} (steering version {version})" if step else "")
+            self._tell()
         if self.has_new_marks():
             shares = [f"weights.{kind}.{name}" for kind in ("applied", "strategy") for name in page.names]
             self._chart.merge({"series": charts.weights(page.names, self.marks(shares))["series"]})
+
+    def _tell(self) -> None:
+        """A sentence for each objective, why its weight is what it is; none of a step that does not tell."""
+        told = [reason.sentence for reason in self.page.watch.reasons]
+        for i, line in enumerate(self._why):
+            line.set_text(told[i] if i < len(told) else "")
+            line.set_visibility(i < len(told))
 
 
 _FIGURES: tuple[tuple[str, str, str], ...] = (

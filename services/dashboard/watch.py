@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Literal
 
+from orchestrator import why
 from orchestrator.clock import tokens_per_s
 from services.client import ApiError, AuthenticationError, NotFound, PermissionDenied
 from services.client.flows import FINAL
@@ -63,7 +64,7 @@ _HEALTH = (
     "sampler_gap",
 )
 _SIGNS = ("reward_health", "engines", "engine_health", "falling")
-_READ = ("objectives", "weights", "timings_s", "staleness", "gold", "evaluation", *_SIGNS, *_HEALTH)  # of a step
+_READ = tuple({"timings_s", "staleness", "gold", "evaluation", *_SIGNS, *_HEALTH, *why.FIELDS})  # of a step
 
 
 class JobWatch:
@@ -88,6 +89,7 @@ class JobWatch:
         self.loaded = False
         self.trouble = ""  # why nothing new comes; empty while it does
         self.signs: dict[str, Any] = {}  # of the newest step: the health of its rewards and engines, and what falls
+        self._newest: deque[Mapping[str, Any]] = deque(maxlen=2)  # what tells of the weights, of the last steps
         self._last_event: Event | None = None  # read again with each look: it may be another by now
         self._is_handed_on = True  # the next claim is none after a crash
         self._listeners: list[Listener] = []
@@ -118,6 +120,14 @@ class JobWatch:
     @property
     def is_over(self) -> bool:
         return self.job["status"] in FINAL
+
+    @property
+    def reasons(self) -> list[why.Reason]:
+        """Why the newest step's weights are what they are; none where it does not tell."""
+        if not self._newest:
+            return []
+        rule = (self.job["spec"].get("weighting") or {}).get("name", "")
+        return why.reasons(self._newest[-1], self._newest[0] if len(self._newest) > 1 else None, rule)
 
     def on_news(self, listener: Listener) -> Callable[[], None]:
         """Returns what ends it."""
@@ -275,6 +285,7 @@ class JobWatch:
             self.evaluations = [found for found in self.evaluations if found["step"] <= step]
             self.versions = [found for found in self.versions if found[0] <= step]
             self.signs = {}
+            self._newest.clear()
             self.generation += 1
 
     async def _fetch_steps(self) -> None:
@@ -294,6 +305,7 @@ class JobWatch:
             self.versions.append((step, version))
         self.columns.append(step, figures(record))
         self.signs = {name: record.get(name) or {} for name in _SIGNS}
+        self._newest.append({name: record[name] for name in why.FIELDS if name in record})
         if evaluation := record.get("evaluation"):
             self._wanted |= {"front", "checkpoints"}  # its event comes before the front that it tells of
             self.evaluations.append({"step": step, "objectives": evaluation.get("objectives") or {}})

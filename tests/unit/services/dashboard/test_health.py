@@ -82,6 +82,33 @@ def test_they_are_on_the_page_and_so_is_what_falls() -> None:
     on_page(look)
 
 
+def test_why_the_weights_are_what_they_are_stands_beside_them() -> None:
+    def newest(conciseness: float) -> dict[str, Any]:
+        weights = {"accuracy": 1 - conciseness, "brevity": conciseness}
+        figures = {"preference": dict.fromkeys(weights, 0.5), "slope": {"accuracy": 0.011, "brevity": 0.034}}
+        because = {"mode": "auto", "share": 0.0, "figures": figures, "held": {}, "gates": {}}
+        return {"weights": {"applied": weights, "strategy": weights}, "weights_because": because}
+
+    async def look(session: Any, client: Client) -> None:
+        session.client.told["spec"] |= {"weighting": {"name": "hv_gradient"}}
+        session.client.newest = newest(0.21)
+        page = await job_page(session, client)
+        panel = WeightsPanel(page)
+        await panel.update(ALL)
+        session.client.newest = newest(0.27)
+        await page.watch._fetch()
+        await panel.update(ALL)
+        told = "one more unit of it adds most to the hypervolume (slope .034, accuracy .011)"
+        assert panel._why[1].text == f"brevity .21 -> .27: {told}"
+        page.watch._rewind(1)
+        session.client.newest = {}
+        await page.watch._fetch()
+        await panel.update(ALL)
+        assert [line.text for line in panel._why] == ["", ""], "a step of an older version"
+
+    on_page(look)
+
+
 def test_what_tells_of_the_update_is_drawn() -> None:
     async def look(session: Any, client: Client) -> None:
         session.client.newest = {"clip_share": 0.01, "sampler_gap": 0.002, "lr": 5e-6}
