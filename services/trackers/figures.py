@@ -67,10 +67,12 @@ def _of_step(record: Document) -> Iterator[tuple[str, Any]]:
     for name, figures in (record.get("objectives") or {}).items():
         yield f"train/{name}", figures.get("mean")
         yield f"train_std/{name}", figures.get("std")  # also of prompts that are hard or easy: no sign of a gradient
+        yield f"train_group_std/{name}", figures.get("group_std")
         yield f"train_zero_share/{name}", figures.get("zero_share")
     weights = record.get("weights") or {}
     for group, key in (("weights", "applied"), ("weights_of_strategy", "strategy")):
         yield from ((f"{group}/{name}", value) for name, value in (weights.get(key) or {}).items())
+    yield from _nested("weights_because", (record.get("weights_because") or {}).get("figures") or {})
     evaluation = record.get("evaluation") or {}
     yield from _held_out(evaluation)
     yield "front/hypervolume", evaluation.get("hypervolume")

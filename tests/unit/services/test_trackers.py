@@ -44,8 +44,12 @@ def a_step(step: int) -> Document:
     }  # fmt: skip
     return {
         "step": step,
-        "objectives": {"a": {"mean": step / 100, "std": 0.1, "zero_share": 0.25}, "b": {"mean": None, "std": None}},
+        "objectives": {
+            "a": {"mean": step / 100, "std": 0.1, "group_std": 0.05, "zero_share": 0.25},
+            "b": {"mean": None, "std": None},
+        },
         "weights": {"strategy": {"a": 0.9, "b": 0.1}, "applied": {"a": 0.6, "b": 0.4}},
+        "weights_because": {"mode": "auto", "share": 0.0, "figures": {"slope": {"a": 0.3, "b": None}}, "held": {}},
         "staleness": {"mean": 0.5, "max": 1}, "timings_s": {"rollout": 1.0, "step": 2.0},
         "reward_health": {"a": {"calls": 2, "latency_s_p50": None}}, "kl": 0.01, "entropy": 0.7, "loss": -0.2,
         "tokens": 900, "mean_tokens": 30.5, "evaluation": evaluation if step % 10 == 0 else None,
@@ -162,8 +166,8 @@ def test_a_job_that_is_over_is_told_whole(tracker: tuple[dict[str, Any], Kept]) 
 
 def test_what_a_step_says() -> None:
     assert figures.of_step(a_step(10)) == {
-        "train/a": 0.1, "train_std/a": 0.1, "train_zero_share/a": 0.25,
-        "weights/a": 0.6, "weights/b": 0.4, "weights_of_strategy/a": 0.9,
+        "train/a": 0.1, "train_std/a": 0.1, "train_group_std/a": 0.05, "train_zero_share/a": 0.25,
+        "weights_because/slope/a": 0.3, "weights/a": 0.6, "weights/b": 0.4, "weights_of_strategy/a": 0.9,
         "weights_of_strategy/b": 0.1, "held_out/a": 10.5, "held_out/b": 0.1, "held_out_rollouts/mean_tokens": 20.0,
         "held_out_rollouts/truncated_share": 0.0, "set_hard-ones/a": 0.2, "front/hypervolume": 0.6,
         "staleness/mean": 0.5, "staleness/max": 1.0, "timings_s/rollout": 1.0, "timings_s/step": 2.0,
