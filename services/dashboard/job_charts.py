@@ -116,7 +116,7 @@ class WeightsPanel(_Marked):
                 "Applied weights", charts.weights(page.names), label="Applied weights by step", height=230, loading=True
             )
             self._now = text("", "legend-line")
-            with Tag("ul", "", "changes", aria_label="Why the weights are what they are"):
+            with Tag("ul", "", "reasons", aria_label="Why the weights are what they are"):
                 self._why = [Tag("li") for _ in page.names]
 
     async def update(self, news: News) -> None:

@@ -43,6 +43,7 @@ def record_of(names: Sequence[str], step: int, chance: random.Random, weights: d
         objectives[name] = {
             "mean": mean,
             "std": 0.12 + 0.05 * (1 - rise),
+            "group_std": 0.08 + 0.04 * (1 - rise),
             "zero_share": max(0.0, 0.3 * rise + chance.gauss(0, 0.03)),
         }
     drift = {name: weight * (1 + 0.3 * math.sin(step / 60 + i)) for i, (name, weight) in enumerate(weights.items())}
@@ -63,6 +64,13 @@ def record_of(names: Sequence[str], step: int, chance: random.Random, weights: d
         "objectives": objectives,
         "total": sum(weights[n] * objectives[n]["mean"] for n in names),
         "weights": {"strategy": strategy, "applied": weights if step % 2 else strategy},
+        "weights_because": {
+            "mode": "auto",
+            "share": 0.0,
+            "figures": {"preference": weights, "influence": {n: strategy[n] / weights[n] for n in names}},
+            "held": {},
+            "gates": {},
+        },
         "loss": 0.4 * math.exp(-step / 100) + chance.gauss(0, 0.01),
         "grad_norm": 0.8 + chance.random() * 0.3,
         "lr": 1e-4,
