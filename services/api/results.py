@@ -51,7 +51,7 @@ class Metrics(Cursor):
 
 @router.get("/jobs/{job_id}/metrics")
 def get_metrics(job_id: JobId, query: Annotated[Metrics, Query()], store: Store) -> Response:
-    """Committed steps in order, each once: objectives, weights, losses, evaluations, timings."""
+    """Committed steps in order, each once: objectives, weights and what led to them, losses, evaluations, timings."""
     records = store.steps(job_id, after_step=query.after, limit=query.limit + 1)
     wanted = None if query.names is None else {"step", *query.names.split(",")}
     shown = [

@@ -13,6 +13,7 @@ import torch
 from orchestrator.journal import Wishes
 from orchestrator.spec import JobSpec
 from orchestrator.steering import Steering, apply_directions
+from orchestrator.why import reasons
 from policies.estimators import Estimator, Gdpo, Rloo
 from policies.statistics import whiten
 from policies.types import Rollout, RolloutRequest, Weights
@@ -481,3 +482,30 @@ def test_a_rule_that_is_handed_the_weights_back_begins_with_the_persons(tmp_path
     assert chosen[:6] == pytest.approx([first.weights["accuracy"]] * 6)
     assert [stats.decides for stats in run.strategy.given] == [False] * 6 + [True] * 2
     assert chosen[6] == pytest.approx(first.weights["accuracy"], abs=0.05)
+
+
+def test_a_step_tells_who_decided_its_weights(tmp_path: Path) -> None:
+    """The rule; then a person, gradually; then the rule again, with a ceiling; and so after a kill."""
+    spec = make_spec(steps=6, weighting={"name": "hv_gradient"}, checkpoints={"every": 1})
+    run = start(tmp_path, spec)
+    first = run.journal.log[0][2]
+    own = {"mode": "manual", "over": 2, "weights": {"accuracy": 0.1, "brevity": 0.9}}
+    run.journal.log += [
+        (2, 3, first.model_copy(update=own)),
+        (3, 5, first.model_copy(update={"bounds": {"accuracy": (0.0, 0.3), "brevity": (0.1, 1.0)}})),
+    ]
+    run.journal.die_at = ("before commit", 6)
+    with pytest.raises(Killed):
+        run.loop.run()
+    again = resume(run, spec)
+    assert again.loop.run() == "succeeded"
+    records = [*again]
+    told = [reasons(now, before, "hv_gradient") for before, now in itertools.pairwise([{}, *records])]
+    decided = [[reason.decided_by for reason in of_step] for of_step in told]
+    assert decided == [["rule"] * 2] * 2 + [["ramp"] * 2, ["person"] * 2] + [["ceiling", "bounds"]] * 2
+    for record in records:
+        figures, chosen = record["weights_because"]["figures"], record["weights"]["strategy"]
+        parts = {name: figures["preference"][name] * figures["slope"][name] for name in chosen}
+        assert chosen == pytest.approx({name: part / sum(parts.values()) for name, part in parts.items()}, abs=1e-6)
+    assert told[-1][0].applied == pytest.approx(0.3)
+    assert told[-1][0].words.startswith("its ceiling holds it, in place of .")
