@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class Scorer(nn.Module):
     """A causal language model that is asked for log-probabilities at the sampling temperature.
 
     A module, so that FSDP2 sees decoder and head under one root. Models that do more to their logits than their head
-    (such as Gemma 2, which bounds them) are scored from the logits that they give.
+    and _finish are scored from the logits that they give.
 
     Raises ValueError where it is to take packed rows, and the model's layers mix the rollouts of one.
     """
@@ -53,7 +53,9 @@ class Scorer(nn.Module):
         self.model = model
         self.temperature = temperature or 1.0
         self.chunk_logits = chunk_logits
-        self.splits = _is_decoder_and_head(model)
+        finish = _finish(model.config.get_text_config())
+        self.finish = finish if finish is not None and _is_decoder_and_head(model, finish) else None
+        self.splits = self.finish is not None or _is_decoder_and_head(model)
         self.shares_prompts = share_prompts and _can_share_prompts(model)
         if packing and (found := _change_by_packing(model)) is not None:
             raise ValueError(f"optimizer.packing: this model needs a row for each rollout; set it to false ({found})")
@@ -72,18 +74,19 @@ class Scorer(nn.Module):
         return torch.where(rows.mask_bT, found[0], 0.0), found[1]
 
     def _in_chunks(self, hidden_bTn: Tensor, target_bT: Tensor) -> tuple[Tensor, Tensor]:
-        head = self.model.get_output_embeddings()
+        head, finish = self.model.get_output_embeddings(), self.finish
         rollouts, tokens = target_bT.shape
         at_least = self.chunk_logits // (rollouts * self.model.config.get_text_config().vocab_size)
         width = max(1, at_least, math.ceil(tokens / MAX_CHUNKS))
         width = math.ceil(tokens / math.ceil(tokens / width))  # all about as wide
 
         def scores(hidden_bTn: Tensor, target_bT: Tensor) -> tuple[Tensor, Tensor]:
-            return _scores(head(hidden_bTn), target_bT, self.temperature)
+            logits_bTV = head(hidden_bTn)
+            return _scores(logits_bTV if finish is None else finish(logits_bTV), target_bT, self.temperature)
 
         if width >= tokens:
             return scores(hidden_bTn, target_bT)
-        if _is_bare(head):
+        if finish is None and _is_bare(head):
             flat = hidden_bTn.flatten(0, 1), target_bT.flatten()
             found = _HeadInChunks.apply(*flat, head.weight, self.temperature, rollouts * width)
             logprobs_bT, entropy_bT = (values_N.view_as(target_bT) for values_N in found)
@@ -191,16 +194,29 @@ def _is_bare(head: Any) -> bool:
     return type(head) is nn.Linear and head.bias is None and not heard
 
 
+def _finish(config: Any) -> Callable[[Tensor], Tensor] | None:
+    """What its config says of a head's output: Granite divides it, Cohere multiplies it, Gemma bounds it."""
+    names = ("logits_scaling", "logit_scale", "final_logit_softcapping")
+    divisor, factor, bound = (getattr(config, name, None) for name in names)
+
+    def finish(logits: Tensor) -> Tensor:
+        logits = logits if divisor is None else logits / divisor
+        logits = logits if factor is None else logits * factor
+        return logits if bound is None else torch.tanh(logits / bound) * bound
+
+    return None if (divisor, factor, bound) == (None, None, None) else finish
+
+
 @torch.no_grad()
-def _is_decoder_and_head(model: Any) -> bool:
-    """Whether the model's logits are its head's output on its decoder's hidden states: two tokens are tried."""
+def _is_decoder_and_head(model: Any, finish: Callable[[Tensor], Tensor] = lambda logits: logits) -> bool:
+    """Whether the model's logits are its head's output on its decoder's hidden states, finished: two tokens are tried."""
     head = model.get_output_embeddings()
     if head is None:
         return False
     with _trial(model):
         ids = torch.arange(2, device=model.device).unsqueeze(0)
         hidden = getattr(model.get_decoder()(input_ids=ids, use_cache=False), "last_hidden_state", None)
-        return hidden is not None and torch.equal(head(hidden), model(input_ids=ids, use_cache=False).logits)
+        return hidden is not None and torch.equal(finish(head(hidden)), model(input_ids=ids, use_cache=False).logits)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from policies.batching import make_rows, packing
 from policies.learner import Learner, LearnerSettings
@@ -224,21 +224,46 @@ def test_a_model_is_tried_where_it_is_whatever_it_is_to_learn_on(policies, share
     assert (scorer.splits, scorer.shares_prompts) == (True, share)
 
 
-def test_a_model_that_bounds_its_logits_is_asked_for_them():
+class Halved(LlamaForCausalLM):
+    """Of which no config tells."""
+
+    def forward(self, *inputs, **named):
+        found = super().forward(*inputs, **named)
+        found.logits = found.logits / 2
+        return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "splits"),
+    [
+        ("gemma2", {"final_logit_softcapping": 0.1, "attn_implementation": "eager"}, True),
+        ("granite", {"logits_scaling": 0.01}, True),
+        ("cohere2", {"logit_scale": 50.0}, True),
+        (Halved, {"initializer_range": 0.5}, False),
+    ],
+)
+def test_what_a_model_does_to_its_logits_is_done_to_each_chunk_or_it_is_asked_for_them(kind, changes, splits):
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "pad_token_id": 0}
+    torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = Gemma2Config(
-        **sizes, num_attention_heads=2, num_key_value_heads=1, head_dim=16, final_logit_softcapping=0.1,
-        attn_implementation="eager",
-    )  # fmt: skip
-    model, batch = Gemma2ForCausalLM(config).eval(), rollouts(1, 3)
+    if kind is Halved:
+        model = Halved(LlamaConfig(**sizes, **changes)).eval()
+    else:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **changes)).eval()
+    batch = rollouts(1, 3)
     scorer = Scorer(model, chunk_logits=1)
-    assert not scorer.splits
+    assert scorer.splits == splits
     rows = make_rows(batch, [0, 1, 2], CPU)
-    with torch.no_grad():
-        logprobs_bT, _ = scorer(rows)
-        for row, mask, (expected, _) in zip(logprobs_bT, rows.mask_bT, plain(model, batch, 1.0), strict=True):
-            torch.testing.assert_close(row[mask], expected, atol=1e-5, rtol=1e-5)
+    logprobs_bT, entropy_bT = scorer(rows)
+    for i, (expected, spread) in enumerate(plain(model, batch, 1.0)):
+        torch.testing.assert_close(logprobs_bT[i][rows.mask_bT[i]], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(entropy_bT[i][rows.mask_bT[i]], spread, atol=1e-5, rtol=1e-5)
+    found, wanted = (
+        torch.autograd.grad(value, model.get_input_embeddings().weight)[0]
+        for value in (logprobs_bT.sum(), sum(expected.sum() for expected, _ in plain(model, batch, 1.0)))
+    )
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 BATCH = rollouts(9, 12)
