@@ -46,8 +46,8 @@ def attach(model: nn.Module, lora: Lora) -> None:
     """
     from peft import inject_adapter_in_model
 
-    name, stack = blocks(model)
-    linear = [f"{name}.{path}" for path, module in stack.named_modules() if type(module) is nn.Linear]
+    stack = blocks(model)[1]
+    linear = [path for path, module in stack.named_modules() if type(module) is nn.Linear]
     there = sorted({_last(path) for path in linear})
     wanted = lora.targets or there
     for target in wanted:
@@ -57,7 +57,9 @@ def attach(model: nn.Module, lora: Lora) -> None:
             )
     if not linear:
         raise ValueError(f"policy.lora: the policy's blocks have no plain linear layers to adapt; {_listed(there)}")
-    inject_adapter_in_model(_config(lora, [path for path in linear if _last(path) in wanted]), model)
+    model.requires_grad_(False)
+    # Of a model with a config PEFT adapts experts where layers that are none of theirs have the names that theirs had.
+    inject_adapter_in_model(_config(lora, [path for path in linear if _last(path) in wanted]), stack)
     for layer in layers(model).values():
         layer.cast_input_dtype_enabled = False  # autocast does it
         for parameter in (layer.lora_A.default.weight, layer.lora_B.default.weight):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
+BOUNDED_ATTENTION = "attn_logit_softcapping"  # of Gemma 2: vLLM keeps to it, transformers in its eager attention alone
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"  # as transformers names them
 
 
@@ -205,6 +206,8 @@ def load_model(
     loaded, report = answer
     if report["missing_keys"]:  # transformers would make them up at random
         raise ModelError(f"can't load {model}: it has no weights for {', '.join(sorted(report['missing_keys'])[:3])}")
+    if getattr(loaded.config.get_text_config(), BOUNDED_ATTENTION, None) is not None:
+        loaded.set_attn_implementation("eager")
     return loaded
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from policies.models import ModelError, check_directory, context_length
+from policies.models import BOUNDED_ATTENTION, ModelError, check_directory, context_length
 from policies.quickstart import MAX_POSITIONS, Recipe, task_vocabulary
 
 _INDEX = "model.safetensors.index.json"
@@ -152,6 +152,8 @@ def _dimensions(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         raise ModelError("what a mixture of experts keeps for its update is not known")
     if config.get("kv_lora_rank"):
         raise ModelError("what latent attention keeps is not known")
+    if config.get(BOUNDED_ATTENTION):
+        raise ModelError("what attention with a bound keeps is not known")
 
     def number(name: str, default: int | None = None) -> int:
         value = config.get(name)

@@ -150,6 +150,8 @@ def load_module(
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith(new or ("\0",))):
         raise ModelError(f"can't load {path}: it has no weights for {', '.join(missing[:3])}")
     check_finite(path, model)
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")  # Gemma 2's bound on attention, of which the usual one takes no notice
     return model.to(pick_device(options.device)).eval()
 
 

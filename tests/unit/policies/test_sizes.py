@@ -129,6 +129,7 @@ def test_shards_are_added_up(copy: Path) -> None:
     [
         ({"num_experts": 8}, "mixture of experts"),
         ({"kv_lora_rank": 512}, "latent attention"),
+        ({"attn_logit_softcapping": 50.0}, "attention with a bound"),
         ({"hidden_size": None}, "does not say hidden_size"),
         ({"num_hidden_layers": "two"}, "does not say num_hidden_layers"),
         ({"vocab_size": True}, "does not say vocab_size"),

@@ -339,6 +339,26 @@ def test_without_a_chat_template_prompt_and_completion_stand_end_to_end(bradley_
         reward.score(batch(("ba",), ("be",), messages=(chat,)))
 
 
+def test_a_bound_on_attention_is_kept_to(tmp_path):
+    """Which the attention that transformers takes unasked leaves out."""
+    import transformers
+
+    tokenizer = word_tokenizer(["ba", "be", "bi"], r"\w+")
+    config = transformers.Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        head_dim=8, intermediate_size=16, num_labels=1, pad_token_id=tokenizer.pad_token_id, initializer_range=1.0,
+        attn_logit_softcapping=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    reward, rows = registry.build("bradley_terry", {"model": str(tmp_path)}), batch(("ba be",), ("bi be ba",))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager")
+    with torch.no_grad():
+        plain = model.eval()(torch.tensor(reward._encoder.completions(rows))).logits
+    assert reward.score(rows) == pytest.approx(plain[0].tolist(), abs=1e-5)
+
+
 @pytest.fixture
 def encoder_classifier(tmp_path):
     """A classifier of random weights that reads its score at [CLS], by the name of its configuration."""
