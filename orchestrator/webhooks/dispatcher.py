@@ -29,7 +29,7 @@ from orchestrator.state.records import Event
 from orchestrator.state.redis_calls import Outages
 from orchestrator.webhooks.delivery import DeliveryError, post
 from orchestrator.webhooks.sentences import chat_body
-from orchestrator.webhooks.subscriptions import Seen, Webhook, WebhookStore
+from orchestrator.webhooks.subscriptions import Seen, Webhook, WebhookNotFound, WebhookStore
 
 log = logging.getLogger(__name__)
 
@@ -170,6 +170,8 @@ class Dispatcher:
                 with suppress(JobNotFound):
                     if not self._catch_up(reader, webhooks, webhook, (job_id, seq), until):
                         return
+        except WebhookNotFound:  # it was removed: nothing of what waited is delivered
+            return
         except StoreUnavailable as error:
             self._outages.saw(error)
         except Exception:  # one webhook's damage must not silence the others
@@ -196,16 +198,20 @@ class Dispatcher:
         return True
 
     def _tell(self, reader: JobReader, webhooks: WebhookStore, webhook: Webhook, job_id: str, event: Event) -> bool:
-        """True once the event is dealt with: taken, or given up."""
+        """True once the event is dealt with: taken, or given up. Raises WebhookNotFound.
+
+        The secret is read after the event: one that was replaced before it happened signs it no more.
+        """
         webhook_id = webhook.webhook_id
         own_id = delivery_id(webhook_id, job_id, event)
+        secret = webhooks.get(webhook_id).secret
         job = reader.job(job_id) if webhook.format == "slack" else None
         try:
             told = body(own_id, job_id, event) if job is None else chat_body(event, job)
             self._deliver(
                 webhook.url,
                 told,
-                secret=webhook.secret,
+                secret=secret,
                 delivery_id=own_id,
                 allow_private=self._allow_private,
             )

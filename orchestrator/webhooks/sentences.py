@@ -27,6 +27,7 @@ _SENTENCES = {
     "reward.failed": "has no scores of the reward {reward}{why}",
     "reward.rows_dropped": "left {count} rows of the reward {reward} out",
     "reward.recovered": "has scores of the reward {reward} again, after failures",
+    "engine.failing": "has failed calls to engine {engine} at step {step}{why}",
     "engine.retired": "lost engine {engine}{why}",
     "engine.back": "has engine {engine} back",
     "collapse.detected": "seems to collapse at step {step}{why}",

@@ -22,7 +22,8 @@ from orchestrator.state.states import JobStatus, is_terminal
 EVENTS = (
     "job.succeeded", "job.failed", "job.cancelled", "job.paused", "steering.applied", "steering.rejected",
     "guardrail.breached", "overoptimisation.detected", "reward.failed", "reward.rows_dropped", "reward.recovered",
-    "engine.retired", "engine.back", "collapse.detected", "checkpoint.failed", "gold.failed", "update.skipped",
+    "engine.failing", "engine.retired", "engine.back", "collapse.detected", "checkpoint.failed", "gold.failed",
+    "update.skipped",
 )  # fmt: skip
 MAX_WEBHOOKS = 20  # of an owner
 _CHUNK = 500

@@ -40,6 +40,7 @@ EventName = Literal[
     "reward.failed",
     "reward.rows_dropped",
     "reward.recovered",
+    "engine.failing",
     "engine.retired",
     "engine.back",
     "collapse.detected",

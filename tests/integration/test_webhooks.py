@@ -183,6 +183,10 @@ def test_a_secret_that_is_replaced_signs_what_comes_after(store: JobStore, recei
         wait(lambda: len(receiver.got) == 2)
         assert signed_with(second.secret)
     assert webhooks.all() == [second]
+    used: list[str] = []
+    busy = Dispatcher(store, allow_private=True, deliver=lambda *_, secret, **__: used.append(secret) or 204)
+    assert busy._tell(store, webhooks, first, job_id, store.events(job_id).items[-1]), "which it read before"
+    assert used == [second.secret]
     webhooks.remove(first.webhook_id)
     with pytest.raises(WebhookNotFound):
         webhooks.set_secret(first.webhook_id)
