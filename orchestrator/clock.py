@@ -9,6 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 STAGES = ("rollout", "score", "learn", "sync", "evaluate", "checkpoint")
+PHASES = {
+    "rollout": "generating", "score": "scoring", "learn": "updating the policy", "sync": "syncing the engines",
+    "evaluate": "evaluating", "checkpoint": "writing a checkpoint", "commit": "committing the step",
+    "parked": "waiting for Redis",
+}  # fmt: skip
+"""What a run may be at, in words."""
+Phase = tuple[str, float]  # and since when, in Unix seconds
 
 
 def tokens_per_s(record: Mapping[str, Any]) -> float | None:
@@ -33,6 +40,7 @@ class Clock:
         self._began: float | None = None  # the first step, then the last reading
         self._spent: dict[str, float] = {}
         self._recent: deque[float] = deque(maxlen=window)
+        self._entered: list[Phase] = []
 
     def begin(self) -> None:
         """At the head of every step, and of one that is begun again."""
@@ -42,10 +50,16 @@ class Clock:
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
+        self._entered.append((stage, time.time()))
         try:
             yield
         finally:
+            self._entered.pop()
             self._spent[stage] = self._spent.get(stage, 0.0) + time.perf_counter() - started
+
+    def at(self) -> Phase | None:
+        """What is under way now, for who looks on from another thread."""
+        return next(iter(self._entered[-1:]), None)
 
     def read(self) -> dict[str, float]:
         """Ends the step; seconds of every stage, `other`, and `step` in all."""

@@ -30,6 +30,7 @@ from typing import Any
 
 from orchestrator import logs
 from orchestrator.actors.threads import WAITING
+from orchestrator.clock import Phase
 from orchestrator.errors import (
     ActorLost,
     DoesNotFit,
@@ -97,6 +98,9 @@ class Heartbeat:
         self.store = store
         self.lease = lease
         self._end_at_once = end_at_once
+        self.at: Callable[[], Phase | None] = lambda: None  # what the run is at
+        self._was_at: Phase | None = None  # at the renewal before
+        self._told: Phase | None = None
         self._asked: str | None = None  # for what keeps nothing of its step
         self._asked_at = 0.0  # monotonic seconds
         self._signals = Signals(cancel=False, pause=False, steering_version=0)
@@ -125,6 +129,7 @@ class Heartbeat:
             try:
                 self._signals = self.store.renew(self.lease, LEASE_TTL_S)
                 self._look_at_what_is_asked()
+                self._tell_phase()
             except Fenced:
                 if self._stopping.wait(1.0):  # it was this process itself that ended the job, a moment ago
                     return
@@ -132,6 +137,15 @@ class Heartbeat:
                 os._exit(OTHER_HOLDER)
             except Exception as error:  # whatever Redis said: the lease lives as long as this thread tries
                 log.warning("the lease could not be renewed: %s", error)
+
+    def _tell_phase(self) -> None:
+        """Of what goes on for longer than from one renewal to the next: who looks at a step that hangs sees where."""
+        now = self.at()
+        lasting = now if now == self._was_at else None
+        self._was_at = now
+        if lasting != self._told:
+            self.store.set_phase(self.lease, lasting)
+            self._told = lasting
 
     def _look_at_what_is_asked(self) -> None:
         told, now = self._signals, time.monotonic()
@@ -177,6 +191,7 @@ def drive(
     signal.signal(signal.SIGTERM, lambda *_: heartbeat.ask_to_stop())
     heartbeat.start()
     journal = StoreJournal(store, claim.lease, lambda: heartbeat.wishes)
+    heartbeat.at = journal.at
     try:
         try:
             run_job(store, journal, claim, checkpoints, ray_address=ray_address)
@@ -449,6 +464,7 @@ def train(
         loop.resume(step, [checkpoint.step for checkpoint in store.checkpoints(lease.job_id)])
         tell_resumed(store, journal, claim, step)
     start_running(store, journal, made_of(spec, parts), is_resumed=step is not None)
+    journal.clock = loop.clock
     outcome = loop.run()
     return outcome, loop.samples, loop.reason if outcome == "paused" else None
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from orchestrator.clock import Clock, Phase
 from orchestrator.failpoints import reach
 from orchestrator.state.store import IllegalTransition, JobStore, Lease, StoreUnavailable
 from orchestrator.steering import Steering
@@ -74,6 +75,8 @@ class StoreJournal:
         self.patience_s = patience_s
         self._pausing = False
         self._cost_before: float | None = None  # of earlier runs of the job
+        self._parked_since: float | None = None  # Unix seconds
+        self.clock: Clock | None = None  # of the loop, once there is one
 
     def steering(self, step: int) -> tuple[int, Steering]:
         entry = self.patiently(lambda: self.store.steering_at(self.lease.job_id, step))
@@ -133,19 +136,29 @@ class StoreJournal:
         wishes = self._wishes()
         return replace(wishes, pause=True) if self._pausing else wishes
 
+    def at(self) -> Phase | None:
+        """What the run is at, for who looks on from another thread."""
+        if (since := self._parked_since) is not None:
+            return "parked", since
+        return None if self.clock is None else self.clock.at()
+
     def patiently(self, call: Callable[[], T]) -> T:
         """Retry while Redis is away, for `patience_s` at most. Every call here may be repeated without effect."""
         deadline = time.monotonic() + self.patience_s
         pause_s = 0.2
-        while True:
-            try:
-                return call()
-            except StoreUnavailable as error:
-                if time.monotonic() > deadline:
-                    raise
-                log.warning("parked, waiting for the store: %s", error)
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, 5.0)
+        try:
+            while True:
+                try:
+                    return call()
+                except StoreUnavailable as error:
+                    if time.monotonic() > deadline:
+                        raise
+                    self._parked_since = self._parked_since or time.time()
+                    log.warning("parked, waiting for the store: %s", error)
+                    time.sleep(pause_s)
+                    pause_s = min(2 * pause_s, 5.0)
+        finally:
+            self._parked_since = None
 
 
 def figures_digest(record: Mapping[str, Any]) -> str:

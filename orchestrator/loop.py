@@ -241,7 +241,8 @@ class Loop:
             "reward_health": health,
             **recorded(self.parts.engines.health()),
         }
-        self.journal.commit(record | clocked)
+        with self.clock("commit"):  # no stage of its own in `timings_s`: it is of `other`
+            self.journal.commit(record | clocked)
         self.committed = step
         self.collector.look_ahead(served=step, taken=step)
         self.watches.limits(record | self.spent(), steering.guardrails)

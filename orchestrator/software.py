@@ -33,9 +33,10 @@ def plugins(spec: JobSpec) -> dict[str, str]:
     A package that is installed for editing keeps its version whatever is changed. Of the code it is what lies beside
     the module: all of its package, or the module alone where that is in none.
     """
+    rules: dict[str, object] = {"weighting": spec.weighting, "estimator": spec.estimator}
     found = {
         f"{kind} {rule.name}": (plugin_package(rule.group, rule.name), load_plugin(rule.group, rule.name))
-        for kind, rule in (("weighting", spec.weighting), ("estimator", spec.estimator))
+        for kind, rule in rules.items()
         if isinstance(rule, PluginSpec)
     }
     rewards = {objective.reward.name for objective in spec.objectives}

@@ -22,7 +22,7 @@ from policies.places import is_gated
 from services.client import ApiError, Client, RateLimited, Unavailable
 from services.client.flows import RESTING
 from services.terminal import Document, fail, say
-from services.text import duration, event_line, figure, is_number, plain, signed, sparkline
+from services.text import at_told, duration, event_line, figure, is_number, plain, signed, sparkline
 from services.trackers.recorder import Open, Recorder
 
 _STAGES = tuple(({"rollout": "roll out"}.get(stage, stage), stage) for stage in (*STAGES, "other"))
@@ -32,6 +32,7 @@ _SMOOTHING_STEPS = 5
 _TREND_WIDTH = 16
 _PATIENCE_S = 120.0
 _EVENTS_KEPT = 1000
+LONG_S = 600.0  # what a step is at for longer gets a line
 _NOT_SHOWN = ("gramian", "engine_health")  # the largest parts of a record
 _SHOWN = (  # of a step: its whole record is ten times as large, and a job may have ten thousands
     "objectives", "weights", "evaluation", "timings_s", "tokens", "mean_tokens", "entropy", "kl", *_TRAINING.values(),
@@ -179,6 +180,7 @@ def _follow_live(follower: Follower, console: Console, poll_s: float) -> None:
 
 def _follow_lines(follower: Follower, console: Console, poll_s: float) -> None:
     stage = trouble = untold = ""
+    told_of: Any = None  # since when what goes on for long does
     while True:
         steps, events = follower.poll()
         if follower.recorder.trouble != untold:
@@ -192,6 +194,10 @@ def _follow_lines(follower: Follower, console: Console, poll_s: float) -> None:
         if (now := follower.job["progress"].get("stage")) != stage and now:
             stage = now
             _line(console, f"- {plain(now)}")
+        since = follower.job["progress"].get("since")
+        if since != told_of and (at := at_told(follower.job["progress"], LONG_S)):
+            told_of = since
+            _line(console, f"- {at}")
         for step in steps:
             _line(console, step_line(follower.job, follower.steps[0], step))
         if follower.job["status"] in RESTING:
@@ -296,7 +302,8 @@ def _header(job: Document) -> Text:
     if job["reason"]:
         text.append(f"  {plain(job['reason'])}")
     if (stage := job["progress"].get("stage")) and job["status"] not in RESTING:
-        text.append(f"  {plain(stage)}", style="cyan")
+        at = at_told(job["progress"])
+        text.append(f"  {plain(stage)}{f', {at}' if at else ''}", style="cyan")
     return text
 
 

@@ -185,6 +185,9 @@ def rollouts_of(
     return step, []
 
 
+_AT_WORK = (JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.CANCELLING)
+
+
 def job_document(record: JobRecord) -> dict[str, Any]:
     """A job as clients see it. What only the lease's holder needs (fence, digests) stays inside."""
     return {
@@ -204,5 +207,5 @@ def job_document(record: JobRecord) -> dict[str, Any]:
         "checkpoint_step": record.checkpoint_step,
         "gpu_hours": record.gpu_hours,
         "cost": record.cost,
-        "progress": record.progress,
+        "progress": {**record.progress, **(record.phase or {})} if record.status in _AT_WORK else record.progress,
     }

@@ -15,7 +15,7 @@ from orchestrator.plugins import Plugin
 from orchestrator.rules import NEEDS, Rule
 from orchestrator.spec_fields import Option, Section
 from services.terminal import Document
-from services.text import ago, amount, duration, figure, plain, taken
+from services.text import ago, amount, at_told, duration, figure, plain, taken
 
 _PARTS = {
     "arriving": "new weights",
@@ -58,7 +58,7 @@ def job_view(job: Document, steering: Document) -> RenderableType:
         "priority": str(job.get("priority") or ""),
         "step": f"{job['step']} of {job['total_steps']}",
         "checkpoint": "none yet" if job["checkpoint_step"] is None else f"step {job['checkpoint_step']}",
-        "stage": plain(job["progress"].get("stage", "")),
+        "stage": ", ".join(filter(None, (plain(job["progress"].get("stage", "")), at_told(job["progress"])))),
         "created": ago(job["created_at"]) + (f" by {plain(job['submitted_by'])}" if job.get("submitted_by") else ""),
         **taken(job.get("gpu_hours"), job.get("cost")),
         "weighting": plain(job["spec"]["weighting"]["name"]),

@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.clock import PHASES
+
 _BARS = "▁▂▃▄▅▆▇█"
 _BRIEF = {"evaluated": ("step", "objectives", "mean_tokens", "hypervolume", "on_front")}  # the rest is in the front
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
@@ -50,6 +52,15 @@ def duration(seconds: Any) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def at_told(progress: Mapping[str, Any], at_least_s: float = 0.0) -> str:
+    """`generating for 3:05`: what the step under way is at; empty where that is not known, or goes on for less."""
+    at, since = str(progress.get("at")), progress.get("since")
+    lasted = -1.0 if since is None else max(0.0, time.time() - since)
+    if lasted < at_least_s:
+        return ""
+    return f"{PHASES.get(at, plain(at))} for {duration(lasted)}"
 
 
 def ago(unix_s: Any) -> str:

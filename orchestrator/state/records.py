@@ -115,6 +115,7 @@ class JobRecord:
     gpu_hours: float = 0.0  # so far: of a job at work, up to its last renewal
     submitted_by: str | None = None  # the name of a key; None of a job of an earlier version
     cost: float = 0.0  # so far, of rewards that have a price, as judges have
+    phase: Json | None = None  # what the step under way is at, once for some seconds: `at`, `since`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,7 +244,7 @@ def finite(value: Any) -> Any:
 JOB_FIELDS = (
     "id", "name", "priority", "status", "reason", "created_at", "started_at", "finished_at", "step", "total_steps",
     "fence", "attempts", "ckpt_step", "ckpt_path", "spec_digest", "progress", "parent", "parent_step", "gpu_used",
-    "submitted_by", "cost",
+    "submitted_by", "cost", "phase",
 )  # fmt: skip
 
 
@@ -276,7 +277,14 @@ def job_record(fields: Mapping[str, str]) -> JobRecord:
         gpu_hours=int(fields.get("gpu_used", 0)) / UNITS_PER_HOUR,
         submitted_by=fields.get("submitted_by") or None,
         cost=float(fields.get("cost", 0)),
+        phase=_phase(fields),
     )
+
+
+def _phase(fields: Mapping[str, str]) -> Json | None:
+    """None where a holder before this one was at it."""
+    phase = json.loads(fields.get("phase") or "{}")
+    return {"at": phase["at"], "since": phase["since"]} if phase.get("fence") == int(fields["fence"]) else None
 
 
 def _origin(fields: Mapping[str, str]) -> Origin | None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
+from orchestrator.clock import Phase
 from orchestrator.errors import (
     Fenced,
     IllegalTransition,
@@ -269,6 +270,11 @@ class JobStore(JobReader):
         """The live line that people see, at most 16 KiB; `ValueError` above."""
         line = dumps(progress, limit_bytes=PROGRESS_LIMIT_BYTES)
         self._write("put", lease, "progress", line, more=[self._keys.job(lease.job_id)])
+
+    def set_phase(self, lease: Lease, phase: Phase | None) -> None:
+        """What the step under way is at, and since when."""
+        document = {} if phase is None else {"at": phase[0], "since": phase[1], "fence": lease.fence}
+        self._write("put", lease, "phase", dumps(document), more=[self._keys.job(lease.job_id)])
 
     def set_cost(self, lease: Lease, cost: float) -> None:
         """What rewards cost so far, in all runs of the job."""

@@ -226,7 +226,11 @@ _IF_NONE_MATCH: dict[str, Any] = {
     openapi_extra={"parameters": [_IF_NONE_MATCH]},
 )
 def get_job(job_id: JobId, request: Request) -> Response:
-    """A job with its spec, every default written out, and the job that it was forked from. The ETag is its state's."""
+    """A job with its spec, every default written out, and the job that it was forked from. The ETag is its state's.
+
+    While it runs, `progress` has the `stage`, the seconds left, and of what its step has been at for some seconds, `at`
+    (rollout, score, learn, sync, evaluate, checkpoint, commit, or parked where Redis is waited for) and `since` when.
+    """
     record, spec = request.app.state.specs.job_and_spec(store_of(request), job_id)
     document = {
         **job_document(record),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from orchestrator.clock import PHASES
 from services.dashboard import charts, watched
 from services.dashboard.charts import STAGES, Marks
-from services.dashboard.elements import Chart, Tag, text
+from services.dashboard.elements import Chart, Moment, Tag, text
 from services.dashboard.figures import figure, span
 from services.dashboard.health import engines_told, rewards_told
 from services.dashboard.panels import JobPage, section
@@ -165,6 +166,8 @@ class HealthPanel(_Marked):
         self._charts: dict[str, Chart] = {}
         with section("Health"):
             self._words, self._thinned = text("", "muted", "p"), text("", "muted", "p")
+            with Tag("p", "", "muted") as self._at:
+                self._at_words, self._since = text(""), Moment(None)
             self._rewards, self._engines = text("", "muted", "p"), text("", "muted", "p")
             with Tag("div", "", "small-charts"):
                 options = self._options()
@@ -190,6 +193,10 @@ class HealthPanel(_Marked):
 
     async def update(self, news: News) -> None:
         page = self.page
+        at, since = (page.watch.job["progress"].get(part) for part in ("at", "since"))
+        self._at_words.set_text(f"The step under way: {PHASES.get(at, at)} since ")
+        self._since.change(at=since)
+        self._at.set_visibility(since is not None)
         if self.has_new_marks():
             for column, option in self._options().items():
                 self._charts[column].merge({"series": option["series"]})

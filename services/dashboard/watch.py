@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.8
 SHARE_S = 0.06  # of each watch that runs in this process: a hundred of them see news every six seconds
-STEERING_S = 3.0  # others' changes are no events until they act
+LATE_S = 3.0  # others' changes of the steering are no events until they act, nor is what a step is at
 REST_POLL_S = 4.0  # of a job at whose figures nothing changes by itself
 LINGER_S = 20.0  # after the last page has gone: one that is reloaded finds everything here
 _PAGE = 100
@@ -96,7 +96,7 @@ class JobWatch:
         self._task: asyncio.Task[None] | None = None
         self._poke = asyncio.Event()
         self._wanted: set[Any] = {"front", "steering", "checkpoints"}
-        self._steering_read_at = 0.0
+        self._late_read_at = 0.0
 
     @classmethod
     async def of(cls, session: Session, job_id: str) -> JobWatch:
@@ -214,11 +214,11 @@ class JobWatch:
 
     async def _fetch_wanted(self, wanted: set[Any]) -> set[Any]:
         news = wanted & {"events", "steps"}
-        if news or "job" in wanted or not self.loaded:
-            kept = self.job["checkpoint_step"]
-            self.job = await self._client.job(self.job_id)
-            news |= {"job"}
-            if self.job["checkpoint_step"] != kept:  # no event tells of one, and it comes after its step
+        late = not self.is_over and time.monotonic() - self._late_read_at > LATE_S
+        if late or news or "job" in wanted or not self.loaded:
+            before, self.job = self.job, await self._client.job(self.job_id)
+            news |= {"job"} if news or "job" in wanted or not self.loaded or self.job != before else set()
+            if self.job["checkpoint_step"] != before["checkpoint_step"]:  # which no event tells of, after its step
                 wanted |= {"front", "checkpoints"}
         if self.trains_reward:
             wanted -= {"front", "steering"}
@@ -226,13 +226,13 @@ class JobWatch:
             self.front = await self._client.front(self.job_id)
         if "checkpoints" in wanted:
             self.checkpoints = (await self._client.checkpoints(self.job_id))["data"]
-        late = not self.is_over and time.monotonic() - self._steering_read_at > STEERING_S
         if "steering" in wanted or (late and not self.trains_reward):
             found = await self._client.steering(self.job_id, log_limit=50)
-            self._steering_read_at = time.monotonic()
             if found != self.steering:
                 self.steering = found
                 news |= {"steering"}
+        if late:
+            self._late_read_at = time.monotonic()
         if not self.loaded:
             self.loaded = True
             news |= {"job", "steps", "events", "front", "steering", "checkpoints"}

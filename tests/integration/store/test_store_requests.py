@@ -33,6 +33,15 @@ def test_a_job_runs_to_its_end(store: JobStore) -> None:
             request("j")
 
 
+def test_what_a_run_is_at_is_its_holders_alone(store: JobStore) -> None:
+    lease = running(store)
+    store.set_phase(lease, ("rollout", 5.0))
+    assert store.job("j").phase == {"at": "rollout", "since": 5.0}
+    store.release(lease, "going down")
+    claim(store)
+    assert store.job("j").phase is None
+
+
 def test_cancel(store: JobStore) -> None:
     submit(store)
     assert store.request_cancel("j") is S.CANCELLED

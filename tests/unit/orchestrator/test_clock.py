@@ -49,6 +49,19 @@ def test_what_comes_between_steps_shows_in_the_next(now: list[float]) -> None:
     assert clock.read()["checkpoint"] == 0
 
 
+def test_the_innermost_of_what_is_under_way_is_told_with_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([5.0, 8.0])
+    monkeypatch.setattr(time, "time", lambda: next(times))
+    clock = Clock()
+    assert clock.at() is None
+    with contextlib.suppress(ValueError), clock("evaluate"):
+        with clock("score"):
+            assert clock.at() == ("score", 8.0)
+        assert clock.at() == ("evaluate", 5.0)
+        raise ValueError
+    assert clock.at() is None
+
+
 def test_what_comes_before_the_first_step_is_in_none(now: list[float]) -> None:
     clock = Clock()
     for stage in ("rollout", "score", "evaluate", "checkpoint"):

@@ -473,6 +473,15 @@ def test_a_stop_survives_the_renewals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert heartbeat.wishes == Wishes(cancel=True, pause=True, stop=True)
 
 
+def test_what_the_run_is_at_is_told_once_it_lasts(store: FakeStore) -> None:
+    heartbeat = driver.Heartbeat(store, LEASE)  # type: ignore[arg-type]
+    learning = ("learn", 9.0)
+    for now in [None, ("rollout", 1.0), ("rollout", 2.0), learning, learning, learning, None, None]:
+        heartbeat.at = lambda now=now: now  # type: ignore[misc]
+        heartbeat._tell_phase()
+    assert store.did == [("set_phase", learning), ("set_phase", None)]
+
+
 @pytest.mark.parametrize("meanwhile", [None, "away", "done"])
 @pytest.mark.parametrize("asked", ["cancelled", "paused"])
 def test_a_request_that_the_loop_does_not_come_to_is_carried_out_beside_it(
@@ -789,7 +798,7 @@ class FakeLoop:
         self.directory, self.fence = checkpoints.root, fence
         self.resumed: tuple[int, list[int]] | None = None
         self.samples: list[Any] = []
-        self.reason = None
+        self.reason = self.clock = None
         FakeLoop.made.append(self)
 
     def resume(self, step: int, known: list[int]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.clock import Clock
 from orchestrator.journal import StoreJournal, Wishes, figures_digest
 from orchestrator.state.records import SteeringEntry
 from orchestrator.state.states import JobStatus
@@ -73,6 +74,23 @@ def test_every_call_waits_for_a_store_that_is_away(slept: list[float], name: str
     assert len(store.calls) == 4
     assert len({repr(call) for call in store.calls}) == 1  # the same call again
     assert slept == [0.2, 0.4, 0.8]
+
+
+@pytest.mark.usefixtures("slept")
+def test_a_run_is_parked_while_it_waits() -> None:
+    found, seen = journal(FakeStore()), []
+    found.clock = Clock()
+    with found.clock("commit"):
+        waits = iter([StoreUnavailable("away"), None])
+
+        def call() -> None:
+            seen.append(found.at())
+            if error := next(waits):
+                raise error
+
+        found.patiently(call)
+        seen.append(found.at())
+    assert [at and at[0] for at in seen] == ["commit", "parked", "commit"]
 
 
 @pytest.mark.parametrize("name", CALLS)

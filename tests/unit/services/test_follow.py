@@ -211,6 +211,19 @@ def test_without_a_terminal_every_step_is_a_line_and_the_end_is_told() -> None:
 
 
 @pytest.mark.usefixtures("no_waiting")
+def test_what_a_step_is_at_is_told_and_a_line_where_it_goes_on_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.text.time.time", lambda: 1000.0)
+
+    def at(stage: str, since: float) -> Document:
+        return a_job(progress={"stage": "training", "at": stage, "since": since})
+
+    assert "training, generating for 1:05" in shown(render(at("rollout", 935.0), [], FRONT, []))
+    jobs: list[Document | ApiError] = [at("rollout", 935.0), at("commit", 10.0), at("commit", 10.0)]
+    lines = followed(FakeClient([*jobs, a_job(status="paused")], [], [])).splitlines()
+    assert [line for line in lines if " for " in line] == ["- committing the step for 16:30"]
+
+
+@pytest.mark.usefixtures("no_waiting")
 def test_on_a_terminal_events_scroll_above_the_view() -> None:
     jobs: list[Document | ApiError] = [a_job(), a_job(status="paused")]
     text = followed(FakeClient(jobs, [a_step(1)], [event(1, "steering.applied", version=2)]), terminal=True)

@@ -265,6 +265,26 @@ def test_a_figure_is_missed_where_there_are_steps(has_steps: bool, note: str) ->
     on_page(look)
 
 
+def test_what_a_step_that_hangs_is_at_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.dashboard.watch.LATE_S", 0.0)
+
+    async def look(session: Any, client: Client) -> None:
+        session.client.moves = False
+        page = await job_page(session, client)
+        panel = HealthPanel(page)
+        await panel.update(ALL)
+        assert not panel._at.visible
+        session.client.told["progress"] = {"stage": "training", "at": "commit", "since": 5.0}
+        news = await page.watch._fetch()
+        assert news == {"job"}, "without a step or an event"
+        await panel.update(frozenset(news))
+        assert panel._at.visible
+        assert panel._at_words.text == "The step under way: committing the step since "
+        assert panel._since.props["at"] == 5.0
+
+    on_page(look)
+
+
 @pytest.mark.parametrize(
     ("job", "says"),
     [

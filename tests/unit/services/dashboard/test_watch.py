@@ -66,12 +66,12 @@ def test_a_look_at_a_new_step_asks_for_each_thing_once(monkeypatch: pytest.Monke
         return session.client.asked
 
     assert asyncio.run(look_twice()) == {"events": 1, "metrics": 1, "job": 1}
-    monkeypatch.setattr(watch, "STEERING_S", 0.0)
+    monkeypatch.setattr(watch, "LATE_S", 0.0)
     assert asyncio.run(look_twice()) == {"events": 1, "metrics": 1, "job": 1, "steering": 1}
 
 
 def test_a_change_of_the_steering_that_somebody_else_made_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "STEERING_S", 0.0)
+    monkeypatch.setattr(watch, "LATE_S", 0.0)
 
     async def look() -> set[str]:
         session = FakeSession()
@@ -85,7 +85,7 @@ def test_a_change_of_the_steering_that_somebody_else_made_is_seen(monkeypatch: p
 
 @pytest.mark.parametrize(("status", "seen"), [("running", True), ("paused", True), ("succeeded", False)])
 def test_it_is_seen_without_a_new_step_too(monkeypatch: pytest.MonkeyPatch, status: str, seen: bool) -> None:
-    monkeypatch.setattr(watch, "STEERING_S", 0.0)
+    monkeypatch.setattr(watch, "LATE_S", 0.0)
 
     async def look(session: Any, _: Any) -> None:
         session.client.moves = False
