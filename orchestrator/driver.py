@@ -512,7 +512,7 @@ def start_running(store: JobStore, journal: StoreJournal, made: Mapping[str, Any
     """
     now: dict[str, Any] = {"versions": versions(), "code": code(), **made}
     events = journal.patiently(lambda: list(all_events(store, journal.lease.job_id))) if is_resumed else []
-    before = next((event.data for event in reversed(events) if event.type == "job.software"), {})
+    before: dict[str, Any] = next((event.data for event in reversed(events) if event.type == "job.software"), {})
     journal.event("job.software", once=f"software {journal.lease.fence}", **now)
     if found := changes(before, now):
         message = f"it goes on with other software, so figures may move: {'; '.join(found)}"

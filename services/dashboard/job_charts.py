@@ -193,7 +193,8 @@ class HealthPanel(_Marked):
 
     async def update(self, news: News) -> None:
         page = self.page
-        at, since = (page.watch.job["progress"].get(part) for part in ("at", "since"))
+        progress = page.watch.job["progress"]
+        at, since = str(progress.get("at")), progress.get("since")
         self._at_words.set_text(f"The step under way: {PHASES.get(at, at)} since ")
         self._since.change(at=since)
         self._at.set_visibility(since is not None)
