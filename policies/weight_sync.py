@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import socket
 import threading
 import time
@@ -104,6 +105,17 @@ def shared_file() -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
+def _save(weights: dict[str, Tensor], path: Path) -> None:
+    """Raises RuntimeError where shared memory is too small for them: a container has 64 MiB unless it is given more."""
+    needed, free = sum(tensor.nbytes for tensor in weights.values()), shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise RuntimeError(
+            f"{path.parent} has no room for the policy's weights on their way to the engines: {needed >> 20} MiB are "
+            f"needed, {free >> 20} MiB are free; give it more (docker run --shm-size)"
+        )
+    save_file(weights, path)
+
+
 def sweep_shared_memory() -> None:
     """Removes the files of processes that were killed over them: each is as large as a policy.
 
@@ -130,7 +142,7 @@ class SharedMemorySender:
 
     def send(self, version: int) -> None:
         with shared_file() as path:
-            save_file(self.learner.weights(), path)
+            _save(self.learner.weights(), path)
             self.client.start_weight_update()
             self.client.update_weights({"path": str(path)})
             self.client.finish_weight_update(str(version))

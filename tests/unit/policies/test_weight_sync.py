@@ -5,13 +5,14 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from policies import weight_sync
-from policies.weight_sync import Collected, shared_file, sweep_shared_memory
+from policies.weight_sync import Collected, SharedMemorySender, shared_file, sweep_shared_memory
 
 
 class Source:
@@ -79,3 +80,15 @@ def test_files_of_processes_that_were_killed_are_removed(tmp_path: Path, monkeyp
         sweep_shared_memory()
         assert mine.exists()
     assert {what for what, path in names.items() if path.exists()} == {"fresh", "alive", "other"}
+
+
+def test_shared_memory_that_is_too_small_is_told_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a container, mostly."""
+    monkeypatch.setattr(weight_sync, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=64 << 20))
+    learner = SimpleNamespace(weights=lambda: {"a": torch.zeros(65 << 20, dtype=torch.uint8)})
+    client = SimpleNamespace(init_weight_transfer_engine=lambda _: None)
+    told = f"{tmp_path} has no room .* 65 MiB are needed, 64 MiB are free"
+    with pytest.raises(RuntimeError, match=told):
+        SharedMemorySender(learner, client).send(1)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
