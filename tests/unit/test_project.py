@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent.parent
 READMES = [
     ROOT / "README.md",
     *(ROOT / name for name in ("deploy/README.md", "deploy/operations.md")),
-    *(ROOT / name / "README.md" for name in ("orchestrator", "orchestrator/arena", "policies", "rewards")),
+    *(ROOT / name / "README.md" for name in ("orchestrator", "orchestrator/arena", "orchestrator/specs")),
+    *(ROOT / name / "README.md" for name in ("policies", "rewards")),
 ]
 README = "\n".join(path.read_text(encoding="utf-8") for path in READMES)
 LINKS = [

@@ -4,7 +4,6 @@ import copy
 import inspect
 import json
 import math
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +20,7 @@ from orchestrator import spec_yaml
 from orchestrator.spec import JobSpec, check_new, load_spec, parse_job, parse_spec, scaled
 from orchestrator.spec_errors import SpecError, nearest
 from orchestrator.specs.base import RuleSpec
-from orchestrator.specs.data import FilesData
 from orchestrator.specs.estimators import BuiltInEstimator
-from orchestrator.specs.foreign import FOREIGN, NOWHERE
-from orchestrator.specs.policy import LoraSpec
 from orchestrator.specs.sampling import BudgetSpec, TailSpec, ZeroSignalSpec
 from orchestrator.specs.transforms import TransformSpec
 from orchestrator.specs.weightings import BuiltInWeighting
@@ -233,29 +229,6 @@ def test_what_there_is_not_is_told_with_what_is_so_instead() -> None:
         "logger": "there is none here: trackers are told from beside: equipoise follow JOB --wandb, --mlflow or "
         "--tensorboard",
     }
-
-
-def test_foreign_fields_are_none_of_ours_and_name_some_that_are() -> None:
-    """Also those in the words after the first."""
-    sections = "|".join(name for name in JobSpec.model_fields if name not in ("data", "steps", "name", "seed", "kind"))
-    for theirs, words in {**FOREIGN, **NOWHERE}.items():
-        named = re.findall(rf"(?<![\w.])(?:{sections})\.\w+(?:\.\w+)*", words)
-        ours = [re.split("[,;:]", words)[0]] if theirs in FOREIGN else []
-        assert [path for path in [*ours, *named] if not is_field(path)] == [], theirs
-        assert not is_field(theirs)
-    assert not FOREIGN.keys() & NOWHERE.keys()
-
-
-def is_field(path: str) -> bool:
-    """Of a job on files, with an adapter."""
-    chosen = {"data": FilesData, "policy.lora": LoraSpec}
-    place: Any = JobSpec
-    parts = path.split(".")
-    for i, part in enumerate(parts, start=1):
-        if part not in getattr(place, "model_fields", {}):
-            return False
-        place = chosen.get(".".join(parts[:i]), place.model_fields[part].annotation)
-    return True
 
 
 def test_every_wrong_field_is_named() -> None:
