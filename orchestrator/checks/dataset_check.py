@@ -120,6 +120,7 @@ def _contents(found: dict[str, Any]) -> Contents:
         repeated=found["repeated"],
         validated=found["validated"],
         twice=found["twice"],
+        boxed=found["boxed"],
     )
 
 
@@ -228,6 +229,7 @@ def _outcome(reading: Reading, seen: Seen) -> dict[str, Any]:
         "repeated": contents.repeated,
         "validated": contents.validated,
         "twice": contents.twice,
+        "boxed": contents.boxed,
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.actors.placement import engines_that_fit, shares_gpu
 from orchestrator.checks.judge_calls import judge_calls, prompts_evaluated
-from orchestrator.rollouts.prompts import Contents
+from orchestrator.rollouts.prompts import BOX, Contents
 from orchestrator.spec import JobSpec
 from orchestrator.specs.data import FilesData
 from orchestrator.specs.gold import GoldSpec
@@ -48,6 +48,7 @@ def doubts(
     return [
         *_splits(spec, contents),
         *_ranges(spec),
+        *_boxes(spec, contents),
         *_deadlines(spec),
         *_rewards_on_cpu(spec),
         *_rewards_in_float32(spec),
@@ -110,6 +111,21 @@ def _ranges(spec: JobSpec) -> Iterator[tuple[str, str]]:
                 f"{field}.range",
                 f"[0, 1], and '{reward.name}' {has}: what lies outside counts as 0 or 1 where objectives are compared "
                 "by their ranges; give the lowest and highest score that can be expected",
+            )
+
+
+def _boxes(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[str, str]]:
+    """Recipes of other trainers ask for `Answer: ...`, or for what follows `####`."""
+    train = contents.get("train", Contents())
+    if not train.rows or train.boxed or BOX in (spec.policy.chat.system or ""):
+        return
+    for field, owner in _rewarded(spec).items():
+        reward = owner.reward
+        if reward.name == "math" and registry.parse_options("math", reward.options).model_dump()["require_boxed"]:
+            yield (
+                f"{field}.reward.options.require_boxed",
+                r"true, so that only what stands in a \boxed{} counts, and no train prompt asks for one: ask for it in "
+                "policy.chat.system, or give false, by which the last line counts where there is no box",
             )
 
 

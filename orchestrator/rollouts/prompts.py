@@ -22,6 +22,7 @@ from rewards.base import WrittenFloat, answer_text
 MAX_CHARACTERS = 500_000_000  # of the texts of a file that strangers give: a job holds them all
 
 MAX_DOMAINS = 1000  # of a file
+BOX = "boxed"  # how prompts ask for what rewards look for
 _MAX_ROW_BYTES = 1 << 24  # of a line of JSONL or a field of CSV: longer than any prompt, short enough to hold
 _PARQUET_ROWS = 64  # at once, fewer where they are large: a dictionary or a long run makes much of few bytes
 _PARQUET_BYTES = 16 << 20
@@ -84,6 +85,8 @@ class Contents:
     """Rows of the test split whose prompt is one of the validation's."""
     twice: int = 0
     """Rows of a held-out split whose prompt an earlier row of it has."""
+    boxed: int = 0
+    """Rows whose prompt speaks of a box for the answer."""
 
     @classmethod
     def of(cls, prompts: Iterable[Prompt]) -> Contents:
@@ -99,6 +102,7 @@ class Contents:
         if len(self.domains) > MAX_DOMAINS:
             raise DatasetError(f"row {prompt.row}: more than {MAX_DOMAINS} domains so far; is this another column?")
         self.details |= prompt.details.keys()
+        self.boxed += any(BOX in message["content"] for message in prompt.messages)
         if prompt.answer is not None and not prompt.answer.strip():
             _count(self.unanswered, prompt)
 

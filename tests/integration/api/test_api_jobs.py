@@ -62,7 +62,7 @@ def test_validate_only_says_what_would_run_and_stores_nothing(client: Client, tm
     (doubt,) = client.plan({**SPEC, "optimizer": {"warmup_steps": 99}})["doubts"]
     assert doubt["param"] == "optimizer.warmup_steps"
     for split in ("train", "validation"):
-        (tmp_path / f"{split}.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n')
+        (tmp_path / f"{split}.jsonl").write_text('{"prompt": "1+1, boxed", "answer": "2"}\n')
     files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
     own = {**SPEC, "data": {"type": "files", **files}, "policy": {"model": str(make_policy(tmp_path / "policy"))}}
     (doubt,) = client.plan(own)["doubts"]

@@ -245,6 +245,7 @@ def test_a_child_that_fails_is_a_problem_of_the_file_that_it_read(
                 "repeated": 2,
                 "validated": 1,
                 "twice": 3,
+                "boxed": 2,
             }
             for _ in question["read"]
         ]
@@ -252,7 +253,7 @@ def test_a_child_that_fails_is_a_problem_of_the_file_that_it_read(
     monkeypatch.setattr(children, "ask", ask)
     first, second = outcomes_of(readings)
     unmeetable = {"math": {"math": (1, 2)}}
-    counts = {"rows": 4, "repeated": 2, "validated": 1, "twice": 3}
+    counts = {"rows": 4, "repeated": 2, "validated": 1, "twice": 3, "boxed": 2}
     assert first == Contents(domains={"math"}, unanswered={None: (3, 1)}, unmeetable=unmeetable, **counts)
     assert isinstance(second, str)
     assert "within the memory that the server has for it" in second

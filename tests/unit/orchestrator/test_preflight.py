@@ -473,7 +473,7 @@ def test_prompts_of_other_splits_that_are_trained_on_are_counted(
     assert {split: (c.rows, c.repeated, c.validated, c.twice) for split, c in found.contents.items()} == {
         "train": (3, 0, 0, 0), "validation": (3, 2, 0, 0), "test": (3, 0, 2, 1),
     }  # fmt: skip
-    assert doubts(spec, found.contents) == [
+    assert [doubt for doubt in doubts(spec, found.contents) if doubt[0].startswith("data.")] == [
         (
             "data.validation",
             "2 of its 3 prompts are trained on too, so its figures also tell what was learnt by heart; hold some back",
@@ -485,6 +485,35 @@ def test_prompts_of_other_splits_that_are_trained_on_are_counted(
         ),
         ("data.test", "1 of its 3 prompts are in it before, so its standard errors are too small; keep each once"),
     ]
+
+
+@pytest.mark.parametrize("is_server", [False, True])
+@pytest.mark.parametrize(
+    ("prompt", "changes", "is_asked"),
+    [
+        ("1+1? End with Answer: $Answer.", {}, True),
+        (r"1+1? Put it into \boxed{}.", {}, False),
+        ([{"role": "system", "content": r"Use \boxed{}."}, {"role": "user", "content": "1+1?"}], {}, False),
+        ("1+1?", {"policy": {"model": "org/m", "chat": {"system": r"Use \boxed{}."}}}, False),
+        (
+            "1+1?",
+            {"objectives": [{"name": "a", "reward": {"name": "math", "options": {"require_boxed": False}}}]},
+            False,
+        ),
+        ("1+1?", {"objectives": [{"name": "a", "reward": {"name": "numeric"}}]}, False),
+    ],
+)
+def test_answers_in_a_box_that_nobody_asks_for_are_asked_about(
+    data: dict[str, Any], prompt: Any, changes: dict[str, Any], is_asked: bool, is_server: bool, tmp_path: Path
+) -> None:
+    rows = [json.dumps({"prompt": prompt, "answer": "2"}), json.dumps({"prompt": "2+2?", "answer": "4"})]
+    Path(data["train"]).write_text("\n".join(rows) + "\n")
+    spec = make_spec("org/m", data, **changes)
+    access = Access(owner="ann", state_dir=tmp_path, roots=None) if is_server else None
+    asked = dict(doubts(spec, look(spec, access).contents))
+    field = "objectives.1.reward.options.require_boxed"
+    assert (field in asked) is is_asked
+    assert not is_asked or asked[field].startswith(r"true, so that only what stands in a \boxed{} counts, and no train")
 
 
 def test_a_split_that_is_the_training_itself_is_asked_about(model: Path, data: dict[str, Any]) -> None:
