@@ -51,10 +51,15 @@ class Splits:
     sha256: dict[str, str] = field(default_factory=dict)  # of each file that the spec names
     dropped: dict[str, int] = field(default_factory=dict)  # by split, prompts that were too long
 
+    @property
+    def by_name(self) -> dict[str, list[Prompt]]:
+        """Those that there are."""
+        found = {"train": self.train, "validation": self.validation, "test": self.test, **self.sets}
+        return {name: prompts for name, prompts in found.items() if prompts}
+
     def figures(self) -> dict[str, dict[str, int]]:
         """By split, how many prompts there are, how many were dropped, and how long they are in tokens."""
-        found = {"train": self.train, "validation": self.validation, "test": self.test, **self.sets}
-        lengths = {name: sorted(len(prompt.tokens) for prompt in prompts) for name, prompts in found.items() if prompts}
+        lengths = {name: sorted(len(prompt.tokens) for prompt in prompts) for name, prompts in self.by_name.items()}
         return {
             name: {
                 "prompts": len(tokens),

@@ -25,6 +25,7 @@ from services.commands import (
     keys,
     lineage,
     plugins,
+    prompts,
     recover,
     rewards,
     rules,
@@ -493,6 +494,7 @@ def report(job: JobArgument, open_it: Annotated[bool, typer.Option("--open", hel
 
 for command, name in (
     (spec.show_spec, "spec"),
+    (prompts.show_prompts, "prompts"),
     (rules.show_rules, "rules"),
     (why.why, "why"),
     (lineage.fork, "fork"),
