@@ -122,7 +122,7 @@ def prompt_encoder(
     if rollout.thoughts_end is not None:
         texts["rollout.reasoning.end"] = rollout.thoughts_end
     check_texts(tokenizer, texts)
-    options = {"system": chat.system, "template_kwargs": chat.template_kwargs, "is_plain": is_plain}
+    options: dict[str, Any] = {"system": chat.system, "template_kwargs": chat.template_kwargs, "is_plain": is_plain}
     encode = functools.partial(encode_prompt, tokenizer, **options)
     return encode if template is None or is_resumed else _checking(encode)
 
