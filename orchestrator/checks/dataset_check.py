@@ -176,6 +176,7 @@ def read(reading: Reading, seen: Seen) -> Contents:
             messages = prompt.messages
             same = hash(tuple((message["role"], message["content"]) for message in messages))
             if reading.is_train:
+                contents.twice += same in seen.train
                 _add(seen.train, same)
             else:
                 seen.compare(same, contents, own)

@@ -33,8 +33,10 @@ MUCH_WIDER = 10.0  # times the next; below it a person's weights may well have a
 
 FEW_PROMPTS = 100  # that make a point of the front
 REPEATED = 0.01  # share of a split; a few prompts recur in many published sets
+OFTEN_TRAINED = 0.1  # share of the train split, where it does less harm
 _LEARNT = "trained on too, so its figures also tell what was learnt by heart; hold some back"
 _LUCKY = "in the validation split too, which picks the points, so its figures have the same luck; use other prompts"
+_OFTEN = "in it before, so that an epoch asks them again; keep each once, unless you weigh them so"
 _TWICE = "in it before, so its standard errors are too small; keep each once"
 
 
@@ -87,6 +89,9 @@ def estimated_doubts(spec: JobSpec, estimate: Mapping[str, Any]) -> list[tuple[s
 def _splits(spec: JobSpec, contents: Mapping[str, Contents]) -> Iterator[tuple[str, str]]:
     if not isinstance(spec.data, FilesData):
         return
+    train = contents.get("train", Contents())
+    if train.twice and train.twice >= OFTEN_TRAINED * train.rows:
+        yield "data.train", f"{train.twice} of its {train.rows} prompts are {_OFTEN}"
     for split in ("validation", "test"):
         found, named = contents.get(split, Contents()), getattr(spec.data, split)
         is_validation = split == "test" and named == spec.data.validation

@@ -84,7 +84,7 @@ class Contents:
     validated: int = 0
     """Rows of the test split whose prompt is one of the validation's."""
     twice: int = 0
-    """Rows of a held-out split whose prompt an earlier row of it has."""
+    """Rows whose prompt an earlier row of the split has."""
     boxed: int = 0
     """Rows whose prompt speaks of a box for the answer."""
 

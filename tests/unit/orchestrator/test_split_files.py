@@ -357,7 +357,7 @@ def test_a_share_holds_prompts_back_by_their_words(tmp_path: Path) -> None:
     assert found.sha256 == {"train": sha256_of(path)}
     contents = look(spec).contents
     assert (contents["train"].rows, contents["validation"].rows) == (len(train), len(validation))
-    (doubt,) = [doubt for doubt in doubts(spec, contents) if doubt[0].startswith("data")]
+    (doubt,) = [doubt for doubt in doubts(spec, contents) if doubt[0].startswith("data.validation")]
     twice = len(validation) // 2
     assert doubt[1].startswith(f"{twice} of its {len(validation)} prompts are in it before")
 
