@@ -24,6 +24,7 @@ MAX_CHARACTERS = 500_000_000  # of the texts of a file that strangers give: a jo
 MAX_DOMAINS = 1000  # of a file
 BOX = "boxed"  # how prompts ask for what rewards look for
 _MAX_ROW_BYTES = 1 << 24  # of a line of JSONL or a field of CSV: longer than any prompt, short enough to hold
+_WRITTEN_CHAT = re.compile(r"""\s*\[\s*\{\s*(["'])(?:role|content)\1\s*:\s*["']""")  # as JSON, or as Python prints it
 _PARQUET_ROWS = 64  # at once, fewer where they are large: a dictionary or a long run makes much of few bytes
 _PARQUET_BYTES = 16 << 20
 
@@ -123,7 +124,8 @@ def each_prompt(
 ) -> Generator[Prompt, None, None]:
     """The same one by one, none of them kept. With `lenient` also what new jobs may not have.
 
-    That is a chat that ends with the assistant's turn, or one with calls of tools, which are left out.
+    That is a chat that ends with the assistant's turn, one with calls of tools, which are left out, or one that is
+    written as a text.
     """
     is_empty = True
     with _rows(path) as rows:
@@ -438,6 +440,11 @@ def _checked(path: Path, row: int, column: str, content: Any, *, lenient: bool) 
     if isinstance(content, str):
         if not content.strip():
             raise DatasetError(f"{path}: row {row}: '{column}' is empty")
+        if _WRITTEN_CHAT.match(content) and not lenient:
+            raise DatasetError(
+                f"{path}: row {row}: '{column}': chat messages that were written as one text, which the policy would "
+                "be shown as it is; keep them as a list, in JSONL or Parquet"
+            )
         return content
     where = f"{path}: row {row}: '{column}'"
     if not isinstance(content, Sequence) or isinstance(content, bytes) or not content:

@@ -142,6 +142,11 @@ def test_no_answer_is_needed_where_none_is_named(tmp_path: Path) -> None:
     assert load_prompts(jsonl(tmp_path, {"prompt": "tell"}), Columns(answer=None))[0].answer is None
 
 
+@pytest.mark.parametrize("text", ["[{'role': role}]", '[{"name": "x"}]', "say [{'role': 'user'}]", "[1, 2]"])
+def test_a_text_may_begin_as_a_list(tmp_path: Path, text: str) -> None:
+    assert load_prompts(jsonl(tmp_path, {**GOOD, "prompt": text}), Columns())[0].content == text
+
+
 def test_blank_lines_count_but_are_no_rows(tmp_path: Path) -> None:
     assert [p.row for p in load_prompts(jsonl(tmp_path, GOOD, b"  ", GOOD, b""), Columns())] == [1, 3]
 
@@ -199,6 +204,11 @@ def test_pairs_of_surrogates_are_text(tmp_path: Path) -> None:
             "message 1: expected text as its content, got list; of its parts, texts alone are read",
         ),
         ({"prompt": [ASKED, {"role": "assistant", "content": "2"}]}, "row 2: 'prompt': the last message is the assi"),
+        (
+            {"prompt": json.dumps([ASKED]), "answer": "2"},
+            "row 2: 'prompt': chat messages that were written as one text",
+        ),
+        ({"prompt": str([ASKED]), "answer": "2"}, "row 2: 'prompt': chat messages that were written as one text"),
         ({"prompt": {"role": "user", "content": "x"}, "answer": "2"}, "got dict"),
         (
             {"prompt": "x", "answer": None},
