@@ -1,4 +1,4 @@
-"""How a job's held-out figures come about: what two jobs must share for their figures to say which policy is better."""
+"""How a job's figures come about: what two must share for them to say which policy is better, and what else differs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from rewards import registry
 
 Json = Mapping[str, Any]
 _LONGEST_CHARS = 40  # of a value that is said
+_MOST = 100  # lines
+_UNDECIDING = ("name", "metadata", "priority", "init_checkpoint")
 _FIELDS = {
     "evaluation": ("temperature", "prompts", "rollouts_per_prompt"),
     "rollout": ("max_tokens", "stop", "include_stop", "reasoning"),
@@ -25,6 +27,42 @@ def measured_differently(first: str, other: str, specs: Mapping[str, Json], fron
     if _split(specs[first], fronts[first], fronts[other]) != _split(specs[other], fronts[other], fronts[first]):
         lines.append(f"data.validation: {first} and {other} have other prompts, or read them differently")
     return lines
+
+
+def set_differently(first: str, other: str, specs: Mapping[str, Json], made_of: Mapping[str, Json]) -> list[str]:
+    """A line for each field in which two jobs' specs differ, and for what they were made of (`job.software`) otherwise.
+
+    What only one of them says, such as an option of its rule, is not compared; a fork's beginning is in its lineage.
+    """
+    one, two = ({**_flat(_named(specs[job])), **_made_of(made_of.get(job) or {})} for job in (first, other))
+    unlike = [what for what in one if what in two and one[what] != two[what]]
+    return [_line(what, one[what], two[what], first, other) for what in unlike[:_MOST]]
+
+
+def _named(spec: Json) -> Json:
+    """With objectives by their names, and without what decides nothing."""
+    kept = {field: value for field, value in spec.items() if field not in _UNDECIDING}
+    return {**kept, "objectives": {objective["name"]: objective for objective in spec["objectives"]}}
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """By dotted path; a list is one value."""
+    if not isinstance(value, Mapping) or not value:
+        return {path: value}
+    found: dict[str, Any] = {}
+    for field, inner in value.items():
+        found |= _flat(inner, f"{path}.{field}" if path else str(field))
+    return found
+
+
+def _made_of(told: Json) -> dict[str, Any]:
+    """What a job's own record says; nothing of what an older one does not say."""
+    code = told.get("code") or {}
+    found = {"equipoise": code.get("commit") or code.get("version")} if code else {}
+    found |= told.get("versions") or {}
+    found |= {name: told[name] for name in ("plugins", "device") if name in told}
+    found |= {"policy's commit": commit} if (commit := (told.get("policy") or {}).get("commit")) else {}
+    return found | {f"data.{split}'s sha256": digest for split, digest in (told.get("data_sha256") or {}).items()}
 
 
 def _measurement(spec: Json) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from orchestrator.errors import JobNotFound
 from orchestrator.fork_copies import NoRoom, copy_policy, copy_run, forking, is_full
 from orchestrator.fork_plans import PlanConflict, keep_answer, keep_plan, kept_answer, kept_plan, plan_path
 from orchestrator.lineage import MAX_FORKS, best_step, fork_document, holds_back_trained, lineage, merged, steered
-from orchestrator.measurement import measured_differently
+from orchestrator.measurement import measured_differently, set_differently
 from orchestrator.spec import JobSpec, parse_spec, problem_of_name
 from orchestrator.specs.data import FilesData
 from orchestrator.state.census import Census
@@ -120,7 +120,8 @@ def compare_jobs(
 
     Jobs whose objectives, ranges or references differ have no common scale: `comparable` is false, and says why.
     `measured_differently` says what else makes the figures of one scale no measure of the policies: another reward or
-    gate, held-out prompts that are others or sampled otherwise.
+    gate, held-out prompts that are others or sampled otherwise. `set_differently` has what else differs from the first
+    job: fields of the spec, and the software, device, commit and data that it was made of.
     Volumes of many points in more than four objectives are approximated, all of them in the same way.
     """
     ids = list(dict.fromkeys(query.ids.split(",")))
@@ -163,6 +164,7 @@ def compare_jobs(
             "comparable": found is not None,
             "differences": differences,
             "measured_differently": unlike,
+            "set_differently": [line for line in _set_differently(store, specs) if line not in unlike],
             "objectives": list(scale),
             "ranges": {name: ends[:2] for name, ends in scale.items()} if found else None,
             "hypervolume": found and found["hypervolume"],
@@ -539,6 +541,16 @@ def _differences(
 
 def _way(direction: dict[str, Any]) -> str:
     return f"nearer to {direction['target']:g}" if direction["better"] == "nearer" else str(direction["better"])
+
+
+def _set_differently(store: JobStore, specs: dict[str, Any]) -> list[str]:
+    """From the first of the jobs, whose own record of what they were made of comes with their first step."""
+    made_of = {}
+    for job_id in specs:
+        told = (event.data for event in store.events(job_id).items if event.type == "job.software")
+        made_of[job_id] = next(told, {})
+    first, *others = specs
+    return [line for job_id in others for line in set_differently(first, job_id, specs, made_of)]
 
 
 def _alone(front: dict[str, Any]) -> dict[str, Any]:

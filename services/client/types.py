@@ -397,6 +397,7 @@ class Comparison(TypedDict):
     comparable: bool
     differences: list[str]
     measured_differently: NotRequired[list[str]]  # on one scale, and yet no measure of the policies alone
+    set_differently: NotRequired[list[str]]  # from the first job: of the spec, and of what it was made of
     objectives: list[str]
     ranges: dict[str, list[float]] | None
     hypervolume: float | None

@@ -105,6 +105,8 @@ def compare(
         say(plain(line))
     for line in found.get("measured_differently") or ():
         say(f"measured differently: {plain(line)}")
+    for line in found.get("set_differently") or ():
+        say(f"set differently: {plain(line)}")
     if found["comparable"]:
         say(f"hypervolume of all together: {figure(found['hypervolume'], 4)}")
 

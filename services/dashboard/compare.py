@@ -166,6 +166,11 @@ class _Plots:
                 text("The figures below are of one scale, and yet don't compare the policies alone:", tag="p")
                 for line in unlike[:10]:
                     text(line, "muted", "p")
+        if changed := found.get("set_differently"):
+            with Tag("section", "", "card", role="note"):
+                Tag("h2", "These differ in")
+                for line in changed[:20]:
+                    text(line, "muted", "p")
         volume = "Hypervolume" if found["comparable"] else "Hypervolume, on its own scale"
         x, y = charts.pairs(names)[0] if len(names) > 1 else (names[0], names[0])
         with Tag("section", "", "card", aria_label="Fronts and hypervolumes"):

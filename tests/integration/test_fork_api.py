@@ -677,7 +677,8 @@ def test_other_ranges_or_objectives_have_no_common_scale(http: httpx.Client, sto
 
 def test_what_was_measured_differently_is_said_of_fronts_on_one_scale(http: httpx.Client, store: JobStore) -> None:
     one, same = with_front(http, store, (0.8, 0.2)), with_front(http, store, (0.7, 0.2))
-    assert compare(http, one, same)["measured_differently"] == []
+    alike = compare(http, one, same)
+    assert (alike["measured_differently"], alike["set_differently"]) == ([], [])
     gate = {"objective": "accuracy", "at_least": 1.0}
     objectives = [
         {**SPEC["objectives"][0], "reward": {"name": "numeric"}},
@@ -694,6 +695,8 @@ def test_what_was_measured_differently_is_said_of_fronts_on_one_scale(http: http
         f"evaluation.prompts: none in {one}, 10 in {other}",
         f"data.validation: {one} and {other} have other prompts, or read them differently",
     ]
+    assert not set(found["measured_differently"]) & set(found["set_differently"])
+    assert [line for line in found["set_differently"] if line.startswith("data.validation: ")] != []
 
 
 def test_what_is_trained_towards_other_directions_has_no_common_scale(http: httpx.Client, store: JobStore) -> None:

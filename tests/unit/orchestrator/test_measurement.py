@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.measurement import measured_differently
+from orchestrator.measurement import measured_differently, set_differently
 
 Json = dict[str, Any]
 SPEC: Json = {
@@ -47,3 +47,23 @@ def test_options_count_with_their_defaults_and_what_is_long_is_not_said() -> Non
     cut["x"]["evaluation"] = {"temperature": 1.0, "top_k": 50}
     assert measured_differently("x", "y", cut, {"x": {}, "y": {}}) == []
     assert lines({"evaluation": {}}) == []  # a spec of an older version does not say it
+
+
+def test_what_else_two_jobs_differ_in_is_said_by_field() -> None:
+    """Of the spec what both say, and of what they were made of what both records tell."""
+    objective = SPEC["objectives"][0]
+    rules = {"x": {"name": "dara", "cap": 5.0}, "y": {"name": "saw", "rate": 0.1}}
+    specs = {
+        "x": {**SPEC, "name": "one", "seed": 0, "weighting": rules["x"], "objectives": [objective | {"weight": 1.0}]},
+        "y": {**SPEC, "name": "two", "seed": 1, "weighting": rules["y"], "objectives": [objective | {"weight": 2.0}]},
+    }
+    told = {"code": {"version": "1", "commit": "c"}, "versions": {"torch": "2.9"}, "device": "AMD", "plugins": []}
+    made_of = {"x": told, "y": {**told, "device": "Intel", "data_sha256": {"train": "1"}}}
+    assert set_differently("x", "y", specs, made_of) == [
+        "objectives.a.weight: 1.0 in x, 2.0 in y",
+        "seed: 0 in x, 1 in y",
+        "weighting.name: dara in x, saw in y",
+        "device: AMD in x, Intel in y",
+    ]
+    assert set_differently("x", "x", specs, {}) == []
+    assert set_differently("x", "y", {"x": SPEC, "y": SPEC}, {"x": told, "y": {}}) == []

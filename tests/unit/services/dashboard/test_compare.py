@@ -27,6 +27,7 @@ def _compares(session: Any, jobs: dict[str, list[str]], *, comparable: bool, sta
     async def compared(ids: list[str]) -> dict[str, Any]:
         return {
             "comparable": comparable, "differences": [], "measured_differently": unlike,
+            "set_differently": ["optimizer.lr: 0.1 in one, 0.2 in two"],
             "objectives": jobs[ids[0]], "ranges": None, "hypervolume": None, "front": None,
             "data": [
                 {"id": i, "name": i, "status": status, "step": 3, "lineage": None, "hypervolume": 0.5, "adds": None,
@@ -53,6 +54,7 @@ def test_volumes_without_a_common_scale_are_in_no_plot(comparable: bool) -> None
     async def look(session: Any, client: Client) -> None:
         _compares(session, {"one": ["accuracy", "brevity"], "two": ["accuracy", "safety"]}, comparable=comparable)
         said = await _page(session, client, "one,two")
+        assert "optimizer.lr: 0.1 in one, 0.2 in two" in said
         assert [chart.props["title"] for chart in _made(client, Chart)] == ["Fronts", "Hypervolume"][: 1 + comparable]
         (drawn,) = [
             series["data"] for series in _made(client, Chart)[0].props["option"]["series"] if series["id"] == "f0"
