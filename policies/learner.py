@@ -33,7 +33,7 @@ from policies.held import Held
 from policies.learner_settings import LearnerSettings as LearnerSettings  # its users know it by this module
 from policies.learner_settings import learning_rate
 from policies.learner_state import load_policy, load_state, policy_writer, state_writer, without_frames
-from policies.lora import adapter, attach, base_digest, base_parameters, merged, switched_off
+from policies.lora import adapter, attach, base_digest, base_weights, merged, switched_off
 from policies.losses import k3
 from policies.meter import Meter
 from policies.models import check_positions, load_model
@@ -490,15 +490,15 @@ class Learner:
 
     def _base_weights(self) -> Iterator[tuple[str, Tensor]]:
         place = torch.device("cpu") if self.settings.cpu_offload else self.device
-        for name, parameter in base_parameters(self.model):
-            tensor = whole(parameter)
+        for name, shard, dtype in base_weights(self.model, self._dtype):
+            tensor = whole(shard)
             if self.ranks.first:
-                yield name, tensor.to(place, self._dtype).contiguous()
+                yield name, tensor.to(place, dtype).contiguous()
 
     def weight_kinds(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(name, dtype, shape) of `weights`, of this rank alone."""
-        own = ((name, self._dtype, tuple(parameter.shape)) for name, parameter in base_parameters(self.model))
-        return kinds_as_saved(self.model, own)
+        own = base_weights(self.model, self._dtype)
+        return kinds_as_saved(self.model, ((name, dtype, tuple(tensor.shape)) for name, tensor, dtype in own))
 
     def adapter(self) -> dict[str, Tensor]:
         """What policies.lora.merged adds to the base, in the policy's dtype; asked for and given as `weights`."""

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from policies.lora import adapter_parameters, merged, plain_name, read_adapter, save_adapter
+from policies.lora import adapter_parameters, base_weights, merged, read_adapter, save_adapter
 from policies.models import ADAPTER_CONFIG, load_model
 from policies.ranks import like, whole
 
@@ -109,14 +109,10 @@ def save_sampling(
 
 def _plain_state(learner: Learner, *, copy: bool) -> dict[str, Tensor]:
     """The policy's weights without its adapter, in its dtype, tied ones once; the first rank's alone."""
-    dtype = getattr(torch, learner.settings.dtype)
     tied = learner.model.all_tied_weights_keys  # converted copies would no longer be seen as one tensor
     state: dict[str, Tensor] = {}
-    for name, tensor in learner.model.state_dict().items():
-        plain = plain_name(name)
-        if plain is None:
-            continue
-        gathered = whole(tensor)
+    for plain, shard, dtype in base_weights(learner.model, getattr(torch, learner.settings.dtype)):
+        gathered = whole(shard)
         if learner.ranks.first and plain not in tied:
             converted = gathered.to(dtype)
             state[plain] = _copied(converted) if copy else converted

@@ -99,6 +99,18 @@ def base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield plain, parameter.detach()
 
 
+def base_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, torch.dtype]]:
+    """(plain name, tensor, type to hand it on in) of a checkpoint's, in the model's order: all of its parameters, and
+    what does not learn and is in its files nevertheless, as the balance of DeepSeek-V3's experts, in the type it has.
+    """
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        plain = plain_name(name)
+        if plain is not None and id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield plain, tensor.detach(), dtype if isinstance(tensor, nn.Parameter) else tensor.dtype
+
+
 def base_digest(model: nn.Module) -> bytes:
     """sha256 of the base's names, types and numbers, before they are sharded."""
     found = hashlib.sha256()

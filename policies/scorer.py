@@ -209,7 +209,7 @@ def _finish(config: Any) -> Callable[[Tensor], Tensor] | None:
 
 @torch.no_grad()
 def _is_decoder_and_head(model: Any, finish: Callable[[Tensor], Tensor] = lambda logits: logits) -> bool:
-    """Whether the model's logits are its head's output on its decoder's hidden states, finished; two tokens try."""
+    """Whether a model's logits are its finished head's output on its decoder's hidden states: two tokens are tried."""
     head = model.get_output_embeddings()
     if head is None:
         return False

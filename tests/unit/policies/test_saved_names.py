@@ -25,6 +25,7 @@ FAMILIES = {
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 16},
     "qwen3_moe": EXPERTS | {"head_dim": 8},
+    "glm4_moe": EXPERTS | {"n_routed_experts": 4, "first_k_dense_replace": 1, "head_dim": 8},
 }
 
 
@@ -48,6 +49,19 @@ def test_engines_are_sent_what_the_checkpoint_has(family, tmp_path):
     # vLLM's own transports are told of them first, in the order in which they come.
     assert learner.weight_kinds() == [(name, t.dtype, tuple(t.shape)) for name, t in learner.each_weight()]
     save_file(sent, tmp_path / "sent")  # it refuses tensors that share their memory
+
+
+def test_what_does_not_learn_is_sent_and_saved_as_it_is(tmp_path):
+    """vLLM would make up what is missing of a layer, here what the choice of experts rests on."""
+    write("glm4_moe", tmp_path)
+    learner = Learner(LearnerSettings(model=str(tmp_path), threads=1, dtype="bfloat16"))
+    balance = learner.model.model.layers[1].mlp.gate.e_score_correction_bias
+    balance.copy_(torch.tensor([0.1, 0.2, 0.3, 1 / 3]))
+    learner.save_policy(tmp_path / "saved")
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    for weights in (learner.weights(), load_file(tmp_path / "saved" / "model.safetensors")):
+        assert torch.equal(weights[name], balance)
+        assert weights["model.norm.weight"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
