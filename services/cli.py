@@ -17,7 +17,7 @@ from orchestrator.guardrails import in_force
 from policies.models import ADAPTER_CONFIG, ModelError
 from services import steer_words, submission
 from services.client import ApiError, AuthenticationError, Client, NotSendable, PermissionDenied
-from services.client.types import Job
+from services.client.types import Job, JobDetail
 from services.commands import (
     arena,
     datasets,
@@ -546,7 +546,7 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _print_spec(client: Client, job: Job) -> None:
+def _print_spec(client: Client, job: JobDetail) -> None:
     print(submission.again(job["spec"], client.iter_events(job["id"])), end="")
     if job["spec"].get("kind") == "reward_model":
         return
