@@ -13,6 +13,7 @@ from orchestrator.spec_errors import SpecError
 from rewards.verifiers.json_schema import SchemasBusy, schemas_within
 
 MAX_CHARS = 64 << 10
+MAX_DEPTH = 64  # of a longer row of brackets the YAML library would think for a minute or more
 Path = Sequence[str]
 
 
@@ -29,8 +30,13 @@ def read(text: str) -> dict[str, Any]:
     if len(text) > MAX_CHARS:
         raise BadText(f"longer than {MAX_CHARS:,} characters")
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise BadText("YAML's anchors and aliases are not taken here; write the value out")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise BadText("YAML's anchors and aliases are not taken here; write the value out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise BadText("nested too deeply")
         document = spec_yaml.load(text)
     except spec_yaml.DuplicateKey as error:
         raise BadText(f"{error.problem}; keep one of them", error.line) from None
@@ -41,8 +47,6 @@ def read(text: str) -> dict[str, Any]:
         raise
     except (yaml.YAMLError, ValueError) as error:
         raise BadText(f"not valid YAML: {' '.join(str(error).split())[:300]}") from None
-    except RecursionError:
-        raise BadText("nested too deeply") from None
     if not isinstance(document, dict):
         raise BadText("expected a mapping of fields, such as name and objectives", 1)
     return document
