@@ -78,7 +78,7 @@ def read_rows(files: Sequence[Path]) -> Rows:
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     try:
-        with file.open(encoding="utf-8", errors="surrogateescape") as lines:  # so that a bad byte has its line
+        with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:  # so that a bad byte has its line
             yield from ((i, line) for i, line in enumerate(lines, start=1) if line.strip())
     except FileNotFoundError:
         raise RowError(f"{file.name}: no such file") from None
@@ -102,6 +102,7 @@ def _document(text: str) -> Any:
 def _row(document: Any, where: str) -> RatingRow | PairRow:
     if not isinstance(document, dict):
         raise RowError("expected an object")
+    document = _unfolded(document)
     common: dict[str, Any] = {
         "messages": _messages(document),
         "domain": _optional(document, "domain", str),
@@ -117,6 +118,28 @@ def _row(document: Any, where: str) -> RatingRow | PairRow:
     return PairRow(chosen=_text(document, "chosen"), rejected=_rejected(document), margin=margin, **common)
 
 
+def _unfolded(document: dict[str, Any]) -> dict[str, Any]:
+    """A pair of whole chats, as TRL and the hub have them: completions, and the prompt that both begin with.
+
+    That is the row's prompt then, whatever other columns repeat of it. A chat of one message has none.
+    """
+    found, prompts = dict(document), []
+    for key in ("chosen", "rejected"):
+        chat = document.get(key)
+        if isinstance(chat, list) and chat and isinstance(chat[0], dict):
+            *prompt, completion = _chat(chat, key)
+            if completion["role"] != "assistant":
+                raise RowError(f"{key}.{len(prompt)}.role: expected assistant, whose the completion is")
+            found[key] = completion["content"]
+            prompts.append(prompt)
+    if any(prompts):
+        if len(prompts) < 2 or prompts[0] != prompts[1]:
+            raise RowError("rejected: expected a chat that begins with the same messages as that of chosen")
+        found.pop("prompt", None)
+        found["messages"] = prompts[0]
+    return found
+
+
 def _messages(document: dict[str, Any]) -> tuple[Message, ...]:
     if ("prompt" in document) == ("messages" in document):
         raise RowError("expected either `prompt` or `messages`")
@@ -126,12 +149,16 @@ def _messages(document: dict[str, Any]) -> tuple[Message, ...]:
     chat = document[key]
     if not isinstance(chat, list) or not chat:
         raise RowError(f"{key}: expected {'text or ' if key == 'prompt' else ''}a list of messages")
+    return tuple(_chat(chat, key))
+
+
+def _chat(chat: list[Any], key: str) -> list[Message]:
     for i, message in enumerate(chat):
         if not isinstance(message, dict) or message.get("role") not in _ROLES:
             raise RowError(f"{key}.{i}.role: expected one of {', '.join(_ROLES)}")
         if not isinstance(message.get("content"), str):
             raise RowError(f"{key}.{i}.content: expected text")
-    return tuple({"role": message["role"], "content": message["content"]} for message in chat)
+    return [{"role": message["role"], "content": message["content"]} for message in chat]
 
 
 def _ratings(ratings: Any) -> dict[str, float]:

@@ -32,6 +32,27 @@ def test_both_kinds_of_row_are_read_from_any_file(tmp_path):
     assert (three.rejected, three.where) == (("x", "y"), "b.jsonl, line 1")
 
 
+ASKED, GOOD, BAD = (
+    {"role": role, "content": text} for role, text in (("user", "p"), ("assistant", "c"), ("assistant", "r"))
+)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]},
+        {"prompt": "p", "messages": [ASKED, GOOD], "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]},  # UltraFeedback
+        {"prompt": [ASKED], "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": "p", "chosen": [GOOD], "rejected": "r"},
+    ],
+)
+def test_a_pair_may_be_of_chats(tmp_path, row):
+    file = write(tmp_path / "a.jsonl", row, PAIR | {"margin": None})
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())  # as some editors begin a file
+    one, other = read_rows([file]).pairs
+    assert (one.messages, one.chosen, one.rejected) == (other.messages, other.chosen, other.rejected)
+
+
 def test_the_digest_is_of_the_rows_and_not_of_where_they_lie(tmp_path):
     here, there = write(tmp_path / "a.jsonl", RATING), write(tmp_path / "b.jsonl", "", RATING)
     other = write(tmp_path / "c.jsonl", RATING | {"completion": "d"})
@@ -60,6 +81,9 @@ def test_the_digest_is_of_the_rows_and_not_of_where_they_lie(tmp_path):
         (PAIR | {"rejected": []}, "rejected: expected text, or a list"),
         (PAIR | {"rejected": [1]}, "rejected: expected text, or a list"),
         (PAIR | {"chosen": 1}, "chosen: expected text"),
+        (PAIR | {"chosen": [GOOD], "rejected": [ASKED]}, r"rejected\.0\.role: expected assistant"),
+        ({"chosen": [ASKED, GOOD], "rejected": [GOOD, BAD]}, "rejected: expected a chat that begins with the same"),
+        ({"chosen": [ASKED, GOOD], "rejected": "r"}, "rejected: expected a chat that begins with the same"),
         (PAIR | {"margin": -1}, "margin: expected a number, at least 0"),
         (PAIR | {"domain": 1}, "domain: expected text"),
     ],
