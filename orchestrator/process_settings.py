@@ -70,6 +70,7 @@ def learner_settings(spec: JobSpec, model: str, device: str) -> LearnerSettings:
             importance_cap=loss.importance_cap,
             dual_clip=loss.dual_clip,
             ratio=loss.ratio,
+            form=loss.form,
         ),
         aggregation=loss.aggregation,
         mask_truncated=loss.mask_truncated,

@@ -192,6 +192,9 @@ class JobSpec(Spec):
         groups = self.rollout.rollouts_per_prompt
         if self.optimizer.minibatches > self.rollout.prompts_per_step * groups:
             raise ValueError("optimizer.minibatches: more than there are rollouts in a step")
+        if self.loss.form == "cispo" and (self.loss.dual_clip is not None or self.loss.ratio == "sequence"):
+            field = "dual_clip" if self.loss.dual_clip is not None else "ratio"
+            raise ValueError(f"loss.{field}: form cispo keeps every token, with its own ratio; leave it out")
         if self.resources.learner_ranks > 1 and self.rollout.transport == "ipc":
             raise ValueError(
                 "rollout.transport: ipc hands weights over inside one GPU, but the learner has several "

@@ -405,10 +405,11 @@ class Learner:
     def _clip(
         self, rows: Rows, logprobs_bT: Tensor, old_bT: Tensor | None, advantages_B: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(ratio_bT, where it was clipped)."""
+        """(what clips leave of the ratio_bT, where they act)."""
         surrogate, old_bT = self.settings.surrogate, logprobs_bT if old_bT is None else old_bT
-        ratio_bT = surrogate.ratios(logprobs_bT, old_bT, rows.mask_bT)
-        return ratio_bT, surrogate.clipped(ratio_bT, advantages_B[rows.index].to(self.device))
+        ratio_bT, advantages_b = surrogate.ratios(logprobs_bT, old_bT, rows.mask_bT), advantages_B[rows.index]
+        advantages_b = advantages_b.to(self.device)
+        return surrogate.kept(ratio_bT, advantages_b), surrogate.clipped(ratio_bT, advantages_b)
 
     def _logprobs(self, rows: Rows, scorer: Scorer | None = None) -> tuple[Tensor, Tensor]:
         """(log-probabilities_bT with gradient, entropy_bT without) of the completions at the sampling temperature."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 RatioLevel = Literal["token", "sequence"]
+Form = Literal["ppo", "cispo"]
 
 MAX_LOG_RATIO = 20.0  # e^20 is 5e8: more says nothing, and e^89 is infinite in float32
 
@@ -24,6 +25,7 @@ class ClippedSurrogate:
     importance_cap: float = 2.0
     dual_clip: float | None = None
     ratio: RatioLevel = "token"
+    form: Form = "ppo"
 
     def token_losses(
         self,
@@ -38,11 +40,16 @@ class ClippedSurrogate:
         rho = pi / pi_old, both the learner's (`ratios`); the dual clip is that of arXiv 1912.09729.
         m = min(pi_old / pi_sampler, cap), detached, of each token, corrects for the engine's rounding and for older
         weights (truncated importance sampling, arXiv 2505.24034). The gradient flows through pi only.
+        Of the form "cispo" (arXiv 2506.13585) loss_BT = -m sg(clip(rho)) A log pi up to a constant, by which its value
+        is that of the weights alone, as near the old policy that of the other form.
         """
         ratio_BT = self.ratios(logprobs_BT, old_logprobs_BT, mask_BT)
         clipped_BT = ratio_BT.clamp(1 - self.clip_low, 1 + self.clip_high)
         importance_BT = self.importance(old_logprobs_BT, sampler_logprobs_BT).detach()
         advantages_B1 = advantages_B.unsqueeze(1)
+        if self.form == "cispo":
+            moved_BT = logprobs_BT - logprobs_BT.detach()  # 0, with the gradient of log pi
+            return -importance_BT * clipped_BT.detach() * advantages_B1 * (1 + moved_BT)
         gains_BT = torch.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
         if self.dual_clip is not None:
             least_BT = torch.maximum(gains_BT, self.dual_clip * advantages_B1)
@@ -68,13 +75,21 @@ class ClippedSurrogate:
         return torch.exp(old_logprobs_BT - sampler_logprobs_BT).clamp_max(self.importance_cap)
 
     def clipped(self, ratio_BT: Tensor, advantages_B: Tensor) -> Tensor:
-        """Where a clip removes the gradient of these ratios, as booleans_BT."""
+        """Where a clip removes the gradient of these ratios, or of the form "cispo" bounds it, as booleans_BT."""
         advantages_B1 = advantages_B.unsqueeze(1)  # 0 has no gradient to remove
+        if self.form == "cispo":
+            return ((ratio_BT > 1 + self.clip_high) | (ratio_BT < 1 - self.clip_low)) & (advantages_B1 != 0)
         above_BT = (advantages_B1 > 0) & (ratio_BT > 1 + self.clip_high)
         below_BT = (advantages_B1 < 0) & (ratio_BT < 1 - self.clip_low)
         if self.dual_clip is None:
             return above_BT | below_BT
         return above_BT | below_BT | ((advantages_B1 < 0) & (ratio_BT > self.dual_clip))
+
+    def kept(self, ratio_BT: Tensor, advantages_B: Tensor) -> Tensor:
+        """Factor on m A grad log pi that the clips leave of these ratios."""
+        if self.form == "cispo":
+            return ratio_BT.clamp(1 - self.clip_low, 1 + self.clip_high)
+        return ratio_BT * ~self.clipped(ratio_BT, advantages_B)
 
 
 def k3(logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:

@@ -43,12 +43,12 @@ class Meter:
         entropy_bT: Tensor,
         kl_bT: Tensor | None,
     ) -> None:
-        """`clip`: (ratio_bT, where it was clipped)."""
+        """`clip`: (what clips leave of the ratio_bT, where they act)."""
         if rows.idle:
             return
-        mask_bT, (ratio_bT, clipped_bT) = rows.mask_bT, clip
+        mask_bT, (kept_bT, clipped_bT) = rows.mask_bT, clip
         old_bT = logprobs_bT if old_bT is None else old_bT
-        surviving_b = (ratio_bT * ~clipped_bT * mask_bT).sum(dim=1) / mask_bT.sum(dim=1).clamp_min(1)
+        surviving_b = (kept_bT * mask_bT).sum(dim=1) / mask_bT.sum(dim=1).clamp_min(1)
         self.lost_B[rows.index] = 1 - surviving_b.cpu()
         difference_bT = old_bT - rows.sampler_logprobs_bT
         self.sums["loss"] += float(loss.detach())

@@ -256,6 +256,11 @@ def _loss(spec: JobSpec) -> Iterator[tuple[str, str]]:
             "loss.aggregation",
             f"{spec.loss.aggregation} brings the bias by length back that dr_grpo is there to avoid; use constant",
         )
+    if spec.loss.form == "cispo" and spec.optimizer.minibatches == 1:
+        yield (
+            "loss.form",
+            "every ratio is 1 where a batch makes one update; raise optimizer.minibatches, or leave it out",
+        )
     if spec.loss.ratio == "sequence":
         yield from _sequence_ratio(spec)
 

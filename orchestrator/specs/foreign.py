@@ -77,7 +77,8 @@ _TRL = {
     "vllm_importance_sampling_cap": "loss.importance_cap, of single tokens",
     "vllm_importance_sampling_clip_max": "loss.importance_cap, of single tokens",
     "mask_truncated_completions": "loss.mask_truncated",
-    "loss_type": "loss.aggregation: token_mean for dapo and bnpo, sequence_mean for grpo, constant for dr_grpo",
+    "loss_type": "loss.aggregation: token_mean for dapo and bnpo, sequence_mean for grpo, constant for dr_grpo; "
+    "for cispo it is loss.form, with loss.clip_high theirs - 1",
     "scale_rewards": f"estimator: {{name: grpo}} for group, {_GROUP_SPREAD}, {{name: reinforce, baseline: group}} for "
     "batch",
     "multi_objective_aggregation": "estimator: {name: grpo}, or {name: gdpo} for normalize_then_sum",
@@ -129,7 +130,7 @@ _VERL = {
     f"{_ACTOR}.clip_ratio_low": "loss.clip_low",
     f"{_ACTOR}.clip_ratio_high": "loss.clip_high",
     f"{_ACTOR}.clip_ratio_c": "loss.dual_clip",
-    f"{_ACTOR}.policy_loss.loss_mode": "loss.ratio, sequence for gspo",
+    f"{_ACTOR}.policy_loss.loss_mode": "loss.ratio, sequence for gspo; for cispo it is loss.form",
     f"{_ACTOR}.use_kl_loss": "loss.kl_coef, 0 for false",
     f"{_ACTOR}.kl_loss_coef": "loss.kl_coef",
     f"{_ACTOR}.loss_agg_mode": "loss.aggregation: token_mean, sequence_mean for seq-mean-token-mean, constant for "
@@ -194,6 +195,7 @@ _NEMO = {
     "loss_fn.ratio_clip_min": "loss.clip_low",
     "loss_fn.ratio_clip_max": "loss.clip_high",
     "loss_fn.ratio_clip_c": "loss.dual_clip",
+    "loss_fn.use_cispo": "loss.form, cispo for true",
     "loss_fn.sequence_level_importance_ratios": "loss.ratio, sequence for true",
     "loss_fn.token_level_loss": "loss.aggregation, token_mean for true, sequence_mean for false",
     "loss_fn.truncated_importance_sampling_ratio": "loss.importance_cap",

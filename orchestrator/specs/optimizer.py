@@ -18,6 +18,12 @@ class LossSpec(Spec):
         "arXiv 2507.18071), which goes with aggregation: sequence_mean, clip_low: 3e-4 and clip_high: 4e-4; both are 1 "
         "with optimizer.minibatches: 1",
     )
+    form: Literal["ppo", "cispo"] = Field(
+        "ppo",
+        description="what the clip does: ppo takes tokens that moved too far out of the gradient; cispo (arXiv "
+        "2506.13585) keeps them all, and clips the ratio that weighs each: clip_low: 1 has no lower end, clip_high: 4 "
+        "is that of arXiv 2510.13786. Both are the same with optimizer.minibatches: 1",
+    )
     clip_low: Fraction = Field(0.2, description="ratio is clipped at 1 - clip_low")
     clip_high: float = Field(0.28, ge=0, le=10, allow_inf_nan=False, description="ratio is clipped at 1 + clip_high")
     dual_clip: float | None = Field(

@@ -104,6 +104,7 @@ def test_an_ordinary_job_raises_none() -> None:
         ({"evaluation": {"prompts": 25}}, "evaluation.prompts", r"^25 prompts: .* about ±\.10, and"),
         ({"evaluation": {"prompts": 1}}, "evaluation.prompts", "^one prompt tells no mean, and"),
         ({"estimator": {"name": "dr_grpo"}}, "loss.aggregation", "token_mean brings the bias by length back.*constant"),
+        ({"loss": {"form": "cispo"}}, "loss.form", "every ratio is 1 .* raise optimizer.minibatches"),
         ({"loss": {"ratio": "sequence"}}, "loss.ratio", "every ratio is 1 .* raise optimizer.minibatches"),
         (
             {"loss": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4}, "optimizer": {"minibatches": 2}},

@@ -298,6 +298,8 @@ def test_every_wrong_field_is_named() -> None:
         ({"loss__ratio": "sentence"}, "loss.ratio", "'token' or 'sequence'"),
         ({"loss__dual_clip": 1}, "loss.dual_clip", "greater than 1"),
         ({"loss__dual_clip": math.inf}, "loss.dual_clip", "finite"),
+        ({"loss": {"form": "cispo", "dual_clip": 3}}, "loss.dual_clip", "cispo keeps every token"),
+        ({"loss": {"form": "cispo", "ratio": "sequence"}}, "loss.ratio", "cispo keeps every token"),
         ({"gramian__response_share": 0}, "gramian.response_share", "greater than 0"),
         ({"gramian__response_share": 1.01}, "gramian.response_share", "less than or equal to 1"),
         ({"gramian__response_share": math.nan}, "gramian.response_share", "finite"),

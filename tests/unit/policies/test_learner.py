@@ -204,6 +204,8 @@ def naive_token_losses(new, old, one, advantage, surrogate):
     gains = torch.min(ratio * advantage, clipped * advantage)
     if surrogate.dual_clip is not None and advantage < 0:
         gains = torch.max(gains, surrogate.dual_clip * advantage)
+    if surrogate.form == "cispo":
+        gains = clipped.detach() * advantage * (1 + new - new.detach())
     importance = (old - torch.tensor(one.logprobs)).exp().clamp(max=surrogate.importance_cap)
     return -gains * importance
 
@@ -324,6 +326,7 @@ def test_one_update_is_autograd_on_the_formula(policy, aggregation):
     [
         ({}, {}),
         ({"dual_clip": 1.02}, {"packing": True}),
+        ({"form": "cispo"}, {"packing": True}),
         ({"ratio": "sequence", "clip_low": 3e-3}, {}),
         ({"ratio": "sequence", "clip_low": 3e-3, "dual_clip": 1.002}, {"packing": True, "tokens_per_microbatch": 60}),
         ({"ratio": "sequence", "clip_low": 3e-3}, {"share_prompts": True, "chunk_logits": 300}),
@@ -353,7 +356,8 @@ def test_the_second_minibatch_measures_its_ratio_from_before_the_first(policy, s
                 reference_T = naive_logprobs(reference, one)
                 ratio = naive_ratio(new, old[i], surrogate)
                 outside = (ratio < 1 - surrogate.clip_low) | (ratio > (surrogate.dual_clip or math.inf))
-                clipped += int(((ratio > 1.03) if advantage > 0 else outside).sum())
+                found = (ratio > 1.03) if advantage > 0 else outside
+                clipped += int((found if surrogate.form == "ppo" else outside | (ratio > 1.03)).sum())
             difference = reference_T - new
             losses_T = naive_token_losses(new, old[i], one, advantage, surrogate)
             rows.append(losses_T + 0.5 * (difference.exp() - difference - 1))

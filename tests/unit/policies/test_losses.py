@@ -127,6 +127,58 @@ def test_the_dual_clip_pinned(ratio, advantage, loss, is_clipped):
     assert bool(logprobs.grad == 0) == is_clipped == bool(DUAL.clipped(DUAL.ratios(logprobs, old), advantages))
 
 
+CISPO = ClippedSurrogate(clip_low=LOW, clip_high=HIGH, importance_cap=CAP, form="cispo")
+
+
+@settings(max_examples=60, deadline=None)
+@given(batch=token_batches())
+def test_cispo_is_the_published_formula(batch):
+    """arXiv 2506.13585: the gradient of -m sg(clip(rho)) A log pi, token by token."""
+    logprobs, old, sampler, advantages = batch
+    leaf = logprobs.clone().requires_grad_()
+    losses = CISPO.token_losses(leaf, old, sampler, advantages)
+    losses.sum().backward()
+    for row, token in torch.cartesian_prod(*map(torch.arange, losses.shape)).tolist():
+        logprob, before, drawn = (float(x[row, token]) for x in (logprobs, old, sampler))
+        clipped = min(max(math.exp(logprob - before), 1 - LOW), 1 + HIGH)
+        expected = -min(math.exp(before - drawn), CAP) * clipped * float(advantages[row])
+        assert float(leaf.grad[row, token]) == pytest.approx(expected, rel=1e-9)
+        assert float(losses.detach()[row, token]) == pytest.approx(expected, rel=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(batch=token_batches())
+def test_at_the_old_policy_both_forms_are_one(batch):
+    logprobs, _, sampler, advantages = batch
+    found = []
+    for surrogate in (SURROGATE, CISPO):
+        leaf = logprobs.clone().requires_grad_()
+        losses = surrogate.token_losses(leaf, logprobs, sampler, advantages)
+        losses.sum().backward()
+        found.append((losses.detach(), leaf.grad))
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("surrogate", [SURROGATE, DUAL, CISPO], ids=["ppo", "dual", "cispo"])
+@settings(max_examples=30, deadline=None)
+@given(batch=token_batches())
+def test_what_clips_leave_is_the_factor_of_the_gradient(surrogate, batch):
+    logprobs, old, sampler, advantages = batch
+    leaf = logprobs.clone().requires_grad_()
+    surrogate.token_losses(leaf, old, sampler, advantages).sum().backward()
+    kept = surrogate.kept(surrogate.ratios(logprobs, old), advantages)
+    torch.testing.assert_close(leaf.grad, -surrogate.importance(old, sampler) * kept * advantages[:, None])
+
+
+def test_cispo_keeps_a_token_however_far_it_moved():
+    """e^200 has no number in float32; a token of a completion without advantage is not told as clipped."""
+    logprobs = torch.tensor([[200.0, math.log(0.5)], [1.0, 0.0]], requires_grad=True)
+    old, advantages = torch.zeros(2, 2), torch.tensor([2.0, 0.0])
+    CISPO.token_losses(logprobs, old, old, advantages).sum().backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[-2 * (1 + HIGH), -2 * (1 - LOW)], [0.0, 0.0]]))
+    assert CISPO.clipped(CISPO.ratios(logprobs, old), advantages).tolist() == [[True, True], [False, False]]
+
+
 GSPO = ClippedSurrogate(clip_low=3e-4, clip_high=4e-4, importance_cap=CAP, ratio="sequence")
 
 
