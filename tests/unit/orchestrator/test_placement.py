@@ -48,6 +48,7 @@ from orchestrator.process_settings import engine_settings, learner_settings
 from orchestrator.spec import JobSpec, parse_spec
 from orchestrator.spec_errors import SpecError
 from orchestrator.specs.resources import ResourcesSpec
+from policies.losses import ClippedSurrogate
 from rewards import registry
 from rewards.base import RewardOptions
 from rewards.hosting import SINGLE, LocalReplica
@@ -386,13 +387,16 @@ def test_a_learner_that_works_on_the_host_has_its_cores(
     assert learner_settings(job, "m", device).threads == threads
 
 
-def test_a_learner_has_the_optimizer_of_its_spec() -> None:
+def test_a_learner_has_the_loss_and_the_optimizer_of_its_spec() -> None:
+    loss = {"form": "cispo", "clip_low": 1.0, "clip_high": 4.0, "importance_cap": 3.0}
     optimizer = {
         "lr": 2e-5, "betas": (0.8, 0.99), "weight_decay": 0.1, "warmup_steps": 3, "schedule": "cosine",
         "min_lr_ratio": 0.1, "max_grad_norm": 0.5, "minibatches": 2, "tokens_per_microbatch": 64, "packing": True,
         "share_prompts": False,
     }  # fmt: skip
-    settings = learner_settings(parse_spec(spec().model_dump(mode="json") | {"optimizer": optimizer}), "m", "cpu")
+    document = spec().model_dump(mode="json") | {"loss": loss, "optimizer": optimizer}
+    settings = learner_settings(parse_spec(document), "m", "cpu")
+    assert settings.surrogate == ClippedSurrogate(**loss)
     assert {name: getattr(settings, name) for name in optimizer} == optimizer
 
 
