@@ -16,6 +16,7 @@ import yaml
 from typer.testing import CliRunner
 
 import rewards
+from orchestrator.spec import parse_spec
 from services import cli, terminal
 from services.cli import app
 from services.client import AuthenticationError, Client, PermissionDenied
@@ -45,6 +46,15 @@ class Server:
 
     def jobs(self, *, limit: int) -> dict[str, Any]:
         return {"data": [{"id": "job-1"}][:limit]}
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return {"id": job_id, "spec": SPEC}
+
+    def iter_events(self, _job_id: str) -> list[dict[str, Any]]:
+        return []
+
+    def steering(self, _job_id: str, *, log_limit: int) -> dict[str, Any]:
+        return {"version": 2, "log": [][:log_limit]}
 
     def delete_job(self, job_id: str, *, files: bool) -> dict[str, Any]:
         return {"id": job_id, "deleted": True} | ({"files": True} if files else {})
@@ -161,6 +171,14 @@ def test_why_the_weights_of_a_step_are_what_they_are(monkeypatch: pytest.MonkeyP
     assert line("why", "last", "--step", "3") == "step 3 is not committed: the last is 2"
     monkeypatch.setattr(Steps, "spec", {"kind": "reward_model"})
     assert line("why", "last") == "job-1 trains a reward model: it has no weights"
+
+
+def test_a_spec_is_printed_to_be_submitted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "connect_client", Server(b""))
+    done = RUNNER.invoke(app, ["show", "last", "--spec"])
+    assert parse_spec(yaml.safe_load(done.stdout)) == parse_spec(SPEC)
+    assert done.stderr == "what the job was steered to while it ran is not in it; `equipoise events` has that\n"
+    assert line("show", "last", "--spec", "--json") == "--spec: of --json's document, drop one of them"
 
 
 def test_what_is_deleted_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.report import render_report
-from orchestrator.spec import load_spec, parse_job, parse_spec
+from orchestrator.spec import JobSpec, load_spec, parse_job, parse_spec
 from orchestrator.spec_errors import SpecError
 from orchestrator.stored_spec import read_stored
 from services.client import ApiError
@@ -85,11 +85,12 @@ def test_a_job_is_made_again_from_its_record_or_its_report(tmp_path: Path) -> No
     stored = json.loads(parse_spec(anchored_changes(document(**changes))).to_json())
     del stored["weighting"]["least"], stored["checkpoints"]["front"]  # of an earlier version
     made_of = {"policy": {"model": "org/model", "commit": "c" * 40}}
-    events = [{"type": "job.queued"}, {"type": "job.software", "data": made_of}]
+    events: list[dict[str, Any]] = [{"type": "job.queued"}, {"type": "job.software", "data": made_of}]
     (tmp_path / "again.yaml").write_text(again(stored, events), encoding="utf-8")
     spec = read_stored(json.dumps(stored))
     report = render_report(job={}, spec=spec.model_dump(mode="json"), steps=[], front=None, samples=[], events=events)
     (tmp_path / "report.html").write_text(report, encoding="utf-8")
+    assert isinstance(spec, JobSpec)
     wanted = spec.model_copy(update={"policy": spec.policy.model_copy(update={"revision": "c" * 40})})
     for name in ("again.yaml", "report.html"):
         sent = load(tmp_path / name)
