@@ -19,7 +19,10 @@ BEFORE: Mapping[str, Any] = {
     "checkpoints.front": 256,
 }
 """What was done before there was such a field, where its default is something else."""
-BEFORE_OF_RULES: Mapping[str, Mapping[str, Any]] = {"hv_gradient": {"least": 0.0}}
+BEFORE_OF_RULES: Mapping[str, Mapping[str, Any]] = {
+    "hv_gradient": {"least": 0.0},
+    "covariance": {"cap": 1e9},
+}
 """The same of a weighting's fields, by its name."""
 
 

@@ -97,7 +97,8 @@ class HypervolumeSpec(WeightingRule):
 
 
 class HvGradientSpec(WeightingRule):
-    """Follows the hypervolume's own gradient: weight where the front would be pushed out most."""
+    """Follows the hypervolume's own gradient: weight where the front would be pushed out most. Mostly the preference
+    once a policy hardly moves, as lucky evaluations before dominate it."""
 
     source = "hypervolume-gradient ascent (HIGA-MO)"
     needs = frozenset({"archive"})
@@ -306,6 +307,13 @@ class CovarianceSpec(WeightingRule):
         description="of a reward, in its range, with the update's advantages; 0.08 to 0.15 as published",
     )
     rate: Rate = Field(0.1, description="share of the newest update in the exponential mean; 0.1 as published")
+    cap: float = Field(
+        20.0,
+        ge=1,
+        le=1e9,
+        allow_inf_nan=False,
+        description="the most times that one objective's factor is another's; unbounded as published",
+    )
 
 
 class PamaSpec(WeightingRule):

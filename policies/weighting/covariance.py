@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,12 +26,18 @@ class CovarianceTarget(Weighting):
     spread beside others counts with its 0, as published.) The published weights are not scaled to sum to 1, so there a
     push also lengthens the step. Groups with fewer than two measured rollouts say nothing; before the first update the
     weights are the preference.
+
+    As published nothing bounds u: an objective whose target is met loses against those that are pushed at every step,
+    and takes as many to come back once it is missed again. Here no u is more than `cap` times another.
     """
 
     needs = frozenset({"credit"})
     on_preference = "multiplies"
 
-    def __init__(self, *, eta: float = 0.05, target_covariance: float = 0.1, rate: float = 0.1) -> None:
+    def __init__(
+        self, *, eta: float = 0.05, target_covariance: float = 0.1, rate: float = 0.1, cap: float = 20.0
+    ) -> None:
+        self.cap = cap
         self.eta = eta
         self.target_covariance = target_covariance
         self.rate = rate
@@ -53,6 +60,8 @@ class CovarianceTarget(Weighting):
             push_K = torch.nan_to_num(missing_K, nan=0.0).clamp_min(0)
             push_K = push_K.where(~(_target_met(stats) | ~_varies_K(stats.rewards_PGK)), 0.0)
             pushed_K = self._log_factors_K + self.eta * push_K
+            largest = pushed_K[stats.preference_K > 0].max()  # what has no preference has no say
+            pushed_K = pushed_K.clamp(largest - math.log(self.cap), largest)
             self._log_factors_K = pushed_K - pushed_K.mean()  # only differences count
             because = {"covariance": self._covariance_K / (high_K - low_K), "push": push_K}
         because["factor"] = torch.exp(self._log_factors_K)

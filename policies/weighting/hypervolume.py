@@ -20,7 +20,8 @@ class HypervolumeGuided(Weighting):
     As published (`faithful`), m multiplies the rewards before they are normalised, which group standardisation and
     whitening cancel: only rloo feels it. By default m multiplies the advantages, where it acts as far as the norm of
     the gradient stays within the learner's limit: beyond, clipping takes a larger m back, and what is left of the rule
-    is that it brakes. Before the first evaluation after the initial one, m = 1.
+    is that it brakes. AdamW divides by the gradient's own size, and so takes back an m that stays, within some
+    1 / (1 - betas[1]) updates: what acts is its change. Before the first evaluation after the initial one, m = 1.
     """
 
     needs = frozenset({"archive"})

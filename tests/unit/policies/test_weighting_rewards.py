@@ -115,6 +115,22 @@ class TestCovariance:
         missed = dataclasses.replace(stat, objectives=objectives_of(2, targets=[NAN, 0.6]))
         assert float(strategy.update(missed).weights_K[1]) > 0.5
 
+    def test_what_met_its_target_for_long_comes_back_soon(self):
+        """Its weight goes down to a `cap`-th of the other's, and not on for as long as the target is met."""
+        rewards, met = two([0.4, 0.6], [0.0, 1.0]), objectives_of(2, targets=[0.5, NAN])
+        strategy, unbounded = CovarianceTarget(eta=1.0, cap=4.0), CovarianceTarget(eta=1.0, cap=1e9)
+        stat = stats(preference=[0.5, 0.5], rewards=rewards, objectives=met)
+        for one in (strategy, unbounded):
+            one.observe(UpdateOutcome(rewards_PGK=rewards, credit_PG=torch.tensor([[0.01, -0.01]])))
+            for _ in range(60):
+                weights = one.update(stat).weights_K
+        assert float(weights[0]) < 0.01
+        assert strategy.update(stat).weights_K.tolist() == pytest.approx([0.2, 0.8])
+        missed = dataclasses.replace(stat, objectives=objectives_of(2, targets=[0.6, 0.0]))
+        for _ in range(14):  # log 4, by a tenth a step
+            weights = strategy.update(missed).weights_K
+        assert float(weights[0]) > 0.5
+
     def test_what_no_rollout_varies_in_is_not_pushed(self):
         """Neither from the start nor once it has stopped to vary; beside another group its 0 counts."""
         flat, moving, strategy = two([0.5, 0.5], [0.0, 1.0]), two([0.0, 1.0], [0.0, 1.0]), CovarianceTarget(eta=1.0)
