@@ -44,6 +44,13 @@ class ZScoreSpec(RuleSpec):
 
     name: Literal["zscore"] = "zscore"
     eps: Positive = Field(1e-6, le=1, description="added to the standard deviation, in units of the raw reward")
+    decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="weight of a batch beside the next one; 1 forgets nothing: what was gained since counts as spread",
+    )
 
 
 class LscSpec(RuleSpec):

@@ -18,11 +18,16 @@ class ZScore(Transform):
     Batches are merged by Welford's update in Chan's form for sets: with delta the difference of the means,
     M2 = M2_a + M2_b + delta^2 n_a n_b / (n_a + n_b). The first batch is standardised by itself; a reward that has
     never spread gives 0. Unlike standardisation in the group it keeps how far apart two prompts are.
+
+    What the policy has gained since the first batches is in the spread, too, so that over a long job an objective that
+    rose counts for ever less beside one that did not. With `decay` d, what was measured in each earlier batch counts d
+    times as much as in the next.
     """
 
-    def __init__(self, *, eps: float = 1e-6) -> None:
+    def __init__(self, *, eps: float = 1e-6, decay: float = 1.0) -> None:
         self.eps = eps
-        self._count = 0
+        self.decay = decay
+        self._count = 0.0
         self._mean = 0.0
         self._m2 = 0.0  # sum of squared distances from the mean
 
@@ -37,6 +42,8 @@ class ZScore(Transform):
         added = measured.numel()
         if not added:
             return
+        self._count *= self.decay
+        self._m2 *= self.decay
         mean = float(measured.mean())
         delta, total = mean - self._mean, self._count + added
         self._m2 += float((measured - mean).square().sum()) + delta**2 * self._count * added / total

@@ -189,6 +189,17 @@ def test_zscore_merges_as_if_all_batches_were_one(seed, offset):
     torch.testing.assert_close(last, ZScore()(values, context_of(values))[5:], atol=1e-6, rtol=1e-6)
 
 
+def test_zscore_forgets_how_far_the_policy_has_come():
+    """.2 -> .8 over 200 batches, .05 apart within each: without decay the spread is that of the way."""
+    batches = [0.2 + 0.003 * step + torch.tensor([[-0.05, 0.05]], dtype=torch.float64) for step in range(200)]
+    spreads = {}
+    for decay in (1.0, 0.9):
+        transform = ZScore(decay=decay)
+        last = [transform(values, context_of(values)) for values in batches][-1]
+        spreads[decay] = float(last[0, 1] - last[0, 0]) / 2
+    assert spreads == pytest.approx({1.0: 0.05 / 0.18, 0.9: 0.88}, abs=0.02)
+
+
 def test_zscore_before_anything_was_measured():
     values = torch.full((2, 2), math.nan, dtype=torch.float64)
     assert torch.isnan(ZScore()(values, context_of(values))).all()
