@@ -150,6 +150,9 @@ class FakeLearner:
         self.learned: list[tuple[torch.Tensor, ObjectiveAdvantages | None]] = []
         self.learned_from: list[list[Rollout]] = []
 
+    def device_name(self) -> str:
+        return "a stand-in"
+
     def gramian(self, rollouts: Sequence[Rollout], advantages_BK: torch.Tensor) -> torch.Tensor:
         self.world.calls.append("gramian")
         assert advantages_BK.shape == (len(rollouts), 2)
