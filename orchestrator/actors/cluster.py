@@ -9,12 +9,14 @@ import contextlib
 import functools
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -58,6 +60,20 @@ class _OwnPath(JobConfig):
 
     def _runtime_env_has_working_dir(self) -> bool:  # as of a driver whose folder is a package that Ray unpacks
         return True
+
+
+def _own_token() -> None:
+    """Ray keeps a token in ~/.ray. Without a home, or with a read-only one, that of this job has a token of its own."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: of a user whom the system does not know
+        token = Path.home() / ".ray" / "auth_token"
+        if os.access(token, os.R_OK):
+            return
+        token.parent.mkdir(parents=True, exist_ok=True)
+        if os.access(token.parent, os.W_OK):
+            return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _start_ray(**options: Any) -> None:
@@ -114,6 +130,7 @@ class Cluster:
             if address is not None:
                 _join_ray(address, **quiet)
                 return
+            _own_token()
             _start_ray(
                 address="local",
                 include_dashboard=False,

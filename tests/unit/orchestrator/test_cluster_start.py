@@ -1,9 +1,11 @@
 """Ray's own start, on machines that are busy."""
 
+import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,6 +73,16 @@ def test_rays_workers_import_nothing_from_a_folder_that_the_driver_does_not(
     Cluster()
     config = given.get("job_config") or JobConfig()
     assert config._runtime_env_has_working_dir() is safe  # by which ray.init leaves the current folder out
+
+
+@pytest.mark.parametrize("home", ["", "/proc/none"])
+def test_a_ray_of_ones_own_needs_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: str) -> None:
+    """Users of containers and of services often have none; Ray would keep its token there."""
+    starting(monkeypatch)
+    for name, value in (("RAY_AUTH_TOKEN", ""), ("RAY_AUTH_TOKEN_PATH", ""), ("HOME", home or str(tmp_path))):
+        monkeypatch.setenv(name, value)
+    Cluster()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == (64 if home else 0)
 
 
 @pytest.fixture
