@@ -104,6 +104,9 @@ def vllm_arguments(settings: EngineSettings) -> dict[str, Any]:
         "enable_sleep_mode": settings.sleep and not on_cpu,
         "trust_remote_code": False,
         "load_format": "safetensors",
+        # What the learner reads, also where Mistral's own formats stand beside it, which vLLM would prefer.
+        "config_format": "hf",
+        "tokenizer_mode": "hf",
         "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
         "disable_log_stats": True,
         "generation_config": "vllm",  # no hidden sampling defaults from the model's directory

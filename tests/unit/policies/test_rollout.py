@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -64,6 +65,19 @@ def test_an_engine_on_a_gpu_takes_as_many_sequences_as_a_spec_may_ask_for(max_nu
     if max_num_seqs > SchedulerConfig.DEFAULT_MAX_NUM_BATCHED_TOKENS:
         with pytest.raises(ValueError, match="must be greater than or equal to max_num_seqs"):
             SchedulerConfig(**asked)
+
+
+def test_engines_read_what_the_learner_reads(tmp_path):
+    """Mistral's repositories have its own formats too, by which vLLM would name weights otherwise."""
+    from vllm.transformers_utils.config import get_config
+
+    config = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "hidden_size": 48}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for name in ("params.json", "consolidated.safetensors"):
+        (tmp_path / name).write_text("{}")
+    arguments = vllm_arguments(EngineSettings(model=str(tmp_path)))
+    found = get_config(tmp_path, trust_remote_code=False, config_format=arguments["config_format"])
+    assert (found.hidden_size, arguments["tokenizer_mode"]) == (48, "hf")
 
 
 HANDLES = """
