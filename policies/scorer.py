@@ -255,8 +255,11 @@ def _change_by_packing(model: Any) -> str | None:
     """What one row for two rollouts would change; None where that is nothing.
 
     The second's prompt is one token, so that what is predicted stands next to the first's end. Layers that are not told
-    of positions, as convolutions, recurrent ones and ALiBi are not, take the two for one text.
+    of positions, as convolutions, recurrent ones and ALiBi are not, take the two for one text. Chunks of attention, as
+    Llama 4's, are counted from where a row begins, and one is too short here to show that.
     """
+    if getattr(model.config.get_text_config(), "attention_chunk_size", None) is not None:
+        return "its attention is in chunks of a row"
     ids = _ids(model)
     pair, other = ([_rollout(first[:1], first[1:]), _rollout(ids[8:9], ids[9:15])] for first in (ids[:8], ids[16:24]))
     try:

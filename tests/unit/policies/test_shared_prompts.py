@@ -316,6 +316,12 @@ def test_layers_that_mix_the_rollouts_of_a_row_are_not_given_one(kind, packs, dt
     Scorer(model)
 
 
+def test_attention_in_chunks_of_a_row_is_not_given_several_rollouts():
+    """A rollout that begins late in a row would lose its beginning where a chunk ends."""
+    with pytest.raises(ValueError, match=r"^optimizer\.packing: .* \(its attention is in chunks of a row\)"):
+        Scorer(model_of("llama4_text", attention_chunk_size=8192), packing=True)
+
+
 def test_a_learner_does_not_pack_what_would_mix(policies, tmp_path):
     directory = shutil.copytree(policies["llama"], tmp_path / "lfm2")
     model_of("lfm2", layer_types=["conv", "full_attention"], initializer_range=0.3).save_pretrained(directory)
