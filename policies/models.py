@@ -16,6 +16,10 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_p
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
 BOUNDED_ATTENTION = "attn_logit_softcapping"  # of Gemma 2: vLLM keeps to it, transformers in its eager attention alone
+WITH_OTHER_SENSES = frozenset({"gemma3", "gemma3n", "gemma4", "gemma4_unified", "qwen3_5", "qwen3_5_moe"})
+"""Types of models that see or hear too, whose language model transformers trains and vLLM is sent by names it knows."""
+
+_POLICY = re.compile(r"(ForCausalLM|LMHeadModel)$")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"  # as transformers names them
 
 
@@ -63,6 +67,7 @@ def check_directory(path: Path) -> dict[str, Any]:
         raise ModelError(f"{config_file} is not a JSON object")
     if "auto_map" in config:
         raise ModelError(f"{path} wants to run code of its own (auto_map in config.json), which is never allowed")
+    check_trainable(config, str(path))
     if not _weights(path):
         pickled = sorted(file.name for pattern in PICKLED for file in path.glob(pattern))
         found = f"only pickled weights ({', '.join(pickled[:3])}), which can run code" if pickled else "no weights"
@@ -70,6 +75,28 @@ def check_directory(path: Path) -> dict[str, Any]:
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ModelError(f"{path} has no tokenizer; save it there: tokenizer.save_pretrained(directory)")
     return config
+
+
+def check_trainable(config: dict[str, Any], name: str) -> None:
+    """Raises ModelError for weights that no update can change, and for what is no language model, as configs say."""
+    quantized = config.get("quantization_config") or _text(config).get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        how = f" ({method})" if isinstance(method, str) else ""
+        raise ModelError(
+            f"{name} has quantized weights{how}, which can't be trained; take the model's bfloat16 release"
+        )
+    kinds = config.get("architectures")
+    if (
+        not isinstance(kinds, list)
+        or not kinds
+        or any(isinstance(kind, str) and _POLICY.search(kind) for kind in kinds)
+    ):
+        return
+    if config.get("model_type") not in WITH_OTHER_SENSES:
+        raise ModelError(
+            f"{name} is a {kinds[0]}, which is no policy; expected a causal language model, such as Qwen3ForCausalLM"
+        )
 
 
 def _check_adapter(path: Path, name: str) -> None:
@@ -217,6 +244,9 @@ def _fetched(hub_id: str, revision: str | None) -> Path:
 
     path = Path(snapshot_download(hub_id, revision=revision, allow_patterns=["*.json"], ignore_patterns=["*/*"]))
     _check_adapter(path, hub_id)
+    config = json.loads((path / "config.json").read_text(encoding="utf-8")) if (path / "config.json").is_file() else {}
+    if isinstance(config, dict):
+        check_trainable(config, hub_id)
     index = json.loads((path / _INDEX).read_text(encoding="utf-8")) if (path / _INDEX).is_file() else {}
     places = index.get("weight_map", {}) if isinstance(index, dict) else {}
     shards = {file for file in places.values() if isinstance(file, str)} if isinstance(places, dict) else set()

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from policies.models import ModelError
+from policies.models import ModelError, check_trainable
 from policies.sizes import ModelSize, size_from
 
 ANSWER_S = 8.0  # for all that is asked of one model
@@ -87,6 +87,7 @@ def _look(hub_id: str, revision: str | None, token: _Token) -> ModelSize:
         raise ModelError("the model has no config.json on the hub") from None
     if "auto_map" in config:
         raise ModelError("the model wants to run code of its own (auto_map in config.json), which is never allowed")
+    check_trainable(config, "the model")
     try:
         return size_from(config, _shapes(hub_id, commit, _weight_files(hub_id, commit, token), until, token))
     except EntryNotFoundError:

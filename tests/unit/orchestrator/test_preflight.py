@@ -247,6 +247,10 @@ def test_a_missing_model_directory(data: dict[str, Any], name: str) -> None:
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
         (lambda folder: (folder / "config.json").write_text('{"auto_map": {}}'), "code of its own"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"quantization_config": {"quant_method": "mxfp4"}}'),
+            "quantized weights (mxfp4), which can't be trained",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
         (
             lambda folder: (folder / "model.safetensors").rename(folder / "model.bin"),
@@ -254,7 +258,7 @@ def test_a_missing_model_directory(data: dict[str, Any], name: str) -> None:
         ),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
     ],
-    ids=["config", "json", "code", "weights", "pickled", "tokenizer"],
+    ids=["config", "json", "code", "quantized", "weights", "pickled", "tokenizer"],
 )
 def test_a_directory_that_is_no_safe_model(model: Path, data: dict[str, Any], change: Any, words: str) -> None:
     change(model)

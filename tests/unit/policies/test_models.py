@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 
 from policies.models import (
     ADAPTER_CONFIG,
+    WITH_OTHER_SENSES,
     ModelError,
     check_chat,
     check_directory,
@@ -116,6 +117,37 @@ def test_a_directory_with_code_of_its_own(copy):
         with pytest.raises(ModelError, match="auto_map"):
             check(copy)
     assert not (copy / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"quantization_config": {"quant_method": "fp8"}}, r"quantized weights \(fp8\).*bfloat16 release"),
+        ({"text_config": {"quantization_config": {"bits": 4}}}, r"quantized weights, which can't be trained"),
+        (
+            {"architectures": ["Qwen3ForSequenceClassification"]},
+            "is a Qwen3ForSequenceClassification, .* expected a causal",
+        ),
+        ({"architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4"}, "is a Llama4For"),
+        ({"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}, None),
+        ({"architectures": ["GPT2LMHeadModel"], "quantization_config": None}, None),
+        ({"architectures": None}, None),
+    ],
+)
+def test_what_no_update_can_change_or_writes_no_text(copy, changes, words):
+    change_json(copy / "config.json", **changes)
+    if words is None:
+        check_directory(copy)
+        return
+    for check in (check_directory, lambda path: load_model(str(path))):
+        with pytest.raises(ModelError, match=words):
+            check(copy)
+
+
+def test_models_of_other_senses_are_those_that_transformers_loads_to_write():
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as loaded
+
+    assert loaded.keys() >= WITH_OTHER_SENSES
 
 
 def test_pickled_weights_alone_are_refused(copy):
