@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, Field
 
 from rewards.base import RewardBatch
-from rewards.models.directory import locate, problems
+from rewards.models.directory import check_directory, local, locate, problems
 from rewards.models.heads import SCORE, check_head
 from rewards.models.options import ModelOptions
 from rewards.registry import register
@@ -43,7 +43,12 @@ class BradleyTerry:
 
     @classmethod
     def problems(cls, options: BradleyTerryOptions) -> Iterator[tuple[str, str]]:
-        return problems(options.model, options.revision)
+        found = list(problems(options.model, options.revision))
+        path = local(options.model)
+        kinds = check_directory(path).get("architectures") if path is not None and not found else None
+        if isinstance(kinds, list) and kinds and not str(kinds[0]).endswith("ForSequenceClassification"):
+            found.append(("model", f"this is a {kinds[0]}; expected a sequence classifier (ForSequenceClassification)"))
+        yield from found
 
     def __init__(self, options: BradleyTerryOptions) -> None:
         path, config = locate(options.model, options.revision)

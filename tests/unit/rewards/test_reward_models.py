@@ -305,6 +305,17 @@ def test_a_directory_that_cant_be_used_says_why(bradley_terry, tmp_path, damage,
         registry.build("bradley_terry", {"model": str(directory)})
 
 
+def test_a_model_that_gives_no_score_is_refused_before_it_is_loaded(bradley_terry, tmp_path):
+    directory = shutil.copytree(bradley_terry, tmp_path / "model")
+    assert registry.problems("bradley_terry", {"model": str(directory)}) == []
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen3ForCausalLM"]}))
+    ((option, message),) = registry.problems("bradley_terry", {"model": str(directory)})
+    assert (option, message) == (
+        "model", "this is a Qwen3ForCausalLM; expected a sequence classifier (ForSequenceClassification)",
+    )  # fmt: skip
+
+
 def test_a_plain_directory_is_no_regression_model(bradley_terry):
     with pytest.raises(ModelError, match=f"no {FILE}"):
         registry.build("regression", {"model": str(bradley_terry)})
