@@ -181,6 +181,9 @@ def engine_environment(spec: JobSpec, device: str) -> dict[str, str]:
     variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     if device == "cpu":
         variables |= WAITING
+        # The few functions that vLLM compiles even so would cost an engine more than they ever save on a CPU, up to
+        # half a minute of a C++ compiler where none of it is cached, in the middle of the first batch.
+        variables["TORCH_COMPILE_DISABLE"] = "1"
     ranks = spec.rollout.tensor_parallel
     if device == "cpu" and ranks == 1:
         # The worker inside the engine core: a process and an import of torch less, the same tokens, 12 s sooner up.

@@ -90,9 +90,10 @@ def test_a_cpu_engine_keeps_its_worker_in_its_core_unless_it_has_several() -> No
     alone, of_two = variables("cpu"), variables("cpu", tensor_parallel=2)
     assert alone["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert "VLLM_CPU_OMP_THREADS_BIND" not in alone
+    assert alone["TORCH_COMPILE_DISABLE"] == of_two["TORCH_COMPILE_DISABLE"] == "1"
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in of_two
     assert of_two["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
-    assert not {"VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_CPU_OMP_THREADS_BIND"} & set(
+    assert not {"VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_CPU_OMP_THREADS_BIND", "TORCH_COMPILE_DISABLE"} & set(
         variables("cuda", tensor_parallel=2)
     )
 
