@@ -6,6 +6,8 @@ Its learner has two ranks, and trains an adapter.
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 
 import psutil
@@ -25,10 +27,11 @@ from tests.support import (
     largest_difference,
     make_policy,
     one_of,
-    run_job,
     small_spec,
     submit,
 )
+
+ALONE = 4  # steps, which end with a checkpoint, and after which there are more than one
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,7 @@ def spec(tmp_path_factory):
     return small_spec(
         policy,
         name="rules",
+        steps=6,
         policy={"model": str(policy), "dtype": "float32", "lora": {"rank": 4, "targets": ["q_proj", "v_proj"]}},
         resources={"device": "cpu", "learner_threads": 1, "learner_ranks": 2},
         data={"type": "quickstart", "train": 16, "validation": 8, "test": 8},
@@ -60,13 +64,33 @@ def spec(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(spec, redis_url: str, state_dir: Path) -> tuple[JobStore, str]:
-    return run_job(spec, redis_url, state_dir)
+def undisturbed(spec, redis_url: str, state_dir: Path) -> tuple[JobStore, str]:
+    """A job whose first steps were left alone, with the checkpoint after them; then vLLM's own process was killed."""
+    store = JobStore(connect(redis_url))
+    job_id = submit(store, spec)
+    drive = Drive(job_id, redis_url, state_dir, as_worker=True)
+    drive.wait_for_step(1)
+    assert not [process for process in descendants(drive.process.pid) if REDIS_URL_VARIABLE in process.environ()]
+    drive.wait_for_step(ALONE)
+    while ALONE not in {checkpoint.step for checkpoint in store.checkpoints(job_id)}:
+        assert drive.process.poll() is None, drive.log.read_text()[-4000:]
+        time.sleep(0.05)
+    one_of(drive.process.pid, "VLLM::EngineCore").kill()
+    drive.wait()
+    return store, job_id
 
 
-def test_every_step_has_what_the_rules_made(finished) -> None:
-    store, job_id = finished
-    steps = store.steps(job_id)
+def test_without_its_engine_a_job_waits_to_go_on(undisturbed) -> None:
+    store, job_id = undisturbed
+    job = store.job(job_id)
+    assert job.status is JobStatus.QUEUED, job.reason
+    assert job.reason is not None
+    assert "no rollout engine is left" in job.reason
+
+
+def test_every_step_has_what_the_rules_made(undisturbed) -> None:
+    store, job_id = undisturbed
+    steps = store.steps(job_id)[:ALONE]
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
     for step in steps:
         gramian = step["gramian"]
@@ -81,7 +105,7 @@ def test_every_step_has_what_the_rules_made(finished) -> None:
     assert weights[1]["conciseness"] > weights[0]["conciseness"]  # the only one that a random policy can move
 
 
-def test_a_checkpoint_has_the_ranks_parts_and_the_adapter(finished, spec, state_dir: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_has_the_ranks_parts_and_the_adapter(undisturbed, spec, state_dir: Path, tmp_path: Path) -> None:
     """Its sum names the base that the job started from, and exported and merged it is a policy of its own."""
     import torch
     from safetensors import safe_open
@@ -90,7 +114,7 @@ def test_a_checkpoint_has_the_ranks_parts_and_the_adapter(finished, spec, state_
     from policies.lora import base_digest
     from policies.models import load_model
 
-    _, job_id = finished
+    _, job_id = undisturbed
     directory = state_dir / "jobs" / job_id / "checkpoints" / directory_name(4)
     assert len([*(directory / "learner").glob("*.distcp")]) == 2
     assert not (directory / "policy" / "model.safetensors").exists()
@@ -107,47 +131,39 @@ def test_a_checkpoint_has_the_ranks_parts_and_the_adapter(finished, spec, state_
 
 
 def test_killed_and_resumed_gives_the_same_figures(
-    finished, spec, redis_url: str, state_dir: Path, gone_in_the_end: dict[psutil.Process, str]
+    undisturbed, spec, redis_url: str, state_dir: Path, gone_in_the_end: dict[psutil.Process, str]
 ) -> None:
-    """vLLM's own process, then the driver: the rest equals the undisturbed run, every step once."""
-    store, undisturbed = finished
-    job_id = submit(JobStore(connect(redis_url)), spec)
-    first = Drive(job_id, redis_url, state_dir, as_worker=True)
-    first.wait_for_step(1)
-    assert not [process for process in descendants(first.process.pid) if REDIS_URL_VARIABLE in process.environ()]
-    one_of(first.process.pid, "VLLM::EngineCore").kill()
-    first.wait()
-    job = store.job(job_id)
-    assert job.status is JobStatus.QUEUED, job.reason
-    assert job.reason is not None
-    assert "no rollout engine is left" in job.reason
-
-    last = Drive(job_id, redis_url, state_dir)
-    last.wait_for_step(3, fence=2)
-    family = descendants(last.process.pid)
+    """A driver: what the next one does equals the undisturbed steps, every step once."""
+    store, alone = undisturbed
+    job_id = submit(store, spec)
+    first = Drive(job_id, redis_url, state_dir)
+    first.wait_for_step(3)
+    first.process.send_signal(signal.SIGSTOP)  # it is not to get to the next checkpoint meanwhile
+    family = descendants(first.process.pid)
     names = {process.pid: " ".join(process.cmdline()) for process in family}
-    last.kill()
+    first.kill()
     gone_in_the_end.update({process: names[process.pid] for process in family})
     working = [process for process in family if "Agent" not in names[process.pid]]  # Ray's own agents take a minute
     _, alive = psutil.wait_procs(working, timeout=30)
     assert not [names[process.pid] for process in alive], "the dead driver left processes behind"
-    last.take_back()
+    first.take_back()
 
     Drive(job_id, redis_url, state_dir).wait()
     assert store.job(job_id).status is JobStatus.SUCCEEDED
-    expected, resumed = store.steps(undisturbed), store.steps(job_id)
-    assert [step["step"] for step in resumed] == [1, 2, 3, 4]
-    assert max(map(largest_difference, expected, resumed)) < 1e-5
-    assert {fence for fence, _, _ in store.raw_steps(job_id)} == {1, 2, 3}
+    expected, resumed = store.steps(alone)[:ALONE], store.steps(job_id)
+    assert [step["step"] for step in resumed] == [1, 2, 3, 4, 5, 6]
+    assert max(map(largest_difference, expected, resumed[:ALONE])) < 1e-5
+    assert resumed[ALONE - 1]["fence"] == 2  # so that one of the steps compared was made after the kill
+    assert {fence for fence, _, _ in store.raw_steps(job_id)} == {1, 2}
     claims = [event.data for event in store.events(job_id).items if event.type == "job.claimed"]
     rerun = [claim["from"] - claim["to"] for claim in claims]
     tell("T8", engines_killed=1, drivers_killed=1, rerun=rerun, different_figures=0)
     assert max(rerun) <= 2  # the checkpoint interval
 
 
-def test_nothing_that_was_sampled_is_in_the_log(finished, state_dir: Path) -> None:
+def test_nothing_that_was_sampled_is_in_the_log(undisturbed, state_dir: Path) -> None:
     """Prompts and completions are their owner's; a log is the operator's."""
-    _, job_id = finished
+    _, job_id = undisturbed
     directory = state_dir / "jobs" / job_id
     rows = [json.loads(line) for file in (directory / FOLDER).iterdir() for line in file.read_text().splitlines()]
     texts = {row[part] for row in rows for part in ("prompt", "completion") if len(row[part]) > 6}
