@@ -3,9 +3,9 @@
     python -m tests.lanes [PYTEST'S OPTIONS]
 
 What starts Ray, vLLM or a learner has a run of its own, which is shown as it goes; then comes what the others printed,
-and at the end what each took, and its slowest files. Some of it comes last in the others' run, so that both end at
-about the same time. The unit tests yield to both, some of which wait for real servers with a limit, and to Ray's
-workers, which yield themselves.
+and at the end what each took, and its slowest files. Some of it comes last in the others' run and in that of the unit
+tests, so that all end at about the same time. The unit tests' run yields to both, where some wait for real servers with
+a limit, and to Ray's workers, which yield themselves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from xml.etree import ElementTree
 
 TESTS = Path(__file__).parent
 UNIT, CLUSTER = TESTS / "unit", TESTS / "integration" / "cluster"
-WITH_OTHERS = [CLUSTER / name for name in ("test_engines.py", "test_up.py")]
+WITH_OTHERS = [CLUSTER / "test_engines.py"]
+WITH_UNIT = [CLUSTER / name for name in ("test_fsdp.py", "test_ranks.py")]  # learners alone, which can yield
 LOW_PRIORITY = 10  # at 19 a test of unit can wait seconds for a processor
 SLOWEST = ("--durations=25", "--durations-min=5")  # shown at the end of each run, to see where the time goes
 SLOWEST_FILES = 10  # many tests of a second each are in no list of the slowest tests
@@ -30,14 +31,15 @@ NO_TESTS = 5  # pytest's exit status where the options leave none of a run's
 
 
 def main(options: list[str]) -> int:
-    alone = sorted(set(CLUSTER.glob("test_*.py")) - set(WITH_OTHERS))
+    elsewhere = {UNIT, *CLUSTER.glob("test_*.py")} - set(WITH_OTHERS)
     with ExitStack() as started:
         reports = Path(started.enter_context(tempfile.TemporaryDirectory()))
         beside = [
-            _start(started, reports, "others", [TESTS, *_without([UNIT, *alone]), *options]),
-            _start(started, reports, "unit", [UNIT, *options], niceness=LOW_PRIORITY),
+            _start(started, reports, "others", [TESTS, *_without(sorted(elsewhere)), *options]),
+            _start(started, reports, "unit", [UNIT, *WITH_UNIT, *options], niceness=LOW_PRIORITY),
         ]
-        statuses = {subprocess.call(_pytest(reports, "cluster", [CLUSTER, *_without(WITH_OTHERS), *options]))}
+        shown = [CLUSTER, *_without([*WITH_OTHERS, *WITH_UNIT]), *options]
+        statuses = {subprocess.call(_pytest(reports, "cluster", shown))}
         for lane, output in beside:
             statuses.add(lane.wait())
             output.seek(0)

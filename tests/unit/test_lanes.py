@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hypothesis import settings
 
-from tests.lanes import CLUSTER, SLOWEST_FILES, WITH_OTHERS, took
+from tests.lanes import CLUSTER, SLOWEST_FILES, WITH_OTHERS, WITH_UNIT, took
 
 
 def test_a_runs_seconds_and_its_slowest_files_are_told(tmp_path: Path) -> None:
@@ -22,7 +22,9 @@ def test_a_runs_seconds_and_its_slowest_files_are_told(tmp_path: Path) -> None:
 
 
 def test_what_the_runs_share_out_is_there() -> None:
-    assert [path for path in WITH_OTHERS if not (path.is_file() and path.parent == CLUSTER)] == []
+    shared = [*WITH_OTHERS, *WITH_UNIT]
+    assert [path for path in shared if not (path.is_file() and path.parent == CLUSTER)] == []
+    assert len(set(shared)) == len(shared)
 
 
 def test_no_example_has_a_deadline() -> None:
