@@ -1,6 +1,6 @@
-"""An engine of two ranks on CPU: before and after weights changed it is the engine of one rank, and the learner.
+"""An engine of two ranks on CPU: before and after weights changed it is the learner, as one of one rank is.
 
-A job with such an engine is test_deploy_kind.py's.
+That one is test_engines.py's; a job with one of two is test_deploy_kind.py's.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engines(request: pytest.FixtureRequest, policy: Path) -> Iterator[dict[int, Any]]:
-    """Actors of engines by the number of their ranks, as a job starts them; both at once."""
+def engine(request: pytest.FixtureRequest, policy: Path) -> Iterator[Any]:
+    """Its actor, as a job starts it."""
     request.getfixturevalue("ray_cluster")
     import ray
 
@@ -37,17 +37,13 @@ def engines(request: pytest.FixtureRequest, policy: Path) -> Iterator[dict[int, 
     from orchestrator.actors.placement import placement
     from orchestrator.process_settings import engine_settings
 
-    def start(ranks: int) -> Any:
-        spec = small_spec(policy, rollout={"tensor_parallel": ranks, "max_tokens": 8, "kv_cache_gib": 0.1})
-        transport, options, _ = placement(spec, "cpu", 0)
-        settings = engine_settings(spec, str(policy), "cpu", transport)
-        return ray.remote(EngineActor).options(**options).remote(settings)
-
-    actors = {ranks: start(ranks) for ranks in (1, 2)}
-    ray.get([actor.ready.remote() for actor in actors.values()])
-    yield actors
-    for actor in actors.values():
-        ray.kill(actor)
+    spec = small_spec(policy, rollout={"tensor_parallel": 2, "max_tokens": 8, "kv_cache_gib": 0.1})
+    transport, options, _ = placement(spec, "cpu", 0)
+    settings = engine_settings(spec, str(policy), "cpu", transport)
+    actor = ray.remote(EngineActor).options(**options).remote(settings)
+    ray.get(actor.ready.remote())
+    yield actor
+    ray.kill(actor)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +80,8 @@ def elsewhere(actor: Any) -> Any:
     )
 
 
-def update(learner: Any, engines: list[Any], rollouts: list[Any], version: int) -> None:
-    """The learner learns from the rollouts, and then sends what it has to all the engines, as its actor does."""
+def update(learner: Any, engine: Any, rollouts: list[Any], version: int) -> None:
+    """The learner learns from the rollouts, and then sends what it has to the engine, as its actor does."""
     import torch
 
     from orchestrator.actors.engine_actors import EngineFanout
@@ -94,21 +90,21 @@ def update(learner: Any, engines: list[Any], rollouts: list[Any], version: int) 
     before = learner.logprobs(rollouts)
     learner.learn(rollouts, torch.linspace(-1, 1, len(rollouts)))
     assert apart(before, learner.logprobs(rollouts)) > MOVED
-    SharedMemorySender(Collected(learner, "shared_memory"), EngineFanout(engines, patience_s=60)).send(version)
+    SharedMemorySender(Collected(learner, "shared_memory"), EngineFanout([engine], patience_s=60)).send(version)
 
 
-def rolled_out(learner: Any, engines: dict[int, Any], requests: list[Any], version: int) -> list[Any]:
-    """Of the engine with two ranks, whose tokens have the probabilities that one rank and the learner give them."""
+def rolled_out(learner: Any, engine: Any, requests: list[Any], version: int) -> list[Any]:
+    """Of the engine, whose tokens have the probabilities that the learner gives them."""
     import ray
 
-    one, two = (ray.get(engines[ranks].generate.remote(requests)) for ranks in (1, 2))
-    assert {rollout.policy_version for rollout in (*one, *two)} == {version}
-    assert [rollout.tokens for rollout in two] == [rollout.tokens for rollout in one]
-    found = [rollout.logprobs for rollout in two]
-    gaps = apart(found, [rollout.logprobs for rollout in one]), apart(found, learner.logprobs(two))
-    print(f"apart from one rank and from the learner: {gaps[0]:.1e}, {gaps[1]:.1e}")
-    assert max(gaps) < ROUNDING
-    return two
+    rollouts = ray.get(engine.generate.remote(requests))
+    assert {rollout.policy_version for rollout in rollouts} == {version}
+    gap = apart([rollout.logprobs for rollout in rollouts], learner.logprobs(rollouts))
+    again = ray.get(engine.generate.remote(requests))
+    assert [rollout.tokens for rollout in again] == [rollout.tokens for rollout in rollouts]
+    print(f"apart from the learner: {gap:.1e}")
+    assert gap < ROUNDING
+    return rollouts
 
 
 def apart(some: Any, others: Any) -> float:
@@ -117,28 +113,27 @@ def apart(some: Any, others: Any) -> float:
     return max(abs(a - b) for a, b in pairs)
 
 
-def test_two_ranks_are_one_before_and_after_the_weights_changed(policy, engines, requests):
+def test_two_ranks_are_the_learner_before_and_after_the_weights_changed(policy, engine, requests):
     """A whole policy, and an adapter alone; the second as to another machine."""
     from policies.lora import Lora
 
     learner = make_learner(policy)
-    rollouts = rolled_out(learner, engines, requests, 0)
-    update(learner, [*engines.values()], rollouts, 1)
-    rollouts = rolled_out(learner, engines, requests, 1)
-    adapted = make_learner(policy, lora=Lora(rank=4, alpha=8))  # on the weights that the engines started with
-    update(adapted, [engines[1], elsewhere(engines[2])], rollouts, 2)
-    rolled_out(adapted, engines, requests, 2)
+    rollouts = rolled_out(learner, engine, requests, 0)
+    update(learner, engine, rollouts, 1)
+    rollouts = rolled_out(learner, engine, requests, 1)
+    adapted = make_learner(policy, lora=Lora(rank=4, alpha=8))  # on the weights that the engine started with
+    update(adapted, elsewhere(engine), rollouts, 2)
+    rolled_out(adapted, engine, requests, 2)
 
 
-def test_an_engine_that_lost_a_rank_says_that_it_is_gone(engines):
+def test_an_engine_that_lost_a_rank_says_that_it_is_gone(engine):
     """Last in this file: it is. Its actor lives, so the pool hears it by the answer."""
     import ray
 
     from policies.rollout import EngineDied
 
-    assert ray.get(engines[2].version.remote()) == 2
-    pid = ray.get(engines[2].__ray_call__.remote(lambda _: os.getpid()))
+    assert ray.get(engine.version.remote()) == 2
+    pid = ray.get(engine.__ray_call__.remote(lambda _: os.getpid()))
     one_of(pid, "VLLM::Worker_TP1").kill()
     with pytest.raises(EngineDied):
-        ray.get(engines[2].lasts.remote(), timeout=60)
-    assert ray.get(engines[1].version.remote()) == 2
+        ray.get(engine.lasts.remote(), timeout=60)
