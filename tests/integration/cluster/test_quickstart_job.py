@@ -16,7 +16,7 @@ def test_twelve_steps_make_the_policy_visibly_better(quickstart_policy, redis_ur
     """Under greedy decoding too: it learns to work step by step before it answers."""
     document = load_spec(JOB).model_dump(mode="json")
     document |= {"steps": 12, "init_checkpoint": str(quickstart_policy)}
-    document["evaluation"] |= {"every": 6}
+    document["evaluation"] |= {"every": 12}
     store, job_id = run_job(parse_spec(document), redis_url, state_dir)
     front = store.front(job_id)
     tests = {point["step"]: point["test"] for point in front["points"] if point["test"]}
