@@ -147,6 +147,11 @@ def needs_answer(name: str, options: Mapping[str, object]) -> bool:
     return bool(getattr(parse_options(name, options), "needs_answer", False))
 
 
+def columns_read(name: str, options: Mapping[str, object]) -> tuple[str, ...]:
+    """Further columns of the data, without which it has no score for any row, as far as it tells."""
+    return tuple(getattr(parse_options(name, options), "columns_read", ()))
+
+
 def truth_check(name: str) -> tuple[Callable[[str], bool], str] | None:
     """(whether some completion could meet a ground truth, what one has to be), of a reward that can tell."""
     reward = resolve(name)

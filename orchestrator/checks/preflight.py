@@ -23,7 +23,7 @@ from orchestrator.rollouts.prompts import Contents, DatasetError
 from orchestrator.rollouts.split_files import is_pattern, matching
 from orchestrator.spec import JobSpec
 from orchestrator.spec_errors import nearest
-from orchestrator.specs.data import Columns, FilesData
+from orchestrator.specs.data import SETS, Columns, FilesData, detail_name
 from orchestrator.specs.objectives import RewardSpec
 from orchestrator.specs.reward_job import RewardJobSpec
 from orchestrator.specs.rollout import MAX_RANKS
@@ -270,6 +270,7 @@ def _data(
                 is_train=split == "train",
                 rewards=_comparing(spec),
             )
+        problems += _unnamed_columns(spec, readings)
         found = (
             _read_here(readings.values()) if access is None else outcomes_of([*readings.values()], owner=access.owner)
         )
@@ -379,6 +380,19 @@ def _needs_answers(spec: JobSpec, why: str, problems: list[tuple[str, str]]) -> 
     for field, reward in _rewards(spec).items():
         if registry.needs_answer(reward.name, reward.options):
             problems.append((f"{field}.name", f"'{reward.name}' compares with a ground truth, but {why}"))
+
+
+def _unnamed_columns(spec: JobSpec, readings: Mapping[str, Reading]) -> Iterator[tuple[str, str]]:
+    """What rewards read and no row would bring along. A further set may be of rows that they do not apply to."""
+    own = [reading.columns for split, reading in readings.items() if not split.startswith(SETS)]
+    brought = [{detail_name(column) for column in columns.details} for columns in own]
+    for field, reward in _rewards(spec).items():
+        for column in registry.columns_read(reward.name, reward.options):
+            if not all(column in columns for columns in brought):
+                place = "options.column" if reward.options.get("column") == column else "name"
+                what = "this column" if place == "options.column" else f"the column '{column}'"
+                told = f"'{reward.name}' reads {what}, which data.columns.details (of an upload, its further columns)"
+                yield f"{field}.{place}", f"{told} has to name; it is called by the last part of its name"
 
 
 def _comparing(spec: JobSpec) -> tuple[str, ...]:

@@ -34,6 +34,10 @@ class InstructionsOptions(rows.RowOptions):
         "share", description="share of the constraints that are kept, or 1 where all are and else 0"
     )
 
+    @property
+    def columns_read(self) -> tuple[str, ...]:
+        return () if self.constraints else (_IDS,)
+
     @field_validator("constraints")
     @classmethod
     def _can_be_checked(cls, constraints: list[dict[str, JsonValue]] | None) -> list[dict[str, JsonValue]] | None:

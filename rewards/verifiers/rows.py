@@ -20,6 +20,12 @@ class RowOptions(RewardOptions):
         "(above hosting.max_bad_share the job stops), `skip` leaves them out of this objective alone",
     )
 
+    @property
+    def columns_read(self) -> tuple[str, ...]:
+        """Further columns of the data, without which no row has a score."""
+        column = getattr(self, "column", None)
+        return () if column is None else (column,)
+
 
 class MissingRow(RewardRowError):
     """A row lacks what a verifier needs, or has it in a form that can't be used."""

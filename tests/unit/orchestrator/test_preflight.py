@@ -400,6 +400,32 @@ def test_a_reward_that_reads_another_column_needs_no_answer(model: Path, data: d
     assert preflight(make_spec(model, other, objectives=[called])) == []
 
 
+@pytest.mark.parametrize(
+    ("reward", "details", "field"),
+    [
+        ({"name": "tool_call", "options": {"column": "calls"}}, [], "objectives.0.reward.options.column"),
+        ({"name": "tool_call", "options": {"column": "calls"}}, ["more.calls"], None),
+        (
+            {"name": "json_schema", "options": {"column": "more.calls"}},
+            ["more.calls"],
+            "objectives.0.reward.options.column",
+        ),
+        ({"name": "instructions"}, ["kwargs"], "objectives.0.reward.name"),
+        ({"name": "instructions"}, ["instruction_id_list"], None),
+        ({"name": "instructions", "options": {"constraints": [{"id": "punctuation:no_comma"}]}}, [], None),
+    ],
+)
+def test_a_column_that_a_reward_reads_has_to_be_named(
+    model: Path, data: dict[str, Any], reward: dict[str, Any], details: list[str], field: str | None
+) -> None:
+    row = {"prompt": "word", "calls": [], "more": {"calls": []}, "instruction_id_list": [], "kwargs": []}
+    for split in ("train", "validation", "test"):
+        Path(data[split]).write_text(json.dumps(row) + "\n")
+    read = {**data, "columns": {"answer": None, "details": details}}
+    found = preflight(make_spec(model, read, objectives=[{"name": "x", "reward": reward}]))
+    assert [place for place, _ in found] == ([] if field is None else [field])
+
+
 @pytest.mark.parametrize(("name", "is_server"), [*((name, False) for name in COMPARING), ("math", True)])
 def test_an_empty_answer_that_a_reward_would_stop_at(
     model: Path, data: dict[str, Any], name: str, is_server: bool, tmp_path: Path
