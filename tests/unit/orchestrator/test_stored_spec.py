@@ -23,10 +23,7 @@ AS_BEFORE = frozenset({
     "rollout.sleep", "rollout.max_staleness", "sampling.tail", "loss.ratio", "loss.dual_clip",
     "loss.mask_truncated", "optimizer.max_skipped_steps", "optimizer.min_lr_ratio", "optimizer.packing",
     "checkpoints.asynchronous", "gold", "resources.learner_ranks", "resources.learner_timeout_s", "data.overlong",
-    "evaluation.top_p", "evaluation.top_k", "evaluation.min_p", "loss.form",
-    "rollout.sleep", "rollout.max_staleness", "sampling.tail", "loss.ratio", "loss.dual_clip", "loss.mask_truncated",
-    "optimizer.max_skipped_steps", "optimizer.packing", "checkpoints.asynchronous", "gold", "resources.learner_ranks",
-    "resources.learner_timeout_s", "objectives.*.transform.decay",
+    "evaluation.top_p", "evaluation.top_k", "evaluation.min_p", "loss.form", "objectives.*.transform.decay",
 })  # fmt: skip
 """Fields that are newer than the stored specs, whose default is what was done before there were any."""
 
