@@ -49,6 +49,11 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
+        for module in self.model.modules():
+            # Experts are packed where their kernel is made, once: one that stayed would read plain weights as packed.
+            method: Any = getattr(module, "quant_method", None)
+            if getattr(method, "moe_kernel", None) is not None:
+                method.moe_kernel = None
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         # The base class synchronises an accelerator, which is not here.

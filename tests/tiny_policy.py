@@ -31,16 +31,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def make_policy(
     directory: Path, *, architecture: str = "llama", tied: bool = True, context: int = 128, seed: int = 0
 ) -> Path:
-    """An untrained policy of some 20 thousand parameters, one character a token, as a Hugging Face directory."""
+    """An untrained llama, qwen3 or qwen3_moe of some 20 thousand parameters, one character a token, as a directory."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = make_tokenizer()
-    config_type, model_type = {
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-    }[architecture]
-    config = config_type(
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    config = AutoConfig.for_model(
+        architecture,
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=96,
@@ -53,8 +51,9 @@ def make_policy(
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
+        **(experts if architecture == "qwen3_moe" else {}),
     )
     torch.manual_seed(seed)
-    model_type(config).save_pretrained(directory)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

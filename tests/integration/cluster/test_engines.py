@@ -30,7 +30,7 @@ def _engine_options(policy: Path) -> dict[str, Any]:
     return placement(small_spec(policy), "cpu", 0)[1]
 
 
-@pytest.fixture(scope="module", params=[("llama", True), ("qwen3", False)], ids=["llama-tied", "qwen3-untied"])
+@pytest.fixture(scope="module", params=[("llama", True), ("qwen3_moe", False)], ids=["llama-tied", "experts-untied"])
 def synced(request, tmp_path_factory):
     """(engine pool after three updates and syncs, learner, its exported directory, requests)."""
     import torch

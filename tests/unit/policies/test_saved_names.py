@@ -52,7 +52,7 @@ def test_engines_are_sent_what_the_checkpoint_has(family, tmp_path):
 
 
 def test_what_does_not_learn_is_sent_and_saved_as_it_is(tmp_path):
-    """vLLM would make up what is missing of a layer, here what the choice of experts rests on."""
+    """What the choice of experts rests on keeps its own type, as rounded it would choose others."""
     write("glm4_moe", tmp_path)
     learner = Learner(LearnerSettings(model=str(tmp_path), threads=1, dtype="bfloat16"))
     balance = learner.model.model.layers[1].mlp.gate.e_score_correction_bias
