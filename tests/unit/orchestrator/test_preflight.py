@@ -556,7 +556,7 @@ def test_a_split_that_is_the_training_itself_is_asked_about(model: Path, data: d
         ((field, message),) = doubts(make_spec(model, {**data, split: data["train"]}))
         assert field == f"data.{split}"
         assert message.startswith("these are trained on too, so")
-    few = {"train": Contents(rows=100, twice=9), "validation": Contents(rows=1000, repeated=9, twice=9)}
+    few = {"train": Contents(rows=100, twice=9, boxed=9), "validation": Contents(rows=1000, repeated=9, twice=9)}
     assert doubts(make_spec(model, data), few) == []
 
 
