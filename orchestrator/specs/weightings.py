@@ -97,8 +97,10 @@ class HypervolumeSpec(WeightingRule):
 
 
 class HvGradientSpec(WeightingRule):
-    """Follows the hypervolume's own gradient: weight where the front would be pushed out most. Mostly the preference
-    once a policy hardly moves, as lucky evaluations before dominate it."""
+    """Follows the hypervolume's own gradient: weight where the front would be pushed out most.
+
+    It gives mostly the preference once a policy hardly moves, as lucky evaluations before dominate it.
+    """
 
     source = "hypervolume-gradient ascent (HIGA-MO)"
     needs = frozenset({"archive"})
